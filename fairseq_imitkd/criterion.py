@@ -1,0 +1,231 @@
+"""The one criterion of every method: a batch with the teacher's logits in, a summed loss and its token count out.
+
+It owns no model and no teacher. fairseq's trainer divides the summed gradient by the summed count, once, over all
+processes and micro-batches.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from fairseq import utils
+from fairseq.criterions import FairseqCriterion
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.logging import metrics
+from fairseq.models import BaseFairseqModel
+from omegaconf import II
+from torch import Tensor
+
+from fairseq_imitkd.batch import Batch
+from fairseq_imitkd.divergences import DIVERGENCES, full_precision
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.rollout import RolloutPolicy
+from fairseq_imitkd.schedules import parse_schedule
+
+# Where the task leaves, in a training batch, what the loss needs beside fairseq's own keys.
+DISTILLATION = "distillation"
+
+DivergenceName: Any = ChoiceEnum(list(DIVERGENCES))
+PolicyName: Any = ChoiceEnum(["greedy", "sampling"])
+
+
+@dataclass
+class DistillationConfig(FairseqDataclass):
+    """What every method can be told. A method is this with its paper's defaults."""
+
+    student_share: str = field(
+        default="constant:0",
+        metadata={
+            "help": "share of sentences whose target is the student's own rollout: SHARE, constant:SHARE, "
+            "exponential:FINAL_DATA_SHARE, linear:FINAL_DATA_SHARE or reverse-sigmoid, each with an optional ,warmup=FRACTION"
+        },
+    )
+    divergence: DivergenceName = field(
+        default="forward-kl",
+        metadata={"help": "loss between student and teacher at each prefix: the teacher's argmax or its whole distribution"},
+    )
+    gold_weight: float = field(
+        default=0.0,
+        metadata={"help": "weight of the reference's negative log-likelihood on sentences that keep their reference, in 0..1"},
+    )
+    rollout_policy: PolicyName = field(default="greedy", metadata={"help": "how the student writes its rollouts"})
+    rollout_topk: int = field(default=0, metadata={"help": "sample among this many most probable tokens (0: all)"})
+    rollout_topp: float = field(
+        default=1.0, metadata={"help": "sample among the fewest tokens that hold this much probability (1: all)"}
+    )
+    rollout_temperature: float = field(default=1.0, metadata={"help": "temperature of sampled rollouts"})
+    rollout_max_len_a: float = field(
+        default=1.2, metadata={"help": "a rollout has at most A * source length + B tokens before its end: A"}
+    )
+    rollout_max_len_b: int = field(default=10, metadata={"help": "a rollout has at most A * source length + B tokens: B"})
+    seed: int = II("common.seed")
+    max_update: int = II("optimization.max_update")
+    ddp_backend: str = II("distributed_training.ddp_backend")
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What the task adds to a training batch of ``B`` sentences and ``T`` target positions.
+
+    Args:
+        teacher_logits: ``(B, T, V)``.
+        is_rollout: ``(B,)`` bool: the target is the student's own.
+        truncated: rollouts that the length cap cut.
+        out_of_memory: 1 when the rollout did not fit and the batch fell back to its references.
+    """
+
+    teacher_logits: Tensor
+    is_rollout: Tensor
+    truncated: int = 0
+    out_of_memory: int = 0
+
+
+class DistillationCriterion(FairseqCriterion):
+    """Summed distillation loss over the tokens of data rows and rollout rows.
+
+    At each counted position of a rollout row the loss is the divergence; of a data row it is
+    ``gold_weight * NLL(reference) + (1 - gold_weight) * divergence`` (Kim & Rush 2016, section 3.1). In validation,
+    and in the empty batches of uneven shards, it is the references' negative log-likelihood.
+
+    Args:
+        cfg: the method's settings.
+        task: a task that holds a teacher, such as ``translation_with_teacher``.
+
+    Raises:
+        UsageError: a setting is out of range, or the task has no teacher.
+    """
+
+    def __init__(self, cfg: DistillationConfig, task: Any):
+        super().__init__(task)
+        name = getattr(cfg, "_name", None) or "distillation"
+        if not getattr(task, "has_teacher", False):
+            raise UsageError(
+                f"--criterion {name} needs a task that holds a teacher, but --task is {_task_name(task)}: "
+                "use --task translation_with_teacher --teacher-path TEACHER.pt"
+            )
+        if cfg.ddp_backend == "fully_sharded":
+            raise UsageError(
+                f"--ddp-backend fully_sharded leaves no whole student to write rollouts, so --criterion {name} can't use it: "
+                "use --ddp-backend legacy_ddp or pytorch_ddp"
+            )
+        if not 0.0 <= cfg.gold_weight <= 1.0:
+            raise UsageError(f"--gold-weight must be in 0..1, but is {cfg.gold_weight}")
+        self.seed = cfg.seed
+        self.gold_weight = cfg.gold_weight
+        self.divergence = DIVERGENCES[str(cfg.divergence)]
+        self.student_share = parse_schedule(cfg.student_share, cfg.max_update)
+        self.rollout_policy = RolloutPolicy(
+            name=str(cfg.rollout_policy),
+            topk=cfg.rollout_topk,
+            topp=cfg.rollout_topp,
+            temperature=cfg.rollout_temperature,
+            max_len_a=cfg.rollout_max_len_a,
+            max_len_b=cfg.rollout_max_len_b,
+        )
+
+    def forward(self, model: BaseFairseqModel, sample: Batch, reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
+        """Score one batch.
+
+        Args:
+            model: the student, wrapped or not.
+            sample: a fairseq batch; in training with a :class:`Distillation` under its own key.
+            reduce: False returns the loss of each counted token, ``(N,)``, instead of their sum.
+
+        Returns:
+            the loss in nats, ``()`` or ``(N,)``; the count ``N`` of target tokens it was taken over; and figures to
+            log, all of them sums, under the same keys and types whatever the batch.
+        """
+        logits = model(**sample["net_input"])[0]
+        counted = sample["target"].ne(self.padding_idx)
+        gold = sample["target"][counted]
+        student_logits = full_precision(logits[counted])
+        distillation: Optional[Distillation] = sample.get(DISTILLATION)
+        if distillation is None:
+            token_loss = nll = F.cross_entropy(student_logits, gold, reduction="none")
+            figures = _figures(token_loss, nll, sample, torch.zeros_like(gold, dtype=torch.bool))
+        else:
+            is_rollout = distillation.is_rollout.unsqueeze(-1).expand_as(counted)[counted]
+            teacher_logits = distillation.teacher_logits[counted]
+            token_loss, nll = self._token_loss(student_logits, teacher_logits, gold, is_rollout)
+            figures = _figures(token_loss, nll, sample, is_rollout)
+            figures["teacher_tokens"] = gold.numel()
+            figures["teacher_agrees"] = (student_logits.argmax(-1) == teacher_logits.argmax(-1)).sum()
+            figures["rollouts"] = distillation.is_rollout.sum()
+            figures["rollouts_truncated"] = distillation.truncated
+            figures["rollout_out_of_memory"] = distillation.out_of_memory
+        return token_loss.sum() if reduce else token_loss, gold.numel(), figures
+
+    def _token_loss(
+        self, student_logits: Tensor, teacher_logits: Tensor, gold: Tensor, is_rollout: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss and the reference's NLL at ``N`` positions, ``(N, V), (N, V), (N,), (N,) -> (N,), (N,)``."""
+        divergence = self.divergence(student_logits, teacher_logits)
+        if self.gold_weight == 0.0:
+            with torch.no_grad():
+                nll = F.cross_entropy(student_logits, gold, reduction="none")
+            return divergence, nll
+        nll = F.cross_entropy(student_logits, gold, reduction="none")
+        gold_weight = torch.where(is_rollout, 0.0, self.gold_weight)
+        return gold_weight * nll + (1.0 - gold_weight) * divergence, nll.detach()
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """Turn the summed figures of all processes and micro-batches into fairseq's meters."""
+        total = {key: float(sum(log.get(key, 0) for log in logging_outputs)) for key in logging_outputs[0]}
+        bits = 1.0 / math.log(2)
+
+        def ratio(name: str, part: float, whole: float, digits: int) -> None:
+            if whole > 0:
+                metrics.log_scalar(name, part / whole, whole, round=digits)
+
+        ratio("loss", total["loss"] * bits, total["sample_size"], 3)
+        if total["tokens_data"] > 0:
+            ratio("nll_loss", total["nll_loss"] * bits, total["tokens_data"], 3)
+            metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
+        if total["teacher_tokens"] == 0:
+            return
+        ratio("loss_data", total["loss_data"] * bits, total["tokens_data"], 3)
+        ratio("loss_rollout", total["loss_rollout"] * bits, total["tokens_rollout"], 3)
+        ratio("student_share", total["rollouts"], total["nsentences"], 3)
+        ratio("rollout_len", total["tokens_rollout"], total["rollouts"], 1)
+        ratio("truncated", total["rollouts_truncated"], total["rollouts"], 3)
+        ratio("agreement", total["teacher_agrees"], total["teacher_tokens"], 3)
+        for name in ("tokens_data", "tokens_rollout"):
+            metrics.log_scalar(name, total[name], 1, round=1)
+        if total["rollout_out_of_memory"] > 0:
+            metrics.log_scalar_sum("rollout_out_of_memory", total["rollout_out_of_memory"])
+        ratio("rollout_time", total.get("rollout_seconds", 0.0), total.get("step_seconds", 0.0), 3)
+        ratio("teacher_time", total.get("teacher_seconds", 0.0), total.get("step_seconds", 0.0), 3)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """True: every figure is a sum, so fairseq adds them up without pickling."""
+        return True
+
+
+def _figures(token_loss: Tensor, nll: Tensor, sample: Batch, is_rollout: Tensor) -> dict[str, Any]:
+    """Sums to log, as the batch gives them; a key is missing in no batch, since processes add them up by position."""
+    token_loss = token_loss.detach()
+    rollout_tokens = is_rollout.sum()
+    return {
+        "loss": token_loss.sum(),
+        "nll_loss": nll.detach()[~is_rollout].sum(),
+        "loss_data": token_loss[~is_rollout].sum(),
+        "loss_rollout": token_loss[is_rollout].sum(),
+        "ntokens": token_loss.numel(),
+        "nsentences": sample["target"].size(0),
+        "sample_size": token_loss.numel(),
+        "tokens_data": token_loss.numel() - rollout_tokens,
+        "tokens_rollout": rollout_tokens,
+        "teacher_tokens": 0,
+        "teacher_agrees": torch.zeros_like(rollout_tokens),
+        "rollouts": torch.zeros_like(rollout_tokens),
+        "rollouts_truncated": 0,
+        "rollout_out_of_memory": 0,
+    }
+
+
+def _task_name(task: Any) -> str:
+    return getattr(getattr(task, "cfg", None), "_name", None) or type(task).__name__

@@ -1,0 +1,90 @@
+"""Which token a rollout takes next, and how long it may grow."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairseq_imitkd.errors import UsageError
+
+
+@dataclass(frozen=True)
+class RolloutPolicy:
+    """How the student writes.
+
+    Args:
+        name: ``greedy``, the most probable token; or ``sampling``.
+        topk: sample among the ``topk`` most probable tokens; 0 = all.
+        topp: sample among the fewest tokens whose probability together reaches ``topp``; 1 = all.
+        temperature: sample from ``softmax(logits / temperature)``.
+        max_len_a, max_len_b: a rollout has at most ``max_len_a * source length + max_len_b`` tokens before its EOS.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    name: str = "greedy"
+    topk: int = 0
+    topp: float = 1.0
+    temperature: float = 1.0
+    max_len_a: float = 1.2
+    max_len_b: int = 10
+
+    def __post_init__(self) -> None:
+        for flag, value, valid, must in (
+            ("policy", self.name, self.name in ("greedy", "sampling"), "greedy or sampling"),
+            ("topk", self.topk, self.topk >= 0, "0 (all tokens) or more"),
+            ("topp", self.topp, 0.0 < self.topp <= 1.0, "above 0 and at most 1 (all tokens)"),
+            ("temperature", self.temperature, self.temperature > 0.0, "above 0"),
+            ("max-len-a", self.max_len_a, self.max_len_a >= 0.0, "0 or more"),
+            ("max-len-b", self.max_len_b, self.max_len_b >= 0, "0 or more"),
+        ):
+            if not valid:
+                raise UsageError(f"--rollout-{flag} must be {must}, but is {value}")
+        if self.max_len_a == 0.0 and self.max_len_b == 0:
+            raise UsageError("--rollout-max-len-a and --rollout-max-len-b must not both be 0: no rollout would hold a token")
+        if self.name == "greedy" and (self.topk or self.topp < 1.0 or self.temperature != 1.0):
+            raise UsageError(
+                "--rollout-topk, --rollout-topp and --rollout-temperature change nothing under --rollout-policy greedy: "
+                "add --rollout-policy sampling"
+            )
+
+    def max_lengths(self, source_lengths: Tensor, decoder_positions: int) -> Tensor:
+        """The most tokens that each rollout may have before its EOS.
+
+        Args:
+            source_lengths: ``(B,)`` source tokens, EOS counted as fairseq counts it.
+            decoder_positions: the longest target that the student can represent, EOS included.
+
+        Returns:
+            ``(B,)`` int64, at least 1.
+        """
+        lengths = (source_lengths * self.max_len_a + self.max_len_b).long()
+        return lengths.clamp(min=1, max=max(1, decoder_positions - 1))
+
+    def choose(self, logits: Tensor, uniforms: Tensor | None) -> Tensor:
+        """One next token for each row.
+
+        Args:
+            logits: ``(B, V)``, ``-inf`` where a token is forbidden.
+            uniforms: ``(B,)`` in ``[0, 1)``, the randomness of a sampled choice; unused by ``greedy``.
+
+        Returns:
+            ``(B,)`` int64.
+        """
+        if self.name == "greedy":
+            return logits.argmax(dim=-1)
+        assert uniforms is not None
+        logits = logits.float() / self.temperature
+        tokens = None
+        if self.topk or self.topp < 1.0:
+            logits, tokens = logits.topk(min(self.topk or logits.size(-1), logits.size(-1)), dim=-1)
+        probs = logits.softmax(dim=-1)
+        if self.topp < 1.0:
+            reached_before = probs.cumsum(dim=-1) - probs
+            probs = probs.masked_fill(reached_before >= self.topp, 0.0)
+        # Inverse of the cumulative distribution: one uniform a row, and a token of probability 0 is never met.
+        cumulative = probs.cumsum(dim=-1, dtype=torch.float64)
+        threshold = uniforms.unsqueeze(-1) * cumulative[:, -1:]
+        chosen = torch.searchsorted(cumulative, threshold, right=True).clamp(max=probs.size(-1) - 1)
+        return (chosen if tokens is None else tokens.gather(-1, chosen)).squeeze(-1)

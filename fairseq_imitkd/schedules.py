@@ -1,0 +1,94 @@
+"""How the share of sentences that the student writes itself moves with training. Text -> pure function.
+
+Schedules follow the released code of ImitKD (Lin et al., EMNLP 2020), which speaks of the *data* share; here it is
+always the student's, one minus that.
+"""
+
+import math
+from collections.abc import Callable
+
+from fairseq_imitkd.errors import UsageError
+
+Schedule = Callable[[int], float]
+
+FORMS = "a number in 0..1, constant:SHARE, exponential:FINAL_DATA_SHARE, linear:FINAL_DATA_SHARE or reverse-sigmoid"
+
+
+def parse_schedule(text: str, max_update: int, flag: str = "--student-share") -> Schedule:
+    """Read a schedule of the student's share.
+
+    With ``x`` the fraction of training done (update / ``max_update``, less the warm-up fraction ``F``):
+
+    ==================  ======================================================
+    ``constant:S``      ``S`` (``S`` alone means the same)
+    ``exponential:R``   ``1 - R^x``, so the data share ends at ``R``: the paper's
+    ``linear:R``        ``x (1 - R)``
+    ``reverse-sigmoid``  ``1 - 1 / (1 + exp(20 (x - 1/2)))``
+    ==================  ======================================================
+
+    Each takes an optional ``,warmup=F``: the share is 0 for the first fraction ``F`` of the updates and the form
+    starts there, at ``x = update / max_update - F``.
+
+    Args:
+        text: the flag's value, for example ``exponential:0.005,warmup=0.1``.
+        max_update: ``--max-update``; 0 means unlimited, which only a constant share allows.
+        flag: the flag to name in errors.
+
+    Returns:
+        update number (0 = first) -> share in 0..1.
+
+    Raises:
+        UsageError: the text does not parse, a number is out of range, or ``--max-update`` is needed and missing.
+    """
+    form, *options = (part.strip() for part in text.split(","))
+    name, _, argument = form.partition(":")
+    if not argument and _is_number(name):
+        name, argument = "constant", name
+    warmup = _warmup(options, text, flag)
+
+    moving: dict[str, Callable[[float, float], float]] = {
+        "exponential": lambda final, done: 1.0 - final**done,
+        "linear": lambda final, done: done * (1.0 - final),
+        "reverse-sigmoid": lambda _, done: 1.0 - 1.0 / (1.0 + math.exp(20.0 * (done - 0.5))),
+    }
+    if name != "constant" and name not in moving:
+        raise UsageError(f"{flag} must be {FORMS}, each with an optional ,warmup=FRACTION, but is '{text}'")
+    if (name == "reverse-sigmoid") != (argument == ""):
+        raise UsageError(f"{flag} '{text}': {name} takes {'no number' if argument else 'a number, as in ' + name + ':0.5'}")
+    number = _fraction(argument, text, flag) if argument else 0.0
+    if name == "exponential" and number == 0.0:
+        raise UsageError(f"{flag} '{text}': the final data share of exponential must be above 0, as in exponential:0.005")
+    if max_update <= 0 and (name != "constant" or warmup > 0):
+        raise UsageError(f"{flag} '{text}' needs --max-update, which says when training ends; or use constant:SHARE")
+
+    def share(update: int) -> float:
+        done = update / max_update - warmup if max_update > 0 else 0.0
+        if done < 0.0:
+            return 0.0
+        if name == "constant":
+            return number
+        return min(1.0, max(0.0, moving[name](number, min(done, 1.0))))
+
+    return share
+
+
+def _warmup(options: list[str], text: str, flag: str) -> float:
+    if not options:
+        return 0.0
+    key, _, value = options[0].partition("=")
+    if len(options) > 1 or key != "warmup":
+        raise UsageError(f"{flag} '{text}': the only option is ,warmup=FRACTION, once")
+    return _fraction(value, text, flag)
+
+
+def _fraction(value: str, text: str, flag: str) -> float:
+    if not _is_number(value) or not 0.0 <= float(value) <= 1.0:
+        raise UsageError(f"{flag} '{text}': '{value}' must be a number in 0..1")
+    return float(value)
+
+
+def _is_number(value: str) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False

@@ -1,0 +1,202 @@
+"""``translation_with_teacher``: fairseq's translation with a frozen teacher beside the student. Wiring only."""
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any, Optional, cast
+
+import torch
+from fairseq.dataclass import ChoiceEnum
+from fairseq.models import BaseFairseqModel, FairseqIncrementalDecoder
+from fairseq.optim.amp_optimizer import AMPOptimizer
+from fairseq.tasks import register_task
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from torch import Tensor
+
+from fairseq_imitkd.batch import Batch, encoder_inputs, first_decoder_inputs, with_rollouts
+from fairseq_imitkd.clock import StageClock
+from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.rollout import RandomKey, Rollout, decode
+from fairseq_imitkd.teacher import StudentSide, Teacher, check_files, load_teacher
+
+Precision: Any = ChoiceEnum(["auto", "fp32", "fp16", "bf16"])
+
+
+@dataclass
+class TranslationWithTeacherConfig(TranslationConfig):
+    teacher_path: Optional[str] = field(
+        default=None, metadata={"help": "the teacher's checkpoint, or several joined by ':' whose probabilities are averaged"}
+    )
+    teacher_dtype: Precision = field(default="auto", metadata={"help": "the teacher's precision (auto: the student's)"})
+    teacher_data: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "folder with the dictionaries that the teacher was trained with "
+            "(default: looked for beside the checkpoint, then in the folder that it names)"
+        },
+    )
+    teacher_allow_globals: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "types that the teacher's checkpoint may hold beside fairseq's own: module.name,…; for files you trust"
+        },
+    )
+
+
+@register_task("translation_with_teacher", dataclass=TranslationWithTeacherConfig)
+class TranslationWithTeacherTask(TranslationTask):
+    """Translation, trained by a :class:`DistillationCriterion` (or by any other criterion, without the teacher).
+
+    Decoding never touches the teacher: it is loaded when a distilling criterion is built for training.
+    """
+
+    has_teacher = True
+    cfg: TranslationWithTeacherConfig
+
+    def __init__(self, cfg: TranslationWithTeacherConfig, src_dict: Any, tgt_dict: Any):
+        super().__init__(cfg, src_dict, tgt_dict)
+        self.for_training = True
+        self._teacher: Teacher | None = None
+        self._student_refusal: str | None = None
+        self._clock: StageClock | None = None
+
+    @classmethod
+    def setup_task(cls, cfg: TranslationWithTeacherConfig, **kwargs: Any) -> "TranslationWithTeacherTask":
+        """Load the dictionaries. A task rebuilt from a checkpoint, to decode or validate, needs no teacher."""
+        task = super().setup_task(cfg, **kwargs)
+        task.for_training = not kwargs.get("from_checkpoint", False)
+        return task
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
+        model = super().build_model(cfg, from_checkpoint)
+        self._student_refusal = _why_not_student(model)
+        return model
+
+    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the criterion and, for one that distils, load the teacher: a mistake ends the run here, before any data.
+
+        Raises:
+            UsageError: the teacher, the student's architecture or a flag does not fit.
+        """
+        criterion = super().build_criterion(cfg, from_checkpoint)
+        if isinstance(criterion, DistillationCriterion) and self.for_training and not from_checkpoint:
+            check_files(self.cfg.teacher_path)
+            if self.cfg.left_pad_target:
+                raise UsageError("--left-pad-target can't be used here: rollouts are padded on the right; leave it out")
+            if self._student_refusal:
+                raise UsageError(self._student_refusal)
+            self._teacher = self._load_teacher()
+        return criterion
+
+    def _load_teacher(self) -> Teacher:
+        cfg = self.cfg
+        student = StudentSide(cfg.source_lang, cfg.target_lang, self.source_dictionary, self.target_dictionary)
+        return load_teacher(
+            cfg.teacher_path or "", student, str(cfg.teacher_dtype), cfg.teacher_data, cfg.teacher_allow_globals
+        )
+
+    def train_step(
+        self,
+        sample: Batch,
+        model: torch.nn.Module,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """One micro-batch: roll out, ask the teacher, then fairseq's own forward, loss and backward.
+
+        Args, returns: as in :meth:`fairseq.tasks.FairseqTask.train_step`. A batch with ``ignore_grad`` (fairseq's
+        filler for uneven shards) is neither rolled out nor scored.
+        """
+        if not isinstance(criterion, DistillationCriterion):
+            return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        clock = self._clock = self._clock or StageClock(sample["target"].device)
+        with clock.stage("step_seconds"):
+            if not ignore_grad:
+                with _autocast(optimizer):
+                    sample = self._distillation_sample(sample, _unwrapped(model), criterion, update_num, clock)
+            loss, sample_size, figures = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        seconds = clock.read()
+        for stage in ("rollout_seconds", "teacher_seconds", "step_seconds"):
+            figures[stage] = seconds.get(stage, 0.0)
+        return loss, sample_size, figures
+
+    def _distillation_sample(
+        self, sample: Batch, student: BaseFairseqModel, criterion: DistillationCriterion, update_num: int, clock: StageClock
+    ) -> Batch:
+        """The batch to train on: some targets written by the student, all of them scored by the teacher."""
+        if self._teacher is None:
+            self._teacher = self._load_teacher()
+        pad = self.target_dictionary.pad()
+        share = criterion.student_share(update_num)
+        random_key = RandomKey(criterion.seed, update_num)
+        is_rollout = random_key.uniforms(sample["id"]) < share
+        is_rollout = random_key.uniforms(sample["id"]) < share
+        rows = is_rollout.nonzero().squeeze(-1)
+        truncated, out_of_memory = 0, 0
+        if rows.numel() > 0:
+            with clock.stage("rollout_seconds"):
+                rollout = self._roll_out(sample, rows, student, criterion, random_key)
+                if rollout is None:
+                    is_rollout, out_of_memory = torch.zeros_like(is_rollout), 1
+                else:
+                    sample = with_rollouts(sample, rows, rollout, pad)
+                    truncated = int(rollout.truncated.sum())
+
+        with clock.stage("teacher_seconds"):
+            weights = next(student.parameters())
+            half_by_autocast = torch.is_autocast_enabled("cuda") and weights.is_cuda
+            self._teacher.place(weights.device, torch.get_autocast_dtype("cuda") if half_by_autocast else weights.dtype)
+            teacher_logits = self._teacher.score(sample)
+        return {**sample, DISTILLATION: Distillation(teacher_logits, is_rollout, truncated, out_of_memory)}
+
+    def _roll_out(
+        self, sample: Batch, rows: Tensor, student: BaseFairseqModel, criterion: DistillationCriterion, random_key: RandomKey
+    ) -> Rollout | None:
+        """The student's translations of some rows, or None when they do not fit in memory.
+
+        fairseq's own recovery would skip this process's backward and leave the others waiting, so running out of
+        memory is handled here: the batch keeps its references.
+        """
+        try:
+            return decode(
+                student,
+                encoder_inputs(sample, rows, self.source_dictionary.pad()),
+                first_decoder_inputs(sample)[rows],
+                sample["id"][rows],
+                criterion.rollout_policy,
+                random_key,
+                pad=self.target_dictionary.pad(),
+                eos=self.target_dictionary.eos(),
+            )
+        except torch.OutOfMemoryError:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            return None
+
+
+def _why_not_student(model: BaseFairseqModel) -> str | None:
+    """Why a model can't be distilled into, as one line; None when it can."""
+    name = type(model).__name__
+    if not hasattr(model, "encoder") or not isinstance(getattr(model, "decoder", None), FairseqIncrementalDecoder):
+        return f"--arch builds a {name}, which has no incremental decoder to write rollouts: choose another encoder-decoder"
+    if getattr(model.decoder, "adaptive_softmax", None) is not None:
+        return (
+            "--adaptive-softmax-cutoff leaves no logits over the whole vocabulary to compare with the teacher's: leave it out"
+        )
+    return None
+
+
+def _autocast(optimizer: Any) -> contextlib.AbstractContextManager:
+    """The precision that fairseq's own forward will use under ``--amp``."""
+    if isinstance(optimizer, AMPOptimizer) and torch.cuda.is_available():
+        return torch.autocast("cuda")
+    return contextlib.nullcontext()
+
+
+def _unwrapped(model: torch.nn.Module) -> BaseFairseqModel:
+    """The student inside its distributed wrappers: the wrapped one may run only once a step."""
+    while not isinstance(model, BaseFairseqModel):
+        model = cast(torch.nn.Module, model.module)
+    return model

@@ -1,0 +1,252 @@
+"""The frozen teacher: loaded safely, checked against the student's dictionaries, asked for its logits.
+
+It is no part of any module: no optimizer, checkpoint or distributed wrapper ever sees it.
+"""
+
+import importlib
+import logging
+import math
+import os
+import pickle
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils, tasks
+from fairseq.data import Dictionary
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf, overwrite_args_by_name
+from fairseq.models import BaseFairseqModel
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from fairseq_imitkd.batch import Batch
+from fairseq_imitkd.divergences import full_precision
+from fairseq_imitkd.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class StudentSide:
+    """What of the student's task a teacher must agree with."""
+
+    source_lang: str
+    target_lang: str
+    source_dictionary: Dictionary
+    target_dictionary: Dictionary
+
+
+class Teacher:
+    """One frozen model, or an ensemble whose probabilities are averaged.
+
+    Args:
+        models: encoder-decoder models over the student's dictionaries.
+        dtype: ``fp32``, ``fp16``, ``bf16``, or ``auto``: the student's own.
+    """
+
+    def __init__(self, models: Sequence[BaseFairseqModel], dtype: str = "auto"):
+        self.models = [model.eval().requires_grad_(False) for model in models]
+        self.dtype = dtype
+        self._placed: tuple[torch.device, torch.dtype] | None = None
+
+    def place(self, device: torch.device, student_dtype: torch.dtype) -> None:
+        """Move to the student's device, in the dtype asked for. Cheap when already there."""
+        dtype = DTYPES.get(self.dtype, student_dtype)
+        if self._placed != (device, dtype):
+            self.models = [model.to(device=device, dtype=dtype) for model in self.models]
+            self._placed = (device, dtype)
+
+    @torch.no_grad()
+    def score(self, sample: Batch) -> Tensor:
+        """The teacher's logits at every prefix of the batch.
+
+        Args:
+            sample: a batch with ``net_input`` for ``B`` sentences of ``T`` target positions, on the teacher's device.
+
+        Returns:
+            ``(B, T, V)`` logits. For an ensemble, the log of the mean of the members' probabilities.
+        """
+        if len(self.models) == 1:
+            return self.models[0](**sample["net_input"])[0]
+        lprobs = [full_precision(model(**sample["net_input"])[0]).log_softmax(dim=-1) for model in self.models]
+        return torch.stack(lprobs).logsumexp(dim=0) - math.log(len(self.models))
+
+
+def load_teacher(
+    paths: str, student: StudentSide, dtype: str = "auto", data: str | None = None, allow_globals: str | None = None
+) -> Teacher:
+    """Load the teacher's checkpoints and make sure that they speak the student's dictionaries.
+
+    Args:
+        paths: ``--teacher-path``: checkpoint files joined by ``:``.
+        student: the dictionaries and languages to agree with.
+        dtype: ``--teacher-dtype``.
+        data: ``--teacher-data``: the folder with the dictionaries that the teacher was trained with. By default they
+            are looked for beside the checkpoint and in the folder that the checkpoint names.
+        allow_globals: ``--teacher-allow-globals``: names to add to the safe loader's allow-list, joined by commas.
+
+    Raises:
+        UsageError: a file is missing, unreadable, unsafe or no translation model, or a dictionary differs.
+    """
+    models = []
+    for path in paths.split(os.pathsep):
+        state = _read_checkpoint(path, allow_globals)
+        cfg = _config(state, path)
+        _check_dictionaries(path, cfg, student, data)
+        models.append(_build_model(state, cfg, path, student, data))
+        logger.info("teacher %s: %s parameters", path, f"{sum(p.numel() for p in models[-1].parameters()):,}")
+    return Teacher(models, dtype)
+
+
+def check_files(paths: str | None) -> None:
+    """Refuse a missing or unreadable ``--teacher-path`` before anything slow happens.
+
+    Raises:
+        UsageError: no path was given, or one is no readable file.
+    """
+    if not paths:
+        raise UsageError("--teacher-path is not given: name the teacher's checkpoint, or several joined by ':' (an ensemble)")
+    for path in paths.split(os.pathsep):
+        if not Path(path).is_file():
+            raise UsageError(f"--teacher-path '{path}' is no file: give the path of a fairseq checkpoint (.pt)")
+        if not os.access(path, os.R_OK):
+            raise UsageError(f"--teacher-path '{path}' can't be read: check the file's permissions")
+
+
+def _read_checkpoint(path: str, allow_globals: str | None) -> dict[str, Any]:
+    """The checkpoint's configuration and weights, by torch's safe loader. The optimizer's state is never kept."""
+    check_files(path)
+    try:
+        with torch.serialization.safe_globals(_named_globals(allow_globals)):
+            # Memory-mapped: the optimizer's state, twice the model's size, is then not even read.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        unsafe = _unsafe_globals(path, allow_globals) or re.findall(r"GLOBAL (\S+) was not an allowed", str(error))
+        if not unsafe:
+            raise UsageError(f"--teacher-path '{path}' is no checkpoint that torch can read: {_first_line(error)}") from error
+        raise UsageError(
+            f"--teacher-path '{path}' needs {', '.join(unsafe)}, which torch's safe loader does not allow; if you trust "
+            f"the file and these names, add --teacher-allow-globals {','.join(unsafe)}"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UsageError(f"--teacher-path '{path}' is no checkpoint that torch can read: {_first_line(error)}") from error
+    if not isinstance(state, dict) or "model" not in state or not (state.get("cfg") or state.get("args")):
+        raise UsageError(f"--teacher-path '{path}' is no fairseq checkpoint: it lacks 'model' and 'cfg' (or 'args')")
+    for key in ("last_optimizer_state", "optimizer"):
+        state.pop(key, None)
+    return state
+
+
+def _named_globals(names: str | None) -> list[Any]:
+    found = []
+    for name in filter(None, (names or "").split(",")):
+        module, _, attribute = name.strip().rpartition(".")
+        try:
+            found.append(getattr(importlib.import_module(module), attribute))
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UsageError(f"--teacher-allow-globals '{name}' must be an importable module.name: {error}") from error
+    return found
+
+
+def _unsafe_globals(path: str, allow_globals: str | None) -> list[str]:
+    try:
+        with torch.serialization.safe_globals(_named_globals(allow_globals)):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+        return []
+
+
+def _is_zip(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _config(state: dict[str, Any], path: str) -> Any:
+    """The configuration that the teacher was trained with, old checkpoints upgraded as fairseq does."""
+    if "optimizer_history" not in state and "best_loss" not in state:
+        state["optimizer_history"] = [{"optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}]
+    state.setdefault("extra_state", {"epoch": 1})
+    if state.get("cfg") is not None:
+        state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
+    state = checkpoint_utils._upgrade_state_dict(state)
+    cfg = convert_namespace_to_omegaconf(state["args"]) if state.get("args") is not None else state["cfg"]
+    if getattr(cfg, "task", None) is None or getattr(cfg, "model", None) is None:
+        raise UsageError(f"--teacher-path '{path}' does not say which task and model it holds")
+    return cfg
+
+
+def _build_model(state: dict[str, Any], cfg: Any, path: str, student: StudentSide, data: str | None) -> BaseFairseqModel:
+    """The teacher's model, built by its own task so that nothing of the student's task is touched."""
+    folder = _dictionary_folder(path, cfg, student, data)
+    overwrite_args_by_name(cfg, {"data": str(folder), "eval_bleu": False})
+    try:
+        task = tasks.setup_task(cfg.task, from_checkpoint=True)
+        model = task.build_model(cfg.model, from_checkpoint=True)
+        model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
+    except (RuntimeError, AssertionError, KeyError, AttributeError) as error:
+        raise UsageError(f"--teacher-path '{path}' can't be built: {' '.join(str(error).split())[:400]}") from error
+    if not hasattr(model, "encoder") or not hasattr(model, "decoder"):
+        raise UsageError(f"--teacher-path '{path}' holds a {type(model).__name__}, but must hold an encoder-decoder model")
+    if getattr(model.decoder, "adaptive_softmax", None) is not None:
+        raise UsageError(f"--teacher-path '{path}' has an adaptive softmax, which gives no logits over the whole vocabulary")
+    return model
+
+
+def _check_dictionaries(path: str, cfg: Any, student: StudentSide, data: str | None) -> None:
+    """Compare both dictionaries symbol by symbol: equal sizes with shifted symbols would train on nonsense."""
+    folder = _dictionary_folder(path, cfg, student, data)
+    source_lang, target_lang = _languages(cfg, student)
+    for language, own in ((source_lang, student.source_dictionary), (target_lang, student.target_dictionary)):
+        file = folder / f"dict.{language}.txt"
+        theirs = tasks.FairseqTask.load_dictionary(str(file))
+        difference = first_difference(theirs.symbols, own.symbols)
+        if difference is not None:
+            index, theirs_symbol, own_symbol = difference
+            raise UsageError(
+                f"the teacher's dictionary {file} differs from the student's at index {index}: teacher '{theirs_symbol}', "
+                f"student '{own_symbol}'; binarise the student's data with the teacher's dictionaries "
+                "(fairseq-preprocess --srcdict --tgtdict)"
+            )
+
+
+def first_difference(teacher_symbols: Sequence[str], student_symbols: Sequence[str]) -> tuple[int, str, str] | None:
+    """Where two dictionaries part: ``(index, teacher's symbol, student's symbol)``, or None when they are equal.
+
+    A dictionary that ends early counts as holding ``(nothing)`` there.
+    """
+    nothing = "(nothing)"
+    for index in range(max(len(teacher_symbols), len(student_symbols))):
+        theirs = teacher_symbols[index] if index < len(teacher_symbols) else nothing
+        own = student_symbols[index] if index < len(student_symbols) else nothing
+        if theirs != own:
+            return index, theirs, own
+    return None
+
+
+def _dictionary_folder(path: str, cfg: Any, student: StudentSide, data: str | None) -> Path:
+    source_lang, target_lang = _languages(cfg, student)
+    names = [f"dict.{language}.txt" for language in (source_lang, target_lang)]
+    saved = (getattr(cfg.task, "data", None) or "").split(os.pathsep)[0]
+    folders = [Path(data)] if data else [Path(path).resolve().parent, *([Path(saved)] if saved else [])]
+    for folder in folders:
+        if all((folder / name).is_file() for name in names):
+            return folder
+    raise UsageError(
+        f"the teacher's dictionaries {' and '.join(names)} are not in {' or '.join(map(str, folders))}: "
+        "--teacher-data must name the folder that holds the ones it was trained with"
+    )
+
+
+def _languages(cfg: Any, student: StudentSide) -> tuple[str, str]:
+    source_lang = getattr(cfg.task, "source_lang", None) or student.source_lang
+    target_lang = getattr(cfg.task, "target_lang", None) or student.target_lang
+    return source_lang, target_lang

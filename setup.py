@@ -1,0 +1,28 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+?)"', (here / "fairseq_imitkd" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="fairseq-imitkd",
+    version=version,
+    description="Knowledge distillation for fairseq's sequence-to-sequence models: the student learns on its own prefixes",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_packages(include=["fairseq_imitkd", "fairseq_imitkd.*"]),
+    package_data={"fairseq_imitkd": ["py.typed"]},
+    python_requires=">=3.11,<3.14",
+    install_requires=["fairseq-fixed==0.12.3.1", "torch>=2.6", "sacrebleu>=2.3", "sentencepiece>=0.2"],
+    extras_require={"dev": ["pytest", "ruff", "mypy", "matplotlib"]},
+    entry_points={
+        "console_scripts": [
+            "imitkd-train = fairseq_imitkd.cli.fairseq_commands:train",
+            "imitkd-generate = fairseq_imitkd.cli.fairseq_commands:generate",
+            "imitkd-interactive = fairseq_imitkd.cli.fairseq_commands:interactive",
+        ]
+    },
+)
