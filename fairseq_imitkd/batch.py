@@ -32,7 +32,7 @@ def encoder_inputs(sample: Batch, rows: Tensor, pad: int) -> dict[str, Any]:
     net_input = sample["net_input"]
     batch_size = net_input["src_tokens"].size(0)
     chosen = {
-        name: value.index_select(0, rows) if isinstance(value, Tensor) and value.size(0) == batch_size else value
+        name: value.index_select(0, rows) if isinstance(value, Tensor) and value.shape[:1] == (batch_size,) else value
         for name, value in net_input.items()
         if name != "prev_output_tokens"
     }

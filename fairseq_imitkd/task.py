@@ -37,9 +37,7 @@ class TranslationWithTeacherConfig(TranslationConfig):
     )
     teacher_allow_globals: Optional[str] = field(
         default=None,
-        metadata={
-            "help": "types that the teacher's checkpoint may hold beside fairseq's own: module.name,…; for files you trust"
-        },
+        metadata={"help": "types that the teacher's checkpoint may hold beside fairseq's own: module.name,… (files you trust)"},
     )
 
 
@@ -132,7 +130,6 @@ class TranslationWithTeacherTask(TranslationTask):
         share = criterion.student_share(update_num)
         random_key = RandomKey(criterion.seed, update_num)
         is_rollout = random_key.uniforms(sample["id"]) < share
-        is_rollout = random_key.uniforms(sample["id"]) < share
         rows = is_rollout.nonzero().squeeze(-1)
         truncated, out_of_memory = 0, 0
         if rows.numel() > 0:
@@ -182,9 +179,7 @@ def _why_not_student(model: BaseFairseqModel) -> str | None:
     if not hasattr(model, "encoder") or not isinstance(getattr(model, "decoder", None), FairseqIncrementalDecoder):
         return f"--arch builds a {name}, which has no incremental decoder to write rollouts: choose another encoder-decoder"
     if getattr(model.decoder, "adaptive_softmax", None) is not None:
-        return (
-            "--adaptive-softmax-cutoff leaves no logits over the whole vocabulary to compare with the teacher's: leave it out"
-        )
+        return "--adaptive-softmax-cutoff leaves no logits over the whole vocabulary to compare with the teacher: leave it out"
     return None
 
 

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The table: greedy translations of test2016 by every model that is there, scored with sacreBLEU. Writes results.json.
+source "$(dirname "$0")/../common.sh"
+
+models=()
+for name in teacher scratch continued word_kd imitkd imitkd_full; do
+  [ -e "$RUN/.done/$name" ] && models+=("$name")
+done
+[ ${#models[@]} -gt 0 ] || die "no trained model in $RUN: run teacher.sh, student.sh and distill.sh first"
+
+translate() {
+  local name=$1
+  imitkd-generate "$RUN/data-bin" "${DEVICE_FLAGS[@]}" --path "$RUN/$name/checkpoint_best.pt" --gen-subset test \
+    --beam 1 --max-len-a 1.2 --max-len-b 10 --max-tokens 4096 --remove-bpe sentencepiece >"$RUN/$name/test.out" 2>"$RUN/$name/test.err" \
+    || { tail -n 5 "$RUN/$name/test.err" >&2; die "could not decode with $name"; }
+  grep '^D-' "$RUN/$name/test.out" | sed 's/^D-//' | sort -n | cut -f3 >"$RUN/$name/test.hyp"
+}
+
+for name in "${models[@]}"; do
+  say "translate test2016 with $name"
+  translate "$name"
+done
+python "$REPO/examples/score.py" --run "$RUN" --reference "$RUN/raw/test2016.en" "${models[@]}"

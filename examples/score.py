@@ -1,0 +1,128 @@
+"""Score the translations that a recipe made and print its table in Markdown: ``score.py --run DIR --reference FILE NAME…``.
+
+Each NAME is a folder of DIR with ``test.hyp`` (a line each sentence), ``test.out`` (fairseq-generate's output) and
+``checkpoint_best.pt``. Writes ``results.json`` beside them with what a reader needs to repeat a number.
+"""
+
+import argparse
+import json
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import sacrebleu
+import torch
+
+from fairseq_imitkd.__main__ import versions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--reference", type=Path, required=True)
+    parser.add_argument("--baseline", default="continued", help="the model that the others are compared with, if it is there")
+    parser.add_argument("names", nargs="+")
+    args = parser.parse_args()
+
+    references = args.reference.read_text(encoding="utf-8").splitlines()
+    hypotheses = {name: _lines(args.run / name / "test.hyp", len(references)) for name in args.names}
+    models = {name: describe(args.run / name, hypotheses[name], references) for name in args.names}
+    if args.baseline in models:
+        for name, model in models.items():
+            model["p_against_baseline"] = _paired(hypotheses[args.baseline], hypotheses[name], references)
+    results = {
+        "models": models,
+        "baseline": args.baseline,
+        "commit": _commit(),
+        "versions": dict(line.split(": ", 1) for line in versions().splitlines()),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    (args.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(table(results))
+
+
+def describe(folder: Path, hypotheses: list[str], references: list[str]) -> dict[str, Any]:
+    """Everything the table says of one model."""
+    bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
+    bleu_score = bleu.corpus_score(hypotheses, [references], n_bootstrap=1000)
+    chrf_score = chrf.corpus_score(hypotheses, [references])
+    state = torch.load(folder / "checkpoint_best.pt", map_location="cpu", weights_only=True)
+    return {
+        "bleu": bleu_score.score,
+        "bleu_mean_and_interval": [bleu_score._mean, bleu_score._ci],
+        "bleu_signature": str(bleu.get_signature()),
+        "chrf": chrf_score.score,
+        "chrf_signature": str(chrf.get_signature()),
+        "parameters": _parameters(state["model"]),
+        "updates": state["optimizer_history"][-1]["num_updates"],
+        "seed": state["cfg"]["common"]["seed"],
+        "valid_bleu": float(state["extra_state"]["best"]),
+        "decoding": _decoding(folder / "test.out"),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown, signatures below."""
+    rows = [
+        "| model | parameters | updates to best | valid BLEU | test BLEU (95% interval) | p | chrF |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, model in results["models"].items():
+        mean, interval = model["bleu_mean_and_interval"]
+        p = model.get("p_against_baseline")
+        rows.append(
+            f"| {name} | {model['parameters']:,} | {model['updates']} | {model['valid_bleu']:.2f} | "
+            f"{model['bleu']:.2f} ({mean:.1f} ± {interval:.1f}) | {'' if p is None else format(p, '.3f')} | {model['chrf']:.2f} |"
+        )
+    first = next(iter(results["models"].values()))
+    seeds = sorted({model["seed"] for model in results["models"].values()})
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"BLEU: `{first['bleu_signature']}`; chrF: `{first['chrf_signature']}`; p: paired bootstrap of BLEU against "
+            f"`{results['baseline']}`; seed {', '.join(map(str, seeds))}; commit {results['commit']}.",
+        ]
+    )
+
+
+def _paired(baseline: list[str], system: list[str], references: list[str]) -> float | None:
+    """sacreBLEU's paired bootstrap: how probably the difference from the baseline is chance."""
+    from sacrebleu.significance import PairedTest
+
+    if baseline == system:
+        return None
+    test = PairedTest(
+        [("baseline", baseline), ("system", system)], {"BLEU": sacrebleu.BLEU()}, [references], test_type="bs", n_samples=1000
+    )
+    return test()[1]["BLEU"][1].p_value
+
+
+def _parameters(weights: dict[str, torch.Tensor]) -> int:
+    """Numbers stored, shared weights once. fairseq's ``version`` buffers are no parameters."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.numel() for tensor in weights.values() if tensor.numel() > 1}
+    return sum(storages.values())
+
+
+def _decoding(output: Path) -> str:
+    """fairseq-generate's own line on speed."""
+    found = re.search(r"Translated .*", output.with_name("test.err").read_text() + output.read_text())
+    return found.group(0) if found else ""
+
+
+def _lines(path: Path, expected: int) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if len(lines) != expected:
+        raise SystemExit(f"{path} must have {expected} lines, one for each reference, but has {len(lines)}")
+    return lines
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()
