@@ -65,9 +65,8 @@ def main() -> None:
     ratios = {name: [t / base for t, base in zip(times, seconds[BASE], strict=True)] for name, times in seconds.items()}
 
     print(table(seconds, ratios))
-    print(
-        f"\n{len(batches) - args.warmup} rounds of up to {args.max_tokens} tokens, {args.threads} threads, {args.device}, {platform.machine()}"
-    )
+    conditions = f"{args.threads} threads; {args.device}; {platform.machine()}"
+    print(f"\n{args.rounds} rounds of up to {args.max_tokens} tokens; {conditions}")
     if args.json:
         settings = {key: str(value) for key, value in vars(args).items()}
         result = {"settings": settings, "versions": versions().splitlines(), "seconds": seconds, "ratios": ratios}

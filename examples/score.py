@@ -72,9 +72,10 @@ def table(results: dict[str, Any]) -> str:
     for name, model in results["models"].items():
         mean, interval = model["bleu_mean_and_interval"]
         p = model.get("p_against_baseline")
+        chance = "" if p is None else f"{p:.3f}"
         rows.append(
             f"| {name} | {model['parameters']:,} | {model['updates']} | {model['valid_bleu']:.2f} | "
-            f"{model['bleu']:.2f} ({mean:.1f} ± {interval:.1f}) | {'' if p is None else format(p, '.3f')} | {model['chrf']:.2f} |"
+            f"{model['bleu']:.2f} ({mean:.1f} ± {interval:.1f}) | {chance} | {model['chrf']:.2f} |"
         )
     first = next(iter(results["models"].values()))
     seeds = sorted({model["seed"] for model in results["models"].values()})

@@ -24,6 +24,8 @@ Precision: Any = ChoiceEnum(["auto", "fp32", "fp16", "bf16"])
 
 @dataclass
 class TranslationWithTeacherConfig(TranslationConfig):
+    """Everything of ``translation``, and where the teacher is."""
+
     teacher_path: Optional[str] = field(
         default=None, metadata={"help": "the teacher's checkpoint, or several joined by ':' whose probabilities are averaged"}
     )
@@ -66,6 +68,7 @@ class TranslationWithTeacherTask(TranslationTask):
         return task
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
+        """Build the student, and remember whether it can be distilled into."""
         model = super().build_model(cfg, from_checkpoint)
         self._student_refusal = _why_not_student(model)
         return model
@@ -85,6 +88,14 @@ class TranslationWithTeacherTask(TranslationTask):
                 raise UsageError(self._student_refusal)
             self._teacher = self._load_teacher()
         return criterion
+
+    def max_positions(self) -> tuple[int, int]:
+        """The longest source and target allowed; a sentence that the teacher can't read is not trained on."""
+        source, target = super().max_positions()
+        if self._teacher is None:
+            return source, target
+        teacher_source, teacher_target = self._teacher.max_positions
+        return min(source, teacher_source), min(target, teacher_target)
 
     def _load_teacher(self) -> Teacher:
         cfg = self.cfg
@@ -164,6 +175,7 @@ class TranslationWithTeacherTask(TranslationTask):
                 sample["id"][rows],
                 criterion.rollout_policy,
                 random_key,
+                max_positions=min(student.max_decoder_positions(), self.max_positions()[1]),
                 pad=self.target_dictionary.pad(),
                 eos=self.target_dictionary.eos(),
             )

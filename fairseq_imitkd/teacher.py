@@ -61,6 +61,12 @@ class Teacher:
             self.models = [model.to(device=device, dtype=dtype) for model in self.models]
             self._placed = (device, dtype)
 
+    @property
+    def max_positions(self) -> tuple[int, int]:
+        """The longest source and target, in tokens, that every member can represent."""
+        limits = [model.max_positions() for model in self.models]
+        return min(source for source, _ in limits), min(target for _, target in limits)
+
     @torch.no_grad()
     def score(self, sample: Batch) -> Tensor:
         """The teacher's logits at every prefix of the batch.

@@ -24,5 +24,5 @@ STUDENT_MODEL=(
 # Students that go on from the one trained on references.
 CONTINUE=(
   --restore-file "$RUN/scratch/checkpoint_best.pt" --reset-optimizer --reset-lr-scheduler --reset-dataloader --reset-meters
-  --lr 2e-3 --warmup-updates 100 --max-update "${DISTILL_UPDATES:-1000}"
+  --lr 2e-3 --warmup-updates 100 --max-update "${DISTILL_UPDATES:-800}"
 )

@@ -5,4 +5,4 @@ source "$(dirname "$0")/settings.sh"
 
 stage teacher train teacher --task translation "${TEACHER_MODEL[@]}" "${OPTIMISER[@]}" "${VALIDATION[@]}" \
   --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --dropout 0.3 \
-  --lr 2e-3 --warmup-updates 500 --max-update "${TEACHER_UPDATES:-2000}"
+  --lr 2e-3 --warmup-updates 500 --max-update "${TEACHER_UPDATES:-1500}"

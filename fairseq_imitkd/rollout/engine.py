@@ -42,6 +42,7 @@ def decode(
     sentence_ids: Tensor,
     policy: RolloutPolicy,
     random_key: RandomKey,
+    max_positions: int,
     pad: int,
     eos: int,
 ) -> Rollout:
@@ -55,13 +56,14 @@ def decode(
         sentence_ids: ``(B,)`` the sentences' indices in the data set; they key the randomness.
         policy: how to choose a token, and the length cap.
         random_key: seed and update.
+        max_positions: the longest target, EOS included, that student and teacher can represent.
         pad, eos: of the target dictionary.
 
     Returns:
         a :class:`Rollout` of ``B`` rows in the order given.
     """
     batch_size = first_tokens.size(0)
-    max_lengths = policy.max_lengths(net_input["src_lengths"], student.max_decoder_positions())
+    max_lengths = policy.max_lengths(net_input["src_lengths"], max_positions)
     longest = int(max_lengths.max())
     tokens = first_tokens.new_full((batch_size, longest + 2), pad)
     tokens[:, 0] = first_tokens

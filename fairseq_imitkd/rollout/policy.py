@@ -49,18 +49,18 @@ class RolloutPolicy:
                 "add --rollout-policy sampling"
             )
 
-    def max_lengths(self, source_lengths: Tensor, decoder_positions: int) -> Tensor:
+    def max_lengths(self, source_lengths: Tensor, max_positions: int) -> Tensor:
         """The most tokens that each rollout may have before its EOS.
 
         Args:
             source_lengths: ``(B,)`` source tokens, EOS counted as fairseq counts it.
-            decoder_positions: the longest target that the student can represent, EOS included.
+            max_positions: the longest target that can be represented, EOS included.
 
         Returns:
             ``(B,)`` int64, at least 1.
         """
         lengths = (source_lengths * self.max_len_a + self.max_len_b).long()
-        return lengths.clamp(min=1, max=max(1, decoder_positions - 1))
+        return lengths.clamp(min=1, max=max(1, max_positions - 1))
 
     def choose(self, logits: Tensor, uniforms: Tensor | None) -> Tensor:
         """One next token for each row.
