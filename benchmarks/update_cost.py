@@ -3,7 +3,7 @@
     python benchmarks/update_cost.py DATA_BIN --student STUDENT.pt --teacher TEACHER.pt [--json FILE]
 
 Each round takes one batch and lets every variant do one whole update on it (forward, backward, clipping, Adam), in an
-order that rotates; a variant's ratio is its time over the cross-entropy update's of the same round. Cross-entropy runs
+order drawn anew; a variant's ratio is its time over the cross-entropy update's of the same round. Cross-entropy runs
 twice a round, so the row ``cross_entropy (again)`` shows what the machine's noise alone does. The learning rate is 0:
 the work of an update without moving the weights, so that every round measures the same student. Use a *trained*
 student: one that never ends a sentence decodes to the length cap.
@@ -12,6 +12,7 @@ student: one that never ends a sentence decodes to the length cap.
 import argparse
 import json
 import platform
+import random
 import statistics
 import sys
 import time
@@ -52,8 +53,10 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2, help="rounds before, not measured")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="write every time and ratio here")
+    parser.add_argument("--json", type=Path, default=Path("update_cost.json"), help="all times (default: %(default)s)")
     args = parser.parse_args()
+    if args.rounds < 2:
+        sys.exit(f"--rounds must be at least 2, but is {args.rounds}")
     for name, path in (("DATA_BIN", args.data), ("--student", args.student), ("--teacher", args.teacher)):
         if not path.exists():
             sys.exit(f"{name} {path} does not exist: give one, or run examples/multi30k/run.sh first")
@@ -67,10 +70,9 @@ def main() -> None:
     print(table(seconds, ratios))
     conditions = f"{args.threads} threads; {args.device}; {platform.machine()}"
     print(f"\n{args.rounds} rounds of up to {args.max_tokens} tokens; {conditions}")
-    if args.json:
-        settings = {key: str(value) for key, value in vars(args).items()}
-        result = {"settings": settings, "versions": versions().splitlines(), "seconds": seconds, "ratios": ratios}
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    settings = {key: str(value) for key, value in vars(args).items()}
+    result = {"settings": settings, "versions": versions().splitlines(), "seconds": seconds, "ratios": ratios}
+    args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def build_trainer(args: argparse.Namespace, flags: list[str]) -> Trainer:
@@ -98,8 +100,7 @@ def measure(trainers: dict[str, Trainer], batches: list[dict[str, Any]], warmup:
     names = list(trainers)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn, batch in enumerate(tqdm(batches, unit="round", mininterval=2.0)):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+        for name in random.Random(turn).sample(names, len(names)):
             with metrics.aggregate(new_root=True):
                 _wait(device)
                 begun = time.perf_counter()

@@ -14,7 +14,7 @@ say() { printf '\n== %s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
 command -v imitkd-train >/dev/null || die "imitkd-train is not on PATH: run 'make install' in $REPO first"
-DEVICE=${DEVICE:-$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
+export DEVICE=${DEVICE:-$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
 case $DEVICE in
   cpu) DEVICE_FLAGS=(--cpu) ;;
   cuda) DEVICE_FLAGS=() ;;

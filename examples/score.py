@@ -14,6 +14,7 @@ from typing import Any
 
 import sacrebleu
 import torch
+from fairseq import checkpoint_utils
 
 from fairseq_imitkd.__main__ import versions
 
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+")
     args = parser.parse_args()
 
-    references = args.reference.read_text(encoding="utf-8").splitlines()
+    references = _lines(args.reference)
     hypotheses = {name: _lines(args.run / name / "test.hyp", len(references)) for name in args.names}
     models = {name: describe(args.run / name, hypotheses[name], references) for name in args.names}
     if args.baseline in models:
@@ -48,14 +49,16 @@ def describe(folder: Path, hypotheses: list[str], references: list[str]) -> dict
     bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
     bleu_score = bleu.corpus_score(hypotheses, [references], n_bootstrap=1000)
     chrf_score = chrf.corpus_score(hypotheses, [references])
-    state = torch.load(folder / "checkpoint_best.pt", map_location="cpu", weights_only=True)
+    path = str(folder / "checkpoint_best.pt")
+    state = checkpoint_utils.load_checkpoint_to_cpu(path)
+    [model], _, _ = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides={"eval_bleu": False})
     return {
         "bleu": bleu_score.score,
         "bleu_mean_and_interval": [bleu_score._mean, bleu_score._ci],
         "bleu_signature": str(bleu.get_signature()),
         "chrf": chrf_score.score,
         "chrf_signature": str(chrf.get_signature()),
-        "parameters": _parameters(state["model"]),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "updates": state["optimizer_history"][-1]["num_updates"],
         "seed": state["cfg"]["common"]["seed"],
         "valid_bleu": float(state["extra_state"]["best"]),
@@ -101,21 +104,16 @@ def _paired(baseline: list[str], system: list[str], references: list[str]) -> fl
     return test()[1]["BLEU"][1].p_value
 
 
-def _parameters(weights: dict[str, torch.Tensor]) -> int:
-    """Numbers stored, shared weights once. fairseq's ``version`` buffers are no parameters."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.numel() for tensor in weights.values() if tensor.numel() > 1}
-    return sum(storages.values())
-
-
 def _decoding(output: Path) -> str:
     """fairseq-generate's own line on speed."""
     found = re.search(r"Translated .*", output.with_name("test.err").read_text() + output.read_text())
     return found.group(0) if found else ""
 
 
-def _lines(path: Path, expected: int) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if len(lines) != expected:
+def _lines(path: Path, expected: int | None = None) -> list[str]:
+    """A file's lines. Not splitlines(), which also splits at characters that may stand in a sentence."""
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    if expected is not None and len(lines) != expected:
         raise SystemExit(f"{path} must have {expected} lines, one for each reference, but has {len(lines)}")
     return lines
 

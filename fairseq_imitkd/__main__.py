@@ -35,6 +35,7 @@ def versions() -> str:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m fairseq_imitkd", description=fairseq_imitkd.__doc__)
     parser.add_argument("--version", action="store_true", help="print the versions of everything that a result depends on")
     if parser.parse_args().version:

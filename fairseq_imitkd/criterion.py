@@ -5,7 +5,7 @@ processes and micro-batches.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Optional
 
 import torch
@@ -72,13 +72,13 @@ class Distillation:
     Args:
         teacher_logits: ``(B, T, V)``.
         is_rollout: ``(B,)`` bool: the target is the student's own.
-        truncated: rollouts that the length cap cut.
+        truncated: how many rollouts the length cap cut, a number or a tensor ``()``.
         out_of_memory: 1 when the rollout did not fit and the batch fell back to its references.
     """
 
     teacher_logits: Tensor
     is_rollout: Tensor
-    truncated: int = 0
+    truncated: Tensor | int = 0
     out_of_memory: int = 0
 
 
@@ -116,6 +116,8 @@ class DistillationCriterion(FairseqCriterion):
         self.gold_weight = cfg.gold_weight
         self.divergence = DIVERGENCES[str(cfg.divergence)]
         self.student_share = parse_schedule(cfg.student_share, cfg.max_update)
+        if self.student_share(cfg.max_update) == 0.0:  # every schedule rises
+            _refuse_rollout_flags(cfg)
         self.rollout_policy = RolloutPolicy(
             name=str(cfg.rollout_policy),
             topk=cfg.rollout_topk,
@@ -138,22 +140,23 @@ class DistillationCriterion(FairseqCriterion):
             log, all of them sums, under the same keys and types whatever the batch.
         """
         logits = model(**sample["net_input"])[0]
-        counted = sample["target"].ne(self.padding_idx)
-        gold = sample["target"][counted]
-        student_logits = full_precision(logits[counted])
+        target = sample["target"]
+        counted = target.ne(self.padding_idx).flatten().nonzero().squeeze(-1)
+        gold = target.flatten()[counted]
+        student_logits = full_precision(logits.flatten(0, 1)[counted])
         distillation: Optional[Distillation] = sample.get(DISTILLATION)
         if distillation is None:
             token_loss = nll = F.cross_entropy(student_logits, gold, reduction="none")
             figures = _figures(token_loss, nll, sample, torch.zeros_like(gold, dtype=torch.bool))
         else:
-            is_rollout = distillation.is_rollout.unsqueeze(-1).expand_as(counted)[counted]
-            teacher_logits = distillation.teacher_logits[counted]
+            is_rollout = distillation.is_rollout.unsqueeze(-1).expand_as(target).flatten()[counted]
+            teacher_logits = distillation.teacher_logits.flatten(0, 1)[counted]
             token_loss, nll = self._token_loss(student_logits, teacher_logits, gold, is_rollout)
             figures = _figures(token_loss, nll, sample, is_rollout)
             figures["teacher_tokens"] = gold.numel()
             figures["teacher_agrees"] = (student_logits.argmax(-1) == teacher_logits.argmax(-1)).sum()
             figures["rollouts"] = distillation.is_rollout.sum()
-            figures["rollouts_truncated"] = distillation.truncated
+            figures["rollouts_truncated"] = figures["rollouts_truncated"] + distillation.truncated
             figures["rollout_out_of_memory"] = distillation.out_of_memory
         return token_loss.sum() if reduce else token_loss, gold.numel(), figures
 
@@ -163,17 +166,17 @@ class DistillationCriterion(FairseqCriterion):
         """The loss and the reference's NLL at ``N`` positions, ``(N, V), (N, V), (N,), (N,) -> (N,), (N,)``."""
         divergence = self.divergence(student_logits, teacher_logits)
         if self.gold_weight == 0.0:
-            with torch.no_grad():
-                nll = F.cross_entropy(student_logits, gold, reduction="none")
+            with torch.no_grad():  # only to log: no N x V tensor for it
+                nll = student_logits.logsumexp(dim=-1) - student_logits.gather(-1, gold.unsqueeze(-1)).squeeze(-1)
             return divergence, nll
         nll = F.cross_entropy(student_logits, gold, reduction="none")
-        gold_weight = torch.where(is_rollout, 0.0, self.gold_weight)
+        gold_weight = torch.full_like(nll, self.gold_weight).masked_fill(is_rollout, 0.0)
         return gold_weight * nll + (1.0 - gold_weight) * divergence, nll.detach()
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
         """Turn the summed figures of all processes and micro-batches into fairseq's meters."""
-        total = {key: float(sum(log.get(key, 0) for log in logging_outputs)) for key in logging_outputs[0]}
+        total = _totals(logging_outputs)
         bits = 1.0 / math.log(2)
 
         def ratio(name: str, part: float, whole: float, digits: int) -> None:
@@ -205,15 +208,26 @@ class DistillationCriterion(FairseqCriterion):
         return True
 
 
+def _refuse_rollout_flags(cfg: DistillationConfig) -> None:
+    """Where nothing is rolled out, a flag that says how would be silently ignored."""
+    for item in fields(DistillationConfig):
+        value = getattr(cfg, item.name)
+        if item.name.startswith("rollout_") and str(value) != str(item.default):
+            flag = "--" + item.name.replace("_", "-")
+            raise UsageError(
+                f"{flag} {value} changes nothing at --student-share {cfg.student_share}: raise the share or leave it out"
+            )
+
+
 def _figures(token_loss: Tensor, nll: Tensor, sample: Batch, is_rollout: Tensor) -> dict[str, Any]:
     """Sums to log, as the batch gives them; a key is missing in no batch, since processes add them up by position."""
     token_loss = token_loss.detach()
     rollout_tokens = is_rollout.sum()
     return {
         "loss": token_loss.sum(),
-        "nll_loss": nll.detach()[~is_rollout].sum(),
-        "loss_data": token_loss[~is_rollout].sum(),
-        "loss_rollout": token_loss[is_rollout].sum(),
+        "nll_loss": nll.detach().masked_fill(is_rollout, 0.0).sum(),
+        "loss_data": token_loss.masked_fill(is_rollout, 0.0).sum(),
+        "loss_rollout": token_loss.masked_fill(~is_rollout, 0.0).sum(),
         "ntokens": token_loss.numel(),
         "nsentences": sample["target"].size(0),
         "sample_size": token_loss.numel(),
@@ -222,9 +236,17 @@ def _figures(token_loss: Tensor, nll: Tensor, sample: Batch, is_rollout: Tensor)
         "teacher_tokens": 0,
         "teacher_agrees": torch.zeros_like(rollout_tokens),
         "rollouts": torch.zeros_like(rollout_tokens),
-        "rollouts_truncated": 0,
+        "rollouts_truncated": torch.zeros_like(rollout_tokens),
         "rollout_out_of_memory": 0,
     }
+
+
+def _totals(logging_outputs: list[dict[str, Any]]) -> dict[str, float]:
+    """Sums over all logs as numbers, fetched from the device at once."""
+    sums = {key: sum(log.get(key, 0) for log in logging_outputs) for key in logging_outputs[0]}
+    tensors = [key for key, value in sums.items() if isinstance(value, Tensor)]
+    fetched = torch.stack([sums[key].double() for key in tensors]).tolist() if tensors else []
+    return {**sums, **dict(zip(tensors, fetched, strict=True))}
 
 
 def _task_name(task: Any) -> str:

@@ -21,9 +21,12 @@ def teacher_argmax(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         student_logits, teacher_logits: ``(N, V)``, unnormalised.
 
     Returns:
-        ``(N,)``, nats.
+        ``(N,)``, nats; NaN where the teacher's logits are not finite.
     """
-    return F.cross_entropy(full_precision(student_logits), teacher_logits.argmax(dim=-1), reduction="none")
+    best, label = full_precision(teacher_logits).max(dim=-1)
+    loss = F.cross_entropy(full_precision(student_logits), label, reduction="none")
+    # A broken teacher (NaN, inf) has an argmax too; the product carries it into the loss, where fairseq stops the run.
+    return loss * (1.0 + 0.0 * best)
 
 
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

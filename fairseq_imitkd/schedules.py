@@ -17,7 +17,7 @@ FORMS = "a number in 0..1, constant:SHARE, exponential:FINAL_DATA_SHARE, linear:
 def parse_schedule(text: str, max_update: int, flag: str = "--student-share") -> Schedule:
     """Read a schedule of the student's share.
 
-    With ``x`` the fraction of training done (update / ``max_update``, less the warm-up fraction ``F``):
+    With ``x`` the fraction of training done, update / ``max_update``:
 
     ==================  ======================================================
     ``constant:S``      ``S`` (``S`` alone means the same)
@@ -26,8 +26,8 @@ def parse_schedule(text: str, max_update: int, flag: str = "--student-share") ->
     ``reverse-sigmoid``  ``1 - 1 / (1 + exp(20 (x - 1/2)))``
     ==================  ======================================================
 
-    Each takes an optional ``,warmup=F``: the share is 0 for the first fraction ``F`` of the updates and the form
-    starts there, at ``x = update / max_update - F``.
+    Each takes an optional ``,warmup=F``: the share is 0 for the first fraction ``F`` of the updates, and then
+    ``x = update / max_update - F`` as in the released code; so a moving form ends at ``x = 1 - F``.
 
     Args:
         text: the flag's value, for example ``exponential:0.005,warmup=0.1``.

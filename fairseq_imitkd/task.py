@@ -1,12 +1,15 @@
 """``translation_with_teacher``: fairseq's translation with a frozen teacher beside the student. Wiring only."""
 
 import contextlib
+import logging
 from dataclasses import dataclass, field
 from typing import Any, Optional, cast
 
 import torch
+from fairseq import utils
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models import BaseFairseqModel, FairseqIncrementalDecoder
+from fairseq.models.nat import FairseqNATModel
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
@@ -18,6 +21,8 @@ from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCri
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.rollout import RandomKey, Rollout, decode
 from fairseq_imitkd.teacher import StudentSide, Teacher, check_files, load_teacher
+
+logger = logging.getLogger(__name__)
 
 Precision: Any = ChoiceEnum(["auto", "fp32", "fp16", "bf16"])
 
@@ -80,6 +85,8 @@ class TranslationWithTeacherTask(TranslationTask):
             UsageError: the teacher, the student's architecture or a flag does not fit.
         """
         criterion = super().build_criterion(cfg, from_checkpoint)
+        if self.cfg.teacher_path and not isinstance(criterion, DistillationCriterion):
+            logger.warning("--teacher-path is not used: this --criterion does not distil; use --criterion imitkd")
         if isinstance(criterion, DistillationCriterion) and self.for_training and not from_checkpoint:
             check_files(self.cfg.teacher_path)
             if self.cfg.left_pad_target:
@@ -89,13 +96,11 @@ class TranslationWithTeacherTask(TranslationTask):
             self._teacher = self._load_teacher()
         return criterion
 
-    def max_positions(self) -> tuple[int, int]:
-        """The longest source and target allowed; a sentence that the teacher can't read is not trained on."""
-        source, target = super().max_positions()
-        if self._teacher is None:
-            return source, target
-        teacher_source, teacher_target = self._teacher.max_positions
-        return min(source, teacher_source), min(target, teacher_target)
+    def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """fairseq's batches. A sentence too long for the teacher is not trained on; validation stays stock."""
+        if self._teacher is not None and dataset is self.datasets.get(self.cfg.train_subset):
+            kwargs["max_positions"] = utils.resolve_max_positions(kwargs.get("max_positions"), self._teacher.max_positions)
+        return super().get_batch_iterator(dataset, *args, **kwargs)
 
     def _load_teacher(self) -> Teacher:
         cfg = self.cfg
@@ -123,6 +128,7 @@ class TranslationWithTeacherTask(TranslationTask):
         clock = self._clock = self._clock or StageClock(sample["target"].device)
         with clock.stage("step_seconds"):
             if not ignore_grad:
+                # A context of its own: autocast remembers casts made without gradients until it is left.
                 with _autocast(optimizer):
                     sample = self._distillation_sample(sample, _unwrapped(model), criterion, update_num, clock)
             loss, sample_size, figures = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
@@ -135,22 +141,24 @@ class TranslationWithTeacherTask(TranslationTask):
         self, sample: Batch, student: BaseFairseqModel, criterion: DistillationCriterion, update_num: int, clock: StageClock
     ) -> Batch:
         """The batch to train on: some targets written by the student, all of them scored by the teacher."""
-        if self._teacher is None:
+        if self._teacher is None:  # a task rebuilt from a checkpoint, trained after all
             self._teacher = self._load_teacher()
-        pad = self.target_dictionary.pad()
         share = criterion.student_share(update_num)
         random_key = RandomKey(criterion.seed, update_num)
-        is_rollout = random_key.uniforms(sample["id"]) < share
-        rows = is_rollout.nonzero().squeeze(-1)
-        truncated, out_of_memory = 0, 0
-        if rows.numel() > 0:
-            with clock.stage("rollout_seconds"):
-                rollout = self._roll_out(sample, rows, student, criterion, random_key)
+        is_rollout = torch.zeros_like(sample["id"], dtype=torch.bool)
+        truncated: Tensor | int = 0
+        out_of_memory = 0
+        if share > 0.0:
+            drawn = random_key.uniforms(sample["id"]) < share
+            rows = drawn.nonzero().squeeze(-1)
+            if rows.numel() > 0:
+                with clock.stage("rollout_seconds"):
+                    rollout = self._roll_out(sample, rows, student, self._teacher, criterion, random_key)
                 if rollout is None:
-                    is_rollout, out_of_memory = torch.zeros_like(is_rollout), 1
+                    out_of_memory = 1
                 else:
-                    sample = with_rollouts(sample, rows, rollout, pad)
-                    truncated = int(rollout.truncated.sum())
+                    is_rollout, truncated = drawn, rollout.truncated.sum()
+                    sample = with_rollouts(sample, rows, rollout, self.target_dictionary.pad())
 
         with clock.stage("teacher_seconds"):
             weights = next(student.parameters())
@@ -160,7 +168,13 @@ class TranslationWithTeacherTask(TranslationTask):
         return {**sample, DISTILLATION: Distillation(teacher_logits, is_rollout, truncated, out_of_memory)}
 
     def _roll_out(
-        self, sample: Batch, rows: Tensor, student: BaseFairseqModel, criterion: DistillationCriterion, random_key: RandomKey
+        self,
+        sample: Batch,
+        rows: Tensor,
+        student: BaseFairseqModel,
+        teacher: Teacher,
+        criterion: DistillationCriterion,
+        random_key: RandomKey,
     ) -> Rollout | None:
         """The student's translations of some rows, or None when they do not fit in memory.
 
@@ -175,19 +189,22 @@ class TranslationWithTeacherTask(TranslationTask):
                 sample["id"][rows],
                 criterion.rollout_policy,
                 random_key,
-                max_positions=min(student.max_decoder_positions(), self.max_positions()[1]),
+                max_positions=min(student.max_decoder_positions(), teacher.max_positions[1]),
                 pad=self.target_dictionary.pad(),
                 eos=self.target_dictionary.eos(),
             )
         except torch.OutOfMemoryError:
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            return None
+            pass  # until the handler is left, the traceback keeps the caches alive
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
 
 
 def _why_not_student(model: BaseFairseqModel) -> str | None:
     """Why a model can't be distilled into, as one line; None when it can."""
     name = type(model).__name__
+    if isinstance(model, FairseqNATModel):
+        return f"--arch builds a {name}, which does not write from left to right: choose an autoregressive encoder-decoder"
     if not hasattr(model, "encoder") or not isinstance(getattr(model, "decoder", None), FairseqIncrementalDecoder):
         return f"--arch builds a {name}, which has no incremental decoder to write rollouts: choose another encoder-decoder"
     if getattr(model.decoder, "adaptive_softmax", None) is not None:

@@ -4,12 +4,15 @@ It is no part of any module: no optimizer, checkpoint or distributed wrapper eve
 """
 
 import importlib
+import json
 import logging
 import math
 import os
 import pickle
 import re
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from fairseq import checkpoint_utils, tasks
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf, overwrite_args_by_name
 from fairseq.models import BaseFairseqModel
-from omegaconf import OmegaConf
+from omegaconf import Container, OmegaConf
 from torch import Tensor
 
 from fairseq_imitkd.batch import Batch
@@ -52,14 +55,14 @@ class Teacher:
     def __init__(self, models: Sequence[BaseFairseqModel], dtype: str = "auto"):
         self.models = [model.eval().requires_grad_(False) for model in models]
         self.dtype = dtype
-        self._placed: tuple[torch.device, torch.dtype] | None = None
+        self._placed_on: torch.device | None = None
 
     def place(self, device: torch.device, student_dtype: torch.dtype) -> None:
-        """Move to the student's device, in the dtype asked for. Cheap when already there."""
-        dtype = DTYPES.get(self.dtype, student_dtype)
-        if self._placed != (device, dtype):
+        """Move to the student's device, in the dtype asked for, the first time: rounding could not be undone later."""
+        if self._placed_on != device:
+            dtype = DTYPES.get(self.dtype, student_dtype)
             self.models = [model.to(device=device, dtype=dtype) for model in self.models]
-            self._placed = (device, dtype)
+            self._placed_on = device
 
     @property
     def max_positions(self) -> tuple[int, int]:
@@ -102,9 +105,11 @@ def load_teacher(
     models = []
     for path in paths.split(os.pathsep):
         state = _read_checkpoint(path, allow_globals)
-        cfg = _config(state, path)
-        _check_dictionaries(path, cfg, student, data)
-        models.append(_build_model(state, cfg, path, student, data))
+        with _reported(path):
+            cfg = _config(state)
+            _refuse_expressions(cfg)
+            _check_languages(cfg, student)
+            models.append(_build_model(state, cfg, _dictionary_folder(path, cfg, student, data), student))
         logger.info("teacher %s: %s parameters", path, f"{sum(p.numel() for p in models[-1].parameters()):,}")
     return Teacher(models, dtype)
 
@@ -132,14 +137,22 @@ def _read_checkpoint(path: str, allow_globals: str | None) -> dict[str, Any]:
             # Memory-mapped: the optimizer's state, twice the model's size, is then not even read.
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
+        blocked = re.findall(r"GLOBAL ([\w.]+) whose module \S+ is blocked", str(error))
+        if blocked:
+            raise UsageError(
+                f"--teacher-path '{path}' holds {', '.join(blocked)}, which torch's safe loader never allows: don't use it"
+            ) from error
         unsafe = _unsafe_globals(path, allow_globals) or re.findall(r"GLOBAL (\S+) was not an allowed", str(error))
+        unsafe = [name for name in unsafe if re.fullmatch(r"[\w.]+", name)]  # the file's author wrote these names
         if not unsafe:
             raise UsageError(f"--teacher-path '{path}' is no checkpoint that torch can read: {_first_line(error)}") from error
         raise UsageError(
             f"--teacher-path '{path}' needs {', '.join(unsafe)}, which torch's safe loader does not allow; if you trust "
             f"the file and these names, add --teacher-allow-globals {','.join(unsafe)}"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a foreign file makes the unpickler raise
         raise UsageError(f"--teacher-path '{path}' is no checkpoint that torch can read: {_first_line(error)}") from error
     if not isinstance(state, dict) or "model" not in state or not (state.get("cfg") or state.get("args")):
         raise UsageError(f"--teacher-path '{path}' is no fairseq checkpoint: it lacks 'model' and 'cfg' (or 'args')")
@@ -173,55 +186,123 @@ def _is_zip(path: str) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    """What went wrong, without torch's advice to load the file unsafely."""
+    reason = str(error).rsplit("WeightsUnpickler error:", 1)[-1]
+    return reason.strip().split("\n")[0] or type(error).__name__
 
 
-def _config(state: dict[str, Any], path: str) -> Any:
+@contextmanager
+def _reported(path: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes one line that names the checkpoint: fairseq raises anything on a strange one."""
+    try:
+        yield
+    except (UsageError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"--teacher-path '{path}' can't be used: {detail[:300]}") from error
+
+
+def _config(state: dict[str, Any]) -> Any:
     """The configuration that the teacher was trained with, old checkpoints upgraded as fairseq does."""
-    if "optimizer_history" not in state and "best_loss" not in state:
+    state = dict(state)
+    if not state.get("optimizer_history"):  # very old, or slimmed by its owner
+        state.pop("best_loss", None)
         state["optimizer_history"] = [{"optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}]
     state.setdefault("extra_state", {"epoch": 1})
     if state.get("cfg") is not None:
         state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
     state = checkpoint_utils._upgrade_state_dict(state)
     cfg = convert_namespace_to_omegaconf(state["args"]) if state.get("args") is not None else state["cfg"]
-    if getattr(cfg, "task", None) is None or getattr(cfg, "model", None) is None:
-        raise UsageError(f"--teacher-path '{path}' does not say which task and model it holds")
+    if cfg.get("task") is None or cfg.get("model") is None:
+        raise ValueError("it does not say which task and model it holds")
     return cfg
 
 
-def _build_model(state: dict[str, Any], cfg: Any, path: str, student: StudentSide, data: str | None) -> BaseFairseqModel:
-    """The teacher's model, built by its own task so that nothing of the student's task is touched."""
-    folder = _dictionary_folder(path, cfg, student, data)
-    overwrite_args_by_name(cfg, {"data": str(folder), "eval_bleu": False})
+# fairseq evaluates some of a model's settings as Python ("[(512, 3)] * 4", "True"). A checkpoint is untrusted, so a text
+# may be a plain word or path, numbers in brackets, or JSON; nothing that could call. Names of files are never evaluated.
+_PLAIN_TEXT = re.compile(r"[^()\[\]{}'\"`\\;]*")
+_NUMBERS = re.compile(r"(?:True|False|None|[\d\s.,()\[\]+-]|(?<!\*)\*(?!\*))*")
+
+
+def _refuse_expressions(cfg: Any) -> None:
+    """Refuse a configuration in which fairseq would run code of the checkpoint's author."""
+    for part in ("task", "model"):
+        for name, value in _settings(cfg[part]):
+            if not isinstance(value, str) or name.endswith(("dir", "path", "file", "data")):
+                continue
+            if not (_PLAIN_TEXT.fullmatch(value) or _NUMBERS.fullmatch(value) or _is_json(value)):
+                raise ValueError(f"its setting {part}.{name} holds an expression, which fairseq would run: {value[:60]!r}")
+
+
+def _settings(node: Any) -> Iterator[tuple[str, Any]]:
+    """Every setting of a configuration, nested ones too, without resolving any reference."""
+    if isinstance(node, Namespace):
+        node = vars(node)
+    if isinstance(node, Container):
+        node = OmegaConf.to_container(node, resolve=False)
+    for name, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+        if isinstance(value, Namespace | Mapping | list | tuple):
+            yield from _settings(value)
+        else:
+            yield str(name), value
+
+
+def _is_json(text: str) -> bool:
     try:
-        task = tasks.setup_task(cfg.task, from_checkpoint=True)
-        model = task.build_model(cfg.model, from_checkpoint=True)
-        model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
-    except (RuntimeError, AssertionError, KeyError, AttributeError) as error:
-        raise UsageError(f"--teacher-path '{path}' can't be built: {' '.join(str(error).split())[:400]}") from error
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_languages(cfg: Any, student: StudentSide) -> None:
+    """A teacher of the other direction shares a joined dictionary, and would teach nonsense."""
+    teacher_pair = tuple(getattr(cfg.task, name, None) for name in ("source_lang", "target_lang"))
+    student_pair = (student.source_lang, student.target_lang)
+    if None in teacher_pair or teacher_pair == student_pair:
+        return
+    if teacher_pair == student_pair[::-1]:
+        raise ValueError(
+            f"it translates {'-'.join(teacher_pair)}, but the student {'-'.join(student_pair)}: give a teacher of that"
+        )
+    logger.warning("the teacher translates %s, the student %s: make sure that they mean the same", teacher_pair, student_pair)
+
+
+def _build_model(state: dict[str, Any], cfg: Any, folder: Path, student: StudentSide) -> BaseFairseqModel:
+    """The teacher's model, built by its own task so that nothing of the student's task is touched."""
+    source_lang, target_lang = _languages(cfg, student)
+    overrides = {
+        "data": str(folder),
+        "source_lang": source_lang,
+        "target_lang": target_lang,
+        "eval_bleu": False,
+        "encoder_embed_path": None,
+        "decoder_embed_path": None,
+    }
+    overwrite_args_by_name(cfg, overrides)
+    task = tasks.setup_task(cfg.task, from_checkpoint=True)
+    _check_dictionary(f"{folder}/dict.{source_lang}.txt", task.source_dictionary, student.source_dictionary)
+    _check_dictionary(f"{folder}/dict.{target_lang}.txt", task.target_dictionary, student.target_dictionary)
+    model = task.build_model(cfg.model, from_checkpoint=True)
+    model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
     if not hasattr(model, "encoder") or not hasattr(model, "decoder"):
-        raise UsageError(f"--teacher-path '{path}' holds a {type(model).__name__}, but must hold an encoder-decoder model")
+        raise ValueError(f"it holds a {type(model).__name__}, but must hold an encoder-decoder model")
     if getattr(model.decoder, "adaptive_softmax", None) is not None:
-        raise UsageError(f"--teacher-path '{path}' has an adaptive softmax, which gives no logits over the whole vocabulary")
+        raise ValueError("it has an adaptive softmax, which gives no logits over the whole vocabulary")
     return model
 
 
-def _check_dictionaries(path: str, cfg: Any, student: StudentSide, data: str | None) -> None:
-    """Compare both dictionaries symbol by symbol: equal sizes with shifted symbols would train on nonsense."""
-    folder = _dictionary_folder(path, cfg, student, data)
-    source_lang, target_lang = _languages(cfg, student)
-    for language, own in ((source_lang, student.source_dictionary), (target_lang, student.target_dictionary)):
-        file = folder / f"dict.{language}.txt"
-        theirs = tasks.FairseqTask.load_dictionary(str(file))
-        difference = first_difference(theirs.symbols, own.symbols)
-        if difference is not None:
-            index, theirs_symbol, own_symbol = difference
-            raise UsageError(
-                f"the teacher's dictionary {file} differs from the student's at index {index}: teacher '{theirs_symbol}', "
-                f"student '{own_symbol}'; binarise the student's data with the teacher's dictionaries "
-                "(fairseq-preprocess --srcdict --tgtdict)"
-            )
+def _check_dictionary(name: str, theirs: Dictionary, own: Dictionary) -> None:
+    """Compare symbol by symbol: equal sizes with shifted symbols would train on nonsense."""
+    difference = first_difference(theirs.symbols, own.symbols)
+    if difference is not None:
+        index, theirs_symbol, own_symbol = difference
+        raise UsageError(
+            f"the teacher's dictionary {name} differs from the student's at index {index}: teacher '{theirs_symbol}', "
+            f"student '{own_symbol}'; binarise the student's data with the teacher's dictionaries "
+            "(fairseq-preprocess --srcdict --tgtdict)"
+        )
 
 
 def first_difference(teacher_symbols: Sequence[str], student_symbols: Sequence[str]) -> tuple[int, str, str] | None:
@@ -245,6 +326,7 @@ def _dictionary_folder(path: str, cfg: Any, student: StudentSide, data: str | No
     folders = [Path(data)] if data else [Path(path).resolve().parent, *([Path(saved)] if saved else [])]
     for folder in folders:
         if all((folder / name).is_file() for name in names):
+            logger.info("teacher %s: dictionaries of %s", path, folder)
             return folder
     raise UsageError(
         f"the teacher's dictionaries {' and '.join(names)} are not in {' or '.join(map(str, folders))}: "

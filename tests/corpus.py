@@ -35,6 +35,7 @@ def binarise(text: Path, destination: Path, *flags: str) -> None:
 
 def run(command: str, *arguments: object, check: bool = True, **kwargs) -> subprocess.CompletedProcess:
     """A console command of this environment, its output captured. A failure shows the end of the output."""
+    kwargs.setdefault("timeout", 300)
     done = subprocess.run(
         [BIN / command, *map(str, arguments)],
         capture_output=True,

@@ -8,12 +8,15 @@ for name in teacher scratch continued word_kd imitkd imitkd_full; do
 done
 [ ${#models[@]} -gt 0 ] || die "no trained model in $RUN: run teacher.sh, student.sh and distill.sh first"
 
+# fairseq drops a last batch whose size is no multiple of --required-batch-size-multiple, so that must be 1 here.
 translate() {
   local name=$1
   imitkd-generate "$RUN/data-bin" "${DEVICE_FLAGS[@]}" --path "$RUN/$name/checkpoint_best.pt" --gen-subset test \
-    --beam 1 --max-len-a 1.2 --max-len-b 10 --max-tokens 4096 --remove-bpe sentencepiece >"$RUN/$name/test.out" 2>"$RUN/$name/test.err" \
+    --beam 1 --max-len-a 1.2 --max-len-b 10 --max-tokens 4096 --required-batch-size-multiple 1 \
+    --remove-bpe sentencepiece >"$RUN/$name/test.out" 2>"$RUN/$name/test.err" \
     || { tail -n 5 "$RUN/$name/test.err" >&2; die "could not decode with $name"; }
-  grep '^D-' "$RUN/$name/test.out" | sed 's/^D-//' | sort -n | cut -f3 >"$RUN/$name/test.hyp"
+  grep '^D-' "$RUN/$name/test.out" | sed 's/^D-//' | sort -n | cut -f3 >"$RUN/$name/test.hyp" \
+    || die "no translations in $RUN/$name/test.out"
 }
 
 for name in "${models[@]}"; do

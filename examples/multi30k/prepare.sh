@@ -43,6 +43,7 @@ encode() {
 }
 
 binarise() {
+  rm -rf "$RUN/data-bin" # fairseq-preprocess refuses a folder that a killed call left half done
   fairseq-preprocess --source-lang de --target-lang en --joined-dictionary --workers 2 --destdir "$RUN/data-bin" \
     --trainpref "$RUN/encoded/train" --validpref "$RUN/encoded/valid" --testpref "$RUN/encoded/test2016"
 }

@@ -21,8 +21,8 @@ STUDENT_MODEL=(
   --encoder-layers 1 --decoder-layers 1 --encoder-attention-heads 4 --decoder-attention-heads 4
   --encoder-embed-dim 64 --decoder-embed-dim 64 --encoder-ffn-embed-dim 256 --decoder-ffn-embed-dim 256
 )
-# Students that go on from the one trained on references.
+# Students that go on from the one trained on references. Not --restore-file: that one starts over after a kill.
 CONTINUE=(
-  --restore-file "$RUN/scratch/checkpoint_best.pt" --reset-optimizer --reset-lr-scheduler --reset-dataloader --reset-meters
+  --finetune-from-model "$RUN/scratch/checkpoint_best.pt"
   --lr 2e-3 --warmup-updates 100 --max-update "${DISTILL_UPDATES:-800}"
 )

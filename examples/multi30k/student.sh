@@ -6,7 +6,7 @@ source "$(dirname "$0")/settings.sh"
 
 stage scratch train scratch --task translation "${STUDENT_MODEL[@]}" "${OPTIMISER[@]}" "${VALIDATION[@]}" \
   --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --dropout 0.1 \
-  --lr 4e-3 --warmup-updates 500 --max-update "${SCRATCH_UPDATES:-2000}"
+  --lr 4e-3 --warmup-updates 500 --max-update "${SCRATCH_UPDATES:-1500}"
 
 stage continued train continued --task translation "${STUDENT_MODEL[@]}" "${OPTIMISER[@]}" "${VALIDATION[@]}" "${CONTINUE[@]}" \
   --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --dropout 0.1

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from fairseq.models import BaseFairseqModel
+from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
 from fairseq_imitkd.rollout.policy import RolloutPolicy
@@ -113,11 +114,19 @@ def _without_filler(tokens: Tensor, truncated: Tensor, max_lengths: Tensor, pad:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module's own mode as it was, also when an error passes through."""
+    """Evaluation mode and a beam of 1 inside; afterwards every module as it was, also when an error passes through.
+
+    A ``SequenceGenerator`` leaves its beam size in the attention modules of some models (BART), and needs it there.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    beams = [(module, module.beam_size) for module in model.modules() if isinstance(module, MultiheadAttention)]
     model.eval()
+    for attention, _ in beams:
+        attention.beam_size = 1
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
+        for attention, beam_size in beams:
+            attention.beam_size = beam_size

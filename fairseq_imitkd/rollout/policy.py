@@ -59,8 +59,9 @@ class RolloutPolicy:
         Returns:
             ``(B,)`` int64, at least 1.
         """
-        lengths = (source_lengths * self.max_len_a + self.max_len_b).long()
-        return lengths.clamp(min=1, max=max(1, max_positions - 1))
+        # In float64, as Python's int(a * length + b) would have it.
+        lengths = (source_lengths.double() * self.max_len_a + self.max_len_b).long()
+        return lengths.clamp(min=1, max=max(1, int(max_positions) - 1))
 
     def choose(self, logits: Tensor, uniforms: Tensor | None) -> Tensor:
         """One next token for each row.

@@ -1,0 +1,126 @@
+"""One of two gloo processes that train together in memory: ``python -m tests.distributed.two_ranks RANK FOLDER``.
+
+Leaves what it saw in ``FOLDER/rank-RANK.pt``. It is a program of its own, so that both ranks pay one start-up for all
+the cases, and a rank that hangs can be ended from outside.
+"""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from fairseq.distributed import ModuleProxyWrapper
+from fairseq.models.distributed_fairseq_model import DistributedFairseqModel
+from fairseq.trainer import Trainer
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fairseq_imitkd.teacher import Teacher
+from tests.fairseq_models import build_student, make_batch, reversed_pairs, tiny_criterion, tiny_task, training_config
+
+UPDATE = 30
+BACKENDS = ("legacy_ddp", "pytorch_ddp")
+
+
+class Optimizer:
+    """All of an optimizer that a training step asks for."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients."""
+        loss.backward()
+
+
+def sentences() -> list[dict[str, Any]]:
+    """A batch for each rank: other lengths, another number of sentences, the ids running on."""
+    pairs = reversed_pairs(9, seed=31)
+    return [make_batch(pairs[:6], ids=range(6)), make_batch([(pair[0] * 3, pair[1]) for pair in pairs[6:]], ids=range(6, 9))]
+
+
+def student(**settings: Any) -> nn.Module:
+    """The same weights everywhere, and no dropout, whose noise would differ."""
+    return build_student(seed=1, dropout=0.0, **settings)
+
+
+def task() -> Any:
+    """With its teacher in memory."""
+    task = tiny_task()
+    task._teacher = Teacher([build_student(seed=9)])
+    return task
+
+
+def criterion(**settings: Any) -> Any:
+    """Half of the sentences are rolled out, to caps of their own sources."""
+    return tiny_criterion("imitkd_full", task(), student_share="0.5", rollout_max_len_a=1.0, rollout_max_len_b=2, **settings)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Of every parameter, by name."""
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def plain(figures: dict[str, Any]) -> dict[str, float]:
+    """A log without the times."""
+    return {key: float(value) for key, value in figures.items() if not key.endswith("seconds")}
+
+
+def wrapped(model: nn.Module, backend: str) -> Any:
+    """The model in fairseq's distributed wrapper.
+
+    For ``pytorch_ddp`` fairseq also names a GPU, which torch refuses on the CPU: the same two classes, without it.
+    """
+    if backend == "legacy_ddp":
+        args = Namespace(tpu=False, ddp_backend=backend, heartbeat_timeout=-1)
+        return DistributedFairseqModel(args, model, torch.distributed.group.WORLD, torch.device("cpu"))
+    return ModuleProxyWrapper(DistributedDataParallel(model, broadcast_buffers=False))
+
+
+def wrapped_step(backend: str, rank: int, ignore_grad: bool) -> dict[str, Any]:
+    """One step through the wrapper: the averaged gradients, the count and the log of this rank."""
+    model = student()
+    outer = wrapped(model, backend)
+    sample = sentences()[rank]
+    _, count, figures = task().train_step(
+        sample, outer, criterion(), Optimizer(), UPDATE, ignore_grad=ignore_grad and rank == 1
+    )
+    if backend == "legacy_ddp":
+        outer.all_reduce_grads()
+    return {"gradients": gradients(model), "count": count, "figures": plain(figures), "keys": list(figures)}
+
+
+def trainer_steps(rank: int, folder: Path) -> dict[str, Any]:
+    """fairseq's own trainer: a full update, then one in which the second rank has no batch left (uneven shards)."""
+    cfg = training_config(
+        folder, "--task", "translation_with_teacher", "--criterion", "imitkd_full", "--optimizer", "sgd", "--lr", "0.5",
+        "--max-update", "100", "--ddp-backend", "legacy_ddp", "--clip-norm", "0",
+    )  # fmt: skip
+    cfg.distributed_training.distributed_world_size = 2
+    cfg.distributed_training.distributed_rank = rank
+    cfg.distributed_training.distributed_init_method = "unused"
+    model = student()
+    trainer = Trainer(cfg, task(), model, criterion())
+    batch = sentences()[rank]
+    trainer.reset_dummy_batch(batch)
+    logs = [trainer.train_step([batch])]
+    after_one = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    logs.append(trainer.train_step([batch if rank == 0 else None]))
+    after_two = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return {"after_one": after_one, "after_two": after_two, "logs": [sorted(map(str, log)) for log in logs]}
+
+
+def main(rank: int, folder: Path) -> None:
+    """All cases, one after another."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    results: dict[str, Any] = {}
+    for backend in BACKENDS:
+        for ignore_grad in (False, True):
+            results[f"{backend}-{'filler' if ignore_grad else 'even'}"] = wrapped_step(backend, rank, ignore_grad)
+    results["trainer"] = trainer_steps(rank, folder)
+    torch.save(results, folder / f"rank-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,187 @@
+"""What cannot work is refused in one line that names the flag and the remedy, before a sentence is read."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from fairseq import tasks
+from fairseq.models import FairseqDecoder, FairseqEncoderDecoderModel, register_model, register_model_architecture
+from fairseq.models.transformer import TransformerModel
+
+import fairseq_imitkd.teacher
+from fairseq_imitkd.errors import UsageError
+from tests import corpus, inside
+
+
+class WholeSequenceDecoder(FairseqDecoder):
+    """Reads a whole target or nothing."""
+
+    def __init__(self, decoder):
+        super().__init__(decoder.dictionary)
+        self.decoder = decoder
+
+    def forward(self, prev_output_tokens, encoder_out=None, **kwargs):
+        return self.decoder(prev_output_tokens, encoder_out=encoder_out)
+
+
+@register_model("no_incremental_decoder")
+class NoIncrementalDecoder(FairseqEncoderDecoderModel):
+    """An encoder-decoder that cannot write token by token."""
+
+    @staticmethod
+    def add_args(parser):
+        TransformerModel.add_args(parser)
+
+    @classmethod
+    def build_model(cls, args, task):
+        transformer = TransformerModel.build_model(args, task)
+        return cls(transformer.encoder, WholeSequenceDecoder(transformer.decoder))
+
+
+@register_model_architecture("no_incremental_decoder", "no_incremental_decoder")
+def no_incremental_decoder(args):
+    from fairseq.models.transformer import base_architecture
+
+    base_architecture(args)
+
+
+def refusal(data, save_dir, *flags) -> str:
+    """The message that ends a training over dictionaries alone: reading any sentence would fail in another way."""
+    with pytest.raises(UsageError) as caught:
+        inside.train(
+            data, save_dir, "--source-lang", "src", "--target-lang", "tgt", "--task", "translation_with_teacher",
+            "--criterion", "imitkd", "--max-update", 10, *flags,
+        )  # fmt: skip
+    message = str(caught.value)
+    assert "\n" not in message
+    assert caught.value.code == f"error: {message}"
+    return message
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (("--student-share", "exponentially:0.5"), ("--student-share", "exponentially:0.5", "exponential:FINAL")),
+        (("--student-share", "linear"), ("--student-share", "linear", "linear:0.5")),
+        (("--student-share", "1.5"), ("--student-share", "1.5", "0..1")),
+        (("--student-share", "exponential:0"), ("--student-share", "exponential:0", "above 0")),
+        (("--max-update", 0, "--max-epoch", 3), ("--student-share", "exponential:0.005", "--max-update", "constant")),
+        (("--rollout-topk", 5), ("--rollout-topk", "greedy", "--rollout-policy sampling")),
+        (("--rollout-policy", "sampling", "--rollout-topp", 0), ("--rollout-topp", "0", "above 0")),
+        (("--rollout-policy", "sampling", "--rollout-temperature", -1), ("--rollout-temperature", "-1", "above 0")),
+        (("--gold-weight", 1.5), ("--gold-weight", "1.5", "0..1")),
+        (("--left-pad-target",), ("--left-pad-target", "leave it out")),
+        (("--adaptive-softmax-cutoff", "5,10"), ("--adaptive-softmax-cutoff", "leave it out")),
+        (("--arch", "no_incremental_decoder"), ("--arch", "NoIncrementalDecoder", "incremental")),
+        (("--arch", "nonautoregressive_transformer"), ("--arch", "NATransformerModel", "choose another")),
+    ],
+    ids=lambda value: "_".join(map(str, value)).replace("--", "") if value and str(value[0]).startswith("--") else "",
+)
+def test_flags(flags, parts, digits, teacher, tmp_path):
+    message = refusal(digits.dictionaries, tmp_path, "--teacher-path", teacher, *flags)
+    for part in parts:
+        assert part in message
+
+
+def test_another_task(digits, tmp_path):
+    """A task without a teacher: the message names the one that has it."""
+    message = refusal(digits.dictionaries, tmp_path, "--task", "translation")
+    for part in ("--criterion imitkd", "--task is translation", "--task translation_with_teacher --teacher-path"):
+        assert part in message
+
+
+def test_fully_sharded(digits, teacher, tmp_path):
+    """Parameters in shards leave no whole student. fairseq itself wants fairscale earlier, so the criterion is asked."""
+    flags = ("--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", "imitkd", "--max-update", 10)
+    cfg = inside.config(digits.data, tmp_path, *flags, "--ddp-backend", "fully_sharded")
+    with pytest.raises(UsageError, match=r"--ddp-backend fully_sharded .* legacy_ddp"):
+        tasks.setup_task(cfg.task).build_criterion(cfg.criterion)
+
+
+class Harmful:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_teacher_files(digits, teacher, tmp_path, monkeypatch):
+    """Whatever lies at --teacher-path, the message names the flag and the file, and nothing in the file is run."""
+
+    def message(path) -> str:
+        text = refusal(digits.dictionaries, tmp_path / "saved", "--teacher-path", path)
+        assert f"--teacher-path '{path}'" in text
+        return text
+
+    assert "--teacher-path is not given" in refusal(digits.dictionaries, tmp_path / "saved")
+    assert "is no file" in message(tmp_path / "missing.pt")
+    assert "is no file" in message(tmp_path)
+
+    text = tmp_path / "text.pt"
+    text.write_text("not a checkpoint\n")
+    assert "is no checkpoint that torch can read" in message(text)
+    empty = tmp_path / "empty.pt"
+    empty.touch()
+    assert "is no checkpoint that torch can read" in message(empty)
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes(teacher.read_bytes()[:50_000])
+    assert "is no checkpoint that torch can read" in message(cut)
+    tensors = tmp_path / "tensors.pt"
+    torch.save({"weight": torch.ones(2)}, tensors)
+    assert "is no fairseq checkpoint: it lacks 'model'" in message(tensors)
+
+    harmful = tmp_path / "harmful.pt"
+    torch.save({"model": {}, "cfg": Harmful(tmp_path / "made")}, harmful)
+    assert "posix.mkdir" in message(harmful)
+    assert not (tmp_path / "made").exists()
+
+    second = f"{teacher}:{tmp_path / 'missing.pt'}"
+    assert "missing.pt' is no file" in refusal(digits.dictionaries, tmp_path / "saved", "--teacher-path", second)
+
+    access = os.access
+    monkeypatch.setattr(
+        fairseq_imitkd.teacher.os, "access", lambda path, mode: str(path) != str(teacher) and access(path, mode)
+    )
+    assert "can't be read: check the file's permissions" in message(teacher)
+
+
+def test_other_dictionaries(digits, teacher, tmp_path):
+    """Two symbols in each other's place: as many symbols, and a teacher that would speak nonsense."""
+    other = tmp_path / "other"
+    shutil.copytree(digits.dictionaries, other)
+    first, second, *rest = (other / "dict.tgt.txt").read_text().splitlines()
+    (other / "dict.tgt.txt").write_text("\n".join([second, first, *rest]) + "\n")
+    message = refusal(other, tmp_path / "saved", "--teacher-path", teacher)
+    assert f"index 4: teacher '{first.split()[0]}', student '{second.split()[0]}'" in message
+    assert str(digits.data / "dict.tgt.txt") in message
+    assert "--tgtdict" in message
+    same = refusal(digits.dictionaries, tmp_path / "saved", "--teacher-path", teacher, "--teacher-data", other)
+    assert f"index 4: teacher '{second.split()[0]}', student '{first.split()[0]}'" in same
+    (other / "dict.tgt.txt").unlink()
+    missing = refusal(digits.dictionaries, tmp_path / "saved", "--teacher-path", teacher, "--teacher-data", other)
+    assert "--teacher-data" in missing
+    assert "dict.tgt.txt" in missing
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "start"),
+    [
+        (
+            "fairseq-train",
+            ("--user-dir", corpus.REPO / "fairseq_imitkd", "--task", "translation_with_teacher", "--teacher-path", "none.pt"),
+            "error: --teacher-path 'none.pt' is no file",
+        ),
+        ("imitkd-train", ("--teacher-path", "none.pt", "--student-share", "1.5"), "error: --student-share '1.5'"),
+    ],
+)
+def test_commands_end_with_the_one_line(command, flags, start, digits, tmp_path):
+    """Standard error ends with the line itself, and holds no traceback."""
+    flags = ("--source-lang", "src", "--target-lang", "tgt", "--criterion", "imitkd", "--max-update", 10, *flags)
+    done = corpus.train(digits.dictionaries, tmp_path, *flags, *corpus.TINY, command=command, check=False, timeout=200)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(start)
+    assert "Traceback" not in done.stderr + done.stdout

@@ -1,0 +1,54 @@
+"""A run that was killed goes on as if nothing had happened."""
+
+import re
+import subprocess
+import threading
+
+import torch
+
+from tests import corpus, inside
+
+UPDATES = 24
+
+
+def test_killed_and_resumed_equals_uninterrupted(digits, teacher, tmp_path):
+    """Sampled rollouts and a moving share need no saved state: weights and optimizer end the same to the last bit.
+
+    The first process is killed for good once it has saved update 6, and another command takes its checkpoint up.
+    """
+    flags = (
+        "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", "imitkd_full", "--rollout-policy",
+        "sampling", "--rollout-topk", 5, "--student-share", "exponential:0.005", "--max-update", UPDATES,
+        "--save-interval-updates", 3, "--keep-interval-updates", 1, "--disable-validation",
+    )  # fmt: skip
+    whole = inside.train(digits.data, tmp_path / "whole", *flags)
+    assert whole.figures["train_inner"][-1]["student_share"] > 0.9
+
+    arguments = list(map(str, [digits.data, "--save-dir", tmp_path / "killed", *inside.SETTINGS, *corpus.TINY, *flags]))
+    plugin = ["--user-dir", str(corpus.REPO / "fairseq_imitkd")]
+    process = subprocess.Popen(
+        [corpus.BIN / "fairseq-train", *arguments, *plugin],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=corpus.ENVIRONMENT,
+    )  # fmt: skip
+    watchdog = threading.Timer(300, process.terminate)
+    watchdog.start()
+    for line in process.stdout:
+        if "Saved checkpoint" in line and "@ 6 updates" in line:
+            process.kill()
+            break
+    watchdog.cancel()
+    process.stdout.close()
+    assert process.wait(timeout=60) == -9, "the first process must be killed before its end"
+
+    resumed = corpus.run("imitkd-train", *arguments, timeout=300)
+    found = re.search(r"Loaded checkpoint .* \(epoch \d+ @ (\d+) updates\)", resumed.stdout)
+    assert found is not None
+    assert 6 <= int(found[1]) < UPDATES
+
+    ends = [torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True) for name in ("whole", "killed")]
+    for end in ends:
+        assert end["optimizer_history"][-1]["num_updates"] == UPDATES
+    torch.testing.assert_close(ends[1]["model"], ends[0]["model"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        ends[1]["last_optimizer_state"]["state"], ends[0]["last_optimizer_state"]["state"], rtol=0, atol=0
+    )

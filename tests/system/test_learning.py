@@ -1,0 +1,34 @@
+"""A student that learns from nothing but the teacher must end up able to do the task."""
+
+import pytest
+
+from tests import inside
+
+
+@pytest.fixture(scope="module")
+def teacher_score(digits, teacher, tmp_path_factory) -> float:
+    return inside.exact_matches(inside.generate(digits.data, teacher, tmp_path_factory.mktemp("decoded")), digits.references())
+
+
+def test_the_teacher_can_do_the_task(teacher_score):
+    """The other tests here mean something only if the teacher writes more than nine sentences in ten without a mistake."""
+    assert teacher_score > 0.9
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        "imitkd_full",
+        pytest.param("imitkd", marks=pytest.mark.slow),
+        pytest.param("word_kd", marks=pytest.mark.slow),
+    ],
+)
+def test_a_student_learns_the_task(criterion, digits, teacher, teacher_score, tmp_path):
+    """From random weights, with no other loss than the method's, to a level that no luck reaches."""
+    inside.train(
+        digits.data, tmp_path, "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", criterion,
+        "--max-update", 350, "--max-tokens", 1200, "--lr", "1e-2", "--warmup-updates", 100, "--seed", 7,
+        "--disable-validation", "--save-interval", 1000,
+    )  # fmt: skip
+    found = inside.generate(digits.data, tmp_path / "checkpoint_last.pt", tmp_path, "--beam", 1)
+    assert inside.exact_matches(found, digits.references()) > 0.6 * teacher_score

@@ -1,0 +1,352 @@
+"""The criterion: the loss of every method from its definition, what it is divided by, and what it logs."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fairseq.logging import metrics
+from torch import Tensor
+
+from fairseq_imitkd.batch import with_rollouts
+from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.methods import METHODS
+from fairseq_imitkd.rollout import Rollout
+from tests.fairseq_models import build_student, make_batch, reversed_pairs, tiny_criterion, tiny_task
+
+PAD = 1
+
+
+def distillation_batch(seed: int = 1, rollout_rows: tuple[int, ...] = (1, 3)) -> dict[str, Any]:
+    """Five sentences of varied length, some of them the student's, with a teacher's random logits."""
+    generator = torch.Generator().manual_seed(seed)
+    sample = make_batch(reversed_pairs(5, seed))
+    rollout = Rollout(torch.tensor([[9, 8, 2, PAD], [7, 7, 7, 7]]), torch.tensor([False, True]))
+    rows = torch.tensor(rollout_rows)
+    if len(rows):
+        sample = with_rollouts(sample, rows, rollout, PAD)
+    batch, width = sample["target"].shape
+    is_rollout = torch.zeros(batch, dtype=torch.bool)
+    is_rollout[rows.long()] = True
+    teacher_logits = 2.0 * torch.randn(batch, width, 20, generator=generator)
+    return {**sample, DISTILLATION: Distillation(teacher_logits, is_rollout, truncated=len(rows) // 2)}
+
+
+def student_lprobs(model, sample: dict[str, Any]) -> Tensor:
+    """The student's log-probabilities in float64, ``(B, T, V)``."""
+    with torch.no_grad():
+        return model(**sample["net_input"])[0].double().log_softmax(-1)
+
+
+def reference_losses(name: str, gold_weight: float, model, sample: dict[str, Any]) -> list[tuple[bool, float, float]]:
+    """(is rollout, loss, NLL of the target) of each token that is no padding, position by position."""
+    lprobs, given = student_lprobs(model, sample), sample[DISTILLATION]
+    losses = []
+    for row, target in enumerate(sample["target"].tolist()):
+        for position, token in enumerate(target):
+            if token == PAD:
+                continue
+            q = lprobs[row, position]
+            p = given.teacher_logits[row, position].double().softmax(-1)
+            if name == "imitkd":
+                divergence = -float(q[int(p.argmax())])
+            else:
+                divergence = float(sum(p[v] * (p[v].log() - q[v]) for v in range(20)))
+            own = bool(given.is_rollout[row])
+            weight = 0.0 if own else gold_weight
+            losses.append((own, weight * -float(q[token]) + (1.0 - weight) * divergence, -float(q[token])))
+    return losses
+
+
+@pytest.fixture(scope="module")
+def student():
+    """An untrained transformer without dropout's noise."""
+    return build_student().eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "gold_weight"),
+    [
+        ("imitkd", {}, 0.0),
+        ("imitkd_full", {}, 0.0),
+        ("word_kd", {}, 0.5),
+        ("word_kd", {"gold_weight": 0.2}, 0.2),
+        ("word_kd", {"gold_weight": 1.0}, 1.0),
+        ("imitkd", {"gold_weight": 0.3}, 0.3),
+    ],
+)
+def test_loss_and_figures_follow_the_definition(student, name: str, settings: dict, gold_weight: float) -> None:
+    """Gold weight counts on data rows alone: a rollout has no reference, whatever the method."""
+    sample = distillation_batch()
+    loss, sample_size, figures = tiny_criterion(name, tiny_task(), **settings)(student, sample)
+    expected = reference_losses(name, gold_weight, student, sample)
+    data, own = ([entry for entry in expected if entry[0] is kind] for kind in (False, True))
+    assert len(own) == 7
+    assert len(data) > 5
+    assert float(loss) == pytest.approx(sum(entry[1] for entry in expected), rel=1e-5)
+    assert sample_size == len(expected)
+    for key, value in {
+        "loss": sum(entry[1] for entry in expected),
+        "loss_data": sum(entry[1] for entry in data),
+        "loss_rollout": sum(entry[1] for entry in own),
+        "nll_loss": sum(entry[2] for entry in data),
+    }.items():
+        assert float(figures[key]) == pytest.approx(value, rel=1e-5), key
+    lprobs, given = student_lprobs(student, sample), sample[DISTILLATION]
+    agree = (lprobs.argmax(-1) == given.teacher_logits.argmax(-1)) & sample["target"].ne(PAD)
+    for key, value in {
+        "ntokens": len(expected),
+        "sample_size": len(expected),
+        "nsentences": 5,
+        "tokens_data": len(data),
+        "tokens_rollout": len(own),
+        "teacher_tokens": len(expected),
+        "teacher_agrees": int(agree.sum()),
+        "rollouts": 2,
+        "rollouts_truncated": 1,
+        "rollout_out_of_memory": 0,
+    }.items():
+        assert float(figures[key]) == value, key
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_unreduced_loss_is_of_each_token(student, name: str) -> None:
+    """``reduce=False`` gives the counted tokens one by one, in the batch's order."""
+    criterion, sample = tiny_criterion(name, tiny_task()), distillation_batch()
+    losses, sample_size, _ = criterion(student, sample, reduce=False)
+    gold_weight = {"word_kd": 0.5}.get(name, 0.0)
+    expected = [loss for _, loss, _ in reference_losses(name, gold_weight, student, sample)]
+    assert losses.shape == (sample_size,)
+    torch.testing.assert_close(losses.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-5)
+
+
+def rows_alone(sample: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each sentence of a batch by itself, without any padding."""
+    batches, given = [], sample[DISTILLATION]
+    for row in range(sample["target"].size(0)):
+        length = int(sample["target"][row].ne(PAD).sum())
+        source = sample["net_input"]["src_tokens"][row]
+        source = source[source.ne(PAD)].unsqueeze(0)
+        one = slice(row, row + 1)
+        batches.append(
+            {
+                "target": sample["target"][one, :length],
+                "net_input": {
+                    "src_tokens": source,
+                    "src_lengths": torch.tensor([source.size(1)]),
+                    "prev_output_tokens": sample["net_input"]["prev_output_tokens"][one, :length],
+                },
+                DISTILLATION: Distillation(given.teacher_logits[one, :length], given.is_rollout[one]),
+            }
+        )
+    return batches
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_padding_changes_nothing(student, name: str) -> None:
+    """A batch's loss, count and gradients are the sums of its sentences' own."""
+    criterion, sample = tiny_criterion(name, tiny_task()), distillation_batch()
+    results = []
+    for batches in ([sample], rows_alone(sample)):
+        student.zero_grad()
+        losses = [criterion(student, batch) for batch in batches]
+        sum(loss for loss, _, _ in losses).backward()
+        gradients = {key: parameter.grad.clone() for key, parameter in student.named_parameters()}
+        results.append((float(sum(loss for loss, _, _ in losses)), sum(count for _, count, _ in losses), gradients))
+    (loss, count, gradients), (loss_alone, count_alone, gradients_alone) = results
+    assert loss == pytest.approx(loss_alone, rel=1e-5)
+    assert count == count_alone
+    torch.testing.assert_close(gradients, gradients_alone, rtol=1e-4, atol=1e-5)
+    assert any(gradient.abs().max() > 1e-3 for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_first_token_counts(student, name: str) -> None:
+    """The decoder reads EOS first: what it must write there is a target like any other.
+
+    Another opinion of the teacher on the first token alone changes the loss and its gradient.
+    """
+    criterion, sample = tiny_criterion(name, tiny_task()), distillation_batch()
+    changed = sample[DISTILLATION].teacher_logits.clone()
+    changed[:, 0] = changed[:, 0].roll(3, dims=-1)
+    other = {**sample, DISTILLATION: Distillation(changed, sample[DISTILLATION].is_rollout)}
+    one, two = (criterion(student, batch, reduce=False)[0] for batch in (sample, other))
+    starts = torch.zeros_like(sample["target"], dtype=torch.bool)
+    starts[:, 0] = True
+    starts = starts[sample["target"].ne(PAD)]
+    assert (one - two)[starts].abs().min() > 1e-4
+    assert (one - two)[~starts].abs().max() == 0.0
+
+
+def test_padding_columns_of_the_teacher_are_not_read(student) -> None:
+    """Whatever the teacher says at padding, even NaN, stays out of loss and gradient."""
+    criterion, sample = tiny_criterion("imitkd_full", tiny_task()), distillation_batch()
+    changed = sample[DISTILLATION].teacher_logits.clone()
+    changed[sample["target"].eq(PAD)] = torch.nan
+    other = {**sample, DISTILLATION: Distillation(changed, sample[DISTILLATION].is_rollout)}
+    assert float(criterion(student, sample)[0]) == float(criterion(student, other)[0])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_logs_have_the_same_keys_and_types_in_every_batch(student, name: str) -> None:
+    """Processes add them up by position: training, only-data, out-of-memory, and dummy or validation batches alike."""
+    criterion = tiny_criterion(name, tiny_task())
+    training, data_only = distillation_batch(), distillation_batch(rollout_rows=())
+    out_of_memory = {
+        **data_only,
+        DISTILLATION: Distillation(data_only[DISTILLATION].teacher_logits, data_only[DISTILLATION].is_rollout, 0, 1),
+    }
+    without_teacher = make_batch(reversed_pairs(3, seed=2))
+    logs = [criterion(student, batch)[2] for batch in (training, data_only, out_of_memory, without_teacher)]
+    shapes = [[(key, type(value), getattr(value, "dtype", None)) for key, value in log.items()] for log in logs]
+    assert shapes[1:] == shapes[:1] * 3
+    assert all(
+        not value.requires_grad and value.dim() == 0 for log in logs for value in log.values() if isinstance(value, Tensor)
+    )
+    assert DistillationCriterion.logging_outputs_can_be_summed() is True
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_validation_is_the_references_likelihood_and_needs_no_teacher(student, name: str) -> None:
+    """The task holds no teacher here: plain summed NLL, every token counted as data."""
+    task = tiny_task()
+    sample = make_batch(reversed_pairs(4, seed=3))
+    loss, sample_size, figures = task.valid_step(sample, student, tiny_criterion(name, task))
+    lprobs, target = student_lprobs(student, sample), sample["target"]
+    expected = -sum(
+        float(lprobs[row, at, token])
+        for row, line in enumerate(target.tolist())
+        for at, token in enumerate(line)
+        if token != PAD
+    )
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(figures["nll_loss"]) == pytest.approx(expected, rel=1e-5)
+    assert sample_size == int(target.ne(PAD).sum()) == int(figures["tokens_data"])
+    assert int(figures["tokens_rollout"]) == int(figures["teacher_tokens"]) == int(figures["rollouts"]) == 0
+
+
+def test_half_precision_student_is_scored_in_float32() -> None:
+    """The loss of bfloat16 logits is that of the same logits as float32."""
+    sample = distillation_batch()
+    logits = torch.randn(*sample["target"].shape, 20, generator=torch.Generator().manual_seed(5)).bfloat16()
+    criterion = tiny_criterion("imitkd_full", tiny_task())
+    losses = [criterion(lambda scores=scores, **_: (scores,), sample)[0] for scores in (logits, logits.float())]
+    assert losses[0].dtype == torch.float32
+    assert losses[0].equal(losses[1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_criterion_owns_nothing_that_trains(name: str) -> None:
+    """A module or parameter on it would enter the optimizer, DDP and the checkpoint."""
+    criterion = tiny_criterion(name, tiny_task())
+    assert list(criterion.parameters()) == []
+    assert list(criterion.children()) == []
+    assert criterion.state_dict() == {}
+
+
+def reduced(logs: list[dict[str, Any]]) -> dict[str, float]:
+    """What fairseq would show of these logs."""
+    with metrics.aggregate(new_root=True) as aggregator:
+        DistillationCriterion.reduce_metrics(logs)
+    return aggregator.get_smoothed_values()
+
+
+TRAINING_LOG = {
+    "loss": 60.0, "nll_loss": 20.0, "loss_data": 24.0, "loss_rollout": 36.0, "ntokens": 30, "nsentences": 6, "sample_size": 30,
+    "tokens_data": 10, "tokens_rollout": 20, "teacher_tokens": 30, "teacher_agrees": 12, "rollouts": 4, "rollouts_truncated": 1,
+    "rollout_out_of_memory": 0, "rollout_seconds": 1.0, "teacher_seconds": 2.0, "step_seconds": 8.0,
+}  # fmt: skip
+
+
+def test_metrics_are_ratios_of_sums() -> None:
+    """Losses in bits per token; shares, lengths and times over what they are shares of."""
+    bits = 1.0 / math.log(2)
+    shown = reduced([TRAINING_LOG])
+    expected = {
+        "loss": 2.0 * bits, "nll_loss": 2.0 * bits, "ppl": 2 ** (2.0 * bits), "loss_data": 2.4 * bits,
+        "loss_rollout": 1.8 * bits, "student_share": 4 / 6, "rollout_len": 5.0, "truncated": 0.25, "agreement": 0.4,
+        "tokens_data": 10, "tokens_rollout": 20, "rollout_time": 0.125, "teacher_time": 0.25,
+    }  # fmt: skip
+    assert set(shown) == set(expected)
+    for key, value in expected.items():
+        assert shown[key] == pytest.approx(value, rel=1e-2 if key == "ppl" else 1e-3, abs=1e-3), key
+
+
+def test_metrics_of_several_logs_are_those_of_their_sum() -> None:
+    """Not the mean of ratios: a short batch weighs less."""
+    short = {
+        **TRAINING_LOG,
+        "loss": 2.0,
+        "sample_size": 2,
+        "tokens_data": 2,
+        "tokens_rollout": 0,
+        "rollouts": 0,
+        "nsentences": 1,
+    }
+    short["rollouts_truncated"] = 0
+    shown = reduced([TRAINING_LOG, short])
+    assert shown["loss"] == pytest.approx(62.0 / 32 / math.log(2), abs=1e-3)
+    assert shown["student_share"] == pytest.approx(4 / 7, abs=1e-3)
+    assert shown["rollout_len"] == 5.0
+    assert shown == reduced([{key: TRAINING_LOG[key] + short[key] for key in short}])
+
+
+def test_metrics_of_tensors_equal_those_of_numbers() -> None:
+    """The criterion logs tensors, a distributed sum gives doubles."""
+    assert reduced([{key: torch.tensor(value) for key, value in TRAINING_LOG.items()}]) == reduced([TRAINING_LOG])
+
+
+def test_validation_metrics_say_nothing_of_the_teacher() -> None:
+    """Loss, NLL and perplexity, as ``cross_entropy`` shows."""
+    log = {key: 0 for key in TRAINING_LOG if not key.endswith("seconds")}
+    log.update(loss=20.0, nll_loss=20.0, loss_data=20.0, ntokens=10, sample_size=10, nsentences=2, tokens_data=10)
+    assert set(reduced([log])) == {"loss", "nll_loss", "ppl"}
+
+
+def test_metrics_of_rollouts_alone_show_no_reference_loss() -> None:
+    """At share 1 no reference is scored: a ratio without a denominator is left out, not shown as 0."""
+    log = {**TRAINING_LOG, "tokens_data": 0, "loss_data": 0.0, "nll_loss": 0.0}
+    shown = reduced([log])
+    assert "loss_data" not in shown
+    assert "nll_loss" not in shown
+    assert shown["loss_rollout"] == pytest.approx(1.8 / math.log(2), abs=1e-3)
+
+
+def test_out_of_memory_rollouts_are_counted_when_there_are_any() -> None:
+    """Summed over the interval, and absent while all is well."""
+    assert "rollout_out_of_memory" not in reduced([TRAINING_LOG])
+    assert reduced([{**TRAINING_LOG, "rollout_out_of_memory": 2}])["rollout_out_of_memory"] == 2
+
+
+@pytest.mark.parametrize("weight", [1.5, -0.1, math.nan])
+def test_gold_weight_out_of_range_is_refused(weight: float) -> None:
+    """By flag and value."""
+    with pytest.raises(UsageError, match=rf"--gold-weight must be in 0..1, but is {weight}"):
+        tiny_criterion("word_kd", tiny_task(), gold_weight=weight)
+
+
+def test_fully_sharded_is_refused() -> None:
+    """No process holds a whole student to decode; the message names what to use."""
+    with pytest.raises(UsageError, match=r"--ddp-backend fully_sharded.*legacy_ddp"):
+        tiny_criterion("imitkd", tiny_task(), ddp_backend="fully_sharded")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"student_share": "foo"}, {"rollout_topk": 5}, {"rollout_temperature": -1.0, "rollout_policy": "sampling"}]
+)
+def test_settings_are_checked_when_the_criterion_is_built(settings: dict) -> None:
+    """Before any data is read."""
+    with pytest.raises(UsageError, match=r"--student-share|--rollout"):
+        tiny_criterion("imitkd", tiny_task(), **settings)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_task_without_a_teacher_is_refused(name: str) -> None:
+    """The message names the criterion, the task that is there and the one that is needed."""
+    task = SimpleNamespace(cfg=SimpleNamespace(_name="translation"), target_dictionary=None)
+    with pytest.raises(UsageError) as refusal:
+        tiny_criterion(name, task)
+    for word in (f"--criterion {name}", "--task is translation:", "--task translation_with_teacher", "--teacher-path"):
+        assert word in str(refusal.value)

@@ -1,0 +1,279 @@
+"""One training step of the task: which rows are rolled out, what is trained on, and what is left alone."""
+
+import copy
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq.criterions.cross_entropy import CrossEntropyCriterion
+from fairseq.models import ARCH_CONFIG_REGISTRY
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+import fairseq_imitkd.task as task_module
+from fairseq_imitkd.criterion import DISTILLATION, Distillation
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.methods import METHODS
+from fairseq_imitkd.rollout import RandomKey, RolloutPolicy
+from fairseq_imitkd.task import TranslationWithTeacherTask
+from fairseq_imitkd.teacher import Teacher
+from tests.fairseq_models import (
+    POSITIONS,
+    WIDTHS,
+    build_student,
+    make_batch,
+    reversed_pairs,
+    roll_out,
+    tiny_criterion,
+    tiny_task,
+    written,
+)
+
+UPDATE = 40
+
+
+class Optimizer:
+    """All of an optimizer that a training step asks for."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients."""
+        loss.backward()
+
+
+class Recorder:
+    """A criterion's batches as it sees them."""
+
+    def __init__(self, criterion: Any, monkeypatch: pytest.MonkeyPatch):
+        self.samples: list[dict[str, Any]] = []
+        forward = type(criterion).forward
+
+        def noted(own: Any, model: nn.Module, sample: dict[str, Any], reduce: bool = True) -> Any:
+            self.samples.append(sample)
+            return forward(own, model, sample, reduce)
+
+        monkeypatch.setattr(type(criterion), "forward", noted)
+
+
+@pytest.fixture
+def task() -> TranslationWithTeacherTask:
+    """A task whose teacher is in memory."""
+    task = tiny_task()
+    task._teacher = Teacher([build_student(seed=9)])
+    return task
+
+
+@pytest.fixture
+def student() -> nn.Module:
+    """Untrained: a rollout differs from its reference."""
+    return build_student(seed=1)
+
+
+def short_rollouts(name: str = "imitkd", **settings: Any) -> Any:
+    """A criterion whose rollouts, where it has any, have at most six tokens."""
+    caps = {} if settings.get("student_share") == "0" else {"rollout_max_len_a": 0.0, "rollout_max_len_b": 6}
+    return tiny_criterion(name, tiny_task(), **caps, **settings)
+
+
+def step(
+    task: Any, student: nn.Module, criterion: Any, sample: dict[str, Any], **settings: Any
+) -> tuple[Tensor, int, dict[str, Any]]:
+    """A training step at a fixed update."""
+    return task.train_step(sample, student, criterion, Optimizer(), UPDATE, **settings)
+
+
+def test_drawn_rows_become_the_students_own_text(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sentence by its own number against the share; the others keep their reference, and order and ids stay."""
+    criterion = short_rollouts(student_share="constant:0.5")
+    recorder, sample = Recorder(criterion, monkeypatch), make_batch(reversed_pairs(12, seed=1))
+    _, sample_size, figures = step(task, student, criterion, sample)
+    [seen] = recorder.samples
+    drawn = RandomKey(criterion.seed, UPDATE).uniforms(sample["id"]) < 0.5
+    assert 2 <= int(drawn.sum()) <= 10
+    assert seen[DISTILLATION].is_rollout.equal(drawn)
+    own = roll_out(student, sample, RolloutPolicy(max_len_a=0.0, max_len_b=6))
+    for row, target in enumerate(seen["target"]):
+        expected = written(own)[row] if drawn[row] else sample["target"][row][sample["target"][row].ne(1)].tolist()
+        assert target[target.ne(1)].tolist() == expected
+    assert seen["id"].equal(sample["id"])
+    assert sample_size == int(seen["target"].ne(1).sum()) == seen["ntokens"]
+    assert int(figures["rollouts"]) == int(drawn.sum())
+    assert figures["rollouts_truncated"] == int(own.truncated[drawn].sum())
+
+
+def test_teacher_scores_the_batch_that_is_trained_on(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logits are those at the new prefixes, the student's own among them."""
+    criterion = short_rollouts(student_share="1")
+    recorder = Recorder(criterion, monkeypatch)
+    step(task, student, criterion, make_batch(reversed_pairs(6, seed=2)))
+    [seen] = recorder.samples
+    with torch.no_grad():
+        expected = task._teacher.models[0](**seen["net_input"])[0]
+    assert seen[DISTILLATION].teacher_logits.equal(expected)
+
+
+@pytest.mark.parametrize(("share", "rollouts"), [("0", 0), ("1", 7), ("linear:0", None)])
+def test_share_is_the_schedules_at_this_update(task, student, share: str, rollouts: int | None) -> None:
+    """None, all, and what the line says at 40 of 100 updates."""
+    criterion, sample = short_rollouts(student_share=share), make_batch(reversed_pairs(7, seed=3))
+    expected = rollouts if rollouts is not None else int((RandomKey(1, UPDATE).uniforms(sample["id"]) < 0.4).sum())
+    assert int(step(task, student, criterion, sample)[2]["rollouts"]) == expected
+
+
+def test_sampled_rollouts_are_keyed_by_seed_and_update(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine draws from the same (seed, update) as the mixing does, in a stream of its own."""
+    criterion = short_rollouts(student_share="1", rollout_policy="sampling", seed=5)
+    recorder, sample = Recorder(criterion, monkeypatch), make_batch(reversed_pairs(6, seed=4))
+    step(task, student, criterion, sample)
+    policy = RolloutPolicy("sampling", max_len_a=0.0, max_len_b=6)
+    own = roll_out(student, sample, policy, RandomKey(5, UPDATE))
+    assert [row[row.ne(1)].tolist() for row in recorder.samples[0]["target"]] == written(own)
+
+
+def test_given_batch_is_left_alone(task, student) -> None:
+    """On the CPU it is the data iterator's own, and fairseq's dummy batch may be the same object."""
+    sample = make_batch(reversed_pairs(6, seed=5))
+    before = copy.deepcopy(sample)
+    step(task, student, short_rollouts(student_share="1"), sample)
+    assert sample.keys() == before.keys()
+    assert sample["net_input"].keys() == before["net_input"].keys()
+    assert sample["target"].equal(before["target"])
+    assert sample["ntokens"] == before["ntokens"]
+    assert all(sample["net_input"][key].equal(before["net_input"][key]) for key in before["net_input"])
+
+
+def test_only_the_student_gets_a_gradient(task, student) -> None:
+    """Every student parameter, no teacher parameter; the student goes on in training mode."""
+    step(task, student, short_rollouts(student_share="constant:0.5"), make_batch(reversed_pairs(6, seed=6)))
+    assert all(parameter.grad is not None for parameter in student.parameters())
+    assert all(parameter.grad is None for parameter in task._teacher.models[0].parameters())
+    assert student.training
+
+
+def test_filler_batch_is_neither_rolled_out_nor_scored(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fairseq's filler for uneven shards: no work, a gradient of exactly zero, the same keys in the log."""
+    sample, criterion = make_batch(reversed_pairs(6, seed=7)), short_rollouts(student_share="1")
+    keys = list(step(task, student, criterion, sample)[2])
+    monkeypatch.setattr(task_module, "decode", None)
+    monkeypatch.setattr(task._teacher, "score", None)
+    student.zero_grad(set_to_none=True)
+    loss, _, figures = step(task, student, criterion, sample, ignore_grad=True)
+    assert float(loss) == 0.0
+    assert all(parameter.grad.abs().max() == 0.0 for parameter in student.parameters())
+    assert list(figures) == keys
+
+
+def test_rollout_that_does_not_fit_keeps_the_references(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory in decoding: the batch trains on its references with the teacher, and the log counts it.
+
+    Nothing is raised: fairseq's own recovery would skip this process's backward while the others wait for it.
+    """
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("no memory is left")
+
+    monkeypatch.setattr(task_module, "decode", fails)
+    criterion, sample = short_rollouts(student_share="1"), make_batch(reversed_pairs(6, seed=8))
+    recorder = Recorder(criterion, monkeypatch)
+    _, sample_size, figures = step(task, student, criterion, sample)
+    [seen] = recorder.samples
+    assert seen["target"].equal(sample["target"])
+    assert isinstance(seen[DISTILLATION], Distillation)
+    assert not seen[DISTILLATION].is_rollout.any()
+    assert sample_size == sample["ntokens"]
+    assert figures["rollout_out_of_memory"] == 1
+    assert int(figures["rollouts"]) == figures["rollouts_truncated"] == 0
+    assert student.training
+
+
+def test_other_errors_of_a_rollout_are_raised(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only memory has a fallback: a bug must not silently turn distillation off."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(task_module, "decode", fails)
+    with pytest.raises(RuntimeError, match="a bug"):
+        step(task, student, short_rollouts(student_share="1"), make_batch(reversed_pairs(6, seed=8)))
+
+
+def test_teachers_positions_bound_rollouts(student) -> None:
+    """The student writes nothing that is too long for its teacher to read, however large its own cap."""
+    task, criterion = tiny_task(), short_rollouts(student_share="1")
+    task._teacher = Teacher([build_student(seed=9, max_source_positions=30, max_target_positions=5)])
+    sample = make_batch(reversed_pairs(6, seed=11))
+    own = roll_out(student, sample, criterion.rollout_policy)
+    assert own.truncated.any()
+    figures = step(task, student, criterion, sample)[2]
+    assert int(figures["tokens_rollout"]) == sum(len(row) if len(row) <= 5 and row[-1] == 2 else 4 for row in written(own))
+
+
+def test_stage_times_are_logged(task, student) -> None:
+    """Shares of a step that the meters can add up; no rollout, no time."""
+    criterion, sample = short_rollouts(student_share="1"), make_batch(reversed_pairs(6, seed=9))
+    figures = step(task, student, criterion, sample)[2]
+    assert 0.0 < figures["rollout_seconds"] < figures["step_seconds"]
+    assert 0.0 < figures["teacher_seconds"] < figures["step_seconds"]
+    assert step(task, student, short_rollouts(student_share="0"), sample)[2]["rollout_seconds"] == 0.0
+
+
+def test_another_criterion_trains_without_a_teacher(student) -> None:
+    """The task is fairseq's translation to any criterion that does not distil."""
+    task, sample = tiny_task(), make_batch(reversed_pairs(4, seed=10))
+    loss, sample_size, figures = step(task, student, CrossEntropyCriterion(task, sentence_avg=False), sample)
+    assert float(loss) > 0.0
+    assert sample_size == sample["ntokens"]
+    assert "rollouts" not in figures
+
+
+def criterion_config(name: str = "imitkd") -> Any:
+    """A method's settings as the trainer hands them over."""
+    cfg = METHODS[name](seed=1, max_update=100, ddp_backend="legacy_ddp")
+    cfg._name = name
+    return OmegaConf.create(vars(cfg))
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"), [(None, "--teacher-path is not given"), ("missing.pt", "'missing.pt' is no file")]
+)
+def test_teachers_file_is_asked_for_when_training_begins(path: str | None, expected: str) -> None:
+    """When the criterion is built, before any data is read."""
+    task = tiny_task(teacher_path=path)
+    with pytest.raises(UsageError, match=expected):
+        task.build_criterion(criterion_config())
+
+
+def test_teachers_file_is_not_asked_for_when_decoding() -> None:
+    """A task rebuilt from a checkpoint validates and generates with its teacher gone."""
+    task = tiny_task(teacher_path="missing.pt")
+    task.for_training = False
+    assert task.build_criterion(criterion_config()) is not None
+    assert tiny_task(teacher_path="missing.pt").build_model(build_args()) is not None
+
+
+def build_args() -> Any:
+    """A tiny transformer's settings."""
+    args = Namespace(arch="transformer", max_source_positions=POSITIONS, max_target_positions=POSITIONS, **WIDTHS)
+    ARCH_CONFIG_REGISTRY["transformer"](args)
+    return args
+
+
+def test_adaptive_softmax_student_is_refused(tmp_path: Path) -> None:
+    """It gives no logits over the whole vocabulary; the message names the flag."""
+    teacher = tmp_path / "teacher.pt"
+    teacher.write_bytes(b"")
+    task, args = tiny_task(teacher_path=str(teacher)), build_args()
+    args.adaptive_softmax_cutoff = "8"
+    args.share_decoder_input_output_embed = False
+    task.build_model(args)
+    with pytest.raises(UsageError, match="--adaptive-softmax-cutoff"):
+        task.build_criterion(criterion_config())
+
+
+def test_left_padded_targets_are_refused(tmp_path: Path) -> None:
+    """Rollouts are padded on the right."""
+    teacher = tmp_path / "teacher.pt"
+    teacher.write_bytes(b"")
+    with pytest.raises(UsageError, match="--left-pad-target"):
+        tiny_task(teacher_path=str(teacher), left_pad_target=True).build_criterion(criterion_config())

@@ -1,0 +1,360 @@
+"""The teacher: loaded safely, checked against the student's dictionaries, frozen, asked for its logits."""
+
+import argparse
+import codecs
+import fractions
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq.models import BaseFairseqModel
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.teacher import StudentSide, Teacher, _read_checkpoint, check_files, first_difference, load_teacher
+from tests.fairseq_models import (
+    LETTERS,
+    build_student,
+    checkpoint_state,
+    letters,
+    make_batch,
+    reversed_pairs,
+    tiny_task,
+    training_args,
+    training_config,
+    write_dictionaries,
+)
+
+STUDENT_SIDE = StudentSide("src", "tgt", letters(), letters())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dictionaries of the letters."""
+    return write_dictionaries(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def cfg(folder: Path) -> Any:
+    """The configuration of a translation model trained in that folder."""
+    return training_config(folder, "--task", "translation")
+
+
+@pytest.fixture(scope="module")
+def model(cfg: Any) -> BaseFairseqModel:
+    """Some weights for it."""
+    torch.manual_seed(4)
+    return tiny_task().build_model(cfg.model)
+
+
+def saved(folder: Path, state: Any, name: str = "teacher.pt", **flags: Any) -> str:
+    """The path of a file that ``torch.save`` wrote."""
+    torch.save(state, folder / name, **flags)
+    return str(folder / name)
+
+
+def refusal(path: str, **settings: Any) -> str:
+    """The one line that loading ends with."""
+    with pytest.raises(UsageError) as error:
+        load_teacher(path, STUDENT_SIDE, **settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_loaded_teacher_is_the_model_that_was_saved(folder: Path, cfg: Any, model: BaseFairseqModel) -> None:
+    """Every weight, in evaluation mode, without gradients; its logits are the model's own."""
+    teacher = load_teacher(saved(folder, checkpoint_state(model, cfg)), STUDENT_SIDE)
+    [loaded] = teacher.models
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert not any(module.training for module in loaded.modules())
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    sample = make_batch(reversed_pairs(4, seed=1))
+    logits = teacher.score(sample)
+    assert not logits.requires_grad
+    with torch.no_grad():
+        assert logits.equal(model.eval()(**sample["net_input"])[0])
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_optimizer_state_is_dropped(folder: Path, cfg: Any, model: BaseFairseqModel, zipped: bool) -> None:
+    """It is twice the model's size and of no use to a teacher; torch's older file format is read too."""
+    path = saved(folder, checkpoint_state(model, cfg), "formats.pt", _use_new_zipfile_serialization=zipped)
+    state = _read_checkpoint(path, None)
+    assert "last_optimizer_state" not in state
+    assert set(state["model"]) == set(model.state_dict())
+    assert len(load_teacher(path, STUDENT_SIDE).models) == 1
+
+
+def test_legacy_checkpoint_with_args_loads(folder: Path, model: BaseFairseqModel) -> None:
+    """Before 2020 fairseq wrote an ``argparse.Namespace`` and no ``cfg``."""
+    args = training_args(folder, "--task", "translation")
+    state = checkpoint_state(model, None, args=args)
+    del state["cfg"]
+    assert isinstance(args, argparse.Namespace)
+    [loaded] = load_teacher(saved(folder, state, "legacy.pt"), STUDENT_SIDE).models
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_teacher_trained_with_our_own_task_needs_no_teacher_of_its_own(folder: Path, model: BaseFairseqModel) -> None:
+    """A student may teach another one when its own teacher's file is long gone."""
+    cfg = training_config(
+        folder, "--task", "translation_with_teacher", "--criterion", "imitkd", "--teacher-path", "gone.pt", "--max-update", "10"
+    )
+    [loaded] = load_teacher(saved(folder, checkpoint_state(model, cfg), "student.pt"), STUDENT_SIDE).models
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_bleu_of_the_teachers_own_training_is_not_asked_for(folder: Path, model: BaseFairseqModel) -> None:
+    """A teacher trained with ``--eval-bleu`` loads without its tokenizer or generator."""
+    cfg = training_config(folder, "--task", "translation", "--eval-bleu", "--eval-bleu-detok", "no-such-detokeniser")
+    assert len(load_teacher(saved(folder, checkpoint_state(model, cfg), "bleu.pt"), STUDENT_SIDE).models) == 1
+
+
+def test_ensemble_averages_probabilities() -> None:
+    """The log of the mean of the members' probabilities, in float64 from the definition; not the mean of logits."""
+    members = [build_student(seed=seed).eval() for seed in (1, 2, 3)]
+    sample = make_batch(reversed_pairs(4, seed=2))
+    logits = Teacher(members).score(sample)
+    with torch.no_grad():
+        scores = [member(**sample["net_input"])[0].double() for member in members]
+    probabilities = sum(score.exp() / score.exp().sum(-1, keepdim=True) for score in scores) / 3
+    torch.testing.assert_close(logits.double(), probabilities.log(), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits.double().softmax(-1), (sum(scores) / 3).softmax(-1), atol=1e-3)
+    assert not logits.requires_grad
+
+
+def test_max_positions_are_the_tightest_members() -> None:
+    """Source and target apart: what one member can't read, the ensemble can't."""
+    members = [build_student(max_source_positions=a, max_target_positions=b) for a, b in ((30, 50), (40, 20))]
+    assert Teacher(members).max_positions == (30, 20)
+
+
+def test_several_paths_make_an_ensemble(folder: Path, cfg: Any, model: BaseFairseqModel) -> None:
+    """Joined by ``:``."""
+    path = saved(folder, checkpoint_state(model, cfg))
+    assert len(load_teacher(f"{path}:{path}", STUDENT_SIDE).models) == 2
+
+
+@pytest.mark.parametrize(
+    ("flag", "student", "expected"),
+    [
+        ("auto", torch.float32, torch.float32),
+        ("auto", torch.bfloat16, torch.bfloat16),
+        ("fp32", torch.float16, torch.float32),
+        ("fp16", torch.float32, torch.float16),
+        ("bf16", torch.float32, torch.bfloat16),
+    ],
+)
+def test_place_sets_the_dtype(flag: str, student: torch.dtype, expected: torch.dtype) -> None:
+    """What was asked for, or the student's own; placing again changes nothing."""
+    teacher = Teacher([build_student()], flag)
+    for _ in range(2):
+        teacher.place(torch.device("cpu"), student)
+        assert {parameter.dtype for parameter in teacher.models[0].parameters()} == {expected}
+
+
+def test_constructing_freezes_and_stops_dropout() -> None:
+    """Also of a model handed over in training mode: two scores of a batch are equal."""
+    model = build_student().train()
+    teacher, sample = Teacher([model]), make_batch(reversed_pairs(4, seed=2))
+    assert teacher.score(sample).equal(teacher.score(sample))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "expected"),
+    [
+        ("abc", "abc", None),
+        ("abc", "abd", (2, "c", "d")),
+        ("abc", "bac", (0, "a", "b")),
+        ("abc", "ab", (2, "c", "(nothing)")),
+        ("ab", "abc", (2, "(nothing)", "c")),
+        ("", "", None),
+    ],
+)
+def test_first_difference(teacher: str, student: str, expected: tuple[int, str, str] | None) -> None:
+    """The first index at which two dictionaries part, the end of one included."""
+    assert first_difference(teacher, student) == expected
+
+
+@pytest.mark.parametrize("path", [None, ""])
+def test_no_path_is_refused(path: str | None) -> None:
+    """The message names the flag."""
+    with pytest.raises(UsageError, match="--teacher-path is not given"):
+        check_files(path)
+
+
+def test_missing_file_and_folder_are_refused(folder: Path, cfg: Any, model: BaseFairseqModel) -> None:
+    """By the path at fault, also as the second of an ensemble."""
+    good = saved(folder, checkpoint_state(model, cfg))
+    for bad in (str(folder / "missing.pt"), str(folder)):
+        for paths in (bad, f"{good}:{bad}"):
+            message = refusal(paths)
+            assert f"--teacher-path '{bad}' is no file" in message
+
+
+@pytest.mark.parametrize("content", ["garbage", "nothing", "truncated", "truncated-in-the-middle", "text", "zip"])
+def test_unreadable_file_is_refused(folder: Path, cfg: Any, model: BaseFairseqModel, content: str) -> None:
+    """What is no checkpoint, or only the beginning of one, ends with one line and no traceback."""
+    whole = Path(saved(folder, checkpoint_state(model, cfg))).read_bytes()
+    bad = folder / "bad.pt"
+    bad.write_bytes(
+        {
+            "garbage": bytes(range(256)) * 8,
+            "nothing": b"",
+            "truncated": whole[:100],
+            "truncated-in-the-middle": whole[: len(whole) // 2],
+            "text": b"<html>404 not found</html>\n" * 50,
+            "zip": b"PK\x03\x04" + bytes(500),
+        }[content]
+    )
+    assert f"--teacher-path '{bad}' is no checkpoint that torch can read" in refusal(str(bad))
+
+
+@pytest.mark.parametrize("state", [{"weights": {}}, {"model": {}}, [1, 2], {"cfg": {}, "model": {}}], ids=str)
+def test_other_files_of_torch_are_refused(folder: Path, state: Any) -> None:
+    """Readable, and no fairseq checkpoint: the message says what it lacks."""
+    message = refusal(saved(folder, state, "other.pt"))
+    assert "is no fairseq checkpoint: it lacks 'model' and 'cfg' (or 'args')" in message
+
+
+class Malicious:
+    """Calls a function when a careless loader reads it."""
+
+    def __init__(self, function: Any, *arguments: str):
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def write_malicious(file: Path, trace: Path, file_format: str, blocked: bool = False) -> None:
+    """A file that looks like a checkpoint and creates ``trace`` when read by plain pickle."""
+    harm = Malicious(os.system, f"touch '{trace}'") if blocked else Malicious(codecs.open, str(trace), "w")
+    state = {"model": {}, "cfg": {"task": 1}, "extra_state": harm}
+    if file_format.startswith("pickle"):
+        file.write_bytes(pickle.dumps(state, protocol=int(file_format[-1])))
+    else:
+        torch.save(state, file, _use_new_zipfile_serialization=file_format == "zip")
+
+
+@pytest.mark.parametrize("file_format", ["zip", "legacy", "pickle-2"])
+def test_malicious_file_is_refused_and_does_nothing(folder: Path, tmp_path: Path, file_format: str) -> None:
+    """Its code never runs; the message names what it wanted and the flag that would allow it."""
+    trace, file = tmp_path / "executed", folder / "malicious.pt"
+    write_malicious(file, trace, file_format)
+    message = refusal(str(file))
+    assert not trace.exists()
+    assert f"--teacher-path '{file}' needs codecs.open" in message
+    assert message.endswith("--teacher-allow-globals codecs.open")
+
+
+@pytest.mark.parametrize("file_format", ["zip", "legacy", "pickle-2"])
+def test_what_torch_never_allows_is_named_and_not_advised(folder: Path, tmp_path: Path, file_format: str) -> None:
+    """torch blocks some modules, ``os`` among them, whatever is allow-listed: the flag would not help, so it is not named."""
+    trace, file = tmp_path / "executed", folder / "malicious.pt"
+    write_malicious(file, trace, file_format, blocked=True)
+    message = refusal(str(file))
+    assert not trace.exists()
+    assert f"{os.system.__module__}.system" in message
+    assert "--teacher-allow-globals" not in message
+
+
+def test_pickle_that_torch_cannot_parse_is_refused_and_does_nothing(folder: Path, tmp_path: Path) -> None:
+    """A later pickle protocol than torch writes: no code runs, and no one is told to turn the safe loader off."""
+    trace, file = tmp_path / "executed", folder / "malicious.pt"
+    write_malicious(file, trace, "pickle-4")
+    message = refusal(str(file))
+    assert not trace.exists()
+    assert f"--teacher-path '{file}' is no checkpoint that torch can read" in message
+    assert "weights_only" not in message
+
+
+@pytest.mark.parametrize("blocked", [True, False])
+def test_the_malicious_file_is_one(tmp_path: Path, blocked: bool) -> None:
+    """Plain pickle does run it: the tests above would see it."""
+    trace, file = tmp_path / "executed", tmp_path / "malicious.pt"
+    write_malicious(file, trace, "pickle-2", blocked)
+    pickle.loads(file.read_bytes())
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(fractions.Fraction(1, 3), "fractions.Fraction"), (range(3), "builtins.range")],
+    ids=["own-module", "module-renamed-since-python-2"],
+)
+def test_other_types_load_when_they_are_allowed(folder: Path, cfg: Any, model: BaseFairseqModel, value: Any, name: str) -> None:
+    """A harmless type is refused by name, then loads with the very flag that the message gives; for that load alone.
+
+    torch saves by a protocol that spells builtins as Python 2 did: the message must not.
+    """
+    path = saved(folder, checkpoint_state(model, cfg, note=value), "note.pt")
+    advice = re.search(r"--teacher-allow-globals (\S+)$", refusal(path))
+    assert advice
+    assert advice[1] == name
+    assert len(load_teacher(path, STUDENT_SIDE, allow_globals=name).models) == 1
+    assert len(load_teacher(path, STUDENT_SIDE, allow_globals=f"collections.OrderedDict, {name}").models) == 1
+    assert type(value) not in torch.serialization.get_safe_globals()
+    assert name in refusal(path)
+
+
+@pytest.mark.parametrize("names", ["no_such_module.Type", "fractions.NoSuchType", "Fraction", "fractions."])
+def test_allowed_name_must_exist(folder: Path, cfg: Any, model: BaseFairseqModel, names: str) -> None:
+    """A misspelt one is named with its flag."""
+    path = saved(folder, checkpoint_state(model, cfg))
+    assert f"--teacher-allow-globals '{names}'" in refusal(path, allow_globals=names)
+
+
+@pytest.mark.parametrize("side", ["src", "tgt"])
+def test_dictionary_that_differs_is_refused(tmp_path: Path, cfg: Any, model: BaseFairseqModel, side: str) -> None:
+    """Equal sizes with two symbols exchanged: the index and both symbols are named, with the remedy."""
+    swapped = LETTERS.replace("e", "?").replace("f", "e").replace("?", "f")
+    write_dictionaries(tmp_path, **{"src": {"source": swapped}, "tgt": {"target": swapped}}[side])
+    message = refusal(saved(tmp_path, checkpoint_state(model, cfg)))
+    assert f"{tmp_path / f'dict.{side}.txt'} differs from the student's at index 8: teacher 'f', student 'e'" in message
+    assert "fairseq-preprocess --srcdict --tgtdict" in message
+
+
+@pytest.mark.parametrize(
+    ("theirs", "expected"),
+    [(LETTERS + "z", "teacher 'z', student '(nothing)'"), (LETTERS[:-1], "teacher '(nothing)', student 'p'")],
+)
+def test_dictionary_of_another_size_is_refused(
+    tmp_path: Path, cfg: Any, model: BaseFairseqModel, theirs: str, expected: str
+) -> None:
+    """A symbol more or fewer at the end."""
+    write_dictionaries(tmp_path, target=theirs)
+    assert expected in refusal(saved(tmp_path, checkpoint_state(model, cfg)))
+
+
+def test_dictionaries_that_are_nowhere_are_asked_for(tmp_path: Path, model: BaseFairseqModel) -> None:
+    """The message says where they were looked for and which flag names the folder, which then helps."""
+    cfg = training_config(tmp_path / "moved", "--task", "translation")
+    (tmp_path / "checkpoints").mkdir()
+    path = saved(tmp_path / "checkpoints", checkpoint_state(model, cfg))
+    message = refusal(path)
+    for word in ("--teacher-data", "dict.src.txt", "dict.tgt.txt", str(tmp_path / "checkpoints"), str(tmp_path / "moved")):
+        assert word in message
+    elsewhere = write_dictionaries(tmp_path / "elsewhere")
+    assert len(load_teacher(path, STUDENT_SIDE, data=str(elsewhere)).models) == 1
+    assert "--teacher-data" in refusal(path, data=str(tmp_path))
+
+
+def test_dictionaries_beside_the_checkpoint_come_first(tmp_path: Path, folder: Path, cfg: Any, model: BaseFairseqModel) -> None:
+    """Before the folder that the checkpoint names, which another training may have filled anew."""
+    write_dictionaries(tmp_path, source="zyx")
+    path = saved(tmp_path, checkpoint_state(model, cfg))
+    assert str(tmp_path / "dict.src.txt") in refusal(path)
+    assert len(load_teacher(path, STUDENT_SIDE, data=str(folder)).models) == 1
+
+
+def test_weights_that_do_not_fit_are_refused(folder: Path, cfg: Any, model: BaseFairseqModel) -> None:
+    """A checkpoint whose weights are not its configuration's."""
+    weights = dict(model.state_dict())
+    del weights["decoder.output_projection.weight"]
+    path = saved(folder, {**checkpoint_state(model, cfg), "model": weights}, "misfit.pt")
+    assert f"--teacher-path '{path}' can't be used" in refusal(path)
