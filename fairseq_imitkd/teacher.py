@@ -55,13 +55,14 @@ class Teacher:
     def __init__(self, models: Sequence[BaseFairseqModel], dtype: str = "auto"):
         self.models = [model.eval().requires_grad_(False) for model in models]
         self.dtype = dtype
+        self._dtype: torch.dtype | None = None
         self._placed_on: torch.device | None = None
 
     def place(self, device: torch.device, student_dtype: torch.dtype) -> None:
         """Move to the student's device, in the dtype asked for, the first time: rounding could not be undone later."""
         if self._placed_on != device:
-            dtype = DTYPES.get(self.dtype, student_dtype)
-            self.models = [model.to(device=device, dtype=dtype) for model in self.models]
+            self._dtype = self._dtype or DTYPES.get(self.dtype, student_dtype)
+            self.models = [model.to(device=device, dtype=self._dtype) for model in self.models]
             self._placed_on = device
 
     @property
@@ -221,7 +222,7 @@ def _config(state: dict[str, Any]) -> Any:
 
 # fairseq evaluates some of a model's settings as Python ("[(512, 3)] * 4", "True"). A checkpoint is untrusted, so a text
 # may be a plain word or path, numbers in brackets, or JSON; nothing that could call. Names of files are never evaluated.
-_PLAIN_TEXT = re.compile(r"[^()\[\]{}'\"`\\;]*")
+_PLAIN_TEXT = re.compile(r"(?:(?!\*\*)[^()\[\]{}'\"`\\;])*")
 _NUMBERS = re.compile(r"(?:True|False|None|[\d\s.,()\[\]+-]|(?<!\*)\*(?!\*))*")
 
 
@@ -229,8 +230,10 @@ def _refuse_expressions(cfg: Any) -> None:
     """Refuse a configuration in which fairseq would run code of the checkpoint's author."""
     for part in ("task", "model"):
         for name, value in _settings(cfg[part]):
-            if not isinstance(value, str) or name.endswith(("dir", "path", "file", "data")):
+            if value is None or isinstance(value, bool | int | float) or name.endswith(("dir", "path", "file", "data")):
                 continue
+            if not isinstance(value, str):  # Python evaluates bytes as it does text
+                raise ValueError(f"its setting {part}.{name} holds {type(value).__name__}, which is no plain value")
             if not (_PLAIN_TEXT.fullmatch(value) or _NUMBERS.fullmatch(value) or _is_json(value)):
                 raise ValueError(f"its setting {part}.{name} holds an expression, which fairseq would run: {value[:60]!r}")
 
@@ -242,7 +245,7 @@ def _settings(node: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(node, Container):
         node = OmegaConf.to_container(node, resolve=False)
     for name, value in node.items() if isinstance(node, Mapping) else enumerate(node):
-        if isinstance(value, Namespace | Mapping | list | tuple):
+        if isinstance(value, Namespace | Mapping | Container | list | tuple):
             yield from _settings(value)
         else:
             yield str(name), value

@@ -46,6 +46,7 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "transformer-learned-positions": ("transformer", {**WIDTHS, "encoder_learned_pos": True, "decoder_learned_pos": True}),
     "transformer-shared-embeddings": ("transformer", {**WIDTHS, "share_all_embeddings": True, "decoder_layers": 2}),
     "transformer-embedding-norm": ("transformer", {**WIDTHS, "layernorm_embedding": True}),
+    "bart": ("bart_base", {**WIDTHS, "share_all_embeddings": False, "share_decoder_input_output_embed": False}),
     "lstm": ("lstm", {**LSTM, "encoder_layers": 1, "decoder_layers": 1}),
     "lstm-bidirectional": ("lstm", {**LSTM, "encoder_layers": 2, "decoder_layers": 2, "encoder_bidirectional": True}),
     "fconv": (

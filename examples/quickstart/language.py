@@ -1,24 +1,34 @@
-"""An artificial pair of languages: learnt in minutes by a teacher, and yet too much for a very small student.
+"""An artificial pair of languages: learnt in minutes by a teacher, and yet a lot for a very small student.
 
 What a translator has to get right:
 
-- order: the source puts the verb last and adjectives before their noun. The target puts the verb second (first in a
-  clause after a conjunction or a relative pronoun) and adjectives after their noun;
+- order: the source puts the verb last and adjectives before their noun. The target puts the verb second, or first in
+  the clause after a conjunction and in a relative clause;
 - agreement: the source has no gender. In the target, determiners, adjectives and relative pronouns agree with their
   noun, and verbs with their subject, in gender and number;
 - ambiguity: some source nouns have two translations, of different gender. Which one is meant depends on the verb of the
-  noun's own clause, which the source says last: whoever misreads it gets determiner, noun, adjectives and verb wrong.
+  noun's own clause, which the source says last: whoever misreads it gets determiner, noun, adjectives and verb wrong;
+- freedom: as in most languages, one sentence has several right translations. Subject, object, place or adverb may open
+  it, and adjectives stand before or after their nouns, the same way throughout a sentence. The corpus holds one of them,
+  drawn at random; a translator has to choose one and then stay with it.
 """
 
 import argparse
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 Pair = tuple[str, str]
+#: A source sentence and all its right translations; the first is the one that the corpus holds.
+Sentence = tuple[str, list[str]]
+#: What may open a sentence, in the order in which the target says what does not, and how often it does.
+OPENINGS = {"subject": 6, "object": 2, "place": 2, "adverb": 2}
+ADJECTIVE_FIRST = 0.3
 #: Target endings of agreeing words: gender -> (singular, plural).
 ENDINGS = {"m": ("o", "oi"), "f": ("a", "ai"), "n": ("e", "ei")}
+LONGEST = 25  # words of a target sentence, the full stop included
 SOURCE_SOUNDS = ("ptkmswj", "aiu", "nlt")
 TARGET_SOUNDS = ("bdgvzrf", "aeou", "nrlks")
 
@@ -50,6 +60,10 @@ class Phrase:
     adjectives: list[Pair]
     relative: "tuple[Verb, Phrase] | None" = None
 
+    def ending(self, reading: int) -> str:
+        """The target ending of what agrees with this phrase."""
+        return ENDINGS[self.noun.readings[reading % len(self.noun.readings)][1]][self.plural]
+
 
 @dataclass(frozen=True)
 class Clause:
@@ -66,7 +80,7 @@ class Clause:
 class Language:
     """A pair of languages, and an endless source of its sentences. All chance comes from ``seed``."""
 
-    def __init__(self, seed: int, nouns: int = 60, ambiguous: int = 20, adjectives: int = 24, verbs: int = 30) -> None:
+    def __init__(self, seed: int, nouns: int = 40, ambiguous: int = 12, adjectives: int = 16, verbs: int = 20) -> None:
         self.chance = random.Random(seed)
         sources, targets = self._stems(*SOURCE_SOUNDS), self._stems(*TARGET_SOUNDS)
 
@@ -103,15 +117,20 @@ class Language:
         place = (pick(self.prepositions), self._phrase(False)) if chance() < 0.4 else None
         return Clause(pick(self.verbs), chance() < 0.5, self._phrase(True), self._phrase(True), adverb, place)
 
-    def sentence(self) -> Pair:
-        """A new sentence, as (source, target): one clause, or two joined by a conjunction."""
+    def sentence(self) -> Sentence:
+        """A new sentence: one clause, or two joined by a conjunction. Its first translation is drawn, the rest follow."""
         first = self._clause()
-        source, target = self._source_clause(first), self._target_clause(first, subordinate=False)
+        source, second_target = self._source_clause(first), [[], []]
         if self.chance.random() < 0.4:
             conjunction, second = self.chance.choice(self.conjunctions), self._clause()
             source += [conjunction[0], *self._source_clause(second)]
-            target += [conjunction[1], *self._target_clause(second, subordinate=True)]
-        return " ".join([*source, "."]), " ".join([*target, "."])
+            second_target = [[conjunction[1], *self._target_clause(second, None, early)] for early in (False, True)]
+        openings = [name for name in OPENINGS if getattr(first, name)]
+        opening = self.chance.choices(openings, [OPENINGS[name] for name in openings])[0]
+        drawn = (opening, self.chance.random() < ADJECTIVE_FIRST)
+        styles = sorted(itertools.product(openings, (False, True)), key=lambda style: style != drawn)
+        targets = [[*self._target_clause(first, *style), *second_target[style[1]], "."] for style in styles]
+        return " ".join([*source, "."]), list(dict.fromkeys(" ".join(target) for target in targets))
 
     def _source_phrase(self, phrase: Phrase) -> list[str]:
         words = [phrase.determiner[0], *(a[0] for a in phrase.adjectives), phrase.noun.source + "e" * phrase.plural]
@@ -127,30 +146,30 @@ class Language:
             words += [*self._source_phrase(clause.place[1]), clause.place[0][0]]  # a postposition
         return [*words, clause.verb.source + ("o" if clause.past else "e")]
 
-    def _target_phrase(self, phrase: Phrase, reading: int) -> tuple[list[str], str]:
-        """The phrase's words, and the ending of what agrees with it."""
-        stem, gender = phrase.noun.readings[reading % len(phrase.noun.readings)]
-        ending = ENDINGS[gender][phrase.plural]
-        words = [phrase.determiner[1] + ending, stem + "u" * phrase.plural]
-        words += [adjective[1] + ending for adjective in phrase.adjectives]
+    def _target_phrase(self, phrase: Phrase, reading: int, early: bool) -> list[str]:
+        """``early``: adjectives before their noun."""
+        stem, ending = phrase.noun.readings[reading % len(phrase.noun.readings)][0], phrase.ending(reading)
+        adjectives = [adjective[1] + ending for adjective in phrase.adjectives]
+        noun = [stem + "u" * phrase.plural]
+        words = [phrase.determiner[1] + ending, *(adjectives + noun if early else noun + adjectives)]
         if phrase.relative:
             verb, obj = phrase.relative
-            words += [self.relative[1] + ending, verb.target + ending, *self._target_phrase(obj, verb.reading)[0]]
-        return words, ending
+            words += [self.relative[1] + ending, verb.target + ending, *self._target_phrase(obj, verb.reading, early)]
+        return words
 
-    def _target_clause(self, clause: Clause, subordinate: bool) -> list[str]:
-        subject, ending = self._target_phrase(clause.subject, clause.verb.reading)
-        verb = [clause.verb.target + "t" * clause.past + ending]
-        rest = self._target_phrase(clause.object, clause.verb.reading)[0]
+    def _target_clause(self, clause: Clause, opening: str | None, early: bool) -> list[str]:
+        """The verb comes second, after the ``opening``; without one, first."""
+        reading = clause.verb.reading
+        verb = clause.verb.target + "t" * clause.past + clause.subject.ending(reading)
+        parts = {name: self._target_phrase(getattr(clause, name), reading, early) for name in ("subject", "object")}
         if clause.place:
-            rest += [clause.place[0][1], *self._target_phrase(clause.place[1], clause.verb.reading)[0]]
-        adverb = [clause.adverb[1]] if clause.adverb else []
-        if subordinate:
-            return verb + subject + rest + adverb
-        return (adverb + verb + subject if adverb else subject + verb) + rest
+            parts["place"] = [clause.place[0][1], *self._target_phrase(clause.place[1], reading, early)]
+        if clause.adverb:
+            parts["adverb"] = [clause.adverb[1]]
+        return [*(parts.pop(opening) if opening else []), verb, *itertools.chain(*parts.values())]
 
 
-def corpus(seed: int, sizes: dict[str, int]) -> dict[str, list[Pair]]:
+def corpus(seed: int, sizes: dict[str, int]) -> dict[str, list[Sentence]]:
     """Draw the splits of ``sizes`` (name -> sentences), in its order; no source sentence comes twice, in any split.
 
     Raises:
@@ -163,31 +182,37 @@ def corpus(seed: int, sizes: dict[str, int]) -> dict[str, list[Pair]]:
     for name, size in sizes.items():
         splits[name] = []
         while len(splits[name]) < size:
-            pair = language.sentence()
-            if pair[0] not in seen:
-                seen.add(pair[0])
-                splits[name].append(pair)
+            source, targets = language.sentence()
+            if source not in seen and len(targets[0].split()) <= LONGEST:
+                seen.add(source)
+                splits[name].append((source, targets))
     return splits
 
 
 def main() -> None:
-    """Write OUT/{test,valid,train}.{src,tgt}."""
+    """Write OUT/{test,valid,train}.{src,tgt}, and all right translations of the test set, tab-separated, in OUT/test.all."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("out", type=Path)
-    for name, size in (("test", 1000), ("valid", 500), ("train", 20000)):
+    # Test first: a longer training set then leaves the test set as it is.
+    sizes = {"test": 1000, "valid": 500, "train": 20000}
+    for name, size in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=size, help="sentences (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    # Test first: a longer training set then leaves the test set as it is.
-    sizes = {"test": arguments.test, "valid": arguments.valid, "train": arguments.train}
     try:
-        splits = corpus(arguments.seed, sizes)
+        splits = corpus(arguments.seed, {name: getattr(arguments, name) for name in sizes})
     except ValueError as error:
         parser.error(str(error))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name, pairs in splits.items():
-        for side, lines in zip(("src", "tgt"), zip(*pairs, strict=True), strict=True):
-            (arguments.out / f"{name}.{side}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name, sentences in splits.items():
+        files = {
+            f"{name}.src": [source for source, _ in sentences],
+            f"{name}.tgt": [every[0] for _, every in sentences],
+        }
+        if name == "test":
+            files["test.all"] = ["\t".join(every) for _, every in sentences]
+        for file, lines in files.items():
+            (arguments.out / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

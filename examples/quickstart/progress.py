@@ -4,35 +4,40 @@ Usage: imitkd-train … --log-format simple 2>&1 | python progress.py LOG NAME M
 """
 
 import re
+import signal
 import sys
 import time
 from collections import deque
 
-NUMBER = r"([\d.e+-]+)"
+SECONDS_BETWEEN_LINES = 3.0
+LAST_LINES = 12
+LONGEST_LINE = 400  # what is longer is fairseq's dump of its settings
 
 
 def main(log_path: str, name: str, max_update: int) -> None:
-    """Filter stdin. If the training never says that it is done, show the last lines it wrote."""
-    last = deque(maxlen=12)
-    first = None  # (time, update) of the first line seen: start-up does not count into the ETA
-    done = False
+    """Filter stdin to its end. If the training never said that it was done, show the last lines that it wrote."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both sides of the pipe; what fairseq says then counts
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    begin, shown, done = None, 0.0, False
     with open(log_path, "a", encoding="utf-8") as log:
         for line in sys.stdin:
             log.write(line)
             log.flush()
-            last.append(line)
+            last.append(line if len(line) <= LONGEST_LINE else line[:80] + " …\n")
             done = done or "done training" in line
-            update = re.search(rf"num_updates={NUMBER}", line)
-            loss = re.search(rf"\bloss={NUMBER}", line)
-            if not (update and loss):
+            step = re.search(r"\bloss=([\d.]+).*\bnum_updates=(\d+)", line)
+            if not step:
                 continue
-            now = (time.monotonic(), int(update[1]))
-            first = first or now
-            per_update = (now[0] - first[0]) / max(1, now[1] - first[1])
-            eta = f"{per_update * (max_update - now[1]):4.0f} s left" if now[1] > first[1] else ""
-            print(f"{name:>18}  {now[1]:5d}/{max_update}  loss {float(loss[1]):6.3f}  {eta}", flush=True)
+            now, update = time.monotonic(), int(step[2])
+            begin = begin or (now, update)  # the time before the first step is not in the ETA
+            if now - shown < SECONDS_BETWEEN_LINES and update < max_update:
+                continue
+            shown = now
+            left = (now - begin[0]) / max(1, update - begin[1]) * (max_update - update)
+            eta = f"{left:4.0f} s left" if update > begin[1] else ""
+            print(f"{name:>12} {update:5d}/{max_update}  loss {float(step[1]):6.3f}  {eta}", flush=True)
     if not done:
-        sys.stderr.write("".join(last) + f"{name}: the training did not finish; its log is {log_path}\n")
+        sys.stderr.write("".join(last) + f"{name}: the training did not finish; its whole log is {log_path}\n")
 
 
 if __name__ == "__main__":

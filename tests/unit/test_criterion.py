@@ -350,3 +350,54 @@ def test_task_without_a_teacher_is_refused(name: str) -> None:
         tiny_criterion(name, task)
     for word in (f"--criterion {name}", "--task is translation:", "--task translation_with_teacher", "--teacher-path"):
         assert word in str(refusal.value)
+
+
+ROLLOUT_FLAGS: dict[str, dict[str, Any]] = {
+    "--rollout-policy": {"rollout_policy": "sampling"},
+    "--rollout-topk": {"rollout_topk": 5},
+    "--rollout-topp": {"rollout_topp": 0.9},
+    "--rollout-temperature": {"rollout_temperature": 0.7},
+    "--rollout-max-len-a": {"rollout_max_len_a": 2.0},
+    "--rollout-max-len-b": {"rollout_max_len_b": 20},
+}
+
+
+@pytest.mark.parametrize("flag", ROLLOUT_FLAGS)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("word_kd", {}),
+        ("imitkd", {"student_share": "0"}),
+        ("imitkd", {"student_share": "constant:0.0"}),
+        ("imitkd_full", {"student_share": "linear:1"}),
+        ("imitkd", {"student_share": "exponential:1"}),
+        ("imitkd", {"student_share": "linear:0,warmup=1"}),
+    ],
+)
+def test_rollout_flag_without_rollouts_is_refused(name: str, settings: dict[str, Any], flag: str) -> None:
+    """It would be silently ignored: the message names it and the share, which is 0 from the first update to the last."""
+    with pytest.raises(UsageError) as refusal:
+        tiny_criterion(name, tiny_task(), **settings, **ROLLOUT_FLAGS[flag])
+    message = str(refusal.value)
+    [value] = ROLLOUT_FLAGS[flag].values()
+    assert message.startswith(f"{flag} {value} changes nothing at --student-share ")
+    assert settings.get("student_share", "constant:0") in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "share", ["linear:0.99", "exponential:0.005,warmup=0.9", "0.01", "reverse-sigmoid", "constant:1,warmup=1"]
+)
+@pytest.mark.parametrize("flag", ROLLOUT_FLAGS)
+def test_rollout_flag_is_accepted_where_the_share_can_rise(share: str, flag: str) -> None:
+    """Though it is 0 at the first update; also for a method whose own share is 0."""
+    settings = {**ROLLOUT_FLAGS["--rollout-policy"], **ROLLOUT_FLAGS[flag]}
+    criterion = tiny_criterion("word_kd", tiny_task(), student_share=share, **settings)
+    for name, value in settings.items():
+        assert getattr(criterion.rollout_policy, {"rollout_policy": "name"}.get(name, name.removeprefix("rollout_"))) == value
+
+
+def test_rollout_flags_at_their_defaults_are_accepted_without_rollouts() -> None:
+    """fairseq hands every setting over, given or not."""
+    settings = {"rollout_policy": "greedy", "rollout_topk": 0, "rollout_topp": 1.0, "rollout_max_len_a": 1.2}
+    assert tiny_criterion("word_kd", tiny_task(), **settings).student_share(50) == 0.0

@@ -122,6 +122,36 @@ def test_teacher_may_forbid_symbols(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_broken_teacher_does_not_train_silently(name: str, value: float, dtype: torch.dtype) -> None:
+    """One logit that is not finite: loss and gradient are NaN there, where fairseq stops, and right at the other positions."""
+    student, teacher = random_logits(11, dtype)
+    expected = DIVERGENCES[name](student, teacher)
+    teacher[1, 4] = value
+    student.requires_grad_(True)
+    loss = DIVERGENCES[name](student, teacher)
+    loss.sum().backward()
+    sound = [0, 2, 3, 4]
+    assert loss[1].isnan()
+    assert student.grad[1].isnan().all()
+    torch.testing.assert_close(loss[sound].detach(), expected[sound], rtol=0, atol=0)
+    assert student.grad[sound].isfinite().all()
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_teacher_that_forbids_everything_does_not_train_silently(name: str) -> None:
+    """``-inf`` at every symbol is no distribution."""
+    student, teacher = random_logits(12)
+    teacher[2] = -torch.inf
+    student.requires_grad_(True)
+    loss = DIVERGENCES[name](student, teacher)
+    loss.sum().backward()
+    assert loss.isnan().tolist() == [False, False, True, False, False]
+    assert student.grad[2].isnan().all()
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_logits_are_computed_in_float32(name: str, dtype: torch.dtype) -> None:
     """The result is float32 and exactly the one of the same logits cast beforehand."""

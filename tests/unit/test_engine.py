@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from fairseq.modules import MultiheadAttention
 from torch import nn
 
 from fairseq_imitkd.clock import StageClock
@@ -37,6 +38,30 @@ def test_evaluating_restores_the_modes_when_an_error_passes() -> None:
     with pytest.raises(torch.OutOfMemoryError), evaluating(model):
         raise torch.OutOfMemoryError
     assert [module.training for module in model.modules()] == before
+
+
+def beam_sizes(model: nn.Module) -> list[int]:
+    """What each attention takes the beam to be."""
+    return [module.beam_size for module in model.modules() if isinstance(module, MultiheadAttention)]
+
+
+@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError])
+def test_evaluating_sets_the_beam_aside(error: type[Exception] | None) -> None:
+    """Each attention's own comes back, for the generator that set it: also when an error passes."""
+    model = build_student()
+    attentions = [module for module in model.modules() if isinstance(module, MultiheadAttention)]
+    for number, attention in enumerate(attentions):
+        attention.set_beam_size(number + 3)
+    before = beam_sizes(model)
+    assert len(set(before)) == 3
+    try:
+        with evaluating(model):
+            assert set(beam_sizes(model)) == {1}
+            if error:
+                raise error
+    except torch.OutOfMemoryError:
+        assert error
+    assert beam_sizes(model) == before
 
 
 def test_rollout_leaves_no_gradient_and_no_inference_tensor() -> None:

@@ -119,6 +119,24 @@ def test_max_lengths(a: float, b: int, expected: list[int]) -> None:
     assert lengths.tolist() == expected
 
 
+@pytest.mark.parametrize("a", [number / 10 for number in range(31)] + [0.33, 1.15, 1 / 3, 1.0000001, 7.7])
+def test_max_lengths_are_pythons_own(a: float) -> None:
+    """Where ``a * length`` is a whole number but for its last bit, float32 would give another cap than fairseq's generator."""
+    lengths = range(1, 1025)
+    for b in (0, 1, 10, 50, 200):
+        if a == b == 0:
+            continue
+        expected = [max(1, int(a * length + b)) for length in lengths]
+        assert RolloutPolicy(max_len_a=a, max_len_b=b).max_lengths(torch.tensor(lengths), 100_000).tolist() == expected
+
+
+@pytest.mark.parametrize(("a", "length", "dtype"), [(1.3, 90, torch.int64), (1.4, 165, torch.int64), (1.4, 165, torch.int32)])
+def test_max_lengths_where_the_last_bit_decides(a: float, length: int, dtype: torch.dtype) -> None:
+    """Single examples of it, whatever integer the lengths come in."""
+    policy = RolloutPolicy(max_len_a=a, max_len_b=0)
+    assert policy.max_lengths(torch.tensor([length], dtype=dtype), 100_000).tolist() == [int(a * length)]
+
+
 def test_max_lengths_leave_room_for_the_end() -> None:
     """A student of 8 positions writes at most 7 tokens before its EOS; one of a single position still writes one."""
     policy = RolloutPolicy(max_len_a=0.0, max_len_b=100)

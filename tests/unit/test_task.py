@@ -1,6 +1,7 @@
 """One training step of the task: which rows are rolled out, what is trained on, and what is left alone."""
 
 import copy
+import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
+from fairseq.data import LanguagePairDataset, ListDataset
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from tests.fairseq_models import (
     POSITIONS,
     WIDTHS,
     build_student,
+    letters,
     make_batch,
     reversed_pairs,
     roll_out,
@@ -277,3 +280,129 @@ def test_left_padded_targets_are_refused(tmp_path: Path) -> None:
     teacher.write_bytes(b"")
     with pytest.raises(UsageError, match="--left-pad-target"):
         tiny_task(teacher_path=str(teacher), left_pad_target=True).build_criterion(criterion_config())
+
+
+def test_figures_have_the_same_keys_and_types_in_every_step(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes add them up by position: with rollouts, with some, without any, out of memory, and the filler."""
+    sample = make_batch(reversed_pairs(6, seed=12))
+    steps = {
+        "rollouts": step(task, student, short_rollouts(student_share="1"), sample)[2],
+        "some rollouts": step(task, student, short_rollouts(student_share="constant:0.5"), sample)[2],
+        "data only": step(task, student, short_rollouts(student_share="0"), sample)[2],
+        "none drawn": step(task, student, short_rollouts(student_share="constant:1e-9"), sample)[2],
+        "filler": step(task, student, short_rollouts(student_share="1"), sample, ignore_grad=True)[2],
+    }
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("no memory is left")
+
+    monkeypatch.setattr(task_module, "decode", fails)
+    steps["out of memory"] = step(task, student, short_rollouts(student_share="1"), sample)[2]
+    shapes = {
+        name: [
+            (key, type(value), getattr(value, "dtype", None), getattr(value, "shape", None)) for key, value in figures.items()
+        ]
+        for name, figures in steps.items()
+    }
+    for name, shape in shapes.items():
+        assert shape == shapes["rollouts"], name
+    assert all(isinstance(figures["rollouts_truncated"], Tensor) for figures in steps.values())
+    assert [int(figures["rollouts"]) for figures in steps.values()][2:] == [0, 0, 0, 0]
+
+
+def pair_dataset(lengths: list[tuple[int, int]]) -> LanguagePairDataset:
+    """Sentence pairs of these lengths in tokens, EOS counted."""
+    dictionary = letters()
+
+    def side(counts: list[int]) -> ListDataset:
+        rows = [torch.tensor([dictionary.nspecial] * (count - 1) + [dictionary.eos()]) for count in counts]
+        return ListDataset(rows, counts)
+
+    sources, targets = ([pair[number] for pair in lengths] for number in (0, 1))
+    return LanguagePairDataset(
+        side(sources), sources, dictionary, side(targets), targets, dictionary, left_pad_target=False, shuffle=False
+    )
+
+
+def batched(task: Any, split: str, **settings: Any) -> list[int]:
+    """The numbers of the sentences that a split's batches hold."""
+    batches = task.get_batch_iterator(task.datasets[split], max_sentences=2, **settings).frozen_batches
+    return sorted(int(number) for batch in batches for number in batch)
+
+
+LENGTHS = [(3, 3), (30, 5), (31, 5), (5, 20), (5, 21), (40, 40), (29, 19)]
+FIT_THE_TEACHER = [0, 1, 3, 6]
+
+
+def task_with_data() -> Any:
+    """A task with a training and a validation set alike, and a teacher of 30 source and 20 target positions."""
+    task = tiny_task(train_subset="train")
+    task.datasets = {"train": pair_dataset(LENGTHS), "valid": pair_dataset(LENGTHS)}
+    task._teacher = Teacher([build_student(max_source_positions=30, max_target_positions=20)])
+    return task
+
+
+def test_sentences_too_long_for_the_teacher_are_not_trained_on() -> None:
+    """It cannot score them: source and target each by its own limit, up to the very last position."""
+    settings = {"max_positions": (POSITIONS, POSITIONS), "ignore_invalid_inputs": True}
+    assert batched(task_with_data(), "train", **settings) == FIT_THE_TEACHER
+    assert batched(task_with_data(), "train", max_positions=None, ignore_invalid_inputs=True) == FIT_THE_TEACHER
+
+
+def test_sentences_too_long_for_the_student_are_left_out_as_before() -> None:
+    """The tighter of the two limits holds."""
+    assert batched(task_with_data(), "train", max_positions=(10, POSITIONS), ignore_invalid_inputs=True) == [0, 3]
+
+
+def test_validation_batches_are_fairseqs_own() -> None:
+    """Validation asks no teacher: a loss over fewer sentences could not be compared with another run's."""
+    everything = list(range(len(LENGTHS)))
+    assert batched(task_with_data(), "valid", max_positions=(POSITIONS, POSITIONS)) == everything
+    assert batched(task_with_data(), "valid", max_positions=None) == everything
+
+
+def test_training_without_a_teacher_has_fairseqs_own_batches() -> None:
+    """Another criterion loads none."""
+    task = task_with_data()
+    task._teacher = None
+    assert batched(task, "train", max_positions=(POSITIONS, POSITIONS)) == list(range(len(LENGTHS)))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("nonautoregressive_transformer", {}),
+        ("levenshtein_transformer", {}),
+        ("cmlm_transformer", {}),
+        ("iterative_nonautoregressive_transformer", {"train_step": 1, "dae_ratio": 0.5, "stochastic_approx": False}),
+    ],
+)
+def test_student_that_does_not_write_from_left_to_right_is_refused(
+    tmp_path: Path, architecture: str, settings: dict[str, Any]
+) -> None:
+    """Its decoder passes for an incremental one, and is none: refused before the teacher is read."""
+    teacher = tmp_path / "teacher.pt"
+    teacher.write_bytes(b"")
+    task, args = tiny_task(teacher_path=str(teacher)), Namespace(max_source_positions=POSITIONS, **WIDTHS, **settings)
+    args.arch, args.max_target_positions = architecture, POSITIONS
+    ARCH_CONFIG_REGISTRY[architecture](args)
+    name = type(task.build_model(args)).__name__
+    with pytest.raises(UsageError) as refusal:
+        task.build_criterion(criterion_config())
+    message = str(refusal.value)
+    assert f"--arch builds a {name}, which does not write from left to right" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("path", "warnings"), [("missing.pt", 1), (None, 0)])
+def test_teacher_beside_a_stock_criterion_is_warned_of(
+    path: str | None, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run trains without it, so it must not look like a distillation; nor is the file asked for."""
+    cfg = OmegaConf.create({"_name": "cross_entropy", "sentence_avg": False})
+    with caplog.at_level(logging.WARNING, logger="fairseq_imitkd"):
+        criterion = tiny_task(teacher_path=path).build_criterion(cfg)
+    assert isinstance(criterion, CrossEntropyCriterion)
+    own = [record for record in caplog.records if record.name == "fairseq_imitkd.task"]
+    assert len(own) == warnings
+    assert all("--teacher-path is not used" in record.getMessage() for record in own)

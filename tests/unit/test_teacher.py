@@ -2,7 +2,9 @@
 
 import argparse
 import codecs
+import copy
 import fractions
+import logging
 import os
 import pickle
 import re
@@ -11,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from fairseq import options
 from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher import StudentSide, Teacher, _read_checkpoint, check_files, first_difference, load_teacher
 from tests.fairseq_models import (
     LETTERS,
+    POSITIONS,
     build_student,
     checkpoint_state,
     letters,
@@ -154,6 +158,20 @@ def test_place_sets_the_dtype(flag: str, student: torch.dtype, expected: torch.d
     for _ in range(2):
         teacher.place(torch.device("cpu"), student)
         assert {parameter.dtype for parameter in teacher.models[0].parameters()} == {expected}
+
+
+@pytest.mark.parametrize("flag", ["auto", "fp32", "fp16"])
+def test_first_placement_keeps_its_dtype(flag: str) -> None:
+    """A student seen in half precision later must not round a teacher that is already in place, nor the other way round."""
+    first = torch.float16 if flag == "fp16" else torch.float32
+    teacher = Teacher([build_student(), build_student(seed=2)], flag)
+    teacher.place(torch.device("cpu"), torch.float32)
+    weights = [parameter.clone() for model in teacher.models for parameter in model.parameters()]
+    for later in (torch.bfloat16, torch.float16, torch.float32):
+        teacher.place(torch.device("cpu"), later)
+    placed = [parameter for model in teacher.models for parameter in model.parameters()]
+    assert {parameter.dtype for parameter in placed} == {first}
+    assert all(after.equal(before) for after, before in zip(placed, weights, strict=True))
 
 
 def test_constructing_freezes_and_stops_dropout() -> None:
@@ -358,3 +376,298 @@ def test_weights_that_do_not_fit_are_refused(folder: Path, cfg: Any, model: Base
     del weights["decoder.output_projection.weight"]
     path = saved(folder, {**checkpoint_state(model, cfg), "model": weights}, "misfit.pt")
     assert f"--teacher-path '{path}' can't be used" in refusal(path)
+
+
+def harm(trace: Path) -> str:
+    """A Python expression that creates a file when it is evaluated."""
+    return f"__import__('os').system('touch {trace}')"
+
+
+def test_the_harmful_expression_is_one(tmp_path: Path) -> None:
+    """Evaluated, as text or as bytes, it does create the file: the tests below would see it."""
+    for number, form in enumerate((str, str.encode)):
+        trace = tmp_path / f"executed-{number}"
+        eval(form(harm(trace)))
+        assert trace.exists()
+
+
+def state_with(model: BaseFairseqModel, cfg: Any, part: str, **settings: Any) -> dict[str, Any]:
+    """A checkpoint's state, some settings of its task or model exchanged."""
+    state = copy.deepcopy(checkpoint_state(model, cfg))
+    node = state["cfg"][part]
+    (vars(node) if isinstance(node, argparse.Namespace) else node).update(settings)
+    return state
+
+
+def fconv_args(folder: Path) -> argparse.Namespace:
+    """What ``fairseq-train`` reads for a convolutional model: fairseq evaluates its layers and its attention as Python."""
+    arguments = [
+        str(folder), "--source-lang", "src", "--target-lang", "tgt", "--cpu", "--task", "translation", "--arch", "fconv",
+        "--encoder-embed-dim", "32", "--encoder-layers", "[(32, 3)] * 2", "--decoder-embed-dim", "32",
+        "--decoder-layers", "[(32, 3)] * 2", "--decoder-out-embed-dim", "32",
+    ]  # fmt: skip
+    return options.parse_args_and_arch(options.get_training_parser(), arguments)
+
+
+def legacy_state(args: argparse.Namespace, weights: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of the time before ``cfg``."""
+    return {"args": args, "model": weights, "optimizer_history": [], "extra_state": {"epoch": 1}}
+
+
+EXPRESSIONS = {
+    "call": "__import__('os').system('touch {trace}')",
+    "call-in-a-list": "[__import__('os').system('touch {trace}')]",
+    "call-in-a-layer": "[(32, 3), (32, __import__('os').system('touch {trace}'))] * 2",
+    "call-without-quotes": "[exec(chr(49))]",
+    "comprehension": "[x for x in [1]]",
+    "subscript-of-a-name": "sys.modules[0]",
+    "format-string": "f'{{1}}'",
+    "power": "2**3",
+    "power-in-brackets": "[(2**3, 3)]",
+}
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS.values(), ids=EXPRESSIONS)
+def test_expression_in_a_setting_is_refused_and_does_nothing(
+    folder: Path, tmp_path: Path, cfg: Any, model: BaseFairseqModel, expression: str
+) -> None:
+    """fairseq evaluates the cutoff as Python: the safe loader lets the text pass, so it is refused by the setting's name."""
+    trace = tmp_path / "executed"
+    state = state_with(model, cfg, "model", adaptive_softmax_cutoff=expression.format(trace=trace))
+    path = saved(folder, state, "expression.pt")
+    message = refusal(path)
+    assert not trace.exists()
+    assert f"--teacher-path '{path}'" in message
+    assert "model.adaptive_softmax_cutoff holds an expression" in message
+
+
+@pytest.mark.parametrize("setting", ["encoder_layers", "decoder_layers", "decoder_attention"])
+def test_expression_in_an_old_checkpoint_is_refused(folder: Path, tmp_path: Path, setting: str) -> None:
+    """Also one that the older ``args`` holds, for another architecture."""
+    trace, args = tmp_path / "executed", fconv_args(folder)
+    setattr(args, setting, f"[{harm(trace)}] * 2")
+    message = refusal(saved(folder, legacy_state(args, build_student("fconv").state_dict()), "expression.pt"))
+    assert not trace.exists()
+    assert f".{setting} holds an expression" in message
+
+
+@pytest.mark.parametrize("disguise", [bytes, bytearray])
+def test_expression_that_is_no_text_does_nothing(folder: Path, tmp_path: Path, disguise: Any) -> None:
+    """Python evaluates bytes as it does text, and the safe loader lets them pass."""
+    trace, args = tmp_path / "executed", fconv_args(folder)
+    args.encoder_layers = disguise(harm(trace).encode())
+    message = refusal(saved(folder, legacy_state(args, build_student("fconv").state_dict()), "expression.pt"))
+    assert not trace.exists()
+    assert ".encoder_layers holds " in message
+
+
+@pytest.mark.parametrize("part", ["task", "model"])
+@pytest.mark.parametrize(
+    ("nest", "name"),
+    [
+        (lambda text: {"cutoff": text}, "cutoff"),
+        (lambda text: argparse.Namespace(cutoff=text), "cutoff"),
+        (lambda text: {"decoder": argparse.Namespace(inner={"cutoff": text})}, "cutoff"),
+        (lambda text: [1, text], "1"),
+        (lambda text: {"data_path": [text]}, "0"),
+    ],
+    ids=["mapping", "namespace", "namespace-in-a-mapping", "list", "list-of-paths"],
+)
+def test_nested_expression_is_refused(
+    folder: Path, tmp_path: Path, cfg: Any, model: BaseFairseqModel, part: str, nest: Any, name: str
+) -> None:
+    """However deep it lies, in the task's settings as in the model's."""
+    trace = tmp_path / "executed"
+    message = refusal(saved(folder, state_with(model, cfg, part, inner=nest(harm(trace))), "expression.pt"))
+    assert not trace.exists()
+    assert f"its setting {part}.{name} holds an expression" in message
+
+
+def test_reference_to_another_setting_is_not_followed(folder: Path, tmp_path: Path, model: BaseFairseqModel) -> None:
+    """A path may hold any character, so another setting must not take its text."""
+    trace = tmp_path / "executed"
+    cfg = {"_name": "fconv", "some_path": harm(trace), "encoder_layers": "${model.some_path}"}
+    state = checkpoint_state(model, {"task": {"_name": "translation", "data": str(folder)}, "model": cfg})
+    assert "model.encoder_layers holds an expression" in refusal(saved(folder, state, "expression.pt"))
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("eval_bleu_args", '{"beam": 1}'),
+        ("eval_bleu_detok_args", '{"target_lang": "de"}'),
+        ("adam_betas", "(0.9, 0.98)"),
+        ("post_process", "@@ "),
+        ("eval_bleu_remove_bpe", "@@ "),
+        ("cross_self_attention_text", "True"),
+        ("encoder_kernel_size_text", "[3, 7, 15, 31]"),
+        ("encoder_layers_text", "[(512, 3)] * 4 + [(1024, -1)]"),
+        ("save_dir", "/runs (2019)/it's [old]; copy"),
+        ("tensorboard_logdir", "/logs (2019)"),
+        ("pretrained_path", "/models (copy)/bart.pt"),
+        ("restore_file", "checkpoint (1).pt"),
+        ("valid_data", "/data (new)"),
+        ("distributed_init_method", "tcp://10.0.0.1:29500"),
+        ("source_note", "zh-Hans, 中文"),
+        ("nothing", ""),
+    ],
+)
+def test_harmless_text_is_accepted(folder: Path, cfg: Any, model: BaseFairseqModel, name: str, value: str) -> None:
+    """What fairseq's own checkpoints hold: numbers in brackets, JSON, subword marks, and paths with any character."""
+    path = saved(folder, state_with(model, cfg, "model", **{name: value}), "harmless.pt")
+    assert len(load_teacher(path, STUDENT_SIDE).models) == 1
+
+
+def test_convolutional_teacher_loads(folder: Path) -> None:
+    """Its layers are numbers in an expression, which fairseq evaluates, and its attention is ``True``."""
+    model, args = build_student("fconv"), fconv_args(folder)
+    assert (args.encoder_layers, args.decoder_attention) == ("[(32, 3)] * 2", "True")
+    args.max_source_positions = args.max_target_positions = POSITIONS
+    [loaded] = load_teacher(saved(folder, legacy_state(args, model.state_dict()), "fconv.pt"), STUDENT_SIDE).models
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_teacher_of_the_other_direction_is_refused(folder: Path, model: BaseFairseqModel) -> None:
+    """Over a joined dictionary nothing else would tell it from the right one."""
+    cfg = training_config(folder, "--task", "translation", "--source-lang", "tgt", "--target-lang", "src")
+    path = saved(folder, checkpoint_state(model, cfg), "other-way.pt")
+    message = refusal(path)
+    assert f"--teacher-path '{path}'" in message
+    assert "it translates tgt-src, but the student src-tgt" in message
+
+
+def test_old_teacher_of_the_other_direction_is_refused(folder: Path, model: BaseFairseqModel) -> None:
+    """As an ``argparse.Namespace`` says it."""
+    args = training_args(folder, "--task", "translation", "--source-lang", "tgt", "--target-lang", "src")
+    assert "tgt-src" in refusal(saved(folder, legacy_state(args, model.state_dict()), "other-way.pt"))
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the plugin warned of."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "fairseq_imitkd.teacher" and record.levelno >= logging.WARNING
+    ]
+
+
+@pytest.mark.parametrize("unsaved", [("source_lang", "target_lang"), ("source_lang",), ("target_lang",)], ids="+".join)
+def test_teacher_without_languages_takes_the_students(
+    tmp_path: Path, cfg: Any, model: BaseFairseqModel, unsaved: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """fairseq guesses them from the data and may save none; ``--teacher-data`` need hold no more than the dictionaries."""
+    state = state_with(model, cfg, "task", data=str(tmp_path / "gone"), **dict.fromkeys(unsaved))
+    (tmp_path / "checkpoints").mkdir()
+    path = saved(tmp_path / "checkpoints", state)
+    dictionaries = write_dictionaries(tmp_path / "dictionaries")
+    assert sorted(file.name for file in dictionaries.iterdir()) == ["dict.src.txt", "dict.tgt.txt"]
+    with caplog.at_level(logging.WARNING, logger="fairseq_imitkd"):
+        [loaded] = load_teacher(path, STUDENT_SIDE, data=str(dictionaries)).models
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize(("names", "warns"), [(("de", "en"), True), (("src", "en"), True), (("src", "tgt"), False)])
+def test_other_language_names_are_warned_of(
+    tmp_path: Path, model: BaseFairseqModel, names: tuple[str, str], warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``de`` and ``de_DE`` may mean the same, so it loads; both pairs are named."""
+    for name in names:
+        letters().save(str(tmp_path / f"dict.{name}.txt"))
+    cfg = training_config(tmp_path, "--task", "translation", "--source-lang", names[0], "--target-lang", names[1])
+    path = saved(tmp_path, checkpoint_state(model, cfg))
+    with caplog.at_level(logging.WARNING, logger="fairseq_imitkd"):
+        assert len(load_teacher(path, STUDENT_SIDE).models) == 1
+    messages = warnings(caplog)
+    assert len(messages) == warns
+    assert all(str(names) in message and "('src', 'tgt')" in message for message in messages)
+
+
+def test_symbols_that_the_teachers_task_adds_are_seen(folder: Path, model: BaseFairseqModel) -> None:
+    """mBART's fine-tuning task adds language tags and a mask to the files' symbols: the student's dictionary lacks them."""
+    args = training_args(folder, "--task", "translation")
+    args.task, args.langs, args.prepend_bos = "translation_from_pretrained_bart", "de,en", False
+    message = refusal(saved(folder, legacy_state(args, model.state_dict()), "tags.pt"))
+    assert f"differs from the student's at index {len(letters())}: teacher '[de]', student '(nothing)'" in message
+
+
+def test_oldest_checkpoint_loads(folder: Path, model: BaseFairseqModel) -> None:
+    """Of 2017: no ``optimizer_history``, but ``best_loss`` and the optimizer's state, and the epoch beside them."""
+    state = {
+        "args": training_args(folder, "--task", "translation"),
+        "model": model.state_dict(),
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(8)}}, "param_groups": []},
+        "best_loss": 3.0,
+        "epoch": 4,
+        "batch_offset": 0,
+        "val_loss": 3.1,
+    }
+    path = saved(folder, state, "oldest.pt", _use_new_zipfile_serialization=False)
+    [loaded] = load_teacher(path, STUDENT_SIDE).models
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+    del state["epoch"], state["batch_offset"], state["val_loss"]
+    assert len(load_teacher(saved(folder, state, "oldest.pt"), STUDENT_SIDE).models) == 1
+
+
+@pytest.mark.parametrize("text", ["a note\n", "teacher: /models/teacher.pt\n", "1\n"])
+def test_plain_text_is_refused(folder: Path, text: str) -> None:
+    """However short."""
+    path = folder / "note.txt"
+    path.write_text(text)
+    assert f"--teacher-path '{path}' is no checkpoint that torch can read" in refusal(str(path))
+
+
+def strange(state: dict[str, Any], part: str, change: Any) -> None:
+    """Exchange a part of a checkpoint's configuration, or one setting of it."""
+    if part == "cfg":
+        state["cfg"] = change
+    elif isinstance(change, dict):
+        node = state["cfg"][part]
+        (vars(node) if isinstance(node, argparse.Namespace) else node).update(change)
+    else:
+        state["cfg"][part] = change
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("cfg", [1, 2]),
+        ("cfg", "a text"),
+        ("cfg", 7),
+        ("cfg", {"task": {}}),
+        ("cfg", torch.ones(1)),
+        ("task", None),
+        ("task", "translation"),
+        ("task", {"_name": "no_such_task"}),
+        ("model", None),
+        ("model", [1]),
+        ("model", {"_name": "no_such_arch", "arch": "no_such_arch"}),
+        ("model", {"encoder_layers": "many"}),
+    ],
+    ids=str,
+)
+def test_strange_configuration_is_refused(folder: Path, cfg: Any, model: BaseFairseqModel, part: str, change: Any) -> None:
+    """In one line that names the file, whatever fairseq would raise."""
+    state = copy.deepcopy(checkpoint_state(model, cfg))
+    strange(state, part, change)
+    path = saved(folder, state, "strange.pt")
+    assert f"--teacher-path '{path}' " in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"arch": "no_such_arch"}, {"task": "no_such_task"}, {"arch": None}, {"task": None}], ids=str
+)
+def test_strange_arguments_are_refused(folder: Path, model: BaseFairseqModel, setting: dict[str, Any]) -> None:
+    """The same for an old checkpoint's ``args``."""
+    args = training_args(folder, "--task", "translation")
+    vars(args).update(setting)
+    path = saved(folder, legacy_state(args, model.state_dict()), "strange.pt")
+    assert f"--teacher-path '{path}' " in refusal(path)
+
+
+def test_checkpoint_without_weights_that_are_any_is_refused(folder: Path, cfg: Any, model: BaseFairseqModel) -> None:
+    """``model`` is there, and no mapping of tensors."""
+    for weights in (None, [], 3, {"encoder": 1}):
+        path = saved(folder, {**checkpoint_state(model, cfg), "model": weights}, "weights.pt")
+        assert f"--teacher-path '{path}' " in refusal(path)
