@@ -204,7 +204,7 @@ def _why_not_student(model: BaseFairseqModel) -> str | None:
     """Why a model can't be distilled into, as one line; None when it can."""
     name = type(model).__name__
     if isinstance(model, FairseqNATModel):
-        return f"--arch builds a {name}, which does not write from left to right: choose an autoregressive encoder-decoder"
+        return f"--arch builds a {name}, which does not write from left to right: choose another encoder-decoder"
     if not hasattr(model, "encoder") or not isinstance(getattr(model, "decoder", None), FairseqIncrementalDecoder):
         return f"--arch builds a {name}, which has no incremental decoder to write rollouts: choose another encoder-decoder"
     if getattr(model.decoder, "adaptive_softmax", None) is not None:
