@@ -15,14 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as pyplot
 import sacrebleu
 from fairseq import checkpoint_utils, options
 from fairseq_cli import generate
-from matplotlib import pyplot
 
 import fairseq_imitkd  # noqa: F401  lets torch's safe loader read fairseq's checkpoints
 
-pyplot.switch_backend("Agg")
 warnings.simplefilter("ignore")  # of hydra and torch, about how fairseq calls them
 
 MODELS = {"teacher": "teacher", "student": "scratch", "student, continued": "continued", "student, ImitKD": "imitkd"}
@@ -115,6 +114,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def figure(results: dict[str, dict[str, Any]], path: Path) -> None:
     """Left: BLEU and right sentences of every model. Right: BLEU by source length, where drifting shows."""
+    pyplot.switch_backend("Agg")
     whole, (bars, lines) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for i, (colour, (label, result)) in enumerate(zip(COLOURS, results.items(), strict=True)):
         shown = bars.bar([i * 0.2, i * 0.2 + 1], [result["bleu"], result["right"]], 0.19, color=colour, label=label)

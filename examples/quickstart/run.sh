@@ -5,6 +5,9 @@ source "$(dirname "$0")/../common.sh"
 SEED=${SEED:-1}
 TEACHER_UPDATES=2000 STUDENT_UPDATES=1000 MORE_UPDATES=400
 DATA=$RUN/data-bin
+[ "$(cat "$RUN/seed" 2>/dev/null || echo "$SEED")" = "$SEED" ] ||
+  die "$RUN holds a run with SEED=$(cat "$RUN/seed"): give SEED=$SEED another RUN=DIR"
+echo "$SEED" >"$RUN/seed"
 
 TEACHER_MODEL=(
   --encoder-layers 2 --decoder-layers 2 --encoder-attention-heads 4 --decoder-attention-heads 4
