@@ -8,6 +8,7 @@ from fairseq.sequence_generator import SequenceGenerator
 
 from fairseq_imitkd.rollout import RolloutPolicy
 from tests.fairseq_models import (
+    LETTERS,
     STUDENTS,
     build_student,
     letters,
@@ -90,13 +91,15 @@ def test_caches_change_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", ["transformer", "lstm", "fconv"])
 def test_decoding_begins_with_the_language_tag(name: str) -> None:
     """What a batch gives as the first decoder input, in place of EOS, as fairseq's generator does with ``bos_token``."""
-    model, tag = trained_student(name), letters().index("c")
-    sample = make_batch(reversed_pairs(8, seed=13))
+    model, sample = trained_student(name), make_batch(reversed_pairs(40, seed=13))
     with_eos = written(roll_out(model, sample, GREEDY))
-    sample["net_input"]["prev_output_tokens"][:, 0] = tag
-    rollout = roll_out(model, sample, GREEDY)
-    assert with_forced_end(rollout) == generated(model, sample, bos_token=tag)
-    assert written(rollout) != with_eos
+    told_apart = 0
+    for tag in map(letters().index, LETTERS):
+        sample["net_input"]["prev_output_tokens"][:, 0] = tag
+        rollout = roll_out(model, sample, GREEDY)
+        assert with_forced_end(rollout) == generated(model, sample, bos_token=tag)
+        told_apart += written(rollout) != with_eos
+    assert told_apart > 0, "no tag changes what the toy writes"
 
 
 @pytest.mark.parametrize("name", ["transformer", "lstm-bidirectional", "fconv"])
