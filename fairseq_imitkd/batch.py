@@ -12,6 +12,9 @@ from fairseq_imitkd.rollout import Rollout
 
 Batch = dict[str, Any]
 
+# Word alignments between a source and its reference: they have no row a sentence, and no meaning for a rollout.
+ALIGNMENTS = ("alignments", "align_weights")
+
 
 def first_decoder_inputs(sample: Batch) -> Tensor:
     """What the decoder reads first, ``(B,)``: EOS, or a language tag. Targets are padded on the right."""
@@ -29,16 +32,60 @@ def encoder_inputs(sample: Batch, rows: Tensor, pad: int) -> dict[str, Any]:
     Returns:
         ``net_input`` without ``prev_output_tokens``; each tensor with ``B`` rows has ``R``.
     """
-    net_input = sample["net_input"]
-    batch_size = net_input["src_tokens"].size(0)
-    chosen = {
-        name: value.index_select(0, rows) if isinstance(value, Tensor) and value.shape[:1] == (batch_size,) else value
-        for name, value in net_input.items()
-        if name != "prev_output_tokens"
-    }
-    used = chosen["src_tokens"].ne(pad).any(dim=0).nonzero()
-    chosen["src_tokens"] = chosen["src_tokens"][:, int(used[0]) : int(used[-1]) + 1]
+    net_input = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
+    chosen = _rows(net_input, rows, sample["target"].size(0))
+    chosen["src_tokens"] = _without_empty_columns(chosen["src_tokens"], pad)
     return chosen
+
+
+def take(sample: Batch, rows: Tensor, source_pad: int, target_pad: int) -> Batch:
+    """Some sentences of a batch, as a batch without columns that hold only padding.
+
+    Args:
+        sample: a batch of ``B`` sentences, targets padded on the right.
+        rows: ``(R,)`` int64, rising.
+        source_pad, target_pad: of the two dictionaries.
+    """
+    size = sample["target"].size(0)
+    net_input = sample["net_input"]
+    part = _rows({name: value for name, value in sample.items() if name not in ("net_input", *ALIGNMENTS)}, rows, size)
+    part["target"] = _without_empty_columns(part["target"], target_pad)
+    inputs = net_input["prev_output_tokens"].index_select(0, rows)[:, : part["target"].size(1)]
+    part["net_input"] = {**encoder_inputs(sample, rows, source_pad), "prev_output_tokens": inputs}
+    part["ntokens"] = int(part["target"].ne(target_pad).sum())
+    part["nsentences"] = rows.numel()
+    return part
+
+
+def parts_by_length(target: Tensor, pad: int, cost: int) -> list[Tensor]:
+    """Divide a batch into parts of like target length, so that little of the work goes to padding.
+
+    The division has the least work, counted in target positions: of all positions, padding included, and of ``cost``
+    more for each part. Exact, by dynamic programming over the sentences in order of length.
+
+    Args:
+        target: ``(B, T)``.
+        pad: of the target dictionary.
+        cost: what a part costs beside its positions: a forward and a backward pass have work that no position adds to.
+
+    Returns:
+        for each part its rows, rising.
+    """
+    lengths, order = target.ne(pad).sum(dim=-1).sort(stable=True)
+    values, counts = lengths.unique_consecutive(return_counts=True)
+    widths, ends = values.tolist(), counts.cumsum(dim=0).tolist()  # of the sentences up to each length
+    least, cut_before = [0.0], [0]
+    for stop, width in enumerate(widths):
+        work = [least[start] + width * (ends[stop] - (ends[start - 1] if start else 0)) + cost for start in range(stop + 1)]
+        start = min(range(stop + 1), key=work.__getitem__)
+        least.append(work[start])
+        cut_before.append(start)
+    parts, stop = [], len(widths)
+    while stop > 0:
+        start = cut_before[stop]
+        parts.append(order[(ends[start - 1] if start else 0) : ends[stop - 1]].sort().values)
+        stop = start
+    return parts
 
 
 def with_rollouts(sample: Batch, rows: Tensor, rollout: Rollout, pad: int) -> Batch:
@@ -71,10 +118,23 @@ def with_rollouts(sample: Batch, rows: Tensor, rollout: Rollout, pad: int) -> Ba
     shifted = new_target[rows, :-1]
     new_inputs[rows, 1:] = shifted.masked_fill(new_target[rows, 1:].eq(pad), pad)
 
-    without_alignments = {name: value for name, value in sample.items() if name != "alignments"}
+    without_alignments = {name: value for name, value in sample.items() if name not in ALIGNMENTS}
     return {
         **without_alignments,
         "net_input": {**sample["net_input"], "prev_output_tokens": new_inputs},
         "target": new_target,
         "ntokens": int(new_target.ne(pad).sum()),
     }
+
+
+def _rows(values: Batch, rows: Tensor, batch_size: int) -> Batch:
+    """The same with only some rows of every tensor that has one a sentence."""
+    return {
+        name: value.index_select(0, rows) if isinstance(value, Tensor) and value.shape[:1] == (batch_size,) else value
+        for name, value in values.items()
+    }
+
+
+def _without_empty_columns(tokens: Tensor, pad: int) -> Tensor:
+    used = tokens.ne(pad).any(dim=0).nonzero()
+    return tokens[:, int(used[0]) : int(used[-1]) + 1]

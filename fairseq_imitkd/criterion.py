@@ -23,6 +23,7 @@ from fairseq_imitkd.divergences import DIVERGENCES, full_precision
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.rollout import RolloutPolicy
 from fairseq_imitkd.schedules import parse_schedule
+from fairseq_imitkd.vocabulary import most_probable
 
 # Where the task leaves, in a training batch, what the loss needs beside fairseq's own keys.
 DISTILLATION = "distillation"
@@ -70,16 +71,14 @@ class Distillation:
     """What the task adds to a training batch of ``B`` sentences and ``T`` target positions.
 
     Args:
-        teacher_logits: ``(B, T, V)``.
+        teacher_logits: ``(B, T, V)``. The criterion overwrites them at padding.
         is_rollout: ``(B,)`` bool: the target is the student's own.
-        truncated: how many rollouts the length cap cut, a number or a tensor ``()``.
-        out_of_memory: 1 when the rollout did not fit and the batch fell back to its references.
+        truncated: ``(B,)`` bool: a rollout that the length cap cut.
     """
 
     teacher_logits: Tensor
     is_rollout: Tensor
-    truncated: Tensor | int = 0
-    out_of_memory: int = 0
+    truncated: Tensor
 
 
 class DistillationCriterion(FairseqCriterion):
@@ -139,26 +138,29 @@ class DistillationCriterion(FairseqCriterion):
             the loss in nats, ``()`` or ``(N,)``; the count ``N`` of target tokens it was taken over; and figures to
             log, all of them sums, under the same keys and types whatever the batch.
         """
-        logits = model(**sample["net_input"])[0]
-        target = sample["target"]
-        counted = target.ne(self.padding_idx).flatten().nonzero().squeeze(-1)
-        gold = target.flatten()[counted]
-        student_logits = full_precision(logits.flatten(0, 1)[counted])
+        logits = full_precision(model(**sample["net_input"])[0].flatten(0, 1))
+        gold = sample["target"].flatten()
+        counted = gold.ne(self.padding_idx)
         distillation: Optional[Distillation] = sample.get(DISTILLATION)
         if distillation is None:
-            token_loss = nll = F.cross_entropy(student_logits, gold, reduction="none")
-            figures = _figures(token_loss, nll, sample, torch.zeros_like(gold, dtype=torch.bool))
+            token_loss = nll = F.cross_entropy(logits, gold, reduction="none")
+            is_rollout = torch.zeros_like(counted)
         else:
-            is_rollout = distillation.is_rollout.unsqueeze(-1).expand_as(target).flatten()[counted]
-            teacher_logits = distillation.teacher_logits.flatten(0, 1)[counted]
-            token_loss, nll = self._token_loss(student_logits, teacher_logits, gold, is_rollout)
-            figures = _figures(token_loss, nll, sample, is_rollout)
-            figures["teacher_tokens"] = gold.numel()
-            figures["teacher_agrees"] = (student_logits.argmax(-1) == teacher_logits.argmax(-1)).sum()
+            is_rollout = distillation.is_rollout.unsqueeze(-1).expand_as(sample["target"]).flatten() & counted
+            # Whatever a teacher says at padding (NaN, in half precision) would reach the gradient as 0 * NaN.
+            padding = (~counted).nonzero().squeeze(-1)
+            teacher_logits = distillation.teacher_logits.flatten(0, 1).index_fill_(0, padding, 0.0)
+            token_loss, nll = self._token_loss(logits, teacher_logits, gold, is_rollout)
+        # Padding has its loss computed with the rest: to take its logits out would copy all others, forth and back.
+        token_loss = token_loss.masked_fill(~counted, 0.0)
+        figures = _figures(token_loss, nll, sample, counted, is_rollout)
+        if distillation is not None:
+            agrees = most_probable(logits.detach()) == most_probable(teacher_logits)
+            figures["teacher_tokens"] = figures["ntokens"]
+            figures["teacher_agrees"] = (agrees & counted).sum()
             figures["rollouts"] = distillation.is_rollout.sum()
-            figures["rollouts_truncated"] = figures["rollouts_truncated"] + distillation.truncated
-            figures["rollout_out_of_memory"] = distillation.out_of_memory
-        return token_loss.sum() if reduce else token_loss, gold.numel(), figures
+            figures["rollouts_truncated"] = distillation.truncated.sum()
+        return token_loss.sum() if reduce else token_loss[counted], figures["sample_size"], figures
 
     def _token_loss(
         self, student_logits: Tensor, teacher_logits: Tensor, gold: Tensor, is_rollout: Tensor
@@ -195,9 +197,11 @@ class DistillationCriterion(FairseqCriterion):
         ratio("rollout_len", total["tokens_rollout"], total["rollouts"], 1)
         ratio("truncated", total["rollouts_truncated"], total["rollouts"], 3)
         ratio("agreement", total["teacher_agrees"], total["teacher_tokens"], 3)
+        ratio("padding", total["positions"], total["ntokens"], 3)
+        ratio("rollout_work", total.get("rollout_rows_computed", 0.0), total["tokens_rollout"], 3)
         for name in ("tokens_data", "tokens_rollout"):
             metrics.log_scalar(name, total[name], 1, round=1)
-        if total["rollout_out_of_memory"] > 0:
+        if total.get("rollout_out_of_memory", 0) > 0:
             metrics.log_scalar_sum("rollout_out_of_memory", total["rollout_out_of_memory"])
         ratio("rollout_time", total.get("rollout_seconds", 0.0), total.get("step_seconds", 0.0), 3)
         ratio("teacher_time", total.get("teacher_seconds", 0.0), total.get("step_seconds", 0.0), 3)
@@ -219,25 +223,29 @@ def _refuse_rollout_flags(cfg: DistillationConfig) -> None:
             )
 
 
-def _figures(token_loss: Tensor, nll: Tensor, sample: Batch, is_rollout: Tensor) -> dict[str, Any]:
-    """Sums to log, as the batch gives them; a key is missing in no batch, since processes add them up by position."""
+def _figures(token_loss: Tensor, nll: Tensor, sample: Batch, counted: Tensor, is_rollout: Tensor) -> dict[str, Any]:
+    """Sums to log, as the batch gives them; a key is missing in no batch, since processes add them up by position.
+
+    The tensors are ``(P,)``: all positions, padding included, where the loss is 0.
+    """
     token_loss = token_loss.detach()
-    rollout_tokens = is_rollout.sum()
+    is_data = counted & ~is_rollout
+    tokens, rollout_tokens = int(counted.sum()), is_rollout.sum()
     return {
         "loss": token_loss.sum(),
-        "nll_loss": nll.detach().masked_fill(is_rollout, 0.0).sum(),
-        "loss_data": token_loss.masked_fill(is_rollout, 0.0).sum(),
+        "nll_loss": nll.detach().masked_fill(~is_data, 0.0).sum(),
+        "loss_data": token_loss.masked_fill(~is_data, 0.0).sum(),
         "loss_rollout": token_loss.masked_fill(~is_rollout, 0.0).sum(),
-        "ntokens": token_loss.numel(),
+        "ntokens": tokens,
         "nsentences": sample["target"].size(0),
-        "sample_size": token_loss.numel(),
-        "tokens_data": token_loss.numel() - rollout_tokens,
+        "sample_size": tokens,
+        "positions": counted.numel(),
+        "tokens_data": tokens - rollout_tokens,
         "tokens_rollout": rollout_tokens,
         "teacher_tokens": 0,
         "teacher_agrees": torch.zeros_like(rollout_tokens),
         "rollouts": torch.zeros_like(rollout_tokens),
         "rollouts_truncated": torch.zeros_like(rollout_tokens),
-        "rollout_out_of_memory": 0,
     }
 
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_imitkd.vocabulary import most_probable
+
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -23,7 +25,8 @@ def teacher_argmax(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Returns:
         ``(N,)``, nats; NaN where the teacher's logits are not finite.
     """
-    best, label = full_precision(teacher_logits).max(dim=-1)
+    label = most_probable(teacher_logits)
+    best = teacher_logits.gather(-1, label.unsqueeze(-1)).squeeze(-1)
     loss = F.cross_entropy(full_precision(student_logits), label, reduction="none")
     # A broken teacher (NaN, inf) has an argmax too; the product carries it into the loss, where fairseq stops the run.
     return loss * (1.0 + 0.0 * best)

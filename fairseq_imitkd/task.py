@@ -15,12 +15,12 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from torch import Tensor
 
-from fairseq_imitkd.batch import Batch, encoder_inputs, first_decoder_inputs, with_rollouts
+from fairseq_imitkd.batch import Batch, encoder_inputs, first_decoder_inputs, parts_by_length, take, with_rollouts
 from fairseq_imitkd.clock import StageClock
 from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.rollout import RandomKey, Rollout, decode
-from fairseq_imitkd.teacher import StudentSide, Teacher, check_files, load_teacher
+from fairseq_imitkd.teacher import StudentSide, Teacher, check_files, load_teacher, parse_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,27 @@ class TranslationWithTeacherConfig(TranslationConfig):
         default=None,
         metadata={"help": "types that the teacher's checkpoint may hold beside fairseq's own: module.name,… (files you trust)"},
     )
+    teacher_encoder_cache: str = field(
+        default="0",
+        metadata={
+            "help": "memory for the teacher's encoder outputs, which are the same every epoch, on its own device: 512MB, 2GB, … "
+            "(0: none)"
+        },
+    )
+
+
+# A part of a batch with a forward and backward pass of its own costs, beside its target positions, as much as this many
+# more (see benchmarks/NOTES.md). On a GPU, small kernels cost more than padding does: there a batch stays whole.
+PART_COST = {"cpu": 64}
+
+
+@dataclass(frozen=True)
+class RolledOut:
+    """A batch to train on, its rows flagged ``(B,)``: which targets are the student's own, which of those were cut."""
+
+    sample: Batch
+    is_rollout: Tensor
+    truncated: Tensor
 
 
 @register_task("translation_with_teacher", dataclass=TranslationWithTeacherConfig)
@@ -105,8 +126,9 @@ class TranslationWithTeacherTask(TranslationTask):
     def _load_teacher(self) -> Teacher:
         cfg = self.cfg
         student = StudentSide(cfg.source_lang, cfg.target_lang, self.source_dictionary, self.target_dictionary)
+        room = parse_bytes(cfg.teacher_encoder_cache, "--teacher-encoder-cache")
         return load_teacher(
-            cfg.teacher_path or "", student, str(cfg.teacher_dtype), cfg.teacher_data, cfg.teacher_allow_globals
+            cfg.teacher_path or "", student, str(cfg.teacher_dtype), cfg.teacher_data, cfg.teacher_allow_globals, room
         )
 
     def train_step(
@@ -126,46 +148,74 @@ class TranslationWithTeacherTask(TranslationTask):
         if not isinstance(criterion, DistillationCriterion):
             return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         clock = self._clock = self._clock or StageClock(sample["target"].device)
+        work = {"rollout_rows_computed": 0, "rollout_out_of_memory": 0}
         with clock.stage("step_seconds"):
-            if not ignore_grad:
+            if ignore_grad:
+                loss, sample_size, figures = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+            else:
                 # A context of its own: autocast remembers casts made without gradients until it is left.
                 with _autocast(optimizer):
-                    sample = self._distillation_sample(sample, _unwrapped(model), criterion, update_num, clock)
-            loss, sample_size, figures = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+                    batch = self._rolled_out(sample, _unwrapped(model), criterion, update_num, clock, work)
+                loss, sample_size, figures = self._learn(batch, model, criterion, optimizer, update_num, clock)
         seconds = clock.read()
-        for stage in ("rollout_seconds", "teacher_seconds", "step_seconds"):
-            figures[stage] = seconds.get(stage, 0.0)
-        return loss, sample_size, figures
+        stages = {stage: seconds.get(stage, 0.0) for stage in ("rollout_seconds", "teacher_seconds", "step_seconds")}
+        return loss, sample_size, {**figures, **work, **stages}
 
-    def _distillation_sample(
-        self, sample: Batch, student: BaseFairseqModel, criterion: DistillationCriterion, update_num: int, clock: StageClock
-    ) -> Batch:
-        """The batch to train on: some targets written by the student, all of them scored by the teacher."""
+    def _rolled_out(
+        self,
+        sample: Batch,
+        student: BaseFairseqModel,
+        criterion: DistillationCriterion,
+        update_num: int,
+        clock: StageClock,
+        work: dict[str, int],
+    ) -> RolledOut:
+        """The batch to train on, some of its targets written by the student; counts the ``work`` done."""
         if self._teacher is None:  # a task rebuilt from a checkpoint, trained after all
             self._teacher = self._load_teacher()
         share = criterion.student_share(update_num)
         random_key = RandomKey(criterion.seed, update_num)
-        is_rollout = torch.zeros_like(sample["id"], dtype=torch.bool)
-        truncated: Tensor | int = 0
-        out_of_memory = 0
-        if share > 0.0:
-            drawn = random_key.uniforms(sample["id"]) < share
-            rows = drawn.nonzero().squeeze(-1)
-            if rows.numel() > 0:
-                with clock.stage("rollout_seconds"):
-                    rollout = self._roll_out(sample, rows, student, self._teacher, criterion, random_key)
-                if rollout is None:
-                    out_of_memory = 1
-                else:
-                    is_rollout, truncated = drawn, rollout.truncated.sum()
-                    sample = with_rollouts(sample, rows, rollout, self.target_dictionary.pad())
+        nothing = torch.zeros_like(sample["id"], dtype=torch.bool)
+        if share == 0.0:
+            return RolledOut(sample, nothing, nothing)
+        drawn = random_key.uniforms(sample["id"]) < share
+        rows = drawn.nonzero().squeeze(-1)
+        if rows.numel() == 0:
+            return RolledOut(sample, nothing, nothing)
+        with clock.stage("rollout_seconds"):
+            rollout = self._roll_out(sample, rows, student, self._teacher, criterion, random_key)
+        if rollout is None:
+            work["rollout_out_of_memory"] = 1
+            return RolledOut(sample, nothing, nothing)
+        work["rollout_rows_computed"] = rollout.rows_computed
+        truncated = nothing.index_copy(0, rows, rollout.truncated)
+        return RolledOut(with_rollouts(sample, rows, rollout, self.target_dictionary.pad()), drawn, truncated)
 
-        with clock.stage("teacher_seconds"):
-            weights = next(student.parameters())
-            half_by_autocast = torch.is_autocast_enabled("cuda") and weights.is_cuda
-            self._teacher.place(weights.device, torch.get_autocast_dtype("cuda") if half_by_autocast else weights.dtype)
-            teacher_logits = self._teacher.score(sample)
-        return {**sample, DISTILLATION: Distillation(teacher_logits, is_rollout, truncated, out_of_memory)}
+    def _learn(
+        self, batch: RolledOut, model: torch.nn.Module, criterion: Any, optimizer: Any, update_num: int, clock: StageClock
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """The teacher's logits, the loss and its backward, part by part where lengths differ; all of them are sums."""
+        assert self._teacher is not None
+        sample, teacher = batch.sample, self._teacher
+        source_pad, target_pad = self.source_dictionary.pad(), self.target_dictionary.pad()
+        with clock.stage("teacher_seconds"), _autocast(optimizer):
+            teacher.place(*_placement(_unwrapped(model)))
+            encoded = teacher.encode(sample)
+        cost = PART_COST.get(sample["target"].device.type)
+        parts = [None] if cost is None else parts_by_length(sample["target"], target_pad, cost)
+        total: tuple[Tensor, int, dict[str, Any]] | None = None
+        for number, rows in enumerate(parts if len(parts) > 1 else [None], start=1):
+            part = sample if rows is None else take(sample, rows, source_pad, target_pad)
+            with clock.stage("teacher_seconds"), _autocast(optimizer):
+                logits = teacher.score(part, encoded, rows)
+            flags = [flag if rows is None else flag[rows] for flag in (batch.is_rollout, batch.truncated)]
+            part = {**part, DISTILLATION: Distillation(logits, *flags)}
+            del logits
+            with _gradients_kept_here(model) if number < len(parts) else contextlib.nullcontext():
+                step = super().train_step(part, model, criterion, optimizer, update_num)
+            total = step if total is None else _added(total, step)
+        assert total is not None
+        return total
 
     def _roll_out(
         self,
@@ -182,16 +232,18 @@ class TranslationWithTeacherTask(TranslationTask):
         memory is handled here: the batch keeps its references.
         """
         try:
+            policy, net_input = criterion.rollout_policy, encoder_inputs(sample, rows, self.source_dictionary.pad())
+            max_positions = min(student.max_decoder_positions(), teacher.max_positions[1])
             return decode(
                 student,
-                encoder_inputs(sample, rows, self.source_dictionary.pad()),
+                net_input,
                 first_decoder_inputs(sample)[rows],
-                sample["id"][rows],
-                criterion.rollout_policy,
-                random_key,
-                max_positions=min(student.max_decoder_positions(), teacher.max_positions[1]),
+                policy.max_lengths(net_input["src_lengths"], max_positions),
+                policy,
                 pad=self.target_dictionary.pad(),
                 eos=self.target_dictionary.eos(),
+                sentence_ids=sample["id"][rows],
+                random_key=random_key,
             )
         except torch.OutOfMemoryError:
             pass  # until the handler is left, the traceback keeps the caches alive
@@ -210,6 +262,24 @@ def _why_not_student(model: BaseFairseqModel) -> str | None:
     if getattr(model.decoder, "adaptive_softmax", None) is not None:
         return "--adaptive-softmax-cutoff leaves no logits over the whole vocabulary to compare with the teacher: leave it out"
     return None
+
+
+def _placement(student: BaseFairseqModel) -> tuple[torch.device, torch.dtype]:
+    """Where the student is, and the precision in which it computes."""
+    weights = next(student.parameters())
+    half_by_autocast = torch.is_autocast_enabled("cuda") and weights.is_cuda
+    return weights.device, torch.get_autocast_dtype("cuda") if half_by_autocast else weights.dtype
+
+
+def _gradients_kept_here(model: torch.nn.Module) -> contextlib.AbstractContextManager:
+    """Processes exchange gradients in the last backward of an update, and only there."""
+    return model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()
+
+
+def _added(one: tuple[Tensor, int, dict[str, Any]], other: tuple[Tensor, int, dict[str, Any]]) -> Any:
+    """The losses, counts and figures of two parts of a batch, which are sums, as those of both."""
+    figures = {name: value + other[2][name] for name, value in one[2].items()}
+    return one[0] + other[0], one[1] + other[1], figures
 
 
 def _autocast(optimizer: Any) -> contextlib.AbstractContextManager:

@@ -21,7 +21,9 @@ import torch
 from fairseq import checkpoint_utils, tasks
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf, overwrite_args_by_name
-from fairseq.models import BaseFairseqModel
+from fairseq.models import BaseFairseqModel, FairseqEncoderDecoderModel
+from fairseq.models.bart import BARTModel
+from fairseq.models.transformer import TransformerModelBase
 from omegaconf import Container, OmegaConf
 from torch import Tensor
 
@@ -50,11 +52,13 @@ class Teacher:
     Args:
         models: encoder-decoder models over the student's dictionaries.
         dtype: ``fp32``, ``fp16``, ``bf16``, or ``auto``: the student's own.
+        cache: where encoder outputs are kept; None keeps none.
     """
 
-    def __init__(self, models: Sequence[BaseFairseqModel], dtype: str = "auto"):
+    def __init__(self, models: Sequence[BaseFairseqModel], dtype: str = "auto", cache: "EncoderCache | None" = None):
         self.models = [model.eval().requires_grad_(False) for model in models]
         self.dtype = dtype
+        self.cache = cache
         self._dtype: torch.dtype | None = None
         self._placed_on: torch.device | None = None
 
@@ -72,23 +76,107 @@ class Teacher:
         return min(source for source, _ in limits), min(target for _, target in limits)
 
     @torch.no_grad()
-    def score(self, sample: Batch) -> Tensor:
+    def encode(self, sample: Batch) -> list[Any]:
+        """Each member's encoder output for a batch, for :meth:`score`; None for a member that can't encode apart.
+
+        With a cache, a batch that was encoded before (the same sentences in the same order, as fairseq's batches come
+        back every epoch) is not encoded again, and its logits are bitwise the same.
+        """
+        known = self.cache.find(sample) if self.cache else None
+        if known is not None:
+            return known
+        net_input = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
+        encoded = [model.encoder(**net_input) if _encodes_apart(model, net_input) else None for model in self.models]
+        if self.cache:
+            self.cache.keep(sample, encoded)
+        return encoded
+
+    @torch.no_grad()
+    def score(self, sample: Batch, encoded: Sequence[Any] | None = None, rows: Tensor | None = None) -> Tensor:
         """The teacher's logits at every prefix of the batch.
 
         Args:
             sample: a batch with ``net_input`` for ``B`` sentences of ``T`` target positions, on the teacher's device.
+            encoded: what :meth:`encode` gave for the batch that this one is part of; None encodes anew.
+            rows: ``(B,)`` int64, the rows of that batch that this one holds; None is all of them.
 
         Returns:
             ``(B, T, V)`` logits. For an ensemble, the log of the mean of the members' probabilities.
         """
-        if len(self.models) == 1:
-            return self.models[0](**sample["net_input"])[0]
-        lprobs = [full_precision(model(**sample["net_input"])[0]).log_softmax(dim=-1) for model in self.models]
+        logits = [
+            self._logits(model, sample, None if encoded is None else encoded[number], rows)
+            for number, model in enumerate(self.models)
+        ]
+        if len(logits) == 1:
+            return logits[0]
+        lprobs = [full_precision(member).log_softmax(dim=-1) for member in logits]
         return torch.stack(lprobs).logsumexp(dim=0) - math.log(len(self.models))
+
+    def _logits(self, model: BaseFairseqModel, sample: Batch, encoder_out: Any, rows: Tensor | None) -> Tensor:
+        net_input = sample["net_input"]
+        if encoder_out is None:
+            return model(**net_input)[0]
+        if rows is not None:
+            encoder_out = model.encoder.reorder_encoder_out(encoder_out, rows)
+        return model.decoder(net_input["prev_output_tokens"], encoder_out=encoder_out)[0]
+
+
+def _encodes_apart(model: BaseFairseqModel, encoder_input: Batch) -> bool:
+    """Whether a model's forward pass is its encoder's and then its decoder's, and nothing else."""
+    stock = (FairseqEncoderDecoderModel.forward, TransformerModelBase.forward, BARTModel.forward)
+    return type(model).forward in stock and encoder_input.keys() == {"src_tokens", "src_lengths"}
+
+
+class EncoderCache:
+    """The frozen teacher's encoder outputs, by batch, in a bounded room on the teacher's device.
+
+    Args:
+        room: bytes. Once it is full nothing more is kept: an epoch comes back in cycles, where throwing out the oldest
+            would throw out what is wanted next.
+    """
+
+    def __init__(self, room: int):
+        self.room = room
+        self.used = 0
+        self._batches: dict[tuple[int, ...], tuple[Tensor, list[Any]]] = {}
+
+    def find(self, sample: Batch) -> list[Any] | None:
+        """What was kept of this very batch: the same sentences and, since several data sets share numbers, words."""
+        kept = self._batches.get(tuple(sample["id"].tolist()))
+        return kept[1] if kept is not None and kept[0].equal(sample["net_input"]["src_tokens"]) else None
+
+    def keep(self, sample: Batch, encoded: list[Any]) -> None:
+        """Keep a batch's encoder outputs if there is room."""
+        source, encoded = sample["net_input"]["src_tokens"], [_without_unread(member) for member in encoded]
+        size = sum(tensor.untyped_storage().nbytes() for tensor in {id(t): t for t in _tensors([source, encoded])}.values())
+        if self.used + size <= self.room and all(member is not None for member in encoded):
+            self._batches[tuple(sample["id"].tolist())] = (source, encoded)
+            self.used += size
+
+
+def _without_unread(encoder_out: Any) -> Any:
+    """fairseq's transformers also return the embeddings, which no decoder reads."""
+    return {**encoder_out, "encoder_embedding": []} if isinstance(encoder_out, dict) else encoder_out
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
 
 
 def load_teacher(
-    paths: str, student: StudentSide, dtype: str = "auto", data: str | None = None, allow_globals: str | None = None
+    paths: str,
+    student: StudentSide,
+    dtype: str = "auto",
+    data: str | None = None,
+    allow_globals: str | None = None,
+    encoder_cache: int = 0,
 ) -> Teacher:
     """Load the teacher's checkpoints and make sure that they speak the student's dictionaries.
 
@@ -99,6 +187,7 @@ def load_teacher(
         data: ``--teacher-data``: the folder with the dictionaries that the teacher was trained with. By default they
             are looked for beside the checkpoint and in the folder that the checkpoint names.
         allow_globals: ``--teacher-allow-globals``: names to add to the safe loader's allow-list, joined by commas.
+        encoder_cache: bytes to keep encoder outputs in; 0 keeps none.
 
     Raises:
         UsageError: a file is missing, unreadable, unsafe or no translation model, or a dictionary differs.
@@ -112,7 +201,19 @@ def load_teacher(
             _check_languages(cfg, student)
             models.append(_build_model(state, cfg, _dictionary_folder(path, cfg, student, data), student))
         logger.info("teacher %s: %s parameters", path, f"{sum(p.numel() for p in models[-1].parameters()):,}")
-    return Teacher(models, dtype)
+    return Teacher(models, dtype, EncoderCache(encoder_cache) if encoder_cache else None)
+
+
+def parse_bytes(text: str, flag: str) -> int:
+    """Bytes of a size such as ``512MB`` or ``2GB`` (powers of 1,024); ``0`` is none.
+
+    Raises:
+        UsageError: the text is no size.
+    """
+    size = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.strip(), flags=re.IGNORECASE)
+    if not size:
+        raise UsageError(f"{flag} must be a size such as 512MB or 2GB, or 0 for none, but is '{text}'")
+    return int(float(size[1]) * 1024 ** ["", "K", "M", "G", "T"].index(size[2].upper()))
 
 
 def check_files(paths: str | None) -> None:

@@ -1,8 +1,7 @@
-"""Incremental decoding of a fairseq student, through fairseq's own incremental API.
+"""Decoding inside training: what the student writes, greedily or sampled.
 
-Works for every ``FairseqIncrementalDecoder`` (transformer, LSTM, convolutional, …). Differs from fairseq's
-``SequenceGenerator`` where training asks for it: it stops a sentence at a length taken from that sentence's own
-source, never forces an EOS, leaves the student's mode as it was, and forgets finished sentences.
+Differs from fairseq's ``SequenceGenerator`` where training asks for it: it stops a sentence at a length of its own,
+never forces an EOS, leaves the student's mode as it was, and forgets finished sentences.
 """
 
 from collections.abc import Iterator
@@ -17,9 +16,13 @@ from torch import Tensor, nn
 
 from fairseq_imitkd.rollout.policy import RolloutPolicy
 from fairseq_imitkd.rollout.randomness import SAMPLING, RandomKey
+from fairseq_imitkd.rollout.steps import begin
 
 # Dropping finished rows copies every cache, so it waits until this share of the rows is done.
-COMPACT_SHARE = 0.125
+COMPACT_SHARE = 0.1
+# On a GPU, to ask how many rows are left makes the host wait for the device: every so many steps.
+STEPS_BETWEEN_CHECKS = {"cpu": 1}
+STEPS_BETWEEN_CHECKS_ELSEWHERE = 4
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,15 @@ class Rollout:
     Args:
         tokens: ``(B, T)`` int64, padded on the right; EOS is there only where the student chose it.
         truncated: ``(B,)`` bool, true where the length cap cut the sentence.
+        rows_computed: decoder rows computed, over all steps: the work done, beside the tokens written.
+        lprobs: ``(B, T + 1)`` log-probabilities of the tokens, and of the EOS at which a truncated row was cut; 0 beyond
+            a row's end. Only when asked for.
     """
 
     tokens: Tensor
     truncated: Tensor
+    rows_computed: int = 0
+    lprobs: Tensor | None = None
 
 
 @torch.no_grad()
@@ -40,12 +48,13 @@ def decode(
     student: BaseFairseqModel,
     net_input: dict[str, Any],
     first_tokens: Tensor,
-    sentence_ids: Tensor,
+    max_lengths: Tensor,
     policy: RolloutPolicy,
-    random_key: RandomKey,
-    max_positions: int,
     pad: int,
     eos: int,
+    sentence_ids: Tensor | None = None,
+    random_key: RandomKey | None = None,
+    score: bool = False,
 ) -> Rollout:
     """Let the student translate a batch.
 
@@ -54,62 +63,81 @@ def decode(
         net_input: the encoder's arguments, ``src_tokens`` ``(B, S)`` and ``src_lengths`` ``(B,)`` among them, sorted
             by falling source length as fairseq's batches are (LSTM encoders need it).
         first_tokens: ``(B,)`` the first decoder input, EOS or a language tag.
-        sentence_ids: ``(B,)`` the sentences' indices in the data set; they key the randomness.
-        policy: how to choose a token, and the length cap.
-        random_key: seed and update.
-        max_positions: the longest target, EOS included, that student and teacher can represent.
+        max_lengths: ``(B,)`` int64, the most tokens of each sentence before its EOS.
+        policy: how to choose a token.
         pad, eos: of the target dictionary.
+        sentence_ids: ``(B,)`` the sentences' indices in the data set; they key the randomness of sampling.
+        random_key: seed and update; for sampling.
+        score: also give the tokens' log-probabilities.
 
     Returns:
         a :class:`Rollout` of ``B`` rows in the order given.
     """
-    batch_size = first_tokens.size(0)
-    max_lengths = policy.max_lengths(net_input["src_lengths"], max_positions)
     longest = int(max_lengths.max())
-    tokens = first_tokens.new_full((batch_size, longest + 2), pad)
+    tokens = first_tokens.new_full((first_tokens.size(0), longest + 2), pad)
     tokens[:, 0] = first_tokens
-    truncated = torch.zeros(batch_size, dtype=torch.bool, device=tokens.device)
+    truncated = torch.zeros_like(first_tokens, dtype=torch.bool)
+    lprobs = torch.zeros(tokens.shape, device=tokens.device) if score else None
+    check_every = STEPS_BETWEEN_CHECKS.get(tokens.device.type, STEPS_BETWEEN_CHECKS_ELSEWHERE)
 
-    rows = torch.arange(batch_size, device=tokens.device)  # still in the batch, as indices into tokens
-    alive = torch.ones_like(rows, dtype=torch.bool)  # of these, the ones that are not finished
-    state: dict[str, dict[str, Tensor | None]] = {}
+    rows = torch.arange(tokens.size(0), device=tokens.device)  # still in the batch, as indices into tokens
+    alive = torch.ones_like(truncated)  # of these, the ones that are not finished
+    prefixes, caps, rows_computed = tokens[:, :1], max_lengths, 0
     with evaluating(student):
-        encoder_out = student.encoder.forward_torchscript(net_input)
+        steps = begin(student, net_input, longest + 1)
         # One step beyond the cap: there the student may still choose to end, which is a choice and not a cut.
         for step in range(longest + 1):
-            logits = student.decoder(tokens[rows, : step + 1], encoder_out=encoder_out, incremental_state=state)[0][:, -1]
+            logits = steps.logits(prefixes)
+            rows_computed += rows.numel()
             logits[:, pad] = float("-inf")
-            uniforms = None
-            if policy.name == "sampling":
-                uniforms = random_key.at(SAMPLING, step).uniforms(sentence_ids[rows])
-            chosen = policy.choose(logits, uniforms)
-
-            cut = alive & (step >= max_lengths[rows]) & (chosen != eos)
+            chosen = _choose(logits, policy, random_key, step, None if sentence_ids is None else sentence_ids[rows])
+            cut = alive & (caps <= step) & (chosen != eos)
             truncated[rows] |= cut
             alive = alive & ~cut
             # A finished row is fed EOS until it leaves: pad would upset decoders that count positions.
-            tokens[rows, step + 1] = torch.where(alive, chosen, eos)
+            chosen = torch.where(alive, chosen, eos)
+            if lprobs is not None:
+                written = logits.float().log_softmax(dim=-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+                lprobs[rows, step] = written
+            tokens[rows, step + 1] = chosen
             alive = alive & (chosen != eos)
 
-            count = int(alive.sum())
-            if count == 0:
-                break
-            if count <= (1.0 - COMPACT_SHARE) * rows.numel():
-                kept = alive.nonzero().squeeze(-1)
-                student.decoder.reorder_incremental_state_scripting(state, kept)
-                encoder_out = student.encoder.reorder_encoder_out(encoder_out, kept)
-                rows, alive = rows[kept], alive[kept]
-    return Rollout(_without_filler(tokens[:, 1:], truncated, max_lengths, pad, eos), truncated)
+            if (step + 1) % check_every == 0:
+                count = int(alive.sum())
+                if count == 0:
+                    break
+                if count <= (1.0 - COMPACT_SHARE) * rows.numel():
+                    kept = alive.nonzero().squeeze(-1)
+                    steps.keep(kept)
+                    rows, alive, caps = rows[kept], alive[kept], caps[kept]
+            prefixes = tokens[rows, : step + 2]
+    return _finished(tokens[:, 1:], truncated, max_lengths, rows_computed, lprobs, pad, eos)
 
 
-def _without_filler(tokens: Tensor, truncated: Tensor, max_lengths: Tensor, pad: int, eos: int) -> Tensor:
+def _choose(
+    logits: Tensor, policy: RolloutPolicy, random_key: RandomKey | None, step: int, sentence_ids: Tensor | None
+) -> Tensor:
+    """One token a row, ``(R, V)`` to ``(R,)``."""
+    if policy.name == "greedy":
+        return policy.choose(logits, None)
+    assert random_key is not None
+    assert sentence_ids is not None
+    return policy.choose(logits, random_key.at(SAMPLING, step).uniforms(sentence_ids))
+
+
+def _finished(
+    tokens: Tensor, truncated: Tensor, max_lengths: Tensor, rows_computed: int, lprobs: Tensor | None, pad: int, eos: int
+) -> Rollout:
     """Pad everything after the first EOS, and a truncated row from its cap on; trim columns that are all padding."""
     is_eos = tokens.eq(eos)
     after_eos = (is_eos.cumsum(dim=-1) - is_eos.long()) > 0
     positions = torch.arange(tokens.size(1), device=tokens.device)
     beyond_cap = truncated.unsqueeze(-1) & (positions >= max_lengths.unsqueeze(-1))
-    tokens = tokens.masked_fill(after_eos | beyond_cap, pad)
-    return tokens[:, : int(tokens.ne(pad).sum(dim=-1).max())]
+    padded = tokens.masked_fill(after_eos | beyond_cap, pad)
+    width = int(padded.ne(pad).sum(dim=-1).max())
+    if lprobs is not None:
+        lprobs = lprobs[:, : tokens.size(1)].masked_fill(after_eos, 0.0)[:, : width + 1]
+    return Rollout(padded[:, :width], truncated, rows_computed, lprobs)
 
 
 @contextmanager

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.vocabulary import drawn, most_probable
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,14 @@ class RolloutPolicy:
             ``(B,)`` int64.
         """
         if self.name == "greedy":
-            return logits.argmax(dim=-1)
+            return most_probable(logits)
         assert uniforms is not None
         logits = logits.float() / self.temperature
-        tokens = None
-        if self.topk or self.topp < 1.0:
-            logits, tokens = logits.topk(min(self.topk or logits.size(-1), logits.size(-1)), dim=-1)
-        probs = logits.softmax(dim=-1)
+        if not self.topk and self.topp == 1.0:
+            return drawn(logits, uniforms)
+        logits, tokens = logits.topk(min(self.topk or logits.size(-1), logits.size(-1)), dim=-1)
         if self.topp < 1.0:
+            probs = logits.softmax(dim=-1)
             reached_before = probs.cumsum(dim=-1) - probs
-            probs = probs.masked_fill(reached_before >= self.topp, 0.0)
-        # Inverse of the cumulative distribution: one uniform a row, and a token of probability 0 is never met.
-        cumulative = probs.cumsum(dim=-1, dtype=torch.float64)
-        threshold = uniforms.unsqueeze(-1) * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, threshold, right=True).clamp(max=probs.size(-1) - 1)
-        return (chosen if tokens is None else tokens.gather(-1, chosen)).squeeze(-1)
+            logits = logits.masked_fill(reached_before >= self.topp, float("-inf"))
+        return tokens.gather(-1, drawn(logits, uniforms).unsqueeze(-1)).squeeze(-1)

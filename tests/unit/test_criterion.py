@@ -1,6 +1,7 @@
 """The criterion: the loss of every method from its definition, what it is divided by, and what it logs."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +32,9 @@ def distillation_batch(seed: int = 1, rollout_rows: tuple[int, ...] = (1, 3)) ->
     is_rollout = torch.zeros(batch, dtype=torch.bool)
     is_rollout[rows.long()] = True
     teacher_logits = 2.0 * torch.randn(batch, width, 20, generator=generator)
-    return {**sample, DISTILLATION: Distillation(teacher_logits, is_rollout, truncated=len(rows) // 2)}
+    truncated = torch.zeros(batch, dtype=torch.bool)
+    truncated[list(rollout_rows[1:])] = True
+    return {**sample, DISTILLATION: Distillation(teacher_logits, is_rollout, truncated)}
 
 
 def student_lprobs(model, sample: dict[str, Any]) -> Tensor:
@@ -106,7 +109,7 @@ def test_loss_and_figures_follow_the_definition(student, name: str, settings: di
         "teacher_agrees": int(agree.sum()),
         "rollouts": 2,
         "rollouts_truncated": 1,
-        "rollout_out_of_memory": 0,
+        "positions": sample["target"].numel(),
     }.items():
         assert float(figures[key]) == value, key
 
@@ -138,7 +141,7 @@ def rows_alone(sample: dict[str, Any]) -> list[dict[str, Any]]:
                     "src_lengths": torch.tensor([source.size(1)]),
                     "prev_output_tokens": sample["net_input"]["prev_output_tokens"][one, :length],
                 },
-                DISTILLATION: Distillation(given.teacher_logits[one, :length], given.is_rollout[one]),
+                DISTILLATION: Distillation(given.teacher_logits[one, :length], given.is_rollout[one], given.truncated[one]),
             }
         )
     return batches
@@ -171,7 +174,7 @@ def test_first_token_counts(student, name: str) -> None:
     criterion, sample = tiny_criterion(name, tiny_task()), distillation_batch()
     changed = sample[DISTILLATION].teacher_logits.clone()
     changed[:, 0] = changed[:, 0].roll(3, dims=-1)
-    other = {**sample, DISTILLATION: Distillation(changed, sample[DISTILLATION].is_rollout)}
+    other = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher_logits=changed)}
     one, two = (criterion(student, batch, reduce=False)[0] for batch in (sample, other))
     starts = torch.zeros_like(sample["target"], dtype=torch.bool)
     starts[:, 0] = True
@@ -180,28 +183,34 @@ def test_first_token_counts(student, name: str) -> None:
     assert (one - two)[~starts].abs().max() == 0.0
 
 
-def test_padding_columns_of_the_teacher_are_not_read(student) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_padding_columns_of_the_teacher_are_not_read(student, name: str) -> None:
     """Whatever the teacher says at padding, even NaN, stays out of loss and gradient."""
-    criterion, sample = tiny_criterion("imitkd_full", tiny_task()), distillation_batch()
+    criterion, sample = tiny_criterion(name, tiny_task()), distillation_batch()
     changed = sample[DISTILLATION].teacher_logits.clone()
     changed[sample["target"].eq(PAD)] = torch.nan
-    other = {**sample, DISTILLATION: Distillation(changed, sample[DISTILLATION].is_rollout)}
-    assert float(criterion(student, sample)[0]) == float(criterion(student, other)[0])
+    other = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher_logits=changed)}
+    losses, gradients = [], []
+    for batch in (sample, other):
+        student.zero_grad(set_to_none=True)
+        loss = criterion(student, batch)[0]
+        loss.backward()
+        losses.append(float(loss))
+        gradients.append(student.encoder.embed_tokens.weight.grad.clone())
+    student.zero_grad(set_to_none=True)
+    assert losses[0] == losses[1]
+    assert gradients[0].equal(gradients[1])
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_logs_have_the_same_keys_and_types_in_every_batch(student, name: str) -> None:
-    """Processes add them up by position: training, only-data, out-of-memory, and dummy or validation batches alike."""
+    """Processes add them up by position: training, only-data, and dummy or validation batches alike."""
     criterion = tiny_criterion(name, tiny_task())
     training, data_only = distillation_batch(), distillation_batch(rollout_rows=())
-    out_of_memory = {
-        **data_only,
-        DISTILLATION: Distillation(data_only[DISTILLATION].teacher_logits, data_only[DISTILLATION].is_rollout, 0, 1),
-    }
     without_teacher = make_batch(reversed_pairs(3, seed=2))
-    logs = [criterion(student, batch)[2] for batch in (training, data_only, out_of_memory, without_teacher)]
+    logs = [criterion(student, batch)[2] for batch in (training, data_only, without_teacher)]
     shapes = [[(key, type(value), getattr(value, "dtype", None)) for key, value in log.items()] for log in logs]
-    assert shapes[1:] == shapes[:1] * 3
+    assert shapes[1:] == shapes[:1] * 2
     assert all(
         not value.requires_grad and value.dim() == 0 for log in logs for value in log.values() if isinstance(value, Tensor)
     )
@@ -256,7 +265,8 @@ def reduced(logs: list[dict[str, Any]]) -> dict[str, float]:
 TRAINING_LOG = {
     "loss": 60.0, "nll_loss": 20.0, "loss_data": 24.0, "loss_rollout": 36.0, "ntokens": 30, "nsentences": 6, "sample_size": 30,
     "tokens_data": 10, "tokens_rollout": 20, "teacher_tokens": 30, "teacher_agrees": 12, "rollouts": 4, "rollouts_truncated": 1,
-    "rollout_out_of_memory": 0, "rollout_seconds": 1.0, "teacher_seconds": 2.0, "step_seconds": 8.0,
+    "rollout_out_of_memory": 0, "rollout_seconds": 1.0, "teacher_seconds": 2.0, "step_seconds": 8.0, "positions": 33,
+    "rollout_rows_computed": 22,
 }  # fmt: skip
 
 
@@ -268,6 +278,7 @@ def test_metrics_are_ratios_of_sums() -> None:
         "loss": 2.0 * bits, "nll_loss": 2.0 * bits, "ppl": 2 ** (2.0 * bits), "loss_data": 2.4 * bits,
         "loss_rollout": 1.8 * bits, "student_share": 4 / 6, "rollout_len": 5.0, "truncated": 0.25, "agreement": 0.4,
         "tokens_data": 10, "tokens_rollout": 20, "rollout_time": 0.125, "teacher_time": 0.25,
+        "padding": 1.1, "rollout_work": 1.1,
     }  # fmt: skip
     assert set(shown) == set(expected)
     for key, value in expected.items():

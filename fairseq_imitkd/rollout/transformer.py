@@ -1,0 +1,168 @@
+"""The fast path: one decoding step of a stock fairseq transformer, over caches of fixed size.
+
+fairseq's incremental decoding appends to every key and value cache at each step, which copies all of them, computes
+attention weights that nobody reads, and projects query, key and value apart. Here the caches are allocated once and
+written in place, the three projections are one, attention is torch's fused kernel, and cross-attention's keys and
+values are computed once. The arithmetic is fairseq's own (``TransformerDecoderBase``), so the tokens are too.
+
+Only decoders whose every module is exactly fairseq's take this path: see :func:`why_not`.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fairseq.models import BaseFairseqModel
+from fairseq.models.transformer import TransformerDecoder, TransformerDecoderBase
+from fairseq.modules import FairseqDropout, MultiheadAttention
+from fairseq.modules.transformer_layer import TransformerDecoderLayer, TransformerDecoderLayerBase
+from torch import Tensor, nn
+
+
+def why_not(student: BaseFairseqModel) -> str | None:
+    """Why a student can't take the fast path, in a few words; None when it can.
+
+    It can when its decoder computes what this module computes: post-norm or pre-norm, learned, sinusoidal or no
+    positions, tied or untied embeddings of any width, layer-norm embeddings, LayerDrop (all layers decode).
+    """
+    decoder: Any = student.decoder
+    if type(decoder) not in (TransformerDecoderBase, TransformerDecoder):
+        return f"its decoder is a {type(decoder).__name__}"
+    if decoder.adaptive_softmax is not None:
+        return "it has an adaptive softmax"
+    if decoder.cross_self_attention or decoder.quant_noise is not None:
+        return "it has cross-self-attention or quantisation noise"
+    for layer in decoder.layers:
+        if type(layer) not in (TransformerDecoderLayerBase, TransformerDecoderLayer):
+            return f"a layer is a {type(layer).__name__}"
+        if layer.encoder_attn is None:
+            return "it has no cross-attention"
+        if any(part is not None for part in (layer.c_attn, layer.attn_ln, layer.ffn_layernorm, layer.w_resid)):
+            return "its layers are scaled (NormFormer)"
+        for attention in (layer.self_attn, layer.encoder_attn):
+            if type(attention) is not MultiheadAttention or attention.use_xformers:
+                return "its attention is not fairseq's own"
+            if attention.bias_k is not None or attention.add_zero_attn:
+                return "its attention has extra keys"
+            projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
+            if any(type(projection) is not nn.Linear for projection in (*projections, layer.fc1, layer.fc2)):
+                return "a projection is no plain linear layer"
+    for module in decoder.modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return "something is hooked to its modules"
+        if isinstance(module, FairseqDropout) and module.apply_during_inference:
+            return "its dropout stays on in evaluation"
+    return None
+
+
+class TransformerSteps:
+    """A batch of ``R`` rows part-way through decoding; see :class:`~fairseq_imitkd.rollout.steps.Steps`.
+
+    Args:
+        decoder: in evaluation mode, one that :func:`why_not` has no objection to.
+        encoder_out: fairseq's, of ``R`` sentences and ``S`` source positions.
+        longest: the most tokens that will be fed, which the caches are made for.
+    """
+
+    def __init__(self, decoder: Any, encoder_out: dict[str, list[Tensor]], longest: int):
+        self.decoder = decoder
+        self.longest = longest
+        self.layers = [_Layer(layer) for layer in decoder.layers]
+        [encoded] = encoder_out["encoder_out"]  # (S, R, D)
+        cross = [layer.cross_keys_and_values(encoded) for layer in self.layers]
+        self.cross = torch.stack(cross)  # (layers, 2, R, heads, S, head dim)
+        self.own = torch.empty(0)  # (layers, 2, R, heads, longest, head dim); made with the first key's dtype
+        self.filled = 0  # positions that hold a key
+        padding = encoder_out["encoder_padding_mask"]
+        self.attended: Tensor | None = None  # (R, 1, 1, S), None where no sentence is padded
+        if padding and bool(padding[0].any()):
+            self.attended = ~padding[0][:, None, None, :]
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """The next token's logits, ``(R, V)``, after prefixes ``(R, t + 1)``; each call is one position further."""
+        decoder = self.decoder
+        x = decoder.embed_scale * decoder.embed_tokens(tokens[:, -1])  # (R, D)
+        if decoder.project_in_dim is not None:
+            x = decoder.project_in_dim(x)
+        if decoder.embed_positions is not None:  # no row holds padding, so all are at the same position
+            x = x + decoder.embed_positions(tokens[:1], incremental_state={})[:, 0]
+        if decoder.layernorm_embedding is not None:
+            x = decoder.layernorm_embedding(x)
+        for number, layer in enumerate(self.layers):
+            x = layer.self_attention(x, *self._remember(number, *layer.queries_keys_values(x)))
+            x = layer.cross_attention(x, self.cross[number, 0], self.cross[number, 1], self.attended)
+            x = layer.feed_forward(x)
+        self.filled += 1
+        if decoder.layer_norm is not None:
+            x = decoder.layer_norm(x)
+        if decoder.project_out_dim is not None:
+            x = decoder.project_out_dim(x)
+        return decoder.output_layer(x)
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all rows but these, ``(K,)`` rising indices."""
+        own = self.own.new_empty((*self.own.shape[:2], rows.numel(), *self.own.shape[3:]))
+        own[..., : self.filled, :] = self.own[..., : self.filled, :].index_select(2, rows)
+        self.own = own
+        self.cross = self.cross.index_select(2, rows)
+        if self.attended is not None:
+            self.attended = self.attended.index_select(0, rows)
+
+    def _remember(self, number: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Write this position's key and value; the query, and all keys and values so far, of one layer."""
+        if self.own.numel() == 0:
+            rows, heads, head_dim = key.shape
+            self.own = key.new_empty((len(self.layers), 2, rows, heads, self.longest, head_dim))
+        self.own[number, 0, :, :, self.filled] = key
+        self.own[number, 1, :, :, self.filled] = value
+        so_far = self.own[number, ..., : self.filled + 1, :]
+        return query, so_far[0], so_far[1]
+
+
+class _Layer:
+    """One decoder layer at one position of ``R`` rows, ``(R, D)`` to ``(R, D)``."""
+
+    def __init__(self, layer: Any):
+        self.layer = layer
+        self.heads = layer.self_attn.num_heads
+        own = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+        self.own_weight = torch.cat([projection.weight for projection in own])
+        self.own_bias = torch.cat([projection.bias for projection in own])
+
+    def cross_keys_and_values(self, encoded: Tensor) -> Tensor:
+        """``(S, R, D)`` to ``(2, R, heads, S, head dim)``."""
+        attention = self.layer.encoder_attn
+        both = [projection(encoded) for projection in (attention.k_proj, attention.v_proj)]
+        return torch.stack([part.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3) for part in both])
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Three of ``(R, heads, head dim)``."""
+        if self.layer.normalize_before:
+            x = self.layer.self_attn_layer_norm(x)
+        projected = F.linear(x, self.own_weight, self.own_bias)
+        query, key, value = projected.unflatten(-1, (3, self.heads, -1)).unbind(1)
+        return query, key, value
+
+    def self_attention(self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        layer = self.layer
+        return self._add(x, layer.self_attn.out_proj(_attend(query, keys, values, None)), layer.self_attn_layer_norm)
+
+    def cross_attention(self, x: Tensor, keys: Tensor, values: Tensor, attended: Tensor | None) -> Tensor:
+        layer, attention = self.layer, self.layer.encoder_attn
+        normed = layer.encoder_attn_layer_norm(x) if layer.normalize_before else x
+        query = attention.q_proj(normed).unflatten(-1, (self.heads, -1))
+        return self._add(x, attention.out_proj(_attend(query, keys, values, attended)), layer.encoder_attn_layer_norm)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        normed = layer.final_layer_norm(x) if layer.normalize_before else x
+        return self._add(x, layer.fc2(layer.activation_fn(layer.fc1(normed))), layer.final_layer_norm)
+
+    def _add(self, x: Tensor, update: Tensor, norm: nn.Module) -> Tensor:
+        x = x + update
+        return x if self.layer.normalize_before else norm(x)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, attended: Tensor | None) -> Tensor:
+    """``(R, heads, head dim)`` over ``(R, heads, K, head dim)``, to ``(R, D)``."""
+    return F.scaled_dot_product_attention(query.unsqueeze(2), keys, values, attn_mask=attended).flatten(1)
