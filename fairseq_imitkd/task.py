@@ -19,7 +19,7 @@ from fairseq_imitkd.batch import Batch, encoder_inputs, first_decoder_inputs, pa
 from fairseq_imitkd.clock import StageClock
 from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.rollout import RandomKey, Rollout, decode
+from fairseq_imitkd.rollout import RandomKey, Rollout, RolloutGenerator, decode
 from fairseq_imitkd.teacher import StudentSide, Teacher, check_files, load_teacher, parse_bytes
 
 logger = logging.getLogger(__name__)
@@ -116,6 +116,19 @@ class TranslationWithTeacherTask(TranslationTask):
                 raise UsageError(self._student_refusal)
             self._teacher = self._load_teacher()
         return criterion
+
+    def build_generator(
+        self,
+        models: Any,
+        args: Any,
+        seq_gen_cls: Any = None,
+        extra_gen_cls_kwargs: Any = None,
+        prefix_allowed_tokens_fn: Any = None,
+    ) -> Any:
+        """fairseq's generator; greedy and sampled decoding take the rollouts' engine where it computes the same."""
+        if seq_gen_cls is None and not getattr(args, "print_alignment", False):
+            seq_gen_cls = RolloutGenerator
+        return super().build_generator(models, args, seq_gen_cls, extra_gen_cls_kwargs, prefix_allowed_tokens_fn)
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """fairseq's batches. A sentence too long for the teacher is not trained on; validation stays stock."""

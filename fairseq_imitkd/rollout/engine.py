@@ -33,8 +33,8 @@ class Rollout:
         tokens: ``(B, T)`` int64, padded on the right; EOS is there only where the student chose it.
         truncated: ``(B,)`` bool, true where the length cap cut the sentence.
         rows_computed: decoder rows computed, over all steps: the work done, beside the tokens written.
-        lprobs: ``(B, T + 1)`` log-probabilities of the tokens, and of the EOS at which a truncated row was cut; 0 beyond
-            a row's end. Only when asked for.
+        lprobs: ``(B, T + 1)`` or wider: log-probabilities, at the policy's temperature, of the tokens, and of the EOS at
+            which a truncated row was cut; 0 beyond a row's end. Only when asked for.
     """
 
     tokens: Tensor
@@ -54,20 +54,24 @@ def decode(
     eos: int,
     sentence_ids: Tensor | None = None,
     random_key: RandomKey | None = None,
+    samples: int = 1,
+    min_length: int = 0,
     score: bool = False,
 ) -> Rollout:
     """Let the student translate a batch.
 
     Args:
         student: an unwrapped encoder-decoder whose decoder is incremental. Its mode is restored, whatever happens.
-        net_input: the encoder's arguments, ``src_tokens`` ``(B, S)`` and ``src_lengths`` ``(B,)`` among them, sorted
-            by falling source length as fairseq's batches are (LSTM encoders need it).
+        net_input: the encoder's arguments, ``src_tokens`` and ``src_lengths`` of ``B / samples`` sentences among them,
+            sorted by falling source length as fairseq's batches are (LSTM encoders need it).
         first_tokens: ``(B,)`` the first decoder input, EOS or a language tag.
-        max_lengths: ``(B,)`` int64, the most tokens of each sentence before its EOS.
+        max_lengths: ``(B,)`` int64, the most tokens of each row before its EOS.
         policy: how to choose a token.
         pad, eos: of the target dictionary.
         sentence_ids: ``(B,)`` the sentences' indices in the data set; they key the randomness of sampling.
         random_key: seed and update; for sampling.
+        samples: rows of each sentence, one after another.
+        min_length: the fewest tokens before the EOS.
         score: also give the tokens' log-probabilities.
 
     Returns:
@@ -77,19 +81,23 @@ def decode(
     tokens = first_tokens.new_full((first_tokens.size(0), longest + 2), pad)
     tokens[:, 0] = first_tokens
     truncated = torch.zeros_like(first_tokens, dtype=torch.bool)
-    lprobs = torch.zeros(tokens.shape, device=tokens.device) if score else None
+    lprobs = torch.zeros(tokens.size(0), longest + 2, device=tokens.device) if score else None
     check_every = STEPS_BETWEEN_CHECKS.get(tokens.device.type, STEPS_BETWEEN_CHECKS_ELSEWHERE)
 
     rows = torch.arange(tokens.size(0), device=tokens.device)  # still in the batch, as indices into tokens
     alive = torch.ones_like(truncated)  # of these, the ones that are not finished
     prefixes, caps, rows_computed = tokens[:, :1], max_lengths, 0
     with evaluating(student):
-        steps = begin(student, net_input, longest + 1)
+        steps = begin(student, net_input, longest + 1, samples)
         # One step beyond the cap: there the student may still choose to end, which is a choice and not a cut.
         for step in range(longest + 1):
             logits = steps.logits(prefixes)
             rows_computed += rows.numel()
+            if lprobs is not None:
+                normaliser = (logits.float() / policy.temperature).logsumexp(dim=-1)
             logits[:, pad] = float("-inf")
+            if step < min_length:
+                logits[:, eos] = float("-inf")
             chosen = _choose(logits, policy, random_key, step, None if sentence_ids is None else sentence_ids[rows])
             cut = alive & (caps <= step) & (chosen != eos)
             truncated[rows] |= cut
@@ -97,8 +105,8 @@ def decode(
             # A finished row is fed EOS until it leaves: pad would upset decoders that count positions.
             chosen = torch.where(alive, chosen, eos)
             if lprobs is not None:
-                written = logits.float().log_softmax(dim=-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
-                lprobs[rows, step] = written
+                scaled = logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).float() / policy.temperature
+                lprobs[rows, step] = scaled - normaliser
             tokens[rows, step + 1] = chosen
             alive = alive & (chosen != eos)
 
@@ -136,7 +144,7 @@ def _finished(
     padded = tokens.masked_fill(after_eos | beyond_cap, pad)
     width = int(padded.ne(pad).sum(dim=-1).max())
     if lprobs is not None:
-        lprobs = lprobs[:, : tokens.size(1)].masked_fill(after_eos, 0.0)[:, : width + 1]
+        lprobs[:, : tokens.size(1)].masked_fill_(after_eos, 0.0)
     return Rollout(padded[:, :width], truncated, rows_computed, lprobs)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol
 
+import torch
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
@@ -36,15 +37,19 @@ class IncrementalSteps:
         self.encoder_out = self.student.encoder.reorder_encoder_out(self.encoder_out, rows)
 
 
-def begin(student: BaseFairseqModel, net_input: dict[str, Any], longest: int) -> Steps:
+def begin(student: BaseFairseqModel, net_input: dict[str, Any], longest: int, samples: int = 1) -> Steps:
     """Encode a batch and stand before its first token.
 
     Args:
         student: in evaluation mode.
         net_input: the encoder's arguments.
         longest: the most tokens that will be fed.
+        samples: rows of each sentence, one after another.
     """
     encoder_out = student.encoder.forward_torchscript(net_input)
+    if samples > 1:
+        sentences = torch.arange(net_input["src_tokens"].size(0), device=net_input["src_tokens"].device)
+        encoder_out = student.encoder.reorder_encoder_out(encoder_out, sentences.repeat_interleave(samples))
     if why_not(student) is None:
         return TransformerSteps(student.decoder, encoder_out, longest)
     return IncrementalSteps(student, encoder_out)

@@ -19,6 +19,7 @@ TASK_FLAGS = {
     "--teacher-dtype": "auto",
     "--teacher-data": None,
     "--teacher-allow-globals": None,
+    "--teacher-encoder-cache": "0",
 }
 CRITERION_FLAGS = {
     "--student-share": "constant:0",

@@ -1,0 +1,121 @@
+"""The rollout engine behind ``fairseq-generate --beam 1`` and ``--sampling``, ``fairseq-interactive`` and ``--eval-bleu``."""
+
+from typing import Any
+
+import torch
+from fairseq import search
+from fairseq.models import FairseqIncrementalDecoder
+from fairseq.sequence_generator import SequenceGenerator
+from torch import Tensor
+
+from fairseq_imitkd.rollout.engine import Rollout, decode
+from fairseq_imitkd.rollout.policy import RolloutPolicy
+from fairseq_imitkd.rollout.randomness import RandomKey
+
+Hypothesis = dict[str, Tensor]
+
+
+class RolloutGenerator(SequenceGenerator):
+    """fairseq's generator, which lets the rollout engine decode where the engine computes the same thing.
+
+    That is one model with an incremental decoder, greedy or sampled, without what changes the scores on the way: a
+    prefix, constraints, an n-gram block, a language model, a penalty on unknown words, a minimum length, a temperature
+    on greedy decoding. Everything else is the base class's. Greedy tokens are the same and scores agree to rounding;
+    samples follow the same distribution from other random numbers, which still follow ``--seed``.
+    """
+
+    def __init__(self, models: list[Any], tgt_dict: Any, *args: Any, **kwargs: Any):
+        super().__init__(models, tgt_dict, *args, **kwargs)
+        self.rollout_policy = self._policy(list(models))
+
+    def _policy(self, models: list[Any]) -> RolloutPolicy | None:
+        """How the engine would choose; None where it can't stand in for the base class."""
+        plain = (
+            len(models) == 1
+            and isinstance(getattr(models[0], "decoder", None), FairseqIncrementalDecoder)
+            and getattr(models[0].decoder, "adaptive_softmax", None) is None
+            and self.repeat_ngram_blocker is None
+            and self.lm_model is None
+            and self.unk_penalty == 0.0
+            and self.token_indices_to_suppress is None
+            and not self.match_source_len
+            # A minimum of 1, fairseq's default, only forbids an empty translation.
+            and self.min_len <= 1
+        )
+        if not plain:
+            return None
+        if type(self.search) is search.BeamSearch and self.beam_size == 1 and self.temperature == 1.0:
+            return RolloutPolicy("greedy")
+        if type(self.search) is search.Sampling:
+            topk, topp = self.search.sampling_topk, self.search.sampling_topp
+            if topp <= 0.0:  # fairseq's "off" is any number below 0
+                return RolloutPolicy("sampling", topk=max(0, topk), temperature=self.temperature)
+            return RolloutPolicy("sampling", topp=min(1.0, topp), temperature=self.temperature)
+        return None
+
+    @torch.no_grad()
+    def generate(self, models: list[Any], sample: dict[str, Any], **kwargs: Any) -> list[list[Hypothesis]]:
+        """Translate a batch of ``B`` sentences.
+
+        Args:
+            models: the model given before, as fairseq passes it again.
+            sample: a fairseq batch.
+            kwargs: fairseq's own; a prefix or constraints are the base class's business.
+
+        Returns:
+            for each sentence its hypotheses, best first, in fairseq's form: ``tokens`` ``(T,)`` with an EOS, ``score``
+            ``()``, ``positional_scores`` ``(T,)`` in nats, and empty ``attention`` and ``alignment``.
+        """
+        bos_token = kwargs.get("bos_token")
+        others = [value for name, value in kwargs.items() if name != "bos_token" and value is not None]
+        net_input = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
+        cap = self._cap(net_input["src_tokens"].size(1)) if "src_tokens" in net_input else 0
+        if self.rollout_policy is None or others or cap < 1:
+            return super().generate(models, sample, **kwargs)
+        # Every sentence beam_size times, one after another.
+        count = net_input["src_tokens"].size(0) * self.beam_size
+        rows = torch.arange(count, device=net_input["src_tokens"].device)
+        rollout = decode(
+            self.model.single_model,
+            net_input,
+            torch.full_like(rows, self.eos if bos_token is None else bos_token),
+            torch.full_like(rows, cap),
+            self.rollout_policy,
+            pad=self.pad,
+            eos=self.eos,
+            sentence_ids=rows,
+            # fairseq seeds torch's generator with --seed; each batch then draws a key of its own from it.
+            random_key=RandomKey(seed=int(torch.randint(2**62, ())), update=0),
+            samples=self.beam_size,
+            min_length=self.min_len,
+            score=True,
+        )
+        return self._hypotheses(rollout)
+
+    def _cap(self, source_width: int) -> int:
+        """The most tokens before the EOS: one cap for the whole batch, as the base class has it."""
+        return min(int(self.max_len_a * source_width + self.max_len_b), self.max_len - 1)
+
+    def _hypotheses(self, rollout: Rollout) -> list[list[Hypothesis]]:
+        """fairseq's form of ``B * beam_size`` rows. It forces an EOS where the cap cuts, and scores it."""
+        assert rollout.lprobs is not None
+        lengths = rollout.tokens.ne(self.pad).sum(dim=-1)
+        tokens = torch.nn.functional.pad(rollout.tokens, (0, 1), value=self.pad)
+        tokens[rollout.truncated, lengths[rollout.truncated]] = self.eos
+        lengths = lengths + rollout.truncated
+        scores = rollout.lprobs.sum(dim=-1)
+        if self.normalize_scores:
+            scores = scores / lengths**self.len_penalty
+        nothing = torch.empty(0)
+        hypotheses = [
+            {
+                "tokens": tokens[row, :length],
+                "score": scores[row],
+                "attention": nothing,
+                "alignment": nothing,
+                "positional_scores": rollout.lprobs[row, :length],
+            }
+            for row, length in enumerate(lengths.tolist())
+        ]
+        best_first = scores.view(-1, self.beam_size).argsort(dim=-1, descending=True, stable=True).tolist()
+        return [[hypotheses[sentence * self.beam_size + place] for place in order] for sentence, order in enumerate(best_first)]

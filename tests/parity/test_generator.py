@@ -1,0 +1,172 @@
+"""``fairseq-generate`` through the rollout engine: fairseq's own tokens and scores, and its own generator where it must be."""
+
+from argparse import Namespace
+from typing import Any
+
+import pytest
+import torch
+from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
+
+from fairseq_imitkd.rollout import RolloutGenerator
+from tests.fairseq_models import STUDENTS, build_student, letters, make_batch, reversed_pairs, tiny_task, trained_student
+
+LIMITS = {"max_len_a": 0.0, "max_len_b": 6}
+
+
+def generator(model, **flags: Any) -> SequenceGenerator:
+    """What the task builds for ``fairseq-generate`` with these flags."""
+    return tiny_task().build_generator([model], Namespace(**{"beam": 1, **LIMITS, **flags}))
+
+
+def stock(model, **flags: Any) -> SequenceGenerator:
+    """What fairseq's own task builds."""
+    return tiny_task().build_generator([model], Namespace(**{"beam": 1, **LIMITS, **flags}), seq_gen_cls=SequenceGenerator)
+
+
+def assert_same(found: list[list[dict]], expected: list[list[dict]]) -> None:
+    """Tokens equal, scores to rounding, in the same order."""
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert [hypothesis["tokens"].tolist() for hypothesis in mine] == [h["tokens"].tolist() for h in theirs]
+        for one, other in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one["score"], other["score"], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(one["positional_scores"], other["positional_scores"], rtol=1e-4, atol=1e-4)
+            assert one.keys() == other.keys()
+
+
+FLAGS = [{}, {"min_len": 0}, {"lenpen": 0.5}, {"unnormalized": True}, {"max_len_b": 2}, {"max_len_a": 1.0, "max_len_b": 0}]
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
+def test_greedy_tokens_and_scores_are_fairseqs(name: str, flags: dict[str, Any]) -> None:
+    """Also of sentences that end at the cap, and whatever the scores are normalised by."""
+    model, sample = trained_student(name), make_batch(reversed_pairs(12, seed=31))
+    ours = generator(model, **flags)
+    assert type(ours) is RolloutGenerator
+    assert ours.rollout_policy is not None
+    assert_same(ours.generate([model], sample), stock(model, **flags).generate([model], sample))
+
+
+def test_empty_translations_are_forbidden_as_fairseq_forbids_them() -> None:
+    """A student that would end at once writes one word under fairseq's default of ``--min-len 1``, none under 0."""
+    model, sample = build_student().eval(), make_batch(reversed_pairs(4, seed=32))
+    model.decoder.output_projection.bias = torch.nn.Parameter(torch.zeros(20))
+    model.decoder.output_projection.bias.data[letters().eos()] = 50.0
+    for flags, length in (({}, 2), ({"min_len": 0}, 1)):
+        found = generator(model, **flags).generate([model], sample)
+        assert {len(hypothesis["tokens"]) for [hypothesis] in found} == {length}
+        assert_same(found, stock(model, **flags).generate([model], sample))
+
+
+def test_first_token_is_the_one_asked_for() -> None:
+    """Multilingual tasks pass their language tag as ``bos_token``."""
+    model, sample, tag = trained_student("transformer"), make_batch(reversed_pairs(12, seed=33)), letters().index("c")
+    found = generator(model).generate([model], sample, bos_token=tag)
+    assert_same(found, stock(model).generate([model], sample, bos_token=tag))
+    assert [h["tokens"].tolist() for [h] in found] != [
+        h["tokens"].tolist() for [h] in generator(model).generate([model], sample)
+    ]
+
+
+SAMPLINGS = [{}, {"sampling_topk": 3, "temperature": 3.0}, {"sampling_topp": 0.8, "temperature": 3.0}, {"temperature": 1.7}]
+
+
+@pytest.mark.parametrize("flags", SAMPLINGS, ids=str)
+def test_samples_follow_fairseqs_distribution(flags: dict[str, Any]) -> None:
+    """Chi-square of the first tokens against fairseq's samples, 3,000 draws each; 45 is beyond the 0.999 quantile here."""
+    model = trained_student("transformer")
+    sample = make_batch([([1, 2, 3], [1])] * 300)
+    counts = []
+    for build in (generator, stock):
+        torch.manual_seed(5)
+        settings = {**flags, "sampling": True, "beam": 10, "max_len_b": 1}
+        made = build(model, **settings).generate([model], sample)
+        assert all(len(hypotheses) == 10 for hypotheses in made)
+        firsts = torch.tensor([int(h["tokens"][0]) for hypotheses in made for h in hypotheses])
+        counts.append(torch.bincount(firsts, minlength=len(letters())).double())
+    ours, theirs = counts
+    seen = (ours + theirs) > 0
+    assert seen.sum() >= 2
+    assert float((((ours - theirs) ** 2) / (ours + theirs))[seen].sum()) < 45
+
+
+@pytest.mark.parametrize("flags", SAMPLINGS, ids=str)
+def test_samples_have_fairseqs_scores(flags: dict[str, Any]) -> None:
+    """Each is the log-probability, at the temperature and over the whole vocabulary, of what was drawn; best first."""
+    model, sample = trained_student("transformer"), make_batch(reversed_pairs(5, seed=34))
+    torch.manual_seed(6)
+    made = generator(model, sampling=True, beam=4, **flags).generate([model], sample)
+    written = set()
+    for row, hypotheses in enumerate(made):
+        scores = [float(hypothesis["score"]) for hypothesis in hypotheses]
+        assert scores == sorted(scores, reverse=True)
+        source = sample["net_input"]["src_tokens"][row]
+        source = source[source.ne(letters().pad())].unsqueeze(0)
+        for hypothesis in hypotheses:
+            tokens = hypothesis["tokens"]
+            written.add(tuple(tokens.tolist()))
+            prefix = torch.cat([torch.tensor([letters().eos()]), tokens[:-1]]).unsqueeze(0)
+            with torch.no_grad():
+                logits = model(source, torch.tensor([source.size(1)]), prefix)[0][0] / flags.get("temperature", 1.0)
+            expected = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+            torch.testing.assert_close(hypothesis["positional_scores"], expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(hypothesis["score"], expected.mean(), rtol=1e-4, atol=1e-4)
+    assert len(written) > 5
+
+
+def test_samples_follow_the_seed() -> None:
+    """As with fairseq: the same seed of torch's generator, the same samples; another one, others; batches differ."""
+    model, sample = trained_student("transformer"), make_batch(reversed_pairs(8, seed=35))
+
+    def samples(seed: int, batches: int) -> list[list[int]]:
+        torch.manual_seed(seed)
+        for _ in range(batches):
+            made = generator(model, sampling=True).generate([model], sample)
+        return [hypothesis["tokens"].tolist() for [hypothesis] in made]
+
+    assert samples(1, 1) == samples(1, 1)
+    assert samples(1, 1) != samples(2, 1)
+    assert samples(1, 1) != samples(1, 2)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"beam": 2},
+        {"temperature": 0.5},
+        {"unkpen": 1.0},
+        {"no_repeat_ngram_size": 2},
+        {"min_len": 2},
+        {"match_source_len": True},
+        {"diverse_beam_groups": 1},
+    ],
+    ids=str,
+)
+def test_what_the_engine_does_not_compute_is_left_to_fairseq(flags: dict[str, Any]) -> None:
+    """The same hypotheses, from fairseq's own search."""
+    model, sample = trained_student("transformer"), make_batch(reversed_pairs(6, seed=36))
+    ours = generator(model, **flags)
+    assert ours.rollout_policy is None
+    assert_same(ours.generate([model], sample), stock(model, **flags).generate([model], sample))
+
+
+def test_prefixes_and_ensembles_are_left_to_fairseq() -> None:
+    """``--prefix-size``, and several models."""
+    model, other = trained_student("transformer"), trained_student("transformer-pre-norm")
+    sample = make_batch(reversed_pairs(6, seed=37))
+    prefix = sample["target"][:, :1]
+    found = generator(model).generate([model], sample, prefix_tokens=prefix)
+    assert [int(h["tokens"][0]) for [h] in found] == prefix.squeeze(-1).tolist()
+    assert_same(found, stock(model).generate([model], sample, prefix_tokens=prefix))
+    args = Namespace(beam=1, **LIMITS)
+    both = tiny_task().build_generator([model, other], args)
+    expected = tiny_task().build_generator([model, other], args, seq_gen_cls=SequenceGenerator)
+    assert both.rollout_policy is None
+    assert_same(both.generate([model, other], sample), expected.generate([model, other], sample))
+
+
+def test_alignments_are_left_to_fairseq() -> None:
+    """``--print-alignment`` needs attention weights, which the engine does not compute."""
+    made = generator(trained_student("transformer"), print_alignment="hard")
+    assert type(made) is SequenceGeneratorWithAlignment
