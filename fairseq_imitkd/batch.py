@@ -4,8 +4,11 @@ On the CPU the batch is the data iterator's own object, and fairseq stores one a
 would train on stale rollouts later.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_imitkd.rollout import Rollout
@@ -36,6 +39,27 @@ def encoder_inputs(sample: Batch, rows: Tensor, pad: int) -> dict[str, Any]:
     chosen = _rows(net_input, rows, sample["target"].size(0))
     chosen["src_tokens"] = _without_empty_columns(chosen["src_tokens"], pad)
     return chosen
+
+
+def joined_encoder_inputs(parts: Sequence[dict[str, Any]], pad: int, left_pad: bool) -> tuple[dict[str, Any], Tensor]:
+    """The encoder's arguments for the sentences of several batches, sorted by falling source length (LSTMs need it).
+
+    Args:
+        parts: of :func:`encoder_inputs`, with ``src_tokens`` and ``src_lengths`` alone.
+        pad: of the source dictionary.
+        left_pad: whether sources are padded on the left.
+
+    Returns:
+        the arguments for all ``B`` sentences, and ``(B,)`` their places in the order of the parts.
+    """
+    width = max(part["src_tokens"].size(1) for part in parts)
+    sources = []
+    for part in parts:
+        missing = width - part["src_tokens"].size(1)
+        sources.append(F.pad(part["src_tokens"], (missing, 0) if left_pad else (0, missing), value=pad))
+    lengths = torch.cat([part["src_lengths"] for part in parts])
+    order = lengths.argsort(descending=True, stable=True)
+    return {"src_tokens": torch.cat(sources)[order], "src_lengths": lengths[order]}, order
 
 
 def take(sample: Batch, rows: Tensor, source_pad: int, target_pad: int) -> Batch:

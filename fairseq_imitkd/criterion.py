@@ -61,6 +61,19 @@ class DistillationConfig(FairseqDataclass):
         default=1.2, metadata={"help": "a rollout has at most A * source length + B tokens before its end: A"}
     )
     rollout_max_len_b: int = field(default=10, metadata={"help": "a rollout has at most A * source length + B tokens: B"})
+    rollout_pool: bool = field(
+        default=False,
+        metadata={
+            "help": "decode the rollouts of all micro-batches of an update (--update-freq) at once; as on-policy as without"
+        },
+    )
+    rollout_pool_updates: int = field(
+        default=1,
+        metadata={
+            "help": "decode the rollouts of this many updates at once, by the student as it is before the first of them "
+            "(the ImitKD paper's pooling; 1: on-policy)"
+        },
+    )
     seed: int = II("common.seed")
     max_update: int = II("optimization.max_update")
     ddp_backend: str = II("distributed_training.ddp_backend")
@@ -117,6 +130,10 @@ class DistillationCriterion(FairseqCriterion):
         self.student_share = parse_schedule(cfg.student_share, cfg.max_update)
         if self.student_share(cfg.max_update) == 0.0:  # every schedule rises
             _refuse_rollout_flags(cfg)
+        if cfg.rollout_pool_updates < 1:
+            raise UsageError(f"--rollout-pool-updates must be 1 (on-policy) or more, but is {cfg.rollout_pool_updates}")
+        self.rollout_pool = cfg.rollout_pool or cfg.rollout_pool_updates > 1
+        self.rollout_pool_updates = cfg.rollout_pool_updates
         self.rollout_policy = RolloutPolicy(
             name=str(cfg.rollout_policy),
             topk=cfg.rollout_topk,
@@ -199,6 +216,8 @@ class DistillationCriterion(FairseqCriterion):
         ratio("agreement", total["teacher_agrees"], total["teacher_tokens"], 3)
         ratio("padding", total["positions"], total["ntokens"], 3)
         ratio("rollout_work", total.get("rollout_rows_computed", 0.0), total["tokens_rollout"], 3)
+        if total.get("rollout_staleness", 0.0) > 0:
+            ratio("rollout_staleness", total["rollout_staleness"], total["rollouts"], 3)
         for name in ("tokens_data", "tokens_rollout"):
             metrics.log_scalar(name, total[name], 1, round=1)
         if total.get("rollout_out_of_memory", 0) > 0:

@@ -15,11 +15,13 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from torch import Tensor
 
-from fairseq_imitkd.batch import Batch, encoder_inputs, first_decoder_inputs, parts_by_length, take, with_rollouts
+from fairseq_imitkd.batch import Batch, parts_by_length, take
 from fairseq_imitkd.clock import StageClock
 from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.rollout import RandomKey, Rollout, RolloutGenerator, decode
+from fairseq_imitkd.mixing import NO_WORK, Mixed, Mixer
+from fairseq_imitkd.pool import RolloutPool
+from fairseq_imitkd.rollout import RolloutGenerator
 from fairseq_imitkd.teacher import StudentSide, Teacher, check_files, load_teacher, parse_bytes
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ class TranslationWithTeacherConfig(TranslationConfig):
     teacher_encoder_cache: str = field(
         default="0",
         metadata={
-            "help": "memory for the teacher's encoder outputs, which are the same every epoch, on its own device: 512MB, 2GB, … "
+            "help": "memory for the teacher's encoder outputs, which are the same every epoch, on its device: 512MB, 2GB, … "
             "(0: none)"
         },
     )
@@ -57,16 +59,7 @@ class TranslationWithTeacherConfig(TranslationConfig):
 
 # A part of a batch with a forward and backward pass of its own costs, beside its target positions, as much as this many
 # more (see benchmarks/NOTES.md). On a GPU, small kernels cost more than padding does: there a batch stays whole.
-PART_COST = {"cpu": 64}
-
-
-@dataclass(frozen=True)
-class RolledOut:
-    """A batch to train on, its rows flagged ``(B,)``: which targets are the student's own, which of those were cut."""
-
-    sample: Batch
-    is_rollout: Tensor
-    truncated: Tensor
+PART_COST = {"cpu": 32}
 
 
 @register_task("translation_with_teacher", dataclass=TranslationWithTeacherConfig)
@@ -85,6 +78,7 @@ class TranslationWithTeacherTask(TranslationTask):
         self._teacher: Teacher | None = None
         self._student_refusal: str | None = None
         self._clock: StageClock | None = None
+        self._mixer: Mixer | None = None
 
     @classmethod
     def setup_task(cls, cfg: TranslationWithTeacherConfig, **kwargs: Any) -> "TranslationWithTeacherTask":
@@ -115,6 +109,7 @@ class TranslationWithTeacherTask(TranslationTask):
             if self._student_refusal:
                 raise UsageError(self._student_refusal)
             self._teacher = self._load_teacher()
+            self._mixer = Mixer(self, RolloutPool(criterion.rollout_pool_updates) if criterion.rollout_pool else None)
         return criterion
 
     def build_generator(
@@ -134,7 +129,9 @@ class TranslationWithTeacherTask(TranslationTask):
         """fairseq's batches. A sentence too long for the teacher is not trained on; validation stays stock."""
         if self._teacher is not None and dataset is self.datasets.get(self.cfg.train_subset):
             kwargs["max_positions"] = utils.resolve_max_positions(kwargs.get("max_positions"), self._teacher.max_positions)
-        return super().get_batch_iterator(dataset, *args, **kwargs)
+        batches = super().get_batch_iterator(dataset, *args, **kwargs)
+        pool = self._mixer.pool if self._mixer is not None else None
+        return pool.watch(batches) if pool is not None and dataset is self.datasets.get(self.cfg.train_subset) else batches
 
     def _load_teacher(self) -> Teacher:
         cfg = self.cfg
@@ -161,51 +158,32 @@ class TranslationWithTeacherTask(TranslationTask):
         if not isinstance(criterion, DistillationCriterion):
             return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         clock = self._clock = self._clock or StageClock(sample["target"].device)
-        work = {"rollout_rows_computed": 0, "rollout_out_of_memory": 0}
+        work = NO_WORK
         with clock.stage("step_seconds"):
             if ignore_grad:
                 loss, sample_size, figures = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
             else:
+                rolls_out = criterion.student_share(update_num) > 0.0
                 # A context of its own: autocast remembers casts made without gradients until it is left.
-                with _autocast(optimizer):
-                    batch = self._rolled_out(sample, _unwrapped(model), criterion, update_num, clock, work)
-                loss, sample_size, figures = self._learn(batch, model, criterion, optimizer, update_num, clock)
+                with clock.stage("rollout_seconds") if rolls_out else contextlib.nullcontext(), _autocast(optimizer):
+                    mixed = self._mixed(sample, _unwrapped(model), criterion, update_num)
+                work = mixed.work
+                loss, sample_size, figures = self._learn(mixed, model, criterion, optimizer, update_num, clock)
         seconds = clock.read()
         stages = {stage: seconds.get(stage, 0.0) for stage in ("rollout_seconds", "teacher_seconds", "step_seconds")}
         return loss, sample_size, {**figures, **work, **stages}
 
-    def _rolled_out(
-        self,
-        sample: Batch,
-        student: BaseFairseqModel,
-        criterion: DistillationCriterion,
-        update_num: int,
-        clock: StageClock,
-        work: dict[str, int],
-    ) -> RolledOut:
-        """The batch to train on, some of its targets written by the student; counts the ``work`` done."""
+    def _mixed(self, sample: Batch, student: BaseFairseqModel, criterion: DistillationCriterion, update_num: int) -> Mixed:
+        """The batch to train on, some of its targets written by the student."""
         if self._teacher is None:  # a task rebuilt from a checkpoint, trained after all
             self._teacher = self._load_teacher()
-        share = criterion.student_share(update_num)
-        random_key = RandomKey(criterion.seed, update_num)
-        nothing = torch.zeros_like(sample["id"], dtype=torch.bool)
-        if share == 0.0:
-            return RolledOut(sample, nothing, nothing)
-        drawn = random_key.uniforms(sample["id"]) < share
-        rows = drawn.nonzero().squeeze(-1)
-        if rows.numel() == 0:
-            return RolledOut(sample, nothing, nothing)
-        with clock.stage("rollout_seconds"):
-            rollout = self._roll_out(sample, rows, student, self._teacher, criterion, random_key)
-        if rollout is None:
-            work["rollout_out_of_memory"] = 1
-            return RolledOut(sample, nothing, nothing)
-        work["rollout_rows_computed"] = rollout.rows_computed
-        truncated = nothing.index_copy(0, rows, rollout.truncated)
-        return RolledOut(with_rollouts(sample, rows, rollout, self.target_dictionary.pad()), drawn, truncated)
+        if self._mixer is None:
+            self._mixer = Mixer(self)
+        max_target = min(student.max_decoder_positions(), self._teacher.max_positions[1])
+        return self._mixer.mix(sample, student, criterion, update_num, max_target)
 
     def _learn(
-        self, batch: RolledOut, model: torch.nn.Module, criterion: Any, optimizer: Any, update_num: int, clock: StageClock
+        self, batch: Mixed, model: torch.nn.Module, criterion: Any, optimizer: Any, update_num: int, clock: StageClock
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """The teacher's logits, the loss and its backward, part by part where lengths differ; all of them are sums."""
         assert self._teacher is not None
@@ -214,10 +192,13 @@ class TranslationWithTeacherTask(TranslationTask):
         with clock.stage("teacher_seconds"), _autocast(optimizer):
             teacher.place(*_placement(_unwrapped(model)))
             encoded = teacher.encode(sample)
+        parts: list[Tensor | None] = [None]
         cost = PART_COST.get(sample["target"].device.type)
-        parts = [None] if cost is None else parts_by_length(sample["target"], target_pad, cost)
+        if cost is not None:
+            divided = parts_by_length(sample["target"], target_pad, cost)
+            parts = [*divided] if len(divided) > 1 else parts
         total: tuple[Tensor, int, dict[str, Any]] | None = None
-        for number, rows in enumerate(parts if len(parts) > 1 else [None], start=1):
+        for number, rows in enumerate(parts, start=1):
             part = sample if rows is None else take(sample, rows, source_pad, target_pad)
             with clock.stage("teacher_seconds"), _autocast(optimizer):
                 logits = teacher.score(part, encoded, rows)
@@ -229,40 +210,6 @@ class TranslationWithTeacherTask(TranslationTask):
             total = step if total is None else _added(total, step)
         assert total is not None
         return total
-
-    def _roll_out(
-        self,
-        sample: Batch,
-        rows: Tensor,
-        student: BaseFairseqModel,
-        teacher: Teacher,
-        criterion: DistillationCriterion,
-        random_key: RandomKey,
-    ) -> Rollout | None:
-        """The student's translations of some rows, or None when they do not fit in memory.
-
-        fairseq's own recovery would skip this process's backward and leave the others waiting, so running out of
-        memory is handled here: the batch keeps its references.
-        """
-        try:
-            policy, net_input = criterion.rollout_policy, encoder_inputs(sample, rows, self.source_dictionary.pad())
-            max_positions = min(student.max_decoder_positions(), teacher.max_positions[1])
-            return decode(
-                student,
-                net_input,
-                first_decoder_inputs(sample)[rows],
-                policy.max_lengths(net_input["src_lengths"], max_positions),
-                policy,
-                pad=self.target_dictionary.pad(),
-                eos=self.target_dictionary.eos(),
-                sentence_ids=sample["id"][rows],
-                random_key=random_key,
-            )
-        except torch.OutOfMemoryError:
-            pass  # until the handler is left, the traceback keeps the caches alive
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return None
 
 
 def _why_not_student(model: BaseFairseqModel) -> str | None:
@@ -286,7 +233,7 @@ def _placement(student: BaseFairseqModel) -> tuple[torch.device, torch.dtype]:
 
 def _gradients_kept_here(model: torch.nn.Module) -> contextlib.AbstractContextManager:
     """Processes exchange gradients in the last backward of an update, and only there."""
-    return model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()
+    return cast(Any, model).no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()
 
 
 def _added(one: tuple[Tensor, int, dict[str, Any]], other: tuple[Tensor, int, dict[str, Any]]) -> Any:

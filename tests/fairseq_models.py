@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from fairseq_imitkd.batch import encoder_inputs, first_decoder_inputs
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.methods import METHODS
-from fairseq_imitkd.rollout import RandomKey, Rollout, RolloutPolicy, decode
+from fairseq_imitkd.rollout import RandomKey, Rollout, RolloutPolicy, decode, sampling_uniforms
 from fairseq_imitkd.task import TranslationWithTeacherConfig, TranslationWithTeacherTask
 
 LETTERS = "abcdefghijklmnop"
@@ -160,8 +160,7 @@ def roll_out(
         policy,
         pad=dictionary.pad(),
         eos=dictionary.eos(),
-        sentence_ids=sample["id"],
-        random_key=key or RandomKey(seed=1, update=0),
+        uniforms=sampling_uniforms([(key or RandomKey(seed=1, update=0), sample["id"])]),
     )
 
 

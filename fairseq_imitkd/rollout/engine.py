@@ -15,7 +15,7 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
 from fairseq_imitkd.rollout.policy import RolloutPolicy
-from fairseq_imitkd.rollout.randomness import SAMPLING, RandomKey
+from fairseq_imitkd.rollout.randomness import Uniforms
 from fairseq_imitkd.rollout.steps import begin
 
 # Dropping finished rows copies every cache, so it waits until this share of the rows is done.
@@ -42,6 +42,12 @@ class Rollout:
     rows_computed: int = 0
     lprobs: Tensor | None = None
 
+    def part(self, rows: Tensor, pad: int, rows_computed: int) -> "Rollout":
+        """Some rows, in the order given, as a rollout that was computed by itself with that much work."""
+        tokens = self.tokens[rows]
+        width = int(tokens.ne(pad).sum(dim=-1).max())
+        return Rollout(tokens[:, :width], self.truncated[rows], rows_computed)
+
 
 @torch.no_grad()
 def decode(
@@ -52,8 +58,7 @@ def decode(
     policy: RolloutPolicy,
     pad: int,
     eos: int,
-    sentence_ids: Tensor | None = None,
-    random_key: RandomKey | None = None,
+    uniforms: Uniforms | None = None,
     samples: int = 1,
     min_length: int = 0,
     score: bool = False,
@@ -68,8 +73,7 @@ def decode(
         max_lengths: ``(B,)`` int64, the most tokens of each row before its EOS.
         policy: how to choose a token.
         pad, eos: of the target dictionary.
-        sentence_ids: ``(B,)`` the sentences' indices in the data set; they key the randomness of sampling.
-        random_key: seed and update; for sampling.
+        uniforms: the randomness of sampling; unused by greedy decoding.
         samples: rows of each sentence, one after another.
         min_length: the fewest tokens before the EOS.
         score: also give the tokens' log-probabilities.
@@ -98,7 +102,7 @@ def decode(
             logits[:, pad] = float("-inf")
             if step < min_length:
                 logits[:, eos] = float("-inf")
-            chosen = _choose(logits, policy, random_key, step, None if sentence_ids is None else sentence_ids[rows])
+            chosen = policy.choose(logits, uniforms(step, rows) if uniforms else None)
             cut = alive & (caps <= step) & (chosen != eos)
             truncated[rows] |= cut
             alive = alive & ~cut
@@ -120,17 +124,6 @@ def decode(
                     rows, alive, caps = rows[kept], alive[kept], caps[kept]
             prefixes = tokens[rows, : step + 2]
     return _finished(tokens[:, 1:], truncated, max_lengths, rows_computed, lprobs, pad, eos)
-
-
-def _choose(
-    logits: Tensor, policy: RolloutPolicy, random_key: RandomKey | None, step: int, sentence_ids: Tensor | None
-) -> Tensor:
-    """One token a row, ``(R, V)`` to ``(R,)``."""
-    if policy.name == "greedy":
-        return policy.choose(logits, None)
-    assert random_key is not None
-    assert sentence_ids is not None
-    return policy.choose(logits, random_key.at(SAMPLING, step).uniforms(sentence_ids))
 
 
 def _finished(

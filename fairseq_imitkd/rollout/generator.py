@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fairseq_imitkd.rollout.engine import Rollout, decode
 from fairseq_imitkd.rollout.policy import RolloutPolicy
-from fairseq_imitkd.rollout.randomness import RandomKey
+from fairseq_imitkd.rollout.randomness import RandomKey, sampling_uniforms
 
 Hypothesis = dict[str, Tensor]
 
@@ -83,9 +83,8 @@ class RolloutGenerator(SequenceGenerator):
             self.rollout_policy,
             pad=self.pad,
             eos=self.eos,
-            sentence_ids=rows,
             # fairseq seeds torch's generator with --seed; each batch then draws a key of its own from it.
-            random_key=RandomKey(seed=int(torch.randint(2**62, ())), update=0),
+            uniforms=sampling_uniforms([(RandomKey(seed=int(torch.randint(2**62, ())), update=0), rows)]),
             samples=self.beam_size,
             min_length=self.min_len,
             score=True,

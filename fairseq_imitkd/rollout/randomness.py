@@ -5,6 +5,7 @@ sentence is in, on its neighbours, on the process that holds it or on what was d
 state to save, so resume, retries and several processes repeat it exactly.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64 (Steele, Lea & Flood 2014)
+
+# (decoding step, rows (R,) of a batch) -> (R,) numbers in [0, 1), float64
+Uniforms = Callable[[int, Tensor], Tensor]
 
 MIXING, SAMPLING = 1, 2  # streams: which sentences are rolled out; which token a sampled rollout takes
 
@@ -52,6 +56,21 @@ class RandomKey:
         bits = _mix_tensor(sentence_ids * _signed(_GOLDEN) + _signed(key))
         bits = _mix_tensor(bits + _signed(_GOLDEN))
         return _shift_right(bits, 11).double() * 2.0**-53
+
+
+def sampling_uniforms(sentences: Sequence[tuple[RandomKey, Tensor]], order: Tensor | None = None) -> Uniforms:
+    """The randomness of a sampled rollout, whose rows may belong to several updates.
+
+    Args:
+        sentences: keys, and the ids ``(B_i,)`` of the sentences that are drawn with each.
+        order: ``(B,)`` for each row of the rollout its place among those sentences; None: they are the rows.
+    """
+
+    def uniforms(step: int, rows: Tensor) -> Tensor:
+        numbers = torch.cat([key.at(SAMPLING, step).uniforms(ids) for key, ids in sentences])
+        return numbers[rows if order is None else order[rows]]
+
+    return uniforms
 
 
 def _mix(value: int) -> int:

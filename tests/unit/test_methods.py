@@ -29,6 +29,8 @@ CRITERION_FLAGS = {
     "--rollout-topk": 0,
     "--rollout-topp": 1.0,
     "--rollout-temperature": 1.0,
+    "--rollout-pool": False,
+    "--rollout-pool-updates": 1,
     "--rollout-max-len-a": 1.2,
     "--rollout-max-len-b": 10,
 }

@@ -14,7 +14,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-import fairseq_imitkd.task as task_module
+from fairseq_imitkd import mixing
 from fairseq_imitkd.criterion import DISTILLATION, Distillation
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.methods import METHODS
@@ -158,7 +158,7 @@ def test_filler_batch_is_neither_rolled_out_nor_scored(task, student, monkeypatc
     """fairseq's filler for uneven shards: no work, a gradient of exactly zero, the same keys in the log."""
     sample, criterion = make_batch(reversed_pairs(6, seed=7)), short_rollouts(student_share="1")
     keys = list(step(task, student, criterion, sample)[2])
-    monkeypatch.setattr(task_module, "decode", None)
+    monkeypatch.setattr(mixing, "decode", None)
     monkeypatch.setattr(task._teacher, "score", None)
     student.zero_grad(set_to_none=True)
     loss, _, figures = step(task, student, criterion, sample, ignore_grad=True)
@@ -176,7 +176,7 @@ def test_rollout_that_does_not_fit_keeps_the_references(task, student, monkeypat
     def fails(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("no memory is left")
 
-    monkeypatch.setattr(task_module, "decode", fails)
+    monkeypatch.setattr(mixing, "decode", fails)
     criterion, sample = short_rollouts(student_share="1"), make_batch(reversed_pairs(6, seed=8))
     recorder = Recorder(criterion, monkeypatch)
     _, sample_size, figures = step(task, student, criterion, sample)
@@ -196,7 +196,7 @@ def test_other_errors_of_a_rollout_are_raised(task, student, monkeypatch: pytest
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(task_module, "decode", fails)
+    monkeypatch.setattr(mixing, "decode", fails)
     with pytest.raises(RuntimeError, match="a bug"):
         step(task, student, short_rollouts(student_share="1"), make_batch(reversed_pairs(6, seed=8)))
 
@@ -296,7 +296,7 @@ def test_figures_have_the_same_keys_and_types_in_every_step(task, student, monke
     def fails(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("no memory is left")
 
-    monkeypatch.setattr(task_module, "decode", fails)
+    monkeypatch.setattr(mixing, "decode", fails)
     steps["out of memory"] = step(task, student, short_rollouts(student_share="1"), sample)[2]
     shapes = {
         name: [
