@@ -23,6 +23,7 @@ from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf, overwrite_args_by_name
 from fairseq.models import BaseFairseqModel, FairseqEncoderDecoderModel
 from fairseq.models.bart import BARTModel
+from fairseq.models.lstm import LSTMModel
 from fairseq.models.transformer import TransformerModelBase
 from omegaconf import Container, OmegaConf
 from torch import Tensor
@@ -123,7 +124,7 @@ class Teacher:
 
 def _encodes_apart(model: BaseFairseqModel, encoder_input: Batch) -> bool:
     """Whether a model's forward pass is its encoder's and then its decoder's, and nothing else."""
-    stock = (FairseqEncoderDecoderModel.forward, TransformerModelBase.forward, BARTModel.forward)
+    stock = (FairseqEncoderDecoderModel.forward, TransformerModelBase.forward, BARTModel.forward, LSTMModel.forward)
     return type(model).forward in stock and encoder_input.keys() == {"src_tokens", "src_lengths"}
 
 

@@ -25,8 +25,9 @@ def most_probable(logits: Tensor) -> Tensor:
     inside = blocks.take_along_dim(best.unsqueeze(-1), dim=1).squeeze(1)
     place = best * BLOCK + inside.argmax(dim=-1, keepdim=True)
     if rest.size(-1) > 0:
-        highest, last = rest.max(dim=-1, keepdim=True)
-        place = torch.where(maxima.gather(-1, best) >= highest, place, last + blocks.size(1) * BLOCK)
+        (highest, last), found = rest.max(dim=-1, keepdim=True), maxima.gather(-1, best)
+        # As in torch's argmax, NaN is above everything.
+        place = torch.where((found >= highest) | found.isnan(), place, last + blocks.size(1) * BLOCK)
     return place.squeeze(-1)
 
 
@@ -53,7 +54,7 @@ def drawn(logits: Tensor, uniforms: Tensor) -> Tensor:
     in_rest = (chosen == blocks.size(1)).unsqueeze(-1)
     block = blocks.take_along_dim(chosen.clamp(max=blocks.size(1) - 1)[:, None, None], dim=1).squeeze(1)
     inside, _ = _inverse(torch.where(in_rest, padded, block).double(), remainder)
-    return chosen * BLOCK + inside
+    return (chosen * BLOCK + inside).clamp(max=probs.size(-1) - 1)
 
 
 def _in_blocks(values: Tensor) -> tuple[Tensor, Tensor]:

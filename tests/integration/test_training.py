@@ -10,7 +10,7 @@ import pytest
 import torch
 from fairseq import tasks
 
-import fairseq_imitkd.task
+import fairseq_imitkd.mixing
 from fairseq_imitkd.criterion import DistillationCriterion
 from tests import corpus, inside
 
@@ -145,7 +145,7 @@ dataset: {{max_tokens: 400, num_workers: 0, disable_validation: true}}
 
 def test_word_kd_trains_on_references_only(digits, teacher, tmp_path, monkeypatch):
     """No rollout is decoded, and none is logged; half the loss is the references', half the teacher's."""
-    monkeypatch.setattr(fairseq_imitkd.task, "decode", refuse_to_decode)
+    monkeypatch.setattr(fairseq_imitkd.mixing, "decode", refuse_to_decode)
     intervals = distil(digits, tmp_path, teacher, "word_kd", "--max-update", 10, *QUICK).figures["train_inner"]
     assert len(intervals) == 10
     for figures in intervals:
@@ -166,7 +166,7 @@ def refuse_to_decode(*arguments, **kwargs):
 @pytest.mark.parametrize(("share", "decodes"), [("constant:0", False), ("linear:0.5", True)])
 def test_share_zero_decodes_nothing(share, decodes, digits, teacher, tmp_path, monkeypatch):
     """A share of 0 costs no decoding at all; linear starts at 0 and decodes from its second update on."""
-    monkeypatch.setattr(fairseq_imitkd.task, "decode", refuse_to_decode)
+    monkeypatch.setattr(fairseq_imitkd.mixing, "decode", refuse_to_decode)
     updates = []
 
     def watch(trainer, update, samples):

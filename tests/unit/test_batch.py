@@ -1,15 +1,23 @@
 """Batches with rollouts in, exactly; the batch given is left alone. The letters' EOS is 2, padding 1, ``a`` is 4."""
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fairseq_imitkd.batch import encoder_inputs, first_decoder_inputs, with_rollouts
+from fairseq_imitkd.batch import (
+    encoder_inputs,
+    first_decoder_inputs,
+    joined_encoder_inputs,
+    parts_by_length,
+    take,
+    with_rollouts,
+)
 from fairseq_imitkd.rollout import Rollout
-from tests.fairseq_models import make_batch
+from tests.fairseq_models import make_batch, reversed_pairs
 
 PAD, EOS = 1, 2
 
@@ -136,3 +144,68 @@ def test_encoder_inputs_take_the_rows_of_every_tensor() -> None:
     assert int(chosen["number"]) == 7
     assert chosen["flag"] is True
     assert_same(sample, before)
+
+
+def varied_batch() -> dict[str, Any]:
+    """Eight sentences whose targets are of lengths 1 to 12, EOS counted, in no order; sources fall in length."""
+    lengths = [5, 0, 11, 2, 8, 2, 0, 6]
+    return make_batch([([1] * (9 - row), [2] * length) for row, length in enumerate(lengths)])
+
+
+def least_work(lengths: list[int], cost: int) -> int:
+    """The cheapest division, by trying every one of the sentences in order of length."""
+    lengths = sorted(lengths)
+    best = None
+    for cuts in itertools.product([False, True], repeat=len(lengths) - 1):
+        ends = [place + 1 for place, cut in enumerate(cuts) if cut] + [len(lengths)]
+        starts = [0, *ends[:-1]]
+        work = sum(lengths[end - 1] * (end - start) + cost for start, end in zip(starts, ends, strict=True))
+        best = work if best is None else min(best, work)
+    return best
+
+
+@pytest.mark.parametrize("cost", [0, 1, 3, 8, 20, 1000])
+def test_division_by_length_is_the_cheapest(cost: int) -> None:
+    """Against every possible division; each sentence is in one part, rows rise within a part."""
+    target = varied_batch()["target"]
+    lengths = target.ne(PAD).sum(-1)
+    parts = parts_by_length(target, PAD, cost)
+    assert sorted(torch.cat(parts).tolist()) == list(range(8))
+    assert all(part.tolist() == sorted(part.tolist()) for part in parts)
+    assert sum(int(lengths[part].max()) * part.numel() + cost for part in parts) == least_work(lengths.tolist(), cost)
+    assert (len(parts) == 1) == (cost == 1000)
+
+
+def test_a_part_is_the_same_sentences_without_empty_columns() -> None:
+    """Source and target alike, each padded on its own side; the batch it came from is left alone."""
+    sample, rows = varied_batch(), torch.tensor([1, 3, 6])
+    before = copy.deepcopy(sample)
+    part = take({**sample, "alignments": torch.zeros(3, 2)}, rows, PAD, PAD)
+    assert part["id"].equal(sample["id"][rows])
+    assert part["target"].shape == (3, 3)
+    assert part["ntokens"] == 1 + 3 + 1
+    assert part["nsentences"] == 3
+    assert "alignments" not in part
+    for name in ("src_tokens", "prev_output_tokens"):
+        whole, own = sample["net_input"][name][rows], part["net_input"][name]
+        assert [row[row.ne(PAD)].tolist() for row in own] == [row[row.ne(PAD)].tolist() for row in whole]
+        assert own.ne(PAD).any(dim=0).all()
+    assert part["net_input"]["src_lengths"].equal(sample["net_input"]["src_lengths"][rows])
+    assert part["net_input"]["src_tokens"][:, -1].eq(EOS).all()
+    assert sample["target"].equal(before["target"])
+    assert sample["net_input"]["src_tokens"].equal(before["net_input"]["src_tokens"])
+
+
+@pytest.mark.parametrize("left_pad", [True, False])
+def test_joined_sources_are_sorted_and_padded_on_their_side(left_pad: bool) -> None:
+    """Every sentence of both batches, longest first; the order leads back."""
+    batches = [make_batch(reversed_pairs(5, seed), left_pad_source=left_pad) for seed in (1, 2)]
+    inputs = [encoder_inputs(batch, torch.tensor([0, 2, 4]), PAD) for batch in batches]
+    joined, order = joined_encoder_inputs(inputs, PAD, left_pad)
+    expected = [row[row.ne(PAD)].tolist() for part in inputs for row in part["src_tokens"]]
+    assert [row[row.ne(PAD)].tolist() for row in joined["src_tokens"]] == [expected[place] for place in order.tolist()]
+    lengths = joined["src_lengths"].tolist()
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths == joined["src_tokens"].ne(PAD).sum(-1).tolist()
+    edge = -1 if left_pad else 0
+    assert joined["src_tokens"][:, edge].ne(PAD).all()

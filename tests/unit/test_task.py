@@ -1,5 +1,6 @@
 """One training step of the task: which rows are rolled out, what is trained on, and what is left alone."""
 
+import contextlib
 import copy
 import logging
 from argparse import Namespace
@@ -14,6 +15,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+import fairseq_imitkd.task as task_module
 from fairseq_imitkd import mixing
 from fairseq_imitkd.criterion import DISTILLATION, Distillation
 from fairseq_imitkd.errors import UsageError
@@ -406,3 +408,76 @@ def test_teacher_beside_a_stock_criterion_is_warned_of(
     own = [record for record in caplog.records if record.name == "fairseq_imitkd.task"]
     assert len(own) == warnings
     assert all("--teacher-path is not used" in record.getMessage() for record in own)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_parts_of_like_length_add_up_to_the_whole(task, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss, count, gradient and every figure, but for the padding that is the parts' reason to be."""
+    student = build_student(seed=1, dropout=0.0)
+    criterion = tiny_criterion(name, tiny_task(), rollout_max_len_a=0.0, rollout_max_len_b=9, student_share="constant:0.5")
+    sample = make_batch(reversed_pairs(12, seed=13))
+    found = {}
+    for cost in (None, 0):
+        monkeypatch.setattr(task_module, "PART_COST", {} if cost is None else {"cpu": cost})
+        recorder = Recorder(criterion, monkeypatch)
+        student.zero_grad(set_to_none=True)
+        loss, sample_size, figures = step(task, student, criterion, sample)
+        found[cost] = (loss, sample_size, figures, gradients(student), len(recorder.samples))
+        monkeypatch.undo()
+    whole, parts = found[None], found[0]
+    assert whole[4] == 1
+    assert parts[4] > 3
+    assert parts[1] == whole[1]
+    torch.testing.assert_close(parts[0], whole[0], rtol=1e-5, atol=1e-5)
+    for key, gradient in whole[3].items():
+        torch.testing.assert_close(parts[3][key], gradient, rtol=1e-4, atol=1e-5)
+    for key, value in whole[2].items():
+        if not key.endswith("_seconds") and key != "positions":
+            assert float(parts[2][key]) == pytest.approx(float(value), rel=1e-5), key
+    assert parts[2]["positions"] == parts[1] < whole[2]["positions"]
+    assert list(parts[2]) == list(whole[2])
+
+
+def test_processes_exchange_gradients_once(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the backward of the last part alone; the wrapper of several processes says how to hold them back."""
+    monkeypatch.setattr(task_module, "PART_COST", {"cpu": 0})
+    held_back: list[bool] = []
+
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = student
+            self.synchronises = True
+
+        def set_num_updates(self, _: int) -> None:
+            """As fairseq's models have it."""
+
+        @contextlib.contextmanager
+        def no_sync(self) -> Any:
+            self.synchronises = False
+            yield
+            self.synchronises = True
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            held_back.append(not self.synchronises)
+            return self.module(*args, **kwargs)
+
+    step(task, Wrapper(), short_rollouts(student_share="constant:0.5"), make_batch(reversed_pairs(12, seed=14)))
+    assert len(held_back) > 2
+    assert held_back == [True] * (len(held_back) - 1) + [False]
+
+
+def test_work_is_counted(task, student) -> None:
+    """Decoder rows over all steps, and target positions with padding."""
+    criterion, sample = short_rollouts(student_share="1"), make_batch(reversed_pairs(12, seed=15))
+    figures = step(task, student, criterion, sample)[2]
+    own = roll_out(student, sample, criterion.rollout_policy)
+    assert figures["rollout_rows_computed"] == own.rows_computed
+    # Each row has a step for each token that it wrote, and one more where the cap cut it.
+    written_tokens = sum(map(len, written(own)))
+    assert own.rows_computed >= written_tokens + int(own.truncated.sum())
+    assert figures["positions"] >= figures["ntokens"] == written_tokens
