@@ -5,6 +5,7 @@ keyed by (seed, update, sentence id). Only the drawn ones are decoded: those of 
 pool decodes together.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -179,5 +180,6 @@ class Mixer:
         if order is None:
             return [rollout]
         places = order.argsort().split([request.rows.numel() for request in requests])
-        work = [rollout.rows_computed] + [0] * (len(requests) - 1)
+        ends = [int(end) * rollout.rows_computed // order.numel() for end in torch.tensor([0, *map(len, places)]).cumsum(0)]
+        work = [end - start for start, end in itertools.pairwise(ends)]  # each its share, by sentences
         return [rollout.part(rows, self.pad, computed) for rows, computed in zip(places, work, strict=True)]

@@ -11,7 +11,7 @@ import torch
 from fairseq import tasks
 
 import fairseq_imitkd.mixing
-from fairseq_imitkd.criterion import DistillationCriterion
+from fairseq_imitkd.task import TranslationWithTeacherTask
 from tests import corpus, inside
 
 PLUGIN = corpus.REPO / "fairseq_imitkd"
@@ -203,14 +203,14 @@ def test_patience_stops_training(digits, teacher, tmp_path):
 def test_update_freq_equals_the_double_batch(digits, teacher, tmp_path, monkeypatch):
     """Two micro-batches are summed and divided once by all their target tokens, rollouts' included."""
     counts = []
-    forward = DistillationCriterion.forward
+    train_step = TranslationWithTeacherTask.train_step
 
-    def counting(self, model, sample, reduce=True):
-        loss, sample_size, figures = forward(self, model, sample, reduce)
+    def counting(self, *args, **kwargs):
+        loss, sample_size, figures = train_step(self, *args, **kwargs)
         counts.append(sample_size)
         return loss, sample_size, figures
 
-    monkeypatch.setattr(DistillationCriterion, "forward", counting)
+    monkeypatch.setattr(TranslationWithTeacherTask, "train_step", counting)
 
     def trained(*flags, **kwargs):
         return distil(
@@ -372,13 +372,13 @@ def test_precision(precision, digits, teacher, tmp_path):
 
 def test_teacher_dtype(digits, teacher, tmp_path):
     """``--teacher-dtype bf16`` halves the teacher and leaves the student in float32; the loss hardly moves."""
-    losses = {}
+    losses, weights = {}, {}
     for dtype in ("fp32", "bf16"):
         flags = ("--student-share", "constant:0.5", "--max-update", 2, "--teacher-dtype", dtype, *QUICK)
         training = distil(digits, tmp_path, teacher, "imitkd_full", *flags)
-        losses[dtype] = training.figures["train_inner"][0]["loss"]
+        losses[dtype], weights[dtype] = training.figures["train_inner"][0]["loss"], training.weights()
         expected = torch.bfloat16 if dtype == "bf16" else torch.float32
         assert next(training.trainer.task._teacher.models[0].parameters()).dtype == expected
         assert next(training.trainer.get_model().parameters()).dtype == torch.float32
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
-    assert losses["bf16"] != losses["fp32"]
+    assert any(not weights["bf16"][name].equal(weight) for name, weight in weights["fp32"].items())
