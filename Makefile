@@ -1,11 +1,11 @@
-# make quickstart | test | test-all | lint | bench     each sets up .venv first; PYTHON=python3.12 make … chooses the Python
+# make quickstart | test | test-all | lint | bench | bench-check     each sets up .venv first; PYTHON=python3.12 make … chooses the Python
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 INSTALLED := $(VENV)/installed-$(VERSION)
 
-.PHONY: install quickstart test test-all lint bench clean
+.PHONY: install quickstart test test-all lint bench bench-check clean
 
 install: $(INSTALLED)
 
@@ -37,6 +37,10 @@ lint: install
 
 bench: install
 	$(BIN)/python benchmarks/update_cost.py
+
+# Has an update come to do more work than it did? Counts operators, floating point operations and elements, no time.
+bench-check: install
+	$(BIN)/python benchmarks/work_check.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

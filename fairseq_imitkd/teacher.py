@@ -57,7 +57,7 @@ class Teacher:
     """
 
     def __init__(self, models: Sequence[BaseFairseqModel], dtype: str = "auto", cache: "EncoderCache | None" = None):
-        self.models = [model.eval().requires_grad_(False) for model in models]
+        self.models = [_without_attention_weights(model.eval().requires_grad_(False)) for model in models]
         self.dtype = dtype
         self.cache = cache
         self._dtype: torch.dtype | None = None
@@ -120,6 +120,14 @@ class Teacher:
         if rows is not None:
             encoder_out = model.encoder.reorder_encoder_out(encoder_out, rows)
         return model.decoder(net_input["prev_output_tokens"], encoder_out=encoder_out)[0]
+
+
+def _without_attention_weights(model: BaseFairseqModel) -> BaseFairseqModel:
+    """In evaluation mode fairseq's decoder layers also average attention weights over heads, which nobody reads here."""
+    for module in model.modules():
+        if getattr(module, "need_attn", None) is True:
+            module.need_attn = False
+    return model
 
 
 def _encodes_apart(model: BaseFairseqModel, encoder_input: Batch) -> bool:

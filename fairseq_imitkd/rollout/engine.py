@@ -98,7 +98,7 @@ def decode(
             logits = steps.logits(prefixes)
             rows_computed += rows.numel()
             if lprobs is not None:
-                normaliser = (logits.float() / policy.temperature).logsumexp(dim=-1)
+                normaliser = policy.tempered(logits).logsumexp(dim=-1)
             logits[:, pad] = float("-inf")
             if step < min_length:
                 logits[:, eos] = float("-inf")
@@ -109,8 +109,7 @@ def decode(
             # A finished row is fed EOS until it leaves: pad would upset decoders that count positions.
             chosen = torch.where(alive, chosen, eos)
             if lprobs is not None:
-                scaled = logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).float() / policy.temperature
-                lprobs[rows, step] = scaled - normaliser
+                lprobs[rows, step] = policy.tempered(logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)) - normaliser
             tokens[rows, step + 1] = chosen
             alive = alive & (chosen != eos)
 

@@ -63,6 +63,10 @@ class RolloutPolicy:
         lengths = (source_lengths.double() * self.max_len_a + self.max_len_b).long()
         return lengths.clamp(min=1, max=max(1, int(max_positions) - 1))
 
+    def tempered(self, logits: Tensor) -> Tensor:
+        """The logits, of any shape, at the policy's temperature, in float32."""
+        return logits.float() if self.temperature == 1.0 else logits.float() / self.temperature
+
     def choose(self, logits: Tensor, uniforms: Tensor | None) -> Tensor:
         """One next token for each row.
 
@@ -76,7 +80,7 @@ class RolloutPolicy:
         if self.name == "greedy":
             return most_probable(logits)
         assert uniforms is not None
-        logits = logits.float() / self.temperature
+        logits = self.tempered(logits)
         if not self.topk and self.topp == 1.0:
             return drawn(logits, uniforms)
         logits, tokens = logits.topk(min(self.topk or logits.size(-1), logits.size(-1)), dim=-1)
