@@ -58,6 +58,9 @@ def why_not(student: BaseFairseqModel) -> str | None:
 class TransformerSteps:
     """A batch of ``R`` rows part-way through decoding; see :class:`~fairseq_imitkd.rollout.steps.Steps`.
 
+    Keys and values lie with the time in front, ``(T, R, D)``, as the projections give them: a step writes one block of
+    memory, and dropping rows moves whole ones.
+
     Args:
         decoder: in evaluation mode, one that :func:`why_not` has no objection to.
         encoder_out: fairseq's, of ``R`` sentences and ``S`` source positions.
@@ -69,14 +72,13 @@ class TransformerSteps:
         self.longest = longest
         self.layers = [_Layer(layer) for layer in decoder.layers]
         [encoded] = encoder_out["encoder_out"]  # (S, R, D)
-        cross = [layer.cross_keys_and_values(encoded) for layer in self.layers]
-        self.cross = torch.stack(cross)  # (layers, 2, R, heads, S, head dim)
-        self.own = torch.empty(0)  # (layers, 2, R, heads, longest, head dim); made with the first key's dtype
+        self.cross = [layer.cross_keys_and_values(encoded) for layer in self.layers]  # two of (S, R, D)
+        self.own = torch.empty(0)  # (layers, 2, longest, R, D); made with the first key's dtype
         self.filled = 0  # positions that hold a key
         padding = encoder_out["encoder_padding_mask"]
-        self.attended: Tensor | None = None  # (R, 1, 1, S), None where no sentence is padded
+        self.ignored: Tensor | None = None  # (R, 1, 1, S), None where no sentence is padded
         if padding and bool(padding[0].any()):
-            self.attended = ~padding[0][:, None, None, :]
+            self.ignored = padding[0][:, None, None, :]
 
     def logits(self, tokens: Tensor) -> Tensor:
         """The next token's logits, ``(R, V)``, after prefixes ``(R, t + 1)``; each call is one position further."""
@@ -90,7 +92,7 @@ class TransformerSteps:
             x = decoder.layernorm_embedding(x)
         for number, layer in enumerate(self.layers):
             x = layer.self_attention(x, *self._remember(number, *layer.queries_keys_values(x)))
-            x = layer.cross_attention(x, self.cross[number, 0], self.cross[number, 1], self.attended)
+            x = layer.cross_attention(x, *self.cross[number], self.ignored)
             x = layer.feed_forward(x)
         self.filled += 1
         if decoder.layer_norm is not None:
@@ -101,21 +103,21 @@ class TransformerSteps:
 
     def keep(self, rows: Tensor) -> None:
         """Forget all rows but these, ``(K,)`` rising indices."""
-        own = self.own.new_empty((*self.own.shape[:2], rows.numel(), *self.own.shape[3:]))
-        own[..., : self.filled, :] = self.own[..., : self.filled, :].index_select(2, rows)
+        layers, two, longest, _, width = self.own.shape
+        own = self.own.new_empty((layers, two, longest, rows.numel(), width))
+        torch.index_select(self.own[:, :, : self.filled], 3, rows, out=own[:, :, : self.filled])
         self.own = own
-        self.cross = self.cross.index_select(2, rows)
-        if self.attended is not None:
-            self.attended = self.attended.index_select(0, rows)
+        self.cross = [(keys.index_select(1, rows), values.index_select(1, rows)) for keys, values in self.cross]
+        if self.ignored is not None:
+            self.ignored = self.ignored.index_select(0, rows)
 
     def _remember(self, number: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Write this position's key and value; the query, and all keys and values so far, of one layer."""
         if self.own.numel() == 0:
-            rows, heads, head_dim = key.shape
-            self.own = key.new_empty((len(self.layers), 2, rows, heads, self.longest, head_dim))
-        self.own[number, 0, :, :, self.filled] = key
-        self.own[number, 1, :, :, self.filled] = value
-        so_far = self.own[number, ..., : self.filled + 1, :]
+            self.own = key.new_empty((len(self.layers), 2, self.longest, *key.shape))
+        self.own[number, 0, self.filled] = key
+        self.own[number, 1, self.filled] = value
+        so_far = self.own[number, :, : self.filled + 1]
         return query, so_far[0], so_far[1]
 
 
@@ -124,34 +126,31 @@ class _Layer:
 
     def __init__(self, layer: Any):
         self.layer = layer
-        self.heads = layer.self_attn.num_heads
         own = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
         self.own_weight = torch.cat([projection.weight for projection in own])
         self.own_bias = torch.cat([projection.bias for projection in own])
 
-    def cross_keys_and_values(self, encoded: Tensor) -> Tensor:
-        """``(S, R, D)`` to ``(2, R, heads, S, head dim)``."""
-        attention = self.layer.encoder_attn
-        both = [projection(encoded) for projection in (attention.k_proj, attention.v_proj)]
-        return torch.stack([part.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3) for part in both])
+    def cross_keys_and_values(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """``(S, R, D)`` to two of the same."""
+        return self.layer.encoder_attn.k_proj(encoded), self.layer.encoder_attn.v_proj(encoded)
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Three of ``(R, heads, head dim)``."""
+        """Three of ``(R, D)``."""
         if self.layer.normalize_before:
             x = self.layer.self_attn_layer_norm(x)
-        projected = F.linear(x, self.own_weight, self.own_bias)
-        query, key, value = projected.unflatten(-1, (3, self.heads, -1)).unbind(1)
+        query, key, value = F.linear(x, self.own_weight, self.own_bias).chunk(3, dim=-1)
         return query, key, value
 
     def self_attention(self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        layer = self.layer
-        return self._add(x, layer.self_attn.out_proj(_attend(query, keys, values, None)), layer.self_attn_layer_norm)
+        layer, attention = self.layer, self.layer.self_attn
+        attended = _attend(query, keys, values, attention.num_heads, None)
+        return self._add(x, attention.out_proj(attended), layer.self_attn_layer_norm)
 
-    def cross_attention(self, x: Tensor, keys: Tensor, values: Tensor, attended: Tensor | None) -> Tensor:
+    def cross_attention(self, x: Tensor, keys: Tensor, values: Tensor, ignored: Tensor | None) -> Tensor:
         layer, attention = self.layer, self.layer.encoder_attn
         normed = layer.encoder_attn_layer_norm(x) if layer.normalize_before else x
-        query = attention.q_proj(normed).unflatten(-1, (self.heads, -1))
-        return self._add(x, attention.out_proj(_attend(query, keys, values, attended)), layer.encoder_attn_layer_norm)
+        attended = _attend(attention.q_proj(normed), keys, values, attention.num_heads, ignored)
+        return self._add(x, attention.out_proj(attended), layer.encoder_attn_layer_norm)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         layer = self.layer
@@ -163,6 +162,13 @@ class _Layer:
         return x if self.layer.normalize_before else norm(x)
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor, attended: Tensor | None) -> Tensor:
-    """``(R, heads, head dim)`` over ``(R, heads, K, head dim)``, to ``(R, D)``."""
-    return F.scaled_dot_product_attention(query.unsqueeze(2), keys, values, attn_mask=attended).flatten(1)
+def _attend(query: Tensor, keys: Tensor, values: Tensor, heads: int, ignored: Tensor | None) -> Tensor:
+    """One query a row, ``(R, D)``, over ``(K, R, D)``, to ``(R, D)``; ``ignored`` is ``(R, 1, 1, K)``, true at padding."""
+    rows, width = query.shape
+    head_dim = width // heads
+    query = (query * head_dim**-0.5).reshape(rows * heads, 1, head_dim)
+    weights = torch.bmm(query, keys.view(-1, rows * heads, head_dim).permute(1, 2, 0))  # (R * heads, 1, K)
+    if ignored is not None:
+        weights = weights.view(rows, heads, 1, -1).masked_fill(ignored, float("-inf")).view(rows * heads, 1, -1)
+    weights = weights.softmax(dim=-1)
+    return torch.bmm(weights, values.view(-1, rows * heads, head_dim).transpose(0, 1)).view(rows, width)
