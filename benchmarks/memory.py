@@ -1,0 +1,187 @@
+"""Peak memory of an update beside a plain cross-entropy update's, and whether it grows.
+
+    python benchmarks/memory.py DATA_BIN --student STUDENT.pt --teacher TEACHER.pt [--json FILE]
+    python benchmarks/memory.py DATA_BIN --student STUDENT.pt --teacher TEACHER.pt --growth 1000
+
+Every variant does the same few updates (the same batches, a learning rate of 0) in a fresh process of its own, whose
+memory before it loads a model is subtracted. A distilling update can't do without the teacher, so its ratio is its peak
+over the peak of cross-entropy *plus the bytes of the teacher's weights*: what is above 1 is spent on rollouts, on the
+teacher's logits and on the divergence. Each round takes other batches; cross-entropy runs twice a round, so the row
+``cross_entropy (again)`` shows what chance alone does.
+
+On the CPU the figure is the process's resident memory, as Linux tells it in ``/proc/self/status``: the peak there can be
+set back once everything is loaded, and unlike ``ru_maxrss`` it never is that of the process that started this one. On a
+GPU it is what torch has allocated. The C library is told to give freed blocks back at once (``MALLOC_MMAP_THRESHOLD_``):
+else the same updates differ by a sixth from one process to the next, by how the heap happens to be cut up.
+
+``--growth N`` does N imitkd updates in one process, over and over on the same batches, and tells how much more memory
+is held after the last of them than after the hundredth.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import (
+    TEACHER,
+    argument_parser,
+    build_trainer,
+    check_arguments,
+    conditions,
+    configured,
+    first_batches,
+    load_model,
+    over,
+    quartiles,
+    table,
+    update,
+    write_json,
+)
+from tqdm import tqdm
+
+BASE, AGAIN = "cross_entropy", "cross_entropy (again)"
+VARIANTS: dict[str, list[str]] = {
+    BASE: ["--criterion", "cross_entropy"],
+    AGAIN: ["--criterion", "cross_entropy"],
+    "word_kd": ["--criterion", "word_kd"],
+    "imitkd, share 1": ["--criterion", "imitkd", "--student-share", "constant:1"],
+    "imitkd_full, share 1": ["--criterion", "imitkd_full", "--student-share", "constant:1"],
+}
+TARGET = 1.25
+GROWING = "imitkd, share 1"
+SETTLED = 100  # updates after which memory should not grow
+CYCLE = 20  # batches; memory is read once a cycle, always after the same batch
+MEGABYTE = 2**20
+PROCESS = Path("/proc/self")
+
+
+def main() -> None:
+    parser = argument_parser(__doc__, "memory.json", max_tokens=2048)
+    parser.add_argument("--teacher", type=Path, default=TEACHER, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="fresh processes for each variant (default: %(default)s)")
+    parser.add_argument("--updates", type=int, default=8, help="in each process (default: %(default)s)")
+    parser.add_argument("--growth", type=int, default=0, metavar="N", help="instead: memory over N updates in one process")
+    parser.add_argument("--only", choices=list(VARIANTS), help=argparse.SUPPRESS)  # this is a fresh process: one variant
+    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)  # its first batch
+    args = parser.parse_args()
+    check_arguments(args, rounds=2, updates=1, growth=0)
+    if args.growth and args.growth < 2 * SETTLED:
+        sys.exit(f"--growth must be at least {2 * SETTLED} updates, but is {args.growth}")
+    if args.device == "cpu" and not (PROCESS / "clear_refs").exists():
+        sys.exit("memory on the CPU is read from Linux's /proc, which this system lacks: use Linux or --device cuda")
+
+    torch.set_num_threads(args.threads)
+    if args.only:
+        print(json.dumps(memory_over_updates(args) if args.growth else peak_of_updates(args)))
+    elif args.growth:
+        grow(args)
+    else:
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Every variant's peak, and the table."""
+    _, task = configured(args, [])
+    teacher = sum(weight.numel() * weight.element_size() for weight in load_model(args.teacher, task).parameters())
+    peaks: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    turns = [(number, name) for number in range(args.rounds) for name in VARIANTS]
+    for number, name in tqdm(turns, unit="process"):
+        peaks[name].append(in_fresh_process("--only", name, "--first", str(number * args.updates)))
+
+    needed = {name: [peak + (0 if name in (BASE, AGAIN) else teacher) for peak in peaks[BASE]] for name in VARIANTS}
+    ratios = {name: over(peaks[name], needed[name]) for name in VARIANTS}
+    against = {name: "cross-entropy" if name in (BASE, AGAIN) else "cross-entropy + teacher" for name in VARIANTS}
+    rows = [[name, f"{max(peaks[name]) / MEGABYTE:.0f}", against[name], *quartiles(ratios[name])] for name in VARIANTS]
+    print(table(["update", "highest peak, MB", "over", "ratio (median)", "quartiles"], rows))
+    print(f"\nteacher's weights: {teacher / MEGABYTE:.0f} MB; target: a median of at most {TARGET}")
+    print(f"{args.rounds} rounds of {args.updates} updates of up to {args.max_tokens} tokens; {conditions(args)}")
+    write_json(args, peaks=peaks, teacher=teacher, ratios=ratios, target=TARGET)
+
+
+def in_fresh_process(*arguments: str, show: bool = False) -> Any:
+    """What this script, called as it was but with these arguments too, says of one variant; its progress if asked for."""
+    done = subprocess.run(
+        [sys.executable, *sys.argv, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=None if show else subprocess.PIPE,
+        text=True,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+    )
+    if done.returncode != 0:
+        reason = (done.stderr or "see above").strip().splitlines()[-1]
+        sys.exit(f"{' '.join(arguments)} failed: {reason}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_of_updates(args: argparse.Namespace) -> int:
+    """The most bytes held at once during the updates, beyond those held before a model was loaded."""
+    configured(args, [])  # fairseq's plugins are imported now
+    before = held(args.device)
+    trainer = build_trainer(args, VARIANTS[args.only])
+    batches = first_batches(trainer, args.first + args.updates)[args.first :]
+    update(trainer, batches[0])  # Adam's state is made in the first update
+    forget_peak(args.device)
+    for batch in batches:
+        update(trainer, batch)
+    return peak(args.device) - before
+
+
+def grow(args: argparse.Namespace) -> None:
+    """Print how much memory many updates hold, beyond what the first hundred did."""
+    readings = in_fresh_process("--only", GROWING, show=True)
+    updates = sorted(map(int, readings))
+    begun, ended = (readings[str(number)] for number in (SETTLED, updates[-1]))
+    rows = []
+    for figure in ("held", "peak"):
+        sizes = [f"{size / MEGABYTE:.1f}" for size in (begun[figure], ended[figure])]
+        change = f"{(ended[figure] - begun[figure]) / MEGABYTE:+.1f}"
+        rows.append([figure, *sizes, change, f"{ended[figure] / begun[figure]:.3f}"])
+    print(table(["memory, MB", f"after update {SETTLED}", f"after update {updates[-1]}", "growth", "ratio"], rows))
+    print(f"\n{GROWING}; the same {CYCLE} batches of up to {args.max_tokens} tokens over and over; {conditions(args)}")
+    write_json(args, readings=readings)
+
+
+def memory_over_updates(args: argparse.Namespace) -> dict[int, dict[str, int]]:
+    """Bytes held, and the peak so far, after every cycle of batches."""
+    trainer = build_trainer(args, VARIANTS[args.only])
+    batches = first_batches(trainer, CYCLE)
+    readings = {}
+    turns = tqdm(islice(cycle(batches), args.growth), total=args.growth, unit="update", mininterval=2.0)
+    for number, batch in enumerate(turns, start=1):
+        update(trainer, batch)
+        if number % CYCLE == 0:
+            readings[number] = {"held": held(args.device), "peak": peak(args.device)}
+    return readings
+
+
+def held(device: str) -> int:
+    """Bytes held now."""
+    return torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
+
+
+def peak(device: str) -> int:
+    """The most bytes held at once since :func:`forget_peak`."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+
+
+def forget_peak(device: str) -> None:
+    """From now on the peak is counted anew."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        (PROCESS / "clear_refs").write_text("5")  # see proc(5)
+
+
+def _status(name: str) -> int:
+    lines = (PROCESS / "status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+if __name__ == "__main__":
+    main()
