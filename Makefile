@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 INSTALLED := $(VENV)/installed-$(VERSION)
 
+# Two processes, a file's tests in one of them: each has its own teacher trained for the tests that need one.
+WORKERS := -n 2 --dist loadfile
+
 .PHONY: install quickstart test test-all lint bench bench-check clean
 
 install: $(INSTALLED)
@@ -24,10 +27,10 @@ quickstart: install
 	examples/quickstart/run.sh
 
 test: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(WORKERS)
 
 test-all: install
-	$(BIN)/python -m pytest -q -m 'slow or not slow'
+	$(BIN)/python -m pytest -q $(WORKERS) -m 'slow or not slow'
 
 lint: install
 	$(BIN)/ruff check .

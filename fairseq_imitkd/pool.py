@@ -96,7 +96,15 @@ class RolloutPool:
 
     def waiting(self, sample: Batch) -> PooledRollout | None:
         """The rollout that was decoded for a batch. It stays until the next window: a repeated update finds it again."""
-        return self._waiting.get(_name(sample))
+        found = self._waiting.get(_name(sample))
+        if found is not None:
+            self.forget()
+        return found
+
+    def forget(self) -> None:
+        """Let go of the batches that fairseq fetched for this update: none of them needs a window."""
+        if self._batches is not None:
+            self._batches.handed_out.clear()
 
     def window(self, sample: Batch) -> list[tuple[int, Batch]]:
         """The batches to decode together with one whose turn it is.
@@ -122,8 +130,8 @@ class RolloutPool:
         if self._batches is None:
             return []
         handed_out, self._batches.handed_out = self._batches.handed_out, []
-        names = [_name(batch) if batch else () for batch in handed_out]
-        return handed_out[names.index(_name(sample)) :] if _name(sample) in names else []
+        names, name = [_name(batch) if batch else () for batch in handed_out], _name(sample)
+        return handed_out[names.index(name) :] if name in names else []
 
 
 def _name(sample: Batch) -> tuple[int, ...]:

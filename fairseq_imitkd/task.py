@@ -185,7 +185,10 @@ class TranslationWithTeacherTask(TranslationTask):
     def _learn(
         self, batch: Mixed, model: torch.nn.Module, criterion: Any, optimizer: Any, update_num: int, clock: StageClock
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """The teacher's logits, the loss and its backward, part by part where lengths differ; all of them are sums."""
+        """The teacher's logits, the loss and its backward, part by part where lengths differ.
+
+        All of them are sums, so the parts' add up to the batch's; only dropout draws otherwise than for the whole.
+        """
         assert self._teacher is not None
         sample, teacher = batch.sample, self._teacher
         source_pad, target_pad = self.source_dictionary.pad(), self.target_dictionary.pad()

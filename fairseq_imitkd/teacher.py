@@ -131,7 +131,10 @@ def _without_attention_weights(model: BaseFairseqModel) -> BaseFairseqModel:
 
 
 def _encodes_apart(model: BaseFairseqModel, encoder_input: Batch) -> bool:
-    """Whether a model's forward pass is its encoder's and then its decoder's, and nothing else."""
+    """Whether a model's forward pass is fairseq's: its encoder's, then its decoder's, and nothing else.
+
+    What the decoder reads of an encoder's output is then all that the encoder gives by default.
+    """
     stock = (FairseqEncoderDecoderModel.forward, TransformerModelBase.forward, BARTModel.forward, LSTMModel.forward)
     return type(model).forward in stock and encoder_input.keys() == {"src_tokens", "src_lengths"}
 
@@ -158,8 +161,10 @@ class EncoderCache:
         """Keep a batch's encoder outputs if there is room."""
         source, encoded = sample["net_input"]["src_tokens"], [_without_unread(member) for member in encoded]
         size = sum(tensor.untyped_storage().nbytes() for tensor in {id(t): t for t in _tensors([source, encoded])}.values())
-        if self.used + size <= self.room and all(member is not None for member in encoded):
-            self._batches[tuple(sample["id"].tolist())] = (source, encoded)
+        name = tuple(sample["id"].tolist())
+        # Of two batches of the same numbers, the first is kept.
+        if name not in self._batches and self.used + size <= self.room and all(member is not None for member in encoded):
+            self._batches[name] = (source, encoded)
             self.used += size
 
 
@@ -219,7 +224,7 @@ def parse_bytes(text: str, flag: str) -> int:
     Raises:
         UsageError: the text is no size.
     """
-    size = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.strip(), flags=re.IGNORECASE)
+    size = re.fullmatch(r"(\d{1,15}(?:\.\d+)?) ?([KMGT]?)B?", text.strip(), flags=re.IGNORECASE)
     if not size:
         raise UsageError(f"{flag} must be a size such as 512MB or 2GB, or 0 for none, but is '{text}'")
     return int(float(size[1]) * 1024 ** ["", "K", "M", "G", "T"].index(size[2].upper()))

@@ -4,13 +4,14 @@ from typing import Any
 
 import torch
 from fairseq import search
-from fairseq.models import FairseqIncrementalDecoder
+from fairseq.models import BaseFairseqModel, FairseqDecoder, FairseqIncrementalDecoder
+from fairseq.models.transformer import TransformerModelBase
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
 from fairseq_imitkd.rollout.engine import Rollout, decode
 from fairseq_imitkd.rollout.policy import RolloutPolicy
-from fairseq_imitkd.rollout.randomness import RandomKey, sampling_uniforms
+from fairseq_imitkd.rollout.randomness import RandomKey, Uniforms, sampling_uniforms
 
 Hypothesis = dict[str, Tensor]
 
@@ -19,21 +20,21 @@ class RolloutGenerator(SequenceGenerator):
     """fairseq's generator, which lets the rollout engine decode where the engine computes the same thing.
 
     That is one model with an incremental decoder, greedy or sampled, without what changes the scores on the way: a
-    prefix, constraints, an n-gram block, a language model, a penalty on unknown words, a minimum length, a temperature
-    on greedy decoding. Everything else is the base class's. Greedy tokens are the same and scores agree to rounding;
-    samples follow the same distribution from other random numbers, which still follow ``--seed``.
+    prefix, constraints, an n-gram block, a language model, a penalty on unknown words, a minimum length above 1, a
+    temperature on greedy decoding, probabilities of the model's own making. Everything else is the base class's. Greedy
+    tokens are the same and scores agree to rounding; samples follow the same distribution from other random numbers, which
+    still follow ``--seed``. Attention weights, which fairseq's commands do not read, are left empty.
     """
 
-    def __init__(self, models: list[Any], tgt_dict: Any, *args: Any, **kwargs: Any):
-        super().__init__(models, tgt_dict, *args, **kwargs)
-        self.rollout_policy = self._policy(list(models))
-
-    def _policy(self, models: list[Any]) -> RolloutPolicy | None:
+    @property
+    def rollout_policy(self) -> RolloutPolicy | None:
         """How the engine would choose; None where it can't stand in for the base class."""
+        model = self.model.single_model
         plain = (
-            len(models) == 1
-            and isinstance(getattr(models[0], "decoder", None), FairseqIncrementalDecoder)
-            and getattr(models[0].decoder, "adaptive_softmax", None) is None
+            self.model.models_size == 1
+            and isinstance(getattr(model, "decoder", None), FairseqIncrementalDecoder)
+            and getattr(model.decoder, "adaptive_softmax", None) is None
+            and _softmax_of_its_logits(model)
             and self.repeat_ngram_blocker is None
             and self.lm_model is None
             and self.unk_penalty == 0.0
@@ -50,7 +51,8 @@ class RolloutGenerator(SequenceGenerator):
             topk, topp = self.search.sampling_topk, self.search.sampling_topp
             if topp <= 0.0:  # fairseq's "off" is any number below 0
                 return RolloutPolicy("sampling", topk=max(0, topk), temperature=self.temperature)
-            return RolloutPolicy("sampling", topp=min(1.0, topp), temperature=self.temperature)
+            if self.min_len == 0:  # else fairseq counts the EOS that it forbids among the most probable
+                return RolloutPolicy("sampling", topp=min(1.0, topp), temperature=self.temperature)
         return None
 
     @torch.no_grad()
@@ -70,7 +72,8 @@ class RolloutGenerator(SequenceGenerator):
         others = [value for name, value in kwargs.items() if name != "bos_token" and value is not None]
         net_input = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
         cap = self._cap(net_input["src_tokens"].size(1)) if "src_tokens" in net_input else 0
-        if self.rollout_policy is None or others or cap < 1:
+        policy = self.rollout_policy
+        if policy is None or others or cap < 1:
             return super().generate(models, sample, **kwargs)
         # Every sentence beam_size times, one after another.
         count = net_input["src_tokens"].size(0) * self.beam_size
@@ -80,11 +83,10 @@ class RolloutGenerator(SequenceGenerator):
             net_input,
             torch.full_like(rows, self.eos if bos_token is None else bos_token),
             torch.full_like(rows, cap),
-            self.rollout_policy,
+            policy,
             pad=self.pad,
             eos=self.eos,
-            # fairseq seeds torch's generator with --seed; each batch then draws a key of its own from it.
-            uniforms=sampling_uniforms([(RandomKey(seed=int(torch.randint(2**62, ())), update=0), rows)]),
+            uniforms=_fresh_uniforms(rows) if policy.samples else None,
             samples=self.beam_size,
             min_length=self.min_len,
             score=True,
@@ -104,7 +106,7 @@ class RolloutGenerator(SequenceGenerator):
         lengths = lengths + rollout.truncated
         scores = rollout.lprobs.sum(dim=-1)
         if self.normalize_scores:
-            scores = scores / lengths**self.len_penalty
+            scores = scores / lengths.float() ** self.len_penalty
         nothing = torch.empty(0)
         hypotheses = [
             {
@@ -118,3 +120,19 @@ class RolloutGenerator(SequenceGenerator):
         ]
         best_first = scores.view(-1, self.beam_size).argsort(dim=-1, descending=True, stable=True).tolist()
         return [[hypotheses[sentence * self.beam_size + place] for place in order] for sentence, order in enumerate(best_first)]
+
+
+def _fresh_uniforms(rows: Tensor) -> Uniforms:
+    """fairseq seeds torch's generator with ``--seed``; each batch draws a key of its own from it."""
+    return sampling_uniforms([(RandomKey(seed=int(torch.randint(2**62, ())), update=0), rows)])
+
+
+def _softmax_of_its_logits(model: Any) -> bool:
+    """Whether a model's probabilities are the softmax of its decoder's logits; some decoders return probabilities."""
+    own = (BaseFairseqModel.get_normalized_probs, TransformerModelBase.get_normalized_probs)
+    return (
+        type(model).get_normalized_probs in own
+        and type(model).get_normalized_probs_scriptable is BaseFairseqModel.get_normalized_probs_scriptable
+        and type(model.decoder).get_normalized_probs is FairseqDecoder.get_normalized_probs
+        and type(model.decoder).get_normalized_probs_scriptable is FairseqDecoder.get_normalized_probs_scriptable
+    )

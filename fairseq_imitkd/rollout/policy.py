@@ -63,6 +63,11 @@ class RolloutPolicy:
         lengths = (source_lengths.double() * self.max_len_a + self.max_len_b).long()
         return lengths.clamp(min=1, max=max(1, int(max_positions) - 1))
 
+    @property
+    def samples(self) -> bool:
+        """Whether a choice needs randomness."""
+        return self.name == "sampling"
+
     def tempered(self, logits: Tensor) -> Tensor:
         """The logits, of any shape, at the policy's temperature, in float32."""
         return logits.float() if self.temperature == 1.0 else logits.float() / self.temperature

@@ -1,9 +1,9 @@
-"""The fast path: one decoding step of a stock fairseq transformer, over caches of fixed size.
+"""The fast path: one decoding step of a stock fairseq transformer.
 
 fairseq's incremental decoding appends to every key and value cache at each step, which copies all of them, computes
-attention weights that nobody reads, and projects query, key and value apart. Here the caches are allocated once and
-written in place, the three projections are one, attention is torch's fused kernel, and cross-attention's keys and
-values are computed once. The arithmetic is fairseq's own (``TransformerDecoderBase``), so the tokens are too.
+attention weights that nobody reads, and projects query, key and value apart. Here the caches have room to spare and are
+written in place, the three projections are one, and cross-attention's keys and values are computed once. The arithmetic
+is fairseq's own (``TransformerDecoderBase``), so the tokens are too.
 
 Only decoders whose every module is exactly fairseq's take this path: see :func:`why_not`.
 """
@@ -17,6 +17,8 @@ from fairseq.models.transformer import TransformerDecoder, TransformerDecoderBas
 from fairseq.modules import FairseqDropout, MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayer, TransformerDecoderLayerBase
 from torch import Tensor, nn
+
+FIRST_ROOM = 32  # positions that the caches have room for at first
 
 
 def why_not(student: BaseFairseqModel) -> str | None:
@@ -73,7 +75,7 @@ class TransformerSteps:
         self.layers = [_Layer(layer) for layer in decoder.layers]
         [encoded] = encoder_out["encoder_out"]  # (S, R, D)
         self.cross = [layer.cross_keys_and_values(encoded) for layer in self.layers]  # two of (S, R, D)
-        self.own = torch.empty(0)  # (layers, 2, longest, R, D); made with the first key's dtype
+        self.own = torch.empty(len(self.layers), 2, 0)  # (layers, 2, room, R, D); made with the first key's dtype
         self.filled = 0  # positions that hold a key
         padding = encoder_out["encoder_padding_mask"]
         self.ignored: Tensor | None = None  # (R, 1, 1, S), None where no sentence is padded
@@ -103,8 +105,8 @@ class TransformerSteps:
 
     def keep(self, rows: Tensor) -> None:
         """Forget all rows but these, ``(K,)`` rising indices."""
-        layers, two, longest, _, width = self.own.shape
-        own = self.own.new_empty((layers, two, longest, rows.numel(), width))
+        layers, two, room, _, width = self.own.shape
+        own = self.own.new_empty((layers, two, room, rows.numel(), width))
         torch.index_select(self.own[:, :, : self.filled], 3, rows, out=own[:, :, : self.filled])
         self.own = own
         self.cross = [(keys.index_select(1, rows), values.index_select(1, rows)) for keys, values in self.cross]
@@ -113,12 +115,20 @@ class TransformerSteps:
 
     def _remember(self, number: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Write this position's key and value; the query, and all keys and values so far, of one layer."""
-        if self.own.numel() == 0:
-            self.own = key.new_empty((len(self.layers), 2, self.longest, *key.shape))
+        if number == 0 and self.filled >= self.own.size(2):
+            self._grow(key)
         self.own[number, 0, self.filled] = key
         self.own[number, 1, self.filled] = value
         so_far = self.own[number, :, : self.filled + 1]
         return query, so_far[0], so_far[1]
+
+    def _grow(self, key: Tensor) -> None:
+        """Room for as many positions again: few sentences come near a generous length cap."""
+        room = min(self.longest, max(FIRST_ROOM, 2 * self.filled))
+        own = key.new_empty((len(self.layers), 2, room, *key.shape))
+        if self.filled > 0:
+            own[:, :, : self.filled] = self.own
+        self.own = own
 
 
 class _Layer:

@@ -51,6 +51,10 @@ def test_updates_pooled_are_stale_and_say_so(digits, teacher, tmp_path, decoding
     assert [round(figure.get("rollout_staleness", 0.0)) for figure in figures] == [0, 1, 2, 0, 1, 2]
     assert all(0.3 < figure["student_share"] < 0.7 for figure in figures)
     apart = inside.train(digits.data, tmp_path / "apart", *flags)
+    # Each sentence is drawn for the update of its turn: the same ones as without a pool.
+    assert [figure["student_share"] for figure in figures] == [
+        figure["student_share"] for figure in apart.figures["train_inner"]
+    ]
     assert figures[0]["loss"] == apart.figures["train_inner"][0]["loss"]
     assert figures[2]["loss"] != apart.figures["train_inner"][2]["loss"]
 

@@ -1,11 +1,12 @@
 """``fairseq-generate`` through the rollout engine: fairseq's own tokens and scores, and its own generator where it must be."""
 
+import copy
 from argparse import Namespace
 from typing import Any
 
 import pytest
 import torch
-from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
+from fairseq.sequence_generator import EnsembleModel, SequenceGenerator, SequenceGeneratorWithAlignment
 
 from fairseq_imitkd.rollout import RolloutGenerator
 from tests.fairseq_models import STUDENTS, build_student, letters, make_batch, reversed_pairs, tiny_task, trained_student
@@ -34,7 +35,15 @@ def assert_same(found: list[list[dict]], expected: list[list[dict]]) -> None:
             assert one.keys() == other.keys()
 
 
-FLAGS = [{}, {"min_len": 0}, {"lenpen": 0.5}, {"unnormalized": True}, {"max_len_b": 2}, {"max_len_a": 1.0, "max_len_b": 0}]
+FLAGS = [
+    {},
+    {"min_len": 0},
+    {"lenpen": 0.5},
+    {"lenpen": -1},
+    {"unnormalized": True},
+    {"max_len_b": 2},
+    {"max_len_a": 1.0, "max_len_b": 0},
+]
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -142,6 +151,7 @@ def test_samples_follow_the_seed() -> None:
         {"no_repeat_ngram_size": 2},
         {"min_len": 2},
         {"match_source_len": True},
+        {"sampling": True, "sampling_topp": 0.8},
         {"diverse_beam_groups": 1},
     ],
     ids=str,
@@ -151,7 +161,56 @@ def test_what_the_engine_does_not_compute_is_left_to_fairseq(flags: dict[str, An
     model, sample = trained_student("transformer"), make_batch(reversed_pairs(6, seed=36))
     ours = generator(model, **flags)
     assert ours.rollout_policy is None
-    assert_same(ours.generate([model], sample), stock(model, **flags).generate([model], sample))
+    found = []
+    for one in (ours, stock(model, **flags)):
+        torch.manual_seed(7)
+        found.append(one.generate([model], sample))
+    assert_same(*found)
+
+
+@pytest.mark.parametrize("extra", [{"tokens_to_suppress": ("c",)}, {"lm_model": trained_student("lstm")}], ids=["tokens", "lm"])
+def test_what_only_code_can_ask_for_is_left_to_fairseq(extra: dict[str, Any]) -> None:
+    """Suppressed tokens and a language model have no flag of their own here."""
+    task, model = tiny_task(), trained_student("transformer")
+    assert task.build_generator([model], Namespace(beam=1, **LIMITS)).rollout_policy is not None
+    assert task.build_generator([model], Namespace(beam=1, **LIMITS), extra_gen_cls_kwargs=extra).rollout_policy is None
+
+
+def test_probabilities_of_a_models_own_making_are_left_to_fairseq() -> None:
+    """A model or decoder that overrides how its logits become probabilities: the scores are fairseq's."""
+
+    class Sharper(type(trained_student("transformer"))):
+        def get_normalized_probs(self, net_output, log_probs, sample=None):
+            return super().get_normalized_probs((2.0 * net_output[0],), log_probs, sample)
+
+    model, sample = copy.deepcopy(trained_student("transformer")), make_batch(reversed_pairs(6, seed=38))
+    model.__class__ = Sharper
+    assert generator(model).rollout_policy is None
+    assert_same(generator(model).generate([model], sample), stock(model).generate([model], sample))
+
+
+def test_settings_changed_later_count() -> None:
+    """As in the base class, which reads its attributes when it generates."""
+    model, sample = trained_student("transformer"), make_batch(reversed_pairs(6, seed=39))
+    ours, theirs = generator(model), stock(model)
+    ours.temperature = theirs.temperature = 2.0
+    assert_same(ours.generate([model], sample), theirs.generate([model], sample))
+
+
+def test_models_may_come_as_an_ensemble() -> None:
+    """fairseq's scripts also pass an ``EnsembleModel``."""
+    model, sample = trained_student("transformer"), make_batch(reversed_pairs(6, seed=40))
+    ours = RolloutGenerator(EnsembleModel([model]), letters(), beam_size=1, max_len_a=0, max_len_b=6)
+    assert ours.rollout_policy is not None
+    assert_same(ours.generate([model], sample), stock(model).generate([model], sample))
+
+
+def test_greedy_decoding_does_not_touch_torchs_generator() -> None:
+    """A validation in the middle of a training must not change what comes after it."""
+    model, sample = trained_student("transformer"), make_batch(reversed_pairs(6, seed=41))
+    state = torch.get_rng_state()
+    generator(model).generate([model], sample)
+    assert torch.get_rng_state().equal(state)
 
 
 def test_prefixes_and_ensembles_are_left_to_fairseq() -> None:

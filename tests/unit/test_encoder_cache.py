@@ -108,6 +108,27 @@ def test_cache_stays_in_its_room() -> None:
     assert cache.used == whole.used
 
 
+def test_numbers_that_come_back_with_other_words_take_no_more_room() -> None:
+    """Shards by turns: the first one's batch stays, and the room that it takes is counted once."""
+    cache = EncoderCache(ROOM)
+    teacher = Teacher([build_student()], cache=cache)
+    shards = [make_batch([([1, 2, word], [1])]) for word in (3, 4)]
+    used = []
+    for turn in range(6):
+        teacher.encode(shards[turn % 2])
+        used.append(cache.used)
+    assert used == [used[0]] * 6
+
+
+def test_batch_that_a_member_can_not_encode_apart_is_not_kept() -> None:
+    """It would take room and save nothing."""
+    cache, sample = EncoderCache(ROOM), make_batch(reversed_pairs(4, seed=53))
+    sample["net_input"]["token_embeddings"] = None
+    Teacher([build_student()], cache=cache).encode(sample)
+    assert cache.used == 0
+    assert cache.find(sample) is None
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("0", 0), ("1024", 1024), ("512MB", 512 << 20), ("2GB", 2 << 30), ("1.5g", 3 << 29), ("64 kb", 1 << 16)],
@@ -117,7 +138,7 @@ def test_sizes(text: str, expected: int) -> None:
     assert parse_bytes(text, "--teacher-encoder-cache") == expected
 
 
-@pytest.mark.parametrize("text", ["", "much", "-1GB", "2XB", "GB", "1e3", "2GB2"])
+@pytest.mark.parametrize("text", ["", "9" * 400, "much", "-1GB", "2XB", "GB", "1e3", "2GB2"])
 def test_no_size_is_refused(text: str) -> None:
     """In one line that names the flag and the value."""
     with pytest.raises(UsageError, match=f"--teacher-encoder-cache must be a size such as 512MB or 2GB.*'{text}'"):

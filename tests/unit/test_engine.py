@@ -10,7 +10,7 @@ from torch import nn
 from fairseq_imitkd.clock import StageClock
 from fairseq_imitkd.rollout import RolloutPolicy
 from fairseq_imitkd.rollout.engine import evaluating
-from tests.fairseq_models import build_student, make_batch, reversed_pairs, roll_out
+from tests.fairseq_models import build_student, counting_student, make_batch, reversed_pairs, roll_out
 
 
 def mixed_model() -> nn.Sequential:
@@ -107,3 +107,14 @@ def test_clock_adds_up_stages_and_starts_anew() -> None:
     assert set(seconds) == {"whole", "part", "failed"}
     assert 0.02 <= seconds["part"] <= seconds["whole"]
     assert clock.read() == {}
+
+
+def test_finished_rows_leave_the_batch() -> None:
+    """Scripted lengths of 1 to 8 tokens: each step computes little more than the rows that are still being written."""
+    model = counting_student()
+    sample = make_batch([([length] + [0] * (12 - length), [1]) for length in range(8)] * 4)
+    rollout = roll_out(model, sample, RolloutPolicy(max_len_a=0.0, max_len_b=10))
+    tokens = int(rollout.tokens.ne(1).sum())
+    assert tokens == 4 * sum(range(1, 9))
+    assert model.decoder.rows_at_step == [32, 28, 24, 20, 16, 12, 8, 4]
+    assert rollout.rows_computed == tokens

@@ -22,7 +22,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.rollout import RandomKey, RolloutPolicy
 from fairseq_imitkd.task import TranslationWithTeacherTask
-from fairseq_imitkd.teacher import Teacher
+from fairseq_imitkd.teacher import EncoderCache, Teacher
 from tests.fairseq_models import (
     POSITIONS,
     WIDTHS,
@@ -481,3 +481,24 @@ def test_work_is_counted(task, student) -> None:
     written_tokens = sum(map(len, written(own)))
     assert own.rows_computed >= written_tokens + int(own.truncated.sum())
     assert figures["positions"] >= figures["ntokens"] == written_tokens
+
+
+@pytest.mark.parametrize("room", [0, 1 << 20])
+def test_teacher_encodes_a_batch_once(task, student, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the parts; and once for all updates, where ``--teacher-encoder-cache`` has room."""
+    monkeypatch.setattr(task_module, "PART_COST", {"cpu": 0})
+    task._teacher = Teacher([build_student(seed=9)], cache=EncoderCache(room) if room else None)
+    encoder, encoded = task._teacher.models[0].encoder, []
+    forward = encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda *args, **kwargs: encoded.append(1) or forward(*args, **kwargs))
+    for _ in range(3):
+        step(task, student, short_rollouts(student_share="constant:0.5"), make_batch(reversed_pairs(12, seed=14)))
+    assert len(encoded) == (1 if room else 3)
+
+
+def test_cache_size_is_read_before_the_teacher(tmp_path: Path) -> None:
+    """A mistake ends the run before anything slow."""
+    teacher = tmp_path / "teacher.pt"
+    teacher.write_bytes(b"")
+    with pytest.raises(UsageError, match="--teacher-encoder-cache must be a size"):
+        tiny_task(teacher_path=str(teacher), teacher_encoder_cache="much").build_criterion(criterion_config())
