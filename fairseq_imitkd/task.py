@@ -18,11 +18,12 @@ from torch import Tensor
 from fairseq_imitkd.batch import Batch, parts_by_length, take
 from fairseq_imitkd.clock import StageClock
 from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
+from fairseq_imitkd.encoder_cache import parse_bytes
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.mixing import NO_WORK, Mixed, Mixer
 from fairseq_imitkd.pool import RolloutPool
 from fairseq_imitkd.rollout import RolloutGenerator
-from fairseq_imitkd.teacher import StudentSide, Teacher, check_files, load_teacher, parse_bytes
+from fairseq_imitkd.teacher import StudentSide, Teacher, check_files, load_teacher
 
 logger = logging.getLogger(__name__)
 

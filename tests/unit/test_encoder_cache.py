@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from fairseq_imitkd.batch import take
+from fairseq_imitkd.encoder_cache import EncoderCache, parse_bytes
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.teacher import EncoderCache, Teacher, parse_bytes
+from fairseq_imitkd.teacher import Teacher
 from tests.fairseq_models import STUDENTS, build_student, make_batch, reversed_pairs
 
 ROOM = 1 << 20

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 import fairseq_imitkd.task as task_module
 from fairseq_imitkd import mixing
 from fairseq_imitkd.criterion import DISTILLATION, Distillation
+from fairseq_imitkd.encoder_cache import EncoderCache
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.rollout import RandomKey, RolloutPolicy
 from fairseq_imitkd.task import TranslationWithTeacherTask
-from fairseq_imitkd.teacher import EncoderCache, Teacher
+from fairseq_imitkd.teacher import Teacher
 from tests.fairseq_models import (
     POSITIONS,
     WIDTHS,
