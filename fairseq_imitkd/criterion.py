@@ -236,10 +236,8 @@ def _refuse_rollout_flags(cfg: DistillationConfig) -> None:
     for item in fields(DistillationConfig):
         value = getattr(cfg, item.name)
         if item.name.startswith("rollout_") and str(value) != str(item.default):
-            flag = "--" + item.name.replace("_", "-")
-            raise UsageError(
-                f"{flag} {value} changes nothing at --student-share {cfg.student_share}: raise the share or leave it out"
-            )
+            flag = "--" + item.name.replace("_", "-") + ("" if value is True else f" {value}")
+            raise UsageError(f"{flag} changes nothing at --student-share {cfg.student_share}: raise the share or leave it out")
 
 
 def _figures(token_loss: Tensor, nll: Tensor, sample: Batch, counted: Tensor, is_rollout: Tensor) -> dict[str, Any]:

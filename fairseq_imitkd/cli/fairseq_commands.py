@@ -9,23 +9,23 @@ import fairseq_imitkd
 
 
 def train() -> None:
-    """``fairseq-train`` with the plugin loaded and ``--task translation_with_teacher`` unless another is given."""
-    _run("fairseq_cli.train", {"--task": "translation_with_teacher"})
+    """``fairseq-train`` with the plugin loaded, for ``--task translation_with_teacher`` unless another is given."""
+    _run("fairseq_cli.train")
 
 
 def generate() -> None:
-    """``fairseq-generate`` with the plugin loaded."""
-    _run("fairseq_cli.generate", {})
+    """``fairseq-generate`` likewise; decoding, the task asks for no teacher."""
+    _run("fairseq_cli.generate")
 
 
 def interactive() -> None:
-    """``fairseq-interactive`` with the plugin loaded."""
-    _run("fairseq_cli.interactive", {})
+    """``fairseq-interactive`` likewise."""
+    _run("fairseq_cli.interactive")
 
 
-def _run(module: str, defaults: dict[str, str]) -> None:
+def _run(module: str) -> None:
     """Call a fairseq command as if the user had typed the default flags that they did not type."""
-    defaults = {"--user-dir": str(Path(fairseq_imitkd.__file__).parent), **defaults}
+    defaults = {"--user-dir": str(Path(fairseq_imitkd.__file__).parent), "--task": "translation_with_teacher"}
     typed = {argument.split("=", 1)[0] for argument in sys.argv[1:]}
     sys.argv += [word for flag, value in defaults.items() if flag not in typed for word in (flag, value)]
     # A fairseq command sets up its logging when it is imported, but only if nothing logs yet; importing the plugin made

@@ -1,0 +1,33 @@
+"""The console commands: fairseq's own, with the plugin and its task unless the user typed others."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import fairseq_imitkd
+from fairseq_imitkd.cli import fairseq_commands
+
+PLUGIN = str(Path(fairseq_imitkd.__file__).parent)
+
+
+@pytest.mark.parametrize("name", ["train", "generate", "interactive"])
+@pytest.mark.parametrize(
+    ("typed", "added"),
+    [
+        (["data"], ["--user-dir", PLUGIN, "--task", "translation_with_teacher"]),
+        (["data", "--task", "translation"], ["--user-dir", PLUGIN]),
+        (["data", "--task=translation", "--user-dir=mine"], []),
+    ],
+    ids=["neither", "task", "both"],
+)
+def test_missing_flags_are_added(name: str, typed: list[str], added: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding too goes through our task, whose greedy and sampled decoding is the rollouts' engine."""
+    called = []
+    module = SimpleNamespace(cli_main=lambda: called.append(sys.argv[1:]))
+    monkeypatch.setattr(fairseq_commands.importlib, "import_module", lambda module_name: called.append(module_name) or module)
+    monkeypatch.setattr(sys, "argv", ["command", *typed])
+    monkeypatch.setattr(fairseq_commands.logging.root, "handlers", [])
+    getattr(fairseq_commands, name)()
+    assert called == [f"fairseq_cli.{name}", [*typed, *added]]
