@@ -110,7 +110,7 @@ class TranslationWithTeacherTask(TranslationTask):
             if self._student_refusal:
                 raise UsageError(self._student_refusal)
             self._teacher = self._load_teacher()
-            self._mixer = Mixer(self, RolloutPool(criterion.rollout_pool_updates) if criterion.rollout_pool else None)
+            self._mixer = self._new_mixer(criterion)
         return criterion
 
     def build_generator(
@@ -141,6 +141,9 @@ class TranslationWithTeacherTask(TranslationTask):
         return load_teacher(
             cfg.teacher_path or "", student, str(cfg.teacher_dtype), cfg.teacher_data, cfg.teacher_allow_globals, room
         )
+
+    def _new_mixer(self, criterion: DistillationCriterion) -> Mixer:
+        return Mixer(self, RolloutPool(criterion.rollout_pool_updates) if criterion.rollout_pool else None)
 
     def train_step(
         self,
@@ -179,7 +182,7 @@ class TranslationWithTeacherTask(TranslationTask):
         if self._teacher is None:  # a task rebuilt from a checkpoint, trained after all
             self._teacher = self._load_teacher()
         if self._mixer is None:
-            self._mixer = Mixer(self)
+            self._mixer = self._new_mixer(criterion)
         max_target = min(student.max_decoder_positions(), self._teacher.max_positions[1])
         return self._mixer.mix(sample, student, criterion, update_num, max_target)
 
