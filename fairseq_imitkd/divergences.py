@@ -23,7 +23,7 @@ def teacher_argmax(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         student_logits, teacher_logits: ``(N, V)``, unnormalised.
 
     Returns:
-        ``(N,)``, nats; NaN where the teacher's logits are not finite.
+        ``(N,)``, nats; NaN where the teacher's highest logit is not finite. Others may be ``-inf``.
     """
     label = most_probable(teacher_logits)
     best = teacher_logits.gather(-1, label.unsqueeze(-1)).squeeze(-1)
