@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_imitkd.replay import PastRollout
 from fairseq_imitkd.rollout import Rollout
 
 Batch = dict[str, Any]
@@ -149,6 +150,59 @@ def with_rollouts(sample: Batch, rows: Tensor, rollout: Rollout, pad: int) -> Ba
         "target": new_target,
         "ntokens": int(new_target.ne(pad).sum()),
     }
+
+
+def with_past_rollouts(
+    sample: Batch, rows: Tensor, past: Sequence[PastRollout], source_pad: int, target_pad: int, left_pad: bool
+) -> tuple[Batch, Tensor]:
+    """The batch with some sentences, sources included, replaced by rollouts of earlier updates.
+
+    Args:
+        sample: a batch of ``B`` sentences with ``src_tokens`` and ``src_lengths`` alone for its encoder.
+        rows: ``(R,)`` int64, the sentences to replace.
+        past: what takes their places, ``R`` of them.
+        source_pad, target_pad: of the two dictionaries.
+        left_pad: whether sources are padded on the left.
+
+    Returns:
+        a new batch, sorted by falling source length (LSTMs need it), and ``(B,)`` where each of its rows was before.
+    """
+    target, net_input = sample["target"], sample["net_input"]
+    sentences = [
+        (source[source.ne(source_pad)], inputs[: int(kept)], written[: int(kept)], int(number))
+        for source, inputs, written, number, kept in zip(
+            net_input["src_tokens"], net_input["prev_output_tokens"], target, sample["id"], target.ne(target_pad).sum(dim=-1),
+            strict=True,
+        )
+    ]  # fmt: skip
+    for row, old in zip(rows.tolist(), past, strict=True):
+        sentences[row] = (old.source.to(target), old.inputs.to(target), old.target.to(target), old.number)
+    order = sorted(range(len(sentences)), key=lambda row: -sentences[row][0].numel())
+    sources, inputs, targets, numbers = zip(*(sentences[row] for row in order), strict=True)
+    new_target = _padded(targets, target_pad, left=False)
+    new = {
+        **{name: value for name, value in sample.items() if name not in ALIGNMENTS},
+        "id": torch.tensor(numbers).to(sample["id"]),
+        "net_input": {
+            "src_tokens": _padded(sources, source_pad, left_pad),
+            "src_lengths": torch.tensor([source.numel() for source in sources]).to(net_input["src_lengths"]),
+            "prev_output_tokens": _padded(inputs, target_pad, left=False),
+        },
+        "target": new_target,
+        "ntokens": int(new_target.ne(target_pad).sum()),
+    }
+    return new, torch.tensor(order, device=target.device)
+
+
+def _padded(sentences: Sequence[Tensor], pad: int, left: bool) -> Tensor:
+    """Sentences of any length as one tensor."""
+    width = max(sentence.numel() for sentence in sentences)
+    return torch.stack(
+        [
+            F.pad(sentence, (width - sentence.numel(), 0) if left else (0, width - sentence.numel()), value=pad)
+            for sentence in sentences
+        ]
+    )
 
 
 def _rows(values: Batch, rows: Tensor, batch_size: int) -> Batch:

@@ -1,82 +1,32 @@
-"""The one criterion of every method: a batch with the teacher's logits in, a summed loss and its token count out.
+"""The one criterion of every method: a batch with the teacher's scores in, a summed loss and its count out.
 
 It owns no model and no teacher. fairseq's trainer divides the summed gradient by the summed count, once, over all
 processes and micro-batches.
 """
 
-import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
-from fairseq import utils
 from fairseq.criterions import FairseqCriterion
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
-from fairseq.logging import metrics
 from fairseq.models import BaseFairseqModel
-from omegaconf import II
 from torch import Tensor
 
+from fairseq_imitkd import figures
 from fairseq_imitkd.batch import Batch
-from fairseq_imitkd.divergences import DIVERGENCES, full_precision
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.chunked import Figures, Projected, Scores, Whole, chunk_size, chunked_loss, token_lprobs
+from fairseq_imitkd.divergences import DIVERGENCES, full_precision, most_probable_only, needs
+from fairseq_imitkd.errors import RefusedUpdate, UsageError
 from fairseq_imitkd.rollout import RolloutPolicy
-from fairseq_imitkd.schedules import parse_schedule
+from fairseq_imitkd.schedules import parse_schedule, parse_share
+from fairseq_imitkd.settings import DistillationConfig, check, training_length
+from fairseq_imitkd.student import features_for_logits, output_projection, unwrapped
 from fairseq_imitkd.vocabulary import most_probable
 
 # Where the task leaves, in a training batch, what the loss needs beside fairseq's own keys.
 DISTILLATION = "distillation"
-
-DivergenceName: Any = ChoiceEnum(list(DIVERGENCES))
-PolicyName: Any = ChoiceEnum(["greedy", "sampling"])
-
-
-@dataclass
-class DistillationConfig(FairseqDataclass):
-    """What every method can be told. A method is this with its paper's defaults."""
-
-    student_share: str = field(
-        default="constant:0",
-        metadata={
-            "help": "share of sentences whose target is the student's own rollout: SHARE, constant:SHARE, "
-            "exponential:FINAL_DATA_SHARE, linear:FINAL_DATA_SHARE or reverse-sigmoid, each with an optional ,warmup=FRACTION"
-        },
-    )
-    divergence: DivergenceName = field(
-        default="forward-kl",
-        metadata={"help": "loss between student and teacher at each prefix: the teacher's argmax or its whole distribution"},
-    )
-    gold_weight: float = field(
-        default=0.0,
-        metadata={"help": "weight of the reference's negative log-likelihood on sentences that keep their reference, in 0..1"},
-    )
-    rollout_policy: PolicyName = field(default="greedy", metadata={"help": "how the student writes its rollouts"})
-    rollout_topk: int = field(default=0, metadata={"help": "sample among this many most probable tokens (0: all)"})
-    rollout_topp: float = field(
-        default=1.0, metadata={"help": "sample among the fewest tokens that hold this much probability (1: all)"}
-    )
-    rollout_temperature: float = field(default=1.0, metadata={"help": "temperature of sampled rollouts"})
-    rollout_max_len_a: float = field(
-        default=1.2, metadata={"help": "a rollout has at most A * source length + B tokens before its end: A"}
-    )
-    rollout_max_len_b: int = field(default=10, metadata={"help": "a rollout has at most A * source length + B tokens: B"})
-    rollout_pool: bool = field(
-        default=False,
-        metadata={
-            "help": "decode the rollouts of all micro-batches of an update (--update-freq) at once; as on-policy as without"
-        },
-    )
-    rollout_pool_updates: int = field(
-        default=1,
-        metadata={
-            "help": "decode the rollouts of this many updates at once, by the student as it is before the first of them "
-            "(the ImitKD paper's pooling; 1: on-policy)"
-        },
-    )
-    seed: int = II("common.seed")
-    max_update: int = II("optimization.max_update")
-    ddp_backend: str = II("distributed_training.ddp_backend")
 
 
 @dataclass(frozen=True)
@@ -84,30 +34,38 @@ class Distillation:
     """What the task adds to a training batch of ``B`` sentences and ``T`` target positions.
 
     Args:
-        teacher_logits: ``(B, T, V)``. The criterion overwrites them at padding.
+        teacher: its scores of all ``B * T`` positions, row by row. The criterion may overwrite them at padding. None
+            where no teacher is needed, see :meth:`DistillationCriterion.needs_teacher`.
         is_rollout: ``(B,)`` bool: the target is the student's own.
         truncated: ``(B,)`` bool: a rollout that the length cap cut.
+        update_num: 0 = first.
+        advantages: ``(B,)``, each rollout's reward less the baseline; None without rewards.
     """
 
-    teacher_logits: Tensor
+    teacher: Scores | None
     is_rollout: Tensor
     truncated: Tensor
+    update_num: int = 0
+    advantages: Tensor | None = None
 
 
 class DistillationCriterion(FairseqCriterion):
     """Summed distillation loss over the tokens of data rows and rollout rows.
 
-    At each counted position of a rollout row the loss is the divergence; of a data row it is
-    ``gold_weight * NLL(reference) + (1 - gold_weight) * divergence`` (Kim & Rush 2016, section 3.1). In validation,
-    and in the empty batches of uneven shards, it is the references' negative log-likelihood.
+    At each counted position of a data row it is ``gold_weight * NLL(reference) + (1 - gold_weight) * divergence`` (Kim &
+    Rush 2016, section 3.1); of a rollout row the divergence, or with a reward ``reward_weight * advantage * NLL(rollout)
+    + (1 - reward_weight) * divergence`` (Agarwal et al. 2023, equation 4, by REINFORCE). In validation, and in the empty
+    batches of uneven shards, it is the references' negative log-likelihood.
 
     Args:
         cfg: the method's settings.
         task: a task that holds a teacher, such as ``translation_with_teacher``.
 
     Raises:
-        UsageError: a setting is out of range, or the task has no teacher.
+        UsageError: a setting is out of range, can't be used with another, or the task has no teacher.
     """
+
+    Config: type[DistillationConfig] = DistillationConfig
 
     def __init__(self, cfg: DistillationConfig, task: Any):
         super().__init__(task)
@@ -117,31 +75,84 @@ class DistillationCriterion(FairseqCriterion):
                 f"--criterion {name} needs a task that holds a teacher, but --task is {_task_name(task)}: "
                 "use --task translation_with_teacher --teacher-path TEACHER.pt"
             )
-        if cfg.ddp_backend == "fully_sharded":
-            raise UsageError(
-                f"--ddp-backend fully_sharded leaves no whole student to write rollouts, so --criterion {name} can't use it: "
-                "use --ddp-backend legacy_ddp or pytorch_ddp"
-            )
-        if not 0.0 <= cfg.gold_weight <= 1.0:
-            raise UsageError(f"--gold-weight must be in 0..1, but is {cfg.gold_weight}")
+        check(cfg, name, self.Config())
         self.seed = cfg.seed
-        self.gold_weight = cfg.gold_weight
-        self.divergence = DIVERGENCES[str(cfg.divergence)]
-        self.student_share = parse_schedule(cfg.student_share, cfg.max_update)
-        if self.student_share(cfg.max_update) == 0.0:  # every schedule rises
-            _refuse_rollout_flags(cfg)
-        if cfg.rollout_pool_updates < 1:
-            raise UsageError(f"--rollout-pool-updates must be 1 (on-policy) or more, but is {cfg.rollout_pool_updates}")
+        self.epoch = 1  # the task says which epoch it is
+        self._by_epoch = str(cfg.schedule_by) == "epoch"
+        self._end, end_flag = training_length(cfg)
+        self.share_schedule = parse_share(cfg.student_share, self._end, "--student-share", end_flag)
+        self.share_by_batch = str(cfg.share_by) == "batch"
+        self._gold_schedule = parse_schedule(cfg.gold_weight, self._end, "--gold-weight", end_flag)
+        self.teacher_samples = cfg.teacher_samples
+
+        self._divergence = DIVERGENCES[str(cfg.divergence)]
+        self._divergence_name = str(cfg.divergence)
+        self._inputs, settings = needs(self._divergence)
+        self._settings = {setting: getattr(cfg, setting) for setting in settings if setting != "annealing"}
+        self._anneals = "annealing" in settings
+        self._annealing_temperature, self._annealing_end = cfg.annealing_temperature, cfg.annealing_end
+        self._exact_mixture = str(cfg.js_weights) == "exact"
+        self._student_temperature, self._teacher_temperature = cfg.student_temperature, cfg.teacher_temperature
+        self._teacher_topk, self._teacher_tail = cfg.teacher_topk, str(cfg.teacher_tail)
+        self._label_smoothing = cfg.label_smoothing
+        self._by_sentence = str(cfg.loss_average) == "sentence"
+        self._loss_chunk = cfg.loss_chunk
+
+        self.reward = None if str(cfg.reward) == "none" else str(cfg.reward)
+        self.reward_weight = cfg.reward_weight if self.reward else 0.0
+        self.reward_baseline = str(cfg.reward_baseline)
+        self.reward_remove_bpe = None if cfg.reward_remove_bpe == "none" else cfg.reward_remove_bpe
+
         self.rollout_pool = cfg.rollout_pool or cfg.rollout_pool_updates > 1
         self.rollout_pool_updates = cfg.rollout_pool_updates
+        self.rollout_replay = cfg.rollout_replay
+        replay_share = cfg.rollout_replay_share if cfg.rollout_replay else "0"
+        self._replay_schedule = parse_schedule(replay_share, self._end, "--rollout-replay-share", end_flag)
         self.rollout_policy = RolloutPolicy(
             name=str(cfg.rollout_policy),
             topk=cfg.rollout_topk,
             topp=cfg.rollout_topp,
             temperature=cfg.rollout_temperature,
+            teacher_topk=cfg.rollout_teacher_topk,
             max_len_a=cfg.rollout_max_len_a,
             max_len_b=cfg.rollout_max_len_b,
         )
+
+    def student_share(self, update_num: int) -> float:
+        """The share of sentences that the student writes, at an update (0 = first)."""
+        return self.share_schedule(self._now(update_num))
+
+    def gold_weight(self, update_num: int) -> float:
+        """The weight of the reference's negative log-likelihood on data rows, at an update."""
+        return self._gold_schedule(self._now(update_num))
+
+    def replay_share(self, update_num: int) -> float:
+        """The share of the student's sentences that are rollouts of earlier updates."""
+        return self._replay_schedule(self._now(update_num))
+
+    def annealing(self, update_num: int) -> float:
+        """``1 - (T - 1) / T_max`` with ``T = T_max, ..., 1`` in equal times (Jafari et al. 2021, section 3.1)."""
+        highest = self._annealing_temperature
+        done = self._now(update_num) / (self._end * self._annealing_end) if self._end > 0 else 1.0
+        temperature = max(1, highest - int(done * highest + 1e-9))
+        return 1.0 - (temperature - 1) / highest
+
+    def needs_teacher(self, update_num: int) -> bool:
+        """Whether an update's loss has a term of the teacher at all."""
+        return self.gold_weight(update_num) < 1.0 or self.student_share(update_num) > 0.0
+
+    @property
+    def needs_whole_batches(self) -> bool:
+        """Whether a token's loss depends on the batch's others, so that a batch can't be learnt from in parts."""
+        return "is_hard" in self._inputs
+
+    def chunk(self, model: torch.nn.Module, target: Tensor) -> int:
+        """How many positions' logits are in memory at once, for a batch ``(B, T)``; 0 is all of them."""
+        decoder = getattr(unwrapped(model), "decoder", None)
+        projection = output_projection(decoder) if decoder is not None else None
+        if projection is None:
+            return 0
+        return chunk_size(target.numel(), projection[0].size(0), target.device, self._loss_chunk)
 
     def forward(self, model: BaseFairseqModel, sample: Batch, reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
         """Score one batch.
@@ -152,78 +163,152 @@ class DistillationCriterion(FairseqCriterion):
             reduce: False returns the loss of each counted token, ``(N,)``, instead of their sum.
 
         Returns:
-            the loss in nats, ``()`` or ``(N,)``; the count ``N`` of target tokens it was taken over; and figures to
-            log, all of them sums, under the same keys and types whatever the batch.
-        """
-        logits = full_precision(model(**sample["net_input"])[0].flatten(0, 1))
-        gold = sample["target"].flatten()
-        counted = gold.ne(self.padding_idx)
-        distillation: Optional[Distillation] = sample.get(DISTILLATION)
-        if distillation is None:
-            token_loss = nll = F.cross_entropy(logits, gold, reduction="none")
-            is_rollout = torch.zeros_like(counted)
-        else:
-            is_rollout = distillation.is_rollout.unsqueeze(-1).expand_as(sample["target"]).flatten() & counted
-            # Whatever a teacher says at padding (NaN, in half precision) would reach the gradient as 0 * NaN.
-            padding = (~counted).nonzero().squeeze(-1)
-            teacher_logits = distillation.teacher_logits.flatten(0, 1).index_fill_(0, padding, 0.0)
-            token_loss, nll = self._token_loss(logits, teacher_logits, gold, is_rollout)
-        # Padding has its loss computed with the rest: to take its logits out would copy all others, forth and back.
-        token_loss = token_loss.masked_fill(~counted, 0.0)
-        figures = _figures(token_loss, nll, sample, counted, is_rollout)
-        if distillation is not None:
-            agrees = most_probable(logits.detach()) == most_probable(teacher_logits)
-            figures["teacher_tokens"] = figures["ntokens"]
-            figures["teacher_agrees"] = (agrees & counted).sum()
-            figures["rollouts"] = distillation.is_rollout.sum()
-            figures["rollouts_truncated"] = distillation.truncated.sum()
-        return token_loss.sum() if reduce else token_loss[counted], figures["sample_size"], figures
+            the loss in nats, ``()`` or ``(N,)``; the count it was taken over, of ``N`` target tokens or of sentences; and
+            figures to log, all of them sums, under the same keys and types whatever the batch.
 
-    def _token_loss(
-        self, student_logits: Tensor, teacher_logits: Tensor, gold: Tensor, is_rollout: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The loss and the reference's NLL at ``N`` positions, ``(N, V), (N, V), (N,), (N,) -> (N,), (N,)``."""
-        divergence = self.divergence(student_logits, teacher_logits)
-        if self.gold_weight == 0.0:
+        Raises:
+            RefusedUpdate: the loss is not finite.
+        """
+        chunk = self.chunk(model, sample["target"]) if reduce else 0
+        batch = self._batch(sample, only_counted=chunk > 0)
+        if chunk:
+            decoder = unwrapped(model).decoder
+            with features_for_logits(decoder):
+                features = model(**sample["net_input"])[0].flatten(0, 1)
+            weight, bias = output_projection(decoder)  # type: ignore[misc]  # chunk() made sure of it
+            scores: Scores = Projected(features[batch.positions], weight, bias)
+        else:
+            scores = Whole(full_precision(model(**sample["net_input"])[0].flatten(0, 1)))
+        batch = self._with_inputs(batch, scores, chunk)
+        if isinstance(scores, Projected):
+            loss, found = chunked_loss(scores, partial(self._token_loss, batch), chunk)
+        else:
+            losses, found = self._token_loss(batch, scores.logits(slice(None)), slice(None))
+            loss = losses.sum() if reduce else losses[batch.counted]
+            found = {name: value.detach() for name, value in found.items()}
+        if not torch.isfinite(loss.detach()).all():
+            raise RefusedUpdate(_what_is_not_finite(sample, batch, scores, found["loss"], self._divergence_name))
+        logged = figures.of_batch(
+            sample,
+            batch.counted,
+            batch.is_rollout,
+            found,
+            batch.distillation,
+            self._by_sentence and batch.distillation is not None,
+        )
+        return loss, logged["sample_size"], logged
+
+    def _batch(self, sample: Batch, only_counted: bool) -> "_Positions":
+        """The loss's terms at all positions of a batch, or at the counted ones."""
+        target, distillation = sample["target"], sample.get(DISTILLATION)
+        gold = target.flatten()
+        counted = gold.ne(self.padding_idx)
+        positions = counted.nonzero().squeeze(-1) if only_counted else None
+        rows = torch.arange(target.size(0), device=target.device).unsqueeze(-1).expand_as(target).flatten()
+        if positions is not None:
+            gold, rows, counted = gold[positions], rows[positions], counted[positions]
+        batch = _Positions(target, gold, counted, torch.zeros_like(counted), rows, positions, distillation)
+        if distillation is None:
+            return batch
+        batch.is_rollout = distillation.is_rollout[rows] & counted
+        batch.gold_weight = self.gold_weight(distillation.update_num)
+        batch.teacher = distillation.teacher
+        if positions is not None and batch.teacher is not None:
+            batch.teacher = batch.teacher.at(positions)
+        if distillation.advantages is not None:
+            batch.advantages = distillation.advantages[rows]
+        if self._by_sentence:
+            batch.scale = 1.0 / target.ne(self.padding_idx).sum(dim=-1).clamp(min=1)[rows]
+        return batch
+
+    def _with_inputs(self, batch: "_Positions", student: Scores, chunk: int) -> "_Positions":
+        """The same with the tensors that the divergence asks for beside logits; some take a pass over them beforehand."""
+        if batch.teacher is None:
+            return batch
+        if "target" in self._inputs:
+            batch.inputs["target"] = batch.gold
+        if "is_rollout" in self._inputs:
+            batch.inputs["is_rollout"] = batch.is_rollout
+        if "is_hard" in self._inputs:
+            sure = token_lprobs(batch.teacher, batch.gold, chunk)
+            batch.inputs["is_hard"] = sure < sure[batch.counted].nanmedian() if bool(batch.counted.any()) else sure < 0.0
+        if "mixture_weight" in self._inputs:
+            batch.inputs["mixture_weight"] = torch.full_like(batch.gold, 0.5, dtype=torch.float32)
+            if self._exact_mixture:
+                ahead = token_lprobs(batch.teacher, batch.gold, chunk) - token_lprobs(student, batch.gold, chunk)
+                batch.inputs["mixture_weight"] = batch.before(ahead).sigmoid()
+        return batch
+
+    def _token_loss(self, batch: "_Positions", student_logits: Tensor, at: slice) -> tuple[Tensor, Figures]:
+        """The loss to add up at ``n`` positions of a batch, ``(n, V) -> (n,)``, and figures of each."""
+        logits = full_precision(student_logits)
+        gold, counted, is_rollout = batch.gold[at], batch.counted[at], batch.is_rollout[at]
+        nll_weight = torch.zeros_like(gold, dtype=logits.dtype)
+        if batch.distillation is None:
+            nll_weight += 1.0
+        elif batch.gold_weight > 0.0:
+            nll_weight.masked_fill_(~is_rollout, batch.gold_weight)
+        if batch.advantages is not None:
+            advantages = self.reward_weight * batch.advantages[at].to(logits.dtype)
+            nll_weight = torch.where(is_rollout, advantages, nll_weight)
+        if batch.distillation is None or batch.gold_weight > 0.0 or batch.advantages is not None:
+            nll = F.cross_entropy(logits, gold, reduction="none")
+            loss = nll_weight * nll
+            if batch.distillation is not None and self._label_smoothing > 0.0:
+                # As fairseq's own: the share of every symbol but the reference is label_smoothing / (V - 1).
+                smoothing = self._label_smoothing * logits.size(-1) / (logits.size(-1) - 1)
+                uniform = logits.logsumexp(dim=-1) - logits.mean(dim=-1)
+                loss = loss + (nll_weight * smoothing).masked_fill(is_rollout, 0.0) * (uniform - nll)
+        else:
             with torch.no_grad():  # only to log: no N x V tensor for it
-                nll = student_logits.logsumexp(dim=-1) - student_logits.gather(-1, gold.unsqueeze(-1)).squeeze(-1)
-            return divergence, nll
-        nll = F.cross_entropy(student_logits, gold, reduction="none")
-        gold_weight = torch.full_like(nll, self.gold_weight).masked_fill(is_rollout, 0.0)
-        return gold_weight * nll + (1.0 - gold_weight) * divergence, nll.detach()
+                nll = logits.logsumexp(dim=-1) - logits.gather(-1, gold.unsqueeze(-1)).squeeze(-1)
+            loss = torch.zeros_like(nll)
+        found = {"nll": nll.detach()}
+        if batch.teacher is not None:
+            teacher_logits = batch.teacher.logits(at)
+            if batch.positions is None:
+                # Whatever a teacher says at padding (NaN, in half precision) would reach the gradient as 0 * NaN.
+                teacher_logits = teacher_logits.index_fill_(0, (~counted).nonzero().squeeze(-1), 0.0)
+            found["agrees"] = most_probable(logits.detach()) == most_probable(teacher_logits)
+            divergence = self._taken(batch, logits, teacher_logits, at)
+            on_data, on_rollouts = 1.0 - batch.gold_weight, 1.0 - self.reward_weight if batch.advantages is not None else 1.0
+            if on_data == on_rollouts == 1.0:
+                loss = loss + divergence
+            else:
+                weight = torch.full_like(divergence, on_data).masked_fill_(is_rollout, on_rollouts)
+                # Not 0 * divergence: a data row whose reference is all may have one that is not finite.
+                loss = loss + torch.where(weight == 0.0, 0.0, weight * divergence)
+        # Padding has its loss computed with the rest: to take its logits out would copy all others, forth and back.
+        loss = loss.masked_fill(~counted, 0.0)
+        found["loss"] = loss.detach()
+        return loss if batch.scale is None else loss * batch.scale[at].to(loss.dtype), found
+
+    def _taken(self, batch: "_Positions", student_logits: Tensor, teacher_logits: Tensor, at: slice) -> Tensor:
+        """The divergence at ``n`` positions, ``(n, V), (n, V) -> (n,)``, of distributions at the temperatures asked for."""
+        assert batch.distillation is not None
+        if self._student_temperature != 1.0:
+            student_logits = student_logits / self._student_temperature
+        if self._teacher_temperature != 1.0:
+            teacher_logits = full_precision(teacher_logits) / self._teacher_temperature
+        if 0 < self._teacher_topk < teacher_logits.size(-1) - 1:
+            student_logits, teacher_logits = most_probable_only(
+                student_logits, teacher_logits, self._teacher_topk, self._teacher_tail
+            )
+        settings = dict(self._settings)
+        if self._anneals:
+            settings["annealing"] = self.annealing(batch.distillation.update_num)
+        inputs = {name: values[at] for name, values in batch.inputs.items()}
+        divergence = self._divergence(student_logits, teacher_logits, **settings, **inputs)
+        # The gradient of distributions at a temperature T shrinks with its square (Hinton et al. 2015, section 2.1).
+        return divergence if self._student_temperature == 1.0 else divergence * self._student_temperature**2
+
+    def _now(self, update_num: int) -> int:
+        return self.epoch - 1 if self._by_epoch else update_num
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
         """Turn the summed figures of all processes and micro-batches into fairseq's meters."""
-        total = _totals(logging_outputs)
-        bits = 1.0 / math.log(2)
-
-        def ratio(name: str, part: float, whole: float, digits: int) -> None:
-            if whole > 0:
-                metrics.log_scalar(name, part / whole, whole, round=digits)
-
-        ratio("loss", total["loss"] * bits, total["sample_size"], 3)
-        if total["tokens_data"] > 0:
-            ratio("nll_loss", total["nll_loss"] * bits, total["tokens_data"], 3)
-            metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
-        if total["teacher_tokens"] == 0:
-            return
-        ratio("loss_data", total["loss_data"] * bits, total["tokens_data"], 3)
-        ratio("loss_rollout", total["loss_rollout"] * bits, total["tokens_rollout"], 3)
-        ratio("student_share", total["rollouts"], total["nsentences"], 3)
-        ratio("rollout_len", total["tokens_rollout"], total["rollouts"], 1)
-        ratio("truncated", total["rollouts_truncated"], total["rollouts"], 3)
-        ratio("agreement", total["teacher_agrees"], total["teacher_tokens"], 3)
-        ratio("padding", total["positions"], total["ntokens"], 3)
-        ratio("rollout_work", total.get("rollout_rows_computed", 0.0), total["tokens_rollout"], 3)
-        if total.get("rollout_staleness", 0.0) > 0:
-            ratio("rollout_staleness", total["rollout_staleness"], total["rollouts"], 3)
-        for name in ("tokens_data", "tokens_rollout"):
-            metrics.log_scalar(name, total[name], 1, round=1)
-        if total.get("rollout_out_of_memory", 0) > 0:
-            metrics.log_scalar_sum("rollout_out_of_memory", total["rollout_out_of_memory"])
-        ratio("rollout_time", total.get("rollout_seconds", 0.0), total.get("step_seconds", 0.0), 3)
-        ratio("teacher_time", total.get("teacher_seconds", 0.0), total.get("step_seconds", 0.0), 3)
+        figures.log(logging_outputs)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
@@ -231,47 +316,63 @@ class DistillationCriterion(FairseqCriterion):
         return True
 
 
-def _refuse_rollout_flags(cfg: DistillationConfig) -> None:
-    """Where nothing is rolled out, a flag that says how would be silently ignored."""
-    for item in fields(DistillationConfig):
-        value = getattr(cfg, item.name)
-        if item.name.startswith("rollout_") and str(value) != str(item.default):
-            flag = "--" + item.name.replace("_", "-") + ("" if value is True else f" {value}")
-            raise UsageError(f"{flag} changes nothing at --student-share {cfg.student_share}: raise the share or leave it out")
+@dataclass
+class _Positions:
+    """What the loss of a batch is made of, at its ``P`` positions: all, or the counted ones.
 
-
-def _figures(token_loss: Tensor, nll: Tensor, sample: Batch, counted: Tensor, is_rollout: Tensor) -> dict[str, Any]:
-    """Sums to log, as the batch gives them; a key is missing in no batch, since processes add them up by position.
-
-    The tensors are ``(P,)``: all positions, padding included, where the loss is 0.
+    Args:
+        target: ``(B, T)``.
+        gold: ``(P,)``, the target symbols.
+        counted: ``(P,)`` bool, no padding.
+        is_rollout: ``(P,)`` bool, counted positions of the student's sentences.
+        rows: ``(P,)``, whose sentence each is.
+        positions: ``(P,)``, which of the ``B * T`` they are; None is all.
     """
-    token_loss = token_loss.detach()
-    is_data = counted & ~is_rollout
-    tokens, rollout_tokens = int(counted.sum()), is_rollout.sum()
-    return {
-        "loss": token_loss.sum(),
-        "nll_loss": nll.detach().masked_fill(~is_data, 0.0).sum(),
-        "loss_data": token_loss.masked_fill(~is_data, 0.0).sum(),
-        "loss_rollout": token_loss.masked_fill(~is_rollout, 0.0).sum(),
-        "ntokens": tokens,
-        "nsentences": sample["target"].size(0),
-        "sample_size": tokens,
-        "positions": counted.numel(),
-        "tokens_data": tokens - rollout_tokens,
-        "tokens_rollout": rollout_tokens,
-        "teacher_tokens": 0,
-        "teacher_agrees": torch.zeros_like(rollout_tokens),
-        "rollouts": torch.zeros_like(rollout_tokens),
-        "rollouts_truncated": torch.zeros_like(rollout_tokens),
-    }
+
+    target: Tensor
+    gold: Tensor
+    counted: Tensor
+    is_rollout: Tensor
+    rows: Tensor
+    positions: Tensor | None
+    distillation: Optional[Distillation]
+    gold_weight: float = 0.0
+    teacher: Scores | None = None
+    advantages: Tensor | None = None
+    scale: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.inputs: dict[str, Tensor] = {}
+
+    def before(self, values: Tensor) -> Tensor:
+        """The sums of ``(P,)`` values over each position's prefix: those of earlier positions of the same sentence."""
+        grid = values.new_zeros(self.target.numel())
+        if self.positions is None:
+            grid = values.masked_fill(~self.counted, 0.0)
+        else:
+            grid[self.positions] = values
+        sums = grid.view_as(self.target).cumsum(dim=-1).flatten() - grid
+        return sums if self.positions is None else sums[self.positions]
 
 
-def _totals(logging_outputs: list[dict[str, Any]]) -> dict[str, float]:
-    """Sums over all logs as numbers, fetched from the device at once."""
-    sums = {key: sum(log.get(key, 0) for log in logging_outputs) for key in logging_outputs[0]}
-    tensors = [key for key, value in sums.items() if isinstance(value, Tensor)]
-    fetched = torch.stack([sums[key].double() for key in tensors]).tolist() if tensors else []
-    return {**sums, **dict(zip(tensors, fetched, strict=True))}
+def _what_is_not_finite(sample: Batch, batch: _Positions, student: Scores, losses: Tensor, divergence: str) -> str:
+    """Which sentences of a batch have a loss that is no number, and through whose fault, in one line."""
+    broken = (~losses.isfinite() & batch.counted).nonzero().squeeze(-1)
+    ids = sample["id"][batch.rows[broken].unique()].tolist() if broken.numel() else []
+    where = ", ".join(map(str, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+    first = slice(int(broken[0]), int(broken[0]) + 1) if broken.numel() else slice(0, 1)
+    if not bool(student.logits(first).isfinite().all()):
+        who = "the student's logits are not finite; a smaller --lr or --clip-norm may help"
+    elif batch.teacher is not None and bool(
+        batch.teacher.logits(first).isnan().any() | (batch.teacher.logits(first) == torch.inf).any()
+    ):
+        who = "the teacher's logits are not finite; --teacher-dtype fp32 may help"
+    elif batch.teacher is not None:
+        who = f"--divergence {divergence} is not finite there, though the logits are; choose another"
+    else:
+        who = "the loss is too large to be a number"
+    number = f"update {batch.distillation.update_num + 1}" if batch.distillation is not None else "this batch"
+    return f"{number} is refused: the loss of sentence {where or '?'} is no finite number: {who}"
 
 
 def _task_name(task: Any) -> str:

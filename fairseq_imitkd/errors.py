@@ -1,4 +1,4 @@
-"""The one error that a user can cause."""
+"""What ends a run with one line instead of a traceback."""
 
 
 class UsageError(ValueError, SystemExit):
@@ -7,6 +7,14 @@ class UsageError(ValueError, SystemExit):
     It is a ``ValueError`` for callers that catch it, and a ``SystemExit`` so that every command, fairseq's own
     included, ends with this one line instead of a traceback that hides it.
     """
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.code = f"error: {message}"
+
+
+class RefusedUpdate(RuntimeError, SystemExit):
+    """A training step that would spoil the student. Its weights are as they were; the run ends with this one line."""
 
     def __init__(self, message: str):
         super().__init__(message)

@@ -1,6 +1,7 @@
 """Every method, by name: whose prefixes, which divergence, what is added. ``--criterion NAME`` takes these defaults.
 
-A new method is one dataclass here, and a function in ``divergences.py`` if its divergence is new.
+A new method is one dataclass here, or in a package of your own, and a function in ``divergences.py`` if its divergence is
+new.
 """
 
 from dataclasses import dataclass, field, fields
@@ -8,7 +9,14 @@ from typing import Any
 
 from fairseq.criterions import register_criterion
 
-from fairseq_imitkd.criterion import DistillationConfig, DistillationCriterion, DivergenceName
+from fairseq_imitkd.criterion import DistillationCriterion
+from fairseq_imitkd.settings import (
+    DistillationConfig,
+    DivergenceName,
+    LossAverage,
+    PolicyName,
+    ShareUnit,
+)
 
 
 def default(name: str, value: Any) -> Any:
@@ -22,7 +30,8 @@ class ImitKDConfig(DistillationConfig):
     """ImitKD, optimal-action form (Lin, Wohlwend, Chen & Lei, EMNLP 2020, section 3 and algorithm 1).
 
     Each sentence keeps its data target with probability ``0.005^(i/I)`` at update ``i`` of ``I``, else its target is
-    what the student itself writes; at every prefix of either the student learns the teacher's most probable token.
+    what the student itself writes; at every prefix of either the student learns the teacher's most probable token. With
+    ``--gold-weight 1``, as in the authors' code, sentences that keep their target teach the target itself.
     """
 
     student_share: str = default("student_share", "exponential:0.005")
@@ -43,17 +52,162 @@ class WordKDConfig(DistillationConfig):
 
     student_share: str = default("student_share", "constant:0")
     divergence: DivergenceName = default("divergence", "forward-kl")
-    gold_weight: float = default("gold_weight", 0.5)
+    gold_weight: str = default("gold_weight", "0.5")
+
+
+@dataclass
+class GKDConfig(DistillationConfig):
+    """Generalised KD (Agarwal et al., ICLR 2024, algorithm 1): on-policy, with the generalised Jensen-Shannon divergence.
+
+    The settings are those of the paper's best translations (section 4.2): all sentences sampled from the student, a
+    weight of 0.1, the divergence averaged over each sentence. With ``--student-share 0.5`` half of the batches keep their
+    references. With ``--reward`` it is the paper's equation 4.
+    """
+
+    student_share: str = default("student_share", "constant:1")
+    share_by: ShareUnit = default("share_by", "batch")
+    divergence: DivergenceName = default("divergence", "jsd")
+    jsd_weight: float = default("jsd_weight", 0.1)
+    loss_average: LossAverage = default("loss_average", "sentence")
+    rollout_policy: PolicyName = default("rollout_policy", "sampling")
+
+
+@dataclass
+class FDistillConfig(DistillationConfig):
+    """f-distill with the Jensen-Shannon divergence of sentences (Wen, Li, Du & Mou, ACL 2023, section 3.3).
+
+    Half of the sentences are the student's samples. The others should be the teacher's: train on data that it wrote, or
+    add ``--teacher-samples``. ``--js-weights exact`` mixes by the prefixes' probabilities instead of half and half.
+    """
+
+    student_share: str = default("student_share", "constant:0.5")
+    divergence: DivergenceName = default("divergence", "sequence-js")
+    rollout_policy: PolicyName = default("rollout_policy", "sampling")
+
+
+@dataclass
+class FDistillKLConfig(DistillationConfig):
+    """f-distill with the KL divergence (Wen et al. 2023, section 3.1): on the teacher's sentences alone."""
+
+    divergence: DivergenceName = default("divergence", "forward-kl")
+
+
+@dataclass
+class FDistillReverseKLConfig(DistillationConfig):
+    """f-distill with the reverse KL divergence (Wen et al. 2023, section 3.2): on the student's samples alone."""
+
+    student_share: str = default("student_share", "constant:1")
+    divergence: DivergenceName = default("divergence", "reverse-kl")
+    rollout_policy: PolicyName = default("rollout_policy", "sampling")
+
+
+@dataclass
+class FDistillTVDConfig(DistillationConfig):
+    """f-distill with the total variation distance (Wen et al. 2023, section 3.4): half on either's sentences."""
+
+    student_share: str = default("student_share", "constant:0.5")
+    divergence: DivergenceName = default("divergence", "tvd")
+    rollout_policy: PolicyName = default("rollout_policy", "sampling")
+
+
+@dataclass
+class AnnealingKDConfig(DistillationConfig):
+    """Annealing-KD (Jafari, Rezagholizadeh, Sharma & Ghodsi, EACL 2021, equations 6 to 8), both stages in one run.
+
+    In the first two thirds the student's logits learn the teacher's, scaled by ``1 - (T - 1) / 10`` with ``T`` falling
+    from 10 to 1; in the last third it learns the references. For stage I alone ``--gold-weight 0 --annealing-end 1``;
+    stage II alone is any criterion of fairseq's, from the best checkpoint of stage I.
+    """
+
+    divergence: DivergenceName = default("divergence", "logit-mse")
+    annealing_temperature: int = default("annealing_temperature", 10)
+    annealing_end: float = default("annealing_end", 0.6667)
+    gold_weight: str = default("gold_weight", "constant:1,warmup=0.6667")
+
+
+@dataclass
+class ContinuationKDConfig(DistillationConfig):
+    """Continuation-KD (Jafari et al., Findings of EMNLP 2022): from the teacher's logits to the references without a stage.
+
+    The references' weight rises linearly from 0 to 1 while the temperature falls; logits that are near enough to the
+    teacher's are left alone. The paper tunes that margin; this one is ours.
+    """
+
+    divergence: DivergenceName = default("divergence", "logit-mse")
+    annealing_temperature: int = default("annealing_temperature", 10)
+    logit_margin: float = default("logit_margin", 0.1)
+    gold_weight: str = default("gold_weight", "linear:0")
+
+
+@dataclass
+class DistiLLMConfig(DistillationConfig):
+    """DistiLLM (Ko, Kim, Chen & Yun, ICML 2024, sections 3.1 and 3.2): skew reverse KL, adaptive share, replay.
+
+    The student's share starts at 0 and grows by 0.1 whenever the validation loss has become worse. More and more of its
+    sentences are then old rollouts, of the last 1,000. ``--divergence skew-forward-kl`` is the paper's other one.
+    """
+
+    student_share: str = default("student_share", "adaptive:0")
+    divergence: DivergenceName = default("divergence", "skew-reverse-kl")
+    rollout_policy: PolicyName = default("rollout_policy", "sampling")
+    rollout_replay: int = default("rollout_replay", 1000)
+
+
+@dataclass
+class SpeculativeKDConfig(DistillationConfig):
+    """Speculative KD (Xu et al., ICLR 2025, algorithm 1): the student proposes, the teacher disposes.
+
+    Each token that the student samples stands if it is among the teacher's best 25, else the teacher samples it.
+    """
+
+    student_share: str = default("student_share", "constant:1")
+    divergence: DivergenceName = default("divergence", "forward-kl")
+    rollout_policy: PolicyName = default("rollout_policy", "speculative")
+
+
+@dataclass
+class ATKDConfig(DistillationConfig):
+    """ATKD (Zhong et al., ACL 2024, section 3.2): less of the target where the teacher is sure of it.
+
+    The half of a batch's tokens of which the teacher is surest teach only how the other symbols compare.
+    """
+
+    divergence: DivergenceName = default("divergence", "target-decoupled-kl")
 
 
 METHODS: dict[str, type[DistillationConfig]] = {
     "imitkd": ImitKDConfig,
     "imitkd_full": ImitKDFullConfig,
     "word_kd": WordKDConfig,
+    "gkd": GKDConfig,
+    "f_distill": FDistillConfig,
+    "f_distill_kl": FDistillKLConfig,
+    "f_distill_rkl": FDistillReverseKLConfig,
+    "f_distill_tvd": FDistillTVDConfig,
+    "annealing_kd": AnnealingKDConfig,
+    "continuation_kd": ContinuationKDConfig,
+    "distillm": DistiLLMConfig,
+    "speculative_kd": SpeculativeKDConfig,
+    "atkd": ATKDConfig,
 }
 
-for _name, _defaults in METHODS.items():
+
+def register_method(name: str, defaults: type[DistillationConfig]) -> type[DistillationCriterion]:
+    """Make a set of defaults a ``--criterion``. A package that ``--user-dir`` imports can add its own.
+
+    Args:
+        name: what to type after ``--criterion``.
+        defaults: the settings; its docstring says what it is.
+
+    Returns:
+        the criterion's class.
+    """
     # fairseq keeps a criterion's dataclass on the class itself, so each name needs a class of its own.
-    _class_name = _defaults.__name__.removesuffix("Config") + "Criterion"
-    _class = type(_class_name, (DistillationCriterion,), {"__doc__": _defaults.__doc__})
-    register_criterion(_name, dataclass=_defaults)(_class)
+    class_name = defaults.__name__.removesuffix("Config") + "Criterion"
+    criterion = type(class_name, (DistillationCriterion,), {"__doc__": defaults.__doc__, "Config": defaults})
+    register_criterion(name, dataclass=defaults)(criterion)
+    return criterion
+
+
+for _name, _defaults in METHODS.items():
+    register_method(_name, _defaults)

@@ -2,7 +2,7 @@
 
 Each sentence keeps its reference or gives it up for a rollout of the student (Lin et al. 2020, algorithm 1), by a draw
 keyed by (seed, update, sentence id). Only the drawn ones are decoded: those of one batch, or of all the batches that the
-pool decodes together.
+pool decodes together. Some of them may be old rollouts instead, and the sentences that are left may be the teacher's.
 """
 
 import itertools
@@ -15,10 +15,34 @@ from fairseq.models import BaseFairseqModel
 from fairseq.tasks.translation import TranslationTask
 from torch import Tensor
 
-from fairseq_imitkd.batch import Batch, encoder_inputs, first_decoder_inputs, joined_encoder_inputs, with_rollouts
+from fairseq_imitkd.batch import (
+    Batch,
+    encoder_inputs,
+    first_decoder_inputs,
+    joined_encoder_inputs,
+    with_past_rollouts,
+    with_rollouts,
+)
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.pool import PooledRollout, RolloutPool
-from fairseq_imitkd.rollout import RandomKey, Rollout, decode, sampling_uniforms
+from fairseq_imitkd.replay import PastRollout, ReplayBuffer
+from fairseq_imitkd.rollout import Corrector, Ensemble, RandomKey, Rollout, RolloutPolicy, decode, sampling_uniforms
+from fairseq_imitkd.rollout.randomness import REPLAYED, REPLAYING, TEACHER_SAMPLING
+
+
+@dataclass(frozen=True)
+class Authors:
+    """Who writes.
+
+    Args:
+        student: unwrapped.
+        teacher: who corrects a speculative student, or writes the sentences that the student does not.
+        max_target: the longest target, EOS included, that both can represent.
+    """
+
+    student: BaseFairseqModel
+    teacher: Ensemble
+    max_target: int
 
 
 @dataclass(frozen=True)
@@ -35,10 +59,15 @@ class Mixed:
     sample: Batch
     is_rollout: Tensor
     truncated: Tensor
-    work: dict[str, int]
+    work: dict[str, float]
 
 
-NO_WORK = {"rollout_rows_computed": 0, "rollout_staleness": 0, "rollout_out_of_memory": 0}
+NO_WORK: dict[str, float] = {
+    "rollout_rows_computed": 0,
+    "rollout_staleness": 0,
+    "rollout_out_of_memory": 0,
+    "rollouts_replayed": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -57,47 +86,135 @@ class Mixer:
     Args:
         task: whose dictionaries and padding the batches have.
         pool: which batches are decoded together; None decodes each by itself.
+        replay: where rollouts are kept to be learnt from again; None keeps none.
     """
 
-    def __init__(self, task: TranslationTask, pool: RolloutPool | None = None):
+    def __init__(self, task: TranslationTask, pool: RolloutPool | None = None, replay: ReplayBuffer | None = None):
         self.source_pad = task.source_dictionary.pad()
         self.pad, self.eos = task.target_dictionary.pad(), task.target_dictionary.eos()
         self.left_pad_source = task.cfg.left_pad_source
-        self.pool = pool
+        self.pool, self.replay = pool, replay
 
     def mix(
-        self, sample: Batch, student: BaseFairseqModel, criterion: DistillationCriterion, update_num: int, max_target: int
+        self,
+        sample: Batch,
+        authors: Authors,
+        criterion: DistillationCriterion,
+        update_num: int,
     ) -> Mixed:
         """Let the student write its share of a batch.
 
         Args:
             sample: of ``B`` sentences; it is left as it is.
-            student: unwrapped.
+            authors: who writes.
             criterion: the method: schedule, policy, seed.
             update_num: 0 = first.
-            max_target: the longest target, EOS included, that student and teacher can represent.
         """
+        mixed = self._with_students(sample, authors, criterion, update_num)
+        if criterion.teacher_samples:
+            return self._with_teachers(mixed, authors, criterion, update_num)
+        return mixed
+
+    def _with_students(
+        self,
+        sample: Batch,
+        authors: Authors,
+        criterion: DistillationCriterion,
+        update_num: int,
+    ) -> Mixed:
+        """The batch with the student's share of it, new and old."""
         nothing = torch.zeros_like(sample["id"], dtype=torch.bool)
         if criterion.student_share(update_num) == 0.0:
             if self.pool is not None:
                 self.pool.forget()
             return Mixed(sample, nothing, nothing, NO_WORK)
-        written = self._written(sample, student, criterion, update_num, max_target)
+        written = self._written(sample, authors, criterion, update_num)
         if written is None:
             return Mixed(sample, nothing, nothing, {**NO_WORK, "rollout_out_of_memory": 1})
         rollout, rows = written.rollout, written.drawn.nonzero().squeeze(-1)
-        if rollout is None:
-            return Mixed(sample, nothing, nothing, NO_WORK)
+        mixed = Mixed(sample, nothing, nothing, NO_WORK)
+        if rollout is not None:
+            work = {
+                **NO_WORK,
+                "rollout_rows_computed": rollout.rows_computed,
+                "rollout_staleness": (update_num - written.update_num) * rows.numel(),
+            }
+            truncated = nothing.index_copy(0, rows, rollout.truncated)
+            mixed = Mixed(with_rollouts(sample, rows, rollout, self.pad), written.drawn, truncated, work)
+        return self._with_replayed(mixed, criterion, update_num) if self.replay is not None else mixed
+
+    def _replayed(self, sample: Batch, drawn: Tensor, criterion: DistillationCriterion, update_num: int) -> Tensor:
+        """Which of the sentences drawn for the student, ``(B,)`` bool, old rollouts take the places of."""
+        if self.replay is None or len(self.replay) == 0:
+            return torch.zeros_like(drawn)
+        uniforms = RandomKey(criterion.seed, update_num, REPLAYING).uniforms(sample["id"])
+        return drawn & (uniforms < criterion.replay_share(update_num))
+
+    def _with_replayed(self, mixed: Mixed, criterion: DistillationCriterion, update_num: int) -> Mixed:
+        """The batch with old rollouts in it; its new ones are kept for later."""
+        assert self.replay is not None
+        sample, written = mixed.sample, mixed.is_rollout
+        drawn = self._drawn(sample, criterion, update_num)
+        replayed = self._replayed(sample, drawn, criterion, update_num) & ~written
+        rows, past = replayed.nonzero().squeeze(-1), []
+        if rows.numel() > 0:  # before this update's own come in: they are here anyway
+            key = RandomKey(criterion.seed, update_num, REPLAYED)
+            past = self.replay.drawn(key.uniforms(sample["id"][rows]))
+        for row in written.nonzero().squeeze(-1).tolist():
+            self.replay.add(self._past(sample, row, bool(mixed.truncated[row]), update_num))
+        if not past:
+            return mixed
+        new, order = with_past_rollouts(sample, rows, past, self.source_pad, self.pad, self.left_pad_source)
+        truncated = mixed.truncated.clone()
+        truncated[rows] = torch.tensor([old.truncated for old in past], device=truncated.device)
+        staleness = sum(update_num - old.update_num for old in past)
         work = {
-            "rollout_rows_computed": rollout.rows_computed,
-            "rollout_staleness": (update_num - written.update_num) * rows.numel(),
-            "rollout_out_of_memory": 0,
+            **mixed.work,
+            "rollout_staleness": mixed.work["rollout_staleness"] + staleness,
+            "rollouts_replayed": len(past),
         }
-        truncated = nothing.index_copy(0, rows, rollout.truncated)
-        return Mixed(with_rollouts(sample, rows, rollout, self.pad), written.drawn, truncated, work)
+        return Mixed(new, (written | replayed)[order], truncated[order], work)
+
+    def _past(self, sample: Batch, row: int, truncated: bool, update_num: int) -> PastRollout:
+        """One row of a batch, to be kept."""
+        source, target = sample["net_input"]["src_tokens"][row], sample["target"][row]
+        target = target[target.ne(self.pad)]
+        inputs = sample["net_input"]["prev_output_tokens"][row, : target.numel()]
+        kept = [tokens.cpu().clone() for tokens in (source[source.ne(self.source_pad)], inputs, target)]
+        return PastRollout(int(sample["id"][row]), update_num, truncated, *kept)
+
+    def _with_teachers(self, mixed: Mixed, authors: Authors, criterion: DistillationCriterion, update_num: int) -> Mixed:
+        """The batch with the teacher's samples in place of the references that are left."""
+        rows = (~mixed.is_rollout).nonzero().squeeze(-1)
+        if rows.numel() == 0:
+            return mixed
+        sample, policy = mixed.sample, criterion.rollout_policy
+        net_input = encoder_inputs(sample, rows, self.source_pad)
+        rollout = decode(
+            authors.teacher,
+            net_input,
+            first_decoder_inputs(sample)[rows],
+            policy.max_lengths(net_input["src_lengths"], authors.max_target),
+            RolloutPolicy("sampling"),
+            pad=self.pad,
+            eos=self.eos,
+            uniforms=sampling_uniforms([(RandomKey(criterion.seed, update_num), sample["id"][rows])], stream=TEACHER_SAMPLING),
+        )
+        return Mixed(with_rollouts(sample, rows, rollout, self.pad), mixed.is_rollout, mixed.truncated, mixed.work)
+
+    def _drawn(self, batch: Batch, criterion: DistillationCriterion, update_num: int) -> Tensor:
+        """Which sentences of a batch are the student's at an update, ``(B,)`` bool."""
+        key = RandomKey(criterion.seed, update_num)
+        # One draw for all sentences of the update, wherever they are: the same in every process.
+        ids = torch.zeros_like(batch["id"]) if criterion.share_by_batch else batch["id"]
+        return key.uniforms(ids) < criterion.student_share(update_num)
 
     def _written(
-        self, sample: Batch, student: BaseFairseqModel, criterion: DistillationCriterion, update_num: int, max_target: int
+        self,
+        sample: Batch,
+        authors: Authors,
+        criterion: DistillationCriterion,
+        update_num: int,
     ) -> PooledRollout | None:
         """What the student wrote for a batch, now or together with others before; None if it does not fit in memory."""
         if self.pool is not None:
@@ -105,33 +222,33 @@ class Mixer:
             if waiting is not None:
                 return waiting
             batches = [(batch, update_num + later) for later, batch in self.pool.window(sample)]
-            together = self._decoded(batches, student, criterion, update_num, max_target)
+            together = self._decoded(batches, authors, criterion, update_num)
             for (batch, _), written in zip(batches, together, strict=True):
                 if written is not None:
                     self.pool.keep(batch, written)
             if together[0] is not None or len(batches) == 1:
                 return together[0]
-        return self._decoded([(sample, update_num)], student, criterion, update_num, max_target)[0]
+        return self._decoded([(sample, update_num)], authors, criterion, update_num)[0]
 
     def _decoded(
         self,
         batches: Sequence[tuple[Batch, int]],
-        student: BaseFairseqModel,
+        authors: Authors,
         criterion: DistillationCriterion,
         update_num: int,
-        max_target: int,
     ) -> list[PooledRollout | None]:
         """Draw each batch's sentences for the update of its turn, and let the student write all of them at once."""
-        device = next(student.parameters()).device
+        device = next(authors.student.parameters()).device
         requests = []
         for batch, turn in batches:
             if device.type == "cuda":  # the pool holds batches as the data set gave them
                 batch = utils.move_to_cuda(batch, device)
             key = RandomKey(criterion.seed, turn)
-            drawn = key.uniforms(batch["id"]) < criterion.student_share(turn)
+            drawn = self._drawn(batch, criterion, turn)
+            drawn = drawn & ~self._replayed(batch, drawn, criterion, turn)
             requests.append(_Request(batch, drawn, drawn.nonzero().squeeze(-1), key))
         asked = [request for request in requests if request.rows.numel() > 0]
-        rollouts = iter(self._rollouts(asked, student, criterion, max_target) if asked else [])
+        rollouts = iter(self._rollouts(asked, authors, criterion) if asked else [])
         found: list[PooledRollout | None] = []
         for request in requests:
             if request.rows.numel() == 0:
@@ -142,7 +259,10 @@ class Mixer:
         return found
 
     def _rollouts(
-        self, requests: Sequence[_Request], student: BaseFairseqModel, criterion: DistillationCriterion, max_target: int
+        self,
+        requests: Sequence[_Request],
+        authors: Authors,
+        criterion: DistillationCriterion,
     ) -> Sequence[Rollout | None]:
         """The student's translations, or Nones when they do not fit in memory.
 
@@ -150,7 +270,7 @@ class Mixer:
         memory is handled here: the batch keeps its references.
         """
         try:
-            return self._rollouts_together(requests, student, criterion, max_target)
+            return self._rollouts_together(requests, authors, criterion)
         except torch.OutOfMemoryError:
             pass  # until the handler is left, the traceback keeps the caches alive
         if torch.cuda.is_available():
@@ -158,7 +278,10 @@ class Mixer:
         return [None] * len(requests)
 
     def _rollouts_together(
-        self, requests: Sequence[_Request], student: BaseFairseqModel, criterion: DistillationCriterion, max_target: int
+        self,
+        requests: Sequence[_Request],
+        authors: Authors,
+        criterion: DistillationCriterion,
     ) -> list[Rollout]:
         """One decoding for all requests; each gets its own rows back, in its own order."""
         inputs = [encoder_inputs(request.batch, request.rows, self.source_pad) for request in requests]
@@ -166,19 +289,24 @@ class Mixer:
         net_input, order = inputs[0], None
         if len(requests) > 1:
             if net_input.keys() != {"src_tokens", "src_lengths"}:  # nobody knows how to join what else there is
-                return [self._rollouts_together([request], student, criterion, max_target)[0] for request in requests]
+                return [self._rollouts_together([request], authors, criterion)[0] for request in requests]
             net_input, order = joined_encoder_inputs(inputs, self.source_pad, self.left_pad_source)
             first_tokens = first_tokens[order]
         sentences = [(request.key, request.batch["id"][request.rows]) for request in requests]
+        policy = criterion.rollout_policy
+        corrector = (
+            Corrector(authors.teacher, sampling_uniforms(sentences, order, TEACHER_SAMPLING)) if policy.speculates else None
+        )
         rollout = decode(
-            student,
+            authors.student,
             net_input,
             first_tokens,
-            criterion.rollout_policy.max_lengths(net_input["src_lengths"], max_target),
-            criterion.rollout_policy,
+            policy.max_lengths(net_input["src_lengths"], authors.max_target),
+            policy,
             pad=self.pad,
             eos=self.eos,
-            uniforms=sampling_uniforms(sentences, order) if criterion.rollout_policy.samples else None,
+            uniforms=sampling_uniforms(sentences, order) if policy.samples else None,
+            corrector=corrector,
         )
         if order is None:
             return [rollout]

@@ -5,7 +5,7 @@ always the student's, one minus that.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fairseq_imitkd.errors import UsageError
 
@@ -14,10 +14,10 @@ Schedule = Callable[[int], float]
 FORMS = "a number in 0..1, constant:SHARE, exponential:FINAL_DATA_SHARE, linear:FINAL_DATA_SHARE or reverse-sigmoid"
 
 
-def parse_schedule(text: str, max_update: int, flag: str = "--student-share") -> Schedule:
-    """Read a schedule of the student's share.
+def parse_schedule(text: str, end: int, flag: str = "--student-share", end_flag: str = "--max-update") -> Schedule:
+    """Read a schedule: a share that never falls as training goes on.
 
-    With ``x`` the fraction of training done, update / ``max_update``:
+    With ``x`` the fraction of training done, update / ``--max-update`` (or epoch / ``--max-epoch``):
 
     ==================  ======================================================
     ``constant:S``      ``S`` (``S`` alone means the same)
@@ -27,18 +27,18 @@ def parse_schedule(text: str, max_update: int, flag: str = "--student-share") ->
     ==================  ======================================================
 
     Each takes an optional ``,warmup=F``: the share is 0 for the first fraction ``F`` of the updates, and then
-    ``x = update / max_update - F`` as in the released code; so a moving form ends at ``x = 1 - F``.
+    ``x`` is that fraction less ``F``, as in the released code; so a moving form ends at ``x = 1 - F``.
 
     Args:
         text: the flag's value, for example ``exponential:0.005,warmup=0.1``.
-        max_update: ``--max-update``; 0 means unlimited, which only a constant share allows.
-        flag: the flag to name in errors.
+        end: of training, in updates or epochs; 0 means unlimited, which only a constant share allows.
+        flag, end_flag: the flags to name in errors.
 
     Returns:
-        update number (0 = first) -> share in 0..1.
+        update or epoch number (0 = first) -> share in 0..1.
 
     Raises:
-        UsageError: the text does not parse, a number is out of range, or ``--max-update`` is needed and missing.
+        UsageError: the text does not parse, a number is out of range, or the end is needed and missing.
     """
     form, *options = (part.strip() for part in text.split(","))
     name, _, argument = form.partition(":")
@@ -58,11 +58,11 @@ def parse_schedule(text: str, max_update: int, flag: str = "--student-share") ->
     number = _fraction(argument, text, flag) if argument else 0.0
     if name == "exponential" and number == 0.0:
         raise UsageError(f"{flag} '{text}': the final data share of exponential must be above 0, as in exponential:0.005")
-    if max_update <= 0 and (name != "constant" or warmup > 0):
-        raise UsageError(f"{flag} '{text}' needs --max-update, which says when training ends; or use constant:SHARE")
+    if end <= 0 and (name != "constant" or warmup > 0):
+        raise UsageError(f"{flag} '{text}' needs {end_flag}, which says when training ends; or use constant:SHARE")
 
-    def share(update: int) -> float:
-        done = update / max_update - warmup if max_update > 0 else 0.0
+    def share(now: int) -> float:
+        done = now / end - warmup if end > 0 else 0.0
         if done < 0.0:
             return 0.0
         if name == "constant":
@@ -70,6 +70,50 @@ def parse_schedule(text: str, max_update: int, flag: str = "--student-share") ->
         return min(1.0, max(0.0, moving[name](number, min(done, 1.0))))
 
     return share
+
+
+class AdaptiveShare:
+    """A share that grows when the validation loss has become worse (Ko et al. 2024, section 3.2).
+
+    Args:
+        start: the first share, in 0..1.
+        step: by how much it grows.
+    """
+
+    def __init__(self, start: float, step: float = 0.1):
+        self.share, self.step = start, step
+        self.last_loss: float | None = None
+
+    def __call__(self, now: int) -> float:
+        """The share, whenever."""
+        return self.share
+
+    def validated(self, loss: float) -> None:
+        """Take in the loss of a validation."""
+        if self.last_loss is not None and loss > self.last_loss:
+            self.share = min(1.0, self.share + self.step)
+        self.last_loss = loss
+
+    def state(self) -> list[float]:
+        """What a checkpoint keeps."""
+        return [self.share] if self.last_loss is None else [self.share, self.last_loss]
+
+    def restore(self, state: Sequence[float]) -> None:
+        """Go on from a :meth:`state`."""
+        self.share = float(state[0])
+        self.last_loss = float(state[1]) if len(state) > 1 else None
+
+
+def parse_share(text: str, end: int, flag: str = "--student-share", end_flag: str = "--max-update") -> Schedule:
+    """A schedule of :func:`parse_schedule`, or ``adaptive:START``.
+
+    Raises:
+        UsageError: as there.
+    """
+    name, _, argument = text.strip().partition(":")
+    if name != "adaptive":
+        return parse_schedule(text, end, flag, end_flag)
+    return AdaptiveShare(_fraction(argument, text, flag))
 
 
 def _warmup(options: list[str], text: str, flag: str) -> float:

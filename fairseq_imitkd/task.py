@@ -2,14 +2,14 @@
 
 import contextlib
 import logging
+import os
 from dataclasses import dataclass, field
 from typing import Any, Optional, cast
 
 import torch
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum
-from fairseq.models import BaseFairseqModel, FairseqIncrementalDecoder
-from fairseq.models.nat import FairseqNATModel
+from fairseq.models import BaseFairseqModel
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
@@ -20,14 +20,22 @@ from fairseq_imitkd.clock import StageClock
 from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
 from fairseq_imitkd.encoder_cache import parse_bytes
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.mixing import NO_WORK, Mixed, Mixer
+from fairseq_imitkd.figures import totals
+from fairseq_imitkd.loading import StudentSide, check_files, load_teacher, parse_weights
+from fairseq_imitkd.mixing import NO_WORK, Authors, Mixed, Mixer
 from fairseq_imitkd.pool import RolloutPool
+from fairseq_imitkd.replay import ReplayBuffer
+from fairseq_imitkd.rewards import NO_REWARDS, Rewarder, RunningMean
 from fairseq_imitkd.rollout import RolloutGenerator
-from fairseq_imitkd.teacher import StudentSide, Teacher, check_files, load_teacher
+from fairseq_imitkd.schedules import AdaptiveShare
+from fairseq_imitkd.state import TrainingState
+from fairseq_imitkd.student import placement, unwrapped, why_not_student
+from fairseq_imitkd.teacher import SELECTIONS, Teacher
 
 logger = logging.getLogger(__name__)
 
 Precision: Any = ChoiceEnum(["auto", "fp32", "fp16", "bf16"])
+Selection: Any = ChoiceEnum(list(SELECTIONS))
 
 
 @dataclass
@@ -36,6 +44,16 @@ class TranslationWithTeacherConfig(TranslationConfig):
 
     teacher_path: Optional[str] = field(
         default=None, metadata={"help": "the teacher's checkpoint, or several joined by ':' whose probabilities are averaged"}
+    )
+    teacher_weights: Optional[str] = field(
+        default=None,
+        metadata={"help": "of the teachers of --teacher-path in their average: numbers joined by ':' (default: all alike)"},
+    )
+    teacher_selection: Selection = field(
+        default="fixed",
+        metadata={
+            "help": "fixed: these weights for every sentence; agreement: times how probable each teacher finds the reference"
+        },
     )
     teacher_dtype: Precision = field(default="auto", metadata={"help": "the teacher's precision (auto: the student's)"})
     teacher_data: Optional[str] = field(
@@ -80,6 +98,9 @@ class TranslationWithTeacherTask(TranslationTask):
         self._student_refusal: str | None = None
         self._clock: StageClock | None = None
         self._mixer: Mixer | None = None
+        self._rewarder: Rewarder | None = None
+        self._state = TrainingState()
+        self._epoch = 1
 
     @classmethod
     def setup_task(cls, cfg: TranslationWithTeacherConfig, **kwargs: Any) -> "TranslationWithTeacherTask":
@@ -91,7 +112,7 @@ class TranslationWithTeacherTask(TranslationTask):
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
         """Build the student, and remember whether it can be distilled into."""
         model = super().build_model(cfg, from_checkpoint)
-        self._student_refusal = _why_not_student(model)
+        self._student_refusal = why_not_student(model)
         return model
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
@@ -107,11 +128,20 @@ class TranslationWithTeacherTask(TranslationTask):
             check_files(self.cfg.teacher_path)
             if self.cfg.left_pad_target:
                 raise UsageError("--left-pad-target can't be used here: rollouts are padded on the right; leave it out")
+            if str(self.cfg.teacher_selection) != "fixed":
+                self._check_selection(criterion)
             if self._student_refusal:
                 raise UsageError(self._student_refusal)
             self._teacher = self._load_teacher()
-            self._mixer = self._new_mixer(criterion)
+            self._prepare(criterion)
         return criterion
+
+    def _check_selection(self, criterion: DistillationCriterion) -> None:
+        flag = f"--teacher-selection {self.cfg.teacher_selection}"
+        if os.pathsep not in (self.cfg.teacher_path or ""):
+            raise UsageError(f"{flag} chooses among teachers: give --teacher-path several, joined by ':', or leave it out")
+        if criterion.rollout_replay:
+            raise UsageError(f"{flag} can't be used with --rollout-replay, whose sentences have no reference: leave one out")
 
     def build_generator(
         self,
@@ -134,16 +164,54 @@ class TranslationWithTeacherTask(TranslationTask):
         pool = self._mixer.pool if self._mixer is not None else None
         return pool.watch(batches) if pool is not None and dataset is self.datasets.get(self.cfg.train_subset) else batches
 
+    def begin_epoch(self, epoch: int, model: Any) -> None:
+        """Remember which epoch it is, by which schedules may move."""
+        super().begin_epoch(epoch, model)
+        self._epoch = epoch
+
+    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
+        """The figures of a validation follow."""
+        super().begin_valid_epoch(epoch, model)
+        self._state.validation_begins()
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        """Log the figures of all processes, and let the method's memory have them."""
+        super().reduce_metrics(logging_outputs, criterion)
+        if isinstance(criterion, DistillationCriterion) and logging_outputs:
+            self._state.logged(totals(logging_outputs), criterion.training)
+
+    def get_checkpoint_dict(self) -> dict[str, Any]:
+        """What fairseq puts into a checkpoint beside its own; nothing for most methods."""
+        saved = self._state.saved()
+        return {type(self).__name__: saved} if saved else {}
+
+    def set_checkpoint_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._state.restore(saved)
+
     def _load_teacher(self) -> Teacher:
         cfg = self.cfg
         student = StudentSide(cfg.source_lang, cfg.target_lang, self.source_dictionary, self.target_dictionary)
-        room = parse_bytes(cfg.teacher_encoder_cache, "--teacher-encoder-cache")
         return load_teacher(
-            cfg.teacher_path or "", student, str(cfg.teacher_dtype), cfg.teacher_data, cfg.teacher_allow_globals, room
+            cfg.teacher_path or "",
+            student,
+            str(cfg.teacher_dtype),
+            cfg.teacher_data,
+            cfg.teacher_allow_globals,
+            parse_bytes(cfg.teacher_encoder_cache, "--teacher-encoder-cache"),
+            parse_weights(cfg.teacher_weights, cfg.teacher_path),
+            str(cfg.teacher_selection),
         )
 
-    def _new_mixer(self, criterion: DistillationCriterion) -> Mixer:
-        return Mixer(self, RolloutPool(criterion.rollout_pool_updates) if criterion.rollout_pool else None)
+    def _prepare(self, criterion: DistillationCriterion) -> None:
+        """What the method needs beside the teacher."""
+        share = criterion.share_schedule if isinstance(criterion.share_schedule, AdaptiveShare) else None
+        baseline = RunningMean() if criterion.reward and criterion.reward_baseline == "running" else None
+        replay = ReplayBuffer(criterion.rollout_replay) if criterion.rollout_replay else None
+        self._state = TrainingState(share, baseline, replay)
+        self._mixer = Mixer(self, RolloutPool(criterion.rollout_pool_updates) if criterion.rollout_pool else None, replay)
+        if criterion.reward:
+            self._rewarder = Rewarder(criterion.reward, self.target_dictionary, criterion.reward_remove_bpe, baseline)
 
     def train_step(
         self,
@@ -162,17 +230,24 @@ class TranslationWithTeacherTask(TranslationTask):
         if not isinstance(criterion, DistillationCriterion):
             return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         clock = self._clock = self._clock or StageClock(sample["target"].device)
-        work = NO_WORK
+        work = {**NO_WORK, **NO_REWARDS}
+        criterion.epoch = self._epoch
         with clock.stage("step_seconds"):
             if ignore_grad:
                 loss, sample_size, figures = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
             else:
-                rolls_out = criterion.student_share(update_num) > 0.0
+                self._state.update_begins()
+                rolls_out = criterion.student_share(update_num) > 0.0 or criterion.teacher_samples
                 # A context of its own: autocast remembers casts made without gradients until it is left.
                 with clock.stage("rollout_seconds") if rolls_out else contextlib.nullcontext(), _autocast(optimizer):
-                    mixed = self._mixed(sample, _unwrapped(model), criterion, update_num)
-                work = mixed.work
-                loss, sample_size, figures = self._learn(mixed, model, criterion, optimizer, update_num, clock)
+                    mixed = self._mixed(sample, unwrapped(model), criterion, update_num)
+                work.update(mixed.work)
+                advantages = None
+                if self._rewarder is not None:
+                    advantages, rewards = self._rewarder.advantages(sample["target"], mixed.sample["target"], mixed.is_rollout)
+                    work.update(rewards)
+                learnt = self._learn(sample, mixed, advantages, model, criterion, optimizer, update_num, clock)
+                loss, sample_size, figures = learnt
         seconds = clock.read()
         stages = {stage: seconds.get(stage, 0.0) for stage in ("rollout_seconds", "teacher_seconds", "step_seconds")}
         return loss, sample_size, {**figures, **work, **stages}
@@ -182,60 +257,61 @@ class TranslationWithTeacherTask(TranslationTask):
         if self._teacher is None:  # a task rebuilt from a checkpoint, trained after all
             self._teacher = self._load_teacher()
         if self._mixer is None:
-            self._mixer = self._new_mixer(criterion)
+            self._prepare(criterion)
+        assert self._mixer is not None
+        self._teacher.place(*placement(student))
         max_target = min(student.max_decoder_positions(), self._teacher.max_positions[1])
-        return self._mixer.mix(sample, student, criterion, update_num, max_target)
+        return self._mixer.mix(sample, Authors(student, self._teacher.writer, max_target), criterion, update_num)
 
     def _learn(
-        self, batch: Mixed, model: torch.nn.Module, criterion: Any, optimizer: Any, update_num: int, clock: StageClock
+        self,
+        references: Batch,
+        batch: Mixed,
+        advantages: Tensor | None,
+        model: torch.nn.Module,
+        criterion: DistillationCriterion,
+        optimizer: Any,
+        update_num: int,
+        clock: StageClock,
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """The teacher's logits, the loss and its backward, part by part where lengths differ.
+        """The teacher's scores, the loss and its backward, part by part where lengths differ.
 
         All of them are sums, so the parts' add up to the batch's; only dropout draws otherwise than for the whole.
         """
         assert self._teacher is not None
         sample, teacher = batch.sample, self._teacher
         source_pad, target_pad = self.source_dictionary.pad(), self.target_dictionary.pad()
-        with clock.stage("teacher_seconds"), _autocast(optimizer):
-            teacher.place(*_placement(_unwrapped(model)))
-            encoded = teacher.encode(sample)
+        asked = criterion.needs_teacher(update_num)
+        encoded, log_weights = None, None
+        if asked:
+            with clock.stage("teacher_seconds"), _autocast(optimizer):
+                encoded = teacher.encode(sample)
+                log_weights = teacher.agreement(references, encoded, target_pad, criterion.chunk(model, references["target"]))
         parts: list[Tensor | None] = [None]
         cost = PART_COST.get(sample["target"].device.type)
-        if cost is not None:
+        if cost is not None and not criterion.needs_whole_batches:
             divided = parts_by_length(sample["target"], target_pad, cost)
             parts = [*divided] if len(divided) > 1 else parts
         total: tuple[Tensor, int, dict[str, Any]] | None = None
         for number, rows in enumerate(parts, start=1):
             part = sample if rows is None else take(sample, rows, source_pad, target_pad)
-            with clock.stage("teacher_seconds"), _autocast(optimizer):
-                logits = teacher.score(part, encoded, rows)
-            flags = [flag if rows is None else flag[rows] for flag in (batch.is_rollout, batch.truncated)]
-            part = {**part, DISTILLATION: Distillation(logits, *flags)}
-            del logits
+            scores = None
+            if asked:
+                whole = criterion.chunk(model, part["target"]) == 0
+                weights = log_weights if log_weights is None or rows is None else log_weights[rows]
+                with clock.stage("teacher_seconds"), _autocast(optimizer):
+                    scores = teacher.score(part, encoded, rows, whole, weights)
+            of_rows = [batch.is_rollout, batch.truncated, advantages]
+            is_rollout, truncated, better = (flag if rows is None or flag is None else flag[rows] for flag in of_rows)
+            assert is_rollout is not None
+            assert truncated is not None
+            part = {**part, DISTILLATION: Distillation(scores, is_rollout, truncated, update_num, better)}
+            del scores
             with _gradients_kept_here(model) if number < len(parts) else contextlib.nullcontext():
                 step = super().train_step(part, model, criterion, optimizer, update_num)
             total = step if total is None else _added(total, step)
         assert total is not None
         return total
-
-
-def _why_not_student(model: BaseFairseqModel) -> str | None:
-    """Why a model can't be distilled into, as one line; None when it can."""
-    name = type(model).__name__
-    if isinstance(model, FairseqNATModel):
-        return f"--arch builds a {name}, which does not write from left to right: choose another encoder-decoder"
-    if not hasattr(model, "encoder") or not isinstance(getattr(model, "decoder", None), FairseqIncrementalDecoder):
-        return f"--arch builds a {name}, which has no incremental decoder to write rollouts: choose another encoder-decoder"
-    if getattr(model.decoder, "adaptive_softmax", None) is not None:
-        return "--adaptive-softmax-cutoff leaves no logits over the whole vocabulary to compare with the teacher: leave it out"
-    return None
-
-
-def _placement(student: BaseFairseqModel) -> tuple[torch.device, torch.dtype]:
-    """Where the student is, and the precision in which it computes."""
-    weights = next(student.parameters())
-    half_by_autocast = torch.is_autocast_enabled("cuda") and weights.is_cuda
-    return weights.device, torch.get_autocast_dtype("cuda") if half_by_autocast else weights.dtype
 
 
 def _gradients_kept_here(model: torch.nn.Module) -> contextlib.AbstractContextManager:
@@ -254,10 +330,3 @@ def _autocast(optimizer: Any) -> contextlib.AbstractContextManager:
     if isinstance(optimizer, AMPOptimizer) and torch.cuda.is_available():
         return torch.autocast("cuda")
     return contextlib.nullcontext()
-
-
-def _unwrapped(model: torch.nn.Module) -> BaseFairseqModel:
-    """The student inside its distributed wrappers: the wrapped one may run only once a step."""
-    while not isinstance(model, BaseFairseqModel):
-        model = cast(torch.nn.Module, model.module)
-    return model

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fairseq_imitkd.rollout.policy import RolloutPolicy
 from fairseq_imitkd.rollout.randomness import Uniforms
-from fairseq_imitkd.rollout.steps import begin
+from fairseq_imitkd.rollout.steps import Ensemble, begin
 
 # Dropping finished rows copies every cache, so it waits until this share of the rows is done.
 COMPACT_SHARE = 0.1
@@ -49,9 +49,17 @@ class Rollout:
         return Rollout(tokens[:, :width], self.truncated[rows], rows_computed)
 
 
+@dataclass(frozen=True)
+class Corrector:
+    """Who corrects a speculative rollout: a teacher, and the randomness of its samples."""
+
+    teacher: Ensemble
+    uniforms: Uniforms
+
+
 @torch.no_grad()
 def decode(
-    student: BaseFairseqModel,
+    author: BaseFairseqModel | Ensemble,
     net_input: dict[str, Any],
     first_tokens: Tensor,
     max_lengths: Tensor,
@@ -62,11 +70,13 @@ def decode(
     samples: int = 1,
     min_length: int = 0,
     score: bool = False,
+    corrector: Corrector | None = None,
 ) -> Rollout:
-    """Let the student translate a batch.
+    """Let the student, or a teacher, translate a batch.
 
     Args:
-        student: an unwrapped encoder-decoder whose decoder is incremental. Its mode is restored, whatever happens.
+        author: an unwrapped encoder-decoder whose decoder is incremental, or an ensemble of them. Their modes are
+            restored, whatever happens.
         net_input: the encoder's arguments, ``src_tokens`` and ``src_lengths`` of ``B / samples`` sentences among them,
             sorted by falling source length as fairseq's batches are (LSTM encoders need it).
         first_tokens: ``(B,)`` the first decoder input, EOS or a language tag.
@@ -77,6 +87,7 @@ def decode(
         samples: rows of each sentence, one after another.
         min_length: the fewest tokens before the EOS.
         score: also give the tokens' log-probabilities.
+        corrector: who corrects the choices of a speculative policy.
 
     Returns:
         a :class:`Rollout` of ``B`` rows in the order given.
@@ -91,8 +102,9 @@ def decode(
     rows = torch.arange(tokens.size(0), device=tokens.device)  # still in the batch, as indices into tokens
     alive = torch.ones_like(truncated)  # of these, the ones that are not finished
     prefixes, caps, rows_computed = tokens[:, :1], max_lengths, 0
-    with evaluating(student):
-        steps = begin(student, net_input, longest + 1, samples)
+    with evaluating(author):
+        steps = begin(author, net_input, longest + 1, samples)
+        corrections = begin(corrector.teacher, net_input, longest + 1, samples) if corrector else None
         # One step beyond the cap: there the student may still choose to end, which is a choice and not a cut.
         for step in range(longest + 1):
             logits = steps.logits(prefixes)
@@ -103,6 +115,10 @@ def decode(
             if step < min_length:
                 logits[:, eos] = float("-inf")
             chosen = policy.choose(logits, uniforms(step, rows) if uniforms else None)
+            if corrector and corrections:
+                teacher_logits = corrections.logits(prefixes)
+                teacher_logits[:, pad] = float("-inf")
+                chosen = policy.corrected(chosen, teacher_logits, corrector.uniforms(step, rows))
             cut = alive & (caps <= step) & (chosen != eos)
             truncated[rows] |= cut
             alive = alive & ~cut
@@ -120,6 +136,8 @@ def decode(
                 if count <= (1.0 - COMPACT_SHARE) * rows.numel():
                     kept = alive.nonzero().squeeze(-1)
                     steps.keep(kept)
+                    if corrections:
+                        corrections.keep(kept)
                     rows, alive, caps = rows[kept], alive[kept], caps[kept]
             prefixes = tokens[rows, : step + 2]
     return _finished(tokens[:, 1:], truncated, max_lengths, rows_computed, lprobs, pad, eos)
@@ -141,14 +159,16 @@ def _finished(
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(author: nn.Module | Ensemble) -> Iterator[None]:
     """Evaluation mode and a beam of 1 inside; afterwards every module as it was, also when an error passes through.
 
     A ``SequenceGenerator`` leaves its beam size in the attention modules of some models (BART), and needs it there.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    beams = [(module, module.beam_size) for module in model.modules() if isinstance(module, MultiheadAttention)]
-    model.eval()
+    models = author.models if isinstance(author, Ensemble) else [author]
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    beams = [(module, module.beam_size) for module, _ in modes if isinstance(module, MultiheadAttention)]
+    for model in models:
+        model.eval()
     for attention, _ in beams:
         attention.beam_size = 1
     try:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fairseq_imitkd.errors import UsageError
@@ -13,10 +14,11 @@ class RolloutPolicy:
     """How the student writes.
 
     Args:
-        name: ``greedy``, the most probable token; or ``sampling``.
+        name: ``greedy``, the most probable token; ``sampling``; or ``speculative``, sampling under a teacher's eyes.
         topk: sample among the ``topk`` most probable tokens; 0 = all.
         topp: sample among the fewest tokens whose probability together reaches ``topp``; 1 = all.
         temperature: sample from ``softmax(logits / temperature)``.
+        teacher_topk: a speculative token that is not among the teacher's best this many becomes a sample of the teacher's.
         max_len_a, max_len_b: a rollout has at most ``max_len_a * source length + max_len_b`` tokens before its EOS.
 
     Raises:
@@ -27,15 +29,17 @@ class RolloutPolicy:
     topk: int = 0
     topp: float = 1.0
     temperature: float = 1.0
+    teacher_topk: int = 25
     max_len_a: float = 1.2
     max_len_b: int = 10
 
     def __post_init__(self) -> None:
         for flag, value, valid, must in (
-            ("policy", self.name, self.name in ("greedy", "sampling"), "greedy or sampling"),
+            ("policy", self.name, self.name in ("greedy", "sampling", "speculative"), "greedy, sampling or speculative"),
             ("topk", self.topk, self.topk >= 0, "0 (all tokens) or more"),
             ("topp", self.topp, 0.0 < self.topp <= 1.0, "above 0 and at most 1 (all tokens)"),
             ("temperature", self.temperature, self.temperature > 0.0, "above 0"),
+            ("teacher-topk", self.teacher_topk, self.teacher_topk >= 1, "1 or more"),
             ("max-len-a", self.max_len_a, self.max_len_a >= 0.0, "0 or more"),
             ("max-len-b", self.max_len_b, self.max_len_b >= 0, "0 or more"),
         ):
@@ -66,7 +70,12 @@ class RolloutPolicy:
     @property
     def samples(self) -> bool:
         """Whether a choice needs randomness."""
-        return self.name == "sampling"
+        return self.name != "greedy"
+
+    @property
+    def speculates(self) -> bool:
+        """Whether a teacher corrects the choices."""
+        return self.name == "speculative"
 
     def tempered(self, logits: Tensor) -> Tensor:
         """The logits, of any shape, at the policy's temperature, in float32."""
@@ -94,3 +103,18 @@ class RolloutPolicy:
             reached_before = probs.cumsum(dim=-1) - probs
             logits = logits.masked_fill(reached_before >= self.topp, float("-inf"))
         return tokens.gather(-1, drawn(logits, uniforms).unsqueeze(-1)).squeeze(-1)
+
+    def corrected(self, chosen: Tensor, teacher_logits: Tensor, uniforms: Tensor) -> Tensor:
+        """The choices, those that the teacher would hardly make replaced by its own (Xu et al. 2025, algorithm 1).
+
+        Args:
+            chosen: ``(B,)`` int64, the student's.
+            teacher_logits: ``(B, V)``, ``-inf`` where a token is forbidden.
+            uniforms: ``(B,)`` in ``[0, 1)``, the randomness of the teacher's samples.
+
+        Returns:
+            ``(B,)`` int64.
+        """
+        least = teacher_logits.topk(min(self.teacher_topk, teacher_logits.size(-1)), dim=-1).values[:, -1:]
+        accepted = teacher_logits.gather(-1, chosen.unsqueeze(-1)) >= least
+        return torch.where(accepted.squeeze(-1), chosen, drawn(teacher_logits, uniforms))

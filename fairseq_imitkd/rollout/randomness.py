@@ -18,7 +18,9 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64 (Steele
 # (decoding step, rows (R,) of a batch) -> (R,) numbers in [0, 1), float64
 Uniforms = Callable[[int, Tensor], Tensor]
 
-MIXING, SAMPLING = 1, 2  # streams: which sentences are rolled out; which token a sampled rollout takes
+# Streams: which sentences are rolled out; which token a sampled rollout takes, and which the teacher's; which sentences
+# are old rollouts, and which ones.
+MIXING, SAMPLING, TEACHER_SAMPLING, REPLAYING, REPLAYED = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,19 @@ class RandomKey:
         return _shift_right(bits, 11).double() * 2.0**-53
 
 
-def sampling_uniforms(sentences: Sequence[tuple[RandomKey, Tensor]], order: Tensor | None = None) -> Uniforms:
+def sampling_uniforms(
+    sentences: Sequence[tuple[RandomKey, Tensor]], order: Tensor | None = None, stream: int = SAMPLING
+) -> Uniforms:
     """The randomness of a sampled rollout, whose rows may belong to several updates.
 
     Args:
         sentences: keys, and the ids ``(B_i,)`` of the sentences that are drawn with each.
         order: ``(B,)`` for each row of the rollout its place among those sentences; None: they are the rows.
+        stream: whose choices they are for.
     """
 
     def uniforms(step: int, rows: Tensor) -> Tensor:
-        numbers = torch.cat([key.at(SAMPLING, step).uniforms(ids) for key, ids in sentences])
+        numbers = torch.cat([key.at(stream, step).uniforms(ids) for key, ids in sentences])
         return numbers[rows if order is None else order[rows]]
 
     return uniforms

@@ -1,5 +1,7 @@
 """One decoding step after another, however the student is built."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -37,19 +39,57 @@ class IncrementalSteps:
         self.encoder_out = self.student.encoder.reorder_encoder_out(self.encoder_out, rows)
 
 
-def begin(student: BaseFairseqModel, net_input: dict[str, Any], longest: int, samples: int = 1) -> Steps:
+@dataclass(frozen=True)
+class Ensemble:
+    """Several models that write as one: their probabilities are averaged.
+
+    Args:
+        models: ``M`` encoder-decoders over the same dictionaries, in evaluation mode.
+        log_weights: ``(M,)``; their exponentials add up to 1.
+    """
+
+    models: Sequence[BaseFairseqModel]
+    log_weights: Tensor
+
+
+class EnsembleSteps:
+    """Steps of an :class:`Ensemble`; the logits are log-probabilities."""
+
+    def __init__(self, members: Sequence[Steps], log_weights: Tensor):
+        self.members = members
+        self.log_weights = log_weights
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """See :class:`Steps`."""
+        lprobs = torch.stack([member.logits(tokens).float().log_softmax(dim=-1) for member in self.members], dim=-1)
+        return (lprobs + self.log_weights.float()).logsumexp(dim=-1)
+
+    def keep(self, rows: Tensor) -> None:
+        """See :class:`Steps`."""
+        for member in self.members:
+            member.keep(rows)
+
+
+def begin(author: BaseFairseqModel | Ensemble, net_input: dict[str, Any], longest: int, samples: int = 1) -> Steps:
     """Encode a batch and stand before its first token.
 
     Args:
-        student: in evaluation mode.
+        author: a model in evaluation mode, or an ensemble of them.
         net_input: the encoder's arguments.
         longest: the most tokens that will be fed.
         samples: rows of each sentence, one after another.
     """
-    encoder_out = student.encoder.forward_torchscript(net_input)
+    if not isinstance(author, Ensemble):
+        return _begin(author, net_input, longest, samples)
+    members = [_begin(model, net_input, longest, samples) for model in author.models]
+    return members[0] if len(members) == 1 else EnsembleSteps(members, author.log_weights)
+
+
+def _begin(model: BaseFairseqModel, net_input: dict[str, Any], longest: int, samples: int) -> Steps:
+    encoder_out = model.encoder.forward_torchscript(net_input)
     if samples > 1:
         sentences = torch.arange(net_input["src_tokens"].size(0), device=net_input["src_tokens"].device)
-        encoder_out = student.encoder.reorder_encoder_out(encoder_out, sentences.repeat_interleave(samples))
-    if why_not(student) is None:
-        return TransformerSteps(student.decoder, encoder_out, longest)
-    return IncrementalSteps(student, encoder_out)
+        encoder_out = model.encoder.reorder_encoder_out(encoder_out, sentences.repeat_interleave(samples))
+    if why_not(model) is None:
+        return TransformerSteps(model.decoder, encoder_out, longest)
+    return IncrementalSteps(model, encoder_out)

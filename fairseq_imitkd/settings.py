@@ -1,0 +1,302 @@
+"""What every method can be told: the flags of ``--criterion``, and which of them can be used together.
+
+Everything is checked when the criterion is built, before any data is read. A flag that would change nothing is refused:
+silently ignored it would pass for tried.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from omegaconf import II
+
+from fairseq_imitkd.divergences import DIVERGENCES, needs
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.rewards import REWARDS
+from fairseq_imitkd.schedules import AdaptiveShare, parse_schedule, parse_share
+
+DivergenceName: Any = ChoiceEnum(list(DIVERGENCES))
+PolicyName: Any = ChoiceEnum(["greedy", "sampling", "speculative"])
+ShareUnit: Any = ChoiceEnum(["sentence", "batch"])
+ScheduleUnit: Any = ChoiceEnum(["update", "epoch"])
+TailName: Any = ChoiceEnum(["dropped", "bucket"])
+JSWeights: Any = ChoiceEnum(["half", "exact"])
+LossAverage: Any = ChoiceEnum(["token", "sentence"])
+RewardName: Any = ChoiceEnum(["none", *REWARDS])
+BaselineName: Any = ChoiceEnum(["running", "leave-one-out"])
+
+
+@dataclass
+class DistillationConfig(FairseqDataclass):
+    """What every method can be told. A method is this with its paper's defaults."""
+
+    student_share: str = field(
+        default="constant:0",
+        metadata={
+            "help": "share of sentences whose target is the student's own rollout: SHARE, constant:SHARE, "
+            "exponential:FINAL_DATA_SHARE, linear:FINAL_DATA_SHARE or reverse-sigmoid, each with an optional "
+            ",warmup=FRACTION; or adaptive:START, which grows by 0.1 whenever the validation loss has become worse"
+        },
+    )
+    share_by: ShareUnit = field(
+        default="sentence",
+        metadata={"help": "each sentence by itself is the student's with that probability, or all of an update are"},
+    )
+    schedule_by: ScheduleUnit = field(
+        default="update", metadata={"help": "schedules move with updates (of --max-update) or with epochs (of --max-epoch)"}
+    )
+    teacher_samples: bool = field(
+        default=False,
+        metadata={"help": "sentences that the student does not write are sampled from the teacher instead of kept"},
+    )
+    divergence: DivergenceName = field(
+        default="forward-kl",
+        metadata={"help": "loss between student and teacher at each prefix: the teacher's argmax or a divergence"},
+    )
+    jsd_weight: float = field(
+        default=0.5, metadata={"help": "of the teacher in the mixture of the generalised Jensen-Shannon divergence, in 0..1"}
+    )
+    js_weights: JSWeights = field(
+        default="half",
+        metadata={
+            "help": "mixture of --divergence sequence-js: half everywhere, or by the exact probabilities of the prefixes"
+        },
+    )
+    skew: float = field(
+        default=0.1, metadata={"help": "of the skew KL divergences: share of the one distribution in the other"}
+    )
+    annealing_temperature: int = field(
+        default=1,
+        metadata={"help": "temperature that the teacher's logits begin with under --divergence logit-mse; it falls to 1"},
+    )
+    annealing_end: float = field(
+        default=1.0, metadata={"help": "fraction of the training at whose end --annealing-temperature has come down to 1"}
+    )
+    logit_margin: float = field(
+        default=0.0, metadata={"help": "squared distance of logits below which --divergence logit-mse teaches nothing"}
+    )
+    student_temperature: float = field(
+        default=1.0, metadata={"help": "of the student's distribution in the divergence, which is multiplied by its square"}
+    )
+    teacher_temperature: float = field(default=1.0, metadata={"help": "of the teacher's distribution in the divergence"})
+    teacher_topk: int = field(
+        default=0, metadata={"help": "tell only this many of the teacher's most probable symbols apart (0: all)"}
+    )
+    teacher_tail: TailName = field(
+        default="dropped",
+        metadata={"help": "what --teacher-topk does with all others: drop and renormalise, or count them as one symbol"},
+    )
+    gold_weight: str = field(
+        default="0",
+        metadata={
+            "help": "weight of the reference's negative log-likelihood on sentences that keep their reference, in 0..1; "
+            "or a schedule as of --student-share"
+        },
+    )
+    label_smoothing: float = field(default=0.0, metadata={"help": "of the reference's negative log-likelihood, 0 is none"})
+    loss_average: LossAverage = field(
+        default="token", metadata={"help": "mean of the loss over all tokens, or over each sentence's and then over sentences"}
+    )
+    reward: RewardName = field(
+        default="none", metadata={"help": "of sampled rollouts against their references, learnt by REINFORCE"}
+    )
+    reward_weight: float = field(default=0.5, metadata={"help": "of the reward, against the divergence, in 0..1"})
+    reward_baseline: BaselineName = field(
+        default="leave-one-out",
+        metadata={
+            "help": "what is taken off a reward: the mean of the batch's other rollouts, or a running mean of all so far"
+        },
+    )
+    reward_remove_bpe: str = field(
+        default="none", metadata={"help": "subword marks to undo before scoring a reward: @@ , sentencepiece, … or none"}
+    )
+    rollout_policy: PolicyName = field(
+        default="greedy",
+        metadata={"help": "how the student writes its rollouts; speculative: sampled, and corrected by the teacher"},
+    )
+    rollout_topk: int = field(default=0, metadata={"help": "sample among this many most probable tokens (0: all)"})
+    rollout_topp: float = field(
+        default=1.0, metadata={"help": "sample among the fewest tokens that hold this much probability (1: all)"}
+    )
+    rollout_temperature: float = field(default=1.0, metadata={"help": "temperature of sampled rollouts"})
+    rollout_teacher_topk: int = field(
+        default=25, metadata={"help": "a speculative token that is not among the teacher's best this many is the teacher's"}
+    )
+    rollout_max_len_a: float = field(
+        default=1.2, metadata={"help": "a rollout has at most A * source length + B tokens before its end: A"}
+    )
+    rollout_max_len_b: int = field(default=10, metadata={"help": "a rollout has at most A * source length + B tokens: B"})
+    rollout_pool: bool = field(
+        default=False,
+        metadata={
+            "help": "decode the rollouts of all micro-batches of an update (--update-freq) at once; as on-policy as without"
+        },
+    )
+    rollout_pool_updates: int = field(
+        default=1,
+        metadata={
+            "help": "decode the rollouts of this many updates at once, by the student as it is before the first of them "
+            "(the ImitKD paper's pooling; 1: on-policy)"
+        },
+    )
+    rollout_replay: int = field(
+        default=0, metadata={"help": "keep this many of the last rollouts with their sources, to learn from again (0: none)"}
+    )
+    rollout_replay_share: str = field(
+        default="linear:0", metadata={"help": "share of the student's sentences that --rollout-replay gives, a schedule"}
+    )
+    loss_chunk: int = field(
+        default=0,
+        metadata={
+            "help": "positions whose logits are in memory at once (0: all of a batch, or chunks where they would be large; "
+            "-1: always all)"
+        },
+    )
+    seed: int = II("common.seed")
+    max_update: int = II("optimization.max_update")
+    max_epoch: int = II("optimization.max_epoch")
+    ddp_backend: str = II("distributed_training.ddp_backend")
+
+
+def training_length(cfg: DistillationConfig) -> tuple[int, str]:
+    """How long the training is, in what schedules move by, and the flag that says so."""
+    return (cfg.max_epoch, "--max-epoch") if str(cfg.schedule_by) == "epoch" else (cfg.max_update, "--max-update")
+
+
+def check(cfg: DistillationConfig, method: str, defaults: DistillationConfig) -> None:
+    """Refuse values out of range, and flags that can't be used together.
+
+    Args:
+        cfg: the method's settings.
+        method: its name.
+        defaults: the method's own settings, by which to tell what a user has changed.
+
+    Raises:
+        UsageError: naming the flag, its value, and the remedy.
+    """
+    for flag, value, valid, must in _ranges(cfg):
+        if not valid:
+            raise UsageError(f"{flag} must be {must}, but is {value}")
+    changed = [item.name for item in fields(defaults) if str(getattr(cfg, item.name)) != str(getattr(defaults, item.name))]
+    for names, useless, why in _dependencies(cfg):
+        for name in changed:
+            if useless and name in names:
+                value = getattr(cfg, name)
+                flag = "--" + name.replace("_", "-") + ("" if value is True else f" {value}")
+                raise UsageError(f"{flag} changes nothing {why}")
+    divergence = str(cfg.divergence)
+    if cfg.teacher_topk and str(cfg.teacher_tail) == "dropped" and divergence == "reverse-kl":
+        raise UsageError(
+            f"--teacher-topk {cfg.teacher_topk} makes --divergence {divergence} infinite, since the student gives dropped "
+            "symbols probability: add --teacher-tail bucket"
+        )
+    if str(cfg.reward) != "none" and (str(cfg.rollout_policy), cfg.rollout_topk, cfg.rollout_topp, cfg.rollout_temperature) != (
+        "sampling", 0, 1.0, 1.0,
+    ):  # fmt: skip
+        raise UsageError(
+            f"--reward {cfg.reward} is learnt from samples of the student as it is: use --rollout-policy sampling "
+            "without --rollout-topk, --rollout-topp and --rollout-temperature"
+        )
+    if str(cfg.reward) != "none" and cfg.rollout_pool_updates > 1:
+        raise UsageError(
+            f"--reward {cfg.reward} is learnt from samples of the student as it is, but --rollout-pool-updates "
+            f"{cfg.rollout_pool_updates} gives older ones: use --rollout-pool"
+        )
+    if str(cfg.rollout_policy) == "speculative" and (cfg.rollout_pool or cfg.rollout_pool_updates > 1):
+        raise UsageError("--rollout-pool can't be used with --rollout-policy speculative: leave one of them out")
+    if cfg.rollout_replay and (cfg.rollout_pool or cfg.rollout_pool_updates > 1):
+        raise UsageError("--rollout-pool can't be used with --rollout-replay: leave one of them out")
+    if cfg.rollout_replay and str(cfg.reward) != "none":
+        raise UsageError(
+            "--reward can't be used with --rollout-replay, whose rollouts an older student wrote: leave one of them out"
+        )
+    length, length_flag = training_length(cfg)
+    if cfg.annealing_temperature > 1 and length <= 0:
+        raise UsageError(
+            f"--annealing-temperature {cfg.annealing_temperature} needs {length_flag}, which says when training ends"
+        )
+    if cfg.ddp_backend == "fully_sharded":
+        raise UsageError(
+            f"--ddp-backend fully_sharded leaves no whole student to write rollouts, so --criterion {method} can't use it: "
+            "use --ddp-backend legacy_ddp or pytorch_ddp"
+        )
+
+
+def _ranges(cfg: DistillationConfig) -> Iterator[tuple[str, Any, bool, str]]:
+    """Flag, value, whether it is in range, and what it must be."""
+    open_ended = str(cfg.divergence) in ("jsd-normalised", "sequence-js") or not _uses(cfg, "jsd_weight")
+    yield (
+        "--jsd-weight", cfg.jsd_weight, 0.0 <= cfg.jsd_weight <= 1.0 if open_ended else 0.0 < cfg.jsd_weight < 1.0,
+        "in 0..1" if open_ended else "above 0 and below 1 (where jsd is 0 whatever the student does: use jsd-normalised)",
+    )  # fmt: skip
+    yield "--skew", cfg.skew, 0.0 <= cfg.skew < 1.0, "at least 0 and below 1"
+    yield "--annealing-temperature", cfg.annealing_temperature, cfg.annealing_temperature >= 1, "a whole number, 1 or more"
+    yield "--annealing-end", cfg.annealing_end, 0.0 < cfg.annealing_end <= 1.0, "above 0 and at most 1"
+    yield "--logit-margin", cfg.logit_margin, cfg.logit_margin >= 0.0, "0 or more"
+    yield "--student-temperature", cfg.student_temperature, cfg.student_temperature > 0.0, "above 0"
+    yield "--teacher-temperature", cfg.teacher_temperature, cfg.teacher_temperature > 0.0, "above 0"
+    yield "--teacher-topk", cfg.teacher_topk, cfg.teacher_topk >= 0, "0 (all symbols) or more"
+    yield "--label-smoothing", cfg.label_smoothing, 0.0 <= cfg.label_smoothing < 1.0, "at least 0 and below 1"
+    yield "--reward-weight", cfg.reward_weight, 0.0 <= cfg.reward_weight <= 1.0, "in 0..1"
+    yield "--rollout-teacher-topk", cfg.rollout_teacher_topk, cfg.rollout_teacher_topk >= 1, "1 or more"
+    yield "--rollout-pool-updates", cfg.rollout_pool_updates, cfg.rollout_pool_updates >= 1, "1 (on-policy) or more"
+    yield "--rollout-replay", cfg.rollout_replay, cfg.rollout_replay >= 0, "0 (none) or more"
+    yield "--loss-chunk", cfg.loss_chunk, cfg.loss_chunk >= -1, "0 (by size), -1 (never) or a number of positions"
+
+
+def _dependencies(cfg: DistillationConfig) -> Iterator[tuple[set[str], bool, str]]:
+    """Flags, whether they would change nothing, and why, in words that name the remedy."""
+    divergence, (length, length_flag) = str(cfg.divergence), training_length(cfg)
+    share = parse_share(cfg.student_share, length, "--student-share", length_flag)
+    gold = parse_schedule(cfg.gold_weight, length, "--gold-weight", length_flag)
+    fixed = not isinstance(share, AdaptiveShare)
+    never, always = fixed and share(length) == 0.0, fixed and share(0) == 1.0  # every schedule rises
+    rollouts = {item.name for item in fields(DistillationConfig) if item.name.startswith("rollout_")}
+    raise_it = f"at --student-share {cfg.student_share}: raise the share or leave it out"
+    yield rollouts | {"share_by", "reward"}, never, raise_it
+    yield (
+        {"gold_weight", "label_smoothing", "teacher_samples"},
+        always,
+        f"at --student-share {cfg.student_share}, where no reference is left: leave it out",
+    )
+    yield (
+        {"gold_weight", "label_smoothing"},
+        cfg.teacher_samples,
+        "with --teacher-samples, which leaves no reference: leave one of them out",
+    )
+    yield {"label_smoothing"}, gold(length) == 0.0, "at --gold-weight 0: raise the weight or leave it out"
+    yield {"rollout_replay_share"}, cfg.rollout_replay == 0, "without --rollout-replay: say how many rollouts to keep"
+    yield {"rollout_teacher_topk"}, str(cfg.rollout_policy) != "speculative", "without --rollout-policy speculative: add it"
+    yield {"reward_weight", "reward_baseline", "reward_remove_bpe"}, str(cfg.reward) == "none", "without --reward: say which"
+    for name in ("jsd_weight", "skew", "logit_margin"):
+        yield {name}, not _uses(cfg, name), f"under --divergence {divergence}: choose {_users(name)}"
+    yield {"annealing_temperature"}, not _uses(cfg, "annealing"), f"under --divergence {divergence}: choose logit-mse"
+    yield {"annealing_end"}, cfg.annealing_temperature == 1, "at --annealing-temperature 1: raise it"
+    yield {"js_weights"}, divergence != "sequence-js", f"under --divergence {divergence}: choose sequence-js"
+    of_distributions = divergence not in ("logit-mse", "teacher-argmax")
+    choose = f"under --divergence {divergence}: choose one of distributions, such as forward-kl"
+    yield {"teacher_temperature", "teacher_topk", "teacher_tail"}, not of_distributions, choose
+    yield {"student_temperature"}, divergence == "logit-mse", choose
+    yield {"teacher_tail"}, cfg.teacher_topk == 0, "without --teacher-topk: say how many symbols to tell apart"
+    yield (
+        {"teacher_topk"},
+        "target" in needs(DIVERGENCES[divergence])[0],
+        f"under --divergence {divergence}, which needs the target's probability: leave it out",
+    )
+    moving = (
+        any(":" in text and not text.startswith("constant") for text in (cfg.student_share, cfg.gold_weight))
+        or cfg.annealing_temperature > 1
+    )
+    moving = (
+        moving or "warmup" in cfg.student_share + cfg.gold_weight or "reverse-sigmoid" in cfg.student_share + cfg.gold_weight
+    )
+    yield {"schedule_by"}, not moving and not cfg.rollout_replay, "where no schedule moves: leave it out"
+
+
+def _uses(cfg: DistillationConfig, setting: str) -> bool:
+    return setting in needs(DIVERGENCES[str(cfg.divergence)])[1]
+
+
+def _users(setting: str) -> str:
+    return " or ".join(name for name, divergence in DIVERGENCES.items() if setting in needs(divergence)[1])
