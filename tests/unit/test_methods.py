@@ -16,6 +16,8 @@ from fairseq_imitkd.task import TranslationWithTeacherConfig, TranslationWithTea
 
 TASK_FLAGS = {
     "--teacher-path": None,
+    "--teacher-weights": None,
+    "--teacher-selection": "fixed",
     "--teacher-dtype": "auto",
     "--teacher-data": None,
     "--teacher-allow-globals": None,
@@ -23,30 +25,85 @@ TASK_FLAGS = {
 }
 CRITERION_FLAGS = {
     "--student-share": "constant:0",
+    "--share-by": "sentence",
+    "--schedule-by": "update",
+    "--teacher-samples": False,
     "--divergence": "forward-kl",
-    "--gold-weight": 0.0,
+    "--jsd-weight": 0.5,
+    "--js-weights": "half",
+    "--skew": 0.1,
+    "--annealing-temperature": 1,
+    "--annealing-end": 1.0,
+    "--logit-margin": 0.0,
+    "--student-temperature": 1.0,
+    "--teacher-temperature": 1.0,
+    "--teacher-topk": 0,
+    "--teacher-tail": "dropped",
+    "--gold-weight": "0",
+    "--label-smoothing": 0.0,
+    "--loss-average": "token",
+    "--reward": "none",
+    "--reward-weight": 0.5,
+    "--reward-baseline": "leave-one-out",
+    "--reward-remove-bpe": "none",
     "--rollout-policy": "greedy",
     "--rollout-topk": 0,
     "--rollout-topp": 1.0,
     "--rollout-temperature": 1.0,
-    "--rollout-pool": False,
-    "--rollout-pool-updates": 1,
+    "--rollout-teacher-topk": 25,
     "--rollout-max-len-a": 1.2,
     "--rollout-max-len-b": 10,
+    "--rollout-pool": False,
+    "--rollout-pool-updates": 1,
+    "--rollout-replay": 0,
+    "--rollout-replay-share": "linear:0",
+    "--loss-chunk": 0,
 }
 # What each method's paper sets otherwise.
 METHOD_DEFAULTS = {
     "imitkd": {"--student-share": "exponential:0.005", "--divergence": "teacher-argmax"},
     "imitkd_full": {"--student-share": "exponential:0.005"},
-    "word_kd": {"--gold-weight": 0.5},
-}
+    "word_kd": {"--gold-weight": "0.5"},
+    "gkd": {
+        "--student-share": "constant:1", "--share-by": "batch", "--divergence": "jsd", "--jsd-weight": 0.1,
+        "--loss-average": "sentence", "--rollout-policy": "sampling",
+    },
+    "f_distill": {"--student-share": "constant:0.5", "--divergence": "sequence-js", "--rollout-policy": "sampling"},
+    "f_distill_kl": {},
+    "f_distill_rkl": {"--student-share": "constant:1", "--divergence": "reverse-kl", "--rollout-policy": "sampling"},
+    "f_distill_tvd": {"--student-share": "constant:0.5", "--divergence": "tvd", "--rollout-policy": "sampling"},
+    "annealing_kd": {
+        "--divergence": "logit-mse", "--annealing-temperature": 10, "--annealing-end": 0.6667,
+        "--gold-weight": "constant:1,warmup=0.6667",
+    },
+    "continuation_kd": {
+        "--divergence": "logit-mse", "--annealing-temperature": 10, "--logit-margin": 0.1, "--gold-weight": "linear:0",
+    },
+    "distillm": {
+        "--student-share": "adaptive:0", "--divergence": "skew-reverse-kl", "--rollout-policy": "sampling",
+        "--rollout-replay": 1000,
+    },
+    "speculative_kd": {"--student-share": "constant:1", "--rollout-policy": "speculative"},
+    "atkd": {"--divergence": "target-decoupled-kl"},
+}  # fmt: skip
 CHOICES = {
     "--teacher-dtype": ["auto", "fp32", "fp16", "bf16"],
-    "--divergence": ["teacher-argmax", "forward-kl"],
-    "--rollout-policy": ["greedy", "sampling"],
-}
+    "--teacher-selection": ["fixed", "agreement"],
+    "--share-by": ["sentence", "batch"],
+    "--schedule-by": ["update", "epoch"],
+    "--divergence": [
+        "teacher-argmax", "forward-kl", "reverse-kl", "jsd", "jsd-normalised", "tvd", "sequence-js", "skew-forward-kl",
+        "skew-reverse-kl", "logit-mse", "target-decoupled-kl",
+    ],
+    "--js-weights": ["half", "exact"],
+    "--teacher-tail": ["dropped", "bucket"],
+    "--loss-average": ["token", "sentence"],
+    "--reward": ["none", "sentence-bleu", "chrf", "rouge-l"],
+    "--reward-baseline": ["running", "leave-one-out"],
+    "--rollout-policy": ["greedy", "sampling", "speculative"],
+}  # fmt: skip
 # fairseq's own flags, which the criterion only reads.
-READ = {"--seed", "--max-update", "--ddp-backend"}
+READ = {"--seed", "--max-update", "--max-epoch", "--ddp-backend"}
 
 
 def flags(dataclass: type) -> dict[str, argparse.Action]:

@@ -7,8 +7,9 @@ import torch
 from fairseq.data.iterators import CountingIterator
 
 from fairseq_imitkd import mixing
-from fairseq_imitkd.mixing import Mixed, Mixer
+from fairseq_imitkd.mixing import Authors, Mixed, Mixer
 from fairseq_imitkd.pool import LookAheadIterator, RolloutPool
+from fairseq_imitkd.rollout import Ensemble
 from tests.fairseq_models import build_student, make_batch, reversed_pairs, tiny_criterion, tiny_task
 
 BATCHES = [make_batch(reversed_pairs(4, seed), ids=range(10 * seed, 10 * seed + 4)) for seed in (61, 62, 63)]
@@ -31,7 +32,8 @@ def pool_of(batches: list[dict[str, Any]]) -> RolloutPool:
 def mixed(mixer: Mixer, batch: dict[str, Any], share: str = "1") -> Mixed:
     caps = {"rollout_max_len_a": 0.0, "rollout_max_len_b": 5} if share != "0" else {}
     criterion = tiny_criterion("imitkd", tiny_task(), student_share=share, **caps)
-    return mixer.mix(batch, build_student().eval(), criterion, update_num=3, max_target=20)
+    student = build_student().eval()
+    return mixer.mix(batch, Authors(student, Ensemble([student], torch.zeros(1)), max_target=20), criterion, update_num=3)
 
 
 @pytest.fixture

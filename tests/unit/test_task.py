@@ -26,6 +26,7 @@ from fairseq_imitkd.task import TranslationWithTeacherTask
 from fairseq_imitkd.teacher import Teacher
 from tests.fairseq_models import (
     POSITIONS,
+    TOKENWISE,
     WIDTHS,
     build_student,
     letters,
@@ -116,7 +117,7 @@ def test_teacher_scores_the_batch_that_is_trained_on(task, student, monkeypatch:
     [seen] = recorder.samples
     with torch.no_grad():
         expected = task._teacher.models[0](**seen["net_input"])[0]
-    assert seen[DISTILLATION].teacher_logits.equal(expected)
+    assert seen[DISTILLATION].teacher.logits(slice(None)).equal(expected.flatten(0, 1))
 
 
 @pytest.mark.parametrize(("share", "rollouts"), [("0", 0), ("1", 7), ("linear:0", None)])
@@ -235,7 +236,7 @@ def test_another_criterion_trains_without_a_teacher(student) -> None:
 
 def criterion_config(name: str = "imitkd") -> Any:
     """A method's settings as the trainer hands them over."""
-    cfg = METHODS[name](seed=1, max_update=100, ddp_backend="legacy_ddp")
+    cfg = METHODS[name](seed=1, max_update=100, max_epoch=0, ddp_backend="legacy_ddp")
     cfg._name = name
     return OmegaConf.create(vars(cfg))
 
@@ -415,7 +416,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TOKENWISE)
 def test_parts_of_like_length_add_up_to_the_whole(task, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss, count, gradient and every figure, but for the padding that is the parts' reason to be."""
     student = build_student(seed=1, dropout=0.0)
@@ -439,8 +440,17 @@ def test_parts_of_like_length_add_up_to_the_whole(task, name: str, monkeypatch: 
     for key, value in whole[2].items():
         if not key.endswith("_seconds") and key != "positions":
             assert float(parts[2][key]) == pytest.approx(float(value), rel=1e-5), key
-    assert parts[2]["positions"] == parts[1] < whole[2]["positions"]
+    assert parts[2]["positions"] == parts[2]["ntokens"] < whole[2]["positions"]
     assert list(parts[2]) == list(whole[2])
+
+
+def test_batch_whose_tokens_are_compared_stays_whole(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ATKD tells easy tokens from hard ones by the batch's median."""
+    monkeypatch.setattr(task_module, "PART_COST", {"cpu": 0})
+    criterion, sample = tiny_criterion("atkd", tiny_task()), make_batch(reversed_pairs(12, seed=13))
+    recorder = Recorder(criterion, monkeypatch)
+    step(task, student, criterion, sample)
+    assert len(recorder.samples) == 1
 
 
 def test_processes_exchange_gradients_once(task, student, monkeypatch: pytest.MonkeyPatch) -> None:

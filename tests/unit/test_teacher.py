@@ -17,7 +17,8 @@ from fairseq import options
 from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.teacher import StudentSide, Teacher, _read_checkpoint, check_files, first_difference, load_teacher
+from fairseq_imitkd.loading import StudentSide, _read_checkpoint, check_files, first_difference, load_teacher
+from fairseq_imitkd.teacher import Teacher
 from tests.fairseq_models import (
     LETTERS,
     POSITIONS,
@@ -26,6 +27,7 @@ from tests.fairseq_models import (
     letters,
     make_batch,
     reversed_pairs,
+    teacher_logits,
     tiny_task,
     training_args,
     training_config,
@@ -76,7 +78,7 @@ def test_loaded_teacher_is_the_model_that_was_saved(folder: Path, cfg: Any, mode
     assert not any(module.training for module in loaded.modules())
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     sample = make_batch(reversed_pairs(4, seed=1))
-    logits = teacher.score(sample)
+    logits = teacher_logits(teacher, sample)
     assert not logits.requires_grad
     with torch.no_grad():
         assert logits.equal(model.eval()(**sample["net_input"])[0])
@@ -121,7 +123,7 @@ def test_ensemble_averages_probabilities() -> None:
     """The log of the mean of the members' probabilities, in float64 from the definition; not the mean of logits."""
     members = [build_student(seed=seed).eval() for seed in (1, 2, 3)]
     sample = make_batch(reversed_pairs(4, seed=2))
-    logits = Teacher(members).score(sample)
+    logits = teacher_logits(Teacher(members), sample)
     with torch.no_grad():
         scores = [member(**sample["net_input"])[0].double() for member in members]
     probabilities = sum(score.exp() / score.exp().sum(-1, keepdim=True) for score in scores) / 3
@@ -178,7 +180,7 @@ def test_constructing_freezes_and_stops_dropout() -> None:
     """Also of a model handed over in training mode: two scores of a batch are equal."""
     model = build_student().train()
     teacher, sample = Teacher([model]), make_batch(reversed_pairs(4, seed=2))
-    assert teacher.score(sample).equal(teacher.score(sample))
+    assert teacher_logits(teacher, sample).equal(teacher_logits(teacher, sample))
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -548,7 +550,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [
         record.getMessage()
         for record in caplog.records
-        if record.name == "fairseq_imitkd.teacher" and record.levelno >= logging.WARNING
+        if record.name == "fairseq_imitkd.loading" and record.levelno >= logging.WARNING
     ]
 
 
