@@ -1,4 +1,4 @@
-"""Knowledge distillation for fairseq's sequence-to-sequence models. Importing it registers the task and the methods."""
+"""Knowledge distillation for fairseq's sequence-to-sequence models. Importing it registers tasks and methods."""
 
 from fairseq_imitkd import compat
 
@@ -6,6 +6,6 @@ __version__ = "0.1.0"
 
 compat.allow_fairseq_checkpoints()
 
-from fairseq_imitkd import methods, task  # noqa: E402
+from fairseq_imitkd import classification, methods, task  # noqa: E402
 
-__all__ = ["methods", "task"]
+__all__ = ["classification", "methods", "task"]

@@ -21,11 +21,10 @@ Figures = dict[str, Tensor]
 # (the student's logits at n positions (n, V), which of the N positions) -> the loss to add up (n,), figures (n,) of each
 TokenLoss = Callable[[Tensor, slice], tuple[Tensor, Figures]]
 
-# Logits of this many numbers are kept whole; above, the loss is taken in chunks (see benchmarks/NOTES.md).
-WHOLE_UP_TO = 2**24
-# A chunk's logits: few enough for a CPU's cache, many enough to keep a GPU busy.
+# Logits of up to this many numbers are kept whole; more are made in chunks of so many. Few enough for a CPU's cache, where
+# chunks are the faster way too (see benchmarks/NOTES.md); many enough to keep a GPU busy.
 CHUNK_LOGITS = {"cpu": 2**20}
-CHUNK_LOGITS_ELSEWHERE = 2**25
+CHUNK_LOGITS_ELSEWHERE = 2**26
 
 
 class Scores(Protocol):
@@ -109,9 +108,8 @@ def chunk_size(positions: int, symbols: int, device: torch.device, asked: int = 
     """
     if asked != 0:
         return max(asked, 0)
-    if positions * symbols <= WHOLE_UP_TO:
-        return 0
-    return max(16, CHUNK_LOGITS.get(device.type, CHUNK_LOGITS_ELSEWHERE) // symbols)
+    room = CHUNK_LOGITS.get(device.type, CHUNK_LOGITS_ELSEWHERE)
+    return 0 if positions * symbols <= room else max(16, room // symbols)
 
 
 def chunked_loss(student: Projected, token_loss: TokenLoss, chunk: int) -> tuple[Tensor, Figures]:

@@ -20,7 +20,7 @@ from fairseq_imitkd.chunked import Figures, Projected, Scores, Whole, chunk_size
 from fairseq_imitkd.divergences import DIVERGENCES, full_precision, most_probable_only, needs
 from fairseq_imitkd.errors import RefusedUpdate, UsageError
 from fairseq_imitkd.rollout import RolloutPolicy
-from fairseq_imitkd.schedules import parse_schedule, parse_share
+from fairseq_imitkd.schedules import AdaptiveShare, parse_schedule, parse_share
 from fairseq_imitkd.settings import DistillationConfig, check, training_length
 from fairseq_imitkd.student import features_for_logits, output_projection, unwrapped
 from fairseq_imitkd.vocabulary import most_probable
@@ -76,6 +76,9 @@ class DistillationCriterion(FairseqCriterion):
                 "use --task translation_with_teacher --teacher-path TEACHER.pt"
             )
         check(cfg, name, self.Config())
+        # How a task runs its students, where it is not by their own forward pass.
+        self._classifies = getattr(task, "classifies", False)
+        self._run = getattr(task, "run_student", _run)
         self.seed = cfg.seed
         self.epoch = 1  # the task says which epoch it is
         self._by_epoch = str(cfg.schedule_by) == "epoch"
@@ -142,6 +145,12 @@ class DistillationCriterion(FairseqCriterion):
         return self.gold_weight(update_num) < 1.0 or self.student_share(update_num) > 0.0
 
     @property
+    def writes(self) -> bool:
+        """Whether anyone writes sentences in training: the student, or the teacher."""
+        never = not isinstance(self.share_schedule, AdaptiveShare) and self.share_schedule(self._end) == 0.0
+        return self.teacher_samples or not never
+
+    @property
     def needs_whole_batches(self) -> bool:
         """Whether a token's loss depends on the batch's others, so that a batch can't be learnt from in parts."""
         return "is_hard" in self._inputs
@@ -174,11 +183,11 @@ class DistillationCriterion(FairseqCriterion):
         if chunk:
             decoder = unwrapped(model).decoder
             with features_for_logits(decoder):
-                features = model(**sample["net_input"])[0].flatten(0, 1)
+                features = self._run(model, sample)
             weight, bias = output_projection(decoder)  # type: ignore[misc]  # chunk() made sure of it
             scores: Scores = Projected(features[batch.positions], weight, bias)
         else:
-            scores = Whole(full_precision(model(**sample["net_input"])[0].flatten(0, 1)))
+            scores = Whole(full_precision(self._run(model, sample)))
         batch = self._with_inputs(batch, scores, chunk)
         if isinstance(scores, Projected):
             loss, found = chunked_loss(scores, partial(self._token_loss, batch), chunk)
@@ -281,6 +290,8 @@ class DistillationCriterion(FairseqCriterion):
         # Padding has its loss computed with the rest: to take its logits out would copy all others, forth and back.
         loss = loss.masked_fill(~counted, 0.0)
         found["loss"] = loss.detach()
+        if self._classifies:
+            found["correct"] = logits.detach().argmax(dim=-1) == gold
         return loss if batch.scale is None else loss * batch.scale[at].to(loss.dtype), found
 
     def _taken(self, batch: "_Positions", student_logits: Tensor, teacher_logits: Tensor, at: slice) -> Tensor:
@@ -373,6 +384,11 @@ def _what_is_not_finite(sample: Batch, batch: _Positions, student: Scores, losse
         who = "the loss is too large to be a number"
     number = f"update {batch.distillation.update_num + 1}" if batch.distillation is not None else "this batch"
     return f"{number} is refused: the loss of sentence {where or '?'} is no finite number: {who}"
+
+
+def _run(model: torch.nn.Module, sample: Batch) -> Tensor:
+    """A student's logits, or hidden states, at all ``B * T`` positions."""
+    return model(**sample["net_input"])[0].flatten(0, 1)
 
 
 def _task_name(task: Any) -> str:

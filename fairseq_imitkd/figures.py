@@ -19,7 +19,7 @@ def of_batch(
     Args:
         sample: of ``B`` sentences.
         counted, is_rollout: ``(P,)`` bool, of the positions that were computed.
-        found: ``(P,)`` each: ``loss``, ``nll``, and with a teacher ``agrees``.
+        found: ``(P,)`` each: ``loss``, ``nll``, with a teacher ``agrees``, of classifiers ``correct``.
         distillation: as the criterion was given it, or None.
         by_sentence: the loss is counted by sentences, not by tokens.
     """
@@ -43,6 +43,7 @@ def of_batch(
         "teacher_agrees": zero if nothing else (found["agrees"] & counted).sum(),
         "rollouts": zero if distillation is None else distillation.is_rollout.sum(),
         "rollouts_truncated": zero if distillation is None else distillation.truncated.sum(),
+        **({"correct": found["correct"].sum()} if "correct" in found else {}),
     }
 
 
@@ -59,6 +60,8 @@ def log(logging_outputs: list[dict[str, Any]]) -> None:
     if total["tokens_data"] > 0:
         ratio("nll_loss", "nll_loss", "tokens_data", 3, bits)
         metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters["nll_loss"].avg))
+    if "correct" in total:
+        ratio("accuracy", "correct", "ntokens", 2, 100.0)
     if total["distilled_tokens"] == 0:
         return
     ratio("loss_data", "loss_data", "tokens_data", 3, bits)

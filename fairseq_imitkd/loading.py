@@ -1,25 +1,18 @@
-"""Teachers' checkpoints: loaded safely, and checked against the student's dictionaries."""
+"""Translation teachers: built from their checkpoints, and checked against the student's dictionaries."""
 
-import importlib
-import json
 import logging
 import os
-import pickle
-import re
-from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from fairseq import checkpoint_utils, tasks
+from fairseq import tasks
 from fairseq.data import Dictionary
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf, overwrite_args_by_name
+from fairseq.dataclass.utils import overwrite_args_by_name
 from fairseq.models import BaseFairseqModel
-from omegaconf import Container, OmegaConf
 
+from fairseq_imitkd.checkpoints import check_dictionary, configuration, read_checkpoint, refuse_expressions, reported
 from fairseq_imitkd.encoder_cache import EncoderCache
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher import Teacher
@@ -64,179 +57,14 @@ def load_teacher(
     """
     models = []
     for path in paths.split(os.pathsep):
-        state = _read_checkpoint(path, allow_globals)
-        with _reported(path):
-            cfg = _config(state)
-            _refuse_expressions(cfg)
+        state = read_checkpoint(path, allow_globals)
+        with reported(path):
+            cfg = configuration(state)
+            refuse_expressions(cfg)
             _check_languages(cfg, student)
             models.append(_build_model(state, cfg, _dictionary_folder(path, cfg, student, data), student))
         logger.info("teacher %s: %s parameters", path, f"{sum(p.numel() for p in models[-1].parameters()):,}")
     return Teacher(models, dtype, EncoderCache(encoder_cache) if encoder_cache else None, weights, selection)
-
-
-def parse_weights(text: str | None, paths: str | None) -> list[float] | None:
-    """``--teacher-weights``: positive numbers joined by ``:``, one for each teacher, made to add up to 1.
-
-    Raises:
-        UsageError: the text does not parse, or the count is another than that of ``--teacher-path``.
-    """
-    if text is None:
-        return None
-    count = len((paths or "").split(os.pathsep))
-    try:
-        weights = [float(part) for part in text.split(":")]
-    except ValueError:
-        weights = []
-    if len(weights) != count or not all(0.0 < weight < float("inf") for weight in weights):
-        raise UsageError(
-            f"--teacher-weights must be {count} positive numbers joined by ':', one for each teacher of --teacher-path, "
-            f"but is '{text}'"
-        )
-    return [weight / sum(weights) for weight in weights]
-
-
-def check_files(paths: str | None) -> None:
-    """Refuse a missing or unreadable ``--teacher-path`` before anything slow happens.
-
-    Raises:
-        UsageError: no path was given, or one is no readable file.
-    """
-    if not paths:
-        raise UsageError("--teacher-path is not given: name the teacher's checkpoint, or several joined by ':' (an ensemble)")
-    for path in paths.split(os.pathsep):
-        if not Path(path).is_file():
-            raise UsageError(f"--teacher-path '{path}' is no file: give the path of a fairseq checkpoint (.pt)")
-        if not os.access(path, os.R_OK):
-            raise UsageError(f"--teacher-path '{path}' can't be read: check the file's permissions")
-
-
-def _read_checkpoint(path: str, allow_globals: str | None) -> dict[str, Any]:
-    """The checkpoint's configuration and weights, by torch's safe loader. The optimizer's state is never kept."""
-    check_files(path)
-    try:
-        with torch.serialization.safe_globals(_named_globals(allow_globals)):
-            # Memory-mapped: the optimizer's state, twice the model's size, is then not even read.
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
-        blocked = re.findall(r"GLOBAL ([\w.]+) whose module \S+ is blocked", str(error))
-        if blocked:
-            raise UsageError(
-                f"--teacher-path '{path}' holds {', '.join(blocked)}, which torch's safe loader never allows: don't use it"
-            ) from error
-        unsafe = _unsafe_globals(path, allow_globals) or re.findall(r"GLOBAL (\S+) was not an allowed", str(error))
-        unsafe = [name for name in unsafe if re.fullmatch(r"[\w.]+", name)]  # the file's author wrote these names
-        if not unsafe:
-            raise UsageError(f"--teacher-path '{path}' is no checkpoint that torch can read: {_first_line(error)}") from error
-        raise UsageError(
-            f"--teacher-path '{path}' needs {', '.join(unsafe)}, which torch's safe loader does not allow; if you trust "
-            f"the file and these names, add --teacher-allow-globals {','.join(unsafe)}"
-        ) from error
-    except UsageError:
-        raise
-    except Exception as error:  # whatever a foreign file makes the unpickler raise
-        raise UsageError(f"--teacher-path '{path}' is no checkpoint that torch can read: {_first_line(error)}") from error
-    if not isinstance(state, dict) or "model" not in state or not (state.get("cfg") or state.get("args")):
-        raise UsageError(f"--teacher-path '{path}' is no fairseq checkpoint: it lacks 'model' and 'cfg' (or 'args')")
-    for key in ("last_optimizer_state", "optimizer"):
-        state.pop(key, None)
-    return state
-
-
-def _named_globals(names: str | None) -> list[Any]:
-    found = []
-    for name in filter(None, (names or "").split(",")):
-        module, _, attribute = name.strip().rpartition(".")
-        try:
-            found.append(getattr(importlib.import_module(module), attribute))
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UsageError(f"--teacher-allow-globals '{name}' must be an importable module.name: {error}") from error
-    return found
-
-
-def _unsafe_globals(path: str, allow_globals: str | None) -> list[str]:
-    try:
-        with torch.serialization.safe_globals(_named_globals(allow_globals)):
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
-        return []
-
-
-def _is_zip(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK"
-
-
-def _first_line(error: Exception) -> str:
-    """What went wrong, without torch's advice to load the file unsafely."""
-    reason = str(error).rsplit("WeightsUnpickler error:", 1)[-1]
-    return reason.strip().split("\n")[0] or type(error).__name__
-
-
-@contextmanager
-def _reported(path: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes one line that names the checkpoint: fairseq raises anything on a strange one."""
-    try:
-        yield
-    except (UsageError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        detail = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"--teacher-path '{path}' can't be used: {detail[:300]}") from error
-
-
-def _config(state: dict[str, Any]) -> Any:
-    """The configuration that the teacher was trained with, old checkpoints upgraded as fairseq does."""
-    state = dict(state)
-    if not state.get("optimizer_history"):  # very old, or slimmed by its owner
-        state.pop("best_loss", None)
-        state["optimizer_history"] = [{"optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}]
-    state.setdefault("extra_state", {"epoch": 1})
-    if state.get("cfg") is not None:
-        state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
-    state = checkpoint_utils._upgrade_state_dict(state)
-    cfg = convert_namespace_to_omegaconf(state["args"]) if state.get("args") is not None else state["cfg"]
-    if cfg.get("task") is None or cfg.get("model") is None:
-        raise ValueError("it does not say which task and model it holds")
-    return cfg
-
-
-# fairseq evaluates some of a model's settings as Python ("[(512, 3)] * 4", "True"). A checkpoint is untrusted, so a text
-# may be a plain word or path, numbers in brackets, or JSON; nothing that could call. Names of files are never evaluated.
-_PLAIN_TEXT = re.compile(r"(?:(?!\*\*)[^()\[\]{}'\"`\\;])*")
-_NUMBERS = re.compile(r"(?:True|False|None|[\d\s.,()\[\]+-]|(?<!\*)\*(?!\*))*")
-
-
-def _refuse_expressions(cfg: Any) -> None:
-    """Refuse a configuration in which fairseq would run code of the checkpoint's author."""
-    for part in ("task", "model"):
-        for name, value in _settings(cfg[part]):
-            if value is None or isinstance(value, bool | int | float) or name.endswith(("dir", "path", "file", "data")):
-                continue
-            if not isinstance(value, str):  # Python evaluates bytes as it does text
-                raise ValueError(f"its setting {part}.{name} holds {type(value).__name__}, which is no plain value")
-            if not (_PLAIN_TEXT.fullmatch(value) or _NUMBERS.fullmatch(value) or _is_json(value)):
-                raise ValueError(f"its setting {part}.{name} holds an expression, which fairseq would run: {value[:60]!r}")
-
-
-def _settings(node: Any) -> Iterator[tuple[str, Any]]:
-    """Every setting of a configuration, nested ones too, without resolving any reference."""
-    if isinstance(node, Namespace):
-        node = vars(node)
-    if isinstance(node, Container):
-        node = OmegaConf.to_container(node, resolve=False)
-    for name, value in node.items() if isinstance(node, Mapping) else enumerate(node):
-        if isinstance(value, Namespace | Mapping | Container | list | tuple):
-            yield from _settings(value)
-        else:
-            yield str(name), value
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_languages(cfg: Any, student: StudentSide) -> None:
@@ -265,8 +93,8 @@ def _build_model(state: dict[str, Any], cfg: Any, folder: Path, student: Student
     }
     overwrite_args_by_name(cfg, overrides)
     task = tasks.setup_task(cfg.task, from_checkpoint=True)
-    _check_dictionary(f"{folder}/dict.{source_lang}.txt", task.source_dictionary, student.source_dictionary)
-    _check_dictionary(f"{folder}/dict.{target_lang}.txt", task.target_dictionary, student.target_dictionary)
+    check_dictionary(f"{folder}/dict.{source_lang}.txt", task.source_dictionary, student.source_dictionary)
+    check_dictionary(f"{folder}/dict.{target_lang}.txt", task.target_dictionary, student.target_dictionary)
     model = task.build_model(cfg.model, from_checkpoint=True)
     model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
     if not hasattr(model, "encoder") or not hasattr(model, "decoder"):
@@ -274,32 +102,6 @@ def _build_model(state: dict[str, Any], cfg: Any, folder: Path, student: Student
     if getattr(model.decoder, "adaptive_softmax", None) is not None:
         raise ValueError("it has an adaptive softmax, which gives no logits over the whole vocabulary")
     return model
-
-
-def _check_dictionary(name: str, theirs: Dictionary, own: Dictionary) -> None:
-    """Compare symbol by symbol: equal sizes with shifted symbols would train on nonsense."""
-    difference = first_difference(theirs.symbols, own.symbols)
-    if difference is not None:
-        index, theirs_symbol, own_symbol = difference
-        raise UsageError(
-            f"the teacher's dictionary {name} differs from the student's at index {index}: teacher '{theirs_symbol}', "
-            f"student '{own_symbol}'; binarise the student's data with the teacher's dictionaries "
-            "(fairseq-preprocess --srcdict --tgtdict)"
-        )
-
-
-def first_difference(teacher_symbols: Sequence[str], student_symbols: Sequence[str]) -> tuple[int, str, str] | None:
-    """Where two dictionaries part: ``(index, teacher's symbol, student's symbol)``, or None when they are equal.
-
-    A dictionary that ends early counts as holding ``(nothing)`` there.
-    """
-    nothing = "(nothing)"
-    for index in range(max(len(teacher_symbols), len(student_symbols))):
-        theirs = teacher_symbols[index] if index < len(teacher_symbols) else nothing
-        own = student_symbols[index] if index < len(student_symbols) else nothing
-        if theirs != own:
-            return index, theirs, own
-    return None
 
 
 def _dictionary_folder(path: str, cfg: Any, student: StudentSide, data: str | None) -> Path:

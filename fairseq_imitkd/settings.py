@@ -1,4 +1,4 @@
-"""What every method can be told: the flags of ``--criterion``, and which of them can be used together.
+"""What every method and every task with a teacher can be told, and which flags can be used together.
 
 Everything is checked when the criterion is built, before any data is read. A flag that would change nothing is refused:
 silently ignored it would pass for tried.
@@ -6,7 +6,7 @@ silently ignored it would pass for tried.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
@@ -16,6 +16,8 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.rewards import REWARDS
 from fairseq_imitkd.schedules import AdaptiveShare, parse_schedule, parse_share
 
+DTYPES = ("fp32", "fp16", "bf16")
+Precision: Any = ChoiceEnum(["auto", *DTYPES])
 DivergenceName: Any = ChoiceEnum(list(DIVERGENCES))
 PolicyName: Any = ChoiceEnum(["greedy", "sampling", "speculative"])
 ShareUnit: Any = ChoiceEnum(["sentence", "batch"])
@@ -25,6 +27,31 @@ JSWeights: Any = ChoiceEnum(["half", "exact"])
 LossAverage: Any = ChoiceEnum(["token", "sentence"])
 RewardName: Any = ChoiceEnum(["none", *REWARDS])
 BaselineName: Any = ChoiceEnum(["running", "leave-one-out"])
+
+
+@dataclass
+class TeacherConfig(FairseqDataclass):
+    """Where a task's teacher is: the flags that every task with one has."""
+
+    teacher_path: Optional[str] = field(
+        default=None, metadata={"help": "the teacher's checkpoint, or several joined by ':' whose probabilities are averaged"}
+    )
+    teacher_weights: Optional[str] = field(
+        default=None,
+        metadata={"help": "of the teachers of --teacher-path in their average: numbers joined by ':' (default: all alike)"},
+    )
+    teacher_dtype: Precision = field(default="auto", metadata={"help": "the teacher's precision (auto: the student's)"})
+    teacher_data: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "folder with the dictionaries that the teacher was trained with "
+            "(default: looked for beside the checkpoint, then in the folder that it names)"
+        },
+    )
+    teacher_allow_globals: Optional[str] = field(
+        default=None,
+        metadata={"help": "types that the teacher's checkpoint may hold beside fairseq's own: module.name,… (files you trust)"},
+    )
 
 
 @dataclass

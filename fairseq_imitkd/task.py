@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 from dataclasses import dataclass, field
-from typing import Any, Optional, cast
+from typing import Any, cast
 
 import torch
 from fairseq import utils
@@ -16,56 +16,38 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from torch import Tensor
 
 from fairseq_imitkd.batch import Batch, parts_by_length, take
+from fairseq_imitkd.checkpoints import check_files, parse_weights
 from fairseq_imitkd.clock import StageClock
 from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
 from fairseq_imitkd.encoder_cache import parse_bytes
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.figures import totals
-from fairseq_imitkd.loading import StudentSide, check_files, load_teacher, parse_weights
+from fairseq_imitkd.loading import StudentSide, load_teacher
 from fairseq_imitkd.mixing import NO_WORK, Authors, Mixed, Mixer
 from fairseq_imitkd.pool import RolloutPool
 from fairseq_imitkd.replay import ReplayBuffer
 from fairseq_imitkd.rewards import NO_REWARDS, Rewarder, RunningMean
 from fairseq_imitkd.rollout import RolloutGenerator
 from fairseq_imitkd.schedules import AdaptiveShare
+from fairseq_imitkd.settings import TeacherConfig
 from fairseq_imitkd.state import TrainingState
 from fairseq_imitkd.student import placement, unwrapped, why_not_student
 from fairseq_imitkd.teacher import SELECTIONS, Teacher
 
 logger = logging.getLogger(__name__)
 
-Precision: Any = ChoiceEnum(["auto", "fp32", "fp16", "bf16"])
 Selection: Any = ChoiceEnum(list(SELECTIONS))
 
 
 @dataclass
-class TranslationWithTeacherConfig(TranslationConfig):
+class TranslationWithTeacherConfig(TeacherConfig, TranslationConfig):
     """Everything of ``translation``, and where the teacher is."""
 
-    teacher_path: Optional[str] = field(
-        default=None, metadata={"help": "the teacher's checkpoint, or several joined by ':' whose probabilities are averaged"}
-    )
-    teacher_weights: Optional[str] = field(
-        default=None,
-        metadata={"help": "of the teachers of --teacher-path in their average: numbers joined by ':' (default: all alike)"},
-    )
     teacher_selection: Selection = field(
         default="fixed",
         metadata={
             "help": "fixed: these weights for every sentence; agreement: times how probable each teacher finds the reference"
         },
-    )
-    teacher_dtype: Precision = field(default="auto", metadata={"help": "the teacher's precision (auto: the student's)"})
-    teacher_data: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "folder with the dictionaries that the teacher was trained with "
-            "(default: looked for beside the checkpoint, then in the folder that it names)"
-        },
-    )
-    teacher_allow_globals: Optional[str] = field(
-        default=None,
-        metadata={"help": "types that the teacher's checkpoint may hold beside fairseq's own: module.name,… (files you trust)"},
     )
     teacher_encoder_cache: str = field(
         default="0",
@@ -239,7 +221,7 @@ class TranslationWithTeacherTask(TranslationTask):
                 self._state.update_begins()
                 rolls_out = criterion.student_share(update_num) > 0.0 or criterion.teacher_samples
                 # A context of its own: autocast remembers casts made without gradients until it is left.
-                with clock.stage("rollout_seconds") if rolls_out else contextlib.nullcontext(), _autocast(optimizer):
+                with clock.stage("rollout_seconds") if rolls_out else contextlib.nullcontext(), autocast(optimizer):
                     mixed = self._mixed(sample, unwrapped(model), criterion, update_num)
                 work.update(mixed.work)
                 advantages = None
@@ -284,7 +266,7 @@ class TranslationWithTeacherTask(TranslationTask):
         asked = criterion.needs_teacher(update_num)
         encoded, log_weights = None, None
         if asked:
-            with clock.stage("teacher_seconds"), _autocast(optimizer):
+            with clock.stage("teacher_seconds"), autocast(optimizer):
                 encoded = teacher.encode(sample)
                 log_weights = teacher.agreement(references, encoded, target_pad, criterion.chunk(model, references["target"]))
         parts: list[Tensor | None] = [None]
@@ -299,7 +281,7 @@ class TranslationWithTeacherTask(TranslationTask):
             if asked:
                 whole = criterion.chunk(model, part["target"]) == 0
                 weights = log_weights if log_weights is None or rows is None else log_weights[rows]
-                with clock.stage("teacher_seconds"), _autocast(optimizer):
+                with clock.stage("teacher_seconds"), autocast(optimizer):
                     scores = teacher.score(part, encoded, rows, whole, weights)
             of_rows = [batch.is_rollout, batch.truncated, advantages]
             is_rollout, truncated, better = (flag if rows is None or flag is None else flag[rows] for flag in of_rows)
@@ -325,7 +307,7 @@ def _added(one: tuple[Tensor, int, dict[str, Any]], other: tuple[Tensor, int, di
     return one[0] + other[0], one[1] + other[1], figures
 
 
-def _autocast(optimizer: Any) -> contextlib.AbstractContextManager:
+def autocast(optimizer: Any) -> contextlib.AbstractContextManager:
     """The precision that fairseq's own forward will use under ``--amp``."""
     if isinstance(optimizer, AMPOptimizer) and torch.cuda.is_available():
         return torch.autocast("cuda")

@@ -9,7 +9,7 @@ from fairseq import tasks
 from fairseq.models import FairseqDecoder, FairseqEncoderDecoderModel, register_model, register_model_architecture
 from fairseq.models.transformer import TransformerModel
 
-import fairseq_imitkd.loading
+import fairseq_imitkd.checkpoints
 from fairseq_imitkd.errors import UsageError
 from tests import corpus, inside
 
@@ -144,7 +144,7 @@ def test_teacher_files(digits, teacher, tmp_path, monkeypatch):
 
     access = os.access
     monkeypatch.setattr(
-        fairseq_imitkd.loading.os, "access", lambda path, mode: str(path) != str(teacher) and access(path, mode)
+        fairseq_imitkd.checkpoints.os, "access", lambda path, mode: str(path) != str(teacher) and access(path, mode)
     )
     assert "can't be read: check the file's permissions" in message(teacher)
 

@@ -16,8 +16,9 @@ import torch
 from fairseq import options
 from fairseq.models import BaseFairseqModel
 
+from fairseq_imitkd.checkpoints import check_files, first_difference, read_checkpoint
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.loading import StudentSide, _read_checkpoint, check_files, first_difference, load_teacher
+from fairseq_imitkd.loading import StudentSide, load_teacher
 from fairseq_imitkd.teacher import Teacher
 from tests.fairseq_models import (
     LETTERS,
@@ -88,7 +89,7 @@ def test_loaded_teacher_is_the_model_that_was_saved(folder: Path, cfg: Any, mode
 def test_optimizer_state_is_dropped(folder: Path, cfg: Any, model: BaseFairseqModel, zipped: bool) -> None:
     """It is twice the model's size and of no use to a teacher; torch's older file format is read too."""
     path = saved(folder, checkpoint_state(model, cfg), "formats.pt", _use_new_zipfile_serialization=zipped)
-    state = _read_checkpoint(path, None)
+    state = read_checkpoint(path, None)
     assert "last_optimizer_state" not in state
     assert set(state["model"]) == set(model.state_dict())
     assert len(load_teacher(path, STUDENT_SIDE).models) == 1

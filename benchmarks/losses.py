@@ -1,0 +1,140 @@
+"""What a loss over the vocabulary costs in memory and time, taken in chunks and taken whole.
+
+    python benchmarks/losses.py [--threads 1] [--divergences forward-kl jsd …] [--json FILE]
+
+Both ways begin with hidden states of student and teacher, ``(N, D)``, and their output matrices, ``(V, D)``, and end with
+the gradients of the student's: half the reference's negative log-likelihood, half the divergence. Memory is the peak of a
+fresh process beyond these tensors and their gradients. Time is the whole loss, forward and backward: each round takes
+the two ways, and the whole way once more, in an order drawn anew; a ratio is that of one round.
+"""
+
+import argparse
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import interleave, over, quartiles, table, write_json
+from memory import MEGABYTE, forget_peak, held, peak
+from torch import Tensor
+from tqdm import tqdm
+
+from fairseq_imitkd.chunked import Figures, Projected, Scores, chunk_size, chunked_loss
+from fairseq_imitkd.divergences import DIVERGENCES
+
+SETTINGS = {"jsd_weight": 0.1, "skew": 0.1, "annealing": 0.5, "logit_margin": 0.0}
+WIDTH = 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--divergences", nargs="+", choices=list(DIVERGENCES), default=list(DIVERGENCES), metavar="NAME")
+    parser.add_argument("--positions", type=int, default=8192, help="N, for memory (default: %(default)s)")
+    parser.add_argument("--symbols", type=int, default=32000, help="V, for memory (default: %(default)s)")
+    parser.add_argument("--timed-positions", type=int, default=2048, help="N, for time (default: %(default)s)")
+    parser.add_argument("--timed-symbols", type=int, default=10000, help="V, for time (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=12, help="of time (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, default=Path("losses.json"), help="all figures (default: %(default)s)")
+    parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)  # this is a fresh process: one way
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.peak_of:
+        print(json.dumps(measured_peak(args, *args.peak_of)))
+    else:
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
+    peaks: dict[str, dict[str, int]] = {name: {} for name in args.divergences}
+    for name, way in tqdm([(name, way) for name in args.divergences for way in ("whole", "chunks")], unit="process"):
+        peaks[name][way] = in_fresh_process(name, way)
+    ratios, again = {}, {}
+    for name in args.divergences:
+        student, teacher, gold = tensors(args.timed_positions, args.timed_symbols, args.device)
+        ways = {
+            "chunks": lambda _, name=name: chunks(name, student, teacher, gold),
+            "whole": lambda _, name=name: whole(name, student, teacher, gold),
+            "whole again": lambda _, name=name: whole(name, student, teacher, gold),
+        }
+        seconds, _ = interleave(ways, range(args.rounds), 2, args.device)
+        ratios[name] = over(seconds["chunks"], seconds["whole"])
+        again[name] = over(seconds["whole again"], seconds["whole"])
+    rows = [
+        [
+            name, f"{peaks[name]['whole'] / MEGABYTE:,.0f}", f"{peaks[name]['chunks'] / MEGABYTE:,.0f}", *quartiles(ratios[name]),
+            quartiles(again[name])[0],
+        ]
+        for name in args.divergences
+    ]  # fmt: skip
+    print(table(["divergence", "whole, MB", "chunks, MB", "time, chunks / whole", "quartiles", "whole / whole"], rows))
+    print(
+        f"\nmemory at N = {args.positions:,}, V = {args.symbols:,}; time at N = {args.timed_positions:,}, "
+        f"V = {args.timed_symbols:,}; D = {WIDTH}, float32; {args.threads} threads; {args.device}"
+    )
+    write_json(args, peaks=peaks, ratios=ratios, again=again)
+
+
+def in_fresh_process(name: str, way: str) -> int:
+    command = [sys.executable, *sys.argv, "--peak-of", name, way]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{name}, {way}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measured_peak(args: argparse.Namespace, name: str, way: str) -> int:
+    """The most bytes held during one loss, beyond its inputs and their gradients."""
+    small = tensors(64, args.symbols, args.device)
+    (chunks if way == "chunks" else whole)(name, *small)  # what torch itself keeps is there from now on
+    student, teacher, gold = tensors(args.positions, args.symbols, args.device)
+    for tensor in (student.features, student.weight):
+        tensor.grad = torch.ones_like(tensor)
+    forget_peak(args.device)
+    before = held(args.device)
+    (chunks if way == "chunks" else whole)(name, student, teacher, gold)
+    return peak(args.device) - before
+
+
+def tensors(positions: int, symbols: int, device: str) -> tuple[Projected, Projected, Tensor]:
+    """Student and teacher of the same shape, and references."""
+    torch.manual_seed(1)
+    made = [torch.randn(rows, WIDTH, device=device) * scale for rows, scale in ((positions, 1.0), (symbols, 0.05)) * 2]
+    student = Projected(made[0].requires_grad_(True), made[1].requires_grad_(True))
+    return student, Projected(made[2], made[3]), torch.randint(symbols, (positions,), device=device)
+
+
+def chunks(name: str, student: Projected, teacher: Scores, gold: Tensor) -> None:
+    size = chunk_size(gold.numel(), student.weight.size(0), gold.device) or chunk_size(2**30, student.weight.size(0), gold.device)
+    loss, _ = chunked_loss(student, lambda logits, at: token_loss(name, logits, teacher, gold, at), size)
+    loss.backward()
+
+
+def whole(name: str, student: Projected, teacher: Scores, gold: Tensor) -> None:
+    everything = slice(None)
+    losses, _ = token_loss(name, student.logits(everything), teacher, gold, everything)
+    losses.sum().backward()
+
+
+def token_loss(name: str, logits: Tensor, teacher: Scores, gold: Tensor, at: slice) -> tuple[Tensor, Figures]:
+    divergence, target = DIVERGENCES[name], gold[at]
+    given: dict[str, Any] = {
+        **SETTINGS,
+        "target": target,
+        "is_rollout": target % 2 == 0,
+        "is_hard": target % 2 == 0,
+        "mixture_weight": torch.full_like(target, 0.5, dtype=torch.float32),
+    }
+    asked = {key: value for key, value in given.items() if key in inspect.signature(divergence).parameters}
+    distance = divergence(logits, teacher.logits(at), **asked)
+    losses = 0.5 * F.cross_entropy(logits, target, reduction="none") + 0.5 * distance
+    return losses, {}
+
+
+if __name__ == "__main__":
+    main()
