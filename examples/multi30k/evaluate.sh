@@ -2,9 +2,14 @@
 # The table: greedy translations of test2016 by every model that is there, scored with sacreBLEU. Writes results.json.
 source "$(dirname "$0")/../common.sh"
 
+# The teacher and the student first, then everything that was trained from it.
 models=()
-for name in teacher scratch continued word_kd imitkd imitkd_full; do
-  [ -e "$RUN/.done/$name" ] && models+=("$name")
+for done in "$RUN"/.done/*; do
+  name=$(basename "$done")
+  case $name in raw | encode | binarise | teacher | scratch) ;; *) models+=("$name") ;; esac
+done
+for name in scratch teacher; do
+  [ -e "$RUN/.done/$name" ] && models=("$name" "${models[@]}")
 done
 [ ${#models[@]} -gt 0 ] || die "no trained model in $RUN: run teacher.sh, student.sh and distill.sh first"
 
@@ -20,6 +25,7 @@ translate() {
 }
 
 for name in "${models[@]}"; do
+  [ "$RUN/$name/test.hyp" -nt "$RUN/$name/checkpoint_best.pt" ] && continue # done before
   say "translate test2016 with $name"
   translate "$name"
 done

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# The whole recipe, stage by stage; a second call goes on where the first one stopped. RAW_DIR=DIR, DEVICE=cpu|cuda, SEED=1.
+# The recipe, stage by stage: run.sh [METHOD…] (default: word_kd imitkd imitkd_full); any names of --criterion.
+# A second call goes on where the first one stopped. RAW_DIR=DIR, DEVICE=cpu|cuda, SEED=1.
 here=$(cd "$(dirname "$0")" && pwd)
 set -euo pipefail
+[ $# -gt 0 ] || set -- word_kd imitkd imitkd_full
 
 "$here/prepare.sh"
 "$here/teacher.sh"
 "$here/student.sh"
-for method in word_kd imitkd imitkd_full; do
+for method in continued "$@"; do
   "$here/distill.sh" "$method"
 done
 "$here/evaluate.sh"
