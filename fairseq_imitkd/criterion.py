@@ -99,7 +99,8 @@ class DistillationCriterion(FairseqCriterion):
         self._teacher_topk, self._teacher_tail = cfg.teacher_topk, str(cfg.teacher_tail)
         self._label_smoothing = cfg.label_smoothing
         self._by_sentence = str(cfg.loss_average) == "sentence"
-        self._loss_chunk = cfg.loss_chunk
+        # With --find-unused-parameters torch looks for a gradient's way in the forward pass alone, where chunks have none.
+        self.loss_chunk = -1 if cfg.find_unused_parameters else cfg.loss_chunk
 
         self.reward = None if str(cfg.reward) == "none" else str(cfg.reward)
         self.reward_weight = cfg.reward_weight if self.reward else 0.0
@@ -161,7 +162,7 @@ class DistillationCriterion(FairseqCriterion):
         projection = output_projection(decoder) if decoder is not None else None
         if projection is None:
             return 0
-        return chunk_size(target.numel(), projection[0].size(0), target.device, self._loss_chunk)
+        return chunk_size(target.numel(), projection[0].size(0), target.device, self.loss_chunk)
 
     def forward(self, model: BaseFairseqModel, sample: Batch, reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
         """Score one batch.

@@ -184,6 +184,7 @@ class DistillationConfig(FairseqDataclass):
     max_update: int = II("optimization.max_update")
     max_epoch: int = II("optimization.max_epoch")
     ddp_backend: str = II("distributed_training.ddp_backend")
+    find_unused_parameters: bool = II("distributed_training.find_unused_parameters")
 
 
 def training_length(cfg: DistillationConfig) -> tuple[int, str]:
@@ -242,6 +243,11 @@ def check(cfg: DistillationConfig, method: str, defaults: DistillationConfig) ->
     if cfg.annealing_temperature > 1 and length <= 0:
         raise UsageError(
             f"--annealing-temperature {cfg.annealing_temperature} needs {length_flag}, which says when training ends"
+        )
+    if cfg.loss_chunk > 0 and cfg.find_unused_parameters:
+        raise UsageError(
+            f"--loss-chunk {cfg.loss_chunk} uses the output matrix outside of the model's forward pass, where "
+            "--find-unused-parameters does not find it: leave one of them out"
         )
     if cfg.ddp_backend == "fully_sharded":
         raise UsageError(

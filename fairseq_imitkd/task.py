@@ -31,7 +31,7 @@ from fairseq_imitkd.rollout import RolloutGenerator
 from fairseq_imitkd.schedules import AdaptiveShare
 from fairseq_imitkd.settings import TeacherConfig
 from fairseq_imitkd.state import TrainingState
-from fairseq_imitkd.student import placement, unwrapped, why_not_student
+from fairseq_imitkd.student import output_projection, placement, unwrapped, why_not_student
 from fairseq_imitkd.teacher import SELECTIONS, Teacher
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ class TranslationWithTeacherTask(TranslationTask):
         self.for_training = True
         self._teacher: Teacher | None = None
         self._student_refusal: str | None = None
+        self._chunks = False
         self._clock: StageClock | None = None
         self._mixer: Mixer | None = None
         self._rewarder: Rewarder | None = None
@@ -95,6 +96,7 @@ class TranslationWithTeacherTask(TranslationTask):
         """Build the student, and remember whether it can be distilled into."""
         model = super().build_model(cfg, from_checkpoint)
         self._student_refusal = why_not_student(model)
+        self._chunks = self._student_refusal is None and output_projection(model.decoder) is not None
         return model
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
@@ -114,6 +116,11 @@ class TranslationWithTeacherTask(TranslationTask):
                 self._check_selection(criterion)
             if self._student_refusal:
                 raise UsageError(self._student_refusal)
+            if criterion.loss_chunk > 0 and not self._chunks:
+                raise UsageError(
+                    f"--loss-chunk {criterion.loss_chunk} can't be used with this --arch, whose logits are no product of hidden "
+                    "states and one matrix: leave it out"
+                )
             self._teacher = self._load_teacher()
             self._prepare(criterion)
         return criterion

@@ -90,7 +90,8 @@ def tiny_criterion(
     **settings: Any,
 ) -> DistillationCriterion:
     """A method's criterion with its own defaults, but for the settings given."""
-    cfg = METHODS[name](seed=seed, max_update=max_update, max_epoch=max_epoch, ddp_backend=ddp_backend, **settings)
+    read = {"seed": seed, "max_update": max_update, "max_epoch": max_epoch, "ddp_backend": ddp_backend}
+    cfg = METHODS[name](**{"find_unused_parameters": False, **read, **settings})
     cfg._name = name
     return CRITERION_REGISTRY[name](cfg, task)
 

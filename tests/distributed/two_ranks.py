@@ -76,13 +76,13 @@ def wrapped(model: nn.Module, backend: str) -> Any:
     return ModuleProxyWrapper(DistributedDataParallel(model, broadcast_buffers=False))
 
 
-def wrapped_step(backend: str, rank: int, ignore_grad: bool) -> dict[str, Any]:
+def wrapped_step(backend: str, rank: int, ignore_grad: bool, **settings: Any) -> dict[str, Any]:
     """One step through the wrapper: the averaged gradients, the count and the log of this rank."""
     model = student()
     outer = wrapped(model, backend)
     sample = sentences()[rank]
     _, count, figures = task().train_step(
-        sample, outer, criterion(), Optimizer(), UPDATE, ignore_grad=ignore_grad and rank == 1
+        sample, outer, criterion(**settings), Optimizer(), UPDATE, ignore_grad=ignore_grad and rank == 1
     )
     if backend == "legacy_ddp":
         outer.all_reduce_grads()
@@ -117,6 +117,7 @@ def main(rank: int, folder: Path) -> None:
     for backend in BACKENDS:
         for ignore_grad in (False, True):
             results[f"{backend}-{'filler' if ignore_grad else 'even'}"] = wrapped_step(backend, rank, ignore_grad)
+        results[f"{backend}-chunks"] = wrapped_step(backend, rank, False, loss_chunk=3)
     results["trainer"] = trainer_steps(rank, folder)
     torch.save(results, folder / f"rank-{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -103,7 +103,7 @@ CHOICES = {
     "--rollout-policy": ["greedy", "sampling", "speculative"],
 }  # fmt: skip
 # fairseq's own flags, which the criterion only reads.
-READ = {"--seed", "--max-update", "--max-epoch", "--ddp-backend"}
+READ = {"--seed", "--max-update", "--max-epoch", "--ddp-backend", "--find-unused-parameters"}
 
 
 def flags(dataclass: type) -> dict[str, argparse.Action]:
