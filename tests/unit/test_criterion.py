@@ -13,7 +13,7 @@ from torch import Tensor
 from fairseq_imitkd.batch import with_rollouts
 from fairseq_imitkd.chunked import Whole
 from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import RefusedUpdate, UsageError
 from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.rollout import Rollout
 from tests.fairseq_models import TOKENWISE, build_student, make_batch, reversed_pairs, tiny_criterion, tiny_task
@@ -422,3 +422,156 @@ def test_rollout_flags_at_their_defaults_are_accepted_without_rollouts() -> None
     """fairseq hands every setting over, given or not."""
     settings = {"rollout_policy": "greedy", "rollout_topk": 0, "rollout_topp": 1.0, "rollout_max_len_a": 1.2}
     assert tiny_criterion("word_kd", tiny_task(), **settings).student_share(50) == 0.0
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("chunk", [-1, 2])
+def test_teacher_that_is_not_finite_is_named_with_its_sentences(student, name: str, chunk: int) -> None:
+    """The update is refused before any gradient: no training on nonsense, and no search for the batch that did it."""
+    criterion, sample = tiny_criterion(name, tiny_task(), loss_chunk=chunk), distillation_batch()
+    broken = teacher_logits(sample).clone()
+    broken[[0, 2], 0, 5] = torch.nan
+    other = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=Whole(broken.flatten(0, 1)), update_num=7)}
+    ids = ", ".join(map(str, sample["id"][[0, 2]].tolist()))
+    with pytest.raises(RefusedUpdate) as refusal:
+        criterion(student, other)
+    message = str(refusal.value)
+    assert message.startswith(f"update 8 is refused: the loss of sentence {ids} is no finite number: the teacher's logits")
+    assert "--teacher-dtype fp32" in message
+    assert "\n" not in message
+    assert isinstance(refusal.value, SystemExit)
+
+
+def test_student_that_is_not_finite_is_told_from_the_teacher() -> None:
+    """And so is a divergence that is infinite for finite opinions, under its own name."""
+    model, sample = build_student().eval(), distillation_batch()
+    with torch.no_grad():
+        model.decoder.output_projection.weight[5] = torch.inf
+    with pytest.raises(RefusedUpdate, match=r"the student's logits are not finite; a smaller --lr"):
+        tiny_criterion("imitkd_full", tiny_task())(model, sample)
+    impossible = teacher_logits(sample).clone()
+    impossible[1, 0, 6] = -torch.inf
+    other = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=Whole(impossible.flatten(0, 1)))}
+    with pytest.raises(RefusedUpdate, match=rf"sentence {int(sample['id'][1])} is .*--divergence reverse-kl is not finite"):
+        tiny_criterion("f_distill_rkl", tiny_task())(build_student().eval(), other)
+
+
+def test_sentences_mean_is_of_each_sentences_tokens(student) -> None:
+    """``--loss-average sentence``: every sentence counts alike, however long (Agarwal et al. 2023, equation 2)."""
+    sample = distillation_batch()
+    loss, count, figures = tiny_criterion("imitkd_full", tiny_task(), loss_average="sentence")(student, sample)
+    expected = reference_losses("imitkd_full", 0.0, student, sample)
+    lengths = sample["target"].ne(PAD).sum(dim=-1).tolist()
+    sums, at = 0.0, 0
+    for length in lengths:
+        sums += sum(entry[1] for entry in expected[at : at + length]) / length
+        at += length
+    assert float(loss) == pytest.approx(sums, rel=1e-5)
+    assert count == figures["sample_size"] == len(lengths)
+    assert float(figures["loss"]) == pytest.approx(sum(entry[1] for entry in expected), rel=1e-5), "the log is of tokens"
+
+
+def test_label_smoothing_is_fairseqs_own(student) -> None:
+    """On references alone: at ``--gold-weight 1`` and no rollouts the loss is ``label_smoothed_cross_entropy``'s."""
+    from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
+
+    sample = distillation_batch(rollout_rows=())
+    loss, _, _ = tiny_criterion("word_kd", tiny_task(), gold_weight="1", label_smoothing=0.1)(student, sample)
+    lprobs = student_lprobs(student, sample)
+    expected, _ = label_smoothed_nll_loss(lprobs.flatten(0, 1), sample["target"].flatten(), 0.1, ignore_index=PAD)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    with_rollouts = distillation_batch()
+    losses = [
+        float(
+            tiny_criterion("word_kd", tiny_task(), gold_weight="1", label_smoothing=eps)(student, with_rollouts)[2][
+                "loss_rollout"
+            ]
+        )
+        for eps in (0.0, 0.1)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_temperatures_by_definition(student) -> None:
+    """``T^2 KL(softmax(z_p / T_p) || softmax(z_q / T))`` with the student's ``T`` (Hinton et al. 2015, section 2)."""
+    sample = distillation_batch()
+    settings = {"student_temperature": 2.0, "teacher_temperature": 3.0}
+    loss, _, _ = tiny_criterion("imitkd_full", tiny_task(), **settings)(student, sample)
+    with torch.no_grad():
+        q = (student(**sample["net_input"])[0].double() / 2.0).log_softmax(-1)
+    p = (teacher_logits(sample).double() / 3.0).log_softmax(-1)
+    expected = 4.0 * (p.exp() * (p - q)).sum(-1)[sample["target"].ne(PAD)].sum()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("tail", ["dropped", "bucket"])
+def test_teachers_best_few_by_definition(student, tail: str) -> None:
+    """Renormalised over the best three, or with one symbol more that stands for all others, on both sides."""
+    sample = distillation_batch()
+    loss, _, _ = tiny_criterion("imitkd_full", tiny_task(), teacher_topk=3, teacher_tail=tail)(student, sample)
+    q, expected = student_lprobs(student, sample), 0.0
+    for row, position in sample["target"].ne(PAD).nonzero().tolist():
+        p = teacher_logits(sample)[row, position].double().softmax(-1).tolist()
+        best = sorted(range(20), key=lambda v: -p[v])[:3]
+        q_here = q[row, position].exp().tolist()
+        if tail == "dropped":
+            whole = sum(p[v] for v in best)
+            expected += sum(p[v] / whole * math.log(p[v] / whole / q_here[v]) for v in best)
+        else:
+            outcomes = [(p[v], q_here[v]) for v in best]
+            outcomes.append((1 - sum(p[v] for v in best), 1 - sum(q_here[v] for v in best)))
+            expected += sum(a * math.log(a / b) for a, b in outcomes)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_hard_tokens_are_those_of_which_the_teacher_is_less_sure(student) -> None:
+    """The half of the batch below the median of ``p(target)``, padding not counted (Zhong et al. 2024, section 3.2)."""
+    sample = distillation_batch(rollout_rows=())
+    losses, _, _ = tiny_criterion("atkd", tiny_task())(student, sample, reduce=False)
+    counted = sample["target"].ne(PAD)
+    p, q = teacher_logits(sample).double().softmax(-1)[counted], student_lprobs(student, sample).exp()[counted]
+    gold = sample["target"][counted]
+    sure = p[torch.arange(len(gold)), gold]
+    median = sorted(sure.tolist())[(len(gold) - 1) // 2]
+    for n, y in enumerate(gold.tolist()):
+        others = [v for v in range(20) if v != y]
+        rest_p, rest_q = sum(float(p[n, v]) for v in others), sum(float(q[n, v]) for v in others)
+        expected = sum(float(p[n, v]) / rest_p * math.log(float(p[n, v]) / rest_p / (float(q[n, v]) / rest_q)) for v in others)
+        if float(sure[n]) < median:
+            expected += float(p[n, y]) * math.log(float(p[n, y] / q[n, y])) + rest_p * math.log(rest_p / rest_q)
+        assert float(losses[n]) == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert 0 < sum(float(value) < median for value in sure) < len(gold)
+
+
+def test_exact_mixture_weights_are_the_prefixes_probabilities(student) -> None:
+    """``w_t = p(y<t) / (p(y<t) + q(y<t))``: one half at the first token, and ever nearer to who finds the prefix likely."""
+    sample = distillation_batch()
+    half = tiny_criterion("f_distill", tiny_task())(student, sample, reduce=False)[0]
+    exact = tiny_criterion("f_distill", tiny_task(), js_weights="exact")(student, sample, reduce=False)[0]
+    q, p = student_lprobs(student, sample), teacher_logits(sample).double().log_softmax(-1)
+    given, at = sample[DISTILLATION], 0
+    for row, target in enumerate(sample["target"].tolist()):
+        prefix = [0.0, 0.0]
+        for position, token in enumerate(target):
+            if token == PAD:
+                continue
+            weight = math.exp(prefix[0]) / (math.exp(prefix[0]) + math.exp(prefix[1]))
+            for losses, w in ((half, 0.5), (exact, weight)):
+                m = (w * p[row, position].exp() + (1 - w) * q[row, position].exp()).log()
+                own = q[row, position] if given.is_rollout[row] else p[row, position]
+                expected = float((own.exp() * (own - m)).sum())
+                assert float(losses[at]) == pytest.approx(expected, rel=1e-3, abs=1e-5)
+            prefix = [prefix[0] + float(p[row, position, token]), prefix[1] + float(q[row, position, token])]
+            at += 1
+    assert not torch.allclose(half, exact, rtol=1e-2)
+
+
+def test_a_stage_without_teacher_needs_no_scores(student) -> None:
+    """Annealing-KD's second stage: the references' likelihood alone, whatever the teacher would say."""
+    criterion = tiny_criterion("annealing_kd", tiny_task(), max_update=30)
+    assert [criterion.needs_teacher(n) for n in (0, 19, 21, 29)] == [True, True, False, False]
+    sample = distillation_batch(rollout_rows=())
+    second = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=None, update_num=25)}
+    loss, _, figures = criterion(student, second)
+    assert float(loss) == pytest.approx(float(figures["nll_loss"]), rel=1e-6)
+    assert int(figures["teacher_tokens"]) == 0

@@ -5,6 +5,7 @@ import codecs
 import copy
 import fractions
 import logging
+import math
 import os
 import pickle
 import re
@@ -16,7 +17,7 @@ import torch
 from fairseq import options
 from fairseq.models import BaseFairseqModel
 
-from fairseq_imitkd.checkpoints import check_files, first_difference, read_checkpoint
+from fairseq_imitkd.checkpoints import check_files, first_difference, parse_weights, read_checkpoint
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.loading import StudentSide, load_teacher
 from fairseq_imitkd.teacher import Teacher
@@ -674,3 +675,54 @@ def test_checkpoint_without_weights_that_are_any_is_refused(folder: Path, cfg: A
     for weights in (None, [], 3, {"encoder": 1}):
         path = saved(folder, {**checkpoint_state(model, cfg), "model": weights}, "weights.pt")
         assert f"--teacher-path '{path}' " in refusal(path)
+
+
+def test_weights_of_an_ensemble() -> None:
+    """The weighted mean of probabilities, from the definition."""
+    members = [build_student(seed=seed).eval() for seed in (1, 2)]
+    sample = make_batch(reversed_pairs(4, seed=2))
+    logits = teacher_logits(Teacher(members, weights=[0.8, 0.2]), sample)
+    with torch.no_grad():
+        probs = [member(**sample["net_input"])[0].double().softmax(-1) for member in members]
+    torch.testing.assert_close(logits.double().exp(), 0.8 * probs[0] + 0.2 * probs[1], rtol=1e-5, atol=1e-7)
+
+
+def test_agreement_weighs_members_by_the_reference() -> None:
+    """Each sentence's weights are the members' own, times the geometric mean of the reference's probabilities."""
+    members = [build_student(seed=seed).eval() for seed in (1, 2)]
+    sample = make_batch(reversed_pairs(5, seed=3))
+    teacher = Teacher(members, weights=[0.8, 0.2], selection="agreement")
+    encoded = teacher.encode(sample)
+    for chunk in (0, 4):
+        log_weights = teacher.agreement(sample, encoded, pad=1, chunk=chunk)
+        for row, target in enumerate(sample["target"]):
+            products = []
+            for member, prior in zip(members, (0.8, 0.2), strict=True):
+                with torch.no_grad():
+                    lprobs = member(**sample["net_input"])[0].double().log_softmax(-1)[row]
+                counted = [float(lprobs[at, token]) for at, token in enumerate(target.tolist()) if token != 1]
+                products.append(prior * math.exp(sum(counted) / len(counted)))
+            expected = [product / sum(products) for product in products]
+            torch.testing.assert_close(log_weights[row].exp().double(), torch.tensor(expected).double(), rtol=1e-4, atol=1e-5)
+    logits = teacher_logits(teacher, sample, encoded, None, True, log_weights)
+    with torch.no_grad():
+        probs = torch.stack([member(**sample["net_input"])[0].double().softmax(-1) for member in members])
+    mean = (log_weights.double().exp().t()[:, :, None, None] * probs).sum(0)
+    torch.testing.assert_close(logits.double().exp(), mean, rtol=1e-4, atol=1e-6)
+    assert Teacher(members).agreement(sample, encoded, pad=1, chunk=0) is None
+
+
+@pytest.mark.parametrize("text", ["0.5", "0.5:0.5:1", "a:b", "0:1", "-1:2", "nan:1", "inf:1", ""])
+def test_weights_of_another_number_are_refused(text: str) -> None:
+    """One positive number for each teacher; the flag and its value are named."""
+    with pytest.raises(UsageError) as error:
+        parse_weights(text, "a.pt:b.pt")
+    assert str(error.value).startswith("--teacher-weights must be 2 positive numbers joined by ':'")
+    assert f"'{text}'" in str(error.value)
+
+
+def test_weights_are_made_to_add_up() -> None:
+    """``2:1`` and ``0.2:0.1`` mean the same."""
+    assert parse_weights("2:1", "a.pt:b.pt") == pytest.approx([2 / 3, 1 / 3])
+    assert parse_weights("0.2:0.1", "a.pt:b.pt") == pytest.approx([2 / 3, 1 / 3])
+    assert parse_weights(None, "a.pt:b.pt") is None
