@@ -1,4 +1,4 @@
-"""``python -m fairseq_imitkd --version``: what a bug report needs."""
+"""``python -m fairseq_imitkd --version``: what a bug report needs. ``--methods``: every method and its settings."""
 
 import argparse
 import importlib.util
@@ -11,6 +11,7 @@ from fairseq.modules import layer_norm
 from fairseq.optim.fused_adam import get_fused_adam_class
 
 import fairseq_imitkd
+from fairseq_imitkd import methods
 
 
 def versions() -> str:
@@ -38,8 +39,12 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m fairseq_imitkd", description=fairseq_imitkd.__doc__)
     parser.add_argument("--version", action="store_true", help="print the versions of everything that a result depends on")
-    if parser.parse_args().version:
+    parser.add_argument("--methods", action="store_true", help="print a table of all methods, their papers and their settings")
+    args = parser.parse_args()
+    if args.version:
         print(versions())
+    elif args.methods:
+        print(methods.table())
     else:
         parser.print_help()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from fairseq import tasks
+from fairseq.data import Dictionary
 from fairseq.dataclass.utils import overwrite_args_by_name
 from fairseq.models import BaseFairseqModel
 from fairseq.tasks import register_task
@@ -90,17 +91,19 @@ class SentencePredictionWithTeacherTask(SentencePredictionTask):
         """Load the dictionaries. A task rebuilt from a checkpoint needs no teacher.
 
         Raises:
-            UsageError: the classes are not said, or there are fewer labels than classes.
+            UsageError: the classes are not said, or their number is not that of the labels.
         """
         if cfg.num_classes < 2:
             raise UsageError(f"--num-classes must be 2 or more, but is {cfg.num_classes}")
         if cfg.regression_target:
             raise UsageError("--regression-target can't be distilled here: a teacher's opinion is about classes; leave it out")
         task = super().setup_task(cfg, **kwargs)
-        labels = len(task.label_dictionary) - task.label_dictionary.nspecial - 1  # fairseq adds a <mask>
-        if labels < cfg.num_classes:
+        labels = _labels(task.label_dictionary)
+        if labels != cfg.num_classes:
             file = os.path.join(cfg.data, "label", "dict.txt")
-            raise UsageError(f"--num-classes {cfg.num_classes} is more than the {labels} labels of {file}: give their number")
+            raise UsageError(
+                f"--num-classes {cfg.num_classes} is not the number of labels in {file}: give --num-classes {labels}"
+            )
         task.for_training = not kwargs.get("from_checkpoint", False)
         return task
 
@@ -177,15 +180,23 @@ class SentencePredictionWithTeacherTask(SentencePredictionTask):
         matrix = state["model"].get(f"classification_heads.{head}.out_proj.weight")
         if matrix is None:  # fairseq would go on with random weights
             heads = sorted({name.split(".")[1] for name in state["model"] if name.startswith("classification_heads.")})
-            raise UsageError(
-                f"--teacher-path '{path}' has no head '{head}' (it has: {', '.join(heads) or 'none'}): "
-                "--classification-head-name must name one that it has"
+            remedy = (
+                f"--classification-head-name must name one that it has: {', '.join(heads)}"
+                if heads
+                else "give a teacher that was trained with --task sentence_prediction"
             )
+            raise UsageError(f"--teacher-path '{path}' has no classification head '{head}': {remedy}")
         if matrix.size(0) != self.cfg.num_classes:
             raise UsageError(
                 f"--teacher-path '{path}' tells {matrix.size(0)} classes apart, the student {self.cfg.num_classes} "
                 "(--num-classes): give a teacher of the same classes"
             )
+        for name in ("init_token", "separator_token"):
+            theirs, own = getattr(cfg.task, name, None), getattr(self.cfg, name)
+            if theirs != own:  # it would score sentences such as it never saw
+                flag = "--" + name.replace("_", "-")
+                remedy = f"leave {flag} out" if theirs is None else f"give {flag} {theirs}"
+                raise UsageError(f"{flag} is {own}, but --teacher-path '{path}' was trained with {theirs}: {remedy}")
         folder = self._dictionary_folder(path, cfg)
         overwrite_args_by_name(cfg, {"data": str(folder)})
         task = tasks.setup_task(cfg.task, from_checkpoint=True)
@@ -196,6 +207,13 @@ class SentencePredictionWithTeacherTask(SentencePredictionTask):
             check_dictionary(str(folder / kind / "dict.txt"), theirs, own)
         model = task.build_model(cfg.model, from_checkpoint=True)
         model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
+        limit = model.max_positions()
+        limit = min(limit) if isinstance(limit, tuple) else limit
+        if limit < self.cfg.max_positions:
+            raise UsageError(
+                f"--max-positions {self.cfg.max_positions} is more than --teacher-path '{path}' can read: "
+                f"give --max-positions {limit}, with --shorten-method truncate for longer sentences"
+            )
         return model
 
     def _dictionary_folder(self, path: str, cfg: Any) -> Path:
@@ -209,6 +227,12 @@ class SentencePredictionWithTeacherTask(SentencePredictionTask):
             f"the teacher's dictionaries input0/dict.txt and label/dict.txt are not in {' or '.join(map(str, folders))}: "
             "--teacher-data must name the folder that holds the ones it was trained with"
         )
+
+
+def _labels(dictionary: Dictionary) -> int:
+    """How many labels a dictionary holds, without fairseq's own symbols and its padding to a multiple of eight."""
+    symbols = dictionary.symbols[dictionary.nspecial :]
+    return sum(symbol != "<mask>" and not symbol.startswith("madeupword") for symbol in symbols)
 
 
 def _classes(model: torch.nn.Module, sample: Batch, head: str) -> Tensor:

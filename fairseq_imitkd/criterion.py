@@ -88,8 +88,8 @@ class DistillationCriterion(FairseqCriterion):
         self._gold_schedule = parse_schedule(cfg.gold_weight, self._end, "--gold-weight", end_flag)
         self.teacher_samples = cfg.teacher_samples
 
-        self._divergence = DIVERGENCES[str(cfg.divergence)]
-        self._divergence_name = str(cfg.divergence)
+        self._divergence = DIVERGENCES[cfg.divergence]
+        self._divergence_name = cfg.divergence
         self._inputs, settings = needs(self._divergence)
         self._settings = {setting: getattr(cfg, setting) for setting in settings if setting != "annealing"}
         self._anneals = "annealing" in settings

@@ -12,7 +12,6 @@ from fairseq.criterions import register_criterion
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.settings import (
     DistillationConfig,
-    DivergenceName,
     LossAverage,
     PolicyName,
     ShareUnit,
@@ -35,7 +34,7 @@ class ImitKDConfig(DistillationConfig):
     """
 
     student_share: str = default("student_share", "exponential:0.005")
-    divergence: DivergenceName = default("divergence", "teacher-argmax")
+    divergence: str = default("divergence", "teacher-argmax")
 
 
 @dataclass
@@ -43,7 +42,7 @@ class ImitKDFullConfig(DistillationConfig):
     """ImitKD, full form (Lin et al. 2020, section 3): the same prefixes, the teacher's whole distribution."""
 
     student_share: str = default("student_share", "exponential:0.005")
-    divergence: DivergenceName = default("divergence", "forward-kl")
+    divergence: str = default("divergence", "forward-kl")
 
 
 @dataclass
@@ -51,7 +50,7 @@ class WordKDConfig(DistillationConfig):
     """Word-level distillation (Kim & Rush, EMNLP 2016, section 3.1): half the reference, half the teacher's distribution."""
 
     student_share: str = default("student_share", "constant:0")
-    divergence: DivergenceName = default("divergence", "forward-kl")
+    divergence: str = default("divergence", "forward-kl")
     gold_weight: str = default("gold_weight", "0.5")
 
 
@@ -66,7 +65,7 @@ class GKDConfig(DistillationConfig):
 
     student_share: str = default("student_share", "constant:1")
     share_by: ShareUnit = default("share_by", "batch")
-    divergence: DivergenceName = default("divergence", "jsd")
+    divergence: str = default("divergence", "jsd")
     jsd_weight: float = default("jsd_weight", 0.1)
     loss_average: LossAverage = default("loss_average", "sentence")
     rollout_policy: PolicyName = default("rollout_policy", "sampling")
@@ -81,7 +80,7 @@ class FDistillConfig(DistillationConfig):
     """
 
     student_share: str = default("student_share", "constant:0.5")
-    divergence: DivergenceName = default("divergence", "sequence-js")
+    divergence: str = default("divergence", "sequence-js")
     rollout_policy: PolicyName = default("rollout_policy", "sampling")
 
 
@@ -89,7 +88,7 @@ class FDistillConfig(DistillationConfig):
 class FDistillKLConfig(DistillationConfig):
     """f-distill with the KL divergence (Wen et al. 2023, section 3.1): on the teacher's sentences alone."""
 
-    divergence: DivergenceName = default("divergence", "forward-kl")
+    divergence: str = default("divergence", "forward-kl")
 
 
 @dataclass
@@ -97,7 +96,7 @@ class FDistillReverseKLConfig(DistillationConfig):
     """f-distill with the reverse KL divergence (Wen et al. 2023, section 3.2): on the student's samples alone."""
 
     student_share: str = default("student_share", "constant:1")
-    divergence: DivergenceName = default("divergence", "reverse-kl")
+    divergence: str = default("divergence", "reverse-kl")
     rollout_policy: PolicyName = default("rollout_policy", "sampling")
 
 
@@ -106,7 +105,7 @@ class FDistillTVDConfig(DistillationConfig):
     """f-distill with the total variation distance (Wen et al. 2023, section 3.4): half on either's sentences."""
 
     student_share: str = default("student_share", "constant:0.5")
-    divergence: DivergenceName = default("divergence", "tvd")
+    divergence: str = default("divergence", "tvd")
     rollout_policy: PolicyName = default("rollout_policy", "sampling")
 
 
@@ -119,7 +118,7 @@ class AnnealingKDConfig(DistillationConfig):
     stage II alone is any criterion of fairseq's, from the best checkpoint of stage I.
     """
 
-    divergence: DivergenceName = default("divergence", "logit-mse")
+    divergence: str = default("divergence", "logit-mse")
     annealing_temperature: int = default("annealing_temperature", 10)
     annealing_end: float = default("annealing_end", 0.6667)
     gold_weight: str = default("gold_weight", "constant:1,warmup=0.6667")
@@ -133,7 +132,7 @@ class ContinuationKDConfig(DistillationConfig):
     teacher's are left alone. The paper tunes that margin; this one is ours.
     """
 
-    divergence: DivergenceName = default("divergence", "logit-mse")
+    divergence: str = default("divergence", "logit-mse")
     annealing_temperature: int = default("annealing_temperature", 10)
     logit_margin: float = default("logit_margin", 0.1)
     gold_weight: str = default("gold_weight", "linear:0")
@@ -148,7 +147,7 @@ class DistiLLMConfig(DistillationConfig):
     """
 
     student_share: str = default("student_share", "adaptive:0")
-    divergence: DivergenceName = default("divergence", "skew-reverse-kl")
+    divergence: str = default("divergence", "skew-reverse-kl")
     rollout_policy: PolicyName = default("rollout_policy", "sampling")
     rollout_replay: int = default("rollout_replay", 1000)
 
@@ -161,7 +160,7 @@ class SpeculativeKDConfig(DistillationConfig):
     """
 
     student_share: str = default("student_share", "constant:1")
-    divergence: DivergenceName = default("divergence", "forward-kl")
+    divergence: str = default("divergence", "forward-kl")
     rollout_policy: PolicyName = default("rollout_policy", "speculative")
 
 
@@ -172,7 +171,7 @@ class ATKDConfig(DistillationConfig):
     The half of a batch's tokens of which the teacher is surest teach only how the other symbols compare.
     """
 
-    divergence: DivergenceName = default("divergence", "target-decoupled-kl")
+    divergence: str = default("divergence", "target-decoupled-kl")
 
 
 METHODS: dict[str, type[DistillationConfig]] = {
@@ -211,3 +210,21 @@ def register_method(name: str, defaults: type[DistillationConfig]) -> type[Disti
 
 for _name, _defaults in METHODS.items():
     register_method(_name, _defaults)
+
+
+def table() -> str:
+    """Every method in Markdown: its name, what it is, its paper, its settings and its tests."""
+    lines = ["| `--criterion` | what it is | paper | its settings | tests |", "|---|---|---|---|---|"]
+    base = DistillationConfig()
+    for name, defaults in METHODS.items():
+        summary = " ".join((defaults.__doc__ or "").strip().split("\n\n")[0].split()).removesuffix(".")
+        title, _, rest = summary.partition(" (")
+        paper, _, more = rest.partition(")")
+        own = [item.name for item in fields(defaults) if getattr(defaults(), item.name) != getattr(base, item.name)]
+        flags = " ".join(f"`--{flag.replace('_', '-')} {getattr(defaults(), flag)}`" for flag in own)
+        divergence = defaults().divergence
+        lines.append(
+            f"| `{name}` | {title}{more} | {paper} | {flags or 'the defaults'} | "
+            f"`test_methods.py[{name}]`, `test_divergences.py[{divergence}]` |"
+        )
+    return "\n".join(lines)

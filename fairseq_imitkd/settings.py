@@ -18,7 +18,6 @@ from fairseq_imitkd.schedules import AdaptiveShare, parse_schedule, parse_share
 
 DTYPES = ("fp32", "fp16", "bf16")
 Precision: Any = ChoiceEnum(["auto", *DTYPES])
-DivergenceName: Any = ChoiceEnum(list(DIVERGENCES))
 PolicyName: Any = ChoiceEnum(["greedy", "sampling", "speculative"])
 ShareUnit: Any = ChoiceEnum(["sentence", "batch"])
 ScheduleUnit: Any = ChoiceEnum(["update", "epoch"])
@@ -77,9 +76,9 @@ class DistillationConfig(FairseqDataclass):
         default=False,
         metadata={"help": "sentences that the student does not write are sampled from the teacher instead of kept"},
     )
-    divergence: DivergenceName = field(
+    divergence: str = field(
         default="forward-kl",
-        metadata={"help": "loss between student and teacher at each prefix: the teacher's argmax or a divergence"},
+        metadata={"help": "loss between student and teacher at each prefix: one of " + ", ".join(DIVERGENCES)},
     )
     jsd_weight: float = field(
         default=0.5, metadata={"help": "of the teacher in the mixture of the generalised Jensen-Shannon divergence, in 0..1"}
@@ -203,6 +202,8 @@ def check(cfg: DistillationConfig, method: str, defaults: DistillationConfig) ->
     Raises:
         UsageError: naming the flag, its value, and the remedy.
     """
+    if cfg.divergence not in DIVERGENCES:
+        raise UsageError(f"--divergence must be one of {', '.join(DIVERGENCES)}, but is {cfg.divergence}")
     for flag, value, valid, must in _ranges(cfg):
         if not valid:
             raise UsageError(f"{flag} must be {must}, but is {value}")
@@ -213,7 +214,7 @@ def check(cfg: DistillationConfig, method: str, defaults: DistillationConfig) ->
                 value = getattr(cfg, name)
                 flag = "--" + name.replace("_", "-") + ("" if value is True else f" {value}")
                 raise UsageError(f"{flag} changes nothing {why}")
-    divergence = str(cfg.divergence)
+    divergence = cfg.divergence
     if cfg.teacher_topk and str(cfg.teacher_tail) == "dropped" and divergence == "reverse-kl":
         raise UsageError(
             f"--teacher-topk {cfg.teacher_topk} makes --divergence {divergence} infinite, since the student gives dropped "
@@ -258,7 +259,7 @@ def check(cfg: DistillationConfig, method: str, defaults: DistillationConfig) ->
 
 def _ranges(cfg: DistillationConfig) -> Iterator[tuple[str, Any, bool, str]]:
     """Flag, value, whether it is in range, and what it must be."""
-    open_ended = str(cfg.divergence) in ("jsd-normalised", "sequence-js") or not _uses(cfg, "jsd_weight")
+    open_ended = cfg.divergence in ("jsd-normalised", "sequence-js") or not _uses(cfg, "jsd_weight")
     yield (
         "--jsd-weight", cfg.jsd_weight, 0.0 <= cfg.jsd_weight <= 1.0 if open_ended else 0.0 < cfg.jsd_weight < 1.0,
         "in 0..1" if open_ended else "above 0 and below 1 (where jsd is 0 whatever the student does: use jsd-normalised)",
@@ -280,7 +281,7 @@ def _ranges(cfg: DistillationConfig) -> Iterator[tuple[str, Any, bool, str]]:
 
 def _dependencies(cfg: DistillationConfig) -> Iterator[tuple[set[str], bool, str]]:
     """Flags, whether they would change nothing, and why, in words that name the remedy."""
-    divergence, (length, length_flag) = str(cfg.divergence), training_length(cfg)
+    divergence, (length, length_flag) = cfg.divergence, training_length(cfg)
     share = parse_share(cfg.student_share, length, "--student-share", length_flag)
     gold = parse_schedule(cfg.gold_weight, length, "--gold-weight", length_flag)
     fixed = not isinstance(share, AdaptiveShare)
@@ -328,7 +329,7 @@ def _dependencies(cfg: DistillationConfig) -> Iterator[tuple[set[str], bool, str
 
 
 def _uses(cfg: DistillationConfig, setting: str) -> bool:
-    return setting in needs(DIVERGENCES[str(cfg.divergence)])[1]
+    return setting in needs(DIVERGENCES[cfg.divergence])[1]
 
 
 def _users(setting: str) -> str:

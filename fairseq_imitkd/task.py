@@ -118,8 +118,8 @@ class TranslationWithTeacherTask(TranslationTask):
                 raise UsageError(self._student_refusal)
             if criterion.loss_chunk > 0 and not self._chunks:
                 raise UsageError(
-                    f"--loss-chunk {criterion.loss_chunk} can't be used with this --arch, whose logits are no product of hidden "
-                    "states and one matrix: leave it out"
+                    f"--loss-chunk {criterion.loss_chunk} can't be used with this --arch, whose logits are no product of "
+                    "hidden states and one matrix: leave it out"
                 )
             self._teacher = self._load_teacher()
             self._prepare(criterion)
