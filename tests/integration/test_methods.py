@@ -1,6 +1,9 @@
 """Every method in a whole training: fairseq's own loop, data and checkpoints."""
 
+from typing import Any
+
 import pytest
+import torch
 
 from fairseq_imitkd.methods import METHODS
 from tests import inside
@@ -8,12 +11,104 @@ from tests import inside
 UPDATES = 60
 
 
+def distil(digits: Any, folder: Any, teacher: Any, name: str, *flags: Any) -> inside.Training:
+    return inside.train(
+        digits.data, folder, "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", name, *flags
+    )
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_it_trains(name: str, digits, teacher, tmp_path) -> None:
     """By its own defaults, from nothing: the references' likelihood rises though most methods never read them."""
-    training = inside.train(
-        digits.data, tmp_path, "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", name,
-        "--max-update", UPDATES, "--validate-interval-updates", 10,
-    )  # fmt: skip
+    training = distil(digits, tmp_path, teacher, name, "--max-update", UPDATES, "--validate-interval-updates", 10)
     losses = [figures["nll_loss"] for figures in training.figures["valid"]]
     assert losses[-1] < 0.9 * losses[0]
+
+
+REWARD = ("--reward", "sentence-bleu", "--reward-weight", 0.3)
+VARIANTS = {
+    "imitkd with references as labels": ("imitkd", "--gold-weight", 1, "--student-share", "linear:0.5"),
+    "imitkd with the teacher's best few": ("imitkd_full", "--teacher-topk", 4, "--teacher-tail", "bucket"),
+    "word_kd at a temperature": ("word_kd", "--student-temperature", 2, "--teacher-temperature", 2, "--label-smoothing", 0.1),
+    "gkd with a reward": ("gkd", *REWARD),
+    "gkd with a reward over its running mean": ("gkd", *REWARD, "--reward-baseline", "running"),
+    "gkd with chrF": ("gkd", "--reward", "chrf"),
+    "gkd with ROUGE-L": ("gkd", "--reward", "rouge-l"),
+    "gkd half on references": ("gkd", "--student-share", 0.5, "--divergence", "jsd-normalised"),
+    "f_distill on samples drawn live": ("f_distill", "--teacher-samples", "--js-weights", "exact"),
+    "annealing by epochs": ("annealing_kd", "--schedule-by", "epoch", "--max-epoch", 2),
+    "stage I alone": ("annealing_kd", "--gold-weight", 0, "--annealing-end", 1),
+    "distillm forwards": ("distillm", "--divergence", "skew-forward-kl", "--student-share", "adaptive:0.5"),
+    "in chunks": ("imitkd_full", "--loss-chunk", 64),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_train(variant: str, digits, teacher, tmp_path) -> None:
+    """Flags that change what a method is."""
+    name, *flags = VARIANTS[variant]
+    training = distil(digits, tmp_path, teacher, name, "--max-update", 40, "--validate-interval-updates", 10, *flags)
+    losses = [figures["nll_loss"] for figures in training.figures["valid"]]
+    assert losses[-1] < 0.95 * losses[0]
+    figures = training.figures["train_inner"]
+    if "--reward" in flags:
+        assert all(0.0 < shown["reward"] < 1.0 for shown in figures[5:])
+        assert any(shown["reward_spread"] > 0.01 for shown in figures)
+    else:
+        assert "reward" not in figures[-1]
+    if name == "distillm":
+        replayed = [shown.get("rollouts_replayed", 0.0) for shown in figures]
+        assert replayed[0] == 0.0
+        assert 0.5 < replayed[-1] <= 1.0
+
+
+def test_teachers_weighed_by_sentence(digits, teacher, student, tmp_path) -> None:
+    """Two teachers, of which the better one (by the references) counts more: the loss is not that of equal weights."""
+    pair = f"{teacher}:{student.checkpoint}"
+    runs = {}
+    for selection in ("fixed", "agreement"):
+        training = distil(
+            digits, tmp_path / selection, pair, "imitkd_full", "--student-share", 0.5, "--max-update", 4,
+            "--teacher-selection", selection, "--disable-validation",
+        )  # fmt: skip
+        runs[selection] = training.figures["train_inner"][-1]
+    assert runs["agreement"]["loss"] != runs["fixed"]["loss"]
+    assert runs["agreement"]["student_share"] == runs["fixed"]["student_share"]
+
+
+RESUMED = {
+    "distillm": ("distillm", "--student-share", "adaptive:0.4", "--rollout-replay", 40),
+    "reward over its running mean": ("gkd", *REWARD, "--reward-baseline", "running"),
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_what_can_not_be_derived_is_in_the_checkpoint(case: str, digits, teacher, tmp_path) -> None:
+    """Replayed rollouts, a share that validations move, a mean of rewards: a run taken up goes on to the last bit."""
+    name, *flags = RESUMED[case]
+    common = (
+        *flags, "--save-interval-updates", 6, "--validate-interval-updates", 3, "--keep-interval-updates", -1,
+        "--lr", 0.05,  # bad enough for a validation to be worse than the one before
+    )  # fmt: skip
+    whole = distil(digits, tmp_path / "whole", teacher, name, *common, "--max-update", 18)
+    assert len(list((tmp_path / "whole").glob("checkpoint_*_12.pt"))) == 1
+    folder = tmp_path / "resumed"
+    folder.mkdir()
+    [halfway] = (tmp_path / "whole").glob("checkpoint_*_12.pt")
+    (folder / "checkpoint_last.pt").write_bytes(halfway.read_bytes())
+    state = torch.load(halfway, weights_only=True)["extra_state"]["TranslationWithTeacherTask"]
+    resumed = distil(digits, folder, teacher, name, *common, "--max-update", 18)
+    assert resumed.figures["train_inner"][0]["num_updates"] == 13
+    for key, value in whole.weights().items():
+        assert torch.equal(value, resumed.weights()[key]), key
+    if name == "distillm":
+        assert state["share"][0] > 0.4, "a validation must have moved it"
+        assert len(state["replay"]["numbers"]) == 40
+        assert sum(figures.get("rollouts_replayed", 0.0) for figures in resumed.figures["train_inner"]) > 0.0
+    else:
+        assert state["baseline"][1] > 0.0
+
+
+def test_most_methods_leave_nothing_in_the_checkpoint(student) -> None:
+    """Whatever can be derived from the update number is."""
+    assert "TranslationWithTeacherTask" not in torch.load(student.checkpoint, weights_only=True)["extra_state"]
