@@ -125,6 +125,12 @@ def chunked_loss(student: Projected, token_loss: TokenLoss, chunk: int) -> tuple
         the summed loss ``()``, and each figure for all positions, ``(N,)``, without gradient.
     """
     parameters = (student.features, student.weight, student.bias)
+    if not torch.is_grad_enabled():  # which a function's own needs_input_grad does not say
+        parameters = (
+            student.features.detach(),
+            student.weight.detach(),
+            None if student.bias is None else student.bias.detach(),
+        )
     figures: list[Figures] = []
     loss = cast(Tensor, _ChunkedLoss.apply(*parameters, token_loss, chunk, figures))
     return loss, {name: torch.cat([part[name] for part in figures]) for name in figures[0]}
@@ -155,7 +161,7 @@ class _ChunkedLoss(torch.autograd.Function):
         for start in range(0, max(features.size(0), 1), chunk):
             positions = slice(start, start + chunk)
             part = features[positions]
-            logits = F.linear(part, weight, bias)
+            logits = full_precision(F.linear(part, weight, bias))  # its gradient would round away in half precision
             if not differentiate:
                 losses, found = token_loss(logits, positions)
             else:
@@ -170,7 +176,7 @@ class _ChunkedLoss(torch.autograd.Function):
                         bias_grad += grad.sum(dim=0)
             total += losses.detach().sum()
             figures.append({name: value.detach() for name, value in found.items()})
-            del logits, losses, found
+            logits = losses = found = grad = None  # type: ignore[assignment]  # let go of them before the next chunk's
         if differentiate:
             ctx.save_for_backward(features_grad, weight_grad, bias_grad)
             ctx.dtypes = (features.dtype, weight.dtype, None if bias is None else bias.dtype)

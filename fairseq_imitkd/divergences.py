@@ -103,11 +103,15 @@ def jsd_normalised(student_logits: Tensor, teacher_logits: Tensor, *, jsd_weight
     Returns:
         ``(N,)``, nats, at least 0.
     """
+    precision = full_precision(student_logits).dtype
     if jsd_weight == 0.0:
         return forward_kl(student_logits, teacher_logits)
     if jsd_weight == 1.0:
         return reverse_kl(student_logits, teacher_logits)
-    return jsd(student_logits, teacher_logits, jsd_weight=jsd_weight) / (jsd_weight * (1.0 - jsd_weight))
+    if min(jsd_weight, 1.0 - jsd_weight) < 0.01:  # near the ends float32 would leave few digits of the quotient
+        student_logits, teacher_logits = student_logits.double(), teacher_logits.double()
+    plain = jsd(student_logits, teacher_logits, jsd_weight=jsd_weight) / (jsd_weight * (1.0 - jsd_weight))
+    return plain.to(precision)
 
 
 def tvd(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -48,13 +48,18 @@ def output_projection(decoder: Any) -> tuple[Tensor, Tensor | None] | None:
         getattr(own, "output_layer", None) is kind.output_layer and own.forward is kind.forward
         for kind in (TransformerDecoderBase, LSTMDecoder)
     )
-    if not any(stock) or decoder.adaptive_softmax is not None:
+    if not any(stock) or decoder.adaptive_softmax is not None or {"output_layer", "forward"} & vars(decoder).keys():
         return None
     if isinstance(decoder, LSTMDecoder):
         layer = decoder.embed_tokens if decoder.share_input_output_embed else decoder.fc_out
     else:
         layer = decoder.output_projection
-    if type(layer) not in (nn.Linear, nn.Embedding) or layer._forward_hooks or layer._forward_pre_hooks:
+    if (
+        type(layer) not in (nn.Linear, nn.Embedding)
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+    ):
         return None
     return layer.weight, getattr(layer, "bias", None)
 
