@@ -171,7 +171,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 with torch.autocast(features.device.type, enabled=False):
                     grad = grad.to(precise)
                     torch.mm(grad, precise_weight, out=features_grad[positions])
-                    weight_grad.addmm_(grad.t(), part.to(precise))
+                    torch.addmm(weight_grad, grad.t(), part.to(precise), out=weight_grad)
                     if bias_grad is not None:
                         bias_grad += grad.sum(dim=0)
             total += losses.detach().sum()
