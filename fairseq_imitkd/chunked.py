@@ -25,6 +25,7 @@ TokenLoss = Callable[[Tensor, slice], tuple[Tensor, Figures]]
 # chunks are the faster way too (see benchmarks/NOTES.md); many enough to keep a GPU busy.
 CHUNK_LOGITS = {"cpu": 2**20}
 CHUNK_LOGITS_ELSEWHERE = 2**26
+LEAST_CHUNK = 64  # positions: below, adding to the gradient of a large output matrix costs more than the logits
 
 
 class Scores(Protocol):
@@ -109,7 +110,7 @@ def chunk_size(positions: int, symbols: int, device: torch.device, asked: int = 
     if asked != 0:
         return max(asked, 0)
     room = CHUNK_LOGITS.get(device.type, CHUNK_LOGITS_ELSEWHERE)
-    return 0 if positions * symbols <= room else max(16, room // symbols)
+    return 0 if positions * symbols <= room else max(LEAST_CHUNK, room // symbols)
 
 
 def chunked_loss(student: Projected, token_loss: TokenLoss, chunk: int) -> tuple[Tensor, Figures]:

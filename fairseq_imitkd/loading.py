@@ -38,7 +38,6 @@ def load_teacher(
     allow_globals: str | None = None,
     encoder_cache: int = 0,
     weights: Sequence[float] | None = None,
-    selection: str = "fixed",
 ) -> Teacher:
     """Load the teacher's checkpoints and make sure that they speak the student's dictionaries.
 
@@ -50,7 +49,7 @@ def load_teacher(
             are looked for beside the checkpoint and in the folder that the checkpoint names.
         allow_globals: ``--teacher-allow-globals``: names to add to the safe loader's allow-list, joined by commas.
         encoder_cache: bytes to keep encoder outputs in; 0 keeps none.
-        weights, selection: of the members of an ensemble, see :class:`~fairseq_imitkd.teacher.Teacher`.
+        weights: of the members of an ensemble, adding up to 1; None is all alike.
 
     Raises:
         UsageError: a file is missing, unreadable, unsafe or no translation model, or a dictionary differs.
@@ -64,7 +63,7 @@ def load_teacher(
             _check_languages(cfg, student)
             models.append(_build_model(state, cfg, _dictionary_folder(path, cfg, student, data), student))
         logger.info("teacher %s: %s parameters", path, f"{sum(p.numel() for p in models[-1].parameters()):,}")
-    return Teacher(models, dtype, EncoderCache(encoder_cache) if encoder_cache else None, weights, selection)
+    return Teacher(models, dtype, EncoderCache(encoder_cache) if encoder_cache else None, weights)
 
 
 def _check_languages(cfg: Any, student: StudentSide) -> None:

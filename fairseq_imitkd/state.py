@@ -7,6 +7,7 @@ from typing import Any
 from fairseq_imitkd.replay import ReplayBuffer
 from fairseq_imitkd.rewards import RunningMean
 from fairseq_imitkd.schedules import AdaptiveShare
+from fairseq_imitkd.selection import TeacherSelector
 
 
 class TrainingState:
@@ -19,12 +20,17 @@ class TrainingState:
         share: the student's share that validations move, or None.
         baseline: the running mean of rewards, or None.
         replay: past rollouts, or None.
+        selector: the policy that chooses among teachers, or None.
     """
 
     def __init__(
-        self, share: AdaptiveShare | None = None, baseline: RunningMean | None = None, replay: ReplayBuffer | None = None
+        self,
+        share: AdaptiveShare | None = None,
+        baseline: RunningMean | None = None,
+        replay: ReplayBuffer | None = None,
+        selector: TeacherSelector | None = None,
     ):
-        self.share, self.baseline, self.replay = share, baseline, replay
+        self.share, self.baseline, self.replay, self.selector = share, baseline, replay, selector
         self._validation = [0.0, 0.0]  # the loss of the validation that is going on, and its tokens
 
     def validation_begins(self) -> None:
@@ -49,13 +55,16 @@ class TrainingState:
 
     def saved(self) -> dict[str, Any]:
         """Numbers and tensors for a checkpoint; empty where nothing is remembered."""
-        parts = {"share": self.share, "baseline": self.baseline, "replay": self.replay}
-        saved = {name: part.state() for name, part in parts.items() if part is not None}
+        saved = {name: part.state() for name, part in self._parts()}
         return {**saved, "validation": list(self._validation)} if saved else {}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from what a checkpoint keeps; parts that it lacks stay as they are."""
-        for name, part in (("share", self.share), ("baseline", self.baseline), ("replay", self.replay)):
-            if part is not None and name in saved:
+        for name, part in self._parts():
+            if name in saved:
                 part.restore(saved[name])
         self._validation = [float(number) for number in saved.get("validation", (0.0, 0.0))]
+
+    def _parts(self) -> list[tuple[str, Any]]:
+        parts = {"share": self.share, "baseline": self.baseline, "replay": self.replay, "selector": self.selector}
+        return [(name, part) for name, part in parts.items() if part is not None]

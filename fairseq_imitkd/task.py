@@ -29,14 +29,15 @@ from fairseq_imitkd.replay import ReplayBuffer
 from fairseq_imitkd.rewards import NO_REWARDS, Rewarder, RunningMean
 from fairseq_imitkd.rollout import RolloutGenerator
 from fairseq_imitkd.schedules import AdaptiveShare
+from fairseq_imitkd.selection import TeacherSelector
 from fairseq_imitkd.settings import TeacherConfig
 from fairseq_imitkd.state import TrainingState
 from fairseq_imitkd.student import output_projection, placement, unwrapped, why_not_student
-from fairseq_imitkd.teacher import SELECTIONS, Teacher
+from fairseq_imitkd.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
-Selection: Any = ChoiceEnum(list(SELECTIONS))
+Selection: Any = ChoiceEnum(["fixed", "agreement", "reinforced"])
 
 
 @dataclass
@@ -46,7 +47,8 @@ class TranslationWithTeacherConfig(TeacherConfig, TranslationConfig):
     teacher_selection: Selection = field(
         default="fixed",
         metadata={
-            "help": "fixed: these weights for every sentence; agreement: times how probable each teacher finds the reference"
+            "help": "fixed: these weights for every sentence; agreement: times how probable each teacher finds the reference; "
+            "reinforced: one teacher for each sentence, by a policy that learns which makes the student know it better"
         },
     )
     teacher_encoder_cache: str = field(
@@ -83,7 +85,8 @@ class TranslationWithTeacherTask(TranslationTask):
         self._mixer: Mixer | None = None
         self._rewarder: Rewarder | None = None
         self._state = TrainingState()
-        self._epoch = 1
+        self._student: BaseFairseqModel | None = None
+        self._epoch, self._update = 1, -1
 
     @classmethod
     def setup_task(cls, cfg: TranslationWithTeacherConfig, **kwargs: Any) -> "TranslationWithTeacherTask":
@@ -171,6 +174,8 @@ class TranslationWithTeacherTask(TranslationTask):
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """What fairseq puts into a checkpoint beside its own; nothing for most methods."""
+        if self._state.selector is not None and self._student is not None:
+            self._state.selector.learn(self._student)  # a checkpoint can't hold a lesson that is half done
         saved = self._state.saved()
         return {type(self).__name__: saved} if saved else {}
 
@@ -189,7 +194,6 @@ class TranslationWithTeacherTask(TranslationTask):
             cfg.teacher_allow_globals,
             parse_bytes(cfg.teacher_encoder_cache, "--teacher-encoder-cache"),
             parse_weights(cfg.teacher_weights, cfg.teacher_path),
-            str(cfg.teacher_selection),
         )
 
     def _prepare(self, criterion: DistillationCriterion) -> None:
@@ -197,7 +201,11 @@ class TranslationWithTeacherTask(TranslationTask):
         share = criterion.share_schedule if isinstance(criterion.share_schedule, AdaptiveShare) else None
         baseline = RunningMean() if criterion.reward and criterion.reward_baseline == "running" else None
         replay = ReplayBuffer(criterion.rollout_replay) if criterion.rollout_replay else None
-        self._state = TrainingState(share, baseline, replay)
+        selector = None
+        if str(self.cfg.teacher_selection) == "reinforced":
+            assert self._teacher is not None
+            selector = TeacherSelector(self._teacher.log_weights, self.target_dictionary.pad(), criterion.seed)
+        self._state = TrainingState(share, baseline, replay, selector)
         self._mixer = Mixer(self, RolloutPool(criterion.rollout_pool_updates) if criterion.rollout_pool else None, replay)
         if criterion.reward:
             self._rewarder = Rewarder(criterion.reward, self.target_dictionary, criterion.reward_remove_bpe, baseline)
@@ -222,6 +230,9 @@ class TranslationWithTeacherTask(TranslationTask):
         work = {**NO_WORK, **NO_REWARDS}
         criterion.epoch = self._epoch
         with clock.stage("step_seconds"):
+            if self._state.selector is not None and not self._same_update(update_num):
+                self._student = unwrapped(model)
+                self._state.selector.learn(self._student)
             if ignore_grad:
                 loss, sample_size, figures = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
             else:
@@ -275,7 +286,7 @@ class TranslationWithTeacherTask(TranslationTask):
         if asked:
             with clock.stage("teacher_seconds"), autocast(optimizer):
                 encoded = teacher.encode(sample)
-                log_weights = teacher.agreement(references, encoded, target_pad, criterion.chunk(model, references["target"]))
+                log_weights = self._member_weights(references, encoded, model, criterion, update_num)
         parts: list[Tensor | None] = [None]
         cost = PART_COST.get(sample["target"].device.type)
         if cost is not None and not criterion.needs_whole_batches:
@@ -301,6 +312,24 @@ class TranslationWithTeacherTask(TranslationTask):
             total = step if total is None else _added(total, step)
         assert total is not None
         return total
+
+    def _member_weights(
+        self, references: Batch, encoded: Any, model: torch.nn.Module, criterion: DistillationCriterion, update_num: int
+    ) -> Tensor | None:
+        """The teachers' weights for each sentence, ``(B, M)`` logarithms; None where all have the same."""
+        assert self._teacher is not None
+        if str(self.cfg.teacher_selection) == "fixed":
+            return None
+        chunk = criterion.chunk(model, references["target"])
+        agreement = self._teacher.agreement(references, encoded, self.target_dictionary.pad(), chunk)
+        if self._state.selector is not None:
+            return self._state.selector.choose(references, agreement, unwrapped(model), update_num, chunk)
+        return (agreement + self._teacher.log_weights).log_softmax(dim=-1)
+
+    def _same_update(self, update_num: int) -> bool:
+        """Whether this is another micro-batch of the update that is under way."""
+        same, self._update = update_num == self._update, update_num
+        return same
 
 
 def _gradients_kept_here(model: torch.nn.Module) -> contextlib.AbstractContextManager:

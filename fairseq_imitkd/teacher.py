@@ -21,7 +21,6 @@ from fairseq_imitkd.rollout import Ensemble
 from fairseq_imitkd.student import features_for_logits, output_projection
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SELECTIONS = ("fixed", "agreement")
 
 
 class Teacher:
@@ -32,8 +31,6 @@ class Teacher:
         dtype: ``fp32``, ``fp16``, ``bf16``, or ``auto``: the student's own.
         cache: where encoder outputs are kept; None keeps none.
         weights: of the members, adding up to 1; None is all alike.
-        selection: ``fixed`` keeps these weights. ``agreement`` gives each sentence its own: a member's is multiplied by
-            the geometric mean of the probabilities that it gives to the reference's tokens.
     """
 
     def __init__(
@@ -42,13 +39,11 @@ class Teacher:
         dtype: str = "auto",
         cache: EncoderCache | None = None,
         weights: Sequence[float] | None = None,
-        selection: str = "fixed",
     ):
         self.models = [_without_attention_weights(model.eval().requires_grad_(False)) for model in models]
         self.dtype = dtype
         self.cache = cache
         self.log_weights = torch.tensor([math.log(weight) for weight in weights or [1.0 / len(models)] * len(models)])
-        self.selection = selection
         self._dtype: torch.dtype | None = None
         self._placed_on: torch.device | None = None
 
@@ -109,7 +104,7 @@ class Teacher:
             scores of ``B * T`` positions, row by row. For an ensemble, log-probabilities: of the mean of the members'.
         """
         members = [
-            _scores(model, sample, None if encoded is None else encoded[number], rows, whole)
+            scores_of(model, sample, None if encoded is None else encoded[number], rows, whole)
             for number, model in enumerate(self.models)
         ]
         if len(members) == 1:
@@ -119,21 +114,34 @@ class Teacher:
         return Averaged(members, self.log_weights if log_weights is None else log_weights)
 
     @torch.no_grad()
-    def agreement(self, sample: Batch, encoded: Sequence[Any], pad: int, chunk: int) -> Tensor | None:
-        """The members' weights for each sentence of a batch with its references, ``(B, M)`` logarithms; None if fixed."""
-        if self.selection == "fixed" or len(self.models) == 1:
-            return None
-        counted = sample["target"].ne(pad)
-        found = []
-        for model, encoder_out in zip(self.models, encoded, strict=True):
-            lprobs = token_lprobs(_scores(model, sample, encoder_out, None, chunk == 0), sample["target"].flatten(), chunk)
-            lprobs = lprobs.view_as(sample["target"]).masked_fill(~counted, 0.0)
-            found.append(lprobs.sum(dim=-1) / counted.sum(dim=-1).clamp(min=1))
-        return (torch.stack(found, dim=-1) + self.log_weights).log_softmax(dim=-1)
+    def agreement(self, sample: Batch, encoded: Sequence[Any], pad: int, chunk: int) -> Tensor:
+        """How probable the members find the references.
+
+        Args:
+            sample: a batch of ``B`` sentences with its references.
+            encoded: what :meth:`encode` gave for it.
+            pad: of the target dictionary.
+            chunk: positions at a time, 0 is all.
+
+        Returns:
+            ``(B, M)``, the mean log-probability of a reference's tokens.
+        """
+        members = zip(self.models, encoded, strict=True)
+        scores = [scores_of(model, sample, encoder_out, whole=chunk == 0) for model, encoder_out in members]
+        return torch.stack([mean_lprobs(member, sample["target"], pad, chunk) for member in scores], dim=-1)
 
 
-def _scores(model: BaseFairseqModel, sample: Batch, encoder_out: Any, rows: Tensor | None, whole: bool) -> Scores:
-    """One member's scores."""
+def mean_lprobs(scores: Scores, target: Tensor, pad: int, chunk: int) -> Tensor:
+    """The mean log-probability of each sentence's tokens, ``(B,)``, of targets ``(B, T)``."""
+    counted = target.ne(pad)
+    lprobs = token_lprobs(scores, target.flatten(), chunk).view_as(target).masked_fill(~counted, 0.0)
+    return lprobs.sum(dim=-1) / counted.sum(dim=-1).clamp(min=1)
+
+
+def scores_of(
+    model: BaseFairseqModel, sample: Batch, encoder_out: Any = None, rows: Tensor | None = None, whole: bool = True
+) -> Scores:
+    """One model's scores at every prefix of a batch; arguments as of :meth:`Teacher.score`."""
     projection = None if whole else output_projection(model.decoder)
     if projection is None:
         return Whole(_outputs(model, sample, encoder_out, rows).flatten(0, 1))

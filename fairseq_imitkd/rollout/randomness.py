@@ -19,8 +19,8 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64 (Steele
 Uniforms = Callable[[int, Tensor], Tensor]
 
 # Streams: which sentences are rolled out; which token a sampled rollout takes, and which the teacher's; which sentences
-# are old rollouts, and which ones.
-MIXING, SAMPLING, TEACHER_SAMPLING, REPLAYING, REPLAYED = 1, 2, 3, 4, 5
+# are old rollouts, and which ones; which teacher teaches a sentence.
+MIXING, SAMPLING, TEACHER_SAMPLING, REPLAYING, REPLAYED, SELECTING = 1, 2, 3, 4, 5, 6
 
 
 @dataclass(frozen=True)

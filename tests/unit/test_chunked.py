@@ -20,6 +20,7 @@ from fairseq_imitkd.batch import with_rollouts
 from fairseq_imitkd.chunked import (
     CHUNK_LOGITS,
     CHUNK_LOGITS_ELSEWHERE,
+    LEAST_CHUNK,
     Averaged,
     Figures,
     Projected,
@@ -374,7 +375,7 @@ def test_chunk_size_is_asked_for_or_by_size() -> None:
         assert chunk_size(positions, symbols, device) == 0
         assert chunk_size(positions + 1, symbols, device) == positions
         assert chunk_size(10**6, symbols, device) == positions
-        assert chunk_size(10**6, room, device) == 16
+        assert chunk_size(10**6, room, device) == LEAST_CHUNK
         assert chunk_size(0, symbols, device) == 0
 
 

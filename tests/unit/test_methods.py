@@ -89,7 +89,7 @@ METHOD_DEFAULTS = {
 }  # fmt: skip
 CHOICES = {
     "--teacher-dtype": ["auto", "fp32", "fp16", "bf16"],
-    "--teacher-selection": ["fixed", "agreement"],
+    "--teacher-selection": ["fixed", "agreement", "reinforced"],
     "--share-by": ["sentence", "batch"],
     "--schedule-by": ["update", "epoch"],
     "--js-weights": ["half", "exact"],
