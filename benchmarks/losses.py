@@ -56,22 +56,19 @@ def compare(args: argparse.Namespace) -> None:
         peaks[name][way] = in_fresh_process(name, way)
     ratios, again = {}, {}
     for name in args.divergences:
-        student, teacher, gold = tensors(args.timed_positions, args.timed_symbols, args.device)
+        given = (name, *tensors(args.timed_positions, args.timed_symbols, args.device))
         ways = {
-            "chunks": lambda _, name=name: chunks(name, student, teacher, gold),
-            "whole": lambda _, name=name: whole(name, student, teacher, gold),
-            "whole again": lambda _, name=name: whole(name, student, teacher, gold),
+            "chunks": lambda given: chunks(*given),
+            "whole": lambda given: whole(*given),
+            "whole again": lambda given: whole(*given),
         }
-        seconds, _ = interleave(ways, range(args.rounds), 2, args.device)
+        seconds, _ = interleave(ways, [given] * args.rounds, 2, args.device)
         ratios[name] = over(seconds["chunks"], seconds["whole"])
         again[name] = over(seconds["whole again"], seconds["whole"])
-    rows = [
-        [
-            name, f"{peaks[name]['whole'] / MEGABYTE:,.0f}", f"{peaks[name]['chunks'] / MEGABYTE:,.0f}", *quartiles(ratios[name]),
-            quartiles(again[name])[0],
-        ]
-        for name in args.divergences
-    ]  # fmt: skip
+    rows = []
+    for name in args.divergences:
+        megabytes = [f"{peaks[name][way] / MEGABYTE:,.0f}" for way in ("whole", "chunks")]
+        rows.append([name, *megabytes, *quartiles(ratios[name]), quartiles(again[name])[0]])
     print(table(["divergence", "whole, MB", "chunks, MB", "time, chunks / whole", "quartiles", "whole / whole"], rows))
     print(
         f"\nmemory at N = {args.positions:,}, V = {args.symbols:,}; time at N = {args.timed_positions:,}, "
@@ -110,7 +107,9 @@ def tensors(positions: int, symbols: int, device: str) -> tuple[Projected, Proje
 
 
 def chunks(name: str, student: Projected, teacher: Scores, gold: Tensor) -> None:
-    size = chunk_size(gold.numel(), student.weight.size(0), gold.device) or chunk_size(2**30, student.weight.size(0), gold.device)
+    size = chunk_size(gold.numel(), student.weight.size(0), gold.device) or chunk_size(
+        2**30, student.weight.size(0), gold.device
+    )
     loss, _ = chunked_loss(student, lambda logits, at: token_loss(name, logits, teacher, gold, at), size)
     loss.backward()
 

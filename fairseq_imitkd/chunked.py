@@ -3,7 +3,8 @@
 A loss needs the student's and the teacher's logits at ``N`` positions over ``V`` symbols, and its gradient as many
 again. Kept whole, these ``(N, V)`` tensors are most of a training step's memory. Here logits are made from what is
 small, hidden states and the output matrix, for a chunk of positions at a time; the chunk's loss and its gradient for
-hidden states and matrix are taken at once, so that no ``(N, V)`` tensor outlives a chunk. Nothing is computed twice.
+hidden states and matrix are taken at once, so that no ``(N, V)`` tensor outlives a chunk and nothing is computed twice in
+the backward pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,26 +61,33 @@ class Averaged:
     Args:
         members: ``M`` scores of the same ``N`` positions.
         log_weights: ``(M,)``, or ``(N, M)`` where each position has its own; their exponentials add up to 1.
+        of_logits: the weighted mean of the logits as they are, instead.
     """
 
     members: Sequence[Scores]
     log_weights: Tensor
+    of_logits: bool = False
 
     def logits(self, positions: slice) -> Tensor:
-        """See :class:`Scores`; these are log-probabilities."""
+        """See :class:`Scores`; of probabilities' means, these are log-probabilities."""
         weights = self.log_weights if self.log_weights.dim() == 1 else self.log_weights[positions]
         total: Tensor | None = None
         for number, member in enumerate(self.members):
-            weighted = full_precision(member.logits(positions)).log_softmax(dim=-1)
-            weighted = weighted + weights[..., number].to(weighted).unsqueeze(-1)
-            total = weighted if total is None else torch.logaddexp(total, weighted)
+            logits = full_precision(member.logits(positions))
+            log_weight = weights[..., number].to(logits).unsqueeze(-1)
+            if self.of_logits:
+                weighted = logits * log_weight.exp()
+                total = weighted if total is None else total + weighted
+            else:
+                weighted = logits.log_softmax(dim=-1) + log_weight
+                total = weighted if total is None else torch.logaddexp(total, weighted)
         assert total is not None
         return total
 
     def at(self, positions: Tensor) -> "Averaged":
         """See :class:`Scores`."""
         weights = self.log_weights if self.log_weights.dim() == 1 else self.log_weights[positions]
-        return Averaged([member.at(positions) for member in self.members], weights)
+        return Averaged([member.at(positions) for member in self.members], weights, self.of_logits)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ to roll out, so methods work on the data alone.
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,10 +67,10 @@ class ClassifyingTeacher(Teacher):
         self.head = head
 
     @torch.no_grad()
-    def classify(self, sample: Batch) -> Scores:
-        """The teacher's scores of ``B`` sentences over ``C`` classes."""
+    def classify(self, sample: Batch, of_logits: bool = False) -> Scores:
+        """The teacher's scores of ``B`` sentences over ``C`` classes: of probabilities' means, or of logits'."""
         members = [Whole(_classes(model, sample, self.head)) for model in self.models]
-        return members[0] if len(members) == 1 else Averaged(members, self.log_weights)
+        return members[0] if len(members) == 1 else Averaged(members, self.log_weights, of_logits)
 
 
 @register_task("sentence_prediction_with_teacher", dataclass=SentencePredictionWithTeacherConfig)
@@ -107,11 +108,6 @@ class SentencePredictionWithTeacherTask(SentencePredictionTask):
         task.for_training = not kwargs.get("from_checkpoint", False)
         return task
 
-    @property
-    def target_dictionary(self) -> None:
-        """None: a class is no symbol of the text, and no class is padding."""
-        return None
-
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the criterion and, for one that distils, load the teacher: a mistake ends the run here, before any data.
 
@@ -119,12 +115,18 @@ class SentencePredictionWithTeacherTask(SentencePredictionTask):
             UsageError: the teacher or a flag does not fit.
         """
         criterion = super().build_criterion(cfg, from_checkpoint)
+        if self.cfg.teacher_path and not isinstance(criterion, DistillationCriterion):
+            logger.warning("--teacher-path is not used: this --criterion does not distil; use --criterion annealing_kd")
         if isinstance(criterion, DistillationCriterion):
             if criterion.writes:
                 raise UsageError(
                     f"--criterion {cfg._name} has the student or the teacher write sentences, but --task "
                     "sentence_prediction_with_teacher only classifies them: use word_kd, annealing_kd, continuation_kd or "
                     "atkd, or --student-share 0"
+                )
+            if criterion.loss_chunk > 0:
+                raise UsageError(
+                    f"--loss-chunk {criterion.loss_chunk} changes nothing with classes, which are few: leave it out"
                 )
             if self.for_training and not from_checkpoint:
                 check_files(self.cfg.teacher_path)
@@ -157,7 +159,7 @@ class SentencePredictionWithTeacherTask(SentencePredictionTask):
                 self._teacher = self._teacher or self._load_teacher()
                 with autocast(optimizer):
                     self._teacher.place(*placement(unwrapped(model)))
-                    scores = self._teacher.classify(sample)
+                    scores = self._teacher.classify(sample, criterion.of_logits)
             none = torch.zeros(sample["target"].size(0), dtype=torch.bool, device=sample["target"].device)
             sample = {**sample, DISTILLATION: Distillation(scores, none, none, update_num)}
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
@@ -179,7 +181,9 @@ class SentencePredictionWithTeacherTask(SentencePredictionTask):
         head = self.cfg.classification_head_name
         matrix = state["model"].get(f"classification_heads.{head}.out_proj.weight")
         if matrix is None:  # fairseq would go on with random weights
-            heads = sorted({name.split(".")[1] for name in state["model"] if name.startswith("classification_heads.")})
+            heads = sorted(
+                {name.split(".")[1] for name in state["model"] if re.fullmatch(r"classification_heads\.\w+\.[\w.]+", name)}
+            )
             remedy = (
                 f"--classification-head-name must name one that it has: {', '.join(heads)}"
                 if heads
@@ -191,11 +195,15 @@ class SentencePredictionWithTeacherTask(SentencePredictionTask):
                 f"--teacher-path '{path}' tells {matrix.size(0)} classes apart, the student {self.cfg.num_classes} "
                 "(--num-classes): give a teacher of the same classes"
             )
-        for name in ("init_token", "separator_token"):
+        for name in ("init_token", "separator_token", "add_prev_output_tokens"):
             theirs, own = getattr(cfg.task, name, None), getattr(self.cfg, name)
-            if theirs != own:  # it would score sentences such as it never saw
+            if (theirs, own) != (None, False) and theirs != own:  # it would score sentences such as it never saw
                 flag = "--" + name.replace("_", "-")
-                remedy = f"leave {flag} out" if theirs is None else f"give {flag} {theirs}"
+                remedy = (
+                    f"leave {flag} out"
+                    if theirs in (None, False)
+                    else f"give {flag} {'' if theirs is True else theirs}".rstrip()
+                )
                 raise UsageError(f"{flag} is {own}, but --teacher-path '{path}' was trained with {theirs}: {remedy}")
         folder = self._dictionary_folder(path, cfg)
         overwrite_args_by_name(cfg, {"data": str(folder)})

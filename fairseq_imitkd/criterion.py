@@ -78,6 +78,13 @@ class DistillationCriterion(FairseqCriterion):
         check(cfg, name, self.Config())
         # How a task runs its students, where it is not by their own forward pass.
         self._classifies = getattr(task, "classifies", False)
+        if self._classifies:
+            self.padding_idx = -100  # a class is no symbol, and none is padding
+        symbols = len(task.target_dictionary) if getattr(task, "target_dictionary", None) is not None else 0
+        if not self._classifies and 0 < symbols <= cfg.teacher_topk:
+            raise UsageError(
+                f"--teacher-topk {cfg.teacher_topk} changes nothing, of {symbols} symbols: lower it or leave it out"
+            )
         self._run = getattr(task, "run_student", _run)
         self.seed = cfg.seed
         self.epoch = 1  # the task says which epoch it is
@@ -146,6 +153,11 @@ class DistillationCriterion(FairseqCriterion):
         return self.gold_weight(update_num) < 1.0 or self.student_share(update_num) > 0.0
 
     @property
+    def of_logits(self) -> bool:
+        """Whether the divergence compares logits as they are, not the distributions that they stand for."""
+        return self._divergence_name == "logit-mse"
+
+    @property
     def writes(self) -> bool:
         """Whether anyone writes sentences in training: the student, or the teacher."""
         never = not isinstance(self.share_schedule, AdaptiveShare) and self.share_schedule(self._end) == 0.0
@@ -158,7 +170,7 @@ class DistillationCriterion(FairseqCriterion):
 
     def chunk(self, model: torch.nn.Module, target: Tensor) -> int:
         """How many positions' logits are in memory at once, for a batch ``(B, T)``; 0 is all of them."""
-        decoder = getattr(unwrapped(model), "decoder", None)
+        decoder = None if self._classifies else getattr(unwrapped(model), "decoder", None)
         projection = output_projection(decoder) if decoder is not None else None
         if projection is None:
             return 0
@@ -253,22 +265,14 @@ class DistillationCriterion(FairseqCriterion):
         """The loss to add up at ``n`` positions of a batch, ``(n, V) -> (n,)``, and figures of each."""
         logits = full_precision(student_logits)
         gold, counted, is_rollout = batch.gold[at], batch.counted[at], batch.is_rollout[at]
-        nll_weight = torch.zeros_like(gold, dtype=logits.dtype)
-        if batch.distillation is None:
-            nll_weight += 1.0
-        elif batch.gold_weight > 0.0:
-            nll_weight.masked_fill_(~is_rollout, batch.gold_weight)
-        if batch.advantages is not None:
-            advantages = self.reward_weight * batch.advantages[at].to(logits.dtype)
-            nll_weight = torch.where(is_rollout, advantages, nll_weight)
-        if batch.distillation is None or batch.gold_weight > 0.0 or batch.advantages is not None:
+        on_data, on_rollouts = 1.0 - batch.gold_weight, 1.0 - self.reward_weight if batch.advantages is not None else 1.0
+        reinforced: Tensor | None = None
+        if batch.gold_weight > 0.0 or batch.advantages is not None:
             nll = F.cross_entropy(logits, gold, reduction="none")
-            loss = nll_weight * nll
-            if batch.distillation is not None and self._label_smoothing > 0.0:
-                # As fairseq's own: the share of every symbol but the reference is label_smoothing / (V - 1).
-                smoothing = self._label_smoothing * logits.size(-1) / (logits.size(-1) - 1)
-                uniform = logits.logsumexp(dim=-1) - logits.mean(dim=-1)
-                loss = loss + (nll_weight * smoothing).masked_fill(is_rollout, 0.0) * (uniform - nll)
+            loss = (batch.gold_weight * self._smoothed(logits, nll, batch)).masked_fill(is_rollout, 0.0)
+            if batch.advantages is not None:
+                advantages = self.reward_weight * batch.advantages[at].to(logits.dtype)
+                reinforced = (advantages * nll).masked_fill(~is_rollout, 0.0)
         else:
             with torch.no_grad():  # only to log: no N x V tensor for it
                 nll = logits.logsumexp(dim=-1) - logits.gather(-1, gold.unsqueeze(-1)).squeeze(-1)
@@ -276,24 +280,34 @@ class DistillationCriterion(FairseqCriterion):
         found = {"nll": nll.detach()}
         if batch.teacher is not None:
             teacher_logits = batch.teacher.logits(at)
-            if batch.positions is None:
-                # Whatever a teacher says at padding (NaN, in half precision) would reach the gradient as 0 * NaN.
-                teacher_logits = teacher_logits.index_fill_(0, (~counted).nonzero().squeeze(-1), 0.0)
-            found["agrees"] = most_probable(logits.detach()) == most_probable(teacher_logits)
+            # What a teacher says where it is not asked (NaN at padding, in half precision) would reach the gradient: 0 * NaN.
+            unasked = ~counted if on_data > 0.0 else ~counted | ~is_rollout
+            if batch.positions is None or on_data == 0.0:
+                teacher_logits = teacher_logits.index_fill_(0, unasked.nonzero().squeeze(-1), 0.0)
+            found["asked"] = ~unasked
+            found["agrees"] = (most_probable(logits.detach()) == most_probable(teacher_logits)) & ~unasked
             divergence = self._taken(batch, logits, teacher_logits, at)
-            on_data, on_rollouts = 1.0 - batch.gold_weight, 1.0 - self.reward_weight if batch.advantages is not None else 1.0
             if on_data == on_rollouts == 1.0:
                 loss = loss + divergence
             else:
-                weight = torch.full_like(divergence, on_data).masked_fill_(is_rollout, on_rollouts)
-                # Not 0 * divergence: a data row whose reference is all may have one that is not finite.
-                loss = loss + torch.where(weight == 0.0, 0.0, weight * divergence)
+                loss = loss + divergence * torch.full_like(divergence, on_data).masked_fill_(is_rollout, on_rollouts)
         # Padding has its loss computed with the rest: to take its logits out would copy all others, forth and back.
         loss = loss.masked_fill(~counted, 0.0)
+        total = loss if batch.scale is None else loss * batch.scale[at].to(loss.dtype)
+        if reinforced is not None:  # of a sentence's whole log-probability, so no mean over its tokens
+            loss, total = loss + reinforced, total + reinforced
         found["loss"] = loss.detach()
         if self._classifies:
             found["correct"] = logits.detach().argmax(dim=-1) == gold
-        return loss if batch.scale is None else loss * batch.scale[at].to(loss.dtype), found
+        return total, found
+
+    def _smoothed(self, logits: Tensor, nll: Tensor, batch: "_Positions") -> Tensor:
+        """The references' NLL, smoothed as fairseq does: every other symbol has a share of ``label_smoothing / (V - 1)``."""
+        if batch.distillation is None or self._label_smoothing == 0.0:
+            return nll
+        smoothing = self._label_smoothing * logits.size(-1) / (logits.size(-1) - 1)
+        uniform = logits.logsumexp(dim=-1) - logits.mean(dim=-1)
+        return nll + smoothing * (uniform - nll)
 
     def _taken(self, batch: "_Positions", student_logits: Tensor, teacher_logits: Tensor, at: slice) -> Tensor:
         """The divergence at ``n`` positions, ``(n, V), (n, V) -> (n,)``, of distributions at the temperatures asked for."""
@@ -302,7 +316,7 @@ class DistillationCriterion(FairseqCriterion):
             student_logits = student_logits / self._student_temperature
         if self._teacher_temperature != 1.0:
             teacher_logits = full_precision(teacher_logits) / self._teacher_temperature
-        if 0 < self._teacher_topk < teacher_logits.size(-1) - 1:
+        if 0 < self._teacher_topk < teacher_logits.size(-1):
             student_logits, teacher_logits = most_probable_only(
                 student_logits, teacher_logits, self._teacher_topk, self._teacher_tail
             )
@@ -348,7 +362,7 @@ class _Positions:
     rows: Tensor
     positions: Tensor | None
     distillation: Optional[Distillation]
-    gold_weight: float = 0.0
+    gold_weight: float = 1.0
     teacher: Scores | None = None
     advantages: Tensor | None = None
     scale: Tensor | None = None

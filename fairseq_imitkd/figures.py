@@ -19,7 +19,7 @@ def of_batch(
     Args:
         sample: of ``B`` sentences.
         counted, is_rollout: ``(P,)`` bool, of the positions that were computed.
-        found: ``(P,)`` each: ``loss``, ``nll``, with a teacher ``agrees``, of classifiers ``correct``.
+        found: ``(P,)`` each: ``loss``, ``nll``, with a teacher ``asked`` and ``agrees``, of classifiers ``correct``.
         distillation: as the criterion was given it, or None.
         by_sentence: the loss is counted by sentences, not by tokens.
     """
@@ -39,8 +39,8 @@ def of_batch(
         "tokens_data": tokens - rollout_tokens,
         "tokens_rollout": rollout_tokens,
         "distilled_tokens": 0 if distillation is None else tokens,
-        "teacher_tokens": 0 if nothing else tokens,
-        "teacher_agrees": zero if nothing else (found["agrees"] & counted).sum(),
+        "teacher_tokens": zero if nothing else found["asked"].sum(),
+        "teacher_agrees": zero if nothing else found["agrees"].sum(),
         "rollouts": zero if distillation is None else distillation.is_rollout.sum(),
         "rollouts_truncated": zero if distillation is None else distillation.truncated.sum(),
         **({"correct": found["correct"].sum()} if "correct" in found else {}),
@@ -72,8 +72,8 @@ def log(logging_outputs: list[dict[str, Any]]) -> None:
     ratio("agreement", "teacher_agrees", "teacher_tokens", 3)
     ratio("padding", "positions", "ntokens", 3)
     ratio("rollout_work", "rollout_rows_computed", "tokens_rollout", 3)
-    for name in ("rollout_staleness", "rollouts_replayed"):
-        if total.get(name, 0.0) > 0:
+    if total.get("rollouts_kept", 0) > 0:
+        for name in {"rollout_staleness", "rollouts_replayed"} & total.keys():
             ratio(name, name, "rollouts", 3)
     if total.get("rewarded", 0) > 0:
         ratio("reward", "reward", "rewarded", 4)

@@ -120,8 +120,8 @@ class AnnealingKDConfig(DistillationConfig):
 
     divergence: str = default("divergence", "logit-mse")
     annealing_temperature: int = default("annealing_temperature", 10)
-    annealing_end: float = default("annealing_end", 0.6667)
-    gold_weight: str = default("gold_weight", "constant:1,warmup=0.6667")
+    annealing_end: float = default("annealing_end", 0.66666)
+    gold_weight: str = default("gold_weight", "constant:1,warmup=0.66666")
 
 
 @dataclass

@@ -6,8 +6,9 @@ pool decodes together. Some of them may be old rollouts instead, and the sentenc
 """
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from fairseq import utils
@@ -28,6 +29,8 @@ from fairseq_imitkd.pool import PooledRollout, RolloutPool
 from fairseq_imitkd.replay import PastRollout, ReplayBuffer
 from fairseq_imitkd.rollout import Corrector, Ensemble, RandomKey, Rollout, RolloutPolicy, decode, sampling_uniforms
 from fairseq_imitkd.rollout.randomness import REPLAYED, REPLAYING, TEACHER_SAMPLING
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ NO_WORK: dict[str, float] = {
     "rollout_staleness": 0,
     "rollout_out_of_memory": 0,
     "rollouts_replayed": 0,
+    "rollouts_kept": 0,  # whether rollouts are ever older than the update that learns from them
 }
 
 
@@ -112,8 +116,9 @@ class Mixer:
         """
         mixed = self._with_students(sample, authors, criterion, update_num)
         if criterion.teacher_samples:
-            return self._with_teachers(mixed, authors, criterion, update_num)
-        return mixed
+            mixed = self._with_teachers(mixed, authors, criterion, update_num)
+        kept = int(self.replay is not None or criterion.rollout_pool_updates > 1)
+        return replace(mixed, work={**mixed.work, "rollouts_kept": kept})
 
     def _with_students(
         self,
@@ -160,8 +165,7 @@ class Mixer:
         if rows.numel() > 0:  # before this update's own come in: they are here anyway
             key = RandomKey(criterion.seed, update_num, REPLAYED)
             past = self.replay.drawn(key.uniforms(sample["id"][rows]))
-        for row in written.nonzero().squeeze(-1).tolist():
-            self.replay.add(self._past(sample, row, bool(mixed.truncated[row]), update_num))
+        self._keep(mixed, update_num)
         if not past:
             return mixed
         new, order = with_past_rollouts(sample, rows, past, self.source_pad, self.pad, self.left_pad_source)
@@ -175,13 +179,18 @@ class Mixer:
         }
         return Mixed(new, (written | replayed)[order], truncated[order], work)
 
-    def _past(self, sample: Batch, row: int, truncated: bool, update_num: int) -> PastRollout:
-        """One row of a batch, to be kept."""
-        source, target = sample["net_input"]["src_tokens"][row], sample["target"][row]
-        target = target[target.ne(self.pad)]
-        inputs = sample["net_input"]["prev_output_tokens"][row, : target.numel()]
-        kept = [tokens.cpu().clone() for tokens in (source[source.ne(self.source_pad)], inputs, target)]
-        return PastRollout(int(sample["id"][row]), update_num, truncated, *kept)
+    def _keep(self, mixed: Mixed, update_num: int) -> None:
+        """Remember what the student has written in a batch."""
+        assert self.replay is not None
+        net_input = mixed.sample["net_input"]
+        tensors = (net_input["src_tokens"], net_input["prev_output_tokens"], mixed.sample["target"])
+        sources, inputs, targets = (tensor.cpu() for tensor in tensors)
+        numbers, truncated = mixed.sample["id"].tolist(), mixed.truncated.tolist()
+        for row in mixed.is_rollout.nonzero().squeeze(-1).tolist():
+            target, source = targets[row], sources[row]
+            target, source = target[target.ne(self.pad)].clone(), source[source.ne(self.source_pad)].clone()
+            read = inputs[row, : target.numel()].clone()
+            self.replay.add(PastRollout(numbers[row], update_num, truncated[row], source, read, target))
 
     def _with_teachers(self, mixed: Mixed, authors: Authors, criterion: DistillationCriterion, update_num: int) -> Mixed:
         """The batch with the teacher's samples in place of the references that are left."""
@@ -190,17 +199,17 @@ class Mixer:
             return mixed
         sample, policy = mixed.sample, criterion.rollout_policy
         net_input = encoder_inputs(sample, rows, self.source_pad)
-        rollout = decode(
-            authors.teacher,
-            net_input,
-            first_decoder_inputs(sample)[rows],
-            policy.max_lengths(net_input["src_lengths"], authors.max_target),
-            RolloutPolicy("sampling"),
-            pad=self.pad,
-            eos=self.eos,
-            uniforms=sampling_uniforms([(RandomKey(criterion.seed, update_num), sample["id"][rows])], stream=TEACHER_SAMPLING),
-        )
-        return Mixed(with_rollouts(sample, rows, rollout, self.pad), mixed.is_rollout, mixed.truncated, mixed.work)
+        uniforms = sampling_uniforms([(RandomKey(criterion.seed, update_num), sample["id"][rows])], stream=TEACHER_SAMPLING)
+        caps = policy.max_lengths(net_input["src_lengths"], authors.max_target)
+        rollout = _if_it_fits(
+            lambda: decode(
+                authors.teacher, net_input, first_decoder_inputs(sample)[rows], caps, RolloutPolicy("sampling"),
+                pad=self.pad, eos=self.eos, uniforms=uniforms,
+            )
+        )  # fmt: skip
+        if rollout is None:
+            return replace(mixed, work={**mixed.work, "rollout_out_of_memory": 1})
+        return replace(mixed, sample=with_rollouts(sample, rows, rollout, self.pad))
 
     def _drawn(self, batch: Batch, criterion: DistillationCriterion, update_num: int) -> Tensor:
         """Which sentences of a batch are the student's at an update, ``(B,)`` bool."""
@@ -264,18 +273,9 @@ class Mixer:
         authors: Authors,
         criterion: DistillationCriterion,
     ) -> Sequence[Rollout | None]:
-        """The student's translations, or Nones when they do not fit in memory.
-
-        fairseq's own recovery would skip this process's backward and leave the others waiting, so running out of
-        memory is handled here: the batch keeps its references.
-        """
-        try:
-            return self._rollouts_together(requests, authors, criterion)
-        except torch.OutOfMemoryError:
-            pass  # until the handler is left, the traceback keeps the caches alive
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return [None] * len(requests)
+        """The student's translations, or Nones when they do not fit in memory: the batches keep their references."""
+        found = _if_it_fits(lambda: self._rollouts_together(requests, authors, criterion))
+        return [None] * len(requests) if found is None else found
 
     def _rollouts_together(
         self,
@@ -314,3 +314,17 @@ class Mixer:
         ends = [int(end) * rollout.rows_computed // order.numel() for end in torch.tensor([0, *map(len, places)]).cumsum(0)]
         work = [end - start for start, end in itertools.pairwise(ends)]  # each its share, by sentences
         return [rollout.part(rows, self.pad, computed) for rows, computed in zip(places, work, strict=True)]
+
+
+def _if_it_fits(decoding: Callable[[], T]) -> T | None:
+    """What a decoding gives; None when it does not fit in memory.
+
+    fairseq's own recovery would skip this process's backward and leave the others waiting, so it is handled here.
+    """
+    try:
+        return decoding()
+    except torch.OutOfMemoryError:
+        pass  # until the handler is left, the traceback keeps the caches alive
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None

@@ -122,7 +122,8 @@ class Rewarder:
             ``(B,)`` float32, 0 elsewhere, and sums for the log.
         """
         rows = is_rollout.nonzero().squeeze(-1)
-        hypotheses, texts = self._texts(written[rows]), self._texts(references[rows])
+        # An unknown word must not match another one.
+        hypotheses, texts = self._texts(written[rows], unknown="xzxzx"), self._texts(references[rows], unknown="kvkvk")
         rewards = torch.tensor([self.score(*pair) for pair in zip(hypotheses, texts, strict=True)], dtype=torch.float64)
         self._watch(rewards)
         better = rewards - self.baseline.mean if self.baseline else leave_one_out(rewards)
@@ -131,18 +132,20 @@ class Rewarder:
         figures = {"rewarded": rewards.numel(), "reward": float(rewards.sum()), "reward_squared": float(rewards.square().sum())}
         return advantages, figures
 
-    def _texts(self, sentences: Tensor) -> list[str]:
-        return [self.dictionary.string(sentence, self.remove_bpe) for sentence in sentences.cpu()]
+    def _texts(self, sentences: Tensor, unknown: str) -> list[str]:
+        """The sentences without padding, which fairseq would spell out."""
+        rows = (sentence[sentence.ne(self.dictionary.pad())] for sentence in sentences.cpu())
+        return [self.dictionary.string(row, self.remove_bpe, unk_string=unknown) for row in rows]
 
     def _watch(self, rewards: Tensor) -> None:
         """Say so, once, when there is nothing to learn from the rewards."""
-        if rewards.numel() > 1:
+        if rewards.numel() > 1 or (rewards.numel() == 1 and self.baseline is None):
             self._equal = self._equal + 1 if bool(rewards.eq(rewards[0]).all()) else 0
-        if self._equal == EQUAL_BEFORE_WARNING:
-            logger.warning(
-                "--reward %s gave %.4f to every rollout of the last %d batches: equal rewards teach nothing",
-                self.name, float(rewards[0]), EQUAL_BEFORE_WARNING,
-            )  # fmt: skip
+            if self._equal == EQUAL_BEFORE_WARNING:
+                logger.warning(
+                    "--reward %s was the same for all rollouts of a batch, %d batches in a row (last: %.4f): equal rewards "
+                    "teach nothing", self.name, EQUAL_BEFORE_WARNING, float(rewards[0]),
+                )  # fmt: skip
 
 
 NO_REWARDS: dict[str, float] = {"rewarded": 0, "reward": 0.0, "reward_squared": 0.0}

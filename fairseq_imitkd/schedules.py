@@ -14,7 +14,9 @@ Schedule = Callable[[int], float]
 FORMS = "a number in 0..1, constant:SHARE, exponential:FINAL_DATA_SHARE, linear:FINAL_DATA_SHARE or reverse-sigmoid"
 
 
-def parse_schedule(text: str, end: int, flag: str = "--student-share", end_flag: str = "--max-update") -> Schedule:
+def parse_schedule(
+    text: str, end: int, flag: str = "--student-share", end_flag: str = "--max-update", forms: str = FORMS
+) -> Schedule:
     """Read a schedule: a share that never falls as training goes on.
 
     With ``x`` the fraction of training done, update / ``--max-update`` (or epoch / ``--max-epoch``):
@@ -32,7 +34,7 @@ def parse_schedule(text: str, end: int, flag: str = "--student-share", end_flag:
     Args:
         text: the flag's value, for example ``exponential:0.005,warmup=0.1``.
         end: of training, in updates or epochs; 0 means unlimited, which only a constant share allows.
-        flag, end_flag: the flags to name in errors.
+        flag, end_flag, forms: what to name in errors: the flags, and what a schedule may be.
 
     Returns:
         update or epoch number (0 = first) -> share in 0..1.
@@ -52,7 +54,7 @@ def parse_schedule(text: str, end: int, flag: str = "--student-share", end_flag:
         "reverse-sigmoid": lambda _, done: 1.0 - 1.0 / (1.0 + math.exp(20.0 * (done - 0.5))),
     }
     if name != "constant" and name not in moving:
-        raise UsageError(f"{flag} must be {FORMS}, each with an optional ,warmup=FRACTION, but is '{text}'")
+        raise UsageError(f"{flag} must be {forms.replace(';', ', each with an optional ,warmup=FRACTION;')}, but is '{text}'")
     if (name == "reverse-sigmoid") != (argument == ""):
         raise UsageError(f"{flag} '{text}': {name} takes {'no number' if argument else 'a number, as in ' + name + ':0.5'}")
     number = _fraction(argument, text, flag) if argument else 0.0
@@ -112,7 +114,9 @@ def parse_share(text: str, end: int, flag: str = "--student-share", end_flag: st
     """
     name, _, argument = text.strip().partition(":")
     if name != "adaptive":
-        return parse_schedule(text, end, flag, end_flag)
+        return parse_schedule(text, end, flag, end_flag, FORMS + "; or adaptive:START")
+    if not argument:
+        raise UsageError(f"{flag} '{text}': adaptive takes the share to begin with, as in adaptive:0")
     return AdaptiveShare(_fraction(argument, text, flag))
 
 

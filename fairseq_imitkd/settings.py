@@ -4,6 +4,7 @@ Everything is checked when the criterion is built, before any data is read. A fl
 silently ignored it would pass for tried.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, Optional
@@ -183,6 +184,7 @@ class DistillationConfig(FairseqDataclass):
     max_update: int = II("optimization.max_update")
     max_epoch: int = II("optimization.max_epoch")
     ddp_backend: str = II("distributed_training.ddp_backend")
+    disable_validation: bool = II("dataset.disable_validation")
     find_unused_parameters: bool = II("distributed_training.find_unused_parameters")
 
 
@@ -214,34 +216,36 @@ def check(cfg: DistillationConfig, method: str, defaults: DistillationConfig) ->
                 value = getattr(cfg, name)
                 flag = "--" + name.replace("_", "-") + ("" if value is True else f" {value}")
                 raise UsageError(f"{flag} changes nothing {why}")
-    divergence = cfg.divergence
-    if cfg.teacher_topk and str(cfg.teacher_tail) == "dropped" and divergence == "reverse-kl":
+    diverges = {"reverse-kl": True, "jsd-normalised": cfg.jsd_weight == 1.0, "skew-reverse-kl": cfg.skew == 0.0}
+    if cfg.teacher_topk and str(cfg.teacher_tail) == "dropped" and diverges.get(cfg.divergence, False):
         raise UsageError(
-            f"--teacher-topk {cfg.teacher_topk} makes --divergence {divergence} infinite, since the student gives dropped "
+            f"--teacher-topk {cfg.teacher_topk} makes --divergence {cfg.divergence} infinite, since the student gives dropped "
             "symbols probability: add --teacher-tail bucket"
         )
-    if str(cfg.reward) != "none" and (str(cfg.rollout_policy), cfg.rollout_topk, cfg.rollout_topp, cfg.rollout_temperature) != (
-        "sampling", 0, 1.0, 1.0,
-    ):  # fmt: skip
+    marks = ("none", "@@ ", "subword_nmt", "sentencepiece", "wordpiece", "letter")
+    if cfg.reward_remove_bpe not in marks:
+        raise UsageError(f"--reward-remove-bpe must be one of {', '.join(map(repr, marks))}, but is '{cfg.reward_remove_bpe}'")
+    for flag, asked in (
+        (f"--reward {cfg.reward}", str(cfg.reward) != "none"),
+        ("--js-weights exact", str(cfg.js_weights) == "exact"),
+    ):
+        if asked:
+            _check_samples(cfg, f"{flag} is learnt from samples of the student as it is")
+    if cfg.rollout_pool or cfg.rollout_pool_updates > 1:
+        pool = "--rollout-pool" if cfg.rollout_pool else f"--rollout-pool-updates {cfg.rollout_pool_updates}"
+        if str(cfg.rollout_policy) == "speculative":
+            raise UsageError(f"{pool} can't be used with --rollout-policy speculative: leave it out")
+        if cfg.rollout_replay:
+            raise UsageError(
+                f"{pool} can't be used with --rollout-replay {cfg.rollout_replay}: leave it out or add --rollout-replay 0"
+            )
+    if cfg.student_share.startswith("adaptive") and cfg.disable_validation:
         raise UsageError(
-            f"--reward {cfg.reward} is learnt from samples of the student as it is: use --rollout-policy sampling "
-            "without --rollout-topk, --rollout-topp and --rollout-temperature"
-        )
-    if str(cfg.reward) != "none" and cfg.rollout_pool_updates > 1:
-        raise UsageError(
-            f"--reward {cfg.reward} is learnt from samples of the student as it is, but --rollout-pool-updates "
-            f"{cfg.rollout_pool_updates} gives older ones: use --rollout-pool"
-        )
-    if str(cfg.rollout_policy) == "speculative" and (cfg.rollout_pool or cfg.rollout_pool_updates > 1):
-        raise UsageError("--rollout-pool can't be used with --rollout-policy speculative: leave one of them out")
-    if cfg.rollout_replay and (cfg.rollout_pool or cfg.rollout_pool_updates > 1):
-        raise UsageError("--rollout-pool can't be used with --rollout-replay: leave one of them out")
-    if cfg.rollout_replay and str(cfg.reward) != "none":
-        raise UsageError(
-            "--reward can't be used with --rollout-replay, whose rollouts an older student wrote: leave one of them out"
+            f"--student-share {cfg.student_share} moves with the validation loss, but --disable-validation gives none: leave "
+            "that out or use another schedule"
         )
     length, length_flag = training_length(cfg)
-    if cfg.annealing_temperature > 1 and length <= 0:
+    if cfg.annealing_temperature > 1 and length <= 0 and _uses(cfg, "annealing"):
         raise UsageError(
             f"--annealing-temperature {cfg.annealing_temperature} needs {length_flag}, which says when training ends"
         )
@@ -257,6 +261,19 @@ def check(cfg: DistillationConfig, method: str, defaults: DistillationConfig) ->
         )
 
 
+def _check_samples(cfg: DistillationConfig, why: str) -> None:
+    """Refuse rollouts that are no samples of the student's own distribution at this very update."""
+    policy = (str(cfg.rollout_policy), cfg.rollout_topk, cfg.rollout_topp, cfg.rollout_temperature)
+    if policy != ("sampling", 0, 1.0, 1.0):
+        raise UsageError(
+            f"{why}: use --rollout-policy sampling without --rollout-topk, --rollout-topp and --rollout-temperature"
+        )
+    if cfg.rollout_pool_updates > 1:
+        raise UsageError(f"{why}, but --rollout-pool-updates {cfg.rollout_pool_updates} gives older ones: use --rollout-pool")
+    if cfg.rollout_replay:
+        raise UsageError(f"{why}, but --rollout-replay {cfg.rollout_replay} gives older ones: use --rollout-replay 0")
+
+
 def _ranges(cfg: DistillationConfig) -> Iterator[tuple[str, Any, bool, str]]:
     """Flag, value, whether it is in range, and what it must be."""
     open_ended = cfg.divergence in ("jsd-normalised", "sequence-js") or not _uses(cfg, "jsd_weight")
@@ -267,12 +284,12 @@ def _ranges(cfg: DistillationConfig) -> Iterator[tuple[str, Any, bool, str]]:
     yield "--skew", cfg.skew, 0.0 <= cfg.skew < 1.0, "at least 0 and below 1"
     yield "--annealing-temperature", cfg.annealing_temperature, cfg.annealing_temperature >= 1, "a whole number, 1 or more"
     yield "--annealing-end", cfg.annealing_end, 0.0 < cfg.annealing_end <= 1.0, "above 0 and at most 1"
-    yield "--logit-margin", cfg.logit_margin, cfg.logit_margin >= 0.0, "0 or more"
-    yield "--student-temperature", cfg.student_temperature, cfg.student_temperature > 0.0, "above 0"
-    yield "--teacher-temperature", cfg.teacher_temperature, cfg.teacher_temperature > 0.0, "above 0"
+    yield "--logit-margin", cfg.logit_margin, 0.0 <= cfg.logit_margin < math.inf, "0 or more"
+    yield "--student-temperature", cfg.student_temperature, 0.0 < cfg.student_temperature < math.inf, "above 0"
+    yield "--teacher-temperature", cfg.teacher_temperature, 0.0 < cfg.teacher_temperature < math.inf, "above 0"
     yield "--teacher-topk", cfg.teacher_topk, cfg.teacher_topk >= 0, "0 (all symbols) or more"
     yield "--label-smoothing", cfg.label_smoothing, 0.0 <= cfg.label_smoothing < 1.0, "at least 0 and below 1"
-    yield "--reward-weight", cfg.reward_weight, 0.0 <= cfg.reward_weight <= 1.0, "in 0..1"
+    yield "--reward-weight", cfg.reward_weight, 0.0 < cfg.reward_weight <= 1.0, "above 0 and at most 1"
     yield "--rollout-teacher-topk", cfg.rollout_teacher_topk, cfg.rollout_teacher_topk >= 1, "1 or more"
     yield "--rollout-pool-updates", cfg.rollout_pool_updates, cfg.rollout_pool_updates >= 1, "1 (on-policy) or more"
     yield "--rollout-replay", cfg.rollout_replay, cfg.rollout_replay >= 0, "0 (none) or more"
@@ -287,18 +304,14 @@ def _dependencies(cfg: DistillationConfig) -> Iterator[tuple[set[str], bool, str
     fixed = not isinstance(share, AdaptiveShare)
     never, always = fixed and share(length) == 0.0, fixed and share(0) == 1.0  # every schedule rises
     rollouts = {item.name for item in fields(DistillationConfig) if item.name.startswith("rollout_")}
+    of_length = {"rollout_max_len_a", "rollout_max_len_b"}
     raise_it = f"at --student-share {cfg.student_share}: raise the share or leave it out"
-    yield rollouts | {"share_by", "reward"}, never, raise_it
-    yield (
-        {"gold_weight", "label_smoothing", "teacher_samples"},
-        always,
-        f"at --student-share {cfg.student_share}, where no reference is left: leave it out",
-    )
-    yield (
-        {"gold_weight", "label_smoothing"},
-        cfg.teacher_samples,
-        "with --teacher-samples, which leaves no reference: leave one of them out",
-    )
+    yield (rollouts - of_length) | {"share_by", "reward"}, never, raise_it
+    yield of_length, never and not cfg.teacher_samples, raise_it
+    no_data = f"at --student-share {cfg.student_share}, where the student writes all: leave it out"
+    yield {"gold_weight", "label_smoothing", "teacher_samples", "share_by"}, always, no_data
+    alone = "but leave nothing for a teacher to teach: lower it, or use --criterion label_smoothed_cross_entropy"
+    yield {"gold_weight", "student_share"}, never and gold(0) == 1.0, alone
     yield {"label_smoothing"}, gold(length) == 0.0, "at --gold-weight 0: raise the weight or leave it out"
     yield {"rollout_replay_share"}, cfg.rollout_replay == 0, "without --rollout-replay: say how many rollouts to keep"
     yield {"rollout_teacher_topk"}, str(cfg.rollout_policy) != "speculative", "without --rollout-policy speculative: add it"
@@ -306,6 +319,7 @@ def _dependencies(cfg: DistillationConfig) -> Iterator[tuple[set[str], bool, str
     for name in ("jsd_weight", "skew", "logit_margin"):
         yield {name}, not _uses(cfg, name), f"under --divergence {divergence}: choose {_users(name)}"
     yield {"annealing_temperature"}, not _uses(cfg, "annealing"), f"under --divergence {divergence}: choose logit-mse"
+    yield {"annealing_end"}, not _uses(cfg, "annealing"), f"under --divergence {divergence}: choose logit-mse"
     yield {"annealing_end"}, cfg.annealing_temperature == 1, "at --annealing-temperature 1: raise it"
     yield {"js_weights"}, divergence != "sequence-js", f"under --divergence {divergence}: choose sequence-js"
     of_distributions = divergence not in ("logit-mse", "teacher-argmax")
@@ -318,14 +332,14 @@ def _dependencies(cfg: DistillationConfig) -> Iterator[tuple[set[str], bool, str
         "target" in needs(DIVERGENCES[divergence])[0],
         f"under --divergence {divergence}, which needs the target's probability: leave it out",
     )
-    moving = (
-        any(":" in text and not text.startswith("constant") for text in (cfg.student_share, cfg.gold_weight))
-        or cfg.annealing_temperature > 1
-    )
-    moving = (
-        moving or "warmup" in cfg.student_share + cfg.gold_weight or "reverse-sigmoid" in cfg.student_share + cfg.gold_weight
-    )
-    yield {"schedule_by"}, not moving and not cfg.rollout_replay, "where no schedule moves: leave it out"
+    schedules = [share, gold]
+    if cfg.rollout_replay:
+        replayed = parse_schedule(cfg.rollout_replay_share, length, "--rollout-replay-share", length_flag)
+        schedules.append(replayed)
+        yield {"rollout_replay", "rollout_replay_share"}, replayed(length) == 0.0, "at --rollout-replay-share 0: raise it"
+    moving = any(not isinstance(schedule, AdaptiveShare) and schedule(0) != schedule(length) for schedule in schedules)
+    moving = moving or (cfg.annealing_temperature > 1 and _uses(cfg, "annealing"))
+    yield {"schedule_by"}, not moving, "where no schedule moves: leave it out"
 
 
 def _uses(cfg: DistillationConfig, setting: str) -> bool:

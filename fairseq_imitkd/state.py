@@ -33,6 +33,11 @@ class TrainingState:
         self.share, self.baseline, self.replay, self.selector = share, baseline, replay, selector
         self._validation = [0.0, 0.0]  # the loss of the validation that is going on, and its tokens
 
+    @property
+    def listens(self) -> bool:
+        """Whether figures matter to it."""
+        return self.share is not None or self.baseline is not None
+
     def validation_begins(self) -> None:
         """A new validation's figures follow."""
         self._validation = [0.0, 0.0]

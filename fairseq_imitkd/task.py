@@ -133,7 +133,7 @@ class TranslationWithTeacherTask(TranslationTask):
         if os.pathsep not in (self.cfg.teacher_path or ""):
             raise UsageError(f"{flag} chooses among teachers: give --teacher-path several, joined by ':', or leave it out")
         if criterion.rollout_replay:
-            raise UsageError(f"{flag} can't be used with --rollout-replay, whose sentences have no reference: leave one out")
+            raise UsageError(f"{flag} can't be used with rollouts of before, which have no reference: add --rollout-replay 0")
 
     def build_generator(
         self,
@@ -169,7 +169,7 @@ class TranslationWithTeacherTask(TranslationTask):
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
         """Log the figures of all processes, and let the method's memory have them."""
         super().reduce_metrics(logging_outputs, criterion)
-        if isinstance(criterion, DistillationCriterion) and logging_outputs:
+        if isinstance(criterion, DistillationCriterion) and logging_outputs and self._state.listens:
             self._state.logged(totals(logging_outputs), criterion.training)
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
@@ -233,10 +233,10 @@ class TranslationWithTeacherTask(TranslationTask):
             if self._state.selector is not None and not self._same_update(update_num):
                 self._student = unwrapped(model)
                 self._state.selector.learn(self._student)
+            self._state.update_begins()  # fillers too: all processes do the same
             if ignore_grad:
                 loss, sample_size, figures = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
             else:
-                self._state.update_begins()
                 rolls_out = criterion.student_share(update_num) > 0.0 or criterion.teacher_samples
                 # A context of its own: autocast remembers casts made without gradients until it is left.
                 with clock.stage("rollout_seconds") if rolls_out else contextlib.nullcontext(), autocast(optimizer):
@@ -285,7 +285,7 @@ class TranslationWithTeacherTask(TranslationTask):
         encoded, log_weights = None, None
         if asked:
             with clock.stage("teacher_seconds"), autocast(optimizer):
-                encoded = teacher.encode(sample)
+                encoded = teacher.encode(sample, comes_back=batch.work["rollouts_replayed"] == 0)
                 log_weights = self._member_weights(references, encoded, model, criterion, update_num)
         parts: list[Tensor | None] = [None]
         cost = PART_COST.get(sample["target"].device.type)
@@ -300,7 +300,7 @@ class TranslationWithTeacherTask(TranslationTask):
                 whole = criterion.chunk(model, part["target"]) == 0
                 weights = log_weights if log_weights is None or rows is None else log_weights[rows]
                 with clock.stage("teacher_seconds"), autocast(optimizer):
-                    scores = teacher.score(part, encoded, rows, whole, weights)
+                    scores = teacher.score(part, encoded, rows, whole, weights, criterion.of_logits)
             of_rows = [batch.is_rollout, batch.truncated, advantages]
             is_rollout, truncated, better = (flag if rows is None or flag is None else flag[rows] for flag in of_rows)
             assert is_rollout is not None

@@ -67,18 +67,18 @@ class Teacher:
         return Ensemble(self.models, self.log_weights)
 
     @torch.no_grad()
-    def encode(self, sample: Batch) -> list[Any]:
+    def encode(self, sample: Batch, comes_back: bool = True) -> list[Any]:
         """Each member's encoder output for a batch, for :meth:`score`; None for a member that can't encode apart.
 
         With a cache, a batch that was encoded before (the same sentences in the same order, as fairseq's batches come
-        back every epoch) is not encoded again, and its logits are bitwise the same.
+        back every epoch) is not encoded again, and its logits are bitwise the same. One that will not come back is not kept.
         """
-        known = self.cache.find(sample) if self.cache else None
+        known = self.cache.find(sample) if self.cache and comes_back else None
         if known is not None:
             return known
         net_input = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
         encoded = [model.encoder(**net_input) if _encodes_apart(model, net_input) else None for model in self.models]
-        if self.cache:
+        if self.cache and comes_back:
             self.cache.keep(sample, encoded)
         return encoded
 
@@ -90,6 +90,7 @@ class Teacher:
         rows: Tensor | None = None,
         whole: bool = True,
         log_weights: Tensor | None = None,
+        of_logits: bool = False,
     ) -> Scores:
         """The teacher's scores at every prefix of the batch.
 
@@ -98,7 +99,8 @@ class Teacher:
             encoded: what :meth:`encode` gave for the batch that this one is part of; None encodes anew.
             rows: ``(B,)`` int64, the rows of that batch that this one holds; None is all of them.
             whole: logits are computed at once; otherwise when they are asked for, where a member can.
-            log_weights: ``(B, M)`` of the members for each sentence, see :meth:`agreement`; None is the teacher's own.
+            log_weights: ``(B, M)`` of the members for each sentence; None is the teacher's own.
+            of_logits: average the members' logits, not their probabilities.
 
         Returns:
             scores of ``B * T`` positions, row by row. For an ensemble, log-probabilities: of the mean of the members'.
@@ -111,7 +113,7 @@ class Teacher:
             return members[0]
         if log_weights is not None:
             log_weights = log_weights.repeat_interleave(sample["target"].size(1), dim=0)
-        return Averaged(members, self.log_weights if log_weights is None else log_weights)
+        return Averaged(members, self.log_weights if log_weights is None else log_weights, of_logits)
 
     @torch.no_grad()
     def agreement(self, sample: Batch, encoded: Sequence[Any], pad: int, chunk: int) -> Tensor:

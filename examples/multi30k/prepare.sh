@@ -17,6 +17,7 @@ test2016.en   test_2016_flickr   611d361c6334bc7246101d48097c13cf5c4413c5befc793
 "
 
 fetch_raw() {
+  local name origin sha # `stage` has a name of its own
   mkdir -p "$RUN/raw"
   while read -r name origin sha; do
     [ -n "$name" ] || continue

@@ -82,7 +82,7 @@ def student():
         ("imitkd_full", {}, 0.0),
         ("word_kd", {}, 0.5),
         ("word_kd", {"gold_weight": "0.2"}, 0.2),
-        ("word_kd", {"gold_weight": "1.0"}, 1.0),
+        ("word_kd", {"gold_weight": "1.0", "student_share": "0.5"}, 1.0),
         ("imitkd", {"gold_weight": "0.3"}, 0.3),
     ],
 )
@@ -105,13 +105,16 @@ def test_loss_and_figures_follow_the_definition(student, name: str, settings: di
         assert float(figures[key]) == pytest.approx(value, rel=1e-5), key
     lprobs = student_lprobs(student, sample)
     agree = (lprobs.argmax(-1) == teacher_logits(sample).argmax(-1)) & sample["target"].ne(PAD)
+    asked = own if gold_weight == 1.0 else expected  # of references that are all the loss, no teacher is asked
+    if gold_weight == 1.0:
+        agree = agree & sample[DISTILLATION].is_rollout.unsqueeze(-1)
     for key, value in {
         "ntokens": len(expected),
         "sample_size": len(expected),
         "nsentences": 5,
         "tokens_data": len(data),
         "tokens_rollout": len(own),
-        "teacher_tokens": len(expected),
+        "teacher_tokens": len(asked),
         "teacher_agrees": int(agree.sum()),
         "rollouts": 2,
         "rollouts_truncated": 1,
@@ -456,6 +459,47 @@ def test_student_that_is_not_finite_is_told_from_the_teacher() -> None:
         tiny_criterion("f_distill_rkl", tiny_task())(build_student().eval(), other)
 
 
+def test_reward_is_of_the_whole_sentence(student) -> None:
+    """Its log-probability is a sum; only the divergence is a mean over the sentence (Agarwal et al. 2023, equation 4)."""
+    sample = distillation_batch()
+    advantages = torch.tensor([0.0, 0.7, 0.0, -0.4, 0.0])
+    given = {**sample, DISTILLATION: replace(sample[DISTILLATION], advantages=advantages)}
+    criterion = tiny_criterion("gkd", tiny_task(), reward="chrf", reward_weight=0.3)
+    loss, count, _ = criterion(student, given)
+    q, p = student_lprobs(student, sample), teacher_logits(sample).double().log_softmax(-1)
+    m = (0.1 * p.exp() + 0.9 * q.exp()).log()
+    jsd = 0.1 * (p.exp() * (p - m)).sum(-1) + 0.9 * (q.exp() * (q - m)).sum(-1)
+    nll = -q.gather(-1, sample["target"].unsqueeze(-1)).squeeze(-1)
+    expected = 0.0
+    for row, target in enumerate(sample["target"]):
+        counted = target.ne(PAD)
+        weight = 0.7 if sample[DISTILLATION].is_rollout[row] else 1.0
+        expected += weight * float(jsd[row][counted].mean()) + 0.3 * float(advantages[row]) * float(nll[row][counted].sum())
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert count == 5
+
+
+@pytest.mark.parametrize("chunk", [-1, 2])
+def test_teacher_is_not_read_where_references_are_all(student, chunk: int) -> None:
+    """At ``--gold-weight 1`` a broken opinion on a reference reaches neither loss nor gradient; on a rollout it is refused."""
+    criterion = tiny_criterion("imitkd", tiny_task(), gold_weight="1", loss_chunk=chunk)
+    sample = distillation_batch()
+    gradients = []
+    for value in (0.0, torch.nan):
+        changed = teacher_logits(sample).clone()
+        changed[[0, 2, 4]] = value
+        given = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=Whole(changed.flatten(0, 1)))}
+        student.zero_grad(set_to_none=True)
+        criterion(student, given)[0].backward()
+        gradients.append(student.decoder.output_projection.weight.grad.clone())
+    student.zero_grad(set_to_none=True)
+    assert gradients[0].equal(gradients[1])
+    assert gradients[0].isfinite().all()
+    changed[1, 0] = torch.nan
+    with pytest.raises(RefusedUpdate, match=f"sentence {int(sample['id'][1])} is"):
+        criterion(student, {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=Whole(changed.flatten(0, 1)))})
+
+
 def test_sentences_mean_is_of_each_sentences_tokens(student) -> None:
     """``--loss-average sentence``: every sentence counts alike, however long (Agarwal et al. 2023, equation 2)."""
     sample = distillation_batch()
@@ -476,16 +520,18 @@ def test_label_smoothing_is_fairseqs_own(student) -> None:
     from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 
     sample = distillation_batch(rollout_rows=())
-    loss, _, _ = tiny_criterion("word_kd", tiny_task(), gold_weight="1", label_smoothing=0.1)(student, sample)
+    loss, _, _ = tiny_criterion("word_kd", tiny_task(), gold_weight="1", student_share="0.5", label_smoothing=0.1)(
+        student, sample
+    )
     lprobs = student_lprobs(student, sample)
     expected, _ = label_smoothed_nll_loss(lprobs.flatten(0, 1), sample["target"].flatten(), 0.1, ignore_index=PAD)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     with_rollouts = distillation_batch()
     losses = [
         float(
-            tiny_criterion("word_kd", tiny_task(), gold_weight="1", label_smoothing=eps)(student, with_rollouts)[2][
-                "loss_rollout"
-            ]
+            tiny_criterion("word_kd", tiny_task(), student_share="0.5", gold_weight="1", label_smoothing=eps)(
+                student, with_rollouts
+            )[2]["loss_rollout"]
         )
         for eps in (0.0, 0.1)
     ]

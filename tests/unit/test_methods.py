@@ -74,8 +74,8 @@ METHOD_DEFAULTS = {
     "f_distill_rkl": {"--student-share": "constant:1", "--divergence": "reverse-kl", "--rollout-policy": "sampling"},
     "f_distill_tvd": {"--student-share": "constant:0.5", "--divergence": "tvd", "--rollout-policy": "sampling"},
     "annealing_kd": {
-        "--divergence": "logit-mse", "--annealing-temperature": 10, "--annealing-end": 0.6667,
-        "--gold-weight": "constant:1,warmup=0.6667",
+        "--divergence": "logit-mse", "--annealing-temperature": 10, "--annealing-end": 0.66666,
+        "--gold-weight": "constant:1,warmup=0.66666",
     },
     "continuation_kd": {
         "--divergence": "logit-mse", "--annealing-temperature": 10, "--logit-margin": 0.1, "--gold-weight": "linear:0",
@@ -100,7 +100,7 @@ CHOICES = {
     "--rollout-policy": ["greedy", "sampling", "speculative"],
 }  # fmt: skip
 # fairseq's own flags, which the criterion only reads.
-READ = {"--seed", "--max-update", "--max-epoch", "--ddp-backend", "--find-unused-parameters"}
+READ = {"--seed", "--max-update", "--max-epoch", "--ddp-backend", "--find-unused-parameters", "--disable-validation"}
 
 
 def flags(dataclass: type) -> dict[str, argparse.Action]:

@@ -691,10 +691,11 @@ def test_agreement_weighs_members_by_the_reference() -> None:
     """Each sentence's weights are the members' own, times the geometric mean of the reference's probabilities."""
     members = [build_student(seed=seed).eval() for seed in (1, 2)]
     sample = make_batch(reversed_pairs(5, seed=3))
-    teacher = Teacher(members, weights=[0.8, 0.2], selection="agreement")
+    teacher = Teacher(members, weights=[0.8, 0.2])
     encoded = teacher.encode(sample)
     for chunk in (0, 4):
-        log_weights = teacher.agreement(sample, encoded, pad=1, chunk=chunk)
+        agreement = teacher.agreement(sample, encoded, pad=1, chunk=chunk)
+        log_weights = (agreement + teacher.log_weights).log_softmax(-1)
         for row, target in enumerate(sample["target"]):
             products = []
             for member, prior in zip(members, (0.8, 0.2), strict=True):
@@ -709,7 +710,6 @@ def test_agreement_weighs_members_by_the_reference() -> None:
         probs = torch.stack([member(**sample["net_input"])[0].double().softmax(-1) for member in members])
     mean = (log_weights.double().exp().t()[:, :, None, None] * probs).sum(0)
     torch.testing.assert_close(logits.double().exp(), mean, rtol=1e-4, atol=1e-6)
-    assert Teacher(members).agreement(sample, encoded, pad=1, chunk=0) is None
 
 
 @pytest.mark.parametrize("text", ["0.5", "0.5:0.5:1", "a:b", "0:1", "-1:2", "nan:1", "inf:1", ""])
@@ -726,3 +726,15 @@ def test_weights_are_made_to_add_up() -> None:
     assert parse_weights("2:1", "a.pt:b.pt") == pytest.approx([2 / 3, 1 / 3])
     assert parse_weights("0.2:0.1", "a.pt:b.pt") == pytest.approx([2 / 3, 1 / 3])
     assert parse_weights(None, "a.pt:b.pt") is None
+
+
+def test_of_logits_an_ensemble_is_their_mean() -> None:
+    """For divergences of logits as they are: one teacher twice is that teacher."""
+    member, other = build_student(seed=1).eval(), build_student(seed=2).eval()
+    sample = make_batch(reversed_pairs(4, seed=2))
+    with torch.no_grad():
+        logits = [model(**sample["net_input"])[0] for model in (member, other)]
+    twice = teacher_logits(Teacher([member, member]), sample, of_logits=True)
+    torch.testing.assert_close(twice, logits[0])
+    weighed = teacher_logits(Teacher([member, other], weights=[0.8, 0.2]), sample, of_logits=True)
+    torch.testing.assert_close(weighed, 0.8 * logits[0] + 0.2 * logits[1])

@@ -1,0 +1,144 @@
+"""Classify dev and test with the models of a run and print a table in Markdown: ``evaluate.py --run DIR NAME…``.
+
+Each NAME is a folder of DIR with ``checkpoint_best.pt``, ``NAME-seed2`` another seed's. Writes ``results.json`` into DIR with
+what a reader needs to repeat a number.
+"""
+
+import argparse
+import json
+import logging
+import math
+import platform
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils, utils
+from torch import Tensor
+
+from fairseq_imitkd.__main__ import versions
+
+SPLITS = {"dev": "valid", "test": "test"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--baseline", default="scratch", help="whose seed each model of that seed is compared with")
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("names", nargs="+")
+    args = parser.parse_args()
+
+    logging.disable(logging.INFO)  # fairseq tells much of each file that it opens
+    models, right = {}, {}
+    for name in sorted(args.names, key=lambda name: order(name, args.baseline)):
+        models[name], right[name] = describe(args.run, name, "cpu" if args.cpu else "cuda")
+    for name, model in models.items():
+        _, _, seed = name.partition("-")
+        baseline = f"{args.baseline}-{seed}" if seed else args.baseline
+        if baseline in models and name != baseline:
+            model["against_baseline"] = mcnemar(right[baseline], right[name])
+    results = {
+        "models": models,
+        "baseline": args.baseline,
+        "commit": commit(),
+        "versions": dict(line.split(": ", 1) for line in versions().splitlines()),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    (args.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(table(results))
+
+
+def order(name: str, baseline: str) -> tuple[int, str]:
+    """The teacher first, then the baseline, then all others."""
+    method = name.partition("-")[0]
+    return {"teacher": 0, baseline: 1}.get(method, 2), name
+
+
+def describe(run: Path, name: str, device: str) -> tuple[dict[str, Any], Tensor]:
+    """Everything the table says of one model, and which test sentences it gets right, by their number."""
+    path = str(run / name / "checkpoint_best.pt")
+    [model], cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides={"data": str(run / "data-bin")})
+    model = model.to(device).eval()
+    right = {split: classify(model, task, folder, device) for split, folder in SPLITS.items()}
+    sizes = {part: parameter.numel() for part, parameter in model.named_parameters()}
+    described: dict[str, Any] = {
+        "parameters": sum(size for part, size in sizes.items() if not part.startswith("encoder.lm_head.")),
+        "parameters_with_unused_lm_head": sum(sizes.values()),
+        "updates": checkpoint_utils.load_checkpoint_to_cpu(path)["optimizer_history"][-1]["num_updates"],
+        "max_update": cfg.optimization.max_update,
+        "seed": cfg.common.seed,
+    }
+    for split, found in right.items():
+        described[f"{split}_right"], described[f"{split}_sentences"] = int(found.sum()), found.numel()
+        described[f"{split}_accuracy"] = 100.0 * float(found.double().mean())
+        described[f"{split}_interval"] = [100.0 * end for end in wilson(int(found.sum()), found.numel())]
+    return described, right["test"]
+
+
+@torch.no_grad()
+def classify(model: torch.nn.Module, task: Any, split: str, device: str) -> Tensor:
+    """Which sentences of a split get their own class, ``(N,)`` bool in the data's order."""
+    task.load_dataset(split)
+    data = task.dataset(split)
+    right = torch.zeros(len(data), dtype=torch.bool)
+    for sample in task.get_batch_iterator(data, max_sentences=64).next_epoch_itr(shuffle=False):
+        sample = utils.move_to_cuda(sample) if device == "cuda" else sample
+        logits = model(**sample["net_input"], features_only=True, classification_head_name=task.cfg.classification_head_name)[0]
+        right[sample["id"].cpu()] = (logits.argmax(dim=-1) == sample["target"].view(-1)).cpu()
+    return right
+
+
+def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95% interval of a share (Wilson 1927)."""
+    share, shrink = right / total, 1.0 + z * z / total
+    middle = (share + z * z / (2 * total)) / shrink
+    half = z * math.sqrt(share * (1.0 - share) / total + (z / (2 * total)) ** 2) / shrink
+    return middle - half, middle + half
+
+
+def mcnemar(baseline: Tensor, system: Tensor) -> dict[str, Any]:
+    """McNemar's exact test: on how many sentences only one of two models is right, and how probably that is chance."""
+    gained, lost = int((system & ~baseline).sum()), int((baseline & ~system).sum())
+    tail = sum(math.comb(gained + lost, k) for k in range(min(gained, lost) + 1)) / 2 ** (gained + lost)
+    return {"gained": gained, "lost": lost, "p": min(1.0, 2.0 * tail)}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown, the means over seeds below."""
+    rows = [
+        "| model | seed | parameters | updates to best | dev | test (95% interval) | gained / lost | p |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    seeds: dict[str, list[dict[str, Any]]] = {}
+    for name, model in results["models"].items():
+        method = name.partition("-")[0]
+        seeds.setdefault(method, []).append(model)
+        low, high = model["test_interval"]
+        against = model.get("against_baseline")
+        compared = "| |" if against is None else f"{against['gained']} / {against['lost']} | {against['p']:.3f} |"
+        rows.append(
+            f"| {method} | {model['seed']} | {model['parameters']:,} | {model['updates']} | {model['dev_accuracy']:.1f} | "
+            f"{model['test_accuracy']:.1f} ({low:.1f} to {high:.1f}) | {compared}"
+        )
+    rows += ["", "| mean over seeds | dev | test |", "|---|--:|--:|"]
+    for method, runs in seeds.items():
+        dev, test = (statistics.mean(run[f"{split}_accuracy"] for run in runs) for split in SPLITS)
+        rows.append(f"| {method} ({len(runs)}) | {dev:.1f} | {test:.1f} |")
+    rows += [
+        "",
+        "Accuracy in per cent; interval: Wilson; gained / lost: test sentences that only the model / only "
+        f"`{results['baseline']}` of the same seed gets right; p: McNemar's exact test of these; commit {results['commit']}.",
+    ]
+    return "\n".join(rows)
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()
