@@ -73,8 +73,9 @@ def log(logging_outputs: list[dict[str, Any]]) -> None:
     ratio("padding", "positions", "ntokens", 3)
     ratio("rollout_work", "rollout_rows_computed", "tokens_rollout", 3)
     if total.get("rollouts_kept", 0) > 0:
-        for name in {"rollout_staleness", "rollouts_replayed"} & total.keys():
-            ratio(name, name, "rollouts", 3)
+        for name in ("rollout_staleness", "rollouts_replayed"):
+            if name in total:
+                ratio(name, name, "rollouts", 3)
     if total.get("rewarded", 0) > 0:
         ratio("reward", "reward", "rewarded", 4)
         variance = total["reward_squared"] / total["rewarded"] - (total["reward"] / total["rewarded"]) ** 2

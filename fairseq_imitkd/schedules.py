@@ -11,7 +11,10 @@ from fairseq_imitkd.errors import UsageError
 
 Schedule = Callable[[int], float]
 
-FORMS = "a number in 0..1, constant:SHARE, exponential:FINAL_DATA_SHARE, linear:FINAL_DATA_SHARE or reverse-sigmoid"
+FORMS = (
+    "a number in 0..1, constant:SHARE, exponential:FINAL_DATA_SHARE, linear:FINAL_DATA_SHARE or reverse-sigmoid, each with an "
+    "optional ,warmup=FRACTION"
+)
 
 
 def parse_schedule(
@@ -54,14 +57,16 @@ def parse_schedule(
         "reverse-sigmoid": lambda _, done: 1.0 - 1.0 / (1.0 + math.exp(20.0 * (done - 0.5))),
     }
     if name != "constant" and name not in moving:
-        raise UsageError(f"{flag} must be {forms.replace(';', ', each with an optional ,warmup=FRACTION;')}, but is '{text}'")
+        raise UsageError(f"{flag} must be {forms}, but is '{text}'")
     if (name == "reverse-sigmoid") != (argument == ""):
         raise UsageError(f"{flag} '{text}': {name} takes {'no number' if argument else 'a number, as in ' + name + ':0.5'}")
     number = _fraction(argument, text, flag) if argument else 0.0
     if name == "exponential" and number == 0.0:
         raise UsageError(f"{flag} '{text}': the final data share of exponential must be above 0, as in exponential:0.005")
     if end <= 0 and (name != "constant" or warmup > 0):
-        raise UsageError(f"{flag} '{text}' needs {end_flag}, which says when training ends; or use constant:SHARE")
+        raise UsageError(
+            f"{flag} '{text}' needs {end_flag}, which says when training ends; or use constant:SHARE without warmup"
+        )
 
     def share(now: int) -> float:
         done = now / end - warmup if end > 0 else 0.0

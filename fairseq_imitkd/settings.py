@@ -225,12 +225,15 @@ def check(cfg: DistillationConfig, method: str, defaults: DistillationConfig) ->
     marks = ("none", "@@ ", "subword_nmt", "sentencepiece", "wordpiece", "letter")
     if cfg.reward_remove_bpe not in marks:
         raise UsageError(f"--reward-remove-bpe must be one of {', '.join(map(repr, marks))}, but is '{cfg.reward_remove_bpe}'")
+    share_end = training_length(cfg)
+    share = parse_share(cfg.student_share, share_end[0], "--student-share", share_end[1])
+    never = not isinstance(share, AdaptiveShare) and share(share_end[0]) == 0.0
     for flag, asked in (
         (f"--reward {cfg.reward}", str(cfg.reward) != "none"),
-        ("--js-weights exact", str(cfg.js_weights) == "exact"),
+        ("--js-weights exact", str(cfg.js_weights) == "exact" and not never),
     ):
         if asked:
-            _check_samples(cfg, f"{flag} is learnt from samples of the student as it is")
+            _check_samples(cfg, f"{flag} needs samples of the student as it is")
     if cfg.rollout_pool or cfg.rollout_pool_updates > 1:
         pool = "--rollout-pool" if cfg.rollout_pool else f"--rollout-pool-updates {cfg.rollout_pool_updates}"
         if str(cfg.rollout_policy) == "speculative":
@@ -239,7 +242,7 @@ def check(cfg: DistillationConfig, method: str, defaults: DistillationConfig) ->
             raise UsageError(
                 f"{pool} can't be used with --rollout-replay {cfg.rollout_replay}: leave it out or add --rollout-replay 0"
             )
-    if cfg.student_share.startswith("adaptive") and cfg.disable_validation:
+    if cfg.student_share.strip().startswith("adaptive") and cfg.disable_validation:
         raise UsageError(
             f"--student-share {cfg.student_share} moves with the validation loss, but --disable-validation gives none: leave "
             "that out or use another schedule"
@@ -279,14 +282,14 @@ def _ranges(cfg: DistillationConfig) -> Iterator[tuple[str, Any, bool, str]]:
     open_ended = cfg.divergence in ("jsd-normalised", "sequence-js") or not _uses(cfg, "jsd_weight")
     yield (
         "--jsd-weight", cfg.jsd_weight, 0.0 <= cfg.jsd_weight <= 1.0 if open_ended else 0.0 < cfg.jsd_weight < 1.0,
-        "in 0..1" if open_ended else "above 0 and below 1 (where jsd is 0 whatever the student does: use jsd-normalised)",
+        "in 0..1" if open_ended else "above 0 and below 1 (at 0 and 1 jsd is 0 whatever the student does: use jsd-normalised)",
     )  # fmt: skip
     yield "--skew", cfg.skew, 0.0 <= cfg.skew < 1.0, "at least 0 and below 1"
     yield "--annealing-temperature", cfg.annealing_temperature, cfg.annealing_temperature >= 1, "a whole number, 1 or more"
     yield "--annealing-end", cfg.annealing_end, 0.0 < cfg.annealing_end <= 1.0, "above 0 and at most 1"
-    yield "--logit-margin", cfg.logit_margin, 0.0 <= cfg.logit_margin < math.inf, "0 or more"
-    yield "--student-temperature", cfg.student_temperature, 0.0 < cfg.student_temperature < math.inf, "above 0"
-    yield "--teacher-temperature", cfg.teacher_temperature, 0.0 < cfg.teacher_temperature < math.inf, "above 0"
+    yield "--logit-margin", cfg.logit_margin, 0.0 <= cfg.logit_margin < math.inf, "a finite number, 0 or more"
+    yield "--student-temperature", cfg.student_temperature, 0.0 < cfg.student_temperature < math.inf, "a finite number above 0"
+    yield "--teacher-temperature", cfg.teacher_temperature, 0.0 < cfg.teacher_temperature < math.inf, "a finite number above 0"
     yield "--teacher-topk", cfg.teacher_topk, cfg.teacher_topk >= 0, "0 (all symbols) or more"
     yield "--label-smoothing", cfg.label_smoothing, 0.0 <= cfg.label_smoothing < 1.0, "at least 0 and below 1"
     yield "--reward-weight", cfg.reward_weight, 0.0 < cfg.reward_weight <= 1.0, "above 0 and at most 1"
@@ -310,8 +313,11 @@ def _dependencies(cfg: DistillationConfig) -> Iterator[tuple[set[str], bool, str
     yield of_length, never and not cfg.teacher_samples, raise_it
     no_data = f"at --student-share {cfg.student_share}, where the student writes all: leave it out"
     yield {"gold_weight", "label_smoothing", "teacher_samples", "share_by"}, always, no_data
-    alone = "but leave nothing for a teacher to teach: lower it, or use --criterion label_smoothed_cross_entropy"
-    yield {"gold_weight", "student_share"}, never and gold(0) == 1.0, alone
+    if never and gold(0) == 1.0 and not cfg.teacher_samples:
+        raise UsageError(
+            f"--gold-weight {cfg.gold_weight} leaves nothing for a teacher to teach at --student-share {cfg.student_share}: "
+            "lower the weight, raise the share, or use --criterion label_smoothed_cross_entropy"
+        )
     yield {"label_smoothing"}, gold(length) == 0.0, "at --gold-weight 0: raise the weight or leave it out"
     yield {"rollout_replay_share"}, cfg.rollout_replay == 0, "without --rollout-replay: say how many rollouts to keep"
     yield {"rollout_teacher_topk"}, str(cfg.rollout_policy) != "speculative", "without --rollout-policy speculative: add it"
@@ -336,7 +342,11 @@ def _dependencies(cfg: DistillationConfig) -> Iterator[tuple[set[str], bool, str
     if cfg.rollout_replay:
         replayed = parse_schedule(cfg.rollout_replay_share, length, "--rollout-replay-share", length_flag)
         schedules.append(replayed)
-        yield {"rollout_replay", "rollout_replay_share"}, replayed(length) == 0.0, "at --rollout-replay-share 0: raise it"
+        yield (
+            {"rollout_replay", "rollout_replay_share"},
+            replayed(length) == 0.0,
+            f"at --rollout-replay-share {cfg.rollout_replay_share}: raise it",
+        )
     moving = any(not isinstance(schedule, AdaptiveShare) and schedule(0) != schedule(length) for schedule in schedules)
     moving = moving or (cfg.annealing_temperature > 1 and _uses(cfg, "annealing"))
     yield {"schedule_by"}, not moving, "where no schedule moves: leave it out"

@@ -3,13 +3,18 @@
 import importlib
 import logging
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
+
+from fairseq import options
 
 import fairseq_imitkd
 
 
 def train() -> None:
     """``fairseq-train`` with the plugin loaded, for ``--task translation_with_teacher`` unless another is given."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        _show_help()
     _run("fairseq_cli.train")
 
 
@@ -23,11 +28,28 @@ def interactive() -> None:
     _run("fairseq_cli.interactive")
 
 
-def _run(module: str) -> None:
-    """Call a fairseq command as if the user had typed the default flags that they did not type."""
+def _show_help() -> None:
+    """Every flag of the task, criterion and architecture that were typed; fairseq shows its own before it knows them."""
+    arguments = [argument for argument in _with_defaults() if argument not in ("-h", "--help")]
+    arguments += [] if any(argument.split("=")[0] == "--criterion" for argument in arguments) else ["--criterion", "imitkd"]
+
+    def show(parser: ArgumentParser) -> None:
+        parser.print_help()
+        parser.exit()
+
+    options.parse_args_and_arch(options.get_training_parser(), ["data", *arguments], modify_parser=show)
+
+
+def _with_defaults() -> list[str]:
+    """The command line, and the default flags that the user did not type."""
     defaults = {"--user-dir": str(Path(fairseq_imitkd.__file__).parent), "--task": "translation_with_teacher"}
     typed = {argument.split("=", 1)[0] for argument in sys.argv[1:]}
-    sys.argv += [word for flag, value in defaults.items() if flag not in typed for word in (flag, value)]
+    return sys.argv[1:] + [word for flag, value in defaults.items() if flag not in typed for word in (flag, value)]
+
+
+def _run(module: str) -> None:
+    """Call a fairseq command as if the user had typed the default flags that they did not type."""
+    sys.argv[1:] = _with_defaults()
     # A fairseq command sets up its logging when it is imported, but only if nothing logs yet; importing the plugin made
     # some of fairseq's modules do so.
     logging.root.handlers.clear()

@@ -66,26 +66,29 @@ def test_teachers_weighed_by_sentence(digits, teacher, student, tmp_path) -> Non
     """Two teachers, of which the better one (by the references) counts more: the loss is not that of equal weights."""
     pair = f"{teacher}:{student.checkpoint}"
     runs = {}
-    for selection in ("fixed", "agreement"):
+    for selection in ("fixed", "agreement", "reinforced"):
         training = distil(
             digits, tmp_path / selection, pair, "imitkd_full", "--student-share", 0.5, "--max-update", 4,
             "--teacher-selection", selection, "--disable-validation",
         )  # fmt: skip
         runs[selection] = training.figures["train_inner"][-1]
-    assert runs["agreement"]["loss"] != runs["fixed"]["loss"]
-    assert runs["agreement"]["student_share"] == runs["fixed"]["student_share"]
+    assert len({run["loss"] for run in runs.values()}) == 3
+    assert len({run["student_share"] for run in runs.values()}) == 1
 
 
 RESUMED = {
     "distillm": ("distillm", "--student-share", "adaptive:0.4", "--rollout-replay", 40),
     "reward over its running mean": ("gkd", *REWARD, "--reward-baseline", "running"),
+    "a policy over teachers": ("word_kd", "--teacher-selection", "reinforced"),
 }
 
 
 @pytest.mark.parametrize("case", RESUMED)
-def test_what_can_not_be_derived_is_in_the_checkpoint(case: str, digits, teacher, tmp_path) -> None:
-    """Replayed rollouts, a share that validations move, a mean of rewards: a run taken up goes on to the last bit."""
+def test_what_can_not_be_derived_is_in_the_checkpoint(case: str, digits, teacher, student, tmp_path) -> None:
+    """Replayed rollouts, a share that validations move, a mean of rewards, a policy: a run taken up goes on to the last bit."""
     name, *flags = RESUMED[case]
+    if "--teacher-selection" in flags:
+        teacher = f"{teacher}:{student.checkpoint}"
     common = (
         *flags, "--save-interval-updates", 6, "--validate-interval-updates", 3, "--keep-interval-updates", -1,
         "--lr", 0.05,  # bad enough for a validation to be worse than the one before
@@ -105,8 +108,10 @@ def test_what_can_not_be_derived_is_in_the_checkpoint(case: str, digits, teacher
         assert state["share"][0] > 0.4, "a validation must have moved it"
         assert len(state["replay"]["numbers"]) == 40
         assert sum(figures.get("rollouts_replayed", 0.0) for figures in resumed.figures["train_inner"]) > 0.0
-    else:
+    elif name == "gkd":
         assert state["baseline"][1] > 0.0
+    else:
+        assert state["selector"][2] != 1.0
 
 
 def test_most_methods_leave_nothing_in_the_checkpoint(student) -> None:

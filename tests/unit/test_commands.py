@@ -31,3 +31,14 @@ def test_missing_flags_are_added(name: str, typed: list[str], added: list[str], 
     monkeypatch.setattr(fairseq_commands.logging.root, "handlers", [])
     getattr(fairseq_commands, name)()
     assert called == [f"fairseq_cli.{name}", [*typed, *added]]
+
+
+def test_help_shows_the_methods_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """fairseq's own ends before it knows which task and criterion were typed."""
+    monkeypatch.setattr(sys, "argv", ["imitkd-train", "--help", "--criterion", "gkd"])
+    with pytest.raises(SystemExit) as end:
+        fairseq_commands.train()
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for flag in ("--jsd-weight", "--teacher-path", "--max-tokens", "--student-share"):
+        assert flag in shown
