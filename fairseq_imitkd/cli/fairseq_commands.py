@@ -33,9 +33,14 @@ def _show_help() -> None:
     arguments = [argument for argument in _with_defaults() if argument not in ("-h", "--help")]
     arguments += [] if any(argument.split("=")[0] == "--criterion" for argument in arguments) else ["--criterion", "imitkd"]
 
+    seen: list[ArgumentParser] = []
+
     def show(parser: ArgumentParser) -> None:
-        parser.print_help()
-        parser.exit()
+        """fairseq asks twice: before it adds the flags of what was typed, and after."""
+        seen.append(parser)
+        if len(seen) > 1:
+            parser.print_help()
+            parser.exit()
 
     options.parse_args_and_arch(options.get_training_parser(), ["data", *arguments], modify_parser=show)
 
