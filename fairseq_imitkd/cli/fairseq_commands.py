@@ -31,8 +31,9 @@ def interactive() -> None:
 def _show_help() -> None:
     """Every flag of the task, criterion and architecture that were typed; fairseq shows its own before it knows them."""
     arguments = [argument for argument in _with_defaults() if argument not in ("-h", "--help")]
-    arguments += [] if any(argument.split("=")[0] == "--criterion" for argument in arguments) else ["--criterion", "imitkd"]
-
+    typed = {argument.split("=", 1)[0] for argument in arguments}
+    arguments += [] if "--criterion" in typed else ["--criterion", "imitkd"]
+    arguments += [] if {"--arch", "-a"} & typed else ["--arch", "transformer"]
     seen: list[ArgumentParser] = []
 
     def show(parser: ArgumentParser) -> None:
