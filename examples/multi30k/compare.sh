@@ -4,6 +4,8 @@
 # A second call goes on where the first one stopped. SEEDS="1 2", METHODS="gkd atkd" choose; WORKERS=2 trainings at a time.
 here=$(cd "$(dirname "$0")" && pwd)
 set -euo pipefail
+# Few updates of few tokens: at the recipe's rate they would first undo what the student can.
+export DISTILL_LR=${DISTILL_LR:-5e-4}
 export DISTILL_UPDATES=${DISTILL_UPDATES:-300} DISTILL_TOKENS=${DISTILL_TOKENS:-2048} DISTILL_VALIDATE=${DISTILL_VALIDATE:-100}
 : "${METHODS:=continued word_kd imitkd imitkd_full gkd speculative_kd f_distill_kl f_distill_rkl f_distill f_distill_tvd
   annealing_kd continuation_kd distillm atkd}"

@@ -24,6 +24,6 @@ STUDENT_MODEL=(
 # Students that go on from the one trained on references. Not --restore-file: that one starts over after a kill.
 CONTINUE=(
   --finetune-from-model "$RUN/scratch/checkpoint_best.pt"
-  --lr 2e-3 --warmup-updates 100 --max-update "${DISTILL_UPDATES:-800}" --max-tokens "${DISTILL_TOKENS:-4096}"
+  --lr "${DISTILL_LR:-2e-3}" --warmup-updates 100 --max-update "${DISTILL_UPDATES:-800}" --max-tokens "${DISTILL_TOKENS:-4096}"
   --validate-interval-updates "${DISTILL_VALIDATE:-250}" --save-interval-updates "${DISTILL_VALIDATE:-250}"
 )
