@@ -23,6 +23,11 @@ from fairseq_imitkd.vocabulary import drawn
 RATE = 0.05  # of the policy's gradient ascent, on rewards of unit spread
 
 
+def several_processes() -> bool:
+    """Whether others train with this process."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 @dataclass(frozen=True)
 class _Lesson:
     """A batch whose update is under way: what was chosen, from what, and how well the student knew its references."""
@@ -83,7 +88,7 @@ class TeacherSelector:
                 of_bias = (better.unsqueeze(-1) * score).sum(dim=0)
                 of_weight = (better.unsqueeze(-1) * score * lesson.agreement).sum()
                 gradient += torch.cat([of_bias, of_weight.view(1), of_weight.new_full((1,), gain.numel())]).cpu()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if several_processes():
             shared = gradient.to(next(student.parameters()).device)
             torch.distributed.all_reduce(shared)
             gradient = shared.cpu()

@@ -225,12 +225,11 @@ def check(cfg: DistillationConfig, method: str, defaults: DistillationConfig) ->
     marks = ("none", "@@ ", "subword_nmt", "sentencepiece", "wordpiece", "letter")
     if cfg.reward_remove_bpe not in marks:
         raise UsageError(f"--reward-remove-bpe must be one of {', '.join(map(repr, marks))}, but is '{cfg.reward_remove_bpe}'")
-    share_end = training_length(cfg)
-    share = parse_share(cfg.student_share, share_end[0], "--student-share", share_end[1])
-    never = not isinstance(share, AdaptiveShare) and share(share_end[0]) == 0.0
+    length, length_flag = training_length(cfg)
+    share = parse_share(cfg.student_share, length, "--student-share", length_flag)
     for flag, asked in (
         (f"--reward {cfg.reward}", str(cfg.reward) != "none"),
-        ("--js-weights exact", str(cfg.js_weights) == "exact" and not never),
+        ("--js-weights exact", str(cfg.js_weights) == "exact" and (isinstance(share, AdaptiveShare) or share(length) > 0.0)),
     ):
         if asked:
             _check_samples(cfg, f"{flag} needs samples of the student as it is")
@@ -242,12 +241,11 @@ def check(cfg: DistillationConfig, method: str, defaults: DistillationConfig) ->
             raise UsageError(
                 f"{pool} can't be used with --rollout-replay {cfg.rollout_replay}: leave it out or add --rollout-replay 0"
             )
-    if cfg.student_share.strip().startswith("adaptive") and cfg.disable_validation:
+    if isinstance(share, AdaptiveShare) and cfg.disable_validation:
         raise UsageError(
             f"--student-share {cfg.student_share} moves with the validation loss, but --disable-validation gives none: leave "
             "that out or use another schedule"
         )
-    length, length_flag = training_length(cfg)
     if cfg.annealing_temperature > 1 and length <= 0 and _uses(cfg, "annealing"):
         raise UsageError(
             f"--annealing-temperature {cfg.annealing_temperature} needs {length_flag}, which says when training ends"
@@ -279,7 +277,7 @@ def _check_samples(cfg: DistillationConfig, why: str) -> None:
 
 def _ranges(cfg: DistillationConfig) -> Iterator[tuple[str, Any, bool, str]]:
     """Flag, value, whether it is in range, and what it must be."""
-    open_ended = cfg.divergence in ("jsd-normalised", "sequence-js") or not _uses(cfg, "jsd_weight")
+    open_ended = cfg.divergence == "jsd-normalised" or not _uses(cfg, "jsd_weight")
     yield (
         "--jsd-weight", cfg.jsd_weight, 0.0 <= cfg.jsd_weight <= 1.0 if open_ended else 0.0 < cfg.jsd_weight < 1.0,
         "in 0..1" if open_ended else "above 0 and below 1 (at 0 and 1 jsd is 0 whatever the student does: use jsd-normalised)",

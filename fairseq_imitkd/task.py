@@ -29,7 +29,7 @@ from fairseq_imitkd.replay import ReplayBuffer
 from fairseq_imitkd.rewards import NO_REWARDS, Rewarder, RunningMean
 from fairseq_imitkd.rollout import RolloutGenerator
 from fairseq_imitkd.schedules import AdaptiveShare
-from fairseq_imitkd.selection import TeacherSelector
+from fairseq_imitkd.selection import TeacherSelector, several_processes
 from fairseq_imitkd.settings import TeacherConfig
 from fairseq_imitkd.state import TrainingState
 from fairseq_imitkd.student import output_projection, placement, unwrapped, why_not_student
@@ -174,8 +174,10 @@ class TranslationWithTeacherTask(TranslationTask):
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """What fairseq puts into a checkpoint beside its own; nothing for most methods."""
-        if self._state.selector is not None and self._student is not None:
-            self._state.selector.learn(self._student)  # a checkpoint can't hold a lesson that is half done
+        if self._state.selector is not None and self._student is not None and not several_processes():
+            # A checkpoint can't hold a lesson that is half done. Of several processes only the first saves, and the others
+            # would not learn with it: there a resumed run goes on without the last lesson.
+            self._state.selector.learn(self._student)
         saved = self._state.saved()
         return {type(self).__name__: saved} if saved else {}
 

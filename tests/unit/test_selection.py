@@ -6,7 +6,8 @@ import torch
 from fairseq_imitkd.rollout import RandomKey
 from fairseq_imitkd.rollout.randomness import SELECTING
 from fairseq_imitkd.selection import RATE, TeacherSelector
-from tests.fairseq_models import build_student, make_batch, reversed_pairs, trained_student
+from fairseq_imitkd.state import TrainingState
+from tests.fairseq_models import build_student, make_batch, reversed_pairs, tiny_task, trained_student
 
 EQUAL = torch.tensor([0.5, 0.5]).log()
 AGREEMENT = torch.tensor([[-1.0, -2.0], [-3.0, -0.5], [-1.0, -1.0], [-0.1, -4.0], [-2.0, -1.9]], dtype=torch.float64)
@@ -81,3 +82,18 @@ def test_state_goes_on_and_nothing_is_learnt_twice() -> None:
     three = TeacherSelector(torch.zeros(3), pad=1, seed=1)
     three.restore(learnt)
     assert three.state() == [0.0, 0.0, 0.0, 1.0], "a policy over two teachers is none over three"
+
+
+def test_saving_waits_for_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first process saves: to add up gradients with the others there would hang it."""
+    task = tiny_task()
+    task._student, selector = build_student(seed=1), TeacherSelector(EQUAL, pad=1, seed=1)
+    task._state = TrainingState(selector=selector)
+    selector.choose(batch(), AGREEMENT, build_student(seed=2), 3, chunk=0)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: pytest.fail("the others are not here"))
+    assert task.get_checkpoint_dict() == {"TranslationWithTeacherTask": task._state.saved()}
+    assert selector.state() == [*EQUAL.tolist(), 1.0]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    task.get_checkpoint_dict()
+    assert selector.state() != [*EQUAL.tolist(), 1.0], "alone, it has learnt before it is saved"
