@@ -192,3 +192,10 @@ def test_two_commands_train_as_one_command_on_double_batches(tmp_path: Path) -> 
         assert [float(log[key]) for log in updates[0]] == pytest.approx([float(log[key]) for log in updates[1]], abs=2e-3), key
     models = [torch.load(tmp_path / name / "checkpoint_last.pt")["model"] for name in ("two", "one")]
     torch.testing.assert_close(models[0], models[1], rtol=1e-5, atol=1e-5)
+
+
+def test_policy_over_teachers_is_one(ranks: list[dict[str, Any]]) -> None:
+    """Both ranks add up what their own sentences gained, also when one of them has none."""
+    first, second = (rank["policy"] for rank in ranks)
+    assert first == second
+    assert first[2] != 1.0

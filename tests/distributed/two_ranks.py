@@ -109,6 +109,21 @@ def trainer_steps(rank: int, folder: Path) -> dict[str, Any]:
     return {"after_one": after_one, "after_two": after_two, "logs": [sorted(map(str, log)) for log in logs]}
 
 
+def policy_over_teachers(rank: int) -> list[float]:
+    """Three updates under two teachers, the second rank out of batches in the middle one: what the policy has become."""
+    own = tiny_task(teacher_selection="reinforced")
+    own._teacher = Teacher([build_student(seed=9), build_student(seed=8)])
+    model, method = student(), tiny_criterion("word_kd", own)
+    outer = wrapped(model, "legacy_ddp")
+    for update in range(UPDATE, UPDATE + 3):
+        model.zero_grad()
+        own.train_step(sentences()[rank], outer, method, Optimizer(), update, ignore_grad=rank == 1 and update == UPDATE + 1)
+        outer.all_reduce_grads()
+        for parameter in model.parameters():
+            parameter.data -= 0.05 * parameter.grad
+    return own._state.selector.state()
+
+
 def main(rank: int, folder: Path) -> None:
     """All cases, one after another."""
     torch.set_num_threads(1)
@@ -118,6 +133,7 @@ def main(rank: int, folder: Path) -> None:
         for ignore_grad in (False, True):
             results[f"{backend}-{'filler' if ignore_grad else 'even'}"] = wrapped_step(backend, rank, ignore_grad)
         results[f"{backend}-chunks"] = wrapped_step(backend, rank, False, loss_chunk=3)
+    results["policy"] = policy_over_teachers(rank)
     results["trainer"] = trainer_steps(rank, folder)
     torch.save(results, folder / f"rank-{rank}.pt")
     torch.distributed.destroy_process_group()
