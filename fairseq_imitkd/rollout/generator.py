@@ -1,14 +1,14 @@
-"""The rollout engine behind ``fairseq-generate --beam 1`` and ``--sampling``, ``fairseq-interactive`` and ``--eval-bleu``."""
+"""The rollout engine behind ``fairseq-generate``, ``fairseq-interactive`` and ``--eval-bleu``."""
 
 from typing import Any
 
 import torch
 from fairseq import search
-from fairseq.models import BaseFairseqModel, FairseqDecoder, FairseqIncrementalDecoder
-from fairseq.models.transformer import TransformerModelBase
-from fairseq.sequence_generator import SequenceGenerator
+from fairseq.models import FairseqIncrementalDecoder
+from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor
 
+from fairseq_imitkd.rollout.beam import beam_models, softmax_of_its_logits
 from fairseq_imitkd.rollout.engine import Rollout, decode
 from fairseq_imitkd.rollout.policy import RolloutPolicy
 from fairseq_imitkd.rollout.randomness import RandomKey, Uniforms, sampling_uniforms
@@ -19,12 +19,16 @@ Hypothesis = dict[str, Tensor]
 class RolloutGenerator(SequenceGenerator):
     """fairseq's generator, which lets the rollout engine decode where the engine computes the same thing.
 
-    That is one model with an incremental decoder, greedy or sampled, without what changes the scores on the way: a
+    The engine's steps are under every search (:class:`~fairseq_imitkd.rollout.beam.BeamModels`). The whole decoding is the
+    engine's for one model with an incremental decoder, greedy or sampled, without what changes the scores on the way: a
     prefix, constraints, an n-gram block, a language model, a penalty on unknown words, a minimum length above 1, a
     temperature on greedy decoding, probabilities of the model's own making. Everything else is the base class's. Greedy
     tokens are the same and scores agree to rounding; samples follow the same distribution from other random numbers, which
     still follow ``--seed``. Attention weights, which fairseq's commands do not read, are left empty.
     """
+
+    def __init__(self, models: Any, *args: Any, **kwargs: Any):
+        super().__init__(models if isinstance(models, EnsembleModel) else beam_models(models), *args, **kwargs)
 
     @property
     def rollout_policy(self) -> RolloutPolicy | None:
@@ -34,7 +38,7 @@ class RolloutGenerator(SequenceGenerator):
             self.model.models_size == 1
             and isinstance(getattr(model, "decoder", None), FairseqIncrementalDecoder)
             and getattr(model.decoder, "adaptive_softmax", None) is None
-            and _softmax_of_its_logits(model)
+            and softmax_of_its_logits(model)
             and self.repeat_ngram_blocker is None
             and self.lm_model is None
             and self.unk_penalty == 0.0
@@ -125,14 +129,3 @@ class RolloutGenerator(SequenceGenerator):
 def _fresh_uniforms(rows: Tensor) -> Uniforms:
     """fairseq seeds torch's generator with ``--seed``; each batch draws a key of its own from it."""
     return sampling_uniforms([(RandomKey(seed=int(torch.randint(2**62, ())), update=0), rows)])
-
-
-def _softmax_of_its_logits(model: Any) -> bool:
-    """Whether a model's probabilities are the softmax of its decoder's logits; some decoders return probabilities."""
-    own = (BaseFairseqModel.get_normalized_probs, TransformerModelBase.get_normalized_probs)
-    return (
-        type(model).get_normalized_probs in own
-        and type(model).get_normalized_probs_scriptable is BaseFairseqModel.get_normalized_probs_scriptable
-        and type(model.decoder).get_normalized_probs is FairseqDecoder.get_normalized_probs
-        and type(model.decoder).get_normalized_probs_scriptable is FairseqDecoder.get_normalized_probs_scriptable
-    )

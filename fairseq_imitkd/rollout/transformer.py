@@ -8,6 +8,7 @@ is fairseq's own (``TransformerDecoderBase``), so the tokens are too.
 Only decoders whose every module is exactly fairseq's take this path: see :func:`why_not`.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -65,20 +66,23 @@ class TransformerSteps:
 
     Args:
         decoder: in evaluation mode, one that :func:`why_not` has no objection to.
-        encoder_out: fairseq's, of ``R`` sentences and ``S`` source positions.
+        encoder_out: fairseq's, of ``B`` sentences and ``S`` source positions.
         longest: the most tokens that will be fed, which the caches are made for.
+        beam: rows of each sentence, ``R = B * beam``, one after another. They share its source's keys and values.
     """
 
-    def __init__(self, decoder: Any, encoder_out: dict[str, list[Tensor]], longest: int):
+    def __init__(self, decoder: Any, encoder_out: dict[str, list[Tensor]], longest: int, beam: int = 1):
         self.decoder = decoder
         self.longest = longest
+        self.beam = beam
         self.layers = [_Layer(layer) for layer in decoder.layers]
-        [encoded] = encoder_out["encoder_out"]  # (S, R, D)
-        self.cross = [layer.cross_keys_and_values(encoded) for layer in self.layers]  # two of (S, R, D)
+        [encoded] = encoder_out["encoder_out"]  # (S, B, D)
+        self.cross = [layer.cross_keys_and_values(encoded) for layer in self.layers]  # two of (S, B, D)
         self.own = torch.empty(len(self.layers), 2, 0)  # (layers, 2, room, R, D); made with the first key's dtype
+        self.spare: Tensor | None = None  # memory for the next reordering of a beam
         self.filled = 0  # positions that hold a key
         padding = encoder_out["encoder_padding_mask"]
-        self.ignored: Tensor | None = None  # (R, 1, 1, S), None where no sentence is padded
+        self.ignored: Tensor | None = None  # (B, 1, 1, S), None where no sentence is padded
         if padding and bool(padding[0].any()):
             self.ignored = padding[0][:, None, None, :]
 
@@ -104,14 +108,19 @@ class TransformerSteps:
         return decoder.output_layer(x)
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all rows but these, ``(K,)`` rising indices."""
+        """Go on with these rows: ``(K,)`` rising indices; of a beam any, ``beam`` of each sentence that is left."""
         layers, two, room, _, width = self.own.shape
-        own = self.own.new_empty((layers, two, room, rows.numel(), width))
+        shape = (layers, two, room, rows.numel(), width)
+        # Beams move at every step: between two blocks of memory, for new ones cost as much as the copy.
+        own = self.own.new_empty(shape) if self.spare is None else self.spare[: math.prod(shape)].view(shape)
         torch.index_select(self.own[:, :, : self.filled], 3, rows, out=own[:, :, : self.filled])
+        self.spare = self.own.flatten() if self.beam > 1 else None
         self.own = own
-        self.cross = [(keys.index_select(1, rows), values.index_select(1, rows)) for keys, values in self.cross]
-        if self.ignored is not None:
-            self.ignored = self.ignored.index_select(0, rows)
+        sentences = rows[:: self.beam] // self.beam if self.beam > 1 else rows
+        if sentences.numel() < self.cross[0][0].size(1):
+            self.cross = [(keys.index_select(1, sentences), values.index_select(1, sentences)) for keys, values in self.cross]
+            if self.ignored is not None:
+                self.ignored = self.ignored.index_select(0, sentences)
 
     def _remember(self, number: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Write this position's key and value; the query, and all keys and values so far, of one layer."""
@@ -128,7 +137,7 @@ class TransformerSteps:
         own = key.new_empty((len(self.layers), 2, room, *key.shape))
         if self.filled > 0:
             own[:, :, : self.filled] = self.own
-        self.own = own
+        self.own, self.spare = own, None
 
 
 class _Layer:
@@ -173,12 +182,21 @@ class _Layer:
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, heads: int, ignored: Tensor | None) -> Tensor:
-    """One query a row, ``(R, D)``, over ``(K, R, D)``, to ``(R, D)``; ``ignored`` is ``(R, 1, 1, K)``, true at padding."""
-    rows, width = query.shape
-    head_dim = width // heads
-    query = (query * head_dim**-0.5).reshape(rows * heads, 1, head_dim)
-    weights = torch.bmm(query, keys.view(-1, rows * heads, head_dim).permute(1, 2, 0))  # (R * heads, 1, K)
+    """Queries ``(R, D)`` over ``(K, B, D)``, ``R / B`` of them a sentence, to ``(R, D)``.
+
+    ``ignored`` is ``(B, 1, 1, K)``, true at padding.
+    """
+    (rows, width), sentences = query.shape, keys.size(1)
+    head_dim, beam = width // heads, rows // sentences
+    query = query * head_dim**-0.5
+    if beam > 1:
+        query = query.view(sentences, beam, heads, head_dim).transpose(1, 2)
+    query = query.reshape(sentences * heads, beam, head_dim)
+    weights = torch.bmm(query, keys.view(-1, sentences * heads, head_dim).permute(1, 2, 0))  # (B * heads, beam, K)
     if ignored is not None:
-        weights = weights.view(rows, heads, 1, -1).masked_fill(ignored, float("-inf")).view(rows * heads, 1, -1)
+        weights = weights.view(sentences, heads, beam, -1).masked_fill(ignored, float("-inf")).view_as(weights)
     weights = weights.softmax(dim=-1)
-    return torch.bmm(weights, values.view(-1, rows * heads, head_dim).transpose(0, 1)).view(rows, width)
+    attended = torch.bmm(weights, values.view(-1, sentences * heads, head_dim).transpose(0, 1))
+    if beam > 1:
+        attended = attended.view(sentences, heads, beam, head_dim).transpose(1, 2).reshape(rows, width)
+    return attended.view(rows, width)

@@ -9,6 +9,8 @@ import torch
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator, SequenceGeneratorWithAlignment
 
 from fairseq_imitkd.rollout import RolloutGenerator
+from fairseq_imitkd.rollout.beam import BeamModels
+from fairseq_imitkd.rollout.transformer import why_not
 from tests.fairseq_models import STUDENTS, build_student, letters, make_batch, reversed_pairs, tiny_task, trained_student
 
 LIMITS = {"max_len_a": 0.0, "max_len_b": 6}
@@ -55,6 +57,58 @@ def test_greedy_tokens_and_scores_are_fairseqs(name: str, flags: dict[str, Any])
     assert type(ours) is RolloutGenerator
     assert ours.rollout_policy is not None
     assert_same(ours.generate([model], sample), stock(model, **flags).generate([model], sample))
+
+
+BEAMS = [
+    {},
+    {"beam": 2},
+    {"beam": 19},
+    {"min_len": 3},
+    {"lenpen": 0.5},
+    {"unkpen": 2.0},
+    {"temperature": 1.7},
+    {"no_repeat_ngram_size": 1},
+    {"max_len_b": 2},
+    {"diverse_beam_groups": 2, "beam": 4},
+    {"diversity_rate": 0.5},
+]
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("flags", BEAMS, ids=str)
+def test_beams_are_fairseqs(name: str, flags: dict[str, Any]) -> None:
+    """All of the n best, whatever the search: sentences end one after another, beams change places all the time."""
+    model, sample = trained_student(name), make_batch(reversed_pairs(12, seed=31))
+    flags = {"beam": 5, **flags}
+    ours, theirs = generator(model, **flags), stock(model, **flags)
+    assert (type(ours.model) is BeamModels) == (why_not(model) is None)
+    assert type(theirs.model) is EnsembleModel
+    assert_same(ours.generate([model], sample), theirs.generate([model], sample))
+
+
+def test_beams_of_an_ensemble_are_fairseqs() -> None:
+    models, sample = [trained_student("transformer"), build_student(seed=3).eval()], make_batch(reversed_pairs(12, seed=31))
+    flags = Namespace(beam=4, **LIMITS)
+    ours = tiny_task().build_generator(models, flags)
+    assert type(ours.model) is BeamModels
+    theirs = tiny_task().build_generator(models, flags, seq_gen_cls=SequenceGenerator)
+    assert_same(ours.generate(models, sample), theirs.generate(models, sample))
+
+
+def test_beams_follow_a_prefix_as_fairseqs_do() -> None:
+    model, sample = trained_student("transformer"), make_batch(reversed_pairs(12, seed=31))
+    prefix = sample["target"][:, :2]
+    ours = generator(model, beam=3).generate([model], sample, prefix_tokens=prefix)
+    assert_same(ours, stock(model, beam=3).generate([model], sample, prefix_tokens=prefix))
+
+
+def test_one_generator_decodes_batch_after_batch() -> None:
+    """What a batch leaves behind, caches and beams, must not reach the next."""
+    model = trained_student("transformer")
+    ours, theirs = generator(model, beam=3), stock(model, beam=3)
+    for size, seed in ((12, 31), (3, 32), (20, 33)):
+        sample = make_batch(reversed_pairs(size, seed=seed))
+        assert_same(ours.generate([model], sample), theirs.generate([model], sample))
 
 
 def test_empty_translations_are_forbidden_as_fairseq_forbids_them() -> None:
