@@ -1,13 +1,15 @@
 """Score the translations that a recipe made and print its table in Markdown: ``score.py --run DIR --reference FILE NAME…``.
 
 Each NAME is a folder of DIR with ``test.hyp`` (a line each sentence), ``test.out`` (fairseq-generate's output) and
-``checkpoint_best.pt``. Writes ``results.json`` beside them with what a reader needs to repeat a number.
+``checkpoint_best.pt``; ``NAME-seed2`` is another seed's. Writes ``results.json`` beside them with what a reader needs to
+repeat a number.
 """
 
 import argparse
 import json
 import platform
 import re
+import statistics
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -23,16 +25,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--reference", type=Path, required=True)
-    parser.add_argument("--baseline", default="continued", help="the model that the others are compared with, if it is there")
+    parser.add_argument("--baseline", default="continued", help="whose seed each model of that seed is compared with")
     parser.add_argument("names", nargs="+")
     args = parser.parse_args()
 
     references = _lines(args.reference)
     hypotheses = {name: _lines(args.run / name / "test.hyp", len(references)) for name in args.names}
     models = {name: describe(args.run / name, hypotheses[name], references) for name in args.names}
-    if args.baseline in models:
-        for name, model in models.items():
-            model["p_against_baseline"] = _paired(hypotheses[args.baseline], hypotheses[name], references)
+    for name, model in models.items():
+        _, dash, seed = name.partition("-")
+        baseline = args.baseline + dash + seed
+        if baseline in models and name != baseline:
+            model["p_against_baseline"] = _paired(hypotheses[baseline], hypotheses[name], references)
     results = {
         "models": models,
         "baseline": args.baseline,
@@ -67,27 +71,36 @@ def describe(folder: Path, hypotheses: list[str], references: list[str]) -> dict
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as Markdown, signatures below."""
+    """The results as Markdown: every model, the means over seeds where there are several, the signatures."""
     rows = [
-        "| model | parameters | updates to best | valid BLEU | test BLEU (95% interval) | p | chrF |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| model | seed | parameters | updates to best | valid BLEU | test BLEU (95% interval) | p | chrF |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
+    runs: dict[str, list[dict[str, Any]]] = {}
     for name, model in results["models"].items():
+        method = name.partition("-")[0]
+        runs.setdefault(method, []).append(model)
         mean, interval = model["bleu_mean_and_interval"]
         p = model.get("p_against_baseline")
         chance = "" if p is None else f"{p:.3f}"
         rows.append(
-            f"| {name} | {model['parameters']:,} | {model['updates']} | {model['valid_bleu']:.2f} | "
+            f"| {method} | {model['seed']} | {model['parameters']:,} | {model['updates']} | {model['valid_bleu']:.2f} | "
             f"{model['bleu']:.2f} ({mean:.1f} ± {interval:.1f}) | {chance} | {model['chrf']:.2f} |"
         )
+    if len(runs) < len(results["models"]):
+        rows += ["", "| mean over seeds | valid BLEU | test BLEU | chrF |", "|---|--:|--:|--:|"]
+        for method, models in sorted(runs.items(), key=lambda run: -statistics.mean(model["bleu"] for model in run[1])):
+            means = " | ".join(
+                f"{statistics.mean(model[score] for model in models):.2f}" for score in ("valid_bleu", "bleu", "chrf")
+            )
+            rows.append(f"| {method} ({len(models)}) | {means} |")
     first = next(iter(results["models"].values()))
-    seeds = sorted({model["seed"] for model in results["models"].values()})
     return "\n".join(
         [
             *rows,
             "",
             f"BLEU: `{first['bleu_signature']}`; chrF: `{first['chrf_signature']}`; p: paired bootstrap of BLEU against "
-            f"`{results['baseline']}`; seed {', '.join(map(str, seeds))}; commit {results['commit']}.",
+            f"`{results['baseline']}` of the same seed; commit {results['commit']}.",
         ]
     )
 

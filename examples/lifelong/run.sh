@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Two tasks, one after the other, each with a teacher of its own: does the student still know the first after the second?
+#   SEED=N   other languages, other sentences, other initial weights (default 1)
+source "$(dirname "$0")/../common.sh"
+source "$REPO/examples/quickstart/models.sh"
+TEACHER_UPDATES=2000 SCRATCH_UPDATES=1000 TASK_UPDATES=${TASK_UPDATES:-1000}
+REPLAYED=5000 # sentences of the first task that the second one's training still sees, of 20,000
+
+# first, second: a pair of languages each. both: the second, and what is kept of the first. One dictionary a side for all.
+data() {
+  python "$REPO/examples/quickstart/language.py" "$RUN/text/first" --seed "$SEED"
+  python "$REPO/examples/quickstart/language.py" "$RUN/text/second" --seed "$((SEED + 1000))"
+  mkdir -p "$RUN/text/both" "$RUN/text/all"
+  for side in src tgt; do
+    head -n "$REPLAYED" "$RUN/text/first/train.$side" | cat - "$RUN/text/second/train.$side" >"$RUN/text/both/train.$side"
+    cat "$RUN"/text/{first,second}/train.$side >"$RUN/text/all/train.$side"
+    cat "$RUN"/text/{first,second}/valid.$side >"$RUN/text/both/valid.$side"
+  done
+  binarise all
+  binarise first valid test --srcdict "$RUN/data-bin/all/dict.src.txt" --tgtdict "$RUN/data-bin/all/dict.tgt.txt"
+  binarise second valid test --srcdict "$RUN/data-bin/all/dict.src.txt" --tgtdict "$RUN/data-bin/all/dict.tgt.txt"
+  binarise both valid --srcdict "$RUN/data-bin/all/dict.src.txt" --tgtdict "$RUN/data-bin/all/dict.tgt.txt"
+}
+
+# binarise NAME [valid] [test] [FLAGS…]
+binarise() {
+  local name=$1 splits=()
+  shift
+  while [[ "${1:-}" =~ ^(valid|test)$ ]]; do splits+=("--${1}pref" "$RUN/text/$name/$1"); shift; done
+  fairseq-preprocess --source-lang src --target-lang tgt --destdir "$RUN/data-bin/$name" \
+    --trainpref "$RUN/text/$name/train" "${splits[@]}" "$@" >"$RUN/preprocess.log" 2>&1 ||
+    { tail -5 "$RUN/preprocess.log" >&2; return 1; }
+}
+
+# on TASK STAGE…: the stage on the data of a task.
+on() {
+  DATA=$RUN/data-bin/$1
+  shift
+  stage "$@"
+}
+
+PLAIN=(--task translation --criterion cross_entropy)
+STUDENT=("${STUDENT_MODEL[@]}" --lr 1e-2)
+TEACHERS=("$RUN/teacher-first/checkpoint_last.pt" "$RUN/teacher-second/checkpoint_last.pt")
+from() { FROM=(--restore-file "$RUN/$1/checkpoint_last.pt" --reset-optimizer --reset-lr-scheduler --reset-dataloader --reset-meters); }
+imitkd() { IMITKD=(--task translation_with_teacher --criterion imitkd --teacher-path "$@"); }
+
+stage data data
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+on first teacher-first fit teacher-first "$TEACHER_UPDATES" "${PLAIN[@]}" "${TEACHER_MODEL[@]}" --lr 5e-3 &
+teacher_first=$!
+on second teacher-second fit teacher-second "$TEACHER_UPDATES" "${PLAIN[@]}" "${TEACHER_MODEL[@]}" --lr 5e-3 &
+teacher_second=$!
+on first scratch fit scratch "$SCRATCH_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}"
+wait "$teacher_first"
+from scratch; imitkd "${TEACHERS[0]}"
+on first first fit first 400 "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}"
+wait "$teacher_second"
+# The second task by its own teacher, as if there had been no first.
+from first; imitkd "${TEACHERS[1]}"
+on second forgetful fit forgetful "$TASK_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}"
+# The second task and some of the first, by both teachers: each sentence listens to the one that knows its reference.
+imitkd "${TEACHERS[0]}:${TEACHERS[1]}" --teacher-selection agreement
+on both lifelong fit lifelong "$TASK_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}"
+stage evaluate env PYTHONPATH="$REPO/examples/quickstart" python "$RECIPE/table.py" "$RUN" --seed "$SEED" "${DEVICE_FLAGS[@]}"
+cat "$RUN/table.md"

@@ -1,0 +1,32 @@
+# The made-up languages' teachers and students, and how they are trained. Source it after common.sh.
+# shellcheck shell=bash disable=SC2034
+SEED=${SEED:-1}
+[ "$(cat "$RUN/seed" 2>/dev/null || echo "$SEED")" = "$SEED" ] ||
+  die "$RUN holds a run with SEED=$(cat "$RUN/seed"): give SEED=$SEED another RUN=DIR"
+echo "$SEED" >"$RUN/seed"
+
+TEACHER_MODEL=(
+  --encoder-layers 2 --decoder-layers 2 --encoder-attention-heads 4 --decoder-attention-heads 4
+  --encoder-embed-dim 64 --decoder-embed-dim 64 --encoder-ffn-embed-dim 128 --decoder-ffn-embed-dim 128
+)
+STUDENT_MODEL=(
+  --encoder-layers 1 --decoder-layers 1 --encoder-attention-heads 2 --decoder-attention-heads 2
+  --encoder-embed-dim 32 --decoder-embed-dim 32 --encoder-ffn-embed-dim 64 --decoder-ffn-embed-dim 64
+)
+
+# fit NAME UPDATES FLAGS…: one training of $DATA, from its beginning, in $RUN/NAME; the full log is $RUN/NAME/train.log.
+# Models this small gain nothing from a second thread: two of them train side by side, a core each.
+export OMP_NUM_THREADS=1
+fit() {
+  local name=$1 updates=$2
+  shift 2
+  rm -rf "${RUN:?}/$name"
+  mkdir -p "$RUN/$name"
+  imitkd-train "$DATA" "${DEVICE_FLAGS[@]}" --save-dir "$RUN/$name" --seed "$SEED" \
+    --arch transformer --dropout 0 --share-decoder-input-output-embed --max-tokens 2048 --num-workers 0 \
+    --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
+    --lr-scheduler polynomial_decay --warmup-updates 50 --total-num-update "$updates" --max-update "$updates" \
+    --no-epoch-checkpoints --no-save-optimizer-state --save-interval 1000 --validate-interval 1000 \
+    --log-format simple --log-interval 10 "$@" 2>&1 |
+    python "$REPO/examples/quickstart/progress.py" "$RUN/$name/train.log" "$name" "$updates"
+}
