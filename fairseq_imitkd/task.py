@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Optional, cast
 
 import torch
 from fairseq import utils
@@ -25,6 +25,7 @@ from fairseq_imitkd.figures import totals
 from fairseq_imitkd.loading import StudentSide, load_teacher
 from fairseq_imitkd.mixing import NO_WORK, Authors, Mixed, Mixer
 from fairseq_imitkd.pool import RolloutPool
+from fairseq_imitkd.pruning import Pruner, PruningConfig, check_pruning
 from fairseq_imitkd.replay import ReplayBuffer
 from fairseq_imitkd.rewards import NO_REWARDS, Rewarder, RunningMean
 from fairseq_imitkd.rollout import RolloutGenerator
@@ -34,6 +35,7 @@ from fairseq_imitkd.settings import TeacherConfig
 from fairseq_imitkd.state import TrainingState
 from fairseq_imitkd.student import output_projection, placement, unwrapped, why_not_student
 from fairseq_imitkd.teacher import Teacher
+from fairseq_imitkd.teacher_cache import CachedTeacher, open_cache, refuse_teacher_flags
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +43,8 @@ Selection: Any = ChoiceEnum(["fixed", "agreement", "reinforced"])
 
 
 @dataclass
-class TranslationWithTeacherConfig(TeacherConfig, TranslationConfig):
-    """Everything of ``translation``, and where the teacher is."""
+class TranslationWithTeacherConfig(TeacherConfig, PruningConfig, TranslationConfig):
+    """Everything of ``translation``, where the teacher is, and what is pruned."""
 
     teacher_selection: Selection = field(
         default="fixed",
@@ -57,6 +59,10 @@ class TranslationWithTeacherConfig(TeacherConfig, TranslationConfig):
             "help": "memory for the teacher's encoder outputs, which are the same every epoch, on its device: 512MB, 2GB, … "
             "(0: none)"
         },
+    )
+    teacher_cache: Optional[str] = field(
+        default=None,
+        metadata={"help": "folder that imitkd-cache wrote: the teacher's answers on this training data, in place of a teacher"},
     )
 
 
@@ -78,7 +84,7 @@ class TranslationWithTeacherTask(TranslationTask):
     def __init__(self, cfg: TranslationWithTeacherConfig, src_dict: Any, tgt_dict: Any):
         super().__init__(cfg, src_dict, tgt_dict)
         self.for_training = True
-        self._teacher: Teacher | None = None
+        self._teacher: Teacher | CachedTeacher | None = None
         self._student_refusal: str | None = None
         self._chunks = False
         self._clock: StageClock | None = None
@@ -87,12 +93,16 @@ class TranslationWithTeacherTask(TranslationTask):
         self._state = TrainingState()
         self._student: BaseFairseqModel | None = None
         self._epoch, self._update = 1, -1
+        self._pruner = Pruner(cfg) if cfg.prune_sparsity else None
 
     @classmethod
     def setup_task(cls, cfg: TranslationWithTeacherConfig, **kwargs: Any) -> "TranslationWithTeacherTask":
         """Load the dictionaries. A task rebuilt from a checkpoint, to decode or validate, needs no teacher."""
+        for_training = not kwargs.get("from_checkpoint", False)
+        if for_training:
+            check_pruning(cfg)
         task = super().setup_task(cfg, **kwargs)
-        task.for_training = not kwargs.get("from_checkpoint", False)
+        task.for_training = for_training
         return task
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
@@ -111,8 +121,13 @@ class TranslationWithTeacherTask(TranslationTask):
         criterion = super().build_criterion(cfg, from_checkpoint)
         if self.cfg.teacher_path and not isinstance(criterion, DistillationCriterion):
             logger.warning("--teacher-path is not used: this --criterion does not distil; use --criterion imitkd")
+        if self.cfg.teacher_cache and not isinstance(criterion, DistillationCriterion):
+            logger.warning("--teacher-cache is not used: this --criterion does not distil; use --criterion word_kd")
         if isinstance(criterion, DistillationCriterion) and self.for_training and not from_checkpoint:
-            check_files(self.cfg.teacher_path)
+            if self.cfg.teacher_cache:
+                refuse_teacher_flags(self.cfg, TranslationWithTeacherConfig())
+            else:
+                check_files(self.cfg.teacher_path)
             if self.cfg.left_pad_target:
                 raise UsageError("--left-pad-target can't be used here: rollouts are padded on the right; leave it out")
             if str(self.cfg.teacher_selection) != "fixed":
@@ -124,7 +139,7 @@ class TranslationWithTeacherTask(TranslationTask):
                     f"--loss-chunk {criterion.loss_chunk} can't be used with this --arch, whose logits are no product of "
                     "hidden states and one matrix: leave it out"
                 )
-            self._teacher = self._load_teacher()
+            self._teacher = self._load_teacher(criterion)
             self._prepare(criterion)
         return criterion
 
@@ -185,8 +200,10 @@ class TranslationWithTeacherTask(TranslationTask):
         """Go on from a checkpoint."""
         self._state.restore(saved)
 
-    def _load_teacher(self) -> Teacher:
+    def _load_teacher(self, criterion: DistillationCriterion) -> Teacher | CachedTeacher:
         cfg = self.cfg
+        if cfg.teacher_cache:
+            return open_cache(cfg.teacher_cache, self, criterion)
         student = StudentSide(cfg.source_lang, cfg.target_lang, self.source_dictionary, self.target_dictionary)
         return load_teacher(
             cfg.teacher_path or "",
@@ -205,7 +222,7 @@ class TranslationWithTeacherTask(TranslationTask):
         replay = ReplayBuffer(criterion.rollout_replay) if criterion.rollout_replay else None
         selector = None
         if str(self.cfg.teacher_selection) == "reinforced":
-            assert self._teacher is not None
+            assert isinstance(self._teacher, Teacher)
             selector = TeacherSelector(self._teacher.log_weights, self.target_dictionary.pad(), criterion.seed)
         self._state = TrainingState(share, baseline, replay, selector)
         self._mixer = Mixer(self, RolloutPool(criterion.rollout_pool_updates) if criterion.rollout_pool else None, replay)
@@ -254,10 +271,17 @@ class TranslationWithTeacherTask(TranslationTask):
         stages = {stage: seconds.get(stage, 0.0) for stage in ("rollout_seconds", "teacher_seconds", "step_seconds")}
         return loss, sample_size, {**figures, **work, **stages}
 
+    def optimizer_step(self, optimizer: Any, model: torch.nn.Module, update_num: int) -> None:
+        """fairseq's own; pruned weights are zero after it as before."""
+        if self._pruner is None:
+            return super().optimizer_step(optimizer, model, update_num)
+        with self._pruner.holding(model, optimizer, update_num + 1):
+            super().optimizer_step(optimizer, model, update_num)
+
     def _mixed(self, sample: Batch, student: BaseFairseqModel, criterion: DistillationCriterion, update_num: int) -> Mixed:
         """The batch to train on, some of its targets written by the student."""
         if self._teacher is None:  # a task rebuilt from a checkpoint, trained after all
-            self._teacher = self._load_teacher()
+            self._teacher = self._load_teacher(criterion)
         if self._mixer is None:
             self._prepare(criterion)
         assert self._mixer is not None
@@ -319,9 +343,9 @@ class TranslationWithTeacherTask(TranslationTask):
         self, references: Batch, encoded: Any, model: torch.nn.Module, criterion: DistillationCriterion, update_num: int
     ) -> Tensor | None:
         """The teachers' weights for each sentence, ``(B, M)`` logarithms; None where all have the same."""
-        assert self._teacher is not None
         if str(self.cfg.teacher_selection) == "fixed":
             return None
+        assert isinstance(self._teacher, Teacher)
         chunk = criterion.chunk(model, references["target"])
         agreement = self._teacher.agreement(references, encoded, self.target_dictionary.pad(), chunk)
         if self._state.selector is not None:

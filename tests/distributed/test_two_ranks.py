@@ -13,6 +13,7 @@ import torch
 from fairseq import options, tasks
 from fairseq_cli import preprocess
 
+from fairseq_imitkd.pruning import Weight, weights_of_model
 from tests.corpus import BIN, ENVIRONMENT, REPO, write_text
 from tests.distributed import two_ranks
 from tests.fairseq_models import TINY_TRANSFORMER_FLAGS, checkpoint_state, training_config
@@ -199,3 +200,16 @@ def test_policy_over_teachers_is_one(ranks: list[dict[str, Any]]) -> None:
     first, second = (rank["policy"] for rank in ranks)
     assert first == second
     assert first[2] != 1.0
+
+
+@pytest.mark.parametrize("backend", two_ranks.BACKENDS)
+def test_pruning_is_one(ranks: list[dict[str, Any]], backend: str) -> None:
+    """Inside either wrapper, both ranks prune the same weights, as many as the schedule says, without a word between them."""
+    first, second = (rank[f"{backend}-pruned"] for rank in ranks)
+    weights = weights_of_model(two_ranks.student(share_all_embeddings=True))
+    count = sum(weight.count for weight in weights.values())
+    shares = []
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+        shares.append(sum(int(Weight(one[name], own.padding).zeros().sum()) for name, own in weights.items()) / count)
+    assert shares == pytest.approx([0.0, 0.0, 0.7 * (1 - 0.5**3), 0.7 * (1 - 0.5**3), 0.7, 0.7], abs=1e-4)

@@ -124,6 +124,29 @@ def policy_over_teachers(rank: int) -> list[float]:
     return own._state.selector.state()
 
 
+class Adam(Optimizer):
+    """With momentum, and decay that moves every weight."""
+
+    def __init__(self, model: nn.Module):
+        self.step = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1).step
+
+
+def pruned(rank: int, backend: str) -> list[dict[str, Tensor]]:
+    """The weights after each of six updates with gradual pruning, each rank on its own sentences."""
+    own = tiny_task(prune_sparsity=0.7, prune_start=1, prune_end=5, prune_every=2)
+    own._teacher = Teacher([build_student(seed=9)])
+    model, method, found = student(share_all_embeddings=True), tiny_criterion("word_kd", own), []
+    outer, optimizer = wrapped(model, backend), Adam(model)
+    for update in range(6):
+        model.zero_grad()
+        own.train_step(sentences()[rank], outer, method, optimizer, update)
+        if backend == "legacy_ddp":
+            outer.all_reduce_grads()
+        own.optimizer_step(optimizer, outer, update)
+        found.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+    return found
+
+
 def main(rank: int, folder: Path) -> None:
     """All cases, one after another."""
     torch.set_num_threads(1)
@@ -133,6 +156,7 @@ def main(rank: int, folder: Path) -> None:
         for ignore_grad in (False, True):
             results[f"{backend}-{'filler' if ignore_grad else 'even'}"] = wrapped_step(backend, rank, ignore_grad)
         results[f"{backend}-chunks"] = wrapped_step(backend, rank, False, loss_chunk=3)
+        results[f"{backend}-pruned"] = pruned(rank, backend)
     results["policy"] = policy_over_teachers(rank)
     results["trainer"] = trainer_steps(rank, folder)
     torch.save(results, folder / f"rank-{rank}.pt")

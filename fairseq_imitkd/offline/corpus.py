@@ -1,0 +1,268 @@
+"""What is to be translated: binarised sources, their references where there are any, and both dictionaries."""
+
+import hashlib
+import itertools
+import logging
+import secrets
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fairseq.data import ConcatDataset, Dictionary, data_utils, encoders, indexed_dataset
+
+from fairseq_imitkd.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Languages:
+    """A fairseq data directory's dictionaries.
+
+    Args:
+        folder: the directory.
+        source, target: its languages.
+    """
+
+    folder: Path
+    source: str
+    target: str
+    source_dictionary: Dictionary
+    target_dictionary: Dictionary
+
+    @classmethod
+    def of(cls, folder: Path, source: str | None, target: str | None) -> "Languages":
+        """Read the dictionaries of a directory.
+
+        Raises:
+            UsageError: it is none of fairseq's.
+        """
+        if not folder.is_dir():
+            raise UsageError(f"DATA '{folder}' is no directory: name one that fairseq-preprocess has made")
+        if source is None or target is None:
+            found = data_utils.infer_language_pair(str(folder))
+            given = source or target
+            if None in found or (given is not None and given not in found):
+                raise UsageError(
+                    f"the languages of DATA '{folder}' can't be told from its files: give --source-lang and --target-lang"
+                )
+            if given is None:
+                source, target = found
+            else:
+                other = found[1] if given == found[0] else found[0]
+                source, target = source or other, target or other
+        if source == target:
+            raise UsageError(f"--source-lang and --target-lang must be two languages, but both are {source}")
+        read = []
+        for language in (source, target):
+            path = folder / f"dict.{language}.txt"
+            if not path.is_file():
+                raise UsageError(
+                    f"DATA '{folder}' has no dict.{language}.txt: name a directory that fairseq-preprocess has made"
+                )
+            try:
+                read.append(Dictionary.load(str(path)))
+            except Exception as error:  # fairseq raises Exception itself
+                raise UsageError(f"{path} is no dictionary of fairseq's: {_in_one_line(error)}") from error
+        return cls(folder, source, target, *read)
+
+    @property
+    def pairs(self) -> tuple[str, str]:
+        """How files name the two: fairseq-preprocess may have been told either direction."""
+        return f"{self.source}-{self.target}", f"{self.target}-{self.source}"
+
+    def dictionary_hashes(self) -> dict[str, str]:
+        """What both dictionaries hold."""
+        return {language: sha256(self.folder / f"dict.{language}.txt") for language in (self.source, self.target)}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sentences to translate, by number.
+
+    Args:
+        sources: of fairseq's data sets, ``(S,)`` token ids with their EOS.
+        references: as many, or None.
+    """
+
+    sources: Any
+    references: Any | None
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """``(N,)`` tokens of each source, its EOS included."""
+        return np.asarray(self.sources.sizes)
+
+
+def of_split(languages: Languages, split: str) -> Corpus:
+    """A split of the data directory; ``train`` is ``train``, ``train1``, … one after another, as fairseq trains on them.
+
+    Raises:
+        UsageError: it is not there, empty, damaged, or its sides have different lengths.
+    """
+    parts = []
+    for source, target in _sides(languages, split):
+        sources = read(source, languages.source_dictionary)
+        references = read(target, languages.target_dictionary) if target else None
+        if references is not None and len(references) != len(sources):
+            raise UsageError(
+                f"source and target of --gen-subset {split} must have as many sentences, but {source}.idx has {len(sources)} "
+                f"and {target}.idx {len(references)}: binarise them again"
+            )
+        parts.append((sources, references))
+    if len(parts) == 1:
+        return Corpus(*parts[0])
+    if len({references is None for _, references in parts}) > 1:
+        raise UsageError(f"all parts of --gen-subset {split} must have a target side, or none: binarise them again")
+    sources, references = ([part[side] for part in parts] for side in (0, 1))
+    return Corpus(ConcatDataset(sources), None if references[0] is None else ConcatDataset(references))
+
+
+def split_hashes(languages: Languages, split: str) -> dict[str, str]:
+    """What the files of a split hold.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    sides = [side for part in _sides(languages, split) for side in part if side]
+    return {path.name: sha256(path) for side in sides for path in (Path(f"{side}.idx"), Path(f"{side}.bin"))}
+
+
+def _sides(languages: Languages, split: str) -> list[tuple[Path, Path | None]]:
+    """Where the source and the target of each part of a split are, without their endings."""
+    parts: list[tuple[Path, Path | None]] = []
+    for number in itertools.count():
+        part = f"{split}{number}" if number else split
+        for pair in languages.pairs:
+            source, target = (languages.folder / f"{part}.{pair}.{side}" for side in (languages.source, languages.target))
+            if Path(f"{source}.idx").is_file():
+                parts.append((source, target if Path(f"{target}.idx").is_file() else None))
+                break
+        else:
+            break
+    if not parts:
+        wanted = f"{split}.{languages.pairs[0]}.{languages.source}.idx"
+        raise UsageError(f"--gen-subset '{split}' is not in DATA '{languages.folder}': there is no {wanted}")
+    return parts
+
+
+def of_text(text: Path, bpe: Any, languages: Languages, folder: Path) -> Corpus:
+    """Raw text, a sentence a line, made tokens once and kept in ``folder``.
+
+    Args:
+        text: the file, in UTF-8.
+        bpe: fairseq's, whose ``encode`` makes a line subwords; None takes the line's words as they are.
+        languages: whose source dictionary numbers them.
+        folder: where the binarised sources go.
+
+    Raises:
+        UsageError: the file can't be read.
+    """
+    dictionary, prefix = languages.source_dictionary, folder / "source"
+    if not Path(f"{prefix}.idx").is_file():
+        tokens, unknown = 0, 0
+        if not text.stat().st_size:
+            raise UsageError(f"--source-text '{text}' is empty: give a file with a sentence a line")
+        with whole_dataset(prefix, len(dictionary)) as builder:
+            for line in _lines(text):
+                words = bpe.encode(line) if bpe is not None else line
+                ids = dictionary.encode_line(words, add_if_not_exist=False, append_eos=True)
+                builder.add_item(ids)
+                tokens, unknown = tokens + ids.numel(), unknown + int(ids.eq(dictionary.unk()).sum())
+        if unknown > 0.01 * tokens:
+            logger.warning(
+                "%.1f%% of the tokens of --source-text are unknown to dict.%s.txt: are --bpe and its model the teacher's?",
+                100.0 * unknown / tokens, languages.source,
+            )  # fmt: skip
+    return Corpus(read(prefix, dictionary), None)
+
+
+def _lines(text: Path) -> Iterator[str]:
+    try:
+        with open(text, encoding="utf-8-sig", newline="\n") as lines:
+            for line in lines:
+                yield line.rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--source-text '{text}' can't be read: {error}") from error
+
+
+def build_bpe(settings: dict[str, Any] | None) -> Any:
+    """fairseq's own subwords, of ``{"_name": "sentencepiece", "sentencepiece_model": …}`` and the like; None for none.
+
+    Raises:
+        UsageError: their package or model is not there.
+    """
+    if settings is None:
+        return None
+    try:
+        return encoders.build_bpe(Namespace(bpe=settings["_name"], **settings))
+    except Exception as error:  # whatever a package raises on a model that is none
+        raise UsageError(f"--bpe {settings['_name']} can't be used: {_in_one_line(error)}") from error
+
+
+def read(prefix: Path, dictionary: Dictionary) -> Any:
+    """A binarised side.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    binary = Path(f"{prefix}.bin")
+    if binary.is_file() and binary.stat().st_size == 0:
+        raise UsageError(f"{binary} is empty: give a split that has sentences")
+    try:
+        if indexed_dataset.infer_dataset_impl(str(prefix)) == "mmap":
+            indexed_dataset.MMapIndexedDataset.Index(
+                f"{prefix}.idx"
+            )  # the whole data set would complain of itself when it goes
+        dataset = data_utils.load_indexed_dataset(str(prefix), dictionary, None)
+        if len(dataset):  # the last sentence is there only if all are
+            dataset[len(dataset) - 1]
+    except Exception as error:  # whatever fairseq raises on a strange file
+        raise UsageError(f"{prefix}.idx and .bin can't be read: {_in_one_line(error)}; binarise them again") from error
+    if dataset is None:
+        raise UsageError(f"{prefix}.idx is no binarised data set of fairseq's: binarise it again")
+    if not len(dataset):
+        raise UsageError(f"{prefix}.idx holds no sentence: give a split that has some")
+    return dataset
+
+
+@contextmanager
+def whole_dataset(prefix: Path, symbols: int) -> Iterator[Any]:
+    """A builder of fairseq's for a side; its files have their names only once they are whole."""
+    names = {end: Path(f"{prefix}.{end}") for end in ("bin", "idx")}
+    partials = {end: partial(name) for end, name in names.items()}
+    builder = indexed_dataset.make_builder(str(partials["bin"]), "mmap", vocab_size=symbols)
+    yield builder
+    builder.finalize(str(partials["idx"]))
+    for end, name in names.items():
+        partials[end].replace(name)
+
+
+def partial(path: Path) -> Path:
+    """What to call a file while it is written, like no other's: several machines may write the same at once."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal digits.
+
+    Raises:
+        UsageError: it can't be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"'{path}' can't be read: {error.strerror}") from error

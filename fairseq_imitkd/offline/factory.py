@@ -1,0 +1,450 @@
+"""From a corpus and a teacher to the teacher's corpus: planned, shared out, translated, resumed, written."""
+
+import errno
+import json
+import multiprocessing
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.data import data_utils
+from tqdm import tqdm
+
+import fairseq_imitkd
+from fairseq_imitkd.checkpoints import check_files
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.loading import StudentSide, load_teacher
+from fairseq_imitkd.offline.corpus import Corpus, Languages, build_bpe, of_split, of_text, partial, sha256, split_hashes
+from fairseq_imitkd.offline.decoding import Decoding, FairseqBackend, Translator
+from fairseq_imitkd.offline.journal import Journal, Translated, lock, records
+from fairseq_imitkd.offline.output import Counts, Filters, pairs, summary, write
+from fairseq_imitkd.teacher import Teacher
+
+FORMAT = 1  # of what is kept in the folder: another version begins anew
+JOB, DECODED, BUILDING, MANIFEST = "job.json", "decoded", "building", "manifest.json"
+# A folder that can't be written to: no permission, no such kind of file, no quota, too large, too long a name, a broken disk.
+UNWRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG,
+    errno.ELOOP, errno.EIO, errno.ENOENT,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything ``imitkd-seqkd`` is told.
+
+    Args:
+        data: fairseq's data directory, whose dictionaries are the teacher's.
+        teacher_path: checkpoints joined by ``:``.
+        out: the folder to make.
+        decoding, filters: see there.
+        split: which split to translate; with ``source_text``, the name of the one that is made.
+        source_text: raw sentences to translate instead.
+        bpe: how they are made subwords: ``{"_name": …}`` as fairseq has it; None takes words.
+        source_lang, target_lang: None reads them off the data directory.
+        teacher_dtype, teacher_data, teacher_allow_globals: as in training.
+        max_tokens, batch_size: of a batch of sources; 0 is no bound.
+        workers: processes on this machine.
+        num_shards, shard_id: of machines that share the work and ``out``.
+        cpu: even where there is a GPU.
+        keep_decoded: keep what a resumed run would need, after the end.
+    """
+
+    data: Path
+    teacher_path: str
+    out: Path
+    decoding: Decoding
+    filters: Filters
+    split: str = "train"
+    source_text: Path | None = None
+    bpe: dict[str, Any] | None = None
+    source_lang: str | None = None
+    target_lang: str | None = None
+    teacher_dtype: str = "fp32"
+    teacher_data: str | None = None
+    teacher_allow_globals: str | None = None
+    max_tokens: int = 4096
+    batch_size: int = 0
+    workers: int = 1
+    num_shards: int = 1
+    shard_id: int | None = None
+    cpu: bool = False
+    keep_decoded: bool = False
+
+    def __post_init__(self) -> None:
+        for flag, value, least in (("--max-tokens", self.max_tokens, 0), ("--batch-size", self.batch_size, 0),
+                                   ("--workers", self.workers, 1), ("--num-shards", self.num_shards, 1)):  # fmt: skip
+            if value < least:
+                raise UsageError(f"{flag} must be {least} or more, but is {value}")
+        if not self.max_tokens and not self.batch_size:
+            raise UsageError("--max-tokens 0 needs a --batch-size: one of them must bound a batch")
+        if (self.shard_id is None) != (self.num_shards == 1):
+            raise UsageError("--shard-id and --num-shards are used together: give both or none")
+        if self.shard_id is not None and not 0 <= self.shard_id < self.num_shards:
+            raise UsageError(f"--shard-id must be in 0..{self.num_shards - 1}, but is {self.shard_id}")
+        if not self.split or "/" in self.split:
+            raise UsageError(f"--gen-subset must be the name of a split, like train, but is '{self.split}'")
+        if self.source_text is not None and not self.source_text.is_file():
+            raise UsageError(f"--source-text '{self.source_text}' is no file: give one with a sentence a line, in UTF-8")
+        if self.source_text is not None and (self.decoding.select == "best" or self.filters.mix_gold):
+            flag = "--select best" if self.decoding.select == "best" else "--mix-gold"
+            raise UsageError(f"{flag} needs references, which --source-text has none of: leave one of them out")
+
+    @property
+    def device(self) -> str:
+        """Where to decode."""
+        return "cuda" if torch.cuda.is_available() and not self.cpu else "cpu"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has come to.
+
+    Args:
+        manifest: of the finished data set; None while other machines have batches left.
+        batches, done: of the whole work.
+        fresh: whether this run finished it.
+    """
+
+    manifest: dict[str, Any] | None
+    batches: int
+    done: int
+    fresh: bool = True
+
+
+def make(job: Job) -> Result:
+    """Translate what is not yet translated and, when nothing is left, write the data set.
+
+    Raises:
+        UsageError: files, flags and folder do not fit together. Nothing that was there is overwritten.
+    """
+    with one_line(job.out):
+        languages = Languages.of(job.data, job.source_lang, job.target_lang)
+        identity = identify(job, languages)
+        is_new = claim(job.out, identity)
+        with alone(job):
+            return _made(job, languages, identity, is_new)
+
+
+def _made(job: Job, languages: Languages, identity: dict[str, Any], is_new: bool) -> Result:
+    building = job.out / BUILDING
+    if (job.out / MANIFEST).is_file():
+        shutil.rmtree(building, ignore_errors=True)  # of a run that was killed when all was done
+        return Result(_read_json(job.out / MANIFEST), 0, 0, fresh=False)
+    with suppress(FileNotFoundError):  # of a run that was killed just before
+        (building / DECODED).rename(job.out / DECODED)
+    try:
+        corpus, counts = read_corpus(job, languages)
+        teacher = load(job, languages)
+    except UsageError:
+        if is_new and job.shard_id is None:  # with other settings the folder can then be used
+            shutil.rmtree(job.out / DECODED, ignore_errors=True)
+            (job.out / JOB).unlink()
+        raise
+    counts.too_long = int((corpus.lengths > teacher.max_positions[0]).sum())
+    batches = plan(corpus, job, teacher.max_positions[0])
+    done = {number for number, _ in records(job.out / DECODED)}
+    todo = [number for number in range(len(batches)) if number not in done]
+    if job.shard_id is not None:
+        todo = [number for number in todo if number % job.num_shards == job.shard_id]
+    translate(job, languages, corpus, teacher, batches, todo)
+    if job.shard_id is not None:
+        return Result(None, len(batches), len({number for number, _ in records(job.out / DECODED)}))
+    return Result(finish(job, languages, corpus, identity, counts, len(batches)), len(batches), len(batches))
+
+
+def identify(job: Job, languages: Languages) -> dict[str, Any]:
+    """What makes this data set this one, by contents and not by names of files."""
+    check_files(job.teacher_path)
+    bpe = dict(job.bpe or {})
+    for name, value in bpe.items():
+        if name != "_name" and isinstance(value, str) and Path(value).is_file():
+            bpe[name] = sha256(Path(value))
+    data = {"source_text": sha256(job.source_text)} if job.source_text else split_hashes(languages, job.split)
+    identity = {
+        "format": FORMAT,
+        "teachers": [sha256(Path(path)) for path in job.teacher_path.split(os.pathsep)],
+        "teacher_dtype": job.teacher_dtype,
+        "languages": [languages.source, languages.target],
+        "dictionaries": languages.dictionary_hashes(),
+        "split": job.split,
+        "data": data,
+        "bpe": bpe,
+        "decoding": asdict(job.decoding),
+        "filters": asdict(job.filters),
+        "batches": {"max_tokens": job.max_tokens, "batch_size": job.batch_size},
+    }
+    return json.loads(json.dumps(identity))
+
+
+def claim(out: Path, identity: dict[str, Any]) -> bool:
+    """Make the folder this job's, or see that it is.
+
+    Returns:
+        whether it was none's before.
+
+    Raises:
+        UsageError: it is another's.
+    """
+    mark = out / JOB
+    if mark.is_file():
+        theirs = _read_json(mark)
+        difference = _first_difference(theirs, identity)
+        if difference:
+            name, was, now = difference
+            raise UsageError(
+                f"--out '{out}' was begun with {name} = {was}, but now it is {now}: give another --out, or the settings of then"
+            )
+        return False
+    if out.exists() and (not out.is_dir() or any(not path.name.endswith(".partial") for path in out.iterdir())):
+        raise UsageError(f"--out '{out}' is there and no folder of this command's: give one that is empty or not there")
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(mark, json.dumps(identity, indent=2) + "\n")
+    return True
+
+
+@contextmanager
+def alone(job: Job) -> Iterator[None]:
+    """No other run in the folder meanwhile, but for those of other machines' shares.
+
+    Raises:
+        UsageError: there is one.
+    """
+    with open(job.out / JOB, "r+b") as file:
+        lock(file, job.out, shared=job.shard_id is not None)
+        yield
+
+
+def read_corpus(job: Job, languages: Languages) -> tuple[Corpus, Counts]:
+    """The sentences to translate, and what is known of them so far. Raw text is made tokens the first time."""
+    folder = job.out / DECODED
+    folder.mkdir(exist_ok=True)
+    if job.source_text is None:
+        corpus = of_split(languages, job.split)
+    else:
+        corpus = of_text(job.source_text, build_bpe(job.bpe), languages, folder)
+    if job.decoding.select == "best" or job.filters.mix_gold:
+        flag = "--select best" if job.decoding.select == "best" else "--mix-gold"
+        if corpus.references is None:
+            raise UsageError(f"{flag} needs references, but --gen-subset {job.split} of DATA '{job.data}' has no target side")
+    counts = Counts(sentences=len(corpus), empty_sources=int((corpus.lengths <= 1).sum()))
+    return corpus, counts
+
+
+def load(job: Job, languages: Languages) -> Teacher:
+    """The teacher, ready to decode.
+
+    Raises:
+        UsageError: it can't be used, or its targets are too short.
+    """
+    side = StudentSide(languages.source, languages.target, languages.source_dictionary, languages.target_dictionary)
+    teacher = load_teacher(job.teacher_path, side, job.teacher_dtype, job.teacher_data, job.teacher_allow_globals)
+    longest = teacher.max_positions[1]
+    if job.decoding.min_len >= longest:
+        raise UsageError(f"--min-len must be below {longest}, the teacher's longest target, but is {job.decoding.min_len}")
+    return teacher
+
+
+def plan(corpus: Corpus, job: Job, longest: int) -> list[np.ndarray]:
+    """Batches of sentence numbers, the longest sentences first: if memory is too small, that shows at once.
+
+    A sentence's batch does not depend on what is done already: with another one, rounding could change its words.
+    """
+    lengths = corpus.lengths
+    order = np.argsort(-lengths, kind="stable")
+    order = order[(lengths[order] > 1) & (lengths[order] <= longest)].astype(np.int64)
+    sizes = lengths[order].astype(np.int64)
+    if not order.size:
+        return []
+    return data_utils.batch_by_size(
+        order, lambda index: int(lengths[index]), sizes, max(job.max_tokens, int(sizes.max())) if job.max_tokens else None,
+        job.batch_size or None, required_batch_size_multiple=1,
+    )  # fmt: skip
+
+
+def translate(
+    job: Job, languages: Languages, corpus: Corpus, teacher: Teacher, batches: Sequence[np.ndarray], todo: Sequence[int]
+) -> None:
+    """Translate batches, in this process or in several, and keep each as soon as it is there."""
+    total = int(sum(corpus.lengths[ids].sum() for ids in batches))
+    left = int(sum(corpus.lengths[batches[number]].sum() for number in todo))
+    with tqdm(total=total, initial=total - left, desc="translate", unit=" source tokens", unit_scale=True) as bar:
+        if job.workers == 1 or len(todo) < 2:
+            _work(job, languages, corpus, teacher, batches, todo, 0, bar.update)
+        else:
+            _in_processes(job, todo, bar.update)
+
+
+def _work(
+    job: Job,
+    languages: Languages,
+    corpus: Corpus,
+    teacher: Teacher,
+    batches: Sequence[np.ndarray],
+    todo: Sequence[int],
+    worker: int,
+    report: Callable[[int], object],
+) -> None:
+    device = torch.device(job.device if job.device == "cpu" else f"cuda:{worker % torch.cuda.device_count()}")
+    teacher.place(device, torch.float32)
+    translator = Translator(FairseqBackend(teacher, languages, job.decoding), job.decoding, languages)
+    with closing(Journal(job.out / DECODED / f"{job.shard_id or 0:03d}-{worker:03d}.journal")) as journal:
+        for number in todo:
+            ids = batches[number].tolist()
+            sources = [corpus.sources[sentence].long() for sentence in ids]
+            _check_symbols(ids, sources, len(languages.source_dictionary), languages.source)
+            references = None
+            if corpus.references is not None:
+                references = [corpus.references[sentence].long() for sentence in ids]
+                _check_symbols(ids, references, len(languages.target_dictionary), languages.target)
+            journal.add(number, translator.translate(ids, sources, references))
+            report(sum(source.numel() for source in sources))
+
+
+def _check_symbols(ids: Sequence[int], sentences: Sequence[torch.Tensor], symbols: int, language: str) -> None:
+    for sentence, tokens in zip(ids, sentences, strict=True):
+        if tokens.numel() and int(tokens.max()) >= symbols:
+            raise UsageError(
+                f"sentence {sentence} of DATA holds symbol {int(tokens.max())}, but dict.{language}.txt has only {symbols}: "
+                "binarise the data with the teacher's dictionaries (fairseq-preprocess --srcdict --tgtdict)"
+            )
+
+
+def _in_processes(job: Job, todo: Sequence[int], report: Callable[[int], object]) -> None:
+    context = multiprocessing.get_context("spawn")
+    reports = context.Queue()
+    processes = [
+        context.Process(target=_worker, args=(job, todo[worker :: job.workers], worker, reports), daemon=True)
+        for worker in range(min(job.workers, len(todo)))
+    ]
+    for process in processes:
+        process.start()
+    try:
+        while any(process.is_alive() for process in processes) or not reports.empty():
+            try:
+                told = reports.get(timeout=0.2)
+            except queue.Empty:
+                told = 0
+            if isinstance(told, str):
+                raise UsageError(told)
+            report(told)
+            for worker, process in enumerate(processes):
+                if process.exitcode not in (None, 0) and reports.empty():
+                    raise UsageError(
+                        f"worker {worker} of --workers {job.workers} ended with code {process.exitcode} (what it said is "
+                        "above); run the same command again: it goes on where it stopped"
+                    )
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _worker(job: Job, todo: Sequence[int], worker: int, reports: Any) -> None:
+    """One of several processes."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(max(1, torch.get_num_threads() // job.workers))
+    try:
+        with one_line(job.out):
+            languages = Languages.of(job.data, job.source_lang, job.target_lang)
+            corpus, _ = read_corpus(job, languages)
+            teacher = load(job, languages)
+            _work(job, languages, corpus, teacher, plan(corpus, job, teacher.max_positions[0]), todo, worker, reports.put)
+    except UsageError as error:
+        reports.put(str(error))
+
+
+def _end_with_parent() -> None:
+    """End as soon as the command does, also when that was killed: the next run must not meet a worker of this one."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def finish(
+    job: Job, languages: Languages, corpus: Corpus, identity: dict[str, Any], counts: Counts, batches: int
+) -> dict[str, Any]:
+    """Write the data set under another name, check its counts, and then let it have its own.
+
+    The manifest comes last. What was decoded is thrown away after it, from a folder that tells the next run to do so.
+    """
+    found: dict[int, Translated] = {}
+    for number, translated in records(job.out / DECODED):
+        found.setdefault(number, translated)
+    if sorted(found) != list(range(batches)):
+        raise RuntimeError(f"{batches} batches were translated, but {len(found)} are there")
+    building = job.out / BUILDING
+    for folder in (building, job.out / "text", job.out / "data-bin"):  # of a run that was killed here
+        shutil.rmtree(folder, ignore_errors=True)
+    every = [found[number] for number in range(batches)]
+    sentences = len({sentence for batch in every for sentence in batch.ids.tolist()})
+    written = pairs(corpus, every, job.filters, counts)
+    total = len(corpus) * job.decoding.kept
+    write(building, languages, corpus, job.split, written, job.decoding.remove_bpe, total)
+    counts.check(sentences, job.decoding.kept)
+    made = {"fairseq_imitkd": fairseq_imitkd.__version__, **identity, **summary(counts, building)}
+    for name in ("text", "data-bin"):
+        (building / name).rename(job.out / name)
+    if not job.keep_decoded:
+        (job.out / DECODED).rename(building / DECODED)
+    for path in job.out.rglob("*.partial"):  # of runs that were killed
+        path.unlink()
+    write_whole(job.out / MANIFEST, json.dumps(made, indent=2) + "\n")
+    shutil.rmtree(building, ignore_errors=True)
+    return made
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file that is there whole or not at all."""
+    begun = partial(path)
+    with open(begun, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    begun.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Raises :class:`UsageError` on a file that is no such thing."""
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        read = None
+    if not isinstance(read, dict):
+        raise UsageError(f"{path} is damaged: give another --out")
+    return read
+
+
+@contextmanager
+def one_line(out: Path) -> Iterator[None]:
+    """A full disk, or a folder that can't be written to, in one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UsageError(
+                f"--out '{out}': no space is left on the device; make room and run the same command again: it goes on where it "
+                "stopped"
+            ) from error
+        if error.errno in UNWRITABLE:
+            raise UsageError(f"--out '{out}' can't be written to: {error.strerror} ({error.filename})") from error
+        raise
+
+
+def _first_difference(theirs: Any, own: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    if isinstance(theirs, dict) and isinstance(own, dict):
+        for key in {**theirs, **own}:
+            found = _first_difference(theirs.get(key), own.get(key), f"{name}.{key}" if name else key)
+            if found:
+                return found
+        return None
+    return None if theirs == own else (name, theirs, own)
