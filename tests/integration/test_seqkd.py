@@ -63,6 +63,7 @@ def test_hypotheses_are_fairseqs(task, digits, teacher, made, tmp_path):
     assert inside.exact_matches([line[4] for line in lines], digits.references()) > 0.8, "the teacher knows its language"
 
 
+@pytest.mark.slow
 def test_workers_write_the_same(digits, teacher, made, tmp_path):
     """One process gives the bytes of two."""
     assert Command([*given(digits, teacher, tmp_path / "out"), *BATCHES], tmp_path / "log").end() == 0
@@ -172,6 +173,7 @@ def changes(job, folder, stop_at):
     return killed
 
 
+@pytest.mark.slow
 def test_killed_before_changes_of_files(job, tmp_path):
     """Where a random moment hardly ever falls: some of the writing, renaming and tidying up, one after another."""
     killer = Killer(job, tmp_path)

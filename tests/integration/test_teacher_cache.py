@@ -92,6 +92,7 @@ def test_annealing_kd_needs_hidden_states(digits, teacher, caches, tmp_path):
         inside.train(digits.data, tmp_path, *run_flags("annealing_kd", 9, "--teacher-cache", caches["topk"]))
 
 
+@pytest.mark.slow
 def test_sentences_too_long_for_the_teacher_are_left_out_alike(digits, teacher, tmp_path):
     """The same batches as under the live teacher that can't take them, and the same weights in the end."""
     state = torch.load(teacher, weights_only=True)
@@ -129,6 +130,7 @@ def test_validation_data_is_not_the_caches(digits, caches, tmp_path):
     assert len(trained.figures["valid"]) >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "kind"), [("fp16", "hidden"), ("fp16", "topk"), ("amp", "hidden")])
 def test_half_precision_student(precision, kind, digits, teacher, caches, tmp_path):
     """A cache answers in the student's precision, as a teacher of ``--teacher-dtype auto`` does."""
@@ -141,6 +143,7 @@ def test_half_precision_student(precision, kind, digits, teacher, caches, tmp_pa
     assert losses(trained[1].figures) == pytest.approx(losses(trained[0].figures), abs=0.02)
 
 
+@pytest.mark.slow
 def test_update_freq_and_chunks(digits, caches, tmp_path):
     """Two micro-batches in chunks of positions are the double batch, as with a live teacher."""
     flags = (
@@ -174,6 +177,7 @@ def test_stopped_and_resumed_equals_uninterrupted(digits, caches, tmp_path):
     torch.testing.assert_close(resumed.weights(), whole, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(digits, caches, tmp_path):
     """Each reads the sentences of its own batches."""
 
@@ -198,6 +202,7 @@ def test_two_processes_train_as_one(digits, caches, tmp_path):
     torch.testing.assert_close(models[0], models[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_killed_command_goes_on(digits, teacher, tmp_path):
     """``kill -9`` amid its batches: no run takes what there is, and the same command ends in the same bytes."""
     flags = ("--keep", "topk:8", "--max-tokens", 8)

@@ -25,7 +25,15 @@ from fairseq_imitkd.errors import RefusedUpdate, UsageError
 from fairseq_imitkd.loading import StudentSide, load_teacher
 from fairseq_imitkd.task import TranslationWithTeacherConfig
 from fairseq_imitkd.teacher import Teacher
-from fairseq_imitkd.teacher_cache import CachedTeacher, CacheRequest, open_cache, refuse_teacher_flags, write_cache, writing
+from fairseq_imitkd.teacher_cache import (
+    CachedTeacher,
+    CacheRequest,
+    files,
+    open_cache,
+    refuse_teacher_flags,
+    write_cache,
+    writing,
+)
 from fairseq_imitkd.teacher_cache.files import as_tensor, bytes_a_token, token_arrays
 from fairseq_imitkd.teacher_cache.reading import MostProbable
 from tests.corpus import ARCHITECTURES
@@ -346,6 +354,22 @@ def planned(data: Path) -> list[np.ndarray]:
     task = writing._task(own)
     task.load_dataset("train")
     return writing._planned(task.dataset("train"), (64, 64), own).batches
+
+
+@pytest.mark.parametrize("moment", ["dump", "replace"])
+def test_note_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch, moment: str) -> None:
+    """A kill while it is written, or before it takes the other's place."""
+    files.write_json(tmp_path / "note", {"format": files.FORMAT, "batches": 1})
+
+    def killed(*given: Any, **_: Any) -> None:
+        if moment == "dump":
+            given[1].write('{"form')
+        raise Killed
+
+    monkeypatch.setattr(files.json if moment == "dump" else files.os, moment, killed)
+    with pytest.raises(Killed):
+        files.write_json(tmp_path / "note", {"format": files.FORMAT, "batches": 2})
+    assert files.read_json(tmp_path / "note") == {"format": files.FORMAT, "batches": 1}
 
 
 def tear(folder: Path, data: Path, done: int) -> None:
