@@ -349,8 +349,12 @@ def _in_processes(job: Job, todo: Sequence[int], report: Callable[[int], object]
 
 
 def _worker(job: Job, todo: Sequence[int], worker: int, reports: Any) -> None:
-    """One of several processes."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """One of several processes. It ends as soon as the command does: the next run must not meet a worker of this one."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    if not parent.is_alive():  # while this one was starting
+        return
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(max(1, torch.get_num_threads() // job.workers))
     try:
         with one_line(job.out):
@@ -362,10 +366,8 @@ def _worker(job: Job, todo: Sequence[int], worker: int, reports: Any) -> None:
         reports.put(str(error))
 
 
-def _end_with_parent() -> None:
-    """End as soon as the command does, also when that was killed: the next run must not meet a worker of this one."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+def _end_with(parent: Any) -> None:
+    """A command that was killed can't tell its workers."""
     parent.join()
     os._exit(1)
 
