@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from fairseq.data import data_utils
+from fairseq.ngram_repeat_block import NGramRepeatBlock
 from torch import Tensor
 
 from fairseq_imitkd.errors import UsageError
@@ -68,7 +69,12 @@ class Decoding:
             ("--n", self.samples, self.samples >= 1, "1 or more"),
             ("--lenpen", self.lenpen, math.isfinite(self.lenpen), "a number"),
             ("--unkpen", self.unkpen, math.isfinite(self.unkpen), "a number"),
-            ("--no-repeat-ngram-size", self.no_repeat_ngram_size, self.no_repeat_ngram_size >= 0, "0 (off) or more"),
+            (
+                "--no-repeat-ngram-size",
+                self.no_repeat_ngram_size,
+                self.no_repeat_ngram_size == 0 or self.no_repeat_ngram_size >= 2,
+                "0 (off) or 2 or more",
+            ),
             ("--sampling-topk", self.sampling_topk, self.sampling_topk >= 0, "0 (all tokens) or more"),
             ("--sampling-topp", self.sampling_topp, 0.0 < self.sampling_topp <= 1.0, "above 0 and at most 1 (all tokens)"),
             ("--temperature", self.temperature, 0.0 < self.temperature < math.inf, "above 0"),
@@ -130,6 +136,14 @@ class Backend(Protocol):
         """
 
 
+class _NoRepeats(NGramRepeatBlock):
+    """fairseq's own, which without its CUDA extension takes the padding behind a prefix for its end, and so blocks nothing."""
+
+    def forward(self, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int) -> Tensor:
+        written = tokens if self.use_extension else tokens[:, : step + 1]
+        return super().forward(written, lprobs, bsz, beam_size, step)
+
+
 class FairseqBackend:
     """fairseq's beam search over the rollout engine's steps, and the engine's own greedy decoding and sampling."""
 
@@ -153,8 +167,9 @@ class FairseqBackend:
                 min_len=decoding.min_len,
                 len_penalty=decoding.lenpen,
                 unk_penalty=decoding.unkpen,
-                no_repeat_ngram_size=decoding.no_repeat_ngram_size,
             )
+            if decoding.no_repeat_ngram_size:
+                self.generator.repeat_ngram_blocker = _NoRepeats(decoding.no_repeat_ngram_size)
 
     def translate(self, ids: Sequence[int], sources: Sequence[Tensor], nbest: int) -> list[list[Hypothesis]]:
         """See :class:`Backend`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fairseq_imitkd.offline.journal import records
 from tests import corpus, inside
 from tests.apart import Command, tree
 
@@ -202,12 +203,13 @@ def test_killed_200_times(job, tmp_path):
     killer.finish()
 
 
-def test_workers_end_with_their_parent(job, tmp_path):
-    """Killed alone, it leaves none behind that would still write; the next run need not wait."""
-    killer = Killer(job, tmp_path)
-    command = Command([*job(killer.out), "--workers", 2], tmp_path / "log")
+def test_workers_end_with_their_parent(digits, teacher, tmp_path):
+    """Killed alone, it leaves none behind that would still write: they end long before their work does."""
+    flags = ("--gen-subset", "train", "--batch-size", 2, "--beam", 5, "--workers", 2)
+    command = Command([*given(digits, teacher, tmp_path / "out"), *flags], tmp_path / "log")
     until = time.monotonic() + 60
-    journals = [killer.out / "decoded" / f"000-00{worker}.journal" for worker in (0, 1)]
+    decoded = tmp_path / "out" / "decoded"
+    journals = [decoded / f"000-00{worker}.journal" for worker in (0, 1)]
     while not all(path.is_file() and path.stat().st_size for path in journals):
         assert time.monotonic() < until
         time.sleep(0.005)
@@ -217,7 +219,7 @@ def test_workers_end_with_their_parent(job, tmp_path):
     while any(_runs(child) for child in children):
         assert time.monotonic() < until
         time.sleep(0.01)
-    killer.finish()
+    assert len(list(records(decoded))) < 750, "1,500 batches were to be translated"
 
 
 def _runs(process: str) -> bool:

@@ -57,7 +57,8 @@ def backend(decoding: Decoding, speaker: Teacher | None = None) -> FairseqBacken
         ({"unkpen": math.nan}, "--unkpen must be a number, but is nan"),
         ({"min_len": -1}, "--min-len must be in 0..200, the --max-len-b, but is -1"),
         ({"min_len": 11, "max_len_b": 10}, "--min-len must be in 0..10, the --max-len-b, but is 11"),
-        ({"no_repeat_ngram_size": -1}, "--no-repeat-ngram-size must be 0 (off) or more, but is -1"),
+        ({"no_repeat_ngram_size": -1}, "--no-repeat-ngram-size must be 0 (off) or 2 or more, but is -1"),
+        ({"no_repeat_ngram_size": 1}, "--no-repeat-ngram-size must be 0 (off) or 2 or more, but is 1"),
         ({"select": "sample", "sampling_topk": -1}, "--sampling-topk must be 0 (all tokens) or more, but is -1"),
         ({"select": "sample", "sampling_topp": 0.0}, "--sampling-topp must be above 0 and at most 1 (all tokens), but is 0.0"),
         (
@@ -106,7 +107,7 @@ def test_refusals(settings: dict[str, Any], message: str) -> None:
         {"beam": 1},
         {"beam": 3, "lenpen": 0.3, "min_len": 3},
         {"beam": 4, "max_len_a": 0.5, "max_len_b": 2},
-        {"unkpen": 2.0, "no_repeat_ngram_size": 2},
+        {"unkpen": -5.0},
     ],
     ids=str,
 )
@@ -124,7 +125,6 @@ def test_beam_search_is_fairseqs(settings: dict[str, Any], others: tuple[int, ..
         min_len=decoding.min_len,
         len_penalty=decoding.lenpen,
         unk_penalty=decoding.unkpen,
-        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
     )
     tokens = torch.full((12, len(sources[0])), PAD)
     for row, source in zip(tokens, sources, strict=True):
@@ -134,6 +134,23 @@ def test_beam_search_is_fairseqs(settings: dict[str, Any], others: tuple[int, ..
     for own, theirs in zip(found, expected, strict=True):
         assert [each.tokens.tolist() for each in own] == [each["tokens"].tolist() for each in theirs]
         assert [each.score for each in own] == pytest.approx([float(each["score"]) for each in theirs], abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_no_ngram_comes_twice(size: int) -> None:
+    """Of those that did, none is left; what has no repetition stays. A bonus on unknown words makes many repetitions."""
+
+    def repeats(tokens: list[int]) -> bool:
+        grams = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
+        return len(set(grams)) < len(grams)
+
+    found = {}
+    for given in (0, size):
+        decoding = Decoding(unkpen=-5.0, max_len_b=15, no_repeat_ngram_size=given)
+        every = backend(decoding).translate(range(12), sentences(12), 5)
+        found[given] = [[each.tokens.tolist() for each in some] for some in every]
+    assert any(repeats(tokens) for some in found[0] for tokens in some)
+    assert not any(repeats(tokens) for some in found[size] for tokens in some)
 
 
 def per_metric(name: str, hypothesis: str, reference: str) -> float:

@@ -593,6 +593,7 @@ def test_kept_decoded_stays(root: Path, whole: dict[str, bytes | None], tmp_path
     """A later run without the flag changes nothing."""
     make(job(root, tmp_path, keep_decoded=True))
     before = tree(tmp_path)
+    assert "decoded/000-000.journal" in before
     make(job(root, tmp_path))
     assert tree(tmp_path) == before
     assert {name: data for name, data in before.items() if not name.startswith("decoded")} == whole
@@ -649,7 +650,7 @@ def test_text_through_sentencepiece(pieces: Path, tmp_path: Path) -> None:
     """Each line is made the model's own pieces; empty lines keep their numbers; what comes out is a split's translation."""
     text = tmp_path / "raw.txt"
     text.write_text(TEXT, encoding="utf-8", newline="")
-    flags = ("--gen-subset", "mono", "--source-text", text, "-s", "src", "-t", "tgt", "--max-len-b", 10, "--cpu")
+    flags = ("--gen-subset", "mono", "--source-text", text, "-s", "src", "-t", "tgt", "--cpu", "--select", "sample")
     bpe = ("--bpe", "sentencepiece", "--sentencepiece-model", pieces / "pieces.model", "--remove-bpe", "sentencepiece")
     given = (pieces / "data", "--teacher-path", pieces / "teacher.pt", "--out", tmp_path / "out")
     command.main(list(map(str, [*given, *flags, *bpe])))
@@ -658,8 +659,9 @@ def test_text_through_sentencepiece(pieces: Path, tmp_path: Path) -> None:
     assert manifest["bpe"] == {"_name": "sentencepiece", "sentencepiece_model": sha256(pieces / "pieces.model")}
     assert manifest["counts"]["sentences"] == 5
     assert manifest["counts"]["empty_sources"] == 2
+    assert manifest["counts"]["written"] == 3, "an untrained teacher's samples end by chance"
     some = job(pieces, tmp_path / "split", data=tmp_path / "data", source_lang="src", target_lang="tgt",
-               decoding={"beam": 5, "max_len_b": 10, "remove_bpe": "sentencepiece"}, max_tokens=4096, batch_size=0)  # fmt: skip
+               decoding={"select": "sample", "beam": 5, "max_len_b": 200, "remove_bpe": "sentencepiece"})  # fmt: skip
     data = write_dictionaries(tmp_path / "data")
     for side in ("src", "tgt"):
         (data / f"dict.{side}.txt").write_bytes((pieces / "data" / f"dict.{side}.txt").read_bytes())
@@ -682,7 +684,7 @@ def test_text_through_sentencepiece(pieces: Path, tmp_path: Path) -> None:
 def test_text_of_words(root: Path, tmp_path: Path, caplog: Any) -> None:
     """Without --bpe a line's words are the dictionary's; many unknown ones are warned of."""
     text = tmp_path / "words"
-    text.write_text("a b c\nd\n")
+    text.write_text("\ufeffa b c\r\nd\n", newline="")
     make(job(root, tmp_path / "out", source_text=text, split="mono", decoding={"max_len_b": 30}))
     dataset = data_utils.load_indexed_dataset(str(tmp_path / "out" / "data-bin" / "mono.src-tgt.src"), letters())
     assert [row.tolist() for row in dataset] == [[4, 5, 6, EOS], [7, EOS]]
