@@ -133,9 +133,18 @@ def reversed_pairs(count: int, seed: int, longest: int = 6) -> list[tuple[list[i
     return [(source, source[::-1]) for source in sources]
 
 
-@functools.cache
 def trained_student(name: str) -> BaseFairseqModel:
-    """A student that has begun to learn to reverse: it writes varied text and ends it by itself. In evaluation mode."""
+    """A student that has begun to learn to reverse: it writes varied text and ends it by itself. In evaluation mode.
+
+    Each caller gets one of its own: a ``SequenceGenerator`` leaves its beam size in some models (BART).
+    """
+    model = build_student(name)
+    nn.Module.load_state_dict(model, _trained_weights(name))  # BART's own wants a task
+    return model.eval()
+
+
+@functools.cache
+def _trained_weights(name: str) -> dict[str, Any]:
     model, updates = build_student(name), 60
     if name.startswith("lstm"):  # from fairseq's small initial weights it would for long write one letter over and over
         updates = 120
@@ -151,7 +160,7 @@ def trained_student(name: str) -> BaseFairseqModel:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    return model.eval()
+    return model.state_dict()
 
 
 def roll_out(
