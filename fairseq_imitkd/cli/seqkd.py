@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.export.ctranslate import QUANTIZATIONS
 from fairseq_imitkd.offline.decoding import SELECTIONS, Decoding
-from fairseq_imitkd.offline.factory import Job, Result, make
+from fairseq_imitkd.offline.factory import BACKENDS, Job, Result, make
 from fairseq_imitkd.offline.output import Filters
 from fairseq_imitkd.rewards import REWARDS
 from fairseq_imitkd.settings import DTYPES
@@ -75,6 +76,16 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--temperature", type=float, default=1.0, help="of samples")
     search.add_argument("--seed", type=int, default=1, help="of samples and of --mix-gold")
 
+    engine = made.add_argument_group("what translates")
+    engine.add_argument("--backend", choices=BACKENDS, default="fairseq", help="ctranslate2: faster on a CPU, for transformers")
+    engine.add_argument(
+        "--quantization", choices=QUANTIZATIONS, help="what --backend ctranslate2 computes in (default: float32)"
+    )
+    engine.add_argument(
+        "--min-agreement", type=float,
+        help="the least chrF of the first 100 outputs of --backend ctranslate2 with fairseq's as references (default: 90)",
+    )  # fmt: skip
+
     output = made.add_argument_group("what is written")
     output.add_argument("--remove-bpe", help="subword marks to undo in text/ and for --metric: '@@ ', sentencepiece, …")
     output.add_argument(
@@ -107,13 +118,18 @@ def job(args: argparse.Namespace) -> Job:
         args.select, beam, nbest, args.metric, args.n, args.lenpen, args.unkpen, args.min_len, args.no_repeat_ngram_size,
         args.sampling_topk, args.sampling_topp, args.temperature, args.max_len_a, args.max_len_b, args.remove_bpe, args.seed,
     )  # fmt: skip
+    engine = {"quantization": args.quantization, "min_agreement": args.min_agreement}
+    engine = {name: value for name, value in engine.items() if value is not None}
+    if engine and args.backend != "ctranslate2":
+        flag = next(iter(engine)).replace("_", "-")
+        raise UsageError(f"--{flag} changes nothing under --backend {args.backend}: add --backend ctranslate2")
     return Job(
         args.data, args.teacher_path, args.out, decoding, Filters(args.max_ratio, args.dedup, args.mix_gold, args.seed),
         split=args.gen_subset, source_text=args.source_text, bpe=_bpe(args), source_lang=args.source_lang,
         target_lang=args.target_lang, teacher_dtype=args.teacher_dtype, teacher_data=args.teacher_data,
         teacher_allow_globals=args.teacher_allow_globals, max_tokens=args.max_tokens, batch_size=args.batch_size,
         workers=args.workers, num_shards=args.num_shards, shard_id=args.shard_id, cpu=args.cpu,
-        keep_decoded=args.keep_decoded,
+        keep_decoded=args.keep_decoded, backend=args.backend, **engine,
     )  # fmt: skip
 
 

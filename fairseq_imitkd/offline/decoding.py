@@ -289,6 +289,5 @@ def _is_mark(mark: str | None) -> bool:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return (
-        isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
-    )
+    known = ("not enough memory", "can't allocate memory", "out of memory", "failed to allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in known)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import multiprocessing
 import os
 import queue
@@ -21,15 +22,20 @@ from tqdm import tqdm
 import fairseq_imitkd
 from fairseq_imitkd.checkpoints import check_files
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.export import ctranslate
 from fairseq_imitkd.loading import StudentSide, load_teacher
 from fairseq_imitkd.offline.corpus import Corpus, Languages, build_bpe, of_split, of_text, partial, sha256, split_hashes
-from fairseq_imitkd.offline.decoding import Decoding, FairseqBackend, Translator
+from fairseq_imitkd.offline.ctranslate import CTranslateBackend, agreement, check_quantization
+from fairseq_imitkd.offline.decoding import Backend, Decoding, FairseqBackend, Translator
 from fairseq_imitkd.offline.journal import Journal, Translated, lock, records
 from fairseq_imitkd.offline.output import Counts, Filters, pairs, summary, write
 from fairseq_imitkd.teacher import Teacher
 
+logger = logging.getLogger(__name__)
 FORMAT = 1  # of what is kept in the folder: another version begins anew
 JOB, DECODED, BUILDING, MANIFEST = "job.json", "decoded", "building", "manifest.json"
+CONVERTED, AGREEMENT = "ctranslate2", "agreement.json"  # of what is decoded
+BACKENDS = ("fairseq", "ctranslate2")
 # A folder that can't be written to: no permission, no such kind of file, no quota, too large, too long a name, a broken disk.
 UNWRITABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG,
@@ -51,6 +57,9 @@ class Job:
         bpe: how they are made subwords: ``{"_name": …}`` as fairseq has it; None takes words.
         source_lang, target_lang: None reads them off the data directory.
         teacher_dtype, teacher_data, teacher_allow_globals: as in training.
+        backend: what translates, one of :data:`BACKENDS`.
+        quantization: what ``ctranslate2`` computes in.
+        min_agreement: the least chrF of its first outputs against fairseq's.
         max_tokens, batch_size: of a batch of sources; 0 is no bound.
         workers: processes on this machine.
         num_shards, shard_id: of machines that share the work and ``out``.
@@ -71,6 +80,9 @@ class Job:
     teacher_dtype: str = "fp32"
     teacher_data: str | None = None
     teacher_allow_globals: str | None = None
+    backend: str = "fairseq"
+    quantization: str = "float32"
+    min_agreement: float = 90.0
     max_tokens: int = 4096
     batch_size: int = 0
     workers: int = 1
@@ -97,6 +109,28 @@ class Job:
         if self.source_text is not None and (self.decoding.select == "best" or self.filters.mix_gold):
             flag = "--select best" if self.decoding.select == "best" else "--mix-gold"
             raise UsageError(f"{flag} needs references, which --source-text has none of: leave one of them out")
+        self._check_backend()
+
+    def _check_backend(self) -> None:
+        if self.backend not in BACKENDS:
+            raise UsageError(f"--backend must be one of {', '.join(BACKENDS)}, but is {self.backend}")
+        if not 0.0 <= self.min_agreement <= 100.0:
+            raise UsageError(f"--min-agreement must be in 0..100, but is {self.min_agreement}")
+        if self.backend == "fairseq":
+            return
+        for flag, value, only in (
+            ("--select", self.decoding.select, ("first", "best")),
+            ("--unkpen", self.decoding.unkpen, (0.0,)),
+            ("--teacher-dtype", self.teacher_dtype, ("fp32",)),
+        ):
+            if value not in only:
+                raise UsageError(
+                    f"{flag} must be {' or '.join(map(str, only))} under --backend ctranslate2, but is {value}: use --backend "
+                    "fairseq"
+                )
+        if os.pathsep in self.teacher_path:
+            raise UsageError("--backend ctranslate2 translates with one model, not an ensemble: use --backend fairseq")
+        check_quantization(self.quantization, self.device)
 
     @property
     def device(self) -> str:
@@ -144,13 +178,16 @@ def _made(job: Job, languages: Languages, identity: dict[str, Any], is_new: bool
     try:
         corpus, counts = read_corpus(job, languages)
         teacher = load(job, languages)
+        limits = teacher.max_positions
+        batches = plan(corpus, job, limits[0])
+        if job.backend == "ctranslate2" and batches:
+            convert(job, languages, corpus, teacher, np.concatenate(batches))
     except UsageError:
         if is_new and job.shard_id is None:  # with other settings the folder can then be used
             shutil.rmtree(job.out / DECODED, ignore_errors=True)
             (job.out / JOB).unlink()
         raise
-    counts.too_long = int((corpus.lengths > teacher.max_positions[0]).sum())
-    batches = plan(corpus, job, teacher.max_positions[0])
+    counts.too_long = int((corpus.lengths > limits[0]).sum())
     done = {number for number, _ in records(job.out / DECODED)}
     todo = [number for number in range(len(batches)) if number not in done]
     if job.shard_id is not None:
@@ -173,6 +210,7 @@ def identify(job: Job, languages: Languages) -> dict[str, Any]:
         "format": FORMAT,
         "teachers": [sha256(Path(path)) for path in job.teacher_path.split(os.pathsep)],
         "teacher_dtype": job.teacher_dtype,
+        "backend": {"name": job.backend, "quantization": job.quantization},
         "languages": [languages.source, languages.target],
         "dictionaries": languages.dictionary_hashes(),
         "split": job.split,
@@ -270,6 +308,54 @@ def plan(corpus: Corpus, job: Job, longest: int) -> list[np.ndarray]:
     )  # fmt: skip
 
 
+def convert(job: Job, languages: Languages, corpus: Corpus, teacher: Teacher, numbers: np.ndarray) -> None:
+    """Make the teacher a CTranslate2 model, the first time, and see that its first outputs are fairseq's.
+
+    Raises:
+        UsageError: it can't be one, or its outputs are too unlike.
+    """
+    folder, compared = job.out / DECODED / CONVERTED, job.out / DECODED / AGREEMENT
+    if compared.is_file() and folder.is_dir():
+        return
+    reason = ctranslate.why_not(teacher.models[0])
+    if reason is not None:
+        raise UsageError(
+            f"--backend ctranslate2 can't compute --teacher-path '{job.teacher_path}': {reason}; use --backend fairseq"
+        )
+    if not folder.is_dir():
+        ctranslate.convert(
+            teacher.models[0], languages.source_dictionary, languages.target_dictionary, folder, job.quantization
+        )
+    teacher.place(_device(job, 0), torch.float32)
+    ours, fairseqs = _ctranslate(job, languages, teacher.max_positions, 0), FairseqBackend(teacher, languages, job.decoding)
+    found = agreement(ours, fairseqs, corpus, numbers, languages, job.decoding.remove_bpe)
+    logger.info("%d of the first %d outputs of CTranslate2 are fairseq's, chrF %.2f", *found.values())
+    if found["chrf"] < job.min_agreement:
+        raise UsageError(
+            f"--backend ctranslate2: its first {found['sentences']} outputs are too unlike fairseq's, chrF {found['chrf']} "
+            f"(--min-agreement {job.min_agreement:g}): use another --quantization than {job.quantization}, or --backend fairseq"
+        )
+    write_whole(compared, json.dumps(found) + "\n")
+
+
+def _device(job: Job, worker: int) -> torch.device:
+    return torch.device(job.device if job.device == "cpu" else f"cuda:{worker % torch.cuda.device_count()}")
+
+
+def _ctranslate(job: Job, languages: Languages, limits: tuple[int, int], worker: int) -> CTranslateBackend:
+    folder = job.out / DECODED / CONVERTED
+    return CTranslateBackend(folder, languages, job.decoding, limits[1], _device(job, worker), job.quantization)
+
+
+def _backend(job: Job, languages: Languages, limits: tuple[int, int], teacher: Teacher | None, worker: int) -> Backend:
+    """What translates in one process; CTranslate2 needs no teacher there."""
+    if job.backend == "ctranslate2":
+        return _ctranslate(job, languages, limits, worker)
+    teacher = teacher or load(job, languages)
+    teacher.place(_device(job, worker), torch.float32)
+    return FairseqBackend(teacher, languages, job.decoding)
+
+
 def translate(
     job: Job, languages: Languages, corpus: Corpus, teacher: Teacher, batches: Sequence[np.ndarray], todo: Sequence[int]
 ) -> None:
@@ -278,24 +364,23 @@ def translate(
     left = int(sum(corpus.lengths[batches[number]].sum() for number in todo))
     with tqdm(total=total, initial=total - left, desc="translate", unit=" source tokens", unit_scale=True) as bar:
         if job.workers == 1 or len(todo) < 2:
-            _work(job, languages, corpus, teacher, batches, todo, 0, bar.update)
+            backend = _backend(job, languages, teacher.max_positions, teacher, 0)
+            _work(job, languages, corpus, backend, batches, todo, 0, bar.update)
         else:
-            _in_processes(job, todo, bar.update)
+            _in_processes(job, teacher.max_positions, todo, bar.update)
 
 
 def _work(
     job: Job,
     languages: Languages,
     corpus: Corpus,
-    teacher: Teacher,
+    backend: Backend,
     batches: Sequence[np.ndarray],
     todo: Sequence[int],
     worker: int,
     report: Callable[[int], object],
 ) -> None:
-    device = torch.device(job.device if job.device == "cpu" else f"cuda:{worker % torch.cuda.device_count()}")
-    teacher.place(device, torch.float32)
-    translator = Translator(FairseqBackend(teacher, languages, job.decoding), job.decoding, languages)
+    translator = Translator(backend, job.decoding, languages)
     with closing(Journal(job.out / DECODED / f"{job.shard_id or 0:03d}-{worker:03d}.journal")) as journal:
         for number in todo:
             ids = batches[number].tolist()
@@ -318,11 +403,11 @@ def _check_symbols(ids: Sequence[int], sentences: Sequence[torch.Tensor], symbol
             )
 
 
-def _in_processes(job: Job, todo: Sequence[int], report: Callable[[int], object]) -> None:
+def _in_processes(job: Job, limits: tuple[int, int], todo: Sequence[int], report: Callable[[int], object]) -> None:
     context = multiprocessing.get_context("spawn")
     reports = context.Queue()
     processes = [
-        context.Process(target=_worker, args=(job, todo[worker :: job.workers], worker, reports), daemon=True)
+        context.Process(target=_worker, args=(job, limits, todo[worker :: job.workers], worker, reports), daemon=True)
         for worker in range(min(job.workers, len(todo)))
     ]
     for process in processes:
@@ -348,7 +433,7 @@ def _in_processes(job: Job, todo: Sequence[int], report: Callable[[int], object]
             process.join()
 
 
-def _worker(job: Job, todo: Sequence[int], worker: int, reports: Any) -> None:
+def _worker(job: Job, limits: tuple[int, int], todo: Sequence[int], worker: int, reports: Any) -> None:
     """One of several processes. It ends as soon as the command does: the next run must not meet a worker of this one."""
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -360,8 +445,8 @@ def _worker(job: Job, todo: Sequence[int], worker: int, reports: Any) -> None:
         with one_line(job.out):
             languages = Languages.of(job.data, job.source_lang, job.target_lang)
             corpus, _ = read_corpus(job, languages)
-            teacher = load(job, languages)
-            _work(job, languages, corpus, teacher, plan(corpus, job, teacher.max_positions[0]), todo, worker, reports.put)
+            backend = _backend(job, languages, limits, None, worker)
+            _work(job, languages, corpus, backend, plan(corpus, job, limits[0]), todo, worker, reports.put)
     except UsageError as error:
         reports.put(str(error))
 
@@ -393,13 +478,15 @@ def finish(
     total = len(corpus) * job.decoding.kept
     write(building, languages, corpus, job.split, written, job.decoding.remove_bpe, total)
     counts.check(sentences, job.decoding.kept)
-    made = {"fairseq_imitkd": fairseq_imitkd.__version__, **identity, **summary(counts, building)}
+    compared = job.out / DECODED / AGREEMENT
+    agreed = {"agreement": _read_json(compared)} if compared.is_file() else {}
+    made = {"fairseq_imitkd": fairseq_imitkd.__version__, **identity, **agreed, **summary(counts, building)}
     for name in ("text", "data-bin"):
         (building / name).rename(job.out / name)
     if not job.keep_decoded:
         (job.out / DECODED).rename(building / DECODED)
-    for path in job.out.rglob("*.partial"):  # of runs that were killed
-        path.unlink()
+    for path in list(job.out.rglob("*.partial")):  # of runs that were killed
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_whole(job.out / MANIFEST, json.dumps(made, indent=2) + "\n")
     shutil.rmtree(building, ignore_errors=True)
     return made

@@ -1,0 +1,168 @@
+"""A fairseq transformer as a CTranslate2 model, made from the loaded model: no checkpoint is read by another package."""
+
+import copy
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fairseq.data import Dictionary
+from fairseq.models import BaseFairseqModel
+from fairseq.models.transformer import TransformerEncoder, TransformerEncoderBase
+from fairseq.modules import MultiheadAttention, SinusoidalPositionalEmbedding, gelu, gelu_accurate
+from fairseq.modules.transformer_layer import TransformerEncoderLayer, TransformerEncoderLayerBase
+from torch import nn
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.rollout import transformer
+from fairseq_imitkd.rollout.beam import softmax_of_its_logits
+
+MISSING = "needs CTranslate2: pip install 'fairseq-imitkd[fast]'"
+PAD = "<blank>"  # CTranslate2's name for it
+QUANTIZATIONS = ("float32", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16")
+ACTIVATIONS = {F.relu: "RELU", gelu: "GELU", gelu_accurate: "GELUTanh"}
+
+
+def library() -> Any:
+    """The package, which is not installed unless asked for.
+
+    Raises:
+        ImportError: it is not there.
+    """
+    import ctranslate2
+    import ctranslate2.converters.fairseq
+    import ctranslate2.specs
+
+    return ctranslate2
+
+
+def why_not(model: BaseFairseqModel) -> str | None:
+    """Why a model is none that CTranslate2 computes, in a few words; None when it is.
+
+    It computes stock transformers, BART among them: post-norm or pre-norm, learned or sinusoidal positions, tied or untied
+    embeddings, layer-norm embeddings, layers of any number and width on either side.
+    """
+    parts: Any = model
+    if not hasattr(model, "encoder") or not hasattr(model, "decoder"):
+        return "it is no encoder-decoder model"
+    reason = transformer.why_not(model) or _why_not_encoder(parts.encoder)
+    if reason is not None:
+        return reason
+    if not softmax_of_its_logits(model):
+        return "its probabilities are not the softmax of its logits"
+    if parts.decoder.project_in_dim is not None or parts.decoder.project_out_dim is not None:
+        return "its decoder's embeddings have another width than its layers (--decoder-input-dim, --decoder-output-dim)"
+    if type(parts.decoder.output_projection) is not nn.Linear:
+        return f"its output projection is a {type(parts.decoder.output_projection).__name__}"
+    for name, side in (("encoder", parts.encoder), ("decoder", parts.decoder)):
+        if side.embed_positions is None:
+            return f"its {name} has no positions (--no-token-positional-embeddings)"
+        if len({layer.self_attn.num_heads for layer in side.layers}) != 1:
+            return f"its {name} has layers of different heads, or none"
+        if any(layer.activation_fn not in ACTIVATIONS for layer in side.layers):
+            return "its --activation-fn is not relu, gelu or gelu_accurate"
+        if side.layers[0].normalize_before != (side.layer_norm is not None):
+            return f"its {name} is pre-norm without a last layer norm (--no-decoder-final-norm)"
+        if type(side.embed_tokens) is not nn.Embedding:
+            return f"its {name}'s embedding is a {type(side.embed_tokens).__name__}"
+    if any(layer.encoder_attn.num_heads != layer.self_attn.num_heads for layer in parts.decoder.layers):
+        return "its decoder's cross-attention has other heads than its self-attention"
+    return None
+
+
+def _why_not_encoder(encoder: Any) -> str | None:
+    """As :func:`~fairseq_imitkd.rollout.transformer.why_not` of the decoder."""
+    if type(encoder) not in (TransformerEncoderBase, TransformerEncoder) and type(encoder).__name__ != "BARTEncoder":
+        return f"its encoder is a {type(encoder).__name__}"
+    if encoder.quant_noise is not None:
+        return "it has quantisation noise"
+    for layer in encoder.layers:
+        if type(layer) not in (TransformerEncoderLayerBase, TransformerEncoderLayer):
+            return f"an encoder layer is a {type(layer).__name__}"
+        attention = layer.self_attn
+        if type(attention) is not MultiheadAttention or attention.bias_k is not None or attention.add_zero_attn:
+            return "its encoder's attention is not fairseq's own"
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, layer.fc1, layer.fc2)
+        if any(type(projection) is not nn.Linear for projection in projections):
+            return "an encoder's projection is no plain linear layer"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in encoder.modules()):
+        return "something is hooked to its modules"
+    return None
+
+
+def convert(model: BaseFairseqModel, source: Dictionary, target: Dictionary, folder: Path, quantization: str) -> None:
+    """Write a model that :func:`why_not` has no objection to: whole or not at all, also when it is killed.
+
+    Args:
+        model: on the CPU, in float32.
+        source, target: its dictionaries.
+        folder: to make. If another process has made it meanwhile, it is left as it is.
+        quantization: of its weights, one of :data:`QUANTIZATIONS`.
+    """
+    spec = _spec(copy.deepcopy(model))  # quantising writes into the weights that it is given
+    spec.register_source_vocabulary(vocabulary(source))
+    spec.register_target_vocabulary(vocabulary(target))
+    spec.config.decoder_start_token = spec.config.eos_token
+    spec.config.add_source_eos = True
+    spec.validate()
+    spec.optimize(quantization=quantization)
+    begun = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(begun, ignore_errors=True)
+    begun.mkdir(parents=True)
+    spec.save(str(begun))
+    try:
+        begun.rename(folder)
+    except OSError:
+        shutil.rmtree(begun)
+        if not folder.is_dir():
+            raise
+
+
+def _spec(model: Any) -> Any:
+    ctranslate2 = library()
+    specs, fill = ctranslate2.specs.transformer_spec, ctranslate2.converters.fairseq
+
+    def settings(side: Any) -> dict[str, Any]:
+        first = side.layers[0]
+        return {
+            "num_layers": len(side.layers),
+            "num_heads": first.self_attn.num_heads,
+            "pre_norm": first.normalize_before,
+            "activation": ctranslate2.specs.Activation[ACTIVATIONS[first.activation_fn]],
+            "layernorm_embedding": side.layernorm_embedding is not None,
+        }
+
+    spec = specs.TransformerSpec(
+        specs.TransformerEncoderSpec(**settings(model.encoder)), specs.TransformerDecoderSpec(**settings(model.decoder))
+    )
+    with torch.no_grad():
+        fill.set_transformer_encoder(spec.encoder, model.encoder)
+        fill.set_transformer_decoder(spec.decoder, model.decoder)
+        for side, of in ((spec.encoder, model.encoder), (spec.decoder, model.decoder)):
+            side.position_encodings.encodings = _positions(of).numpy()
+    return spec
+
+
+def _positions(side: Any) -> torch.Tensor:
+    """``(P, D)`` of as many positions as the model can be fed: fairseq makes more sinusoids when they are asked for."""
+    table, first = side.embed_positions, side.padding_idx + 1
+    if isinstance(table, SinusoidalPositionalEmbedding):
+        count = first + side.max_positions()
+        return SinusoidalPositionalEmbedding.get_embedding(count, table.embedding_dim, table.padding_idx)[first:]
+    return table.weight[first:]
+
+
+def vocabulary(dictionary: Dictionary) -> list[str]:
+    """Each symbol, by number.
+
+    Raises:
+        UsageError: two are the same to CTranslate2.
+    """
+    symbols = [PAD if number == dictionary.pad() else symbol for number, symbol in enumerate(dictionary.symbols)]
+    if len(set(symbols)) != len(symbols):
+        twice: Sequence[str] = [symbol for symbol in symbols if symbols.count(symbol) > 1]
+        raise UsageError(f"a dictionary holds the symbol '{twice[0]}' twice, which CTranslate2 can't tell apart")
+    return symbols

@@ -1,0 +1,116 @@
+"""CTranslate2 as what translates: faster than fairseq on a CPU, above all in int8. Its outputs are held against fairseq's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sacrebleu.metrics import CHRF
+from torch import Tensor
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.export import ctranslate
+from fairseq_imitkd.offline.corpus import Corpus, Languages
+from fairseq_imitkd.offline.decoding import Backend, Decoding, Hypothesis
+
+COMPARED = 100  # sentences
+
+
+class CTranslateBackend:
+    """CTranslate2's beam search.
+
+    Args:
+        folder: its model, as :func:`fairseq_imitkd.export.ctranslate.convert` writes it.
+        languages: the dictionaries.
+        decoding: without samples.
+        longest: the most tokens of a target, its EOS included, that the model can represent.
+        device: where to decode.
+        quantization: what it computes in.
+    """
+
+    def __init__(
+        self, folder: Path, languages: Languages, decoding: Decoding, longest: int, device: torch.device, quantization: str
+    ):
+        self.decoding, self.longest = decoding, longest
+        self.symbols = languages.source_dictionary.symbols
+        self.eos = languages.target_dictionary.eos()
+        vocabulary = ctranslate.vocabulary(languages.target_dictionary)
+        self.number = {symbol: number for number, symbol in enumerate(vocabulary)}
+        self.translator = ctranslate.library().Translator(
+            str(folder),
+            device=device.type,
+            device_index=device.index or 0,
+            compute_type=quantization,
+            inter_threads=1,
+            intra_threads=torch.get_num_threads(),
+        )
+
+    def translate(self, ids: Sequence[int], sources: Sequence[Tensor], nbest: int) -> list[list[Hypothesis]]:
+        """See :class:`~fairseq_imitkd.offline.decoding.Backend`."""
+        width = max(source.numel() for source in sources)
+        cap = min(int(self.decoding.max_len_a * width + self.decoding.max_len_b), self.longest - 1)
+        results = self.translator.translate_batch(
+            [[self.symbols[token] for token in source.tolist()[:-1]] for source in sources],
+            beam_size=self.decoding.beam,
+            num_hypotheses=nbest,
+            length_penalty=self.decoding.lenpen,
+            no_repeat_ngram_size=self.decoding.no_repeat_ngram_size,
+            min_decoding_length=self.decoding.min_len,
+            max_decoding_length=cap + 1,  # it counts the EOS
+            max_input_length=0,
+            suppress_sequences=[[ctranslate.PAD]],
+            return_end_token=True,
+            return_scores=True,
+        )
+        return [
+            [self._hypothesis(words, score, cap) for words, score in zip(result.hypotheses, result.scores, strict=True)]
+            for result in results
+        ]
+
+    def _hypothesis(self, words: Sequence[str], score: float, cap: int) -> Hypothesis:
+        """With an EOS where the cap cuts, as fairseq has it."""
+        tokens = [self.number[word] for word in words]
+        cut = tokens[-1:] != [self.eos]
+        return Hypothesis(torch.tensor([*tokens[:cap], self.eos] if cut else tokens), score, cut)
+
+
+def check_quantization(quantization: str, device: str) -> None:
+    """Whether CTranslate2 is there and computes in it on this machine.
+
+    Raises:
+        UsageError: one of them is not so.
+    """
+    try:
+        known = ctranslate.library().get_supported_compute_types(device)
+    except ImportError as error:
+        raise UsageError(f"--backend ctranslate2 {ctranslate.MISSING}") from error
+    if quantization not in known:
+        raise UsageError(f"--quantization must be one of {', '.join(sorted(known))} on this {device}, but is {quantization}")
+
+
+def agreement(
+    ours: Backend, fairseqs: Backend, corpus: Corpus, numbers: np.ndarray, languages: Languages, marks: str | None
+) -> dict[str, Any]:
+    """How far the first sentences' translations are fairseq's.
+
+    Args:
+        ours, fairseqs: the two that translate.
+        corpus: what is translated.
+        numbers: of its sentences, those that can be translated, in any order.
+        languages: its dictionaries.
+        marks: of subwords, undone before texts are compared.
+
+    Returns:
+        ``sentences``, how many of them are ``identical``, and ``chrf``, the chrF of ours with fairseq's as references.
+    """
+    first = np.sort(numbers)[:COMPARED]
+    ids = first[np.argsort(-corpus.lengths[first], kind="stable")].tolist()
+    sources = [corpus.sources[sentence].long() for sentence in ids]
+    theirs, own = ([hypotheses[0].tokens for hypotheses in backend.translate(ids, sources, 1)] for backend in (fairseqs, ours))
+    texts = [[languages.target_dictionary.string(tokens, marks) for tokens in some] for some in (own, theirs)]
+    return {
+        "sentences": len(ids),
+        "identical": sum(torch.equal(a, b) for a, b in zip(own, theirs, strict=True)),
+        "chrf": round(CHRF().corpus_score(texts[0], [texts[1]]).score, 2),
+    }
