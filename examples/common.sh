@@ -32,11 +32,11 @@ stage() {
   touch "$RUN/.done/$name"
 }
 
-# train NAME FLAGS…: one training in $RUN/NAME. fairseq resumes it from checkpoint_last.pt after a kill.
+# train NAME FLAGS…: one training in $RUN/NAME, on $DATA (default: $RUN/data-bin). fairseq resumes it from checkpoint_last.pt after a kill.
 train() {
   local name=$1
   shift
   mkdir -p "$RUN/$name"
-  imitkd-train "$RUN/data-bin" "${DEVICE_FLAGS[@]}" --save-dir "$RUN/$name" --log-format simple "$@" \
+  imitkd-train "${DATA:-$RUN/data-bin}" "${DEVICE_FLAGS[@]}" --save-dir "$RUN/$name" --log-format simple "$@" \
     2>&1 | tee -a "$RUN/$name/train.log"
 }

@@ -6,7 +6,7 @@ source "$(dirname "$0")/../common.sh"
 models=()
 for done in "$RUN"/.done/*; do
   name=$(basename "$done")
-  case $name in raw | encode | binarise | teacher | scratch) ;; *) models+=("$name") ;; esac
+  case $name in raw | encode | binarise | data_* | teacher | scratch) ;; *) models+=("$name") ;; esac
 done
 for name in scratch teacher; do
   [ -e "$RUN/.done/$name" ] && models=("$name" "${models[@]}")
