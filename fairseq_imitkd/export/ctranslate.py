@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fairseq.data import Dictionary
 from fairseq.models import BaseFairseqModel
 from fairseq.models.transformer import TransformerEncoder, TransformerEncoderBase
-from fairseq.modules import MultiheadAttention, SinusoidalPositionalEmbedding, gelu, gelu_accurate
+from fairseq.modules import MultiheadAttention, gelu, gelu_accurate
 from fairseq.modules.transformer_layer import TransformerEncoderLayer, TransformerEncoderLayerBase
 from torch import nn
 
@@ -42,8 +42,8 @@ def library() -> Any:
 def why_not(model: BaseFairseqModel) -> str | None:
     """Why a model is none that CTranslate2 computes, in a few words; None when it is.
 
-    It computes stock transformers, BART among them: post-norm or pre-norm, learned or sinusoidal positions, tied or untied
-    embeddings, layer-norm embeddings, layers of any number and width on either side.
+    It computes stock transformers, BART among them: post-norm or pre-norm, learned, sinusoidal or no positions, tied or untied
+    embeddings of any width, layer-norm embeddings, layers of any number, width and heads on either side.
     """
     parts: Any = model
     if not hasattr(model, "encoder") or not hasattr(model, "decoder"):
@@ -53,19 +53,15 @@ def why_not(model: BaseFairseqModel) -> str | None:
         return reason
     if not softmax_of_its_logits(model):
         return "its probabilities are not the softmax of its logits"
-    if parts.decoder.project_in_dim is not None or parts.decoder.project_out_dim is not None:
-        return "its decoder's embeddings have another width than its layers (--decoder-input-dim, --decoder-output-dim)"
     if type(parts.decoder.output_projection) is not nn.Linear:
         return f"its output projection is a {type(parts.decoder.output_projection).__name__}"
     for name, side in (("encoder", parts.encoder), ("decoder", parts.decoder)):
-        if side.embed_positions is None:
-            return f"its {name} has no positions (--no-token-positional-embeddings)"
         if len({layer.self_attn.num_heads for layer in side.layers}) != 1:
             return f"its {name} has layers of different heads, or none"
         if any(layer.activation_fn not in ACTIVATIONS for layer in side.layers):
             return "its --activation-fn is not relu, gelu or gelu_accurate"
-        if side.layers[0].normalize_before != (side.layer_norm is not None):
-            return f"its {name} is pre-norm without a last layer norm (--no-decoder-final-norm)"
+        if side.layer_norm is not None and not side.layers[0].normalize_before:
+            return f"its {name} is post-norm with one more layer norm at the end"
         if type(side.embed_tokens) is not nn.Embedding:
             return f"its {name}'s embedding is a {type(side.embed_tokens).__name__}"
     if any(layer.encoder_attn.num_heads != layer.self_attn.num_heads for layer in parts.decoder.layers):
@@ -131,28 +127,34 @@ def _spec(model: Any) -> Any:
             "num_layers": len(side.layers),
             "num_heads": first.self_attn.num_heads,
             "pre_norm": first.normalize_before,
+            "no_final_norm": side.layer_norm is None,
             "activation": ctranslate2.specs.Activation[ACTIVATIONS[first.activation_fn]],
             "layernorm_embedding": side.layernorm_embedding is not None,
         }
 
-    spec = specs.TransformerSpec(
-        specs.TransformerEncoderSpec(**settings(model.encoder)), specs.TransformerDecoderSpec(**settings(model.decoder))
-    )
+    projections = (model.decoder.project_in_dim, model.decoder.project_out_dim)
+    projected = projections != (None, None)
+    encoder = specs.TransformerEncoderSpec(**settings(model.encoder))
+    decoder = specs.TransformerDecoderSpec(**settings(model.decoder), project_in_out=projected)
+    spec = specs.TransformerSpec(encoder, decoder)
     with torch.no_grad():
+        for side in (model.encoder, model.decoder):
+            if side.embed_positions is None:  # CTranslate2 would make sinusoids of its own
+                width = side.layers[0].self_attn.embed_dim
+                side.embed_positions = nn.Embedding.from_pretrained(torch.zeros(side.max_positions() + 1, width), padding_idx=0)
+        if projected:  # CTranslate2 has both or none
+            model.decoder.project_in_dim, model.decoder.project_out_dim = (
+                each or _identity(model.decoder) for each in projections
+            )
         fill.set_transformer_encoder(spec.encoder, model.encoder)
         fill.set_transformer_decoder(spec.decoder, model.decoder)
-        for side, of in ((spec.encoder, model.encoder), (spec.decoder, model.decoder)):
-            side.position_encodings.encodings = _positions(of).numpy()
     return spec
 
 
-def _positions(side: Any) -> torch.Tensor:
-    """``(P, D)`` of as many positions as the model can be fed: fairseq makes more sinusoids when they are asked for."""
-    table, first = side.embed_positions, side.padding_idx + 1
-    if isinstance(table, SinusoidalPositionalEmbedding):
-        count = first + side.max_positions()
-        return SinusoidalPositionalEmbedding.get_embedding(count, table.embedding_dim, table.padding_idx)[first:]
-    return table.weight[first:]
+def _identity(decoder: Any) -> nn.Linear:
+    linear = nn.Linear(decoder.embed_dim, decoder.embed_dim, bias=False)
+    nn.init.eye_(linear.weight)
+    return linear
 
 
 def vocabulary(dictionary: Dictionary) -> list[str]:
