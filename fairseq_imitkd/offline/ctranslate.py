@@ -18,7 +18,7 @@ COMPARED = 100  # sentences
 
 
 class CTranslateBackend:
-    """CTranslate2's beam search.
+    """CTranslate2's beam search. In its scores, the probability of tokens that are forbidden is shared out among the others.
 
     Args:
         folder: its model, as :func:`fairseq_imitkd.export.ctranslate.convert` writes it.

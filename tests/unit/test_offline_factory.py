@@ -21,53 +21,24 @@ import fairseq_imitkd
 from fairseq_imitkd.cli import seqkd as command
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.offline import factory
-from fairseq_imitkd.offline.corpus import Corpus, Languages, of_split, sha256, whole_dataset
-from fairseq_imitkd.offline.decoding import Decoding, Translator
-from fairseq_imitkd.offline.factory import Job, Result, claim, make, plan
+from fairseq_imitkd.offline.corpus import Corpus, Languages, of_split, sha256
+from fairseq_imitkd.offline.decoding import Translator
+from fairseq_imitkd.offline.factory import Result, claim, make, plan
 from fairseq_imitkd.offline.journal import Journal, lock, records
-from fairseq_imitkd.offline.output import Filters
 from fairseq_imitkd.task import TranslationWithTeacherConfig, TranslationWithTeacherTask
-from tests.apart import Command, tree
+from tests.apart import tree
 from tests.fairseq_models import (
     checkpoint_state,
     letters,
-    reversed_pairs,
-    trained_student,
     training_config,
     write_dictionaries,
 )
-
-EOS, SENTENCES = 2, 60
+from tests.seqkd_jobs import EOS, SENTENCES, apart, job, make_root, refusal, write_split
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``data``: splits test and valid of random letters; ``teacher.pt``: a model that has begun to reverse them."""
-    root = tmp_path_factory.mktemp("seqkd")
-    data = write_dictionaries(root / "data")
-    for split, seed in (("test", 1), ("valid", 2)):
-        pairs = reversed_pairs(SENTENCES, seed)
-        pairs[7] = ([], [4])  # an empty source
-        write_split(data, split, [[4 + letter for letter in source] for source, _ in pairs], "src")
-        write_split(data, split, [[4 + letter for letter in target] for _, target in pairs], "tgt")
-    cfg = training_config(data, "--task", "translation", "--max-source-positions", 64, "--max-target-positions", 64)
-    torch.save(checkpoint_state(trained_student("transformer"), cfg), root / "teacher.pt")
-    return root
-
-
-def write_split(data: Path, split: str, rows: list[list[int]], side: str) -> None:
-    with whole_dataset(data / f"{split}.src-tgt.{side}", 20) as builder:
-        for row in rows:
-            builder.add_item(torch.tensor([*row, EOS]))
-
-
-def job(root: Path, out: Path, **changes: Any) -> Job:
-    """Of about 15 batches, short translations."""
-    decoding = Decoding(**{"beam": 3, "max_len_b": 12, **changes.pop("decoding", {})})
-    filters = Filters(**changes.pop("filters", {}))
-    settings = {"split": "test", "batch_size": 4, "cpu": True, **changes}
-    return Job(settings.pop("data", root / "data"), str(settings.pop("teacher", root / "teacher.pt")), out, decoding, filters,
-               **settings)  # fmt: skip
+    return make_root(tmp_path_factory.mktemp("seqkd"))
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +48,6 @@ def whole(root: Path) -> dict[str, bytes | None]:
     assert made.fresh
     assert made.done == made.batches == 15
     return tree(root / "whole")
-
-
-def refusal(some: Job) -> str:
-    with pytest.raises(UsageError) as error:
-        make(some)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def listed(out: Path, split: str = "test") -> list[list[str]]:
@@ -164,13 +128,6 @@ def test_plan(root: Path, tmp_path: Path, max_tokens: int, batch_size: int) -> N
     again = plan(corpus(list(lengths)), some, longest=12)
     assert all(np.array_equal(one, other) for one, other in zip(batches, again, strict=True))
     assert plan(corpus([1, 1, 40]), some, longest=12) == []
-
-
-def apart(root: Path, out: Path, **settings: Any) -> Command:
-    """The same job by its command line, in three processes of which two translate."""
-    flags = ("--gen-subset", "test", "--beam", 3, "--max-len-b", 12, "--batch-size", 4, "--cpu", "--workers", 2)
-    given = (root / "data", "--teacher-path", root / "teacher.pt", "--out", out / "out")
-    return Command([*given, *flags, *settings.pop("flags", ())], out / "log", **settings)
 
 
 @pytest.mark.parametrize("workers", [2, 40])
