@@ -72,9 +72,8 @@ def both(model: Path, decoding: Decoding) -> tuple[CTranslateBackend, FairseqBac
         {"min_len": 0},
         {"min_len": 0, "beam": 1},
         {"beam": 8},
-        {"beam": 3, "lenpen": 0.3, "min_len": 3},
+        {"beam": 3, "lenpen": 0.3},
         {"lenpen": 2.0, "min_len": 0},
-        {"no_repeat_ngram_size": 2},
     ],
     ids=str,
 )
@@ -87,6 +86,23 @@ def test_translations_are_fairseqs(model: Path, settings: dict[str, Any]) -> Non
         if settings.get("min_len") == 0:
             assert found[0].score == pytest.approx(expected[0].score, abs=1e-4)
         assert found[0].tokens.dtype == torch.int64
+
+
+@pytest.mark.parametrize("settings", [{"min_len": 3}, {"no_repeat_ngram_size": 2}], ids=str)
+def test_what_is_forbidden(model: Path, settings: dict[str, Any]) -> None:
+    """Is not written; where much of the probability was on it, the two searches may part."""
+    ours, fairseqs = both(model, Decoding(**settings))
+    sources = sentences(40)
+    found, expected = (
+        [some[0].tokens.tolist() for some in backend.translate(range(40), sources, 1)] for backend in (ours, fairseqs)
+    )
+    for tokens in found:
+        assert len(tokens) > settings.get("min_len", 0)
+        pairs = list(zip(tokens, tokens[1:], strict=False))
+        assert "min_len" in settings or len(set(pairs)) == len(pairs)
+    free, _ = both(model, Decoding())
+    assert found != [some[0].tokens.tolist() for some in free.translate(range(40), sources, 1)]
+    assert sum(one == other for one, other in zip(found, expected, strict=True)) >= 32
 
 
 def test_several_hypotheses_are_fairseqs(model: Path) -> None:
