@@ -28,13 +28,14 @@ STUDENT = RECIPE / "scratch" / "checkpoint_best.pt"
 TEACHER = RECIPE / "teacher" / "checkpoint_best.pt"
 
 
-def argument_parser(description: str, json_file: str, max_tokens: int) -> argparse.ArgumentParser:
-    """The arguments of every benchmark; each adds its own."""
+def argument_parser(description: str, json_file: str, max_tokens: int, student: bool = True) -> argparse.ArgumentParser:
+    """The arguments of every benchmark; each adds its own. One of the teacher alone has no ``--student``."""
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument(
         "data", nargs="?", type=Path, default=RECIPE / "data-bin", help="fairseq data folder (default: %(default)s)"
     )
-    parser.add_argument("--student", type=Path, default=STUDENT, help="default: %(default)s")
+    if student:
+        parser.add_argument("--student", type=Path, default=STUDENT, help="default: %(default)s")
     parser.add_argument("--max-tokens", type=int, default=max_tokens, help="tokens a batch (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
@@ -52,8 +53,10 @@ def check_arguments(args: argparse.Namespace, **least: int) -> None:
     for flag, lowest in {"max_tokens": 1, "threads": 1, **least}.items():
         if getattr(args, flag) < lowest:
             sys.exit(f"--{flag.replace('_', '-')} must be at least {lowest}, but is {getattr(args, flag)}")
-    given = {"DATA_BIN": args.data, "--student": args.student, "--teacher": getattr(args, "teacher", args.student)}
-    for name, path in given.items():
+    for name, path in (
+        ("DATA_BIN", args.data),
+        *((f"--{model}", getattr(args, model)) for model in ("student", "teacher") if model in args),
+    ):
         if not path.exists():
             sys.exit(f"{name} {path} does not exist: give one, or run examples/multi30k/run.sh first")
     if not list(args.data.glob("dict.*.txt")):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The teacher's translations in the place of the references, and students trained on them: seqkd.sh [NAME…] (default: all)
 #   seqkd         cross entropy on the beam's best translations (SeqKD; Kim & Rush 2016, section 3.2)
-#   seq_inter     cross entropy on those of 35 that are most like the reference (Seq-Inter; section 3.3)
+#   seq_inter     cross entropy on those of NBEST=35 that are most like the reference (Seq-Inter; section 3.3)
 #   seqkd_imitkd  ImitKD on the beam's best (the starred rows of Lin et al. 2020)
 #   seqkd_pruned  seqkd's student with four fifths of its weights made zero and retrained (Kim & Rush 2016, section 5.2)
 # The first three start from student.sh's `scratch` and get as many updates as distill.sh's. A second call goes on.
@@ -35,7 +35,7 @@ for name in "$@"; do
   esac
   case $data in
     seqkd) stage data_seqkd translate seqkd --beam 5 ;;
-    seq_inter) stage data_seq_inter translate seq_inter --select best --metric sentence-bleu --nbest 35 ;;
+    seq_inter) stage data_seq_inter translate seq_inter --select best --metric sentence-bleu --nbest "${NBEST:-35}" ;;
   esac
   [ "${SEED:-1}" = 1 ] || name=$name-seed$SEED
   DATA=$RUN/data_$data/data-bin stage "$name" \
