@@ -19,6 +19,8 @@ from omegaconf import Container, OmegaConf
 
 from fairseq_imitkd.errors import UsageError
 
+TEACHER_FLAGS = ("--teacher-path", "--teacher-allow-globals")
+
 
 def parse_weights(text: str | None, paths: str | None) -> list[float] | None:
     """``--teacher-weights``: positive numbers joined by ``:``, one for each teacher, made to add up to 1.
@@ -41,67 +43,77 @@ def parse_weights(text: str | None, paths: str | None) -> list[float] | None:
     return [weight / sum(weights) for weight in weights]
 
 
-def check_files(paths: str | None) -> None:
-    """Refuse a missing or unreadable ``--teacher-path`` before anything slow happens.
+def check_files(paths: str | None, flag: str = TEACHER_FLAGS[0]) -> None:
+    """Refuse missing or unreadable checkpoints before anything slow happens.
 
     Raises:
         UsageError: no path was given, or one is no readable file.
     """
     if not paths:
-        raise UsageError("--teacher-path is not given: name the teacher's checkpoint, or several joined by ':' (an ensemble)")
+        raise UsageError(f"{flag} is not given: name the teacher's checkpoint, or several joined by ':' (an ensemble)")
     for path in paths.split(os.pathsep):
         if not Path(path).is_file():
-            raise UsageError(f"--teacher-path '{path}' is no file: give the path of a fairseq checkpoint (.pt)")
+            raise UsageError(f"{flag} '{path}' is no file: give the path of a fairseq checkpoint (.pt)")
         if not os.access(path, os.R_OK):
-            raise UsageError(f"--teacher-path '{path}' can't be read: check the file's permissions")
+            raise UsageError(f"{flag} '{path}' can't be read: check the file's permissions")
 
 
-def read_checkpoint(path: str, allow_globals: str | None) -> dict[str, Any]:
-    """The checkpoint's configuration and weights, by torch's safe loader. The optimizer's state is never kept."""
-    check_files(path)
+def read_checkpoint(path: str, allow_globals: str | None, flags: tuple[str, str] = TEACHER_FLAGS) -> dict[str, Any]:
+    """The checkpoint's configuration and weights, by torch's safe loader. The optimizer's state is never kept.
+
+    Args:
+        path: of the file.
+        allow_globals: types that it may hold beside fairseq's own, ``module.name,…``.
+        flags: what a message calls the two.
+
+    Raises:
+        UsageError: it is no checkpoint, or holds types that are not allowed.
+    """
+    flag, allow_flag = flags
+    check_files(path, flag)
     try:
-        with torch.serialization.safe_globals(_named_globals(allow_globals)):
+        with torch.serialization.safe_globals(_named_globals(allow_globals, allow_flag)):
             # Memory-mapped: the optimizer's state, twice the model's size, is then not even read.
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         blocked = re.findall(r"GLOBAL ([\w.]+) whose module \S+ is blocked", str(error))
         if blocked:
             raise UsageError(
-                f"--teacher-path '{path}' holds {', '.join(blocked)}, which torch's safe loader never allows: don't use it"
+                f"{flag} '{path}' holds {', '.join(blocked)}, which torch's safe loader never allows: don't use it"
             ) from error
-        unsafe = _unsafe_globals(path, allow_globals) or re.findall(r"GLOBAL (\S+) was not an allowed", str(error))
+        unsafe = _unsafe_globals(path, allow_globals, allow_flag) or re.findall(r"GLOBAL (\S+) was not an allowed", str(error))
         unsafe = [name for name in unsafe if re.fullmatch(r"[\w.]+", name)]  # the file's author wrote these names
         if not unsafe:
-            raise UsageError(f"--teacher-path '{path}' is no checkpoint that torch can read: {_first_line(error)}") from error
+            raise UsageError(f"{flag} '{path}' is no checkpoint that torch can read: {_first_line(error)}") from error
         raise UsageError(
-            f"--teacher-path '{path}' needs {', '.join(unsafe)}, which torch's safe loader does not allow; if you trust "
-            f"the file and these names, add --teacher-allow-globals {','.join(unsafe)}"
+            f"{flag} '{path}' needs {', '.join(unsafe)}, which torch's safe loader does not allow; if you trust "
+            f"the file and these names, add {allow_flag} {','.join(unsafe)}"
         ) from error
     except UsageError:
         raise
     except Exception as error:  # whatever a foreign file makes the unpickler raise
-        raise UsageError(f"--teacher-path '{path}' is no checkpoint that torch can read: {_first_line(error)}") from error
+        raise UsageError(f"{flag} '{path}' is no checkpoint that torch can read: {_first_line(error)}") from error
     if not isinstance(state, dict) or "model" not in state or not (state.get("cfg") or state.get("args")):
-        raise UsageError(f"--teacher-path '{path}' is no fairseq checkpoint: it lacks 'model' and 'cfg' (or 'args')")
+        raise UsageError(f"{flag} '{path}' is no fairseq checkpoint: it lacks 'model' and 'cfg' (or 'args')")
     for key in ("last_optimizer_state", "optimizer"):
         state.pop(key, None)
     return state
 
 
-def _named_globals(names: str | None) -> list[Any]:
+def _named_globals(names: str | None, flag: str) -> list[Any]:
     found = []
     for name in filter(None, (names or "").split(",")):
         module, _, attribute = name.strip().rpartition(".")
         try:
             found.append(getattr(importlib.import_module(module), attribute))
         except (ImportError, AttributeError, ValueError) as error:
-            raise UsageError(f"--teacher-allow-globals '{name}' must be an importable module.name: {error}") from error
+            raise UsageError(f"{flag} '{name}' must be an importable module.name: {error}") from error
     return found
 
 
-def _unsafe_globals(path: str, allow_globals: str | None) -> list[str]:
+def _unsafe_globals(path: str, allow_globals: str | None, flag: str) -> list[str]:
     try:
-        with torch.serialization.safe_globals(_named_globals(allow_globals)):
+        with torch.serialization.safe_globals(_named_globals(allow_globals, flag)):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
         return []

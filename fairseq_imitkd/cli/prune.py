@@ -108,12 +108,7 @@ def read(path: str, allow_globals: str | None = None) -> dict[str, Any]:
     Raises:
         UsageError: the file can't be read, holds anything unsafe, or is damaged.
     """
-    try:
-        state = read_checkpoint(path, allow_globals)
-    except UsageError as error:  # its lines name a teacher's flags
-        raise UsageError(
-            str(error).replace("--teacher-path", "CHECKPOINT", 1).replace("--teacher-allow-globals", "--allow-globals")
-        ) from error
+    state = read_checkpoint(path, allow_globals, ("CHECKPOINT", "--allow-globals"))
     form = state.pop(SPARSE, None)
     if form not in (None, FORMAT):
         raise UsageError(f"CHECKPOINT '{path}' is of the compact format {form}, not {FORMAT}: use the release that wrote it")

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from fairseq.data import data_utils
-from fairseq.ngram_repeat_block import NGramRepeatBlock
 from torch import Tensor
 
 from fairseq_imitkd.errors import UsageError
@@ -136,14 +135,6 @@ class Backend(Protocol):
         """
 
 
-class _NoRepeats(NGramRepeatBlock):
-    """fairseq's own, which without its CUDA extension takes the padding behind a prefix for its end, and so blocks nothing."""
-
-    def forward(self, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int) -> Tensor:
-        written = tokens if self.use_extension else tokens[:, : step + 1]
-        return super().forward(written, lprobs, bsz, beam_size, step)
-
-
 class FairseqBackend:
     """fairseq's beam search over the rollout engine's steps, and the engine's own greedy decoding and sampling."""
 
@@ -167,9 +158,8 @@ class FairseqBackend:
                 min_len=decoding.min_len,
                 len_penalty=decoding.lenpen,
                 unk_penalty=decoding.unkpen,
+                no_repeat_ngram_size=decoding.no_repeat_ngram_size,
             )
-            if decoding.no_repeat_ngram_size:
-                self.generator.repeat_ngram_blocker = _NoRepeats(decoding.no_repeat_ngram_size)
 
     def translate(self, ids: Sequence[int], sources: Sequence[Tensor], nbest: int) -> list[list[Hypothesis]]:
         """See :class:`Backend`."""

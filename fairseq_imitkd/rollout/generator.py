@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from fairseq import search
 from fairseq.models import FairseqIncrementalDecoder
+from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor
 
@@ -16,19 +17,32 @@ from fairseq_imitkd.rollout.randomness import RandomKey, Uniforms, sampling_unif
 Hypothesis = dict[str, Tensor]
 
 
+class NoRepeats(NGramRepeatBlock):
+    """fairseq's own, which without its CUDA extension takes the padding behind a prefix for its end, and so blocks nothing."""
+
+    def forward(self, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int) -> Tensor:
+        """See the base class; ``step`` tokens follow the first one."""
+        written = tokens if self.use_extension else tokens[:, : step + 1]
+        return super().forward(written, lprobs, bsz, beam_size, step)
+
+
 class RolloutGenerator(SequenceGenerator):
     """fairseq's generator, which lets the rollout engine decode where the engine computes the same thing.
 
     The engine's steps are under every search (:class:`~fairseq_imitkd.rollout.beam.BeamModels`). The whole decoding is the
     engine's for one model with an incremental decoder, greedy or sampled, without what changes the scores on the way: a
     prefix, constraints, an n-gram block, a language model, a penalty on unknown words, a minimum length above 1, a
-    temperature on greedy decoding, probabilities of the model's own making. Everything else is the base class's. Greedy
-    tokens are the same and scores agree to rounding; samples follow the same distribution from other random numbers, which
-    still follow ``--seed``. Attention weights, which fairseq's commands do not read, are left empty.
+    temperature on greedy decoding, probabilities of the model's own making. Everything else is the base class's, but that
+    ``--no-repeat-ngram-size`` works without its CUDA extension. Greedy tokens are the same and scores agree to rounding;
+    samples follow the same distribution from other random numbers, which still follow ``--seed``. Attention weights, which
+    fairseq's commands do not read, are left empty.
     """
 
     def __init__(self, models: Any, *args: Any, **kwargs: Any):
         super().__init__(models if isinstance(models, EnsembleModel) else beam_models(models), *args, **kwargs)
+        blocker: NGramRepeatBlock | None = self.repeat_ngram_blocker  # type: ignore[has-type]
+        if blocker is not None:
+            self.repeat_ngram_blocker = NoRepeats(blocker.no_repeat_ngram_size)
 
     @property
     def rollout_policy(self) -> RolloutPolicy | None:

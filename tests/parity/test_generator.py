@@ -10,6 +10,7 @@ from fairseq.sequence_generator import EnsembleModel, SequenceGenerator, Sequenc
 
 from fairseq_imitkd.rollout import RolloutGenerator
 from fairseq_imitkd.rollout.beam import BeamModels
+from fairseq_imitkd.rollout.generator import NoRepeats
 from fairseq_imitkd.rollout.transformer import why_not
 from tests.fairseq_models import STUDENTS, build_student, letters, make_batch, reversed_pairs, tiny_task, trained_student
 
@@ -22,8 +23,11 @@ def generator(model, **flags: Any) -> SequenceGenerator:
 
 
 def stock(model, **flags: Any) -> SequenceGenerator:
-    """What fairseq's own task builds."""
-    return tiny_task().build_generator([model], Namespace(**{"beam": 1, **LIMITS, **flags}), seq_gen_cls=SequenceGenerator)
+    """What fairseq's own task builds, but that it blocks n-grams on the CPU too."""
+    made = tiny_task().build_generator([model], Namespace(**{"beam": 1, **LIMITS, **flags}), seq_gen_cls=SequenceGenerator)
+    if made.repeat_ngram_blocker is not None:
+        made.repeat_ngram_blocker = NoRepeats(flags["no_repeat_ngram_size"])
+    return made
 
 
 def assert_same(found: list[list[dict]], expected: list[list[dict]]) -> None:
@@ -67,7 +71,7 @@ BEAMS = [
     {"lenpen": 0.5},
     {"unkpen": 2.0},
     {"temperature": 1.7},
-    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 2, "max_len_b": 12},
     {"max_len_b": 2},
     {"diverse_beam_groups": 2, "beam": 4},
     {"diversity_rate": 0.5},
