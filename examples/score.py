@@ -63,6 +63,7 @@ def describe(folder: Path, hypotheses: list[str], references: list[str]) -> dict
         "chrf": chrf_score.score,
         "chrf_signature": str(chrf.get_signature()),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "nonzero": sum(int(parameter.count_nonzero()) for parameter in model.parameters()),
         "updates": state["optimizer_history"][-1]["num_updates"],
         "seed": state["cfg"]["common"]["seed"],
         "valid_bleu": float(state["extra_state"]["best"]),
@@ -81,10 +82,12 @@ def table(results: dict[str, Any]) -> str:
         method = name.partition("-")[0]
         runs.setdefault(method, []).append(model)
         mean, interval = model["bleu_mean_and_interval"]
+        # A pruned one; the padding's embedding is zero in all.
+        pruned = f" ({model['nonzero']:,} not zero)" if model["nonzero"] < 0.9 * model["parameters"] else ""
         p = model.get("p_against_baseline")
         chance = "" if p is None else f"{p:.3f}"
         rows.append(
-            f"| {method} | {model['seed']} | {model['parameters']:,} | {model['updates']} | {model['valid_bleu']:.2f} | "
+            f"| {method} | {model['seed']} | {model['parameters']:,}{pruned} | {model['updates']} | {model['valid_bleu']:.2f} | "
             f"{model['bleu']:.2f} ({mean:.1f} ± {interval:.1f}) | {chance} | {model['chrf']:.2f} |"
         )
     if len(runs) < len(results["models"]):
