@@ -83,11 +83,13 @@ def table(results: dict[str, Any]) -> str:
         runs.setdefault(method, []).append(model)
         mean, interval = model["bleu_mean_and_interval"]
         # A pruned one; the padding's embedding is zero in all.
-        pruned = f" ({model['nonzero']:,} not zero)" if model["nonzero"] < 0.9 * model["parameters"] else ""
+        size = f"{model['parameters']:,}"
+        if model["nonzero"] < 0.9 * model["parameters"]:
+            size += f" ({model['nonzero']:,} not zero)"
         p = model.get("p_against_baseline")
         chance = "" if p is None else f"{p:.3f}"
         rows.append(
-            f"| {method} | {model['seed']} | {model['parameters']:,}{pruned} | {model['updates']} | {model['valid_bleu']:.2f} | "
+            f"| {method} | {model['seed']} | {size} | {model['updates']} | {model['valid_bleu']:.2f} | "
             f"{model['bleu']:.2f} ({mean:.1f} ± {interval:.1f}) | {chance} | {model['chrf']:.2f} |"
         )
     if len(runs) < len(results["models"]):
