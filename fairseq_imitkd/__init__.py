@@ -6,6 +6,6 @@ __version__ = "0.1.0"
 
 compat.allow_fairseq_checkpoints()
 
-from fairseq_imitkd import classification, methods, task  # noqa: E402
+from fairseq_imitkd import classification, methods, models, task  # noqa: E402
 
-__all__ = ["classification", "methods", "task"]
+__all__ = ["classification", "methods", "models", "task"]

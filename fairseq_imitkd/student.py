@@ -11,6 +11,8 @@ from fairseq.models.nat import FairseqNATModel
 from fairseq.models.transformer import TransformerDecoderBase
 from torch import Tensor, nn
 
+from fairseq_imitkd.models.recurrent import RecurrentDecoder
+
 
 def unwrapped(model: torch.nn.Module) -> BaseFairseqModel:
     """The student inside its distributed wrappers: the wrapped one may run only once a step."""
@@ -46,7 +48,7 @@ def output_projection(decoder: Any) -> tuple[Tensor, Tensor | None] | None:
     own = type(decoder)
     stock = (
         getattr(own, "output_layer", None) is kind.output_layer and own.forward is kind.forward
-        for kind in (TransformerDecoderBase, LSTMDecoder)
+        for kind in (TransformerDecoderBase, LSTMDecoder, RecurrentDecoder)
     )
     if not any(stock) or decoder.adaptive_softmax is not None or {"output_layer", "forward"} & vars(decoder).keys():
         return None

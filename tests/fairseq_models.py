@@ -42,6 +42,8 @@ WIDTHS = {
 }  # fmt: skip
 LSTM = {"encoder_embed_dim": 16, "encoder_hidden_size": 32, "decoder_embed_dim": 16, "decoder_hidden_size": 32,
         "decoder_out_embed_dim": 16}  # fmt: skip
+RECURRENT = {"encoder_embed_dim": 32, "encoder_hidden_size": 16, "decoder_hidden_size": 32, "encoder_layers": 1,
+             "decoder_layers": 1}  # fmt: skip
 
 # Every kind of decoder cache and of position that fairseq has: name -> (architecture, settings).
 STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -53,6 +55,9 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bart": ("bart_base", {**WIDTHS, "share_all_embeddings": False, "share_decoder_input_output_embed": False}),
     "lstm": ("lstm", {**LSTM, "encoder_layers": 1, "decoder_layers": 1}),
     "lstm-bidirectional": ("lstm", {**LSTM, "encoder_layers": 2, "decoder_layers": 2, "encoder_bidirectional": True}),
+    "gru": ("gru", RECURRENT),
+    "sru": ("sru", {**RECURRENT, "encoder_layers": 2, "decoder_layers": 2}),
+    "sru-projected": ("sru", {**RECURRENT, "projection_size": 8, "layer_norm": True, "decoder_hidden_size": 24}),
     "fconv": (
         "fconv",
         {
