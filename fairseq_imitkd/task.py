@@ -13,6 +13,7 @@ from fairseq.models import BaseFairseqModel
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from omegaconf import II
 from torch import Tensor
 
 from fairseq_imitkd.batch import Batch, parts_by_length, take
@@ -22,6 +23,7 @@ from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCri
 from fairseq_imitkd.encoder_cache import parse_bytes
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.figures import totals
+from fairseq_imitkd.initialise import initialise, parse_parts
 from fairseq_imitkd.loading import StudentSide, load_teacher
 from fairseq_imitkd.mixing import NO_WORK, Authors, Mixed, Mixer
 from fairseq_imitkd.pool import RolloutPool
@@ -64,6 +66,14 @@ class TranslationWithTeacherConfig(TeacherConfig, PruningConfig, TranslationConf
         default=None,
         metadata={"help": "folder that imitkd-cache wrote: the teacher's answers on this training data, in place of a teacher"},
     )
+    init_from_teacher: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "the student begins as parts of the (first) teacher, of the same widths: 'embeddings', 'encoder' and "
+            "'decoder', joined by commas; a side's layers are spread evenly over the teacher's, or named: 'encoder:0.2.5'"
+        },
+    )
+    finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
 
 
 # A part of a batch with a forward and backward pass of its own costs, beside its target positions, as much as this many
@@ -108,6 +118,7 @@ class TranslationWithTeacherTask(TranslationTask):
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
         """Build the student, and remember whether it can be distilled into."""
         model = super().build_model(cfg, from_checkpoint)
+        self._student = model
         self._student_refusal = why_not_student(model)
         self._chunks = self._student_refusal is None and output_projection(model.decoder) is not None
         return model
@@ -118,8 +129,9 @@ class TranslationWithTeacherTask(TranslationTask):
         Raises:
             UsageError: the teacher, the student's architecture or a flag does not fit.
         """
+        parts = self._parts_of_teacher() if self.for_training and not from_checkpoint else {}
         criterion = super().build_criterion(cfg, from_checkpoint)
-        if self.cfg.teacher_path and not isinstance(criterion, DistillationCriterion):
+        if self.cfg.teacher_path and not parts and not isinstance(criterion, DistillationCriterion):
             logger.warning("--teacher-path is not used: this --criterion does not distil; use --criterion imitkd")
         if self.cfg.teacher_cache and not isinstance(criterion, DistillationCriterion):
             logger.warning("--teacher-cache is not used: this --criterion does not distil; use --criterion word_kd")
@@ -141,7 +153,23 @@ class TranslationWithTeacherTask(TranslationTask):
                 )
             self._teacher = self._load_teacher(criterion)
             self._prepare(criterion)
+        if parts:
+            teacher = self._teacher if isinstance(self._teacher, Teacher) else self._load_teacher(None)
+            assert self._student is not None
+            assert isinstance(teacher, Teacher)
+            initialise(self._student, teacher.models[0], parts)
         return criterion
+
+    def _parts_of_teacher(self) -> dict[str, list[int] | None]:
+        """With which the student begins. A run that is resumed reads its checkpoint afterwards."""
+        if not self.cfg.init_from_teacher:
+            return {}
+        parts = parse_parts(self.cfg.init_from_teacher)
+        if self.cfg.finetune_from_model:
+            raise UsageError("--init-from-teacher changes nothing with --finetune-from-model, whose weights win: leave one out")
+        if self.cfg.teacher_cache:
+            raise UsageError("--init-from-teacher needs --teacher-path, not --teacher-cache, which holds no weights")
+        return parts
 
     def _check_selection(self, criterion: DistillationCriterion) -> None:
         flag = f"--teacher-selection {self.cfg.teacher_selection}"
@@ -200,9 +228,10 @@ class TranslationWithTeacherTask(TranslationTask):
         """Go on from a checkpoint."""
         self._state.restore(saved)
 
-    def _load_teacher(self, criterion: DistillationCriterion) -> Teacher | CachedTeacher:
+    def _load_teacher(self, criterion: DistillationCriterion | None) -> Teacher | CachedTeacher:
         cfg = self.cfg
         if cfg.teacher_cache:
+            assert criterion is not None
             return open_cache(cfg.teacher_cache, self, criterion)
         student = StudentSide(cfg.source_lang, cfg.target_lang, self.source_dictionary, self.target_dictionary)
         return load_teacher(

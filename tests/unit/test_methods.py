@@ -24,6 +24,7 @@ TASK_FLAGS = {
     "--teacher-allow-globals": None,
     "--teacher-encoder-cache": "0",
     "--teacher-cache": None,
+    "--init-from-teacher": None,
     "--prune-sparsity": 0.0,
     "--prune-scope": "global",
     "--prune-start": 0,
