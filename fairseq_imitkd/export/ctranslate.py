@@ -1,7 +1,6 @@
 """A fairseq transformer as a CTranslate2 model, made from the loaded model: no checkpoint is read by another package."""
 
 import copy
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from fairseq.modules.transformer_layer import TransformerEncoderLayer, Transform
 from torch import nn
 
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.files import partial
 from fairseq_imitkd.rollout import transformer
 from fairseq_imitkd.rollout.beam import softmax_of_its_logits
 
@@ -105,8 +105,7 @@ def convert(model: BaseFairseqModel, source: Dictionary, target: Dictionary, fol
     spec.config.add_source_eos = True
     spec.validate()
     spec.optimize(quantization=quantization)
-    begun = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(begun, ignore_errors=True)
+    begun = partial(folder)
     begun.mkdir(parents=True)
     spec.save(str(begun))
     try:

@@ -1,9 +1,7 @@
 """What is to be translated: binarised sources, their references where there are any, and both dictionaries."""
 
-import hashlib
 import itertools
 import logging
-import secrets
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ import numpy as np
 from fairseq.data import ConcatDataset, Dictionary, data_utils, encoders, indexed_dataset
 
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.files import partial, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -246,23 +245,5 @@ def whole_dataset(prefix: Path, symbols: int) -> Iterator[Any]:
         partials[end].replace(name)
 
 
-def partial(path: Path) -> Path:
-    """What to call a file while it is written, like no other's: several machines may write the same at once."""
-    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
-
-
 def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def sha256(path: Path) -> str:
-    """A file's SHA-256, in hexadecimal digits.
-
-    Raises:
-        UsageError: it can't be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UsageError(f"'{path}' can't be read: {error.strerror}") from error

@@ -23,8 +23,9 @@ import fairseq_imitkd
 from fairseq_imitkd.checkpoints import check_files
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import ctranslate
+from fairseq_imitkd.files import sha256, write_json
 from fairseq_imitkd.loading import StudentSide, load_teacher
-from fairseq_imitkd.offline.corpus import Corpus, Languages, build_bpe, of_split, of_text, partial, sha256, split_hashes
+from fairseq_imitkd.offline.corpus import Corpus, Languages, build_bpe, of_split, of_text, split_hashes
 from fairseq_imitkd.offline.ctranslate import CTranslateBackend, agreement, check_quantization
 from fairseq_imitkd.offline.decoding import Backend, Decoding, FairseqBackend, Translator
 from fairseq_imitkd.offline.journal import Journal, Translated, lock, records
@@ -245,7 +246,7 @@ def claim(out: Path, identity: dict[str, Any]) -> bool:
     if out.exists() and (not out.is_dir() or any(not path.name.endswith(".partial") for path in out.iterdir())):
         raise UsageError(f"--out '{out}' is there and no folder of this command's: give one that is empty or not there")
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(mark, json.dumps(identity, indent=2) + "\n")
+    write_json(mark, identity)
     return True
 
 
@@ -335,7 +336,7 @@ def convert(job: Job, languages: Languages, corpus: Corpus, teacher: Teacher, nu
             f"--backend ctranslate2: its first {found['sentences']} outputs are too unlike fairseq's, chrF {found['chrf']} "
             f"(--min-agreement {job.min_agreement:g}): use another --quantization than {job.quantization}, or --backend fairseq"
         )
-    write_whole(compared, json.dumps(found) + "\n")
+    write_json(compared, found)
 
 
 def _device(job: Job, worker: int) -> torch.device:
@@ -487,19 +488,9 @@ def finish(
         (job.out / DECODED).rename(building / DECODED)
     for path in list(job.out.rglob("*.partial")):  # of runs that were killed
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write_whole(job.out / MANIFEST, json.dumps(made, indent=2) + "\n")
+    write_json(job.out / MANIFEST, made)
     shutil.rmtree(building, ignore_errors=True)
     return made
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A file that is there whole or not at all."""
-    begun = partial(path)
-    with open(begun, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    begun.replace(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

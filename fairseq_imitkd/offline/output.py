@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.offline.corpus import Corpus, Languages, sha256, whole_dataset
+from fairseq_imitkd.files import sha256
+from fairseq_imitkd.offline.corpus import Corpus, Languages, whole_dataset
 from fairseq_imitkd.offline.journal import Translated
 from fairseq_imitkd.rollout import RandomKey
 

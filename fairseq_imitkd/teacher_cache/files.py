@@ -15,7 +15,6 @@ Tokens are target tokens, EOS included, in the order of the data set: a sentence
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from fairseq.tasks.translation import TranslationTask
 from torch import Tensor
 
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.files import sha256
 
 FORMAT = 1
 MANIFEST, PROGRESS = "cache.json", "progress.json"
@@ -77,7 +77,7 @@ def data_identity(task: TranslationTask, split: str) -> dict[str, Any]:
         )
     return {
         "split": split,
-        "data_sha256": hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest(),
+        "data_sha256": hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest(),
         "source_lang": cfg.source_lang,
         "target_lang": cfg.target_lang,
         "source_dictionary_sha256": _dictionary_sha256(task.source_dictionary),
@@ -95,12 +95,6 @@ def difference(theirs: dict[str, Any], own: dict[str, Any]) -> str | None:
     return None
 
 
-def file_sha256(path: str | Path) -> str:
-    """As ``sha256sum`` prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def places(offsets: np.ndarray, ids: Tensor, counted: Tensor) -> np.ndarray:
     """Where the tokens of a batch are in the arrays.
 
@@ -116,24 +110,8 @@ def places(offsets: np.ndarray, ids: Tensor, counted: Tensor) -> np.ndarray:
     return offsets[ids.numpy()][rows.numpy()] + columns.numpy()
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that is whole or, whenever the process or the machine stops, not changed at all."""
-    written = path.with_name(path.name + ".tmp")
-    with open(written, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(written, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name too
-    finally:
-        os.close(folder)
-
-
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What :func:`write_json` wrote; None where there is no such file.
+    """What :func:`~fairseq_imitkd.files.write_json` wrote; None where there is no such file.
 
     Raises:
         UsageError: it is no file of this version of the plugin.

@@ -22,6 +22,7 @@ from fairseq_imitkd.checkpoints import check_files, parse_weights
 from fairseq_imitkd.chunked import Projected, Scores, chunk_size
 from fairseq_imitkd.divergences import full_precision
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.files import sha256, write_json
 from fairseq_imitkd.loading import StudentSide, load_teacher
 from fairseq_imitkd.student import output_projection
 from fairseq_imitkd.teacher import Teacher
@@ -33,12 +34,10 @@ from fairseq_imitkd.teacher_cache.files import (
     bytes_a_token,
     data_identity,
     difference,
-    file_sha256,
     open_array,
     places,
     read_json,
     token_arrays,
-    write_json,
 )
 
 logger = logging.getLogger(__name__)
@@ -114,7 +113,7 @@ def write_cache(request: CacheRequest) -> dict[str, Any]:
         "kind": "topk" if topk else "hidden",
         "topk": topk,
         "dtype": request.dtype,
-        "teacher_sha256": [file_sha256(path) for path in request.teacher_path.split(os.pathsep)],
+        "teacher_sha256": [sha256(path) for path in request.teacher_path.split(os.pathsep)],
         "teacher_weights": parse_weights(request.teacher_weights, request.teacher_path),
         "teacher_dtype": request.teacher_dtype,
         **data_identity(task, request.gen_subset),
@@ -241,7 +240,7 @@ def _found(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any] | Non
     complete = read_json(folder / MANIFEST)
     begun = complete or read_json(folder / PROGRESS)
     if begun is None:
-        if folder.exists() and (not folder.is_dir() or set(os.listdir(folder)) - {f"{PROGRESS}.tmp"}):
+        if folder.exists() and (not folder.is_dir() or any(not path.name.endswith(".partial") for path in folder.iterdir())):
             raise UsageError(f"--out '{folder}' is there and no teacher cache: name a folder that is new or empty")
         return None, None
     unlike = difference(begun, settings)
@@ -302,7 +301,7 @@ def _create(folder: Path, settings: dict[str, Any], shapes: Shapes, whole: dict[
 
 def _clean(folder: Path) -> None:
     """Away with the notes of what is done, and with one that was being written when an earlier command was killed."""
-    for name in (PROGRESS, f"{PROGRESS}.tmp"):
+    for name in (PROGRESS, *(path.name for path in folder.glob("*.partial"))):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -20,8 +20,9 @@ from fairseq.data import Dictionary, data_utils
 import fairseq_imitkd
 from fairseq_imitkd.cli import seqkd as command
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.files import sha256
 from fairseq_imitkd.offline import factory
-from fairseq_imitkd.offline.corpus import Corpus, Languages, of_split, sha256
+from fairseq_imitkd.offline.corpus import Corpus, Languages, of_split
 from fairseq_imitkd.offline.decoding import Translator
 from fairseq_imitkd.offline.factory import Result, claim, make, plan
 from fairseq_imitkd.offline.journal import Journal, lock, records
@@ -493,8 +494,8 @@ def full_disk(place: str) -> Iterator[None]:
         if place == "fourth batch":
             calls: list[int] = []
             sync = os.fsync
-            # The first is that of job.json.
-            patch.setattr(os, "fsync", lambda file: full() if len(calls) == 4 else calls.append(file) or sync(file))
+            # The first two are of job.json and its folder.
+            patch.setattr(os, "fsync", lambda file: full() if len(calls) == 5 else calls.append(file) or sync(file))
         else:
             patch.setattr(place, full)
         yield

@@ -13,7 +13,8 @@ from fairseq.data import data_utils
 from torch import Tensor
 
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.offline.corpus import Corpus, Languages, sha256, whole_dataset
+from fairseq_imitkd.files import sha256
+from fairseq_imitkd.offline.corpus import Corpus, Languages, whole_dataset
 from fairseq_imitkd.offline.journal import Translated
 from fairseq_imitkd.offline.output import Counts, Filters, Pair, pairs, summary, write
 from tests.fairseq_models import LETTERS, letters, write_dictionaries

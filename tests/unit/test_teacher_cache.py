@@ -22,6 +22,7 @@ from fairseq_imitkd.batch import take
 from fairseq_imitkd.chunked import Scores
 from fairseq_imitkd.divergences import DIVERGENCES, most_probable_only, needs
 from fairseq_imitkd.errors import RefusedUpdate, UsageError
+from fairseq_imitkd.files import partial, write_json
 from fairseq_imitkd.loading import StudentSide, load_teacher
 from fairseq_imitkd.task import TranslationWithTeacherConfig
 from fairseq_imitkd.teacher import Teacher
@@ -324,7 +325,7 @@ def test_killed_anywhere_and_given_again_the_cache_is_the_same(data, tmp_path, m
 
     def killing(path: Path, content: dict[str, Any]) -> None:
         if len(notes) == at and not after:
-            path.with_name(path.name + ".tmp").write_text('{"torn')
+            partial(path).write_text('{"torn')
             raise Killed
         counting(path, content)
         if len(notes) == at + 1:
@@ -359,16 +360,16 @@ def planned(data: Path) -> list[np.ndarray]:
 @pytest.mark.parametrize("moment", ["dump", "replace"])
 def test_note_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch, moment: str) -> None:
     """A kill while it is written, or before it takes the other's place."""
-    files.write_json(tmp_path / "note", {"format": files.FORMAT, "batches": 1})
+    write_json(tmp_path / "note", {"format": files.FORMAT, "batches": 1})
 
     def killed(*given: Any, **_: Any) -> None:
         if moment == "dump":
             given[1].write('{"form')
         raise Killed
 
-    monkeypatch.setattr(files.json if moment == "dump" else files.os, moment, killed)
+    monkeypatch.setattr(json if moment == "dump" else Path, moment, killed)
     with pytest.raises(Killed):
-        files.write_json(tmp_path / "note", {"format": files.FORMAT, "batches": 2})
+        write_json(tmp_path / "note", {"format": files.FORMAT, "batches": 2})
     assert files.read_json(tmp_path / "note") == {"format": files.FORMAT, "batches": 1}
 
 
