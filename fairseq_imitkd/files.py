@@ -1,13 +1,19 @@
-"""Files that are there whole or not at all, and what tells them apart."""
+"""Files that are there whole or not at all, folders that one run writes at a time, and what tells files apart."""
 
+import fcntl
 import hashlib
 import json
 import os
 import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fairseq_imitkd.errors import UsageError
+
+LOCK = ".lock"
 
 
 def partial(path: Path) -> Path:
@@ -15,20 +21,101 @@ def partial(path: Path) -> Path:
     return path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a file that is whole or, whenever the process or the machine stops, not changed at all."""
+def is_left_over(path: Path) -> bool:
+    """Whether a run that was killed has left a file that means nothing any more."""
+    return path.name.endswith(".partial") or path.name == LOCK
+
+
+def write_json(path: Path, content: Any, replace: bool = True) -> bool:
+    """Write a file that is whole or, whenever the process or the machine stops, not changed at all.
+
+    Args:
+        path: the file.
+        content: of it.
+        replace: also a file that is there; otherwise that one stays.
+
+    Returns:
+        whether the file is this one.
+    """
     begun = partial(path)
-    with open(begun, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    begun.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name too
+        with open(begun, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            begun.replace(path)
+        else:
+            os.link(begun, path)
+    except FileExistsError:
+        return False
     finally:
-        os.close(folder)
+        begun.unlink(missing_ok=True)
+    sync(path.parent)  # the new name too
+    return True
+
+
+def sync(path: Path) -> None:
+    """Return when a file, or a folder's names, are on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def lock(file: IO[bytes], path: Path, patience: float = 30.0, shared: bool = False) -> None:
+    """Keep other runs from a file until it is closed. A run that was killed may leave a process that is just ending.
+
+    Args:
+        file: open to be written.
+        path: what a message calls it.
+        patience: seconds to wait for others.
+        shared: let others in that ask for the same.
+
+    Raises:
+        UsageError: another run keeps it, or it can't be kept.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise UsageError(f"another run is writing {path}: wait for it, or give --out another folder") from None
+            time.sleep(0.1)
+        except OSError as error:
+            raise UsageError(
+                f"{path} is on a file system that can't lock files ({error.strerror}): give --out a folder on another"
+            ) from error
+
+
+@contextmanager
+def alone(folder: Path, shared: bool = False, patience: float = 30.0) -> Iterator[None]:
+    """No other run in a folder meanwhile; of shared ones, no other that is not.
+
+    Raises:
+        UsageError: there is one.
+    """
+    path = folder / LOCK
+    while True:
+        file = open(path, "ab")  # noqa: SIM115
+        try:
+            lock(file, folder, patience, shared)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break  # else the run that had it has thrown the file away
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # others share it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+        file.close()
 
 
 def sha256(path: str | Path) -> str:

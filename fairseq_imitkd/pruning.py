@@ -131,7 +131,7 @@ class Weight:
 
 def is_prunable(shape: Sequence[int]) -> bool:
     """Whether a parameter of this shape is a matrix; one row or column alone is a gain, as weight normalisation has."""
-    return sum(size > 1 for size in shape) >= 2
+    return sum(size > 1 for size in shape) >= 2 and 0 not in shape
 
 
 def weights_of_model(model: nn.Module) -> dict[str, Weight]:
@@ -157,10 +157,12 @@ def weights_of_checkpoint(state: Mapping[str, Tensor]) -> tuple[dict[str, Weight
     for name, values in matrices.items():
         equal = (first for first in names if values.any() and torch.equal(values, matrices[first]))
         names.setdefault(next(equal, name), []).append(name)
-    weights = {
-        first: Weight(matrices[first], _PADDING if any(map(_EMBEDDING.fullmatch, all_names)) else None)
+    embeddings = {
+        first
         for first, all_names in names.items()
+        if any(map(_EMBEDDING.fullmatch, all_names)) and len(matrices[first]) > _PADDING
     }
+    weights = {first: Weight(matrices[first], _PADDING if first in embeddings else None) for first in names}
     return weights, {other: first for first, all_names in names.items() for other in all_names[1:]}
 
 
@@ -211,6 +213,9 @@ class Pruner:
         self._masks: dict[str, Tensor] = {}
         self._share = 0.0
         self._pruned_after = -1  # updates
+        # A training that ends sooner, by its epochs or by patience, ends unpruned: nothing else would tell.
+        begin, end = max(1, self.start), max(1, self.end)
+        logger.info("pruning begins after update %d; %g of the weights are zero from update %d on", begin, self.sparsity, end)
 
     def left(self, update: int) -> float | None:
         """How much of the way that the last pruning left is left by that after so many updates; None: no pruning is due."""

@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import torch
 from torch import Tensor
 
 from fairseq_imitkd.checkpoints import read_checkpoint
+from fairseq_imitkd.cli.arguments import Parser
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.files import partial
 from fairseq_imitkd.pruning import SCOPES, Weight, check_sparsity, is_prunable, prune, weights_of_checkpoint
 
 SPARSE = "imitkd_sparse"  # marks a compact file, with the number of its format
 FORMAT = 1
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}  # that torch can do on a CPU all that is done here
+_DTYPES |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 # What fairseq's models keep beside their parameters.
 _BUFFER = re.compile(r"(.*\.)?(version|_float_tensor)")
 
@@ -42,12 +47,12 @@ def main() -> None:
     print(f"{written}: {os.path.getsize(written) / 1e6:.2f} MB")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="imitkd-prune",
-        description="Without --out: count a checkpoint's parameters. With it: prune them, store them compactly, or undo that.",
+def _parser() -> Parser:
+    parser = Parser(
+        "imitkd-prune",
+        "Without --out: count a checkpoint's parameters. With it: prune them, store them compactly, or undo that.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of fairseq, or what --sparse has made of one")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file of fairseq, or what --sparse has made of one")
     parser.add_argument("--sparsity", type=float, help="make this share of the weights zero, the smallest ones")
     parser.add_argument("--scope", choices=SCOPES, help="the smallest of all weights (global, the default) or of each matrix")
     parser.add_argument("--out", metavar="FILE", help="the new checkpoint, without the optimizer's state")
@@ -73,7 +78,9 @@ def _check(args: argparse.Namespace) -> None:
                 raise UsageError(f"{flag} needs --out: say where the new checkpoint shall be")
     elif os.path.lexists(args.out):
         raise UsageError(f"--out '{args.out}' is there already: give another name, or delete it first")
-    elif not Path(args.out).parent.is_dir():
+    elif not os.path.basename(args.out):
+        raise UsageError(f"--out '{args.out}' names no file: give the name of the new checkpoint")
+    elif not os.path.isdir(Path(args.out).parent):  # Path.is_dir raises where it may not look
         raise UsageError(f"--out '{args.out}' can't be written: its folder is not there; make it first")
 
 
@@ -109,25 +116,70 @@ def read(path: str, allow_globals: str | None = None) -> dict[str, Any]:
         UsageError: the file can't be read, holds anything unsafe, or is damaged.
     """
     state = read_checkpoint(path, allow_globals, ("CHECKPOINT", "--allow-globals"))
-    form = state.pop(SPARSE, None)
-    if form not in (None, FORMAT):
+    form = state.pop(SPARSE, FORMAT)
+    if isinstance(form, int) and form != FORMAT:
         raise UsageError(f"CHECKPOINT '{path}' is of the compact format {form}, not {FORMAT}: use the release that wrote it")
     try:
-        whole = {id(item): unpacked(item) for item in state["model"].values()}
-        state["model"] = {name: whole[id(item)] for name, item in state["model"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise UsageError(f"CHECKPOINT '{path}' holds a model that is damaged: {error}") from error
+        if not isinstance(form, int):
+            raise ValueError(f"the number of its compact format is a {type(form).__name__}")
+        state["model"] = _whole(state["model"])
+    except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise UsageError(f"CHECKPOINT '{path}' holds a model that is damaged: {detail}; use another copy") from error
     return state
 
 
+def _whole(model: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """What a file holds as its model, shared tensors once."""
+    made: dict[int, Tensor] = {}
+    for name, item in model.items():
+        if not (isinstance(name, str) and name.isprintable()):  # they are printed
+            raise ValueError(f"{name!r:.60} is no parameter's name")
+        if id(item) not in made:
+            made[id(item)] = unpacked(item)
+    return {name: made[id(item)] for name, item in model.items()}
+
+
+def _plain(value: Any) -> Tensor:
+    """It itself, if it is a tensor such as models have: one that can be counted, and no larger than its file."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"a {type(value).__name__} in place of a tensor")
+    strange = value.is_nested or value.is_neg() or value.layout != torch.strided or value.device.type != "cpu"
+    if strange or value.dtype not in _DTYPES:
+        raise ValueError(f"a tensor of {value.dtype} and {value.layout} on {value.device}, which no fairseq model has")
+    if value.nbytes > value.untyped_storage().nbytes():
+        raise ValueError(f"a tensor of shape {list(value.shape)} in {value.untyped_storage().nbytes()} bytes")
+    return value
+
+
 def write(state: dict[str, Any], path: str) -> None:
-    """All of the file or nothing of it."""
-    part = f"{path}.{os.getpid()}.part"
+    """All of the file or nothing of it.
+
+    Raises:
+        UsageError: it can't be written.
+    """
+    begun = partial(Path(path))
     try:
-        torch.save(state, part)
-        os.replace(part, path)
+        with open(begun, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        begun.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"--out '{path}' can't be written ({_reason(error)}): make room, or give another file") from error
     finally:
-        Path(part).unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be made, it may be impossible to look for it too
+            begun.unlink(missing_ok=True)
+
+
+def _reason(error: BaseException) -> str:
+    """The system's, which torch hides behind an error of its own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__context__
+    return " ".join(str(error).split())[:300]
 
 
 def packed_state(state: dict[str, Any]) -> dict[str, Any]:
@@ -155,11 +207,13 @@ def unpacked(item: Tensor | dict[str, Any]) -> Tensor:
     """The tensor that :func:`packed` was given, bit for bit.
 
     Raises:
-        ValueError: the parts do not fit together.
+        ValueError: it is no tensor such as models have, or the parts do not fit together.
     """
-    if isinstance(item, Tensor):
-        return item
-    shape, bits, values = item["shape"], item["nonzero"], item["values"]
+    if not isinstance(item, dict):
+        return _plain(item)
+    if missing := [part for part in ("shape", "nonzero", "values") if part not in item]:
+        raise ValueError(f"a matrix without its {' and '.join(missing)}")
+    shape, bits, values = item["shape"], _plain(item["nonzero"]), _plain(item["values"])
     count = int(np.prod(shape, dtype=object))
     nonzero = torch.from_numpy(np.unpackbits(bits.numpy())).bool()
     if not count <= nonzero.numel() < count + 8 or int(nonzero.sum()) != values.numel():

@@ -5,6 +5,7 @@ import logging
 import time
 from pathlib import Path
 
+from fairseq_imitkd.cli.arguments import Parser
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export.ctranslate import QUANTIZATIONS
 from fairseq_imitkd.offline.decoding import SELECTIONS, Decoding
@@ -25,17 +26,15 @@ def main(arguments: list[str] | None = None) -> None:
     print(report(result, args.out, time.monotonic() - began))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Every flag; the names are fairseq-generate's where it has one."""
-    made = argparse.ArgumentParser(
-        "imitkd-seqkd", description="Translate a corpus with the teacher (SeqKD, Seq-Inter). Run again, it goes on.",
-        allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+    made = Parser("imitkd-seqkd", "Translate a corpus with the teacher (SeqKD, Seq-Inter). Run again, it goes on.")
     made.add_argument("data", type=Path, metavar="DATA", help="fairseq's data directory, whose dictionaries are the teacher's")
-    made.add_argument("--out", type=Path, required=True, help="folder to make: text/, data-bin/ and manifest.json")
     made.add_argument(
-        "--keep-decoded", action="store_true", help="keep decoded/, by which a stopped run goes on, after the end"
-    )
+        "--out", type=Path, required=True,
+        help="folder to make: text/, data-bin/ and manifest.json; text/SPLIT.tsv has the columns: sentence number from 0, "
+        "teacher or gold, score, source, target",
+    )  # fmt: skip
 
     teacher = made.add_argument_group("teacher")
     teacher.add_argument("--teacher-path", required=True, help="its checkpoint, or several joined by ':' (an ensemble)")
@@ -48,18 +47,18 @@ def parser() -> argparse.ArgumentParser:
     source = made.add_argument_group("what is translated")
     source.add_argument("--gen-subset", default="train", help="split of DATA; with --source-text, what to call the new one")
     source.add_argument("--source-text", type=Path, help="raw sentences, a line each, instead of a split (forward translation)")
-    source.add_argument("--bpe", choices=list(BPE), help="how the lines of --source-text are made subwords (default: they are)")
-    source.add_argument("--sentencepiece-model", help="of --bpe sentencepiece")
-    source.add_argument("--bpe-codes", help="of --bpe fastbpe and subword_nmt")
-    source.add_argument("-s", "--source-lang", help="(default: from DATA's files)")
-    source.add_argument("-t", "--target-lang", help="(default: from DATA's files)")
+    source.add_argument("--bpe", choices=list(BPE), help="how to make subwords of --source-text (default: it is of subwords)")
+    source.add_argument("--sentencepiece-model", help="file of the model of --bpe sentencepiece")
+    source.add_argument("--bpe-codes", help="file of the merges of --bpe fastbpe or subword_nmt")
+    source.add_argument("-s", "--source-lang", help="language translated from (default: as DATA's files are named)")
+    source.add_argument("-t", "--target-lang", help="language translated into (default: as DATA's files are named)")
 
     search = made.add_argument_group("which translation")
     search.add_argument(
         "--select", choices=SELECTIONS, default="first",
         help="first: the beam's best (SeqKD); best: of the n best the one most like the reference (Seq-Inter); sample: drawn",
     )  # fmt: skip
-    search.add_argument("--metric", choices=list(REWARDS), help="of --select best, against the reference")
+    search.add_argument("--metric", choices=list(REWARDS), help="likeness to the reference, of --select best")
     search.add_argument("--nbest", type=int, help="of --select best: how many to choose from (default: 35)")
     search.add_argument("--n", type=int, default=1, help="of --select sample: samples of each sentence")
     search.add_argument("--beam", type=int, help="beam size (default: 5, or as many as --nbest)")
@@ -73,8 +72,8 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--sampling-topp", type=float, default=1.0, help="sample among the fewest that hold so much probability"
     )
-    search.add_argument("--temperature", type=float, default=1.0, help="of samples")
-    search.add_argument("--seed", type=int, default=1, help="of samples and of --mix-gold")
+    search.add_argument("--temperature", type=float, default=1.0, help="of samples: below 1 favours probable tokens")
+    search.add_argument("--seed", type=int, default=1, help="random seed of samples and of --mix-gold")
 
     engine = made.add_argument_group("what translates")
     engine.add_argument("--backend", choices=BACKENDS, default="fairseq", help="ctranslate2: faster on a CPU, for transformers")
@@ -100,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     work.add_argument("--workers", type=int, default=1, help="processes on this machine")
     work.add_argument("--num-shards", type=int, default=1, help="machines that share --out; at the end run once without it")
     work.add_argument("--shard-id", type=int, help="which of them this is, from 0")
-    work.add_argument("--cpu", action="store_true", help="even where there is a GPU")
+    work.add_argument("--cpu", action="store_true", help="translate on the CPU though there is a GPU")
     return made
 
 
@@ -123,13 +122,15 @@ def job(args: argparse.Namespace) -> Job:
     if engine and args.backend != "ctranslate2":
         flag = next(iter(engine)).replace("_", "-")
         raise UsageError(f"--{flag} changes nothing under --backend {args.backend}: add --backend ctranslate2")
+    if args.seed != 1 and args.select != "sample" and not args.mix_gold:
+        raise UsageError(f"--seed {args.seed} changes nothing: only --select sample and --mix-gold draw; leave it out")
     return Job(
         args.data, args.teacher_path, args.out, decoding, Filters(args.max_ratio, args.dedup, args.mix_gold, args.seed),
         split=args.gen_subset, source_text=args.source_text, bpe=_bpe(args), source_lang=args.source_lang,
         target_lang=args.target_lang, teacher_dtype=args.teacher_dtype, teacher_data=args.teacher_data,
         teacher_allow_globals=args.teacher_allow_globals, max_tokens=args.max_tokens, batch_size=args.batch_size,
         workers=args.workers, num_shards=args.num_shards, shard_id=args.shard_id, cpu=args.cpu,
-        keep_decoded=args.keep_decoded, backend=args.backend, **engine,
+        backend=args.backend, **engine,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import itertools
 import logging
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from fairseq.data import ConcatDataset, Dictionary, data_utils, encoders, indexed_dataset
+from torch import Tensor
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.files import partial, sha256
@@ -87,10 +88,12 @@ class Corpus:
     Args:
         sources: of fairseq's data sets, ``(S,)`` token ids with their EOS.
         references: as many, or None.
+        text: the file whose lines the sources are, if they were made of one.
     """
 
     sources: Any
     references: Any | None
+    text: Path | None = None
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -104,11 +107,18 @@ class Corpus:
 def of_split(languages: Languages, split: str) -> Corpus:
     """A split of the data directory; ``train`` is ``train``, ``train1``, … one after another, as fairseq trains on them.
 
+    Other splits are only themselves, as fairseq has it.
+
     Raises:
         UsageError: it is not there, empty, damaged, or its sides have different lengths.
     """
     parts = []
-    for source, target in _sides(languages, split):
+    sides = _sides(languages, split)
+    if f".{languages.pairs[0]}." not in sides[0][0].name:
+        logger.warning(
+            "the files are of %s, but are read as %s: make sure that this is the teacher's direction", *languages.pairs[::-1]
+        )
+    for source, target in sides:
         sources = read(source, languages.source_dictionary)
         references = read(target, languages.target_dictionary) if target else None
         if references is not None and len(references) != len(sources):
@@ -125,6 +135,28 @@ def of_split(languages: Languages, split: str) -> Corpus:
     return Corpus(ConcatDataset(sources), None if references[0] is None else ConcatDataset(references))
 
 
+def check_sentences(ids: Sequence[int], sentences: Sequence[Tensor], dictionary: Dictionary, language: str) -> None:
+    """Refuse sentences that another dictionary, or another tool, has made.
+
+    Args:
+        ids: their numbers.
+        sentences: ``(S,)`` each.
+        dictionary: whose symbols they must be, an EOS at the end.
+        language: whose dictionary that is.
+
+    Raises:
+        UsageError: naming the sentence.
+    """
+    for sentence, tokens in zip(ids, sentences, strict=True):
+        if tokens.numel() and int(tokens.max()) >= len(dictionary):
+            raise UsageError(
+                f"sentence {sentence} of DATA holds symbol {int(tokens.max())}, but dict.{language}.txt has only "
+                f"{len(dictionary)}: binarise the data with the teacher's dictionaries (fairseq-preprocess --srcdict --tgtdict)"
+            )
+        if not tokens.numel() or int(tokens[-1]) != dictionary.eos():
+            raise UsageError(f"sentence {sentence} of DATA does not end in an EOS: binarise the data with fairseq-preprocess")
+
+
 def split_hashes(languages: Languages, split: str) -> dict[str, str]:
     """What the files of a split hold.
 
@@ -138,7 +170,7 @@ def split_hashes(languages: Languages, split: str) -> dict[str, str]:
 def _sides(languages: Languages, split: str) -> list[tuple[Path, Path | None]]:
     """Where the source and the target of each part of a split are, without their endings."""
     parts: list[tuple[Path, Path | None]] = []
-    for number in itertools.count():
+    for number in itertools.count() if split == "train" else (0,):
         part = f"{split}{number}" if number else split
         for pair in languages.pairs:
             source, target = (languages.folder / f"{part}.{pair}.{side}" for side in (languages.source, languages.target))
@@ -171,7 +203,7 @@ def of_text(text: Path, bpe: Any, languages: Languages, folder: Path) -> Corpus:
         if not text.stat().st_size:
             raise UsageError(f"--source-text '{text}' is empty: give a file with a sentence a line")
         with whole_dataset(prefix, len(dictionary)) as builder:
-            for line in _lines(text):
+            for line in lines(text):
                 words = bpe.encode(line) if bpe is not None else line
                 ids = dictionary.encode_line(words, add_if_not_exist=False, append_eos=True)
                 builder.add_item(ids)
@@ -181,13 +213,18 @@ def of_text(text: Path, bpe: Any, languages: Languages, folder: Path) -> Corpus:
                 "%.1f%% of the tokens of --source-text are unknown to dict.%s.txt: are --bpe and its model the teacher's?",
                 100.0 * unknown / tokens, languages.source,
             )  # fmt: skip
-    return Corpus(read(prefix, dictionary), None)
+    return Corpus(read(prefix, dictionary), None, text)
 
 
-def _lines(text: Path) -> Iterator[str]:
+def lines(text: Path) -> Iterator[str]:
+    """A text's lines, without what ends them. Nothing but a line feed does: other separators may stand in a sentence.
+
+    Raises:
+        UsageError: it can't be read.
+    """
     try:
-        with open(text, encoding="utf-8-sig", newline="\n") as lines:
-            for line in lines:
+        with open(text, encoding="utf-8-sig", newline="\n") as file:
+            for line in file:
                 yield line.rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--source-text '{text}' can't be read: {error}") from error
@@ -201,10 +238,25 @@ def build_bpe(settings: dict[str, Any] | None) -> Any:
     """
     if settings is None:
         return None
+    if "bpe_codes" in settings:
+        _check_merges(Path(settings["bpe_codes"]))
     try:
         return encoders.build_bpe(Namespace(bpe=settings["_name"], **settings))
     except Exception as error:  # whatever a package raises on a model that is none
         raise UsageError(f"--bpe {settings['_name']} can't be used: {_in_one_line(error)}") from error
+
+
+def _check_merges(path: Path) -> None:
+    """fastBPE does not survive a file that holds something else."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if len(line.split()) not in (2, 3) and not line.startswith("#version"):
+                    raise UsageError(
+                        f"--bpe-codes '{path}' must hold two subwords a line to be merged, but not in line {number}"
+                    )
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--bpe-codes '{path}' can't be read: {error}") from error
 
 
 def read(prefix: Path, dictionary: Dictionary) -> Any:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import ctranslate
-from fairseq_imitkd.offline.corpus import Corpus, Languages
-from fairseq_imitkd.offline.decoding import Backend, Decoding, Hypothesis
+from fairseq_imitkd.offline.corpus import Languages
+from fairseq_imitkd.offline.decoding import Decoding, Hypothesis, Translator
+from fairseq_imitkd.offline.journal import Translated
 
 COMPARED = 100  # sentences
 
@@ -89,28 +90,28 @@ def check_quantization(quantization: str, device: str) -> None:
         raise UsageError(f"--quantization must be one of {', '.join(sorted(known))} on this {device}, but is {quantization}")
 
 
-def agreement(
-    ours: Backend, fairseqs: Backend, corpus: Corpus, numbers: np.ndarray, languages: Languages, marks: str | None
-) -> dict[str, Any]:
-    """How far the first sentences' translations are fairseq's.
+def agreement(ours: Translator, fairseqs: Translator, batches: Sequence[Any], languages: Languages) -> dict[str, Any]:
+    """How far one's translations, those that are kept, are another's.
 
     Args:
-        ours, fairseqs: the two that translate.
-        corpus: what is translated.
-        numbers: of its sentences, those that can be translated, in any order.
-        languages: its dictionaries.
-        marks: of subwords, undone before texts are compared.
+        ours, fairseqs: the two that translate, with the same settings.
+        batches: arguments of :meth:`~fairseq_imitkd.offline.decoding.Translator.translate`.
+        languages: whose target dictionary makes text of tokens.
 
     Returns:
         ``sentences``, how many of them are ``identical``, and ``chrf``, the chrF of ours with fairseq's as references.
     """
-    first = np.sort(numbers)[:COMPARED]
-    ids = first[np.argsort(-corpus.lengths[first], kind="stable")].tolist()
-    sources = [corpus.sources[sentence].long() for sentence in ids]
-    theirs, own = ([hypotheses[0].tokens for hypotheses in backend.translate(ids, sources, 1)] for backend in (fairseqs, ours))
+    own, theirs = (
+        [tokens for batch in batches for tokens in _each(translator.translate(*batch))] for translator in (ours, fairseqs)
+    )
+    marks = ours.decoding.remove_bpe
     texts = [[languages.target_dictionary.string(tokens, marks) for tokens in some] for some in (own, theirs)]
     return {
-        "sentences": len(ids),
+        "sentences": len(own),
         "identical": sum(torch.equal(a, b) for a, b in zip(own, theirs, strict=True)),
         "chrf": round(CHRF().corpus_score(texts[0], [texts[1]]).score, 2),
     }
+
+
+def _each(translated: Translated) -> list[Tensor]:
+    return list(torch.from_numpy(translated.tokens.astype(np.int64)).split(translated.lengths.tolist()))

@@ -23,12 +23,12 @@ import fairseq_imitkd
 from fairseq_imitkd.checkpoints import check_files
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import ctranslate
-from fairseq_imitkd.files import sha256, write_json
+from fairseq_imitkd.files import alone, is_left_over, sha256, sync, write_json
 from fairseq_imitkd.loading import StudentSide, load_teacher
-from fairseq_imitkd.offline.corpus import Corpus, Languages, build_bpe, of_split, of_text, split_hashes
-from fairseq_imitkd.offline.ctranslate import CTranslateBackend, agreement, check_quantization
+from fairseq_imitkd.offline.corpus import Corpus, Languages, build_bpe, check_sentences, of_split, of_text, split_hashes
+from fairseq_imitkd.offline.ctranslate import COMPARED, CTranslateBackend, agreement, check_quantization
 from fairseq_imitkd.offline.decoding import Backend, Decoding, FairseqBackend, Translator
-from fairseq_imitkd.offline.journal import Journal, Translated, lock, records
+from fairseq_imitkd.offline.journal import Journal, Translated, records
 from fairseq_imitkd.offline.output import Counts, Filters, pairs, summary, write
 from fairseq_imitkd.teacher import Teacher
 
@@ -65,7 +65,6 @@ class Job:
         workers: processes on this machine.
         num_shards, shard_id: of machines that share the work and ``out``.
         cpu: even where there is a GPU.
-        keep_decoded: keep what a resumed run would need, after the end.
     """
 
     data: Path
@@ -90,7 +89,6 @@ class Job:
     num_shards: int = 1
     shard_id: int | None = None
     cpu: bool = False
-    keep_decoded: bool = False
 
     def __post_init__(self) -> None:
         for flag, value, least in (("--max-tokens", self.max_tokens, 0), ("--batch-size", self.batch_size, 0),
@@ -100,7 +98,7 @@ class Job:
         if not self.max_tokens and not self.batch_size:
             raise UsageError("--max-tokens 0 needs a --batch-size: one of them must bound a batch")
         if (self.shard_id is None) != (self.num_shards == 1):
-            raise UsageError("--shard-id and --num-shards are used together: give both or none")
+            raise UsageError("--shard-id needs a --num-shards of 2 or more, and that a --shard-id: give both or none")
         if self.shard_id is not None and not 0 <= self.shard_id < self.num_shards:
             raise UsageError(f"--shard-id must be in 0..{self.num_shards - 1}, but is {self.shard_id}")
         if not self.split or "/" in self.split:
@@ -165,7 +163,9 @@ def make(job: Job) -> Result:
         languages = Languages.of(job.data, job.source_lang, job.target_lang)
         identity = identify(job, languages)
         is_new = claim(job.out, identity)
-        with alone(job):
+        with alone(job.out, shared=job.shard_id is not None):
+            # Again: the run before may have been refused, and have left the folder free.
+            is_new = claim(job.out, identity) or is_new
             return _made(job, languages, identity, is_new)
 
 
@@ -173,7 +173,7 @@ def _made(job: Job, languages: Languages, identity: dict[str, Any], is_new: bool
     building = job.out / BUILDING
     if (job.out / MANIFEST).is_file():
         shutil.rmtree(building, ignore_errors=True)  # of a run that was killed when all was done
-        return Result(_read_json(job.out / MANIFEST), 0, 0, fresh=False)
+        return Result(check_made(job.out, identity), 0, 0, fresh=False)
     with suppress(FileNotFoundError):  # of a run that was killed just before
         (building / DECODED).rename(job.out / DECODED)
     try:
@@ -182,7 +182,8 @@ def _made(job: Job, languages: Languages, identity: dict[str, Any], is_new: bool
         limits = teacher.max_positions
         batches = plan(corpus, job, limits[0])
         if job.backend == "ctranslate2" and batches:
-            convert(job, languages, corpus, teacher, np.concatenate(batches))
+            first = np.sort(np.concatenate(batches))[:COMPARED]
+            convert(job, languages, corpus, teacher, plan(corpus, job, limits[0], first))
     except UsageError:
         if is_new and job.shard_id is None:  # with other settings the folder can then be used
             shutil.rmtree(job.out / DECODED, ignore_errors=True)
@@ -243,23 +244,30 @@ def claim(out: Path, identity: dict[str, Any]) -> bool:
                 f"--out '{out}' was begun with {name} = {was}, but now it is {now}: give another --out, or the settings of then"
             )
         return False
-    if out.exists() and (not out.is_dir() or any(not path.name.endswith(".partial") for path in out.iterdir())):
+    if out.exists() and (not out.is_dir() or not all(map(is_left_over, out.iterdir()))):
+        if mark.is_file():  # another machine was first
+            return claim(out, identity)
         raise UsageError(f"--out '{out}' is there and no folder of this command's: give one that is empty or not there")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(mark, identity)
-    return True
+    return write_json(mark, identity, replace=False) or claim(out, identity)
 
 
-@contextmanager
-def alone(job: Job) -> Iterator[None]:
-    """No other run in the folder meanwhile, but for those of other machines' shares.
+def check_made(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a folder that is finished, if it is still what that says.
 
     Raises:
-        UsageError: there is one.
+        UsageError: a file has gone or changed.
     """
-    with open(job.out / JOB, "r+b") as file:
-        lock(file, job.out, shared=job.shard_id is not None)
-        yield
+    manifest = _read_json(out / MANIFEST)
+    difference = _first_difference({name: manifest.get(name) for name in identity}, identity)
+    files = manifest.get("files")
+    if difference or not isinstance(files, dict):
+        raise UsageError(f"{out / MANIFEST} is not of this folder's job: give another --out, or delete '{out}'")
+    for name, said in files.items():
+        path = out / name
+        if not path.is_file() or path.stat().st_size != said.get("bytes") or sha256(path) != said.get("sha256"):
+            raise UsageError(f"{path} is not what {MANIFEST} says any more: delete '{out}' and run the same command again")
+    return manifest
 
 
 def read_corpus(job: Job, languages: Languages) -> tuple[Corpus, Counts]:
@@ -292,51 +300,68 @@ def load(job: Job, languages: Languages) -> Teacher:
     return teacher
 
 
-def plan(corpus: Corpus, job: Job, longest: int) -> list[np.ndarray]:
+def plan(corpus: Corpus, job: Job, longest: int, numbers: np.ndarray | None = None) -> list[np.ndarray]:
     """Batches of sentence numbers, the longest sentences first: if memory is too small, that shows at once.
 
     A sentence's batch does not depend on what is done already: with another one, rounding could change its words.
+
+    Args:
+        corpus: the sentences.
+        job: how large batches may be.
+        longest: the most tokens of a source; longer ones are left out.
+        numbers: of the sentences; None is all.
     """
     lengths = corpus.lengths
-    order = np.argsort(-lengths, kind="stable")
+    numbers = np.arange(len(lengths)) if numbers is None else numbers
+    order = numbers[np.argsort(-lengths[numbers], kind="stable")]
     order = order[(lengths[order] > 1) & (lengths[order] <= longest)].astype(np.int64)
     sizes = lengths[order].astype(np.int64)
     if not order.size:
         return []
+    if 0 < job.max_tokens < sizes.max():
+        raise UsageError(
+            f"--max-tokens {job.max_tokens} is less than the longest source's {sizes.max()} tokens: raise it to that, or give 0"
+        )
     return data_utils.batch_by_size(
-        order, lambda index: int(lengths[index]), sizes, max(job.max_tokens, int(sizes.max())) if job.max_tokens else None,
-        job.batch_size or None, required_batch_size_multiple=1,
+        order, lambda index: int(lengths[index]), sizes, job.max_tokens or None, job.batch_size or None,
+        required_batch_size_multiple=1,
     )  # fmt: skip
 
 
-def convert(job: Job, languages: Languages, corpus: Corpus, teacher: Teacher, numbers: np.ndarray) -> None:
-    """Make the teacher a CTranslate2 model, the first time, and see that its first outputs are fairseq's.
+def convert(job: Job, languages: Languages, corpus: Corpus, teacher: Teacher, batches: Sequence[np.ndarray]) -> None:
+    """Make the teacher a CTranslate2 model, the first time, and see that its outputs are fairseq's on these batches.
 
     Raises:
         UsageError: it can't be one, or its outputs are too unlike.
     """
     folder, compared = job.out / DECODED / CONVERTED, job.out / DECODED / AGREEMENT
-    if compared.is_file() and folder.is_dir():
-        return
-    reason = ctranslate.why_not(teacher.models[0])
-    if reason is not None:
-        raise UsageError(
-            f"--backend ctranslate2 can't compute --teacher-path '{job.teacher_path}': {reason}; use --backend fairseq"
-        )
-    if not folder.is_dir():
-        ctranslate.convert(
-            teacher.models[0], languages.source_dictionary, languages.target_dictionary, folder, job.quantization
-        )
-    teacher.place(_device(job, 0), torch.float32)
-    ours, fairseqs = _ctranslate(job, languages, teacher.max_positions, 0), FairseqBackend(teacher, languages, job.decoding)
-    found = agreement(ours, fairseqs, corpus, numbers, languages, job.decoding.remove_bpe)
-    logger.info("%d of the first %d outputs of CTranslate2 are fairseq's, chrF %.2f", *found.values())
+    if not (compared.is_file() and folder.is_dir()):
+        reason = ctranslate.why_not(teacher.models[0])
+        if reason is not None:
+            raise UsageError(
+                f"--backend ctranslate2 can't compute --teacher-path '{job.teacher_path}': {reason}; use --backend fairseq"
+            )
+        if not folder.is_dir():
+            ctranslate.convert(
+                teacher.models[0], languages.source_dictionary, languages.target_dictionary, folder, job.quantization
+            )
+        teacher.place(_device(job, 0), torch.float32)
+        engines = (_ctranslate(job, languages, teacher.max_positions, 0), FairseqBackend(teacher, languages, job.decoding))
+        ours, fairseqs = (Translator(engine, job.decoding, languages) for engine in engines)
+        found = agreement(ours, fairseqs, [_batch(corpus, languages, ids) for ids in batches], languages)
+        logger.info("%d of the first %d outputs of CTranslate2 are fairseq's, chrF %.2f", *found.values())
+        _check_agreement(job, found)
+        write_json(compared, found)
+    _check_agreement(job, _read_json(compared))
+
+
+def _check_agreement(job: Job, found: dict[str, Any]) -> None:
     if found["chrf"] < job.min_agreement:
+        other = "" if job.quantization == "float32" else f"another --quantization than {job.quantization}, "
         raise UsageError(
-            f"--backend ctranslate2: its first {found['sentences']} outputs are too unlike fairseq's, chrF {found['chrf']} "
-            f"(--min-agreement {job.min_agreement:g}): use another --quantization than {job.quantization}, or --backend fairseq"
+            f"--backend ctranslate2: its first {found['sentences']} outputs are too unlike fairseq's, chrF {found['chrf']}, "
+            f"where --min-agreement is {job.min_agreement:g}: use {other}a lower --min-agreement, or --backend fairseq"
         )
-    write_json(compared, found)
 
 
 def _device(job: Job, worker: int) -> torch.device:
@@ -364,6 +389,8 @@ def translate(
     total = int(sum(corpus.lengths[ids].sum() for ids in batches))
     left = int(sum(corpus.lengths[batches[number]].sum() for number in todo))
     with tqdm(total=total, initial=total - left, desc="translate", unit=" source tokens", unit_scale=True) as bar:
+        if not todo:
+            return
         if job.workers == 1 or len(todo) < 2:
             backend = _backend(job, languages, teacher.max_positions, teacher, 0)
             _work(job, languages, corpus, backend, batches, todo, 0, bar.update)
@@ -384,24 +411,23 @@ def _work(
     translator = Translator(backend, job.decoding, languages)
     with closing(Journal(job.out / DECODED / f"{job.shard_id or 0:03d}-{worker:03d}.journal")) as journal:
         for number in todo:
-            ids = batches[number].tolist()
-            sources = [corpus.sources[sentence].long() for sentence in ids]
-            _check_symbols(ids, sources, len(languages.source_dictionary), languages.source)
-            references = None
-            if corpus.references is not None:
-                references = [corpus.references[sentence].long() for sentence in ids]
-                _check_symbols(ids, references, len(languages.target_dictionary), languages.target)
+            ids, sources, references = _batch(corpus, languages, batches[number])
             journal.add(number, translator.translate(ids, sources, references))
             report(sum(source.numel() for source in sources))
 
 
-def _check_symbols(ids: Sequence[int], sentences: Sequence[torch.Tensor], symbols: int, language: str) -> None:
-    for sentence, tokens in zip(ids, sentences, strict=True):
-        if tokens.numel() and int(tokens.max()) >= symbols:
-            raise UsageError(
-                f"sentence {sentence} of DATA holds symbol {int(tokens.max())}, but dict.{language}.txt has only {symbols}: "
-                "binarise the data with the teacher's dictionaries (fairseq-preprocess --srcdict --tgtdict)"
-            )
+def _batch(
+    corpus: Corpus, languages: Languages, numbers: np.ndarray
+) -> tuple[list[int], list[torch.Tensor], list[torch.Tensor] | None]:
+    """Numbers, sources and references of a batch, seen to be of these dictionaries."""
+    ids = numbers.tolist()
+    sources = [corpus.sources[sentence].long() for sentence in ids]
+    check_sentences(ids, sources, languages.source_dictionary, languages.source)
+    if corpus.references is None:
+        return ids, sources, None
+    references = [corpus.references[sentence].long() for sentence in ids]
+    check_sentences(ids, references, languages.target_dictionary, languages.target)
+    return ids, sources, references
 
 
 def _in_processes(job: Job, limits: tuple[int, int], todo: Sequence[int], report: Callable[[int], object]) -> None:
@@ -475,22 +501,43 @@ def finish(
         shutil.rmtree(folder, ignore_errors=True)
     every = [found[number] for number in range(batches)]
     sentences = len({sentence for batch in every for sentence in batch.ids.tolist()})
-    written = pairs(corpus, every, job.filters, counts)
+    marks = job.decoding.remove_bpe
+    written = pairs(corpus, every, job.filters, counts, lambda target: languages.target_dictionary.string(target, marks))
     total = len(corpus) * job.decoding.kept
-    write(building, languages, corpus, job.split, written, job.decoding.remove_bpe, total)
+    write(building, languages, corpus, job.split, written, marks, total)
     counts.check(sentences, job.decoding.kept)
+    _check_written(counts)
     compared = job.out / DECODED / AGREEMENT
     agreed = {"agreement": _read_json(compared)} if compared.is_file() else {}
-    made = {"fairseq_imitkd": fairseq_imitkd.__version__, **identity, **agreed, **summary(counts, building)}
+    versions = {"fairseq_imitkd": fairseq_imitkd.__version__, "torch": torch.__version__}
+    if job.backend == "ctranslate2":
+        versions["ctranslate2"] = ctranslate.library().__version__
+    made = {"versions": versions, **identity, **agreed, **summary(counts, building)}
     for name in ("text", "data-bin"):
+        for path in (building / name).iterdir():
+            sync(path)
+        sync(building / name)
         (building / name).rename(job.out / name)
-    if not job.keep_decoded:
-        (job.out / DECODED).rename(building / DECODED)
+    (job.out / DECODED).rename(building / DECODED)
     for path in list(job.out.rglob("*.partial")):  # of runs that were killed
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_json(job.out / MANIFEST, made)
     shutil.rmtree(building, ignore_errors=True)
     return made
+
+
+def _check_written(counts: Counts) -> None:
+    """Nobody can train on nothing, and few will want to on little."""
+    left_out = counts.translations + counts.gold - counts.written
+    why = ", ".join(f"{number:,} {reason}" for reason, number in counts.dropped.items() if number)
+    if not counts.written:
+        raise UsageError(
+            f"no pair is left to train on: of {counts.sentences:,} sentences {counts.empty_sources:,} have an empty source, "
+            f"{counts.too_long:,} one that is too long; translations left out: {why or 'none'}; give other text, --max-len-b "
+            "or filters, and another --out"
+        )
+    if left_out > counts.written:
+        logger.warning("most pairs are left out: %s", why)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,19 +4,18 @@ A journal is a file of records, one for each batch, that is only ever appended t
 written when its process died is cut off when the journal is opened again; what is read is whole, by its checksum.
 """
 
-import fcntl
 import os
 import struct
-import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.files import lock
 
 # A record: this mark, the batch's number, the bytes of what follows and their CRC-32, the CRC-32 of all that; then a
 # translated batch. With a checksum of its own, a damaged length is not taken for a record that ends early.
@@ -112,28 +111,6 @@ def records(folder: Path) -> Iterator[tuple[int, Translated]]:
             data = _mapped(path)
             for batch, start, end in _records_of(path, data):
                 yield batch, Translated.from_bytes(data[start:end])
-
-
-def lock(file: IO[bytes], path: Path, patience: float = 30.0, shared: bool = False) -> None:
-    """Keep other runs from a file until it is closed. A run that was killed may leave a process that is just ending.
-
-    Args:
-        file: open to be written.
-        path: its name.
-        patience: seconds to wait for others.
-        shared: let others in that ask for the same.
-
-    Raises:
-        UsageError: another run keeps it.
-    """
-    until = time.monotonic() + patience
-    while True:
-        try:
-            return fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise UsageError(f"another run is writing {path}: wait for it, or give --out another folder") from None
-            time.sleep(0.1)
 
 
 def _whole_length(path: Path) -> int:

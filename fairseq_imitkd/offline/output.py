@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.files import sha256
-from fairseq_imitkd.offline.corpus import Corpus, Languages, whole_dataset
+from fairseq_imitkd.offline.corpus import Corpus, Languages, lines, whole_dataset
 from fairseq_imitkd.offline.journal import Translated
 from fairseq_imitkd.rollout import RandomKey
 
@@ -91,8 +91,13 @@ class Counts:
             raise RuntimeError(f"the counts do not add up: {self}")
 
 
-def pairs(corpus: Corpus, found: Sequence[Translated], filters: Filters, counts: Counts) -> Iterator[Pair]:
-    """All pairs in the corpus' order, a sentence's translations before its reference; what is left out is counted."""
+def pairs(
+    corpus: Corpus, found: Sequence[Translated], filters: Filters, counts: Counts, text: Callable[[Tensor], str]
+) -> Iterator[Pair]:
+    """All pairs in the corpus' order, a sentence's translations before its reference; what is left out is counted.
+
+    ``text`` makes a target words.
+    """
     place = np.full((len(corpus), 2), -1, dtype=np.int64)  # (batch, row in it)
     starts = []
     for number, batch in enumerate(found):
@@ -116,7 +121,7 @@ def pairs(corpus: Corpus, found: Sequence[Translated], filters: Filters, counts:
             counts.gold += 1
             its.append((Pair(sentence, "gold", None, corpus.references[sentence].long()), False))
         for pair, cut in its:
-            reason = _why_not(pair, cut, corpus, filters, seen)
+            reason = _why_not(pair, cut, corpus, filters, seen, text)
             if reason:
                 counts.dropped[reason] += 1
             else:
@@ -124,12 +129,14 @@ def pairs(corpus: Corpus, found: Sequence[Translated], filters: Filters, counts:
                 yield pair
 
 
-def _why_not(pair: Pair, cut: bool, corpus: Corpus, filters: Filters, seen: set[bytes]) -> str | None:
+def _why_not(
+    pair: Pair, cut: bool, corpus: Corpus, filters: Filters, seen: set[bytes], text: Callable[[Tensor], str]
+) -> str | None:
     """What a pair is left out for."""
     if cut:
         return "cut"
     words, source_words = pair.target.numel() - 1, int(corpus.lengths[pair.sentence]) - 1
-    if words == 0:
+    if words == 0 or (words <= 2 and not text(pair.target).strip()):  # subwords may be marks alone
         return "empty"
     if filters.max_ratio and max(words, source_words) > filters.max_ratio * min(words, source_words):
         return "ratio"
@@ -147,9 +154,9 @@ def write(
 ) -> None:
     """Text and a data directory, in ``folder/text`` and ``folder/data-bin``.
 
-    ``text`` holds ``SPLIT.SOURCE`` and ``SPLIT.TARGET``, line by line, and ``SPLIT.tsv``: the sentence's number, whose
-    the target is, its score, source and target. ``data-bin`` holds the same sentences binarised, the dictionaries, and
-    the other splits of the data directory that they came from.
+    ``text`` holds ``SPLIT.SOURCE`` and ``SPLIT.TARGET``, line by line, and ``SPLIT.tsv``: the sentence's number from 0,
+    whose the target is, its score, source and target. Sources that were given as text are that text. ``data-bin`` holds
+    the same sentences binarised, the dictionaries, and the other splits of the data directory that they came from.
     """
     text, data = folder / "text", folder / "data-bin"
     text.mkdir(parents=True)
@@ -160,17 +167,23 @@ def write(
     with (
         open(text / f"{split}.{languages.source}", "w", encoding="utf-8", newline="\n") as source_text,
         open(text / f"{split}.{languages.target}", "w", encoding="utf-8", newline="\n") as target_text,
-        open(text / f"{split}.tsv", "w", encoding="utf-8", newline="\n") as lines,
+        open(text / f"{split}.tsv", "w", encoding="utf-8", newline="\n") as table,
         whole_dataset(Path(f"{prefix}.{languages.source}"), len(source_dictionary)) as source_bin,
         whole_dataset(Path(f"{prefix}.{languages.target}"), len(target_dictionary)) as target_bin,
     ):
+        given = enumerate(lines(corpus.text)) if corpus.text else None
+        at, source = -1, ""
         for pair in tqdm(written, total=total, desc="write", unit=" pairs", mininterval=1.0):
             ids = corpus.sources[pair.sentence].long()
-            source, target = source_dictionary.string(ids, remove_bpe), target_dictionary.string(pair.target, remove_bpe)
+            target = target_dictionary.string(pair.target, remove_bpe)
+            if given is None:
+                source = source_dictionary.string(ids, remove_bpe)
+            while given is not None and at < pair.sentence:
+                at, source = next(given)
             score = "" if pair.score is None else f"{pair.score:.4f}"
             print(source, file=source_text)
             print(target, file=target_text)
-            print(pair.sentence, pair.origin, score, source, target, sep="\t", file=lines)
+            print(pair.sentence, pair.origin, score, source.replace("\t", " "), target, sep="\t", file=table)
             source_bin.add_item(ids)
             target_bin.add_item(pair.target)
     for language in sides:

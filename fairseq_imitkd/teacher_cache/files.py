@@ -30,6 +30,7 @@ from fairseq_imitkd.files import sha256
 
 FORMAT = 1
 MANIFEST, PROGRESS = "cache.json", "progress.json"
+REMEDY = "delete the folder and run imitkd-cache again"
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
 
 Shapes = dict[str, tuple[tuple[int, ...], Any]]
@@ -121,10 +122,39 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UsageError(f"'{path}' can't be read ({' '.join(str(error).split())}): write the cache anew") from error
+        raise UsageError(f"'{path}' can't be read ({' '.join(str(error).split())}): {REMEDY}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UsageError(f"'{path}' is of another version of fairseq-imitkd: write the cache anew")
+        raise UsageError(f"'{path}' is of another version of fairseq-imitkd: {REMEDY}")
     return content
+
+
+def check_manifest(manifest: dict[str, Any], path: Path) -> None:
+    """Refuse a manifest that no release wrote: a cache may come from anywhere.
+
+    Raises:
+        UsageError: an entry is missing, or of another kind.
+    """
+
+    def count(name: str, least: int) -> bool:
+        return type(manifest.get(name)) is int and manifest[name] >= least
+
+    topk, longest, projection = (manifest.get(name) for name in ("topk", "max_positions", "projection"))
+    sound = {
+        "kind": manifest.get("kind") == ("topk" if topk else "hidden"),
+        "topk": count("topk", 0),
+        "dtype": manifest.get("dtype") in DTYPES,
+        "symbols": count("symbols", 2) and (not topk or topk < manifest["symbols"]),
+        "width": count("width", 0 if topk else 1),
+        "projection": projection in ([[]] if topk else [["weight"], ["weight", "bias"]]),
+        "sentences": count("sentences", 1),
+        "absent": count("absent", 0),
+        "tokens": count("tokens", 1),
+        "bytes_a_token": count("bytes_a_token", 1),
+        "max_positions": isinstance(longest, list) and len(longest) == 2 and all(type(each) is int for each in longest),
+    }
+    for name, is_sound in sound.items():
+        if not is_sound:
+            raise UsageError(f"'{path}' is damaged, its {name} is {_shown(manifest.get(name))}: {REMEDY}")
 
 
 def open_array(folder: Path, name: str, shape: tuple[int, ...], dtype: Any, mode: Any = "r") -> np.ndarray:
@@ -143,10 +173,24 @@ def open_array(folder: Path, name: str, shape: tuple[int, ...], dtype: Any, mode
     try:
         array = np.load(path, mmap_mode=mode, allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise UsageError(f"'{path}' can't be read ({' '.join(str(error).split())}): write the cache anew") from error
+        raise UsageError(f"'{path}' can't be read ({' '.join(str(error).split())}): {REMEDY}") from error
+    if not isinstance(array, np.ndarray):
+        raise UsageError(f"'{path}' is no array: {REMEDY}")
     if array.dtype != dtype or array.shape != shape:
-        raise UsageError(f"'{path}' holds {array.dtype} {array.shape}, which is not what its cache says: write the cache anew")
+        raise UsageError(f"'{path}' holds {array.dtype} {array.shape}, which is not what its cache says: {REMEDY}")
     return array
+
+
+def open_offsets(folder: Path, manifest: dict[str, Any]) -> np.ndarray:
+    """``offsets.npy``, in memory.
+
+    Raises:
+        UsageError: it is missing or damaged.
+    """
+    offsets = np.array(open_array(folder, "offsets", (manifest["sentences"] + 1,), np.int64))
+    if offsets[0] != 0 or offsets[-1] != manifest["tokens"] or (np.diff(offsets) < 0).any():
+        raise UsageError(f"'{folder / 'offsets.npy'}' is damaged: {REMEDY}")
+    return offsets
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

@@ -22,16 +22,21 @@ from fairseq_imitkd.rollout import Ensemble
 from fairseq_imitkd.teacher_cache.files import (
     MANIFEST,
     PROGRESS,
+    REMEDY,
     as_tensor,
+    check_manifest,
     data_identity,
     difference,
     open_array,
+    open_offsets,
     places,
     read_json,
     token_arrays,
 )
 
 logger = logging.getLogger(__name__)
+
+TOTAL = 0.02  # probabilities in half precision add up to 1 within this
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,9 @@ class CachedTeacher:
 
     def __init__(self, folder: Path, manifest: dict[str, Any], pad: int):
         self.folder, self.pad = folder, pad
+        check_manifest(manifest, folder / MANIFEST)
         self.symbols: int = manifest["symbols"]
-        self._offsets = np.array(open_array(folder, "offsets", (manifest["sentences"] + 1,), np.int64))
+        self._offsets = open_offsets(folder, manifest)
         shapes = token_arrays(manifest["topk"], manifest["dtype"], manifest["tokens"], self.symbols, manifest["width"])
         self._arrays = {name: open_array(folder, name, *shape) for name, shape in shapes.items()}
         of_projection = {"weight": (self.symbols, manifest["width"]), "bias": (self.symbols,)}
@@ -129,11 +135,26 @@ class CachedTeacher:
                 f"'{self.folder}': train on the data that it was made of"
             )
         found = places(self._offsets, ids, counted)
-        values = {name: self._at_tokens(array[found], counted.flatten()) for name, array in self._arrays.items()}
+        kept = {name: array[found] for name, array in self._arrays.items()}
+        self._check(kept, np.repeat(ids.numpy(), lengths))
+        values = {name: self._at_tokens(array, counted.flatten()) for name, array in kept.items()}
         if self._projection:
             return Projected(values["features"].to(self._device, self._dtype), *self._projection)
         lprobs, tail = (values[name].to(self._device, torch.float32) for name in ("lprobs", "tail"))
         return MostProbable(values["symbols"].to(self._device), lprobs, tail, self.symbols)
+
+    def _check(self, kept: dict[str, np.ndarray], sentences: np.ndarray) -> None:
+        """Refuse rows that can be no answers: never written, or damaged since."""
+        if "features" in kept:
+            bad = ~kept["features"].any(axis=-1)
+        else:
+            whole = np.exp(kept["lprobs"].astype(np.float32)).sum(axis=-1) + np.exp(kept["tail"].astype(np.float32))
+            bad = ~(np.abs(whole - 1.0) < TOTAL) | (kept["symbols"] >= self.symbols).any(axis=-1)
+        if bad.any():
+            raise RefusedUpdate(
+                f"--teacher-cache '{self.folder}' is damaged: what it holds of sentence {sentences[bad.argmax()]} is no "
+                f"answer of a teacher; {REMEDY}"
+            )
 
     @staticmethod
     def _at_tokens(values: np.ndarray, counted: Tensor) -> Tensor:
@@ -181,6 +202,7 @@ def open_cache(folder: str, task: TranslationTask, criterion: DistillationCriter
     unlike = difference(manifest, data_identity(task, str(task.cfg.train_subset)))
     if unlike is not None:
         raise UsageError(f"{flag} is of other data than this run's: {unlike}; run imitkd-cache on what you train on")
+    check_manifest(manifest, path / MANIFEST)
     _check_method(criterion, manifest["topk"], flag)
     logger.info("teacher cache %s: %d tokens, %d sentences too long", folder, manifest["tokens"], manifest["absent"])
     return CachedTeacher(path, manifest, task.target_dictionary.pad())

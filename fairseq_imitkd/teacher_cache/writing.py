@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from fairseq_imitkd.checkpoints import check_files, parse_weights
 from fairseq_imitkd.chunked import Projected, Scores, chunk_size
 from fairseq_imitkd.divergences import full_precision
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.files import sha256, write_json
+from fairseq_imitkd.files import alone, is_left_over, sha256, write_json
 from fairseq_imitkd.loading import StudentSide, load_teacher
+from fairseq_imitkd.offline.corpus import Languages, check_sentences, of_split
 from fairseq_imitkd.student import output_projection
 from fairseq_imitkd.teacher import Teacher
 from fairseq_imitkd.teacher_cache.files import (
@@ -39,6 +40,7 @@ from fairseq_imitkd.teacher_cache.files import (
     read_json,
     token_arrays,
 )
+from fairseq_imitkd.teacher_cache.reading import CachedTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +104,8 @@ def write_cache(request: CacheRequest) -> dict[str, Any]:
     """
     topk, folder = parse_keep(request.keep), Path(request.out)
     check_files(request.teacher_path)
-    task = _task(request)
+    languages = Languages.of(Path(request.data.split(os.pathsep)[0]), request.source_lang, request.target_lang)
+    task = _task(request, languages)
     symbols = len(task.target_dictionary)
     if topk >= symbols:
         raise UsageError(
@@ -119,9 +122,28 @@ def write_cache(request: CacheRequest) -> dict[str, Any]:
         **data_identity(task, request.gen_subset),
         "max_tokens": request.max_tokens,
     }
+    _found(folder, settings)
+    with _one_line(folder):
+        is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with alone(folder):
+                return _written(request, task, languages, settings, topk)
+        finally:
+            if is_new:
+                with suppress(OSError):  # it has something in it now
+                    folder.rmdir()
+
+
+def _written(
+    request: CacheRequest, task: TranslationTask, languages: Languages, settings: dict[str, Any], topk: int
+) -> dict[str, Any]:
+    """The manifest of a cache in a folder that no other run is writing."""
+    folder, symbols = Path(request.out), len(task.target_dictionary)
     complete, done = _found(folder, settings)
     if complete is not None:
         _clean(folder)
+        CachedTeacher(folder, complete, task.target_dictionary.pad())  # all is there
         return complete
 
     teacher = _teacher(request, task)
@@ -136,24 +158,23 @@ def write_cache(request: CacheRequest) -> dict[str, Any]:
     plan = _planned(dataset, teacher.max_positions, request)
     width = projection[0].size(1) if projection is not None else 0
     shapes = token_arrays(topk, request.dtype, int(plan.offsets[-1]), symbols, width)
-    with _one_line(folder):
-        if done is None:
-            _create(folder, settings, shapes, {"offsets": plan.offsets, **_numbers(projection)})
-        arrays = {name: open_array(folder, name, *shape, mode="r+") for name, shape in shapes.items()}
-        _fill(arrays, teacher, dataset, plan, done or 0, folder, settings)
-        manifest = {
-            **settings,
-            "symbols": symbols,
-            "width": width,
-            "projection": [*_numbers(projection)],
-            "sentences": len(dataset),
-            "absent": len(dataset) - sum(map(len, plan.batches)),
-            "tokens": int(plan.offsets[-1]),
-            "bytes_a_token": bytes_a_token(shapes),
-            "max_positions": list(teacher.max_positions),
-        }
-        write_json(folder / MANIFEST, manifest)
-        _clean(folder)
+    if done is None:
+        _create(folder, settings, shapes, {"offsets": plan.offsets, **_numbers(projection)})
+    arrays = {name: open_array(folder, name, *shape, mode="r+") for name, shape in shapes.items()}
+    _fill(arrays, teacher, dataset, plan, done or 0, folder, settings, languages)
+    manifest = {
+        **settings,
+        "symbols": symbols,
+        "width": width,
+        "projection": [*_numbers(projection)],
+        "sentences": len(dataset),
+        "absent": len(dataset) - sum(map(len, plan.batches)),
+        "tokens": int(plan.offsets[-1]),
+        "bytes_a_token": bytes_a_token(shapes),
+        "max_positions": list(teacher.max_positions),
+    }
+    write_json(folder / MANIFEST, manifest)
+    _clean(folder)
     return manifest
 
 
@@ -194,24 +215,17 @@ def most_probable(scores: Scores, positions: int, topk: int, chunk: int) -> dict
     return {name: torch.cat(part) for name, part in zip(("symbols", "lprobs", "tail"), zip(*parts, strict=True), strict=True)}
 
 
-def _task(request: CacheRequest) -> TranslationTask:
-    """fairseq's translation of that data, without its sentences."""
-    folder = request.data.split(os.pathsep)[0]
-    if not Path(folder).is_dir():
-        raise UsageError(f"DATA_BIN '{folder}' is no folder: give one that fairseq-preprocess wrote")
-    pair = (request.source_lang, request.target_lang)
-    if None in pair:
-        pair = tuple(data_utils.infer_language_pair(folder))
-    for language in pair:
-        if language is None or not (Path(folder) / f"dict.{language}.txt").is_file():
-            raise UsageError(
-                f"DATA_BIN '{folder}' has no dict.{language or '*'}.txt: give a folder that fairseq-preprocess wrote, and "
-                "--source-lang and --target-lang where it holds several"
-            )
+def _task(request: CacheRequest, languages: Languages) -> TranslationTask:
+    """fairseq's translation of that data, without its sentences, which are seen to be whole."""
+    corpus = of_split(languages, request.gen_subset)
+    if corpus.references is None:
+        raise UsageError(
+            f"--gen-subset {request.gen_subset} of DATA_BIN '{languages.folder}' has no target side: choose another"
+        )
     cfg = TranslationConfig(
         data=request.data,
-        source_lang=pair[0],
-        target_lang=pair[1],
+        source_lang=languages.source,
+        target_lang=languages.target,
         truncate_source=request.truncate_source,
         max_source_positions=request.max_source_positions,
         train_subset=request.gen_subset,
@@ -240,7 +254,7 @@ def _found(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any] | Non
     complete = read_json(folder / MANIFEST)
     begun = complete or read_json(folder / PROGRESS)
     if begun is None:
-        if folder.exists() and (not folder.is_dir() or any(not path.name.endswith(".partial") for path in folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or not all(map(is_left_over, folder.iterdir()))):
             raise UsageError(f"--out '{folder}' is there and no teacher cache: name a folder that is new or empty")
         return None, None
     unlike = difference(begun, settings)
@@ -275,7 +289,6 @@ def _numbers(projection: tuple[Tensor, Tensor | None] | None) -> dict[str, np.nd
 
 def _create(folder: Path, settings: dict[str, Any], shapes: Shapes, whole: dict[str, np.ndarray]) -> None:
     """The cache's files at their full size, and the note that no batch is done. All of them, or none."""
-    folder.mkdir(parents=True, exist_ok=True)
     progress = folder / PROGRESS
     paths = {name: folder / f"{name}.npy" for name in (*whole, *shapes)}
     try:
@@ -313,6 +326,7 @@ def _fill(
     done: int,
     folder: Path,
     settings: dict[str, Any],
+    languages: Languages,
 ) -> None:
     """Ask about all batches but the first ``done``, and note now and then how many are on the disk."""
     lengths, pad = np.diff(plan.offsets), dataset.tgt_dict.pad()
@@ -320,7 +334,13 @@ def _fill(
     saved = time.monotonic()
     with tqdm(total=sum(tokens), initial=sum(tokens[:done]), unit="token", unit_scale=True, desc=folder.name) as bar:
         for number in range(done, len(tokens)):
-            sample = dataset.collater([dataset[index] for index in plan.batches[number]])
+            rows, ids_of_batch = [dataset[index] for index in plan.batches[number]], plan.batches[number].tolist()
+            for side, dictionary, language in (
+                ("source", languages.source_dictionary, languages.source),
+                ("target", languages.target_dictionary, languages.target),
+            ):
+                check_sentences(ids_of_batch, [row[side] for row in rows], dictionary, language)
+            sample = dataset.collater(rows)
             counted, ids = sample["target"].ne(pad), sample["id"]
             if teacher.log_weights.is_cuda:
                 sample = utils.move_to_cuda(sample)
@@ -335,7 +355,7 @@ def _fill(
                     sentence = int(of_sentence[broken.nonzero()[0][0]])
                     raise UsageError(
                         f"the teacher's answers to sentence {sentence} are no finite numbers in {settings['dtype']}: "
-                        "--dtype fp32 or --teacher-dtype fp32 may help"
+                        "--teacher-path is damaged, or needs --dtype fp32 or --teacher-dtype fp32"
                     )
                 arrays[name][places(plan.offsets, ids, counted)] = numbers
             bar.update(tokens[number])

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,14 +15,14 @@ from fairseq_imitkd.cli import seqkd as command
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import ctranslate
 from fairseq_imitkd.offline import factory
-from fairseq_imitkd.offline.corpus import Corpus, Languages
-from fairseq_imitkd.offline.ctranslate import COMPARED, CTranslateBackend, agreement
-from fairseq_imitkd.offline.decoding import Decoding, FairseqBackend, Hypothesis
+from fairseq_imitkd.offline.corpus import Languages, whole_dataset
+from fairseq_imitkd.offline.ctranslate import CTranslateBackend, agreement
+from fairseq_imitkd.offline.decoding import Decoding, FairseqBackend, Hypothesis, Translator
 from fairseq_imitkd.offline.factory import make
 from fairseq_imitkd.teacher import Teacher
 from tests.apart import tree
 from tests.fairseq_models import POSITIONS, build_student, letters, reversed_pairs, trained_student
-from tests.seqkd_jobs import apart, job, make_root, refusal
+from tests.seqkd_jobs import apart, job, make_root, refusal, write_split
 
 EOS = 2
 LANGUAGES = Languages(Path("unused"), "src", "tgt", letters(), letters())
@@ -149,33 +148,34 @@ class Scripted:
         self.outputs, self.asked = outputs, []
 
     def translate(self, ids: Any, sources: Any, nbest: int) -> list[list[Hypothesis]]:
-        self.asked = list(ids)
-        assert [len(source) for source in sources] == sorted((len(source) for source in sources), reverse=True)
+        self.asked += ids
         return [[Hypothesis(torch.tensor([*self.outputs[number], EOS]), -1.0, False)] for number in ids]
 
 
-def corpus(count: int) -> Corpus:
-    class Sized(list):
-        sizes = np.array([3 + number % 4 for number in range(count)])
-
-    return Corpus(Sized(torch.full((3 + number % 4,), 5) for number in range(count)), None)
-
-
 def test_agreement() -> None:
-    """Of the first sentences that can be translated: how many are the same, and chrF of ours against theirs."""
-    theirs = Scripted({number: [4, 5, 6, 7] for number in range(200)})
-    ours = Scripted({number: [4, 5, 6, 7] if number % 2 else [8, 9, 10, 11] for number in range(200)})
-    numbers = np.array([number for number in range(199, -1, -1) if number != 3])
-    found = agreement(ours, theirs, corpus(200), numbers, LANGUAGES, None)
-    assert sorted(ours.asked) == sorted(theirs.asked) == [0, 1, 2, *range(4, COMPARED + 1)]
-    assert found["sentences"] == COMPARED
-    assert found["identical"] == 49
-    assert 30 < found["chrf"] < 70
-    assert agreement(theirs, theirs, corpus(5), np.arange(5), LANGUAGES, None) == {
-        "sentences": 5,
-        "identical": 5,
-        "chrf": 100.0,
-    }
+    """How many translations are the same, and chrF of ours against theirs."""
+    theirs, ours = (
+        Translator(Scripted({n: [4, 5, 6, 7] if n % 2 or same else [8, 9, 10, 11] for n in range(9)}), Decoding(), LANGUAGES)
+        for same in (True, False)
+    )
+    source = torch.tensor([4, EOS])
+    batches = [([0, 1, 2, 3, 4], [source] * 5, None), ([8, 5], [source] * 2, None)]
+    found = agreement(ours, theirs, batches, LANGUAGES)
+    assert ours.backend.asked == theirs.backend.asked == [0, 1, 2, 3, 4, 8, 5]
+    assert (found["sentences"], found["identical"]) == (7, 3)
+    assert 20 < found["chrf"] < 70
+    assert agreement(theirs, theirs, batches, LANGUAGES) == {"sentences": 7, "identical": 7, "chrf": 100.0}
+
+
+def test_only_the_first_sentences_are_compared(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Those of lowest number that can be translated; not in one batch if the job's are smaller."""
+    compared: list[list[int]] = []
+    stock = factory.agreement
+    monkeypatch.setattr(factory, "agreement", lambda *given: compared.extend(batch[0] for batch in given[2]) or stock(*given))
+    monkeypatch.setattr(factory, "COMPARED", 10)
+    make(job(root, tmp_path / "out", backend="ctranslate2"))
+    assert sorted(number for batch in compared for number in batch) == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10]  # 7 is empty
+    assert max(map(len, compared)) == 4
 
 
 def test_whole_run(root: Path, tmp_path: Path, caplog: Any) -> None:
@@ -215,7 +215,7 @@ def test_runs_that_stop(root: Path, tmp_path: Path) -> None:
 
 def test_conversion_that_was_stopped_leaves_nothing(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """Half a model is begun anew and thrown away; a whole one is not made again."""
-    some = job(root, tmp_path / "out", backend="ctranslate2", keep_decoded=True)
+    some = job(root, tmp_path / "out", backend="ctranslate2")
     rename = Path.rename
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", lambda path, new: sys.exit(3) if path.name.endswith("partial") else rename(path, new))
@@ -229,8 +229,13 @@ def test_conversion_that_was_stopped_leaves_nothing(root: Path, tmp_path: Path, 
     kept = tree(tmp_path / "out" / "decoded" / "ctranslate2")
     monkeypatch.setattr(ctranslate, "convert", None)
     monkeypatch.setattr(factory, "agreement", None)
+    loaded: list[Any] = []
+    backend = factory.CTranslateBackend
+    monkeypatch.setattr(
+        factory, "CTranslateBackend", lambda folder, *rest: loaded.append(tree(folder)) or backend(folder, *rest)
+    )
     assert make(some).manifest is not None
-    assert tree(tmp_path / "out" / "decoded" / "ctranslate2") == kept
+    assert loaded == [kept]
     assert not list((tmp_path / "out").rglob("*.partial"))
 
 
@@ -244,9 +249,43 @@ def test_outputs_that_do_not_agree(root: Path, tmp_path: Path, monkeypatch: Any)
     monkeypatch.setattr(ctranslate, "convert", other)
     said = refusal(job(root, tmp_path / "out", backend="ctranslate2"))
     assert said.startswith("--backend ctranslate2: its first 59 outputs are too unlike fairseq's, chrF ")
-    assert said.endswith("(--min-agreement 90): use another --quantization than float32, or --backend fairseq")
+    assert said.endswith("where --min-agreement is 90: use a lower --min-agreement, or --backend fairseq")
     assert not list((tmp_path / "out").iterdir())
-    assert make(job(root, tmp_path / "out", backend="ctranslate2", min_agreement=0.0)).manifest is not None
+    some = job(root, tmp_path / "out", backend="ctranslate2", min_agreement=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(factory, "translate", lambda *_: sys.exit(3))
+        with pytest.raises(SystemExit):
+            make(some)
+    assert "where --min-agreement is 90: use a lower" in refusal(job(root, tmp_path / "out", backend="ctranslate2"))
+
+
+def test_agreement_of_what_is_kept(root: Path, tmp_path: Path) -> None:
+    """Of the n best, the one that is chosen is compared, not the first. A damaged teacher or corpus is one line here too."""
+    decoding = {"select": "best", "metric": "chrf", "nbest": 3, "beam": 6}
+    made = make(job(root, tmp_path / "out", backend="ctranslate2", decoding=decoding, min_agreement=0.0)).manifest
+    assert made is not None
+    first = make(job(root, tmp_path / "first", backend="ctranslate2", decoding={"beam": 6})).manifest
+    assert first is not None
+    assert first["agreement"]["identical"] == 59 > made["agreement"]["identical"] >= 40
+    other = make_root(tmp_path / "other")
+    write_split(other / "data", "test", [[4, 500]] * 5, "src")
+    write_split(other / "data", "test", [[4]] * 5, "tgt")
+    assert "sentence 0 of DATA holds symbol 500" in refusal(job(other, tmp_path / "new", backend="ctranslate2"))
+    write_split(other / "data", "test", [[]] * 5, "src")
+    assert "no pair is left to train on" in refusal(job(other, tmp_path / "new", backend="ctranslate2"))
+    broken = trained_student("transformer")
+    broken.decoder.layers[0].fc1.weight.data.fill_(float("nan"))
+    damaged = make_root(tmp_path / "damaged", broken)
+    assert "the teacher's scores are no numbers" in refusal(job(damaged, tmp_path / "nan", backend="ctranslate2"))
+
+
+def test_sentences_of_other_tools(root: Path, tmp_path: Path) -> None:
+    """One without an EOS would lose its last word."""
+    other = make_root(tmp_path / "other")
+    with whole_dataset(other / "data" / "test.src-tgt.src", 20) as builder:
+        for _ in range(60):
+            builder.add_item(torch.tensor([4, 5]))
+    assert refusal(job(other, tmp_path / "out")).startswith("sentence 0 of DATA does not end in an EOS: binarise the data with")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,12 +21,12 @@ from fairseq.data import Dictionary, data_utils
 import fairseq_imitkd
 from fairseq_imitkd.cli import seqkd as command
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.files import sha256
+from fairseq_imitkd.files import alone, sha256
 from fairseq_imitkd.offline import factory
 from fairseq_imitkd.offline.corpus import Corpus, Languages, of_split
 from fairseq_imitkd.offline.decoding import Translator
-from fairseq_imitkd.offline.factory import Result, claim, make, plan
-from fairseq_imitkd.offline.journal import Journal, lock, records
+from fairseq_imitkd.offline.factory import Job, Result, claim, make, plan
+from fairseq_imitkd.offline.journal import Journal, records
 from fairseq_imitkd.task import TranslationWithTeacherConfig, TranslationWithTeacherTask
 from tests.apart import tree
 from tests.fairseq_models import (
@@ -69,7 +70,7 @@ def test_whole_run(root: Path, whole: dict[str, bytes | None]) -> None:
     sources = of_split(Languages.of(root / "data", "src", "tgt"), "test").sources
     assert all(line[3] == letters().string(sources[int(line[0])]) for line in lines)
     manifest = json.loads(whole["manifest.json"] or b"")
-    assert manifest["fairseq_imitkd"] == fairseq_imitkd.__version__
+    assert manifest["versions"]["fairseq_imitkd"] == fairseq_imitkd.__version__
     assert manifest["teachers"] == [sha256(root / "teacher.pt")]
     assert manifest["decoding"]["beam"] == 3
     assert manifest["decoding"]["seed"] == manifest["filters"]["seed"] == 1
@@ -111,7 +112,7 @@ def corpus(lengths: list[int]) -> Corpus:
     return Corpus(SimpleNamespace(sizes=np.array(lengths), __len__=lambda: len(lengths)), None)
 
 
-@pytest.mark.parametrize(("max_tokens", "batch_size"), [(40, 0), (0, 3), (40, 3), (5, 0), (1, 0)])
+@pytest.mark.parametrize(("max_tokens", "batch_size"), [(40, 0), (0, 3), (40, 3), (12, 0)])
 def test_plan(root: Path, tmp_path: Path, max_tokens: int, batch_size: int) -> None:
     """Every sentence that can be translated once, the longest first, within bounds; and the same plan again."""
     random = np.random.default_rng(3)
@@ -129,19 +130,25 @@ def test_plan(root: Path, tmp_path: Path, max_tokens: int, batch_size: int) -> N
     again = plan(corpus(list(lengths)), some, longest=12)
     assert all(np.array_equal(one, other) for one, other in zip(batches, again, strict=True))
     assert plan(corpus([1, 1, 40]), some, longest=12) == []
+    few = plan(corpus(list(lengths)), some, longest=12, numbers=np.arange(20))
+    assert sorted(np.concatenate(few)) == [number for number in range(20) if 1 < lengths[number] <= 12]
+    if max_tokens:
+        with pytest.raises(UsageError, match=rf"--max-tokens {max_tokens} is less than the longest source's {max_tokens + 1} "):
+            plan(corpus([3, max_tokens + 1]), some, longest=100)
 
 
 @pytest.mark.parametrize("workers", [2, 40])
 def test_workers_write_the_same(root: Path, whole: dict[str, bytes | None], tmp_path: Path, workers: int) -> None:
     """Each batch is translated by one; more workers than there are batches are not started."""
-    run = apart(root, tmp_path, flags=("--workers", workers, "--keep-decoded"))
-    assert run.end() == 0
+    for shard in (0, 1):
+        assert apart(root, tmp_path, flags=("--workers", workers, "--num-shards", 2, "--shard-id", shard)).end() == 0
     journals = list((tmp_path / "out" / "decoded").glob("*.journal"))
-    assert len(journals) == min(workers, 15)
+    assert len(journals) == min(workers, 8) + min(workers, 7)
     assert all(path.stat().st_size for path in journals)
     assert len(list(records(tmp_path / "out" / "decoded"))) == 15
-    shutil.rmtree(tmp_path / "out" / "decoded")
+    assert apart(root, tmp_path, flags=("--workers", workers)).end() == 0
     assert tree(tmp_path / "out") == whole
+    assert apart(root, tmp_path, flags=("--workers", workers)).end() == 0
 
 
 @pytest.mark.parametrize(
@@ -176,12 +183,18 @@ def test_shards_and_a_last_run_write_the_same(root: Path, whole: dict[str, bytes
     assert tree(tmp_path) == whole
 
 
+def translated_only(some: Job) -> None:
+    """A run that is killed when all is translated and nothing written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factory, "finish", lambda *_: sys.exit())
+        with pytest.raises(SystemExit):
+            make(some)
+
+
 def test_goes_on_where_it_stopped(root: Path, whole: dict[str, bytes | None], tmp_path: Path, monkeypatch: Any) -> None:
     """Whole batches are kept, the one that was being written and the others are translated; by other processes too."""
-    make(job(root, tmp_path, keep_decoded=True))
+    translated_only(job(root, tmp_path))
     kept = tree(tmp_path / "decoded")
-    for name in ("manifest.json", "text/test.tsv"):
-        (tmp_path / name).unlink()
     path = tmp_path / "decoded" / "000-000.journal"
     path.write_bytes((kept[path.name] or b"")[:-300])
     left = [number for number, _ in records(tmp_path / "decoded")]
@@ -220,20 +233,21 @@ def test_other_settings(root: Path, tmp_path: Path, changes: dict[str, Any]) -> 
 
 
 def test_parts_of_a_split(root: Path, tmp_path: Path) -> None:
-    """``test`` and ``test1`` one after another, as fairseq trains on them; a missing or uneven part is refused."""
+    """``train`` and ``train1`` one after another, as fairseq trains on them; an uneven part is refused. No other split."""
     data = write_dictionaries(tmp_path / "data")
-    halves: dict[str, list[list[int]]] = {"test": [[4, 5], [6]], "test1": [[7, 8, 9], [4], [5]]}
-    for split, rows in halves.items():
+    halves: dict[str, list[list[int]]] = {"train": [[4, 5], [6]], "train1": [[7, 8, 9], [4], [5]]}
+    for split, rows in {**halves, "test": halves["train"], "test1": halves["train1"]}.items():
         for side in ("src", "tgt"):
             write_split(data, split, rows, side)
-    some = {"data": data, "filters": {"mix_gold": 1.0}, "decoding": {"max_len_b": 30}}
+    some = {"data": data, "split": "train", "filters": {"mix_gold": 1.0}, "decoding": {"max_len_b": 30}}
     make(job(root, tmp_path / "out", **some))
-    gold = [line for line in listed(tmp_path / "out") if line[1] == "gold"]
+    gold = [line for line in listed(tmp_path / "out", "train") if line[1] == "gold"]
     assert [line[0] for line in gold] == ["0", "1", "2", "3", "4"]
     assert [line[4] for line in gold] == ["a b", "c", "d e f", "a", "b"]
-    make(job(root, tmp_path / "part", split="test1", **some))
-    assert [line[4] for line in listed(tmp_path / "part", "test1") if line[1] == "gold"] == ["d e f", "a", "b"]
-    (data / "test1.src-tgt.tgt.idx").unlink()
+    for split, expected in (("test", ["a b", "c"]), ("test1", ["d e f", "a", "b"])):
+        make(job(root, tmp_path / split, **{**some, "split": split}))
+        assert [line[4] for line in listed(tmp_path / split, split) if line[1] == "gold"] == expected
+    (data / "train1.src-tgt.tgt.idx").unlink()
     assert "must have a target side, or none" in refusal(job(root, tmp_path / "new", **some))
 
 
@@ -262,8 +276,8 @@ def test_target_side_is_not_needed(root: Path, whole: dict[str, bytes | None], t
         ({"workers": 0}, "--workers must be 1 or more, but is 0"),
         ({"num_shards": 0}, "--num-shards must be 1 or more, but is 0"),
         ({"max_tokens": 0, "batch_size": 0}, "--max-tokens 0 needs a --batch-size: one of them must bound a batch"),
-        ({"num_shards": 2}, "--shard-id and --num-shards are used together: give both or none"),
-        ({"shard_id": 0}, "--shard-id and --num-shards are used together: give both or none"),
+        ({"num_shards": 2}, "--shard-id needs a --num-shards of 2 or more, and that a --shard-id: give both or none"),
+        ({"shard_id": 0}, "--shard-id needs a --num-shards of 2 or more, and that a --shard-id: give both or none"),
         ({"num_shards": 2, "shard_id": 2}, "--shard-id must be in 0..1, but is 2"),
         ({"num_shards": 2, "shard_id": -1}, "--shard-id must be in 0..1, but is -1"),
         ({"split": "a/b"}, "--gen-subset must be the name of a split, like train, but is 'a/b'"),
@@ -337,13 +351,13 @@ def test_folder_that_may_not_be_written(root: Path, tmp_path: Path, monkeypatch:
 
 def test_two_runs_at_once(root: Path, whole: dict[str, bytes | None], tmp_path: Path, monkeypatch: Any) -> None:
     """The second is refused while the first is there; a share is refused while the last run is, but not by other shares."""
-    monkeypatch.setattr(factory, "lock", functools.partial(lock, patience=0.1))
+    monkeypatch.setattr(factory, "alone", functools.partial(alone, patience=0.1))
     first = job(root, tmp_path)
     claim(tmp_path, factory.identify(first, Languages.of(first.data, None, None)))
-    with factory.alone(first):
+    with alone(tmp_path):
         for second in (first, job(root, tmp_path, num_shards=2, shard_id=0)):
             assert refusal(second) == f"another run is writing {tmp_path}: wait for it, or give --out another folder"
-    with factory.alone(job(root, tmp_path, num_shards=2, shard_id=0)):
+    with alone(tmp_path, shared=True):
         make(job(root, tmp_path, num_shards=2, shard_id=1))
         assert "another run is writing" in refusal(first)
     make(first)
@@ -531,13 +545,23 @@ def test_full_disk(root: Path, whole: dict[str, bytes | None], tmp_path: Path, p
 @pytest.mark.parametrize("left", ["decoded", "building", "tidying", "partial"])
 def test_killed_at_the_very_end(root: Path, whole: dict[str, bytes | None], tmp_path: Path, left: str) -> None:
     """What was decoded is kept until the manifest is there, and thrown away in every case."""
-    make(job(root, tmp_path, keep_decoded=True))
-    assert (tmp_path / "decoded").is_dir()
-    if left != "tidying":
-        (tmp_path / "manifest.json").unlink()
-    if left in ("building", "tidying"):
-        (tmp_path / "building").mkdir()
-        (tmp_path / "decoded").rename(tmp_path / "building" / "decoded")
+    write = factory.write_json
+
+    def killed(path: Path, content: Any, replace: bool = True) -> bool:
+        if path.name == "manifest.json":
+            if left == "tidying":
+                write(path, content)
+            raise SystemExit
+        return write(path, content, replace)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factory, "write_json", killed)
+        with pytest.raises(SystemExit):
+            make(job(root, tmp_path))
+    assert (tmp_path / "building" / "decoded").is_dir()
+    assert (tmp_path / "manifest.json").exists() == (left == "tidying")
+    if left in ("decoded", "partial"):
+        (tmp_path / "building" / "decoded").rename(tmp_path / "decoded")
     if left == "partial":
         for name in ("manifest.json.0.partial", "decoded/source.bin.0.partial"):
             (tmp_path / name).write_text("half of")
@@ -547,14 +571,57 @@ def test_killed_at_the_very_end(root: Path, whole: dict[str, bytes | None], tmp_
     assert tree(tmp_path) == whole
 
 
-def test_kept_decoded_stays(root: Path, whole: dict[str, bytes | None], tmp_path: Path) -> None:
-    """A later run without the flag changes nothing."""
-    make(job(root, tmp_path, keep_decoded=True))
-    before = tree(tmp_path)
-    assert "decoded/000-000.journal" in before
+@pytest.mark.parametrize("change", ["gone", "changed", "longer", "other job", "no files"])
+def test_finished_folder_that_was_changed(root: Path, tmp_path: Path, change: str) -> None:
+    """It is not said to be done."""
     make(job(root, tmp_path))
+    path, manifest = tmp_path / "data-bin" / "test.src-tgt.tgt.bin", tmp_path / "manifest.json"
+    if change == "gone":
+        path.unlink()
+    elif change == "changed":
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    elif change == "longer":
+        path.write_bytes(path.read_bytes() + b"?")
+    else:
+        said = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps(said | ({"split": "valid"} if change == "other job" else {"files": None})))
+    before = tree(tmp_path)
+    if change in ("other job", "no files"):
+        assert refusal(job(root, tmp_path)).startswith(f"{manifest} is not of this folder's job: give another --out")
+    else:
+        assert refusal(job(root, tmp_path)).startswith(f"{path} is not what manifest.json says any more: delete '{tmp_path}'")
     assert tree(tmp_path) == before
-    assert {name: data for name, data in before.items() if not name.startswith("decoded")} == whole
+
+
+def test_machines_that_begin_at_once(tmp_path: Path, monkeypatch: Any) -> None:
+    """Both find the folder empty; one makes it its own, and the other sees whether that is its job too."""
+    is_file, looked = Path.is_file, []
+
+    def once(path: Path) -> bool:
+        if path.name == "job.json" and not looked:
+            looked.append(path)
+            assert claim(tmp_path / "out", others) is True
+            return False
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", once)
+    others = {"format": 1}
+    assert claim(tmp_path / "out", {"format": 1}) is False
+    looked.clear()
+    shutil.rmtree(tmp_path / "out")
+    others = {"format": 2}
+    with pytest.raises(UsageError, match="was begun with format = 2, but now it is 1"):
+        claim(tmp_path / "out", {"format": 1})
+    assert not list((tmp_path / "out").glob("*.partial"))
+
+
+def test_most_pairs_left_out(root: Path, tmp_path: Path, caplog: Any) -> None:
+    """Is said; so is a split that is named for the other direction."""
+    make(job(root, tmp_path / "out", decoding={"max_len_b": 2}))
+    assert "most pairs are left out: " in caplog.text
+    assert "make sure that this is the teacher's direction" not in caplog.text
+    of_split(Languages.of(root / "data", "tgt", "src"), "test")
+    assert "the files are of src-tgt, but are read as tgt-src: make sure that this is the teacher's direction" in caplog.text
 
 
 def test_lost_batch_is_noticed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -575,7 +642,9 @@ def test_long_sources_are_counted(root: Path, tmp_path: Path) -> None:
     assert [line[0] for line in listed(tmp_path / "out")] == ["0", "2"]
     assert "1 too long" in command.report(result, tmp_path, 1.0)
     write_split(data, "test", [[], []], "src")
-    assert make(job(root, tmp_path / "none", data=data)).manifest["counts"]["written"] == 0  # type: ignore[index]
+    assert refusal(job(root, tmp_path / "none", data=data)).startswith(
+        "no pair is left to train on: of 2 sentences 2 have an empty source, 0 one that is too long; "
+    )
 
 
 TEXT = "\ufeffthe cat sat\r\n\r\na dog ran to the cat\n\nthe dog"
@@ -672,6 +741,11 @@ def test_text_of_words(root: Path, tmp_path: Path, caplog: Any) -> None:
             ("--source-text", "TEXT", "--bpe", "sentencepiece", "--sentencepiece-model", "TEXT"),
             "--bpe sentencepiece can't be used: ",
         ),
+        (
+            ("--source-text", "TEXT", "--bpe", "fastbpe", "--bpe-codes", "CODES"),
+            "--bpe-codes 'CODES' must hold two subwords a line to be merged, but not in line 3",
+        ),
+        (("--seed", "5"), "--seed 5 changes nothing: only --select sample and --mix-gold draw; leave it out"),
         (("--nbest", "0", "--select", "best", "--metric", "chrf"), "--nbest must be 1 or more, but is 0"),
         (("--beam", "0"), "--beam must be 1 or more, but is 0"),
         (("--lenpen", "nan"), "--lenpen must be a number, but is nan"),
@@ -683,9 +757,12 @@ def test_refused_command_lines(root: Path, tmp_path: Path, flags: tuple[str, ...
     text = tmp_path / "text"
     text.write_text("a b\n")
     given = [str(root / "data"), "--teacher-path", str(root / "teacher.pt"), "--out", str(tmp_path / "out"), "--cpu"]
+    codes = tmp_path / "codes"
+    codes.write_text("#version: 0.2\na b\na\n")
+    files = {"TEXT": str(text), "CODES": str(codes)}
     with pytest.raises(UsageError) as error:
-        command.main([*given, *(str(text) if flag == "TEXT" else flag for flag in flags)])
-    assert str(error.value).startswith(message)
+        command.main([*given, *(files.get(flag, flag) for flag in flags)])
+    assert str(error.value).startswith(message.replace("CODES", str(codes)))
     assert "\n" not in str(error.value)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.offline import journal as module
-from fairseq_imitkd.offline.journal import Journal, Translated, lock, records
+from fairseq_imitkd.offline.journal import Journal, Translated, records
 
 
 def batch(seed: int, sentences: int = 2, hypotheses: int = 1) -> Translated:
@@ -171,19 +171,3 @@ def test_refused_journal_is_let_go(tmp_path: Path) -> None:
     path.write_bytes(b"")
     Journal(path, patience=0.0).close()
     assert "damaged" in str(error.value)
-
-
-def test_shared_and_sole_locks(tmp_path: Path) -> None:
-    """Machines' shares go side by side; the last run goes alone."""
-    path = tmp_path / "job.json"
-    path.touch()
-    with open(path, "r+b") as one, open(path, "r+b") as two, open(path, "r+b") as sole:
-        lock(one, path, patience=0.0, shared=True)
-        lock(two, path, patience=0.0, shared=True)
-        with pytest.raises(UsageError, match="another run is writing"):
-            lock(sole, path, patience=0.1)
-        one.close()
-        two.close()
-        lock(sole, path, patience=0.0)
-        with open(path, "r+b") as late, pytest.raises(UsageError, match="another run is writing"):
-            lock(late, path, patience=0.1, shared=True)

@@ -60,12 +60,27 @@ def found(*batches: dict[int, Sequence[str]]) -> list[Translated]:
     return made
 
 
+BLANK = 4 + LETTERS.index("p")  # a mark of subwords, in these tests
+
+
+def as_text(target: torch.Tensor) -> str:
+    return "".join(" " if token == BLANK else LETTERS[token - 4] for token in target[:-1])
+
+
 def listed(
     some: Corpus, translated: Sequence[Translated], counts: Counts | None = None, **settings: Any
 ) -> list[tuple[int, str, str]]:
     """Sentence, origin and letters of each pair."""
-    every = pairs(some, translated, Filters(**settings), counts or Counts())
+    every = pairs(some, translated, Filters(**settings), counts or Counts(), as_text)
     return [(pair.sentence, pair.origin, "".join(LETTERS[token - 4] for token in pair.target[:-1])) for pair in every]
+
+
+def test_blank_translations_are_empty() -> None:
+    """Subwords that are marks alone make no words."""
+    some, counts = corpus("a", "bb", "ccc"), Counts()
+    blank = LETTERS[BLANK - 4]
+    assert listed(some, found({0: [blank], 1: [blank + blank], 2: [blank + "c"]}), counts) == [(2, "teacher", blank + "c")]
+    assert counts.dropped["empty"] == 2
 
 
 def test_order_is_the_corpus() -> None:
@@ -74,11 +89,10 @@ def test_order_is_the_corpus() -> None:
     translated = found({3: ["c", "cc"], 1: ["b", "a"]}, {4: ["d", "e"], 0: ["a", "f"]})
     expected = [(0, "a"), (0, "f"), (1, "b"), (1, "a"), (3, "c"), (3, "cc"), (4, "d"), (4, "e")]
     assert listed(some, translated) == [(number, "teacher", text) for number, text in expected]
-    scores = [pair.score for pair in pairs(some, translated, Filters(), Counts())]
+    scores = [pair.score for pair in pairs(some, translated, Filters(), Counts(), as_text)]
     assert scores == [-6.5, -7.5, -2.5, -3.5, -0.5, -1.5, -4.5, -5.5]
-    assert all(
-        pair.target.dtype == torch.int64 and pair.target[-1] == EOS for pair in pairs(some, translated, Filters(), Counts())
-    )
+    every = list(pairs(some, translated, Filters(), Counts(), as_text))
+    assert all(pair.target.dtype == torch.int64 and pair.target[-1] == EOS for pair in every)
 
 
 @pytest.mark.parametrize(

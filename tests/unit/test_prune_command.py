@@ -1,6 +1,8 @@
 """``imitkd-prune``: what it writes, what it counts, and what it refuses."""
 
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from fairseq_imitkd.cli import prune as command
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pruning import weights_of_checkpoint, weights_of_model
 from tests.fairseq_models import build_student, checkpoint_state, training_config
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -162,6 +166,62 @@ def test_damaged_compact_file_is_refused(run: Any, checkpoint: Path, tmp_path: P
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (5, torch.ones(3, 4), "5 is no parameter's name"),
+        (("a",) * 100, torch.ones(3, 4), "('a', 'a', "),
+        ("a\n\x1b[2J", torch.ones(3, 4), r"'a\n\x1b[2J' is no parameter's name"),
+        ("w", None, "a NoneType in place of a tensor"),
+        ("w", [1.0, 2.0], "a list in place of a tensor"),
+        ("w", {"shape": [3, 4]}, "a matrix without its nonzero and values"),
+        ("w", {"shape": [math.inf], "nonzero": torch.zeros(1, dtype=torch.uint8), "values": torch.ones(0)}, "infinity"),
+        ("w", torch.eye(3).to_sparse(), "a tensor of torch.float32 and torch.sparse_coo on cpu"),
+        ("w", torch.eye(3).to_sparse_csr(), "a tensor of torch.float32 and torch.sparse_csr on cpu"),
+        ("w", torch.ones(3, 4, device="meta"), "a tensor of torch.float32 and torch.strided on meta"),
+        ("w", torch.ones(3, 4).to(torch.float8_e4m3fn), "a tensor of torch.float8_e4m3fn"),
+        ("w", torch.ones(1).expand(10**9, 10**9), "a tensor of shape [1000000000, 1000000000] in 4 bytes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_damaged_model_is_refused(run: Any, checkpoint: Path, tmp_path: Path, name: Any, value: Any, message: str) -> None:
+    """In one line, nothing counted or written of it."""
+    path = tmp_path / "damaged.pt"
+    state = saved(checkpoint)
+    state["model"][name] = value
+    torch.save(state, path)
+    for flags in ((), ("--sparsity", 0.5, "--sparse", "--out", tmp_path / "out.pt")):
+        with pytest.raises(UsageError) as refused:
+            run(path, *flags)
+        assert str(refused.value).startswith(f"CHECKPOINT '{path}' holds a model that is damaged: ")
+        assert message in str(refused.value)
+        assert str(refused.value).isprintable()
+    assert {found.name for found in tmp_path.iterdir()} == {"checkpoint.pt", "damaged.pt"}
+
+
+@pytest.mark.parametrize("model", [None, [torch.ones(3, 4)], torch.ones(3, 4)], ids=["none", "list", "tensor"])
+def test_what_is_no_model_is_refused(run: Any, checkpoint: Path, model: Any) -> None:
+    """And a number of a compact format that is none."""
+    whole = saved(checkpoint)
+    for state in ({**whole, "model": model}, {**whole, command.SPARSE: torch.ones(2)}):
+        torch.save(state, checkpoint)
+        with pytest.raises(UsageError, match="holds a model that is damaged") as refused:
+            run(checkpoint)
+        assert "\n" not in str(refused.value)
+
+
+def test_strange_shapes_are_counted(run: Any, checkpoint: Path) -> None:
+    """A matrix of nothing is no weight; an embedding of one row has no padding."""
+    state = saved(checkpoint)
+    before = run(checkpoint).splitlines()
+    state["model"].update({"nothing": torch.ones(3, 4, 0), "embed_tokens.weight": torch.ones(1, 2, 3)})
+    torch.save(state, checkpoint)
+    after = run(checkpoint).splitlines()
+    assert [line.split() for line in after[:-3]] == [
+        *(line.split() for line in before[:-3]), ["embed_tokens.weight", "1x2x3", "0.00%", "zero"]
+    ]  # fmt: skip
+
+
 def test_files_are_read_safely(run: Any, checkpoint: Path, tmp_path: Path) -> None:
     """Nothing in a file is run, and every refusal names the command's own arguments."""
     text = tmp_path / "text.pt"
@@ -206,6 +266,12 @@ def test_flags_that_make_no_sense_are_refused(run: Any, checkpoint: Path, tmp_pa
             ("none.pt", "--out", tmp_path / "no" / "out.pt"),
             f"--out '{tmp_path}/no/out.pt' can't be written: its folder is not there; make it first",
         ),
+        (("none.pt", "--out", ""), "--out '' names no file: give the name of the new checkpoint"),
+        (("none.pt", "--out", f"{out}/"), f"--out '{out}/' names no file: give the name of the new checkpoint"),
+        (
+            ("none.pt", "--out", "x" * 300 + "/out.pt"),
+            f"--out '{'x' * 300}/out.pt' can't be written: its folder is not there; make it first",
+        ),
         (
             (pruned, "--sparsity", 0.5, "--out", out),
             "--sparsity 0.5 changes nothing: as many weights are zero already; give a larger share",
@@ -218,14 +284,67 @@ def test_flags_that_make_no_sense_are_refused(run: Any, checkpoint: Path, tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "pruned.pt"}
 
 
-def test_file_is_there_whole_or_not_at_all(run: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos\n768")], ids=type)
+def test_file_is_there_whole_or_not_at_all(
+    run: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     """A disk that is full leaves nothing behind."""
 
-    def fails(state: Any, path: str) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError("no space left")
+    def fails(state: Any, file: Any) -> None:
+        file.write(b"half")
+        raise error
 
     monkeypatch.setattr(command.torch, "save", fails)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(UsageError) as refused:
         run(checkpoint, "--sparsity", 0.5, "--out", tmp_path / "out.pt")
+    reason = error.strerror if isinstance(error, OSError) else "unexpected pos 768"
+    expected = f"--out '{tmp_path}/out.pt' can't be written ({reason}): make room, or give another file"
+    assert str(refused.value) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_new_name_is_given_to_what_is_on_the_disk(
+    run: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is written out before, so that a machine that stops leaves no half of a file under that name."""
+    out, synced = tmp_path / "out.pt", []
+
+    def fsync(descriptor: int) -> None:
+        assert not out.exists()
+        synced.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(command.os, "fsync", fsync)
+    run(checkpoint, "--sparsity", 0.5, "--out", out)
+    assert synced == [(out.stat().st_ino, out.stat().st_size)]
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"), [("/proc/x.pt", "No such file or directory"), ("x" * 300, "File name too long")], ids=["proc", "long"]
+)
+def test_place_that_takes_no_file(
+    run: Any, checkpoint: Path, tmp_path: Path, out: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its folder is there."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as refused:
+        run(checkpoint, "--sparsity", 0.5, "--out", out)
+    assert str(refused.value) == f"--out '{out}' can't be written ({reason}): make room, or give another file"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("limit", [100, 20_000], ids="{} bytes".format)
+def test_limit_of_a_files_size(checkpoint: Path, tmp_path: Path, limit: int) -> None:
+    """In a process of its own, whose files must stay small: torch hides the system's error behind its own."""
+    code = (
+        "import resource; from fairseq_imitkd.cli import prune; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); prune.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, checkpoint, "--sparsity", "0.5", "--out", "out.pt"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    reason = "File too large"
+    assert done.stderr.splitlines()[-1] == f"error: --out 'out.pt' can't be written ({reason}): make room, or give another file"
+    assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]

@@ -1,6 +1,7 @@
 """The teacher's answers, kept: the live teacher's, written whole or not at all, and refused where they are not enough."""
 
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -22,8 +23,9 @@ from fairseq_imitkd.batch import take
 from fairseq_imitkd.chunked import Scores
 from fairseq_imitkd.divergences import DIVERGENCES, most_probable_only, needs
 from fairseq_imitkd.errors import RefusedUpdate, UsageError
-from fairseq_imitkd.files import partial, write_json
+from fairseq_imitkd.files import alone, partial, write_json
 from fairseq_imitkd.loading import StudentSide, load_teacher
+from fairseq_imitkd.offline.corpus import Languages
 from fairseq_imitkd.task import TranslationWithTeacherConfig
 from fairseq_imitkd.teacher import Teacher
 from fairseq_imitkd.teacher_cache import (
@@ -352,7 +354,7 @@ def test_killed_anywhere_and_given_again_the_cache_is_the_same(data, tmp_path, m
 def planned(data: Path) -> list[np.ndarray]:
     """The batches of :func:`request`, in their order."""
     own = request(data, Path("unused"))
-    task = writing._task(own)
+    task = writing._task(own, Languages.of(data, None, None))
     task.load_dataset("train")
     return writing._planned(task.dataset("train"), (64, 64), own).batches
 
@@ -407,8 +409,8 @@ def refusal(own: CacheRequest) -> str:
         ({"keep": "topk:0"}, ["--keep", "'topk:0'"]),
         ({"keep": f"topk:{SYMBOLS}"}, [f"--keep topk:{SYMBOLS} must be below", f"{SYMBOLS} symbols"]),
         ({"max_tokens": 5}, ["--max-tokens 5", "7 tokens", "raise it"]),
-        ({"gen_subset": "test"}, ["no split 'test' of src-tgt"]),
-        ({"source_lang": "de", "target_lang": "en"}, ["dict.de.txt", "--source-lang"]),
+        ({"gen_subset": "test"}, ["--gen-subset 'test' is not in DATA"]),
+        ({"source_lang": "de", "target_lang": "en"}, ["has no dict.de.txt"]),
         ({"teacher_path": "none.pt"}, ["--teacher-path 'none.pt' is no file"]),
         ({"keep": "hidden", "teacher_path": "TWO"}, ["--keep hidden needs one teacher", "use --keep topk:K"]),
     ],
@@ -462,7 +464,7 @@ def test_full_disk_leaves_nothing_behind(data, tmp_path, monkeypatch) -> None:
         patch.setattr(os, "posix_fallocate", full)
         message = refusal(request(data, tmp_path / "full"))
     assert message.startswith(f"--out '{tmp_path / 'full'}' can't be written (No space left on device)")
-    assert contents(tmp_path / "full") == {}
+    assert not (tmp_path / "full").exists()
     write_cache(request(data, tmp_path / "full"))
     assert (tmp_path / "full" / "cache.json").exists()
 
@@ -703,3 +705,106 @@ def test_criterion_that_does_not_distil_warns_of_a_cache(data, caches, caplog: p
     cfg = training_config(data, *flags)
     task_module.TranslationWithTeacherTask.setup_task(cfg.task).build_criterion(cfg.criterion)
     assert "--teacher-cache is not used" in caplog.text
+
+
+def copied(cache: Path, folder: Path, **changes: Any) -> Path:
+    """A cache's copy, its manifest changed; an entry that is None is left out."""
+    shutil.copytree(cache, folder)
+    manifest = json.loads((folder / "cache.json").read_text())
+    kept = {name: value for name, value in (manifest | changes).items() if value is not None}
+    (folder / "cache.json").write_text(json.dumps(kept))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("topk", {"topk": None}),
+        ("topk", {"topk": True}),
+        ("topk", {"topk": 10**9}),
+        ("topk", {"dtype": "fp64"}),
+        ("topk", {"sentences": "40"}),
+        ("topk", {"max_positions": [64]}),
+        ("topk", {"max_positions": None}),
+        ("topk", {"projection": ["../weight"]}),
+        ("hidden", {"projection": ["../weight"]}),
+        ("hidden", {"projection": []}),
+        ("hidden", {"width": 0}),
+        ("hidden", {"kind": "topk"}),
+    ],
+    ids=str,
+)
+def test_manifests_that_no_release_wrote(data, caches, tmp_path, kind: str, changes: dict[str, Any]) -> None:
+    """A cache may come from anywhere."""
+    folder = copied(caches[kind], tmp_path / "copy", **changes)
+    message = run_refusal(data, folder, **({"teacher_topk": 6} if kind == "topk" else {}))
+    assert f"'{folder / 'cache.json'}' is damaged, its {next(iter(changes))} is " in message or "is damaged, its" in message
+    assert message.endswith("delete the folder and run imitkd-cache again")
+
+
+@pytest.mark.parametrize("damage", ["never written", "other numbers", "symbols", "hidden"])
+def test_answers_that_are_none(data, caches, tmp_path, damage: str) -> None:
+    """Rows of zeros, of another sentence's symbols or of no distribution are not learnt from, whatever wrote them."""
+    folder = copied(caches["hidden" if damage == "hidden" else "topk"], tmp_path / "copy")
+    name = {"symbols": "symbols", "hidden": "features"}.get(damage, "lprobs")
+    array, first = np.load(folder / f"{name}.npy", mmap_mode="r+"), int(np.load(folder / "offsets.npy")[3])
+    array[first] = {"symbols": SYMBOLS, "other numbers": array[first] + 1.0}.get(damage, 0)
+    array.flush()
+    assert cached(folder).score(batch([2, 4]))
+    with pytest.raises(RefusedUpdate, match="is damaged: what it holds of sentence 3 is no answer of a teacher; delete the"):
+        cached(folder).score(batch([2, 3]))
+
+
+@pytest.mark.parametrize("damage", ["gone", "archive", "offsets"])
+def test_complete_caches_that_lost_something(data, caches, tmp_path, damage: str) -> None:
+    """The command that wrote it doesn't call it complete, and a run says what to do."""
+    folder = copied(caches["topk"], tmp_path / "copy")
+    if damage == "gone":
+        (folder / "tail.npy").unlink()
+    elif damage == "archive":
+        np.savez(folder / "tail.npz", a=np.zeros(3))
+        (folder / "tail.npz").replace(folder / "tail.npy")
+    else:
+        np.save(folder / "offsets.npy", np.load(folder / "offsets.npy")[::-1].copy())
+    for message in (refusal(request(data, folder)), run_refusal(data, folder, teacher_topk=6)):
+        assert message.endswith("delete the folder and run imitkd-cache again")
+
+
+def test_two_commands_at_once(data, caches, tmp_path, monkeypatch) -> None:
+    """The second waits, and is refused; both can't write the same files."""
+    monkeypatch.setattr(writing, "alone", functools.partial(alone, patience=0.1))
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    with alone(folder):
+        assert "another run is writing" in refusal(request(data, folder))
+    write_cache(request(data, folder))
+    assert contents(folder) == contents(caches["topk"])
+
+
+@pytest.mark.parametrize("damage", ["lengths", "no target", "cut", "symbols", "dictionary", "one language"])
+def test_damaged_data(data, tmp_path, damage: str) -> None:
+    """One line each."""
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    prefix, changes = folder / "train.src-tgt.tgt", {}
+    if damage == "lengths":
+        write_split(folder, "valid", PAIRS[:8])
+        for end in ("bin", "idx"):
+            shutil.copy(folder / f"valid.src-tgt.tgt.{end}", f"{prefix}.{end}")
+        expected = "source and target of --gen-subset train must have as many sentences"
+    elif damage == "no target":
+        Path(f"{prefix}.idx").unlink()
+        expected = "has no target side"
+    elif damage == "cut":
+        Path(f"{prefix}.bin").write_bytes(Path(f"{prefix}.bin").read_bytes()[:-2])
+        expected = "can't be read"
+    elif damage == "symbols":
+        write_split(folder, "train", [([0], [SYMBOLS])] * 5)
+        expected = "of DATA holds symbol "
+    elif damage == "dictionary":
+        (folder / "dict.src.txt").write_bytes("é 1\n".encode("latin1"))
+        expected = "dict.src.txt is no dictionary of fairseq's"
+    else:
+        changes, expected = {"source_lang": "fr"}, "the languages of DATA"
+    assert expected in refusal(request(folder, tmp_path / "new", **changes))
+    assert not (tmp_path / "new").exists() or damage == "symbols"
