@@ -47,13 +47,25 @@ def write_json(path: Path, content: Any, replace: bool = True) -> bool:
         if replace:
             begun.replace(path)
         else:
-            os.link(begun, path)
+            _link(begun, path)
     except FileExistsError:
         return False
     finally:
         begun.unlink(missing_ok=True)
     sync(path.parent)  # the new name too
     return True
+
+
+def _link(begun: Path, path: Path) -> None:
+    """Give a file a name that is nobody's yet."""
+    try:
+        os.link(begun, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without a second name for a file
+        if path.exists():
+            raise FileExistsError(path) from None
+        begun.replace(path)
 
 
 def sync(path: Path) -> None:

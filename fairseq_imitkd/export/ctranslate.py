@@ -2,7 +2,7 @@
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def why_not(model: BaseFairseqModel) -> str | None:
 
 def _why_not_encoder(encoder: Any) -> str | None:
     """As :func:`~fairseq_imitkd.rollout.transformer.why_not` of the decoder."""
-    if type(encoder) not in (TransformerEncoderBase, TransformerEncoder) and type(encoder).__name__ != "BARTEncoder":
+    if type(encoder) not in (TransformerEncoderBase, TransformerEncoder):
         return f"its encoder is a {type(encoder).__name__}"
     if encoder.quant_noise is not None:
         return "it has quantisation noise"
@@ -163,7 +163,7 @@ def vocabulary(dictionary: Dictionary) -> list[str]:
         UsageError: two are the same to CTranslate2.
     """
     symbols = [PAD if number == dictionary.pad() else symbol for number, symbol in enumerate(dictionary.symbols)]
-    if len(set(symbols)) != len(symbols):
-        twice: Sequence[str] = [symbol for symbol in symbols if symbols.count(symbol) > 1]
-        raise UsageError(f"a dictionary holds the symbol '{twice[0]}' twice, which CTranslate2 can't tell apart")
+    [symbol, times] = Counter(symbols).most_common(1)[0]
+    if times > 1:
+        raise UsageError(f"a dictionary holds the symbol '{symbol}' twice, which CTranslate2 can't tell apart")
     return symbols

@@ -4,6 +4,7 @@ A bidirectional encoder; a decoder that starts from zeros and looks at the sourc
 products; ``tanh(Linear([state; context]))``; an output matrix that is the target embedding.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,7 +99,7 @@ class RecurrentEncoder(FairseqEncoder):
             fairseq's form: ``encoder_out`` ``[(S, B, D)]`` and ``encoder_padding_mask`` ``[(B, S)]``.
         """
         padding = src_tokens.eq(self.dictionary.pad())
-        tokens, order = src_tokens, None
+        tokens = src_tokens
         if bool(padding[:, 0].any()):  # to the end, where both kinds of layers can skip it
             order = padding.long().argsort(dim=1, stable=True)
             tokens = src_tokens.gather(1, order)
@@ -217,6 +218,7 @@ class RecurrentModel(FairseqEncoderDecoderModel):
     """A recurrent student; subclasses say of which layers."""
 
     config: type[GRUConfig]
+    layers: Callable[..., nn.Module]  # of one side: (cfg, input_size, hidden_size, layers, bidirectional=False)
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
@@ -240,11 +242,6 @@ class RecurrentModel(FairseqEncoderDecoderModel):
         writer = cls.layers(cfg, cfg.encoder_embed_dim, cfg.decoder_hidden_size, cfg.decoder_layers)
         return cls(RecurrentEncoder(cfg, source, source_embedding, reader), RecurrentDecoder(cfg, target, embedding, writer))
 
-    @staticmethod
-    def layers(cfg: Any, input_size: int, hidden_size: int, layers: int, bidirectional: bool = False) -> nn.Module:
-        """The layers of one side."""
-        raise NotImplementedError
-
 
 @register_model("gru")
 class GRUModel(RecurrentModel):
@@ -254,7 +251,7 @@ class GRUModel(RecurrentModel):
 
     @staticmethod
     def layers(cfg: Any, input_size: int, hidden_size: int, layers: int, bidirectional: bool = False) -> nn.Module:
-        """See the base class."""
+        """The layers of one side."""
         return GRU(input_size, hidden_size, layers, cfg.dropout, bidirectional)
 
 
@@ -266,7 +263,7 @@ class SRUModel(RecurrentModel):
 
     @staticmethod
     def layers(cfg: Any, input_size: int, hidden_size: int, layers: int, bidirectional: bool = False) -> nn.Module:
-        """See the base class."""
+        """The layers of one side."""
         return SRU(
             input_size, hidden_size, layers, cfg.dropout, bidirectional=bidirectional, projection_size=cfg.projection_size,
             layer_norm=cfg.layer_norm, highway_bias=cfg.highway_bias,

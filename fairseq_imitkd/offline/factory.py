@@ -349,13 +349,9 @@ def convert(job: Job, languages: Languages, corpus: Corpus, teacher: Teacher, ba
         engines = (_ctranslate(job, languages, teacher.max_positions, 0), FairseqBackend(teacher, languages, job.decoding))
         ours, fairseqs = (Translator(engine, job.decoding, languages) for engine in engines)
         found = agreement(ours, fairseqs, [_batch(corpus, languages, ids) for ids in batches], languages)
-        logger.info("%d of the first %d outputs of CTranslate2 are fairseq's, chrF %.2f", *found.values())
-        _check_agreement(job, found)
         write_json(compared, found)
-    _check_agreement(job, _read_json(compared))
-
-
-def _check_agreement(job: Job, found: dict[str, Any]) -> None:
+    found = _read_json(compared)
+    logger.info("{identical} of the first {sentences} outputs of CTranslate2 are fairseq's, chrF {chrf:.2f}".format(**found))
     if found["chrf"] < job.min_agreement:
         other = "" if job.quantization == "float32" else f"another --quantization than {job.quantization}, "
         raise UsageError(

@@ -74,6 +74,20 @@ def test_whole_files(tmp_path: Path) -> None:
     assert not is_left_over(path)
 
 
+def test_file_systems_without_links(tmp_path: Path, monkeypatch: Any) -> None:
+    """Some network disks have none."""
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "file.json"
+    assert write_json(path, {"a": 1}, replace=False)
+    assert not write_json(path, {"a": 2}, replace=False)
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
+
+
 def test_hashes(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     assert sha256(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
