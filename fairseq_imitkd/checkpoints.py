@@ -131,7 +131,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def reported(path: str) -> Iterator[None]:
+def reported(path: str, flag: str = TEACHER_FLAGS[0]) -> Iterator[None]:
     """Whatever goes wrong inside becomes one line that names the checkpoint: fairseq raises anything on a strange one."""
     try:
         yield
@@ -139,7 +139,7 @@ def reported(path: str) -> Iterator[None]:
         raise
     except Exception as error:
         detail = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"--teacher-path '{path}' can't be used: {detail[:300]}") from error
+        raise UsageError(f"{flag} '{path}' can't be used: {detail[:300]}") from error
 
 
 def configuration(state: dict[str, Any]) -> Any:

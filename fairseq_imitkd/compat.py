@@ -7,6 +7,7 @@ Listing them here mends both and keeps the safe loader on.
 
 import argparse
 import collections
+import logging
 import typing
 
 import numpy
@@ -49,6 +50,11 @@ def _distributed_globals() -> list:
         int,
         collections.defaultdict,
     ]
+
+
+def silence_advice() -> None:
+    """Importing fairseq's tasks advises to install what has nothing to do with any task of ours, on every command."""
+    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
 
 
 def allow_fairseq_checkpoints() -> None:

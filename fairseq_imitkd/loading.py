@@ -1,4 +1,4 @@
-"""Translation teachers: built from their checkpoints, and checked against the student's dictionaries."""
+"""Translation models built from their checkpoints: teachers, checked against the student's dictionaries, and students."""
 
 import logging
 import os
@@ -10,9 +10,17 @@ from typing import Any
 from fairseq import tasks
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import overwrite_args_by_name
-from fairseq.models import BaseFairseqModel
+from fairseq.models import BaseFairseqModel, FairseqEncoderDecoderModel
 
-from fairseq_imitkd.checkpoints import check_dictionary, configuration, read_checkpoint, refuse_expressions, reported
+from fairseq_imitkd.checkpoints import (
+    check_dictionary,
+    configuration,
+    first_difference,
+    read_checkpoint,
+    refuse_expressions,
+    reported,
+)
+from fairseq_imitkd.compact import read
 from fairseq_imitkd.encoder_cache import EncoderCache
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher import Teacher
@@ -82,6 +90,19 @@ def _check_languages(cfg: Any, student: StudentSide) -> None:
 def _build_model(state: dict[str, Any], cfg: Any, folder: Path, student: StudentSide) -> BaseFairseqModel:
     """The teacher's model, built by its own task so that nothing of the student's task is touched."""
     source_lang, target_lang = _languages(cfg, student)
+    task = _task_over(cfg, folder, source_lang, target_lang)
+    check_dictionary(f"{folder}/dict.{source_lang}.txt", task.source_dictionary, student.source_dictionary)
+    check_dictionary(f"{folder}/dict.{target_lang}.txt", task.target_dictionary, student.target_dictionary)
+    model = _with_weights(state, cfg, task)
+    if not hasattr(model, "encoder") or not hasattr(model, "decoder"):
+        raise ValueError(f"it holds a {type(model).__name__}, but must hold an encoder-decoder model")
+    if getattr(model.decoder, "adaptive_softmax", None) is not None:
+        raise ValueError("it has an adaptive softmax, which gives no logits over the whole vocabulary")
+    return model
+
+
+def _task_over(cfg: Any, folder: Path, source_lang: str, target_lang: str) -> Any:
+    """The task that a checkpoint was trained by, over the dictionaries of a folder."""
     overrides = {
         "data": str(folder),
         "source_lang": source_lang,
@@ -91,16 +112,68 @@ def _build_model(state: dict[str, Any], cfg: Any, folder: Path, student: Student
         "decoder_embed_path": None,
     }
     overwrite_args_by_name(cfg, overrides)
-    task = tasks.setup_task(cfg.task, from_checkpoint=True)
-    check_dictionary(f"{folder}/dict.{source_lang}.txt", task.source_dictionary, student.source_dictionary)
-    check_dictionary(f"{folder}/dict.{target_lang}.txt", task.target_dictionary, student.target_dictionary)
+    return tasks.setup_task(cfg.task, from_checkpoint=True)
+
+
+def _with_weights(state: dict[str, Any], cfg: Any, task: Any) -> BaseFairseqModel:
     model = task.build_model(cfg.model, from_checkpoint=True)
     model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
-    if not hasattr(model, "encoder") or not hasattr(model, "decoder"):
-        raise ValueError(f"it holds a {type(model).__name__}, but must hold an encoder-decoder model")
-    if getattr(model.decoder, "adaptive_softmax", None) is not None:
-        raise ValueError("it has an adaptive softmax, which gives no logits over the whole vocabulary")
     return model
+
+
+def load_student(path: str, folder: Path, side: StudentSide, allow_globals: str | None = None) -> tuple[BaseFairseqModel, str]:
+    """A trained student, ready to translate, and the name of its architecture.
+
+    Args:
+        path: of the checkpoint, a compact one too.
+        folder: with the dictionaries that it was trained with.
+        side: these dictionaries.
+        allow_globals: types that the checkpoint may hold beside fairseq's own: ``module.name,…``.
+
+    Raises:
+        UsageError: it is unreadable, unsafe or no translation model, or was trained with other dictionaries.
+    """
+    state = read(path, allow_globals)
+    with reported(path, "CHECKPOINT"):
+        cfg = configuration(state)
+        refuse_expressions(cfg)
+        asked = (side.source_lang, side.target_lang)
+        pair = [getattr(cfg.task, name, None) or own for name, own in zip(("source_lang", "target_lang"), asked, strict=True)]
+        if tuple(pair) != asked:
+            raise ValueError(
+                f"it translates {'-'.join(pair)}, but --data is {'-'.join(asked)}: give --source-lang and --target-lang"
+            )
+        _check_trained_with(path, cfg, state["model"], folder, side)
+        model = _with_weights(state, cfg, _task_over(cfg, folder, *asked))
+        if not isinstance(model, FairseqEncoderDecoderModel):
+            raise ValueError(f"it holds a {type(model).__name__}, but must hold an encoder-decoder model")
+    return model.float().eval().requires_grad_(False), str(
+        getattr(cfg.model, "arch", None) or getattr(cfg.model, "_name", None)
+    )
+
+
+def _check_trained_with(path: str, cfg: Any, weights: dict[str, Any], folder: Path, side: StudentSide) -> None:
+    """By the size of its embeddings, and symbol by symbol where the dictionaries that it was trained with are to be found."""
+    for part, language, dictionary in (
+        ("encoder", side.source_lang, side.source_dictionary),
+        ("decoder", side.target_lang, side.target_dictionary),
+    ):
+        embedding = weights.get(f"{part}.embed_tokens.weight")
+        if embedding is not None and embedding.size(0) != len(dictionary):
+            raise ValueError(
+                f"its {part} knows {embedding.size(0):,} symbols, but {folder}/dict.{language}.txt has {len(dictionary):,}: "
+                "give the --data that it was trained on"
+            )
+        for place in (Path(path).resolve().parent, Path((getattr(cfg.task, "data", None) or "").split(os.pathsep)[0])):
+            theirs = place / f"dict.{language}.txt"
+            if theirs.is_file() and not theirs.samefile(folder / theirs.name):
+                difference = first_difference(Dictionary.load(str(theirs)).symbols, dictionary.symbols)
+                if difference is not None:
+                    raise ValueError(
+                        f"it was trained with {theirs}, which has '{difference[1]}' at index {difference[0]}, but --data "
+                        f"'{difference[2]}': give the --data that it was trained on"
+                    )
+                break
 
 
 def _dictionary_folder(path: str, cfg: Any, student: StudentSide, data: str | None) -> Path:

@@ -1,7 +1,12 @@
 """What the command lines of our own commands have in common."""
 
 import argparse
-from typing import NoReturn
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.text import SUBWORDS, TextSettings
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,3 +50,65 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, but is '{text}'")
     return number
+
+
+def add_subword_flags(group: Any, of: str, kinds: Sequence[str] = tuple(SUBWORDS)) -> None:
+    """``--bpe`` and the flags that name its files.
+
+    Args:
+        group: of a parser.
+        of: what is made subwords.
+        kinds: of subwords, among :data:`~fairseq_imitkd.text.SUBWORDS`.
+    """
+    helps = {
+        "sentencepiece_model": "file of the model of --bpe sentencepiece",
+        "bpe_codes": "file of the merges of --bpe fastbpe or subword_nmt",
+        "gpt2_encoder_json": "file of the symbols of --bpe gpt2",
+        "gpt2_vocab_bpe": "file of the merges of --bpe gpt2",
+    }
+    group.add_argument("--bpe", choices=list(kinds), help=f"how to make subwords of {of} (default: it is of subwords)")
+    for name in dict.fromkeys(name for kind in kinds for name in SUBWORDS[kind]):
+        group.add_argument(_flag(name), type=Path, help=helps[name])
+
+
+def text_settings(args: argparse.Namespace, tokenizer: str | None = None) -> TextSettings:
+    """What the flags of :func:`add_subword_flags` ask for.
+
+    Raises:
+        UsageError: one changes nothing, is missing, or names no file.
+    """
+    wanted = SUBWORDS.get(args.bpe, ())
+    for name in dict.fromkeys(name for names in SUBWORDS.values() for name in names):
+        if getattr(args, name, None) is not None and name not in wanted:
+            users = " or ".join(kind for kind, names in SUBWORDS.items() if name in names)
+            raise UsageError(f"{_flag(name)} changes nothing without --bpe {users}")
+    files: dict[str, Path] = {}
+    for name in wanted:
+        path = getattr(args, name)
+        if path is None:
+            raise UsageError(f"--bpe {args.bpe} needs a {_flag(name)}: give its file")
+        if not path.is_file():
+            raise UsageError(f"{_flag(name)} '{path}' is no file: give the one that --bpe {args.bpe} was made with")
+        files[name] = path
+    return TextSettings(args.bpe, files, tokenizer)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def add_search_flags(group: Any, beam: int | None) -> None:
+    """How a translation is searched for, by fairseq-generate's names.
+
+    Args:
+        group: of a parser.
+        beam: the default of ``--beam``; None leaves it to the command.
+    """
+    group.add_argument(
+        "--beam", type=int, default=beam, help="beam size" if beam else "beam size (default: 5, or as many as --nbest)"
+    )
+    group.add_argument("--lenpen", type=float, default=1.0, help="length penalty: below 1 favours shorter translations")
+    group.add_argument("--max-len-a", type=float, default=0.0, help="at most A * source length + B tokens: A")
+    group.add_argument("--max-len-b", type=int, default=200, help="at most A * source length + B tokens: B")
+    group.add_argument("--min-len", type=int, default=1, help="least tokens")
+    group.add_argument("--no-repeat-ngram-size", type=int, default=0, help="no n-gram of this size comes twice (0: off)")

@@ -5,7 +5,7 @@ import logging
 import time
 from pathlib import Path
 
-from fairseq_imitkd.cli.arguments import Parser
+from fairseq_imitkd.cli.arguments import Parser, add_search_flags, add_subword_flags, text_settings
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export.ctranslate import QUANTIZATIONS
 from fairseq_imitkd.offline.decoding import SELECTIONS, Decoding
@@ -13,8 +13,6 @@ from fairseq_imitkd.offline.factory import BACKENDS, Job, Result, make
 from fairseq_imitkd.offline.output import Filters
 from fairseq_imitkd.rewards import REWARDS
 from fairseq_imitkd.settings import DTYPES
-
-BPE = {"sentencepiece": "sentencepiece_model", "fastbpe": "bpe_codes", "subword_nmt": "bpe_codes"}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,9 +45,7 @@ def parser() -> Parser:
     source = made.add_argument_group("what is translated")
     source.add_argument("--gen-subset", default="train", help="split of DATA; with --source-text, what to call the new one")
     source.add_argument("--source-text", type=Path, help="raw sentences, a line each, instead of a split (forward translation)")
-    source.add_argument("--bpe", choices=list(BPE), help="how to make subwords of --source-text (default: it is of subwords)")
-    source.add_argument("--sentencepiece-model", help="file of the model of --bpe sentencepiece")
-    source.add_argument("--bpe-codes", help="file of the merges of --bpe fastbpe or subword_nmt")
+    add_subword_flags(source, "--source-text")
     source.add_argument("-s", "--source-lang", help="language translated from (default: as DATA's files are named)")
     source.add_argument("-t", "--target-lang", help="language translated into (default: as DATA's files are named)")
 
@@ -61,13 +57,8 @@ def parser() -> Parser:
     search.add_argument("--metric", choices=list(REWARDS), help="likeness to the reference, of --select best")
     search.add_argument("--nbest", type=int, help="of --select best: how many to choose from (default: 35)")
     search.add_argument("--n", type=int, default=1, help="of --select sample: samples of each sentence")
-    search.add_argument("--beam", type=int, help="beam size (default: 5, or as many as --nbest)")
-    search.add_argument("--lenpen", type=float, default=1.0, help="length penalty: below 1 favours shorter translations")
+    add_search_flags(search, None)
     search.add_argument("--unkpen", type=float, default=0.0, help="penalty on unknown words")
-    search.add_argument("--max-len-a", type=float, default=0.0, help="at most A * source length + B tokens: A")
-    search.add_argument("--max-len-b", type=int, default=200, help="at most A * source length + B tokens: B")
-    search.add_argument("--min-len", type=int, default=1, help="least tokens")
-    search.add_argument("--no-repeat-ngram-size", type=int, default=0, help="no n-gram of this size comes twice (0: off)")
     search.add_argument("--sampling-topk", type=int, default=0, help="sample among so many most probable tokens (0: all)")
     search.add_argument(
         "--sampling-topp", type=float, default=1.0, help="sample among the fewest that hold so much probability"
@@ -124,32 +115,16 @@ def job(args: argparse.Namespace) -> Job:
         raise UsageError(f"--{flag} changes nothing under --backend {args.backend}: add --backend ctranslate2")
     if args.seed != 1 and args.select != "sample" and not args.mix_gold:
         raise UsageError(f"--seed {args.seed} changes nothing: only --select sample and --mix-gold draw; leave it out")
+    if args.bpe is not None and args.source_text is None:
+        raise UsageError("--bpe changes nothing without --source-text: a split of DATA is made of subwords already")
     return Job(
         args.data, args.teacher_path, args.out, decoding, Filters(args.max_ratio, args.dedup, args.mix_gold, args.seed),
-        split=args.gen_subset, source_text=args.source_text, bpe=_bpe(args), source_lang=args.source_lang,
+        split=args.gen_subset, source_text=args.source_text, text=text_settings(args), source_lang=args.source_lang,
         target_lang=args.target_lang, teacher_dtype=args.teacher_dtype, teacher_data=args.teacher_data,
         teacher_allow_globals=args.teacher_allow_globals, max_tokens=args.max_tokens, batch_size=args.batch_size,
         workers=args.workers, num_shards=args.num_shards, shard_id=args.shard_id, cpu=args.cpu,
         backend=args.backend, **engine,
     )  # fmt: skip
-
-
-def _bpe(args: argparse.Namespace) -> dict[str, str] | None:
-    for name in ("sentencepiece_model", "bpe_codes"):
-        flag = "--" + name.replace("_", "-")
-        if getattr(args, name) is not None and BPE.get(args.bpe) != name:
-            raise UsageError(f"{flag} changes nothing without --bpe {' or '.join(k for k, v in BPE.items() if v == name)}")
-    if args.bpe is None:
-        return None
-    if args.source_text is None:
-        raise UsageError("--bpe changes nothing without --source-text: a split of DATA is made of subwords already")
-    name = BPE[args.bpe]
-    flag, path = "--" + name.replace("_", "-"), getattr(args, name)
-    if path is None:
-        raise UsageError(f"--bpe {args.bpe} needs a {flag}: give its file")
-    if not Path(path).is_file():
-        raise UsageError(f"{flag} '{path}' is no file: give the one that --bpe {args.bpe} was made with")
-    return {"_name": args.bpe, name: path}
 
 
 def report(result: Result, out: Path, seconds: float) -> str:

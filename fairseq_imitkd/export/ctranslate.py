@@ -20,6 +20,7 @@ from fairseq_imitkd.files import partial
 from fairseq_imitkd.rollout import transformer
 from fairseq_imitkd.rollout.beam import softmax_of_its_logits
 
+PACKAGES = ("ctranslate2",)
 MISSING = "needs CTranslate2: pip install 'fairseq-imitkd[fast]'"
 PAD = "<blank>"  # CTranslate2's name for it
 QUANTIZATIONS = ("float32", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16")

@@ -22,6 +22,7 @@ from fairseq.models import (
 )
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.models.sru import SRU
@@ -65,6 +66,8 @@ class GRU(nn.GRU):
         self, x: Tensor, initial: Tensor | None = None, padding: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See there. Padding must be at the end."""
+        if torch.compiler.is_exporting():
+            return self._exported(x, initial, padding)
         if padding is None:
             return super().forward(x, initial)
         lengths = (~padding).sum(dim=0).clamp(min=1).cpu()
@@ -72,6 +75,52 @@ class GRU(nn.GRU):
         outputs, last = super().forward(packed, initial)
         padded, _ = nn.utils.rnn.pad_packed_sequence(outputs, total_length=x.size(0))
         return padded, last
+
+    def _exported(self, x: Tensor, initial: Tensor | None, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same as a graph, for any number of steps: what packs sequences has none."""
+        reads = torch.zeros_like(x[:, :, 0], dtype=torch.bool) if padding is None else padding
+        last: list[Tensor] = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for direction, suffix in enumerate(["", "_reverse"][: 2 if self.bidirectional else 1]):
+                names = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
+                weights = [getattr(self, f"{name}_l{layer}{suffix}") for name in names]
+                number = len(last)
+                state = x.new_zeros(x.size(1), self.hidden_size) if initial is None else initial[number]
+                backwards = direction == 1
+                steps, skip = (x.flip(0), reads.flip(0)) if backwards else (x, reads)
+                states = _gru(steps, skip, state, *weights)
+                last.append(states[-1])
+                outputs.append(states.flip(0) if backwards else states)
+            x = torch.cat(outputs, dim=-1)
+        return x.masked_fill(reads.unsqueeze(-1), 0.0), torch.stack(last)
+
+
+def _gru(
+    x: Tensor, padding: Tensor, initial: Tensor, weight: Tensor, bias: Tensor, own_weight: Tensor, own_bias: Tensor
+) -> Tensor:
+    """One layer in one direction: ``(T, B, D)`` states; a step that is padding leaves the state as it is."""
+
+    def step(state: Tensor, read: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        reset, update, new = read[0].chunk(3, dim=-1)
+        own_reset, own_update, own_new = F.linear(state, own_weight, own_bias).chunk(3, dim=-1)
+        new = torch.tanh(new + torch.sigmoid(reset + own_reset) * own_new)
+        after = torch.lerp(new, state, torch.sigmoid(update + own_update))
+        after = torch.where(read[1].unsqueeze(-1), state, after)
+        return after, after.clone()  # a graph's outputs may not be one tensor
+
+    products = F.linear(x, weight, bias)
+    if x.size(0) == 1:
+        return step(initial, (products[0], padding[0]))[0].unsqueeze(0)
+    return scan(step, initial, (products, padding))[1]
+
+
+def padded_at_end(tokens: Tensor, pad: int) -> Tensor:
+    """``(B, S)`` tokens with the padding of either end at the right."""
+    padding = tokens.eq(pad)
+    if not bool(padding[:, 0].any()):
+        return tokens
+    return tokens.gather(1, padding.long().argsort(dim=1, stable=True))
 
 
 class RecurrentEncoder(FairseqEncoder):
@@ -98,24 +147,22 @@ class RecurrentEncoder(FairseqEncoder):
         Returns:
             fairseq's form: ``encoder_out`` ``[(S, B, D)]`` and ``encoder_padding_mask`` ``[(B, S)]``.
         """
-        padding = src_tokens.eq(self.dictionary.pad())
-        tokens = src_tokens
-        if bool(padding[:, 0].any()):  # to the end, where both kinds of layers can skip it
-            order = padding.long().argsort(dim=1, stable=True)
-            tokens = src_tokens.gather(1, order)
+        tokens = padded_at_end(src_tokens, self.dictionary.pad())  # where both kinds of layers can skip it
         at_end = tokens.eq(self.dictionary.pad())
-        x = self.dropout(self.embed_tokens(tokens)).transpose(0, 1)
-        x, _ = self.reader(x, padding=at_end.t() if bool(at_end.any()) else None)
-        if self.widen is not None:
-            x = self.widen(x)
         return {
-            "encoder_out": [x],
+            "encoder_out": [self.read(tokens, at_end if bool(at_end.any()) else None)],
             "encoder_padding_mask": [at_end],
             "encoder_embedding": [],
             "encoder_states": [],
             "src_tokens": [],
             "src_lengths": [],
         }
+
+    def read(self, tokens: Tensor, padding: Tensor | None) -> Tensor:
+        """What the decoder attends to, ``(S, B, D)``, of ``(B, S)`` tokens and where they are padding, which is at the end."""
+        x = self.dropout(self.embed_tokens(tokens)).transpose(0, 1)
+        x, _ = self.reader(x, padding=None if padding is None else padding.t())
+        return x if self.widen is None else self.widen(x)
 
     def reorder_encoder_out(self, encoder_out: dict[str, list[Tensor]], new_order: Tensor) -> dict[str, list[Tensor]]:
         """These sentences, in this order."""
@@ -181,19 +228,33 @@ class RecurrentDecoder(FairseqIncrementalDecoder):
             if cached is not None:
                 state = cached["state"]
                 prev_output_tokens = prev_output_tokens[:, -1:]
-        x = self.dropout(self.embed_tokens(prev_output_tokens)).transpose(0, 1)
-        x, state = self.writer(x, state)  # padding is at the end: what follows a sentence changes nothing of it
+        x, state = self.write(prev_output_tokens, encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0], state)
         if incremental_state is not None:
             self.set_incremental_state(incremental_state, "state", {"state": state})
-        x = x.transpose(0, 1)
-        x = torch.tanh(self.mix(torch.cat([x, self._context(x, encoder_out)], dim=-1)))
-        x = self.dropout(x)
-        return (x if self.narrow is None else self.narrow(x)), {"attn": [None], "inner_states": None}
+        return x, {"attn": [None], "inner_states": None}
 
-    def _context(self, queries: Tensor, encoder_out: dict[str, list[Tensor]]) -> Tensor:
+    def write(self, tokens: Tensor, memory: Tensor, padding: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Go on by some tokens.
+
+        Args:
+            tokens: ``(B, T)``; padding is at the end: what follows a sentence changes nothing of it.
+            memory: ``(S, B, D)``, as the encoder reads.
+            padding: ``(B, S)`` bool, of the source.
+            state: ``(L, B, D)`` of the layers; None is the beginning.
+
+        Returns:
+            hidden states ``(B, T, D)``, and the layers' states after the last token.
+        """
+        x = self.dropout(self.embed_tokens(tokens)).transpose(0, 1)
+        x, state = self.writer(x, state)
+        x = x.transpose(0, 1)
+        x = torch.tanh(self.mix(torch.cat([x, self._context(x, memory, padding)], dim=-1)))
+        x = self.dropout(x)
+        return (x if self.narrow is None else self.narrow(x)), state
+
+    def _context(self, queries: Tensor, memory: Tensor, padding: Tensor) -> Tensor:
         """What ``(B, T, D)`` states see of the source."""
-        keys = encoder_out["encoder_out"][0].transpose(0, 1)
-        padding = encoder_out["encoder_padding_mask"][0]
+        keys = memory.transpose(0, 1)
         scores = torch.bmm(queries * queries.size(-1) ** -0.5, keys.transpose(1, 2))
         scores = scores.float().masked_fill(padding.unsqueeze(1), -torch.inf)
         weights = F.dropout(scores.softmax(dim=-1), self.attention_dropout, self.training)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 from torch.autograd.function import once_differentiable
 
 
@@ -54,8 +55,22 @@ def recurrence(candidates: Tensor, forget: Tensor, weight: Tensor, initial: Tens
         ``(T, B, D)`` states, in the dtype of ``candidates``; computed in float32 at least.
     """
     exact = torch.promote_types(candidates.dtype, torch.float32)
-    states = _Recurrence.apply(*(each.to(exact) for each in (candidates, forget, weight, initial)))
+    arguments = [each.to(exact) for each in (candidates, forget, weight, initial)]
+    states = _exported(*arguments) if torch.compiler.is_exporting() else _Recurrence.apply(*arguments)
     return states.to(candidates.dtype)
+
+
+def _exported(candidates: Tensor, forget: Tensor, weight: Tensor, initial: Tensor) -> Tensor:
+    """The same as a graph: for any number of steps, where it is more than 1."""
+
+    def step(state: Tensor, read: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        candidate, bias = read
+        after = torch.lerp(candidate, state, torch.sigmoid(torch.addcmul(bias, state, weight)))
+        return after, after.clone()  # a graph's outputs may not be one tensor
+
+    if candidates.size(0) == 1:
+        return step(initial, (candidates[0], forget[0]))[0].unsqueeze(0)
+    return scan(step, initial, (candidates, forget))[1]
 
 
 class SRULayer(nn.Module):

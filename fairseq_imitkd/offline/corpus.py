@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fairseq.data import ConcatDataset, Dictionary, data_utils, encoders, indexed_dataset
+from fairseq.data import ConcatDataset, Dictionary, data_utils, indexed_dataset
 from torch import Tensor
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.files import partial, sha256
+from fairseq_imitkd.text import Text
 
 logger = logging.getLogger(__name__)
 
@@ -185,12 +185,12 @@ def _sides(languages: Languages, split: str) -> list[tuple[Path, Path | None]]:
     return parts
 
 
-def of_text(text: Path, bpe: Any, languages: Languages, folder: Path) -> Corpus:
+def of_text(path: Path, text: Text, languages: Languages, folder: Path) -> Corpus:
     """Raw text, a sentence a line, made tokens once and kept in ``folder``.
 
     Args:
-        text: the file, in UTF-8.
-        bpe: fairseq's, whose ``encode`` makes a line subwords; None takes the line's words as they are.
+        path: the file, in UTF-8.
+        text: what makes symbols of a line.
         languages: whose source dictionary numbers them.
         folder: where the binarised sources go.
 
@@ -200,12 +200,11 @@ def of_text(text: Path, bpe: Any, languages: Languages, folder: Path) -> Corpus:
     dictionary, prefix = languages.source_dictionary, folder / "source"
     if not Path(f"{prefix}.idx").is_file():
         tokens, unknown = 0, 0
-        if not text.stat().st_size:
-            raise UsageError(f"--source-text '{text}' is empty: give a file with a sentence a line")
+        if not path.stat().st_size:
+            raise UsageError(f"--source-text '{path}' is empty: give a file with a sentence a line")
         with whole_dataset(prefix, len(dictionary)) as builder:
-            for line in lines(text):
-                words = bpe.encode(line) if bpe is not None else line
-                ids = dictionary.encode_line(words, add_if_not_exist=False, append_eos=True)
+            for line in lines(path):
+                ids = dictionary.encode_line(text.encode(line), add_if_not_exist=False, append_eos=True)
                 builder.add_item(ids)
                 tokens, unknown = tokens + ids.numel(), unknown + int(ids.eq(dictionary.unk()).sum())
         if unknown > 0.01 * tokens:
@@ -213,7 +212,7 @@ def of_text(text: Path, bpe: Any, languages: Languages, folder: Path) -> Corpus:
                 "%.1f%% of the tokens of --source-text are unknown to dict.%s.txt: are --bpe and its model the teacher's?",
                 100.0 * unknown / tokens, languages.source,
             )  # fmt: skip
-    return Corpus(read(prefix, dictionary), None, text)
+    return Corpus(read(prefix, dictionary), None, path)
 
 
 def lines(text: Path) -> Iterator[str]:
@@ -228,35 +227,6 @@ def lines(text: Path) -> Iterator[str]:
                 yield line.rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--source-text '{text}' can't be read: {error}") from error
-
-
-def build_bpe(settings: dict[str, Any] | None) -> Any:
-    """fairseq's own subwords, of ``{"_name": "sentencepiece", "sentencepiece_model": …}`` and the like; None for none.
-
-    Raises:
-        UsageError: their package or model is not there.
-    """
-    if settings is None:
-        return None
-    if "bpe_codes" in settings:
-        _check_merges(Path(settings["bpe_codes"]))
-    try:
-        return encoders.build_bpe(Namespace(bpe=settings["_name"], **settings))
-    except Exception as error:  # whatever a package raises on a model that is none
-        raise UsageError(f"--bpe {settings['_name']} can't be used: {_in_one_line(error)}") from error
-
-
-def _check_merges(path: Path) -> None:
-    """fastBPE does not survive a file that holds something else."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if len(line.split()) not in (2, 3) and not line.startswith("#version"):
-                    raise UsageError(
-                        f"--bpe-codes '{path}' must hold two subwords a line to be merged, but not in line {number}"
-                    )
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--bpe-codes '{path}' can't be read: {error}") from error
 
 
 def read(prefix: Path, dictionary: Dictionary) -> Any:

@@ -27,7 +27,7 @@ class CTranslateBackend:
         decoding: without samples.
         longest: the most tokens of a target, its EOS included, that the model can represent.
         device: where to decode.
-        quantization: what it computes in.
+        quantization: what it computes in; ``default`` is what it was stored in.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class CTranslateBackend:
         self.decoding, self.longest = decoding, longest
         self.symbols = languages.source_dictionary.symbols
         self.eos = languages.target_dictionary.eos()
-        vocabulary = ctranslate.vocabulary(languages.target_dictionary)
-        self.number = {symbol: number for number, symbol in enumerate(vocabulary)}
+        self.words = ctranslate.vocabulary(languages.target_dictionary)
+        self.number = {symbol: number for number, symbol in enumerate(self.words)}
         self.translator = ctranslate.library().Translator(
             str(folder),
             device=device.type,
@@ -68,6 +68,15 @@ class CTranslateBackend:
             [self._hypothesis(words, score, cap) for words, score in zip(result.hypotheses, result.scores, strict=True)]
             for result in results
         ]
+
+    def score(self, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
+        """Log-probabilities ``(T,)`` of each target's tokens; see :class:`~fairseq_imitkd.export.engines.Engine`."""
+        scored = self.translator.score_batch(
+            [[self.symbols[token] for token in source.tolist()[:-1]] for source in sources],
+            [[self.words[token] for token in target.tolist()[:-1]] for target in targets],
+            max_input_length=0,
+        )
+        return [torch.tensor(each.log_probs) for each in scored]
 
     def _hypothesis(self, words: Sequence[str], score: float, cap: int) -> Hypothesis:
         """With an EOS where the cap cuts, as fairseq has it."""

@@ -14,9 +14,8 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.offline.corpus import Languages
 from fairseq_imitkd.offline.journal import Translated
 from fairseq_imitkd.rewards import REWARDS
-from fairseq_imitkd.rollout import RandomKey, RolloutGenerator, RolloutPolicy, decode, sampling_uniforms
+from fairseq_imitkd.rollout import Ensemble, RandomKey, RolloutGenerator, RolloutPolicy, decode, sampling_uniforms
 from fairseq_imitkd.rollout.randomness import TEACHER_SAMPLING
-from fairseq_imitkd.teacher import Teacher
 
 SELECTIONS = ("first", "best", "sample")
 NO_NUMBERS = "the teacher's scores are no numbers: its --teacher-path is damaged, or needs --teacher-dtype fp32"
@@ -136,10 +135,17 @@ class Backend(Protocol):
 
 
 class FairseqBackend:
-    """fairseq's beam search over the rollout engine's steps, and the engine's own greedy decoding and sampling."""
+    """fairseq's beam search over the rollout engine's steps, and the engine's own greedy decoding and sampling.
 
-    def __init__(self, teacher: Teacher, languages: Languages, decoding: Decoding):
-        self.teacher, self.decoding = teacher, decoding
+    Args:
+        author: what translates.
+        languages: the dictionaries.
+        decoding: how.
+        longest: the most tokens of a target, its EOS included, that the author can represent.
+    """
+
+    def __init__(self, author: Ensemble, languages: Languages, decoding: Decoding, longest: int):
+        self.author, self.decoding, self.longest = author, decoding, longest
         self.pad, self.eos = languages.target_dictionary.pad(), languages.target_dictionary.eos()
         self.source_pad, self.source_eos = languages.source_dictionary.pad(), languages.source_dictionary.eos()
         self.generator: Any = None
@@ -150,7 +156,7 @@ class FairseqBackend:
             )
         else:
             self.generator = RolloutGenerator(
-                teacher.models,
+                author.models,
                 languages.target_dictionary,
                 beam_size=decoding.beam,
                 max_len_a=decoding.max_len_a,
@@ -163,7 +169,7 @@ class FairseqBackend:
 
     def translate(self, ids: Sequence[int], sources: Sequence[Tensor], nbest: int) -> list[list[Hypothesis]]:
         """See :class:`Backend`."""
-        device = next(self.teacher.models[0].parameters()).device
+        device = self.author.log_weights.device
         tokens = data_utils.collate_tokens(sources, self.source_pad, self.source_eos, left_pad=True).to(device)
         lengths = torch.tensor([source.numel() for source in sources], device=device)
         net_input = {"src_tokens": tokens, "src_lengths": lengths}
@@ -171,7 +177,7 @@ class FairseqBackend:
             caps = torch.tensor([self._cap(source.numel()) for source in sources], device=device)
             return self._samples(torch.tensor(ids, device=device), net_input, caps)
         cap = self._cap(tokens.size(1))  # fairseq's: one for the batch, by its longest source
-        found = self.generator.generate(self.teacher.models, {"net_input": net_input})
+        found = self.generator.generate(self.author.models, {"net_input": net_input})
         return [[self._hypothesis(each["tokens"], float(each["score"]), cap) for each in every[:nbest]] for every in found]
 
     def _samples(self, ids: Tensor, net_input: dict[str, Any], caps: Tensor) -> list[list[Hypothesis]]:
@@ -182,7 +188,7 @@ class FairseqBackend:
         keys = [(RandomKey(self.decoding.seed, place), ids) for place in range(samples)]
         order = torch.arange(samples * ids.numel(), device=ids.device).view(samples, -1).t().flatten()
         rollout = decode(
-            self.teacher.writer,
+            self.author,
             net_input,
             torch.full_like(order, self.eos),
             caps.repeat_interleave(samples),
@@ -207,8 +213,7 @@ class FairseqBackend:
 
     def _cap(self, source_length: int) -> int:
         """The most tokens before the EOS."""
-        longest = self.teacher.max_positions[1] - 1
-        return min(int(self.decoding.max_len_a * source_length + self.decoding.max_len_b), longest)
+        return min(int(self.decoding.max_len_a * source_length + self.decoding.max_len_b), self.longest - 1)
 
     def _hypothesis(self, tokens: Tensor, score: float, cap: int) -> Hypothesis:
         """fairseq forces an EOS where the cap cuts."""

@@ -10,7 +10,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import ctranslate
 from fairseq_imitkd.files import alone, is_left_over, sha256, sync, write_json
 from fairseq_imitkd.loading import StudentSide, load_teacher
-from fairseq_imitkd.offline.corpus import Corpus, Languages, build_bpe, check_sentences, of_split, of_text, split_hashes
+from fairseq_imitkd.offline.corpus import Corpus, Languages, check_sentences, of_split, of_text, split_hashes
 from fairseq_imitkd.offline.ctranslate import COMPARED, CTranslateBackend, agreement, check_quantization
 from fairseq_imitkd.offline.decoding import Backend, Decoding, FairseqBackend, Translator
 from fairseq_imitkd.offline.journal import Journal, Translated, records
 from fairseq_imitkd.offline.output import Counts, Filters, pairs, summary, write
 from fairseq_imitkd.teacher import Teacher
+from fairseq_imitkd.text import Text, TextSettings
 
 logger = logging.getLogger(__name__)
 FORMAT = 1  # of what is kept in the folder: another version begins anew
@@ -55,7 +56,7 @@ class Job:
         decoding, filters: see there.
         split: which split to translate; with ``source_text``, the name of the one that is made.
         source_text: raw sentences to translate instead.
-        bpe: how they are made subwords: ``{"_name": …}`` as fairseq has it; None takes words.
+        text: how they are made symbols.
         source_lang, target_lang: None reads them off the data directory.
         teacher_dtype, teacher_data, teacher_allow_globals: as in training.
         backend: what translates, one of :data:`BACKENDS`.
@@ -74,7 +75,7 @@ class Job:
     filters: Filters
     split: str = "train"
     source_text: Path | None = None
-    bpe: dict[str, Any] | None = None
+    text: TextSettings = field(default_factory=TextSettings)
     source_lang: str | None = None
     target_lang: str | None = None
     teacher_dtype: str = "fp32"
@@ -203,10 +204,7 @@ def _made(job: Job, languages: Languages, identity: dict[str, Any], is_new: bool
 def identify(job: Job, languages: Languages) -> dict[str, Any]:
     """What makes this data set this one, by contents and not by names of files."""
     check_files(job.teacher_path)
-    bpe = dict(job.bpe or {})
-    for name, value in bpe.items():
-        if name != "_name" and isinstance(value, str) and Path(value).is_file():
-            bpe[name] = sha256(Path(value))
+    bpe = {} if job.text.bpe is None else {"_name": job.text.bpe, **{n: sha256(path) for n, path in job.text.files.items()}}
     data = {"source_text": sha256(job.source_text)} if job.source_text else split_hashes(languages, job.split)
     identity = {
         "format": FORMAT,
@@ -277,7 +275,7 @@ def read_corpus(job: Job, languages: Languages) -> tuple[Corpus, Counts]:
     if job.source_text is None:
         corpus = of_split(languages, job.split)
     else:
-        corpus = of_text(job.source_text, build_bpe(job.bpe), languages, folder)
+        corpus = of_text(job.source_text, Text(job.text), languages, folder)
     if job.decoding.select == "best" or job.filters.mix_gold:
         flag = "--select best" if job.decoding.select == "best" else "--mix-gold"
         if corpus.references is None:
@@ -346,7 +344,7 @@ def convert(job: Job, languages: Languages, corpus: Corpus, teacher: Teacher, ba
                 teacher.models[0], languages.source_dictionary, languages.target_dictionary, folder, job.quantization
             )
         teacher.place(_device(job, 0), torch.float32)
-        engines = (_ctranslate(job, languages, teacher.max_positions, 0), FairseqBackend(teacher, languages, job.decoding))
+        engines = (_ctranslate(job, languages, teacher.max_positions, 0), _fairseq(teacher, languages, job.decoding))
         ours, fairseqs = (Translator(engine, job.decoding, languages) for engine in engines)
         found = agreement(ours, fairseqs, [_batch(corpus, languages, ids) for ids in batches], languages)
         write_json(compared, found)
@@ -375,7 +373,11 @@ def _backend(job: Job, languages: Languages, limits: tuple[int, int], teacher: T
         return _ctranslate(job, languages, limits, worker)
     teacher = teacher or load(job, languages)
     teacher.place(_device(job, worker), torch.float32)
-    return FairseqBackend(teacher, languages, job.decoding)
+    return _fairseq(teacher, languages, job.decoding)
+
+
+def _fairseq(teacher: Teacher, languages: Languages, decoding: Decoding) -> FairseqBackend:
+    return FairseqBackend(teacher.writer, languages, decoding, teacher.max_positions[1])
 
 
 def translate(

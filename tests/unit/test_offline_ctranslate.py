@@ -61,7 +61,7 @@ def both(model: Path, decoding: Decoding) -> tuple[CTranslateBackend, FairseqBac
     teacher = Teacher([learnt()], "fp32")
     teacher.place(torch.device("cpu"), torch.float32)
     ours = CTranslateBackend(model, LANGUAGES, decoding, POSITIONS, torch.device("cpu"), "float32")
-    return ours, FairseqBackend(teacher, LANGUAGES, decoding)
+    return ours, FairseqBackend(teacher.writer, LANGUAGES, decoding, teacher.max_positions[1])
 
 
 @pytest.mark.parametrize(

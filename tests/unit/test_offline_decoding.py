@@ -38,7 +38,7 @@ def teacher(*seeds: int) -> Teacher:
 def backend(decoding: Decoding, speaker: Teacher | None = None) -> FairseqBackend:
     speaker = speaker or teacher()
     speaker.place(torch.device("cpu"), torch.float32)
-    return FairseqBackend(speaker, LANGUAGES, decoding)
+    return FairseqBackend(speaker.writer, LANGUAGES, decoding, speaker.max_positions[1])
 
 
 @pytest.mark.parametrize(

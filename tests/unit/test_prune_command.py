@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from fairseq_imitkd import compact
 from fairseq_imitkd.cli import prune as command
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pruning import weights_of_checkpoint, weights_of_model
@@ -135,11 +136,11 @@ def test_packing_is_undone(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     values = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     values[values.abs() < 1.2] = 0.0
     values.flatten()[:2] = torch.tensor([-0.0, math.nan], dtype=dtype)
-    small = command.packed(values)
-    assert same_bits(command.unpacked(small), values)
+    small = compact.packed(values)
+    assert same_bits(compact.unpacked(small), values)
     assert isinstance(small, dict) == (min(shape) > 1)
     dense = torch.ones(shape, dtype=dtype)
-    assert command.packed(dense) is dense
+    assert compact.packed(dense) is dense
 
 
 @pytest.mark.parametrize(
@@ -159,8 +160,8 @@ def test_damaged_compact_file_is_refused(run: Any, checkpoint: Path, tmp_path: P
     """In one line, and without the memory that it asks for."""
     state, values = saved(checkpoint), torch.zeros(3, 5)
     values[0, 0] = 1.0
-    state["model"]["decoder.layers.0.fc1.weight"] = {**command.packed(values), **harm}
-    torch.save({**state, command.SPARSE: 1}, tmp_path / "damaged.pt")
+    state["model"]["decoder.layers.0.fc1.weight"] = {**compact.packed(values), **harm}
+    torch.save({**state, compact.SPARSE: 1}, tmp_path / "damaged.pt")
     with pytest.raises(UsageError, match="holds a model that is damaged") as refused:
         run(tmp_path / "damaged.pt")
     assert "\n" not in str(refused.value)
@@ -203,7 +204,7 @@ def test_damaged_model_is_refused(run: Any, checkpoint: Path, tmp_path: Path, na
 def test_what_is_no_model_is_refused(run: Any, checkpoint: Path, model: Any) -> None:
     """And a number of a compact format that is none."""
     whole = saved(checkpoint)
-    for state in ({**whole, "model": model}, {**whole, command.SPARSE: torch.ones(2)}):
+    for state in ({**whole, "model": model}, {**whole, compact.SPARSE: torch.ones(2)}):
         torch.save(state, checkpoint)
         with pytest.raises(UsageError, match="holds a model that is damaged") as refused:
             run(checkpoint)
@@ -227,7 +228,7 @@ def test_files_are_read_safely(run: Any, checkpoint: Path, tmp_path: Path) -> No
     text = tmp_path / "text.pt"
     text.write_text("no checkpoint")
     later = tmp_path / "later.pt"
-    torch.save({**saved(checkpoint), command.SPARSE: 2}, later)
+    torch.save({**saved(checkpoint), compact.SPARSE: 2}, later)
     empty = tmp_path / "empty.pt"
     torch.save({**saved(checkpoint), "model": {"bias": torch.ones(3)}}, empty)
     unsafe = tmp_path / "unsafe.pt"

@@ -1,0 +1,124 @@
+"""Whether a student that is still to be trained could be exported, told from the flags of its training."""
+
+import contextlib
+import difflib
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fairseq import options
+from fairseq.data import Dictionary
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.models import ARCH_MODEL_REGISTRY, BaseFairseqModel
+from fairseq.tasks.translation import TranslationTask
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.export.engines import form_of, why_none
+
+SYMBOLS = 1000  # of the dictionary that the student is built over; their number changes nothing that is asked here
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a student.
+
+    Args:
+        form: to which it can be exported; None is to none.
+        reason: why not.
+        in_the_way: flags without any one of which it could be.
+    """
+
+    form: str | None
+    reason: str = ""
+    in_the_way: tuple[str, ...] = ()
+
+
+def judge(flags: Sequence[str]) -> Verdict:
+    """Build the student of a training's command line, and see.
+
+    Args:
+        flags: as ``fairseq-train`` takes them, with its data directory or without.
+
+    Raises:
+        UsageError: they describe no student.
+    """
+    student = build(flags)
+    form = form_of(student)
+    if form is not None:
+        return Verdict(form)
+    in_the_way = []
+    for words in _each_flag(flags):
+        others = [word for number, word in enumerate(flags) if number not in words]
+        try:
+            if form_of(build(others)) is not None:
+                in_the_way.append(" ".join(flags[number] for number in words))
+        except (UsageError, Exception):  # without it, they describe no student
+            continue
+    return Verdict(None, why_none(student), tuple(in_the_way))
+
+
+def build(flags: Sequence[str]) -> BaseFairseqModel:
+    """The student of a training's command line, over a small dictionary.
+
+    Raises:
+        UsageError: they describe no student.
+    """
+    args = _parsed(flags)
+    try:
+        dictionary = Dictionary()
+        for number in range(SYMBOLS):
+            dictionary.add_symbol(str(number))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of hydra's age
+            cfg = convert_namespace_to_omegaconf(args)
+        return TranslationTask(cfg.task, dictionary, dictionary).build_model(cfg.model).eval()
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a model raises on settings that it can't have
+        raise UsageError(f"the flags after --check describe no student: {' '.join(str(error).split())[:300]}") from error
+
+
+def _parsed(flags: Sequence[str]) -> Any:
+    arch = _value(flags, "--arch", "-a")
+    if arch is None:
+        raise UsageError("--check needs the --arch of the student: give the flags that it will be trained with")
+    if arch not in ARCH_MODEL_REGISTRY:
+        near = difflib.get_close_matches(arch, ARCH_MODEL_REGISTRY, n=3)
+        raise UsageError(f"--arch {arch} is unknown" + (f": did you mean {' or '.join(near)}?" if near else ""))
+    words = [*flags, "--task", "translation"]  # whichever it will be trained by, it is built so
+    try:
+        return _parse(words)
+    except UsageError as error:
+        if "required: data" not in str(error):
+            raise
+        return _parse(["DATA", *words])
+
+
+def _parse(words: Sequence[str]) -> Any:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return options.parse_args_and_arch(options.get_training_parser("translation"), words)
+    except SystemExit as error:
+        if isinstance(error, UsageError):
+            raise
+        detail = said.getvalue().strip().splitlines()[-1:] or ["?"]
+        raise UsageError(f"the flags after --check are not fairseq-train's: {detail[0].partition('error: ')[2]}") from error
+
+
+def _value(flags: Sequence[str], *names: str) -> str | None:
+    for number, word in enumerate(flags):
+        name, equals, value = word.partition("=")
+        if name in names:
+            return value if equals else next(iter(flags[number + 1 : number + 2]), None)
+    return None
+
+
+def _each_flag(flags: Sequence[str]) -> list[range]:
+    """The words of each flag, its own and those of its value; the architecture's name stays."""
+    starts = [number for number, word in enumerate(flags) if word.startswith("-") and not word[1:2].isdigit()]
+    ends = [*starts[1:], len(flags)]
+    spans = [range(start, end) for start, end in zip(starts, ends, strict=True)]
+    return [span for span in spans if flags[span.start].partition("=")[0] not in ("--arch", "-a")]
