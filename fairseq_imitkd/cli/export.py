@@ -77,9 +77,12 @@ def told(verdict: Verdict) -> str:
     """What ``--check`` found, for the console."""
     if verdict.form is not None:
         return f"a student of these flags can be exported, to {FORMS[verdict.form]}"
-    flags = ", ".join(f"'{flag}'" for flag in verdict.in_the_way)
-    remedy = f"; in the way: {flags}; leave it out" if len(verdict.in_the_way) == 1 else ""
-    remedy = f"; in the way, each by itself: {flags}; leave one of them out" if len(verdict.in_the_way) > 1 else remedy
+    remedy = ""
+    if verdict.in_the_way:
+        which = (
+            "one of them" if len(verdict.in_the_way) > 1 and verdict.each else "it" if len(verdict.in_the_way) == 1 else "them"
+        )
+        remedy = f"; in the way: {', '.join(verdict.in_the_way)}; leave {which} out"
     return f"a student of these flags can't be exported: {verdict.reason}{remedy}"
 
 

@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +27,14 @@ class Verdict:
     Args:
         form: to which it can be exported; None is to none.
         reason: why not.
-        in_the_way: flags without any one of which it could be.
+        in_the_way: flags that keep it from being exported.
+        each: whether it would be enough to leave out any one of them.
     """
 
     form: str | None
     reason: str = ""
     in_the_way: tuple[str, ...] = ()
+    each: bool = False
 
 
 def judge(flags: Sequence[str]) -> Verdict:
@@ -48,15 +50,26 @@ def judge(flags: Sequence[str]) -> Verdict:
     form = form_of(student)
     if form is not None:
         return Verdict(form)
-    in_the_way = []
-    for words in _each_flag(flags):
-        others = [word for number, word in enumerate(flags) if number not in words]
-        try:
-            if form_of(build(others)) is not None:
-                in_the_way.append(" ".join(flags[number] for number in words))
-        except (UsageError, Exception):  # without it, they describe no student
-            continue
-    return Verdict(None, why_none(student), tuple(in_the_way))
+    given = {" ".join(flags[number] for number in words): words for words in _each_flag(flags)}
+    alone_in_the_way = [text for text, words in given.items() if _exportable([*_without(flags, [words])])]
+    if alone_in_the_way:
+        return Verdict(None, why_none(student), tuple(alone_in_the_way), each=True)
+    bare = _without(flags, given.values())
+    together = [text for text, words in given.items() if _exportable([*bare, *(flags[number] for number in words)]) is False]
+    return Verdict(None, why_none(student), tuple(together) if _exportable(bare) else ())
+
+
+def _without(flags: Sequence[str], spans: Iterable[range]) -> list[str]:
+    left_out = {number for span in spans for number in span}
+    return [word for number, word in enumerate(flags) if number not in left_out]
+
+
+def _exportable(flags: Sequence[str]) -> bool | None:
+    """None where the flags describe no student."""
+    try:
+        return form_of(build(flags)) is not None
+    except UsageError:
+        return None
 
 
 def build(flags: Sequence[str]) -> BaseFairseqModel:

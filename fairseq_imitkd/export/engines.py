@@ -70,8 +70,7 @@ def form_of(model: BaseFairseqModel) -> str | None:
 
 def why_none(model: BaseFairseqModel) -> str:
     """Why a model has no form, in a few words."""
-    reasons = {name: form.why_not(model) for name, form in FORMS.items()}
-    return f"CTranslate2 can't compute it ({reasons['ctranslate2']}), and ONNX is for recurrent students ({reasons['onnx']})"
+    return f"CTranslate2 can't compute it, for {ctranslate.why_not(model)}; and only SRU and GRU students go to ONNX"
 
 
 def open_engine(

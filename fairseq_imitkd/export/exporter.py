@@ -128,22 +128,24 @@ def export(job: Job) -> dict[str, Any]:
 def building(out: Path) -> Iterator[Path]:
     """A folder that gets the name ``out`` when all has gone well; nobody else makes the same one meanwhile."""
     work = out.with_name(f".{out.name}.partial")
+    folder = work / "bundle"
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with alone(work):
-            folder = work / "bundle"
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-            folder.mkdir()
-            try:
-                yield folder
-                for path in folder.rglob("*"):
-                    sync(path)
-                folder.rename(out)
-                sync(out.parent)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):
-            work.rmdir()
+        try:
+            with alone(work):
+                shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+                folder.mkdir()
+                try:
+                    yield folder
+                    for path in folder.rglob("*"):
+                        sync(path)
+                    folder.rename(out)
+                    sync(out.parent)
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            with suppress(OSError):  # another run is in it
+                work.rmdir()
     except OSError as error:
         raise UsageError(f"--out '{out}' can't be written to: {error.strerror} ({error.filename or out})") from error
 
