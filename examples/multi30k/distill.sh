@@ -22,6 +22,6 @@ if [ "$method" = continued ]; then # no teacher: the fair baseline
 else
   own=(--teacher-path "$RUN/teacher/checkpoint_best.pt" --criterion "$method" "${own[@]}")
 fi
-name=$method
-[ "${SEED:-1}" = 1 ] || name=$method-seed$SEED
+name=$method$KIND
+[ "${SEED:-1}" = 1 ] || name=$name-seed$SEED
 stage "$name" train "$name" "${own[@]}" "${STUDENT_MODEL[@]}" "${OPTIMISER[@]}" "${VALIDATION[@]}" "${CONTINUE[@]}" --dropout 0.1 "$@"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The recipe, stage by stage: run.sh [METHOD…] (default: word_kd imitkd imitkd_full); any names of --criterion.
-# A second call goes on where the first one stopped. RAW_DIR=DIR, DEVICE=cpu|cuda, SEED=1.
+# The recipe, stage by stage: run.sh [METHOD…] (default: imitkd word_kd imitkd_full); any names of --criterion.
+# The first of them is exported in the end. A second call goes on where the first one stopped. RAW_DIR=DIR, DEVICE=cpu|cuda, SEED=1.
 here=$(cd "$(dirname "$0")" && pwd)
 set -euo pipefail
-[ $# -gt 0 ] || set -- word_kd imitkd imitkd_full
+[ $# -gt 0 ] || set -- imitkd word_kd imitkd_full
 
 "$here/prepare.sh"
 "$here/teacher.sh"
@@ -12,3 +12,4 @@ for method in continued "$@"; do
   "$here/distill.sh" "$method"
 done
 "$here/evaluate.sh"
+"$here/export.sh" "$1"

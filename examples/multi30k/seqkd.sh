@@ -16,8 +16,8 @@ translate() { # NAME FLAGS…: a data set in $RUN/data_NAME
     --remove-bpe sentencepiece --max-len-a 1.2 --max-len-b 10 "${@:2}" "${seqkd_flags[@]}"
 }
 
-seed=
-[ "${SEED:-1}" = 1 ] || seed=-seed$SEED
+suffix=$KIND
+[ "${SEED:-1}" = 1 ] || suffix=$KIND-seed$SEED
 for name in "$@"; do
   data=seqkd
   start=()
@@ -29,10 +29,10 @@ for name in "$@"; do
       own=(--teacher-path "$RUN/teacher/checkpoint_best.pt" --criterion imitkd --student-share exponential:0.1)
       ;;
     seqkd_pruned)
-      [ -e "$RUN/seqkd$seed/checkpoint_best.pt" ] || die "seqkd_pruned starts from seqkd: name it before"
+      [ -e "$RUN/seqkd$suffix/checkpoint_best.pt" ] || die "seqkd_pruned starts from seqkd: name it before"
       # At once, so that the best checkpoint is a pruned one; the task that knows how to prune needs no teacher here.
       own=(--task translation_with_teacher --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --prune-sparsity 0.8)
-      start=(--finetune-from-model "$RUN/seqkd$seed/checkpoint_best.pt")
+      start=(--finetune-from-model "$RUN/seqkd$suffix/checkpoint_best.pt")
       ;;
     *) die "NAME must be one of seqkd, seq_inter, seqkd_imitkd, seqkd_pruned, but is '$name'" ;;
   esac
@@ -40,6 +40,6 @@ for name in "$@"; do
     seqkd) stage data_seqkd translate seqkd --beam 5 ;;
     seq_inter) stage data_seq_inter translate seq_inter --select best --metric sentence-bleu --nbest "${NBEST:-35}" ;;
   esac
-  DATA=$RUN/data_$data/data-bin stage "$name$seed" train "$name$seed" \
+  DATA=$RUN/data_$data/data-bin stage "$name$suffix" train "$name$suffix" \
     "${own[@]}" "${STUDENT_MODEL[@]}" "${OPTIMISER[@]}" "${VALIDATION[@]}" "${CONTINUE[@]}" "${start[@]}" --dropout 0.1
 done

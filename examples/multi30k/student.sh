@@ -5,6 +5,6 @@ source "$(dirname "$0")/../common.sh"
 SEED=1
 source "$(dirname "$0")/settings.sh"
 
-stage scratch train scratch --task translation "${STUDENT_MODEL[@]}" "${OPTIMISER[@]}" "${VALIDATION[@]}" \
+stage "scratch$KIND" train "scratch$KIND" --task translation "${STUDENT_MODEL[@]}" "${OPTIMISER[@]}" "${VALIDATION[@]}" \
   --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --dropout 0.1 \
   --lr 4e-3 --warmup-updates 500 --max-update "${SCRATCH_UPDATES:-1500}"
