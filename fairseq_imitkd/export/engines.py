@@ -14,7 +14,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import ctranslate, onnx
 from fairseq_imitkd.offline.corpus import Languages
 from fairseq_imitkd.offline.ctranslate import CTranslateBackend
-from fairseq_imitkd.offline.decoding import Backend, Decoding, FairseqBackend
+from fairseq_imitkd.offline.decoding import Backend, Decoding, FairseqBackend, Hypothesis
 from fairseq_imitkd.rollout import Ensemble
 
 AS_STORED = "default"  # CTranslate2's word for computing in what the weights are stored in, or in what is next to it here
@@ -59,6 +59,17 @@ class ModelEngine(FairseqBackend):
         return [row[: target.numel()].clone() for row, target in zip(lprobs, targets, strict=True)]
 
 
+class OnnxEngine(ModelEngine):
+    """A recurrent student computed by onnxruntime: its own greedy decoding, fairseq's beam search."""
+
+    def translate(self, ids: Sequence[int], sources: Sequence[Tensor], nbest: int) -> list[list[Hypothesis]]:
+        """See :class:`~fairseq_imitkd.offline.decoding.Backend`."""
+        if self.decoding.beam > 1 or self.decoding.no_repeat_ngram_size:
+            return super().translate(ids, sources, nbest)
+        cap = self._cap(max(source.numel() for source in sources))
+        return [[Hypothesis(*found)] for found in onnx.greedy(self.model, sources, cap, self.decoding.min_len)]
+
+
 # By name, in the order in which they are tried.
 FORMS: dict[str, Any] = {"ctranslate2": ctranslate, "onnx": onnx}
 
@@ -94,7 +105,7 @@ def open_engine(
             return CTranslateBackend(folder, languages, decoding, longest[1], torch.device(device), AS_STORED)
         if device != "cpu":
             raise UsageError(f"--device {device} can't be used: a recurrent model is computed on the CPU; leave it out")
-        return ModelEngine(
+        return OnnxEngine(
             onnx.load(folder, languages.source_dictionary, languages.target_dictionary, longest), languages, decoding
         )
     except ImportError as error:

@@ -5,13 +5,14 @@ CTranslate2 has no recurrent models. The graphs are torch's own export of the mo
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from fairseq.data import Dictionary
+from fairseq.data import Dictionary, data_utils
 from fairseq.models import BaseFairseqModel, FairseqEncoder, FairseqEncoderDecoderModel, FairseqIncrementalDecoder
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from fairseq_imitkd.models.recurrent import (
     SRUModel,
     padded_at_end,
 )
+from fairseq_imitkd.rollout.engine import COMPACT_SHARE
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 QUANTIZATIONS = ("float32", "int8")
@@ -140,6 +142,56 @@ def load(folder: Path, source: Dictionary, target: Dictionary, longest: tuple[in
     """
     encoder = OnnxEncoder(source, _session(folder / ENCODER), longest[0])
     return FairseqEncoderDecoderModel(encoder, OnnxDecoder(target, _session(folder / DECODER), longest[1])).eval()
+
+
+def greedy(
+    model: FairseqEncoderDecoderModel, sources: Sequence[Tensor], cap: int, min_length: int
+) -> list[tuple[Tensor, float, bool]]:
+    """Translate a batch with nothing between two steps but the choice of a token: for small models that is most of the time.
+
+    Args:
+        model: of :func:`load`.
+        sources: ``(S,)`` int64 each, with an EOS.
+        cap: the most tokens before the EOS, which is forced there.
+        min_length: the fewest.
+
+    Returns:
+        of each sentence its tokens ``(T,)`` with an EOS, their mean log-probability in nats, and whether the cap cut it.
+    """
+    encoder, decoder, dictionary = model.encoder, model.decoder, model.decoder.dictionary
+    pad, eos = dictionary.pad(), dictionary.eos()
+    tokens = data_utils.collate_tokens(sources, encoder.dictionary.pad()).numpy()
+    memory, padding = encoder.session.run(None, {"tokens": tokens})
+    written = np.full((len(sources), cap + 1), pad)
+    scores, cut = np.zeros(len(sources)), np.zeros(len(sources), dtype=bool)
+    rows, last = np.arange(len(sources)), np.full(len(sources), eos)  # still in the batch, and their last tokens
+    alive = np.ones(len(sources), dtype=bool)
+    state = np.zeros((decoder.layers, len(sources), decoder.width), dtype=np.float32)
+    for step in range(cap + 1):
+        inputs = {"tokens": last, "memory": memory, "padding": padding, "state": state}
+        logits, state = decoder.session.run(None, inputs)
+        highest = logits.max(axis=-1)
+        normaliser = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=-1))
+        logits[:, pad] = -np.inf
+        if step < min_length:
+            logits[:, eos] = -np.inf
+        last = logits.argmax(axis=-1) if step < cap else np.full(len(rows), eos)
+        scores[rows] += alive * (logits[np.arange(len(rows)), last] - normaliser)
+        cut[rows] = alive & (step == cap)
+        written[rows, step] = np.where(alive, last, pad)
+        alive &= last != eos
+        left = int(alive.sum())
+        if left == 0:
+            break
+        if left <= (1.0 - COMPACT_SHARE) * len(rows):
+            rows, last, state = rows[alive], last[alive], state[:, alive]
+            memory, padding = memory[:, alive], padding[alive]
+            alive = alive[alive]
+    found = []
+    for row, score, was_cut in zip(torch.from_numpy(written), scores.tolist(), cut.tolist(), strict=True):
+        own = row[row.ne(pad)]
+        found.append((own, score / own.numel(), was_cut))
+    return found
 
 
 def _session(path: Path) -> Any:

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from fairseq_imitkd.export import onnx
+from fairseq_imitkd.export.engines import ModelEngine, OnnxEngine
+from fairseq_imitkd.offline.corpus import Languages
+from fairseq_imitkd.offline.decoding import Decoding
 from fairseq_imitkd.rollout import RolloutGenerator, RolloutPolicy
 from tests.fairseq_models import (
     POSITIONS,
@@ -63,6 +66,24 @@ def test_translations_are_the_students(both: Any) -> None:
         hypotheses = generator.generate([model], sample)
         found.append([[(each["tokens"].tolist(), round(float(each["score"]), 3)) for each in some] for some in hypotheses])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_len_b": 3}, {"min_len": 8}, {"max_len_a": 0.5, "max_len_b": 1}, {"min_len": 0}])
+def test_own_greedy_decoding_is_the_engines(both: Any, settings: dict[str, Any]) -> None:
+    """Tokens, scores, and which the cap has cut; also of one sentence alone."""
+    student, exported, _ = both
+    languages = Languages(Path("unused"), "src", "tgt", letters(), letters())
+    decoding = Decoding(beam=1, **{"max_len_b": 12, **settings})
+    sources = [torch.tensor([4 + letter for letter in source] + [2]) for source, _ in reversed_pairs(25, 5)]
+    sources.sort(key=len, reverse=True)
+    for some in (sources, sources[:1], sources[-1:]):
+        own = OnnxEngine(exported, languages, decoding).translate(range(len(some)), some, 1)
+        theirs = ModelEngine(student, languages, decoding).translate(range(len(some)), some, 1)
+        for [mine], [other] in zip(own, theirs, strict=True):
+            assert mine.tokens.tolist() == other.tokens.tolist()
+            assert (mine.cut, mine.score) == (other.cut, pytest.approx(other.score, abs=1e-5))
+    if settings.get("max_len_b") == 3:
+        assert len({found[0].cut for found in OnnxEngine(exported, languages, decoding).translate(range(25), sources, 1)}) == 2
 
 
 @pytest.mark.parametrize("name", RECURRENT)
