@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["fairseq_imitkd", "fairseq_imitkd.*"]),
-    package_data={"fairseq_imitkd": ["py.typed"]},
+    package_data={"fairseq_imitkd": ["py.typed", "serving/page/*"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "fairseq-fixed==0.12.3.1",

@@ -34,7 +34,8 @@ class FakeModel:
 
     def __init__(self, seconds: float = 0.0, longest_source: int = 100):
         self.manifest: dict[str, Any] = {
-            "source_lang": "de", "target_lang": "en", "engine": "ctranslate2", "quantization": "int8", "parameters": 6543210
+            "source_lang": "de", "target_lang": "en", "form": "ctranslate2", "quantization": "int8",
+            "student": {"parameters": 6543210},
         }  # fmt: skip
         self.seconds, self.longest_source = seconds, longest_source
         self.batches: list[list[str]] = []
@@ -100,15 +101,20 @@ async def until(condition: Any) -> None:
 @contextmanager
 def server(*flags: object) -> Iterator[tuple[subprocess.Popen, str]]:
     """``imitkd-serve`` with this model on a free port, in a process of its own that is ready, and its address."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "tests.serving", str(ROOT), "--port", "0", *map(str, flags)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    patience = threading.Timer(120, process.kill)
+    patience.start()
     try:
         line = process.stdout.readline()
+        patience.cancel()
         assert line.startswith("serving de-en (ctranslate2, int8) on http://"), (line, process.stderr.read())
         yield process, line.split()[-1]
     finally:
+        patience.cancel()
         process.kill()
         process.communicate()
 

@@ -5,16 +5,24 @@ from typing import Any
 
 import pytest
 
-from fairseq_imitkd.cli import cache, prune, seqkd
+from fairseq_imitkd.cli import cache, export, prune, seqkd, serve
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher_cache import CacheRequest
 
-PARSERS = {"imitkd-cache": cache.argument_parser, "imitkd-prune": prune._parser, "imitkd-seqkd": seqkd.parser}
+PARSERS = {
+    "imitkd-cache": cache.argument_parser,
+    "imitkd-export": export.parser,
+    "imitkd-prune": prune._parser,
+    "imitkd-seqkd": seqkd.parser,
+    "imitkd-serve": serve.argument_parser,
+}
 GIVEN = {
     "imitkd-cache": ("data", "--teacher-path", "t.pt", "--out", "c", "--keep", "hidden"),
+    "imitkd-export": ("c.pt", "--data", "data", "--out", "o"),
     "imitkd-prune": ("c.pt",),
     "imitkd-seqkd": ("data", "--teacher-path", "t.pt", "--out", "o"),
+    "imitkd-serve": ("folder",),
 }
 
 
@@ -24,15 +32,18 @@ GIVEN = {
     [
         (("--none",), "unrecognized arguments: --none"),
         (("a\nb",), "unrecognized arguments: a b"),
-        (("--out",), "argument --out: expected one argument"),
-        (("--ou", "x"), "unrecognized arguments: --ou x"),
+        (("FLAG",), "argument FLAG: expected one argument"),
+        (("FLA", "x"), "unrecognized arguments: FLA x"),
     ],
     ids=["unknown", "lines", "value", "abbreviated"],
 )
 def test_wrong_command_line_ends_in_one_line(name: str, flags: tuple[str, ...], message: str, capsys: Any) -> None:
     """With status 2, as of argparse, but without the usage; no part of a flag's name stands for it."""
+    flag = "--host" if name == "imitkd-serve" else "--out"
+    words = {"FLAG": flag, "FLA": flag[:-1]}
+    message = message.replace("FLAG", flag).replace("FLA", flag[:-1])
     with pytest.raises(SystemExit) as end:
-        PARSERS[name]().parse_args([*GIVEN[name], *flags])
+        PARSERS[name]().parse_args([*GIVEN[name], *(words.get(word, word) for word in flags)])
     assert end.value.code == 2
     assert capsys.readouterr() == ("", f"{name}: error: {message}; see {name} --help\n")
 

@@ -1,0 +1,244 @@
+"""The server's paths: ``POST /translate``, and ``GET`` of ``/health``, ``/metrics`` and the page, ``/``."""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Collection, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from importlib.resources import files
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fairseq_imitkd import __version__
+from fairseq_imitkd.serving.batching import Batcher, Batching, Model, ModelFailed, QueueFull, TooLong, Translated, facts
+from fairseq_imitkd.serving.metrics import CONTENT_TYPE, Metrics
+from fairseq_imitkd.serving.reading import JSON, Limits, Refused, media_type, sentences, text_of
+
+PAGE = {"/": "index.html", "/style.css": "style.css", "/page.js": "page.js", "/icon.svg": "icon.svg"}
+PATHS = ("/translate", "/health", "/metrics", *PAGE)
+TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+GONE = 499  # what others log for a client that did not wait; nobody reads it
+
+HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")  # name and port
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+def application(model: Model, limits: Limits, batching: Batching, hosts: Collection[str] | None = None) -> Starlette:
+    """The whole server, but for its socket.
+
+    Args:
+        model: what translates.
+        limits: of requests.
+        batching: how their sentences come together.
+        hosts: the only names that a request may call the server by, in lower case and without port; None: any.
+    """
+    service = _Service(model, limits, batching)
+    routes = [
+        Route("/translate", service.translate, methods=["POST"]),
+        Route("/health", service.health),
+        Route("/metrics", service.figures),
+        *(Route(path, _file(name)) for path, name in PAGE.items()),
+    ]
+    handlers: dict[Any, Any] = {Refused: _refused, HTTPException: _no_such_path, Exception: _unexpected}
+    around = Middleware(_Around, metrics=service.metrics, hosts=hosts)
+    app = Starlette(routes=routes, middleware=[around], exception_handlers=handlers, lifespan=service.lifespan)
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Service:
+    """What the paths answer."""
+
+    def __init__(self, model: Model, limits: Limits, batching: Batching):
+        self.model, self.limits = model, limits
+        self.metrics = Metrics(lambda: self.batcher.waiting)
+        self.batcher = Batcher(model, batching, self.metrics.batch)
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        async with self.batcher.running():
+            yield
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse(
+            {
+                "status": "ok",
+                "version": __version__,
+                "model": facts(self.model),
+                "limits": asdict(self.limits),
+                "waiting": self.batcher.waiting,
+            }
+        )
+
+    async def figures(self, request: Request) -> Response:
+        return Response(self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def translate(self, request: Request) -> Response:
+        began = time.perf_counter()
+        try:
+            return await self._translate(request)
+        except ClientDisconnect:
+            return Response(status_code=GONE)
+        finally:
+            self.metrics.asked(time.perf_counter() - began)
+
+    async def _translate(self, request: Request) -> Response:
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise Refused(415, "Content-Encoding must be identity: send the body as it is")
+        kind = media_type(request.headers.get("content-type", ""))
+        until = asyncio.get_running_loop().time() + self.limits.seconds
+        body = await self._body(request, until)
+        done = await self._translated(request, sentences(body, kind, self.limits), until)
+        self.metrics.translated(len(done.texts), done.source_tokens, done.target_tokens)
+        if kind != JSON:
+            return Response(text_of(done.texts), media_type="text/plain")
+        counts = {"source_tokens": done.source_tokens, "target_tokens": done.target_tokens}
+        return JSONResponse({"translations": done.texts, **counts})
+
+    async def _body(self, request: Request, until: float) -> bytes:
+        """Never more of it in memory than it may have."""
+        limit = self.limits.request_bytes
+        too_large = Refused(413, f"a request may have {limit} bytes: send fewer sentences at once")
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and float(length) > limit:  # int would refuse thousands of digits
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout_at(until):
+                async for part in request.stream():
+                    if len(body) + len(part) > limit:
+                        raise too_large
+                    body += part
+        except TimeoutError:
+            raise Refused(408, f"the request was not complete within {self.limits.seconds:g} seconds") from None
+        return bytes(body)
+
+    async def _translated(self, request: Request, texts: list[str], until: float) -> Translated:
+        try:
+            async with asyncio.timeout_at(until):
+                return await _unless_gone(request, self.batcher.translate(texts))
+        except TimeoutError:
+            raise Refused(504, f"not translated within {self.limits.seconds:g} seconds: send fewer sentences at once") from None
+        except QueueFull:
+            raise Refused(503, "too many sentences are waiting: try again later", {"Retry-After": "1"}) from None
+        except TooLong as error:
+            text = f"sentence {error.place} has {error.tokens} tokens, but may have {self.limits.tokens}: split it"
+            raise Refused(413, text) from None
+        except ModelFailed as error:
+            logger.error("a request of %d sentences failed", len(texts), exc_info=error.__cause__)
+            raise Refused(500, "the model failed on this request; the server's log has the reason") from None
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Do the work, unless the client goes away meanwhile.
+
+    Raises:
+        ClientDisconnect: it did.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.create_task(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+def _file(name: str) -> Any:
+    """An endpoint that answers with a file of the page, which is read once."""
+    content = (files("fairseq_imitkd.serving") / "page" / name).read_bytes()
+    media = TYPES[name.rpartition(".")[2]]
+
+    async def answer(request: Request) -> Response:
+        return Response(content, media_type=media)
+
+    return answer
+
+
+def _error(status: int, message: str, headers: Any = None) -> Response:
+    return JSONResponse({"error": message}, status, headers)
+
+
+async def _refused(request: Request, error: Refused) -> Response:
+    return _error(error.status, error.message, error.headers)
+
+
+async def _no_such_path(request: Request, error: HTTPException) -> Response:
+    message = error.detail
+    if error.status_code == 404:
+        message = "there is nothing here: the paths are /translate, /health, /metrics and /"
+    elif error.status_code == 405:
+        message = f"this path answers {(error.headers or {}).get('Allow')}, not {request.method}"
+    return _error(error.status_code, message, error.headers)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    """Its traceback is logged by the server that runs the application."""
+    return _error(500, "the server failed on this request; its log has the reason")
+
+
+class _Around:
+    """Around every request: it is counted, its answer gets the headers, and pages of other sites get none.
+
+    Another site's page can send to a loopback address by a name of its own that it lets point there (DNS rebinding), which
+    shows in ``Host``, or openly, which browsers mark.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: Collection[str] | None):
+        self.app, self.metrics, self.hosts = app, metrics, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        status = 500
+
+        async def with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        try:
+            app = self._refusal(scope["method"], Headers(scope=scope)) or self.app
+            await app(scope, receive, with_headers)
+        finally:
+            self.metrics.answered(scope["path"] if scope["path"] in PATHS else "other", status)
+
+    def _refusal(self, method: str, headers: Headers) -> Response | None:
+        host = headers.get("host", "")
+        name = HOST.fullmatch(host.lower())
+        if self.hosts is not None and (name is None or name[1] not in self.hosts):
+            return _error(400, f"Host must be {' or '.join(sorted(self.hosts))}, but is {host[:100]!r}")
+        if method == "POST" and headers.get("sec-fetch-site") == "cross-site":
+            return _error(403, "pages of other sites may not use this server")
+        return None
