@@ -36,7 +36,9 @@ Engine = Callable[[Batch], list[torch.Tensor]]
 def main() -> None:
     parser = argument_parser(__doc__, "deployed_speed.json", max_tokens=4096, student=False)
     parser.add_argument("--teacher", type=Path, default=TEACHER, help="default: %(default)s")
-    parser.add_argument("--student", action="append", required=True, metavar="NAME=FILE", help="as often as there are students")
+    parser.add_argument(
+        "--student", dest="students", action="append", required=True, metavar="NAME=FILE", help="as often as there are students"
+    )
     parser.add_argument("--beam", type=int, default=5, help="the teacher's (default: %(default)s)")
     parser.add_argument("--batch-sizes", default="1,32", help="sentences of a batch (default: %(default)s)")
     parser.add_argument("--sentences", type=int, default=320, help="of the test set, evenly spread (default: %(default)s)")
@@ -77,7 +79,7 @@ def build(args: argparse.Namespace, languages: Languages, folder: Path) -> dict[
     base = stock(teacher, languages, args.beam)
     name = f"teacher, fairseq, beam {args.beam}"
     engines = {name: base, f"{name} (again)": base, "teacher, fairseq, greedy": stock(teacher, languages, 1)}
-    for given in args.student:
+    for given in args.students:
         name, _, path = given.partition("=")
         student, _ = load_student(path, languages.folder, side)
         engines[f"{name}, fairseq, greedy"] = stock(student, languages, 1)
