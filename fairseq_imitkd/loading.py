@@ -147,7 +147,7 @@ def load_student(path: str, folder: Path, side: StudentSide, allow_globals: str 
         model = _with_weights(state, cfg, _task_over(cfg, folder, *asked))
         if not isinstance(model, FairseqEncoderDecoderModel):
             raise ValueError(f"it holds a {type(model).__name__}, but must hold an encoder-decoder model")
-    return model.float().eval().requires_grad_(False), str(
+    return model.eval().requires_grad_(False), str(
         getattr(cfg.model, "arch", None) or getattr(cfg.model, "_name", None)
     )
 

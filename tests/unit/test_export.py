@@ -15,7 +15,7 @@ from fairseq_imitkd.cli import export as command
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import checks, ctranslate, exporter
 from fairseq_imitkd.export.architecture import judge
-from fairseq_imitkd.export.bundle import Bundle
+from fairseq_imitkd.export.bundle import Bundle, text_settings
 from fairseq_imitkd.export.engines import ModelEngine
 from fairseq_imitkd.export.exporter import Job, building, export
 from fairseq_imitkd.files import alone, sha256
@@ -46,7 +46,7 @@ def exported(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fairseqs_translations(name: str) -> list[str]:
     engine = ModelEngine(trained_student(name), LANGUAGES, Decoding(beam=1, max_len_b=12))
     sources = [letters().encode_line(text, add_if_not_exist=False).long() for text in SENTENCES]
-    return [letters().string(tokens) for tokens in checks.translations(engine, sources)]
+    return [letters().string(engine.translate([0], [source], 1)[0][0].tokens) for source in sources]
 
 
 @pytest.mark.parametrize(("name", "form"), [("transformer", "ctranslate2"), ("gru", "onnx")])
@@ -91,6 +91,35 @@ def test_beam_and_length_are_kept(root: Path, tmp_path: Path) -> None:
     assert Bundle.read(tmp_path / "out", beam=1).engine.decoding.beam == 1  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="--beam must be 1 or more, but is 0"):
         Bundle.read(tmp_path / "out", beam=0)
+
+
+def test_sentences_of_the_checks(root: Path, monkeypatch: Any, tmp_path: Path) -> None:
+    """Evenly spread over the split, without empty ones and those that the student can't represent."""
+    data = shutil.copytree(root / "data", tmp_path / "data")
+    rows = [[4 + number % 16] * (70 if number == 9 else 1 + number % 5) for number in range(40)]
+    rows[3] = []
+    write_split(data, "valid", rows, "src")
+    write_split(data, "valid", [row[:6] if number != 30 else [4] * 70 for number, row in enumerate(rows)], "tgt")
+    asked: list[list[int]] = []
+    found = checks.translations
+    monkeypatch.setattr(
+        checks, "translations",
+        lambda engine, sources: (asked.append([source.tolist() for source in sources]), found(engine, sources))[1],
+    )  # fmt: skip
+    export(job(root, tmp_path / "all", data=data, sentences=0))
+    kept = [number for number in range(40) if number not in (3, 9, 30)]
+    assert asked[0] == [[*rows[number], 2] for number in kept]
+    export(job(root, tmp_path / "some", data=data, sentences=4))
+    assert asked[-1] == [[*rows[kept[place]], 2] for place in (0, 12, 24, 36)]
+
+
+def test_translations_come_in_the_order_given() -> None:
+    """Though batches are by falling length."""
+    engine = ModelEngine(trained_student("transformer"), LANGUAGES, Decoding(beam=1, max_len_b=12))
+    sources = [letters().encode_line(text, add_if_not_exist=False).long() for text in SENTENCES]
+    alone = [engine.translate([0], [source], 1)[0][0].tokens.tolist() for source in sources]
+    assert [tokens.tolist() for tokens in checks.translations(engine, sources)] == alone
+    assert len({tuple(tokens) for tokens in alone}) == 4
 
 
 @pytest.mark.parametrize("change", ["another", "noisy", "broken"])
@@ -215,6 +244,16 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
         root, out, checkpoint=root / "gru.pt", quantization="int16"
     )
     assert "is no file" in refusal(root, out, checkpoint=root / "none.pt")
+    moved = tmp_path / "moved"  # its own data folder is gone, but the dictionaries lie beside it
+    write_dictionaries(moved, "abcdefghijklmnqp", "abcdefghijklmnqp")
+    state = torch.load(root / "transformer.pt", weights_only=True)
+    state["cfg"]["task"]["data"] = str(tmp_path / "gone")
+    torch.save(state, moved / "student.pt")
+    assert "which has 'q' at index 18, but --data 'o'" in refusal(root, out, checkpoint=moved / "student.pt")
+    strange = shutil.copytree(root / "data", tmp_path / "strange")
+    write_split(strange, "valid", [[4, 99], [5]], "src")
+    write_split(strange, "valid", [[4], [5]], "tgt")
+    assert "sentence 0 of DATA holds symbol 99, but dict.src.txt has only 20" in refusal(root, out, data=strange)
     (tmp_path / "garbage.pt").write_bytes(b"garbage")
     assert "is no checkpoint that torch can read" in refusal(root, out, checkpoint=tmp_path / "garbage.pt")
 
@@ -263,6 +302,13 @@ def test_an_empty_folder_and_missing_parents_are_taken(root: Path, tmp_path: Pat
     export(job(root, tmp_path / "empty"))
     export(job(root, tmp_path / "a" / "b"))
     assert (tmp_path / "a" / "b" / "imitkd.json").is_file()
+
+
+def test_subwords_are_the_folders_own(exported: Path, tmp_path: Path) -> None:
+    """Whatever path a manifest names: no file outside is read."""
+    (tmp_path / "outside.model").write_text("")
+    said = {"bpe": "sentencepiece", "tokenizer": None, "files": {"sentencepiece_model": "../../outside.model"}}
+    assert text_settings(exported, said).files == {"sentencepiece_model": exported / "subwords" / "outside.model"}
 
 
 def test_damaged_folders_are_refused(exported: Path, tmp_path: Path) -> None:
@@ -329,7 +375,7 @@ def test_damaged_folders_are_refused(exported: Path, tmp_path: Path) -> None:
 def test_architectures_are_judged_before_training(flags: list[str], form: str | None, in_the_way: tuple[str, ...]) -> None:
     """By the flags of the training; those in the way are named."""
     verdict = judge(flags)
-    assert (verdict.form, verdict.in_the_way) == (form, in_the_way)
+    assert (verdict.form, verdict.in_the_way, verdict.each) == (form, in_the_way, len(in_the_way) == 1)
     told = command.told(verdict)
     assert all(flag in told for flag in in_the_way)
     assert ("can be exported" in told) == (form is not None)
