@@ -77,7 +77,7 @@ class GRU(nn.GRU):
         return padded, last
 
     def _exported(self, x: Tensor, initial: Tensor | None, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The same as a graph, for any number of steps: what packs sequences has none."""
+        """The same as a graph, for any number of steps, but for what stands at padding: what packs sequences has none."""
         reads = torch.zeros_like(x[:, :, 0], dtype=torch.bool) if padding is None else padding
         last: list[Tensor] = []
         for layer in range(self.num_layers):
@@ -93,7 +93,7 @@ class GRU(nn.GRU):
                 last.append(states[-1])
                 outputs.append(states.flip(0) if backwards else states)
             x = torch.cat(outputs, dim=-1)
-        return x.masked_fill(reads.unsqueeze(-1), 0.0), torch.stack(last)
+        return x, torch.stack(last)
 
 
 def _gru(

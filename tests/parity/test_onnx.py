@@ -9,6 +9,7 @@ import torch
 
 from fairseq_imitkd.export import onnx
 from fairseq_imitkd.export.engines import ModelEngine, OnnxEngine
+from fairseq_imitkd.models.recurrent import SRUModel
 from fairseq_imitkd.offline.corpus import Languages
 from fairseq_imitkd.offline.decoding import Decoding
 from fairseq_imitkd.rollout import RolloutGenerator, RolloutPolicy
@@ -127,7 +128,39 @@ def test_which_students_can_be_converted(name: str) -> None:
 
 
 def test_changed_models_are_noticed() -> None:
-    """Whatever is hooked to a module would be lost."""
+    """A subclass may compute anything; whatever is hooked to a module would be lost."""
+
+    class OwnModel(SRUModel):
+        pass
+
+    student = build_student("sru").eval()
+    student.__class__ = OwnModel
+    assert onnx.why_not(student) == "it is a OwnModel, and neither an SRU nor a GRU of this package"
     student = build_student("sru").eval()
     student.encoder.reader.layers[0].transform.register_forward_hook(lambda *_: None)
     assert onnx.why_not(student) == "something is hooked to its modules"
+
+
+def test_padding_is_never_written(both: Any) -> None:
+    """Though a model may find it the most probable."""
+    _, exported, _ = both
+    pad, eos = letters().pad(), letters().eos()
+
+    class Padding:
+        def __init__(self, session: Any):
+            self.session = session
+
+        def run(self, *args: Any) -> Any:
+            logits, state = self.session.run(*args)
+            logits[:, pad] = logits.max(axis=-1) + 1.0
+            return logits, state
+
+    session = exported.decoder.session
+    exported.decoder.session = Padding(session)
+    try:
+        found = onnx.greedy(exported, [torch.tensor([4, 5, 6, eos])], 10, 1)
+    finally:
+        exported.decoder.session = session
+    plain = onnx.greedy(exported, [torch.tensor([4, 5, 6, eos])], 10, 1)
+    assert found[0][0].tolist() == plain[0][0].tolist()
+    assert found[0][1] < plain[0][1]  # the padding has its share of the probability

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from fairseq.models import BaseFairseqModel
 
@@ -254,6 +255,9 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
     write_split(strange, "valid", [[4, 99], [5]], "src")
     write_split(strange, "valid", [[4], [5]], "tgt")
     assert "sentence 0 of DATA holds symbol 99, but dict.src.txt has only 20" in refusal(root, out, data=strange)
+    state["cfg"]["model"].decoder_layers = "__import__('os').system('true')"
+    torch.save(state, tmp_path / "evil.pt")
+    assert "its setting model.decoder_layers holds an expression" in refusal(root, out, checkpoint=tmp_path / "evil.pt")
     (tmp_path / "garbage.pt").write_bytes(b"garbage")
     assert "is no checkpoint that torch can read" in refusal(root, out, checkpoint=tmp_path / "garbage.pt")
 
@@ -302,6 +306,34 @@ def test_an_empty_folder_and_missing_parents_are_taken(root: Path, tmp_path: Pat
     export(job(root, tmp_path / "empty"))
     export(job(root, tmp_path / "a" / "b"))
     assert (tmp_path / "a" / "b" / "imitkd.json").is_file()
+
+
+def test_subwords_go_along(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Their model is in the folder; raw text goes in and comes out, and BLEU is of such text."""
+    text = tmp_path / "text"
+    text.write_text("abc def gab had bag cab\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "pieces"), vocab_size=19, model_type="bpe", minloglevel=2
+    )
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "pieces.model"))
+    symbols = [pieces.id_to_piece(number) for number in range(3, 19)]
+    data = shutil.copytree(root / "data", tmp_path / "data")
+    write_dictionaries(data, symbols, symbols)
+    state = torch.load(root / "transformer.pt", weights_only=True)
+    state["cfg"]["task"]["data"] = str(data)
+    torch.save(state, tmp_path / "student.pt")
+    scored: list[Any] = []
+    bleu = checks.bleu
+    monkeypatch.setattr(checks, "bleu", lambda *texts: (scored.append(texts), bleu(*texts))[1])
+    settings = TextSettings("sentencepiece", {"sentencepiece_model": tmp_path / "pieces.model"})
+    export(job(root, tmp_path / "out", checkpoint=tmp_path / "student.pt", data=data, text=settings))
+    assert all("\u2581" not in line for texts in scored for side in texts for line in side)
+    assert any(" " in line for line in scored[0][1])
+    (tmp_path / "pieces.model").unlink()
+    bundle = Bundle.read(tmp_path / "out")
+    line = "abc had a bag"
+    assert [symbols[number - 4] for number in bundle.encode(line).tolist()[:-1]] == pieces.encode(line, out_type=str)
+    assert bundle.decode(bundle.encode(line)) == line
 
 
 def test_subwords_are_the_folders_own(exported: Path, tmp_path: Path) -> None:

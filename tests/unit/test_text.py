@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,28 @@ def test_words_stay_words() -> None:
     """Without subwords or a tokeniser."""
     text = Text(TextSettings())
     assert text.decode(text.encode("a b@@ c")) == "a b@@ c"
+
+
+def test_a_tokenizer_comes_before_the_subwords(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And after them on the way back; the source's language is for the way there, the target's for the way back."""
+    asked = []
+
+    class Tokenizer:
+        def __init__(self, cfg: Namespace):
+            asked.append((cfg.tokenizer, cfg.source_lang, cfg.target_lang))
+
+        def encode(self, line: str) -> str:
+            return line.replace(",", " ,").replace(".", " .")
+
+        def decode(self, line: str) -> str:
+            return line.replace(" ,", ",").replace(" .", ".")
+
+    monkeypatch.setattr("fairseq.data.encoders.build_tokenizer", Tokenizer)
+    text = Text(replace(settings("sentencepiece", files), tokenizer="moses"), "de", "en")
+    assert asked == [("moses", "de", "en")]
+    plain = Text(settings("sentencepiece", files))
+    assert text.encode("ships, off.") == plain.encode("ships , off .")
+    assert text.decode(text.encode(LINE)) == LINE
 
 
 def test_what_can_not_be_used(tmp_path: Path) -> None:
