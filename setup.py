@@ -37,6 +37,7 @@ setup(
             "imitkd-generate = fairseq_imitkd.cli.fairseq_commands:generate",
             "imitkd-interactive = fairseq_imitkd.cli.fairseq_commands:interactive",
             "imitkd-cache = fairseq_imitkd.cli.cache:main",
+            "imitkd-evaluate = fairseq_imitkd.cli.evaluate:main",
             "imitkd-export = fairseq_imitkd.cli.export:main",
             "imitkd-prune = fairseq_imitkd.cli.prune:main",
             "imitkd-seqkd = fairseq_imitkd.cli.seqkd:main",

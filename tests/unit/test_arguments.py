@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from fairseq_imitkd.cli import cache, export, prune, seqkd, serve
+from fairseq_imitkd.cli import cache, evaluate, export, prune, seqkd, serve
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher_cache import CacheRequest
 
 PARSERS = {
     "imitkd-cache": cache.argument_parser,
+    "imitkd-evaluate": evaluate.parser,
     "imitkd-export": export.parser,
     "imitkd-prune": prune._parser,
     "imitkd-seqkd": seqkd.parser,
@@ -19,6 +20,7 @@ PARSERS = {
 }
 GIVEN = {
     "imitkd-cache": ("data", "--teacher-path", "t.pt", "--out", "c", "--keep", "hidden"),
+    "imitkd-evaluate": ("--model", "a=c.pt", "--data", "data", "--out", "o"),
     "imitkd-export": ("c.pt", "--data", "data", "--out", "o"),
     "imitkd-prune": ("c.pt",),
     "imitkd-seqkd": ("data", "--teacher-path", "t.pt", "--out", "o"),
