@@ -147,9 +147,7 @@ def load_student(path: str, folder: Path, side: StudentSide, allow_globals: str 
         model = _with_weights(state, cfg, _task_over(cfg, folder, *asked))
         if not isinstance(model, FairseqEncoderDecoderModel):
             raise ValueError(f"it holds a {type(model).__name__}, but must hold an encoder-decoder model")
-    return model.eval().requires_grad_(False), str(
-        getattr(cfg.model, "arch", None) or getattr(cfg.model, "_name", None)
-    )
+    return model.eval().requires_grad_(False), str(getattr(cfg.model, "arch", None) or getattr(cfg.model, "_name", None))
 
 
 def _check_trained_with(path: str, cfg: Any, weights: dict[str, Any], folder: Path, side: StudentSide) -> None:
