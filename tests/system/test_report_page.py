@@ -1,0 +1,225 @@
+"""The page of ``imitkd-report`` in a real browser."""
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairseq_imitkd.cli import report
+from tests import reports
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+if not (BROWSER and DRIVER):
+    pytest.skip("no chromium and chromedriver on PATH", allow_module_level=True)
+webdriver = pytest.importorskip("selenium.webdriver")
+
+RUNS = 10
+LONG = "a_name_that_is_very_long_and_has_nowhere_to_break_because_somebody_put_all_settings_in_it"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of ten runs, one of them of a very long name, with much in it, and a note."""
+    folder = tmp_path_factory.mktemp("report")
+    runs = [
+        reports.log(
+            folder / (f"m{seed}" if seed else LONG), range(20, 20_001, 20), seed, "json" if seed % 2 else "simple", seed > 1
+        )
+        for seed in range(RUNS)
+    ]
+    evaluation = reports.evaluation(folder / "evaluation", RUNS, sentences=200)
+    texts = (evaluation / "m9.greedy.txt").read_text().splitlines()
+    (evaluation / "m9.greedy.txt").write_text("".join(f"{text}\n" for text in ["w" * 3000, "<b>bold</b> " * 300, *texts[2:]]))
+    arguments = [*runs, folder / "gone", "--evaluation", evaluation, "--out", folder / "report.html"]
+    report.main(list(map(str, arguments)))
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """What a person sees."""
+
+    def __init__(self, browser: Any, path: Path):
+        self.browser = browser
+        self.see()
+        browser.get_log("browser")  # what was before
+        browser.get(path.as_uri())
+
+    def see(self, width: int = 1200, scheme: str = "light") -> None:
+        screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        scheme_feature = {"name": "prefers-color-scheme", "value": scheme}
+        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": [scheme_feature]})
+
+    def run(self, script: str) -> Any:
+        return self.browser.execute_script(script)
+
+    def open_all(self) -> None:
+        self.run("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+
+    def complaints(self) -> list[str]:
+        return [entry["message"] for entry in self.browser.get_log("browser")]
+
+
+@pytest.fixture
+def page(browser: Any, written: Path) -> Iterator[Page]:
+    made = Page(browser, written)
+    yield made
+    assert made.complaints() == []
+
+
+def test_it_is_small_and_opens_at_once(page: Page, written: Path) -> None:
+    """Ten runs: less than 3 MB, less than 2 seconds, and nothing but the file itself."""
+    assert written.stat().st_size < 3e6
+    page.run("return document.body.offsetHeight")  # laid out
+    timing = page.run("return performance.getEntriesByType('navigation')[0].toJSON()")
+    assert 0 < timing["loadEventEnd"] < 2000
+    assert page.run("return performance.getEntriesByType('resource').map((each) => each.name)") == []
+
+
+def test_figures_are_drawn(page: Page) -> None:
+    """Each with lines that are to be seen, and text that lies within it."""
+    script = """
+        return [...document.querySelectorAll("figure svg")].map((svg) => {
+          const frame = svg.getBoundingClientRect();
+          const seen = [...svg.querySelectorAll("path")].filter((path) => !path.closest("defs") &&
+            getComputedStyle(path).stroke !== "none" && path.getTotalLength() > 10);
+          const out = [...svg.querySelectorAll("text")].filter((text) => {
+            const box = text.getBoundingClientRect();
+            return box.left < frame.left - 1 || box.right > frame.right + 1 ||
+              box.top < frame.top - 1 || box.bottom > frame.bottom + 1;
+          });
+          return [svg.getAttribute("aria-label"), frame.width, frame.height, seen.length, out.map((text) => text.textContent)];
+        });"""
+    found = page.run(script)
+    assert len(found) == 4 + 3 + 10
+    for label, width, height, lines, out in found:
+        assert label
+        assert width > 250, label
+        assert height > 150, label
+        assert lines >= 8, label
+        assert out == [], label
+
+
+def test_labels_do_not_overlap(page: Page) -> None:
+    """In no figure, whatever letters the browser has."""
+    script = """
+        return [...document.querySelectorAll("figure svg")].flatMap((svg) => {
+          const boxes = [...svg.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect()]);
+          return boxes.flatMap(([name, a], i) => boxes.slice(i + 1).filter(([other, b]) =>
+            Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+            Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4).map(([other]) => [name, other]));
+        });"""
+    assert page.run(script) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 360, 768, 1200, 2560])
+def test_it_fits(page: Page, width: int, scheme: str) -> None:
+    """Nothing is wider than the screen but what scrolls in its own box; and light is light and dark is dark."""
+    page.see(width, scheme)
+    page.open_all()
+    wide = """return [...document.querySelectorAll("body *")].filter((part) => !part.parentElement.closest(".scroll, pre") &&
+        part.getBoundingClientRect().right > innerWidth + 1).map((part) => part.outerHTML.slice(0, 300))"""
+    assert page.run("return document.documentElement.scrollWidth") <= width
+    assert page.run(wide) == []
+    colours = page.run("const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]")
+    background, ink = (sum(map(int, colour.strip("rgb()").split(","))) for colour in colours)
+    assert (background > ink) == (scheme == "light")
+
+
+def test_contrast(page: Page) -> None:
+    """Of text with what it is on, in figures too: at least 4.5, as WCAG 2.2 asks for; light and dark."""
+    script = """
+        const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+        const known = {};
+        const light = (colour) => known[colour] ??= (() => {
+          canvas.fillStyle = colour;
+          canvas.fillRect(0, 0, 1, 1);
+          const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map((v) => v / 255).map(
+            (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+          return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        })();
+        const under = (part) => {
+          const colour = getComputedStyle(part).backgroundColor;
+          return colour === "rgba(0, 0, 0, 0)" ? under(part.parentElement) : colour;
+        };
+        const texts = [...document.querySelectorAll("body *")].filter((part) => part.getClientRects().length &&
+          [...part.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
+        return texts.map((part) => {
+          const style = getComputedStyle(part);
+          const [a, b] = [light(part instanceof SVGElement ? style.fill : style.color), light(under(part))];
+          return [part.outerHTML.slice(0, 200), (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
+        });"""
+    page.open_all()
+    for scheme in ("light", "dark"):
+        page.see(1200, scheme)
+        found = page.run(script)
+        assert len(found) > 1000
+        assert sum(html.startswith("<text") for html, _ in found) > 150
+        assert [(part, contrast) for part, contrast in found if contrast < 4.5] == []
+
+
+def test_differences_are_seen_without_colours(page: Page) -> None:
+    """What is extra is underlined, what is missing is struck through, and can be hidden; no markup of a translation is."""
+    decorations = """return ["ins", "del"].map((name) =>
+        getComputedStyle(document.querySelector(`article ${name}`)).textDecorationLine)"""
+    assert page.run(decorations) == ["underline", "line-through"]
+    assert page.run("return document.querySelectorAll('#examples article b').length") == 0
+    assert len(page.browser.find_elements("css selector", "#examples article")) == 12
+    assert page.browser.find_element("css selector", "article del").is_displayed()
+    page.browser.find_element("id", "missing").click()
+    assert not page.browser.find_element("css selector", "article del").is_displayed()
+
+
+def test_everything_has_a_name(page: Page) -> None:
+    """For those who hear the page: figures, tables, boxes that scroll; headings go down by steps of one."""
+    page.open_all()
+    for part in page.browser.find_elements("css selector", "figure svg, .scroll, nav, section, input"):
+        assert part.accessible_name, part.get_attribute("outerHTML")[:200]
+    levels = page.run("return [...document.querySelectorAll('h1, h2, h3')].map((each) => Number(each.tagName[1]))")
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    best = page.browser.find_elements("css selector", "#models td.best")
+    assert best
+    assert all(cell.text.startswith("●") for cell in best)
+
+
+def test_it_prints(page: Page) -> None:
+    """Black on white, whatever the screen is like, and all of it."""
+    page.see(1200, "dark")
+    features = [{"name": "prefers-color-scheme", "value": "light"}]
+    page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": features})
+    assert page.run("return getComputedStyle(document.querySelector('nav')).display") == "none"
+    printed = page.browser.execute_cdp_cmd("Page.printToPDF", {})
+    assert len(printed["data"]) > 50_000
+
+
+def test_it_works_without_scripts(browser: Any, written: Path) -> None:
+    """The same page, and it has none."""
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        made = Page(browser, written)
+        assert len(browser.find_elements("css selector", "figure svg path")) > 100
+        assert made.complaints() == []
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    assert "<script" not in written.read_text()
