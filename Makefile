@@ -1,4 +1,4 @@
-# make quickstart | test | test-all | lint | bench | bench-check     each sets up .venv first; PYTHON=python3.12 make … chooses the Python
+# make quickstart | report | test | test-all | lint | bench | bench-check     each sets up .venv first; PYTHON=python3.12 make … chooses the Python
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed-$(VERSION)
 # Two processes, a file's tests in one of them: each has its own teacher trained for the tests that need one.
 WORKERS := -n 2 --dist loadfile
 
-.PHONY: install quickstart test test-all lint bench bench-check clean
+.PHONY: install quickstart report test test-all lint bench bench-check clean
 
 install: $(INSTALLED)
 
@@ -25,6 +25,10 @@ $(INSTALLED): constraints.txt setup.py pyproject.toml
 
 quickstart: install
 	examples/quickstart/run.sh
+
+# The quickstart's models side by side, and one page of it: examples/quickstart/run/report.html
+report: quickstart
+	examples/quickstart/report.sh
 
 test: install
 	$(BIN)/python -m pytest -q $(WORKERS)
