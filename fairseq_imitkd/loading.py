@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fairseq import tasks
-from fairseq.data import Dictionary
+from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass.utils import overwrite_args_by_name
-from fairseq.models import BaseFairseqModel, FairseqEncoderDecoderModel
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, BaseFairseqModel, FairseqEncoderDecoderModel
 
+from fairseq_imitkd import compact
 from fairseq_imitkd.checkpoints import (
     check_dictionary,
     configuration,
@@ -20,7 +21,6 @@ from fairseq_imitkd.checkpoints import (
     refuse_expressions,
     reported,
 )
-from fairseq_imitkd.compact import read
 from fairseq_imitkd.encoder_cache import EncoderCache
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher import Teacher
@@ -133,12 +133,15 @@ def load_student(path: str, folder: Path, side: StudentSide, allow_globals: str 
     Raises:
         UsageError: it is unreadable, unsafe or no translation model, or was trained with other dictionaries.
     """
-    state = read(path, allow_globals)
+    state = compact.read(path, allow_globals)
     with reported(path, "CHECKPOINT"):
         cfg = configuration(state)
         refuse_expressions(cfg)
         asked = (side.source_lang, side.target_lang)
-        pair = [getattr(cfg.task, name, None) or own for name, own in zip(("source_lang", "target_lang"), asked, strict=True)]
+        _check_architecture(cfg)
+        # A training that was not told its languages has read them off the names of the data's files.
+        read = [found or own for found, own in zip(data_utils.infer_language_pair(str(folder)), asked, strict=True)]
+        pair = [getattr(cfg.task, name, None) or own for name, own in zip(("source_lang", "target_lang"), read, strict=True)]
         if tuple(pair) != asked:
             raise ValueError(
                 f"it translates {'-'.join(pair)}, but --data is {'-'.join(asked)}: give --source-lang and --target-lang"
@@ -147,7 +150,15 @@ def load_student(path: str, folder: Path, side: StudentSide, allow_globals: str 
         model = _with_weights(state, cfg, _task_over(cfg, folder, *asked))
         if not isinstance(model, FairseqEncoderDecoderModel):
             raise ValueError(f"it holds a {type(model).__name__}, but must hold an encoder-decoder model")
+        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+            raise ValueError("it holds weights that are no numbers: use another")
     return model.eval().requires_grad_(False), str(getattr(cfg.model, "arch", None) or getattr(cfg.model, "_name", None))
+
+
+def _check_architecture(cfg: Any) -> None:
+    names = [getattr(cfg.model, name, None) for name in ("arch", "_name")]
+    if not any(name in registry for name in names for registry in (ARCH_MODEL_REGISTRY, MODEL_REGISTRY)):
+        raise ValueError(f"its architecture {names[0] or names[1]!r} is unknown to fairseq and to this package")
 
 
 def _check_trained_with(path: str, cfg: Any, weights: dict[str, Any], folder: Path, side: StudentSide) -> None:
@@ -162,7 +173,9 @@ def _check_trained_with(path: str, cfg: Any, weights: dict[str, Any], folder: Pa
                 f"its {part} knows {embedding.size(0):,} symbols, but {folder}/dict.{language}.txt has {len(dictionary):,}: "
                 "give the --data that it was trained on"
             )
-        for place in (Path(path).resolve().parent, Path((getattr(cfg.task, "data", None) or "").split(os.pathsep)[0])):
+        said = getattr(cfg.task, "data", None)
+        places = [Path(path).resolve().parent, *([Path(said.split(os.pathsep)[0])] if said and isinstance(said, str) else [])]
+        for place in places:
             theirs = place / f"dict.{language}.txt"
             if theirs.is_file() and not theirs.samefile(folder / theirs.name):
                 difference = first_difference(Dictionary.load(str(theirs)).symbols, dictionary.symbols)

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # A trained student as a folder that translates raw text: export.sh [NAME] (default: imitkd), in $RUN/NAME/exported.
-#   QUANTIZATION=int8|float32|…
+#   QUANTIZATION=int8|float32|…; STUDENT=sru and SEED=N as of distill.sh
 source "$(dirname "$0")/../common.sh"
-name=${1:-imitkd}
+source "$(dirname "$0")/settings.sh"
+name=${1:-imitkd}$KIND
+[ "${SEED:-1}" = 1 ] || name=$name-seed$SEED
 
 [ -e "$RUN/$name/exported" ] || imitkd-export "$RUN/$name/checkpoint_best.pt" --data "$RUN/data-bin" \
   --out "$RUN/$name/exported" --quantization "${QUANTIZATION:-int8}" \

@@ -4,20 +4,23 @@ import contextlib
 import difflib
 import io
 import warnings
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from fairseq import options
+from fairseq import options, utils
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_MODEL_REGISTRY, BaseFairseqModel
-from fairseq.tasks.translation import TranslationTask
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
+import fairseq_imitkd
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export.engines import form_of, why_none
 
-SYMBOLS = 1000  # of the dictionary that the student is built over; their number changes nothing that is asked here
+SYMBOLS = 1000  # of the dictionary that the student is built over, at least
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def judge(flags: Sequence[str]) -> Verdict:
     if form is not None:
         return Verdict(form)
     given = {" ".join(flags[number] for number in words): words for words in _each_flag(flags)}
-    alone_in_the_way = [text for text, words in given.items() if _exportable([*_without(flags, [words])])]
+    alone_in_the_way = [text for text, words in given.items() if _exportable(_without(flags, [words]))]
     if alone_in_the_way:
         return Verdict(None, why_none(student), tuple(alone_in_the_way), each=True)
     bare = _without(flags, given.values())
@@ -81,26 +84,34 @@ def build(flags: Sequence[str]) -> BaseFairseqModel:
     args = _parsed(flags)
     try:
         dictionary = Dictionary()
-        for number in range(SYMBOLS):
+        for number in range(max(SYMBOLS, _last_cutoff(args) + 1)):
             dictionary.add_symbol(str(number))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of hydra's age
             cfg = convert_namespace_to_omegaconf(args)
-        return TranslationTask(cfg.task, dictionary, dictionary).build_model(cfg.model).eval()
+        # Whichever task it will be trained by, it is built so.
+        return TranslationTask(TranslationConfig(), dictionary, dictionary).build_model(cfg.model).eval()
     except UsageError:
         raise
     except Exception as error:  # whatever a model raises on settings that it can't have
         raise UsageError(f"the flags after --check describe no student: {' '.join(str(error).split())[:300]}") from error
 
 
+def _last_cutoff(args: Any) -> int:
+    """An adaptive softmax is of more symbols than that."""
+    cutoffs = getattr(args, "adaptive_softmax_cutoff", None) or [0]
+    return int((cutoffs.split(",") if isinstance(cutoffs, str) else cutoffs)[-1])
+
+
 def _parsed(flags: Sequence[str]) -> Any:
+    flags = _with_user_module(flags)
     arch = _value(flags, "--arch", "-a")
     if arch is None:
         raise UsageError("--check needs the --arch of the student: give the flags that it will be trained with")
     if arch not in ARCH_MODEL_REGISTRY:
         near = difflib.get_close_matches(arch, ARCH_MODEL_REGISTRY, n=3)
         raise UsageError(f"--arch {arch} is unknown" + (f": did you mean {' or '.join(near)}?" if near else ""))
-    words = [*flags, "--task", "translation"]  # whichever it will be trained by, it is built so
+    words = [*flags] if _value(flags, "--task") else [*flags, "--task", "translation_with_teacher"]
     try:
         return _parse(words)
     except UsageError as error:
@@ -113,12 +124,26 @@ def _parse(words: Sequence[str]) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return options.parse_args_and_arch(options.get_training_parser("translation"), words)
+            return options.parse_args_and_arch(options.get_training_parser(), words)
     except SystemExit as error:
         if isinstance(error, UsageError):
             raise
         detail = said.getvalue().strip().splitlines()[-1:] or ["?"]
         raise UsageError(f"the flags after --check are not fairseq-train's: {detail[0].partition('error: ')[2]}") from error
+
+
+def _with_user_module(flags: Sequence[str]) -> list[str]:
+    """The flags without ``--user-dir``, whose module is imported: it may hold the architecture."""
+    folder = _value(flags, "--user-dir")
+    if folder is None:
+        return list(flags)
+    try:
+        if Path(folder).resolve() != Path(fairseq_imitkd.__file__).parent.resolve():
+            utils.import_user_module(Namespace(user_dir=folder))
+    except Exception as error:  # whatever somebody's module raises
+        raise UsageError(f"--user-dir '{folder}' can't be imported: {' '.join(str(error).split())[:300]}") from error
+    place = next(number for number, word in enumerate(flags) if word.partition("=")[0] == "--user-dir")
+    return [*flags[:place], *flags[place + (1 if "=" in flags[place] else 2) :]]
 
 
 def _value(flags: Sequence[str], *names: str) -> str | None:

@@ -110,7 +110,7 @@ def open_engine(
         )
     except ImportError as error:
         raise UsageError(f"an exported model needs {error.name}: pip install 'fairseq-imitkd[fast]'") from error
-    except (RuntimeError, ValueError) as error:  # CTranslate2's and onnxruntime's, on what is no model of theirs
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{folder} can't be loaded: {' '.join(str(error).split())[:300]}; export it again") from error
+    except UsageError:
+        raise
+    except Exception as error:  # CTranslate2's and onnxruntime's own, on what is no model of theirs, or no device
+        raise UsageError(f"{folder} can't be loaded with --device {device}: {' '.join(str(error).split())[:300]}") from error
