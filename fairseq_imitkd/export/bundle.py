@@ -5,6 +5,7 @@ fairseq's dictionaries; ``subwords/`` is what makes subwords of text.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,17 +52,22 @@ class Bundle:
             UsageError: the folder is none, is damaged, or can't be computed there.
         """
         manifest = read_manifest(folder)
-        check_files(folder, manifest)
         try:
-            source, target = manifest["source_lang"], manifest["target_lang"]
-            longest = (int(manifest["longest_source"]), int(manifest["longest_target"]))
-            decoding = Decoding(**manifest["decoding"])
+            source, target = (_name(manifest[side]) for side in ("source_lang", "target_lang"))
+            longest = (_count(manifest["longest_source"], 2), _count(manifest["longest_target"], 2))
+            decoding = _decoding(manifest["decoding"], longest[1])
             settings = text_settings(folder, manifest["text"])
             form = manifest["form"]
             if form not in FORMS:
                 raise ValueError(f"its form is {form!r}")
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{folder / MANIFEST} is damaged ({error}): export the student again") from error
+            names = [f"dict.{language}.txt" for language in (source, target)]
+            names += [f"{SUBWORD_FILES}/{path.name}" for path in settings.files.values()]
+            check_files(folder, manifest["files"], names)
+        except UsageError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            detail = " ".join(str(error).split())[:200]
+            raise UsageError(f"{folder / MANIFEST} is damaged ({detail}): export the student again") from error
         languages = Languages.of(folder, source, target)
         decoding = replace(decoding, beam=decoding.beam if beam is None else beam)
         engine = open_engine(form, folder / MODEL, languages, decoding, longest, device)
@@ -104,19 +110,48 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_files(folder: Path, manifest: dict[str, Any]) -> None:
+def check_files(folder: Path, said: dict[str, str], needed: Sequence[str]) -> None:
     """Whether an exported student's files are what they were.
 
+    Args:
+        folder: of the student.
+        said: their SHA-256, by name.
+        needed: names of files beside those of the model.
+
     Raises:
-        UsageError: naming the file.
+        UsageError: naming the file that is not.
+        ValueError: a name is none of a file in the folder, or one is missing among them.
     """
-    said = manifest.get("files")
-    if not isinstance(said, dict) or not said:
-        raise UsageError(f"{folder / MANIFEST} is damaged: it names no files; export the student again")
-    for name, digest in said.items():
+    strange = [name for name in said if not re.fullmatch(r"(?:(?:model|subwords)/)?[\w.-]{1,200}", name) or ".." in name]
+    missing = {*needed} - said.keys()
+    if strange or missing or not any(name.startswith(f"{MODEL}/") for name in said):
+        raise ValueError("its list of files is not one of an exported student")
+    for name in {*said, *(str(path.relative_to(folder)) for path in (folder / MODEL).glob("*"))}:
         path = folder / name
-        if not path.is_file() or sha256(path) != digest:
+        if name not in said or not path.is_file() or sha256(path) != said[name]:
             raise UsageError(f"{path} is not what {MANIFEST} says any more: copy the folder again, or export the student again")
+
+
+def _name(said: Any) -> str:
+    """A language's."""
+    if not isinstance(said, str) or not re.fullmatch(r"[\w.-]{1,100}", said):
+        raise ValueError(f"a language is {said!r:.50}")
+    return said
+
+
+def _count(said: Any, least: int) -> int:
+    if not isinstance(said, int) or not least <= said <= 10**6:
+        raise ValueError(f"a number is {said!r:.50}")
+    return said
+
+
+def _decoding(said: Any, longest: int) -> Decoding:
+    """Numbers where numbers belong, and none that no search can have."""
+    for name in ("beam", "nbest", "samples", "max_len_b", "min_len", "no_repeat_ngram_size", "sampling_topk"):
+        _count(said[name], 0)
+    if said["beam"] > 1000 or said["min_len"] >= longest:
+        raise ValueError("its search can't be done")
+    return Decoding(**said)
 
 
 def text_settings(folder: Path, said: Any) -> TextSettings:

@@ -3,8 +3,9 @@
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,22 @@ class Job:
             raise UsageError(f"--sentences must be 0 (all) or more, but is {self.sentences}")
         if not 0.0 <= self.max_bleu_loss <= 100.0:
             raise UsageError(f"--max-bleu-loss must be in 0..100, but is {self.max_bleu_loss}")
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise UsageError(f"--out '{self.out}' holds something already: give another folder, or delete it first")
+        check_out(self.out)
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that can't be made.
+
+    Raises:
+        UsageError: it holds something, or its name is none.
+    """
+    try:
+        if out.is_symlink() or out.resolve() == Path.cwd() or out.name in ("", ".."):
+            raise UsageError(f"--out '{out}' must be the name of a folder to make: give another")
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(f"--out '{out}' holds something already: give another folder, or delete it first")
+    except OSError as error:
+        raise UsageError(f"--out '{out}' can't be written to: {error.strerror}") from error
 
 
 def export(job: Job) -> dict[str, Any]:
@@ -88,6 +103,7 @@ def export(job: Job) -> dict[str, Any]:
     if corpus.references is None:
         raise UsageError(f"--gen-subset {job.split} has no target side, which the checks need: give another split")
     side = StudentSide(languages.source, languages.target, languages.source_dictionary, languages.target_dictionary)
+    digest = sha256(job.checkpoint) if Path(job.checkpoint).is_file() else None
     student, arch = load_student(job.checkpoint, languages.folder, side, job.allow_globals)
     form = form_of(student)
     if form is None:
@@ -97,9 +113,13 @@ def export(job: Job) -> dict[str, Any]:
             f"--quantization must be one of {', '.join(FORMS[form].QUANTIZATIONS)} for this student, which is exported to "
             f"{form}, but is {job.quantization}"
         )
+    if job.decoding.min_len >= student.max_positions()[1]:
+        raise UsageError(
+            f"--min-len must be below {student.max_positions()[1]}, the student's longest target, but is {job.decoding.min_len}"
+        )
+    packages = _packages(form)
     sample = _sample(corpus, languages, student.max_positions(), job.sentences)
-    if job.out.exists():
-        job.out.rmdir()  # it is empty
+    _check_text(text, languages, sample)
     with building(job.out) as folder:
         checked = _converted(job, form, languages, text, student, sample, folder)
         manifest = {
@@ -115,11 +135,13 @@ def export(job: Job) -> dict[str, Any]:
             "student": {
                 "arch": arch,
                 "parameters": sum(parameter.numel() for parameter in student.parameters()),
-                "sha256": sha256(job.checkpoint),
+                "sha256": digest,
             },
-            "versions": _versions(form),
+            "versions": {"fairseq_imitkd": fairseq_imitkd.__version__, "torch": torch.__version__, **packages},
             "files": {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()},
         }
+        if sha256(job.checkpoint) != digest:
+            raise UsageError(f"CHECKPOINT '{job.checkpoint}' was changed meanwhile: give one that no training writes")
         write_json(folder / MANIFEST, manifest)
     return manifest
 
@@ -130,24 +152,32 @@ def building(out: Path) -> Iterator[Path]:
     work = out.with_name(f".{out.name}.partial")
     folder = work / "bundle"
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        try:
-            with alone(work):
-                shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-                folder.mkdir()
+        with ExitStack() as stack:
+            while True:
+                work.mkdir(parents=True, exist_ok=True)
                 try:
-                    yield folder
-                    for path in folder.rglob("*"):
-                        sync(path)
-                    folder.rename(out)
-                    sync(out.parent)
-                finally:
-                    shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            with suppress(OSError):  # another run is in it
-                work.rmdir()
+                    stack.enter_context(alone(work))
+                    break
+                except FileNotFoundError:  # the run that was waited for has ended
+                    continue
+            check_out(out)  # it may have made it
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+            folder.mkdir()
+            try:
+                yield folder
+                for path in folder.rglob("*"):
+                    sync(path)
+                if out.exists():
+                    out.rmdir()  # it is empty
+                folder.rename(out)
+                sync(out.parent)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise UsageError(f"--out '{out}' can't be written to: {error.strerror} ({error.filename or out})") from error
+    finally:
+        with suppress(OSError):  # another run is in it
+            work.rmdir()
 
 
 @dataclass(frozen=True)
@@ -209,12 +239,11 @@ def _converted(
         refused = {}
         for quantization in wanted:
             if quantization == EXACT:
-                engine, found = exact, score
+                found = score
                 if job.quantization != EXACT:
-                    engine = converted(EXACT)
+                    converted(EXACT)
             else:
-                engine = converted(quantization)
-                found, _ = bleu(checks.translations(engine, sample.sources))
+                found, _ = bleu(checks.translations(converted(quantization), sample.sources))
             bar.update()
             if score - found <= job.max_bleu_loss:
                 break
@@ -262,11 +291,35 @@ def _add_files(job: Job, languages: Languages, folder: Path) -> dict[str, Any]:
     return {"bpe": job.text.bpe, "tokenizer": job.text.tokenizer, "files": files}
 
 
-def _versions(form: str) -> dict[str, str]:
-    from importlib.metadata import version
+def _packages(form: str) -> dict[str, str]:
+    """Versions of what a form needs.
 
-    return {
-        "fairseq_imitkd": fairseq_imitkd.__version__,
-        "torch": torch.__version__,
-        **{package: version(package) for package in FORMS[form].PACKAGES},
-    }
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        return {name: str(import_module(name).__version__) for name in FORMS[form].PACKAGES}
+    except ImportError as error:
+        raise UsageError(f"imitkd-export needs {error.name}: pip install 'fairseq-imitkd[fast]'") from error
+
+
+def _check_text(text: Text, languages: Languages, sample: _Sample) -> None:
+    """Whether raw text becomes the symbols that the student knows.
+
+    Raises:
+        UsageError: much of it does not.
+    """
+    dictionary = languages.source_dictionary
+    unknown, count = 0, 0
+    for source in sample.sources:
+        again = dictionary.encode_line(text.encode(text.decode(dictionary.string(source))), add_if_not_exist=False)
+        unknown += max(0, int(again.eq(dictionary.unk()).sum()) - int(source.eq(dictionary.unk()).sum()))
+        count += again.numel()
+    if unknown > 0.01 * count:
+        raise UsageError(
+            f"{unknown / count:.1%} of the symbols of raw text would be unknown to the student: give the --bpe, its file and "
+            "the --tokenizer that --data was made with"
+        )
+    marked = sum(symbol.startswith("\u2581") or symbol.endswith("@@") for symbol in dictionary.symbols)
+    if text.bpe is None and marked > 0.1 * len(dictionary):
+        logger.warning("the student knows subwords, but there is no --bpe: what is translated must be made of subwords already")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import sentencepiece
 import torch
 from fairseq.models import BaseFairseqModel
 
+import fairseq_imitkd
 from fairseq_imitkd import compact
 from fairseq_imitkd.cli import export as command
 from fairseq_imitkd.errors import UsageError
@@ -18,7 +18,7 @@ from fairseq_imitkd.export import checks, ctranslate, exporter
 from fairseq_imitkd.export.architecture import judge
 from fairseq_imitkd.export.bundle import Bundle, text_settings
 from fairseq_imitkd.export.engines import ModelEngine
-from fairseq_imitkd.export.exporter import Job, building, export
+from fairseq_imitkd.export.exporter import building, export
 from fairseq_imitkd.files import alone, sha256
 from fairseq_imitkd.offline.corpus import Languages
 from fairseq_imitkd.offline.decoding import Decoding
@@ -28,6 +28,7 @@ from tests.fairseq_models import build_student, letters, trained_student, write_
 from tests.seqkd_jobs import write_split
 
 LANGUAGES = Languages(Path("unused"), "src", "tgt", letters(), letters())
+PACKAGE = str(Path(fairseq_imitkd.__file__).parent)
 SENTENCES = ["a b c d", "p", "c a b", "e f g h i"]
 
 
@@ -75,7 +76,6 @@ def test_what_is_in_the_folder(root: Path, exported: Path) -> None:
         "sha256": sha256(root / "transformer.pt"),
     }
     checked = manifest["checks"]
-    assert 0.0 < checks.TOLERANCE / 100 < checks.TOLERANCE
     assert checked["largest_lprob_difference"] < checks.TOLERANCE
     assert checked["sentences"] == 59  # one has an empty source
     assert checked["greedy"]["unexplained"] == 0
@@ -240,6 +240,17 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
     assert "its encoder knows 20 symbols, but" in refusal(root, out, data=small)
     assert "give the --data that it was trained on" in refusal(root, out, data=small)
     assert "it translates src-tgt, but --data is tgt-src" in refusal(root, out, source_lang="tgt", target_lang="src")
+    state = torch.load(root / "transformer.pt", weights_only=True)
+    state["cfg"]["task"].update(source_lang=None, target_lang=None)  # as of a training that read them off the files' names
+    torch.save(state, tmp_path / "told.pt")
+    other_way = {"checkpoint": tmp_path / "told.pt", "source_lang": "tgt", "target_lang": "src"}
+    assert "it translates src-tgt, but --data is tgt-src" in refusal(root, out, **other_way)
+    state["model"]["decoder.embed_tokens.weight"][7] = float("nan")
+    torch.save(state, tmp_path / "nan.pt")
+    assert "it holds weights that are no numbers: use another" in refusal(root, out, checkpoint=tmp_path / "nan.pt")
+    assert "--min-len must be below 64, the student's longest target, but is 64" in refusal(
+        root, out, decoding=Decoding(beam=1, min_len=64)
+    )
     assert "--gen-subset 'test2' is not in DATA" in refusal(root, out, split="test2")
     assert "--quantization must be one of float32, int8 for this student, which is exported to onnx, but is int16" in refusal(
         root, out, checkpoint=root / "gru.pt", quantization="int16"
@@ -255,6 +266,13 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
     write_split(strange, "valid", [[4, 99], [5]], "src")
     write_split(strange, "valid", [[4], [5]], "tgt")
     assert "sentence 0 of DATA holds symbol 99, but dict.src.txt has only 20" in refusal(root, out, data=strange)
+    state = torch.load(root / "transformer.pt", weights_only=True)
+    state["cfg"]["model"].arch = state["cfg"]["model"]._name = "mine"
+    torch.save(state, tmp_path / "mine.pt")
+    assert "its architecture 'mine' is unknown to fairseq and to this package" in refusal(
+        root, out, checkpoint=tmp_path / "mine.pt"
+    )
+    state = torch.load(root / "transformer.pt", weights_only=True)
     state["cfg"]["model"].decoder_layers = "__import__('os').system('true')"
     torch.save(state, tmp_path / "evil.pt")
     assert "its setting model.decoder_layers holds an expression" in refusal(root, out, checkpoint=tmp_path / "evil.pt")
@@ -269,6 +287,24 @@ def test_a_student_that_has_no_form(root: Path, tmp_path: Path) -> None:
     torch.save(state, tmp_path / "tanh.pt")
     message = refusal(root, tmp_path / "out", checkpoint=tmp_path / "tanh.pt")
     assert "can't be exported: CTranslate2 can't compute it, for its --activation-fn is not relu" in message
+
+
+def test_a_checkpoint_that_changes_meanwhile(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """A training may write a newer one in its place: what is exported would be called by the other's hash."""
+    path = shutil.copy(root / "transformer.pt", tmp_path / "student.pt")
+    bleu = checks.bleu
+    monkeypatch.setattr(checks, "bleu", lambda *texts: (shutil.copy(root / "gru.pt", path), bleu(*texts))[1])
+    assert "was changed meanwhile: give one that no training writes" in refusal(root, tmp_path / "out", checkpoint=path)
+
+
+def test_names_that_are_no_folders(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """The current folder, a link, a name that is too long."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for out, message in ((".", "must be the name of a folder to make"), ("link", "must be the name of a folder"),
+                         ("x" * 300, "can't be written to: File name too long")):  # fmt: skip
+        with pytest.raises(UsageError, match=message):
+            job(root, Path(out))
 
 
 def test_missing_references_are_told(root: Path, tmp_path: Path) -> None:
@@ -298,6 +334,11 @@ def test_two_runs_do_not_build_the_same_folder(tmp_path: Path, monkeypatch: Any)
     monkeypatch.setattr(exporter, "alone", lambda folder: alone(folder, patience=0.0))
     with building(tmp_path / "out"), pytest.raises(UsageError, match="another run is writing"), building(tmp_path / "out"):
         pass
+    with building(tmp_path / "out") as folder:
+        (folder / "it").write_text("")
+    with pytest.raises(UsageError, match="holds something already"), building(tmp_path / "out"):  # one that has waited
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_an_empty_folder_and_missing_parents_are_taken(root: Path, tmp_path: Path) -> None:
@@ -375,7 +416,21 @@ def test_damaged_folders_are_refused(exported: Path, tmp_path: Path) -> None:
     assert "is damaged" in damaged(manifest(decoding={"beam": "many"}))
     assert "is damaged" in damaged(manifest(text={"bpe": "evil", "tokenizer": None, "files": {}}))
     assert "is damaged" in damaged(manifest(longest_source=None))
-    assert "it names no files" in damaged(manifest(files={}))
+    assert "its list of files is not one of an exported student" in damaged(manifest(files={}))
+    said = json.loads((exported / "imitkd.json").read_text())
+    for files in (
+        {"dict.src.txt": said["files"]["dict.src.txt"]},
+        {**said["files"], "../x": ""},
+        {**said["files"], "/etc/x": ""},
+    ):
+        assert "its list of files is not one of an exported student" in damaged(manifest(files=files))
+    for changes in (
+        {"longest_target": 0}, {"longest_source": 1e400}, {"source_lang": None}, {"source_lang": "a\nb"}, {"files": []},
+        *({"decoding": {**said["decoding"], name: value}} for name, value in
+          (("beam", 1.5), ("beam", 10**6), ("min_len", 0.5), ("min_len", 64), ("max_len_b", 1e400), ("lenpen", "x"))),
+    ):  # fmt: skip
+        assert "is damaged" in damaged(manifest(**changes)), changes
+    assert "vocab.txt is not what" in damaged(lambda f: (f / "model/vocab.txt").write_text("more"))
     said = json.loads((exported / "imitkd.json").read_text())["files"]
     junk = b"no model"
 
@@ -396,7 +451,30 @@ def test_damaged_folders_are_refused(exported: Path, tmp_path: Path) -> None:
         (["--arch", "bart_base"], "ctranslate2", ()),
         (["--arch", "lstm"], None, ()),
         (["--arch", "transformer", "--quant-noise-pq", "0.1", "--dropout", "0.3"], None, ("--quant-noise-pq 0.1",)),
-        (["--arch", "transformer", "--adaptive-softmax-cutoff", "100"], None, ("--adaptive-softmax-cutoff 100",)),
+        (["--arch", "transformer", "--adaptive-softmax-cutoff", "5000"], None, ("--adaptive-softmax-cutoff 5000",)),
+        (
+            [
+                "data-bin",
+                "--teacher-path",
+                "t.pt",
+                "--teacher-data",
+                "teacher",
+                "--criterion",
+                "imitkd",
+                "--arch",
+                "transformer",
+                "--eval-bleu",
+                "--eval-bleu-args",
+                '{"beam": 1}',
+                "--prune-sparsity",
+                "0.5",
+                "--user-dir",
+                PACKAGE,
+            ],
+            "ctranslate2",
+            (),
+        ),
+        (["--task", "translation", "--criterion", "cross_entropy", "--arch", "transformer"], "ctranslate2", ()),
         (
             ["--arch", "transformer", "--no-cross-attention", "--activation-fn", "tanh"],
             None,
@@ -424,6 +502,7 @@ def test_architectures_are_judged_before_training(flags: list[str], form: str | 
         ),
         (["--arch", "transformer", "--encoder-layers", "many"], "invalid int value: 'many'"),
         (["--arch", "transformer", "--encoder-embed-dim", "10"], "describe no student"),
+        (["--arch", "sru_2", "--user-dir", "nowhere"], "--user-dir 'nowhere' can't be imported"),
         (["--arch", "sru_2", "--dropout", "2"], "--dropout must be at least 0 and below 1"),
     ],
 )
@@ -455,5 +534,3 @@ def test_command_lines(root: Path, tmp_path: Path, capsys: Any) -> None:
         with pytest.raises(SystemExit) as ended:
             command.main(["--check", "--arch", arch])
         assert ended.value.code == status
-    assert isinstance(replace(job(root, tmp_path / "new"), sentences=3), Job)
-    assert TextSettings() == TextSettings(None, {}, None)
