@@ -95,7 +95,7 @@ def report(manifest: dict[str, Any], job: Job, seconds: float) -> str:
         f"{job.out}: {FORMS[manifest['form']]}, {quantization}, {size / 1e6:.2f} MB, {manifest['student']['parameters']:,} "
         f"parameters; {seconds:,.0f} s",
         f"in float32 on {checks['sentences']} sentences of {checks['split']}: log-probabilities within "
-        f"{checks['largest_lprob_difference']:.1g} of fairseq's, {greedy['identical']} greedy translations identical"
+        f"{checks['largest_lprob_difference']:.2g} of fairseq's, {greedy['identical']} greedy translations identical"
         + (", the others part at ties" if greedy["identical"] < greedy["sentences"] else ""),
         f"BLEU there: {bleu['float32']:.2f} in float32"
         + (f", {bleu[quantization]:.2f} in {quantization}" if quantization != "float32" else "")
