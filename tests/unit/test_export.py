@@ -349,8 +349,8 @@ def test_an_empty_folder_and_missing_parents_are_taken(root: Path, tmp_path: Pat
     assert (tmp_path / "a" / "b" / "imitkd.json").is_file()
 
 
-def test_subwords_go_along(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    """Their model is in the folder; raw text goes in and comes out, and BLEU is of such text."""
+def test_subwords_go_along(root: Path, tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
+    """Their model is in the folder; raw text goes in and comes out, and BLEU is of such text. Others, or none, are noticed."""
     text = tmp_path / "text"
     text.write_text("abc def gab had bag cab\n" * 20)
     sentencepiece.SentencePieceTrainer.train(
@@ -370,6 +370,17 @@ def test_subwords_go_along(root: Path, tmp_path: Path, monkeypatch: Any) -> None
     export(job(root, tmp_path / "out", checkpoint=tmp_path / "student.pt", data=data, text=settings))
     assert all("\u2581" not in line for texts in scored for side in texts for line in side)
     assert any(" " in line for line in scored[0][1])
+    changed = {"checkpoint": tmp_path / "student.pt", "data": data}
+    export(job(root, tmp_path / "plain", **changed))
+    assert "the student knows subwords, but there is no --bpe" in caplog.text
+    (tmp_path / "text").write_text("xyz uvw\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "others"), vocab_size=12, model_type="bpe", minloglevel=2
+    )
+    others = TextSettings("sentencepiece", {"sentencepiece_model": tmp_path / "others.model"})
+    assert "of the symbols of raw text would be unknown to the student: give the --bpe" in refusal(
+        root, tmp_path / "other", **changed, text=others
+    )
     (tmp_path / "pieces.model").unlink()
     bundle = Bundle.read(tmp_path / "out")
     line = "abc had a bag"
@@ -439,6 +450,7 @@ def test_damaged_folders_are_refused(exported: Path, tmp_path: Path) -> None:
         manifest(files={**said, "model/model.bin": sha256(folder / "model/model.bin")})(folder)
 
     assert "can't be loaded" in damaged(no_model)
+    assert "can't be loaded" in damaged(manifest(form="onnx"))  # whose errors are of a kind of their own
 
 
 @pytest.mark.parametrize(
