@@ -1,7 +1,6 @@
 """The page of ``imitkd-report`` in a real browser."""
 
 import itertools
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,7 @@ import pytest
 
 from fairseq_imitkd.cli import report
 from tests import reports
-
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-if not (BROWSER and DRIVER):
-    pytest.skip("no chromium and chromedriver on PATH", allow_module_level=True)
-webdriver = pytest.importorskip("selenium.webdriver")
+from tests.browser import see
 
 RUNS = 10
 LONG = "a_name_that_is_very_long_and_has_nowhere_to_break_because_somebody_put_all_settings_in_it"
@@ -42,18 +33,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report.html"
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
 class Page:
     """What a person sees."""
 
@@ -64,10 +43,7 @@ class Page:
         browser.get(path.as_uri())
 
     def see(self, width: int = 1200, scheme: str = "light") -> None:
-        screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-        scheme_feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": [scheme_feature]})
+        see(self.browser, width, scheme)
 
     def run(self, script: str) -> Any:
         return self.browser.execute_script(script)
