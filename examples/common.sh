@@ -1,30 +1,43 @@
 # Shared by every recipe's scripts. Source it; it runs nothing by itself.
 #   DEVICE=cpu|cuda   where models train and decode (cuda when a GPU is visible)
 #   RUN=DIR           everything a recipe makes (default: run/ beside the recipe)
+#   RAW_DIR=DIR       text that is there already, instead of a download
+#   SEED=N            of a student (default 1); others than 1 are part of its name
+#   SMOKE=1           every stage with tiny models on made-up text, in run-smoke/
+#   DRY_RUN=1         print the trainings, run nothing
 # shellcheck shell=bash
 set -euo pipefail
 
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 RECIPE=$(cd "$(dirname "$0")" && pwd)
-RUN=${RUN:-$RECIPE/run}
+SEED=${SEED:-1}
+RUN=${RUN:-$RECIPE/run${SMOKE:+-smoke}}
 [ -d "$REPO/.venv/bin" ] && PATH=$REPO/.venv/bin:$PATH
-mkdir -p "$RUN"
 
 say() { printf '\n== %s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
 command -v imitkd-train >/dev/null || die "imitkd-train is not on PATH: run 'make install' in $REPO first"
+[[ $SEED =~ ^[0-9]+$ ]] || die "SEED must be a number, but is '$SEED'"
 export DEVICE=${DEVICE:-$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
 case $DEVICE in
   cpu) DEVICE_FLAGS=(--cpu) ;;
   cuda) DEVICE_FLAGS=() ;;
   *) die "DEVICE must be cpu or cuda, but is '$DEVICE'" ;;
 esac
+mkdir -p "$RUN"
+[ -n "${SMOKE:-}" ] && [ ! -e "$RUN/.smoke" ] && [ -d "$RUN/.done" ] && die "$RUN holds a real run: give SMOKE=1 another RUN=DIR"
+[ -z "${SMOKE:-}" ] && [ -e "$RUN/.smoke" ] && die "$RUN holds a run with SMOKE=1: give this one another RUN=DIR"
+[ -z "${SMOKE:-}" ] || touch "$RUN/.smoke"
 
 # stage NAME COMMAND…: run the command once; a later call with the same NAME returns at once.
 stage() {
   local name=$1
   shift
+  if [ -n "${DRY_RUN:-}" ]; then
+    [ "$1" != train ] || "$@"
+    return
+  fi
   [ -e "$RUN/.done/$name" ] && { say "$name: done before"; return; }
   say "$name"
   "$@"
@@ -32,11 +45,235 @@ stage() {
   touch "$RUN/.done/$name"
 }
 
-# train NAME FLAGS…: one training in $RUN/NAME, on $DATA (default: $RUN/data-bin). fairseq resumes it from checkpoint_last.pt after a kill.
+# train NAME FLAGS…: one training in $RUN/NAME, on $DATA (default: $RUN/data-bin). fairseq resumes it from checkpoint_last.pt
+# after a kill. $RUN/NAME/commands gets the commit and the command, a line for each call.
 train() {
   local name=$1
   shift
+  local command=(imitkd-train "${DATA:-$RUN/data-bin}" "${DEVICE_FLAGS[@]}" --save-dir "$RUN/$name" --log-format simple "$@")
+  if [ -n "${SMOKE:-}" ]; then
+    # The teacher must have learnt to end a sentence: imitkd-seqkd leaves out what is cut off.
+    [ "$name" = teacher ] && command+=(--max-update 200 --lr 5e-2 --dropout 0) || command+=(--max-update 2)
+    command+=(--max-tokens 300 --warmup-updates 1 --validate-interval-updates 100 --save-interval-updates 100)
+  fi
+  if [ -n "${DRY_RUN:-}" ]; then printf '%s\n' "${command[*]@Q}"; return; fi
   mkdir -p "$RUN/$name"
-  imitkd-train "${DATA:-$RUN/data-bin}" "${DEVICE_FLAGS[@]}" --save-dir "$RUN/$name" --log-format simple "$@" \
-    2>&1 | tee -a "$RUN/$name/train.log"
+  printf '%s\t%s\n' "$(git -C "$REPO" describe --always --dirty --exclude='*' 2>/dev/null || echo unknown)" \
+    "${command[*]@Q}" >>"$RUN/$name/commands"
+  "${command[@]}" 2>&1 | tee -a "$RUN/$name/train.log"
 }
+
+# ---- The stages of a recipe for translation or summarisation. What is the recipe's own stands in its settings.sh:
+#   SOURCE TARGET         the languages, as files are named after them
+#   VOCABULARY            size of the joint SentencePiece BPE
+#   TEACHER_MODEL TEACHER_TRAINING, STUDENT_MODEL STUDENT_TRAINING, TRAINING (both's)    flags of imitkd-train
+#   DECODING EVALUATION   flags of imitkd-seqkd and imitkd-evaluate, and of the latter alone
+#   ROWS HEADLINES        the students of its table, and those of them that are trained with two seeds
+#   own ROW               sets OWN, flags that ROW gets beside its method's defaults
+KIND=                                     # of student, part of its name: _sru
+PLAIN=(--task translation --criterion label_smoothed_cross_entropy --label-smoothing 0.1)
+SUBWORDS=(--remove-bpe sentencepiece)     # how symbols are made text
+TEXT=()                                   # the same in imitkd-evaluate, where it is not SUBWORDS
+TOKENISED_BLEU=                           # a language: score its text as Moses tokenises it, lower-case, as well
+EVALUATION=()
+[ -z "${SMOKE:-}" ] || NBEST=3
+NBEST=${NBEST:-35}
+own() { OWN=(); }
+
+# raw_text COMMAND…: $RUN/raw/{train,valid,test}.{$SOURCE,$TARGET}, as COMMAND makes them; with SMOKE=1 out of nothing.
+raw_text() {
+  mkdir -p "$RUN/raw"
+  if [ -n "${SMOKE:-}" ]; then made_up_text; else "$@"; fi
+  python "$REPO/examples/check.py" "$RUN/raw" "$SOURCE" "$TARGET"
+}
+
+made_up_text() {
+  local split
+  python "$REPO/examples/quickstart/language.py" "$RUN/raw" --train 160 --valid 16 --test 16
+  for split in train valid test; do
+    mv "$RUN/raw/$split.src" "$RUN/raw/$split.$SOURCE"
+    mv "$RUN/raw/$split.tgt" "$RUN/raw/$split.$TARGET"
+  done
+}
+
+# from_raw_dir: for each line "NAME SHA256 [FILE]" that it reads, $RUN/raw/NAME out of $RAW_DIR/FILE or FILE.gz (default: NAME).
+from_raw_dir() {
+  local name sha file
+  while read -r name sha file; do
+    [ -n "$name" ] || continue
+    file=$RAW_DIR/${file:-$name}
+    if [ -r "$file.gz" ]; then
+      gzip -dc "$file.gz" >"$RUN/raw/$name" || die "$file.gz is no whole gzip file: fetch it again"
+    elif [ -r "$file" ]; then
+      cp "$file" "$RUN/raw/$name"
+    else
+      die "RAW_DIR must hold $(basename "$file").gz, or that unzipped, but '$RAW_DIR' does not"
+    fi
+    has_sha256 "$RUN/raw/$name" "$sha"
+  done
+}
+
+# has_sha256 FILE SHA256: or it is not what the recipe's results are of.
+has_sha256() {
+  [ -n "${ANY_TEXT:-}" ] && return
+  echo "$2  $1" | sha256sum --check --status ||
+    die "$1 is not the file that this recipe was written for (sha256 $2): fetch it again, or take it as it is with ANY_TEXT=1"
+}
+
+# download URL FILE [SHA256]
+download() {
+  mkdir -p "$(dirname "$2")"
+  curl -fL --retry 3 --progress-bar -o "$2.part" "$1" || die "could not download $1: give RAW_DIR=DIR with the text (README.md says which files)"
+  mv "$2.part" "$2"
+  [ -z "${3:-}" ] || has_sha256 "$2" "$3"
+}
+
+# One joint BPE for both sides, and every split in it.
+encode() {
+  local split side size=$VOCABULARY
+  [ -z "${SMOKE:-}" ] || size=150
+  python "$REPO/examples/subwords.py" train "$RUN/spm" "$size" "$RUN/raw/train.$SOURCE" "$RUN/raw/train.$TARGET"
+  mkdir -p "$RUN/encoded"
+  for split in train valid test; do
+    for side in "$SOURCE" "$TARGET"; do
+      python "$REPO/examples/subwords.py" encode "$RUN/spm.model" <"$RUN/raw/$split.$side" >"$RUN/encoded/$split.$side"
+    done
+  done
+}
+
+# binarise [FLAGS…]: fairseq's data in $RUN/data-bin; FLAGS instead of a joint dictionary of the text's own.
+binarise() {
+  [ $# -gt 0 ] || set -- --joined-dictionary
+  rm -rf "$RUN/data-bin" # fairseq-preprocess refuses a folder that a killed call left half done
+  fairseq-preprocess --source-lang "$SOURCE" --target-lang "$TARGET" --workers 2 --destdir "$RUN/data-bin" \
+    --trainpref "$RUN/encoded/train" --validpref "$RUN/encoded/valid" --testpref "$RUN/encoded/test" "$@"
+}
+
+# prepare COMMAND…: all of the above; COMMAND as of raw_text.
+prepare() {
+  stage raw raw_text "$@"
+  stage encode encode
+  stage binarise binarise
+}
+
+# small FLAGS…: sets MODEL to the flags of a model, with SMOKE=1 of a tiny one of that architecture.
+small() {
+  MODEL=("$@")
+  [ -n "${SMOKE:-}" ] || return 0
+  MODEL+=(--encoder-embed-dim 16 --decoder-embed-dim 16 --encoder-layers 1 --decoder-layers 1)
+  case "$*" in
+    *--arch\ sru*) MODEL+=(--encoder-hidden-size 8 --decoder-hidden-size 16) ;;
+    *) MODEL+=(--encoder-attention-heads 2 --decoder-attention-heads 2 --encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32) ;;
+  esac
+}
+
+# The teacher, on the references.
+teach() {
+  small "${TEACHER_MODEL[@]}"
+  stage teacher train teacher "${PLAIN[@]}" "${MODEL[@]}" "${TRAINING[@]}" --seed 1 "${TEACHER_TRAINING[@]}" "$@"
+}
+
+# named ROW: NAME for seed 1, NAME-seed2 and so on for others.
+named() { [ "$SEED" = 1 ] && echo "$1$KIND" || echo "$1$KIND-seed$SEED"; }
+
+# learn ROW [FLAGS…]: one student, from nothing unless START=NAME says from whom. ROW is
+#   scratch         cross entropy on the references; `continued`, the same from START
+#   seqkd           cross entropy on what the teacher's beam search writes (SeqKD; Kim & Rush 2016, section 3.2)
+#   seq_inter       seqkd's student goes on with those of the teacher's NBEST that are most like the reference (section 3.3)
+#   seqkd_pruned    seqkd's student goes on with four fifths of its weights zero (section 5.2)
+#   METHOD          any name of --criterion: a teacher beside the references
+#   seqkd_METHOD    METHOD on seqkd's data (the starred rows of Lin et al. 2020)
+learn() {
+  local row=$1 name data="" start=() objective=("${PLAIN[@]}") method=${1#seqkd_}
+  shift
+  name=$(named "$row")
+  own "$row"
+  [ -z "${START:-}" ] || start=(--finetune-from-model "$RUN/$START/checkpoint_best.pt")
+  case $row in
+    scratch | continued) ;;
+    seqkd) data=seqkd ;;
+    seq_inter)
+      data=seq_inter
+      start=(--finetune-from-model "$(trained seqkd)")
+      ;;
+    seqkd_pruned)
+      data=seqkd
+      start=(--finetune-from-model "$(trained seqkd)")
+      objective+=(--task translation_with_teacher --prune-sparsity 0.8) # at once, so that the best checkpoint is a pruned one
+      ;;
+    *)
+      [ "$method" = "$row" ] || data=seqkd
+      objective=(--task translation_with_teacher --criterion "$method" --teacher-path "$(trained teacher)")
+      ;;
+  esac
+  if [ -n "$data" ]; then
+    stage "data_$data" translate "$data"
+    data=data_$data/
+  fi
+  small "${STUDENT_MODEL[@]}"
+  DATA=$RUN/${data}data-bin stage "$name" train "$name" "${objective[@]}" "${MODEL[@]}" "${TRAINING[@]}" "${STUDENT_TRAINING[@]}" \
+    --seed "$SEED" "${start[@]}" "${OWN[@]}" "$@"
+}
+
+# trained NAME: its checkpoint, of this SEED if it is a student.
+trained() {
+  local name=$1
+  [ "$name" = teacher ] || name=$(named "$name")
+  [ -n "${DRY_RUN:-}" ] || [ -e "$RUN/$name/checkpoint_best.pt" ] || die "no $RUN/$name/checkpoint_best.pt: train $name first"
+  echo "$RUN/$name/checkpoint_best.pt"
+}
+
+# translate seqkd|seq_inter: the training set with the teacher's translations, in $RUN/data_NAME. It goes on after a kill.
+#   SEQKD_FLAGS="--backend ctranslate2 --workers 2"   how to decode; any flags of imitkd-seqkd
+translate() {
+  local name=$1 how=() flags
+  read -ra flags <<<"${SEQKD_FLAGS:-}"
+  case $name in
+    seqkd) how=(--beam 5) ;;
+    seq_inter) how=(--select best --metric sentence-bleu --nbest "$NBEST") ;;
+  esac
+  imitkd-seqkd "$RUN/data-bin" "${DEVICE_FLAGS[@]}" --teacher-path "$(trained teacher)" --out "$RUN/data_$name" \
+    "${SUBWORDS[@]}" "${DECODING[@]}" "${how[@]}" "${flags[@]}"
+}
+
+# Every model that is there on the test set, side by side: $RUN/evaluation, $RUN/results.json, and the table.
+evaluate() {
+  local models=() row name own=()
+  [ -z "${DRY_RUN:-}" ] || return 0
+  [ ${#TEXT[@]} -gt 0 ] || TEXT=("${SUBWORDS[@]}")
+  trained teacher >/dev/null
+  SEED=1 trained scratch >/dev/null
+  # In the order of the table; whatever else was trained comes last.
+  for row in teacher "${ROWS[@]/%/$KIND}" any; do
+    for name in "$RUN"/*/checkpoint_best.pt; do
+      name=$(basename "$(dirname "$name")")
+      [[ $row = any || $name = "$row" || $name = "$row"-seed* ]] || continue
+      [[ " ${models[*]} " == *" $name=$name/"* ]] || models+=(--model "$name=$name/checkpoint_best.pt")
+    done
+  done
+  [ -z "${SMOKE:-}" ] || own=(--quick --max-len-b 5 --batch-sizes 8)
+  (
+    cd "$RUN" # the command that is recorded then holds no path of this machine
+    imitkd-evaluate "${models[@]}" --data data-bin --out evaluation --teacher teacher --baseline "scratch$KIND" \
+      --threads "${THREADS:-1}" "${TEXT[@]}" "${DECODING[@]}" "${EVALUATION[@]}" "${own[@]}" >evaluation.md
+  )
+  python "$REPO/examples/results.py" "$RUN" --recipe "$(basename "$RECIPE")" ${TOKENISED_BLEU:+--tokenised-bleu "$TOKENISED_BLEU"}
+}
+
+# The whole recipe: run.sh [ROW…] (default: ROWS). A second call goes on where the first one stopped. SEEDS are HEADLINES' (default: 1 2).
+run_recipe() {
+  local row seed
+  [ $# -gt 0 ] || set -- "${ROWS[@]}"
+  "$RECIPE/prepare.sh"
+  "$RECIPE/teacher.sh"
+  for row in "$@"; do
+    for seed in ${SEEDS:-1 2}; do
+      [ "$seed" = 1 ] || [[ " ${HEADLINES[*]} " == *" $row "* ]] || continue
+      SEED=$seed learn "$row"
+    done
+  done
+  "$RECIPE/evaluate.sh"
+}
+
+# shellcheck source=/dev/null
+[ ! -e "$RECIPE/settings.sh" ] || source "$RECIPE/settings.sh"

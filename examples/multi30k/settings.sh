@@ -1,40 +1,46 @@
-# What the recipe's trainings share. Sourced after ../common.sh.
+# What the recipe's trainings are. Sourced by ../common.sh, which says what each name means.
 # shellcheck shell=bash disable=SC2034
-OPTIMISER=(
-  --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0
-  --lr-scheduler inverse_sqrt --max-tokens 4096 --seed "${SEED:-1}"
-)
-# Every 250 updates: greedy sacreBLEU on the validation set chooses checkpoint_best.pt.
-VALIDATION=(
+SOURCE=de TARGET=en
+VOCABULARY=4000
+DECODING=(--max-len-a 1.2 --max-len-b 10)
+# Greedy sacreBLEU on the validation set chooses checkpoint_best.pt.
+TRAINING=(
+  --share-all-embeddings --max-tokens 4096
+  --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 --lr-scheduler inverse_sqrt --warmup-updates 500
   --eval-bleu --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' --eval-bleu-remove-bpe sentencepiece
   --best-checkpoint-metric bleu --maximize-best-checkpoint-metric
   --validate-interval-updates 250 --validate-interval 100000 --save-interval 100000
   --save-interval-updates 250 --keep-interval-updates 1 --no-epoch-checkpoints --log-interval 50
 )
 TEACHER_MODEL=(
-  --arch transformer --share-all-embeddings
+  --arch transformer
   --encoder-layers 3 --decoder-layers 3 --encoder-attention-heads 4 --decoder-attention-heads 4
   --encoder-embed-dim 256 --decoder-embed-dim 256 --encoder-ffn-embed-dim 1024 --decoder-ffn-embed-dim 1024
 )
+TEACHER_TRAINING=(--dropout 0.3 --lr 2e-3 --max-update "${TEACHER_UPDATES:-1500}")
 # STUDENT=sru: recurrent students of about that size, which get names of their own (scratch_sru, imitkd_sru, …).
 case ${STUDENT:-transformer} in
   transformer)
-    KIND=
     STUDENT_MODEL=(
-      --arch transformer --share-all-embeddings
+      --arch transformer
       --encoder-layers 1 --decoder-layers 1 --encoder-attention-heads 4 --decoder-attention-heads 4
       --encoder-embed-dim 64 --decoder-embed-dim 64 --encoder-ffn-embed-dim 256 --decoder-ffn-embed-dim 256
     ) ;;
   sru)
     KIND=_sru
-    STUDENT_MODEL=(
-      --arch sru_2 --share-all-embeddings --encoder-embed-dim 64 --encoder-hidden-size 64 --decoder-hidden-size 128
-    ) ;;
+    STUDENT_MODEL=(--arch sru_2 --encoder-embed-dim 64 --encoder-hidden-size 64 --decoder-hidden-size 128) ;;
   *) die "STUDENT must be transformer or sru, but is '$STUDENT'" ;;
 esac
-# Students that go on from the one trained on references. Not --restore-file: that one starts over after a kill.
-CONTINUE=(
-  --finetune-from-model "$RUN/scratch$KIND/checkpoint_best.pt"
-  --lr "${DISTILL_LR:-2e-3}" --warmup-updates 100 --max-update "${DISTILL_UPDATES:-800}" --max-tokens "${DISTILL_TOKENS:-4096}"
-  --validate-interval-updates "${DISTILL_VALIDATE:-250}" --save-interval-updates "${DISTILL_VALIDATE:-250}"
-)
+STUDENT_TRAINING=(--dropout 0.1 --lr "${LR:-4e-3}" --max-update "${UPDATES:-1500}")
+
+ROWS=(scratch seqkd word_kd imitkd imitkd_full gkd seqkd_imitkd_full)
+HEADLINES=(scratch seqkd imitkd_full)
+own() {
+  case $1 in
+    # Its paper starts from a student that can already write: here it learns from the references first.
+    gkd) OWN=(--student-share "constant:1,warmup=0.4") ;;
+    # Its sentences are the teacher's own.
+    f_distill | f_distill_kl | f_distill_tvd) OWN=(--teacher-samples) ;;
+    *) OWN=() ;;
+  esac
+}

@@ -1,0 +1,101 @@
+"""Gather a recipe's run into its results.json and print its table: ``results.py RUN --recipe NAME``.
+
+RUN holds ``evaluation/`` (imitkd-evaluate's) and a folder for each model with its checkpoints and ``commands`` (common.sh's
+``train``). Nothing is computed here but how probably a student's difference from `scratch` and from `seqkd` of its own seed
+is chance. ``examples/NAME/results.json`` is written too if RUN is no run with SMOKE=1, and tables.py makes READMEs of it.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import tables
+from fairseq import checkpoint_utils
+from sacrebleu.metrics import BLEU
+from sacrebleu.significance import PairedTest
+
+import fairseq_imitkd  # noqa: F401 (opens fairseq's checkpoints safely)
+
+EXAMPLES = Path(__file__).parent
+RIVALS = ("scratch", "seqkd")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--recipe", required=True)
+    args = parser.parse_args()
+    logging.getLogger("sacrebleu").setLevel(logging.WARNING)
+
+    evaluation = json.loads((args.run / "evaluation" / "evaluation.json").read_text())
+    results = {
+        "recipe": args.recipe,
+        "trainings": {name: training(args.run, name) for name in evaluation["models"]},
+        "chance": chance(args.run / "evaluation", evaluation),
+        "evaluation": evaluation,
+    }
+    text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+    targets = [args.run / "results.json"]
+    if not (args.run / ".smoke").exists():
+        targets.append(EXAMPLES / args.recipe / "results.json")
+    for target in targets:
+        temporary = target.with_suffix(".part")
+        temporary.write_text(text)
+        os.replace(temporary, target)
+    print(tables.recipe_table(results))
+
+
+def training(run: Path, name: str) -> dict[str, Any]:
+    """How a model came to be. A downloaded teacher has no ``commands``."""
+    log = run / name / "commands"
+    if not log.exists():
+        return {"commits": [], "command": None, "updates": None, "valid_score": None, "minutes": None}
+    calls = [line.split("\t", 1) for line in log.read_text().splitlines()]
+    best = checkpoint_utils.load_checkpoint_to_cpu(str(run / name / "checkpoint_best.pt"))
+    last = checkpoint_utils.load_checkpoint_to_cpu(str(run / name / "checkpoint_last.pt"))
+    return {
+        # More than one where a later commit went on with a training.
+        "commits": list(dict.fromkeys(commit for commit, _ in calls)),
+        "command": shlex.join(shlex.split(calls[-1][1].replace(str(run.resolve()), "run"))),
+        "updates": best["optimizer_history"][-1]["num_updates"],
+        "updates_in_all": last["optimizer_history"][-1]["num_updates"],
+        "valid_score": best["extra_state"]["best"],
+        "valid_metric": best["cfg"]["checkpoint"]["best_checkpoint_metric"],
+        "minutes": last["extra_state"]["previous_training_time"] / 60,
+    }
+
+
+def chance(folder: Path, evaluation: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """For every student: p of its greedy BLEU's difference from each of :data:`RIVALS` of its seed (sacreBLEU's bootstrap)."""
+    references = lines(folder / evaluation["files"]["references"])
+    outputs = {
+        name: lines(folder / model["decoding"]["greedy"]["outputs"], len(references))
+        for name, model in evaluation["models"].items()
+    }
+    found: dict[str, dict[str, float]] = {name: {} for name in outputs}
+    for rival in RIVALS:
+        for name, texts in outputs.items():
+            row, seed = tables.row_and_seed(name)
+            other = outputs.get(rival if seed == 1 else f"{rival}-seed{seed}")
+            if row in (rival, "teacher") or other is None or other == texts:
+                continue
+            systems = [("rival", other), ("student", texts)]
+            tested = PairedTest(systems, {"BLEU": BLEU()}, [references], test_type="bs", n_samples=1000)()
+            found[name][rival] = tested[1]["BLEU"][1].p_value
+    return found
+
+
+def lines(path: Path, expected: int | None = None) -> list[str]:
+    """A file's lines. Not splitlines(), which also splits at characters that may stand in a sentence."""
+    found = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    if expected is not None and len(found) != expected:
+        raise SystemExit(f"{path} must have {expected} lines, one for each reference, but has {len(found)}: evaluate again")
+    return found
+
+
+if __name__ == "__main__":
+    main()
