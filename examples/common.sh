@@ -238,17 +238,19 @@ translate() {
 
 # Every model that is there on the test set, side by side: $RUN/evaluation, $RUN/results.json, and the table.
 evaluate() {
-  local models=() row name own=()
+  local models=() row seeds name own=()
   [ -z "${DRY_RUN:-}" ] || return 0
   [ ${#TEXT[@]} -gt 0 ] || TEXT=("${SUBWORDS[@]}")
   trained teacher >/dev/null
   SEED=1 trained scratch >/dev/null
   # In the order of the table; whatever else was trained comes last.
-  for row in teacher "${ROWS[@]/%/$KIND}" any; do
-    for name in "$RUN"/*/checkpoint_best.pt; do
-      name=$(basename "$(dirname "$name")")
-      [[ $row = any || $name = "$row" || $name = "$row"-seed* ]] || continue
-      [[ " ${models[*]} " == *" $name=$name/"* ]] || models+=(--model "$name=$name/checkpoint_best.pt")
+  for row in teacher "${ROWS[@]/%/$KIND}" '*'; do
+    for seeds in "$row" "$row-seed*"; do
+      for name in "$RUN"/*/checkpoint_best.pt; do
+        name=$(basename "$(dirname "$name")")
+        # shellcheck disable=SC2053 # a pattern
+        [[ $name != $seeds || " ${models[*]} " == *" $name=$name/"* ]] || models+=(--model "$name=$name/checkpoint_best.pt")
+      done
     done
   done
   [ -z "${SMOKE:-}" ] || own=(--quick --max-len-b 5 --batch-sizes 8)

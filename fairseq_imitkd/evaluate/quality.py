@@ -1,24 +1,29 @@
 """How good translations are: scores that sacreBLEU and rouge-score themselves compute, and what is visibly wrong with them."""
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sacrebleu.metrics import BLEU, CHRF, TER
-from sacrebleu.significance import PairedTest
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate.sentences import Sentences
+from fairseq_imitkd.files import sha256
 
+logger = logging.getLogger(__name__)
 EXTRA = ("rouge", "comet")  # beside BLEU, chrF and TER
 ROUGE = ("rouge1", "rouge2", "rougeL")
 # Those that need no file from the network.
 TOKENIZERS = ("13a", "intl", "char", "none", "zh", "ja-mecab", "ko-mecab")
 LENGTHS = (10, 20, 30, 50)  # tokens of a source up to which each group but the last goes
 REPEATS = 3  # times in a row
+RESAMPLES, SEED = 1000, "12345"  # of the bootstrap: sacreBLEU's own defaults, the seed unless SACREBLEU_SEED is set
+SLOW = 30  # words of a reference from which TER's time, which grows with the fourth power, is felt
 
 Scores = dict[str, dict[str, float | None]]
 
@@ -32,6 +37,7 @@ class Metrics:
         tokenize: sacreBLEU's name of how BLEU makes words of text; None is its choice for the language.
         extra: some of :data:`EXTRA`.
         comet_model: file of COMET's model.
+        ter: whether TER is computed.
 
     Raises:
         UsageError: something is not installed, or is no such thing.
@@ -44,51 +50,65 @@ class Metrics:
         tokenize: str | None = None,
         extra: Sequence[str] = (),
         comet_model: Path | None = None,
+        ter: bool = True,
     ):
-        self.sentences, self.extra = sentences, extra
+        self.sentences = sentences
         self.bleu_settings = {"tokenize": tokenize, "trg_lang": target_lang}
         references = [list(sentences.reference_texts)]
         try:
             bleu = BLEU(**self.bleu_settings, references=references)
         except (ImportError, RuntimeError) as error:
             raise UsageError(f"--bleu-tokenize {tokenize or target_lang} can't be used: {_in_one_line(error)}") from error
-        self.metrics = {"BLEU": bleu, "CHRF": CHRF(references=references), "TER": TER(references=references)}
+        self.metrics = {"bleu": bleu, "chrf": CHRF(references=references)}
+        if ter:
+            self.metrics["ter"] = TER(references=references)
+            words = sum(len(text.split()) for text in sentences.reference_texts) / len(sentences)
+            if words > SLOW:
+                logger.warning(
+                    "TER of references of %.0f words takes long, hours if they are thousands: --no-ter leaves it out", words
+                )
+        self.seed = os.environ.get("SACREBLEU_SEED", SEED).lower()
         self.signatures: dict[str, str] = {}
+        for name, metric in self.metrics.items():
+            signature = metric.get_signature()
+            signature.update("seed", self.seed)
+            signature.update("bs", RESAMPLES)
+            self.signatures[name] = str(signature)
         self._rouge = _rouge_scorer() if "rouge" in extra else None
         self._comet = _comet(comet_model) if "comet" in extra and comet_model else None
         if self._rouge:
             self.signatures["rouge"] = f"rouge-score|F1|stemmed|version:{version('rouge-score')}"
         if self._comet and comet_model:
-            self.signatures["comet"] = f"unbabel-comet|model:{comet_model.name}|version:{version('unbabel-comet')}"
+            self.signatures["comet"] = f"unbabel-comet|model:{sha256(comet_model)[:12]}|version:{version('unbabel-comet')}"
 
-    def compare(self, systems: Mapping[str, Sequence[str]], baseline: str | None) -> dict[str, Scores]:
+    def compare(self, systems: Mapping[str, Sequence[str]], baseline: str | None, done: Callable[[], object]) -> dict[str, Scores]:
         """Every system's scores, with 95% confidence intervals, and p of its difference from the baseline.
 
-        Both are of sacreBLEU's own paired bootstrap. There is no p of what the baseline scores on every resample too.
+        They are sacreBLEU's own, of its paired bootstrap, which itself would resample the baseline anew for each system.
+        There is no p of what the baseline scores on every resample too.
 
         Args:
             systems: a line for each sentence, by name.
             baseline: one of them; where it is none, there is no p.
+            done: called after each system.
         """
-        others = [name for name in systems if name != baseline]
-        groups = [[baseline, *others]] if baseline in systems else [[name] for name in others]
+        count = len(self.sentences)
+        drawn = np.random.default_rng(None if self.seed == "none" else int(self.seed)).choice(count, (RESAMPLES, count))
+        times = np.stack([np.bincount(numbers, minlength=count) for numbers in drawn]).astype(float)  # each sentence is drawn
         found: dict[str, Scores] = {name: {} for name in systems}
-        for group in groups:
-            named = [(str(name), list(systems[str(name)])) for name in group]
-            signatures, results = PairedTest(named, self.metrics, references=None, test_type="bs")()
-            for metric, title in (("bleu", "BLEU"), ("chrf", "chrF2"), ("ter", "TER")):
-                self.signatures[metric] = str(signatures[title])
-                first, *_ = results[title]
-                for (name, _), result in zip(named, results[title], strict=True):
-                    same = (result.score, result.mean, result.ci) == (first.score, first.mean, first.ci)
-                    found[name][metric] = {
-                        "score": float(result.score),
-                        "low": float(result.mean) - float(result.ci),
-                        "high": float(result.mean) + float(result.ci),
-                        "p": None if same else float(result.p_value),
-                    }
-        for name, texts in systems.items():
-            found[name].update(self._extra_scores(texts))
+        base: dict[str, tuple[float, np.ndarray]] = {}
+        for name in sorted(systems, key=lambda name: name != baseline):  # the baseline first
+            for key, metric in self.metrics.items():
+                statistics = metric._extract_corpus_statistics(systems[name], None)
+                score = float(metric._aggregate_and_compute(statistics).score)
+                # In single precision, as sacreBLEU has them: the sums themselves are whole numbers.
+                sums = (times @ np.array(statistics, float)).astype("float32")
+                resampled = np.array([metric._compute_score_from_stats(each).score for each in sums])
+                if name == baseline:
+                    base[key] = score, resampled
+                found[name][key] = {"score": score, **_interval(resampled), "p": _chance(score, resampled, *base.get(key, ()))}
+            found[name].update(self._extra_scores(systems[name]))
+            done()
         return found
 
     def _extra_scores(self, texts: Sequence[str]) -> Scores:
