@@ -146,7 +146,8 @@ binarise() {
   [ $# -gt 0 ] || set -- --joined-dictionary
   rm -rf "$RUN/data-bin" # fairseq-preprocess refuses a folder that a killed call left half done
   fairseq-preprocess --source-lang "$SOURCE" --target-lang "$TARGET" --workers 2 --destdir "$RUN/data-bin" \
-    --trainpref "$RUN/encoded/train" --validpref "$RUN/encoded/valid" --testpref "$RUN/encoded/test" "$@"
+    --trainpref "$RUN/encoded/train" --validpref "$RUN/encoded/valid" --testpref "$RUN/encoded/test" "$@" \
+    >"$RUN/preprocess.log" 2>&1 || { tail -n 5 "$RUN/preprocess.log" >&2; die "fairseq-preprocess failed: see $RUN/preprocess.log"; }
 }
 
 # prepare COMMAND…: all of the above; COMMAND as of raw_text.

@@ -1,4 +1,4 @@
-# What the recipe's trainings share. Sourced after ../common.sh.
+# What the recipe's trainings share. Sourced by ../common.sh.
 # shellcheck shell=bash disable=SC2034
 CLASSES=(
   --num-classes 2 --init-token 0 --max-positions 128 --shorten-method truncate
@@ -27,8 +27,3 @@ STUDENT=(
   --max-update "${STUDENT_UPDATES:-1200}"
 )
 STOCK=(--task sentence_prediction --criterion sentence_prediction)
-
-# named NAME: NAME for seed 1, NAME-seed2 and so on for others.
-named() {
-  [ "${SEED:-1}" = 1 ] && echo "$1" || echo "$1-seed$SEED"
-}

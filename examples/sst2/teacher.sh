@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # The teacher: RoBERTa's architecture with 2 layers, 256 dimensions, trained from nothing on the labels. One for all seeds.
-source "$(dirname "$0")/../common.sh"
 SEED=1
-source "$(dirname "$0")/settings.sh"
+source "$(dirname "$0")/../common.sh"
 
 stage teacher train teacher "${STOCK[@]}" "${CLASSES[@]}" "${TEACHER_MODEL[@]}" "${OPTIMISER[@]}" "${VALIDATION[@]}" \
   --dropout 0.3 --max-tokens 2048 --lr 7e-4 --warmup-updates 200 --max-update "${TEACHER_UPDATES:-1000}"

@@ -1,0 +1,46 @@
+"""Every stage of every recipe, with tiny models on made-up text: from raw text to the table."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+# One row of each kind that a recipe has; tests/unit/test_recipes.py reads the flags of all others.
+ROWS = {
+    "multi30k": ["scratch", "seqkd", "seqkd_pruned"],
+    "tatoeba": ["scratch", "gkd"],
+    "reuters_headlines": ["scratch", "imitkd"],
+    "iwslt14_de_en": ["scratch", "seqkd", "seq_inter"],
+    "wmt16_en_de": ["scratch", "imitkd_full"],
+    "cnn_dm": ["scratch", "seqkd_imitkd_full"],
+}
+
+
+def run(recipe: str, folder: Path, *rows: str) -> str:
+    environment = {
+        **os.environ, "SMOKE": "1", "SEEDS": "1", "DEVICE": "cpu", "OMP_NUM_THREADS": "1", "RUN": str(folder)
+    }  # fmt: skip
+    command = ["bash", str(EXAMPLES / recipe / "run.sh"), *rows]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("recipe", ROWS)
+def test_every_stage_runs(recipe: str, tmp_path: Path) -> None:
+    output = run(recipe, tmp_path, *ROWS[recipe])
+    results = json.loads((tmp_path / "results.json").read_text())
+    models = results["evaluation"]["models"]
+    rows = {name.removesuffix("_sru") for name in models}
+    assert rows >= {"teacher", *ROWS[recipe]}
+    assert "| teacher | 1 |" in output
+    for name in models:
+        training = results["trainings"][name]
+        assert training["updates"] == (200 if name == "teacher" else 2), name
+        assert str(tmp_path) not in training["command"]
+        assert training["commits"]
+    assert str(tmp_path) not in results["evaluation"]["command"]
+    assert not (EXAMPLES / recipe / "results.json").exists() or "run-smoke" not in results["evaluation"]["command"]
