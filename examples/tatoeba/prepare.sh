@@ -18,7 +18,7 @@ pairs() {
   if [ -n "${RAW_DIR:-}" ]; then
     from_raw_dir <<<"$FILES"
   else
-    download "$ORIGIN" "$RUN/raw/deu-eng.zip"
+    download "$ORIGIN" "$RUN/raw/deu-eng.zip" b7688f84f99fa33c17397c14d8bd9cef1fdeb2ee0bf50074767023aee8926e28
     python "$RECIPE/split.py" "$RUN/raw/deu-eng.zip" "$RUN/raw"
     while read -r name sha; do [ -z "$name" ] || has_sha256 "$RUN/raw/$name" "$sha"; done <<<"$FILES"
   fi

@@ -4,8 +4,9 @@ SOURCE=en TARGET=de
 DECODING=(--max-len-a 1.2 --max-len-b 10)
 # Text is tokenised by Moses and cut by the published model's merges; sacreBLEU scores it detokenised.
 SUBWORDS=(--remove-bpe '@@ ')
-TEXT=(--bpe subword_nmt --bpe-codes "$RUN/published/bpecodes" --tokenizer moses)
+TEXT=(--bpe subword_nmt --bpe-codes published/bpecodes --tokenizer moses)
 TOKENISED_BLEU=de
+[ -n "${SMOKE:-}" ] || DICTIONARY=(--srcdict "$RUN/published/dict.en.txt" --tgtdict "$RUN/published/dict.de.txt")
 TRAINING=(
   --share-all-embeddings --optimizer adam --adam-betas '(0.9, 0.98)' --lr-scheduler inverse_sqrt
   --eval-bleu --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' --eval-bleu-detok moses

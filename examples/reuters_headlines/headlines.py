@@ -1,0 +1,98 @@
+"""News of Reuters-21578 and their headlines: ``headlines.py DIR OUT [--lowercase]``.
+
+DIR holds ``reut2-000.sgm`` to ``reut2-021.sgm``. Writes ``OUT/{train,valid,test}.{src,tgt}``, a body and its headline a line.
+Left out are headlines under 3 words, bodies under 20, and repetitions. News with the same headline or the same first 12 words
+are in one split, more than five such in train; a SHA-256 chooses for the others. Case, punctuation and width do not count as
+a difference.
+"""
+
+import argparse
+import html
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import corpora
+
+FILES = [f"reut2-{number:03}.sgm" for number in range(22)]
+SIZES = {"valid": 1000, "test": 1000}
+LARGEST = 5
+HEADLINE_WORDS, BODY_WORDS, LEAD_WORDS = 3, 20, 12
+DOCUMENT = re.compile(r'<REUTERS[^>]*NEWID="(\d+)"[^>]*>(.*?)</REUTERS>', re.DOTALL)
+HEADLINE = re.compile(r"<TITLE>(.*?)</TITLE>", re.DOTALL)
+BODY = re.compile(r"<BODY>(.*?)</BODY>", re.DOTALL)
+REFERENCE = re.compile(r"&#(\d+);")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+CLOSING = re.compile(r"\s*REUTERS?$", re.IGNORECASE)
+
+
+class News(NamedTuple):
+    number: int
+    headline: str
+    body: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--lowercase", action="store_true", help="both sides; the headlines are all upper-case")
+    args = parser.parse_args()
+
+    news = usable([item for name in FILES for item in read(args.folder / name)])
+    for split, numbers in splits(news).items():
+        chosen = sorted((news[number] for number in numbers), key=lambda item: corpora.digest(str(item.number)))
+        with corpora.Pairs(args.out, split, ("src", "tgt")) as written:
+            for item in chosen:
+                pair = item.body, item.headline
+                written.add(*(text.lower() for text in pair) if args.lowercase else pair)
+
+
+def read(path: Path) -> list[News]:
+    """All of a file that has a headline and a body."""
+    try:
+        documents = DOCUMENT.findall(path.read_text(encoding="latin-1"))
+    except OSError as error:
+        corpora.refuse(f"{path} cannot be read ({error.strerror}): the folder must hold reut2-000.sgm to reut2-021.sgm")
+    if not documents:
+        corpora.refuse(f"{path} holds no <REUTERS …> document: it must be a file of Reuters-21578, Distribution 1.0")
+    found = []
+    for number, document in documents:
+        headline, body = HEADLINE.search(document), BODY.search(document)
+        if headline and body:
+            found.append(News(int(number), clean(headline[1]), CLOSING.sub("", clean(body[1]))))
+    return found
+
+
+def clean(text: str) -> str:
+    """One line, with characters for their references and blanks for control characters."""
+    decoded = REFERENCE.sub(lambda reference: chr(int(reference[1])), text)  # html.unescape drops control characters
+    return corpora.one_line(CONTROL.sub(" ", html.unescape(decoded)))
+
+
+def usable(news: list[News]) -> list[News]:
+    """Each of enough words once."""
+    first: dict[tuple[str, str], News] = {}
+    for item in news:
+        if len(item.headline.split()) >= HEADLINE_WORDS and len(item.body.split()) >= BODY_WORDS:
+            first.setdefault((item.headline, item.body), item)
+    return list(first.values())
+
+
+def splits(news: list[News], sizes: dict[str, int] = SIZES) -> dict[str, list[int]]:
+    """Each split's news by their place in `news`."""
+
+    def lead(body: str) -> str:
+        return " ".join(corpora.comparable(body).split()[:LEAD_WORDS])
+
+    keys = ((("headline", corpora.comparable(item.headline)), ("lead", lead(item.body))) for item in news)
+    return corpora.deal(
+        corpora.linked(keys), LARGEST, lambda group: corpora.digest(str(min(news[place].number for place in group))), sizes
+    )
+
+
+if __name__ == "__main__":
+    main()
