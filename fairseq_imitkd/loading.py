@@ -108,6 +108,7 @@ def _task_over(cfg: Any, folder: Path, source_lang: str, target_lang: str) -> An
         "source_lang": source_lang,
         "target_lang": target_lang,
         "eval_bleu": False,
+        "eval_metrics": None,
         "encoder_embed_path": None,
         "decoder_embed_path": None,
     }

@@ -12,6 +12,8 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
+from fairseq_imitkd.scores import UNKNOWN_IN_HYPOTHESIS, UNKNOWN_IN_REFERENCE, rouge_scorer
+
 logger = logging.getLogger(__name__)
 
 EQUAL_BEFORE_WARNING = 20  # batches in a row whose rewards are all the same
@@ -29,13 +31,13 @@ def chrf(hypothesis: str, reference: str) -> float:
 
 def rouge_l(hypothesis: str, reference: str) -> float:
     """rouge-score's ROUGE-L F1 with stemming, in 0..1."""
-    return _rouge().score(reference, hypothesis)["rougeL"].fmeasure
+    return rouge_scorer(("rougeL",)).score(reference, hypothesis)["rougeL"].fmeasure
 
 
 REWARDS: dict[str, Callable[[str, str], float]] = {"sentence-bleu": sentence_bleu, "chrf": chrf, "rouge-l": rouge_l}
 
 
-# Made when first asked for: rouge-score alone takes a second to import.
+# Made when first asked for.
 @cache
 def _sentence_bleu() -> Any:
     from sacrebleu.metrics import BLEU
@@ -48,13 +50,6 @@ def _chrf() -> Any:
     from sacrebleu.metrics import CHRF
 
     return CHRF()
-
-
-@cache
-def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"], use_stemmer=True)
 
 
 def leave_one_out(values: Tensor) -> Tensor:
@@ -122,8 +117,8 @@ class Rewarder:
             ``(B,)`` float32, 0 elsewhere, and sums for the log.
         """
         rows = is_rollout.nonzero().squeeze(-1)
-        # An unknown word must not match another one.
-        hypotheses, texts = self._texts(written[rows], unknown="xzxzx"), self._texts(references[rows], unknown="kvkvk")
+        hypotheses = self._texts(written[rows], UNKNOWN_IN_HYPOTHESIS)
+        texts = self._texts(references[rows], UNKNOWN_IN_REFERENCE)
         rewards = torch.tensor([self.score(*pair) for pair in zip(hypotheses, texts, strict=True)], dtype=torch.float64)
         self._watch(rewards)
         better = rewards - self.baseline.mean if self.baseline else leave_one_out(rewards)

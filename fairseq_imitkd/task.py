@@ -1,17 +1,20 @@
 """``translation_with_teacher``: fairseq's translation with a frozen teacher beside the student. Wiring only."""
 
 import contextlib
+import json
 import logging
 import os
+from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any, Optional, cast
 
 import torch
 from fairseq import utils
+from fairseq.data import encoders
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models import BaseFairseqModel
 from fairseq.optim.amp_optimizer import AMPOptimizer
-from fairseq.tasks import register_task
+from fairseq.tasks import FairseqTask, register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II
 from torch import Tensor
@@ -38,6 +41,7 @@ from fairseq_imitkd.state import TrainingState
 from fairseq_imitkd.student import output_projection, placement, unwrapped, why_not_student
 from fairseq_imitkd.teacher import Teacher
 from fairseq_imitkd.teacher_cache import CachedTeacher, open_cache, refuse_teacher_flags
+from fairseq_imitkd.validation import ValidationConfig, ValidationScores, check_validation, score_names
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +49,8 @@ Selection: Any = ChoiceEnum(["fixed", "agreement", "reinforced"])
 
 
 @dataclass
-class TranslationWithTeacherConfig(TeacherConfig, PruningConfig, TranslationConfig):
-    """Everything of ``translation``, where the teacher is, and what is pruned."""
+class TranslationWithTeacherConfig(TeacherConfig, PruningConfig, ValidationConfig, TranslationConfig):
+    """Everything of ``translation``, where the teacher is, what is pruned, and what validation scores."""
 
     teacher_selection: Selection = field(
         default="fixed",
@@ -104,6 +108,9 @@ class TranslationWithTeacherTask(TranslationTask):
         self._student: BaseFairseqModel | None = None
         self._epoch, self._update = 1, -1
         self._pruner = Pruner(cfg) if cfg.prune_sparsity else None
+        names = score_names(cfg.eval_metrics, cfg.eval_bleu)
+        settings = (cfg.eval_bleu_remove_bpe, cfg.eval_tokenized_bleu, cfg.eval_bleu_print_samples)
+        self._scores = ValidationScores(names, tgt_dict, *settings) if names else None
 
     @classmethod
     def setup_task(cls, cfg: TranslationWithTeacherConfig, **kwargs: Any) -> "TranslationWithTeacherTask":
@@ -111,6 +118,7 @@ class TranslationWithTeacherTask(TranslationTask):
         for_training = not kwargs.get("from_checkpoint", False)
         if for_training:
             check_pruning(cfg)
+            check_validation(cfg)
         task = super().setup_task(cfg, **kwargs)
         task.for_training = for_training
         return task
@@ -118,6 +126,11 @@ class TranslationWithTeacherTask(TranslationTask):
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
         """Build the student, and remember whether it can be distilled into."""
         model = super().build_model(cfg, from_checkpoint)
+        if self._scores is not None and not self.cfg.eval_bleu:  # as fairseq has done it for BLEU
+            detokenizer = {"tokenizer": self.cfg.eval_bleu_detok, **json.loads(self.cfg.eval_bleu_detok_args or "{}")}
+            self.tokenizer = encoders.build_tokenizer(Namespace(**detokenizer))
+            search = Namespace(**json.loads(self.cfg.eval_bleu_args or "{}"))
+            self.sequence_generator = self.build_generator([model], search)
         self._student = model
         self._student_refusal = why_not_student(model)
         self._chunks = self._student_refusal is None and output_projection(model.decoder) is not None
@@ -209,9 +222,21 @@ class TranslationWithTeacherTask(TranslationTask):
         super().begin_valid_epoch(epoch, model)
         self._state.validation_begins()
 
+    def valid_step(self, sample: Batch, model: torch.nn.Module, criterion: Any) -> tuple[Tensor, int, dict[str, Any]]:
+        """fairseq's own; where scores are asked for, BLEU or others, the batch is decoded once for all of them."""
+        if self._scores is None:
+            return super().valid_step(sample, model, criterion)
+        # Without TranslationTask's part, which decodes for BLEU alone.
+        loss, sample_size, figures = FairseqTask.valid_step(self, sample, model, criterion)
+        found = self.inference_step(self.sequence_generator, [model], sample)
+        written = [hypotheses[0]["tokens"] for hypotheses in found]
+        return loss, sample_size, {**figures, **self._scores.of_batch(written, sample["target"], self.tokenizer)}
+
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
         """Log the figures of all processes, and let the method's memory have them."""
         super().reduce_metrics(logging_outputs, criterion)
+        if self._scores is not None:
+            self._scores.log(logging_outputs)
         if isinstance(criterion, DistillationCriterion) and logging_outputs and self._state.listens:
             self._state.logged(totals(logging_outputs), criterion.training)
 

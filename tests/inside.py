@@ -89,7 +89,7 @@ def train(
     cfg.common.update(common or {})
     for function in (checkpoint_utils.save_checkpoint, fairseq_train.should_stop_early):
         function.__dict__.pop("best", None)  # both remember the best score of the process
-    with _logged(training.figures):
+    with logged(training.figures):
         fairseq_train.Trainer, stock = WatchedTrainer, fairseq_train.Trainer
         try:
             fairseq_train.main(cfg)
@@ -99,11 +99,12 @@ def train(
 
 
 def generate(data: Path, checkpoint: Path, results: Path, *flags: object) -> list[str]:
-    """Hypotheses of the test split in its own order, by ``fairseq-generate`` without the process."""
+    """Hypotheses of the test split, or of ``--gen-subset``, in its own order, by ``fairseq-generate`` without the process."""
     parser = options.get_generation_parser()
     arguments = [data, "--path", checkpoint, *DECODE, "--results-path", results, *flags]
     fairseq_generate.main(options.parse_args_and_arch(parser, input_args=list(map(str, arguments))))
-    return hypotheses((results / "generate-test.txt").read_text())
+    subset = flags[flags.index("--gen-subset") + 1] if "--gen-subset" in flags else "test"
+    return hypotheses((results / f"generate-{subset}.txt").read_text())
 
 
 def hypotheses(output: str) -> list[str]:
@@ -129,8 +130,8 @@ def _numbers(text: str) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _logged(figures: dict[str, list[dict[str, float]]]) -> Iterator[None]:
-    """Collect what fairseq's progress bars log."""
+def logged(figures: dict[str, list[dict[str, float]]]) -> Iterator[None]:
+    """Collect what fairseq's progress bars log under these tags."""
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -16,6 +16,7 @@ from fairseq_imitkd.offline.journal import Translated
 from fairseq_imitkd.rewards import REWARDS
 from fairseq_imitkd.rollout import Ensemble, RandomKey, RolloutGenerator, RolloutPolicy, decode, sampling_uniforms
 from fairseq_imitkd.rollout.randomness import TEACHER_SAMPLING
+from fairseq_imitkd.scores import UNKNOWN_IN_HYPOTHESIS, UNKNOWN_IN_REFERENCE
 
 SELECTIONS = ("first", "best", "sample")
 NO_NUMBERS = "the teacher's scores are no numbers: its --teacher-path is damaged, or needs --teacher-dtype fp32"
@@ -269,8 +270,10 @@ class Translator:
         """The one most like the reference (Kim & Rush 2016, section 3.3); of equals the more probable."""
         score, marks = REWARDS[self.decoding.metric or ""], self.decoding.remove_bpe
         # An unknown word must not match another one.
-        text = self.dictionary.string(reference, marks, unk_string="kvkvk")
-        texts = [self.dictionary.string(hypothesis.tokens, marks, unk_string="xzxzx") for hypothesis in hypotheses]
+        text = self.dictionary.string(reference, marks, unk_string=UNKNOWN_IN_REFERENCE)
+        texts = [
+            self.dictionary.string(hypothesis.tokens, marks, unk_string=UNKNOWN_IN_HYPOTHESIS) for hypothesis in hypotheses
+        ]
         return max(zip((score(each, text) for each in texts), hypotheses, strict=True), key=lambda pair: pair[0])[1]
 
 

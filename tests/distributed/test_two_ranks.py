@@ -163,6 +163,7 @@ def test_two_commands_train_as_one_command_on_double_batches(tmp_path: Path) -> 
     """Real commands, one a rank: six updates of ImitKD end in the weights of one process with two batches an update.
 
     Sentences are rolled out by their ids, so the same ones on either side, and plain gradient descent keeps roundings small.
+    The scores of the validation set are one process's too: ten sentences by fours, so the second rank's shard runs out.
     """
     data = digit_data(tmp_path)
 
@@ -171,7 +172,9 @@ def test_two_commands_train_as_one_command_on_double_batches(tmp_path: Path) -> 
             "--cpu", "--source-lang", "src", "--target-lang", "tgt", *TINY_TRANSFORMER_FLAGS, "--dropout", "0",
             "--criterion", "imitkd", "--teacher-path", data / "teacher.pt", "--student-share", "0.5",
             "--rollout-max-len-b", "2", "--optimizer", "sgd", "--lr", "0.5", "--max-tokens", "160", "--max-update", "6",
-            "--disable-validation", "--no-epoch-checkpoints", "--log-format", "json", "--log-interval", "1",
+            "--eval-bleu", "--eval-metrics", "chrf,rouge-l", "--eval-bleu-args", '{"beam": 1, "max_len_b": 6}',
+            "--best-checkpoint-metric", "chrf", "--maximize-best-checkpoint-metric", "--batch-size-valid", "4",
+            "--required-batch-size-multiple", "1", "--no-epoch-checkpoints", "--log-format", "json", "--log-interval", "1",
             "--num-workers", "0",
         )  # fmt: skip
         return list(map(str, (BIN / "imitkd-train", data, "--save-dir", tmp_path / name, *common, *flags)))
@@ -186,11 +189,19 @@ def test_two_commands_train_as_one_command_on_double_batches(tmp_path: Path) -> 
     ]  # fmt: skip
     outputs = run_together([*two, command("one", "--update-freq", 2)], tmp_path)
 
-    logs = [[json.loads(line[line.index("{") :]) for line in text.splitlines() if '"rollout_len"' in line] for text in outputs]
+    logs, scores = [
+        [[json.loads(line[line.index("{") :]) for line in text.splitlines() if f'"{figure}"' in line] for text in outputs]
+        for figure in ("rollout_len", "valid_chrf")
+    ]
     updates = [[log for log in lines if "num_updates" in log] for lines in (logs[0], logs[2])]
     assert [log["num_updates"] for log in updates[0]] == [str(update) for update in range(1, 7)]
     for key in ("loss", "student_share", "rollout_len", "truncated", "agreement", "tokens_data", "tokens_rollout"):
         assert [float(log[key]) for log in updates[0]] == pytest.approx([float(log[key]) for log in updates[1]], abs=2e-3), key
+    [two], none, [one] = scores  # the second rank prints nothing
+    assert none == []
+    for name in ("valid_bleu", "valid_chrf", "valid_rougeL"):
+        assert two[name] == one[name]
+    assert float(one["valid_chrf"]) > 0
     models = [torch.load(tmp_path / name / "checkpoint_last.pt")["model"] for name in ("two", "one")]
     torch.testing.assert_close(models[0], models[1], rtol=1e-5, atol=1e-5)
 

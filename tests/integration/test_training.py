@@ -114,11 +114,25 @@ def test_fairseq_train_with_user_dir(digits, teacher, tmp_path):
 
 
 def test_fairseq_hydra_train(digits, teacher, tmp_path):
-    """``fairseq-hydra-train`` reads task, criterion and --user-dir from YAML; bf16, which only hydra can ask for, works."""
+    """``fairseq-hydra-train`` reads task, criterion and --user-dir from YAML; bf16, which only hydra can ask for, works.
+
+    The task sees by which metric the best checkpoint is chosen.
+    """
     (tmp_path / "distil.yaml").write_text(f"""# @package _group_
 common: {{user_dir: {PLUGIN}, cpu: true, bf16: true, log_format: json, log_interval: 1, seed: 3}}
-checkpoint: {{save_dir: {tmp_path / "saved"}, no_epoch_checkpoints: true}}
-task: {{_name: translation_with_teacher, data: {digits.data}, source_lang: src, target_lang: tgt, teacher_path: {teacher}}}
+checkpoint:
+  save_dir: {tmp_path / "saved"}
+  no_epoch_checkpoints: true
+  best_checkpoint_metric: chrf
+  maximize_best_checkpoint_metric: true
+task:
+  _name: translation_with_teacher
+  data: {digits.data}
+  source_lang: src
+  target_lang: tgt
+  teacher_path: {teacher}
+  eval_metrics: chrf
+  eval_bleu_args: '{{"beam": 1, "max_len_b": 8}}'
 criterion: {{_name: imitkd, student_share: "constant:0.5"}}
 model:
   _name: transformer
@@ -127,7 +141,7 @@ model:
 optimizer: {{_name: adam}}
 lr_scheduler: {{_name: inverse_sqrt, warmup_updates: 20}}
 optimization: {{max_update: 4, lr: [0.005]}}
-dataset: {{max_tokens: 400, num_workers: 0, disable_validation: true}}
+dataset: {{max_tokens: 400, num_workers: 0}}
 """)
     done = corpus.run(
         "fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", "distil", f"hydra.run.dir={tmp_path}",
@@ -138,6 +152,10 @@ dataset: {{max_tokens: 400, num_workers: 0, disable_validation: true}}
     state = torch.load(tmp_path / "saved" / "checkpoint_last.pt", weights_only=True)
     assert state["cfg"]["criterion"]["_name"] == "imitkd"
     assert state["optimizer_history"][-1]["num_updates"] == 4
+    assert state["extra_state"]["best"] == float(re.findall(r'"valid_chrf": "([^"]+)"', log)[0]) > 0
+    seen = state["cfg"]["task"]
+    assert (seen["best_checkpoint_metric"], seen["maximize_best_checkpoint_metric"]) == ("chrf", True)
+    assert len(set(re.findall("signature of chrf: nrefs:1.*", log))) == 1
     # fairseq saves float32 whatever the training's precision: what was bf16 loses nothing by rounding to it.
     assert all(torch.equal(value, value.bfloat16().float()) for value in state["model"].values())
     assert len(losses) >= 4

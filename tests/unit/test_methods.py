@@ -30,6 +30,7 @@ TASK_FLAGS = {
     "--prune-start": 0,
     "--prune-end": None,
     "--prune-every": 100,
+    "--eval-metrics": None,
 }
 CRITERION_FLAGS = {
     "--student-share": "constant:0",

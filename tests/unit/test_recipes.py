@@ -1,4 +1,4 @@
-"""The recipes' scripts: every row of every table is a command that fairseq and the method accept; tables say what the JSON says."""
+"""The scripts of the recipes: every row is a command that fairseq and the method accept; tables say what the JSON says."""
 
 import importlib.util
 import json

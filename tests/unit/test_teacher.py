@@ -115,10 +115,19 @@ def test_teacher_trained_with_our_own_task_needs_no_teacher_of_its_own(folder: P
     torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
-def test_bleu_of_the_teachers_own_training_is_not_asked_for(folder: Path, model: BaseFairseqModel) -> None:
-    """A teacher trained with ``--eval-bleu`` loads without its tokenizer or generator."""
-    cfg = training_config(folder, "--task", "translation", "--eval-bleu", "--eval-bleu-detok", "no-such-detokeniser")
-    assert len(load_teacher(saved(folder, checkpoint_state(model, cfg), "bleu.pt"), STUDENT_SIDE).models) == 1
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--task", "translation", "--eval-bleu"),
+        ("--task", "translation_with_teacher", "--eval-metrics", "chrf,rouge-l", "--best-checkpoint-metric", "chrf"),
+    ],
+)
+def test_scores_of_the_teachers_own_training_are_not_asked_for(
+    folder: Path, model: BaseFairseqModel, flags: tuple[str, ...]
+) -> None:
+    """A teacher trained with ``--eval-bleu`` or ``--eval-metrics`` loads without its tokenizer or generator."""
+    cfg = training_config(folder, *flags, "--eval-bleu-detok", "no-such-detokeniser")
+    assert len(load_teacher(saved(folder, checkpoint_state(model, cfg), "scored.pt"), STUDENT_SIDE).models) == 1
 
 
 def test_ensemble_averages_probabilities() -> None:
@@ -500,6 +509,7 @@ def test_reference_to_another_setting_is_not_followed(folder: Path, tmp_path: Pa
     ("name", "value"),
     [
         ("eval_bleu_args", '{"beam": 1}'),
+        ("eval_metrics", "chrf,rouge-l"),
         ("eval_bleu_detok_args", '{"target_lang": "de"}'),
         ("adam_betas", "(0.9, 0.98)"),
         ("post_process", "@@ "),
