@@ -66,6 +66,7 @@ def parser() -> Parser:
 
     scores = made.add_argument_group("quality: BLEU, chrF and TER, and")
     scores.add_argument("--metrics", default="", help="more, joined by commas: rouge, comet")
+    scores.add_argument("--no-ter", action="store_true", help="leave TER out, which takes hours on thousands of long texts")
     scores.add_argument("--comet-model", type=Path, metavar="FILE", help="of --metrics comet (needs pip install unbabel-comet)")
     scores.add_argument(
         "--bleu-tokenize", choices=quality.TOKENIZERS,
@@ -104,8 +105,8 @@ def job(args: argparse.Namespace, command: str) -> Job:
         command, models.parse(args.model), args.data, args.out, decoding, text_settings(args, args.tokenizer),
         teacher=args.teacher, baseline=args.baseline, split=args.gen_subset, sentences=chosen["sentences"],
         batch_sizes=_sizes(args.batch_sizes), timed=chosen["speed_sentences"], probed=chosen["probe_sentences"],
-        metrics=_metrics(args.metrics), bleu_tokenize=args.bleu_tokenize,
-        comet_model=args.comet_model, threads=args.threads, source_lang=args.source_lang, target_lang=args.target_lang,
+        metrics=_metrics(args.metrics), bleu_tokenize=args.bleu_tokenize, comet_model=args.comet_model,
+        ter=not args.no_ter, threads=args.threads, source_lang=args.source_lang, target_lang=args.target_lang,
         allow_globals=args.allow_globals,
     )  # fmt: skip
 

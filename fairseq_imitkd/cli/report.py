@@ -1,6 +1,5 @@
 """``imitkd-report``: one page that shows what a set of distillation runs came to."""
 
-import importlib
 import logging
 import os
 import sys
@@ -8,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fairseq_imitkd.cli.arguments import Parser
+from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.files import partial
 
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not args.runs and not args.evaluation:
         raise UsageError("there is nothing to report: give folders of trainings, --evaluation DIR, or both")
     check_out(args.out)
-    _check_extra()
+    check_extra("imitkd-report", "report", EXTRA)
     from fairseq_imitkd.report.evaluations import read_evaluations
     from fairseq_imitkd.report.logs import read_runs
     from fairseq_imitkd.report.page import page
@@ -81,14 +81,6 @@ def _is_report(path: Path) -> bool:
             return b'content="imitkd-report' in file.read(1000)
     except OSError:
         return False
-
-
-def _check_extra() -> None:
-    for name in EXTRA:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise UsageError(f"imitkd-report needs {name}: pip install 'fairseq-imitkd[report]'") from error
 
 
 def write(out: Path, html: str) -> None:

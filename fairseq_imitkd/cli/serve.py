@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import importlib
 import ipaddress
 import logging
 import math
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 
 from fairseq_imitkd.cli.arguments import Parser, positive
+from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.serving.batching import THREADS, Batching, Model, facts
 from fairseq_imitkd.serving.reading import Limits
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = argument_parser().parse_args(arguments)
     logging.basicConfig(format="%(asctime)s | %(levelname)s | %(name)s | %(message)s", level=args.log_level.upper(), force=True)
     _check(args)
-    _check_extra()
+    check_extra("imitkd-serve", "serve", EXTRA)
     with bind(args.host, args.port) as listener:  # first, since a model takes long to load
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _leave)
@@ -132,14 +132,6 @@ def _check(args: argparse.Namespace) -> None:
             f"--max-request-sentences {args.max_request_sentences} must be at most --queue, which is {args.queue}: "
             "a request of more would never have room; lower the one or raise the other"
         )
-
-
-def _check_extra() -> None:
-    for name in EXTRA:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise UsageError(f"imitkd-serve needs {name}: pip install 'fairseq-imitkd[serve]'") from error
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

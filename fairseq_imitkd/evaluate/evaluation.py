@@ -49,6 +49,7 @@ class Job:
         metrics: beside BLEU, chrF and TER, some of :data:`~fairseq_imitkd.evaluate.quality.EXTRA`.
         bleu_tokenize: how BLEU makes words of text; None is sacreBLEU's choice for the language.
         comet_model: file of COMET's model.
+        ter: whether TER is computed.
         threads: to compute with; None is torch's choice.
         source_lang, target_lang: None reads them off the data directory.
         allow_globals: types that checkpoints may hold beside fairseq's own.
@@ -73,6 +74,7 @@ class Job:
     metrics: Sequence[str] = ()
     bleu_tokenize: str | None = None
     comet_model: Path | None = None
+    ter: bool = True
     threads: int | None = None
     source_lang: str | None = None
     target_lang: str | None = None
@@ -111,7 +113,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     """Evaluate the models and write the folder.
 
     Returns:
-        what ``evaluation.json`` holds; ``failed`` names the models that gave up on the way, and why.
+        what ``evaluation.json`` holds; ``failed`` names what gave up on the way, a model or COMET, and why.
 
     Raises:
         UsageError: something is wrong with what was given, or no model is left.
@@ -151,7 +153,7 @@ def evaluate(job: Job) -> dict[str, Any]:
             "signatures": evaluation.metrics.signatures,
             "files": {"sources": folder.SOURCES, "references": folder.REFERENCES},
             "models": found,
-            "failed": evaluation.failures.reasons,
+            "failed": {**evaluation.failures.reasons, **evaluation.metrics.failed},
             "seconds": {"decoding": evaluation.seconds, "probes": probing, "total": time.perf_counter() - begun},
         }
         folder.write(job.out, evaluation.sentences, evaluation.texts, results)
@@ -164,14 +166,34 @@ class _Evaluation:
     def __init__(self, job: Job):
         self.job = job
         self.languages = Languages.of(job.data, job.source_lang, job.target_lang)
-        self.models = models.load_all(job.paths, self.languages, job.searches[GREEDY], job.allow_globals)
+        self.failures = Failures()
+        self.models = self._load()
         self.text = Detokenizer(self.languages, job.text, job.decoding.remove_bpe)
         self.sentences = read(self.languages, job.split, job.sentences, self.models, self.text)
-        self.metrics = Metrics(self.sentences, self.languages.target, job.bleu_tokenize, job.metrics, job.comet_model)
-        self.failures = Failures()
+        self.metrics = Metrics(self.sentences, self.languages.target, job.bleu_tokenize, job.metrics, job.comet_model, job.ter)
         self.translations: dict[Run, list[Hypothesis]] = {}
         self.texts: dict[Run, list[str]] = {}
         self.timings: dict[int, Timings] = {}
+
+    def _load(self) -> dict[str, Model]:
+        """All models that can be loaded: the others, unless everything is compared with them, are failures at once."""
+        job, found = self.job, {}
+        for name, path in job.paths.items():
+            try:
+                found[name] = models.load(path, self.languages, job.searches[GREEDY], job.allow_globals)
+            except UsageError as error:
+                if name in (job.teacher, job.compared_with) or len(job.paths) == 1:
+                    raise UsageError(f"--model {name}: {error}") from error
+                self.failures.note(name, "loading", error)
+        return self._left(found)
+
+    def _left(self, found: Mapping[str, Model]) -> dict[str, Model]:
+        left = {name: model for name, model in found.items() if name not in self.failures}
+        if not left:
+            raise UsageError(
+                "no model is left: " + "; ".join(f"{name} failed {why}" for name, why in self.failures.reasons.items())
+            )
+        return left
 
     def translate(self) -> None:
         """Decode the test set once, at the largest batch size; at each other one, some of it, greedily."""
@@ -190,11 +212,7 @@ class _Evaluation:
             self.timings[largest], found = interleave(engines, sentences, sentences.batches(every, largest), self.failures, bar)
             for size in smaller:
                 self.timings[size], _ = interleave(greedy, sentences, sentences.batches(some, size), self.failures, bar)
-        self.models = {name: model for name, model in self.models.items() if name not in self.failures}
-        if not self.models:
-            raise UsageError(
-                "no model is left: " + "; ".join(f"{name} failed {why}" for name, why in self.failures.reasons.items())
-            )
+        self.models = self._left(self.models)
         empty = nothing(self.languages.target_dictionary.eos())
         for run, by_number in found.items():
             if run[0] in self.models:
@@ -240,20 +258,21 @@ class _Evaluation:
         """How good each model's translations are, by model and search."""
         found: dict[str, dict[str, Any]] = {name: {} for name in self.models}
         largest = max(self.job.batch_sizes)
-        for search in tqdm(self.job.searches, desc="score", unit=" search", leave=False):
-            systems = {name: self.texts[name, search] for name in self.models}
-            scores = self.metrics.compare(systems, self.baseline)
-            for name, texts in systems.items():
-                found[name][search] = {
-                    **scores[name],
-                    "empty": sum(not text for text in texts),
-                    "truncated": sum(hypothesis.cut for hypothesis in self.translations[name, search]),
-                    "repeating": sum(map(quality.repeats, texts)),
-                    "by_length": self.metrics.by_length(texts),
-                    "outputs": folder.outputs((name, search)),
-                }
-                if search != GREEDY:
-                    found[name][search]["speed"] = {"batch_size": largest, **self._figures(largest, name, search)}
+        with tqdm(total=len(self.texts), desc="score", unit=" outputs", leave=False) as bar:
+            for search in self.job.searches:
+                systems = {name: self.texts[name, search] for name in self.models}
+                scores = self.metrics.compare(systems, self.baseline, bar)
+                for name, texts in systems.items():
+                    found[name][search] = {
+                        **scores[name],
+                        "empty": sum(not text for text in texts),
+                        "truncated": sum(hypothesis.cut for hypothesis in self.translations[name, search]),
+                        "repeating": sum(map(quality.repeats, texts)),
+                        "by_length": self.metrics.by_length(texts),
+                        "outputs": folder.outputs((name, search)),
+                    }
+                    if search != GREEDY:
+                        found[name][search]["speed"] = {"batch_size": largest, **self._figures(largest, name, search)}
         return found
 
     def speed(self, name: str) -> dict[str, Any]:

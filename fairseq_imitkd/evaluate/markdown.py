@@ -1,12 +1,14 @@
 """An evaluation as Markdown that goes into a README as it is."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from fairseq_imitkd.evaluate.quality import ROUGE
 from fairseq_imitkd.evaluate.speed import SEED
 
-TITLES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "comet": "COMET"}
+TESTED, EXTRA = ("chrf", "ter"), (*ROUGE, "comet")
+TITLES = {"chrf": "chrF", "ter": "TER", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "comet": "COMET"}
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -17,7 +19,7 @@ def markdown(results: dict[str, Any]) -> str:
     """
     data, models = results["data"], results["models"]
     parts = [
-        f"{data['sentences']:,} sentences of `{data['split']}`, {data['source_lang']} to {data['target_lang']}.",
+        f"{_counted(data['sentences'], 'sentence')} of `{data['split']}`, {data['source_lang']} to {data['target_lang']}.",
         _quality(models),
         _by_length(models),
         _speed(models, results["baseline"]),
@@ -25,28 +27,34 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     if any(model["probes"] for model in models.values()):
         parts.append(_probes(models, results["teacher"], data["probe_sentences"]))
-    parts += [f"`{name}` failed {why}" for name, why in results["failed"].items()]
+    parts += [f"`{name}` failed {_cell(why)}" for name, why in results["failed"].items()]
     return "\n\n".join([*parts, _notes(results), f"```\n{results['command']}\n```"])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
     """A table whose first ``words`` columns lie to the left and whose numbers lie to the right."""
     rule = "|" + "|".join(["---"] * words + ["--:"] * (len(header) - words)) + "|"
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    lines = ["| " + " | ".join(map(_cell, cells)) + " |" for cells in (header, *rows)]
     return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _cell(text: str) -> str:
+    """What a file says of itself, such as its architecture, ends no cell and is no mark-up."""
+    return re.sub(r"[|`<>\[\]\\]", lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
 
 
 def _quality(models: dict[str, Any]) -> str:
     every = [(name, search, found) for name, model in models.items() for search, found in model["decoding"].items()]
-    extra = [metric for metric in (*ROUGE, "comet") if metric in every[0][2]]
-    header = ["model", "decoding", "BLEU (95%)", "p", "chrF", "p", "TER", "p", *(TITLES[metric] for metric in extra)]
+    tested, extra = ([each for each in kind if any(each in found for *_, found in every)] for kind in (TESTED, EXTRA))
+    header = ["model", "decoding", "BLEU (95%)", "p", *(word for each in tested for word in (TITLES[each], "p"))]
+    header += [TITLES[metric] for metric in extra]
     rows = []
     for name, search, found in every:
         bleu = found["bleu"]
         row = [name, search, f"{bleu['score']:.2f} ({bleu['low']:.1f} to {bleu['high']:.1f})", _chance(bleu)]
-        for metric in ("chrf", "ter"):
+        for metric in tested:
             row += [f"{found[metric]['score']:.2f}", _chance(found[metric])]
-        row += [f"{found[metric]['score']:.4f}" for metric in extra]
+        row += [f"{found[metric]['score']:.4f}" if metric in found else "" for metric in extra]
         rows.append([*row, *(str(found[fault]) for fault in ("empty", "truncated", "repeating"))])
     return table([*header, "empty", "truncated", "repeating"], rows, 2)
 
@@ -103,7 +111,7 @@ def _size(models: dict[str, Any]) -> str:
 
 def _probes(models: dict[str, Any], teacher: str, sentences: int) -> str:
     header = [
-        f"beside {teacher}, {sentences:,} sentences", "agreement, gold", "agreement, own", "KL, gold", "KL, own",
+        f"beside {teacher}, {_counted(sentences, 'sentence')}", "agreement, gold", "agreement, own", "KL, gold", "KL, own",
         "BLEU alone", f"it, then {teacher}", f"{teacher}, then it", f"{teacher} alone",
     ]  # fmt: skip
     rows = []
@@ -131,8 +139,7 @@ def _notes(results: dict[str, Any]) -> str:
     if results["teacher"]:
         lines.append("agreement: share of tokens for which teacher and student prefer the same; KL(teacher || student) in nats")
     lines += [
-        f"machine: {machine['processor']}, {machine['cores']} cores; {machine['threads']} "
-        f"thread{'s' if machine['threads'] > 1 else ''}",
+        f"machine: {machine['processor']}, {_counted(machine['cores'], 'core')}; {_counted(machine['threads'], 'thread')}",
         f"commit {results['commit'] or 'unknown'}; " + ", ".join(f"{name} {number}" for name, number in versions.items()),
         f"{seconds['total']:,.0f} s, of which {seconds['decoding']:,.0f} decoding"
         + (f" and {seconds['probes']:,.0f} probes" if results["teacher"] else ""),
@@ -142,4 +149,8 @@ def _notes(results: dict[str, Any]) -> str:
 
 def _rounds(models: dict[str, Any]) -> str:
     speed = next(iter(models.values()))["speed"]
-    return ", ".join(f"{each['rounds']['count']} rounds at batch size {size}" for size, each in speed.items())
+    return ", ".join(f"{_counted(each['rounds']['count'], 'round')} at batch size {size}" for size, each in speed.items())
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"

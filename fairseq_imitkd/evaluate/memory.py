@@ -98,6 +98,8 @@ class Measurement:
 def main() -> None:
     """Measure the models of the jobs that are read from the standard input."""
     jobs = json.load(sys.stdin)
+    gc.collect()
+    gc.freeze()  # a fork has nothing to collect that was there before it
     found = {name: _in_a_fork({**jobs["common"], **job}) for name, job in jobs["models"].items()}
     print(json.dumps(found))
 
@@ -124,7 +126,6 @@ def _needed(job: dict[str, Any]) -> int:
     if job["kind"] in PACKAGES:
         import_module(PACKAGES[job["kind"]])
     batch = [torch.tensor(source) for source in job["batch"]]
-    gc.collect()
     _read_in_all_code()
     with suppress(OSError):  # not everywhere allowed; the highest so far is then that of the imports
         Path("/proc/self/clear_refs").write_text("5")

@@ -85,23 +85,6 @@ def parse(texts: list[str]) -> dict[str, Path]:
     return found
 
 
-def load_all(
-    paths: Mapping[str, Path], languages: Languages, decoding: Decoding, allow_globals: str | None
-) -> dict[str, Model]:
-    """Every model, by name; arguments as of :func:`load`.
-
-    Raises:
-        UsageError: naming the model that can't be used.
-    """
-    models = {}
-    for name, path in paths.items():
-        try:
-            models[name] = load(path, languages, decoding, allow_globals)
-        except UsageError as error:
-            raise UsageError(f"--model {name}: {error}") from error
-    return models
-
-
 def load(path: Path, languages: Languages, decoding: Decoding, allow_globals: str | None = None) -> Model:
     """A model that reads and writes the symbols of a data directory.
 

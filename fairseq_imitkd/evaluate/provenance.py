@@ -5,7 +5,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Collection
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -54,5 +54,12 @@ def versions(used: Collection[str]) -> dict[str, str]:
         "fairseq_imitkd": fairseq_imitkd.__version__,
         "Python": platform.python_version(),
         "torch": torch.__version__,
-        **{name: version(package) for name, package in packages.items()},
+        **{name: _version(package) for name, package in packages.items()},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # it came under another name, as onnxruntime-gpu does
+        return "unknown"

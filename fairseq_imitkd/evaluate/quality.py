@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF, TER
+from sacrebleu.significance import estimate_ci
+from tqdm import tqdm
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate.sentences import Sentences
 from fairseq_imitkd.files import sha256
+from fairseq_imitkd.scores import rouge_scorer, rouge_signature
 
 logger = logging.getLogger(__name__)
 EXTRA = ("rouge", "comet")  # beside BLEU, chrF and TER
@@ -68,20 +71,21 @@ class Metrics:
                     "TER of references of %.0f words takes long, hours if they are thousands: --no-ter leaves it out", words
                 )
         self.seed = os.environ.get("SACREBLEU_SEED", SEED).lower()
+        self.failed: dict[str, str] = {}  # what of the scores gave up on the way, and why; all others stand
         self.signatures: dict[str, str] = {}
         for name, metric in self.metrics.items():
             signature = metric.get_signature()
             signature.update("seed", self.seed)
             signature.update("bs", RESAMPLES)
             self.signatures[name] = str(signature)
-        self._rouge = _rouge_scorer() if "rouge" in extra else None
+        self._rouge = rouge_scorer(ROUGE) if "rouge" in extra else None
         self._comet = _comet(comet_model) if "comet" in extra and comet_model else None
         if self._rouge:
-            self.signatures["rouge"] = f"rouge-score|F1|stemmed|version:{version('rouge-score')}"
+            self.signatures["rouge"] = rouge_signature()
         if self._comet and comet_model:
             self.signatures["comet"] = f"unbabel-comet|model:{sha256(comet_model)[:12]}|version:{version('unbabel-comet')}"
 
-    def compare(self, systems: Mapping[str, Sequence[str]], baseline: str | None, done: Callable[[], object]) -> dict[str, Scores]:
+    def compare(self, systems: Mapping[str, Sequence[str]], baseline: str | None, bar: tqdm | None = None) -> dict[str, Scores]:
         """Every system's scores, with 95% confidence intervals, and p of its difference from the baseline.
 
         They are sacreBLEU's own, of its paired bootstrap, which itself would resample the baseline anew for each system.
@@ -90,7 +94,7 @@ class Metrics:
         Args:
             systems: a line for each sentence, by name.
             baseline: one of them; where it is none, there is no p.
-            done: called after each system.
+            bar: told of each system.
         """
         count = len(self.sentences)
         drawn = np.random.default_rng(None if self.seed == "none" else int(self.seed)).choice(count, (RESAMPLES, count))
@@ -104,11 +108,14 @@ class Metrics:
                 # In single precision, as sacreBLEU has them: the sums themselves are whole numbers.
                 sums = (times @ np.array(statistics, float)).astype("float32")
                 resampled = np.array([metric._compute_score_from_stats(each).score for each in sums])
+                mean, half = map(float, estimate_ci(resampled))
                 if name == baseline:
                     base[key] = score, resampled
-                found[name][key] = {"score": score, **_interval(resampled), "p": _chance(score, resampled, *base.get(key, ()))}
+                p = _chance(score, resampled, *base[key]) if key in base else None
+                found[name][key] = {"score": score, "low": mean - half, "high": mean + half, "p": p}
             found[name].update(self._extra_scores(systems[name]))
-            done()
+            if bar is not None:
+                bar.update()
         return found
 
     def _extra_scores(self, texts: Sequence[str]) -> Scores:
@@ -120,7 +127,12 @@ class Metrics:
         if self._comet:
             sides = (self.sentences.source_texts, texts, self.sentences.reference_texts)
             data = [{"src": source, "mt": text, "ref": reference} for source, text, reference in zip(*sides, strict=True)]
-            scores["comet"] = {"score": float(self._comet.predict(data, batch_size=8, gpus=0, progress_bar=False).system_score)}
+            try:
+                found = self._comet.predict(data, batch_size=8, gpus=0, progress_bar=False)
+                scores["comet"] = {"score": float(found.system_score)}
+            except Exception as error:  # whatever its many packages raise
+                self._comet, self.failed["comet"] = None, f"scoring: {_in_one_line(error)}"
+                logger.warning("comet failed %s", self.failed["comet"])
         return scores
 
     def bleu(self, texts: Sequence[str], numbers: Sequence[int]) -> float:
@@ -130,13 +142,23 @@ class Metrics:
 
     def by_length(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """BLEU of each group of sentences whose sources have about as many tokens, the EOS not counted."""
-        groups = []
+        bleu, groups = self.metrics["bleu"], []
+        statistics = bleu._extract_corpus_statistics(texts, None)
         for first, last in zip((0, *(last + 1 for last in LENGTHS)), (*LENGTHS, None), strict=True):
             inside = [n for n in range(len(texts)) if first <= self.sentences.length(n) <= (last or self.sentences.length(n))]
             if inside:
-                score = self.bleu([texts[number] for number in inside], inside)
+                score = float(bleu._aggregate_and_compute([statistics[number] for number in inside]).score)
                 groups.append({"from": first, "to": last, "sentences": len(inside), "bleu": score})
         return groups
+
+
+def _chance(score: float, resampled: np.ndarray, base: float, base_resampled: np.ndarray) -> float | None:
+    """How often a difference from the baseline this large comes by chance; None where there is none on any resample."""
+    if np.array_equal(resampled, base_resampled):
+        return None
+    differences = np.abs(resampled - base_resampled)
+    larger = int((differences - differences.mean() > abs(base - score)).sum())
+    return (larger + 1) / (RESAMPLES + 1)
 
 
 def repeats(text: str) -> bool:
@@ -151,12 +173,6 @@ def repeats(text: str) -> bool:
     return False
 
 
-def _rouge_scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(list(ROUGE), use_stemmer=True)
-
-
 def _comet(path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"--comet-model '{path}' is no file: give the checkpoint of a COMET model, model.ckpt")
@@ -167,8 +183,10 @@ def _comet(path: Path) -> Any:
         raise UsageError(
             f"--metrics comet needs {error.name or 'comet'}: pip install unbabel-comet, or leave comet out"
         ) from error
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # else it tells of its devices and products each time
     try:
-        return comet.load_from_checkpoint(str(path))
+        # Absolute, since what belongs to it is looked for in the folder above its own; a link is not followed.
+        return comet.load_from_checkpoint(str(path.absolute()))
     except Exception as error:  # whatever its many packages raise on a file that is none of theirs
         raise UsageError(f"--comet-model '{path}' can't be used: {_in_one_line(error)}") from error
 

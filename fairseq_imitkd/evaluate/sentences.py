@@ -34,14 +34,15 @@ class Detokenizer:
         """Of ``(T,)`` tokens each; an unknown word of a ``reference`` is written so that no translation matches it."""
         text = Text(self.settings, self.languages.source, self.languages.target)
         return [
-            _line(text.decode(self.languages.target_dictionary.string(tokens, self.remove_bpe, escape_unk=reference)))
+            _line(text.decode(self.languages.target_dictionary.string(tokens.tolist(), self.remove_bpe, escape_unk=reference)))
             for tokens in sentences
         ]
 
     def sources(self, sentences: Iterable[Tensor]) -> list[str]:
         """Of ``(S,)`` tokens each."""
         text = Text(self.settings, self.languages.target, self.languages.source)
-        return [_line(text.decode(self.languages.source_dictionary.string(tokens, self.remove_bpe))) for tokens in sentences]
+        dictionary = self.languages.source_dictionary
+        return [_line(text.decode(dictionary.string(tokens.tolist(), self.remove_bpe))) for tokens in sentences]
 
 
 def _line(text: str) -> str:

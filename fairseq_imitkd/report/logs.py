@@ -10,6 +10,7 @@ from typing import Any
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.report import events, settings
+from fairseq_imitkd.report.places import told_apart
 
 INNER, EPOCH = "train_inner", "train"  # fairseq's tags of figures every few updates, and of those of a whole epoch
 # What only the plugin's criteria log.
@@ -117,17 +118,19 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """All runs that can be read, and a line about each that can't and about whatever else is odd."""
     runs: list[Run] = []
     notes: list[str] = []
-    seen: dict[Path, Path] = {}
+    seen: set[Path] = set()
     for path in paths:
-        whole = path.resolve()
-        if whole in seen:
-            notes.append(f"RUN_DIR '{path}' is there twice; it is shown once")
-            continue
-        seen[whole] = path
         try:
-            runs.append(read_run(path))
+            run = read_run(path)
         except UsageError as error:
             notes.append(str(error))
+            continue
+        whole = run.source.resolve()
+        if whole in seen:  # also as a folder and as the log in it
+            notes.append(f"RUN_DIR '{path}' is there twice; it is shown once")
+            continue
+        seen.add(whole)
+        runs.append(run)
     notes += _tell_apart(runs)
     return runs, [*notes, *(note for run in runs for note in run.notes)]
 
@@ -200,7 +203,7 @@ def _read_line(run: Run, line: str) -> None:
             run.parameters = int(found[1].replace(",", ""))
     elif _DONE.search(line):
         run.finished = True
-    elif found := _SETTINGS.search(line):
+    elif line.endswith(("}", ")")) and (found := _SETTINGS.search(line)):
         parsed = settings.parse(found[1])
         if parsed:
             run.settings, run.starts, run.finished = parsed, run.starts + 1, False
@@ -211,7 +214,7 @@ def read_figures(line: str) -> tuple[str, dict[str, float]] | None:
 
     Only its form tells the tag: in a file of ``--log-file`` there is nothing else.
     """
-    if found := _JSON.search(line):
+    if line.endswith("}") and (found := _JSON.search(line)):  # without this end, each of many beginnings would be tried
         return _of_json(found[1])
     if found := _INNER.search(line):
         return _with_update(INNER, (pair.split("=", 1) for pair in found[1].split(",")))
@@ -252,10 +255,11 @@ def _tell_apart(runs: list[Run]) -> list[str]:
         alike.setdefault(run.name, []).append(run)
     for name, group in alike.items():
         if len(group) > 1:
-            parts = [_folder(run).parts for run in group]
-            depth = next(n for n in range(2, 1 + max(map(len, parts))) if len({each[-n:] for each in parts}) == len(parts))
-            for run, each in zip(group, parts, strict=True):
-                run.name = "/".join(each[-depth:])
+            folders = [_folder(run) for run in group]
+            # Of logs in one folder only their own names tell.
+            places = folders if len(set(folders)) == len(group) else [run.source for run in group]
+            for run, found in zip(group, told_apart(places), strict=True):
+                run.name = found
             notes.append(f"{len(group)} runs are called '{name}'; they are shown as {', '.join(run.name for run in group)}")
     return notes
 

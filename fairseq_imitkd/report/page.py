@@ -15,6 +15,7 @@ from fairseq_imitkd.report.examples import Example, examples
 from fairseq_imitkd.report.logs import Run
 from fairseq_imitkd.report.pareto import pareto
 from fairseq_imitkd.report.picture import Picture
+from fairseq_imitkd.report.places import shortened, told_apart
 from fairseq_imitkd.report.tables import Table
 
 SURE = 0.05  # a difference with a larger p is not called one
@@ -68,7 +69,8 @@ def page(runs: Sequence[Run], evaluations: Sequence[Evaluation], notes: Sequence
     """
     looks = styles([*(name for each in evaluations for name in each.models), *(run.name for run in runs)])
     with drawing():
-        compared = [_compared(evaluation, looks) for evaluation in evaluations]
+        names = told_apart([evaluation.path for evaluation in evaluations])
+        compared = [_compared(*each, looks) for each in zip(evaluations, names, strict=True)]
         trained = _trained(runs, looks) if runs else None
     notes = [*notes, *(note for evaluation in evaluations for note in evaluation.notes)]
     folder = files("fairseq_imitkd.report")
@@ -76,6 +78,7 @@ def page(runs: Sequence[Run], evaluations: Sequence[Evaluation], notes: Sequence
     environment = Environment(
         loader=DictLoader(sources), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["shortened"] = shortened
     title = "Distillation report"
     html = environment.get_template("template.html").render(
         title=title, compared=compared, trained=trained, runs=runs, notes=notes, sections=_sections(compared, trained),
@@ -119,11 +122,11 @@ def _missing(compared: Sequence[Compared], trained: Trained | None) -> list[str]
     return lines
 
 
-def _compared(evaluation: Evaluation, looks: dict[str, Style]) -> Compared:
+def _compared(evaluation: Evaluation, name: str, looks: dict[str, Style]) -> Compared:
     headline, facts = summary(evaluation)
     probed = [probes.agreement(evaluation, looks), probes.exposure(evaluation, looks)]
     return Compared(
-        evaluation, evaluation.path.resolve().name, headline, facts, evaluation.signatures,
+        evaluation, name, headline, facts, evaluation.signatures,
         tables.models(evaluation, looks), tables.faults(evaluation), pareto(evaluation, looks),
         curves.by_length(evaluation, looks), [each for each in probed if each], examples(evaluation),
     )  # fmt: skip

@@ -15,9 +15,12 @@ FIRST = (
 )  # fmt: skip
 # Where a run is kept says nothing about it.
 PLACES = ("save_dir", "tensorboard_logdir", "log_file", "user_dir", "_name")
-# Strings, which stay as they are; and what an ``Enum`` of fairseq is printed as, such as global and forward-kl, which no
-# string has around it.
-_BARE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?<=[ =\[])(?!(?:None|True|False)\b)[A-Za-z_][\w.+-]*(?=[,})\]])""")
+# Strings, which stay as they are, one without an end too, whose other quotes would each be tried as a beginning; and what an
+# ``Enum`` of fairseq is printed as, such as global and forward-kl, which no string has around it.
+_BARE = re.compile(
+    r"""'(?:\\.?|[^'\\])*+(?:'|\Z)|"(?:\\.?|[^"\\])*+(?:"|\Z)"""
+    r"""|(?<=[ =\[])(?!(?:None|True|False)\b)[A-Za-z_][\w.+-]*(?=[,})\]])"""
+)
 
 
 def parse(text: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fairseq_imitkd.cli.evaluate import main
+from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate import evaluation
 from fairseq_imitkd.export.exporter import export
 from tests.corpus import ENVIRONMENT
@@ -163,6 +164,26 @@ def test_a_model_that_fails_does_not_spoil_the_others(root: Path, tmp_path: Path
         assert list(model["decoding"]) == ["greedy"]
         assert model["decoding"]["greedy"]["bleu"]["p"] is None
         assert model["speed"]["32"]["times_baseline"] is None
+
+
+def test_a_model_that_can_not_be_loaded_does_not_spoil_the_others(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """It is named with its file, at once, and the status is 1; but nothing can be compared with it."""
+    monkeypatch.setattr(evaluation, "Measurement", NoMeasurement)
+    (tmp_path / "bad.pt").write_text("no weights")
+    more = (f"--model=bad={tmp_path / 'bad.pt'}", "--quick", "--sentences", 10, "--no-ter")
+    with pytest.raises(SystemExit) as ended:
+        main(flags(root, tmp_path / "out", *more))
+    assert ended.value.code == 1
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert set(found["models"]) == {"big", "gru", "small"}
+    assert found["failed"]["bad"].startswith(f"loading: CHECKPOINT '{tmp_path / 'bad.pt'}' is no checkpoint")
+    assert "`bad` failed loading: CHECKPOINT" in capsys.readouterr().out
+    assert "ter" not in found["signatures"]
+    assert not any("ter" in model["decoding"]["greedy"] for model in found["models"].values())
+    for flag in ("--baseline", "--teacher"):
+        with pytest.raises(UsageError, match=r"--model bad: CHECKPOINT '.*bad\.pt' is no checkpoint"):
+            main(flags(root, tmp_path / "other", *more, flag, "bad"))
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_former_evaluation_is_overwritten(root: Path, tmp_path: Path, monkeypatch) -> None:

@@ -1,5 +1,6 @@
 """The parts of imitkd-evaluate: what is counted, timed, scored and refused."""
 
+import hashlib
 import itertools
 import json
 import random
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from fairseq_imitkd.cli.evaluate import main
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.evaluate import evaluation, folder, memory, models, quality
+from fairseq_imitkd.evaluate import evaluation, folder, memory, models, provenance, quality
 from fairseq_imitkd.evaluate.markdown import markdown
 from fairseq_imitkd.evaluate.quality import Metrics, repeats
 from fairseq_imitkd.evaluate.sentences import Detokenizer, read, spread
@@ -234,6 +235,44 @@ def test_scores_are_those_of_sacrebleus_command_line(tmp_path: Path) -> None:
             assert (own["p"] if chance is None else f"{own['p']:.4f}") == chance
 
 
+def test_each_system_is_read_and_resampled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By each metric: TER alone takes seconds for thousands of sentences, and the bootstrap computes thousands of scores."""
+    references, found = systems(20)
+    metrics = Metrics(sentences(references, references), "en")
+    counts: dict[str, int] = {}
+
+    def count(metric, key: str, work: str) -> None:
+        stock = getattr(metric, work)
+
+        def counted(*args):
+            counts[key + work] = counts.get(key + work, 0) + 1
+            return stock(*args)
+
+        monkeypatch.setattr(metric, work, counted)
+
+    for key, metric in metrics.metrics.items():
+        for work in ("_compute_segment_statistics", "_compute_score_from_stats"):
+            count(metric, key.lower(), work)
+    metrics.compare(found, "good")
+    assert counts == {
+        f"{key}{work}": len(found) * each
+        for key in ("bleu", "chrf", "ter")
+        for work, each in (("_compute_segment_statistics", 20), ("_compute_score_from_stats", quality.RESAMPLES + 1))
+    }
+
+
+def test_ter_can_be_left_out(caplog) -> None:
+    """Of long texts it takes hours, which is said before it begins."""
+    long = [" ".join(WORDS * 3)] * 2
+    Metrics(sentences(long, long), "en")
+    assert "TER of references of 42 words takes long, hours if they are thousands: --no-ter leaves it out" in caplog.text
+    caplog.clear()
+    metrics = Metrics(sentences(long, long), "en", ter=False)
+    assert set(metrics.compare({"one": long}, None)["one"]) == set(metrics.signatures) == {"bleu", "chrf"}
+    Metrics(sentences(WORDS, WORDS), "en")
+    assert caplog.text == ""
+
+
 def test_without_a_baseline_there_is_no_p_but_the_same_intervals() -> None:
     """And what writes the same as the baseline has no p: it would be the least of all."""
     references, found = systems()
@@ -283,22 +322,33 @@ def test_bleu_by_length_is_of_just_those_sentences() -> None:
 def test_comet_is_asked_for_its_own_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package is large, and so a stand-in: what it is given, and that nothing is fetched."""
     seen: list[Any] = []
+    opened: list[str] = []
 
     class Model:
         def predict(self, data, **settings):
             seen.append(data)
+            if len(seen) > 1:
+                raise MemoryError("no\nmore")
             return SimpleNamespace(system_score=0.5)
 
     comet = types.ModuleType("comet")
-    comet.load_from_checkpoint = lambda path: Model()  # type: ignore[attr-defined]
+    comet.load_from_checkpoint = lambda path: opened.append(path) or Model()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "comet", comet)
     monkeypatch.setattr(quality, "version", lambda package: "1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    (tmp_path / "model.ckpt").touch()
-    metrics = Metrics(sentences(["s1", "s2"], ["r1", "r2"]), "en", extra=["comet"], comet_model=tmp_path / "model.ckpt")
+    (tmp_path / "blob").write_text("weights")
+    (tmp_path / "model.ckpt").symlink_to(tmp_path / "blob")
+    monkeypatch.chdir(tmp_path)
+    metrics = Metrics(sentences(["s1", "s2"], ["r1", "r2"]), "en", extra=["comet"], comet_model=Path("model.ckpt"))
     assert quality.os.environ["HF_HUB_OFFLINE"] == "1"
+    # COMET looks for hparams.yaml two folders above; all of its models' files have the same name.
+    assert opened == [str(tmp_path / "model.ckpt")]
+    assert metrics.signatures["comet"] == f"unbabel-comet|model:{hashlib.sha256(b'weights').hexdigest()[:12]}|version:1"
     assert metrics.compare({"one": ["t1", "t2"]}, None)["one"]["comet"] == {"score": 0.5}
     assert seen == [[{"src": "s1", "mt": "t1", "ref": "r1"}, {"src": "s2", "mt": "t2", "ref": "r2"}]]
+    scores = metrics.compare({"one": ["t1", "t2"], "two": ["t1", "t2"]}, None)
+    assert (len(seen), metrics.failed) == (2, {"comet": "scoring: no more"})
+    assert set(scores["one"]) == set(scores["two"]) == {"bleu", "chrf", "ter"}
 
 
 def test_comet_that_is_not_installed_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,6 +357,18 @@ def test_comet_that_is_not_installed_is_said_so(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "model.ckpt").touch()
     with pytest.raises(UsageError, match=r"--metrics comet needs comet: pip install unbabel-comet"):
         Metrics(sentences(["s"], ["r"]), "en", extra=["comet"], comet_model=tmp_path / "model.ckpt")
+
+
+def test_a_package_of_another_name_is_no_reason_to_lose_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions are asked for last, after hours of decoding; onnxruntime-gpu is not called onnxruntime."""
+
+    def version(package: str) -> str:
+        if package == "onnxruntime":
+            raise provenance.PackageNotFoundError(package)
+        return "1"
+
+    monkeypatch.setattr(provenance, "version", version)
+    assert provenance.versions({"onnx", "rouge"}).items() >= {"onnxruntime": "unknown", "rouge-score": "1"}.items()
 
 
 # Models and their size.
@@ -536,6 +598,43 @@ def test_markdown_shows_what_the_file_holds() -> None:
     assert len(probes) == 2
     assert "nrefs:1|case:mixed" in text
     assert text.endswith("```\nimitkd-evaluate --model one=one.pt\n```")
+
+
+def test_what_a_file_says_is_no_markdown() -> None:
+    """An exported folder's manifest names an architecture, and whoever made it could name it so."""
+    hostile = results(failed={"three": "loading: <img src=x>\n# no"})
+    hostile["models"]["one"].update(arch="a|b\n# <script>[x](y)", quantization="`int8")
+    text = markdown(hostile)
+    assert tables(text)[3][1][1:3] == ["fairseq, &#96;int8", "a&#124;b # &#60;script&#62;&#91;x&#93;(y)"]
+    assert "`three` failed loading: &#60;img src=x&#62; # no" in text
+    assert "<" not in text
+
+
+def test_markdown_of_other_metrics() -> None:
+    """No column of what was not computed; an empty cell where only one model lacks it."""
+    some = results()
+    for model in some["models"].values():
+        for decoding in model["decoding"].values():
+            decoding.pop("ter", None)
+    some["models"]["one"]["decoding"]["greedy"] = {**some["models"]["one"]["decoding"]["greedy"], "comet": {"score": 0.5}}
+    scores = tables(markdown(some))[0]
+    assert scores[0] == [
+        "model", "decoding", "BLEU (95%)", "p", "chrF", "p", "COMET", "empty", "truncated", "repeating",
+    ]  # fmt: skip
+    assert [row[6] for row in scores[1:]] == ["0.5000", "", ""]
+
+
+def test_markdown_counts_in_words() -> None:
+    """One is no plural."""
+    one = results()
+    one["data"]["sentences"] = one["machine"]["cores"] = 1
+    for model in one["models"].values():
+        for speed in model["speed"].values():
+            speed["rounds"]["count"] = 1
+    text = markdown(one)
+    assert text.startswith("1 sentence of `test`")
+    assert "1 round at batch size 1;" in text
+    assert "P, 1 core; 1 thread" in text
 
 
 def test_markdown_without_a_baseline_and_with_a_model_that_failed() -> None:

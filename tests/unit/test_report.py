@@ -115,7 +115,8 @@ def test_the_rest_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     assert [line.split(":")[0] for line in warnings] == ["warning"] * 2
     for line, name in zip(warnings, (tmp_path / "gone", tmp_path / "ev" / "evaluation.json"), strict=True):
         assert str(name) in line
-        assert str(name) in page
+        assert f"…/{name.parent.name}/{name.name}" in page
+        assert str(name) not in page
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
@@ -164,6 +165,26 @@ def test_what_is_not_installed(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UsageError, match=rf"imitkd-report needs {name}: pip install 'fairseq-imitkd\[report\]'"):
         make(tmp_path, tmp_path)
+
+
+def test_paths_of_the_machine(tmp_path: Path) -> None:
+    """Are not for those who read a page; their last parts are."""
+    folder = reports.evaluation(tmp_path / "ev")
+    reports.change(folder, command="imitkd-evaluate --model one=/home/someone/runs/one/best.pt --out ev")
+    page = make(tmp_path, reports.log(tmp_path / "student"), "--evaluation", folder)
+    assert "someone" not in page
+    assert str(tmp_path) not in page
+    assert "--model one=…/one/best.pt --out ev" in page
+    assert f"…/{tmp_path.name}/student/train.log" not in page
+    assert "…/student/train.log" in page
+    assert "save_dir = …/run" in page
+
+
+def test_evaluations_of_one_name(tmp_path: Path) -> None:
+    """Are told apart by as much of their paths as it takes."""
+    folders = [reports.evaluation(tmp_path / where / "evaluation") for where in ("one", "two")]
+    page = make(tmp_path, *(part for folder in folders for part in ("--evaluation", folder)))
+    assert re.findall(r'<p class="of">([\w/]+)', page) == ["one/evaluation", "two/evaluation"] * 4
 
 
 def test_several_evaluations(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from fairseq.logging.progress_bar import progress_bar
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.report import settings
-from fairseq_imitkd.report.logs import INNER, Run, read_figures, read_run, read_runs
+from fairseq_imitkd.report.logs import INNER, Run, read_figures, read_log, read_run, read_runs
 from tests import inside, reports
 
 
@@ -170,6 +171,35 @@ def test_runs_that_cannot_be_read(tmp_path: Path) -> None:
         f"'{paths[3] / 'train.log'}' {none}",
         f"RUN_DIR '{good}' is there twice; it is shown once",
     ]
+
+
+def test_logs_of_one_folder(tmp_path: Path) -> None:
+    """Are told apart by their own names; a folder and the log in it are one run."""
+    folder = reports.log(tmp_path / "run")
+    other = folder / "other.log"
+    other.write_text((folder / "train.log").read_text())
+    runs, notes = read_runs([folder, other, folder / "train.log"])
+    assert [run.name for run in runs] == ["train.log", "other.log"]
+    assert notes == [
+        f"RUN_DIR '{folder / 'train.log'}' is there twice; it is shown once",
+        "2 runs are called 'run'; they are shown as train.log, other.log",
+    ]
+
+
+@pytest.mark.parametrize("part", ['| {"', "| {'", "| Namespace(", "\\'"])
+def test_a_hostile_line_takes_no_longer_than_it_is_long(part: str, tmp_path: Path) -> None:
+    """Of as many beginnings as it has letters, each of which could be looked into to the end."""
+
+    def seconds(count: int) -> float:
+        text = f"{reports.TIME}x | {{'{part * count}"
+        run, log = Run("r", tmp_path), tmp_path / "train.log"
+        log.write_text(f"{text}\n{text}x)\n")
+        begun = time.process_time()
+        read_log(run, log)
+        return time.process_time() - begun
+
+    few, many = (min(seconds(count) for _ in range(3)) for count in (2_000, 32_000))
+    assert many < 60 * few
 
 
 def test_runs_of_one_name(tmp_path: Path) -> None:

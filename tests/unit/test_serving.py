@@ -551,7 +551,7 @@ def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
     """With what installs it."""
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UsageError) as refused:
-        serve._check_extra()
+        serve.main(["nowhere"])
     assert str(refused.value) == f"imitkd-serve needs {name}: pip install 'fairseq-imitkd[serve]'"
 
 
