@@ -8,21 +8,21 @@ With --tokenised-bleu BLEU is also given as the ImitKD paper's tables have it: o
 
 import argparse
 import json
-import logging
 import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 import tables
+import torch
 from fairseq import checkpoint_utils
 from sacrebleu.metrics import BLEU
-from sacrebleu.significance import PairedTest
 
-import fairseq_imitkd  # noqa: F401 (opens fairseq's checkpoints safely)
+from fairseq_imitkd.evaluate.quality import Metrics
+from fairseq_imitkd.evaluate.sentences import Sentences
 
 EXAMPLES = Path(__file__).parent
-RIVALS = ("scratch", "seqkd")
+RIVALS = {"scratch", "seqkd"}
 
 
 def main() -> None:
@@ -31,7 +31,6 @@ def main() -> None:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--tokenised-bleu", metavar="LANGUAGE")
     args = parser.parse_args()
-    logging.getLogger("sacrebleu").setLevel(logging.WARNING)
 
     evaluation = json.loads((args.run / "evaluation" / "evaluation.json").read_text())
     results = {
@@ -73,23 +72,30 @@ def training(run: Path, name: str) -> dict[str, Any]:
     }
 
 
-def chance(folder: Path, evaluation: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """For every student: p of its greedy BLEU's difference from each of :data:`RIVALS` of its seed (sacreBLEU's bootstrap)."""
+def chance(folder: Path, evaluation: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """For every student: p of its difference from each of :data:`RIVALS` of its seed, greedy, by the table's first score."""
     references = lines(folder / evaluation["files"]["references"])
-    outputs = {
-        name: lines(folder / model["decoding"]["greedy"]["outputs"], len(references))
-        for name, model in evaluation["models"].items()
-    }
-    found: dict[str, dict[str, float]] = {name: {} for name in outputs}
-    for rival in RIVALS:
-        for name, texts in outputs.items():
-            row, seed = tables.row_and_seed(name)
-            other = outputs.get(rival if seed == 1 else f"{rival}-seed{seed}")
-            if row in (rival, "teacher") or other is None or other == texts:
-                continue
-            systems = [("rival", other), ("student", texts)]
-            tested = PairedTest(systems, {"BLEU": BLEU()}, [references], test_type="bs", n_samples=1000)()
-            found[name][rival] = tested[1]["BLEU"][1].p_value
+    nothing = [torch.empty(0)] * len(references)
+    metric = tables.headline(evaluation)
+    extra = ["rouge"] if metric.startswith("rouge") else []
+    sentences = Sentences(nothing, nothing, references, references)
+    metrics = Metrics(sentences, evaluation["data"]["target_lang"], extra=extra, ter=False)
+    comparable: dict[tuple[str, int], dict[str, str]] = {}  # kind of student, seed -> row -> name
+    for name in evaluation["models"]:
+        row, seed = tables.row_and_seed(name)
+        kind = tables.kind(row)
+        comparable.setdefault((kind, seed), {})[row.removesuffix(kind)] = name
+    found: dict[str, dict[str, float | None]] = {name: {} for name in evaluation["models"]}
+    for names in comparable.values():
+        outputs = {
+            row: lines(folder / evaluation["models"][name]["decoding"]["greedy"]["outputs"], len(references))
+            for row, name in names.items()
+            if row != "teacher"
+        }
+        for rival in RIVALS & outputs.keys():
+            for row, scores in metrics.compare(outputs, rival).items():
+                if row != rival:
+                    found[names[row]][rival] = scores[metric]["p"]
     return found
 
 

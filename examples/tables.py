@@ -12,6 +12,7 @@ from typing import Any
 
 EXAMPLES = Path(__file__).parent
 PLACE = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
+KINDS = ("_sru_3", "_sru", "_transformer")  # ends of rows' names where a recipe has several kinds of students
 TITLES = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
 
@@ -50,6 +51,11 @@ def row_and_seed(name: str) -> tuple[str, int]:
     """``imitkd-seed2`` is ``imitkd``'s second seed."""
     row, _, seed = name.partition("-seed")
     return row, int(seed or 1)
+
+
+def kind(row: str) -> str:
+    """Which kind of student a row is of: only those of one kind are compared with each other."""
+    return next((end for end in KINDS if row.endswith(end)), "")
 
 
 def headline(evaluation: dict[str, Any]) -> str:
@@ -110,7 +116,7 @@ def overview(results: list[dict[str, Any]]) -> str:
             seeds.setdefault(row_and_seed(name)[0], []).append(name)
         for row, names in seeds.items():
             scores = [interval(models[name]["decoding"]["greedy"][metric], metric) for name in names]
-            gain = mean(models, names, metric) - mean(models, seeds["scratch"], metric)
+            gain = mean(models, names, metric) - mean(models, seeds.get("scratch" + kind(row), names), metric)
             rows.append(
                 [
                     f"[{found['recipe']}]({found['recipe']}/README.md)",
@@ -118,7 +124,7 @@ def overview(results: list[dict[str, Any]]) -> str:
                     f"{models[names[0]]['parameters']:,}",
                     TITLES[metric],
                     "; ".join(scores),
-                    "" if row == "scratch" else f"{gain:+.2f}",
+                    f"{gain:+.2f}" if gain else "",
                     f"{speed(found['evaluation'], names[0], batch):.1f}",
                 ]
             )

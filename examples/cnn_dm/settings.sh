@@ -4,7 +4,7 @@ SOURCE=source TARGET=target
 VOCABULARY=32000
 DECODING=(--max-len-b 99 --no-repeat-ngram-size 3)
 CHECK=(--max-ratio 0) # a summary is shorter than its text
-EVALUATION=(--metrics rouge)
+EVALUATION=(--metrics rouge --no-ter)
 PLAIN=(--task translation_with_teacher --criterion label_smoothed_cross_entropy --label-smoothing 0.1)
 # Greedy ROUGE-1 on the validation set chooses checkpoint_best.pt.
 TRAINING=(

@@ -7,8 +7,8 @@ from typing import Any
 from fairseq_imitkd.evaluate.quality import ROUGE
 from fairseq_imitkd.evaluate.speed import SEED
 
-TESTED, EXTRA = ("chrf", "ter"), (*ROUGE, "comet")
-TITLES = {"chrf": "chrF", "ter": "TER", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "comet": "COMET"}
+TESTED = ("chrf", "ter", *ROUGE)  # what has an interval and a p, as BLEU
+TITLES = {"chrf": "chrF", "ter": "TER", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -45,16 +45,18 @@ def _cell(text: str) -> str:
 
 def _quality(models: dict[str, Any]) -> str:
     every = [(name, search, found) for name, model in models.items() for search, found in model["decoding"].items()]
-    tested, extra = ([each for each in kind if any(each in found for *_, found in every)] for kind in (TESTED, EXTRA))
+    tested = [each for each in TESTED if any(each in found for *_, found in every)]
+    comet = any("comet" in found for *_, found in every)
     header = ["model", "decoding", "BLEU (95%)", "p", *(word for each in tested for word in (TITLES[each], "p"))]
-    header += [TITLES[metric] for metric in extra]
+    header += ["COMET"] if comet else []
     rows = []
     for name, search, found in every:
         bleu = found["bleu"]
         row = [name, search, f"{bleu['score']:.2f} ({bleu['low']:.1f} to {bleu['high']:.1f})", _chance(bleu)]
         for metric in tested:
-            row += [f"{found[metric]['score']:.2f}", _chance(found[metric])]
-        row += [f"{found[metric]['score']:.4f}" if metric in found else "" for metric in extra]
+            row += [f"{found[metric]['score']:.{4 if metric in ROUGE else 2}f}", _chance(found[metric])]
+        if comet:
+            row.append(f"{found['comet']['score']:.4f}" if "comet" in found else "")
         rows.append([*row, *(str(found[fault]) for fault in ("empty", "truncated", "repeating"))])
     return table([*header, "empty", "truncated", "repeating"], rows, 2)
 

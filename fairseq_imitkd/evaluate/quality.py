@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -88,8 +88,8 @@ class Metrics:
     def compare(self, systems: Mapping[str, Sequence[str]], baseline: str | None, bar: tqdm | None = None) -> dict[str, Scores]:
         """Every system's scores, with 95% confidence intervals, and p of its difference from the baseline.
 
-        They are sacreBLEU's own, of its paired bootstrap, which itself would resample the baseline anew for each system.
-        There is no p of what the baseline scores on every resample too.
+        They are of sacreBLEU's paired bootstrap, which itself would resample the baseline anew for each system; ROUGE's are of
+        the same resamples, and COMET has none. There is no p of what the baseline scores on every resample too.
 
         Args:
             systems: a line for each sentence, by name.
@@ -102,38 +102,44 @@ class Metrics:
         found: dict[str, Scores] = {name: {} for name in systems}
         base: dict[str, tuple[float, np.ndarray]] = {}
         for name in sorted(systems, key=lambda name: name != baseline):  # the baseline first
-            for key, metric in self.metrics.items():
-                statistics = metric._extract_corpus_statistics(systems[name], None)
-                score = float(metric._aggregate_and_compute(statistics).score)
-                # In single precision, as sacreBLEU has them: the sums themselves are whole numbers.
-                sums = (times @ np.array(statistics, float)).astype("float32")
-                resampled = np.array([metric._compute_score_from_stats(each).score for each in sums])
+            for key, score, resampled in self._resampled(systems[name], times):
                 mean, half = map(float, estimate_ci(resampled))
                 if name == baseline:
                     base[key] = score, resampled
                 p = _chance(score, resampled, *base[key]) if key in base else None
                 found[name][key] = {"score": score, "low": mean - half, "high": mean + half, "p": p}
-            found[name].update(self._extra_scores(systems[name]))
+            found[name].update(self._comet_score(systems[name]))
             if bar is not None:
                 bar.update()
         return found
 
-    def _extra_scores(self, texts: Sequence[str]) -> Scores:
-        scores: Scores = {}
+    def _resampled(self, texts: Sequence[str], times: np.ndarray) -> Iterator[tuple[str, float, np.ndarray]]:
+        """Each score by name, and its value on every resample; ``times``: ``(resamples, N)``, how often each has each."""
+        for key, metric in self.metrics.items():
+            statistics = metric._extract_corpus_statistics(texts, None)
+            # In single precision, as sacreBLEU has them: the sums themselves are whole numbers.
+            sums = (times @ np.array(statistics, float)).astype("float32")
+            resampled = np.array([metric._compute_score_from_stats(each).score for each in sums])
+            yield key, float(metric._aggregate_and_compute(statistics).score), resampled
         if self._rouge:
-            pairs = list(zip(self.sentences.reference_texts, texts, strict=True))
+            pairs = zip(self.sentences.reference_texts, texts, strict=True)
             every = [self._rouge.score(reference, text) for reference, text in pairs]
-            scores.update({kind: {"score": sum(each[kind].fmeasure for each in every) / len(every)} for kind in ROUGE})
-        if self._comet:
-            sides = (self.sentences.source_texts, texts, self.sentences.reference_texts)
-            data = [{"src": source, "mt": text, "ref": reference} for source, text, reference in zip(*sides, strict=True)]
-            try:
-                found = self._comet.predict(data, batch_size=8, gpus=0, progress_bar=False)
-                scores["comet"] = {"score": float(found.system_score)}
-            except Exception as error:  # whatever its many packages raise
-                self._comet, self.failed["comet"] = None, f"scoring: {_in_one_line(error)}"
-                logger.warning("comet failed %s", self.failed["comet"])
-        return scores
+            for kind in ROUGE:
+                each = [scored[kind].fmeasure for scored in every]
+                yield kind, sum(each) / len(each), times @ np.array(each) / len(each)
+
+    def _comet_score(self, texts: Sequence[str]) -> Scores:
+        if self._comet is None:
+            return {}
+        sides = (self.sentences.source_texts, texts, self.sentences.reference_texts)
+        data = [{"src": source, "mt": text, "ref": reference} for source, text, reference in zip(*sides, strict=True)]
+        try:
+            found = self._comet.predict(data, batch_size=8, gpus=0, progress_bar=False)
+            return {"comet": {"score": float(found.system_score)}}
+        except Exception as error:  # whatever its many packages raise
+            self._comet, self.failed["comet"] = None, f"scoring: {_in_one_line(error)}"
+            logger.warning("comet failed %s", self.failed["comet"])
+            return {}
 
     def bleu(self, texts: Sequence[str], numbers: Sequence[int]) -> float:
         """BLEU of the sentences of these numbers alone, of which ``texts`` are the translations."""

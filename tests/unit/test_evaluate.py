@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tqdm import tqdm
@@ -303,6 +304,28 @@ def test_rouge_is_that_of_its_own_command_line(tmp_path: Path) -> None:
         assert scores[kind]["score"] == pytest.approx(sum(printed) / len(printed), abs=1e-6)
         assert scores[kind]["score"] < 0.99
     assert "rouge" in metrics.signatures
+
+
+def test_rouge_has_the_interval_and_p_of_the_same_resamples() -> None:
+    """Against the bootstrap's definition, sentence by sentence; a mean's interval is that of its standard error."""
+    references, found = systems(30)
+    metrics = Metrics(sentences(references, references), "en", extra=["rouge"], ter=False)
+    scores = metrics.compare(found, "good")
+    each = {
+        name: [metrics._rouge.score(*pair)["rougeL"].fmeasure for pair in zip(references, texts, strict=True)]
+        for name, texts in found.items()
+    }
+    drawn = np.random.default_rng(12345).choice(30, (quality.RESAMPLES, 30))
+    means = {name: np.array([np.mean([each[name][number] for number in numbers]) for numbers in drawn]) for name in found}
+    ordered = sorted(means["bad"])
+    low, high = scores["bad"]["rougeL"]["low"], scores["bad"]["rougeL"]["high"]
+    assert (low + high) / 2 == pytest.approx(means["bad"].mean())
+    assert (high - low) / 2 == pytest.approx((ordered[974] - ordered[25]) / 2, rel=0.02)
+    real = abs(np.mean(each["bad"]) - np.mean(each["good"]))
+    differences = np.abs(means["bad"] - means["good"])
+    expected = ((differences - differences.mean() > real).sum() + 1) / (quality.RESAMPLES + 1)
+    assert scores["bad"]["rougeL"]["p"] == pytest.approx(expected)
+    assert scores["good"]["rougeL"]["p"] is None
 
 
 def test_bleu_by_length_is_of_just_those_sentences() -> None:

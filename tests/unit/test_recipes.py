@@ -188,6 +188,29 @@ def test_training_facts_come_from_the_checkpoints(tmp_path: Path, monkeypatch: p
         results.lines(text, 3)
 
 
+def test_chance_is_of_the_same_seed_and_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    results = module("results")
+    references = [f"this is sentence number {number} of the test" for number in range(40)]
+    worse = [line.replace("number", "word") if number % 3 else line for number, line in enumerate(references)]
+    texts = {
+        "teacher": references, "scratch": worse, "imitkd": references, "seqkd": worse[::-1], "scratch-seed2": references,
+        "imitkd-seed2": references, "scratch_sru": worse, "imitkd_sru": references,
+    }  # fmt: skip
+    for name, written in {**texts, "references": references}.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(written) + "\n")
+    models = {name: {"decoding": {"greedy": {"outputs": f"{name}.txt", "bleu": {}}}} for name in texts}
+    evaluation = {"models": models, "files": {"references": "references.txt"}, "data": {"target_lang": "en"}}
+    found = results.chance(tmp_path, evaluation)
+    assert found["imitkd"]["scratch"] < 0.01
+    assert found["imitkd"]["seqkd"] < 0.01
+    assert found["imitkd-seed2"] == {"scratch": None}  # they write the same, and there is no seqkd of that seed
+    assert found["imitkd_sru"]["scratch"] < 0.01
+    assert "seqkd" not in found["imitkd_sru"]
+    assert found["teacher"] == {}
+    assert found["scratch"].keys() == {"seqkd"}
+
+
 def test_no_results_are_left_of_a_recipe_that_is_gone() -> None:
     for path in EXAMPLES.glob("*/results.json"):
         found = json.loads(path.read_text())
