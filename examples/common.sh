@@ -3,6 +3,8 @@
 #   RUN=DIR           everything a recipe makes (default: run/ beside the recipe)
 #   RAW_DIR=DIR       text that is there already, instead of a download
 #   SEED=N            of a student (default 1); others than 1 are part of its name
+#   UPDATES=N, TEACHER_UPDATES=N   of a student and of the teacher, instead of the recipe's
+#   THREADS=N         of evaluate.sh, which decodes on the CPU whatever DEVICE is, so that speeds compare (default 1)
 #   SMOKE=1           every stage with tiny models on made-up text, in run-smoke/
 #   DRY_RUN=1         print the trainings, run nothing
 # shellcheck shell=bash
@@ -19,6 +21,9 @@ die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
 command -v imitkd-train >/dev/null || die "imitkd-train is not on PATH: run 'make install' in $REPO first"
 [[ $SEED =~ ^[0-9]+$ ]] || die "SEED must be a number, but is '$SEED'"
+for variable in UPDATES TEACHER_UPDATES STUDENT_UPDATES SEQ_INTER_UPDATES TASK_UPDATES NBEST THREADS; do # found out here, not hours later
+  [[ ${!variable:-1} =~ ^[1-9][0-9]*$ ]] || die "$variable must be a whole number above 0, but is '${!variable}'"
+done
 export DEVICE=${DEVICE:-$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
 case $DEVICE in
   cpu) DEVICE_FLAGS=(--cpu) ;;
@@ -26,6 +31,7 @@ case $DEVICE in
   *) die "DEVICE must be cpu or cuda, but is '$DEVICE'" ;;
 esac
 mkdir -p "$RUN"
+RUN=$(cd "$RUN" >/dev/null && pwd -P) # as results.py leaves it out of the commands that it records
 [ -n "${SMOKE:-}" ] && [ ! -e "$RUN/.smoke" ] && [ -d "$RUN/.done" ] && die "$RUN holds a real run: give SMOKE=1 another RUN=DIR"
 [ -z "${SMOKE:-}" ] && [ -e "$RUN/.smoke" ] && die "$RUN holds a run with SMOKE=1: give this one another RUN=DIR"
 [ -z "${SMOKE:-}" ] || touch "$RUN/.smoke"
@@ -38,11 +44,41 @@ stage() {
     [ "$1" != train ] || "$@"
     return
   fi
-  [ -e "$RUN/.done/$name" ] && { say "$name: done before"; return; }
+  if [ -e "$RUN/.done/$name" ]; then
+    if [ "$1" != train ] || same_flags "${@:2}"; then
+      say "$name: done before"
+    else
+      say "$name: done before with other flags, and left as it is; to train it by the new ones delete $RUN/$name and $RUN/.done/$name"
+    fi
+    return
+  fi
   say "$name"
   "$@"
   mkdir -p "$RUN/.done"
   touch "$RUN/.done/$name"
+}
+
+# same_flags NAME FLAGS…: whether NAME's last training was by this command, on whatever device.
+same_flags() {
+  local before now
+  [ -e "$RUN/$1/commands" ] || return 0
+  before=$(tail -n 1 "$RUN/$1/commands" | cut -f 2-)
+  now=$(DRY_RUN=1 train "$@")
+  [ "${before/"'--cpu' "/}" = "${now/"'--cpu' "/}" ]
+}
+
+# resumable NAME: fairseq copies its newest checkpoint to checkpoint_best.pt and checkpoint_last.pt, and a kill in the middle
+# leaves what it can't read: such files go, and the newest whole one becomes checkpoint_last.pt.
+resumable() {
+  local file newest=
+  for file in "$RUN/$1"/checkpoint_*.pt; do
+    if python -m zipfile -l "$file" >/dev/null 2>&1; then
+      if [ -z "$newest" ] || [ "$file" -nt "$newest" ]; then newest=$file; fi
+    else
+      rm -f "$file"
+    fi
+  done
+  [ -z "$newest" ] || [ -e "$RUN/$1/checkpoint_last.pt" ] || cp "$newest" "$RUN/$1/checkpoint_last.pt"
 }
 
 # train NAME FLAGS…: one training in $RUN/NAME, on $DATA (default: $RUN/data-bin). fairseq resumes it from checkpoint_last.pt
@@ -58,6 +94,7 @@ train() {
   fi
   if [ -n "${DRY_RUN:-}" ]; then printf '%s\n' "${command[*]@Q}"; return; fi
   mkdir -p "$RUN/$name"
+  resumable "$name"
   printf '%s\t%s\n' "$(git -C "$REPO" describe --always --dirty --exclude='*' 2>/dev/null || echo unknown)" \
     "${command[*]@Q}" >>"$RUN/$name/commands"
   "${command[@]}" 2>&1 | tee -a "$RUN/$name/train.log"
@@ -105,29 +142,31 @@ from_raw_dir() {
     [ -n "$name" ] || continue
     file=$RAW_DIR/${file:-$name}
     if [ -r "$file.gz" ]; then
-      gzip -dc "$file.gz" >"$RUN/raw/$name" || die "$file.gz is no whole gzip file: fetch it again"
+      file+=.gz
+      gzip -dc "$file" >"$RUN/raw/$name" || die "$file is no whole gzip file: delete it and fetch it again"
     elif [ -r "$file" ]; then
       cp "$file" "$RUN/raw/$name"
     else
       die "RAW_DIR must hold $(basename "$file").gz, or that unzipped, but '$RAW_DIR' does not"
     fi
-    has_sha256 "$RUN/raw/$name" "$sha"
+    has_sha256 "$RUN/raw/$name" "$sha" "$file"
   done
 }
 
-# has_sha256 FILE SHA256: or it is not what the recipe's results are of.
+# has_sha256 TEXT SHA256 [FILE]: or it, out of FILE, is not what the recipe's results are of.
 has_sha256() {
   [ -n "${ANY_TEXT:-}" ] && return
   echo "$2  $1" | sha256sum --check --status ||
-    die "$1 is not the file that this recipe was written for (sha256 $2): fetch it again, or take it as it is with ANY_TEXT=1"
+    die "${3:-$1} is not the text that this recipe was written for (sha256 $2): delete it and fetch it again, or take it as it is with ANY_TEXT=1"
 }
 
-# download URL FILE [SHA256]
+# download URL FILE [SHA256], once: FILE is there only when it is whole.
 download() {
+  [ ! -e "$2" ] || return 0
   mkdir -p "$(dirname "$2")"
   curl -fL --retry 3 --progress-bar -o "$2.part" "$1" || die "could not download $1: give RAW_DIR=DIR with the text (README.md says which files)"
+  [ -z "${3:-}" ] || has_sha256 "$2.part" "$3"
   mv "$2.part" "$2"
-  [ -z "${3:-}" ] || has_sha256 "$2" "$3"
 }
 
 # One joint BPE for both sides, and every split in it.
@@ -193,7 +232,10 @@ learn() {
   shift
   name=$(named "$row")
   own "$row"
-  [ -z "${START:-}" ] || start=(--finetune-from-model "$RUN/$START/checkpoint_best.pt")
+  if [ -n "${START:-}" ]; then
+    [ -n "${DRY_RUN:-}" ] || finished "$START" || die "START must name a model in $RUN whose training has ended, but is '$START'"
+    start=(--finetune-from-model "$RUN/$START/checkpoint_best.pt")
+  fi
   case $row in
     scratch | continued) ;;
     seqkd) data=seqkd ;;
@@ -217,31 +259,35 @@ learn() {
   fi
   small "${STUDENT_MODEL[@]}"
   DATA=$RUN/${data}data-bin stage "$name" train "$name" "${objective[@]}" "${MODEL[@]}" "${TRAINING[@]}" "${STUDENT_TRAINING[@]}" \
-    --seed "$SEED" "${start[@]}" "${OWN[@]}" "$@"
+    --seed "$SEED" "${OWN[@]}" "${start[@]}" "$@" # so START counts also where a row has a start of its OWN
 }
 
 # trained NAME: its checkpoint, of this SEED if it is a student.
 trained() {
   local name=$1
   [ "$name" = teacher ] || name=$(named "$name")
-  [ -n "${DRY_RUN:-}" ] || [ -e "$RUN/$name/checkpoint_best.pt" ] || die "no $RUN/$name/checkpoint_best.pt: train $name first"
+  [ -n "${DRY_RUN:-}" ] || finished "$name" || die "no $RUN/$name/checkpoint_best.pt of a training that has ended: train $name first"
   echo "$RUN/$name/checkpoint_best.pt"
 }
+
+# finished NAME: whether it can be learnt from and be in a table. What was trained elsewhere and put there has no `commands`.
+finished() { [ -e "$RUN/$1/checkpoint_best.pt" ] && { [ -e "$RUN/.done/$1" ] || [ ! -e "$RUN/$1/commands" ]; }; }
 
 # translate seqkd|seq_inter: the training set with the teacher's translations, in $RUN/data_NAME. It goes on after a kill.
 #   SEQKD_FLAGS="--backend ctranslate2 --workers 2"   how to decode; any flags of imitkd-seqkd
 translate() {
-  local name=$1 how=() flags
+  local name=$1 how=() flags teacher
+  teacher=$(trained teacher)
   read -ra flags <<<"${SEQKD_FLAGS:-}"
   case $name in
     seqkd) how=(--beam 5) ;;
     seq_inter) how=(--select best --metric sentence-bleu --nbest "$NBEST") ;;
   esac
-  imitkd-seqkd "$RUN/data-bin" "${DEVICE_FLAGS[@]}" --teacher-path "$(trained teacher)" --out "$RUN/data_$name" \
+  imitkd-seqkd "$RUN/data-bin" "${DEVICE_FLAGS[@]}" --teacher-path "$teacher" --out "$RUN/data_$name" \
     "${SUBWORDS[@]}" "${DECODING[@]}" "${how[@]}" "${flags[@]}"
 }
 
-# Every model that is there on the test set, side by side: $RUN/evaluation, $RUN/results.json, and the table.
+# Every model whose training has ended on the test set, side by side: $RUN/evaluation, $RUN/results.json, and the table.
 evaluate() {
   local models=() row seeds name own=()
   [ -z "${DRY_RUN:-}" ] || return 0
@@ -254,7 +300,12 @@ evaluate() {
       for name in "$RUN"/*/checkpoint_best.pt; do
         name=$(basename "$(dirname "$name")")
         # shellcheck disable=SC2053 # a pattern
-        [[ $name != $seeds || " ${models[*]} " == *" $name=$name/"* ]] || models+=(--model "$name=$name/checkpoint_best.pt")
+        [[ $name == $seeds && " ${models[*]} " != *" $name=$name/"* ]] || continue
+        if finished "$name"; then
+          models+=(--model "$name=$name/checkpoint_best.pt")
+        elif [ "$row" = '*' ] && [ "$seeds" = '*' ]; then
+          say "$name: its training has not ended, so it is left out"
+        fi
       done
     done
   done
@@ -267,10 +318,38 @@ evaluate() {
   python "$REPO/examples/results.py" "$RUN" --recipe "$(basename "$RECIPE")" ${TOKENISED_BLEU:+--tokenised-bleu "$TOKENISED_BLEU"}
 }
 
+# known_rows ROW…: or one is no row of `learn`'s, which would be found out only when the teacher is trained.
+known_rows() {
+  python - "$@" <<'PYTHON'
+import logging
+import sys
+
+logging.disable()  # what fairseq says while it is imported
+from fairseq.criterions import CRITERION_REGISTRY
+
+import fairseq_imitkd
+from fairseq_imitkd.criterion import DistillationCriterion
+
+methods = sorted(name for name, made in CRITERION_REGISTRY.items() if issubclass(made, DistillationCriterion))
+rows = {"scratch", "continued", "seqkd", "seq_inter", "seqkd_pruned", *methods, *(f"seqkd_{method}" for method in methods)}
+for row in sys.argv[1:]:
+    if row not in rows:
+        sys.exit(
+            f"run.sh: a row must be scratch, seqkd, seq_inter, seqkd_pruned, METHOD or seqkd_METHOD, but is '{row}'; "
+            f"METHOD is one of {', '.join(methods)}"
+        )
+PYTHON
+}
+
 # The whole recipe: run.sh [ROW…] (default: ROWS). A second call goes on where the first one stopped. SEEDS are HEADLINES' (default: 1 2).
 run_recipe() {
   local row seed
-  [ $# -gt 0 ] || set -- "${ROWS[@]}"
+  [ "$SEED" = 1 ] || die "SEED is of one student: run.sh takes SEEDS=\"1 $SEED\", but SEED is '$SEED'"
+  for seed in ${SEEDS:-1 2}; do [[ $seed =~ ^[0-9]+$ ]] || die "SEEDS must be numbers, but has '$seed'"; done
+  if [ $# -gt 0 ]; then known_rows "$@"; else set -- "${ROWS[@]}"; fi
+  # Found out here, not when all else is trained: the table's differences are from it.
+  [[ " $* " == *" scratch "* && " ${SEEDS:-1 2} " == *" 1 "* ]] || finished "scratch$KIND" ||
+    die "the rows must have scratch with seed 1, which the others are compared with, but are '$*' with SEEDS '${SEEDS:-1 2}'"
   "$RECIPE/prepare.sh"
   "$RECIPE/teacher.sh"
   for row in "$@"; do

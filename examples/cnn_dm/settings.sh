@@ -19,20 +19,22 @@ TEACHER_MODEL=(
   --encoder-layers 6 --decoder-layers 6 --encoder-attention-heads 8 --decoder-attention-heads 8
   --encoder-embed-dim 512 --decoder-embed-dim 512 --encoder-ffn-embed-dim 2048 --decoder-ffn-embed-dim 2048
 )
-# The paper says of the teacher's training only its size.
+# Of the paper is its size.
 TEACHER_TRAINING=(
   --max-tokens 8192 --lr 7e-4 --warmup-updates 4000 --dropout 0.2 --max-update "${TEACHER_UPDATES:-100000}"
 )
 # STUDENT=sru (the paper's) or transformer (its 2+2 layers of 256), part of the students' names.
 STUDENT=${STUDENT:-sru}
 case $STUDENT in
-  sru) STUDENT_MODEL=(--arch sru_cnn_dm) ;;
+  sru) STUDENT_MODEL=(--arch sru_cnn_dm --projection-size 256) ;;
   transformer) STUDENT_MODEL=(--arch transformer_imitkd_2_2) ;;
   *) die "STUDENT must be sru or transformer, but is '$STUDENT'" ;;
 esac
 KIND=_$STUDENT
+# As in the paper's code Adam's second beta is torch's.
 STUDENT_TRAINING=(
-  --batch-size 32 --lr 2.2e-3 --warmup-updates 2000 --clip-norm 5 --dropout 0.1 --max-update "${UPDATES:-200000}"
+  --batch-size 32 --lr 2.2e-3 --warmup-updates 2000 --clip-norm 5 --dropout 0.1 --adam-betas '(0.9, 0.999)'
+  --max-update "${UPDATES:-200000}"
 )
 
 ROWS=(scratch seqkd imitkd imitkd_full seqkd_imitkd_full)

@@ -75,7 +75,8 @@ def stories(paths: list[Path]) -> Iterator[tuple[str, str]]:
                     for row in batch.to_pylist():
                         yield row["article"] or "", row["highlights"] or ""
         except ArrowException as error:
-            corpora.refuse(f"{path} must be a whole Parquet file, but is not ({str(error).splitlines()[0]}): download it again")
+            reason = str(error).splitlines()[0]
+            corpora.refuse(f"{path} must be a whole Parquet file, but is not ({reason}): delete it and download it again")
 
 
 def shortened(text: str, words: int) -> str:

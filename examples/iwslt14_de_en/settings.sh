@@ -19,7 +19,7 @@ TEACHER_MODEL=(
   --encoder-layers 8 --decoder-layers 8 --encoder-attention-heads 4 --decoder-attention-heads 4
   --encoder-embed-dim 256 --decoder-embed-dim 256 --encoder-ffn-embed-dim 1024 --decoder-ffn-embed-dim 1024
 )
-# The paper says of the teacher's training only its size: these are fairseq's for this data.
+# Of the paper is its size; its training is fairseq's for this data.
 TEACHER_TRAINING=(
   --max-tokens 4096 --lr 5e-4 --warmup-updates 4000 --dropout 0.3 --weight-decay 0.0001
   --max-update "${TEACHER_UPDATES:-80000}"
@@ -33,8 +33,10 @@ case $STUDENT in
   *) die "STUDENT must be sru, sru_3 or transformer, but is '$STUDENT'" ;;
 esac
 KIND=_$STUDENT
+# As in the paper's code there is no label smoothing, and Adam's second beta is torch's.
 STUDENT_TRAINING=(
-  --batch-size 128 --lr 1.4e-3 --warmup-updates 5000 --clip-norm 5 --dropout 0.1 --max-update "${UPDATES:-80000}"
+  --batch-size 128 --lr 1.4e-3 --warmup-updates 5000 --clip-norm 5 --dropout 0.1 --adam-betas '(0.9, 0.999)'
+  --label-smoothing 0 --max-update "${UPDATES:-80000}"
 )
 
 ROWS=(

@@ -57,7 +57,7 @@ def read(path: Path) -> dict[str, str]:
     except OSError as error:
         corpora.refuse(f"{path} cannot be read ({error.strerror or error}): download it, or name another")
     except (tarfile.TarError, EOFError) as error:
-        corpora.refuse(f"{path} must be a whole tar archive, but is not ({error}): download it again")
+        corpora.refuse(f"{path} must be a whole tar archive, but is not ({error}): delete it and download it again")
 
 
 def parallel(files: dict[str, str], name: str, lines: Callable[[str], Iterator[str]]) -> list[tuple[str, str]]:

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # All methods from the same student, with equal updates and two seeds: hours on two cores, so let it run in the background.
 #   nohup examples/multi30k/compare.sh >compare.log 2>&1 &
-# A second call goes on where the first one stopped. SEEDS="1 2", METHODS="gkd atkd" choose.
+# A second call goes on where the first one stopped. SEEDS="1 2", METHODS="gkd atkd" choose. All is in run-compare/ (RUN=DIR):
+# its students have the names of run.sh's, but other trainings.
 here=$(cd "$(dirname "$0")" && pwd)
 set -euo pipefail
+export RUN=${RUN:-$here/run-compare${SMOKE:+-smoke}}
 # Few updates of few tokens: at the recipe's rate they would first undo what the student can.
 : "${METHODS:=continued word_kd imitkd imitkd_full gkd speculative_kd f_distill_kl f_distill_rkl f_distill f_distill_tvd
   annealing_kd continuation_kd distillm atkd}"

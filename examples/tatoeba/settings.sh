@@ -18,6 +18,8 @@ TEACHER_MODEL=(
   --encoder-embed-dim 256 --decoder-embed-dim 256 --encoder-ffn-embed-dim 1024 --decoder-ffn-embed-dim 1024
 )
 TEACHER_TRAINING=(--dropout 0.2 --lr 2e-3 --max-update "${TEACHER_UPDATES:-2000}")
+# The one kind of student here.
+[ "${STUDENT:-transformer}" = transformer ] || die "STUDENT must be transformer, but is '$STUDENT'"
 STUDENT_MODEL=(
   --arch transformer
   --encoder-layers 1 --decoder-layers 1 --encoder-attention-heads 4 --decoder-attention-heads 4

@@ -25,9 +25,10 @@ case $STUDENT in
   *) die "STUDENT must be sru or transformer, but is '$STUDENT'" ;;
 esac
 KIND=_$STUDENT
-# 15 epochs of 4.5 million pairs, 512 a batch.
+# 15 epochs of 4.5 million pairs, 512 a batch. As in the paper's code there is no label smoothing, and Adam's second beta is torch's.
 STUDENT_TRAINING=(
-  --batch-size 512 --lr 8e-4 --warmup-updates 4000 --clip-norm 2 --dropout 0.1 --max-epoch 15 --max-update "${UPDATES:-132000}"
+  --batch-size 512 --lr 8e-4 --warmup-updates 4000 --clip-norm 2 --dropout 0.1 --adam-betas '(0.9, 0.999)'
+  --label-smoothing 0 --max-epoch 15 --max-update "${UPDATES:-132000}"
 )
 
 ROWS=(scratch seqkd imitkd imitkd_full seqkd_imitkd_full)
@@ -36,7 +37,7 @@ own() {
   local rollouts=(--rollout-max-len-a 0 --rollout-max-len-b 100)
   case $1 in
     imitkd | imitkd_full) OWN=("${rollouts[@]}") ;;
-    seqkd_imitkd_full) OWN=("${rollouts[@]}" --student-share exponential:0.5) ;;
+    seqkd_imitkd | seqkd_imitkd_full) OWN=("${rollouts[@]}" --student-share exponential:0.5) ;;
     *) OWN=() ;;
   esac
 }

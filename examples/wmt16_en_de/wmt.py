@@ -90,7 +90,7 @@ def corpus(path: Path, member: str) -> Iterator[Pair]:
         except OSError as error:
             corpora.refuse(f"{path} cannot be read ({error.strerror or error}): download it again")
         except (tarfile.TarError, EOFError) as error:
-            corpora.refuse(f"{path} must be a whole tar archive, but is not ({error}): download it again")
+            corpora.refuse(f"{path} must be a whole tar archive, but is not ({error}): delete it and download it again")
 
 
 def tokenised(pairs: Iterator[Pair], pool: ProcessPoolExecutor) -> Iterator[list[Pair]]:

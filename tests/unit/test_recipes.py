@@ -1,11 +1,14 @@
 """The scripts of the recipes: every row is a command that fairseq and the method accept; tables say what the JSON says."""
 
+import gzip
 import importlib.util
 import json
 import os
 import re
 import shlex
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,11 +32,24 @@ def trainings(recipe: str, run: Path, **environment: str) -> dict[str, list[str]
 
 
 def run_dry(script: Path, run: Path, *arguments: str, **environment: str) -> dict[str, list[str]]:
-    variables = {**os.environ, "DRY_RUN": "1", "DEVICE": "cpu", "RUN": str(run), **environment}
-    done = subprocess.run(["bash", str(script), *arguments], env=variables, capture_output=True, text=True, timeout=60)
+    done = call(script, run, *arguments, **{"DRY_RUN": "1", **environment})
     assert done.returncode == 0, done.stderr
     commands = [shlex.split(line)[1:] for line in done.stdout.splitlines()]
     return {Path(value_of("--save-dir", command)).name: command for command in commands}
+
+
+def call(script: Path, run: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "DEVICE": "cpu", "RUN": str(run), **environment}
+    command = ["bash", str(script), *arguments]
+    return subprocess.run(command, env=variables, cwd=run.parent, capture_output=True, text=True, timeout=60)
+
+
+def common(run: Path, commands: str, recipe: str = "multi30k", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Bash commands after common.sh, as a recipe's script."""
+    variables = {**os.environ, "DEVICE": "cpu", "RUN": str(run), **environment}
+    script = f'source "{EXAMPLES}/common.sh"\n{commands}'
+    command = ["bash", "-c", script, str(EXAMPLES / recipe / "probe.sh")]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
 
 
 def value_of(flag: str, command: list[str]) -> str:
@@ -102,26 +118,200 @@ def test_a_start_is_another_student(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "message"),
+    ("script", "environment", "message"),
     [
-        ({"DEVICE": "tpu"}, "DEVICE must be cpu or cuda, but is 'tpu'"),
-        ({"SEED": "one"}, "SEED must be a number, but is 'one'"),
-        ({"STUDENT": "rnn"}, "STUDENT must be transformer or sru, but is 'rnn'"),
+        ("multi30k/student.sh", {"DEVICE": "tpu"}, "DEVICE must be cpu or cuda, but is 'tpu'"),
+        ("multi30k/student.sh", {"SEED": "one"}, "SEED must be a number, but is 'one'"),
+        ("multi30k/student.sh", {"STUDENT": "rnn"}, "STUDENT must be transformer or sru, but is 'rnn'"),
+        ("tatoeba/student.sh", {"STUDENT": "sru"}, "STUDENT must be transformer, but is 'sru'"),
+        ("multi30k/student.sh", {"UPDATES": "abc"}, "UPDATES must be a whole number above 0, but is 'abc'"),
+        # fairseq would train without end
+        ("multi30k/student.sh", {"TEACHER_UPDATES": "0"}, "TEACHER_UPDATES must be a whole number above 0, but is '0'"),
+        ("multi30k/run.sh", {"SEEDS": "1 b"}, "SEEDS must be numbers, but has 'b'"),
+        ("multi30k/run.sh", {"SEED": "2"}, "SEED is of one student: run.sh takes SEEDS=\"1 2\", but SEED is '2'"),
     ],
 )
-def test_wrong_variables_are_refused(environment: dict[str, str], message: str, tmp_path: Path) -> None:
-    variables = {**os.environ, "DEVICE": "cpu", "RUN": str(tmp_path / "run"), **environment}
-    script = EXAMPLES / "multi30k" / "student.sh"
-    done = subprocess.run(["bash", str(script)], env=variables, capture_output=True, text=True, timeout=60)
+def test_wrong_variables_are_refused(script: str, environment: dict[str, str], message: str, tmp_path: Path) -> None:
+    done = call(EXAMPLES / script, tmp_path / "run", **environment)
     assert done.returncode == 1
-    assert done.stderr.strip() == f"student.sh: {message}"
+    assert done.stderr.strip() == f"{Path(script).name}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["scratch", "nonsense"], "a row must be scratch, .* but is 'nonsense'; METHOD is one of annealing_kd, "),
+        (["scratch", "seqkd_nonsense"], "but is 'seqkd_nonsense'"),
+        (["gkd"], r"the rows must have scratch with seed 1, .* but are 'gkd' with SEEDS '1 2'"),
+    ],
+)
+def test_wrong_rows_are_refused_before_anything_is_trained(rows: list[str], message: str, tmp_path: Path) -> None:
+    done = call(EXAMPLES / "multi30k" / "run.sh", tmp_path / "run", *rows, DRY_RUN="1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(f"run.sh: .*{message}.*", done.stderr.strip())
+
+
+def test_a_relative_folder_with_a_blank_in_its_name(tmp_path: Path) -> None:
+    done = call(EXAMPLES / "multi30k" / "student.sh", tmp_path / "my run", RUN="my run", DRY_RUN="1")
+    assert value_of("--save-dir", shlex.split(done.stdout)) == str(tmp_path.resolve() / "my run" / "scratch")
+
+
+def test_what_was_trained_otherwise_is_not_taken_for_the_same(tmp_path: Path) -> None:
+    script = EXAMPLES / "multi30k" / "student.sh"
+    command = call(script, tmp_path, DRY_RUN="1").stdout
+    for folder in (".done", "scratch"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / ".done" / "scratch").touch()
+    (tmp_path / "scratch" / "commands").write_text(f"abc\told\nabc\t{command}")
+    for same in ({}, {"DEVICE": "cuda"}):
+        assert call(script, tmp_path, **same).stderr.strip() == "== scratch: done before"
+    other = call(script, tmp_path, UPDATES="7")
+    assert other.returncode == 0
+    assert "scratch: done before with other flags, and left as it is" in other.stderr
+
+
+def test_checkpoints_that_a_kill_left_half_copied(tmp_path: Path) -> None:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+
+    def checkpoint(name: str, age: int, whole: bool = True) -> None:
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("data", name)
+        if not whole:
+            (folder / name).write_bytes((folder / name).read_bytes()[:-30])
+        os.utime(folder / name, (1000 - age, 1000 - age))
+
+    def data() -> bytes:
+        return zipfile.ZipFile(folder / "checkpoint_last.pt").read("data")
+
+    assert common(tmp_path, "resumable nothing").returncode == 0
+    checkpoint("checkpoint_1_250.pt", 250)
+    checkpoint("checkpoint_2_500.pt", 0)
+    checkpoint("checkpoint_best.pt", 0, whole=False)
+    checkpoint("checkpoint_last.pt", 250)
+    assert common(tmp_path, "resumable scratch").returncode == 0
+    assert data() == b"checkpoint_last.pt"  # the one that fairseq would take
+    assert not (folder / "checkpoint_best.pt").exists()
+    checkpoint("checkpoint_last.pt", 0, whole=False)
+    assert common(tmp_path, "resumable scratch").returncode == 0
+    assert data() == b"checkpoint_2_500.pt"
+
+
+def test_a_training_that_has_not_ended_teaches_nobody(tmp_path: Path) -> None:
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "checkpoint_best.pt").touch()
+    assert common(tmp_path, "trained teacher").stdout.strip() == f"{tmp_path}/teacher/checkpoint_best.pt"  # from elsewhere
+    (tmp_path / "teacher" / "commands").touch()
+    done = call(EXAMPLES / "multi30k" / "distill.sh", tmp_path, "gkd")
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("of a training that has ended: train teacher first")
+    done = call(EXAMPLES / "multi30k" / "distill.sh", tmp_path, "gkd", START="teacher")
+    assert "START must name a model" in done.stderr
+    assert not (tmp_path / "gkd").exists()
+    (tmp_path / ".done").mkdir()
+    (tmp_path / ".done" / "teacher").touch()
+    assert common(tmp_path, "trained teacher").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ({}, r"RAW_DIR must hold test2016\.de\.gz, or that unzipped, but '.*' does not"),
+        ({"test2016.de.gz": gzip.compress(b"Ein Satz.\n" * 99)[:-9]}, r".*/test2016\.de\.gz is no whole gzip file: delete it"),
+        ({"test2016.de": b"Ein Satz.\n"}, r".*/test2016\.de is not the text that .* or take it as it is with ANY_TEXT=1"),
+        ({"test2016.de.gz": gzip.compress(b"Ein Satz.\n")}, r".*/test2016\.de\.gz is not the text that this recipe"),
+    ],
+)
+def test_text_that_is_not_the_recipe_s(held: dict[str, bytes], message: str, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    (tmp_path / "run" / "raw").mkdir(parents=True)
+    given.mkdir()
+    for name, content in held.items():
+        (given / name).write_bytes(content)
+    commands = f"from_raw_dir <<<'test.de {'0' * 64} test2016.de'"
+    done = common(tmp_path / "run", commands, RAW_DIR=str(given))
+    assert done.returncode == 1
+    assert re.match(f"probe.sh: {message}", done.stderr.strip().splitlines()[-1])
+    if "test2016.de" in held:
+        assert common(tmp_path / "run", commands, RAW_DIR=str(given), ANY_TEXT="1").returncode == 0
+        assert (tmp_path / "run" / "raw" / "test.de").read_bytes() == held["test2016.de"]
+
+
+def test_what_is_downloaded_already_is_not_downloaded_again(tmp_path: Path) -> None:
+    (tmp_path / "origin").write_text("text\n")
+    commands = f"download file://{tmp_path}/origin {tmp_path}/run/text"
+    assert common(tmp_path / "run", f"{commands} {'0' * 64}").returncode == 1
+    assert not (tmp_path / "run" / "text").exists()  # another text is fetched again
+    assert common(tmp_path / "run", commands).returncode == 0
+    (tmp_path / "origin").unlink()
+    assert common(tmp_path / "run", commands).returncode == 0
+    assert (tmp_path / "run" / "text").read_text() == "text\n"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "training", "rows"),
+    [
+        (
+            "iwslt14_de_en",
+            {"--batch-size": "128", "--lr": "1.4e-3", "--warmup-updates": "5000", "--clip-norm": "5", "--max-update": "80000"},
+            {row: ("exponential:0.005", 5 * ("full" not in row), 4, 125) for row in ("imitkd", "imitkd_full", "seqkd_imitkd")},
+        ),
+        (
+            "wmt16_en_de",
+            {"--batch-size": "512", "--lr": "8e-4", "--warmup-updates": "4000", "--clip-norm": "2", "--max-epoch": "15"},
+            {
+                "imitkd": ("exponential:0.005", 0, 1, 100),
+                "imitkd_full": ("exponential:0.005", 0, 1, 100),
+                "seqkd_imitkd": ("exponential:0.5", 0, 1, 100),
+                "seqkd_imitkd_full": ("exponential:0.5", 0, 1, 100),
+            },
+        ),
+        (
+            "cnn_dm",
+            {"--batch-size": "32", "--lr": "2.2e-3", "--warmup-updates": "2000", "--clip-norm": "5", "--max-update": "200000"},
+            dict.fromkeys(("imitkd", "imitkd_full", "seqkd_imitkd", "seqkd_imitkd_full"), ("exponential:0.1", 0, 4, 99)),
+        ),
+    ],
+)
+def test_the_paper_s_settings(
+    recipe: str, training: dict[str, str], rows: dict[str, tuple[str, int, int, int]], tmp_path: Path
+) -> None:
+    """As the configurations have them that the paper's authors released."""
+    commands = run_dry(EXAMPLES / recipe / "run.sh", tmp_path, "scratch", *rows, SEEDS="1")
+    smoothing = "0.1" if recipe == "cnn_dm" else "0"
+    assert value_of("--label-smoothing", commands["scratch_sru"]) == smoothing
+    for row, (share, topk, pooled, longest) in rows.items():
+        command = commands[f"{row}_sru"]
+        assert {flag: value_of(flag, command) for flag in training} == training
+        assert (value_of("--dropout", command), value_of("--adam-betas", command)) == ("0.1", "(0.9, 0.999)")
+        cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), input_args=command))
+        found = cfg.criterion
+        assert (found.student_share, found.rollout_topk, found.rollout_pool_updates) == (share, topk, pooled), row
+        assert (found.rollout_max_len_a, found.rollout_max_len_b) == (0, longest), row
+        assert found.rollout_policy == ("sampling" if topk else "greedy"), row
+        if recipe == "cnn_dm":
+            assert cfg.model.projection_size == 256
+
+
+def test_a_vocabulary_that_the_text_is_too_small_for(tmp_path: Path) -> None:
+    folder = tmp_path / "a, b"
+    folder.mkdir()
+    (folder / "text").write_text("".join(f"ein satz {number}\n" for number in range(50)))
+
+    def train(size: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(EXAMPLES / "subwords.py"), "train", str(folder / "spm"), str(size), str(folder / "text")]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    assert train(25).returncode == 0
+    assert (folder / "spm.model").exists()
+    done = train(4000)
+    assert done.returncode == 1
+    assert re.match(r"subwords\.py: no vocabulary of 4000 \(VOCABULARY\) can be made of .*", done.stderr.splitlines()[-1])
 
 
 def test_a_smoke_run_and_a_real_one_do_not_share_a_folder(tmp_path: Path) -> None:
     run_dry(EXAMPLES / "multi30k" / "student.sh", tmp_path, SMOKE="1")
-    variables = {**os.environ, "DEVICE": "cpu", "RUN": str(tmp_path), "DRY_RUN": "1"}
-    script = EXAMPLES / "multi30k" / "student.sh"
-    done = subprocess.run(["bash", str(script)], env=variables, capture_output=True, text=True, timeout=60)
+    done = call(EXAMPLES / "multi30k" / "student.sh", tmp_path, DRY_RUN="1")
     assert done.returncode == 1
     assert "holds a run with SMOKE=1" in done.stderr
 
