@@ -36,6 +36,7 @@ def main() -> None:
     results = {
         "recipe": args.recipe,
         "trainings": {name: training(args.run, name) for name in evaluation["models"]},
+        "translations": {path.parent.name: json.loads(path.read_text()) for path in args.run.glob("data_*/manifest.json")},
         "chance": chance(args.run / "evaluation", evaluation),
         "evaluation": evaluation,
     }
