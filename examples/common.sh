@@ -318,35 +318,12 @@ evaluate() {
   python "$REPO/examples/results.py" "$RUN" --recipe "$(basename "$RECIPE")" ${TOKENISED_BLEU:+--tokenised-bleu "$TOKENISED_BLEU"}
 }
 
-# known_rows ROW…: or one is no row of `learn`'s, which would be found out only when the teacher is trained.
-known_rows() {
-  python - "$@" <<'PYTHON'
-import logging
-import sys
-
-logging.disable()  # what fairseq says while it is imported
-from fairseq.criterions import CRITERION_REGISTRY
-
-import fairseq_imitkd
-from fairseq_imitkd.criterion import DistillationCriterion
-
-methods = sorted(name for name, made in CRITERION_REGISTRY.items() if issubclass(made, DistillationCriterion))
-rows = {"scratch", "continued", "seqkd", "seq_inter", "seqkd_pruned", *methods, *(f"seqkd_{method}" for method in methods)}
-for row in sys.argv[1:]:
-    if row not in rows:
-        sys.exit(
-            f"run.sh: a row must be scratch, seqkd, seq_inter, seqkd_pruned, METHOD or seqkd_METHOD, but is '{row}'; "
-            f"METHOD is one of {', '.join(methods)}"
-        )
-PYTHON
-}
-
 # The whole recipe: run.sh [ROW…] (default: ROWS). A second call goes on where the first one stopped. SEEDS are HEADLINES' (default: 1 2).
 run_recipe() {
   local row seed
   [ "$SEED" = 1 ] || die "SEED is of one student: run.sh takes SEEDS=\"1 $SEED\", but SEED is '$SEED'"
   for seed in ${SEEDS:-1 2}; do [[ $seed =~ ^[0-9]+$ ]] || die "SEEDS must be numbers, but has '$seed'"; done
-  if [ $# -gt 0 ]; then known_rows "$@"; else set -- "${ROWS[@]}"; fi
+  if [ $# -gt 0 ]; then python "$REPO/examples/rows.py" "$@"; else set -- "${ROWS[@]}"; fi
   # Found out here, not when all else is trained: the table's differences are from it.
   [[ " $* " == *" scratch "* && " ${SEEDS:-1 2} " == *" 1 "* ]] || finished "scratch$KIND" ||
     die "the rows must have scratch with seed 1, which the others are compared with, but are '$*' with SEEDS '${SEEDS:-1 2}'"

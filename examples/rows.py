@@ -1,0 +1,27 @@
+"""``rows.py ROW…`` refuses what is no row of common.sh's ``learn``, before hours of training a teacher have passed."""
+
+import logging
+import sys
+
+PLAIN = ("scratch", "continued", "seqkd", "seq_inter", "seqkd_pruned")
+
+
+def main() -> None:
+    logging.disable()  # what fairseq says while it is imported
+    from fairseq.criterions import CRITERION_REGISTRY
+
+    import fairseq_imitkd  # noqa: F401 (registers the methods)
+    from fairseq_imitkd.criterion import DistillationCriterion
+
+    methods = sorted(name for name, made in CRITERION_REGISTRY.items() if issubclass(made, DistillationCriterion))
+    known = {*PLAIN, *methods, *(f"seqkd_{method}" for method in methods)}
+    for row in sys.argv[1:]:
+        if row not in known:
+            sys.exit(
+                f"run.sh: a row must be scratch, seqkd, seq_inter, seqkd_pruned, METHOD or seqkd_METHOD, but is '{row}'; "
+                f"METHOD is one of {', '.join(methods)}"
+            )
+
+
+if __name__ == "__main__":
+    main()
