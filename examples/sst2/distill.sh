@@ -2,7 +2,8 @@
 # One distilled student: distill.sh METHOD [FLAGS…], METHOD word_kd, annealing_kd, continuation_kd or atkd. It starts from
 # nothing and gets as many updates as `scratch`. SEED=2 makes METHOD-seed2.
 source "$(dirname "$0")/../common.sh"
-method=${1:?usage: distill.sh METHOD [FLAGS…], METHOD a --criterion without rollouts}
+[ $# -gt 0 ] || die "usage: distill.sh METHOD [FLAGS…], METHOD a --criterion without rollouts"
+method=$1
 shift
 
 name=$(named "$method")

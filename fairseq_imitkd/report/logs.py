@@ -11,6 +11,7 @@ from typing import Any
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.report import events, settings
 from fairseq_imitkd.report.places import told_apart
+from fairseq_imitkd.scores import LESS_IS_BETTER, SCORES
 
 INNER, EPOCH = "train_inner", "train"  # fairseq's tags of figures every few updates, and of those of a whole epoch
 # What only the plugin's criteria log.
@@ -94,7 +95,8 @@ class Run:
     @property
     def more_is_better(self) -> bool:
         """Whether a higher value of :attr:`metric` is a better one."""
-        return bool(self.settings.get("maximize_best_checkpoint_metric", self.metric in ("bleu", "accuracy")))
+        likely = self.metric in (*SCORES.values(), "accuracy") and self.metric not in LESS_IS_BETTER
+        return bool(self.settings.get("maximize_best_checkpoint_metric", likely))
 
     @property
     def best(self) -> tuple[int, float] | None:

@@ -143,6 +143,15 @@ def test_the_best_is_the_lowest_of_a_loss(tmp_path: Path) -> None:
     assert (run.metric, run.best) == ("loss", (20, 2.0))
 
 
+@pytest.mark.parametrize(("metric", "best"), [("chrf", 20), ("rougeL", 20), ("accuracy", 20), ("ter", 10), ("ppl", 10)])
+def test_without_settings_the_metric_says_which_is_better(metric: str, best: int, tmp_path: Path) -> None:
+    run = Run("a", tmp_path)
+    for update, score in ((10, 0.25), (20, 0.5)):
+        run.add("valid", {metric: score, f"best_{metric}": score, "num_updates": update})
+    assert run.best is not None
+    assert (run.metric, run.best[0]) == (metric, best)
+
+
 def test_other_names_of_logs(tmp_path: Path) -> None:
     """All of them where there is no train.log, the oldest first; or the file itself."""
     for number, (name, loss) in enumerate((("z.log", 9.0), ("a.log", 8.0))):
