@@ -118,6 +118,19 @@ EVALUATION=()
 [ -z "${SMOKE:-}" ] || NBEST=3
 NBEST=${NBEST:-35}
 own() { OWN=(); }
+# The sizes of the recipes that a CPU is enough for.
+# shellcheck disable=SC2034 # settings.sh has them
+TRANSFORMER_3_3_256=(
+  --arch transformer
+  --encoder-layers 3 --decoder-layers 3 --encoder-attention-heads 4 --decoder-attention-heads 4
+  --encoder-embed-dim 256 --decoder-embed-dim 256 --encoder-ffn-embed-dim 1024 --decoder-ffn-embed-dim 1024
+)
+# shellcheck disable=SC2034
+TRANSFORMER_1_1_64=(
+  --arch transformer
+  --encoder-layers 1 --decoder-layers 1 --encoder-attention-heads 4 --decoder-attention-heads 4
+  --encoder-embed-dim 64 --decoder-embed-dim 64 --encoder-ffn-embed-dim 256 --decoder-ffn-embed-dim 256
+)
 
 # raw_text COMMAND…: $RUN/raw/{train,valid,test}.{$SOURCE,$TARGET}, as COMMAND makes them; with SMOKE=1 out of nothing.
 raw_text() {

@@ -12,20 +12,12 @@ TRAINING=(
   --validate-interval-updates 250 --validate-interval 100000 --save-interval 100000
   --save-interval-updates 250 --keep-interval-updates 1 --no-epoch-checkpoints --log-interval 50
 )
-TEACHER_MODEL=(
-  --arch transformer
-  --encoder-layers 3 --decoder-layers 3 --encoder-attention-heads 4 --decoder-attention-heads 4
-  --encoder-embed-dim 256 --decoder-embed-dim 256 --encoder-ffn-embed-dim 1024 --decoder-ffn-embed-dim 1024
-)
+TEACHER_MODEL=("${TRANSFORMER_3_3_256[@]}")
 TEACHER_TRAINING=(--dropout 0.3 --lr 2e-3 --max-update "${TEACHER_UPDATES:-1500}")
 # STUDENT=sru: recurrent students of about that size, which get names of their own (scratch_sru, imitkd_sru, …).
 case ${STUDENT:-transformer} in
   transformer)
-    STUDENT_MODEL=(
-      --arch transformer
-      --encoder-layers 1 --decoder-layers 1 --encoder-attention-heads 4 --decoder-attention-heads 4
-      --encoder-embed-dim 64 --decoder-embed-dim 64 --encoder-ffn-embed-dim 256 --decoder-ffn-embed-dim 256
-    ) ;;
+    STUDENT_MODEL=("${TRANSFORMER_1_1_64[@]}") ;;
   sru)
     KIND=_sru
     STUDENT_MODEL=(--arch sru_2 --encoder-embed-dim 64 --encoder-hidden-size 64 --decoder-hidden-size 128) ;;

@@ -16,19 +16,11 @@ TRAINING=(
   --validate-interval-updates 250 --validate-interval 100000 --save-interval 100000
   --save-interval-updates 250 --keep-interval-updates 1 --no-epoch-checkpoints --log-interval 50
 )
-TEACHER_MODEL=(
-  --arch transformer
-  --encoder-layers 3 --decoder-layers 3 --encoder-attention-heads 4 --decoder-attention-heads 4
-  --encoder-embed-dim 256 --decoder-embed-dim 256 --encoder-ffn-embed-dim 1024 --decoder-ffn-embed-dim 1024
-)
+TEACHER_MODEL=("${TRANSFORMER_3_3_256[@]}")
 TEACHER_TRAINING=(--dropout 0.3 --lr 2e-3 --max-update "${TEACHER_UPDATES:-2000}")
 # The one kind of student here.
 [ "${STUDENT:-transformer}" = transformer ] || die "STUDENT must be transformer, but is '$STUDENT'"
-STUDENT_MODEL=(
-  --arch transformer
-  --encoder-layers 1 --decoder-layers 1 --encoder-attention-heads 4 --decoder-attention-heads 4
-  --encoder-embed-dim 64 --decoder-embed-dim 64 --encoder-ffn-embed-dim 256 --decoder-ffn-embed-dim 256
-)
+STUDENT_MODEL=("${TRANSFORMER_1_1_64[@]}")
 STUDENT_TRAINING=(--dropout 0.1 --lr 4e-3 --max-update "${UPDATES:-1500}")
 
 ROWS=(scratch seqkd imitkd imitkd_full)
