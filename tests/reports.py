@@ -100,6 +100,10 @@ def model(number: int) -> dict[str, Any]:
         "probes": None if number == 0 else {
             "agreement_gold": 0.7 + number / 100, "agreement_own": 0.72 - number / 100, "kl_gold": 0.7, "kl_own": 0.8,
             "exposure": {"student": bleu, "student_then_teacher": bleu + 2, "teacher_then_student": bleu + 1, "teacher": 38.0},
+            "by_position": [
+                {"from": 1, "to": 5, "gold": {"agreement": 0.72}, "own": {"agreement": 0.72 - number / 200}},
+                {"from": 6, "to": None, "gold": {"agreement": 0.7}, "own": {"agreement": 0.7 - number / 50}},
+            ],
         },
     }  # fmt: skip
 

@@ -26,7 +26,7 @@ def markdown(results: dict[str, Any]) -> str:
         _size(models),
     ]
     if any(model["probes"] for model in models.values()):
-        parts.append(_probes(models, results["teacher"], data["probe_sentences"]))
+        parts += [_probes(models, results["teacher"], data["probe_sentences"]), _by_position(models)]
     parts += [f"`{name}` failed {_cell(why)}" for name, why in results["failed"].items()]
     return "\n\n".join([*parts, _notes(results), f"```\n{results['command']}\n```"])
 
@@ -69,8 +69,7 @@ def _by_length(models: dict[str, Any]) -> str:
     groups = next(iter(next(iter(models.values()))["decoding"].values()))["by_length"]
     header = ["BLEU by tokens of the source", "decoding"]
     for group in groups:
-        last = f"{group['from']} or more" if group["to"] is None else f"{group['from']} to {group['to']}"
-        header.append(f"{last} ({group['sentences']:,})")
+        header.append(f"{_range(group['from'], group['to'])} ({group['sentences']:,})")
     rows = [
         [name, search, *(f"{group['bleu']:.2f}" for group in found["by_length"])]
         for name, model in models.items()
@@ -125,6 +124,23 @@ def _probes(models: dict[str, Any], teacher: str, sentences: int) -> str:
             exposure = ("student", "student_then_teacher", "teacher_then_student", "teacher")
             rows.append([*row, *(f"{probes['exposure'][each]:.2f}" for each in exposure)])
     return table(header, rows)
+
+
+def _by_position(models: dict[str, Any]) -> str:
+    """Agreement after own prefixes, and how far it is from that after references': what drifts, drifts more the later."""
+    probed = {name: model["probes"]["by_position"] for name, model in models.items() if model["probes"]}
+    groups = sorted({(group["from"], group["to"] or 0) for each in probed.values() for group in each})
+    header = ["agreement, own (from gold), by position", *(_range(*group) for group in groups)]
+    rows = []
+    for name, each in probed.items():
+        found = {group["from"]: [group[prefix]["agreement"] for prefix in ("own", "gold")] for group in each}
+        cells = {first: f"{100 * own:.1f}% ({100 * (own - gold):+.1f})" for first, (own, gold) in found.items()}
+        rows.append([name, *(cells.get(first, "") for first, _ in groups)])
+    return table(header, rows)
+
+
+def _range(first: int, last: int | None) -> str:
+    return f"{first} to {last}" if last else f"{first} or more"
 
 
 def _notes(results: dict[str, Any]) -> str:

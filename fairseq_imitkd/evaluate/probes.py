@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fairseq.data import data_utils
@@ -12,6 +12,28 @@ from torch import Tensor
 from fairseq_imitkd.offline.corpus import Languages
 from fairseq_imitkd.offline.decoding import Decoding
 from fairseq_imitkd.rollout import RolloutGenerator
+
+POSITIONS = ((1, 5), (6, 10), (11, 20), (21, 30), (31, None))  # of target tokens, from the first: what figures are given by
+
+
+class Distance(NamedTuple):
+    """How two models differ after some prefixes.
+
+    Attributes:
+        tokens: how many prefixes.
+        agreement: the share of them after which both find the same symbol the most probable.
+        kl: the mean of KL(teacher || student), in nats.
+    """
+
+    tokens: int
+    agreement: float
+    kl: float
+
+    @classmethod
+    def of(cls, sums: Tensor) -> "Distance":
+        """Of ``(3,)``: the number of prefixes, how often both agree, the sum of divergences."""
+        tokens, same, divergence = sums.tolist()
+        return cls(int(tokens), same / tokens, divergence / tokens)
 
 
 class Prober:
@@ -38,30 +60,32 @@ class Prober:
         self.sources, self.references, self.size = sources, references, size
 
     @torch.no_grad()
-    def distance(self, student: BaseFairseqModel, targets: Sequence[Tensor]) -> tuple[float, float]:
-        """How student and teacher differ at every prefix of some targets.
+    def distance(self, student: BaseFairseqModel, targets: Sequence[Tensor]) -> Tensor:
+        """How student and teacher differ at every prefix of some targets, the one before the EOS among them.
 
         Args:
             student: in evaluation mode.
             targets: ``(T,)`` each, one for each source.
 
         Returns:
-            the share of tokens, the EOS among them, before which both find the same symbol the most probable; and the mean
-            of KL(teacher || student) there, in nats.
+            ``(len(POSITIONS), 3)`` in float64, what :meth:`Distance.of` takes, by the position of the token that comes next.
 
         Raises:
             ValueError: a probability is no number.
         """
-        same, divergence, count = 0, 0.0, 0
+        sums = torch.zeros(len(POSITIONS), 3, dtype=torch.float64)
+        last = torch.tensor([end for _, end in POSITIONS if end is not None])
         for start in range(0, len(self.sources), self.size):
             part = slice(start, start + self.size)
             own, theirs = (self._lprobs(model, self.sources[part], targets[part]) for model in (student, self.teacher))
-            same += int(own.argmax(dim=-1).eq(theirs.argmax(dim=-1)).sum())
-            divergence += float((theirs.exp() * (theirs - own)).sum(dim=-1).double().sum())
-            count += own.size(0)
-        if divergence != divergence:
+            same = own.argmax(dim=-1).eq(theirs.argmax(dim=-1)).double()
+            divergence = (theirs.exp() * (theirs - own)).sum(dim=-1).double()
+            position = torch.cat([torch.arange(1, target.numel() + 1) for target in targets[part]])
+            figures = torch.stack([torch.ones_like(same), same, divergence], dim=1)
+            sums.index_add_(0, torch.bucketize(position, last), figures)
+        if sums.isnan().any():
             raise ValueError("a probability is no number")
-        return same / count, divergence / count
+        return sums
 
     def _lprobs(self, model: BaseFairseqModel, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """``(N, V)`` log-probabilities after each prefix of the targets, without the padding."""
@@ -117,8 +141,8 @@ class Prober:
             own, teachers: greedy translations by the two, ``(T,)`` each with an EOS.
             bleu: of such translations, a number.
         """
-        agreement_gold, kl_gold = self.distance(student, self.references)
-        agreement_own, kl_own = self.distance(student, own)
+        sums = {"gold": self.distance(student, self.references), "own": self.distance(student, own)}
+        gold, after_own = (Distance.of(each.sum(dim=0)) for each in sums.values())
         exposure: Mapping[str, Sequence[Tensor]] = {
             "student": own,
             "student_then_teacher": self.completed(self.teacher, own),
@@ -126,9 +150,14 @@ class Prober:
             "teacher": teachers,
         }
         return {
-            "agreement_gold": agreement_gold,
-            "agreement_own": agreement_own,
-            "kl_gold": kl_gold,
-            "kl_own": kl_own,
+            "agreement_gold": gold.agreement,
+            "agreement_own": after_own.agreement,
+            "kl_gold": gold.kl,
+            "kl_own": after_own.kl,
+            "by_position": [
+                {"from": first, "to": last, **{name: Distance.of(each[group])._asdict() for name, each in sums.items()}}
+                for group, (first, last) in enumerate(POSITIONS)
+                if all(each[group, 0] for each in sums.values())
+            ],
             "exposure": {name: bleu(tokens) for name, tokens in exposure.items()},
         }

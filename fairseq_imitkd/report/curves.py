@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from fairseq_imitkd.report.drawing import SIZE, Drawing, clean, spread, width_of
-from fairseq_imitkd.report.evaluations import Evaluation
+from fairseq_imitkd.report.drawing import SIZE, SOFT, Drawing, clean, spread, width_of
+from fairseq_imitkd.report.evaluations import Evaluation, Group
 from fairseq_imitkd.report.logs import Points, Run
 from fairseq_imitkd.report.picture import MIDDLE, SMALL, STEPS, WIDE, Picture, Styles
 from fairseq_imitkd.report.tables import Cell, Table, named, signed
@@ -92,13 +92,8 @@ def by_length(evaluation: Evaluation, styles: Styles) -> Picture | None:
         Labelled(name, [(place, each[group][1]) for place, group in enumerate(groups) if group in each])
         for name, each in found.items()
     ]
-    drawing = _curves(curves, styles, *WIDE, markers=True)
-    axes = drawing.axes
-    axes.set_xlim(-0.15, len(groups) - 1 + 0.1)
-    axes.xaxis.set_major_locator(FixedLocator(range(len(groups))))
-    axes.set_xticklabels([f"{_tokens(group)} tokens\n{counts[group]:,} sentences" for group in groups])
-    axes.set_ylabel("BLEU")
-    _label_ends(drawing, curves, styles)
+    labels = [f"{_tokens(group)} tokens\n{counts[group]:,} sentences" for group in groups]
+    drawing = _by_group(curves, labels, "BLEU", styles)
     first, last = groups[0], groups[-1]
     falls = {name: each[last][1] - each[first][1] for name, each in found.items() if first in each and last in each}
     if len({signed(fall) for fall in falls.values()}) > 1:
@@ -115,7 +110,50 @@ def by_length(evaluation: Evaluation, styles: Styles) -> Picture | None:
     return Picture(title, drawing.svg(f"BLEU by tokens of the source. {title}."), table, "Groups of few sentences say little.")
 
 
-def _tokens(group: tuple[int, int | None]) -> str:
+def by_position(evaluation: Evaluation, styles: Styles) -> Picture | None:
+    """How agreement with the teacher changes from the references' prefixes to a student's own, the later the more."""
+    found = {
+        name: {group: (100 * gold, 100 * own) for group, (gold, own) in model.drift.items()}
+        for name, model in evaluation.models.items()
+        if model.drift
+    }
+    groups = sorted({group for each in found.values() for group in each}, key=lambda group: group[0])
+    if len(groups) < 2:
+        return None
+    curves = [
+        Labelled(name, [(place, each[group][1] - each[group][0]) for place, group in enumerate(groups) if group in each])
+        for name, each in found.items()
+    ]
+    drawing = _by_group(
+        curves, [f"token {_tokens(group)}" for group in groups], "points, own prefixes over references'", styles
+    )
+    drawing.axes.axhline(0.0, color=SOFT, linewidth=0.8, linestyle=":")
+    last = {name: each[groups[-1]] for name, each in found.items() if groups[-1] in each}
+    least = min(last, key=lambda name: last[name][1] - last[name][0])
+    change = last[least][1] - last[least][0]
+    title = f"From token {groups[-1][0]} on, {least} agrees with the teacher {abs(change):.1f} points"
+    title += f" {'more' if change > 0 else 'less'} often after its own prefixes than after the references'"
+    rows = [
+        [Cell(name), *(Cell(f"{each[group][1]:.1f}% of {each[group][0]:.1f}%" if group in each else "") for group in groups)]
+        for name, each in found.items()
+    ]
+    table = Table(["student, own of references'", *(f"token {_tokens(group)}" for group in groups)], rows)
+    return Picture(title, drawing.svg(f"Agreement by position. {title}."), table, "Few translations are long.", is_wide=True)
+
+
+def _by_group(curves: Sequence[Labelled], labels: Sequence[str], unit: str, styles: Styles) -> Drawing:
+    """Curves over groups by length, the shortest first."""
+    drawing = _curves(curves, styles, *WIDE, markers=True)
+    axes = drawing.axes
+    axes.set_xlim(-0.15, len(labels) - 1 + 0.1)
+    axes.xaxis.set_major_locator(FixedLocator(range(len(labels))))
+    axes.set_xticklabels(labels)
+    axes.set_ylabel(unit)
+    _label_ends(drawing, curves, styles)
+    return drawing
+
+
+def _tokens(group: Group) -> str:
     first, last = group
     return f"{first} or more" if last is None else f"{first} to {last}"
 

@@ -1,7 +1,7 @@
 """What ``imitkd-evaluate`` has written, as far as it is there: every figure may be missing."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ METRICS = {
     "rouge2": ("ROUGE-2", True, 4), "rougeL": ("ROUGE-L", True, 4), "comet": ("COMET", True, 4),
 }  # fmt: skip
 LARGEST = 1e15  # beyond, a number is none of these, and no axis is long enough for it
+Group = tuple[int, int | None]  # of tokens: from, to
 EXPOSURE = ("student", "student_then_teacher", "teacher_then_student", "teacher")
 
 
@@ -47,7 +48,7 @@ class Decoding:
 
     scores: dict[str, Score]
     faults: dict[str, int]
-    by_length: dict[tuple[int, int | None], tuple[int, float]]  # tokens from, to: sentences, BLEU
+    by_length: dict[Group, tuple[int, float]]  # by tokens of the source: sentences, BLEU
     speed: Speed | None
     outputs: Path | None
 
@@ -59,7 +60,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Model:
-    """A model. ``speeds`` are of greedy decoding, by sentences of a batch."""
+    """A model. ``speeds`` are of greedy decoding, by sentences of a batch; ``drift`` is agreement by position in the target."""
 
     name: str
     kind: str
@@ -71,6 +72,7 @@ class Model:
     decodings: dict[str, Decoding]
     speeds: dict[int, Speed]
     probes: dict[str, float]
+    drift: dict[Group, tuple[float, float]]  # after the references' prefixes and after its own
 
     @property
     def first(self) -> Decoding | None:
@@ -210,6 +212,7 @@ def _model(path: Path, name: str, content: Any) -> Model:
         {search: _decoding(path, found) for search, found in _dict(content.get("decoding")).items()},
         {int(size): speed for size, speed in sorted(sizes.items(), key=lambda each: int(each[0])) if speed},
         {name: number for name, value in flat.items() if (number := _number(value)) is not None},
+        _drift(probes.get("by_position")),
     )  # fmt: skip
 
 
@@ -218,14 +221,31 @@ def _decoding(path: Path, content: Any) -> Decoding:
     scores = {metric: score for metric in METRICS if (score := _score(content.get(metric)))}
     faults = {name: _number(content.get(name)) for name in ("empty", "truncated", "repeating")}
     groups = {}
-    for group in content.get("by_length") if isinstance(content.get("by_length"), list) else []:
-        first, last, count, bleu = (_number(_dict(group).get(name)) for name in ("from", "to", "sentences", "bleu"))
-        if first is not None and bleu is not None:
-            groups[int(first), None if last is None else int(last)] = int(count or 0), bleu
+    for group, figures in _groups(content.get("by_length")):
+        count, bleu = (_number(figures.get(name)) for name in ("sentences", "bleu"))
+        if bleu is not None:
+            groups[group] = int(count or 0), bleu
     return Decoding(
         scores, {name: int(count) for name, count in faults.items() if count is not None}, groups,
         _speed(content.get("speed")), _inside(path, content.get("outputs")),
     )  # fmt: skip
+
+
+def _drift(content: Any) -> dict[Group, tuple[float, float]]:
+    drift = {}
+    for group, figures in _groups(content):
+        gold, own = (_number(_dict(figures.get(prefix)).get("agreement")) for prefix in ("gold", "own"))
+        if gold is not None and own is not None:
+            drift[group] = gold, own
+    return drift
+
+
+def _groups(content: Any) -> Iterator[tuple[Group, dict[str, Any]]]:
+    """Of a list of figures by length those that say of which."""
+    for figures in map(_dict, content if isinstance(content, list) else []):
+        first, last = (_number(figures.get(name)) for name in ("from", "to"))
+        if first is not None:
+            yield (int(first), None if last is None else int(last)), figures
 
 
 def _score(content: Any) -> Score | None:

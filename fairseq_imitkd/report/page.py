@@ -124,7 +124,7 @@ def _missing(compared: Sequence[Compared], trained: Trained | None) -> list[str]
 
 def _compared(evaluation: Evaluation, name: str, looks: dict[str, Style]) -> Compared:
     headline, facts = summary(evaluation)
-    probed = [probes.agreement(evaluation, looks), probes.exposure(evaluation, looks)]
+    probed = [probes.agreement(evaluation, looks), probes.exposure(evaluation, looks), curves.by_position(evaluation, looks)]
     return Compared(
         evaluation, name, headline, facts, evaluation.signatures,
         tables.models(evaluation, looks), tables.faults(evaluation), pareto(evaluation, looks),

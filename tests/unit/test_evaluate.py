@@ -573,7 +573,14 @@ def results(**changes: Any) -> dict[str, Any]:
     }  # fmt: skip
     greedy = {"bleu": score, "chrf": {**score, "score": 55.5}, "ter": {**score, "score": 44.4, "p": 0.0123}, **faults}
     exposure = {"student": 30.0, "student_then_teacher": 31.0, "teacher_then_student": 32.0, "teacher": 33.0}
-    probes = {"agreement_gold": 0.7015, "agreement_own": 0.65, "kl_gold": 0.5, "kl_own": 0.75, "exposure": exposure}
+    by_position = [
+        {"from": 1, "to": 5, "gold": {"agreement": 0.7}, "own": {"agreement": 0.6875}},
+        {"from": 31, "to": None, "gold": {"agreement": 0.25}, "own": {"agreement": 0.5}},
+    ]
+    probes = {
+        "agreement_gold": 0.7015, "agreement_own": 0.65, "kl_gold": 0.5, "kl_own": 0.75, "exposure": exposure,
+        "by_position": by_position,
+    }  # fmt: skip
     one = {
         "kind": "fairseq", "quantization": None, "path": "one.pt", "arch": "transformer", "parameters": 1234567,
         "bytes": 5_000_000, "weight_bytes": 2_500_000, "peak_memory_bytes": None, "speed": {"1": speed}, "probes": probes,
@@ -608,7 +615,7 @@ def tables(text: str) -> list[list[list[str]]]:
 def test_markdown_shows_what_the_file_holds() -> None:
     """Well-formed tables, in this order, each number from its place."""
     text = markdown(results())
-    scores, by_length, speed, size, probes = tables(text)
+    scores, by_length, speed, size, probes, by_position = tables(text)
     assert scores[1] == ["one", "greedy", "31.23 (29.0 to 33.1)", "", "55.50", "", "44.40", "0.012", "1", "2", "3"]
     assert [row[:2] for row in scores[1:]] == [["one", "greedy"], ["two", "greedy"], ["two", "beam 5"]]
     assert by_length[0][2:] == ["0 to 10 (3)", "51 or more (1)"]
@@ -619,6 +626,8 @@ def test_markdown_shows_what_the_file_holds() -> None:
     assert size[2][1] == "onnx, int8"
     assert probes[1] == ["one", "70.2%", "65.0%", "0.500", "0.750", "30.00", "31.00", "32.00", "33.00"]
     assert len(probes) == 2
+    assert by_position[0][1:] == ["1 to 5", "31 or more"]
+    assert by_position[1:] == [["one", "68.8% (-1.2)", "50.0% (+25.0)"]]
     assert "nrefs:1|case:mixed" in text
     assert text.endswith("```\nimitkd-evaluate --model one=one.pt\n```")
 

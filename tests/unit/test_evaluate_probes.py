@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fairseq_imitkd.evaluate.probes import Prober
+from fairseq_imitkd.evaluate.probes import POSITIONS, Distance, Prober
 from fairseq_imitkd.offline.corpus import Languages
 from fairseq_imitkd.offline.decoding import Decoding
 from tests.evaluated import EOS, tokens
@@ -55,17 +55,23 @@ def test_agreement_and_divergence_are_those_of_the_definition(two, prober: Probe
     """At every prefix of every target, the one before its EOS among them, each token counting once."""
     student, teacher = two
     for targets in (REFERENCES, [tokens(4, 5, 6)] * len(SOURCES)):
-        same, divergences = [], []
+        same, divergences, groups = [], [], []
         for source, target in zip(SOURCES, targets, strict=True):
             for place in range(target.numel()):
                 own, theirs = (lprobs(model, source, target.tolist()[:place]) for model in (student, teacher))
                 same.append(int(own.argmax()) == int(theirs.argmax()))
                 divergences.append(float((theirs.exp() * (theirs - own)).sum()))
-        agreement, divergence = prober.distance(student, targets)
-        assert agreement == sum(same) / len(same)
-        # fairseq's probabilities are of single precision, whatever the model's.
-        assert divergence == pytest.approx(sum(divergences) / len(divergences), rel=1e-5)
-        assert 0.0 < agreement < 1.0
+                groups.append(next(n for n, (first, last) in enumerate(POSITIONS) if first <= place + 1 <= (last or place + 1)))
+        sums = prober.distance(student, targets)
+        for group, found in [*enumerate(sums), (None, sums.sum(dim=0))]:
+            mine = [place for place, each in enumerate(groups) if group in (each, None)]
+            expected = [len(mine), sum(same[place] for place in mine), sum(divergences[place] for place in mine)]
+            # fairseq's probabilities are of single precision, whatever the model's.
+            assert found.tolist() == pytest.approx(expected, rel=1e-5)
+        assert 0 < sum(same) < len(same)
+        assert Distance.of(sums.sum(dim=0)) == pytest.approx(
+            (len(same), sum(same) / len(same), sum(divergences) / len(divergences)), rel=1e-5
+        )
 
 
 @torch.no_grad()
@@ -91,7 +97,7 @@ def test_a_teacher_beside_itself(two, prober: Prober) -> None:
     """Agrees with itself, diverges from nothing, and completes what it began."""
     teacher = two[1]
     own = [torch.tensor(continued(teacher, source, [])) for source in SOURCES]
-    assert prober.distance(teacher, REFERENCES) == (1.0, 0.0)
+    assert Distance.of(prober.distance(teacher, REFERENCES).sum(dim=0))[1:] == (1.0, 0.0)
     assert [each.tolist() for each in prober.completed(teacher, own)] == [each.tolist() for each in own]
 
 
@@ -99,10 +105,21 @@ def test_all_figures_are_of_their_prefixes(two, prober: Prober, monkeypatch: pyt
     """Gold is of the references, own of the student's outputs; the exposure's first is who begins."""
     student, teacher = two
     own, teachers = [tokens(4)] * 3, [tokens(5)] * 3
-    monkeypatch.setattr(prober, "distance", lambda model, targets: (model is student, targets is REFERENCES))
+    gold, after_own = (torch.tensor([[2.0, same, 4.0], [8.0, 4.0, 4.0], *[[0.0] * 3] * 3]) for same in (2.0, 1.0))
+    monkeypatch.setattr(prober, "distance", lambda model, targets: gold if targets is REFERENCES else after_own)
     monkeypatch.setattr(prober, "completed", lambda author, begun: (author is teacher, begun is own))
     found = prober.probe(student, own, teachers, lambda made: made)
-    assert (found["agreement_gold"], found["kl_gold"], found["agreement_own"], found["kl_own"]) == (True, True, True, False)
+    assert (found["agreement_gold"], found["kl_gold"], found["agreement_own"], found["kl_own"]) == (0.6, 0.8, 0.5, 0.8)
+    second = {"tokens": 8, "agreement": 0.5, "kl": 0.5}
+    assert found["by_position"] == [
+        {
+            "from": 1,
+            "to": 5,
+            "gold": {"tokens": 2, "agreement": 1.0, "kl": 2.0},
+            "own": {"tokens": 2, "agreement": 0.5, "kl": 2.0},
+        },
+        {"from": 6, "to": 10, "gold": second, "own": second},
+    ]
     assert found["exposure"] == {
         "student": own, "student_then_teacher": (True, True), "teacher_then_student": (False, False), "teacher": teachers,
     }  # fmt: skip

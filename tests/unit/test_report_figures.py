@@ -89,14 +89,14 @@ def pictures(folder: Path, name: str) -> list[Picture]:
     looks = styles([*evaluation.models, *(run.name for run in runs)])
     with drawing():
         made = [pareto(evaluation, looks), curves.by_length(evaluation, looks)]
-        made += [probes.agreement(evaluation, looks), probes.exposure(evaluation, looks)]
+        made += [probes.agreement(evaluation, looks), probes.exposure(evaluation, looks), curves.by_position(evaluation, looks)]
         return [*(each for each in made if each), *curves.training(runs, looks), *curves.rollouts(runs, looks)]
 
 
 def test_figures_are_parts_of_a_page(tmp_path: Path) -> None:
     """Well-formed, in its colours and letters, with text that is text; ids are nobody else's; names are no markup."""
     made = pictures(tmp_path, HOSTILE)
-    assert len(made) == 4 + 3 + 10
+    assert len(made) == 5 + 3 + 10
     ids: set[str] = set()
     for each in made:
         tree = ElementTree.fromstring(each.svg)
@@ -122,11 +122,12 @@ def test_figures_are_the_same_again(tmp_path: Path) -> None:
 
 def test_titles_say_what_is_seen(tmp_path: Path) -> None:
     """Not only what is drawn."""
-    assert [each.title for each in pictures(tmp_path, "")][:7] == [
+    assert [each.title for each in pictures(tmp_path, "")][:8] == [
         "Every model is on the front: what is faster is worse",
         "From the shortest sources to the longest, m2 changes by \N{MINUS SIGN}14.0 BLEU and m0 by \N{MINUS SIGN}12.0",
         "From the references' prefixes to its own, m1 keeps most of its agreement with the teacher",
         "The teacher's first half changes each student by +1.0 BLEU",
+        "From token 6 on, m2 agrees with the teacher 4.0 points less often after its own prefixes than after the references'",
         "Validation BLEU is best for m1: 28.50 at update 1,000",
         "Training loss ends at 3.20 for m1, the lowest",
         "Validation loss ends at 1.40 for m1, the lowest",
@@ -141,7 +142,7 @@ def test_no_figure_of_nothing(tmp_path: Path) -> None:
     run = read_run(reports.log(tmp_path / "run", rollouts=False))
     looks = styles(["a", "run"])
     with drawing():
-        for make in (pareto, curves.by_length, probes.agreement, probes.exposure):
+        for make in (pareto, curves.by_length, curves.by_position, probes.agreement, probes.exposure):
             assert make(evaluation, looks) is None
         assert curves.rollouts([run], looks) == []
         assert len(curves.training([run], looks)) == 3
