@@ -26,7 +26,7 @@ TEACHER_TRAINING=(
 # STUDENT=sru (the paper's) or transformer (its 2+2 layers of 256), part of the students' names.
 STUDENT=${STUDENT:-sru}
 case $STUDENT in
-  sru) STUDENT_MODEL=(--arch sru_cnn_dm --projection-size 256) ;;
+  sru) STUDENT_MODEL=(--arch sru_cnn_dm) ;;
   transformer) STUDENT_MODEL=(--arch transformer_imitkd_2_2) ;;
   *) die "STUDENT must be sru or transformer, but is '$STUDENT'" ;;
 esac

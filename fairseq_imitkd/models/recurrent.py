@@ -361,7 +361,7 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
         for cell in ("gru", "sru")
         for layers in (2, 3, 4)
     },
-    "sru_cnn_dm": ("sru", {"encoder_hidden_size": 512, "decoder_hidden_size": 1024}),
+    "sru_cnn_dm": ("sru", {"encoder_hidden_size": 512, "decoder_hidden_size": 1024, "projection_size": 256}),
     "sru_wmt": (
         "sru",
         {
