@@ -118,7 +118,7 @@ EVALUATION=()
 [ -z "${SMOKE:-}" ] || NBEST=3
 NBEST=${NBEST:-35}
 own() { OWN=(); }
-# The sizes of the recipes that a CPU is enough for.
+# The models of the recipes that a CPU is enough for, and how they are trained but for what chooses checkpoint_best.pt.
 # shellcheck disable=SC2034 # settings.sh has them
 TRANSFORMER_3_3_256=(
   --arch transformer
@@ -130,6 +130,13 @@ TRANSFORMER_1_1_64=(
   --arch transformer
   --encoder-layers 1 --decoder-layers 1 --encoder-attention-heads 4 --decoder-attention-heads 4
   --encoder-embed-dim 64 --decoder-embed-dim 64 --encoder-ffn-embed-dim 256 --decoder-ffn-embed-dim 256
+)
+# shellcheck disable=SC2034
+SMALL_TRAINING=(
+  --share-all-embeddings --max-tokens 4096
+  --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 --lr-scheduler inverse_sqrt --warmup-updates 500
+  --validate-interval-updates 250 --validate-interval 100000 --save-interval 100000
+  --save-interval-updates 250 --keep-interval-updates 1 --no-epoch-checkpoints --log-interval 50
 )
 
 # raw_text COMMAND…: $RUN/raw/{train,valid,test}.{$SOURCE,$TARGET}, as COMMAND makes them; with SMOKE=1 out of nothing.
@@ -300,7 +307,8 @@ translate() {
     "${SUBWORDS[@]}" "${DECODING[@]}" "${how[@]}" "${flags[@]}"
 }
 
-# Every model whose training has ended on the test set, side by side: $RUN/evaluation, $RUN/results.json, and the table.
+# Every model whose training has ended on the test set, and NAME/exported, side by side: $RUN/evaluation, $RUN/results.json, and the
+# table. examples/tables.py $RUN puts that into the READMEs.
 evaluate() {
   local models=() row seeds name own=()
   [ -z "${DRY_RUN:-}" ] || return 0
@@ -316,6 +324,7 @@ evaluate() {
         [[ $name == $seeds && " ${models[*]} " != *" $name=$name/"* ]] || continue
         if finished "$name"; then
           models+=(--model "$name=$name/checkpoint_best.pt")
+          [ ! -e "$RUN/$name/exported" ] || models+=(--model "${name/%-seed*}_exported${name#"${name/%-seed*}"}=$name/exported")
         elif [ "$row" = '*' ] && [ "$seeds" = '*' ]; then
           say "$name: its training has not ended, so it is left out"
         fi
