@@ -3,7 +3,7 @@
 RUN holds ``evaluation/`` (imitkd-evaluate's) and a folder for each model with its checkpoints and ``commands`` (common.sh's
 ``train``). Computed here is how probably a student's difference from `scratch` and from `seqkd` of its own seed is chance.
 With --tokenised-bleu BLEU is also given as the ImitKD paper's tables have it: of words as Moses tokenises them, lower-case.
-``examples/NAME/results.json`` is written too if RUN is no run with SMOKE=1, and tables.py makes READMEs of it.
+``tables.py RUN`` puts it into the recipe's folder and the READMEs.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from sacrebleu.metrics import BLEU
 from fairseq_imitkd.evaluate.quality import Metrics
 from fairseq_imitkd.evaluate.sentences import Sentences
 
-EXAMPLES = Path(__file__).parent
 RIVALS = {"scratch", "seqkd"}
 
 
@@ -42,19 +41,15 @@ def main() -> None:
     }
     if args.tokenised_bleu:
         results["tokenised"] = tokenised(args.run / "evaluation", evaluation, args.tokenised_bleu)
-    text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-    targets = [args.run / "results.json"]
-    if not (args.run / ".smoke").exists():
-        targets.append(EXAMPLES / args.recipe / "results.json")
-    for target in targets:
-        temporary = target.with_suffix(".part")
-        temporary.write_text(text)
-        os.replace(temporary, target)
+    target = args.run / "results.json"
+    temporary = target.with_suffix(".part")
+    temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    os.replace(temporary, target)
     print(tables.recipe_table(results))
 
 
 def training(run: Path, name: str) -> dict[str, Any]:
-    """How a model came to be. A downloaded teacher has no ``commands``."""
+    """How a model came to be. A downloaded teacher and an exported student have no ``commands``."""
     log = run / name / "commands"
     if not log.exists():
         return {"commits": [], "command": None, "updates": None, "valid_score": None, "minutes": None}

@@ -1,50 +1,98 @@
-"""The tables of the READMEs, out of each results.json: ``tables.py`` writes them, ``tables.py --check`` names what is stale.
+"""The tables of the READMEs, out of each recipe's results.json: ``tables.py [RUN…]``.
 
-In a README a table stands between ``<!-- results -->`` and ``<!-- /results -->``; nobody types into it.
+Each RUN's results.json, which ``evaluate.sh`` writes, first becomes its recipe's. ``tables.py --check`` writes nothing, and
+names what is stale. In a README a table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; nobody types into it. A
+recipe's ``evaluation.md``, all that imitkd-evaluate prints of the run, is made from the same file.
 """
 
 import argparse
 import json
+import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 EXAMPLES = Path(__file__).parent
-PLACE = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
 KINDS = ("_sru_3", "_sru", "_transformer")  # ends of rows' names where a recipe has several kinds of students
+EXPORTED = "_exported"  # the end of an exported student's
 TITLES = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+# From a teacher to a served student: a script, what it makes, and whose time, size and score that is.
+JOURNEY = (
+    ("prepare.sh", "checked text, subwords, binary data", ""),
+    ("teacher.sh", "the teacher", "teacher"),
+    ("distill.sh imitkd_full", "a student, taught on its own prefixes", "imitkd_full"),
+    ("export.sh imitkd_full", "a folder that translates raw text, in int8", "imitkd_full_exported"),
+    ("evaluate.sh", "both beside the others: quality, speed, size", ""),
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a README is stale")
     args = parser.parse_args()
+    if args.check and args.runs:
+        parser.error("--check writes nothing: give it no RUN")
 
-    stale = [path for path, text in readmes().items() if path.read_text() != text]
-    for path in stale:
+    for run in args.runs:
+        publish(run)
+    stale = {path: text for path, text in documents().items() if not path.exists() or path.read_text() != text}
+    for path, text in stale.items():
         if args.check:
             print(f"{path} is not what its results.json says: run examples/tables.py", file=sys.stderr)
         else:
-            path.write_text(readmes()[path])
+            write(path, text)
             print(f"wrote {path}")
     sys.exit(bool(stale) and args.check)
 
 
-def readmes() -> dict[Path, str]:
-    """Every README with a place for results, as it should be."""
-    results = [json.loads(path.read_text()) for path in sorted(EXAMPLES.glob("*/results.json"))]
-    results = [found for found in results if "evaluation" in found]
-    tables = {EXAMPLES / found["recipe"] / "README.md": recipe_table(found) for found in results}
-    tables[EXAMPLES / "README.md"] = overview(results)
-    return {path: filled(path, table) for path, table in tables.items()}
+def publish(run: Path) -> None:
+    """A run's results become its recipe's."""
+    source = run / "results.json"
+    if not source.exists():
+        raise SystemExit(f"{source} does not exist: run the recipe's evaluate.sh first")
+    if (run / ".smoke").exists():
+        raise SystemExit(f"{run} is a run with SMOKE=1: its figures say nothing")
+    text = source.read_text()
+    write(EXAMPLES / json.loads(text)["recipe"] / source.name, text)
 
 
-def filled(path: Path, table: str) -> str:
+def write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".part")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def documents() -> dict[Path, str]:
+    """Every file that shows results, as it should be."""
+    found = [json.loads(path.read_text()) for path in sorted(EXAMPLES.glob("*/results.json"))]
+    results = {each["recipe"]: each for each in found if "evaluation" in each}
+    every = list(results.values())
+    made = {EXAMPLES / recipe / "README.md": {"results": recipe_table(each)} for recipe, each in results.items()}
+    made[EXAMPLES / "README.md"] = {"results": overview(every)}
+    made[EXAMPLES.parent / "README.md"] = {"results": headlines(every)}
+    if "multi30k" in results:
+        made[EXAMPLES.parent / "README.md"]["journey"] = journey(results["multi30k"])
+    texts = {path: filled(path, tables) for path, tables in made.items()}
+    return texts | {EXAMPLES / recipe / "evaluation.md": printed(each) for recipe, each in results.items()}
+
+
+def filled(path: Path, tables: dict[str, str]) -> str:
     text = path.read_text()
-    if not PLACE.search(text):
-        raise SystemExit(f"{path} must have a place for its table: <!-- results --> and, below, <!-- /results -->")
-    return PLACE.sub(lambda _: table + "\n", text, count=1)
+    for name, table in tables.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        place = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", re.DOTALL)
+        if not place.search(text):
+            raise SystemExit(f"{path} must have a place for its table: {begin.strip()} and, below, {end}")
+        text = place.sub(lambda _, table=table: table + "\n", text, count=1)  # type: ignore[misc]
+    return text
+
+
+def printed(results: dict[str, Any]) -> str:
+    from fairseq_imitkd.evaluate.markdown import markdown
+
+    return f"# What imitkd-evaluate prints of the run\n\n{markdown(results['evaluation'])}\n"
 
 
 def row_and_seed(name: str) -> tuple[str, int]:
@@ -55,7 +103,7 @@ def row_and_seed(name: str) -> tuple[str, int]:
 
 def kind(row: str) -> str:
     """Which kind of student a row is of: only those of one kind are compared with each other."""
-    return next((end for end in KINDS if row.endswith(end)), "")
+    return next((end for end in KINDS if row.removesuffix(EXPORTED).endswith(end)), "")
 
 
 def headline(evaluation: dict[str, Any]) -> str:
@@ -71,7 +119,7 @@ def recipe_table(results: dict[str, Any]) -> str:
     others = ["chrf"] if metric == "bleu" else ["rouge1", "rouge2", "bleu"]
     beam = next(name for name in [*evaluation["models"]["teacher"]["decoding"], ""] if name != "greedy")
     batch = max(evaluation["models"]["teacher"]["speed"], key=int)
-    head = ["model", "seed", "parameters", f"{TITLES[metric]} (95%)", "p, scratch", "p, seqkd"]
+    head = ["model", "seed", "parameters", "MB", f"{TITLES[metric]} (95%)", "p, scratch", "p, seqkd"]
     head += [TITLES[other] for other in others] + ([f"{TITLES[metric]}, {beam}"] if beam else [])
     tokenised = results.get("tokenised")
     head += ["BLEU, tokenised, lower-case"] if tokenised else []
@@ -80,7 +128,7 @@ def recipe_table(results: dict[str, Any]) -> str:
     for name, model in evaluation["models"].items():
         row, seed = row_and_seed(name)
         greedy, training = model["decoding"]["greedy"], trainings[name]
-        cells = [row, seed, f"{model['parameters']:,}", interval(greedy[metric], metric)]
+        cells = [row, seed, f"{model['parameters']:,}", megabytes(model), interval(greedy[metric], metric)]
         cells += [chance_cell(results["chance"][name].get(rival)) for rival in ("scratch", "seqkd")]
         cells += [points(greedy[other], other) for other in others]
         cells += [points(model["decoding"][beam][metric], metric)] if beam else []
@@ -93,6 +141,7 @@ def recipe_table(results: dict[str, Any]) -> str:
             "",
             *spread(results, metric),
             f"Greedy decoding where nothing else is said; {evaluation['data']['sentences']:,} sentences; "
+            "MB: of the file, Adam's state in it, or of an exported folder; "
             "p: paired bootstrap against the model of the same seed (1,000 resamples); speed: sentences a second, greedy, "
             f"batches of {batch}, fairseq's decoding, rounds of all models in turn, {evaluation['machine']['threads']} thread; "
             "updates: of the best checkpoint; minutes: of training alone, beside whatever else the machine did. "
@@ -132,6 +181,38 @@ def overview(results: list[dict[str, Any]]) -> str:
     return markdown(head, rows, left=2)
 
 
+def headlines(every: list[dict[str, Any]]) -> str:
+    """A line for each kind of training, a column for each recipe, every seed shown."""
+    scores: dict[str, dict[str, list[str]]] = {}
+    for found in every:
+        metric = headline(found["evaluation"])
+        for name, model in found["evaluation"]["models"].items():
+            row = row_and_seed(name)[0]
+            if not kind(row) and not row.endswith(EXPORTED):
+                cells = scores.setdefault(row, {}).setdefault(found["recipe"], [])
+                cells.append(points(model["decoding"]["greedy"][metric], metric))
+    head = [
+        f"[{found['recipe']}](examples/{found['recipe']}/README.md), {TITLES[headline(found['evaluation'])]}" for found in every
+    ]
+    rows = [[f"`{row}`", *("; ".join(cells.get(found["recipe"], [])) for found in every)] for row, cells in scores.items()]
+    return markdown(["model", *head], rows, left=1)
+
+
+def journey(results: dict[str, Any]) -> str:
+    """From a teacher to an exported student, a command a line."""
+    models, metric = results["evaluation"]["models"], headline(results["evaluation"])
+    rows = []
+    for script, makes, name in JOURNEY:
+        cells = ["", "", "", ""]
+        if name:
+            model = models[name]
+            spent = minutes(results["trainings"][name]["minutes"])
+            score = points(model["decoding"]["greedy"][metric], metric)
+            cells = [f"{model['parameters']:,}", f"{spent} min" if spent else "", megabytes(model), score]
+        rows.append([f"`examples/{results['recipe']}/{script}`", makes, *cells])
+    return markdown(["command", "makes", "parameters", "time", "MB", f"test {TITLES[metric]}"], rows, left=2)
+
+
 def spread(results: dict[str, Any], metric: str) -> list[str]:
     """Means over seeds, of the rows that have several."""
     models = results["evaluation"]["models"]
@@ -165,6 +246,10 @@ def interval(score: dict[str, float], metric: str) -> str:
 
 def chance_cell(p: float | None) -> str:
     return "" if p is None else f"{p:.3f}"
+
+
+def megabytes(model: dict[str, Any]) -> str:
+    return f"{model['bytes'] / 1e6:.1f}"
 
 
 def minutes(spent: float | None) -> str:

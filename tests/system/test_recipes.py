@@ -19,11 +19,11 @@ ROWS = {
 }
 
 
-def run(recipe: str, folder: Path, *rows: str) -> str:
+def run(recipe: str, folder: Path, *rows: str, script: str = "run.sh") -> str:
     environment = {
         **os.environ, "SMOKE": "1", "SEEDS": "1", "DEVICE": "cpu", "OMP_NUM_THREADS": "1", "RUN": str(folder)
     }  # fmt: skip
-    command = ["bash", str(EXAMPLES / recipe / "run.sh"), *rows]
+    command = ["bash", str(EXAMPLES / recipe / script), *rows]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout + done.stderr
@@ -31,6 +31,8 @@ def run(recipe: str, folder: Path, *rows: str) -> str:
 
 @pytest.mark.parametrize("recipe", ROWS)
 def test_every_stage_runs(recipe: str, tmp_path: Path) -> None:
+    published = EXAMPLES / recipe / "results.json"
+    before = published.read_bytes() if published.exists() else None
     output = run(recipe, tmp_path, *ROWS[recipe])
     results = json.loads((tmp_path / "results.json").read_text())
     models = results["evaluation"]["models"]
@@ -43,4 +45,16 @@ def test_every_stage_runs(recipe: str, tmp_path: Path) -> None:
         assert str(tmp_path) not in training["command"]
         assert training["commits"]
     assert str(tmp_path) not in results["evaluation"]["command"]
-    assert not (EXAMPLES / recipe / "results.json").exists() or "run-smoke" not in results["evaluation"]["command"]
+    assert (published.read_bytes() if published.exists() else None) == before
+
+
+def test_an_exported_student_is_evaluated_beside_the_others(tmp_path: Path) -> None:
+    run("multi30k", tmp_path, "scratch")
+    run("multi30k", tmp_path, "scratch", script="export.sh")
+    run("multi30k", tmp_path, script="evaluate.sh")
+    results = json.loads((tmp_path / "results.json").read_text())
+    models = results["evaluation"]["models"]
+    assert list(models) == ["teacher", "scratch", "scratch_exported"]
+    assert models["scratch_exported"]["quantization"] == "int8"
+    assert results["trainings"]["scratch_exported"]["commits"] == []
+    assert "scratch" in results["chance"]["scratch_exported"]

@@ -67,7 +67,7 @@ def module(name: str) -> ModuleType:
 
 
 def test_all_recipes_have_the_same_stages() -> None:
-    assert {"iwslt14_de_en", "wmt16_en_de", "cnn_dm", "multi30k", "tatoeba", "reuters_headlines"} == set(RECIPES)
+    assert {"iwslt14_de_en", "wmt16_en_de", "cnn_dm", "multi30k", "tatoeba", "reuters_headlines"} <= set(RECIPES)
     for recipe in RECIPES:
         assert {path.name for path in (EXAMPLES / recipe).glob("*.sh")} >= STAGES | {"settings.sh"}, recipe
         assert (EXAMPLES / recipe / "README.md").exists(), recipe
@@ -317,7 +317,9 @@ def test_a_smoke_run_and_a_real_one_do_not_share_a_folder(tmp_path: Path) -> Non
 
 
 def test_the_tables_of_the_readmes_are_those_of_the_results() -> None:
-    for path, text in module("tables").readmes().items():
+    documents = module("tables").documents()
+    assert {path.name for path in documents} == {"README.md", "evaluation.md"}
+    for path, text in documents.items():
         assert path.read_text() == text, f"{path} is stale: run examples/tables.py"
 
 
@@ -331,29 +333,60 @@ def test_a_table_shows_every_seed_and_the_readmes_are_filled_between_their_marks
         ["scratch", "1"],
         ["imitkd", "1"],
         ["imitkd", "2"],
+        ["imitkd_full", "1"],
+        ["imitkd_full_exported", "1"],
     ]
     assert "| 31.00 (30.0 to 32.0) | 0.010 |" in rows[2]
     assert "`imitkd` 32.00" in table  # of 31 and 33
     assert "| +2.00 |" in tables.overview([results])
+    short = tables.headlines([results, {**made_results(), "recipe": "other"}])
+    assert "[made](examples/made/README.md), BLEU | [other]" in short
+    assert "| `imitkd` | 31.00; 33.00 | 31.00; 33.00 |" in short
+    assert "_exported" not in short
     readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
-    assert tables.filled(readme, "new") == "before\n<!-- results -->\nnew\n<!-- /results -->\nafter\n"
-    readme.write_text("no place\n")
-    with pytest.raises(SystemExit, match="must have a place for its table"):
-        tables.filled(readme, "new")
+    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\n<!-- two -->\n<!-- /two -->\n")
+    expected = "before\n<!-- results -->\nnew\n<!-- /results -->\n<!-- two -->\nalso\n<!-- /two -->\n"
+    assert tables.filled(readme, {"results": "new", "two": "also"}) == expected
+    with pytest.raises(SystemExit, match="must have a place for its table: <!-- other -->"):
+        tables.filled(readme, {"other": "new"})
+
+
+def test_the_journey_has_the_figures_of_its_models() -> None:
+    """The teacher's and the exported student's, each in its line; nothing where a stage has none."""
+    lines = module("tables").journey(made_results()).splitlines()
+    assert lines[2] == "| `examples/made/prepare.sh` | checked text, subwords, binary data |  |  |  |  |"
+    assert lines[3] == "| `examples/made/teacher.sh` | the teacher | 1,000 | 2 min | 4.0 | 40.00 |"
+    assert lines[5].endswith("in int8 | 1,000 |  | 4.0 | 32.50 |")
+
+
+def test_a_run_becomes_the_recipe_s_only_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none that is not evaluated, or was tiny."""
+    tables = module("tables")
+    monkeypatch.setattr(tables, "EXAMPLES", tmp_path / "examples")
+    (tmp_path / "examples" / "made").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="does not exist"):
+        tables.publish(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps(made_results()))
+    tables.publish(tmp_path)
+    assert json.loads((tmp_path / "examples" / "made" / "results.json").read_text()) == made_results()
+    (tmp_path / ".smoke").touch()
+    with pytest.raises(SystemExit, match="SMOKE=1"):
+        tables.publish(tmp_path)
 
 
 def made_results() -> dict[str, Any]:
     def model(score: float) -> dict[str, Any]:
         bleu = {"score": score, "low": score - 1, "high": score + 1}
         decoding = {"greedy": {"bleu": bleu, "chrf": {"score": 50.0}}, "beam 5": {"bleu": bleu}}
-        return {"parameters": 1000, "decoding": decoding, "speed": {"32": {"sentences_per_second": score}}}
+        return {"parameters": 1000, "bytes": 4_000_000, "decoding": decoding, "speed": {"32": {"sentences_per_second": score}}}
 
     scores = {"teacher": 40.0, "scratch": 30.0, "imitkd": 31.0, "imitkd-seed2": 33.0}
+    scores |= {"imitkd_full": 32.0, "imitkd_full_exported": 32.5}
     training = {"commits": ["abc"], "command": "imitkd-train", "updates": 5, "valid_score": 1.0, "minutes": 2.0}
+    trainings = {name: {**training, "minutes": None} if name.endswith("_exported") else training for name in scores}
     return {
         "recipe": "made",
-        "trainings": dict.fromkeys(scores, training),
+        "trainings": trainings,
         "chance": {name: {"scratch": 0.01} if name == "imitkd" else {} for name in scores},
         "evaluation": {
             "models": {name: model(score) for name, score in scores.items()},
