@@ -97,16 +97,14 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_search_flags(group: Any, beam: int | None) -> None:
+def add_search_flags(group: Any, beam: int | None, beam_help: str = "beam size") -> None:
     """How a translation is searched for, by fairseq-generate's names.
 
     Args:
         group: of a parser.
-        beam: the default of ``--beam``; None leaves it to the command.
+        beam: the default of ``--beam``; None leaves it to the command, whose ``beam_help`` says what it then is.
     """
-    group.add_argument(
-        "--beam", type=int, default=beam, help="beam size" if beam else "beam size (default: 5, or as many as --nbest)"
-    )
+    group.add_argument("--beam", type=int, default=beam, help=beam_help)
     group.add_argument("--lenpen", type=float, default=1.0, help="length penalty: below 1 favours shorter translations")
     group.add_argument("--max-len-a", type=float, default=0.0, help="at most A * source length + B tokens: A")
     group.add_argument("--max-len-b", type=int, default=200, help="at most A * source length + B tokens: B")

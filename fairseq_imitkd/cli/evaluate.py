@@ -57,7 +57,7 @@ def parser() -> Parser:
     )  # fmt: skip
 
     search = made.add_argument_group("how they translate, beside greedy decoding")
-    add_search_flags(search, None)
+    add_search_flags(search, None, "beam size, beside greedy decoding (default: 5; 1: greedy alone)")
 
     text = made.add_argument_group("how symbols are made text")
     add_subword_flags(text, "raw text")

@@ -57,7 +57,7 @@ def parser() -> Parser:
     search.add_argument("--metric", choices=list(REWARDS), help="likeness to the reference, of --select best")
     search.add_argument("--nbest", type=int, help="of --select best: how many to choose from (default: 35)")
     search.add_argument("--n", type=int, default=1, help="of --select sample: samples of each sentence")
-    add_search_flags(search, None)
+    add_search_flags(search, None, "beam size (default: 5, or as many as --nbest)")
     search.add_argument("--unkpen", type=float, default=0.0, help="penalty on unknown words")
     search.add_argument("--sampling-topk", type=int, default=0, help="sample among so many most probable tokens (0: all)")
     search.add_argument(

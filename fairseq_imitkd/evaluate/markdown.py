@@ -26,7 +26,9 @@ def markdown(results: dict[str, Any]) -> str:
         _size(models),
     ]
     if any(model["probes"] for model in models.values()):
-        parts += [_probes(models, results["teacher"], data["probe_sentences"]), _by_position(models)]
+        parts.append(_probes(models, results["teacher"], data["probe_sentences"]))
+    if any(model["probes"] and model["probes"]["by_position"] for model in models.values()):
+        parts.append(_by_position(models))
     parts += [f"`{name}` failed {_cell(why)}" for name, why in results["failed"].items()]
     return "\n\n".join([*parts, _notes(results), f"```\n{results['command']}\n```"])
 
@@ -129,8 +131,9 @@ def _probes(models: dict[str, Any], teacher: str, sentences: int) -> str:
 def _by_position(models: dict[str, Any]) -> str:
     """Agreement after own prefixes, and how far it is from that after references': what drifts, drifts more the later."""
     probed = {name: model["probes"]["by_position"] for name, model in models.items() if model["probes"]}
-    groups = sorted({(group["from"], group["to"] or 0) for each in probed.values() for group in each})
-    header = ["agreement, own (from gold), by position", *(_range(*group) for group in groups)]
+    tokens = {(group["from"], group["to"]): group["gold"]["tokens"] for each in probed.values() for group in each}
+    groups = sorted(tokens, key=lambda group: group[0])
+    header = ["agreement, own (from gold), by token", *(f"{_range(*group)} ({tokens[group]:,})" for group in groups)]
     rows = []
     for name, each in probed.items():
         found = {group["from"]: [group[prefix]["agreement"] for prefix in ("own", "gold")] for group in each}

@@ -14,6 +14,7 @@ from fairseq_imitkd.offline.decoding import Decoding
 from fairseq_imitkd.rollout import RolloutGenerator
 
 POSITIONS = ((1, 5), (6, 10), (11, 20), (21, 30), (31, None))  # of target tokens, from the first: what figures are given by
+LEAST = 50  # tokens of a group of them; fewer say nothing
 
 
 class Distance(NamedTuple):
@@ -157,7 +158,7 @@ class Prober:
             "by_position": [
                 {"from": first, "to": last, **{name: Distance.of(each[group])._asdict() for name, each in sums.items()}}
                 for group, (first, last) in enumerate(POSITIONS)
-                if all(each[group, 0] for each in sums.values())
+                if all(each[group, 0] >= LEAST for each in sums.values())
             ],
             "exposure": {name: bleu(tokens) for name, tokens in exposure.items()},
         }

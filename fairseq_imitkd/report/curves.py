@@ -131,14 +131,15 @@ def by_position(evaluation: Evaluation, styles: Styles) -> Picture | None:
     last = {name: each[groups[-1]] for name, each in found.items() if groups[-1] in each}
     least = min(last, key=lambda name: last[name][1] - last[name][0])
     change = last[least][1] - last[least][0]
-    title = f"From token {groups[-1][0]} on, {least} agrees with the teacher {abs(change):.1f} points"
+    title = f"At tokens {_tokens(groups[-1])}, {least} agrees with the teacher {abs(change):.1f} points"
     title += f" {'more' if change > 0 else 'less'} often after its own prefixes than after the references'"
     rows = [
         [Cell(name), *(Cell(f"{each[group][1]:.1f}% of {each[group][0]:.1f}%" if group in each else "") for group in groups)]
         for name, each in found.items()
     ]
-    table = Table(["student, own of references'", *(f"token {_tokens(group)}" for group in groups)], rows)
-    return Picture(title, drawing.svg(f"Agreement by position. {title}."), table, "Few translations are long.", is_wide=True)
+    table = Table(["student, own of references'", *(f"tokens {_tokens(group)}" for group in groups)], rows)
+    note = "Agreement after a student's own prefixes over that after the references', by position. Few translations are long."
+    return Picture(title, drawing.svg(f"Agreement by position. {title}."), table, note, is_wide=True)
 
 
 def _by_group(curves: Sequence[Labelled], labels: Sequence[str], unit: str, styles: Styles) -> Drawing:

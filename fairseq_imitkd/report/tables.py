@@ -109,7 +109,7 @@ def _columns(evaluation: Evaluation) -> list[_Column]:
         aside = interval if metric == "bleu" else _nothing
         found.append(_Column(title, find, lambda value: f"{value:.{digits}f}", better, aside))
         if metric == "bleu":
-            found.append(_Column("p", chance, lambda value: f"{value:.3f}" if value >= 0.001 else "< 0.001", None))
+            found.append(_Column("p", chance, lambda value: f"{value:.3f}" if value >= 0.0005 else "< 0.001", None))
 
     def speed(
         title: str, get: Callable[[Speed], float | None], show: Callable[[float], str], aside: Callable[..., str] = _nothing

@@ -105,19 +105,17 @@ def test_all_figures_are_of_their_prefixes(two, prober: Prober, monkeypatch: pyt
     """Gold is of the references, own of the student's outputs; the exposure's first is who begins."""
     student, teacher = two
     own, teachers = [tokens(4)] * 3, [tokens(5)] * 3
-    gold, after_own = (torch.tensor([[2.0, same, 4.0], [8.0, 4.0, 4.0], *[[0.0] * 3] * 3]) for same in (2.0, 1.0))
+    rest = [[49.0, 1.0, 1.0], *[[0.0] * 3] * 2]  # too few, and none
+    gold, after_own = (torch.tensor([[50.0, same, 100.0], [200.0, 100.0, 100.0], *rest]) for same in (50.0, 25.0))
     monkeypatch.setattr(prober, "distance", lambda model, targets: gold if targets is REFERENCES else after_own)
     monkeypatch.setattr(prober, "completed", lambda author, begun: (author is teacher, begun is own))
     found = prober.probe(student, own, teachers, lambda made: made)
-    assert (found["agreement_gold"], found["kl_gold"], found["agreement_own"], found["kl_own"]) == (0.6, 0.8, 0.5, 0.8)
-    second = {"tokens": 8, "agreement": 0.5, "kl": 0.5}
+    assert tuple(found[f"{what}_{prefix}"] for prefix in ("gold", "own") for what in ("agreement", "kl")) == pytest.approx(
+        (151 / 299, 201 / 299, 126 / 299, 201 / 299)
+    )
+    first, second = {"tokens": 50, "kl": 2.0}, {"tokens": 200, "agreement": 0.5, "kl": 0.5}
     assert found["by_position"] == [
-        {
-            "from": 1,
-            "to": 5,
-            "gold": {"tokens": 2, "agreement": 1.0, "kl": 2.0},
-            "own": {"tokens": 2, "agreement": 0.5, "kl": 2.0},
-        },
+        {"from": 1, "to": 5, "gold": {**first, "agreement": 1.0}, "own": {**first, "agreement": 0.5}},
         {"from": 6, "to": 10, "gold": second, "own": second},
     ]
     assert found["exposure"] == {
