@@ -5,7 +5,7 @@ VOCABULARY=4000
 WORDS=60 # of a body that are read: its beginning says what a headline says
 DECODING=(--max-len-b 40)
 CHECK=(--max-ratio 0) # a summary is shorter than its text
-EVALUATION=(--metrics rouge)
+EVALUATION=(--metrics rouge --probe-sentences 1000)
 PLAIN=(--task translation_with_teacher --criterion label_smoothed_cross_entropy --label-smoothing 0.1)
 # Greedy ROUGE-L on the validation set chooses checkpoint_best.pt.
 TRAINING=(

@@ -3,6 +3,7 @@
 SOURCE=de TARGET=en
 VOCABULARY=4000
 DECODING=(--max-len-a 1.2 --max-len-b 10)
+EVALUATION=(--probe-sentences 1000)
 # Greedy sacreBLEU on the validation set chooses checkpoint_best.pt.
 TRAINING=(
   "${SMALL_TRAINING[@]}"
