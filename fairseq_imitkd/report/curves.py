@@ -132,7 +132,7 @@ def by_position(evaluation: Evaluation, styles: Styles) -> Picture | None:
     least = min(last, key=lambda name: last[name][1] - last[name][0])
     change = last[least][1] - last[least][0]
     title = f"At tokens {_tokens(groups[-1])}, {least} agrees with the teacher {abs(change):.1f} points"
-    title += f" {'more' if change > 0 else 'less'} often after its own prefixes than after the references'"
+    title += f" {'more' if change > 0 else 'less'} often after its own prefixes than after references'"
     rows = [
         [Cell(name), *(Cell(f"{each[group][1]:.1f}% of {each[group][0]:.1f}%" if group in each else "") for group in groups)]
         for name, each in found.items()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from fairseq_imitkd.teacher_cache.reading import CachedTeacher
 
 logger = logging.getLogger(__name__)
 
+RESERVED_AT_ONCE = 1 << 20  # bytes
 SAVE_SECONDS = 2.0  # between two notes of what is done; a kill costs at most that much work
 
 
@@ -301,8 +302,8 @@ def _create(folder: Path, settings: dict[str, Any], shapes: Shapes, whole: dict[
         for name, (shape, dtype) in shapes.items():
             np.lib.format.open_memmap(paths[name], mode="w+", dtype=dtype, shape=shape).flush()
             with open(paths[name], "r+b") as file:
-                # To write to a mapped page for which the disk has no room would kill the process, and without a word.
-                os.posix_fallocate(file.fileno(), 0, os.path.getsize(paths[name]))
+                _reserve(file)
+                file.flush()
                 os.fsync(file.fileno())
         write_json(progress, {**settings, "batches": 0})
     except OSError:
@@ -310,6 +311,19 @@ def _create(folder: Path, settings: dict[str, Any], shapes: Shapes, whole: dict[
             path.unlink(missing_ok=True)
         _clean(folder)
         raise
+
+
+def _reserve(file: BinaryIO) -> None:
+    """Room on the disk for all of a sparse file: to write to a mapped page that has none would kill the process, without a word."""
+    size = os.fstat(file.fileno()).st_size
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    for start in range(0, size, RESERVED_AT_ONCE):  # macOS
+        file.seek(start)
+        content = file.read(RESERVED_AT_ONCE)
+        file.seek(start)
+        file.write(content)
 
 
 def _clean(folder: Path) -> None:

@@ -127,7 +127,7 @@ def test_titles_say_what_is_seen(tmp_path: Path) -> None:
         "From the shortest sources to the longest, m2 changes by \N{MINUS SIGN}14.0 BLEU and m0 by \N{MINUS SIGN}12.0",
         "From the references' prefixes to its own, m1 keeps most of its agreement with the teacher",
         "The teacher's first half changes each student by +1.0 BLEU",
-        "At tokens 6 or more, m2 agrees with the teacher 4.0 points less often after its own prefixes than after the references'",
+        "At tokens 6 or more, m2 agrees with the teacher 4.0 points less often after its own prefixes than after references'",
         "Validation BLEU is best for m1: 28.50 at update 1,000",
         "Training loss ends at 3.20 for m1, the lowest",
         "Validation loss ends at 1.40 for m1, the lowest",

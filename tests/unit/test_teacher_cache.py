@@ -469,6 +469,21 @@ def test_full_disk_leaves_nothing_behind(data, tmp_path, monkeypatch) -> None:
     assert (tmp_path / "full" / "cache.json").exists()
 
 
+def test_room_is_taken_where_there_is_no_fallocate(tmp_path, monkeypatch) -> None:
+    """As on macOS: by writing what stands there."""
+    path = tmp_path / "sparse"
+    with open(path, "wb") as file:
+        file.write(b"head")
+        file.truncate(3 * writing.RESERVED_AT_ONCE + 5)
+    before = path.read_bytes()
+    assert path.stat().st_blocks * 512 < len(before)
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    with open(path, "r+b") as file:
+        writing._reserve(file)
+    assert path.read_bytes() == before
+    assert path.stat().st_blocks * 512 >= len(before)
+
+
 def test_disk_that_fills_later_keeps_what_is_done(data, caches, tmp_path, monkeypatch) -> None:
     """A note that can't be written is not half written either."""
     monkeypatch.setattr(writing, "SAVE_SECONDS", 0.0)
