@@ -314,7 +314,7 @@ def _create(folder: Path, settings: dict[str, Any], shapes: Shapes, whole: dict[
 
 
 def _reserve(file: BinaryIO) -> None:
-    """Room on the disk for all of a sparse file: to write to a mapped page that has none would kill the process, without a word."""
+    """Take all of a sparse file's room on the disk: to write to a mapped page that has none kills a process without a word."""
     size = os.fstat(file.fileno()).st_size
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
