@@ -23,7 +23,6 @@ JOURNEY = (
     ("teacher.sh", "the teacher", "teacher"),
     ("distill.sh imitkd_full", "a student, taught on its own prefixes", "imitkd_full"),
     ("export.sh imitkd_full", "a folder that translates raw text, in int8", "imitkd_full_exported"),
-    ("evaluate.sh", "both beside the others: quality, speed, size", ""),
 )
 
 
