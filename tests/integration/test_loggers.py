@@ -12,7 +12,7 @@ import fairseq_imitkd.mixing
 from fairseq_imitkd.report import events
 from tests import corpus, inside
 
-# What the README says that the log tells, beside fairseq's own figures: in every training with rollouts …
+# What docs/methods.md says that the log tells, beside fairseq's own figures: in every training with rollouts …
 ALWAYS = {
     "loss_data", "loss_rollout", "tokens_data", "tokens_rollout", "student_share", "rollout_len", "truncated", "agreement",
     "rollout_time", "teacher_time", "rollout_work", "padding",
