@@ -58,13 +58,10 @@ stage() {
   touch "$RUN/.done/$name"
 }
 
-# same_flags NAME FLAGS…: whether NAME's last training was by this command, on whatever device.
+# same_flags NAME FLAGS…: whether NAME's last training was by this command, on whatever device, in whatever order.
 same_flags() {
-  local before now
   [ -e "$RUN/$1/commands" ] || return 0
-  before=$(tail -n 1 "$RUN/$1/commands" | cut -f 2-)
-  now=$(DRY_RUN=1 train "$@")
-  [ "${before/"'--cpu' "/}" = "${now/"'--cpu' "/}" ]
+  python "$REPO/examples/flags.py" "$(tail -n 1 "$RUN/$1/commands" | cut -f 2-)" "$(DRY_RUN=1 train "$@")"
 }
 
 # resumable NAME: fairseq copies its newest checkpoint to checkpoint_best.pt and checkpoint_last.pt, and a kill in the middle
@@ -307,10 +304,10 @@ translate() {
     "${SUBWORDS[@]}" "${DECODING[@]}" "${how[@]}" "${flags[@]}"
 }
 
-# Every model whose training has ended on the test set, and NAME/exported, side by side: $RUN/evaluation, $RUN/results.json, and the
-# table. examples/tables.py $RUN puts that into the READMEs.
+# Evaluates on the test set every model whose training has ended, and its NAME/exported, side by side: $RUN/evaluation,
+# $RUN/results.json, and the table. examples/tables.py $RUN puts that into the READMEs.
 evaluate() {
-  local models=() row seeds name own=()
+  local models=() row seeds name own=() failed=""
   [ -z "${DRY_RUN:-}" ] || return 0
   [ ${#TEXT[@]} -gt 0 ] || TEXT=("${SUBWORDS[@]}")
   trained teacher >/dev/null
@@ -332,12 +329,16 @@ evaluate() {
     done
   done
   [ -z "${SMOKE:-}" ] || own=(--quick --max-len-b 5 --batch-sizes 8)
+  touch "$RUN/.evaluating"
   (
     cd "$RUN" # the command that is recorded then holds no path of this machine
     imitkd-evaluate "${models[@]}" --data data-bin --out evaluation --teacher teacher --baseline "scratch$KIND" \
       --threads "${THREADS:-1}" "${TEXT[@]}" "${DECODING[@]}" "${EVALUATION[@]}" "${own[@]}" >evaluation.md
-  )
+  ) || failed=1 # where one model can't be evaluated, the others still are
+  [ "$RUN/evaluation/evaluation.json" -nt "$RUN/.evaluating" ] || die "nothing was evaluated: see above"
+  rm "$RUN/.evaluating"
   python "$REPO/examples/results.py" "$RUN" --recipe "$(basename "$RECIPE")" ${TOKENISED_BLEU:+--tokenised-bleu "$TOKENISED_BLEU"}
+  [ -z "$failed" ] || die "not every model was evaluated: see above"
 }
 
 # The whole recipe: run.sh [ROW…] (default: ROWS). A second call goes on where the first one stopped. SEEDS are HEADLINES' (default: 1 2).

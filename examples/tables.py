@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,39 +35,42 @@ def main() -> None:
     if args.check and args.runs:
         parser.error("--check writes nothing: give it no RUN")
 
-    for run in args.runs:
-        publish(run)
-    stale = {path: text for path, text in documents().items() if not path.exists() or path.read_text() != text}
+    published = dict(map(published_by, args.runs))
+    wanted = {path: json.dumps(results, indent=1, ensure_ascii=False) + "\n" for path, results in published.items()}
+    wanted |= documents(published)
+    stale = {path: text for path, text in wanted.items() if not path.exists() or path.read_text() != text}
     for path, text in stale.items():
         if args.check:
             print(f"{path} is not what its results.json says: run examples/tables.py", file=sys.stderr)
         else:
-            write(path, text)
+            temporary = path.with_suffix(".part")
+            temporary.write_text(text)
+            os.replace(temporary, path)
             print(f"wrote {path}")
     sys.exit(bool(stale) and args.check)
 
 
-def publish(run: Path) -> None:
-    """A run's results become its recipe's."""
+def published_by(run: Path) -> tuple[Path, dict[str, Any]]:
+    """A run's results, and where its recipe has its own."""
     source = run / "results.json"
     if not source.exists():
         raise SystemExit(f"{source} does not exist: run the recipe's evaluate.sh first")
     if (run / ".smoke").exists():
         raise SystemExit(f"{run} is a run with SMOKE=1: its figures say nothing")
-    text = source.read_text()
-    write(EXAMPLES / json.loads(text)["recipe"] / source.name, text)
+    try:
+        results = json.loads(source.read_text())
+        recipe = EXAMPLES / results["recipe"]
+    except (ValueError, KeyError, TypeError):
+        raise SystemExit(f"{source} is not what evaluate.sh writes: run it again") from None
+    if not (recipe / "README.md").exists():
+        raise SystemExit(f"{source} is of the recipe {recipe.name}, but there is no {recipe / 'README.md'}")
+    return recipe / source.name, results
 
 
-def write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def documents() -> dict[Path, str]:
-    """Every file that shows results, as it should be."""
-    found = [json.loads(path.read_text()) for path in sorted(EXAMPLES.glob("*/results.json"))]
-    results = {each["recipe"]: each for each in found if "evaluation" in each}
+def documents(published: dict[Path, dict[str, Any]]) -> dict[Path, str]:
+    """Every file that shows results, as it should be; ``published`` are results that are not in their place yet."""
+    found = {path: json.loads(path.read_text()) for path in EXAMPLES.glob("*/results.json")} | published
+    results = {each["recipe"]: each for _, each in sorted(found.items()) if "evaluation" in each}
     every = list(results.values())
     made = {EXAMPLES / recipe / "README.md": {"results": recipe_table(each)} for recipe, each in results.items()}
     made[EXAMPLES / "README.md"] = {"results": overview(every)}
@@ -98,6 +102,14 @@ def row_and_seed(name: str) -> tuple[str, int]:
     """``imitkd-seed2`` is ``imitkd``'s second seed."""
     row, _, seed = name.partition("-seed")
     return row, int(seed or 1)
+
+
+def by_row(models: Iterable[str]) -> dict[str, list[str]]:
+    """Rows in the order of the table -> their models by seed."""
+    rows: dict[str, list[str]] = {}
+    for name in models:
+        rows.setdefault(row_and_seed(name)[0], []).append(name)
+    return {row: sorted(names, key=row_and_seed) for row, names in rows.items()}
 
 
 def kind(row: str) -> str:
@@ -140,9 +152,10 @@ def recipe_table(results: dict[str, Any]) -> str:
             "",
             *spread(results, metric),
             f"Greedy decoding where nothing else is said; {evaluation['data']['sentences']:,} sentences; "
-            "MB: of the file, Adam's state in it, or of an exported folder; "
+            "MB: of the weights, or of an exported folder; "
             "p: paired bootstrap against the model of the same seed (1,000 resamples); speed: sentences a second, greedy, "
-            f"batches of {batch}, fairseq's decoding, rounds of all models in turn, {evaluation['machine']['threads']} thread; "
+            f"batches of {batch}, by fairseq (an exported student by its own engine), rounds of all models in turn, "
+            f"{evaluation['machine']['threads']} thread; "
             "updates: of the best checkpoint; minutes: of training alone, beside whatever else the machine did. "
             f"{signatures(evaluation, tokenised)} Trained at {commits(trainings)}, evaluated at {evaluation['commit']} on "
             f"{evaluation['machine']['processor']}, {evaluation['machine']['cores']} cores; "
@@ -159,9 +172,7 @@ def overview(results: list[dict[str, Any]]) -> str:
         models = found["evaluation"]["models"]
         metric = headline(found["evaluation"])
         batch = max(models["teacher"]["speed"], key=int)
-        seeds: dict[str, list[str]] = {}
-        for name in models:
-            seeds.setdefault(row_and_seed(name)[0], []).append(name)
+        seeds = by_row(models)
         for row, names in seeds.items():
             scores = [interval(models[name]["decoding"]["greedy"][metric], metric) for name in names]
             gain = mean(models, names, metric) - mean(models, seeds.get("scratch" + kind(row), names), metric)
@@ -181,15 +192,14 @@ def overview(results: list[dict[str, Any]]) -> str:
 
 
 def headlines(every: list[dict[str, Any]]) -> str:
-    """A line for each kind of training, a column for each recipe, every seed shown."""
+    """A line for each training, a column for each recipe, every seed shown."""
     scores: dict[str, dict[str, list[str]]] = {}
     for found in every:
-        metric = headline(found["evaluation"])
-        for name, model in found["evaluation"]["models"].items():
-            row = row_and_seed(name)[0]
-            if not kind(row) and not row.endswith(EXPORTED):
-                cells = scores.setdefault(row, {}).setdefault(found["recipe"], [])
-                cells.append(points(model["decoding"]["greedy"][metric], metric))
+        models, metric = found["evaluation"]["models"], headline(found["evaluation"])
+        for row, names in by_row(models).items():
+            if not row.endswith(EXPORTED):
+                shown = [points(models[name]["decoding"]["greedy"][metric], metric) for name in names]
+                scores.setdefault(row, {})[found["recipe"]] = shown
     head = [
         f"[{found['recipe']}](examples/{found['recipe']}/README.md), {TITLES[headline(found['evaluation'])]}" for found in every
     ]
@@ -203,6 +213,8 @@ def journey(results: dict[str, Any]) -> str:
     rows = []
     for script, makes, name in JOURNEY:
         cells = ["", "", "", ""]
+        if name and name not in models:
+            continue
         if name:
             model = models[name]
             spent = minutes(results["trainings"][name]["minutes"])
@@ -215,10 +227,7 @@ def journey(results: dict[str, Any]) -> str:
 def spread(results: dict[str, Any], metric: str) -> list[str]:
     """Means over seeds, of the rows that have several."""
     models = results["evaluation"]["models"]
-    seeds: dict[str, list[str]] = {}
-    for name in models:
-        seeds.setdefault(row_and_seed(name)[0], []).append(name)
-    means = [f"`{row}` {mean(models, names, metric):.2f}" for row, names in seeds.items() if len(names) > 1]
+    means = [f"`{row}` {mean(models, names, metric):.2f}" for row, names in by_row(models).items() if len(names) > 1]
     return [f"Means over seeds: {', '.join(means)}.", ""] if means else []
 
 
@@ -248,7 +257,8 @@ def chance_cell(p: float | None) -> str:
 
 
 def megabytes(model: dict[str, Any]) -> str:
-    return f"{model['bytes'] / 1e6:.1f}"
+    """Of the weights; a checkpoint also has the optimizer's state."""
+    return f"{(model['weight_bytes'] or model['bytes']) / 1e6:.1f}"
 
 
 def minutes(spent: float | None) -> str:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from fairseq_imitkd.evaluate.probes import LEAST
 from fairseq_imitkd.evaluate.quality import ROUGE
 from fairseq_imitkd.evaluate.speed import SEED
 
@@ -27,7 +28,7 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     if any(model["probes"] for model in models.values()):
         parts.append(_probes(models, results["teacher"], data["probe_sentences"]))
-    if any(model["probes"] and model["probes"]["by_position"] for model in models.values()):
+    if any(model["probes"] and model["probes"].get("by_position") for model in models.values()):
         parts.append(_by_position(models))
     parts += [f"`{name}` failed {_cell(why)}" for name, why in results["failed"].items()]
     return "\n\n".join([*parts, _notes(results), f"```\n{results['command']}\n```"])
@@ -130,10 +131,10 @@ def _probes(models: dict[str, Any], teacher: str, sentences: int) -> str:
 
 def _by_position(models: dict[str, Any]) -> str:
     """Agreement after own prefixes, and how far it is from that after references': what drifts, drifts more the later."""
-    probed = {name: model["probes"]["by_position"] for name, model in models.items() if model["probes"]}
+    probed = {name: model["probes"].get("by_position", []) for name, model in models.items() if model["probes"]}
     tokens = {(group["from"], group["to"]): group["gold"]["tokens"] for each in probed.values() for group in each}
     groups = sorted(tokens, key=lambda group: group[0])
-    header = ["agreement, own (from gold), by token", *(f"{_range(*group)} ({tokens[group]:,})" for group in groups)]
+    header = ["agreement, own (over gold), by token", *(f"{_range(*group)} ({tokens[group]:,})" for group in groups)]
     rows = []
     for name, each in probed.items():
         found = {group["from"]: [group[prefix]["agreement"] for prefix in ("own", "gold")] for group in each}
@@ -159,6 +160,9 @@ def _notes(results: dict[str, Any]) -> str:
     ]
     if results["teacher"]:
         lines.append("agreement: share of tokens for which teacher and student prefer the same; KL(teacher || student) in nats")
+        lines.append(
+            f"by token: its position, and how many the references have there; groups of fewer than {LEAST} are left out"
+        )
     lines += [
         f"machine: {machine['processor']}, {_counted(machine['cores'], 'core')}; {_counted(machine['threads'], 'thread')}",
         f"commit {results['commit'] or 'unknown'}; " + ", ".join(f"{name} {number}" for name, number in versions.items()),

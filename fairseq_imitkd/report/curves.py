@@ -1,7 +1,7 @@
 """Curves, by update and by length, each with its name at its end."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
@@ -111,7 +111,7 @@ def by_length(evaluation: Evaluation, styles: Styles) -> Picture | None:
 
 
 def by_position(evaluation: Evaluation, styles: Styles) -> Picture | None:
-    """How agreement with the teacher changes from the references' prefixes to a student's own, the later the more."""
+    """How much more often a student agrees with the teacher after its own prefixes than after the references', by position."""
     found = {
         name: {group: (100 * gold, 100 * own) for group, (gold, own) in model.drift.items()}
         for name, model in evaluation.models.items()
@@ -120,32 +120,42 @@ def by_position(evaluation: Evaluation, styles: Styles) -> Picture | None:
     groups = sorted({group for each in found.values() for group in each}, key=lambda group: group[0])
     if len(groups) < 2:
         return None
+    gains = {name: {group: own - gold for group, (gold, own) in each.items()} for name, each in found.items()}
     curves = [
-        Labelled(name, [(place, each[group][1] - each[group][0]) for place, group in enumerate(groups) if group in each])
-        for name, each in found.items()
+        Labelled(name, [(place, each[group]) for place, group in enumerate(groups) if group in each])
+        for name, each in gains.items()
     ]
-    drawing = _by_group(
-        curves, [f"token {_tokens(group)}" for group in groups], "points, own prefixes over references'", styles
-    )
-    drawing.axes.axhline(0.0, color=SOFT, linewidth=0.8, linestyle=":")
-    last = {name: each[groups[-1]] for name, each in found.items() if groups[-1] in each}
-    least = min(last, key=lambda name: last[name][1] - last[name][0])
-    change = last[least][1] - last[least][0]
-    title = f"At tokens {_tokens(groups[-1])}, {least} agrees with the teacher {abs(change):.1f} points"
-    title += f" {'more' if change > 0 else 'less'} often after its own prefixes than after references'"
+    drawing = _by_group(curves, [f"tokens {_tokens(group)}" for group in groups], "points", styles, zero=True)
+    title = _drift(gains, groups)
     rows = [
-        [Cell(name), *(Cell(f"{each[group][1]:.1f}% of {each[group][0]:.1f}%" if group in each else "") for group in groups)]
+        [Cell(name), *(Cell("{1:.1f}% ({0:.1f}%)".format(*each[group]) if group in each else "") for group in groups)]
         for name, each in found.items()
     ]
-    table = Table(["student, own of references'", *(f"tokens {_tokens(group)}" for group in groups)], rows)
-    note = "Agreement after a student's own prefixes over that after the references', by position. Few translations are long."
+    table = Table(["agreement on own prefixes (references')", *(f"tokens {_tokens(group)}" for group in groups)], rows)
+    note = "How much more often a student prefers the teacher's token after its own prefixes than after the references'."
     return Picture(title, drawing.svg(f"Agreement by position. {title}."), table, note, is_wide=True)
 
 
-def _by_group(curves: Sequence[Labelled], labels: Sequence[str], unit: str, styles: Styles) -> Drawing:
-    """Curves over groups by length, the shortest first."""
+def _drift(gains: Mapping[str, Mapping[Group, float]], groups: Sequence[Group]) -> str:
+    """What the last position that all students have shows."""
+    shared = [group for group in groups if all(group in each for each in gains.values())]
+    if not shared:
+        return "Agreement with the teacher on own prefixes, by position"
+    last = {name: each[shared[-1]] for name, each in gains.items()}
+    least = min(last, key=last.__getitem__)
+    where, change = f"at tokens {_tokens(shared[-1])}", last[least]
+    if len(last) > 1:
+        verb = "loses most agreement" if change < 0 else "gains least agreement"
+        return f"On its own prefixes, {least} {verb} with the teacher {where}: {signed(change)} points"
+    return f"On its own prefixes, {least}'s agreement with the teacher changes by {signed(change)} points {where}"
+
+
+def _by_group(curves: Sequence[Labelled], labels: Sequence[str], unit: str, styles: Styles, zero: bool = False) -> Drawing:
+    """Curves over groups by length, the shortest first; ``zero`` draws a line there."""
     drawing = _curves(curves, styles, *WIDE, markers=True)
     axes = drawing.axes
+    if zero:
+        axes.axhline(0.0, color=SOFT, linewidth=0.8, linestyle=":")
     axes.set_xlim(-0.15, len(labels) - 1 + 0.1)
     axes.xaxis.set_major_locator(FixedLocator(range(len(labels))))
     axes.set_xticklabels(labels)

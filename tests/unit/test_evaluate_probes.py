@@ -105,13 +105,14 @@ def test_all_figures_are_of_their_prefixes(two, prober: Prober, monkeypatch: pyt
     """Gold is of the references, own of the student's outputs; the exposure's first is who begins."""
     student, teacher = two
     own, teachers = [tokens(4)] * 3, [tokens(5)] * 3
-    rest = [[49.0, 1.0, 1.0], *[[0.0] * 3] * 2]  # too few, and none
-    gold, after_own = (torch.tensor([[50.0, same, 100.0], [200.0, 100.0, 100.0], *rest]) for same in (50.0, 25.0))
+    full = [[50.0, 50.0, 100.0], [200.0, 100.0, 100.0]]
+    gold = torch.tensor([*full, [49.0, 1.0, 1.0], [50.0, 1.0, 1.0], [0.0, 0.0, 0.0]])  # too few on one side or the other
+    after_own = torch.tensor([[50.0, 25.0, 100.0], full[1], [50.0, 1.0, 1.0], [49.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
     monkeypatch.setattr(prober, "distance", lambda model, targets: gold if targets is REFERENCES else after_own)
     monkeypatch.setattr(prober, "completed", lambda author, begun: (author is teacher, begun is own))
     found = prober.probe(student, own, teachers, lambda made: made)
     assert tuple(found[f"{what}_{prefix}"] for prefix in ("gold", "own") for what in ("agreement", "kl")) == pytest.approx(
-        (151 / 299, 201 / 299, 126 / 299, 201 / 299)
+        (152 / 349, 202 / 349, 127 / 349, 202 / 349)
     )
     first, second = {"tokens": 50, "kl": 2.0}, {"tokens": 200, "agreement": 0.5, "kl": 0.5}
     assert found["by_position"] == [

@@ -317,7 +317,7 @@ def test_a_smoke_run_and_a_real_one_do_not_share_a_folder(tmp_path: Path) -> Non
 
 
 def test_the_tables_of_the_readmes_are_those_of_the_results() -> None:
-    documents = module("tables").documents()
+    documents = module("tables").documents({})
     assert {path.name for path in documents} == {"README.md", "evaluation.md"}
     for path, text in documents.items():
         assert path.read_text() == text, f"{path} is stale: run examples/tables.py"
@@ -359,26 +359,86 @@ def test_the_journey_has_the_figures_of_its_models() -> None:
     assert lines[5].endswith("in int8 | 1,000 |  | 4.0 | 32.50 |")
 
 
-def test_a_run_becomes_the_recipe_s_only_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And none that is not evaluated, or was tiny."""
+def test_a_run_becomes_the_recipe_s_only_when_it_can(tmp_path: Path) -> None:
+    """None that is not evaluated, not ours, or was tiny: one line each."""
     tables = module("tables")
-    monkeypatch.setattr(tables, "EXAMPLES", tmp_path / "examples")
-    (tmp_path / "examples" / "made").mkdir(parents=True)
     with pytest.raises(SystemExit, match="does not exist"):
-        tables.publish(tmp_path)
+        tables.published_by(tmp_path)
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(SystemExit, match=r"is not what evaluate\.sh writes"):
+            tables.published_by(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps(made_results()))
-    tables.publish(tmp_path)
-    assert json.loads((tmp_path / "examples" / "made" / "results.json").read_text()) == made_results()
+    with pytest.raises(SystemExit, match="is of the recipe made, but there is no"):
+        tables.published_by(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps({**made_results(), "recipe": "tatoeba"}))
+    assert tables.published_by(tmp_path) == (EXAMPLES / "tatoeba" / "results.json", {**made_results(), "recipe": "tatoeba"})
     (tmp_path / ".smoke").touch()
     with pytest.raises(SystemExit, match="SMOKE=1"):
-        tables.publish(tmp_path)
+        tables.published_by(tmp_path)
+
+
+def test_publishing_fills_every_document_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe's README and evaluation, the overview, the project's README; where a place is missing nothing is written."""
+    tables = module("tables")
+    place = "<!-- results -->\n<!-- /results -->\n"
+    for path in ("README.md", "examples/README.md", "examples/multi30k/README.md", "run/results.json"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(place)
+    results = {**made_results(), "recipe": "multi30k"}
+    del results["evaluation"]["models"]["imitkd_full_exported"]
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    monkeypatch.setattr(tables, "EXAMPLES", tmp_path / "examples")
+    monkeypatch.setattr(tables, "printed", lambda results: "printed\n")
+    monkeypatch.setattr(sys, "argv", ["tables.py", str(tmp_path / "run")])
+    with pytest.raises(SystemExit, match="<!-- journey -->"):
+        tables.main()
+    assert not (tmp_path / "examples" / "multi30k" / "results.json").exists()
+    (tmp_path / "README.md").write_text(f"{place}<!-- journey -->\n<!-- /journey -->\n")
+    for status in (False, False):
+        with pytest.raises(SystemExit) as ended:
+            tables.main()
+        assert ended.value.code == status
+    assert json.loads((tmp_path / "examples" / "multi30k" / "results.json").read_text()) == results
+    assert (tmp_path / "examples" / "multi30k" / "evaluation.md").read_text() == "printed\n"
+    readme = (tmp_path / "README.md").read_text()
+    assert "| `scratch` | 30.00 |" in readme
+    assert "teacher.sh" in readme
+    assert "export.sh" not in readme
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    (tmp_path / "README.md").write_text(readme.replace("30.00", "31.00"))
+    with pytest.raises(SystemExit) as ended:
+        tables.main()
+    assert ended.value.code is True
+
+
+def test_seeds_stand_in_their_order() -> None:
+    assert module("tables").by_row(["b-seed2", "a", "b", "b-seed10"]) == {"b": ["b", "b-seed2", "b-seed10"], "a": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "same"), [(["--lr", "1"], True), (["--cpu"], True), (["--lr", "2"], False), (["--fp16"], False)]
+)
+def test_a_training_s_flags_are_compared_whatever_their_order(change: list[str], same: bool) -> None:
+    flags = module("flags").flags
+    before = "imitkd-train run/data-bin --lr 1 --adam-betas '(0.9, 0.98)' --dropout 0.1"
+    now = shlex.join(
+        ["imitkd-train", "run/data-bin", "--dropout", "0.1", "--adam-betas", "(0.9, 0.98)", "--lr", "3", "--lr", "1"]
+    )
+    assert (flags(before) == flags(f"{now} {shlex.join(change)}")) == same
 
 
 def made_results() -> dict[str, Any]:
     def model(score: float) -> dict[str, Any]:
         bleu = {"score": score, "low": score - 1, "high": score + 1}
         decoding = {"greedy": {"bleu": bleu, "chrf": {"score": 50.0}}, "beam 5": {"bleu": bleu}}
-        return {"parameters": 1000, "bytes": 4_000_000, "decoding": decoding, "speed": {"32": {"sentences_per_second": score}}}
+        return {
+            "parameters": 1000,
+            "bytes": 9_000_000,
+            "weight_bytes": 4_000_000,
+            "decoding": decoding,
+            "speed": {"32": {"sentences_per_second": score}},
+        }
 
     scores = {"teacher": 40.0, "scratch": 30.0, "imitkd": 31.0, "imitkd-seed2": 33.0}
     scores |= {"imitkd_full": 32.0, "imitkd_full_exported": 32.5}
@@ -411,6 +471,27 @@ def test_training_facts_come_from_the_checkpoints(tmp_path: Path, monkeypatch: p
         results.lines(text, 3)
 
 
+def test_an_evaluation_stays_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until tables.py is told to publish it: nothing of the repository changes."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    evaluation = made_results()["evaluation"]
+    (tmp_path / "evaluation").mkdir()
+    for name, model in evaluation["models"].items():
+        model["decoding"]["greedy"]["outputs"] = f"{name}.txt"
+        (tmp_path / "evaluation" / f"{name}.txt").write_text("one\ntwo\n")
+    (tmp_path / "evaluation" / "references.txt").write_text("one\ntwo\n")
+    evaluation |= {"files": {"references": "references.txt"}, "data": {"sentences": 2, "target_lang": "en"}}
+    (tmp_path / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+    published = EXAMPLES / "tatoeba" / "results.json"
+    before = published.read_bytes()
+    monkeypatch.setattr(sys, "argv", ["results.py", str(tmp_path), "--recipe", "tatoeba"])
+    module("results").main()
+    assert published.read_bytes() == before
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert (found["recipe"], found["evaluation"]) == ("tatoeba", evaluation)
+    assert found["trainings"]["scratch"]["commits"] == []
+
+
 def test_chance_is_of_the_same_seed_and_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
     results = module("results")
@@ -439,4 +520,5 @@ def test_no_results_are_left_of_a_recipe_that_is_gone() -> None:
         found = json.loads(path.read_text())
         if "evaluation" in found:
             assert found["recipe"] == path.parent.name
-            assert all(training["commits"] for name, training in found["trainings"].items() if name != "teacher")
+            trained = [name for name in found["trainings"] if name != "teacher" and not name.endswith("_exported")]
+            assert all(found["trainings"][name]["commits"] for name in trained)

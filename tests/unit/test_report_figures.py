@@ -1,15 +1,17 @@
 """The report's figures: where labels go, what is on the front, and that each is a part of the page and not of another."""
 
+import dataclasses
 import itertools
 import random
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from fairseq_imitkd.report import curves, probes
-from fairseq_imitkd.report.drawing import SIZE, clean, distance, drawing, overlap, place, spread, styles, width_of
+from fairseq_imitkd.report.drawing import SIZE, Drawing, clean, distance, drawing, overlap, place, spread, styles, width_of
 from fairseq_imitkd.report.evaluations import read_evaluation
 from fairseq_imitkd.report.logs import read_run
 from fairseq_imitkd.report.pareto import front, pareto
@@ -127,11 +129,36 @@ def test_titles_say_what_is_seen(tmp_path: Path) -> None:
         "From the shortest sources to the longest, m2 changes by \N{MINUS SIGN}14.0 BLEU and m0 by \N{MINUS SIGN}12.0",
         "From the references' prefixes to its own, m1 keeps most of its agreement with the teacher",
         "The teacher's first half changes each student by +1.0 BLEU",
-        "At tokens 6 or more, m2 agrees with the teacher 4.0 points less often after its own prefixes than after references'",
+        "On its own prefixes, m2 loses most agreement with the teacher at tokens 6 or more: \N{MINUS SIGN}4.0 points",
         "Validation BLEU is best for m1: 28.50 at update 1,000",
         "Training loss ends at 3.20 for m1, the lowest",
         "Validation loss ends at 1.40 for m1, the lowest",
     ]
+
+
+def test_names_stand_where_curves_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The axis is as it stays when they are placed, also where all students gain and the line at zero is far below."""
+    folder = reports.evaluation(tmp_path / "ev")
+    evaluation = read_evaluation(folder)
+    evaluation.models = {
+        name: dataclasses.replace(model, drift={(1, 5): (0.5, 0.6), (6, None): (0.5, 0.7)})
+        for name, model in evaluation.models.items()
+    }
+    drawn = []
+    stock = curves._label_ends
+
+    def placed(figure: Drawing, *others: Any) -> None:
+        drawn.append((figure, figure.axes.get_ylim()))
+        stock(figure, *others)
+
+    monkeypatch.setattr(curves, "_label_ends", placed)
+    with drawing():
+        picture = curves.by_position(evaluation, styles(list(evaluation.models)))
+        [(figure, limits)] = drawn
+        assert figure.axes.get_ylim() == limits
+        assert limits[0] < 0 < 20 < limits[1]
+    assert picture is not None
+    assert picture.title == "On its own prefixes, m0 gains least agreement with the teacher at tokens 6 or more: +20.0 points"
 
 
 def test_no_figure_of_nothing(tmp_path: Path) -> None:
