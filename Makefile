@@ -40,7 +40,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck --external-sources --source-path SCRIPTDIR examples/*.sh examples/*/*.sh
+	$(BIN)/shellcheck --external-sources --source-path SCRIPTDIR benchmarks/*.sh examples/*.sh examples/*/*.sh
 
 bench: install
 	$(BIN)/python benchmarks/update_cost.py

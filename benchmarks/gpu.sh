@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# What distillation costs on a GPU, for a student and a teacher of transformer_iwslt_de_en's size on Multi30k: gpu.sh, in one call of
+# under ten minutes, which goes on where an earlier one was cut off. Its tables come last; $RUN has all figures as JSON.
+#   RUN=DIR       everything it makes (default: benchmarks/run-gpu)
+#   RAW_DIR=DIR   Multi30k's text, as examples/multi30k/prepare.sh takes it (default: that downloads it)
+#   DEVICE=cpu    every step small, on made-up text: that it runs, no figures
+RUN=${RUN:-$(dirname "$0")/run-gpu}
+[ "${DEVICE:-}" != cpu ] || export SMOKE=1
+source "$(dirname "$0")/../examples/common.sh"
+
+HALVES=(fp32 fp16 amp bf16)
+ROUNDS=20 SENTENCES=2000 MAX_TOKENS=4096
+[ -z "${SMOKE:-}" ] || HALVES=(fp32) ROUNDS=2 SENTENCES=160 MAX_TOKENS=300
+
+measure() {
+  python "$REPO/benchmarks/$1.py" "$RUN/data-bin" --device "$DEVICE" --student "$MODEL_FILE" --json "$RUN/$1.json" "${@:2}" >"$RUN/$1.part"
+  mv "$RUN/$1.part" "$RUN/$1.md"
+}
+
+RUN=$RUN "$REPO/examples/multi30k/prepare.sh"
+small --arch transformer_iwslt_de_en --share-all-embeddings
+TRAINING=(
+  "${MODEL[@]}" --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1 --lr 1e-3 --lr-scheduler inverse_sqrt --warmup-updates 500
+  --max-tokens 8192 --dropout 0.3 --disable-validation --save-interval 100000 --save-interval-updates 500 --keep-interval-updates 1
+)
+stage teacher train teacher "${PLAIN[@]}" "${TRAINING[@]}" --max-update 1500
+MODEL_FILE=$RUN/teacher/checkpoint_last.pt
+stage update_cost measure update_cost --teacher "$MODEL_FILE" --max-tokens "$MAX_TOKENS" --rounds "$ROUNDS"
+stage rollout_speed measure rollout_speed --sentences "$SENTENCES" --rounds 1
+stage memory measure memory --teacher "$MODEL_FILE" --max-tokens "$MAX_TOKENS" --rounds 2 --updates 4
+# Every precision that fairseq has for a GPU must train, the student rolled out as it is in that precision.
+for half in "${HALVES[@]}"; do
+  flags=()
+  [ "$half" = fp32 ] || flags=("--$half")
+  stage "imitkd_$half" train "imitkd_$half" --task translation_with_teacher --criterion imitkd --teacher-path "$MODEL_FILE" \
+    --student-share constant:1 --finetune-from-model "$MODEL_FILE" "${TRAINING[@]}" "${flags[@]}" --max-update 50 --log-interval 10
+done
+
+python -m fairseq_imitkd --version
+cat "$RUN"/{update_cost,rollout_speed,memory}.md
+grep -H " | train | " "$RUN"/imitkd_*/train.log | sed "s|$RUN/||; s,/train.log.* . train . ,: ,"
