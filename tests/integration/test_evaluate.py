@@ -118,7 +118,7 @@ def test_outputs_are_fairseqs_own(root: Path, evaluated, tmp_path: Path) -> None
 def test_markdown_is_printed_from_the_file(evaluated) -> None:
     """Its tables are well-formed, and its figures are the file's."""
     _, found, printed = evaluated
-    scores, _, speed, size, probes = tables(printed)
+    scores, _, speed, size, probes, by_token = tables(printed)
     for row in scores[1:]:
         decoding = found["models"][row[0]]["decoding"][row[1]]
         assert row[2].split()[0] == f"{decoding['bleu']['score']:.2f}"
@@ -127,6 +127,10 @@ def test_markdown_is_printed_from_the_file(evaluated) -> None:
     assert [row[2] for row in speed[1:]] == ["1", "8", "8"] * 3
     assert [row[3] for row in size[1:]] == [f"{model['parameters']:,}" for model in found["models"].values()]
     assert [row[0] for row in probes[1:]] == ["gru"]
+    [group] = found["models"]["gru"]["probes"]["by_position"]
+    assert by_token[0][1:] == [f"1 to 5 ({group['gold']['tokens']:,})"]
+    own, gold = (100 * group[prefix]["agreement"] for prefix in ("own", "gold"))
+    assert by_token[1:] == [["gru", f"{own:.1f}% ({own - gold:+.1f})"]]
     assert found["command"] in printed
     assert all(signature in printed for signature in found["signatures"].values())
 

@@ -86,7 +86,7 @@ def test_figures_are_drawn(page: Page) -> None:
           return [svg.getAttribute("aria-label"), frame.width, frame.height, seen.length, out.map((text) => text.textContent)];
         });"""
     found = page.run(script)
-    assert len(found) == 4 + 3 + 10
+    assert len(found) == 5 + 3 + 10
     for label, width, height, lines, out in found:
         assert label
         assert width > 250, label
