@@ -8,9 +8,9 @@ RUN=${RUN:-$(dirname "$0")/run-gpu}
 [ "${DEVICE:-}" != cpu ] || export SMOKE=1
 source "$(dirname "$0")/../examples/common.sh"
 
-HALVES=(fp32 fp16 amp bf16)
+PRECISIONS=(fp32 fp16 amp bf16)
 ROUNDS=20 SENTENCES=2000 MAX_TOKENS=4096
-[ -z "${SMOKE:-}" ] || HALVES=(fp32) ROUNDS=2 SENTENCES=160 MAX_TOKENS=300
+[ -z "${SMOKE:-}" ] || PRECISIONS=(fp32) ROUNDS=2 SENTENCES=160 MAX_TOKENS=300
 
 measure() {
   python "$REPO/benchmarks/$1.py" "$RUN/data-bin" --device "$DEVICE" --student "$MODEL_FILE" --json "$RUN/$1.json" "${@:2}" >"$RUN/$1.part"
@@ -29,10 +29,10 @@ stage update_cost measure update_cost --teacher "$MODEL_FILE" --max-tokens "$MAX
 stage rollout_speed measure rollout_speed --sentences "$SENTENCES" --rounds 1
 stage memory measure memory --teacher "$MODEL_FILE" --max-tokens "$MAX_TOKENS" --rounds 2 --updates 4
 # Every precision that fairseq has for a GPU must train, the student rolled out as it is in that precision.
-for half in "${HALVES[@]}"; do
+for precision in "${PRECISIONS[@]}"; do
   flags=()
-  [ "$half" = fp32 ] || flags=("--$half")
-  stage "imitkd_$half" train "imitkd_$half" --task translation_with_teacher --criterion imitkd --teacher-path "$MODEL_FILE" \
+  [ "$precision" = fp32 ] || flags=("--$precision")
+  stage "imitkd_$precision" train "imitkd_$precision" --task translation_with_teacher --criterion imitkd --teacher-path "$MODEL_FILE" \
     --student-share constant:1 --finetune-from-model "$MODEL_FILE" "${TRAINING[@]}" "${flags[@]}" --max-update 50 --log-interval 10
 done
 

@@ -330,9 +330,8 @@ evaluate() {
   done
   [ -z "${SMOKE:-}" ] || own=(--quick --max-len-b 5 --batch-sizes 8)
   touch "$RUN/.evaluating"
-  (
-    cd "$RUN" # the command that is recorded then holds no path of this machine
-    imitkd-evaluate "${models[@]}" --data data-bin --out evaluation --teacher teacher --baseline "scratch$KIND" \
+  ( # in the run: the command that is recorded then holds no path of this machine
+    cd "$RUN" && imitkd-evaluate "${models[@]}" --data data-bin --out evaluation --teacher teacher --baseline "scratch$KIND" \
       --threads "${THREADS:-1}" "${TEXT[@]}" "${DECODING[@]}" "${EVALUATION[@]}" "${own[@]}" >evaluation.md
   ) || failed=1 # where one model can't be evaluated, the others still are
   [ "$RUN/evaluation/evaluation.json" -nt "$RUN/.evaluating" ] || die "nothing was evaluated: see above"

@@ -19,13 +19,13 @@ ROWS = {
 }
 
 
-def run(recipe: str, folder: Path, *rows: str, script: str = "run.sh") -> str:
+def run(recipe: str, folder: Path, *rows: str, script: str = "run.sh", status: int = 0) -> str:
     environment = {
         **os.environ, "SMOKE": "1", "SEEDS": "1", "DEVICE": "cpu", "OMP_NUM_THREADS": "1", "RUN": str(folder)
     }  # fmt: skip
     command = ["bash", str(EXAMPLES / recipe / script), *rows]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert done.returncode == status, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout + done.stderr
 
 
@@ -55,3 +55,8 @@ def test_an_exported_student_is_evaluated_beside_the_others(tmp_path: Path) -> N
     assert models["scratch_exported"]["quantization"] == "int8"
     assert results["trainings"]["scratch_exported"]["commits"] == []
     assert "scratch" in results["chance"]["scratch_exported"]
+
+    # One that can't be loaded costs its own row.
+    (tmp_path / "scratch" / "exported" / "imitkd.json").write_text("{}")
+    assert "not every model was evaluated" in run("multi30k", tmp_path, script="evaluate.sh", status=1)
+    assert list(json.loads((tmp_path / "results.json").read_text())["evaluation"]["models"]) == ["teacher", "scratch"]
