@@ -101,6 +101,7 @@ train() {
 #   SOURCE TARGET         the languages, as files are named after them
 #   VOCABULARY            size of the joint SentencePiece BPE
 #   TEACHER_MODEL TEACHER_TRAINING, STUDENT_MODEL STUDENT_TRAINING, TRAINING (both's)    flags of imitkd-train
+#   DISTILLATION          more of them, of a student that has a teacher beside it
 #   DECODING EVALUATION   flags of imitkd-seqkd and imitkd-evaluate, and of the latter alone
 #   ROWS HEADLINES        the students of its table, and those of them that are trained with two seeds
 #   own ROW               sets OWN, flags that ROW gets beside its method's defaults
@@ -111,6 +112,7 @@ TEXT=()                                   # the same in imitkd-evaluate, where i
 TOKENISED_BLEU=                           # a language: score its text as Moses tokenises it, lower-case, as well
 DICTIONARY=(--joined-dictionary)          # or files of one that is there
 CHECK=()                                  # flags of check.py
+DISTILLATION=()
 EVALUATION=()
 [ -z "${SMOKE:-}" ] || NBEST=3
 NBEST=${NBEST:-35}
@@ -267,7 +269,7 @@ learn() {
       ;;
     *)
       [ "$method" = "$row" ] || data=seqkd
-      objective=(--task translation_with_teacher --criterion "$method" --teacher-path "$(trained teacher)")
+      objective=(--task translation_with_teacher --criterion "$method" --teacher-path "$(trained teacher)" "${DISTILLATION[@]}")
       ;;
   esac
   if [ -n "$data" ]; then

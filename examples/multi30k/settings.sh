@@ -21,6 +21,7 @@ case ${STUDENT:-transformer} in
     STUDENT_MODEL=(--arch sru_2 --encoder-embed-dim 64 --encoder-hidden-size 64 --decoder-hidden-size 128) ;;
   *) die "STUDENT must be transformer or sru, but is '$STUDENT'" ;;
 esac
+DISTILLATION=(--teacher-encoder-cache 2GB) # all batches of an epoch: the teacher reads each once
 STUDENT_TRAINING=(--dropout 0.1 --lr "${LR:-4e-3}" --max-update "${UPDATES:-1500}")
 
 ROWS=(scratch seqkd word_kd imitkd imitkd_full gkd seqkd_imitkd_full)
