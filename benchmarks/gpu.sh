@@ -10,7 +10,7 @@ source "$(dirname "$0")/../examples/common.sh"
 
 PRECISIONS=(fp32 fp16 amp bf16)
 ROUNDS=20 SENTENCES=2000 MAX_TOKENS=4096
-[ -z "${SMOKE:-}" ] || PRECISIONS=(fp32) ROUNDS=2 SENTENCES=160 MAX_TOKENS=300
+[ -z "${SMOKE:-}" ] || PRECISIONS=(fp32 bf16) ROUNDS=2 SENTENCES=160 MAX_TOKENS=300
 
 measure() {
   python "$REPO/benchmarks/$1.py" "$RUN/data-bin" --device "$DEVICE" --student "$MODEL_FILE" --json "$RUN/$1.json" "${@:2}" >"$RUN/$1.part"

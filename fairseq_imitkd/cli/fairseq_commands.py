@@ -3,10 +3,13 @@
 import importlib
 import logging
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from fairseq import options
+from fairseq import options, utils
 
 import fairseq_imitkd
 
@@ -59,4 +62,24 @@ def _run(module: str) -> None:
     # A fairseq command sets up its logging when it is imported, but only if nothing logs yet; importing the plugin made
     # some of fairseq's modules do so.
     logging.root.handlers.clear()
-    importlib.import_module(module).cli_main()
+    command = importlib.import_module(module)
+    with _bf16_without_tpu():
+        command.cli_main()
+
+
+@contextmanager
+def _bf16_without_tpu() -> Iterator[None]:
+    """``--bf16`` on whatever device there is: fairseq's command line takes it for ``--tpu`` as well, and dies without one."""
+    parse = options.parse_args_and_arch
+
+    def parse_without_tpu(*arguments: Any, **settings: Any) -> Namespace:
+        args = parse(*arguments, **settings)
+        if utils.xm is None and "--tpu" not in sys.argv:  # no torch_xla
+            args.tpu = False
+        return args
+
+    options.parse_args_and_arch = parse_without_tpu
+    try:
+        yield
+    finally:
+        options.parse_args_and_arch = parse

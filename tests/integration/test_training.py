@@ -114,7 +114,7 @@ def test_fairseq_train_with_user_dir(digits, teacher, tmp_path):
 
 
 def test_fairseq_hydra_train(digits, teacher, tmp_path):
-    """``fairseq-hydra-train`` reads task, criterion and --user-dir from YAML; bf16, which only hydra can ask for, works.
+    """``fairseq-hydra-train`` reads task, criterion and --user-dir from YAML, bf16 among it.
 
     The task sees by which metric the best checkpoint is chosen.
     """
@@ -387,6 +387,15 @@ def test_precision(precision, digits, teacher, tmp_path):
     assert losses[-1] < losses[0] + 0.5
     assert next(training.trainer.get_model().parameters()).dtype == dtype
     assert next(training.trainer.task._teacher.models[0].parameters()).dtype == dtype
+
+
+def test_bf16_typed_on_the_command_line(digits, teacher, tmp_path):
+    """fairseq's own command takes it for a TPU's, and dies without one."""
+    flags = ("--teacher-path", teacher, "--criterion", "imitkd", "--bf16", "--max-update", 3, *corpus.TINY)
+    corpus.train(digits.data, tmp_path, *flags)
+    saved = torch.load(tmp_path / "checkpoint_last.pt")
+    assert saved["cfg"]["common"]["bf16"] and not saved["cfg"]["common"]["tpu"]
+    assert all(weight.float().equal(weight.bfloat16().float()) for weight in saved["model"].values())
 
 
 def test_teacher_dtype(digits, teacher, tmp_path):
