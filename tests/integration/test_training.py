@@ -394,7 +394,8 @@ def test_bf16_typed_on_the_command_line(digits, teacher, tmp_path):
     flags = ("--teacher-path", teacher, "--criterion", "imitkd", "--bf16", "--max-update", 3, *corpus.TINY)
     corpus.train(digits.data, tmp_path, *flags)
     saved = torch.load(tmp_path / "checkpoint_last.pt")
-    assert saved["cfg"]["common"]["bf16"] and not saved["cfg"]["common"]["tpu"]
+    assert saved["cfg"]["common"]["bf16"]
+    assert not saved["cfg"]["common"]["tpu"]
     assert all(weight.float().equal(weight.bfloat16().float()) for weight in saved["model"].values())
 
 
