@@ -14,12 +14,12 @@ TRAINING=(
   --best-checkpoint-metric rougeL --maximize-best-checkpoint-metric
 )
 TEACHER_MODEL=("${TRANSFORMER_3_3_256[@]}")
-TEACHER_TRAINING=(--dropout 0.3 --lr 2e-3 --max-update "${TEACHER_UPDATES:-2000}")
+TEACHER_TRAINING=(--dropout 0.3 --lr 2e-3 --max-update "${TEACHER_UPDATES:-2500}")
 # The one kind of student here.
 [ "${STUDENT:-transformer}" = transformer ] || die "STUDENT must be transformer, but is '$STUDENT'"
 STUDENT_MODEL=("${TRANSFORMER_1_1_64[@]}")
 DISTILLATION=(--teacher-encoder-cache 2GB) # all batches of an epoch: the teacher reads each once
-STUDENT_TRAINING=(--dropout 0.1 --lr 4e-3 --max-update "${UPDATES:-1500}")
+STUDENT_TRAINING=(--dropout 0.1 --lr 4e-3 --max-update "${UPDATES:-2500}")
 
 ROWS=(scratch seqkd imitkd imitkd_full)
 HEADLINES=(scratch seqkd imitkd_full)
