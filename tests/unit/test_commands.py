@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fairseq import options, utils
 
 import fairseq_imitkd
 from fairseq_imitkd.cli import fairseq_commands
@@ -31,6 +32,27 @@ def test_missing_flags_are_added(name: str, typed: list[str], added: list[str], 
     monkeypatch.setattr(fairseq_commands.logging.root, "handlers", [])
     getattr(fairseq_commands, name)()
     assert called == [f"fairseq_cli.{name}", [*typed, *added]]
+
+
+@pytest.mark.parametrize(("typed", "xla", "tpu"), [([], None, False), (["--tpu"], None, True), ([], "torch_xla", True)])
+def test_bf16_is_a_tpu_s_only_where_there_may_be_one(
+    typed: list[str], xla: str | None, tpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = []
+
+    def command() -> None:
+        parser = options.get_training_parser(default_task="translation")
+        flags = ["data", "--arch", "transformer", "--criterion", "cross_entropy", "--bf16", *typed]
+        parsed.append(options.parse_args_and_arch(parser, flags))
+
+    monkeypatch.setattr(fairseq_commands.importlib, "import_module", lambda name: SimpleNamespace(cli_main=command))
+    monkeypatch.setattr(sys, "argv", ["imitkd-train", "data", *typed])
+    monkeypatch.setattr(fairseq_commands.logging.root, "handlers", [])
+    monkeypatch.setattr(utils, "xm", xla)
+    fairseq = options.parse_args_and_arch
+    fairseq_commands.train()
+    assert (parsed[0].bf16, parsed[0].tpu) == (True, tpu)
+    assert options.parse_args_and_arch is fairseq
 
 
 def test_help_shows_the_methods_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
