@@ -19,6 +19,7 @@ from fairseq.dataclass.utils import overwrite_args_by_name
 from fairseq.models import BaseFairseqModel
 from fairseq.tasks import register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
+from omegaconf import II
 from torch import Tensor
 
 from fairseq_imitkd.batch import Batch
@@ -38,6 +39,7 @@ from fairseq_imitkd.settings import TeacherConfig
 from fairseq_imitkd.student import placement, unwrapped
 from fairseq_imitkd.task import autocast
 from fairseq_imitkd.teacher import Teacher
+from fairseq_imitkd.validation import check_direction
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ class SentencePredictionWithTeacherConfig(TeacherConfig, SentencePredictionConfi
     classification_head_name: str = field(
         default="sentence_classification_head", metadata={"help": "the student's head, and the teacher's"}
     )
+    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
+    maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
 
 
 class ClassifyingTeacher(Teacher):
@@ -92,8 +96,10 @@ class SentencePredictionWithTeacherTask(SentencePredictionTask):
         """Load the dictionaries. A task rebuilt from a checkpoint needs no teacher.
 
         Raises:
-            UsageError: the classes are not said, or their number is not that of the labels.
+            UsageError: the classes are not said, their number is not that of the labels, or the worst checkpoint would be kept.
         """
+        if not kwargs.get("from_checkpoint", False):
+            check_direction(cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric)
         if cfg.num_classes < 2:
             raise UsageError(f"--num-classes must be 2 or more, but is {cfg.num_classes}")
         if cfg.regression_target:

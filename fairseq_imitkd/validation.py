@@ -91,7 +91,19 @@ def check_validation(cfg: Any) -> None:
                 raise UsageError(f"--best-checkpoint-metric {metric} is not computed: add {flag}")
             if metric != logged:
                 raise UsageError(f"--best-checkpoint-metric must be {logged}, as the log calls it, but is {metric}")
-    if metric in SCORES.values() and metric not in LESS_IS_BETTER and not maximize:
+    check_direction(metric, maximize)
+
+
+def check_direction(metric: str, maximize: bool) -> None:
+    """Refuse to keep the worst checkpoint.
+
+    Args:
+        metric, maximize: ``--best-checkpoint-metric`` and ``--maximize-best-checkpoint-metric``.
+
+    Raises:
+        UsageError: more of the metric is better, and least is asked for, or the other way round.
+    """
+    if metric in (*SCORES.values(), "accuracy") and metric not in LESS_IS_BETTER and not maximize:
         raise UsageError(
             f"--best-checkpoint-metric {metric} would keep the worst checkpoint: add --maximize-best-checkpoint-metric"
         )

@@ -332,11 +332,12 @@ def settle(data: Path, method: str = "word_kd", criterion: dict[str, Any] | None
     settings = {"num_classes": 2, "init_token": 0, "max_positions": 16, **settings}
     task = OmegaConf.structured(SentencePredictionWithTeacherConfig(data=str(data), seed=1, **settings))
     task._name = "sentence_prediction_with_teacher"
-    whole = OmegaConf.structured(FairseqConfig())  # from which a criterion reads the training's length and more
+    whole = OmegaConf.structured(FairseqConfig())  # from which both read the training's length and more
+    whole.task = task
     whole.optimization.max_update = UPDATES
     whole.criterion = OmegaConf.structured(METHODS[method](**(criterion or {})))
     whole.criterion._name = method
-    return tasks.setup_task(task).build_criterion(whole.criterion)
+    return tasks.setup_task(whole.task).build_criterion(whole.criterion)
 
 
 def refusal(data: Path, *args: Any, **settings: Any) -> str:
@@ -380,6 +381,7 @@ def test_the_remedy_for_methods_with_rollouts(data: Path, teacher: Path) -> None
         ({"teacher_weights": "1:2"}, ("--teacher-weights", "1 positive numbers", "1:2")),
         ({"classification_head_name": "topic"}, ("no classification head 'topic'", "--classification-head-name", HEAD)),
         ({"init_token": 2}, ("--init-token", "trained with", "0", "2")),
+        ({"best_checkpoint_metric": "accuracy"}, ("worst checkpoint", "add --maximize-best-checkpoint-metric")),
         ({"max_positions": 17}, ("--max-positions 17", "give --max-positions 16", "--shorten-method truncate")),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

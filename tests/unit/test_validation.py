@@ -60,7 +60,6 @@ def test_no_such_score(given: str) -> None:
         {},
         {"best_checkpoint_metric": "nll_loss"},
         {"best_checkpoint_metric": "accuracy", **MAXIMIZE},
-        {"best_checkpoint_metric": "accuracy"},
         {"disable_validation": True, "eval_bleu": True},
         {"eval_bleu": True, "best_checkpoint_metric": "bleu", **MAXIMIZE},
         {"eval_metrics": "bleu", "best_checkpoint_metric": "bleu", **MAXIMIZE},
@@ -96,6 +95,10 @@ def test_what_can_be_chosen_by(settings: dict[str, Any]) -> None:
         (
             {"best_checkpoint_metric": "chrf", "eval_metrics": "chrf"},
             "--best-checkpoint-metric chrf would keep the worst checkpoint: add --maximize-best-checkpoint-metric",
+        ),
+        (
+            {"best_checkpoint_metric": "accuracy"},
+            "--best-checkpoint-metric accuracy would keep the worst checkpoint: add --maximize-best-checkpoint-metric",
         ),
         (
             {"best_checkpoint_metric": "bleu", "eval_bleu": True},
