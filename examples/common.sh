@@ -4,6 +4,7 @@
 #   RAW_DIR=DIR       text that is there already, instead of a download
 #   SEED=N            of a student (default 1); others than 1 are part of its name
 #   UPDATES=N, TEACHER_UPDATES=N   of a student and of the teacher, instead of the recipe's
+#   TEACHER_PRECISION=bf16|fp16   the teacher's, in its training and beside a student (default: fp32); bf16 pays on CPUs with AMX too
 #   THREADS=N         of evaluate.sh, which decodes on the CPU whatever DEVICE is, so that speeds compare (default 1)
 #   SMOKE=1           every stage with tiny models on made-up text, in run-smoke/
 #   DRY_RUN=1         print the trainings, run nothing
@@ -24,6 +25,10 @@ command -v imitkd-train >/dev/null || die "imitkd-train is not on PATH: run 'mak
 for variable in UPDATES TEACHER_UPDATES STUDENT_UPDATES SEQ_INTER_UPDATES TASK_UPDATES NBEST THREADS; do # found out here, not hours later
   [[ ${!variable:-1} =~ ^[1-9][0-9]*$ ]] || die "$variable must be a whole number above 0, but is '${!variable}'"
 done
+case ${TEACHER_PRECISION:=fp32} in
+  fp32 | fp16 | bf16) ;;
+  *) die "TEACHER_PRECISION must be fp32, fp16 or bf16, but is '$TEACHER_PRECISION'" ;;
+esac
 export DEVICE=${DEVICE:-$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
 case $DEVICE in
   cpu) DEVICE_FLAGS=(--cpu) ;;
@@ -232,8 +237,11 @@ small() {
 
 # The teacher, on the references.
 teach() {
+  local precision=()
+  [ "$TEACHER_PRECISION" = fp32 ] || precision=("--$TEACHER_PRECISION")
   small "${TEACHER_MODEL[@]}"
-  stage teacher train teacher "${PLAIN[@]}" "${MODEL[@]}" "${TRAINING[@]}" --seed 1 "${TEACHER_TRAINING[@]}" "$@"
+  stage teacher train teacher "${PLAIN[@]}" "${MODEL[@]}" "${TRAINING[@]}" --seed 1 "${TEACHER_TRAINING[@]}" \
+    "${precision[@]}" "$@"
 }
 
 # named ROW: NAME for seed 1, NAME-seed2 and so on for others.
@@ -270,6 +278,7 @@ learn() {
     *)
       [ "$method" = "$row" ] || data=seqkd
       objective=(--task translation_with_teacher --criterion "$method" --teacher-path "$(trained teacher)" "${DISTILLATION[@]}")
+      [ "$TEACHER_PRECISION" = fp32 ] || objective+=(--teacher-dtype "$TEACHER_PRECISION")
       ;;
   esac
   if [ -n "$data" ]; then

@@ -156,6 +156,24 @@ def test_a_relative_folder_with_a_blank_in_its_name(tmp_path: Path) -> None:
     assert value_of("--save-dir", shlex.split(done.stdout)) == str(tmp_path.resolve() / "my run" / "scratch")
 
 
+def test_precision_of_the_teacher(tmp_path: Path) -> None:
+    """It is the teacher's alone: what has no teacher beside it is trained as before."""
+    run = EXAMPLES / "multi30k" / "run.sh"
+    plain, half = (
+        call(run, tmp_path, DRY_RUN="1", **given).stdout.splitlines() for given in ({}, {"TEACHER_PRECISION": "bf16"})
+    )
+    added = {}
+    for before, after in zip(plain, half, strict=True):
+        words = shlex.split(after)
+        added[Path(value_of("--save-dir", words)).name] = [word for word in words if word not in shlex.split(before)]
+    asked = ["--teacher-dtype", "bf16"]
+    nothing = {"scratch", "seqkd"}
+    assert added == {"teacher": ["--bf16"]} | {
+        name: [] if name.split("-")[0] in nothing else asked for name in added if name != "teacher"
+    }
+    assert call(run, tmp_path, TEACHER_PRECISION="int8").stderr.strip().endswith("must be fp32, fp16 or bf16, but is 'int8'")
+
+
 def test_what_was_trained_otherwise_is_not_taken_for_the_same(tmp_path: Path) -> None:
     script = EXAMPLES / "multi30k" / "student.sh"
     command = call(script, tmp_path, DRY_RUN="1").stdout
