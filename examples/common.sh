@@ -4,7 +4,7 @@
 #   RAW_DIR=DIR       text that is there already, instead of a download
 #   SEED=N            of a student (default 1); others than 1 are part of its name
 #   UPDATES=N, TEACHER_UPDATES=N   of a student and of the teacher, instead of the recipe's
-#   TEACHER_PRECISION=bf16|fp16   the teacher's, in its training and beside a student (default: fp32); bf16 pays on CPUs with AMX too
+#   TEACHER_PRECISION=bf16|fp16   the teacher's, in its training and beside a student (default: fp32)
 #   THREADS=N         of evaluate.sh, which decodes on the CPU whatever DEVICE is, so that speeds compare (default 1)
 #   SMOKE=1           every stage with tiny models on made-up text, in run-smoke/
 #   DRY_RUN=1         print the trainings, run nothing
