@@ -14,7 +14,7 @@ TRAINING=(
   --best-checkpoint-metric rougeL --maximize-best-checkpoint-metric
 )
 TEACHER_MODEL=("${TRANSFORMER_3_3_256[@]}")
-TEACHER_TRAINING=(--dropout 0.3 --lr 2e-3 --max-update "${TEACHER_UPDATES:-2500}")
+TEACHER_TRAINING=(--dropout 0.1 --lr 7e-4 --max-update "${TEACHER_UPDATES:-2500}")
 # The one kind of student here.
 [ "${STUDENT:-transformer}" = transformer ] || die "STUDENT must be transformer, but is '$STUDENT'"
 STUDENT_MODEL=("${TRANSFORMER_1_1_64[@]}")
