@@ -3,6 +3,9 @@
 Each RUN's results.json, which ``evaluate.sh`` writes, first becomes its recipe's. ``tables.py --check`` writes nothing, and
 names what is stale. In a README a table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; nobody types into it. A
 recipe's ``evaluation.md``, all that imitkd-evaluate prints of the run, is made from the same file.
+
+A recipe's runs beside its own, with a teacher of their own, come by ``tables.py RUN --beside NAME``: ``results-NAME.json`` and
+``evaluation-NAME.md``, and a table at ``<!-- results-NAME -->`` of the recipe's README alone.
 """
 
 import argparse
@@ -30,12 +33,15 @@ JOURNEY = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN")
+    parser.add_argument("--beside", metavar="NAME", help="RUN's are not the recipe's results, but results-NAME.json")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a README is stale")
     args = parser.parse_args()
     if args.check and args.runs:
         parser.error("--check writes nothing: give it no RUN")
+    if args.beside is not None and not (args.runs and re.fullmatch(r"[\w-]+", args.beside)):
+        parser.error(f"--beside must be letters and digits, and have a RUN that it names, but is '{args.beside}'")
 
-    published = dict(map(published_by, args.runs))
+    published = dict(published_by(run, args.beside) for run in args.runs)
     wanted = {path: json.dumps(results, indent=1, ensure_ascii=False) + "\n" for path, results in published.items()}
     wanted |= documents(published)
     stale = {path: text for path, text in wanted.items() if not path.exists() or path.read_text() != text}
@@ -50,8 +56,8 @@ def main() -> None:
     sys.exit(bool(stale) and args.check)
 
 
-def published_by(run: Path) -> tuple[Path, dict[str, Any]]:
-    """A run's results, and where its recipe has its own."""
+def published_by(run: Path, beside: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """A run's results, and where its recipe has them."""
     source = run / "results.json"
     if not source.exists():
         raise SystemExit(f"{source} does not exist: run the recipe's evaluate.sh first")
@@ -64,21 +70,25 @@ def published_by(run: Path) -> tuple[Path, dict[str, Any]]:
         raise SystemExit(f"{source} is not what evaluate.sh writes: run it again") from None
     if not (recipe / "README.md").exists():
         raise SystemExit(f"{source} is of the recipe {recipe.name}, but there is no {recipe / 'README.md'}")
-    return recipe / source.name, results
+    return recipe / (f"results-{beside}.json" if beside else source.name), results
 
 
 def documents(published: dict[Path, dict[str, Any]]) -> dict[Path, str]:
     """Every file that shows results, as it should be; ``published`` are results that are not in their place yet."""
-    found = {path: json.loads(path.read_text()) for path in EXAMPLES.glob("*/results.json")} | published
-    results = {each["recipe"]: each for _, each in sorted(found.items()) if "evaluation" in each}
-    every = list(results.values())
-    made = {EXAMPLES / recipe / "README.md": {"results": recipe_table(each)} for recipe, each in results.items()}
+    found = {path: json.loads(path.read_text()) for path in EXAMPLES.glob("*/results*.json")} | published
+    runs = {path: each for path, each in sorted(found.items()) if "evaluation" in each}
+    every = [each for path, each in runs.items() if path.stem == "results"]
+    made: dict[Path, dict[str, str]] = {}
+    for path, each in runs.items():
+        made.setdefault(path.parent / "README.md", {})[path.stem] = recipe_table(each, path.name)
     made[EXAMPLES / "README.md"] = {"results": overview(every)}
     made[EXAMPLES.parent / "README.md"] = {"results": headlines(every)}
-    if "multi30k" in results:
-        made[EXAMPLES.parent / "README.md"]["journey"] = journey(results["multi30k"])
+    if multi30k := runs.get(EXAMPLES / "multi30k" / "results.json"):
+        made[EXAMPLES.parent / "README.md"]["journey"] = journey(multi30k)
     texts = {path: filled(path, tables) for path, tables in made.items()}
-    return texts | {EXAMPLES / recipe / "evaluation.md": printed(each) for recipe, each in results.items()}
+    for path, each in runs.items():
+        texts[path.with_name(path.stem.replace("results", "evaluation") + ".md")] = printed(each)
+    return texts
 
 
 def filled(path: Path, tables: dict[str, str]) -> str:
@@ -123,8 +133,8 @@ def headline(evaluation: dict[str, Any]) -> str:
     return "rougeL" if "rougeL" in first["decoding"]["greedy"] else "bleu"
 
 
-def recipe_table(results: dict[str, Any]) -> str:
-    """One recipe's models, a line each, what the columns are, and where the figures come from."""
+def recipe_table(results: dict[str, Any], source: str = "results.json") -> str:
+    """One run's models, a line each, what the columns are, and where the figures come from."""
     evaluation, trainings = results["evaluation"], results["trainings"]
     metric = headline(evaluation)
     others = ["chrf"] if metric == "bleu" else ["rouge1", "rouge2", "bleu"]
@@ -160,7 +170,7 @@ def recipe_table(results: dict[str, Any]) -> str:
             f"{signatures(evaluation, tokenised)} Trained at {commits(trainings)}, evaluated at {evaluation['commit']} on "
             f"{evaluation['machine']['processor']}, {evaluation['machine']['cores']} cores; "
             f"{', '.join(f'{name} {version}' for name, version in evaluation['versions'].items())}. "
-            "All commands and figures: [results.json](results.json).",
+            f"All commands and figures: [{source}]({source}).",
         ]
     )
 

@@ -336,7 +336,7 @@ def test_a_smoke_run_and_a_real_one_do_not_share_a_folder(tmp_path: Path) -> Non
 
 def test_the_tables_of_the_readmes_are_those_of_the_results() -> None:
     documents = module("tables").documents({})
-    assert {path.name for path in documents} == {"README.md", "evaluation.md"}
+    assert {path.name for path in documents} >= {"README.md", "evaluation.md"}
     for path, text in documents.items():
         assert path.read_text() == text, f"{path} is stale: run examples/tables.py"
 
@@ -428,6 +428,44 @@ def test_publishing_fills_every_document_or_none(tmp_path: Path, monkeypatch: py
     with pytest.raises(SystemExit) as ended:
         tables.main()
     assert ended.value.code is True
+
+
+def test_a_run_beside_the_recipe_s_own_has_a_place_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the recipe's README alone: what else shows the recipe's results goes on showing those."""
+    tables = module("tables")
+    own, other = made_results(), made_results()
+    other["evaluation"]["models"]["scratch"]["decoding"]["greedy"]["bleu"]["score"] = 29.0
+    place = "<!-- {0} -->\n<!-- /{0} -->\n"
+    held = {
+        "README.md": place.format("results"),
+        "examples/README.md": place.format("results"),
+        "examples/made/README.md": place.format("results") + place.format("results-gkd"),
+        "examples/made/results.json": json.dumps(own),
+        "run/results.json": json.dumps(other),
+    }
+    for path, text in held.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    monkeypatch.setattr(tables, "EXAMPLES", tmp_path / "examples")
+    monkeypatch.setattr(tables, "printed", lambda results: f"{results['evaluation']['models']['scratch']}\n")
+    for wrong in (["--beside", "gkd"], [str(tmp_path / "run"), "--beside", "../gkd"], [str(tmp_path / "run"), "--beside", ""]):
+        monkeypatch.setattr(sys, "argv", ["tables.py", *wrong])
+        with pytest.raises(SystemExit, match="2"):
+            tables.main()
+    monkeypatch.setattr(sys, "argv", ["tables.py", str(tmp_path / "run"), "--beside", "gkd"])
+    with pytest.raises(SystemExit, match="False"):
+        tables.main()
+    recipe = tmp_path / "examples" / "made"
+    assert json.loads((recipe / "results.json").read_text()) == own
+    assert json.loads((recipe / "results-gkd.json").read_text()) == other
+    assert "29.0" in (recipe / "evaluation-gkd.md").read_text()
+    first, second = (recipe / "README.md").read_text().split("<!-- /results -->")
+    assert "| scratch | 1 | 1,000 | 4.0 | 30.00" in first
+    assert "| scratch | 1 | 1,000 | 4.0 | 29.00" in second
+    assert "[results-gkd.json](results-gkd.json)" in second
+    for path in ("README.md", "examples/README.md"):
+        assert (tmp_path / path).read_text().count("scratch") == 1 + path.startswith("examples")
+        assert "29.00" not in (tmp_path / path).read_text()
 
 
 def test_seeds_stand_in_their_order() -> None:
