@@ -84,7 +84,7 @@ resumable() {
 }
 
 # train NAME FLAGS…: one training in $RUN/NAME, on $DATA (default: $RUN/data-bin). fairseq resumes it from checkpoint_last.pt
-# after a kill. $RUN/NAME/commands gets the commit and the command, a line for each call.
+# after a kill. $RUN/NAME/commands gets the commit and the command, a line for each call; $RUN/NAME/peak its memory.
 train() {
   local name=$1
   shift
@@ -99,7 +99,7 @@ train() {
   resumable "$name"
   printf '%s\t%s\n' "$(git -C "$REPO" describe --always --dirty --exclude='*' 2>/dev/null || echo unknown)" \
     "${command[*]@Q}" >>"$RUN/$name/commands"
-  "${command[@]}" 2>&1 | tee -a "$RUN/$name/train.log"
+  python "$REPO/examples/peak.py" "$RUN/$name/peak" "${command[@]}" 2>&1 | tee -a "$RUN/$name/train.log"
 }
 
 # ---- The stages of a recipe for translation or summarisation. What is the recipe's own stands in its settings.sh:

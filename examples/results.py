@@ -52,7 +52,7 @@ def training(run: Path, name: str) -> dict[str, Any]:
     """How a model came to be. A downloaded teacher and an exported student have no ``commands``."""
     log = run / name / "commands"
     if not log.exists():
-        return {"commits": [], "command": None, "updates": None, "valid_score": None, "minutes": None}
+        return {"commits": [], "command": None, "updates": None, "valid_score": None, "minutes": None, "peak_bytes": None}
     calls = [line.split("\t", 1) for line in log.read_text().splitlines()]
     best = checkpoint_utils.load_checkpoint_to_cpu(str(run / name / "checkpoint_best.pt"))
     last = checkpoint_utils.load_checkpoint_to_cpu(str(run / name / "checkpoint_last.pt"))
@@ -65,6 +65,7 @@ def training(run: Path, name: str) -> dict[str, Any]:
         "valid_score": best["extra_state"]["best"],
         "valid_metric": best["cfg"]["checkpoint"]["best_checkpoint_metric"],
         "minutes": last["extra_state"]["previous_training_time"] / 60,
+        "peak_bytes": int(peak.read_text()) if (peak := run / name / "peak").exists() else None,
     }
 
 

@@ -145,6 +145,8 @@ def recipe_table(results: dict[str, Any], source: str = "results.json") -> str:
     tokenised = results.get("tokenised")
     head += ["BLEU, tokenised, lower-case"] if tokenised else []
     head += ["x teacher's speed", "updates to best", "minutes"]
+    peaks = {name: training.get("peak_bytes") for name, training in trainings.items()}
+    head += ["GB"] if any(peaks.values()) else []
     rows = []
     for name, model in evaluation["models"].items():
         row, seed = row_and_seed(name)
@@ -155,6 +157,8 @@ def recipe_table(results: dict[str, Any], source: str = "results.json") -> str:
         cells += [points(model["decoding"][beam][metric], metric)] if beam else []
         cells += [f"{tokenised['scores'][name]:.2f}"] if tokenised else []
         cells += [f"{speed(evaluation, name, batch):.1f}", training["updates"] or "", minutes(training["minutes"])]
+        if any(peaks.values()):
+            cells.append(f"{peak / 1e9:.1f}" if (peak := peaks[name]) else "")
         rows.append(cells)
     return "\n".join(
         [
@@ -166,7 +170,8 @@ def recipe_table(results: dict[str, Any], source: str = "results.json") -> str:
             "p: paired bootstrap against the model of the same seed (1,000 resamples); speed: sentences a second, greedy, "
             f"batches of {batch}, by fairseq (an exported student by its own engine), rounds of all models in turn, "
             f"{evaluation['machine']['threads']} thread; "
-            "updates: of the best checkpoint; minutes: of training alone, beside whatever else the machine did. "
+            "updates: of the best checkpoint; minutes: of training alone, beside whatever else the machine did"
+            f"{'; GB: the most memory that the training held' if any(peaks.values()) else ''}. "
             f"{signatures(evaluation, tokenised)} Trained at {commits(trainings)}, evaluated at {evaluation['commit']} on "
             f"{evaluation['machine']['processor']}, {evaluation['machine']['cores']} cores; "
             f"{', '.join(f'{name} {version}' for name, version in evaluation['versions'].items())}. "

@@ -39,6 +39,7 @@ def test_every_stage_runs(recipe: str, tmp_path: Path) -> None:
     assert "| teacher | 1 |" in output
     for name in models:
         training = results["trainings"][name]
+        assert 1e8 < training["peak_bytes"] < 1e10
         assert training["updates"] == (200 if name == "teacher" else 2), name
         assert str(tmp_path) not in training["command"]
         assert training["commits"]

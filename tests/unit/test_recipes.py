@@ -527,6 +527,26 @@ def test_training_facts_come_from_the_checkpoints(tmp_path: Path, monkeypatch: p
         results.lines(text, 3)
 
 
+def test_the_memory_of_a_training_is_the_most_that_any_of_its_calls_held(tmp_path: Path) -> None:
+    def call(code: str) -> tuple[int, int]:
+        command = [sys.executable, str(EXAMPLES / "peak.py"), str(tmp_path / "peak"), sys.executable, "-c", code]
+        status = subprocess.run(command, check=False).returncode
+        return status, int((tmp_path / "peak").read_text())
+
+    status, held = call("held = b'1' * 200_000_000; raise SystemExit(3)")
+    assert status == 3
+    assert 200_000_000 < held < 300_000_000
+    assert call("import os, signal; os.kill(os.getpid(), signal.SIGKILL)") == (137, held)  # one that held less, and was killed
+    tables = module("tables")
+    results = made_results()
+    assert "| GB |" not in tables.recipe_table(results)
+    results["trainings"]["teacher"] = {**results["trainings"]["teacher"], "peak_bytes": held}
+    table = tables.recipe_table(results)
+    assert "| minutes | GB |" in table
+    assert "| 5 | 2 | 0.2 |" in table
+    assert "| 5 | 2 |  |" in table
+
+
 def test_an_evaluation_stays_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until tables.py is told to publish it: nothing of the repository changes."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
