@@ -127,6 +127,7 @@ def test_a_start_is_another_student(tmp_path: Path) -> None:
         ("multi30k/student.sh", {"UPDATES": "abc"}, "UPDATES must be a whole number above 0, but is 'abc'"),
         # fairseq would train without end
         ("multi30k/student.sh", {"TEACHER_UPDATES": "0"}, "TEACHER_UPDATES must be a whole number above 0, but is '0'"),
+        ("sst2/teacher.sh", {"TEACHER_PRECISION": "bf16"}, "TEACHER_PRECISION must be fp32 in this recipe, but is 'bf16'"),
         ("multi30k/run.sh", {"SEEDS": "1 b"}, "SEEDS must be numbers, but has 'b'"),
         ("multi30k/run.sh", {"SEED": "2"}, "SEED is of one student: run.sh takes SEEDS=\"1 2\", but SEED is '2'"),
     ],
