@@ -155,7 +155,7 @@ def summary(evaluation: Evaluation) -> tuple[str, list[Fact]]:
     assert best.first.bleu is not None
     difference = best.first.bleu.score - base.first.bleu.score
     p = best.first.bleu.p
-    chance = "" if p is None else f"p = {p:.3f}" if p >= 0.0005 else "p < 0.001"
+    chance = "" if p is None else f"p {tables.probability(p)}"
     facts = [Fact(f"{best.first.bleu.score:.1f}", f"BLEU, {tables.signed(difference)} against {base.name}")]
     teacher = evaluation.teacher
     if teacher and teacher is not base and teacher.first and teacher.first.bleu and teacher.first.bleu.score > 0:

@@ -109,7 +109,7 @@ def _columns(evaluation: Evaluation) -> list[_Column]:
         aside = interval if metric == "bleu" else _nothing
         found.append(_Column(title, find, lambda value: f"{value:.{digits}f}", better, aside))
         if metric == "bleu":
-            found.append(_Column("p", chance, lambda value: f"{value:.3f}" if value >= 0.0005 else "< 0.001", None))
+            found.append(_Column("p", chance, lambda value: probability(value).removeprefix("= "), None))
 
     def speed(
         title: str, get: Callable[[Speed], float | None], show: Callable[[float], str], aside: Callable[..., str] = _nothing
@@ -228,6 +228,11 @@ def _better(every: Sequence[Run], metric: str) -> bool:
 def named(metric: str) -> str:
     """A figure's name in words."""
     return {"bleu": "BLEU", "ppl": "perplexity", "nll_loss": "likelihood loss"}.get(metric, metric.replace("_", " "))
+
+
+def probability(p: float) -> str:
+    """With its sign, as it follows "p": what rounds to nothing is still more than that."""
+    return f"= {p:.3f}" if p >= 0.0005 else "< 0.001"
 
 
 def signed(value: float) -> str:
