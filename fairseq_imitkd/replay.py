@@ -38,13 +38,21 @@ class ReplayBuffer:
 
     def __init__(self, capacity: int):
         self._rollouts: deque[PastRollout] = deque(maxlen=capacity)
+        self._update, self._numbers = -1, set[int]()  # the newest update, and the sentences that it has added
 
     def __len__(self) -> int:
         return len(self._rollouts)
 
     def add(self, rollout: PastRollout) -> None:
-        """Keep a rollout, in place of the oldest when there is no room."""
-        self._rollouts.append(rollout)
+        """Keep a rollout, in place of the oldest when there is no room.
+
+        A step that is tried again, as fairseq does after an overflow with ``--amp``, writes what it wrote: that is kept once.
+        """
+        if rollout.update_num != self._update:
+            self._update, self._numbers = rollout.update_num, set()
+        if rollout.number not in self._numbers:
+            self._numbers.add(rollout.number)
+            self._rollouts.append(rollout)
 
     def drawn(self, uniforms: Tensor) -> list[PastRollout]:
         """For each number in ``[0, 1)`` one of the rollouts, all alike probable."""

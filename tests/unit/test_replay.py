@@ -123,6 +123,16 @@ def test_smaller_buffer_keeps_the_newest() -> None:
     assert contents(buffer) == contents(filled(6, 6))
 
 
+def test_step_that_is_tried_again_adds_nothing() -> None:
+    """fairseq does so after an overflow with --amp; the next update's rollouts of the same sentences are others."""
+    buffer = ReplayBuffer(10)
+    for update_num in (3, 3, 4, 5, 5):
+        for number in (7, 8):
+            buffer.add(past(number, update_num=update_num))
+    kept = [tuple(numbers) for numbers in buffer.state()["numbers"][:, :2].tolist()]
+    assert kept == [(7, 3), (8, 3), (7, 4), (8, 4), (7, 5), (8, 5)]
+
+
 def test_state_is_a_copy() -> None:
     """What comes in later is not in a checkpoint that was made before."""
     buffer = filled(3, 3)
