@@ -17,6 +17,10 @@ SEED=${SEED:-1}
 RUN=${RUN:-$RECIPE/run${SMOKE:+-smoke}}
 [ -d "$REPO/.venv/bin" ] && PATH=$REPO/.venv/bin:$PATH
 
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "$0: bash must be 4.4 or later, but is $BASH_VERSION: install a newer one (on macOS: brew install bash coreutils)" >&2
+  exit 1
+fi
 say() { printf '\n== %s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
@@ -66,7 +70,7 @@ stage() {
 # same_flags NAME FLAGS…: whether NAME's last training was by this command, on whatever device, in whatever order.
 same_flags() {
   [ -e "$RUN/$1/commands" ] || return 0
-  python "$REPO/examples/flags.py" "$(tail -n 1 "$RUN/$1/commands" | cut -f 2-)" "$(DRY_RUN=1 train "$@")"
+  python "$REPO/examples/flags.py" "$(tail -n 1 "$RUN/$1/commands" | cut -f 2)" "$(DRY_RUN=1 train "$@")"
 }
 
 # resumable NAME: fairseq copies its newest checkpoint to checkpoint_best.pt and checkpoint_last.pt, and a kill in the middle
@@ -84,7 +88,7 @@ resumable() {
 }
 
 # train NAME FLAGS…: one training in $RUN/NAME, on $DATA (default: $RUN/data-bin). fairseq resumes it from checkpoint_last.pt
-# after a kill. $RUN/NAME/commands gets the commit and the command, a line for each call; $RUN/NAME/peak its memory.
+# after a kill. $RUN/NAME/commands gets the commit, the command and the threads, a line for each call; $RUN/NAME/peak its memory.
 train() {
   local name=$1
   shift
@@ -97,8 +101,8 @@ train() {
   if [ -n "${DRY_RUN:-}" ]; then printf '%s\n' "${command[*]@Q}"; return; fi
   mkdir -p "$RUN/$name"
   resumable "$name"
-  printf '%s\t%s\n' "$(git -C "$REPO" describe --always --dirty --exclude='*' 2>/dev/null || echo unknown)" \
-    "${command[*]@Q}" >>"$RUN/$name/commands"
+  printf '%s\t%s\t%s\n' "$(git -C "$REPO" describe --always --dirty --exclude='*' 2>/dev/null || echo unknown)" \
+    "${command[*]@Q}" "${OMP_NUM_THREADS:-all}" >>"$RUN/$name/commands"
   python "$REPO/examples/peak.py" "$RUN/$name/peak" "${command[@]}" 2>&1 | tee -a "$RUN/$name/train.log"
 }
 
@@ -259,7 +263,13 @@ learn() {
   shift
   name=$(named "$row")
   own "$row"
+  case $method in # the data that half of f-distill's losses, and all of its KL, are of: what the teacher writes
+    f_distill | f_distill_kl | f_distill_tvd) OWN+=(--teacher-samples) ;;
+  esac
+  [ "$row" != continued ] || [ -n "${START:-}" ] || die "continued goes on from another student: give START=NAME"
   if [ -n "${START:-}" ]; then
+    local base=${START%-seed*} # of this kind of student, as the rows are
+    [[ $base == *"$KIND" ]] || local START=$base$KIND${START#"$base"}
     [ -n "${DRY_RUN:-}" ] || finished "$START" || die "START must name a model in $RUN whose training has ended, but is '$START'"
     start=(--finetune-from-model "$RUN/$START/checkpoint_best.pt")
   fi
@@ -351,9 +361,10 @@ evaluate() {
   [ -z "$failed" ] || die "not every model was evaluated: see above"
 }
 
-# The whole recipe: run.sh [ROW…] (default: ROWS). A second call goes on where the first one stopped. SEEDS are HEADLINES' (default: 1 2).
+# The whole recipe: run.sh [ROW…] (default: ROWS). A second call goes on where the first one stopped. SEEDS are HEADLINES' (default:
+# 1 2); the other rows have the first of them alone.
 run_recipe() {
-  local row seed
+  local row seed first=""
   [ "$SEED" = 1 ] || die "SEED is of one student: run.sh takes SEEDS=\"1 $SEED\", but SEED is '$SEED'"
   for seed in ${SEEDS:-1 2}; do [[ $seed =~ ^[0-9]+$ ]] || die "SEEDS must be numbers, but has '$seed'"; done
   if [ $# -gt 0 ]; then python "$REPO/examples/rows.py" "$@"; else set -- "${ROWS[@]}"; fi
@@ -364,7 +375,7 @@ run_recipe() {
   "$RECIPE/teacher.sh"
   for row in "$@"; do
     for seed in ${SEEDS:-1 2}; do
-      [ "$seed" = 1 ] || [[ " ${HEADLINES[*]} " == *" $row "* ]] || continue
+      [ "$seed" = "${first:=$seed}" ] || [[ " ${HEADLINES[*]} " == *" $row "* ]] || continue
       SEED=$seed learn "$row"
     done
   done
@@ -373,5 +384,10 @@ run_recipe() {
 
 # shellcheck source=/dev/null
 [ ! -e "$RECIPE/settings.sh" ] || source "$RECIPE/settings.sh"
-# Of the stages above only; a recipe without rows has stages of its own.
-[ -n "${ROWS:-}" ] || [ "$TEACHER_PRECISION" = fp32 ] || die "TEACHER_PRECISION must be fp32 in this recipe, but is '$TEACHER_PRECISION'"
+# What the stages above mind; a recipe without rows has stages of its own.
+if [ -z "${ROWS:-}" ]; then
+  for variable in SMOKE DRY_RUN START UPDATES; do
+    [ -z "${!variable:-}" ] || die "$variable is nothing that this recipe minds, but is '${!variable}': leave it out"
+  done
+  [ "$TEACHER_PRECISION" = fp32 ] || die "TEACHER_PRECISION must be fp32 in this recipe, but is '$TEACHER_PRECISION'"
+fi

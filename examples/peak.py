@@ -1,10 +1,12 @@
 """Run a command and note the most memory that it held: ``peak.py FILE COMMAND…``.
 
-FILE gets the bytes of its process that held most (of its parent and children, as the system counts resident memory), unless an
-earlier call, of which this one is the continuation, has noted more. Ends with the command's status.
+FILE gets the bytes of its process that held most (of its own and its children, as the system counts resident memory), unless an
+earlier call, of which this one is the continuation, has noted more. Signals go on to the command, whose status is the call's.
 """
 
+import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +14,24 @@ from pathlib import Path
 
 def main() -> None:
     path, command = Path(sys.argv[1]), sys.argv[2:]
-    try:
-        status = subprocess.run(command, check=False).returncode
-    except KeyboardInterrupt:  # the command got it too, and has said so
-        status = 130
+    running = subprocess.Popen(command)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the command as well
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: running.send_signal(received))
+    status = running.wait()
     unit = 1 if sys.platform == "darwin" else 1024
     held = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
-    before = int(path.read_text()) if path.exists() else 0
-    path.write_text(f"{max(held, before)}\n")
+    temporary = path.with_suffix(".part")
+    temporary.write_text(f"{max(held, before(path))}\n")
+    os.replace(temporary, path)
     sys.exit(status if status >= 0 else 128 - status)
+
+
+def before(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 if __name__ == "__main__":

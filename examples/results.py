@@ -53,13 +53,16 @@ def training(run: Path, name: str) -> dict[str, Any]:
     log = run / name / "commands"
     if not log.exists():
         return {"commits": [], "command": None, "updates": None, "valid_score": None, "minutes": None, "peak_bytes": None}
-    calls = [line.split("\t", 1) for line in log.read_text().splitlines()]
+    calls = [line.split("\t") for line in log.read_text().splitlines()]
+    commands = [shlex.join(shlex.split(call[1].replace(str(run.resolve()), "run"))) for call in calls]
     best = checkpoint_utils.load_checkpoint_to_cpu(str(run / name / "checkpoint_best.pt"))
     last = checkpoint_utils.load_checkpoint_to_cpu(str(run / name / "checkpoint_last.pt"))
     return {
         # More than one where a later commit went on with a training.
-        "commits": list(dict.fromkeys(commit for commit, _ in calls)),
-        "command": shlex.join(shlex.split(calls[-1][1].replace(str(run.resolve()), "run"))),
+        "commits": list(dict.fromkeys(call[0] for call in calls)),
+        "command": commands[-1],
+        "earlier_commands": [command for command in dict.fromkeys(commands) if command != commands[-1]],
+        "threads": list(dict.fromkeys(call[2] for call in calls if len(call) > 2)),
         "updates": best["optimizer_history"][-1]["num_updates"],
         "updates_in_all": last["optimizer_history"][-1]["num_updates"],
         "valid_score": best["extra_state"]["best"],

@@ -171,7 +171,7 @@ def recipe_table(results: dict[str, Any], source: str = "results.json") -> str:
             f"batches of {batch}, by fairseq (an exported student by its own engine), rounds of all models in turn, "
             f"{evaluation['machine']['threads']} thread; "
             "updates: of the best checkpoint; minutes: of training alone, beside whatever else the machine did"
-            f"{'; GB: the most memory that the training held' if any(peaks.values()) else ''}. "
+            f"{'; GB: the most memory of the host that the training held' if any(peaks.values()) else ''}. "
             f"{signatures(evaluation, tokenised)} Trained at {commits(trainings)}, evaluated at {evaluation['commit']} on "
             f"{evaluation['machine']['processor']}, {evaluation['machine']['cores']} cores; "
             f"{', '.join(f'{name} {version}' for name, version in evaluation['versions'].items())}. "
@@ -190,7 +190,10 @@ def overview(results: list[dict[str, Any]]) -> str:
         seeds = by_row(models)
         for row, names in seeds.items():
             scores = [interval(models[name]["decoding"]["greedy"][metric], metric) for name in names]
-            gain = mean(models, names, metric) - mean(models, seeds.get("scratch" + kind(row), names), metric)
+            shared = alike(names, seeds.get("scratch" + kind(row), []))
+            gain = sum(mean(models, [one], metric) - mean(models, [other], metric) for one, other in shared) / max(
+                len(shared), 1
+            )
             rows.append(
                 [
                     f"[{found['recipe']}]({found['recipe']}/README.md)",
@@ -204,6 +207,14 @@ def overview(results: list[dict[str, Any]]) -> str:
             )
     head = ["recipe", "model", "parameters", "score", "greedy, each seed (95%)", "over scratch", "x teacher's speed"]
     return markdown(head, rows, left=2)
+
+
+def alike(names: list[str], others: list[str]) -> list[tuple[str, str]]:
+    """Pairs of the same seed, one of each; a teacher, whose seed says nothing, is beside all."""
+    if names == ["teacher"]:
+        return [("teacher", other) for other in others]
+    by_seed = {row_and_seed(other)[1]: other for other in others}
+    return [(name, by_seed[seed]) for name in names if (seed := row_and_seed(name)[1]) in by_seed]
 
 
 def headlines(every: list[dict[str, Any]]) -> str:
@@ -235,8 +246,14 @@ def journey(results: dict[str, Any]) -> str:
             spent = minutes(results["trainings"][name]["minutes"])
             score = points(model["decoding"]["greedy"][metric], metric)
             cells = [f"{model['parameters']:,}", f"{spent} min" if spent else "", megabytes(model), score]
-        rows.append([f"`examples/{results['recipe']}/{script}`", makes, *cells])
+        precision = "TEACHER_PRECISION=bf16 " if script == "teacher.sh" and in_bf16(results) else ""
+        rows.append([f"`{precision}examples/{results['recipe']}/{script}`", makes, *cells])
     return markdown(["command", "makes", "parameters", "time", "MB", f"test {TITLES[metric]}"], rows, left=2)
+
+
+def in_bf16(results: dict[str, Any]) -> bool:
+    """Whether the teacher was trained so."""
+    return "--bf16" in (results["trainings"]["teacher"]["command"] or "").split()
 
 
 def spread(results: dict[str, Any], metric: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""CNN/DailyMail, version 3.0.0 (not anonymised), out of its Parquet files: ``stories.py DIR OUT [--lowercase]``.
+"""CNN/DailyMail, version 3.0.0 (not anonymised), out of its Parquet files: ``stories.py DIR OUT``.
 
 DIR holds ``{train,validation,test}-*-of-*.parquet`` with columns ``article`` and ``highlights``. Writes
 ``OUT/{train,valid,test}.{source,target}``: an article and its highlights, one after the other, a line. Articles end after 400
@@ -21,15 +21,13 @@ import corpora
 NAMES = {"train": "train", "valid": "validation", "test": "test"}
 PIECE = re.compile(r"-(\d+)-of-(\d+)\.parquet")
 COLUMNS = ["article", "highlights"]
+ARTICLE_WORDS, SUMMARY_WORDS = 400, 100
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--source-words", type=int, default=400, help="of an article that are kept; 0: all")
-    parser.add_argument("--target-words", type=int, default=100, help="of a training summary that are kept; 0: all")
-    parser.add_argument("--lowercase", action="store_true", help="both sides")
     args = parser.parse_args()
 
     pieces = {split: find(args.folder, name) for split, name in NAMES.items()}
@@ -37,14 +35,12 @@ def main() -> None:
         left_out = 0
         with corpora.Pairs(args.out, split, ("source", "target")) as written:
             for article, highlights in tqdm(stories(paths), desc=split, unit=" stories", disable=None):
-                source = shortened(article, args.source_words)
-                target = shortened(highlights, args.target_words if split == "train" else 0)
-                if not source or not target:
-                    left_out += 1
-                elif args.lowercase:
-                    written.add(source.lower(), target.lower())
-                else:
+                source = shortened(article, ARTICLE_WORDS)
+                target = shortened(highlights, SUMMARY_WORDS if split == "train" else None)
+                if source and target:
                     written.add(source, target)
+                else:
+                    left_out += 1
         if left_out:
             print(f"{split}: left out {left_out} without article or highlights")
 
@@ -79,9 +75,9 @@ def stories(paths: list[Path]) -> Iterator[tuple[str, str]]:
             corpora.refuse(f"{path} must be a whole Parquet file, but is not ({reason}): delete it and download it again")
 
 
-def shortened(text: str, words: int) -> str:
-    """One line of at most so many words; 0: all."""
-    return " ".join(corpora.cleared(text).split()[: words or None])
+def shortened(text: str, words: int | None) -> str:
+    """One line of at most so many words; None: all."""
+    return " ".join(corpora.cleared(text).split()[:words])
 
 
 if __name__ == "__main__":

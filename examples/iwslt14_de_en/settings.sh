@@ -53,7 +53,6 @@ own() {
     seq_inter) OWN=(--lr 1e-4 --warmup-updates 500 --max-update "${SEQ_INTER_UPDATES:-5000}") ;;
     # Both go on from a student that can write.
     gkd | distillm) OWN=(--finetune-from-model "$(trained scratch)") ;;
-    f_distill | f_distill_tvd) OWN=(--teacher-samples) ;;
     *) OWN=() ;;
   esac
 }

@@ -3,13 +3,14 @@
 #   SEED=N   other languages, other sentences, other initial weights (default 1)
 source "$(dirname "$0")/../common.sh"
 source "$REPO/examples/quickstart/models.sh"
-TEACHER_UPDATES=2000 SCRATCH_UPDATES=1000 TASK_UPDATES=${TASK_UPDATES:-1000}
+TEACHER_UPDATES=${TEACHER_UPDATES:-2000} SCRATCH_UPDATES=1000 TASK_UPDATES=${TASK_UPDATES:-1000}
 REPLAYED=5000 # sentences of the first task that the second one's training still sees, of 20,000
 
 # first, second: a pair of languages each. both: the second, and what is kept of the first. One dictionary a side for all.
 data() {
   python "$REPO/examples/quickstart/language.py" "$RUN/text/first" --seed "$SEED"
   python "$REPO/examples/quickstart/language.py" "$RUN/text/second" --seed "$((SEED + 1000))"
+  rm -rf "$RUN/data-bin" # fairseq-preprocess refuses a folder that a killed call left half done
   mkdir -p "$RUN/text/both" "$RUN/text/all"
   for side in src tgt; do
     head -n "$REPLAYED" "$RUN/text/first/train.$side" | cat - "$RUN/text/second/train.$side" >"$RUN/text/both/train.$side"

@@ -4,7 +4,12 @@
 source "$(dirname "$0")/../common.sh"
 name=$(named "${1:-imitkd_full}")
 
-[ -e "$RUN/$name/exported" ] || imitkd-export "$RUN/$name/checkpoint_best.pt" --data "$RUN/data-bin" \
-  --out "$RUN/$name/exported" --quantization "${QUANTIZATION:-int8}" \
-  --bpe sentencepiece --sentencepiece-model "$RUN/spm.model" "${DECODING[@]}"
+[ -z "${DRY_RUN:-}" ] || exit 0
+checkpoint=$(SEED=1 KIND='' trained "$name")
+exported() {
+  rm -rf "$RUN/$name/exported" "$RUN/.done/export-$name-"*
+  imitkd-export "$checkpoint" --data "$RUN/data-bin" --out "$RUN/$name/exported" --quantization "${QUANTIZATION:-int8}" \
+    --bpe sentencepiece --sentencepiece-model "$RUN/spm.model" "${DECODING[@]}"
+}
+stage "export-$name-${QUANTIZATION:-int8}-$(sha256sum <"$checkpoint" | cut -c 1-16)" exported
 say "to try it in a browser, and to serve it: imitkd-serve $RUN/$name/exported"

@@ -22,7 +22,7 @@ case ${STUDENT:-transformer} in
   *) die "STUDENT must be transformer or sru, but is '$STUDENT'" ;;
 esac
 DISTILLATION=(--teacher-encoder-cache 2GB) # all batches of an epoch: the teacher reads each once
-STUDENT_TRAINING=(--dropout 0.1 --lr "${LR:-4e-3}" --max-update "${UPDATES:-1500}")
+STUDENT_TRAINING=(--dropout 0.1 --lr 4e-3 --max-update "${UPDATES:-1500}")
 
 ROWS=(scratch seqkd word_kd imitkd imitkd_full gkd seqkd_imitkd_full)
 HEADLINES=(scratch seqkd imitkd_full)
@@ -30,8 +30,6 @@ own() {
   case $1 in
     # Its paper starts from a student that can already write: here it learns from the references first.
     gkd) OWN=(--student-share "constant:1,warmup=0.4") ;;
-    # Its sentences are the teacher's own.
-    f_distill | f_distill_kl | f_distill_tvd) OWN=(--teacher-samples) ;;
     *) OWN=() ;;
   esac
 }

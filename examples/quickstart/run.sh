@@ -3,7 +3,7 @@
 #   SEED=N   other languages, other sentences, other initial weights (default 1)
 source "$(dirname "$0")/../common.sh"
 source "$(dirname "$0")/models.sh"
-TEACHER_UPDATES=2000 STUDENT_UPDATES=1000 MORE_UPDATES=400
+TEACHER_UPDATES=${TEACHER_UPDATES:-2000} STUDENT_UPDATES=${STUDENT_UPDATES:-1000} MORE_UPDATES=400
 DATA=$RUN/data-bin
 
 # From the scratch student's weights, with a new optimiser: what both of its successors start from.
@@ -14,6 +14,7 @@ FROM_SCRATCH_STUDENT=(
 
 data() {
   python "$RECIPE/language.py" "$RUN/text" --seed "$SEED"
+  rm -rf "$DATA" # fairseq-preprocess refuses a folder that a killed call left half done
   fairseq-preprocess --source-lang src --target-lang tgt --destdir "$DATA" \
     --trainpref "$RUN/text/train" --validpref "$RUN/text/valid" --testpref "$RUN/text/test" >"$RUN/preprocess.log" 2>&1 ||
     { tail -5 "$RUN/preprocess.log" >&2; return 1; }

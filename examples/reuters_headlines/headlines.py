@@ -1,4 +1,4 @@
-"""News of Reuters-21578 and their headlines: ``headlines.py DIR OUT [--lowercase]``.
+"""News of Reuters-21578 and their headlines: ``headlines.py DIR OUT``.
 
 DIR holds ``reut2-000.sgm`` to ``reut2-021.sgm``. Writes ``OUT/{train,valid,test}.{src,tgt}``, a body and its headline a line.
 Left out are headlines under 3 words, bodies under 20, and repetitions. News with the same headline or the same first 12 words
@@ -25,7 +25,6 @@ DOCUMENT = re.compile(r'<REUTERS[^>]*NEWID="(\d+)"[^>]*>(.*?)</REUTERS>', re.DOT
 HEADLINE = re.compile(r"<TITLE>(.*?)</TITLE>", re.DOTALL)
 BODY = re.compile(r"<BODY>(.*?)</BODY>", re.DOTALL)
 REFERENCE = re.compile(r"&#(\d+);")
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 CLOSING = re.compile(r"\s*REUTERS?$", re.IGNORECASE)
 
 
@@ -39,7 +38,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--lowercase", action="store_true", help="both sides; the headlines are all upper-case")
     args = parser.parse_args()
 
     news = usable([item for name in FILES for item in read(args.folder / name)])
@@ -47,8 +45,7 @@ def main() -> None:
         chosen = sorted((news[number] for number in numbers), key=lambda item: corpora.digest(str(item.number)))
         with corpora.Pairs(args.out, split, ("src", "tgt")) as written:
             for item in chosen:
-                pair = item.body, item.headline
-                written.add(*(text.lower() for text in pair) if args.lowercase else pair)
+                written.add(item.body, item.headline)
 
 
 def read(path: Path) -> list[News]:
@@ -70,7 +67,7 @@ def read(path: Path) -> list[News]:
 def clean(text: str) -> str:
     """One line, with characters for their references and blanks for control characters."""
     decoded = REFERENCE.sub(lambda reference: chr(int(reference[1])), text)  # html.unescape drops control characters
-    return corpora.one_line(CONTROL.sub(" ", html.unescape(decoded)))
+    return corpora.one_line(corpora.CONTROL.sub(" ", html.unescape(decoded)))
 
 
 def usable(news: list[News]) -> list[News]:

@@ -7,4 +7,4 @@ published_teacher() {
   ln -sf ../published/model.pt "$RUN/teacher/checkpoint_best.pt"
 }
 
-if [ -n "${SMOKE:-}${DRY_RUN:-}" ]; then teach "$@"; else stage teacher published_teacher; fi
+if [ -n "${SMOKE:-}" ]; then teach "$@"; else stage teacher published_teacher; fi

@@ -115,6 +115,29 @@ def test_a_start_is_another_student(tmp_path: Path) -> None:
     assert value_of("--finetune-from-model", command) == str(tmp_path / "scratch" / "checkpoint_best.pt")
     [without] = run_dry(EXAMPLES / "multi30k" / "distill.sh", tmp_path, "gkd").values()
     assert "--finetune-from-model" not in without
+    for start in ("scratch", "scratch_sru"):
+        environment = {"STUDENT": "sru", "SEED": "2", "START": f"{start}-seed2"}
+        [command] = run_dry(EXAMPLES / "multi30k" / "distill.sh", tmp_path, "gkd", **environment).values()
+        assert value_of("--finetune-from-model", command) == str(tmp_path / "scratch_sru-seed2" / "checkpoint_best.pt")
+
+
+def test_rows_without_a_second_seed_have_the_first_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "checkpoint_best.pt").touch()  # the first seed's, which the table needs
+    asked = trainings("tatoeba", tmp_path, SEEDS="2 3")
+    assert {"gkd-seed2", "scratch-seed2", "scratch-seed3"} <= asked.keys()
+    assert "gkd-seed3" not in asked
+
+
+@pytest.mark.parametrize("recipe", ["tatoeba", "iwslt14_de_en"])
+def test_f_distill_has_the_teacher_s_samples(recipe: str, tmp_path: Path) -> None:
+    for method, has in (("f_distill", True), ("f_distill_kl", True), ("f_distill_rkl", False), ("f_distill_tvd", True)):
+        [command] = run_dry(EXAMPLES / recipe / "distill.sh", tmp_path, method).values()
+        assert ("--teacher-samples" in command) == has
+
+
+def test_a_published_teacher_is_not_trained(tmp_path: Path) -> None:
+    assert "teacher" not in trainings("wmt16_en_de", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +150,13 @@ def test_a_start_is_another_student(tmp_path: Path) -> None:
         ("multi30k/student.sh", {"UPDATES": "abc"}, "UPDATES must be a whole number above 0, but is 'abc'"),
         # fairseq would train without end
         ("multi30k/student.sh", {"TEACHER_UPDATES": "0"}, "TEACHER_UPDATES must be a whole number above 0, but is '0'"),
+        ("sst2/teacher.sh", {"SMOKE": "1"}, "SMOKE is nothing that this recipe minds, but is '1': leave it out"),
+        ("quickstart/run.sh", {"DRY_RUN": "1"}, "DRY_RUN is nothing that this recipe minds, but is '1': leave it out"),
+        (
+            "multi30k/student.sh",
+            {"START": "scratch"},
+            "START must name a model in {run} whose training has ended, but is 'scratch'",
+        ),
         ("sst2/teacher.sh", {"TEACHER_PRECISION": "bf16"}, "TEACHER_PRECISION must be fp32 in this recipe, but is 'bf16'"),
         ("multi30k/run.sh", {"SEEDS": "1 b"}, "SEEDS must be numbers, but has 'b'"),
         ("multi30k/run.sh", {"SEED": "2"}, "SEED is of one student: run.sh takes SEEDS=\"1 2\", but SEED is '2'"),
@@ -135,7 +165,7 @@ def test_a_start_is_another_student(tmp_path: Path) -> None:
 def test_wrong_variables_are_refused(script: str, environment: dict[str, str], message: str, tmp_path: Path) -> None:
     done = call(EXAMPLES / script, tmp_path / "run", **environment)
     assert done.returncode == 1
-    assert done.stderr.strip() == f"{Path(script).name}: {message}"
+    assert done.stderr.strip() == f"{Path(script).name}: {message.format(run=tmp_path / 'run')}"
 
 
 @pytest.mark.parametrize(
@@ -357,7 +387,9 @@ def test_a_table_shows_every_seed_and_the_readmes_are_filled_between_their_marks
     ]
     assert "| 31.00 (30.0 to 32.0) | 0.010 |" in rows[2]
     assert "`imitkd` 32.00" in table  # of 31 and 33
-    assert "| +2.00 |" in tables.overview([results])
+    overview = tables.overview([results])
+    assert "| imitkd | 1,000 | BLEU | 31.00 (30.0 to 32.0); 33.00 (32.0 to 34.0) | +1.00 |" in overview  # scratch has seed 1
+    assert "| teacher | 1,000 | BLEU | 40.00 (39.0 to 41.0) | +10.00 |" in overview
     short = tables.headlines([results, {**made_results(), "recipe": "other"}])
     assert "[made](examples/made/README.md), BLEU | [other]" in short
     assert "| `imitkd` | 31.00; 33.00 | 31.00; 33.00 |" in short
@@ -534,6 +566,7 @@ def test_the_memory_of_a_training_is_the_most_that_any_of_its_calls_held(tmp_pat
         status = subprocess.run(command, check=False).returncode
         return status, int((tmp_path / "peak").read_text())
 
+    (tmp_path / "peak").write_text("")  # a kill in the middle of writing
     status, held = call("held = b'1' * 200_000_000; raise SystemExit(3)")
     assert status == 3
     assert 200_000_000 < held < 300_000_000

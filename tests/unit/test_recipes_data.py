@@ -196,14 +196,14 @@ def test_what_is_left_out_and_cleaned(news: ModuleType, tmp_path: Path) -> None:
     assert found[0].body == "A sum of 5 pct was named. " + BODY.strip()
 
 
-def test_lower_case_news(news: ModuleType, run: Callable[..., None], tmp_path: Path) -> None:
+def test_news_of_all_files(news: ModuleType, run: Callable[..., None], tmp_path: Path) -> None:
     for number, name in enumerate(news.FILES):
         (tmp_path / name).write_text(
             sgm([(20 * number + n, f"TITLE OF {20 * number + n}", f"News {n} {number} {BODY}") for n in range(20)])
         )
-    run(news, tmp_path, tmp_path / "out", "--lowercase")
-    assert sorted(lines(tmp_path / "out" / "train.tgt"))[0].startswith("title of ")
-    assert lines(tmp_path / "out" / "test.src")[0].startswith("news ")
+    run(news, tmp_path, tmp_path / "out")
+    assert sorted(lines(tmp_path / "out" / "train.tgt"))[0].startswith("TITLE OF ")
+    assert lines(tmp_path / "out" / "test.src")[0].startswith("News ")
     (tmp_path / "reut2-001.sgm").unlink()
     with pytest.raises(SystemExit, match=r"reut2-001\.sgm cannot be read \(No such file or directory\): the folder must hold"):
         run(news, tmp_path, tmp_path / "out")
@@ -316,16 +316,13 @@ def test_stories_are_cut_and_test_s_summaries_are_not(
         ]
 
     monkeypatch.setattr(stories, "stories", made)
-    run(stories, tmp_path, tmp_path / "out", "--lowercase")
+    run(stories, tmp_path, tmp_path / "out")
     assert read[0] == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
     text = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
-    assert text["train.source"] == "london -- a story. " + "word " * 395 + "word\n"
-    assert text["train.target"] == "first . second . " + "more " * 95 + "more\n"
-    assert text["valid.target"] == text["test.target"] == "first . second . " + "more " * 199 + "more\n"
+    assert text["train.source"] == "LONDON -- A story. " + "word " * 395 + "word\n"
+    assert text["train.target"] == "First . Second . " + "more " * 95 + "more\n"
+    assert text["valid.target"] == text["test.target"] == "First . Second . " + "more " * 199 + "more\n"
     assert "test: left out 1 without article or highlights" in capsys.readouterr().out
-    run(stories, tmp_path, tmp_path / "out", "--source-words", 3, "--target-words", 0)
-    assert lines(tmp_path / "out" / "train.source") == ["LONDON -- A"]
-    assert len(lines(tmp_path / "out" / "train.target")[0].split()) == 204
 
 
 def test_a_piece_of_a_split_is_missing(load: Load, run: Callable[..., None], tmp_path: Path) -> None:
