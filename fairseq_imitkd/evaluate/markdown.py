@@ -137,10 +137,15 @@ def _by_position(models: dict[str, Any]) -> str:
     header = ["agreement, own (over gold), by token", *(f"{_range(*group)} ({tokens[group]:,})" for group in groups)]
     rows = []
     for name, each in probed.items():
-        found = {group["from"]: [group[prefix]["agreement"] for prefix in ("own", "gold")] for group in each}
-        cells = {first: f"{100 * own:.1f}% ({100 * (own - gold):+.1f})" for first, (own, gold) in found.items()}
+        cells = {group["from"]: _over_gold(group["own"], group["gold"]) for group in each}
         rows.append([name, *(cells.get(first, "") for first, _ in groups)])
     return table(header, rows)
+
+
+def _over_gold(own: dict[str, Any], gold: dict[str, Any]) -> str:
+    """With how many tokens of its own a model has there: late ones may be few, or those of sentences that never end."""
+    share, other = (100 * each["agreement"] for each in (own, gold))
+    return f"{share:.1f}% of {own['tokens']:,} ({share - other:+.1f})"
 
 
 def _range(first: int, last: int | None) -> str:
@@ -161,7 +166,8 @@ def _notes(results: dict[str, Any]) -> str:
     if results["teacher"]:
         lines.append("agreement: share of tokens for which teacher and student prefer the same; KL(teacher || student) in nats")
         lines.append(
-            f"by token: its position, and how many the references have there; groups of fewer than {LEAST} are left out"
+            "by token: its position; in brackets how many the references have there, in a cell how many the model wrote; "
+            f"groups of fewer than {LEAST} are left out"
         )
     lines += [
         f"machine: {machine['processor']}, {_counted(machine['cores'], 'core')}; {_counted(machine['threads'], 'thread')}",

@@ -574,8 +574,8 @@ def results(**changes: Any) -> dict[str, Any]:
     greedy = {"bleu": score, "chrf": {**score, "score": 55.5}, "ter": {**score, "score": 44.4, "p": 0.0123}, **faults}
     exposure = {"student": 30.0, "student_then_teacher": 31.0, "teacher_then_student": 32.0, "teacher": 33.0}
     by_position = [
-        {"from": 1, "to": 5, "gold": {"tokens": 1250, "agreement": 0.7}, "own": {"agreement": 0.6875}},
-        {"from": 31, "to": None, "gold": {"tokens": 60, "agreement": 0.25}, "own": {"agreement": 0.5}},
+        {"from": 1, "to": 5, "gold": {"tokens": 1250, "agreement": 0.7}, "own": {"tokens": 1200, "agreement": 0.6875}},
+        {"from": 31, "to": None, "gold": {"tokens": 60, "agreement": 0.25}, "own": {"tokens": 90, "agreement": 0.5}},
     ]
     probes = {
         "agreement_gold": 0.7015, "agreement_own": 0.65, "kl_gold": 0.5, "kl_own": 0.75, "exposure": exposure,
@@ -627,7 +627,7 @@ def test_markdown_shows_what_the_file_holds() -> None:
     assert probes[1] == ["one", "70.2%", "65.0%", "0.500", "0.750", "30.00", "31.00", "32.00", "33.00"]
     assert len(probes) == 2
     assert by_position[0][1:] == ["1 to 5 (1,250)", "31 or more (60)"]
-    assert by_position[1:] == [["one", "68.8% (-1.2)", "50.0% (+25.0)"]]
+    assert by_position[1:] == [["one", "68.8% of 1,200 (-1.2)", "50.0% of 90 (+25.0)"]]
     assert "nrefs:1|case:mixed" in text
     assert text.endswith("```\nimitkd-evaluate --model one=one.pt\n```")
 
