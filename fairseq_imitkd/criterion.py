@@ -103,6 +103,7 @@ class DistillationCriterion(FairseqCriterion):
         self._anneals = "annealing" in settings
         self._annealing_temperature, self._annealing_end = cfg.annealing_temperature, cfg.annealing_end
         self._exact_mixture = str(cfg.js_weights) == "exact"
+        self._easy_weight = cfg.easy_weight
         self._student_temperature, self._teacher_temperature = cfg.student_temperature, cfg.teacher_temperature
         self._teacher_topk, self._teacher_tail = cfg.teacher_topk, str(cfg.teacher_tail)
         self._label_smoothing = cfg.label_smoothing
@@ -253,14 +254,23 @@ class DistillationCriterion(FairseqCriterion):
         if "is_rollout" in self._inputs:
             batch.inputs["is_rollout"] = batch.is_rollout
         if "is_hard" in self._inputs:
-            sure = token_lprobs(batch.teacher, batch.gold, chunk)
-            batch.inputs["is_hard"] = sure < sure[batch.counted].nanmedian() if bool(batch.counted.any()) else sure < 0.0
+            unsure = -token_lprobs(batch.teacher, batch.gold, chunk)
+            median = unsure[batch.counted].nanmedian() if bool(batch.counted.any()) else unsure.new_zeros(())
+            batch.inputs["is_hard"] = unsure >= median
+            batch.inputs["token_weight"] = self._of_easy_and_hard(batch.inputs["is_hard"], batch.counted)
         if "mixture_weight" in self._inputs:
             batch.inputs["mixture_weight"] = torch.full_like(batch.gold, 0.5, dtype=torch.float32)
             if self._exact_mixture:
                 ahead = token_lprobs(batch.teacher, batch.gold, chunk) - token_lprobs(student, batch.gold, chunk)
                 batch.inputs["mixture_weight"] = batch.before(ahead).sigmoid()
         return batch
+
+    def _of_easy_and_hard(self, is_hard: Tensor, counted: Tensor) -> Tensor:
+        """``(N,)``: weights by which a mean over all tokens is ``w`` times that over the easy and ``1 - w`` over the hard."""
+        hard, count = (is_hard & counted).sum(), counted.sum()
+        of_easy = self._easy_weight * count / (count - hard).clamp(min=1)
+        of_hard = (1.0 - self._easy_weight) * count / hard.clamp(min=1)
+        return torch.where(is_hard, of_hard, of_easy)
 
     def _token_loss(self, batch: "_Positions", student_logits: Tensor, at: slice) -> tuple[Tensor, Figures]:
         """The loss to add up at ``n`` positions of a batch, ``(n, V) -> (n,)``, and figures of each."""

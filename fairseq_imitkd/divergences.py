@@ -22,8 +22,8 @@ from fairseq_imitkd.vocabulary import most_probable
 Divergence = Callable[..., Tensor]
 
 # What a divergence may ask of each token, (N,): the target; whether the student wrote the sentence; the weight of p in
-# the mixture of p and q; whether the teacher is among the batch's less certain half about the target.
-TOKEN_INPUTS = ("target", "is_rollout", "mixture_weight", "is_hard")
+# the mixture of p and q; whether the teacher is among the batch's less certain half about the target; the token's weight.
+TOKEN_INPUTS = ("target", "is_rollout", "mixture_weight", "is_hard", "token_weight")
 
 
 def teacher_argmax(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -200,7 +200,9 @@ def logit_mse(student_logits: Tensor, teacher_logits: Tensor, *, annealing: floa
     return (distance - logit_margin * annealing).clamp(min=0.0) if logit_margin > 0.0 else distance
 
 
-def target_decoupled_kl(student_logits: Tensor, teacher_logits: Tensor, *, target: Tensor, is_hard: Tensor) -> Tensor:
+def target_decoupled_kl(
+    student_logits: Tensor, teacher_logits: Tensor, *, target: Tensor, is_hard: Tensor, token_weight: Tensor
+) -> Tensor:
     """KL divergence in two parts, of which an easy token has only one: ATKD (Zhong et al. 2024, section 3.2).
 
     The first part is between ``(p(y), 1 - p(y))`` and ``(q(y), 1 - q(y))`` for the target ``y``, the second between ``p``
@@ -211,6 +213,7 @@ def target_decoupled_kl(student_logits: Tensor, teacher_logits: Tensor, *, targe
         student_logits, teacher_logits: ``(N, V)``, unnormalised. A teacher's logit may be ``-inf``.
         target: ``(N,)`` int64.
         is_hard: ``(N,)`` bool.
+        token_weight: ``(N,)``, what makes the sum over a batch one of means over its easy and its hard tokens.
 
     Returns:
         ``(N,)``, nats, at least 0.
@@ -220,7 +223,7 @@ def target_decoupled_kl(student_logits: Tensor, teacher_logits: Tensor, *, targe
     p_sides = torch.cat([p_target, p_others.logsumexp(dim=-1, keepdim=True)], dim=-1)
     q_sides = torch.cat([q_target, q_others.logsumexp(dim=-1, keepdim=True)], dim=-1)
     others = _kl(p_others.log_softmax(dim=-1), q_others.log_softmax(dim=-1))
-    return others + torch.where(is_hard, _kl(p_sides, q_sides), 0.0)
+    return (others + torch.where(is_hard, _kl(p_sides, q_sides), 0.0)) * token_weight
 
 
 DIVERGENCES: dict[str, Divergence] = {

@@ -168,7 +168,8 @@ class SpeculativeKDConfig(DistillationConfig):
 class ATKDConfig(DistillationConfig):
     """ATKD (Zhong et al., ACL 2024, section 3.2): less of the target where the teacher is sure of it.
 
-    The half of a batch's tokens of which the teacher is surest teach only how the other symbols compare.
+    The half of a batch's tokens of which the teacher is surest teach only how the other symbols compare, and their mean weighs
+    0.2 against 0.8 of the others', as in the authors' code.
     """
 
     divergence: str = default("divergence", "target-decoupled-kl")

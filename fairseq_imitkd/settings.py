@@ -93,6 +93,13 @@ class DistillationConfig(FairseqDataclass):
     skew: float = field(
         default=0.1, metadata={"help": "of the skew KL divergences: share of the one distribution in the other"}
     )
+    easy_weight: float = field(
+        default=0.2,
+        metadata={
+            "help": "of the mean loss of the tokens that the teacher is surer of, against that of the others, in 0..1, under "
+            "--divergence target-decoupled-kl"
+        },
+    )
     annealing_temperature: int = field(
         default=1,
         metadata={"help": "temperature that the teacher's logits begin with under --divergence logit-mse; it falls to 1"},
@@ -283,6 +290,7 @@ def _ranges(cfg: DistillationConfig) -> Iterator[tuple[str, Any, bool, str]]:
         "in 0..1" if open_ended else "above 0 and below 1 (at 0 and 1 jsd is 0 whatever the student does: use jsd-normalised)",
     )  # fmt: skip
     yield "--skew", cfg.skew, 0.0 <= cfg.skew < 1.0, "at least 0 and below 1"
+    yield "--easy-weight", cfg.easy_weight, 0.0 <= cfg.easy_weight <= 1.0, "in 0..1"
     yield "--annealing-temperature", cfg.annealing_temperature, cfg.annealing_temperature >= 1, "a whole number, 1 or more"
     yield "--annealing-end", cfg.annealing_end, 0.0 < cfg.annealing_end <= 1.0, "above 0 and at most 1"
     yield "--logit-margin", cfg.logit_margin, 0.0 <= cfg.logit_margin < math.inf, "a finite number, 0 or more"
@@ -325,6 +333,7 @@ def _dependencies(cfg: DistillationConfig) -> Iterator[tuple[set[str], bool, str
     yield {"annealing_temperature"}, not _uses(cfg, "annealing"), f"under --divergence {divergence}: choose logit-mse"
     yield {"annealing_end"}, not _uses(cfg, "annealing"), f"under --divergence {divergence}: choose logit-mse"
     yield {"annealing_end"}, cfg.annealing_temperature == 1, "at --annealing-temperature 1: raise it"
+    yield {"easy_weight"}, divergence != "target-decoupled-kl", f"under --divergence {divergence}: choose target-decoupled-kl"
     yield {"js_weights"}, divergence != "sequence-js", f"under --divergence {divergence}: choose sequence-js"
     of_distributions = divergence not in ("logit-mse", "teacher-argmax")
     choose = f"under --divergence {divergence}: choose one of distributions, such as forward-kl"

@@ -77,6 +77,7 @@ def divergence_loss(name: str, positions: int = N, dtype: torch.dtype = torch.fl
         "is_rollout": torch.rand(positions, generator=generator) < 0.5,
         "mixture_weight": torch.rand(positions, generator=generator, dtype=torch.float64),
         "is_hard": torch.rand(positions, generator=generator) < 0.5,
+        "token_weight": torch.rand(positions, generator=generator, dtype=torch.float64),
     }
     teacher = Projected(randn(positions, 3, seed=5, dtype=dtype), randn(V, 3, seed=6, dtype=dtype))
 

@@ -570,23 +570,34 @@ def test_teachers_best_few_by_definition(student, tail: str) -> None:
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
-def test_hard_tokens_are_those_of_which_the_teacher_is_less_sure(student) -> None:
-    """The half of the batch below the median of ``p(target)``, padding not counted (Zhong et al. 2024, section 3.2)."""
+@pytest.mark.parametrize("easy_weight", [0.2, 0.7])
+def test_hard_tokens_are_those_of_which_the_teacher_is_less_sure(student, easy_weight: float) -> None:
+    """Easy: ``1 - p(target)`` below its median, padding not counted (Zhong et al. 2024, section 3.2, and their code).
+
+    The loss is 0.2 times the mean over the easy tokens and 0.8 times that over the hard ones.
+    """
     sample = distillation_batch(rollout_rows=())
-    losses, _, _ = tiny_criterion("atkd", tiny_task())(student, sample, reduce=False)
+    criterion = tiny_criterion("atkd", tiny_task(), easy_weight=easy_weight)
+    losses, _, _ = criterion(student, sample, reduce=False)
     counted = sample["target"].ne(PAD)
     p, q = teacher_logits(sample).double().softmax(-1)[counted], student_lprobs(student, sample).exp()[counted]
     gold = sample["target"][counted]
     sure = p[torch.arange(len(gold)), gold]
-    median = sorted(sure.tolist())[(len(gold) - 1) // 2]
+    unsure = (1.0 - sure).tolist()
+    median = sorted(unsure)[(len(gold) - 1) // 2]
+    easy, hard = [], []
     for n, y in enumerate(gold.tolist()):
         others = [v for v in range(20) if v != y]
         rest_p, rest_q = sum(float(p[n, v]) for v in others), sum(float(q[n, v]) for v in others)
         expected = sum(float(p[n, v]) / rest_p * math.log(float(p[n, v]) / rest_p / (float(q[n, v]) / rest_q)) for v in others)
-        if float(sure[n]) < median:
+        if unsure[n] >= median:
             expected += float(p[n, y]) * math.log(float(p[n, y] / q[n, y])) + rest_p * math.log(rest_p / rest_q)
-        assert float(losses[n]) == pytest.approx(expected, rel=1e-3, abs=1e-5)
-    assert 0 < sum(float(value) < median for value in sure) < len(gold)
+        (hard if unsure[n] >= median else easy).append((float(losses[n]), expected))
+    assert easy
+    assert hard
+    for group, weight in ((easy, easy_weight), (hard, 1.0 - easy_weight)):
+        for loss, expected in group:
+            assert loss == pytest.approx(weight * len(gold) / len(group) * expected, rel=1e-3, abs=1e-5)
 
 
 def test_exact_mixture_weights_are_the_prefixes_probabilities(student) -> None:

@@ -118,9 +118,9 @@ def others_part(q: Distribution, p: Distribution, target: int) -> float:
     return kl(*without)
 
 
-def reference_target_decoupled_kl(q: Distribution, p: Distribution, target: int, is_hard: bool) -> float:
-    """Both parts of a hard token, one of an easy one."""
-    return others_part(q, p, target) + (target_part(q, p, target) if is_hard else 0.0)
+def reference_target_decoupled_kl(q: Distribution, p: Distribution, target: int, is_hard: bool, token_weight: float) -> float:
+    """Both parts of a hard token, one of an easy one, weighed."""
+    return token_weight * (others_part(q, p, target) + (target_part(q, p, target) if is_hard else 0.0))
 
 
 def of_distributions(reference: Callable[..., float]) -> Callable[..., float]:
@@ -204,9 +204,15 @@ CASES: dict[str, Case] = {
         )
         for f, margin in product((0.3, 1.0), (0.0, 0.5, 15.0, 1e6))
     },
-    "target-decoupled-kl-mixed": Case("target-decoupled-kl", inputs={"target": TARGETS, "is_hard": MIXED}),
-    "target-decoupled-kl-hard": Case("target-decoupled-kl", inputs={"target": TARGETS, "is_hard": [True] * N}),
-    "target-decoupled-kl-easy": Case("target-decoupled-kl", inputs={"target": TARGETS, "is_hard": [False] * N}),
+    "target-decoupled-kl-mixed": Case(
+        "target-decoupled-kl", inputs={"target": TARGETS, "is_hard": MIXED, "token_weight": [0.5, 1.5, 1.0, 0.25, 3.0]}
+    ),
+    "target-decoupled-kl-hard": Case(
+        "target-decoupled-kl", inputs={"target": TARGETS, "is_hard": [True] * N, "token_weight": [1.0] * N}
+    ),
+    "target-decoupled-kl-easy": Case(
+        "target-decoupled-kl", inputs={"target": TARGETS, "is_hard": [False] * N, "token_weight": [1.0] * N}
+    ),
 }
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -404,7 +410,8 @@ def test_target_decoupled_kl_decouples_the_kl_divergence() -> None:
     student, teacher = random_logits(17)
     target = torch.tensor(TARGETS)
     both, others = (
-        target_decoupled_kl(student, teacher, target=target, is_hard=torch.full((N,), hard)) for hard in (True, False)
+        target_decoupled_kl(student, teacher, target=target, is_hard=torch.full((N,), hard), token_weight=torch.ones(N))
+        for hard in (True, False)
     )
     not_target = []
     for row, (q_logits, p_logits) in enumerate(zip(student.tolist(), teacher.tolist(), strict=True)):
@@ -618,7 +625,7 @@ def test_needs_names_the_inputs_and_settings() -> None:
         "skew-forward-kl": (set(), {"skew"}),
         "skew-reverse-kl": (set(), {"skew"}),
         "logit-mse": (set(), {"annealing", "logit_margin"}),
-        "target-decoupled-kl": ({"target", "is_hard"}, set()),
+        "target-decoupled-kl": ({"target", "is_hard", "token_weight"}, set()),
     }
     assert {name: needs(divergence) for name, divergence in DIVERGENCES.items()} == expected
     assert set().union(*(inputs for inputs, _ in expected.values())) == set(TOKEN_INPUTS)

@@ -46,6 +46,7 @@ NAN = math.nan
 RANGES: list[tuple[str, str, list[Any], str, list[Any]]] = [
     ("jsd_weight", "gkd", [0.0, 1.0, -0.1, 1.1, NAN], "above 0 and below 1", [0.001, 0.5, 0.999]),
     ("skew", "distillm", [-0.1, 1.0, 2.0, NAN], "at least 0 and below 1", [0.0, 0.999]),
+    ("easy_weight", "atkd", [-0.1, 1.1, NAN], "in 0..1", [0.0, 0.5, 1.0]),
     ("annealing_temperature", "annealing_kd", [0, -1], "a whole number, 1 or more", [1, 2, 100]),
     ("annealing_end", "annealing_kd", [0.0, -0.5, 1.1, NAN], "above 0 and at most 1", [0.01, 1.0]),
     ("logit_margin", "continuation_kd", [-0.1, NAN], "a finite number, 0 or more", [0.0, 7.0]),
@@ -146,6 +147,7 @@ USELESS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
     ("gkd", {"skew": 0.3}, "--skew 0.3", "choose skew-forward-kl or skew-reverse-kl", {"divergence": "skew-reverse-kl"}),
     ("imitkd", {"logit_margin": 0.3}, "--logit-margin 0.3", "choose logit-mse", {"divergence": "logit-mse"}),
     ("imitkd", {"annealing_temperature": 5}, "--annealing-temperature 5", "choose logit-mse", {"divergence": "logit-mse"}),
+    ("gkd", {"easy_weight": 0.5}, "--easy-weight 0.5", "choose target-decoupled-kl", {"divergence": "target-decoupled-kl"}),
     ("gkd", {"js_weights": "exact"}, "--js-weights exact", "choose sequence-js", {"divergence": "sequence-js"}),
     *(
         (method, {name: value}, f"--{name.replace('_', '-')} {value}", "choose one of distributions, such as forward-kl",
