@@ -26,13 +26,18 @@ def beam_models(models: Sequence[BaseFairseqModel]) -> EnsembleModel:
 class BeamModels(EnsembleModel):
     """One model, or several whose probabilities are averaged, decoding the beams of a batch.
 
-    The base class hands encoder outputs and caches back and forth; here they are kept, and what is handed is ignored.
+    The base class hands encoder outputs and caches back and forth; here they are kept until :meth:`forget`, and what is
+    handed is ignored.
     """
 
     def __init__(self, models: Sequence[BaseFairseqModel]):
         super().__init__(models)
         self.steps: list[TransformerSteps] = []
         self.encoded: list[Any] = []
+
+    def forget(self) -> None:
+        """Let go of a batch that is done: its caches and encoder outputs, and the weights that were put together for it."""
+        self.encoded, self.steps = [], []
 
     def set_decoder_beam_size(self, beam_size: int) -> None:
         """Leaves the models as they are: the base class writes its beam into BART's attention, where it outlives it."""

@@ -9,7 +9,7 @@ from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor
 
-from fairseq_imitkd.rollout.beam import beam_models, softmax_of_its_logits
+from fairseq_imitkd.rollout.beam import BeamModels, beam_models, softmax_of_its_logits
 from fairseq_imitkd.rollout.engine import Rollout, decode
 from fairseq_imitkd.rollout.policy import RolloutPolicy
 from fairseq_imitkd.rollout.randomness import RandomKey, Uniforms, sampling_uniforms
@@ -92,7 +92,12 @@ class RolloutGenerator(SequenceGenerator):
         cap = self._cap(net_input["src_tokens"].size(1)) if "src_tokens" in net_input else 0
         policy = self.rollout_policy
         if policy is None or others or cap < 1:
-            return super().generate(models, sample, **kwargs)
+            try:
+                return super().generate(models, sample, **kwargs)
+            finally:
+                # A training keeps its generator from one validation to the next, and needs the memory in between.
+                if isinstance(self.model, BeamModels):
+                    self.model.forget()
         # Every sentence beam_size times, one after another.
         count = net_input["src_tokens"].size(0) * self.beam_size
         rows = torch.arange(count, device=net_input["src_tokens"].device)

@@ -1,17 +1,20 @@
 """``fairseq-generate`` through the rollout engine: fairseq's own tokens and scores, and its own generator where it must be."""
 
 import copy
+import gc
+import weakref
 from argparse import Namespace
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator, SequenceGeneratorWithAlignment
 
-from fairseq_imitkd.rollout import RolloutGenerator
+from fairseq_imitkd.rollout import RolloutGenerator, beam
 from fairseq_imitkd.rollout.beam import BeamModels
 from fairseq_imitkd.rollout.generator import NoRepeats
-from fairseq_imitkd.rollout.transformer import why_not
+from fairseq_imitkd.rollout.transformer import TransformerSteps, why_not
 from tests.fairseq_models import STUDENTS, build_student, letters, make_batch, reversed_pairs, tiny_task, trained_student
 
 LIMITS = {"max_len_a": 0.0, "max_len_b": 6}
@@ -113,6 +116,31 @@ def test_one_generator_decodes_batch_after_batch() -> None:
     for size, seed in ((12, 31), (3, 32), (20, 33)):
         sample = make_batch(reversed_pairs(size, seed=seed))
         assert_same(ours.generate([model], sample), theirs.generate([model], sample))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_of_a_batch_is_kept(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """Training goes on with the generator's models: caches of a validation, also of one that failed, would take its memory."""
+    model, sample = trained_student("transformer"), make_batch(reversed_pairs(12, seed=31))
+    made: list[weakref.ref] = []
+
+    class Noted(TransformerSteps):
+        def __init__(self, *args: Any):
+            super().__init__(*args)
+            made.append(weakref.ref(self))
+
+        def keep(self, rows: torch.Tensor) -> None:
+            super().keep(rows)
+            if fails and self.filled == 2:
+                raise MemoryError
+
+    monkeypatch.setattr(beam, "TransformerSteps", Noted)
+    ours = generator(model, beam=3)
+    with pytest.raises(MemoryError) if fails else nullcontext():
+        ours.generate([model], sample)
+    gc.collect()
+    assert [steps() for steps in made] == [None]
+    assert ours.model.encoded == []
 
 
 def test_empty_translations_are_forbidden_as_fairseq_forbids_them() -> None:
