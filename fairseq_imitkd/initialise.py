@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import nn
 from fairseq_imitkd.errors import UsageError
 
 logger = logging.getLogger(__name__)
+
+Pair = tuple[str, nn.Module, nn.Module]  # a name, and what it is of the student's and of the teacher's
 
 FLAG = "--init-from-teacher"
 FORM = "'embeddings', 'encoder' and 'decoder' joined by commas, a side with layers of the teacher if wished: 'encoder:0.2.5'"
@@ -51,11 +53,13 @@ def initialise(student: BaseFairseqModel, teacher: BaseFairseqModel, parts: dict
         how many of the student's parameters are the teacher's now.
 
     Raises:
-        UsageError: a part has other shapes, or a layer is none of the teacher's. Nothing has then been copied.
+        UsageError: a part has other shapes or settings, a layer is none of the teacher's, or the student shares a tensor
+            that is several of the teacher's. Nothing has then been copied.
     """
-    pairs: list[tuple[str, nn.Module, nn.Module]] = []
+    pairs: list[Pair] = []
     for part, numbers in parts.items():
         pairs += _embeddings(student, teacher) if part == "embeddings" else _layers(part, student, teacher, numbers)
+        _check_settings(part, student, teacher)
     for name, own, theirs in pairs:
         shapes, others = _shapes(own), _shapes(theirs)
         if type(own) is not type(theirs) or shapes != others:
@@ -66,6 +70,7 @@ def initialise(student: BaseFairseqModel, teacher: BaseFairseqModel, parts: dict
                 f"{shapes.get(key, 'none')}, the teacher's {type(theirs).__name__} {others.get(key, 'none')}: give the student "
                 "the teacher's widths, or leave this part out"
             )
+    _check_shared(pairs)
     copied: dict[int, int] = {}
     for _, own, theirs in pairs:
         own.load_state_dict(theirs.state_dict())
@@ -84,7 +89,60 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(values.shape) for name, values in module.state_dict().items()}
 
 
-def _embeddings(student: Any, teacher: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+def _check_settings(part: str, student: Any, teacher: Any) -> None:
+    """Weights of the same shapes compute something else in a student with other heads, norms or activations."""
+    own, theirs = _settings(part, student), _settings(part, teacher)
+    for name in own:
+        if name in theirs and own[name] != theirs[name]:
+            raise UsageError(
+                f"{FLAG} {part}: the student's {name} must be the teacher's, {theirs[name]}, but is {own[name]}: build the "
+                f"student alike, or leave {part} out"
+            )
+
+
+def _settings(part: str, model: Any) -> dict[str, Any]:
+    """What changes the meaning of a transformer's weights and not their shapes, by flag or name; of other models nothing."""
+    settings: dict[str, Any] = {}
+    if part == "embeddings":
+        for name in ("encoder", "decoder"):
+            side = getattr(model, name)
+            if hasattr(side, "embed_scale"):
+                settings["--no-scale-embedding"] = side.embed_scale == 1.0
+                settings[f"{name}.embed_positions"] = _named(side, "embed_positions")
+                settings[f"{name}.layernorm_embedding"] = _named(side, "layernorm_embedding")
+        return settings
+    side = getattr(model, part)
+    layer: Any = side.layers[0] if len(side.layers) else None  # all are built alike
+    if hasattr(layer, "normalize_before"):
+        settings[f"--{part}-normalize-before"] = layer.normalize_before
+        settings[f"{part}.layer_norm"] = _named(side, "layer_norm")
+        if hasattr(layer, "self_attn"):  # fairseq's convolutions have none
+            settings[f"--{part}-attention-heads"] = layer.self_attn.num_heads
+            settings["--activation-fn"] = _named(layer, "activation_fn").replace("<lambda>", "linear")
+    return settings
+
+
+def _named(owner: Any, attribute: str) -> str:
+    """What kind of module an attribute is, or which function."""
+    part = getattr(owner, attribute, None)
+    return "none" if part is None else getattr(part, "__name__", type(part).__name__)
+
+
+def _check_shared(pairs: Iterable[Pair]) -> None:
+    """A tensor of the student that has several names, as tied embeddings have, would keep the last of different values."""
+    given: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, own, theirs in pairs:
+        values = theirs.state_dict()
+        for key, parameter in own.named_parameters():
+            before, value = given.setdefault(id(parameter), (name, values[key]))
+            if not torch.equal(value, values[key]):
+                raise UsageError(
+                    f"{FLAG}: the student's {before} and {name} are one tensor, but the teacher's differ: build a student that "
+                    "shares no more (--share-all-embeddings, --share-decoder-input-output-embed), or leave this part out"
+                )
+
+
+def _embeddings(student: Any, teacher: Any) -> Iterator[Pair]:
     """Of words, of positions where they are learned, and the output matrix."""
     for side in ("encoder", "decoder"):
         own, theirs = getattr(student, side), getattr(teacher, side)
@@ -94,7 +152,7 @@ def _embeddings(student: Any, teacher: Any) -> Iterator[tuple[str, nn.Module, nn
                 yield f"{side}'s {name}", mine, getattr(theirs, name, None) or nn.Identity()
 
 
-def _layers(side: str, student: Any, teacher: Any, numbers: list[int] | None) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+def _layers(side: str, student: Any, teacher: Any, numbers: list[int] | None) -> Iterator[Pair]:
     own, theirs = (getattr(getattr(model, side), "layers", None) for model in (student, teacher))
     if own is None or theirs is None:
         raise UsageError(f"{FLAG} {side} needs a student and a teacher with layers, such as transformers: leave it out")

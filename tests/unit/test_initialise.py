@@ -110,7 +110,6 @@ def test_a_student_of_the_same_size_computes_what_its_teacher_does(settings: dic
             "teacher's Embedding (20, 32): give the student the teacher's widths, or leave this part out",
         ),
         ("encoder", {"encoder_ffn_embed_dim": 64}, "the student's encoder layer 0 (of 0) must be built as the teacher's"),
-        ("decoder", {"decoder_normalize_before": True}, "the student's decoder's layer_norm must be built as the teacher's"),
         ("decoder:0", {"decoder_layers": 2}, "decoder:… must name as many layers as the student has, 2, but names 1"),
         ("encoder:9", {}, "encoder:… must name layers in 0..2, the teacher's, but names 9"),
     ],
@@ -127,6 +126,106 @@ def test_what_does_not_fit(parts: str, student: dict[str, Any], message: str) ->
     assert all(torch.equal(values, before[name]) for name, values in own.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("parts", "student", "teacher", "message"),
+    [
+        (
+            "encoder",
+            {"encoder_attention_heads": 8},
+            {},
+            "encoder: the student's --encoder-attention-heads must be the teacher's, 2, but is 8",
+        ),
+        ("decoder", {"decoder_attention_heads": 8}, {}, "--decoder-attention-heads must be the teacher's, 2, but is 8"),
+        (
+            "encoder",
+            {},
+            {"encoder_normalize_before": True},
+            "--encoder-normalize-before must be the teacher's, True, but is False",
+        ),
+        (
+            "decoder",
+            {"decoder_normalize_before": True},
+            {},
+            "--decoder-normalize-before must be the teacher's, False, but is True",
+        ),
+        ("encoder", {"activation_fn": "gelu"}, {}, "--activation-fn must be the teacher's, relu, but is gelu"),
+        ("encoder", {}, {"activation_fn": "linear"}, "--activation-fn must be the teacher's, linear, but is relu"),
+        (
+            "decoder",
+            {"decoder_normalize_before": True, "no_decoder_final_norm": True},
+            {"decoder_normalize_before": True},
+            "decoder.layer_norm must be the teacher's, LayerNorm, but is none",
+        ),
+        ("embeddings", {"no_scale_embedding": True}, {}, "--no-scale-embedding must be the teacher's, False, but is True"),
+        (
+            "embeddings",
+            {},
+            {"layernorm_embedding": True},
+            "encoder.layernorm_embedding must be the teacher's, LayerNorm, but is none",
+        ),
+        (
+            "embeddings",
+            {},
+            {"decoder_learned_pos": True},
+            "decoder.embed_positions must be the teacher's, LearnedPositionalEmbedding, but is SinusoidalPositionalEmbedding",
+        ),
+    ],
+    ids=str,
+)
+def test_same_shapes_that_mean_something_else(
+    parts: str, student: dict[str, Any], teacher: dict[str, Any], message: str
+) -> None:
+    """Copied without a word, they would be a worse beginning than none. What is not copied may differ."""
+    own, theirs = built(2, **student), built(1, 3, 3, **teacher)
+    before = {name: values.clone() for name, values in own.state_dict().items()}
+    with pytest.raises(UsageError) as error:
+        initialise(own, theirs, parse_parts("embeddings,encoder,decoder"))
+    assert f"{message}: build the student alike, or leave {parts} out" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(values, before[name]) for name, values in own.state_dict().items())
+    others = {"embeddings": "encoder", "encoder": "embeddings", "decoder": "embeddings"}
+    assert initialise(own, theirs, parse_parts(others[parts])) > 0
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "refused"),
+    [
+        ({"share_all_embeddings": True}, {}, "encoder's embed_tokens and decoder's embed_tokens"),
+        ({"share_decoder_input_output_embed": True}, {}, "decoder's embed_tokens and decoder's output_projection"),
+        (
+            {"share_all_embeddings": True},
+            {"share_decoder_input_output_embed": True},
+            "encoder's embed_tokens and decoder's embed_tokens",
+        ),
+        ({}, {"share_all_embeddings": True}, None),
+        ({"share_decoder_input_output_embed": True}, {"share_all_embeddings": True}, None),
+    ],
+    ids=str,
+)
+def test_one_tensor_for_several_of_the_teachers(student: dict[str, Any], teacher: dict[str, Any], refused: str | None) -> None:
+    """A student that shares more than its teacher would keep the last of different values; one that shares less may."""
+    own, theirs = built(2, **student), built(1, 2, 2, **teacher)
+    before = {name: values.clone() for name, values in own.state_dict().items()}
+    parts = parse_parts("embeddings,encoder")
+    if refused is None:
+        initialise(own, theirs, parts)
+        assert torch.equal(own.decoder.output_projection.weight, theirs.decoder.output_projection.weight)
+        return
+    with pytest.raises(UsageError) as error:
+        initialise(own, theirs, parts)
+    assert f"--init-from-teacher: the student's {refused} are one tensor, but the teacher's differ: build a" in str(error.value)
+    assert all(torch.equal(values, before[name]) for name, values in own.state_dict().items())
+
+
+def test_words_for_a_student_of_another_kind() -> None:
+    """It knows no scale and no positions."""
+    student, teacher = build_student("gru"), built(1, share_decoder_input_output_embed=True)
+    initialise(student, teacher, parse_parts("embeddings"))
+    assert torch.equal(student.encoder.embed_tokens.weight, teacher.encoder.embed_tokens.weight)
+
+
 def test_students_without_layers() -> None:
     with pytest.raises(UsageError, match="--init-from-teacher encoder needs a student and a teacher with layers"):
         initialise(build_student("lstm"), built(1), parse_parts("encoder"))
+    with pytest.raises(UsageError, match=r"decoder layer 0 \(of 0\) must be built as the teacher's, but its LSTMCell has"):
+        initialise(build_student("lstm"), built(1), parse_parts("decoder"))
