@@ -7,8 +7,9 @@ hidden states and matrix are taken at once, so that no ``(N, V)`` tensor outlive
 the backward pass.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -92,19 +93,24 @@ class Averaged:
 
 @dataclass(frozen=True)
 class Projected:
-    """Logits still to be made: hidden states ``(N, D)``, the output matrix ``(V, D)`` and its bias ``(V,)`` or None."""
+    """Logits still to be made: hidden states ``(N, D)``, the output matrix ``(V, D)`` and its bias ``(V,)`` or None.
+
+    ``as_they_are``: in the precision that these have, under autocast too.
+    """
 
     features: Tensor
     weight: Tensor
     bias: Tensor | None = None
+    as_they_are: bool = field(default=False, kw_only=True)
 
     def logits(self, positions: slice) -> Tensor:
         """See :class:`Scores`."""
-        return F.linear(self.features[positions], self.weight, self.bias)
+        with torch.autocast(self.features.device.type, enabled=False) if self.as_they_are else contextlib.nullcontext():
+            return F.linear(self.features[positions], self.weight, self.bias)
 
     def at(self, positions: Tensor) -> "Projected":
         """See :class:`Scores`."""
-        return Projected(self.features[positions], self.weight, self.bias)
+        return replace(self, features=self.features[positions])
 
 
 def chunk_size(positions: int, symbols: int, device: torch.device, asked: int = 0) -> int:

@@ -4,6 +4,7 @@ It owns no model and no teacher. fairseq's trainer divides the summed gradient b
 processes and micro-batches.
 """
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Optional
@@ -20,10 +21,12 @@ from fairseq_imitkd.chunked import Figures, Projected, Scores, Whole, chunk_size
 from fairseq_imitkd.divergences import DIVERGENCES, full_precision, most_probable_only, needs
 from fairseq_imitkd.errors import RefusedUpdate, UsageError
 from fairseq_imitkd.rollout import RolloutPolicy
-from fairseq_imitkd.schedules import AdaptiveShare, parse_schedule, parse_share
+from fairseq_imitkd.schedules import AdaptiveShare, Schedule, parse_schedule, parse_share
 from fairseq_imitkd.settings import DistillationConfig, check, training_length
 from fairseq_imitkd.student import features_for_logits, output_projection, unwrapped
 from fairseq_imitkd.vocabulary import most_probable
+
+logger = logging.getLogger(__name__)
 
 # Where the task leaves, in a training batch, what the loss needs beside fairseq's own keys.
 DISTILLATION = "distillation"
@@ -92,6 +95,11 @@ class DistillationCriterion(FairseqCriterion):
         self._by_epoch = str(cfg.schedule_by) == "epoch"
         self._end, end_flag = training_length(cfg)
         self.share_schedule = parse_share(cfg.student_share, self._end, "--student-share", end_flag)
+        if not self._by_epoch and cfg.max_epoch > 0 and _moves(self.share_schedule, self._end):
+            logger.warning(
+                "--student-share %s moves by --max-update %d: if --max-epoch %d ends the training sooner, it does not come to "
+                "its end (--schedule-by epoch moves by that)", cfg.student_share, cfg.max_update, cfg.max_epoch,
+            )  # fmt: skip
         self.share_by_batch = str(cfg.share_by) == "batch"
         self._gold_schedule = parse_schedule(cfg.gold_weight, self._end, "--gold-weight", end_flag)
         self.teacher_samples = cfg.teacher_samples
@@ -390,6 +398,11 @@ class _Positions:
             grid[self.positions] = values
         sums = grid.view_as(self.target).cumsum(dim=-1).flatten() - grid
         return sums if self.positions is None else sums[self.positions]
+
+
+def _moves(share: Schedule, end: int) -> bool:
+    """Whether it is another at the end of a training than at its beginning."""
+    return not isinstance(share, AdaptiveShare) and share(0) != share(end)
 
 
 def _what_is_not_finite(sample: Batch, batch: _Positions, student: Scores, losses: Tensor, divergence: str) -> str:

@@ -26,7 +26,7 @@ from fairseq_imitkd.batch import (
 )
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.pool import PooledRollout, RolloutPool
-from fairseq_imitkd.replay import PastRollout, ReplayBuffer
+from fairseq_imitkd.replay import PastRollout, ReplayBuffer, chosen
 from fairseq_imitkd.rollout import Corrector, Ensemble, RandomKey, Rollout, RolloutPolicy, decode, sampling_uniforms
 from fairseq_imitkd.rollout.randomness import REPLAYED, REPLAYING, TEACHER_SAMPLING
 
@@ -146,25 +146,34 @@ class Mixer:
             }
             truncated = nothing.index_copy(0, rows, rollout.truncated)
             mixed = Mixed(with_rollouts(sample, rows, rollout, self.pad), written.drawn, truncated, work)
-        return self._with_replayed(mixed, criterion, update_num) if self.replay is not None else mixed
+        return self._with_replayed(sample, mixed, criterion, update_num) if self.replay is not None else mixed
 
     def _replayed(self, sample: Batch, drawn: Tensor, criterion: DistillationCriterion, update_num: int) -> Tensor:
         """Which of the sentences drawn for the student, ``(B,)`` bool, old rollouts take the places of."""
-        if self.replay is None or len(self.replay) == 0:
+        there = len(self._replayable(sample, update_num))
+        if there == 0:
             return torch.zeros_like(drawn)
         uniforms = RandomKey(criterion.seed, update_num, REPLAYING).uniforms(sample["id"])
-        return drawn & (uniforms < criterion.replay_share(update_num))
+        replayed = drawn & (uniforms < criterion.replay_share(update_num))
+        # Each old one once: the student writes the others anew.
+        first = uniforms.masked_fill(~replayed, 2.0).argsort(stable=True)[:there]
+        return replayed & torch.zeros_like(drawn).index_fill_(0, first, True)
 
-    def _with_replayed(self, mixed: Mixed, criterion: DistillationCriterion, update_num: int) -> Mixed:
-        """The batch with old rollouts in it; its new ones are kept for later."""
-        assert self.replay is not None
+    def _replayable(self, sample: Batch, update_num: int) -> list[PastRollout]:
+        """The old rollouts that a batch has room for."""
+        if self.replay is None:
+            return []
+        return self.replay.fitting(update_num, max(sample["net_input"]["src_tokens"].size(1), sample["target"].size(1)))
+
+    def _with_replayed(self, given: Batch, mixed: Mixed, criterion: DistillationCriterion, update_num: int) -> Mixed:
+        """The batch with old rollouts in it; its new ones are kept for later. ``given``: as it was without rollouts."""
         sample, written = mixed.sample, mixed.is_rollout
-        drawn = self._drawn(sample, criterion, update_num)
-        replayed = self._replayed(sample, drawn, criterion, update_num) & ~written
+        drawn = self._drawn(given, criterion, update_num)
+        replayed = self._replayed(given, drawn, criterion, update_num) & ~written
         rows, past = replayed.nonzero().squeeze(-1), []
-        if rows.numel() > 0:  # before this update's own come in: they are here anyway
+        if rows.numel() > 0:
             key = RandomKey(criterion.seed, update_num, REPLAYED)
-            past = self.replay.drawn(key.uniforms(sample["id"][rows]))
+            past = chosen(self._replayable(given, update_num), key.uniforms(given["id"][rows]))
         self._keep(mixed, update_num)
         if not past:
             return mixed

@@ -36,6 +36,7 @@ class _Lesson:
     chosen: Tensor  # (B,)
     agreement: Tensor  # (B, M)
     before: Tensor  # (B,)
+    chunk: int
 
 
 class TeacherSelector:
@@ -53,7 +54,7 @@ class TeacherSelector:
     def __init__(self, log_weights: Tensor, pad: int, seed: int):
         self.bias, self.weight = log_weights.double().cpu().clone(), torch.ones((), dtype=torch.float64)
         self.pad, self.seed = pad, seed
-        self._lessons: list[_Lesson] = []
+        self._lessons: dict[tuple[int, ...], _Lesson] = {}  # by sentences: one that is tried again (--amp) is one lesson
 
     def choose(self, sample: Batch, agreement: Tensor, student: BaseFairseqModel, update_num: int, chunk: int) -> Tensor:
         """Draw a teacher for each sentence of a batch, and remember the lesson.
@@ -71,14 +72,15 @@ class TeacherSelector:
         agreement = agreement.double()
         uniforms = RandomKey(self.seed, update_num, SELECTING).uniforms(sample["id"])
         chosen = drawn(self._logits(agreement), uniforms)
-        self._lessons.append(_Lesson(sample, chosen, agreement, self._known(sample, student, chunk)))
+        known = self._known(sample, student, chunk)
+        self._lessons[tuple(sample["id"].tolist())] = _Lesson(sample, chosen, agreement, known, chunk)
         return torch.full_like(agreement, float("-inf"), dtype=torch.float32).scatter(-1, chosen.unsqueeze(-1), 0.0)
 
-    def learn(self, student: BaseFairseqModel, chunk: int = 0) -> None:
+    def learn(self, student: BaseFairseqModel) -> None:
         """Reward the choices of the last update, now that the student has made it. All processes must call this together."""
         gradient = torch.zeros(self.bias.numel() + 2, dtype=torch.float64)
-        for lesson in self._lessons:
-            gain = (self._known(lesson.sample, student, chunk) - lesson.before).double()
+        for lesson in self._lessons.values():
+            gain = (self._known(lesson.sample, student, lesson.chunk) - lesson.before).double()
             spread = gain.std(unbiased=False)
             if gain.numel() > 1 and bool(spread > 0.0):
                 better = (gain - gain.mean()) / spread
@@ -111,6 +113,9 @@ class TeacherSelector:
         return self.bias.to(agreement.device) + self.weight.to(agreement.device) * agreement
 
     def _known(self, sample: Batch, student: BaseFairseqModel, chunk: int) -> Tensor:
-        """The mean log-probability that the student gives each reference's tokens, ``(B,)``."""
-        with torch.no_grad(), evaluating(student):
+        """The mean log-probability that the student gives each reference's tokens, ``(B,)``.
+
+        Without ``--amp``'s autocast: gains are small, and would be the rounding's.
+        """
+        with torch.autocast(sample["target"].device.type, enabled=False), torch.no_grad(), evaluating(student):
             return mean_lprobs(scores_of(student, sample, whole=chunk == 0), sample["target"], self.pad, chunk)

@@ -193,6 +193,7 @@ class DistillationConfig(FairseqDataclass):
     ddp_backend: str = II("distributed_training.ddp_backend")
     disable_validation: bool = II("dataset.disable_validation")
     find_unused_parameters: bool = II("distributed_training.find_unused_parameters")
+    sentence_avg: bool = II("optimization.sentence_avg")
 
 
 def training_length(cfg: DistillationConfig) -> tuple[int, str]:
@@ -256,6 +257,11 @@ def check(cfg: DistillationConfig, method: str, defaults: DistillationConfig) ->
     if cfg.annealing_temperature > 1 and length <= 0 and _uses(cfg, "annealing"):
         raise UsageError(
             f"--annealing-temperature {cfg.annealing_temperature} needs {length_flag}, which says when training ends"
+        )
+    if cfg.sentence_avg:
+        raise UsageError(
+            f"--sentence-avg is not for --criterion {method}, whose loss is a mean over tokens: leave it out, or take the mean "
+            "of each sentence's mean by --loss-average sentence"
         )
     if cfg.loss_chunk > 0 and cfg.find_unused_parameters:
         raise UsageError(

@@ -32,6 +32,7 @@ class TrainingState:
     ):
         self.share, self.baseline, self.replay, self.selector = share, baseline, replay, selector
         self._validation = [0.0, 0.0]  # the loss of the validation that is going on, and its tokens
+        self._listening = True  # to it; not to that of further sets
 
     @property
     def listens(self) -> bool:
@@ -40,14 +41,18 @@ class TrainingState:
 
     def validation_begins(self) -> None:
         """A new validation's figures follow."""
-        self._validation = [0.0, 0.0]
+        self._validation, self._listening = [0.0, 0.0], True
+
+    def validated(self) -> None:
+        """One set is through. Only the first --valid-subset counts, as for fairseq's best checkpoint: others may be tests."""
+        self._listening = False
 
     def logged(self, total: Mapping[str, float], training: bool) -> None:
         """Take in the summed figures of an update, or of one batch of a validation."""
         if training:
             if self.baseline is not None and total.get("rewarded", 0) > 0:
                 self.baseline.add(total["reward"] / total["rewarded"])
-        else:
+        elif self._listening:
             self._validation[0] += total.get("loss", 0.0)
             self._validation[1] += total.get("ntokens", 0.0)
 

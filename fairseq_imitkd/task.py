@@ -240,6 +240,10 @@ class TranslationWithTeacherTask(TranslationTask):
         if isinstance(criterion, DistillationCriterion) and logging_outputs and self._state.listens:
             self._state.logged(totals(logging_outputs), criterion.training)
 
+    def post_validate(self, model: Any, stats: Any, agg: Any) -> None:
+        """One of the validation sets is through."""
+        self._state.validated()
+
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """What fairseq puts into a checkpoint beside its own; nothing for most methods."""
         if self._state.selector is not None and self._student is not None and not several_processes():

@@ -3,8 +3,10 @@
 It is no part of any module: no optimizer, checkpoint or distributed wrapper ever sees it.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,6 +68,12 @@ class Teacher:
         """The members as one author of rollouts."""
         return Ensemble(self.models, self.log_weights)
 
+    def _precision(self) -> contextlib.AbstractContextManager:
+        """In which it computes: the one that was asked for, whatever ``--amp`` does to the student's."""
+        if self.dtype == "auto" or self._placed_on is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self._placed_on.type, enabled=False)
+
     @torch.no_grad()
     def encode(self, sample: Batch, comes_back: bool = True) -> list[Any]:
         """Each member's encoder output for a batch, for :meth:`score`; None for a member that can't encode apart.
@@ -77,7 +85,8 @@ class Teacher:
         if known is not None:
             return known
         net_input = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
-        encoded = [model.encoder(**net_input) if _encodes_apart(model, net_input) else None for model in self.models]
+        with self._precision():
+            encoded = [model.encoder(**net_input) if _encodes_apart(model, net_input) else None for model in self.models]
         if self.cache and comes_back:
             self.cache.keep(sample, encoded)
         return encoded
@@ -105,10 +114,7 @@ class Teacher:
         Returns:
             scores of ``B * T`` positions, row by row. For an ensemble, log-probabilities: of the mean of the members'.
         """
-        members = [
-            scores_of(model, sample, None if encoded is None else encoded[number], rows, whole)
-            for number, model in enumerate(self.models)
-        ]
+        members = self._scores(sample, [None] * len(self.models) if encoded is None else encoded, rows, whole)
         if len(members) == 1:
             return members[0]
         if log_weights is not None:
@@ -128,9 +134,16 @@ class Teacher:
         Returns:
             ``(B, M)``, the mean log-probability of a reference's tokens.
         """
-        members = zip(self.models, encoded, strict=True)
-        scores = [scores_of(model, sample, encoder_out, whole=chunk == 0) for model, encoder_out in members]
+        scores = self._scores(sample, encoded, None, chunk == 0)
         return torch.stack([mean_lprobs(member, sample["target"], pad, chunk) for member in scores], dim=-1)
+
+    def _scores(self, sample: Batch, encoded: Sequence[Any], rows: Tensor | None, whole: bool) -> list[Scores]:
+        """Each member's."""
+        members = zip(self.models, encoded, strict=True)
+        with self._precision():
+            scores = [scores_of(model, sample, encoder_out, rows, whole) for model, encoder_out in members]
+        asked = self.dtype != "auto"
+        return [replace(one, as_they_are=asked) if isinstance(one, Projected) else one for one in scores]
 
 
 def mean_lprobs(scores: Scores, target: Tensor, pad: int, chunk: int) -> Tensor:

@@ -96,7 +96,9 @@ def tiny_criterion(
 ) -> DistillationCriterion:
     """A method's criterion with its own defaults, but for the settings given."""
     read = {"seed": seed, "max_update": max_update, "max_epoch": max_epoch, "ddp_backend": ddp_backend}
-    cfg = METHODS[name](**{"find_unused_parameters": False, "disable_validation": False, **read, **settings})
+    cfg = METHODS[name](
+        **{"find_unused_parameters": False, "disable_validation": False, "sentence_avg": False, **read, **settings}
+    )
     cfg._name = name
     return CRITERION_REGISTRY[name](cfg, task)
 

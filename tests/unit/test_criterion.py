@@ -632,3 +632,13 @@ def test_a_stage_without_teacher_needs_no_scores(student) -> None:
     loss, _, figures = criterion(student, second)
     assert float(loss) == pytest.approx(float(figures["nll_loss"]), rel=1e-6)
     assert int(figures["teacher_tokens"]) == 0
+
+
+def test_a_share_that_another_flag_may_end_before_its_end_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Where it does not move, or moves by epochs, nothing is said."""
+    for method, settings in (("gkd", {}), ("imitkd", {"schedule_by": "epoch"}), ("imitkd", {"max_epoch": 0})):
+        tiny_criterion(method, tiny_task(), **{"max_epoch": 3, **settings})
+    assert not caplog.records
+    tiny_criterion("imitkd", tiny_task(), max_epoch=3)
+    [record] = caplog.records
+    assert "--student-share exponential:0.005 moves by --max-update 100: if --max-epoch 3 ends" in record.getMessage()

@@ -67,6 +67,7 @@ CRITERION_FLAGS = {
     "--rollout-replay": 0,
     "--rollout-replay-share": "linear:0",
     "--loss-chunk": 0,
+    "--easy-weight": 0.2,
 }
 # What each method's paper sets otherwise.
 METHOD_DEFAULTS = {
@@ -109,7 +110,15 @@ CHOICES = {
     "--rollout-policy": ["greedy", "sampling", "speculative"],
 }  # fmt: skip
 # fairseq's own flags, which the task and the criterion only read.
-READ = {"--seed", "--max-update", "--max-epoch", "--ddp-backend", "--find-unused-parameters", "--disable-validation"}
+READ = {
+    "--seed",
+    "--max-update",
+    "--max-epoch",
+    "--ddp-backend",
+    "--find-unused-parameters",
+    "--disable-validation",
+    "--sentence-avg",
+}
 
 
 def flags(dataclass: type) -> dict[str, argparse.Action]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fairseq_imitkd.batch import with_past_rollouts
-from fairseq_imitkd.replay import PastRollout, ReplayBuffer
+from fairseq_imitkd.replay import PastRollout, ReplayBuffer, chosen
 from tests.fairseq_models import make_batch, reversed_pairs
 
 PAD, EOS = 1, 2
@@ -38,11 +38,10 @@ def filled(capacity: int, count: int) -> ReplayBuffer:
 
 def contents(buffer: ReplayBuffer) -> list[tuple[Any, ...]]:
     """Everything in it, from the oldest to the newest, as plain numbers."""
-    size = len(buffer)
-    middles = (torch.arange(size, dtype=torch.float64) + 0.5) / max(size, 1)
+    every = copy.deepcopy(buffer).fitting(10**9, 10**9)
     return [
         (old.number, old.update_num, old.truncated, old.source.tolist(), old.inputs.tolist(), old.target.tolist())
-        for old in (buffer.drawn(middles) if size else [])
+        for old in every
     ]
 
 
@@ -61,32 +60,51 @@ def test_first_in_first_out(capacity: int, count: int, kept: list[int]) -> None:
     assert numbers(buffer) == kept
 
 
-@pytest.mark.parametrize("count", [1, 3, 7, 10])
-def test_each_is_drawn_alike_often(count: int) -> None:
-    """Evenly spaced numbers meet each rollout equally often, however much room is left."""
-    buffer = filled(100, count)
-    uniforms = (torch.arange(100 * count, dtype=torch.float64) + 0.5) / (100 * count)
-    found = [old.number for old in buffer.drawn(uniforms)]
-    assert [found.count(number) for number in range(count)] == [100] * count
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_each_is_chosen_alike_often_and_none_twice(count: int) -> None:
+    rollouts = [past(number) for number in range(count)]
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(600):
+        uniforms = torch.rand(min(2, count), generator=generator, dtype=torch.float64)
+        numbers = [old.number for old in chosen(rollouts, uniforms)]
+        assert len(set(numbers)) == len(numbers)
+        found += numbers
+    expected = len(found) / count
+    assert all(abs(found.count(number) - expected) < 0.25 * expected + 1 for number in range(count))
+    assert [old.number for old in rollouts] == list(range(count))
+    assert chosen(rollouts, torch.empty(0)) == []
 
 
-@pytest.mark.parametrize("count", [1, 3, 7, 1000])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_ends_of_the_uniforms_meet_the_ends_of_the_buffer(count: int, dtype: torch.dtype) -> None:
-    """0 is the oldest, and the largest number below 1 the newest: never one beyond."""
-    buffer = filled(count, count)
+def test_ends_of_the_uniforms_choose_too(dtype: torch.dtype) -> None:
+    """0 is the oldest, and the largest number below 1 the newest that is left: never one beyond."""
     largest = torch.nextafter(torch.ones((), dtype=dtype), torch.zeros((), dtype=dtype))
-    found = buffer.drawn(torch.stack([torch.zeros((), dtype=dtype), largest]))
-    assert [old.number for old in found] == [0, count - 1]
+    found = chosen([past(number) for number in range(1000)], torch.stack([largest, torch.zeros((), dtype=dtype), largest]))
+    assert [old.number for old in found] == [999, 0, 997]
 
 
-def test_draws_may_repeat_and_take_nothing_out() -> None:
-    """With replacement, one for each number, in their order."""
-    buffer = filled(4, 4)
-    found = buffer.drawn(torch.tensor([0.9, 0.1, 0.9, 0.3], dtype=torch.float64))
-    assert [old.number for old in found] == [3, 0, 3, 1]
-    assert numbers(buffer) == [0, 1, 2, 3]
-    assert buffer.drawn(torch.empty(0)) == []
+def test_what_fits_is_neither_wider_than_the_batch_nor_much_narrower() -> None:
+    """Where there are only narrower ones, those; the width is that of the longer side."""
+    buffer = ReplayBuffer(20)
+    for number, (source, target) in enumerate([(2, 2), (9, 3), (3, 10), (4, 5), (5, 6), (30, 2)]):
+        buffer.add(past(number, source=[4] * source, target=[5] * target))
+    for width, fitting in ((1, []), (2, [0]), (4, [0]), (9, [1, 3, 4]), (10, [1, 2, 4]), (100, [0, 1, 2, 3, 4, 5])):
+        assert [old.number for old in buffer.fitting(1000, width)] == fitting, width
+
+
+def test_an_update_does_not_find_what_it_writes_itself() -> None:
+    """Not its other micro-batches, and not when it is tried again."""
+    buffer = ReplayBuffer(3)
+    for number in (1, 2):
+        buffer.add(past(number, update_num=1))
+    assert buffer.fitting(1, 9) == []
+    assert [old.number for old in buffer.fitting(2, 9)] == [1, 2]
+    for number in (3, 4):
+        buffer.add(past(number, update_num=2))
+    assert [old.number for old in buffer.fitting(2, 9)] == [1, 2]
+    assert len(buffer) == 3
+    assert numbers(buffer) == [2, 3, 4]
 
 
 def saved_and_loaded(state: Any) -> Any:
@@ -104,7 +122,7 @@ def test_goes_on_from_its_state(capacity: int, count: int) -> None:
     other.restore(saved_and_loaded(one.state()))
     assert contents(other) == contents(one)
     assert len(one) == len(other) == min(capacity, count)
-    for old in other.drawn(torch.tensor([0.0, 0.5]) if count else torch.empty(0)):
+    for old in other.fitting(10**9, 9):
         assert old.source.dtype == old.inputs.dtype == old.target.dtype == torch.int64
         assert isinstance(old.truncated, bool)
     for buffer in (one, other):

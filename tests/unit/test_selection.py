@@ -72,7 +72,7 @@ def test_state_goes_on_and_nothing_is_learnt_twice() -> None:
     before, after, sample = build_student(seed=1), trained_student("transformer"), batch()
     selector = TeacherSelector(EQUAL, pad=1, seed=1)
     selector.choose(sample, AGREEMENT, before, 3, chunk=4)
-    selector.learn(after, chunk=4)
+    selector.learn(after)
     learnt = selector.state()
     selector.learn(after)
     assert selector.state() == learnt != [*EQUAL.tolist(), 1.0]
@@ -82,6 +82,33 @@ def test_state_goes_on_and_nothing_is_learnt_twice() -> None:
     three = TeacherSelector(torch.zeros(3), pad=1, seed=1)
     three.restore(learnt)
     assert three.state() == [0.0, 0.0, 0.0, 1.0], "a policy over two teachers is none over three"
+
+
+def test_a_lesson_that_is_tried_again_counts_once() -> None:
+    """fairseq tries an update again after an overflow with --amp."""
+    before, after, sample = build_student(seed=1), trained_student("transformer"), batch()
+    states = []
+    for tries in (1, 2):
+        selector = TeacherSelector(EQUAL, pad=1, seed=1)
+        for _ in range(tries):
+            selector.choose(sample, AGREEMENT, before, 3, chunk=0)
+        selector.learn(after)
+        states.append(selector.state())
+    other = TeacherSelector(EQUAL, pad=1, seed=1)
+    other.choose(sample, AGREEMENT, before, 3, chunk=0)
+    other.choose(make_batch(reversed_pairs(7, seed=5)), torch.cat([AGREEMENT, AGREEMENT[:2]]), before, 3, chunk=0)
+    other.learn(after)
+    assert states[0] == states[1] != other.state()
+
+
+def test_gains_are_not_those_of_autocast() -> None:
+    """What is measured inside it, before the update, is what is measured outside of it afterwards: here there was none."""
+    model, sample = trained_student("transformer"), batch()
+    selector = TeacherSelector(EQUAL, pad=1, seed=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        selector.choose(sample, AGREEMENT, model, 3, chunk=0)
+    selector.learn(model)
+    assert selector.state() == [*EQUAL.double().tolist(), 1.0]
 
 
 def test_saving_waits_for_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ READ = {
     "max_epoch": 0,
     "ddp_backend": "legacy_ddp",
     "find_unused_parameters": False,
+    "sentence_avg": False,
     "disable_validation": False,
 }
 
@@ -225,6 +226,7 @@ TOGETHER: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
     ("imitkd", {"gold_weight": "adaptive:0"}, "--gold-weight must be a number in 0..1, constant:", "but is 'adaptive:0'",
      {"gold_weight": "linear:0"}),
     ("imitkd", {"student_share": "2"}, "--student-share '2'", "must be a number in 0..1", {"student_share": "1"}),
+    ("imitkd", {"sentence_avg": True}, "--sentence-avg", "--loss-average sentence", {"sentence_avg": False}),
     ("imitkd", {"loss_chunk": 9, "find_unused_parameters": True}, "--loss-chunk 9", "--find-unused-parameters",
      {"loss_chunk": 0}),
     ("imitkd", {"ddp_backend": "fully_sharded"}, "--ddp-backend fully_sharded", "use --ddp-backend legacy_ddp or pytorch_ddp",

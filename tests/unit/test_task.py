@@ -237,7 +237,13 @@ def test_another_criterion_trains_without_a_teacher(student) -> None:
 def criterion_config(name: str = "imitkd") -> Any:
     """A method's settings as the trainer hands them over."""
     cfg = METHODS[name](
-        seed=1, max_update=100, max_epoch=0, ddp_backend="legacy_ddp", find_unused_parameters=False, disable_validation=False
+        seed=1,
+        max_update=100,
+        max_epoch=0,
+        ddp_backend="legacy_ddp",
+        find_unused_parameters=False,
+        disable_validation=False,
+        sentence_avg=False,
     )
     cfg._name = name
     return OmegaConf.create(vars(cfg))
