@@ -1,5 +1,13 @@
 """What ends a run with one line instead of a traceback."""
 
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
 
 class UsageError(ValueError, SystemExit):
     """A flag, file or combination that cannot work: one line that names it, its value and the remedy.
@@ -19,3 +27,24 @@ class RefusedUpdate(RuntimeError, SystemExit):
     def __init__(self, message: str):
         super().__init__(message)
         self.code = f"error: {message}"
+
+
+def interruptible(then: str = "") -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
+    """Let Ctrl-C end a command with one line, and with status 130 as shells have it.
+
+    Args:
+        then: what may be said beside ``stopped``.
+    """
+
+    def decorate(main: Callable[Given, Result]) -> Callable[Given, Result]:
+        @functools.wraps(main)
+        def run(*arguments: Given.args, **settings: Given.kwargs) -> Result:
+            try:
+                return main(*arguments, **settings)
+            except KeyboardInterrupt:
+                print(f"stopped{then}", file=sys.stderr)
+                raise SystemExit(130) from None
+
+        return run
+
+    return decorate

@@ -6,12 +6,13 @@ import logging
 import torch
 
 from fairseq_imitkd.cli.arguments import Parser, positive
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, interruptible
 from fairseq_imitkd.teacher import DTYPES as TEACHER_DTYPES
 from fairseq_imitkd.teacher_cache import CacheRequest, write_cache
 from fairseq_imitkd.teacher_cache.files import DTYPES
 
 
+@interruptible("; the same command goes on where this one was")
 def main(arguments: list[str] | None = None) -> None:
     """The command; ``arguments`` are those of the command line unless given."""
     args = argument_parser().parse_args(arguments)

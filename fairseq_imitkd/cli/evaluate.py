@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fairseq_imitkd.cli.arguments import Parser, add_search_flags, add_subword_flags, positive, text_settings
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, interruptible
 from fairseq_imitkd.evaluate import models, quality
 from fairseq_imitkd.evaluate.evaluation import Job, evaluate
 from fairseq_imitkd.evaluate.markdown import markdown
@@ -17,6 +17,7 @@ from fairseq_imitkd.text import TOKENIZERS
 QUICK = {"sentences": 200, "beam": 1, "speed_sentences": 20, "probe_sentences": 100}
 
 
+@interruptible()
 def main(arguments: list[str] | None = None) -> None:
     """The command; ``arguments`` are those of the command line unless given. Its status is 1 where a model failed."""
     arguments = sys.argv[1:] if arguments is None else arguments

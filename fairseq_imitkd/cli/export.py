@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_imitkd.cli.arguments import Parser, add_search_flags, add_subword_flags, text_settings
+from fairseq_imitkd.errors import interruptible
 from fairseq_imitkd.export.architecture import Verdict, judge
 from fairseq_imitkd.export.exporter import QUANTIZATIONS, Job, export
 from fairseq_imitkd.offline.decoding import Decoding
@@ -15,6 +16,7 @@ from fairseq_imitkd.text import TOKENIZERS
 FORMS = {"ctranslate2": "CTranslate2", "onnx": "ONNX"}
 
 
+@interruptible()
 def main(arguments: list[str] | None = None) -> None:
     """The command; ``arguments`` are those of the command line unless given."""
     arguments = sys.argv[1:] if arguments is None else arguments

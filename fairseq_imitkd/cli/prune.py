@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fairseq_imitkd.cli.arguments import Parser
 from fairseq_imitkd.compact import packed_state, read
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, interruptible
 from fairseq_imitkd.files import partial
 from fairseq_imitkd.pruning import SCOPES, Weight, check_sparsity, prune, weights_of_checkpoint
 
@@ -21,6 +21,7 @@ from fairseq_imitkd.pruning import SCOPES, Weight, check_sparsity, prune, weight
 _BUFFER = re.compile(r"(.*\.)?(version|_float_tensor)")
 
 
+@interruptible()
 def main() -> None:
     """The command line."""
     args = _parser().parse_args()

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from fairseq_imitkd.cli.arguments import Parser, add_search_flags, add_subword_flags, text_settings
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, interruptible
 from fairseq_imitkd.export.ctranslate import QUANTIZATIONS
 from fairseq_imitkd.offline.decoding import SELECTIONS, Decoding
 from fairseq_imitkd.offline.factory import BACKENDS, Job, Result, make
@@ -15,6 +15,7 @@ from fairseq_imitkd.rewards import REWARDS
 from fairseq_imitkd.settings import DTYPES
 
 
+@interruptible("; the same command goes on where this one was")
 def main(arguments: list[str] | None = None) -> None:
     """The command; ``arguments`` are those of the command line unless given."""
     args = parser().parse_args(arguments)

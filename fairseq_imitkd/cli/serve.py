@@ -18,7 +18,7 @@ import torch
 
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.cli.extras import check_extra
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, interruptible
 from fairseq_imitkd.serving.batching import THREADS, Batching, Model, facts
 from fairseq_imitkd.serving.reading import Limits
 
@@ -26,6 +26,7 @@ EXTRA = ("starlette", "uvicorn", "prometheus_client")
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
+@interruptible()
 def main(arguments: list[str] | None = None) -> None:
     """The command; ``arguments`` are those of the command line unless given."""
     args = argument_parser().parse_args(arguments)
