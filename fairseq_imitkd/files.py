@@ -5,15 +5,38 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from fairseq_imitkd.errors import UsageError
 
 LOCK = ".lock"
+
+
+def kind_of(path: str | Path, flag: str = "") -> Literal["file", "folder", "other"] | None:
+    """What is at a path; None where nothing is. Python 3.11's ``Path.is_file`` raises where one may not look.
+
+    Args:
+        path: to look at.
+        flag: whose value it is.
+
+    Raises:
+        UsageError: one may not look there.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a ValueError: a name such as no file can have
+        return None
+    except OSError as error:
+        named = f"{flag} '{path}'".lstrip()
+        raise UsageError(
+            f"{named} can't be looked at ({error.strerror}): see that you may read its folder, or give another"
+        ) from error
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
 
 
 def partial(path: Path) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.files import kind_of
 from fairseq_imitkd.text import SUBWORDS, TextSettings
 
 
@@ -87,7 +88,7 @@ def text_settings(args: argparse.Namespace, tokenizer: str | None = None) -> Tex
         path = getattr(args, name)
         if path is None:
             raise UsageError(f"--bpe {args.bpe} needs a {_flag(name)}: give its file")
-        if not path.is_file():
+        if kind_of(path, _flag(name)) != "file":
             raise UsageError(f"{_flag(name)} '{path}' is no file: give the one that --bpe {args.bpe} was made with")
         files[name] = path
     return TextSettings(args.bpe, files, tokenizer)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from fairseq_imitkd.cli.arguments import Parser
 from fairseq_imitkd.cli.extras import check_extra
-from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.files import partial
+from fairseq_imitkd.errors import UsageError, interruptible
+from fairseq_imitkd.files import kind_of, partial
 
 EXTRA = ("jinja2", "matplotlib")
 
 
+@interruptible()
 def main(arguments: list[str] | None = None) -> None:
     """The command; ``arguments`` are those of the command line unless given."""
     args = parser().parse_args(arguments)
@@ -67,9 +68,9 @@ def check_out(out: Path) -> None:
     Raises:
         UsageError: it may not.
     """
-    if out.is_dir():
+    if kind_of(out, "--out") == "folder":
         raise UsageError(f"--out '{out}' is a folder: give the name of a file, such as {out / 'report.html'}")
-    if not out.parent.is_dir():
+    if kind_of(out.parent, "--out") != "folder":
         raise UsageError(f"--out '{out}' can't be written: its folder is not there; make it first")
     if os.path.lexists(out) and not _is_report(out):
         raise UsageError(f"--out '{out}' is there already and no report: give another name, or delete it first")
