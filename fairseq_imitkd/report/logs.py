@@ -1,12 +1,13 @@
 """What a training's log tells: fairseq's figures by update, and the settings that it began with."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.report import events, settings
@@ -146,7 +147,7 @@ def read_run(path: Path) -> Run:
     Raises:
         UsageError: there is nothing of a training.
     """
-    run = Run(path.resolve().name if path.is_dir() else path.resolve().parent.name, path)
+    run = Run(path.resolve().name if os.path.isdir(path) else path.resolve().parent.name, path)
     logs = _logs(path)
     for log in logs:
         run.source = log
@@ -191,10 +192,15 @@ def read_log(run: Run, path: Path) -> None:
                 if line.endswith("\n"):
                     # A killed run's last line has no end, and the next run's first one goes on there.
                     _read_line(run, _TIME.split(line.rstrip())[-1])
-                elif run.figures:  # its last number may lack digits
+                elif not _skip_line(file) and run.figures:  # its last number may lack digits
                     run.notes.append(f"'{path}' ends within a line, which is left out: the training was killed, or goes on")
     except OSError as error:
         raise UsageError(f"'{path}' can't be read: {error.strerror}") from error
+
+
+def _skip_line(file: TextIO) -> bool:
+    """Read on to the line's end, of which no figures are that far; whether there is one."""
+    return any(part.endswith("\n") for part in iter(lambda: file.readline(LONGEST_LINE), ""))
 
 
 def _read_line(run: Run, line: str) -> None:

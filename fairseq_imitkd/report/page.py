@@ -142,7 +142,7 @@ def _trained(runs: Sequence[Run], looks: dict[str, Style]) -> Trained:
 def summary(evaluation: Evaluation) -> tuple[str, list[Fact]]:
     """What came of it in a line and a few numbers: the best of the models beside the baseline, both decoding greedily."""
     base = evaluation.baseline
-    aside = {name for name in (evaluation.content.get("teacher"), base.name if base else None) if name}
+    aside = {model.name for model in (evaluation.teacher, base) if model}
     found = {
         name: model.first.bleu.score
         for name, model in evaluation.models.items()

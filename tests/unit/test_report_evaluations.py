@@ -131,6 +131,13 @@ def test_words_that_differ() -> None:
     assert compared("a", "b " * 1000)[-1][1].split() == ["b"] * 150 + ["…"]
 
 
+def test_a_teacher_that_is_no_name(tmp_path: Path) -> None:
+    """Is none; the rest is summed up."""
+    folder = reports.evaluation(tmp_path)
+    reports.change(folder, teacher={"name": "m0"})
+    assert summary(read_evaluation(folder))[0] == "m0 is better than m1 by 0.2 BLEU"
+
+
 def test_the_table_of_models(tmp_path: Path) -> None:
     """The best of each column is marked, what is lower where lower is better; columns without a figure are not there."""
     table = tables.models(read_evaluation(reports.evaluation(tmp_path)), styles(["m0", "m1", "m2"]))

@@ -10,7 +10,7 @@ import pytest
 from fairseq.logging.progress_bar import progress_bar
 
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.report import settings
+from fairseq_imitkd.report import logs, settings
 from fairseq_imitkd.report.logs import INNER, Run, read_figures, read_log, read_run, read_runs
 from tests import inside, reports
 
@@ -97,6 +97,19 @@ def test_settings_side_by_side() -> None:
 def test_lines_without_figures(line: str) -> None:
     """Others that have something in common with those."""
     assert read_figures(line) is None
+
+
+@pytest.mark.parametrize("form", ["simple", "json"])
+def test_a_long_line_is_no_killed_training(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is skipped up to its end, and what follows is read."""
+    monkeypatch.setattr(logs, "LONGEST_LINE", 5000)
+    rows = [reports.inner({"loss": 9.0, "num_updates": update}, form) for update in (10, 20)]
+    for long in (4999, 5000, 9999, 12000):
+        (tmp_path / "train.log").write_text("".join([reports.start(1), rows[0], "x" * long, "\n", rows[1]]))
+        run = read_run(tmp_path)
+        assert (run.training("loss"), run.notes) == ([(10, 9.0), (20, 9.0)], [])
+    (tmp_path / "train.log").write_text("".join([reports.start(1), *rows, "x" * 12000]))
+    assert [note.partition("' ")[2].partition(",")[0] for note in read_run(tmp_path).notes] == ["ends within a line"]
 
 
 @pytest.mark.parametrize("form", ["simple", "json"])
