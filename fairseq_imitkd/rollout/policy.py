@@ -1,5 +1,6 @@
 """Which token a rollout takes next, and how long it may grow."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,9 +39,9 @@ class RolloutPolicy:
             ("policy", self.name, self.name in ("greedy", "sampling", "speculative"), "greedy, sampling or speculative"),
             ("topk", self.topk, self.topk >= 0, "0 (all tokens) or more"),
             ("topp", self.topp, 0.0 < self.topp <= 1.0, "above 0 and at most 1 (all tokens)"),
-            ("temperature", self.temperature, self.temperature > 0.0, "above 0"),
+            ("temperature", self.temperature, 0.0 < self.temperature < math.inf, "a finite number above 0"),
             ("teacher-topk", self.teacher_topk, self.teacher_topk >= 1, "1 or more"),
-            ("max-len-a", self.max_len_a, self.max_len_a >= 0.0, "0 or more"),
+            ("max-len-a", self.max_len_a, 0.0 <= self.max_len_a < math.inf, "a finite number, 0 or more"),
             ("max-len-b", self.max_len_b, self.max_len_b >= 0, "0 or more"),
         ):
             if not valid:
@@ -63,9 +64,9 @@ class RolloutPolicy:
         Returns:
             ``(B,)`` int64, at least 1.
         """
-        # In float64, as Python's int(a * length + b) would have it.
-        lengths = (source_lengths.double() * self.max_len_a + self.max_len_b).long()
-        return lengths.clamp(min=1, max=max(1, int(max_positions) - 1))
+        # In float64, as Python's int(a * length + b) would have it; clamped before an int64 could overflow.
+        lengths = source_lengths.double() * self.max_len_a + self.max_len_b
+        return lengths.clamp(min=1, max=max(1, int(max_positions) - 1)).long()
 
     @property
     def samples(self) -> bool:

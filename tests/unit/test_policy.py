@@ -142,6 +142,7 @@ def test_max_lengths_leave_room_for_the_end() -> None:
     policy = RolloutPolicy(max_len_a=0.0, max_len_b=100)
     assert policy.max_lengths(torch.tensor([3]), 8).tolist() == [7]
     assert policy.max_lengths(torch.tensor([3]), 1).tolist() == [1]
+    assert RolloutPolicy(max_len_a=1e30).max_lengths(torch.tensor([3]), 8).tolist() == [7]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,10 @@ def test_max_lengths_leave_room_for_the_end() -> None:
         ("--rollout-temperature", {"temperature": 0.0}),
         ("--rollout-temperature", {"temperature": -1.0}),
         ("--rollout-temperature", {"temperature": float("nan")}),
+        ("--rollout-temperature", {"temperature": float("inf")}),
         ("--rollout-max-len-a", {"max_len_a": -0.1}),
+        ("--rollout-max-len-a", {"max_len_a": float("nan")}),
+        ("--rollout-max-len-a", {"max_len_a": float("inf")}),
         ("--rollout-max-len-b", {"max_len_b": -1}),
         ("--rollout-max-len-a", {"max_len_a": 0.0, "max_len_b": 0}),
     ],
