@@ -99,11 +99,12 @@ async def until(condition: Any) -> None:
 
 
 @contextmanager
-def server(*flags: object) -> Iterator[tuple[subprocess.Popen, str]]:
+def server(*flags: object, descriptors: int | None = None) -> Iterator[tuple[subprocess.Popen, str]]:
     """``imitkd-serve`` with this model on a free port, in a process of its own that is ready, and its address."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
+    limited = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh"] if descriptors else []
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tests.serving", str(ROOT), "--port", "0", *map(str, flags)],
+        [*limited, sys.executable, "-W", "ignore", "-m", "tests.serving", str(ROOT), "--port", "0", *map(str, flags)],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     patience = threading.Timer(120, process.kill)

@@ -101,7 +101,13 @@ def argument_parser() -> Parser:
         metavar="N",
         help="of a sentence, its EOS included (default: what the model can read)",
     )
-    request.add_argument("--timeout", type=_number, default=limits.seconds, metavar="SECONDS", help="before it is given up")
+    request.add_argument(
+        "--timeout",
+        type=_number,
+        default=limits.seconds,
+        metavar="SECONDS",
+        help="for its headers, and again from these to the last translation",
+    )
     request.add_argument(
         "--shutdown-timeout", type=positive, default=10, metavar="SECONDS",
         help="that requests are given to be answered when the server is told to stop",
@@ -189,13 +195,17 @@ def _server(args: argparse.Namespace, model: Model, hosts: set[str] | None) -> A
     import uvicorn
 
     from fairseq_imitkd.serving.app import application
+    from fairseq_imitkd.serving.connections import most_connections, protocol
 
     longest = args.max_sentence_tokens or model.longest_source
     limits = Limits(args.max_request_bytes, args.max_request_sentences, longest, args.timeout)
     batching = Batching(args.max_batch_sentences, args.max_batch_tokens, args.batch_wait / 1000, args.queue, longest)
+    app = application(model, limits, batching, hosts)
+    most = most_connections()
     config = uvicorn.Config(
-        application(model, limits, batching, hosts), http="h11", ws="none", loop="asyncio", lifespan="on", log_config=None,
+        app, http=protocol(app.state.metrics, args.timeout, most), ws="none", loop="asyncio", lifespan="on", log_config=None,
         server_header=False, proxy_headers=False, timeout_graceful_shutdown=args.shutdown_timeout,
+        backlog=max(1, min(128, most // 8)),  # three times as many may be accepted before the first gives way
     )  # fmt: skip
     return uvicorn.Server(config)
 

@@ -51,6 +51,9 @@ def application(model: Model, limits: Limits, batching: Batching, hosts: Collect
         limits: of requests.
         batching: how their sentences come together.
         hosts: the only names that a request may call the server by, in lower case and without port; None: any.
+
+    Returns:
+        Its ``state.metrics`` are for what the socket answers by itself.
     """
     service = _Service(model, limits, batching)
     routes = [
@@ -63,6 +66,7 @@ def application(model: Model, limits: Limits, batching: Batching, hosts: Collect
     around = Middleware(_Around, metrics=service.metrics, hosts=hosts)
     app = Starlette(routes=routes, middleware=[around], exception_handlers=handlers, lifespan=service.lifespan)
     app.router.redirect_slashes = False
+    app.state.metrics = service.metrics
     return app
 
 
@@ -182,12 +186,13 @@ def _file(name: str) -> Any:
     return answer
 
 
-def _error(status: int, message: str, headers: Any = None) -> Response:
+def error_response(status: int, message: str, headers: Any = None) -> Response:
+    """As every error is answered; the message is one line."""
     return JSONResponse({"error": message}, status, headers)
 
 
 async def _refused(request: Request, error: Refused) -> Response:
-    return _error(error.status, error.message, error.headers)
+    return error_response(error.status, error.message, error.headers)
 
 
 async def _no_such_path(request: Request, error: HTTPException) -> Response:
@@ -196,12 +201,12 @@ async def _no_such_path(request: Request, error: HTTPException) -> Response:
         message = "there is nothing here: the paths are /translate, /health, /metrics and /"
     elif error.status_code == 405:
         message = f"this path answers {(error.headers or {}).get('Allow')}, not {request.method}"
-    return _error(error.status_code, message, error.headers)
+    return error_response(error.status_code, message, error.headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     """Its traceback is logged by the server that runs the application."""
-    return _error(500, "the server failed on this request; its log has the reason")
+    return error_response(500, "the server failed on this request; its log has the reason")
 
 
 class _Around:
@@ -238,7 +243,7 @@ class _Around:
         host = headers.get("host", "")
         name = HOST.fullmatch(host.lower())
         if self.hosts is not None and (name is None or name[1] not in self.hosts):
-            return _error(400, f"Host must be {' or '.join(sorted(self.hosts))}, but is {host[:100]!r}")
+            return error_response(400, f"Host must be {' or '.join(sorted(self.hosts))}, but is {host[:100]!r}")
         if method == "POST" and headers.get("sec-fetch-site") == "cross-site":
-            return _error(403, "pages of other sites may not use this server")
+            return error_response(403, "pages of other sites may not use this server")
         return None

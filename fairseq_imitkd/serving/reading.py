@@ -21,7 +21,7 @@ class Limits:
         request_bytes: of its body.
         sentences: of it, empty ones counted.
         tokens: of a sentence, EOS included.
-        seconds: from its first byte to the last translation.
+        seconds: for its headers, and again from these to the last translation.
     """
 
     request_bytes: int = 1_000_000

@@ -95,6 +95,20 @@ def test_it_answers_and_finishes_what_runs_when_told_to_stop() -> None:
         assert errors == ""
 
 
+def test_half_requests_keep_nobody_out() -> None:
+    """More of them than the process has descriptors: others are answered, it ends when told to, and nothing is said."""
+    with server("--timeout", 300, descriptors=200) as (process, address), contextlib.ExitStack() as open_ones:
+        for _ in range(260):
+            half = socket.create_connection((urlsplit(address).hostname, urlsplit(address).port), timeout=60)
+            open_ones.enter_context(half).sendall(b"GET /health HTTP/1.1\r\nHost: 127")
+        for _ in range(3):
+            answer = httpx.post(f"{address}/translate", json={"text": "eins"}, timeout=60)
+            assert (answer.status_code, answer.json()["translations"]) == (200, ["EINS"])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+        assert process.communicate() == ("", "")
+
+
 def test_it_ends_though_the_model_does_not() -> None:
     """Within its time, as if all were well, whatever is still to be done."""
     with server("--shutdown-timeout", 1, "--max-batch-sentences", 1) as (process, address), ThreadPoolExecutor(1) as threads:

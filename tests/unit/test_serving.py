@@ -557,17 +557,21 @@ def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_server_has_the_flags_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits and batches; the model's own length where no flag shortens it."""
-    monkeypatch.setattr(application, "application", lambda model, limits, batching, hosts: (limits, batching, hosts))
+
+    def settings(*given: Any) -> SimpleNamespace:
+        return SimpleNamespace(given=given[1:], state=SimpleNamespace(metrics=None))
+
+    monkeypatch.setattr(application, "application", settings)
     flags = (
         "--max-batch-sentences", "2", "--max-batch-tokens", "3", "--batch-wait", "4", "--queue", "2000",
         "--max-request-bytes", "6", "--max-request-sentences", "7", "--timeout", "8", "--shutdown-timeout", "9",
     )  # fmt: skip
     config = serve._server(parsed(*flags), FakeModel(), {"localhost"}).config
-    assert config.app == (Limits(6, 7, 100, 8.0), Batching(2, 3, 0.004, 2000, 100), {"localhost"})
+    assert config.app.given == (Limits(6, 7, 100, 8.0), Batching(2, 3, 0.004, 2000, 100), {"localhost"})
     assert config.timeout_graceful_shutdown == 9
-    limits, batching, _ = serve._server(parsed("--max-sentence-tokens", "50"), FakeModel(), None).config.app
+    limits, batching, _ = serve._server(parsed("--max-sentence-tokens", "50"), FakeModel(), None).config.app.given
     assert (limits.tokens, batching.longest) == (50, 50)
-    assert serve._server(parsed(), FakeModel(), None).config.app[:2] == (Limits(tokens=100), Batching(longest=100))
+    assert serve._server(parsed(), FakeModel(), None).config.app.given[:2] == (Limits(tokens=100), Batching(longest=100))
 
 
 @pytest.fixture
