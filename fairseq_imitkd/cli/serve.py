@@ -19,7 +19,7 @@ import torch
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.errors import UsageError, interruptible
-from fairseq_imitkd.serving.batching import THREADS, Batching, Model, facts
+from fairseq_imitkd.serving.batching import THREADS, Batching, Model, facts, misstated
 from fairseq_imitkd.serving.reading import Limits
 
 EXTRA = ("starlette", "uvicorn", "prometheus_client")
@@ -183,6 +183,8 @@ def _model(args: argparse.Namespace) -> Model:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     model = Bundle.read(args.folder, device=args.device, beam=args.beam)
+    if wrong := misstated(model):
+        raise UsageError(f"{args.folder / 'imitkd.json'} is damaged ({wrong}): export the student again")
     if args.max_sentence_tokens is not None and args.max_sentence_tokens > model.longest_source:
         raise UsageError(
             f"--max-sentence-tokens {args.max_sentence_tokens} must be at most what the model can read, "

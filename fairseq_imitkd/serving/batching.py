@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,18 @@ def facts(model: Model) -> dict[str, Any]:
         "quantization": said.get("quantization"),
         "parameters": said.get("student", {}).get("parameters"),
     }
+
+
+def misstated(model: Model) -> str | None:
+    """What its manifest says that :func:`facts` can't be made of, or that JSON has no word for; nothing else of the server reads it."""
+    student, quantization = model.manifest.get("student", {}), model.manifest.get("quantization")
+    if not isinstance(student, dict):
+        return f"its student is {student!r:.50}"
+    if not isinstance(parameters := student.get("parameters"), int | None):
+        return f"its student's parameters are {parameters!r:.50}"
+    if not (quantization is None or (isinstance(quantization, str) and re.fullmatch(r"\w{1,100}", quantization))):
+        return f"its quantization is {quantization!r:.50}"
+    return None
 
 
 @dataclass(frozen=True)

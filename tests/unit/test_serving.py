@@ -5,6 +5,7 @@ import asyncio
 import errno
 import json
 import logging
+import math
 import re
 import signal
 import socket
@@ -588,7 +589,9 @@ def command(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 handlers[signal.SIGTERM](signal.SIGTERM, None)
             if str(folder) == "nothing":
                 raise UsageError("DIR 'nothing' is no folder")
-            return cls()
+            model = cls()
+            model.manifest.update(record.get("says", {}))
+            return model
 
     class Server:
         def run(self, sockets: list[socket.socket]) -> None:
@@ -666,6 +669,32 @@ def test_a_model_that_cannot_be_read(command: dict[str, Any], capsys: pytest.Cap
         serve.main(["nothing", "--port", "0"])
     assert capsys.readouterr().out == ""
     assert "hosts" not in command
+
+
+@pytest.mark.parametrize(
+    ("says", "wrong"),
+    [
+        ({"student": 3}, "its student is 3"),
+        ({"student": None}, "its student is None"),
+        ({"student": {"parameters": math.nan}}, "its student's parameters are nan"),
+        ({"quantization": "int8\n"}, r"its quantization is 'int8\n'"),
+        ({"quantization": [8]}, "its quantization is [8]"),
+    ],
+)
+def test_a_model_whose_folder_says_nonsense(says: dict[str, Any], wrong: str, command: dict[str, Any]) -> None:
+    """In what nothing but ``/health`` reads."""
+    command["says"] = says
+    with pytest.raises(UsageError) as refused:
+        serve.main(["DIR", "--port", "0"])
+    assert str(refused.value) == f"DIR/imitkd.json is damaged ({wrong}): export the student again"
+    assert "hosts" not in command
+
+
+def test_a_model_whose_folder_says_little(command: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
+    """It is served."""
+    command["says"] = {"student": {}, "quantization": None}
+    serve.main(["DIR", "--port", "0"])
+    assert capsys.readouterr().out.startswith("serving de-en (ctranslate2, None) on http://")
 
 
 def test_a_signal_while_the_model_is_read(command: dict[str, Any]) -> None:
