@@ -134,6 +134,11 @@ class SentencePredictionWithTeacherTask(SentencePredictionTask):
                 raise UsageError(
                     f"--loss-chunk {criterion.loss_chunk} changes nothing with classes, which are few: leave it out"
                 )
+            if cfg.teacher_topk >= self.cfg.num_classes:
+                raise UsageError(
+                    f"--teacher-topk {cfg.teacher_topk} changes nothing, of {self.cfg.num_classes} classes (--num-classes): "
+                    "lower it or leave it out"
+                )
             if self.for_training and not from_checkpoint:
                 check_files(self.cfg.teacher_path)
                 self._teacher = self._load_teacher()

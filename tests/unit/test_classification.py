@@ -393,6 +393,14 @@ def test_flags(settings: dict[str, Any], parts: tuple, data: Path, teacher: Path
         assert part in message
 
 
+@pytest.mark.parametrize("topk", [2, 5])
+def test_as_many_of_the_teachers_best_as_there_are_classes(topk: int, data: Path, teacher: Path) -> None:
+    """That is all of them; one class fewer is taken."""
+    message = refusal(data, "word_kd", {"teacher_topk": topk}, teacher_path=teacher)
+    assert message == f"--teacher-topk {topk} changes nothing, of 2 classes (--num-classes): lower it or leave it out"
+    settle(data, "word_kd", {"teacher_topk": 1}, teacher_path=str(teacher))
+
+
 def test_fewer_classes_than_labels(tmp_path: Path) -> None:
     """A third label would have no logit."""
     three = write_dictionaries(tmp_path / "three", labels="012")
