@@ -1,10 +1,14 @@
 """What the tests of evaluations share: sentences without a data directory, and what translates them by a script."""
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -53,3 +57,15 @@ def said_by(*command: object) -> str:
     done = subprocess.run(given, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+def hide(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """As to a user who may not search the folder: permissions themselves do not keep out a superuser."""
+    stat = os.stat
+
+    def denied(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if str(path).startswith(f"{folder}{os.sep}"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *args, **kwargs)
+
+    patch.setattr(os, "stat", denied)

@@ -22,8 +22,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The command; ``arguments`` are those of the command line unless given. Its status is 1 where a model failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
-    results = evaluate(job(parser().parse_args(arguments), shlex.join(["imitkd-evaluate", *arguments])))
-    print(markdown(results))
+    told = job(parser().parse_args(arguments), shlex.join(["imitkd-evaluate", *arguments]))
+    results = evaluate(told, lambda results: print(markdown(results)))
     if results["failed"]:
         sys.exit(1)
 
@@ -57,7 +57,7 @@ def parser() -> Parser:
         help="types that checkpoints may hold beside fairseq's own: module.name,… (files you trust)",
     )  # fmt: skip
 
-    search = made.add_argument_group("how they translate, beside greedy decoding")
+    search = made.add_argument_group("how they translate, greedily and by a beam")
     add_search_flags(search, None, "beam size, beside greedy decoding (default: 5; 1: greedy alone)")
 
     text = made.add_argument_group("how symbols are made text")

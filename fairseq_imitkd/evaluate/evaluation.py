@@ -1,7 +1,8 @@
 """The whole of an evaluation: everything is checked, decoded once, scored, probed, and written whole or not at all."""
 
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -20,7 +21,6 @@ from fairseq_imitkd.evaluate.probes import Prober
 from fairseq_imitkd.evaluate.quality import Metrics
 from fairseq_imitkd.evaluate.sentences import Detokenizer, read, spread
 from fairseq_imitkd.evaluate.speed import GREEDY, Failures, Run, Timings, figures, interleave, nothing
-from fairseq_imitkd.files import alone
 from fairseq_imitkd.offline.corpus import Languages
 from fairseq_imitkd.offline.decoding import Decoding, Hypothesis
 from fairseq_imitkd.text import TextSettings
@@ -87,7 +87,7 @@ class Job:
         for flag, name in (("--teacher", self.teacher), ("--baseline", self.baseline)):
             if name is not None and name not in self.paths:
                 raise UsageError(f"{flag} must be one of the models {', '.join(self.paths)}, but is '{name}'")
-        if self.teacher is not None and self.paths[self.teacher].is_dir():
+        if self.teacher is not None and os.path.isdir(self.paths[self.teacher]):
             raise UsageError(
                 f"--teacher {self.teacher} is an exported model, whose probabilities can't be asked for: give its checkpoint"
             )
@@ -109,8 +109,12 @@ class Job:
         return {GREEDY: replace(self.decoding, beam=1), **beam}
 
 
-def evaluate(job: Job) -> dict[str, Any]:
+def evaluate(job: Job, show: Callable[[dict[str, Any]], object] = lambda _: None) -> dict[str, Any]:
     """Evaluate the models and write the folder.
+
+    Args:
+        job: what to do.
+        show: is given what is returned, also where it can't be written: hours are in it.
 
     Returns:
         what ``evaluation.json`` holds; ``failed`` names what gave up on the way, a model or COMET, and why.
@@ -121,9 +125,8 @@ def evaluate(job: Job) -> dict[str, Any]:
     begun = time.perf_counter()
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    evaluation = _Evaluation(job)
-    folder.make(job.out)
-    with alone(job.out):
+    with folder.held(job.out):  # before hours are spent on what can't be written
+        evaluation = _Evaluation(job)
         evaluation.translate()
         with closing(evaluation.memory()) as memory:
             probes_begun = time.perf_counter()
@@ -156,7 +159,10 @@ def evaluate(job: Job) -> dict[str, Any]:
             "failed": {**evaluation.failures.reasons, **evaluation.metrics.failed},
             "seconds": {"decoding": evaluation.seconds, "probes": probing, "total": time.perf_counter() - begun},
         }
-        folder.write(job.out, evaluation.sentences, evaluation.texts, results)
+        try:
+            folder.write(job.out, evaluation.sentences, evaluation.texts, results)
+        finally:
+            show(results)
     return results
 
 

@@ -1,6 +1,7 @@
 """What is evaluated: fairseq checkpoints and exported students, all over the dictionaries of one data directory."""
 
 import copy
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -78,7 +79,7 @@ def parse(texts: list[str]) -> dict[str, Path]:
         if any(name.lower() == other.lower() for other in found):  # files are named by them, and case is not everywhere told
             raise UsageError(f"--model {name} is given twice: give each model a name of its own")
         found[name] = Path(path)
-        if not found[name].exists():
+        if not os.path.exists(path):
             raise UsageError(
                 f"--model {name}: '{path}' is not there: give a fairseq checkpoint, or a folder that imitkd-export made"
             )
@@ -97,7 +98,7 @@ def load(path: Path, languages: Languages, decoding: Decoding, allow_globals: st
     Raises:
         UsageError: it is none, is damaged, or is of other dictionaries.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return _exported(path, languages, decoding)
     side = StudentSide(languages.source, languages.target, languages.source_dictionary, languages.target_dictionary)
     model, arch = load_student(str(path), languages.folder, side, allow_globals)

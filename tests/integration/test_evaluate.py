@@ -1,5 +1,6 @@
 """imitkd-evaluate, end to end: a teacher, a student and an exported student on a small test set."""
 
+import errno
 import json
 import re
 import subprocess
@@ -230,3 +231,18 @@ def test_a_student_that_can_not_be_probed_keeps_its_other_figures(root: Path, tm
     assert len(set(probes["exposure"].values())) == 1
     assert found["baseline"] == "big"  # the teacher, where no other is named
     assert "`gru` failed being probed: no probe" in capsys.readouterr().out
+
+
+def test_a_full_disk_costs_no_results(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """They are printed all the same, and nothing is left."""
+    monkeypatch.setattr(evaluation, "Measurement", NoMeasurement)
+
+    def full(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluation.folder, "write_json", full)
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match=rf"--out '{out}' can't be written \(No space left on device\): make room"):
+        main(flags(root, out, "--quick", "--sentences", 10, "--no-ter"))
+    assert [row[0] for row in tables(capsys.readouterr().out)[0][1:]] == ["big", "gru", "small"]
+    assert not out.exists()

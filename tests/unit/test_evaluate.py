@@ -1,8 +1,10 @@
 """The parts of imitkd-evaluate: what is counted, timed, scored and refused."""
 
+import errno
 import hashlib
 import itertools
 import json
+import os
 import random
 import re
 import sys
@@ -30,7 +32,7 @@ from fairseq_imitkd.offline.corpus import Languages
 from fairseq_imitkd.offline.ctranslate import CTranslateBackend
 from fairseq_imitkd.offline.decoding import Decoding
 from fairseq_imitkd.text import TextSettings
-from tests.evaluated import EOS, Scripted, said_by, sentences, tokens, write
+from tests.evaluated import EOS, Scripted, hide, said_by, sentences, tokens, write
 from tests.exported import make_students
 from tests.fairseq_models import build_student, checkpoint_state, trained_student, training_config, write_dictionaries
 from tests.seqkd_jobs import write_split
@@ -550,6 +552,65 @@ def test_only_the_outputs_of_a_former_evaluation_are_removed(tmp_path: Path) -> 
     model = {"decoding": {str(number): decoding for number, decoding in enumerate(decodings)}}
     (tmp_path / "evaluation.json").write_text(json.dumps({"format": 1, "models": {"m": model, "n": 1}}))
     assert folder.former_outputs(tmp_path) == [tmp_path / "a.greedy.txt"]
+
+
+def written(out: Path) -> dict[str, str]:
+    """All files of a folder."""
+    return {path.name: path.read_text() for path in out.iterdir()}
+
+
+def write_evaluation(out: Path, name: str) -> None:
+    """Of one model, which writes its name."""
+    found = {"format": 1, "models": {name: {"decoding": {"greedy": {"outputs": f"{name}.greedy.txt"}}}}}
+    folder.write(out, sentences([f"source of {name}"], [f"reference of {name}"]), {(name, "greedy"): [name]}, found)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_full_disk_leaves_the_former_evaluation(place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever file it fills up at: hours went into either."""
+    write_evaluation(tmp_path, "former")
+    before, fsync, calls = written(tmp_path), os.fsync, itertools.count()
+
+    def full(file: int) -> None:
+        if next(calls) == place:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = rf"--out '{tmp_path}' can't be written \(No space left on device\): make room, or give another folder"
+    with pytest.raises(UsageError, match=message):
+        write_evaluation(tmp_path, "new")
+    assert written(tmp_path) == before
+    write_evaluation(tmp_path, "new")
+    assert written(tmp_path).keys() == {"evaluation.json", "sources.txt", "references.txt", "new.greedy.txt"}
+    assert written(tmp_path)["sources.txt"] == "source of new\n"
+
+
+def test_what_can_not_be_written_is_refused_before_models_are_loaded(
+    root: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading and translating take hours; a folder that was made for nothing goes."""
+    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("a model is loaded"))
+
+    def denied(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    said = f"error: --out '{tmp_path / 'out'}' can't be written (Permission denied): make room, or give another folder"
+    for name, of in (("mkdir", Path), ("alone", folder), ("iterdir", Path)):
+        with monkeypatch.context() as patch:
+            if name == "iterdir":
+                (tmp_path / "out").mkdir()
+            patch.setattr(of, name, denied)
+            assert refusal(command(root, tmp_path / "out"), capsys) == said
+        assert (tmp_path / "out").exists() == (name == "iterdir")
+
+
+def test_a_model_that_may_not_be_looked_at_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Path.exists raises on it, up to Python 3.13."""
+    (tmp_path / "model.pt").touch()
+    hide(monkeypatch, tmp_path)
+    with pytest.raises(UsageError, match=r"--model one: '.*model.pt' is not there: give a fairseq checkpoint, or a folder"):
+        models.parse([f"one={tmp_path / 'model.pt'}"])
 
 
 def test_both_ways_to_undo_subwords_are_one_too_many(tmp_path: Path) -> None:
