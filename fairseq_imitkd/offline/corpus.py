@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import os
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from fairseq_imitkd.files import partial, sha256
 from fairseq_imitkd.text import Text
 
 logger = logging.getLogger(__name__)
+_HEADER = struct.Struct("<9sQBQ")  # of fairseq's mapped index: a mark, the version, the type of tokens, how many sentences
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,13 @@ class Languages:
         Raises:
             UsageError: it is none of fairseq's.
         """
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise UsageError(f"DATA '{folder}' is no directory: name one that fairseq-preprocess has made")
         if source is None or target is None:
-            found = data_utils.infer_language_pair(str(folder))
+            try:
+                found = data_utils.infer_language_pair(str(folder))
+            except OSError as error:
+                raise UsageError(f"DATA '{folder}' can't be read: {error.strerror}") from error
             given = source or target
             if None in found or (given is not None and given not in found):
                 raise UsageError(
@@ -61,7 +67,7 @@ class Languages:
         read = []
         for language in (source, target):
             path = folder / f"dict.{language}.txt"
-            if not path.is_file():
+            if not os.path.isfile(path):
                 raise UsageError(
                     f"DATA '{folder}' has no dict.{language}.txt: name a directory that fairseq-preprocess has made"
                 )
@@ -174,8 +180,8 @@ def _sides(languages: Languages, split: str) -> list[tuple[Path, Path | None]]:
         part = f"{split}{number}" if number else split
         for pair in languages.pairs:
             source, target = (languages.folder / f"{part}.{pair}.{side}" for side in (languages.source, languages.target))
-            if Path(f"{source}.idx").is_file():
-                parts.append((source, target if Path(f"{target}.idx").is_file() else None))
+            if os.path.isfile(f"{source}.idx"):
+                parts.append((source, target if os.path.isfile(f"{target}.idx") else None))
                 break
         else:
             break
@@ -221,12 +227,15 @@ def lines(text: Path) -> Iterator[str]:
     Raises:
         UsageError: it can't be read.
     """
+    number = 1
     try:
-        with open(text, encoding="utf-8-sig", newline="\n") as file:
-            for line in file:
-                yield line.rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--source-text '{text}' can't be read: {error}") from error
+        with open(text, "rb") as file:
+            for number, line in enumerate(file, 1):  # a text file would decode far ahead of the line
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--source-text '{text}': line {number} is not UTF-8: convert the file (iconv)") from error
+    except OSError as error:
+        raise UsageError(f"--source-text '{text}' can't be read: {error.strerror}") from error
 
 
 def read(prefix: Path, dictionary: Dictionary) -> Any:
@@ -235,24 +244,36 @@ def read(prefix: Path, dictionary: Dictionary) -> Any:
     Raises:
         UsageError: it is damaged.
     """
-    binary = Path(f"{prefix}.bin")
-    if binary.is_file() and binary.stat().st_size == 0:
+    binary, index = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
+    if not os.path.isfile(binary):
+        raise UsageError(f"{binary} is not there: copy it, or binarise again")
+    if binary.stat().st_size == 0:
         raise UsageError(f"{binary} is empty: give a split that has sentences")
     try:
         if indexed_dataset.infer_dataset_impl(str(prefix)) == "mmap":
-            indexed_dataset.MMapIndexedDataset.Index(
-                f"{prefix}.idx"
-            )  # the whole data set would complain of itself when it goes
+            _check_index(index)
         dataset = data_utils.load_indexed_dataset(str(prefix), dictionary, None)
         if len(dataset):  # the last sentence is there only if all are
             dataset[len(dataset) - 1]
+    except UsageError:
+        raise
     except Exception as error:  # whatever fairseq raises on a strange file
         raise UsageError(f"{prefix}.idx and .bin can't be read: {_in_one_line(error)}; binarise them again") from error
-    if dataset is None:
-        raise UsageError(f"{prefix}.idx is no binarised data set of fairseq's: binarise it again")
     if not len(dataset):
         raise UsageError(f"{prefix}.idx holds no sentence: give a split that has some")
     return dataset
+
+
+def _check_index(path: Path) -> None:
+    """fairseq's own objects of a damaged one complain of themselves, with a traceback, when they go."""
+    with open(path, "rb") as file:
+        start = file.read(_HEADER.size)
+    _, version, kind, count = _HEADER.unpack(start.ljust(_HEADER.size, b"\0"))
+    entry = np.dtype(np.int32).itemsize + np.dtype(np.int64).itemsize  # a sentence's length, and where it begins
+    if path.stat().st_size < _HEADER.size + count * entry:
+        raise UsageError(f"{path} ends early: copy it again, or binarise again")
+    if version != 1 or kind not in indexed_dataset._code_to_dtype:
+        raise UsageError(f"{path} is damaged: copy it again, or binarise again")
 
 
 @contextmanager

@@ -104,7 +104,7 @@ class Job:
             raise UsageError(f"--shard-id must be in 0..{self.num_shards - 1}, but is {self.shard_id}")
         if not self.split or "/" in self.split:
             raise UsageError(f"--gen-subset must be the name of a split, like train, but is '{self.split}'")
-        if self.source_text is not None and not self.source_text.is_file():
+        if self.source_text is not None and not os.path.isfile(self.source_text):
             raise UsageError(f"--source-text '{self.source_text}' is no file: give one with a sentence a line, in UTF-8")
         if self.source_text is not None and (self.decoding.select == "best" or self.filters.mix_gold):
             flag = "--select best" if self.decoding.select == "best" else "--mix-gold"
@@ -551,7 +551,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def one_line(out: Path) -> Iterator[None]:
-    """A full disk, or a folder that can't be written to, in one line."""
+    """A full disk, a folder that can't be written to, or a file elsewhere that can't be read, in one line."""
     try:
         yield
     except OSError as error:
@@ -560,9 +560,19 @@ def one_line(out: Path) -> Iterator[None]:
                 f"--out '{out}': no space is left on the device; make room and run the same command again: it goes on where it "
                 "stopped"
             ) from error
+        if error.errno in UNWRITABLE and not _concerns(error, out):
+            raise UsageError(f"'{error.filename}' can't be read: {error.strerror}") from error
         if error.errno in UNWRITABLE:
             raise UsageError(f"--out '{out}' can't be written to: {error.strerror} ({error.filename})") from error
         raise
+
+
+def _concerns(error: OSError, out: Path) -> bool:
+    """Whether it is of the folder, of something in it, or of a folder that it is in."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return True
+    file, folder = (Path(os.path.abspath(path)) for path in (error.filename, out))
+    return file.is_relative_to(folder) or folder.is_relative_to(file)
 
 
 def _first_difference(theirs: Any, own: Any, name: str = "") -> tuple[str, Any, Any] | None:

@@ -21,6 +21,7 @@ from fairseq_imitkd.offline.journal import Translated
 from fairseq_imitkd.rollout import RandomKey
 
 GOLD = 7  # the stream of random numbers that draws the references to keep
+_SEPARATORS = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # beside a line feed, where some tools end a line
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ def write(
     """Text and a data directory, in ``folder/text`` and ``folder/data-bin``.
 
     ``text`` holds ``SPLIT.SOURCE`` and ``SPLIT.TARGET``, line by line, and ``SPLIT.tsv``: the sentence's number from 0,
-    whose the target is, its score, source and target. Sources that were given as text are that text. ``data-bin`` holds
+    whose the target is, its score, source and target. Sources that were given as text are that text, with blanks for what
+    some tools take for a line's end. ``data-bin`` holds
     the same sentences binarised, the dictionaries, and the other splits of the data directory that they came from.
     """
     text, data = folder / "text", folder / "data-bin"
@@ -175,11 +177,12 @@ def write(
         at, source = -1, ""
         for pair in tqdm(written, total=total, desc="write", unit=" pairs", mininterval=1.0):
             ids = corpus.sources[pair.sentence].long()
-            target = target_dictionary.string(pair.target, remove_bpe)
+            target = _SEPARATORS.sub(" ", target_dictionary.string(pair.target, remove_bpe))
             if given is None:
                 source = source_dictionary.string(ids, remove_bpe)
             while given is not None and at < pair.sentence:
                 at, source = next(given)
+            source = _SEPARATORS.sub(" ", source)
             score = "" if pair.score is None else f"{pair.score:.4f}"
             print(source, file=source_text)
             print(target, file=target_text)

@@ -29,6 +29,7 @@ from fairseq_imitkd.offline.factory import Job, Result, claim, make, plan
 from fairseq_imitkd.offline.journal import Journal, records
 from fairseq_imitkd.task import TranslationWithTeacherConfig, TranslationWithTeacherTask
 from tests.apart import tree
+from tests.evaluated import hide
 from tests.fairseq_models import (
     checkpoint_state,
     letters,
@@ -338,6 +339,31 @@ def test_folder_of_something_else(root: Path, tmp_path: Path, kind: str) -> None
     assert tree(tmp_path) == before
 
 
+def test_file_elsewhere_that_may_not_be_read(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--out is not blamed for it."""
+    data = shutil.copytree(root / "data", tmp_path / "data")
+
+    def forbidden(source: Path, _: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(source))
+
+    monkeypatch.setattr("fairseq_imitkd.offline.output.shutil.copy", forbidden)
+    message = refusal(job(root, tmp_path / "out", data=data))
+    assert message == f"'{data / 'dict.src.txt'}' can't be read: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("file", "concerns"),
+    [("out", True), ("out/a/b", True), ("./out/../out/a", True), (".", True), ("data/x", False), ("out2", False), (None, True)],
+)
+def test_whom_an_error_concerns(file: str | None, concerns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder itself, what is in it, what it is in; what names no file may be of it too."""
+    monkeypatch.chdir(tmp_path)
+    expected = "--out 'out' can't be written to: Denied" if concerns else f"'{file}' can't be read: Denied"
+    with pytest.raises(UsageError) as error, factory.one_line(Path("out")):
+        raise OSError(errno.EACCES, "Denied", file)
+    assert str(error.value).startswith(expected)
+
+
 def test_folder_that_may_not_be_written(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests may run as root, whom nothing is forbidden."""
 
@@ -377,7 +403,10 @@ def test_refused_inputs_leave_the_folder_free(root: Path, whole: dict[str, bytes
     assert f"--teacher-path '{garbage}' is no checkpoint" in refusal(job(root, tmp_path / "out", teacher=garbage))
     text = tmp_path / "text"
     text.write_bytes("a b é\n".encode("latin1"))
-    assert f"--source-text '{text}' can't be read: 'utf-8' codec" in refusal(job(root, tmp_path / "out", source_text=text))
+    message = f"--source-text '{text}': line 1 is not UTF-8: convert the file (iconv)"
+    assert refusal(job(root, tmp_path / "out", source_text=text)) == message
+    text.write_bytes(b"a b\n" * 30000 + "é\n".encode("latin1"))
+    assert "line 30001 is not UTF-8" in refusal(job(root, tmp_path / "out", source_text=text))
     text.write_text("")
     assert refusal(job(root, tmp_path / "out", source_text=text)).startswith(f"--source-text '{text}' is empty")
     message = refusal(job(root, tmp_path / "out", decoding={"min_len": 64, "max_len_b": 100}))
@@ -395,8 +424,12 @@ def damaged(data: Path, kind: str) -> str:
         return f"must have as many sentences, but {prefix}.idx has {SENTENCES} and {data / 'test.src-tgt.tgt'}.idx 3"
     if kind == "cut data":
         Path(f"{prefix}.bin").write_bytes(Path(f"{prefix}.bin").read_bytes()[:-1])
-    elif kind == "cut index":
-        Path(f"{prefix}.idx").write_bytes(Path(f"{prefix}.idx").read_bytes()[:100])
+    elif kind in ("cut index", "cut head", "head of another"):
+        index = Path(f"{prefix}.idx").read_bytes()
+        cut = {"cut index": index[:100], "cut head": index[:20], "head of another": index[:17] + b"\x63" + index[18:]}[kind]
+        Path(f"{prefix}.idx").write_bytes(cut)
+        said = "is damaged" if kind == "head of another" else "ends early"
+        return f"{prefix}.idx {said}: copy it again, or binarise again"
     elif kind == "garbage":
         Path(f"{prefix}.idx").write_bytes(b"garbage" * 50)
     elif kind == "empty index":
@@ -426,6 +459,8 @@ def damaged(data: Path, kind: str) -> str:
         "lengths",
         "cut data",
         "cut index",
+        "cut head",
+        "head of another",
         "garbage",
         "empty index",
         "no data",
@@ -467,6 +502,41 @@ def test_languages(root: Path, source: str | None, target: str | None, expected:
     else:
         with pytest.raises(UsageError, match=expected):
             Languages.of(root / "data", source, target)
+
+
+def test_a_side_without_its_bin(root: Path, tmp_path: Path) -> None:
+    """A copy that was not finished."""
+    data = shutil.copytree(root / "data", tmp_path / "data")
+    binary = data / "test.src-tgt.tgt.bin"
+    binary.unlink()
+    with pytest.raises(UsageError) as error:
+        of_split(Languages.of(data, "src", "tgt"), "test")
+    assert str(error.value) == f"{binary} is not there: copy it, or binarise again"
+
+
+def test_folders_that_may_not_be_searched(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, where Path.is_file raises up to Python 3.13; a folder may also be one that can't be listed."""
+    text = tmp_path / "text"
+    text.write_text("a b\n")
+    data = shutil.copytree(root / "data", tmp_path / "data")
+    with monkeypatch.context() as patch:
+        hide(patch, tmp_path)
+        for said, languages in (("is no directory", (None, None)), ("is no directory", ("src", "tgt"))):
+            with pytest.raises(UsageError, match=said):
+                Languages.of(data, *languages)
+        with pytest.raises(UsageError, match=r"--source-text '.*' is no file"):
+            job(root, tmp_path / "out", source_text=text)
+    with monkeypatch.context() as patch:
+        hide(patch, data)
+        with pytest.raises(UsageError, match=r"has no dict\.src\.txt"):
+            Languages.of(data, "src", "tgt")
+
+    def denied(path: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(data_utils, "infer_language_pair", denied)
+    with pytest.raises(UsageError, match=rf"DATA '{data}' can't be read: Permission denied"):
+        Languages.of(data, None, None)
 
 
 def test_missing_data(root: Path, tmp_path: Path) -> None:

@@ -241,6 +241,20 @@ def test_text_and_data_say_the_same(tmp_path: Path, marks: str | None, targets: 
         assert (data / f"dict.{side}.txt").read_bytes() == (tmp_path / "data" / f"dict.{side}.txt").read_bytes()
 
 
+def test_a_pair_is_a_line(tmp_path: Path) -> None:
+    """Whatever a sentence of text holds that some tools take for a line's end."""
+    raw = tmp_path / "raw"
+    raw.write_text("a\rb\r\nc\u2028d\x0be\n", encoding="utf-8", newline="")
+    both = languages(tmp_path / "data")
+    some = Corpus(Sentences([ids("a"), ids("b")]), None, raw)
+    every = [Pair(0, "teacher", -0.25, ids("c").long()), Pair(1, "teacher", -0.5, ids("d").long())]
+    write(tmp_path / "out", both, some, "train", iter(every), None, 2)
+    text = tmp_path / "out" / "text"
+    assert (text / "train.src").read_text(encoding="utf-8").splitlines() == ["a b", "c d e"]
+    rows = (text / "train.tsv").read_text(encoding="utf-8").splitlines()
+    assert [row.split("\t")[3:] for row in rows] == [["a b", "c"], ["c d e", "d"]]
+
+
 def test_other_splits_come_along(tmp_path: Path) -> None:
     """Validation and test data of these languages, under one name for both directions, but for the split that is made."""
     both = languages(tmp_path / "data")
