@@ -112,16 +112,18 @@ def places(offsets: np.ndarray, ids: Tensor, counted: Tensor) -> np.ndarray:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What :func:`~fairseq_imitkd.files.write_json` wrote; None where there is no such file.
+    """What :func:`~fairseq_imitkd.files.write_json` wrote; None where there is no such file, or no folder for it.
 
     Raises:
         UsageError: it is no file of this version of the plugin.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:  # it may be another's: nothing is to be deleted
+        raise UsageError(f"'{path}' can't be read ({error.strerror}): see that it can, or name another folder") from error
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"'{path}' can't be read ({' '.join(str(error).split())}): {REMEDY}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UsageError(f"'{path}' is of another version of fairseq-imitkd: {REMEDY}")

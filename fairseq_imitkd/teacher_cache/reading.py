@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -193,7 +194,7 @@ def open_cache(folder: str, task: TranslationTask, criterion: DistillationCriter
     flag, path = f"--teacher-cache '{folder}'", Path(folder)
     manifest = read_json(path / MANIFEST)
     if manifest is None:
-        if (path / PROGRESS).exists():
+        if os.path.exists(path / PROGRESS):
             raise UsageError(f"{flag} is not complete: run its imitkd-cache command again, which goes on where it was")
         raise UsageError(f"{flag} holds no {MANIFEST}: give a folder that imitkd-cache wrote")
     upsample = getattr(task.cfg, "upsample_primary", -1)

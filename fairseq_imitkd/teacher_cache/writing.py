@@ -31,6 +31,7 @@ from fairseq_imitkd.teacher_cache.files import (
     FORMAT,
     MANIFEST,
     PROGRESS,
+    REMEDY,
     Shapes,
     bytes_a_token,
     data_identity,
@@ -157,6 +158,8 @@ def _written(
     task.load_dataset(request.gen_subset)
     dataset = task.dataset(request.gen_subset)
     plan = _planned(dataset, teacher.max_positions, request)
+    if done is not None and (type(done) is not int or not 0 <= done <= len(plan.batches)):
+        raise UsageError(f"'{folder / PROGRESS}' is damaged, its batches is {str(done)[:50]!r}: {REMEDY}")
     width = projection[0].size(1) if projection is not None else 0
     shapes = token_arrays(topk, request.dtype, int(plan.offsets[-1]), symbols, width)
     if done is None:
@@ -246,7 +249,7 @@ def _teacher(request: CacheRequest, task: TranslationTask) -> Teacher:
     return teacher
 
 
-def _found(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, int | None]:
+def _found(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, Any]:
     """What is in the folder already: a complete cache's manifest, or how many batches are done; Nones if nothing is.
 
     Raises:
@@ -255,7 +258,9 @@ def _found(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any] | Non
     complete = read_json(folder / MANIFEST)
     begun = complete or read_json(folder / PROGRESS)
     if begun is None:
-        if folder.exists() and (not folder.is_dir() or not all(map(is_left_over, folder.iterdir()))):
+        with _one_line(folder):
+            is_other = os.path.exists(folder) and (not folder.is_dir() or not all(map(is_left_over, folder.iterdir())))
+        if is_other:
             raise UsageError(f"--out '{folder}' is there and no teacher cache: name a folder that is new or empty")
         return None, None
     unlike = difference(begun, settings)

@@ -757,6 +757,31 @@ def test_manifests_that_no_release_wrote(data, caches, tmp_path, kind: str, chan
     assert message.endswith("delete the folder and run imitkd-cache again")
 
 
+@pytest.mark.parametrize("batches", ["x", -1, 10**9, True, [3]], ids=str)
+def test_notes_that_no_release_wrote(data, caches, tmp_path, batches: Any) -> None:
+    """They would let a cache be called complete of which nothing was asked."""
+    folder = copied(caches["topk"], tmp_path / "copy", batches=batches)
+    (folder / "cache.json").rename(folder / "progress.json")
+    message = refusal(request(data, folder))
+    assert message.startswith(f"'{folder / 'progress.json'}' is damaged, its batches is '{batches}': delete the folder and")
+    assert not (folder / "cache.json").exists()
+
+
+def test_what_is_no_cache_is_not_to_be_deleted(data, tmp_path) -> None:
+    """A file in the folder's place, a folder of another's, one that can't be read."""
+    (tmp_path / "model.pt").write_text("mine")
+    assert refusal(request(data, tmp_path / "model.pt")) == (
+        f"--out '{tmp_path / 'model.pt'}' is there and no teacher cache: name a folder that is new or empty"
+    )
+    assert "holds no cache.json: give a folder that imitkd-cache wrote" in run_refusal(data, tmp_path / "model.pt")
+    (tmp_path / "other" / "cache.json").mkdir(parents=True)
+    message = refusal(request(data, tmp_path / "other"))
+    assert (
+        message
+        == f"'{tmp_path / 'other' / 'cache.json'}' can't be read (Is a directory): see that it can, or name another folder"
+    )
+
+
 @pytest.mark.parametrize("damage", ["never written", "other numbers", "symbols", "hidden"])
 def test_answers_that_are_none(data, caches, tmp_path, damage: str) -> None:
     """Rows of zeros, of another sentence's symbols or of no distribution are not learnt from, whatever wrote them."""
