@@ -5,6 +5,7 @@ fairseq's dictionaries; ``subwords/`` is what makes subwords of text.
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -97,7 +98,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         UsageError: the folder is none.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"DIR '{folder}' is no exported student: there is no {MANIFEST}; give one that imitkd-export made")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -128,7 +129,7 @@ def check_files(folder: Path, said: dict[str, str], needed: Sequence[str]) -> No
         raise ValueError("its list of files is not one of an exported student")
     for name in {*said, *(str(path.relative_to(folder)) for path in (folder / MODEL).glob("*"))}:
         path = folder / name
-        if name not in said or not path.is_file() or sha256(path) != said[name]:
+        if name not in said or not os.path.isfile(path) or sha256(path) != said[name]:
             raise UsageError(f"{path} is not what {MANIFEST} says any more: copy the folder again, or export the student again")
 
 

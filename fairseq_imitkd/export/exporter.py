@@ -1,6 +1,7 @@
 """From a checkpoint to an exported student: converted, held against fairseq, and only then given its name."""
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,6 +30,9 @@ from fairseq_imitkd.text import Text, TextSettings
 logger = logging.getLogger(__name__)
 SCORED = 64  # sentences whose log-probabilities are compared
 EXACT = "float32"
+# Of sentences that were encoded again: Moses' tokens come back in about nine of ten of a noisy corpus, subwords in all; under a
+# tokeniser that the data never saw, hardly a sentence with a punctuation mark does.
+NATURAL, MOST_OTHER_WORDS = 0.05, 0.5
 QUANTIZATIONS = tuple(dict.fromkeys(name for form in FORMS.values() for name in form.QUANTIZATIONS))
 
 
@@ -103,7 +107,7 @@ def export(job: Job) -> dict[str, Any]:
     if corpus.references is None:
         raise UsageError(f"--gen-subset {job.split} has no target side, which the checks need: give another split")
     side = StudentSide(languages.source, languages.target, languages.source_dictionary, languages.target_dictionary)
-    digest = sha256(job.checkpoint) if Path(job.checkpoint).is_file() else None
+    digest = sha256(job.checkpoint) if os.path.isfile(job.checkpoint) else None
     student, arch = load_student(job.checkpoint, languages.folder, side, job.allow_globals)
     form = form_of(student)
     if form is None:
@@ -119,9 +123,10 @@ def export(job: Job) -> dict[str, Any]:
         )
     packages = _packages(form)
     sample = _sample(corpus, languages, student.max_positions(), job.sentences)
-    _check_text(text, languages, sample)
+    otherwise = _check_text(job, text, languages, sample)
     with building(job.out) as folder:
         checked = _converted(job, form, languages, text, student, sample, folder)
+        checked["checks"]["encoded_otherwise"] = round(otherwise, 4)
         manifest = {
             "format": FORMAT,
             "form": form,
@@ -303,23 +308,52 @@ def _packages(form: str) -> dict[str, str]:
         raise UsageError(f"imitkd-export needs {error.name}: pip install 'fairseq-imitkd[fast]'") from error
 
 
-def _check_text(text: Text, languages: Languages, sample: _Sample) -> None:
+def _check_text(job: Job, text: Text, languages: Languages, sample: _Sample) -> float:
     """Whether raw text becomes the symbols that the student knows.
 
+    Returns:
+        the share of sentences whose text becomes other symbols than those of the data.
+
     Raises:
-        UsageError: much of it does not.
+        UsageError: much of it becomes unknown symbols, or most of it other words.
     """
     dictionary = languages.source_dictionary
-    unknown, count = 0, 0
+    back = Text(job.text, languages.target, languages.source)  # of a source: what joins words minds their language
+    unknown, count, sentences, otherwise, other_words = 0, 0, 0, 0, 0
     for source in sample.sources:
-        again = dictionary.encode_line(text.encode(text.decode(dictionary.string(source))), add_if_not_exist=False)
+        symbols = dictionary.string(source)
+        encoded = text.encode(back.decode(symbols))
+        again = dictionary.encode_line(encoded, add_if_not_exist=False).long()
         unknown += max(0, int(again.eq(dictionary.unk()).sum()) - int(source.eq(dictionary.unk()).sum()))
         count += again.numel()
+        if not source.eq(dictionary.unk()).any():  # the text of such a one is lost
+            sentences += 1
+            otherwise += not torch.equal(again, source)
+            other_words += _words(text, encoded) != _words(text, symbols)
     if unknown > 0.01 * count:
         raise UsageError(
             f"{unknown / count:.1%} of the symbols of raw text would be unknown to the student: give the --bpe, its file and "
             "the --tokenizer that --data was made with"
         )
+    # Words: data may be of subwords that were drawn at random, which no model writes again.
+    if other_words > MOST_OTHER_WORDS * sentences:
+        raise UsageError(
+            f"{other_words / sentences:.1%} of the sentences of --gen-subset {job.split} are of other words than their own "
+            "text: give the --tokenizer that --data was made with, or none"
+        )
+    share = otherwise / max(1, sentences)
+    if share > NATURAL:
+        logger.warning(
+            "%.1f%% of the sentences of --gen-subset %s are of other symbols than their own text: see that --bpe, its file and "
+            "--tokenizer are those that --data was made with (only BPE dropout does the same)",
+            *(100.0 * share, job.split),
+        )
     marked = sum(symbol.startswith("\u2581") or symbol.endswith("@@") for symbol in dictionary.symbols)
     if text.bpe is None and marked > 0.1 * len(dictionary):
         logger.warning("the student knows subwords, but there is no --bpe: what is translated must be made of subwords already")
+    return share
+
+
+def _words(text: Text, symbols: str) -> list[str]:
+    """What the subwords were made of."""
+    return (symbols if text.bpe is None else text.bpe.decode(symbols)).split()

@@ -23,6 +23,7 @@ from fairseq_imitkd.files import alone, sha256
 from fairseq_imitkd.offline.corpus import Languages
 from fairseq_imitkd.offline.decoding import Decoding
 from fairseq_imitkd.text import TextSettings
+from tests.evaluated import hide
 from tests.exported import job, make_students, refusal
 from tests.fairseq_models import build_student, letters, trained_student, write_dictionaries
 from tests.seqkd_jobs import write_split
@@ -277,7 +278,7 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
     torch.save(state, tmp_path / "evil.pt")
     assert "its setting model.decoder_layers holds an expression" in refusal(root, out, checkpoint=tmp_path / "evil.pt")
     (tmp_path / "garbage.pt").write_bytes(b"garbage")
-    assert "is no checkpoint that torch can read" in refusal(root, out, checkpoint=tmp_path / "garbage.pt")
+    assert "is damaged or no checkpoint" in refusal(root, out, checkpoint=tmp_path / "garbage.pt")
 
 
 def test_a_student_that_has_no_form(root: Path, tmp_path: Path) -> None:
@@ -386,6 +387,52 @@ def test_subwords_go_along(root: Path, tmp_path: Path, monkeypatch: Any, caplog:
     line = "abc had a bag"
     assert [symbols[number - 4] for number in bundle.encode(line).tolist()[:-1]] == pieces.encode(line, out_type=str)
     assert bundle.decode(bundle.encode(line)) == line
+
+
+@pytest.mark.parametrize("kind", ["right", "tokenizer", "dropout", "unknown"])
+def test_text_that_does_not_come_back_is_noticed(kind: str, root: Path, tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
+    """A tokeniser that the data never saw is refused: sentencepiece has a symbol for all it makes. Dropout is warned of."""
+    lines = ["ab, cab. dab", "bad, ab", "dab. cab, ab", "cab"]
+    (tmp_path / "text").write_text("\n".join([*lines, "a b c d , .", "ab ,", "cab ."] * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "pieces"), vocab_size=19, model_type="bpe", minloglevel=2
+    )
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "pieces.model"))
+    symbols = [pieces.id_to_piece(number) for number in range(3, 19)]
+    data = shutil.copytree(root / "data", tmp_path / "data")
+    write_dictionaries(data, symbols, symbols)
+    rows = [[symbols.index(piece) + 4 for piece in pieces.encode(line, out_type=str)] for line in lines]
+    if kind == "dropout":
+        rows[0] = [symbols.index(piece) + 4 for piece in ("\u2581", *lines[0].replace(" ", "\u2581"))]
+    if kind == "unknown":
+        rows[0][0] = letters().unk()
+    for side in ("src", "tgt"):
+        write_split(data, "valid", rows, side)
+    state = torch.load(root / "transformer.pt", weights_only=True)
+    state["cfg"]["task"]["data"] = str(data)
+    torch.save(state, tmp_path / "student.pt")
+    settings = TextSettings(
+        "sentencepiece", {"sentencepiece_model": tmp_path / "pieces.model"}, "moses" if kind == "tokenizer" else None
+    )
+    changed = {"checkpoint": tmp_path / "student.pt", "data": data, "text": settings}
+    if kind == "tokenizer":
+        assert refusal(root, tmp_path / "out", **changed) == (
+            "75.0% of the sentences of --gen-subset valid are of other words than their own text: give the --tokenizer that "
+            "--data was made with, or none"
+        )
+        return
+    manifest = export(job(root, tmp_path / "out", **changed))
+    assert manifest["checks"]["encoded_otherwise"] == (0.25 if kind == "dropout" else 0.0)
+    warned = "25.0% of the sentences of --gen-subset valid are of other symbols than their own text: see that --bpe"
+    assert (warned in caplog.text) == (kind == "dropout")
+
+
+def test_a_folder_that_may_not_be_looked_into_is_no_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Path.is_file raises there, up to Python 3.13."""
+    (tmp_path / "imitkd.json").write_text("{}")
+    hide(monkeypatch, tmp_path)
+    with pytest.raises(UsageError, match=r"DIR '.*' is no exported student: there is no imitkd.json"):
+        Bundle.read(tmp_path)
 
 
 def test_subwords_are_the_folders_own(exported: Path, tmp_path: Path) -> None:
