@@ -55,7 +55,7 @@ def facts(model: Model) -> dict[str, Any]:
 
 
 def misstated(model: Model) -> str | None:
-    """What its manifest says that :func:`facts` can't be made of, or that JSON has no word for; nothing else of the server reads it."""
+    """What its manifest says that :func:`facts` can't be made of, or JSON has no word for; the server reads it nowhere else."""
     student, quantization = model.manifest.get("student", {}), model.manifest.get("quantization")
     if not isinstance(student, dict):
         return f"its student is {student!r:.50}"
