@@ -7,6 +7,8 @@ __version__ = "0.1.0"
 compat.silence_advice()
 compat.allow_fairseq_checkpoints()
 
-from fairseq_imitkd import classification, methods, models, task  # noqa: E402
+from fairseq_imitkd import checkpoints, classification, methods, models, task  # noqa: E402
+
+checkpoints.guard_fairseq()
 
 __all__ = ["classification", "methods", "models", "task"]

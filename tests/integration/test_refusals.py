@@ -123,13 +123,13 @@ def test_teacher_files(digits, teacher, tmp_path, monkeypatch):
 
     text = tmp_path / "text.pt"
     text.write_text("not a checkpoint\n")
-    assert "is no checkpoint that torch can read" in message(text)
+    assert "is damaged or no checkpoint" in message(text)
     empty = tmp_path / "empty.pt"
     empty.touch()
-    assert "is no checkpoint that torch can read" in message(empty)
+    assert "is empty: copy it again" in message(empty)
     cut = tmp_path / "cut.pt"
     cut.write_bytes(teacher.read_bytes()[:50_000])
-    assert "is no checkpoint that torch can read" in message(cut)
+    assert "is damaged or no checkpoint" in message(cut)
     tensors = tmp_path / "tensors.pt"
     torch.save({"weight": torch.ones(2)}, tensors)
     assert "is no fairseq checkpoint: it lacks 'model'" in message(tensors)
@@ -181,7 +181,7 @@ def test_other_dictionaries(digits, teacher, tmp_path):
 def test_commands_end_with_the_one_line(command, flags, start, digits, tmp_path):
     """Standard error ends with the line itself, and holds no traceback."""
     flags = ("--source-lang", "src", "--target-lang", "tgt", "--criterion", "imitkd", "--max-update", 10, *flags)
-    done = corpus.train(digits.dictionaries, tmp_path, *flags, *corpus.TINY, command=command, check=False, timeout=200)
+    done = corpus.train(digits.data, tmp_path, *flags, *corpus.TINY, command=command, check=False, timeout=200)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(start)
     assert "Traceback" not in done.stderr + done.stdout

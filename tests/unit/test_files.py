@@ -5,13 +5,18 @@ import fcntl
 import json
 import os
 import threading
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fairseq_imitkd.checkpoints import check_files
+from fairseq_imitkd.cli.arguments import text_settings
+from fairseq_imitkd.cli.report import check_out
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.files import LOCK, alone, is_left_over, partial, sha256, write_json
+from fairseq_imitkd.files import LOCK, alone, is_left_over, kind_of, partial, sha256, write_json
 
 
 def test_shared_and_sole_runs(tmp_path: Path) -> None:
@@ -93,3 +98,41 @@ def test_hashes(tmp_path: Path) -> None:
     assert sha256(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     with pytest.raises(UsageError, match="can't be read: No such file"):
         sha256(tmp_path / "none")
+
+
+def test_kinds(tmp_path: Path, monkeypatch: Any) -> None:
+    """What is no file is told from what may not be looked at, which Python 3.11's own questions raise at."""
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    names = (".", "file", "pipe", "none", "file/none", "nul\0")
+    assert [kind_of(tmp_path / name) for name in names] == ["folder", "file", "other", None, None, None]
+    assert kind_of(str(tmp_path)) == "folder"
+
+    forbid_looking(monkeypatch)
+    told = r"^--out 'private/file' can't be looked at \(Permission denied\): see that you may read its folder, or give another$"
+    with pytest.raises(UsageError, match=told):
+        kind_of("private/file", "--out")
+
+
+def forbid_looking(monkeypatch: Any) -> None:
+    """As in a folder of someone else's; for root there is none."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "stat", refuse)
+
+
+@pytest.mark.parametrize(
+    ("flag", "asks"),
+    [
+        ("--teacher-path", lambda path: check_files(str(path))),
+        ("--out", check_out),
+        ("--bpe-codes", lambda path: text_settings(Namespace(bpe="fastbpe", bpe_codes=path))),
+    ],
+)
+def test_flags_of_files_that_may_not_be_looked_at(flag: str, asks: Callable[[Path], object], monkeypatch: Any) -> None:
+    """One line for each of them."""
+    forbid_looking(monkeypatch)
+    with pytest.raises(UsageError, match=rf"^{flag} 'private/file' can't be looked at \(Permission denied\)"):
+        asks(Path("private/file"))

@@ -235,7 +235,7 @@ def test_files_are_read_safely(run: Any, checkpoint: Path, tmp_path: Path) -> No
     torch.save({**saved(checkpoint), "extra": Path("x")}, unsafe)
     for path, message in (
         (tmp_path / "none.pt", "is no file"),
-        (text, "is no checkpoint that torch can read"),
+        (text, "is damaged or no checkpoint: copy it again, or give another"),
         (later, "is of the compact format 2, not 1: use the release that wrote it"),
         (empty, "holds no weight matrix: give that of a model"),
         (unsafe, "add --allow-globals pathlib"),
