@@ -23,6 +23,7 @@ from fairseq_imitkd.batch import Batch, parts_by_length, take
 from fairseq_imitkd.checkpoints import check_files, parse_weights
 from fairseq_imitkd.clock import StageClock
 from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
+from fairseq_imitkd.data import check_data, dictionaries_read
 from fairseq_imitkd.encoder_cache import parse_bytes
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.figures import totals
@@ -119,7 +120,10 @@ class TranslationWithTeacherTask(TranslationTask):
         if for_training:
             check_pruning(cfg)
             check_validation(cfg)
-        task = super().setup_task(cfg, **kwargs)
+        if "://" not in (cfg.data or ""):
+            check_data(cfg.data, cfg.source_lang, cfg.target_lang)
+        with dictionaries_read(cfg.data):
+            task = super().setup_task(cfg, **kwargs)
         task.for_training = for_training
         return task
 

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -9,11 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fairseq import options, utils
+from fairseq import checkpoint_utils, options, utils
 
 import fairseq_imitkd
+from fairseq_imitkd.checkpoints import all_are_trusted, check_files, read_checkpoint
+from fairseq_imitkd.data import check_data, check_splits
+from fairseq_imitkd.errors import UsageError, interruptible
+
+TASKS = ("translation", "translation_with_teacher")  # whose data lie as those that are checked here
 
 
+@interruptible("; the same command goes on from its last checkpoint, if it has written one")
 def train() -> None:
     """``fairseq-train`` with the plugin loaded, for ``--task translation_with_teacher`` unless another is given."""
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -21,11 +28,13 @@ def train() -> None:
     _run("fairseq_cli.train")
 
 
+@interruptible()
 def generate() -> None:
     """``fairseq-generate`` likewise; decoding, the task asks for no teacher."""
     _run("fairseq_cli.generate")
 
 
+@interruptible()
 def interactive() -> None:
     """``fairseq-interactive`` likewise."""
     _run("fairseq_cli.interactive")
@@ -63,23 +72,63 @@ def _run(module: str) -> None:
     # some of fairseq's modules do so.
     logging.root.handlers.clear()
     command = importlib.import_module(module)
-    with _bf16_without_tpu():
+    with _parsed_with_care(module.rpartition(".")[2]):
         command.cli_main()
 
 
 @contextmanager
-def _bf16_without_tpu() -> Iterator[None]:
-    """``--bf16`` on whatever device there is: fairseq's command line takes it for ``--tpu`` as well, and dies without one."""
+def _parsed_with_care(command: str) -> Iterator[None]:
+    """Before a command begins: its flags mean what they say, and the files that they name are there.
+
+    ``--bf16`` is for whatever device there is: fairseq's command line takes it for ``--tpu`` as well, and dies without one.
+    """
     parse = options.parse_args_and_arch
 
-    def parse_without_tpu(*arguments: Any, **settings: Any) -> Namespace:
+    def parse_and_check(*arguments: Any, **settings: Any) -> Namespace:
         args = parse(*arguments, **settings)
         if utils.xm is None and "--tpu" not in sys.argv:  # no torch_xla
             args.tpu = False
+        _check(command, args)
         return args
 
-    options.parse_args_and_arch = parse_without_tpu
+    options.parse_args_and_arch = parse_and_check
     try:
         yield
     finally:
         options.parse_args_and_arch = parse
+
+
+def _check(command: str, args: Namespace) -> None:
+    """What is named on the command line, before models are built: fairseq ends in a traceback where it is not there.
+
+    Raises:
+        UsageError: a directory, a split or a checkpoint can't be used.
+    """
+    if getattr(args, "task", None) in TASKS and "://" not in (args.data or ""):
+        languages = check_data(args.data, args.source_lang, args.target_lang)
+        check_splits(args.data, *languages, _splits(command, args), args.dataset_impl)
+    if command == "train":
+        if args.max_tokens is None and args.batch_size is None:
+            raise UsageError("--max-tokens is not given: say how many tokens a batch may hold, such as --max-tokens 4096")
+        return
+    for flag, paths in (("--path", args.path), ("--lm-path", args.lm_path)):
+        if "://" in (paths or "") or (paths is None and flag == "--lm-path"):
+            continue
+        suffixed = (args.checkpoint_suffix, 0, args.checkpoint_shard_count)
+        names = [
+            checkpoint_utils.get_maybe_sharded_checkpoint_filename(path, *suffixed)
+            for path in (paths or "").split(os.pathsep)
+        ]  # fmt: skip
+        check_files(os.pathsep.join(names), flag, "student")
+        for name in names if not all_are_trusted() else ():
+            read_checkpoint(name, None, (flag, None))
+
+
+def _splits(command: str, args: Namespace) -> list[tuple[str, str]]:
+    """Flags, and the splits that a command reads by them."""
+    if command == "generate":
+        return [("--gen-subset", args.gen_subset)]
+    if command != "train":
+        return []
+    validated = [] if args.disable_validation or args.combine_valid_subsets else args.valid_subset.split(",")
+    return [("--train-subset", args.train_subset), *(("--valid-subset", split) for split in validated)]

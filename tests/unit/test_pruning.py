@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -489,5 +488,5 @@ def test_refused_before_any_file_is_read(tmp_path: Path) -> None:
     cfg = OmegaConf.create(vars(tiny_task(prune_sparsity=2.0, data=str(tmp_path)).cfg))
     with pytest.raises(UsageError, match="--prune-sparsity must be"):
         TranslationWithTeacherTask.setup_task(cfg)
-    with suppress(FileNotFoundError, AssertionError):
+    with pytest.raises(UsageError, match=r"has no dict\.src\.txt"):
         TranslationWithTeacherTask.setup_task(cfg, from_checkpoint=True)
