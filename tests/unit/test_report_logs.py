@@ -13,6 +13,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.report import logs, settings
 from fairseq_imitkd.report.logs import INNER, Run, read_figures, read_log, read_run, read_runs
 from tests import inside, reports
+from tests.evaluated import hide
 
 
 @pytest.mark.parametrize("form", ["simple", "json"])
@@ -97,6 +98,13 @@ def test_settings_side_by_side() -> None:
 def test_lines_without_figures(line: str) -> None:
     """Others that have something in common with those."""
     assert read_figures(line) is None
+
+
+def test_a_folder_that_may_not_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is a note, where Path.is_dir raises up to Python 3.13."""
+    run = reports.log(tmp_path / "run")
+    hide(monkeypatch, tmp_path)
+    assert read_runs([run]) == ([], [f"RUN_DIR '{run}' can't be read: Permission denied"])
 
 
 @pytest.mark.parametrize("form", ["simple", "json"])
