@@ -181,12 +181,12 @@ def test_a_model_that_can_not_be_loaded_does_not_spoil_the_others(root: Path, tm
     assert ended.value.code == 1
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert set(found["models"]) == {"big", "gru", "small"}
-    assert found["failed"]["bad"].startswith(f"loading: CHECKPOINT '{tmp_path / 'bad.pt'}' is no checkpoint")
+    assert found["failed"]["bad"].startswith(f"loading: CHECKPOINT '{tmp_path / 'bad.pt'}' is damaged or no checkpoint")
     assert "`bad` failed loading: CHECKPOINT" in capsys.readouterr().out
     assert "ter" not in found["signatures"]
     assert not any("ter" in model["decoding"]["greedy"] for model in found["models"].values())
     for flag in ("--baseline", "--teacher"):
-        with pytest.raises(UsageError, match=r"--model bad: CHECKPOINT '.*bad\.pt' is no checkpoint"):
+        with pytest.raises(UsageError, match=r"--model bad: CHECKPOINT '.*bad\.pt' is damaged or no checkpoint"):
             main(flags(root, tmp_path / "other", *more, flag, "bad"))
     assert not (tmp_path / "other").exists()
 

@@ -400,7 +400,7 @@ def test_refused_inputs_leave_the_folder_free(root: Path, whole: dict[str, bytes
     assert "index 4: teacher 'a', student 'b'" in message
     garbage = tmp_path / "garbage.pt"
     garbage.write_text("no checkpoint")
-    assert f"--teacher-path '{garbage}' is no checkpoint" in refusal(job(root, tmp_path / "out", teacher=garbage))
+    assert f"--teacher-path '{garbage}' is damaged or no checkpoint" in refusal(job(root, tmp_path / "out", teacher=garbage))
     text = tmp_path / "text"
     text.write_bytes("a b é\n".encode("latin1"))
     message = f"--source-text '{text}': line 1 is not UTF-8: convert the file (iconv)"
