@@ -8,6 +8,7 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 
+from fairseq_imitkd.checkpoints import read_checkpoint
 from fairseq_imitkd.errors import UsageError
 from tests.fairseq_models import STUDENTS, build_student, checkpoint_state, tiny_task, training_config, write_dictionaries
 
@@ -101,3 +102,11 @@ def test_strange_files_end_in_one_line(trains: bool, content: Any, message: str,
     assert str(refused.value).startswith(f"checkpoint '{path}' {message}")
     assert "\n" not in str(refused.value)
     assert "weights_only" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["cfg", "args"])
+def test_settings_that_are_none_are_told_where_no_model_is_built(key: str, tmp_path: Path) -> None:
+    """A tensor of several values has no truth value to ask for."""
+    path = written(tmp_path, {"model": {}, key: torch.zeros(2)})
+    with pytest.raises(UsageError, match=f"CHECKPOINT '{path}' is no fairseq checkpoint: its '{key}' must be settings, but is a"):
+        read_checkpoint(path, None, ("CHECKPOINT", "--allow-globals"))
