@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ from fairseq_imitkd.checkpoints import (
 from fairseq_imitkd.chunked import Averaged, Scores, Whole
 from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.loading import dictionary_folder
 from fairseq_imitkd.settings import TeacherConfig
 from fairseq_imitkd.student import placement, unwrapped
 from fairseq_imitkd.task import autocast
@@ -216,7 +216,7 @@ class SentencePredictionWithTeacherTask(SentencePredictionTask):
                     else f"give {flag} {'' if theirs is True else theirs}".rstrip()
                 )
                 raise UsageError(f"{flag} is {own}, but --teacher-path '{path}' was trained with {theirs}: {remedy}")
-        folder = self._dictionary_folder(path, cfg)
+        folder = dictionary_folder(path, cfg, ["input0/dict.txt", "label/dict.txt"], self.cfg.teacher_data)
         overwrite_args_by_name(cfg, {"data": str(folder)})
         task = tasks.setup_task(cfg.task, from_checkpoint=True)
         for kind, theirs, own in (
@@ -234,18 +234,6 @@ class SentencePredictionWithTeacherTask(SentencePredictionTask):
                 f"give --max-positions {limit}, with --shorten-method truncate for longer sentences"
             )
         return model
-
-    def _dictionary_folder(self, path: str, cfg: Any) -> Path:
-        given = self.cfg.teacher_data
-        saved = getattr(cfg.task, "data", None)
-        folders = [Path(given)] if given else [Path(path).resolve().parent, *([Path(saved)] if saved else [])]
-        for folder in folders:
-            if all((folder / kind / "dict.txt").is_file() for kind in ("input0", "label")):
-                return folder
-        raise UsageError(
-            f"the teacher's dictionaries input0/dict.txt and label/dict.txt are not in {' or '.join(map(str, folders))}: "
-            "--teacher-data must name the folder that holds the ones it was trained with"
-        )
 
 
 def _labels(dictionary: Dictionary) -> int:

@@ -54,7 +54,7 @@ def load_teacher(
         student: the dictionaries and languages to agree with.
         dtype: ``--teacher-dtype``.
         data: ``--teacher-data``: the folder with the dictionaries that the teacher was trained with. By default they
-            are looked for beside the checkpoint and in the folder that the checkpoint names.
+            are looked for beside the checkpoint and in the folder that the checkpoint names, which must agree.
         allow_globals: ``--teacher-allow-globals``: names to add to the safe loader's allow-list, joined by commas.
         encoder_cache: bytes to keep encoder outputs in; 0 keeps none.
         weights: of the members of an ensemble, adding up to 1; None is all alike.
@@ -69,7 +69,8 @@ def load_teacher(
             cfg = configuration(state)
             refuse_expressions(cfg)
             _check_languages(cfg, student)
-            models.append(_build_model(state, cfg, _dictionary_folder(path, cfg, student, data), student))
+            names = [f"dict.{language}.txt" for language in _languages(cfg, student)]
+            models.append(_build_model(state, cfg, dictionary_folder(path, cfg, names, data), student))
         logger.info("teacher %s: %s parameters", path, f"{sum(p.numel() for p in models[-1].parameters()):,}")
     return Teacher(models, dtype, EncoderCache(encoder_cache) if encoder_cache else None, weights)
 
@@ -174,33 +175,57 @@ def _check_trained_with(path: str, cfg: Any, weights: dict[str, Any], folder: Pa
                 f"its {part} knows {embedding.size(0):,} symbols, but {folder}/dict.{language}.txt has {len(dictionary):,}: "
                 "give the --data that it was trained on"
             )
-        said = getattr(cfg.task, "data", None)
-        places = [Path(path).resolve().parent, *([Path(said.split(os.pathsep)[0])] if said and isinstance(said, str) else [])]
-        for place in places:
+        for place in _places(path, cfg):
             theirs = place / f"dict.{language}.txt"
-            if theirs.is_file() and not theirs.samefile(folder / theirs.name):
+            if os.path.isfile(theirs) and not theirs.samefile(folder / theirs.name):
                 difference = first_difference(Dictionary.load(str(theirs)).symbols, dictionary.symbols)
                 if difference is not None:
                     raise ValueError(
                         f"it was trained with {theirs}, which has '{difference[1]}' at index {difference[0]}, but --data "
-                        f"'{difference[2]}': give the --data that it was trained on"
+                        f"'{difference[2]}': give the --data that it was trained on, or move that file if it is another's"
                     )
-                break
 
 
-def _dictionary_folder(path: str, cfg: Any, student: StudentSide, data: str | None) -> Path:
-    source_lang, target_lang = _languages(cfg, student)
-    names = [f"dict.{language}.txt" for language in (source_lang, target_lang)]
-    saved = (getattr(cfg.task, "data", None) or "").split(os.pathsep)[0]
-    folders = [Path(data)] if data else [Path(path).resolve().parent, *([Path(saved)] if saved else [])]
-    for folder in folders:
-        if all((folder / name).is_file() for name in names):
-            logger.info("teacher %s: dictionaries of %s", path, folder)
-            return folder
-    raise UsageError(
-        f"the teacher's dictionaries {' and '.join(names)} are not in {' or '.join(map(str, folders))}: "
-        "--teacher-data must name the folder that holds the ones it was trained with"
-    )
+def dictionary_folder(path: str, cfg: Any, names: Sequence[str], data: str | None) -> Path:
+    """The folder with the dictionaries that a teacher was trained with.
+
+    Args:
+        path: of the checkpoint.
+        cfg: its configuration.
+        names: of the dictionaries' files, all of which a folder must hold.
+        data: ``--teacher-data``; by default it is the checkpoint's folder, or the one that the checkpoint names.
+
+    Raises:
+        UsageError: neither holds them, or they differ, so that which are the teacher's is anyone's guess.
+    """
+    places = [Path(data)] if data else _places(path, cfg)
+    folders = [place for place in places if all(os.path.isfile(place / name) for name in names)]
+    if not folders:
+        raise UsageError(
+            f"the teacher's dictionaries {' and '.join(names)} are not in {' or '.join(map(str, places))}: "
+            "--teacher-data must name the folder that holds the ones it was trained with"
+        )
+    for other in folders[1:]:
+        for name in names:
+            one, two = (str(folder / name) for folder in (folders[0], other))
+            difference = first_difference(Dictionary.load(one).symbols, Dictionary.load(two).symbols)
+            if difference is not None:
+                raise UsageError(
+                    f"--teacher-path '{path}' lies beside {one}, but names {two}, and they differ at index {difference[0]}, "
+                    f"'{difference[1]}' and '{difference[2]}': --teacher-data must name the folder that holds the ones it was "
+                    "trained with"
+                )
+    logger.info("teacher %s: dictionaries of %s", path, folders[0])
+    return folders[0]
+
+
+def _places(path: str, cfg: Any) -> list[Path]:
+    """Where the dictionaries that a checkpoint was trained with may be: beside it, and where it says.
+
+    To be asked by ``os.path``: what the checkpoint names may be a folder that no one else may look into.
+    """
+    said = getattr(cfg.task, "data", None)
+    return [Path(path).resolve().parent, *([Path(said.split(os.pathsep)[0])] if said and isinstance(said, str) else [])]
 
 
 def _languages(cfg: Any, student: StudentSide) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import math
 import random
+import shutil
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -456,6 +457,9 @@ def test_other_dictionaries(data: Path, teacher: Path, tmp_path: Path) -> None:
     assert f"{data / 'label' / 'dict.txt'} differs from the student's at index 4: teacher '0', student '1'" in message
     given = refusal(data, teacher_path=teacher, teacher_data=turned)
     assert "teacher '1', student '0'" in given
+    beside = shutil.copy(teacher, turned / "teacher.pt")
+    message = refusal(turned, teacher_path=beside)
+    assert f"lies beside {turned / 'label' / 'dict.txt'}, but names {data / 'label' / 'dict.txt'}, and they differ" in message
     (turned / "label" / "dict.txt").unlink()
     missing = refusal(data, teacher_path=teacher, teacher_data=turned)
     assert "--teacher-data must name" in missing

@@ -263,6 +263,12 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
     state["cfg"]["task"]["data"] = str(tmp_path / "gone")
     torch.save(state, moved / "student.pt")
     assert "which has 'q' at index 18, but --data 'o'" in refusal(root, out, checkpoint=moved / "student.pt")
+    write_dictionaries(moved)  # those are --data's, but the folder that it names was another's before, or is now
+    state["cfg"]["task"]["data"] = str(other)
+    torch.save(state, moved / "student.pt")
+    assert f"it was trained with {other / 'dict.src.txt'}, which has 'q' at index 19, but --data 'p'" in refusal(
+        root, out, checkpoint=moved / "student.pt"
+    )
     strange = shutil.copytree(root / "data", tmp_path / "strange")
     write_split(strange, "valid", [[4, 99], [5]], "src")
     write_split(strange, "valid", [[4], [5]], "tgt")

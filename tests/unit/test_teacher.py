@@ -349,7 +349,7 @@ def test_dictionary_that_differs_is_refused(tmp_path: Path, cfg: Any, model: Bas
     """Equal sizes with two symbols exchanged: the index and both symbols are named, with the remedy."""
     swapped = LETTERS.replace("e", "?").replace("f", "e").replace("?", "f")
     write_dictionaries(tmp_path, **{"src": {"source": swapped}, "tgt": {"target": swapped}}[side])
-    message = refusal(saved(tmp_path, checkpoint_state(model, cfg)))
+    message = refusal(saved(tmp_path, checkpoint_state(model, cfg)), data=str(tmp_path))
     assert f"{tmp_path / f'dict.{side}.txt'} differs from the student's at index 8: teacher 'f', student 'e'" in message
     assert "fairseq-preprocess --srcdict --tgtdict" in message
 
@@ -363,7 +363,7 @@ def test_dictionary_of_another_size_is_refused(
 ) -> None:
     """A symbol more or fewer at the end."""
     write_dictionaries(tmp_path, target=theirs)
-    assert expected in refusal(saved(tmp_path, checkpoint_state(model, cfg)))
+    assert expected in refusal(saved(tmp_path, checkpoint_state(model, cfg)), data=str(tmp_path))
 
 
 def test_dictionaries_that_are_nowhere_are_asked_for(tmp_path: Path, model: BaseFairseqModel) -> None:
@@ -379,12 +379,41 @@ def test_dictionaries_that_are_nowhere_are_asked_for(tmp_path: Path, model: Base
     assert "--teacher-data" in refusal(path, data=str(tmp_path))
 
 
-def test_dictionaries_beside_the_checkpoint_come_first(tmp_path: Path, folder: Path, cfg: Any, model: BaseFairseqModel) -> None:
-    """Before the folder that the checkpoint names, which another training may have filled anew."""
-    write_dictionaries(tmp_path, source="zyx")
-    path = saved(tmp_path, checkpoint_state(model, cfg))
-    assert str(tmp_path / "dict.src.txt") in refusal(path)
-    assert len(load_teacher(path, STUDENT_SIDE, data=str(folder)).models) == 1
+@pytest.mark.parametrize("named", ["the student's", "others"])
+@pytest.mark.parametrize("side", ["src", "tgt"])
+def test_dictionaries_of_two_places_must_agree(tmp_path: Path, model: BaseFairseqModel, side: str, named: str) -> None:
+    """A teacher may be put beside the student's, and another training may fill the folder that it names: who knows?"""
+    turned = {"src": {"source": LETTERS[::-1]}, "tgt": {"target": LETTERS[::-1]}}[side]
+    beside, said = tmp_path / "beside", tmp_path / "said"
+    for folder, is_other in ((beside, named != "others"), (said, named == "others")):
+        write_dictionaries(folder, **(turned if is_other else {}))
+    path = saved(beside, checkpoint_state(model, training_config(said, "--task", "translation")))
+    message = refusal(path)
+    first, second = ("a", "p") if named == "others" else ("p", "a")
+    file = f"dict.{side}.txt"
+    assert f"lies beside {beside / file}, but names {said / file}, and they differ at index 4" in message
+    assert f"'{first}' and '{second}'" in message
+    assert "--teacher-data must name the folder" in message
+    right, wrong = (beside, said) if named == "others" else (said, beside)
+    assert len(load_teacher(path, STUDENT_SIDE, data=str(right)).models) == 1
+    assert "differs from the student's" in refusal(path, data=str(wrong))
+    write_dictionaries(wrong)
+    assert len(load_teacher(path, STUDENT_SIDE).models) == 1
+
+
+def test_a_named_folder_of_somebody_elses(tmp_path: Path, model: BaseFairseqModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that may not be looked into is none: the dictionaries beside the checkpoint are the teacher's."""
+    write_dictionaries(tmp_path)
+    theirs, stat = tmp_path / "theirs", os.stat
+    path = saved(tmp_path, checkpoint_state(model, training_config(theirs, "--task", "translation")))
+
+    def forbidding(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if str(path).startswith(str(theirs)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", forbidding)
+    assert len(load_teacher(path, STUDENT_SIDE).models) == 1
 
 
 def test_weights_that_do_not_fit_are_refused(folder: Path, cfg: Any, model: BaseFairseqModel) -> None:
