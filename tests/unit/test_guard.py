@@ -108,5 +108,5 @@ def test_strange_files_end_in_one_line(trains: bool, content: Any, message: str,
 def test_settings_that_are_none_are_told_where_no_model_is_built(key: str, tmp_path: Path) -> None:
     """A tensor of several values has no truth value to ask for."""
     path = written(tmp_path, {"model": {}, key: torch.zeros(2)})
-    with pytest.raises(UsageError, match=f"CHECKPOINT '{path}' is no fairseq checkpoint: its '{key}' must be settings, but is a"):
+    with pytest.raises(UsageError, match=f"CHECKPOINT '{path}' is no fairseq checkpoint: its '{key}' must be settings"):
         read_checkpoint(path, None, ("CHECKPOINT", "--allow-globals"))
