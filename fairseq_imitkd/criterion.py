@@ -275,7 +275,7 @@ class DistillationCriterion(FairseqCriterion):
 
     def _of_easy_and_hard(self, is_hard: Tensor, counted: Tensor) -> Tensor:
         """``(N,)``: weights by which a mean over all tokens is ``w`` times that over the easy and ``1 - w`` over the hard."""
-        hard, count = (is_hard & counted).sum(), counted.sum()
+        hard, count = (is_hard & counted).sum().double(), counted.sum().double()
         of_easy = self._easy_weight * count / (count - hard).clamp(min=1)
         of_hard = (1.0 - self._easy_weight) * count / hard.clamp(min=1)
         return torch.where(is_hard, of_hard, of_easy)

@@ -223,7 +223,7 @@ def target_decoupled_kl(
     p_sides = torch.cat([p_target, p_others.logsumexp(dim=-1, keepdim=True)], dim=-1)
     q_sides = torch.cat([q_target, q_others.logsumexp(dim=-1, keepdim=True)], dim=-1)
     others = _kl(p_others.log_softmax(dim=-1), q_others.log_softmax(dim=-1))
-    return (others + torch.where(is_hard, _kl(p_sides, q_sides), 0.0)) * token_weight
+    return (others + torch.where(is_hard, _kl(p_sides, q_sides), 0.0)) * token_weight.to(others)
 
 
 DIVERGENCES: dict[str, Divergence] = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq import tasks
+from fairseq import tasks, utils
 from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass.utils import overwrite_args_by_name
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, BaseFairseqModel, FairseqEncoderDecoderModel
@@ -78,6 +78,8 @@ def load_teacher(
 def _check_languages(cfg: Any, student: StudentSide) -> None:
     """A teacher of the other direction shares a joined dictionary, and would teach nonsense."""
     teacher_pair = tuple(getattr(cfg.task, name, None) for name in ("source_lang", "target_lang"))
+    if None in teacher_pair:
+        teacher_pair = _pair_of_its_data(cfg) or teacher_pair
     student_pair = (student.source_lang, student.target_lang)
     if None in teacher_pair or teacher_pair == student_pair:
         return
@@ -86,6 +88,15 @@ def _check_languages(cfg: Any, student: StudentSide) -> None:
             f"it translates {'-'.join(teacher_pair)}, but the student {'-'.join(student_pair)}: give a teacher of that"
         )
     logger.warning("the teacher translates %s, the student %s: make sure that they mean the same", teacher_pair, student_pair)
+
+
+def _pair_of_its_data(cfg: Any) -> tuple[str, str] | None:
+    """The languages that fairseq guessed from the data of its training and did not save, where that is still there."""
+    try:
+        source, target = data_utils.infer_language_pair(utils.split_paths(cfg.task.data)[0])
+    except (OSError, TypeError, AttributeError, IndexError):  # not there, or not named
+        return None
+    return (source, target) if source and target else None
 
 
 def _build_model(state: dict[str, Any], cfg: Any, folder: Path, student: StudentSide) -> BaseFairseqModel:

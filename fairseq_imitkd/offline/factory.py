@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import queue
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -460,6 +461,7 @@ def _in_processes(job: Job, limits: tuple[int, int], todo: Sequence[int], report
 
 def _worker(job: Job, limits: tuple[int, int], todo: Sequence[int], worker: int, reports: Any) -> None:
     """One of several processes. It ends as soon as the command does: the next run must not meet a worker of this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the command's, which ends its workers
     parent = multiprocessing.parent_process()
     assert parent is not None
     if not parent.is_alive():  # while this one was starting

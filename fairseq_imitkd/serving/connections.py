@@ -57,6 +57,7 @@ class Connection(H11Protocol):
         self.deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Where there is no room, the one that has let the server wait longest goes, or this one is told to come later."""
         super().connection_made(transport)
         self.room.taken[self] = None
         if len(self.room.taken) > self.room.most:
@@ -69,15 +70,18 @@ class Connection(H11Protocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Its place is free."""
         self.room.taken.pop(self, None)
         self._unwatch()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """A request may now be complete, and have no deadline any more."""
         super().data_received(data)
         self._watch()
 
     def on_response_complete(self) -> None:
+        """The next request's deadline begins; of those who may have to go it is the last."""
         if self in self.room.taken:
             self.room.taken[self] = self.room.taken.pop(self)
         self._unwatch()
@@ -85,10 +89,12 @@ class Connection(H11Protocol):
         self._watch()
 
     def pause_writing(self) -> None:
+        """The client does not read its answer: it has until the deadline."""
         super().pause_writing()
         self._watch()
 
     def resume_writing(self) -> None:
+        """It reads again."""
         super().resume_writing()
         self._watch()
 

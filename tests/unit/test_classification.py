@@ -113,8 +113,9 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 def defined_loss(name: str, update: int, student: Tensor, teacher: Tensor, gold: list[int]) -> Tensor:
     """A method's loss of a batch, written down sentence by sentence from its paper's equations."""
     log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
-    surest = sorted(float(log_p[row, label]) for row, label in enumerate(gold))
-    median = surest[(len(gold) - 1) // 2]
+    unsure = [-float(log_p[row, label]) for row, label in enumerate(gold)]
+    median = sorted(unsure)[(len(gold) - 1) // 2]
+    hard = sum(value >= median for value in unsure)
     total = student.new_zeros(())
     for row, label in enumerate(gold):
         nll, q, p = -log_q[row, label], log_q[row], log_p[row]
@@ -131,10 +132,12 @@ def defined_loss(name: str, update: int, student: Tensor, teacher: Tensor, gold:
             total = total + psi * nll + (1 - psi) * (distance - 0.1 * phi).clamp(min=0.0)
         else:
             others = [symbol for symbol in range(student.size(-1)) if symbol != label]
-            total = total + kl(teacher[row, others].log_softmax(-1), student[row, others].log_softmax(-1))
-            if float(p[label]) < median:
+            of_others = kl(teacher[row, others].log_softmax(-1), student[row, others].log_softmax(-1))
+            if unsure[row] >= median:
                 sides = [torch.stack([x[label], x[others].logsumexp(-1)]) for x in (p, q)]
-                total = total + kl(*sides)
+                total = total + 0.8 * len(gold) / hard * (of_others + kl(*sides))
+            else:
+                total = total + 0.2 * len(gold) / (len(gold) - hard) * of_others
     return total
 
 

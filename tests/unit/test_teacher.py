@@ -187,6 +187,21 @@ def test_first_placement_keeps_its_dtype(flag: str) -> None:
     assert all(after.equal(before) for after, before in zip(placed, weights, strict=True))
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_its_own_precision_is_not_autocast_s(whole: bool) -> None:
+    """--teacher-dtype fp32 is that under --amp too, also where logits are made later; ``auto`` is the student's."""
+    sample, found = make_batch(reversed_pairs(6, seed=3)), {}
+    for dtype in ("auto", "fp32"):
+        teacher = Teacher([build_student(seed=2)], dtype)
+        teacher.place(torch.device("cpu"), torch.float32)
+        exact = teacher.score(sample).logits(slice(None))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            scores = teacher.score(sample, teacher.encode(sample), whole=whole)
+            logits = scores.at(torch.arange(3)).logits(slice(None)), teacher.agreement(sample, teacher.encode(sample), 1, 0)
+        found[dtype] = logits[0].dtype, float((logits[0].float() - exact[:3]).abs().max()) > 1e-5
+    assert found == {"auto": (torch.bfloat16, True), "fp32": (torch.float32, False)}
+
+
 def test_constructing_freezes_and_stops_dropout() -> None:
     """Also of a model handed over in training mode: two scores of a batch are equal."""
     model = build_student().train()
@@ -588,6 +603,20 @@ def test_old_teacher_of_the_other_direction_is_refused(folder: Path, model: Base
     """As an ``argparse.Namespace`` says it."""
     args = training_args(folder, "--task", "translation", "--source-lang", "tgt", "--target-lang", "src")
     assert "tgt-src" in refusal(saved(folder, legacy_state(args, model.state_dict()), "other-way.pt"))
+
+
+def test_direction_that_was_not_saved_is_that_of_the_data(folder: Path, tmp_path: Path, model: BaseFairseqModel) -> None:
+    """fairseq guesses it from the files' names, and saves none."""
+    for pair, refused in (("tgt-src", True), ("src-tgt", False)):
+        data = write_dictionaries(tmp_path / pair)
+        (data / f"train.{pair}.src.idx").touch()
+        cfg = training_config(data, "--task", "translation")
+        state = state_with(model, cfg, "task", data=str(data), source_lang=None, target_lang=None)
+        path = saved(folder, state, "unsaid.pt")
+        if refused:
+            assert "it translates tgt-src, but the student src-tgt" in refusal(path)
+        else:
+            assert len(load_teacher(path, STUDENT_SIDE).models) == 1
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
