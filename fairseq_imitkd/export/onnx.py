@@ -113,10 +113,14 @@ def _save(path: Path, module: nn.Module, inputs: dict[str, tuple[Tensor, dict[in
 
 
 def _quantize(path: Path) -> None:
-    """Also the matrices inside a loop over time."""
+    """Also the matrices inside a loop over time.
+
+    To unsigned integers: onnxruntime's products of signed ones overflow on processors without VNNI, and the same file would say
+    other things there.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(path, path, weight_type=QuantType.QInt8, per_channel=True, extra_options={"EnableSubgraph": True})
+    quantize_dynamic(path, path, weight_type=QuantType.QUInt8, per_channel=True, extra_options={"EnableSubgraph": True})
 
 
 @contextmanager
