@@ -131,7 +131,7 @@ def test_markdown_is_printed_from_the_file(evaluated) -> None:
     [group] = found["models"]["gru"]["probes"]["by_position"]
     assert by_token[0][1:] == [f"1 to 5 ({group['gold']['tokens']:,})"]
     own, gold = (100 * group[prefix]["agreement"] for prefix in ("own", "gold"))
-    assert by_token[1:] == [["gru", f"{own:.1f}% ({own - gold:+.1f})"]]
+    assert by_token[1:] == [["gru", f"{own:.1f}% of {group['own']['tokens']:,} ({own - gold:+.1f})"]]
     assert found["command"] in printed
     assert all(signature in printed for signature in found["signatures"].values())
 
