@@ -384,8 +384,8 @@ run_recipe() {
 
 # shellcheck source=/dev/null
 [ ! -e "$RECIPE/settings.sh" ] || source "$RECIPE/settings.sh"
-# What the stages above mind; a recipe without rows has stages of its own.
-if [ -z "${ROWS:-}" ]; then
+# What the stages above mind; a recipe without rows has stages of its own. (benchmarks/gpu.sh, which is none, has SMOKE.)
+if [ -z "${ROWS:-}" ] && [ "${RECIPE%/*}" = "$REPO/examples" ]; then
   for variable in SMOKE DRY_RUN START UPDATES; do
     [ -z "${!variable:-}" ] || die "$variable is nothing that this recipe minds, but is '${!variable}': leave it out"
   done
