@@ -26,7 +26,7 @@ die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
 command -v imitkd-train >/dev/null || die "imitkd-train is not on PATH: run 'make install' in $REPO first"
 [[ $SEED =~ ^[0-9]+$ ]] || die "SEED must be a number, but is '$SEED'"
-for variable in UPDATES TEACHER_UPDATES STUDENT_UPDATES SEQ_INTER_UPDATES TASK_UPDATES NBEST THREADS; do # found out here, not hours later
+for variable in UPDATES TEACHER_UPDATES STUDENT_UPDATES MORE_UPDATES SEQ_INTER_UPDATES TASK_UPDATES NBEST THREADS; do # found out here, not hours later
   [[ ${!variable:-1} =~ ^[1-9][0-9]*$ ]] || die "$variable must be a whole number above 0, but is '${!variable}'"
 done
 case ${TEACHER_PRECISION:=fp32} in
@@ -88,7 +88,7 @@ resumable() {
 }
 
 # train NAME FLAGS…: one training in $RUN/NAME, on $DATA (default: $RUN/data-bin). fairseq resumes it from checkpoint_last.pt
-# after a kill. $RUN/NAME/commands gets the commit, the command and the threads, a line for each call; $RUN/NAME/peak its memory.
+# after a kill.
 train() {
   local name=$1
   shift
@@ -101,9 +101,17 @@ train() {
   if [ -n "${DRY_RUN:-}" ]; then printf '%s\n' "${command[*]@Q}"; return; fi
   mkdir -p "$RUN/$name"
   resumable "$name"
+  noted "$name" "${command[@]}" 2>&1 | tee -a "$RUN/$name/train.log"
+}
+
+# noted NAME COMMAND…: a training's command, and what results tell of it: $RUN/NAME/commands gets the commit, the command and the
+# threads, a line for each call; $RUN/NAME/peak its memory.
+noted() {
+  local name=$1
+  shift
   printf '%s\t%s\t%s\n' "$(git -C "$REPO" describe --always --dirty --exclude='*' 2>/dev/null || echo unknown)" \
-    "${command[*]@Q}" "${OMP_NUM_THREADS:-all}" >>"$RUN/$name/commands"
-  python "$REPO/examples/peak.py" "$RUN/$name/peak" "${command[@]}" 2>&1 | tee -a "$RUN/$name/train.log"
+    "${*@Q}" "${OMP_NUM_THREADS:-all}" >>"$RUN/$name/commands"
+  python "$REPO/examples/peak.py" "$RUN/$name/peak" "$@"
 }
 
 # ---- The stages of a recipe for translation or summarisation. What is the recipe's own stands in its settings.sh:

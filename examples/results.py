@@ -9,14 +9,13 @@ With --tokenised-bleu BLEU is also given as the ImitKD paper's tables have it: o
 import argparse
 import json
 import os
-import shlex
 from pathlib import Path
 from typing import Any
 
 import tables
 import torch
-from fairseq import checkpoint_utils
 from sacrebleu.metrics import BLEU
+from trainings import training
 
 from fairseq_imitkd.evaluate.quality import Metrics
 from fairseq_imitkd.evaluate.sentences import Sentences
@@ -46,30 +45,6 @@ def main() -> None:
     temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     os.replace(temporary, target)
     print(tables.recipe_table(results))
-
-
-def training(run: Path, name: str) -> dict[str, Any]:
-    """How a model came to be. A downloaded teacher and an exported student have no ``commands``."""
-    log = run / name / "commands"
-    if not log.exists():
-        return {"commits": [], "command": None, "updates": None, "valid_score": None, "minutes": None, "peak_bytes": None}
-    calls = [line.split("\t") for line in log.read_text().splitlines()]
-    commands = [shlex.join(shlex.split(call[1].replace(str(run.resolve()), "run"))) for call in calls]
-    best = checkpoint_utils.load_checkpoint_to_cpu(str(run / name / "checkpoint_best.pt"))
-    last = checkpoint_utils.load_checkpoint_to_cpu(str(run / name / "checkpoint_last.pt"))
-    return {
-        # More than one where a later commit went on with a training.
-        "commits": list(dict.fromkeys(call[0] for call in calls)),
-        "command": commands[-1],
-        "earlier_commands": [command for command in dict.fromkeys(commands) if command != commands[-1]],
-        "threads": list(dict.fromkeys(call[2] for call in calls if len(call) > 2)),
-        "updates": best["optimizer_history"][-1]["num_updates"],
-        "updates_in_all": last["optimizer_history"][-1]["num_updates"],
-        "valid_score": best["extra_state"]["best"],
-        "valid_metric": best["cfg"]["checkpoint"]["best_checkpoint_metric"],
-        "minutes": last["extra_state"]["previous_training_time"] / 60,
-        "peak_bytes": int(peak.read_text()) if (peak := run / name / "peak").exists() else None,
-    }
 
 
 def chance(folder: Path, evaluation: dict[str, Any]) -> dict[str, dict[str, float | None]]:

@@ -2,19 +2,22 @@
 
 Each RUN's results.json, which ``evaluate.sh`` writes, first becomes its recipe's. ``tables.py --check`` writes nothing, and
 names what is stale. In a README a table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; nobody types into it. A
-recipe's ``evaluation.md``, all that imitkd-evaluate prints of the run, is made from the same file.
+recipe's ``evaluation.md``, all that imitkd-evaluate prints of the run, is made from the same file. A recipe whose table is like
+no other's has a ``table.py`` of its own.
 
 A recipe's runs beside its own, with a teacher of their own, come by ``tables.py RUN --beside NAME``: ``results-NAME.json`` and
 ``evaluation-NAME.md``, and a table at ``<!-- results-NAME -->`` of the recipe's README alone.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 EXAMPLES = Path(__file__).parent
@@ -85,10 +88,31 @@ def documents(published: dict[Path, dict[str, Any]]) -> dict[Path, str]:
     made[EXAMPLES.parent / "README.md"] = {"results": headlines(every)}
     if multi30k := runs.get(EXAMPLES / "multi30k" / "results.json"):
         made[EXAMPLES.parent / "README.md"]["journey"] = journey(multi30k)
+    for path, each in sorted(found.items()):
+        if (own := path.with_name("table.py")).exists():
+            table = loaded(own).table(each)
+            place = made.setdefault(path.parent / "README.md", {})
+            place[path.stem] = f"{table}\n\n{origin(each['trainings'], each, path.name)}"
+            if path == EXAMPLES / "quickstart" / "results.json":
+                made[EXAMPLES.parent / "README.md"]["quickstart"] = table
+    if (studies := EXAMPLES / "multi30k" / "studies.py").exists():
+        made[studies.with_suffix(".md")] = loaded(studies).tables()
     texts = {path: filled(path, tables) for path, tables in made.items()}
     for path, each in runs.items():
         texts[path.with_name(path.stem.replace("results", "evaluation") + ".md")] = printed(each)
+    for path in EXAMPLES.glob("*/evaluation-*.json"):
+        texts[path.with_suffix(".md")] = printed({"evaluation": json.loads(path.read_text())})
     return texts
+
+
+def loaded(path: Path) -> ModuleType:
+    """A recipe's own script."""
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def filled(path: Path, tables: dict[str, str]) -> str:
@@ -172,11 +196,19 @@ def recipe_table(results: dict[str, Any], source: str = "results.json") -> str:
             f"{evaluation['machine']['threads']} thread; "
             "updates: of the best checkpoint; minutes: of training alone, beside whatever else the machine did"
             f"{'; GB: the most memory of the host that the training held' if any(peaks.values()) else ''}. "
-            f"{signatures(evaluation, tokenised)} Trained at {commits(trainings)}, evaluated at {evaluation['commit']} on "
-            f"{evaluation['machine']['processor']}, {evaluation['machine']['cores']} cores; "
-            f"{', '.join(f'{name} {version}' for name, version in evaluation['versions'].items())}. "
-            f"All commands and figures: [{source}]({source}).",
+            f"{signatures(evaluation, tokenised)} {origin(trainings, evaluation, source)}",
         ]
+    )
+
+
+def origin(trainings: dict[str, Any], evaluation: dict[str, Any], source: str) -> str:
+    """Where a table's figures come from."""
+    found = dict.fromkeys(commit for training in trainings.values() for commit in training["commits"])
+    machine = evaluation["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items())
+    return (
+        f"Trained at {', '.join(found) or 'no commit of this repository'}, evaluated at {evaluation['commit']} on "
+        f"{machine['processor']}, {machine['cores']} cores; {versions}. All commands and figures: [{source}]({source})."
     )
 
 
@@ -308,11 +340,6 @@ def signatures(evaluation: dict[str, Any], tokenised: dict[str, Any] | None) -> 
     if tokenised:
         found["tokenised"] = tokenised["signature"]
     return "; ".join(f"{metric}: `{signature}`" for metric, signature in found.items()) + "."
-
-
-def commits(trainings: dict[str, Any]) -> str:
-    found = dict.fromkeys(commit for training in trainings.values() for commit in training["commits"])
-    return ", ".join(found) or "no commit of this repository"
 
 
 def markdown(head: list[str], rows: list[list[Any]], left: int) -> str:

@@ -3,7 +3,7 @@
 #   SEED=N   other languages, other sentences, other initial weights (default 1)
 source "$(dirname "$0")/../common.sh"
 source "$REPO/examples/quickstart/models.sh"
-TEACHER_UPDATES=${TEACHER_UPDATES:-2000} SCRATCH_UPDATES=1000 TASK_UPDATES=${TASK_UPDATES:-1000}
+TEACHER_UPDATES=${TEACHER_UPDATES:-2000} STUDENT_UPDATES=${STUDENT_UPDATES:-1000} MORE_UPDATES=${MORE_UPDATES:-400} TASK_UPDATES=${TASK_UPDATES:-1000}
 REPLAYED=5000 # sentences of the first task that the second one's training still sees, of 20,000
 
 # first, second: a pair of languages each. both: the second, and what is kept of the first. One dictionary a side for all.
@@ -52,16 +52,21 @@ on first teacher-first fit teacher-first "$TEACHER_UPDATES" "${PLAIN[@]}" "${TEA
 teacher_first=$!
 on second teacher-second fit teacher-second "$TEACHER_UPDATES" "${PLAIN[@]}" "${TEACHER_MODEL[@]}" --lr 5e-3 &
 teacher_second=$!
-on first scratch fit scratch "$SCRATCH_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}"
+on first scratch fit scratch "$STUDENT_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}"
 wait "$teacher_first"
 from scratch; imitkd "${TEACHERS[0]}"
-on first first fit first 400 "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}"
+on first first fit first "$MORE_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}"
 wait "$teacher_second"
 # The second task by its own teacher, as if there had been no first.
 from first; imitkd "${TEACHERS[1]}"
-on second forgetful fit forgetful "$TASK_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}"
+on second forgetful fit forgetful "$TASK_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}" &
+forgetful=$!
 # The second task and some of the first, by both teachers: each sentence listens to the one that knows its reference.
 imitkd "${TEACHERS[0]}:${TEACHERS[1]}" --teacher-selection agreement
 on both lifelong fit lifelong "$TASK_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}"
-stage evaluate env PYTHONPATH="$REPO/examples/quickstart" python "$RECIPE/table.py" "$RUN" --seed "$SEED" "${DEVICE_FLAGS[@]}"
+wait "$forgetful"
+compare() {
+  PYTHONPATH="$REPO/examples:$REPO/examples/quickstart" python "$RECIPE/evaluate.py" "$RUN" --seed "$SEED" "${DEVICE_FLAGS[@]}" >"$RUN/table.md"
+}
+stage evaluate compare
 cat "$RUN/table.md"

@@ -22,7 +22,7 @@ fit() {
   shift 2
   rm -rf "${RUN:?}/$name"
   mkdir -p "$RUN/$name"
-  imitkd-train "$DATA" "${DEVICE_FLAGS[@]}" --save-dir "$RUN/$name" --seed "$SEED" \
+  noted "$name" imitkd-train "$DATA" "${DEVICE_FLAGS[@]}" --save-dir "$RUN/$name" --seed "$SEED" \
     --arch transformer --dropout 0 --share-decoder-input-output-embed --max-tokens 2048 --num-workers 0 \
     --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
     --lr-scheduler polynomial_decay --warmup-updates 50 --total-num-update "$updates" --max-update "$updates" \

@@ -3,10 +3,10 @@
 #   SEED=N   other languages, other sentences, other initial weights (default 1)
 source "$(dirname "$0")/../common.sh"
 source "$(dirname "$0")/models.sh"
-TEACHER_UPDATES=${TEACHER_UPDATES:-2000} STUDENT_UPDATES=${STUDENT_UPDATES:-1000} MORE_UPDATES=400
+TEACHER_UPDATES=${TEACHER_UPDATES:-2000} STUDENT_UPDATES=${STUDENT_UPDATES:-1000} MORE_UPDATES=${MORE_UPDATES:-400}
 DATA=$RUN/data-bin
 
-# From the scratch student's weights, with a new optimiser: what both of its successors start from.
+# From the scratch student's weights, with a new optimiser: what all of its successors start from.
 FROM_SCRATCH_STUDENT=(
   --restore-file "$RUN/scratch/checkpoint_last.pt"
   --reset-optimizer --reset-lr-scheduler --reset-dataloader --reset-meters
@@ -21,7 +21,7 @@ data() {
 }
 
 PLAIN=(--task translation --criterion cross_entropy)
-IMITKD=(--task translation_with_teacher --teacher-path "$RUN/teacher/checkpoint_last.pt" --criterion imitkd)
+TAUGHT=(--task translation_with_teacher --teacher-path "$RUN/teacher/checkpoint_last.pt")
 STUDENT=("${STUDENT_MODEL[@]}" --lr 1e-2)
 
 stage data data
@@ -31,8 +31,12 @@ stage teacher fit teacher "$TEACHER_UPDATES" "${PLAIN[@]}" "${TEACHER_MODEL[@]}"
 stage scratch fit scratch "$STUDENT_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}"
 stage continued fit continued "$MORE_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
 wait $! # the teacher
-stage imitkd fit imitkd "$MORE_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
-stage evaluate python "$RECIPE/evaluate.py" "$RUN" --seed "$SEED" "${DEVICE_FLAGS[@]}"
+# The teacher's words at the corpus' prefixes, and at the student's own.
+stage word_kd fit word_kd "$MORE_UPDATES" "${TAUGHT[@]}" --criterion word_kd "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}" &
+stage imitkd fit imitkd "$MORE_UPDATES" "${TAUGHT[@]}" --criterion imitkd "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
+wait $! # word_kd
+compare() { PYTHONPATH="$REPO/examples" python "$RECIPE/evaluate.py" "$RUN" --seed "$SEED" "${DEVICE_FLAGS[@]}" >"$RUN/table.md"; }
+stage evaluate compare
 printf '\n'
-cat "$RUN/table.txt"
+cat "$RUN/table.md"
 printf 'Figure: %s\nThis call took %d s.\n' "$RUN/quickstart.png" "$SECONDS"

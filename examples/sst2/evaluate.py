@@ -1,24 +1,21 @@
 """Classify dev and test with the models of a run and print a table in Markdown: ``evaluate.py --run DIR NAME…``.
 
-Each NAME is a folder of DIR with ``checkpoint_best.pt``, ``NAME-seed2`` another seed's. Writes ``results.json`` into DIR with
-what a reader needs to repeat a number.
+Each NAME is a folder of DIR with ``checkpoint_best.pt``, ``NAME-seed2`` another seed's. Writes ``results.json`` into DIR.
 """
 
 import argparse
-import json
 import logging
 import math
-import platform
-import statistics
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 from fairseq import checkpoint_utils, utils
+from table import table
 from torch import Tensor
+from trainings import origin, training
 
-from fairseq_imitkd.__main__ import versions
+from fairseq_imitkd.files import write_json
 
 SPLITS = {"dev": "valid", "test": "test"}
 
@@ -41,13 +38,13 @@ def main() -> None:
         if baseline in models and name != baseline:
             model["against_baseline"] = mcnemar(right[baseline], right[name])
     results = {
-        "models": models,
+        "recipe": "sst2",
+        **origin(),
         "baseline": args.baseline,
-        "commit": commit(),
-        "versions": dict(line.split(": ", 1) for line in versions().splitlines()),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "trainings": {name: training(args.run, name) for name in models},
+        "models": models,
     }
-    (args.run / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(args.run / "results.json", results)
     print(table(results))
 
 
@@ -67,8 +64,6 @@ def describe(run: Path, name: str, device: str) -> tuple[dict[str, Any], Tensor]
     described: dict[str, Any] = {
         "parameters": sum(size for part, size in sizes.items() if not part.startswith("encoder.lm_head.")),
         "parameters_with_unused_lm_head": sum(sizes.values()),
-        "updates": checkpoint_utils.load_checkpoint_to_cpu(path)["optimizer_history"][-1]["num_updates"],
-        "max_update": cfg.optimization.max_update,
         "seed": cfg.common.seed,
     }
     for split, found in right.items():
@@ -104,40 +99,6 @@ def mcnemar(baseline: Tensor, system: Tensor) -> dict[str, Any]:
     gained, lost = int((system & ~baseline).sum()), int((baseline & ~system).sum())
     tail = sum(math.comb(gained + lost, k) for k in range(min(gained, lost) + 1)) / 2 ** (gained + lost)
     return {"gained": gained, "lost": lost, "p": min(1.0, 2.0 * tail)}
-
-
-def table(results: dict[str, Any]) -> str:
-    """The results as Markdown, the means over seeds below."""
-    rows = [
-        "| model | seed | parameters | updates to best | dev | test (95% interval) | gained / lost | p |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    seeds: dict[str, list[dict[str, Any]]] = {}
-    for name, model in results["models"].items():
-        method = name.partition("-")[0]
-        seeds.setdefault(method, []).append(model)
-        low, high = model["test_interval"]
-        against = model.get("against_baseline")
-        compared = "| |" if against is None else f"{against['gained']} / {against['lost']} | {against['p']:.3f} |"
-        rows.append(
-            f"| {method} | {model['seed']} | {model['parameters']:,} | {model['updates']} | {model['dev_accuracy']:.1f} | "
-            f"{model['test_accuracy']:.1f} ({low:.1f} to {high:.1f}) | {compared}"
-        )
-    rows += ["", "| mean over seeds | dev | test |", "|---|--:|--:|"]
-    for method, runs in seeds.items():
-        dev, test = (statistics.mean(run[f"{split}_accuracy"] for run in runs) for split in SPLITS)
-        rows.append(f"| {method} ({len(runs)}) | {dev:.1f} | {test:.1f} |")
-    rows += [
-        "",
-        "Accuracy in per cent; interval: Wilson; gained / lost: test sentences that only the model / only "
-        f"`{results['baseline']}` of the same seed gets right; p: McNemar's exact test of these; commit {results['commit']}.",
-    ]
-    return "\n".join(rows)
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

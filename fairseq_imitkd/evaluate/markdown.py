@@ -28,7 +28,7 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     if any(model["probes"] for model in models.values()):
         parts.append(_probes(models, results["teacher"], data["probe_sentences"]))
-    if any(model["probes"] and model["probes"].get("by_position") for model in models.values()):
+    if _has_positions(models):
         parts.append(_by_position(models))
     parts += [f"`{name}` failed {_cell(why)}" for name, why in results["failed"].items()]
     return "\n\n".join([*parts, _notes(results), f"```\n{results['command']}\n```"])
@@ -129,6 +129,11 @@ def _probes(models: dict[str, Any], teacher: str, sentences: int) -> str:
     return table(header, rows)
 
 
+def _has_positions(models: dict[str, Any]) -> bool:
+    """Evaluations of earlier versions have none."""
+    return any(model["probes"] and model["probes"].get("by_position") for model in models.values())
+
+
 def _by_position(models: dict[str, Any]) -> str:
     """Agreement after own prefixes, and how far it is from that after references': what drifts, drifts more the later."""
     probed = {name: model["probes"].get("by_position", []) for name, model in models.items() if model["probes"]}
@@ -165,6 +170,7 @@ def _notes(results: dict[str, Any]) -> str:
     ]
     if results["teacher"]:
         lines.append("agreement: share of tokens for which teacher and student prefer the same; KL(teacher || student) in nats")
+    if _has_positions(results["models"]):
         lines.append(
             "by token: its position; in brackets how many the references have there, in a cell how many the model wrote; "
             f"groups of fewer than {LEAST} are left out"

@@ -46,6 +46,26 @@ def test_every_stage_runs(recipe: str, tmp_path: Path) -> None:
     assert str(tmp_path) not in results["evaluation"]["command"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["quickstart", "lifelong"])
+def test_the_made_up_languages(recipe: str, tmp_path: Path) -> None:
+    """Every stage with few updates; a second call does nothing anew."""
+    few = dict.fromkeys(("TEACHER_UPDATES", "STUDENT_UPDATES", "MORE_UPDATES", "TASK_UPDATES"), "3")
+    environment = {**os.environ, **few, "DEVICE": "cpu", "RUN": str(tmp_path)}
+    script = str(EXAMPLES / recipe / "run.sh")
+    for again in (False, True):
+        done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        assert ("evaluate: done before" in done.stderr) == again
+    results = json.loads((tmp_path / "results.json").read_text())
+    for model in results["models"].values():
+        training = results["trainings"][model["folder"]]
+        assert training["updates_in_all"] == 3
+        assert training["command"].startswith("imitkd-train run/data-bin")
+        assert str(tmp_path) not in training["command"]
+    assert (tmp_path / "table.md").read_text() in done.stdout
+
+
 def test_an_exported_student_is_evaluated_beside_the_others(tmp_path: Path) -> None:
     run("multi30k", tmp_path, "scratch")
     run("multi30k", tmp_path, "scratch", script="export.sh")

@@ -1,0 +1,59 @@
+"""Decode both tasks' test sets with every model of RUN; print its table and write results.json."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from fairseq import options
+from fairseq_cli import generate
+from scoring import BLEU, DECODING, score  # the quickstart's
+from table import TASKS, table
+from trainings import origin, training
+
+from fairseq_imitkd.files import write_json
+
+MODELS = {
+    "teacher of the first": "teacher-first",
+    "teacher of the second": "teacher-second",
+    "student after the first": "first",
+    "then the second by its teacher alone": "forgetful",
+    "then the second, lifelong": "lifelong",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--cpu", action="store_true")
+    args = parser.parse_args()
+    device = ["--cpu"] if args.cpu else []
+    logging.disable(logging.INFO)  # fairseq logs into the first of the outputs, closed or not
+    models = {
+        label: {"folder": folder, **{task: quality(args.run, folder, task, device) for task in TASKS}}
+        for label, folder in MODELS.items()
+    }
+    results = {
+        "recipe": "lifelong",
+        "seed": args.seed,
+        **origin(),
+        "signature": str(BLEU.get_signature()),
+        "decoding": " ".join(DECODING),
+        "trainings": {folder: training(args.run, folder) for folder in ("scratch", *MODELS.values())},
+        "models": models,
+    }
+    write_json(args.run / "results.json", results)
+    print(table(results))
+
+
+def quality(run: Path, folder: str, task: str, device: list[str]) -> dict[str, Any]:
+    """Of one model on one task's test set."""
+    out = run / folder / task
+    paths = [str(run / "data-bin" / task), "--path", str(run / folder / "checkpoint_last.pt"), "--results-path", str(out)]
+    generate.main(options.parse_args_and_arch(options.get_generation_parser(), [*paths, *DECODING, *device]))
+    return score(run / "text" / task, out / "generate-test.txt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The tables of studies.md, out of the results that were kept of each study (results-first.json and so on).
+
+Those files are from before results.py, and are not written any more.
+"""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+STUDIES = ("results-first", "results-seqkd", "results-compare")
+ENGINES = {"ctranslate2": "CTranslate2", "onnx": "ONNX", "imitkd-generate": "`imitkd-generate`"}
+
+
+def tables() -> dict[str, str]:
+    """Places in studies.md -> what stands there."""
+    studies = {name: json.loads((HERE / f"{name}.json").read_text()) for name in (*STUDIES, "results-exported")}
+    exported = studies["results-exported"]
+    made = {name: f"{models(studies[name])}\n\n{notes(studies[name], name)}" for name in STUDIES}
+    made["means-compare"] = means(studies["results-compare"])
+    made["results-exported"] = f"{models(exported['results'])}\n\n{notes(exported['results'], 'results-exported')}"
+    made["speed-exported"] = speed(exported["deployed_speed"])
+    return made
+
+
+def models(results: dict[str, Any]) -> str:
+    """A line for each model."""
+    rows = [
+        "| model | seed | parameters | updates to best | valid BLEU | test BLEU (95%) | p | chrF |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, model in results["models"].items():
+        size = f"{model['parameters']:,}"
+        if model.get("nonzero", model["parameters"]) != model["parameters"]:
+            size += f" ({model['nonzero']:,} not zero)"
+        _, half = model["bleu_mean_and_interval"]
+        p = "" if model.get("p_against_baseline") is None else f"{model['p_against_baseline']:.3f}"
+        rows.append(
+            f"| {row(name)} | {model['seed']} | {size} | {model['updates']} | {model['valid_bleu']:.2f} | "
+            f"{model['bleu']:.2f} ± {half:.1f} | {p} | {model['chrf']:.2f} |"
+        )
+    return "\n".join(rows)
+
+
+def row(name: str) -> str:
+    """``imitkd-seed2`` is ``imitkd``'s second seed."""
+    return name.partition("-seed")[0]
+
+
+def means(results: dict[str, Any]) -> str:
+    """Over seeds, best first below the models that all others are compared with."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for name, model in results["models"].items():
+        runs.setdefault(row(name), []).append(model)
+    scores = {
+        name: [statistics.mean(model[score] for model in found) for score in ("valid_bleu", "bleu", "chrf")]
+        for name, found in runs.items()
+    }
+    known = [name for name in ("teacher", "scratch", results["baseline"]) if name in scores]
+    others = sorted(scores.keys() - set(known), key=lambda name: -scores[name][1])
+    lines = ["| mean over seeds | valid BLEU | test BLEU | chrF |", "|---|--:|--:|--:|"]
+    for name in (*known, *others):
+        lines.append(f"| {name} ({len(runs[name])}) | {' | '.join(f'{score:.2f}' for score in scores[name])} |")
+    return "\n".join(lines)
+
+
+def speed(measured: dict[str, Any]) -> str:
+    """Times the teacher's beam search, and BLEU of the same sentences."""
+    single, batches = measured["speed"]["batch 1"], measured["speed"]["batch 32"]
+    reference, *others = single
+    rows = ["| | batches of 1 | batches of 32 | BLEU of these |", "|---|--:|--:|--:|"]
+    for name in others:
+        shown = "teacher again (noise)" if name == f"{reference} (again)" else name.replace("sru,", "scratch_sru,", 1)
+        for engine, called in ENGINES.items():
+            shown = shown.replace(engine, called)
+        times = [found[name]["times_teacher"] for found in (single, batches)]
+        rows.append(f"| {shown} | {times[0]:.2f} | {times[1]:.2f} | {measured['bleu'][name]:.2f} |")
+    return "\n".join(rows)
+
+
+def notes(results: dict[str, Any], source: str) -> str:
+    """What the columns are, and where the figures come from."""
+    first = next(iter(results["models"].values()))
+    compared = any("p_against_baseline" in model for model in results["models"].values())
+    return (
+        f"BLEU with half its 95% bootstrap interval: `{first['bleu_signature']}`; chrF: `{first['chrf_signature']}`; "
+        + (f"p: paired bootstrap of BLEU against `{results['baseline']}` of the same seed; " if compared else "")
+        + (f"`{results['command']}` " if "command" in results else "")
+        + f"at commit {results['commit']}; {results['machine'].replace('1 threads', '1 thread')}, torch "
+        f"{results['versions']['torch']}; [{source}.json]({source}.json)."
+    )

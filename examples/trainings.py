@@ -1,0 +1,41 @@
+"""Where a run's figures come from: how its models were trained, and by what they were evaluated."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from fairseq import checkpoint_utils
+
+from fairseq_imitkd.evaluate import provenance
+
+
+def training(run: Path, name: str) -> dict[str, Any]:
+    """How a model came to be, by ``commands`` in its folder (common.sh's ``noted``) and its checkpoints.
+
+    A downloaded teacher and an exported student have no ``commands``.
+    """
+    log = run / name / "commands"
+    if not log.exists():
+        return {"commits": [], "command": None, "updates": None, "valid_score": None, "minutes": None, "peak_bytes": None}
+    calls = [line.split("\t") for line in log.read_text().splitlines()]
+    commands = [shlex.join(shlex.split(call[1].replace(str(run.resolve()), "run"))) for call in calls]
+    best = checkpoint_utils.load_checkpoint_to_cpu(str(run / name / "checkpoint_best.pt"))
+    last = checkpoint_utils.load_checkpoint_to_cpu(str(run / name / "checkpoint_last.pt"))
+    return {
+        # More than one where a later commit went on with a training.
+        "commits": list(dict.fromkeys(call[0] for call in calls)),
+        "command": commands[-1],
+        "earlier_commands": [command for command in dict.fromkeys(commands) if command != commands[-1]],
+        "threads": list(dict.fromkeys(call[2] for call in calls if len(call) > 2)),
+        "updates": best["optimizer_history"][-1]["num_updates"],
+        "updates_in_all": last["optimizer_history"][-1]["num_updates"],
+        "valid_score": best["extra_state"]["best"],
+        "valid_metric": best["cfg"]["checkpoint"]["best_checkpoint_metric"],
+        "minutes": last["extra_state"]["previous_training_time"] / 60,
+        "peak_bytes": int(peak.read_text()) if (peak := run / name / "peak").exists() else None,
+    }
+
+
+def origin() -> dict[str, Any]:
+    """What evaluates: the commit, the machine, the versions."""
+    return {"commit": provenance.commit(), "machine": provenance.machine(), "versions": provenance.versions(())}
