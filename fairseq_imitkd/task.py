@@ -74,8 +74,9 @@ class TranslationWithTeacherConfig(TeacherConfig, PruningConfig, ValidationConfi
     init_from_teacher: Optional[str] = field(
         default=None,
         metadata={
-            "help": "the student begins as parts of the (first) teacher, of the same widths: 'embeddings', 'encoder' and "
-            "'decoder', joined by commas; a side's layers are spread evenly over the teacher's, or named: 'encoder:0.2.5'"
+            "help": "the student begins as parts of the (first) teacher, and must be built alike (widths, heads, norms, "
+            "activation): 'embeddings', 'encoder' and 'decoder', joined by commas; a side's layers are spread evenly over the "
+            "teacher's, or named: 'encoder:0.2.5'"
         },
     )
     finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
