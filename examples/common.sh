@@ -40,7 +40,7 @@ case $DEVICE in
   *) die "DEVICE must be cpu or cuda, but is '$DEVICE'" ;;
 esac
 mkdir -p "$RUN"
-RUN=$(cd "$RUN" >/dev/null && pwd -P) # as results.py leaves it out of the commands that it records
+RUN=$(cd "$RUN" >/dev/null && pwd -P) # as trainings.py leaves it out of the commands that it records
 [ -n "${SMOKE:-}" ] && [ ! -e "$RUN/.smoke" ] && [ -d "$RUN/.done" ] && die "$RUN holds a real run: give SMOKE=1 another RUN=DIR"
 [ -z "${SMOKE:-}" ] && [ -e "$RUN/.smoke" ] && die "$RUN holds a run with SMOKE=1: give this one another RUN=DIR"
 [ -z "${SMOKE:-}" ] || touch "$RUN/.smoke"

@@ -1,7 +1,7 @@
 """Gather a recipe's run into its results.json and print its table: ``results.py RUN --recipe NAME``.
 
 RUN holds ``evaluation/`` (imitkd-evaluate's) and a folder for each model with its checkpoints and ``commands`` (common.sh's
-``train``). Computed here is how probably a student's difference from `scratch` and from `seqkd` of its own seed is chance.
+``noted``). Computed here is how probably a student's difference from `scratch` and from `seqkd` of its own seed is chance.
 With --tokenised-bleu BLEU is also given as the ImitKD paper's tables have it: of words as Moses tokenises them, lower-case.
 ``tables.py RUN`` puts it into the recipe's folder and the READMEs.
 """
@@ -33,7 +33,7 @@ def main() -> None:
     evaluation = json.loads((args.run / "evaluation" / "evaluation.json").read_text())
     results = {
         "recipe": args.recipe,
-        "trainings": {name: training(args.run, name) for name in evaluation["models"]},
+        "trainings": {name: came_to_be(args.run, name) for name in evaluation["models"]},
         "translations": {path.parent.name: json.loads(path.read_text()) for path in args.run.glob("data_*/manifest.json")},
         "chance": chance(args.run / "evaluation", evaluation),
         "evaluation": evaluation,
@@ -45,6 +45,13 @@ def main() -> None:
     temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     os.replace(temporary, target)
     print(tables.recipe_table(results))
+
+
+def came_to_be(run: Path, name: str) -> dict[str, Any]:
+    """How a model was trained, if it was: a downloaded teacher and an exported student have no ``commands``."""
+    if (run / name / "commands").exists():
+        return training(run, name)
+    return {"commits": [], "command": None, "updates": None, "valid_score": None, "minutes": None, "peak_bytes": None}
 
 
 def chance(folder: Path, evaluation: dict[str, Any]) -> dict[str, dict[str, float | None]]:

@@ -1,7 +1,7 @@
 """The tables of the READMEs, out of each recipe's results.json: ``tables.py [RUN…]``.
 
-Each RUN's results.json, which ``evaluate.sh`` writes, first becomes its recipe's. ``tables.py --check`` writes nothing, and
-names what is stale. In a README a table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; nobody types into it. A
+Each RUN's results.json, which a recipe's evaluation writes, first becomes its recipe's. ``tables.py --check`` writes nothing,
+and names what is stale. In a README a table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; nobody types into it. A
 recipe's ``evaluation.md``, all that imitkd-evaluate prints of the run, is made from the same file. A recipe whose table is like
 no other's has a ``table.py`` of its own.
 
@@ -63,17 +63,20 @@ def published_by(run: Path, beside: str | None = None) -> tuple[Path, dict[str, 
     """A run's results, and where its recipe has them."""
     source = run / "results.json"
     if not source.exists():
-        raise SystemExit(f"{source} does not exist: run the recipe's evaluate.sh first")
+        raise SystemExit(f"{source} does not exist: let the recipe's evaluate.sh, or its run.sh, write it first")
     if (run / ".smoke").exists():
         raise SystemExit(f"{run} is a run with SMOKE=1: its figures say nothing")
     try:
         results = json.loads(source.read_text())
         recipe = EXAMPLES / results["recipe"]
     except (ValueError, KeyError, TypeError):
-        raise SystemExit(f"{source} is not what evaluate.sh writes: run it again") from None
+        raise SystemExit(f"{source} is not what a recipe's evaluation writes: evaluate again") from None
     if not (recipe / "README.md").exists():
         raise SystemExit(f"{source} is of the recipe {recipe.name}, but there is no {recipe / 'README.md'}")
-    return recipe / (f"results-{beside}.json" if beside else source.name), results
+    target = recipe / (f"results-{beside}.json" if beside else source.name)
+    if target.exists() and "recipe" not in json.loads(target.read_text()):
+        raise SystemExit(f"--beside '{beside}' is a study's of {recipe / 'studies.md'}: take another name")
+    return target, results
 
 
 def documents(published: dict[Path, dict[str, Any]]) -> dict[Path, str]:
@@ -94,9 +97,11 @@ def documents(published: dict[Path, dict[str, Any]]) -> dict[Path, str]:
             place = made.setdefault(path.parent / "README.md", {})
             place[path.stem] = f"{table}\n\n{origin(each['trainings'], each, path.name)}"
             if path == EXAMPLES / "quickstart" / "results.json":
-                made[EXAMPLES.parent / "README.md"]["quickstart"] = table
+                where = origin(each["trainings"], each, "examples/quickstart/results.json")
+                made[EXAMPLES.parent / "README.md"]["quickstart"] = f"{table}\n\n{where}"
     if (studies := EXAMPLES / "multi30k" / "studies.py").exists():
-        made[studies.with_suffix(".md")] = loaded(studies).tables()
+        made[studies.with_suffix(".md")] = of_studies = loaded(studies).tables()
+        made[EXAMPLES.parent / "docs" / "export.md"] = {"speed-exported": of_studies["speed-exported"]}
     texts = {path: filled(path, tables) for path, tables in made.items()}
     for path, each in runs.items():
         texts[path.with_name(path.stem.replace("results", "evaluation") + ".md")] = printed(each)

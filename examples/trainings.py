@@ -10,13 +10,10 @@ from fairseq_imitkd.evaluate import provenance
 
 
 def training(run: Path, name: str) -> dict[str, Any]:
-    """How a model came to be, by ``commands`` in its folder (common.sh's ``noted``) and its checkpoints.
-
-    A downloaded teacher and an exported student have no ``commands``.
-    """
+    """How a model came to be, by ``commands`` in its folder (common.sh's ``noted``) and its checkpoints."""
     log = run / name / "commands"
     if not log.exists():
-        return {"commits": [], "command": None, "updates": None, "valid_score": None, "minutes": None, "peak_bytes": None}
+        raise SystemExit(f"{log} must say how {name} was trained: delete {run}/.done/{name}, and train it again")
     calls = [line.split("\t") for line in log.read_text().splitlines()]
     commands = [shlex.join(shlex.split(call[1].replace(str(run.resolve()), "run"))) for call in calls]
     best = checkpoint_utils.load_checkpoint_to_cpu(str(run / name / "checkpoint_best.pt"))
@@ -31,9 +28,24 @@ def training(run: Path, name: str) -> dict[str, Any]:
         "updates_in_all": last["optimizer_history"][-1]["num_updates"],
         "valid_score": best["extra_state"]["best"],
         "valid_metric": best["cfg"]["checkpoint"]["best_checkpoint_metric"],
-        "minutes": last["extra_state"]["previous_training_time"] / 60,
+        "minutes": None if (begun := before(calls[-1][1])) is None else (spent(last) - begun) / 60,
         "peak_bytes": int(peak.read_text()) if (peak := run / name / "peak").exists() else None,
     }
+
+
+def spent(checkpoint: dict[str, Any]) -> float:
+    """Seconds of training, those of the model that it began as included."""
+    return float(checkpoint["extra_state"]["previous_training_time"])
+
+
+def before(command: str) -> float | None:
+    """Those of the model that a training began as; None where that is there no more."""
+    words = shlex.split(command)
+    for flag in ("--restore-file", "--finetune-from-model"):
+        if flag in words:
+            path = Path(words[words.index(flag) + 1])
+            return spent(checkpoint_utils.load_checkpoint_to_cpu(str(path))) if path.exists() else None
+    return 0.0
 
 
 def origin() -> dict[str, Any]:

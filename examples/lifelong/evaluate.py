@@ -1,4 +1,4 @@
-"""Decode both tasks' test sets with every model of RUN; print its table and write results.json."""
+"""Decode both tasks' test sets with every model of RUN; write its table, table.md, and results.json."""
 
 import argparse
 import logging
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true")
     args = parser.parse_args()
     device = ["--cpu"] if args.cpu else []
+    trainings = {folder: training(args.run, folder) for folder in ("scratch", *MODELS.values())}
     logging.disable(logging.INFO)  # fairseq logs into the first of the outputs, closed or not
     models = {
         label: {"folder": folder, **{task: quality(args.run, folder, task, device) for task in TASKS}}
@@ -40,11 +41,11 @@ def main() -> None:
         **origin(),
         "signature": str(BLEU.get_signature()),
         "decoding": " ".join(DECODING),
-        "trainings": {folder: training(args.run, folder) for folder in ("scratch", *MODELS.values())},
+        "trainings": trainings,
         "models": models,
     }
     write_json(args.run / "results.json", results)
-    print(table(results))
+    (args.run / "table.md").write_text(table(results) + "\n", encoding="utf-8")
 
 
 def quality(run: Path, folder: str, task: str, device: list[str]) -> dict[str, Any]:

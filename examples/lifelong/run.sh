@@ -47,11 +47,10 @@ from() { FROM=(--restore-file "$RUN/$1/checkpoint_last.pt" --reset-optimizer --r
 imitkd() { IMITKD=(--task translation_with_teacher --criterion imitkd --teacher-path "$@"); }
 
 stage data data
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
-on first teacher-first fit teacher-first "$TEACHER_UPDATES" "${PLAIN[@]}" "${TEACHER_MODEL[@]}" --lr 5e-3 &
-teacher_first=$!
-on second teacher-second fit teacher-second "$TEACHER_UPDATES" "${PLAIN[@]}" "${TEACHER_MODEL[@]}" --lr 5e-3 &
-teacher_second=$!
+beside on first teacher-first fit teacher-first "$TEACHER_UPDATES" "${PLAIN[@]}" "${TEACHER_MODEL[@]}" --lr 5e-3
+teacher_first=$BESIDE
+beside on second teacher-second fit teacher-second "$TEACHER_UPDATES" "${PLAIN[@]}" "${TEACHER_MODEL[@]}" --lr 5e-3
+teacher_second=$BESIDE
 on first scratch fit scratch "$STUDENT_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}"
 wait "$teacher_first"
 from scratch; imitkd "${TEACHERS[0]}"
@@ -59,14 +58,12 @@ on first first fit first "$MORE_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[
 wait "$teacher_second"
 # The second task by its own teacher, as if there had been no first.
 from first; imitkd "${TEACHERS[1]}"
-on second forgetful fit forgetful "$TASK_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}" &
-forgetful=$!
+beside on second forgetful fit forgetful "$TASK_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}"
+forgetful=$BESIDE
 # The second task and some of the first, by both teachers: each sentence listens to the one that knows its reference.
 imitkd "${TEACHERS[0]}:${TEACHERS[1]}" --teacher-selection agreement
 on both lifelong fit lifelong "$TASK_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}"
 wait "$forgetful"
-compare() {
-  PYTHONPATH="$REPO/examples:$REPO/examples/quickstart" python "$RECIPE/evaluate.py" "$RUN" --seed "$SEED" "${DEVICE_FLAGS[@]}" >"$RUN/table.md"
-}
-stage evaluate compare
+stage table env PYTHONPATH="$REPO/examples:$REPO/examples/quickstart${PYTHONPATH:+:$PYTHONPATH}" \
+  python "$RECIPE/evaluate.py" "$RUN" --seed "$SEED" "${DEVICE_FLAGS[@]}"
 cat "$RUN/table.md"

@@ -10,6 +10,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 STUDIES = ("results-first", "results-seqkd", "results-compare")
+STUDENTS = {"sru": "scratch_sru"}
 ENGINES = {"ctranslate2": "CTranslate2", "onnx": "ONNX", "imitkd-generate": "`imitkd-generate`"}
 
 
@@ -26,21 +27,26 @@ def tables() -> dict[str, str]:
 
 def models(results: dict[str, Any]) -> str:
     """A line for each model."""
-    rows = [
-        "| model | seed | parameters | updates to best | valid BLEU | test BLEU (95%) | p | chrF |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    tested = compared(results)
+    head = "| model | seed | parameters | updates to best | valid BLEU | test BLEU (95%) | chrF |"
+    rows = [f"{head} p |" if tested else head, "|---" + "|--:" * (7 if tested else 6) + "|"]
     for name, model in results["models"].items():
         size = f"{model['parameters']:,}"
         if model.get("nonzero", model["parameters"]) != model["parameters"]:
             size += f" ({model['nonzero']:,} not zero)"
         _, half = model["bleu_mean_and_interval"]
-        p = "" if model.get("p_against_baseline") is None else f"{model['p_against_baseline']:.3f}"
+        p = model.get("p_against_baseline")
         rows.append(
             f"| {row(name)} | {model['seed']} | {size} | {model['updates']} | {model['valid_bleu']:.2f} | "
-            f"{model['bleu']:.2f} ± {half:.1f} | {p} | {model['chrf']:.2f} |"
+            f"{model['bleu']:.2f} ± {half:.1f} | {model['chrf']:.2f} |"
+            + (f" {'' if p is None else f'{p:.3f}'} |" if tested else "")
         )
     return "\n".join(rows)
+
+
+def compared(results: dict[str, Any]) -> bool:
+    """Whether any model was, with the baseline."""
+    return any("p_against_baseline" in model for model in results["models"].values())
 
 
 def row(name: str) -> str:
@@ -66,27 +72,26 @@ def means(results: dict[str, Any]) -> str:
 
 
 def speed(measured: dict[str, Any]) -> str:
-    """Times the teacher's beam search, and BLEU of the same sentences."""
+    """How many times as fast as the teacher's beam search, and BLEU of the same sentences."""
     single, batches = measured["speed"]["batch 1"], measured["speed"]["batch 32"]
     reference, *others = single
     rows = ["| | batches of 1 | batches of 32 | BLEU of these |", "|---|--:|--:|--:|"]
     for name in others:
-        shown = "teacher again (noise)" if name == f"{reference} (again)" else name.replace("sru,", "scratch_sru,", 1)
-        for engine, called in ENGINES.items():
-            shown = shown.replace(engine, called)
+        model, engine, how = name.split(", ")
+        shown = f"{STUDENTS.get(model, model)}, {ENGINES.get(engine, engine)}, {how}"
+        if name == f"{reference} (again)":
+            shown = "teacher again (noise)"
         times = [found[name]["times_teacher"] for found in (single, batches)]
         rows.append(f"| {shown} | {times[0]:.2f} | {times[1]:.2f} | {measured['bleu'][name]:.2f} |")
     return "\n".join(rows)
 
 
-def notes(results: dict[str, Any], source: str) -> str:
+def notes(results: dict[str, Any], name: str) -> str:
     """What the columns are, and where the figures come from."""
     first = next(iter(results["models"].values()))
-    compared = any("p_against_baseline" in model for model in results["models"].values())
     return (
         f"BLEU with half its 95% bootstrap interval: `{first['bleu_signature']}`; chrF: `{first['chrf_signature']}`; "
-        + (f"p: paired bootstrap of BLEU against `{results['baseline']}` of the same seed; " if compared else "")
-        + (f"`{results['command']}` " if "command" in results else "")
-        + f"at commit {results['commit']}; {results['machine'].replace('1 threads', '1 thread')}, torch "
-        f"{results['versions']['torch']}; [{source}.json]({source}.json)."
+        + (f"p: paired bootstrap of BLEU against `{results['baseline']}` of the same seed; " if compared(results) else "")
+        + f"scored at commit {results['commit']}; {results['machine'].replace('1 threads', '1 thread')}, torch "
+        f"{results['versions']['torch']}; [{name}.json]({name}.json)."
     )

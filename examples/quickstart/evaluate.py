@@ -1,4 +1,4 @@
-"""Decode the test set with every model in the same way; score, time and count. Prints a table, writes results.json and
+"""Decode the test set with every model in the same way; score, time and count. Writes results.json, table.md and
 quickstart.png into RUN.
 """
 
@@ -26,7 +26,7 @@ MODELS = {
     "teacher": "teacher",
     "student": "scratch",
     "student, continued": "continued",
-    "student, word-level KD": "word_kd",
+    "student, KD on the corpus": "on_corpus",
     "student, ImitKD": "imitkd",
 }
 COLOURS = ("#888888", "#e6a532", "#c8641e", "#6a9a48", "#1f6fb4")
@@ -40,18 +40,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--cpu", action="store_true")
     arguments = parser.parse_args()
+    trainings = {folder: training(arguments.run, folder) for folder in MODELS.values()}
+    models = measure(arguments.run, ["--cpu"] if arguments.cpu else [])
     results = {
         "recipe": "quickstart",
         "seed": arguments.seed,
         **origin(),
-        "signature": str(BLEU.get_signature()),
+        "signature": str(BLEU.get_signature()),  # which BLEU has once it has scored
         "decoding": " ".join(DECODING),
-        "trainings": {folder: training(arguments.run, folder) for folder in MODELS.values()},
-        "models": measure(arguments.run, ["--cpu"] if arguments.cpu else []),
+        "trainings": trainings,
+        "models": models,
     }
     write_json(arguments.run / "results.json", results)
-    figure(results["models"], arguments.run / "quickstart.png")
-    print(table(results))
+    figure(models, arguments.run / "quickstart.png")
+    (arguments.run / "table.md").write_text(table(results) + "\n", encoding="utf-8")
 
 
 class Speed(logging.Handler):

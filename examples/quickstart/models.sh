@@ -14,6 +14,19 @@ STUDENT_MODEL=(
   --encoder-embed-dim 32 --decoder-embed-dim 32 --encoder-ffn-embed-dim 64 --decoder-ffn-embed-dim 64
 )
 
+# beside COMMAND…: in the background, as process BESIDE, in a group of its own that ends when the script does.
+beside() {
+  set -m
+  "$@" &
+  set +m
+  BESIDE=$!
+}
+trap end_of_all EXIT
+end_of_all() {
+  local group
+  for group in $(jobs -p); do kill -- "-$group" 2>/dev/null || true; done
+}
+
 # fit NAME UPDATES FLAGS…: one training of $DATA, from its beginning, in $RUN/NAME; the full log is $RUN/NAME/train.log.
 # Models this small gain nothing from a second thread: two of them train side by side, a core each.
 export OMP_NUM_THREADS=1

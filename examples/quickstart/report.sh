@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The quickstart's models side by side on its test set, and its trainings, as a page: run/report.html. After run.sh.
 source "$(dirname "$0")/../common.sh"
-NAMES=(teacher scratch continued word_kd imitkd)
+NAMES=(teacher scratch continued on_corpus imitkd)
 
 models=()
 for name in "${NAMES[@]}"; do

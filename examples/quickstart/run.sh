@@ -21,22 +21,21 @@ data() {
 }
 
 PLAIN=(--task translation --criterion cross_entropy)
-TAUGHT=(--task translation_with_teacher --teacher-path "$RUN/teacher/checkpoint_last.pt")
+IMITKD=(--task translation_with_teacher --teacher-path "$RUN/teacher/checkpoint_last.pt" --criterion imitkd)
 STUDENT=("${STUDENT_MODEL[@]}" --lr 1e-2)
 
 stage data data
-# The teacher and the student side by side.
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
-stage teacher fit teacher "$TEACHER_UPDATES" "${PLAIN[@]}" "${TEACHER_MODEL[@]}" --lr 5e-3 &
+beside stage teacher fit teacher "$TEACHER_UPDATES" "${PLAIN[@]}" "${TEACHER_MODEL[@]}" --lr 5e-3
+teacher=$BESIDE
 stage scratch fit scratch "$STUDENT_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}"
 stage continued fit continued "$MORE_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
-wait $! # the teacher
-# The teacher's words at the corpus' prefixes, and at the student's own.
-stage word_kd fit word_kd "$MORE_UPDATES" "${TAUGHT[@]}" --criterion word_kd "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}" &
-stage imitkd fit imitkd "$MORE_UPDATES" "${TAUGHT[@]}" --criterion imitkd "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
-wait $! # word_kd
-compare() { PYTHONPATH="$REPO/examples" python "$RECIPE/evaluate.py" "$RUN" --seed "$SEED" "${DEVICE_FLAGS[@]}" >"$RUN/table.md"; }
-stage evaluate compare
+wait "$teacher"
+# The teacher's words at the corpus' prefixes, and more and more of them at the student's own.
+beside stage on_corpus fit on_corpus "$MORE_UPDATES" "${IMITKD[@]}" --student-share constant:0 "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
+on_corpus=$BESIDE
+stage imitkd fit imitkd "$MORE_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
+wait "$on_corpus"
+stage table env PYTHONPATH="$REPO/examples${PYTHONPATH:+:$PYTHONPATH}" python "$RECIPE/evaluate.py" "$RUN" --seed "$SEED" "${DEVICE_FLAGS[@]}"
 printf '\n'
 cat "$RUN/table.md"
 printf 'Figure: %s\nThis call took %d s.\n' "$RUN/quickstart.png" "$SECONDS"

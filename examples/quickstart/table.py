@@ -20,7 +20,7 @@ def table(results: dict[str, Any]) -> str:
                 f"{model['file_bytes'] / 1e6:.2f}",
                 f"{model['sentences_per_second']:.0f}",
                 f"{training['updates_in_all']:,}",
-                f"{training['minutes'] * 60:.0f}",
+                seconds(training),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -31,6 +31,12 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     notes = (
         f"right: equals one of the right translations. BLEU ± 95% bootstrap interval: `{results['signature']}`. "
-        f"MB: of the checkpoint. Seed {results['seed']}."
+        "MB: of the checkpoint. training: of this model alone, beside whatever else the machine did. "
+        f"Seed {results['seed']}."
     )
     return "\n".join([lines[0], f"|{rule}|", *lines[1:], "", notes])
+
+
+def seconds(training: dict[str, Any]) -> str:
+    """Unknown where the model that it began as is gone."""
+    return "" if training["minutes"] is None else f"{training['minutes'] * 60:.0f}"

@@ -29,6 +29,7 @@ def main() -> None:
     args = parser.parse_args()
 
     logging.disable(logging.INFO)  # fairseq tells much of each file that it opens
+    trainings = {name: training(args.run, name) for name in args.names}
     models, right = {}, {}
     for name in sorted(args.names, key=lambda name: order(name, args.baseline)):
         models[name], right[name] = describe(args.run, name, "cpu" if args.cpu else "cuda")
@@ -41,7 +42,7 @@ def main() -> None:
         "recipe": "sst2",
         **origin(),
         "baseline": args.baseline,
-        "trainings": {name: training(args.run, name) for name in models},
+        "trainings": trainings,
         "models": models,
     }
     write_json(args.run / "results.json", results)

@@ -8,4 +8,4 @@ for done in "$RUN"/.done/*; do
   case $name in raw | encode | binarise) ;; *) models+=("$name") ;; esac
 done
 [ ${#models[@]} -gt 0 ] || die "no trained model in $RUN: run teacher.sh, student.sh and distill.sh first"
-PYTHONPATH="$REPO/examples" python "$RECIPE/evaluate.py" --run "$RUN" "${DEVICE_FLAGS[@]}" "${models[@]}"
+PYTHONPATH="$REPO/examples${PYTHONPATH:+:$PYTHONPATH}" python "$RECIPE/evaluate.py" --run "$RUN" "${DEVICE_FLAGS[@]}" "${models[@]}"

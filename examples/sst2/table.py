@@ -19,8 +19,8 @@ def table(results: dict[str, Any]) -> str:
         compared = "| |" if against is None else f"{against['gained']} / {against['lost']} | {against['p']:.3f} |"
         rows.append(
             f"| {row} | {model['seed']} | {model['parameters']:,} | {training['updates']} | {model['dev_accuracy']:.1f} | "
-            f"{model['test_accuracy']:.1f} ({low:.1f} to {high:.1f}) | {compared} {training['minutes']:.0f} | "
-            f"{training['peak_bytes'] / 1e9:.1f} |"
+            f"{model['test_accuracy']:.1f} ({low:.1f} to {high:.1f}) | {compared} {rounded(training['minutes'], 0)} | "
+            f"{rounded(training['peak_bytes'], 1, 1e9)} |"
         )
     rows += ["", "| mean over seeds | dev | test |", "|---|--:|--:|"]
     for row, runs in seeds.items():
@@ -29,8 +29,13 @@ def table(results: dict[str, Any]) -> str:
     rows += [
         "",
         "Accuracy in per cent; interval: Wilson's, 95%; gained / lost: test sentences that only the model, or only "
-        f"`{results['baseline']}` of the same seed, gets right; p: McNemar's exact test of these; minutes: of training alone; "
-        "GB: the most memory of the host that the training held. Parameters without the head for masked words, which fairseq "
-        "builds and classification leaves alone.",
+        f"`{results['baseline']}` of the same seed, gets right; p: McNemar's exact test of these; minutes: of training alone, "
+        "beside whatever else the machine did; GB: the most memory of the host that the training held. Parameters without the "
+        "head for masked words, which fairseq builds and classification leaves alone.",
     ]
     return "\n".join(rows)
+
+
+def rounded(number: float | None, digits: int, unit: float = 1.0) -> str:
+    """Nothing where it is not known."""
+    return "" if number is None else f"{number / unit:.{digits}f}"

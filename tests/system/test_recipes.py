@@ -56,7 +56,7 @@ def test_the_made_up_languages(recipe: str, tmp_path: Path) -> None:
     for again in (False, True):
         done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        assert ("evaluate: done before" in done.stderr) == again
+        assert ("table: done before" in done.stderr) == again
     results = json.loads((tmp_path / "results.json").read_text())
     for model in results["models"].values():
         training = results["trainings"][model["folder"]]

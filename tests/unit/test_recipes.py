@@ -550,8 +550,8 @@ def made_results() -> dict[str, Any]:
 
 def test_training_facts_come_from_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    assert module("trainings").training(tmp_path, "teacher")["command"] is None  # a downloaded one
     results = module("results")
+    assert results.came_to_be(tmp_path, "teacher")["command"] is None  # a downloaded one
     text = tmp_path / "text"
     text.write_text("one\u2028still one\ntwo\n")
     assert results.lines(text, 2) == ["one\u2028still one", "two"]
