@@ -69,7 +69,11 @@ def published_by(run: Path, beside: str | None = None) -> tuple[Path, dict[str, 
     try:
         results = json.loads(source.read_text())
         recipe = EXAMPLES / results["recipe"]
-    except (ValueError, KeyError, TypeError):
+        trained = results["trainings"].keys()
+        models = results["models"] if (recipe / "table.py").exists() else results["evaluation"]["models"]
+        if not trained or not models:
+            raise KeyError(source)
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise SystemExit(f"{source} is not what a recipe's evaluation writes: evaluate again") from None
     if not (recipe / "README.md").exists():
         raise SystemExit(f"{source} is of the recipe {recipe.name}, but there is no {recipe / 'README.md'}")

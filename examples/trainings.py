@@ -1,6 +1,7 @@
 """Where a run's figures come from: how its models were trained, and by what they were evaluated."""
 
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,18 @@ def training(run: Path, name: str) -> dict[str, Any]:
 
 
 def spent(checkpoint: dict[str, Any]) -> float:
-    """Seconds of training, those of the model that it began as included."""
-    return float(checkpoint["extra_state"]["previous_training_time"])
+    """Seconds of training, as fairseq counts: on from those of the checkpoint that it started from."""
+    return float(checkpoint["extra_state"].get("previous_training_time", 0.0))
 
 
 def before(command: str) -> float | None:
-    """Those of the model that a training began as; None where that is there no more."""
+    """Seconds that the checkpoint which a training started from had already; None if that file is gone."""
     words = shlex.split(command)
-    for flag in ("--restore-file", "--finetune-from-model"):
-        if flag in words:
-            path = Path(words[words.index(flag) + 1])
-            return spent(checkpoint_utils.load_checkpoint_to_cpu(str(path))) if path.exists() else None
-    return 0.0
+    starts = [value for flag, value in pairwise(words) if flag in ("--restore-file", "--finetune-from-model")]
+    if not starts:
+        return 0.0
+    path = Path(starts[-1])  # as fairseq takes it where a flag stands twice
+    return spent(checkpoint_utils.load_checkpoint_to_cpu(str(path))) if path.exists() else None
 
 
 def origin() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fairseq import options
 from fairseq_cli import generate
-from scoring import BLEU, DECODING, score  # the quickstart's
+from scoring import DECODING, score, signatures  # the quickstart's
 from table import TASKS, table
 from trainings import origin, training
 
@@ -39,8 +39,8 @@ def main() -> None:
         "recipe": "lifelong",
         "seed": args.seed,
         **origin(),
-        "signature": str(BLEU.get_signature()),
-        "decoding": " ".join(DECODING),
+        "signatures": signatures(),
+        "decoding": " ".join([*DECODING, *device]),
         "trainings": trainings,
         "models": models,
     }

@@ -51,10 +51,10 @@ beside on first teacher-first fit teacher-first "$TEACHER_UPDATES" "${PLAIN[@]}"
 teacher_first=$BESIDE
 beside on second teacher-second fit teacher-second "$TEACHER_UPDATES" "${PLAIN[@]}" "${TEACHER_MODEL[@]}" --lr 5e-3
 teacher_second=$BESIDE
-on first scratch fit scratch "$STUDENT_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}"
+awaited on first scratch fit scratch "$STUDENT_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}"
 wait "$teacher_first"
 from scratch; imitkd "${TEACHERS[0]}"
-on first first fit first "$MORE_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}"
+awaited on first first fit first "$MORE_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}"
 wait "$teacher_second"
 # The second task by its own teacher, as if there had been no first.
 from first; imitkd "${TEACHERS[1]}"
@@ -62,7 +62,7 @@ beside on second forgetful fit forgetful "$TASK_UPDATES" "${IMITKD[@]}" "${STUDE
 forgetful=$BESIDE
 # The second task and some of the first, by both teachers: each sentence listens to the one that knows its reference.
 imitkd "${TEACHERS[0]}:${TEACHERS[1]}" --teacher-selection agreement
-on both lifelong fit lifelong "$TASK_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}"
+awaited on both lifelong fit lifelong "$TASK_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}"
 wait "$forgetful"
 stage table env PYTHONPATH="$REPO/examples:$REPO/examples/quickstart${PYTHONPATH:+:$PYTHONPATH}" \
   python "$RECIPE/evaluate.py" "$RUN" --seed "$SEED" "${DEVICE_FLAGS[@]}"

@@ -16,8 +16,8 @@ def table(results: dict[str, Any]) -> str:
         training = results["trainings"][model["folder"]]
         rows.append(f"| {' | '.join([label, *cells])} | {training['updates_in_all']:,} | {seconds(training)} |")
     notes = (
-        f"BLEU ± 95% bootstrap interval: `{results['signature']}`; right: the share of sentences that equal one of the right "
-        "translations; greedy decoding; training: of this model alone, up to three of them at a time; "
+        f"BLEU ± 95% bootstrap interval: `{results['signatures']['bleu']}`; right: the share of sentences that equal one of "
+        "the right translations; greedy decoding; training: of this model alone, up to three of them at a time; "
         f"seed {results['seed']}."
     )
     return "\n".join([*rows, "", notes])

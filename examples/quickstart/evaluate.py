@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib.pyplot as pyplot
 from fairseq import checkpoint_utils, options
 from fairseq_cli import generate
-from scoring import BLEU, DECODING, score
+from scoring import DECODING, score, signatures
 from table import table
 from trainings import origin, training
 
@@ -40,14 +40,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--cpu", action="store_true")
     arguments = parser.parse_args()
+    device = ["--cpu"] if arguments.cpu else []
     trainings = {folder: training(arguments.run, folder) for folder in MODELS.values()}
-    models = measure(arguments.run, ["--cpu"] if arguments.cpu else [])
+    models = measure(arguments.run, device)
     results = {
         "recipe": "quickstart",
         "seed": arguments.seed,
         **origin(),
-        "signature": str(BLEU.get_signature()),  # which BLEU has once it has scored
-        "decoding": " ".join(DECODING),
+        "signatures": signatures(),
+        "decoding": " ".join([*DECODING, *device]),
         "trainings": trainings,
         "models": models,
     }

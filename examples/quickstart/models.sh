@@ -21,6 +21,11 @@ beside() {
   set +m
   BESIDE=$!
 }
+# awaited COMMAND…: to its end. In the foreground it would go on when the script alone is killed.
+awaited() {
+  beside "$@"
+  wait "$BESIDE"
+}
 trap end_of_all EXIT
 end_of_all() {
   local group

@@ -21,19 +21,20 @@ data() {
 }
 
 PLAIN=(--task translation --criterion cross_entropy)
-IMITKD=(--task translation_with_teacher --teacher-path "$RUN/teacher/checkpoint_last.pt" --criterion imitkd)
+TAUGHT=(--task translation_with_teacher --teacher-path "$RUN/teacher/checkpoint_last.pt" --criterion imitkd)
+IMITKD=("${TAUGHT[@]}") # the method's flags
 STUDENT=("${STUDENT_MODEL[@]}" --lr 1e-2)
 
 stage data data
 beside stage teacher fit teacher "$TEACHER_UPDATES" "${PLAIN[@]}" "${TEACHER_MODEL[@]}" --lr 5e-3
 teacher=$BESIDE
-stage scratch fit scratch "$STUDENT_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}"
-stage continued fit continued "$MORE_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
+awaited stage scratch fit scratch "$STUDENT_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}"
+awaited stage continued fit continued "$MORE_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
 wait "$teacher"
 # The teacher's words at the corpus' prefixes, and more and more of them at the student's own.
-beside stage on_corpus fit on_corpus "$MORE_UPDATES" "${IMITKD[@]}" --student-share constant:0 "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
+beside stage on_corpus fit on_corpus "$MORE_UPDATES" "${TAUGHT[@]}" --student-share constant:0 "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
 on_corpus=$BESIDE
-stage imitkd fit imitkd "$MORE_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
+awaited stage imitkd fit imitkd "$MORE_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
 wait "$on_corpus"
 stage table env PYTHONPATH="$REPO/examples${PYTHONPATH:+:$PYTHONPATH}" python "$RECIPE/evaluate.py" "$RUN" --seed "$SEED" "${DEVICE_FLAGS[@]}"
 printf '\n'

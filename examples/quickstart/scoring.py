@@ -9,8 +9,14 @@ import sacrebleu
 
 BUCKETS = ((1, 8), (9, 12), (13, 16), (17, 20), (21, 99))
 BLEU = sacrebleu.BLEU(tokenize="none", force=True)  # the text is made of words already
+CHRF = sacrebleu.CHRF()
 GREEDY = ["--beam", "1", "--batch-size", "100", "--max-len-a", "1.2", "--max-len-b", "10"]
 DECODING = ["--task", "translation", "--gen-subset", "test", *GREEDY]
+
+
+def signatures() -> dict[str, str]:
+    """Of the metrics, which have them once they have scored."""
+    return {"bleu": str(BLEU.get_signature()), "chrf": str(CHRF.get_signature())}
 
 
 def score(text: Path, generated: Path) -> dict[str, Any]:
@@ -47,7 +53,7 @@ def quality(sources: list[str], right: list[list[str]], hypotheses: list[str]) -
     return {
         "bleu": round(bleu.score, 2),
         "bleu_interval": round(bleu._ci, 2),
-        "chrf": round(sacrebleu.corpus_chrf(hypotheses, references).score, 2),
+        "chrf": round(CHRF.corpus_score(hypotheses, references).score, 2),
         "right": round(100 * statistics.mean(h in every for h, every in zip(hypotheses, right, strict=True)), 1),
         "bleu_by_source_length": by_length,
     }

@@ -30,7 +30,8 @@ def table(results: dict[str, Any]) -> str:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append(f"| {' | '.join(cells)} |")
     notes = (
-        f"right: equals one of the right translations. BLEU ± 95% bootstrap interval: `{results['signature']}`. "
+        f"right: equals one of the right translations. BLEU ± 95% bootstrap interval: `{results['signatures']['bleu']}`. "
+        f"chrF: `{results['signatures']['chrf']}`. "
         "MB: of the checkpoint. training: of this model alone, beside whatever else the machine did. "
         f"Seed {results['seed']}."
     )

@@ -53,10 +53,14 @@ def test_the_made_up_languages(recipe: str, tmp_path: Path) -> None:
     few = dict.fromkeys(("TEACHER_UPDATES", "STUDENT_UPDATES", "MORE_UPDATES", "TASK_UPDATES"), "3")
     environment = {**os.environ, **few, "DEVICE": "cpu", "RUN": str(tmp_path)}
     script = str(EXAMPLES / recipe / "run.sh")
+    before: dict[Path, int] = {}
     for again in (False, True):
         done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         assert ("table: done before" in done.stderr) == again
+        trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/checkpoint_last.pt")}
+        assert trained == (before if again else trained)
+        before = trained
     results = json.loads((tmp_path / "results.json").read_text())
     for model in results["models"].values():
         training = results["trainings"][model["folder"]]

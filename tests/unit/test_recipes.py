@@ -415,9 +415,9 @@ def test_a_run_becomes_the_recipe_s_only_when_it_can(tmp_path: Path) -> None:
     tables = module("tables")
     with pytest.raises(SystemExit, match="does not exist"):
         tables.published_by(tmp_path)
-    for text in ("{", "[]", "{}"):
+    for text in ("{", "[]", "{}", '{"recipe": "quickstart"}', '{"recipe": "tatoeba", "trainings": {}}'):
         (tmp_path / "results.json").write_text(text)
-        with pytest.raises(SystemExit, match=r"is not what evaluate\.sh writes"):
+        with pytest.raises(SystemExit, match=r"is not what a recipe's evaluation writes"):
             tables.published_by(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps(made_results()))
     with pytest.raises(SystemExit, match="is of the recipe made, but there is no"):

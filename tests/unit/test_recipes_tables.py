@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TRAINING = {
@@ -60,7 +61,9 @@ def test_the_quickstart_s_evaluation_is_written_whole(script: Any, tmp_path: Pat
     evaluate.main()
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["recipe"], results["seed"]) == ("quickstart", 3)
-    assert results["signature"].startswith("nrefs:2|bs:1000")
+    assert results["signatures"]["bleu"].startswith("nrefs:2|bs:1000")
+    assert results["signatures"]["chrf"].startswith("nrefs:2|case:mixed")
+    assert results["decoding"].endswith("--cpu")
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert len({len(line) for line in lines[:7]}) == 1  # aligned
     assert cells(lines[2])[0] == "teacher"
@@ -73,7 +76,7 @@ def test_a_lifelong_run_s_table(script: Any) -> None:
     table = script("lifelong", "table").table
     quality = {"bleu": 12.345, "bleu_interval": 1.0, "right": 50.0}
     models = {"one": {"folder": "a", "first": quality, "second": {**quality, "bleu": 2.0}}}
-    lines = table({"models": models, "trainings": {"a": TRAINING}, "signature": "s", "seed": 1}).splitlines()
+    lines = table({"models": models, "trainings": {"a": TRAINING}, "signatures": {"bleu": "s"}, "seed": 1}).splitlines()
     assert cells(lines[2]) == ["one", "12.35 ± 1.00", "50.0%", "2.00 ± 1.00", "50.0%", "1,000", "120"]
 
 
@@ -93,6 +96,18 @@ def test_sst2_s_table_and_means(script: Any) -> None:
     assert "| word_kd (2) | 80.0 | 81.5 |" in lines
 
 
+def test_sst2_s_statistics(script: Any) -> None:
+    """By other ways: Wilson's bounds are where the score test's z is 1.96; McNemar's p is the binomial's two tails."""
+    evaluate = script("sst2", "evaluate")
+    for end in evaluate.wilson(30, 100):
+        assert abs(0.3 - end) / (end * (1 - end) / 100) ** 0.5 == pytest.approx(1.96)
+    right, other = torch.tensor([1, 1, 0, 0, 0, 0, 1]).bool(), torch.tensor([1, 0, 1, 1, 1, 1, 1]).bool()
+    assert evaluate.mcnemar(right, other) == {"gained": 4, "lost": 1, "p": pytest.approx(2 * (1 + 5) / 2**5)}
+    assert evaluate.mcnemar(right, right)["p"] == 1.0
+    names = ["word_kd", "scratch-seed2", "teacher", "scratch"]
+    assert sorted(names, key=lambda name: evaluate.order(name, "scratch")) == ["teacher", "scratch", "scratch-seed2", "word_kd"]
+
+
 def test_the_time_of_a_training_is_without_that_of_what_it_began_as(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,15 +116,17 @@ def test_the_time_of_a_training_is_without_that_of_what_it_began_as(
     spent = {"parent": 60.0, "child": 180.0}
 
     def load(path: str) -> dict[str, Any]:
-        extra = {"previous_training_time": spent[Path(path).parent.name], "best": 1.0}
+        extra = {"best": 1.0}
+        if (name := Path(path).parent.name) in spent:
+            extra["previous_training_time"] = spent[name]
         history = [{"num_updates": 7}]
         return {"extra_state": extra, "optimizer_history": history, "cfg": {"checkpoint": {"best_checkpoint_metric": "loss"}}}
 
     monkeypatch.setattr(trainings.checkpoint_utils, "load_checkpoint_to_cpu", load)
-    for name in spent:
+    for name in (*spent, "published"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoint_last.pt").touch()
     start = tmp_path / "parent" / "checkpoint_last.pt"
-    start.touch()
     for flag, minutes in (("--restore-file", 2.0), ("--finetune-from-model", 2.0), ("--other", 3.0)):
         command = f"imitkd-train {tmp_path}/data-bin {flag} {start}"
         (tmp_path / "child" / "commands").write_text(f"abc\t{command}\t1\n")
@@ -117,8 +134,10 @@ def test_the_time_of_a_training_is_without_that_of_what_it_began_as(
         assert found["minutes"] == minutes
         assert found["command"] == f"imitkd-train run/data-bin {flag} run/parent/checkpoint_last.pt"
         assert (found["threads"], found["updates_in_all"]) == (["1"], 7)
-    (tmp_path / "child" / "commands").write_text(f"abc\timitkd-train --restore-file {tmp_path}/gone.pt\t1\n")
-    assert trainings.training(tmp_path, "child")["minutes"] is None
+    for start, minutes in (("published/checkpoint_last.pt", 3.0), ("gone.pt", None)):
+        twice = f"--finetune-from-model {tmp_path}/parent/checkpoint_last.pt --finetune-from-model {tmp_path}/{start}"
+        (tmp_path / "child" / "commands").write_text(f"abc\timitkd-train {twice}\t1\n")
+        assert trainings.training(tmp_path, "child")["minutes"] == minutes
 
 
 def test_a_run_that_does_not_say_how_it_was_trained(script: Any, tmp_path: Path) -> None:
@@ -143,6 +162,7 @@ def test_no_place_for_a_table_is_empty() -> None:
 
 
 def test_a_study_s_results_stay(script: Any, tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text(json.dumps({"recipe": "multi30k"}))
+    results = {"recipe": "multi30k", "trainings": {"a": {}}, "evaluation": {"models": {"a": {}}}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(SystemExit, match=r"--beside 'compare' is a study's of .*studies\.md: take another name"):
         script("multi30k", "tables").published_by(tmp_path, "compare")
