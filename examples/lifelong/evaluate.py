@@ -1,17 +1,14 @@
 """Decode both tasks' test sets with every model of RUN; write its table, table.md, and results.json."""
 
-import argparse
 import logging
 from pathlib import Path
 from typing import Any
 
 from fairseq import options
 from fairseq_cli import generate
-from scoring import DECODING, score, signatures  # the quickstart's
+from scoring import DECODING, asked, score, write  # the quickstart's
 from table import TASKS, table
-from trainings import origin, training
-
-from fairseq_imitkd.files import write_json
+from trainings import training
 
 MODELS = {
     "teacher of the first": "teacher-first",
@@ -23,29 +20,14 @@ MODELS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--cpu", action="store_true")
-    args = parser.parse_args()
-    device = ["--cpu"] if args.cpu else []
-    trainings = {folder: training(args.run, folder) for folder in ("scratch", *MODELS.values())}
+    run, seed, device = asked(__doc__)
+    trainings = {folder: training(run, folder) for folder in ("scratch", *MODELS.values())}
     logging.disable(logging.INFO)  # fairseq logs into the first of the outputs, closed or not
     models = {
-        label: {"folder": folder, **{task: quality(args.run, folder, task, device) for task in TASKS}}
+        label: {"folder": folder, **{task: quality(run, folder, task, device) for task in TASKS}}
         for label, folder in MODELS.items()
     }
-    results = {
-        "recipe": "lifelong",
-        "seed": args.seed,
-        **origin(),
-        "signatures": signatures(),
-        "decoding": " ".join([*DECODING, *device]),
-        "trainings": trainings,
-        "models": models,
-    }
-    write_json(args.run / "results.json", results)
-    (args.run / "table.md").write_text(table(results) + "\n", encoding="utf-8")
+    write(run, {"recipe": "lifelong", "seed": seed, "trainings": trainings, "models": models}, device, table)
 
 
 def quality(run: Path, folder: str, task: str, device: list[str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 quickstart.png into RUN.
 """
 
-import argparse
 import logging
 import re
 import statistics
@@ -14,11 +13,9 @@ from typing import Any
 import matplotlib.pyplot as pyplot
 from fairseq import checkpoint_utils, options
 from fairseq_cli import generate
-from scoring import DECODING, score, signatures
+from scoring import DECODING, asked, score, write
 from table import table
-from trainings import origin, training
-
-from fairseq_imitkd.files import write_json
+from trainings import training
 
 warnings.simplefilter("ignore")  # of hydra and torch, about how fairseq calls them
 
@@ -35,26 +32,11 @@ ROUNDS = 3
 
 def main() -> None:
     """Evaluate the models in RUN."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--cpu", action="store_true")
-    arguments = parser.parse_args()
-    device = ["--cpu"] if arguments.cpu else []
-    trainings = {folder: training(arguments.run, folder) for folder in MODELS.values()}
-    models = measure(arguments.run, device)
-    results = {
-        "recipe": "quickstart",
-        "seed": arguments.seed,
-        **origin(),
-        "signatures": signatures(),
-        "decoding": " ".join([*DECODING, *device]),
-        "trainings": trainings,
-        "models": models,
-    }
-    write_json(arguments.run / "results.json", results)
-    figure(models, arguments.run / "quickstart.png")
-    (arguments.run / "table.md").write_text(table(results) + "\n", encoding="utf-8")
+    run, seed, device = asked(__doc__)
+    trainings = {folder: training(run, folder) for folder in MODELS.values()}
+    models = measure(run, device)
+    write(run, {"recipe": "quickstart", "seed": seed, "trainings": trainings, "models": models}, device, table)
+    figure(models, run / "quickstart.png")
 
 
 class Speed(logging.Handler):

@@ -1,11 +1,16 @@
-"""How translations of the made-up languages are decoded and scored."""
+"""How translations of the made-up languages are decoded and scored, and what is written of a run."""
 
+import argparse
 import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import sacrebleu
+from trainings import origin
+
+from fairseq_imitkd.files import write_json
 
 BUCKETS = ((1, 8), (9, 12), (13, 16), (17, 20), (21, 99))
 BLEU = sacrebleu.BLEU(tokenize="none", force=True)  # the text is made of words already
@@ -14,9 +19,29 @@ GREEDY = ["--beam", "1", "--batch-size", "100", "--max-len-a", "1.2", "--max-len
 DECODING = ["--task", "translation", "--gen-subset", "test", *GREEDY]
 
 
-def signatures() -> dict[str, str]:
-    """Of the metrics, which have them once they have scored."""
-    return {"bleu": str(BLEU.get_signature()), "chrf": str(CHRF.get_signature())}
+def asked(description: str | None) -> tuple[Path, int, list[str]]:
+    """What an evaluation is called with: the run, its seed, fairseq's flags of the device."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--cpu", action="store_true")
+    arguments = parser.parse_args()
+    return arguments.run, arguments.seed, ["--cpu"] if arguments.cpu else []
+
+
+def write(run: Path, results: dict[str, Any], device: list[str], table: Callable[[dict[str, Any]], str]) -> None:
+    """A run's results.json and table.md, after scoring: only then do the metrics have signatures.
+
+    Args:
+        run: the folder.
+        results: recipe, seed, trainings and models.
+        device: fairseq's flags of it.
+        table: makes the table of all this.
+    """
+    signatures = {"bleu": str(BLEU.get_signature()), "chrf": str(CHRF.get_signature())}
+    whole = {**origin(), "signatures": signatures, "decoding": " ".join([*DECODING, *device]), **results}
+    write_json(run / "results.json", whole)
+    (run / "table.md").write_text(table(whole) + "\n", encoding="utf-8")
 
 
 def score(text: Path, generated: Path) -> dict[str, Any]:
