@@ -168,15 +168,16 @@ def with_past_rollouts(
         a new batch, sorted by falling source length (LSTMs need it), and ``(B,)`` where each of its rows was before.
     """
     target, net_input = sample["target"], sample["net_input"]
+    # Put together by the host, which would otherwise wait for the device at every sentence.
+    parts = (net_input["src_tokens"], net_input["prev_output_tokens"], target, sample["id"], target.ne(target_pad).sum(dim=-1))
     sentences = [
-        (source[source.ne(source_pad)], inputs[: int(kept)], written[: int(kept)], int(number))
+        (source[source.ne(source_pad)], inputs[:kept], written[:kept], number)
         for source, inputs, written, number, kept in zip(
-            net_input["src_tokens"], net_input["prev_output_tokens"], target, sample["id"], target.ne(target_pad).sum(dim=-1),
-            strict=True,
+            *(part.cpu() for part in parts[:3]), *(part.tolist() for part in parts[3:]), strict=True
         )
-    ]  # fmt: skip
+    ]
     for row, old in zip(rows.tolist(), past, strict=True):
-        sentences[row] = (old.source.to(target), old.inputs.to(target), old.target.to(target), old.number)
+        sentences[row] = (old.source, old.inputs, old.target, old.number)
     order = sorted(range(len(sentences)), key=lambda row: -sentences[row][0].numel())
     sources, inputs, targets, numbers = zip(*(sentences[row] for row in order), strict=True)
     new_target = _padded(targets, target_pad, left=False)
@@ -184,11 +185,11 @@ def with_past_rollouts(
         **{name: value for name, value in sample.items() if name not in ALIGNMENTS},
         "id": torch.tensor(numbers).to(sample["id"]),
         "net_input": {
-            "src_tokens": _padded(sources, source_pad, left_pad),
+            "src_tokens": _padded(sources, source_pad, left_pad).to(target),
             "src_lengths": torch.tensor([source.numel() for source in sources]).to(net_input["src_lengths"]),
-            "prev_output_tokens": _padded(inputs, target_pad, left=False),
+            "prev_output_tokens": _padded(inputs, target_pad, left=False).to(target),
         },
-        "target": new_target,
+        "target": new_target.to(target),
         "ntokens": int(new_target.ne(target_pad).sum()),
     }
     return new, torch.tensor(order, device=target.device)

@@ -204,9 +204,9 @@ class FairseqBackend:
         assert rollout.lprobs is not None
         lengths = rollout.tokens.ne(self.pad).sum(dim=-1)
         scores = (rollout.lprobs.sum(dim=-1) / (lengths + rollout.truncated).clamp(min=1)).tolist()
-        hypotheses = []
+        written, hypotheses = rollout.tokens.cpu(), []
         for row, (length, cut) in enumerate(zip(lengths.tolist(), rollout.truncated.tolist(), strict=True)):
-            tokens = rollout.tokens[row, :length].cpu()
+            tokens = written[row, :length]
             hypotheses.append(
                 Hypothesis(torch.cat([tokens, tokens.new_tensor([self.eos])]) if cut else tokens, scores[row], cut)
             )
