@@ -18,6 +18,8 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64 (Steele
 # (decoding step, rows (R,) of a batch) -> (R,) numbers in [0, 1), float64
 Uniforms = Callable[[int, Tensor], Tensor]
 
+STEPS_AT_ONCE = 32  # decoding steps whose numbers are made together: a hash is some 35 small operations
+
 # Streams: which sentences are rolled out; which token a sampled rollout takes, and which the teacher's; which sentences
 # are old rollouts, and which ones; which teacher teaches a sentence.
 MIXING, SAMPLING, TEACHER_SAMPLING, REPLAYING, REPLAYED, SELECTING = 1, 2, 3, 4, 5, 6
@@ -52,10 +54,17 @@ class RandomKey:
         Returns:
             ``(B,)`` float64 on the ids' device, of 53 random bits each.
         """
-        key = 0
-        for part in (self.seed, self.stream, self.update, self.step):
-            key = _mix((key + part * _GOLDEN + _GOLDEN) & _MASK)
-        bits = _mix_tensor(sentence_ids * _signed(_GOLDEN) + _signed(key))
+        return self.uniforms_of_steps(sentence_ids, 1)[0]
+
+    def uniforms_of_steps(self, sentence_ids: Tensor, steps: int) -> Tensor:
+        """The numbers of this step and those that follow it, ``(steps, B)``, each as :meth:`uniforms` has it."""
+        keys = []
+        for step in range(self.step, self.step + steps):
+            key = 0
+            for part in (self.seed, self.stream, self.update, step):
+                key = _mix((key + part * _GOLDEN + _GOLDEN) & _MASK)
+            keys.append(_signed(key))
+        bits = _mix_tensor(sentence_ids * _signed(_GOLDEN) + torch.tensor(keys, device=sentence_ids.device).unsqueeze(-1))
         bits = _mix_tensor(bits + _signed(_GOLDEN))
         return _shift_right(bits, 11).double() * 2.0**-53
 
@@ -71,9 +80,17 @@ def sampling_uniforms(
         stream: whose choices they are for.
     """
 
+    made: dict[int, Tensor] = {}  # (STEPS_AT_ONCE, B), under the number of the block
+
     def uniforms(step: int, rows: Tensor) -> Tensor:
-        numbers = torch.cat([key.at(stream, step).uniforms(ids) for key, ids in sentences])
-        return numbers[rows if order is None else order[rows]]
+        block, place = divmod(step, STEPS_AT_ONCE)
+        if block not in made:
+            made.clear()
+            first = block * STEPS_AT_ONCE
+            numbers = [key.at(stream, first).uniforms_of_steps(ids, STEPS_AT_ONCE) for key, ids in sentences]
+            together = torch.cat(numbers, dim=-1)
+            made[block] = together if order is None else together[:, order]
+        return made[block][place, rows]
 
     return uniforms
 

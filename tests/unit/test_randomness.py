@@ -8,8 +8,8 @@
 import pytest
 import torch
 
-from fairseq_imitkd.rollout import RandomKey
-from fairseq_imitkd.rollout.randomness import MIXING, SAMPLING
+from fairseq_imitkd.rollout import RandomKey, sampling_uniforms
+from fairseq_imitkd.rollout.randomness import MIXING, SAMPLING, STEPS_AT_ONCE, TEACHER_SAMPLING
 
 BITS64 = 2**64
 GOLDEN_RATIO = 0x9E3779B97F4A7C15
@@ -118,3 +118,15 @@ def test_at_keeps_seed_and_update() -> None:
     """Another use of the same update, at a step of its own."""
     assert RandomKey(3, 4).at(SAMPLING, 5) == RandomKey(seed=3, update=4, stream=SAMPLING, step=5)
     assert MIXING != SAMPLING
+
+
+def test_rollouts_draw_each_steps_own_numbers() -> None:
+    """Whatever is made at once: every step has its key's numbers, of the rows that are left, in the rollout's order."""
+    sentences = [(RandomKey(3, 5), torch.tensor([4, 9, 2])), (RandomKey(3, 6), torch.tensor([9, 7]))]
+    order = torch.tensor([3, 0, 4, 2, 1])
+    in_batches, in_order = sampling_uniforms(sentences, stream=TEACHER_SAMPLING), sampling_uniforms(sentences, order)
+    for step in (*range(2 * STEPS_AT_ONCE + 2), 1):
+        for draw, places, stream in ((in_batches, torch.arange(5), TEACHER_SAMPLING), (in_order, order, SAMPLING)):
+            expected = torch.cat([key.at(stream, step).uniforms(ids) for key, ids in sentences])[places]
+            for rows in (torch.arange(5), torch.tensor([1, 4])):
+                assert draw(step, rows).tolist() == expected[rows].tolist()
