@@ -17,6 +17,14 @@ measure() {
   mv "$RUN/$1.part" "$RUN/$1.md"
 }
 
+# Rollouts by CUDA graphs write the tokens of those without, whatever else is measured.
+check_graphs() { (cd "$REPO" && python -m pytest -q -k real tests/parity/test_cuda_graphs.py); }
+GRAPHS=()
+if [ "$DEVICE" = cuda ]; then
+  GRAPHS=(--rollout-cuda-graphs)
+  stage graphs check_graphs
+fi
+
 RUN=$RUN "$REPO/examples/multi30k/prepare.sh"
 small --arch transformer_iwslt_de_en --share-all-embeddings
 TRAINING=(
@@ -28,12 +36,12 @@ MODEL_FILE=$RUN/teacher/checkpoint_last.pt
 stage update_cost measure update_cost --teacher "$MODEL_FILE" --max-tokens "$MAX_TOKENS" --rounds "$ROUNDS"
 stage rollout_speed measure rollout_speed --sentences "$SENTENCES" --rounds 1
 stage memory measure memory --teacher "$MODEL_FILE" --max-tokens "$MAX_TOKENS" --rounds 2 --updates 4
-# Every precision that fairseq has for a GPU must train, the student rolled out as it is in that precision.
+# Every precision that fairseq has for a GPU must train, the student rolled out as it is in that precision, by CUDA graphs.
 for precision in "${PRECISIONS[@]}"; do
   flags=()
   [ "$precision" = fp32 ] || flags=("--$precision")
   stage "imitkd_$precision" train "imitkd_$precision" --task translation_with_teacher --criterion imitkd --teacher-path "$MODEL_FILE" \
-    --student-share constant:1 --finetune-from-model "$MODEL_FILE" "${TRAINING[@]}" "${flags[@]}" --max-update 50 --log-interval 10
+    --student-share constant:1 --finetune-from-model "$MODEL_FILE" "${TRAINING[@]}" "${flags[@]}" "${GRAPHS[@]}" --max-update 50 --log-interval 10
 done
 
 python -m fairseq_imitkd --version

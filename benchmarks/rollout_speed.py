@@ -5,8 +5,9 @@
 The first sentences of a split, in fairseq's own batches of like length, are decoded greedily by fairseq's
 ``SequenceGenerator`` (beam 1), by the generator that ``fairseq-generate`` gets from this task, by the rollout engine as
 training calls it, and by the engine's generic steps, which every student without a fast path takes; they are sampled by
-fairseq's ``search.Sampling`` and by both of ours. A teacher-forced forward pass over the very tokens that were written is
-the least that the same arithmetic costs when nothing has to wait for the token before.
+fairseq's ``search.Sampling`` and by both of ours. On a GPU the engine decodes them by CUDA graphs as well. A teacher-forced
+forward pass over the very tokens that were written is the least that the same arithmetic costs when nothing has to wait for
+the token before.
 
 First the tokens are compared: all greedy ones must be fairseq's, on every sentence, under the same caps, or the exit
 status is 1. Then each round takes one batch and lets everything decode it once, in an order drawn anew. A speed is in
@@ -50,6 +51,7 @@ from fairseq_imitkd.task import PART_COST
 MIN_LENGTH = 1  # fairseq's default: no empty translation
 GREEDY_BASE, SAMPLING_BASE = "SequenceGenerator", "SequenceGenerator, sampling"
 OURS, ENGINE, GENERIC = "our generator", "rollout engine", "rollout engine, generic steps"
+GRAPHS, GRAPHS_SAMPLING = "rollout engine, CUDA graphs", "rollout engine, CUDA graphs, sampling"
 OURS_SAMPLING, ENGINE_SAMPLING = "our generator, sampling", "rollout engine, sampling"
 FORWARD = "teacher-forced forward"
 
@@ -148,8 +150,8 @@ def build_engines(args: argparse.Namespace, task: Any, student: BaseFairseqModel
         built = task.build_generator([student], settings, seq_gen_cls=seq_gen_cls)
         return lambda sample: built.generate([student], sample)
 
-    def roll_out(policy: RolloutPolicy) -> Callable[[Batch], Rollout]:
-        return lambda sample: write(student, sample, policy, task.source_dictionary, task.target_dictionary)
+    def roll_out(policy: RolloutPolicy, cuda_graphs: bool = False) -> Callable[[Batch], Rollout]:
+        return lambda sample: write(student, sample, policy, task.source_dictionary, task.target_dictionary, cuda_graphs)
 
     lengths = {"max_len_a": args.max_len_a, "max_len_b": args.max_len_b}
     greedy, sampling = RolloutPolicy("greedy", **lengths), RolloutPolicy("sampling", **lengths)
@@ -159,6 +161,7 @@ def build_engines(args: argparse.Namespace, task: Any, student: BaseFairseqModel
         with without_fast_path():
             return engine(sample)
 
+    on_gpus = {GRAPHS: roll_out(greedy, True), GRAPHS_SAMPLING: roll_out(sampling, True)} if args.device == "cuda" else {}
     return {
         GREEDY_BASE: generate(SequenceGenerator, sampling=False),
         f"{GREEDY_BASE} (again)": generate(SequenceGenerator, sampling=False),
@@ -169,10 +172,13 @@ def build_engines(args: argparse.Namespace, task: Any, student: BaseFairseqModel
         f"{SAMPLING_BASE} (again)": generate(SequenceGenerator, sampling=True),
         OURS_SAMPLING: generate(None, sampling=True),
         ENGINE_SAMPLING: roll_out(sampling),
+        **on_gpus,
     }
 
 
-def write(student: BaseFairseqModel, sample: Batch, policy: RolloutPolicy, source: Any, target: Any) -> Rollout:
+def write(
+    student: BaseFairseqModel, sample: Batch, policy: RolloutPolicy, source: Any, target: Any, cuda_graphs: bool
+) -> Rollout:
     """Roll a whole batch out as training does, but under ``SequenceGenerator``'s limits: one cap for all its sentences."""
     net_input = encoder_inputs(sample, torch.arange(len(sample["id"]), device=sample["id"].device), source.pad())
     width = torch.full_like(net_input["src_lengths"], net_input["src_tokens"].size(1))
@@ -186,6 +192,7 @@ def write(student: BaseFairseqModel, sample: Batch, policy: RolloutPolicy, sourc
         eos=target.eos(),
         uniforms=sampling_uniforms([(RandomKey(seed=1, update=0), sample["id"])]),
         min_length=MIN_LENGTH,
+        cuda_graphs=cuda_graphs,
     )
 
 
@@ -216,7 +223,7 @@ def in_parts(sample: Batch, rollout: Rollout, source_pad: int, target_pad: int) 
 
 def compare(engines: dict[str, Callable[[Batch], Any]], samples: list[Batch], task: Any) -> tuple[Check, list[list[Batch]]]:
     """Whether everything greedy writes fairseq's tokens, the work it does for them, and each batch with them in it."""
-    greedy = (GREEDY_BASE, OURS, ENGINE, GENERIC)
+    greedy = [name for name in (GREEDY_BASE, OURS, ENGINE, GENERIC, GRAPHS) if name in engines]
     check = Check(0, {name: [] for name in greedy[1:]}, dict.fromkeys((*greedy, FORWARD), 0), 0)
     target, written = task.target_dictionary, []
     for sample in tqdm(samples, unit="batch", desc="comparing", mininterval=2.0):

@@ -42,6 +42,7 @@ VARIANTS: dict[str, list[str]] = {
     "imitkd, share 0.5": ["--criterion", "imitkd", "--student-share", "constant:0.5"],
     "imitkd, share 1": ["--criterion", "imitkd", "--student-share", "constant:1"],
 }
+ON_GPUS = {"imitkd, share 1, CUDA graphs": [*VARIANTS["imitkd, share 1"], "--rollout-cuda-graphs"]}
 
 
 def main() -> None:
@@ -53,7 +54,8 @@ def main() -> None:
     check_arguments(args, rounds=2, warmup=0)
 
     torch.set_num_threads(args.threads)
-    trainers = {name: build_trainer(args, flags) for name, flags in VARIANTS.items()}
+    variants = VARIANTS | (ON_GPUS if args.device == "cuda" else {})
+    trainers = {name: build_trainer(args, flags) for name, flags in variants.items()}
     batches = first_batches(trainers[BASE], args.warmup + args.rounds)
     updates = {name: functools.partial(update, trainer) for name, trainer in trainers.items()}
     seconds, logged = interleave(updates, batches, args.warmup, args.device)
@@ -63,7 +65,7 @@ def main() -> None:
     header = ["update", "x cross-entropy (median)", "quartiles", "seconds (median)", "padding", "rollout_work"]
     rows = [
         [name, *quartiles(ratios[name]), f"{statistics.median(seconds[name]):.3f}", *map(shown, work[name].values())]
-        for name in VARIANTS
+        for name in variants
     ]
     print(table(header, rows))
     print(f"\n{args.rounds} rounds of up to {args.max_tokens} tokens; {conditions(args)}")

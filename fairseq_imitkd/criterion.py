@@ -129,6 +129,7 @@ class DistillationCriterion(FairseqCriterion):
         self.rollout_replay = cfg.rollout_replay
         replay_share = cfg.rollout_replay_share if cfg.rollout_replay else "0"
         self._replay_schedule = parse_schedule(replay_share, self._end, "--rollout-replay-share", end_flag)
+        self.rollout_cuda_graphs = cfg.rollout_cuda_graphs
         self.rollout_policy = RolloutPolicy(
             name=str(cfg.rollout_policy),
             topk=cfg.rollout_topk,

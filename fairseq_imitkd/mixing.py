@@ -213,7 +213,7 @@ class Mixer:
         rollout = _if_it_fits(
             lambda: decode(
                 authors.teacher, net_input, first_decoder_inputs(sample)[rows], caps, RolloutPolicy("sampling"),
-                pad=self.pad, eos=self.eos, uniforms=uniforms,
+                pad=self.pad, eos=self.eos, uniforms=uniforms, cuda_graphs=criterion.rollout_cuda_graphs,
             )
         )  # fmt: skip
         if rollout is None:
@@ -316,6 +316,7 @@ class Mixer:
             eos=self.eos,
             uniforms=sampling_uniforms(sentences, order) if policy.samples else None,
             corrector=corrector,
+            cuda_graphs=criterion.rollout_cuda_graphs,
         )
         if order is None:
             return [rollout]

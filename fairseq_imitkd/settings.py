@@ -180,6 +180,13 @@ class DistillationConfig(FairseqDataclass):
     rollout_replay_share: str = field(
         default="linear:0", metadata={"help": "share of the student's sentences that --rollout-replay gives, a schedule"}
     )
+    rollout_cuda_graphs: bool = field(
+        default=False,
+        metadata={
+            "help": "on a GPU, replay the decoding steps of a stock transformer as CUDA graphs, where launching their kernels "
+            "one by one takes longer than computing them"
+        },
+    )
     loss_chunk: int = field(
         default=0,
         metadata={
@@ -319,10 +326,10 @@ def _dependencies(cfg: DistillationConfig) -> Iterator[tuple[set[str], bool, str
     fixed = not isinstance(share, AdaptiveShare)
     never, always = fixed and share(length) == 0.0, fixed and share(0) == 1.0  # every schedule rises
     rollouts = {item.name for item in fields(DistillationConfig) if item.name.startswith("rollout_")}
-    of_length = {"rollout_max_len_a", "rollout_max_len_b"}
+    of_decoding = {"rollout_max_len_a", "rollout_max_len_b", "rollout_cuda_graphs"}
     raise_it = f"at --student-share {cfg.student_share}: raise the share or leave it out"
-    yield (rollouts - of_length) | {"share_by", "reward"}, never, raise_it
-    yield of_length, never and not cfg.teacher_samples, raise_it
+    yield (rollouts - of_decoding) | {"share_by", "reward"}, never, raise_it
+    yield of_decoding, never and not cfg.teacher_samples, raise_it
     no_data = f"at --student-share {cfg.student_share}, where the student writes all: leave it out"
     yield {"gold_weight", "label_smoothing", "teacher_samples", "share_by"}, always, no_data
     if never and gold(0) == 1.0 and not cfg.teacher_samples:

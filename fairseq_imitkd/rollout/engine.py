@@ -71,6 +71,7 @@ def decode(
     min_length: int = 0,
     score: bool = False,
     corrector: Corrector | None = None,
+    cuda_graphs: bool = False,
 ) -> Rollout:
     """Let the student, or a teacher, translate a batch.
 
@@ -88,6 +89,7 @@ def decode(
         min_length: the fewest tokens before the EOS.
         score: also give the tokens' log-probabilities.
         corrector: who corrects the choices of a speculative policy.
+        cuda_graphs: on a GPU, replay the steps of a stock transformer as CUDA graphs.
 
     Returns:
         a :class:`Rollout` of ``B`` rows in the order given.
@@ -101,14 +103,13 @@ def decode(
 
     rows = torch.arange(tokens.size(0), device=tokens.device)  # still in the batch, as indices into tokens
     alive = torch.ones_like(truncated)  # of these, the ones that are not finished
-    prefixes, caps, rows_computed = tokens[:, :1], max_lengths, 0
+    prefixes, caps = tokens[:, :1], max_lengths
     with evaluating(author):
-        steps = begin(author, net_input, longest + 1, samples)
-        corrections = begin(corrector.teacher, net_input, longest + 1, samples) if corrector else None
+        steps = begin(author, net_input, longest + 1, samples, cuda_graphs)
+        corrections = begin(corrector.teacher, net_input, longest + 1, samples, cuda_graphs) if corrector else None
         # One step beyond the cap: there the student may still choose to end, which is a choice and not a cut.
         for step in range(longest + 1):
             logits = steps.logits(prefixes)
-            rows_computed += rows.numel()
             if lprobs is not None:
                 normaliser = policy.tempered(logits).logsumexp(dim=-1)
             logits[:, pad] = float("-inf")
@@ -140,7 +141,7 @@ def decode(
                         corrections.keep(kept)
                     rows, alive, caps = rows[kept], alive[kept], caps[kept]
             prefixes = tokens[rows, : step + 2]
-    return _finished(tokens[:, 1:], truncated, max_lengths, rows_computed, lprobs, pad, eos)
+    return _finished(tokens[:, 1:], truncated, max_lengths, steps.rows_computed, lprobs, pad, eos)
 
 
 def _finished(

@@ -1,5 +1,7 @@
 """One decoding step after another, however the student is built."""
 
+import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,11 +10,20 @@ import torch
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
+from fairseq_imitkd.rollout.graphs import GraphedSteps
 from fairseq_imitkd.rollout.transformer import TransformerSteps, why_not
+
+logger = logging.getLogger(__name__)
 
 
 class Steps(Protocol):
-    """A batch of ``R`` rows part-way through decoding."""
+    """A batch of ``R`` rows part-way through decoding.
+
+    Attributes:
+        rows_computed: over all steps so far, those that are only there to round a number up among them.
+    """
+
+    rows_computed: int
 
     def logits(self, tokens: Tensor) -> Tensor:
         """The next token's logits, ``(R, V)``, after prefixes ``(R, t + 1)``; each call is one position further."""
@@ -28,9 +39,11 @@ class IncrementalSteps:
         self.student = student
         self.encoder_out = encoder_out
         self.state: dict[str, dict[str, Tensor | None]] = {}
+        self.rows_computed = 0
 
     def logits(self, tokens: Tensor) -> Tensor:
         """See :class:`Steps`."""
+        self.rows_computed += tokens.size(0)
         return self.student.decoder(tokens, encoder_out=self.encoder_out, incremental_state=self.state)[0][:, -1]
 
     def keep(self, rows: Tensor) -> None:
@@ -58,10 +71,12 @@ class EnsembleSteps:
     def __init__(self, members: Sequence[Steps], log_weights: Tensor):
         self.members = members
         self.log_weights = log_weights
+        self.rows_computed = 0  # of each member
 
     def logits(self, tokens: Tensor) -> Tensor:
         """See :class:`Steps`."""
         lprobs = torch.stack([member.logits(tokens).float().log_softmax(dim=-1) for member in self.members], dim=-1)
+        self.rows_computed = self.members[0].rows_computed
         return (lprobs + self.log_weights.float()).logsumexp(dim=-1)
 
     def keep(self, rows: Tensor) -> None:
@@ -70,7 +85,13 @@ class EnsembleSteps:
             member.keep(rows)
 
 
-def begin(author: BaseFairseqModel | Ensemble, net_input: dict[str, Any], longest: int, samples: int = 1) -> Steps:
+def begin(
+    author: BaseFairseqModel | Ensemble,
+    net_input: dict[str, Any],
+    longest: int,
+    samples: int = 1,
+    cuda_graphs: bool = False,
+) -> Steps:
     """Encode a batch and stand before its first token.
 
     Args:
@@ -78,18 +99,29 @@ def begin(author: BaseFairseqModel | Ensemble, net_input: dict[str, Any], longes
         net_input: the encoder's arguments.
         longest: the most tokens that will be fed.
         samples: rows of each sentence, one after another.
+        cuda_graphs: replay steps, where that can be done.
     """
     if not isinstance(author, Ensemble):
-        return _begin(author, net_input, longest, samples)
-    members = [_begin(model, net_input, longest, samples) for model in author.models]
+        return _begin(author, net_input, longest, samples, cuda_graphs)
+    members = [_begin(model, net_input, longest, samples, cuda_graphs) for model in author.models]
     return members[0] if len(members) == 1 else EnsembleSteps(members, author.log_weights)
 
 
-def _begin(model: BaseFairseqModel, net_input: dict[str, Any], longest: int, samples: int) -> Steps:
+def _begin(model: BaseFairseqModel, net_input: dict[str, Any], longest: int, samples: int, cuda_graphs: bool) -> Steps:
+    tokens = net_input["src_tokens"]
     encoder_out = model.encoder.forward_torchscript(net_input)
     if samples > 1:
-        sentences = torch.arange(net_input["src_tokens"].size(0), device=net_input["src_tokens"].device)
+        sentences = torch.arange(tokens.size(0), device=tokens.device)
         encoder_out = model.encoder.reorder_encoder_out(encoder_out, sentences.repeat_interleave(samples))
-    if why_not(model) is None:
-        return TransformerSteps(model.decoder, encoder_out, longest)
-    return IncrementalSteps(model, encoder_out)
+    objection = why_not(model)
+    if cuda_graphs:
+        objection_to_graphs = objection if tokens.is_cuda else "the model is not on a GPU"
+        if objection_to_graphs is None:
+            return GraphedSteps(model.decoder, encoder_out, longest)
+        _say_once(f"rollouts do without CUDA graphs for a {type(model).__name__}: {objection_to_graphs}")
+    return TransformerSteps(model.decoder, encoder_out, longest) if objection is None else IncrementalSteps(model, encoder_out)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.warning(message)

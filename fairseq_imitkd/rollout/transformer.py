@@ -9,6 +9,7 @@ Only decoders whose every module is exactly fairseq's take this path: see :func:
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -75,12 +76,14 @@ class TransformerSteps:
         self.decoder = decoder
         self.longest = longest
         self.beam = beam
-        self.layers = [_Layer(layer) for layer in decoder.layers]
+        self.layers = [DecoderLayer(layer) for layer in decoder.layers]
+        self.positions = position_embeddings(decoder, longest)
         [encoded] = encoder_out["encoder_out"]  # (S, B, D)
         self.cross = [layer.cross_keys_and_values(encoded) for layer in self.layers]  # two of (S, B, D)
         self.own = torch.empty(len(self.layers), 2, 0)  # (layers, 2, room, R, D); made with the first key's dtype
         self.spare: Tensor | None = None  # memory for the next reordering of a beam
         self.filled = 0  # positions that hold a key
+        self.rows_computed = 0
         padding = encoder_out["encoder_padding_mask"]
         self.ignored: Tensor | None = None  # (B, 1, 1, S), None where no sentence is padded
         if padding and bool(padding[0].any()):
@@ -88,24 +91,11 @@ class TransformerSteps:
 
     def logits(self, tokens: Tensor) -> Tensor:
         """The next token's logits, ``(R, V)``, after prefixes ``(R, t + 1)``; each call is one position further."""
-        decoder = self.decoder
-        x = decoder.embed_scale * decoder.embed_tokens(tokens[:, -1])  # (R, D)
-        if decoder.project_in_dim is not None:
-            x = decoder.project_in_dim(x)
-        if decoder.embed_positions is not None:  # no row holds padding, so all are at the same position
-            x = x + decoder.embed_positions(tokens[:1], incremental_state={})[:, 0]
-        if decoder.layernorm_embedding is not None:
-            x = decoder.layernorm_embedding(x)
-        for number, layer in enumerate(self.layers):
-            x = layer.self_attention(x, *self._remember(number, *layer.queries_keys_values(x)))
-            x = layer.cross_attention(x, *self.cross[number], self.ignored)
-            x = layer.feed_forward(x)
+        position = None if self.positions is None else self.positions[self.filled]
+        logits = next_logits(self.decoder, self.layers, tokens[:, -1], position, self._remember, self.cross, self.ignored)
         self.filled += 1
-        if decoder.layer_norm is not None:
-            x = decoder.layer_norm(x)
-        if decoder.project_out_dim is not None:
-            x = decoder.project_out_dim(x)
-        return decoder.output_layer(x)
+        self.rows_computed += tokens.size(0)
+        return logits
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows: ``(K,)`` rising indices; of a beam any, ``beam`` of each sentence that is left."""
@@ -122,14 +112,14 @@ class TransformerSteps:
             if self.ignored is not None:
                 self.ignored = self.ignored.index_select(0, sentences)
 
-    def _remember(self, number: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Write this position's key and value; the query, and all keys and values so far, of one layer."""
+    def _remember(self, number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Write this position's key and value; all keys and values so far, of one layer."""
         if number == 0 and self.filled >= self.own.size(2):
             self._grow(key)
         self.own[number, 0, self.filled] = key
         self.own[number, 1, self.filled] = value
         so_far = self.own[number, :, : self.filled + 1]
-        return query, so_far[0], so_far[1]
+        return so_far[0], so_far[1], None
 
     def _grow(self, key: Tensor) -> None:
         """Room for as many positions again: few sentences come near a generous length cap."""
@@ -140,38 +130,102 @@ class TransformerSteps:
         self.own, self.spare = own, None
 
 
-class _Layer:
-    """One decoder layer at one position of ``R`` rows, ``(R, D)`` to ``(R, D)``."""
+# (number of a layer, its key and value at this position, (R, D) each) -> its keys and values so far, (K, R, D) each, and
+# which of them to ignore, None or true in (1, 1, 1, K).
+Memory = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
+
+
+def next_logits(
+    decoder: Any,
+    layers: Sequence["DecoderLayer"],
+    tokens: Tensor,
+    position: Tensor | None,
+    remember: Memory,
+    cross: Sequence[tuple[Tensor, Tensor]],
+    ignored: Tensor | None,
+) -> Tensor:
+    """The arithmetic of one step.
+
+    Args:
+        decoder: the layers' own.
+        layers: as many as the decoder has.
+        tokens: ``(R,)``, each row's last.
+        position: the position's embedding, ``(D,)`` or ``(1, D)``: no row holds padding, so all are at the same one.
+        remember: see :data:`Memory`.
+        cross: each layer's keys and values of the source, ``(S, B, D)``.
+        ignored: true at the source's padding, ``(B, 1, 1, S)``; None where there is none.
+
+    Returns:
+        ``(R, V)``.
+    """
+    x = decoder.embed_scale * decoder.embed_tokens(tokens)  # (R, D)
+    if decoder.project_in_dim is not None:
+        x = decoder.project_in_dim(x)
+    if position is not None:
+        x = x + position
+    if decoder.layernorm_embedding is not None:
+        x = decoder.layernorm_embedding(x)
+    for number, layer in enumerate(layers):
+        query, key, value = layer.query_key_value(x)
+        x = layer.self_attention(x, query, *remember(number, key, value))
+        x = layer.cross_attention(x, *cross[number], ignored)
+        x = layer.feed_forward(x)
+    if decoder.layer_norm is not None:
+        x = decoder.layer_norm(x)
+    if decoder.project_out_dim is not None:
+        x = decoder.project_out_dim(x)
+    return decoder.output_layer(x)
+
+
+def position_embeddings(decoder: Any, longest: int) -> Tensor | None:
+    """The embeddings of a decoder's first positions, ``(longest, D)``; None for a decoder without."""
+    if decoder.embed_positions is None:
+        return None
+    pad = decoder.embed_positions.padding_idx
+    tokens = torch.full((1, longest), pad + 1, device=decoder.embed_tokens.weight.device)  # any but padding
+    return decoder.embed_positions(tokens)[0]
+
+
+class DecoderLayer:
+    """One layer at one position of ``R`` rows, ``(R, D)`` to ``(R, D)``."""
 
     def __init__(self, layer: Any):
         self.layer = layer
-        own = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
-        self.own_weight = torch.cat([projection.weight for projection in own])
-        self.own_bias = torch.cat([projection.bias for projection in own])
+        self.own = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+        self.own_weight = torch.cat([projection.weight for projection in self.own])
+        self.own_bias = torch.cat([projection.bias for projection in self.own])
+
+    def refresh(self) -> None:
+        """Follow the weights, which an optimizer has changed, in the same memory."""
+        torch.cat([projection.weight for projection in self.own], out=self.own_weight)
+        torch.cat([projection.bias for projection in self.own], out=self.own_bias)
 
     def cross_keys_and_values(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """``(S, R, D)`` to two of the same."""
         return self.layer.encoder_attn.k_proj(encoded), self.layer.encoder_attn.v_proj(encoded)
 
-    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Three of ``(R, D)``."""
         if self.layer.normalize_before:
             x = self.layer.self_attn_layer_norm(x)
         query, key, value = F.linear(x, self.own_weight, self.own_bias).chunk(3, dim=-1)
         return query, key, value
 
-    def self_attention(self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def self_attention(self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor, ignored: Tensor | None) -> Tensor:
+        """Queries ``(R, D)`` over what was written so far, ``(K, R, D)``; ``ignored`` is true where nothing is, or None."""
         layer, attention = self.layer, self.layer.self_attn
-        attended = _attend(query, keys, values, attention.num_heads, None)
+        attended = _attend(query, keys, values, attention.num_heads, ignored)
         return self._add(x, attention.out_proj(attended), layer.self_attn_layer_norm)
 
     def cross_attention(self, x: Tensor, keys: Tensor, values: Tensor, ignored: Tensor | None) -> Tensor:
+        """Over the source, ``(S, B, D)``; ``ignored`` is true at its padding, or None."""
         layer, attention = self.layer, self.layer.encoder_attn
         normed = layer.encoder_attn_layer_norm(x) if layer.normalize_before else x
         attended = _attend(attention.q_proj(normed), keys, values, attention.num_heads, ignored)
         return self._add(x, attention.out_proj(attended), layer.encoder_attn_layer_norm)
 
     def feed_forward(self, x: Tensor) -> Tensor:
+        """The last part of the layer."""
         layer = self.layer
         normed = layer.final_layer_norm(x) if layer.normalize_before else x
         return self._add(x, layer.fc2(layer.activation_fn(layer.fc1(normed))), layer.final_layer_norm)
@@ -184,7 +238,7 @@ class _Layer:
 def _attend(query: Tensor, keys: Tensor, values: Tensor, heads: int, ignored: Tensor | None) -> Tensor:
     """Queries ``(R, D)`` over ``(K, B, D)``, ``R / B`` of them a sentence, to ``(R, D)``.
 
-    ``ignored`` is ``(B, 1, 1, K)``, true at padding.
+    ``ignored`` is ``(B, 1, 1, K)`` or ``(1, 1, 1, K)``, true where there is nothing to read.
     """
     (rows, width), sentences = query.shape, keys.size(1)
     head_dim, beam = width // heads, rows // sentences

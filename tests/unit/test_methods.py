@@ -66,6 +66,7 @@ CRITERION_FLAGS = {
     "--rollout-pool-updates": 1,
     "--rollout-replay": 0,
     "--rollout-replay-share": "linear:0",
+    "--rollout-cuda-graphs": False,
     "--loss-chunk": 0,
     "--easy-weight": 0.2,
 }

@@ -113,6 +113,7 @@ USELESS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
     # without a sentence of the student's
     ("word_kd", {"rollout_pool": True}, "--rollout-pool", "--student-share constant:0: raise", {"student_share": "0.5"}),
     ("word_kd", {"rollout_pool_updates": 4}, "--rollout-pool-updates 4", "raise the share", {"student_share": "0.5"}),
+    ("word_kd", {"rollout_cuda_graphs": True}, "--rollout-cuda-graphs", "raise the share", {"student_share": "0.5"}),
     ("word_kd", {"rollout_replay": 9}, "--rollout-replay 9", "raise the share", {"student_share": "0.5"}),
     ("word_kd", {"share_by": "batch"}, "--share-by batch", "raise the share", {"student_share": "linear:0"}),
     ("word_kd", {"reward": "chrf"}, "--reward chrf", "raise the share", {"student_share": "0.5", **ADD_SAMPLING}),
@@ -369,9 +370,11 @@ COMBINATIONS: list[tuple[str, dict[str, Any]]] = [
     ("imitkd", {"find_unused_parameters": True}),
     ("gkd", {"gold_weight": "0.5", "student_share": "reverse-sigmoid", "schedule_by": "epoch", "max_epoch": 3}),
     ("annealing_kd", {"schedule_by": "epoch", "max_epoch": 3, "max_update": 0}),
-    # the teacher's samples have the rollouts' greatest length too
+    # the teacher's samples have the rollouts' greatest length and graphs too
     ("f_distill_kl", {"teacher_samples": True, "rollout_max_len_b": 20}),
     ("f_distill_kl", {"teacher_samples": True, "rollout_max_len_a": 2.0}),
+    ("f_distill_kl", {"teacher_samples": True, "rollout_cuda_graphs": True}),
+    ("imitkd", {"rollout_cuda_graphs": True}),
     # the teacher's samples learnt as references are: its sequences, distilled (Kim & Rush 2016, section 3.2)
     ("word_kd", {"teacher_samples": True, "gold_weight": "1"}),
     # no rollout is there to be a sample, and no policy could be asked for

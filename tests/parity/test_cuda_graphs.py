@@ -1,0 +1,266 @@
+"""Rollouts by CUDA graphs beside those without: the same tokens, on an emulated device and, where there is one, on a GPU."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from fairseq import utils
+from fairseq.models import BaseFairseqModel
+from torch import Tensor
+
+from fairseq_imitkd.batch import encoder_inputs, first_decoder_inputs
+from fairseq_imitkd.rollout import (
+    Corrector,
+    Ensemble,
+    RandomKey,
+    Rollout,
+    RolloutPolicy,
+    decode,
+    graphs,
+    sampling_uniforms,
+    steps,
+)
+from fairseq_imitkd.rollout.graphs import StepGraphs, graphs_of, rounded
+from tests.emulated_cuda import Emulation, emulated_cuda
+from tests.fairseq_models import STUDENTS, build_student, letters, make_batch, reversed_pairs, trained_student
+
+FAST = [name for name in STUDENTS if name.startswith("transformer") or name == "bart"]
+LONG = {"max_len_a": 0.0, "max_len_b": 60}
+POLICIES = {
+    "greedy": RolloutPolicy(**LONG),
+    "sampling": RolloutPolicy("sampling", **LONG),
+    "nucleus": RolloutPolicy("sampling", topp=0.9, temperature=1.3, **LONG),
+}
+REAL = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@pytest.fixture(params=["emulated", pytest.param("real", marks=REAL)], autouse=True)
+def gpu(request: pytest.FixtureRequest) -> Iterator[Emulation | None]:
+    with emulated_cuda() if request.param == "emulated" else nullcontext() as emulation:
+        yield emulation
+
+
+def batch(turn: int) -> dict[str, Any]:
+    """The more turns, the more sentences and the longer: other shapes."""
+    return utils.move_to_cuda(make_batch(reversed_pairs(5 + 9 * turn, seed=turn, longest=3 + 3 * turn)))
+
+
+def write(
+    author: BaseFairseqModel | Ensemble, sample: dict[str, Any], policy: RolloutPolicy, cuda_graphs: bool = True, **more: Any
+) -> Rollout:
+    dictionary = letters()
+    net_input = encoder_inputs(sample, torch.arange(sample["target"].size(0), device="cuda"), dictionary.pad())
+    model = author.models[0] if isinstance(author, Ensemble) else author
+    return decode(
+        author,
+        net_input,
+        first_decoder_inputs(sample),
+        policy.max_lengths(net_input["src_lengths"], model.max_decoder_positions()),
+        policy,
+        pad=dictionary.pad(),
+        eos=dictionary.eos(),
+        uniforms=sampling_uniforms([(RandomKey(seed=1, update=0), sample["id"])]),
+        score=True,
+        cuda_graphs=cuda_graphs,
+        **more,
+    )
+
+
+def assert_same(author: BaseFairseqModel | Ensemble, sample: dict[str, Any], policy: RolloutPolicy, **more: Any) -> Tensor:
+    """A rollout with and without graphs; gives the tokens."""
+    stepped, replayed = (write(author, sample, policy, cuda_graphs, **more) for cuda_graphs in (False, True))
+    tokens = replayed.tokens.cpu()
+    assert tokens.tolist() == stepped.tokens.tolist()
+    assert replayed.truncated.tolist() == stepped.truncated.tolist()
+    assert stepped.lprobs is not None
+    assert replayed.lprobs is not None
+    torch.testing.assert_close(replayed.lprobs.cpu(), stepped.lprobs.cpu(), rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert replayed.rows_computed >= stepped.rows_computed
+    return tokens
+
+
+@torch.no_grad()
+def step_weights(model: BaseFairseqModel, factor: float) -> None:
+    """An optimizer's step: every parameter changes where it is."""
+    for parameter in model.parameters():
+        parameter.mul_(factor)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"), [*((name, "greedy") for name in FAST), ("transformer", "sampling"), ("transformer", "nucleus")]
+)
+def test_same_tokens_while_the_student_learns(name: str, policy: str) -> None:
+    """Batches of several shapes, whose rollouts drop rows and outgrow their room, between updates of the weights."""
+    model = trained_student(name).cuda()
+    written = []
+    for update in range(6):
+        written.append(assert_same(model, batch(update % 4), POLICIES[policy]))
+        step_weights(model, 0.97)
+    made = graphs_of(model.decoder)
+    assert made.replays > 20
+    assert len(made.captured) > 1
+    assert written[0].tolist() != written[4].tolist()  # the same batch, other weights
+
+
+@pytest.mark.parametrize("name", ["transformer", "transformer-learned-positions"])
+def test_what_an_earlier_rollout_left_is_not_read(name: str) -> None:
+    """A student of which an update made nonsense writes no numbers to the memory: 0 times those is none either."""
+    model, policy = trained_student(name).cuda(), POLICIES["greedy"]
+    for turn in (3, 2, 1, 0):
+        assert_same(model, batch(turn), policy)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    step_weights(model, float("nan"))
+    write(model, batch(3), policy)
+    with torch.no_grad():
+        for key, value in model.state_dict().items():
+            value.copy_(state[key])
+    for turn in (0, 1, 2, 3):
+        assert_same(model, batch(turn), policy)
+
+
+def test_rows_that_leave_take_nothing_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rows of no numbers had written lies, once they are gone, where others' positions to come are."""
+    monkeypatch.setattr(graphs, "SMALLEST", 1)
+    model = trained_student("transformer").cuda()
+    with torch.no_grad():
+        model.encoder.embed_tokens.weight[letters().index("a")] = float("nan")
+    pairs = [([0], [0])] * 14 + [([1 + (row + place) % 15 for place in range(20)], [1]) for row in range(2)]
+    sample = utils.move_to_cuda(make_batch(pairs))
+    tokens = assert_same(model, sample, RolloutPolicy(max_len_a=1.0, max_len_b=1), min_length=15)
+    assert tokens[:2].ne(letters().pad()).sum() > 20
+    assert graphs_of(model.decoder).replays
+
+
+def test_parameters_that_moved_are_followed() -> None:
+    """Other memory, as a wrapper that flattens parameters gives them, and a graph would read the old one."""
+    model, sample, policy = trained_student("transformer").cuda(), batch(1), POLICIES["greedy"]
+    before = assert_same(model, sample, policy)
+    model.cpu()
+    step_weights(model, 0.6)
+    model.cuda()
+    assert assert_same(model, sample, policy).tolist() != before.tolist()
+
+
+def test_two_decoders_at_once() -> None:
+    """A teacher of two models corrects what a student writes; each decoder has graphs of its own."""
+    student, *teachers = (trained_student(name).cuda() for name in FAST[:3])
+    author = Ensemble(teachers, torch.tensor([0.4, 0.6], device="cuda").log())
+    sample = batch(2)
+    corrector = Corrector(author, sampling_uniforms([(RandomKey(seed=2, update=0), sample["id"])]))
+    assert_same(student, sample, RolloutPolicy("speculative", teacher_topk=2, **LONG), corrector=corrector)
+    assert_same(author, sample, POLICIES["sampling"])
+    assert all(graphs_of(model.decoder).replays for model in (student, *teachers))
+
+
+def test_half_precision() -> None:
+    """As ``--fp16`` trains: keys and values in half precision, in memory of their own."""
+    model, sample = trained_student("transformer").cuda(), batch(2)
+    assert_same(model, sample, POLICIES["greedy"])
+    assert_same(model.half(), sample, POLICIES["greedy"])
+    assert {shape.dtype for shape in graphs_of(model.decoder).captured} == {torch.float16}
+
+
+def test_graphs_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those used longest ago make room, and are captured again when they are wanted."""
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    model = trained_student("transformer-pre-norm").cuda()
+    for turn in (0, 1, 2, 3, 0):
+        assert_same(model, batch(turn), POLICIES["sampling"])
+        assert len(graphs_of(model.decoder).captured) <= 2
+
+
+def test_a_step_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Rollouts go on step by step, and one line says why."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be …")
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    model = trained_student("transformer").cuda()
+    with caplog.at_level(logging.WARNING):
+        for turn in (1, 2):
+            assert_same(model, batch(turn), POLICIES["greedy"])
+    said = [record.message for record in caplog.records if "CUDA graphs" in record.message]
+    assert said == [
+        "rollouts go on without CUDA graphs: no step could be captured (operation not permitted when stream is capturing)"
+    ]
+    assert graphs_of(model.decoder).replays == 0
+
+
+def test_no_memory_for_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rollout is given up, as without graphs; the next one tries again."""
+    model, sample = trained_student("transformer").cuda(), batch(1)
+    assert_same(model, sample, POLICIES["greedy"])
+    made = graphs_of(model.decoder)
+    assert made.captured
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "graph", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            write(model, batch(2), POLICIES["greedy"])
+    assert not made.captured
+    assert_same(model, sample, POLICIES["greedy"])
+    assert made.captured
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("gru", "a GRUModel: its decoder is a RecurrentDecoder"), ("lstm", "a LSTMModel: its decoder is a LSTMDecoder")],
+)
+def test_other_students_write_without(name: str, why: str, caplog: pytest.LogCaptureFixture) -> None:
+    steps._say_once.cache_clear()
+    model = trained_student(name).cuda()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert_same(model, batch(1), POLICIES["greedy"])
+    said = [record.message for record in caplog.records if "CUDA graphs" in record.message]
+    assert said == [f"rollouts do without CUDA graphs for {why}"]
+
+
+def test_a_step_is_few_launches(gpu: Emulation | None) -> None:
+    """One for all layers, and a score for the choice and what is written of it; without graphs 25 for each layer."""
+    if gpu is None:
+        pytest.skip("a real device does not tell")
+    model, sample = build_student("transformer", decoder_layers=6).cuda(), batch(2)
+
+    def launches(steps: int, cuda_graphs: bool) -> int:
+        before = gpu.launches
+        write(model, sample, RolloutPolicy(max_len_a=0.0, max_len_b=steps), cuda_graphs, min_length=steps)
+        return gpu.launches - before
+
+    for _ in range(3):  # until all graphs are there
+        launches(28, True)
+    stepped, replayed = ((launches(28, cuda_graphs) - launches(12, cuda_graphs)) / 16 for cuda_graphs in (False, True))
+    assert replayed < 30 < 130 < stepped < 200
+
+
+def test_graphs_end_with_their_decoder() -> None:
+    model = trained_student("transformer").cuda()
+    write(model, batch(1), POLICIES["greedy"])
+    kept = len(graphs._OF_DECODERS)
+    del model
+    assert len(graphs._OF_DECODERS) == kept - 1
+
+
+def test_sizes_are_rounded_up_to_few() -> None:
+    sizes = [rounded(count) for count in range(1, 4097)]
+    assert sizes == sorted(sizes)
+    assert all(count <= size < count + max(graphs.SMALLEST, 0.25 * count + 1) for count, size in enumerate(sizes, start=1))
+    assert len(set(sizes)) < 45
+
+
+def test_memory_that_grows_drops_the_graphs() -> None:
+    """They know only the old place."""
+    made = StepGraphs()
+    small = made.memory("own", torch.float32, torch.device("cuda"), 2, 3)
+    made.captured = {None: None}  # type: ignore[dict-item]
+    assert made.memory("own", torch.float32, torch.device("cuda"), 3, 2).data_ptr() == small.data_ptr()
+    assert made.captured
+    assert made.memory("own", torch.float32, torch.device("cuda"), 7).data_ptr() != small.data_ptr()
+    assert not made.captured
