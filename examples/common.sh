@@ -50,11 +50,11 @@ stage() {
   local name=$1
   shift
   if [ -n "${DRY_RUN:-}" ]; then
-    [ "$1" != train ] || "$@"
+    ! trains "$1" || "$@"
     return
   fi
   if [ -e "$RUN/.done/$name" ]; then
-    if [ "$1" != train ] || same_flags "${@:2}"; then
+    if ! trains "$1" || same_flags "$@"; then
       say "$name: done before"
     else
       say "$name: done before with other flags, and left as it is; to train it by the new ones delete $RUN/$name and $RUN/.done/$name"
@@ -67,10 +67,13 @@ stage() {
   touch "$RUN/.done/$name"
 }
 
-# same_flags NAME FLAGS…: whether NAME's last training was by this command, on whatever device, in whatever order.
+# trains COMMAND: whether it is one of the two that train a model, NAME first among their arguments; under DRY_RUN they print.
+trains() { [ "$1" = train ] || [ "$1" = fit ]; }
+
+# same_flags COMMAND NAME FLAGS…: whether NAME's last training was by this, on whatever device, in whatever order.
 same_flags() {
-  [ -e "$RUN/$1/commands" ] || return 0
-  python "$REPO/examples/flags.py" "$(tail -n 1 "$RUN/$1/commands" | cut -f 2)" "$(DRY_RUN=1 train "$@")"
+  [ -e "$RUN/$2/commands" ] || return 0
+  python "$REPO/examples/flags.py" "$(tail -n 1 "$RUN/$2/commands" | cut -f 2)" "$(DRY_RUN=1 "$@")"
 }
 
 # resumable NAME: fairseq copies its newest checkpoint to checkpoint_best.pt and checkpoint_last.pt, and a kill in the middle

@@ -38,13 +38,17 @@ export OMP_NUM_THREADS=1
 fit() {
   local name=$1 updates=$2
   shift 2
+  local command=(
+    imitkd-train "$DATA" "${DEVICE_FLAGS[@]}" --save-dir "$RUN/$name" --seed "$SEED"
+    --arch transformer --dropout 0 --share-decoder-input-output-embed --max-tokens 2048 --num-workers 0
+    --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0
+    --lr-scheduler polynomial_decay --warmup-updates 50 --total-num-update "$updates" --max-update "$updates"
+    --no-epoch-checkpoints --no-save-optimizer-state --save-interval 1000 --validate-interval 1000
+    --log-format simple --log-interval 10 "$@"
+  )
+  if [ -n "${DRY_RUN:-}" ]; then printf '%s\n' "${command[*]@Q}"; return; fi
   rm -rf "${RUN:?}/$name"
   mkdir -p "$RUN/$name"
-  noted "$name" imitkd-train "$DATA" "${DEVICE_FLAGS[@]}" --save-dir "$RUN/$name" --seed "$SEED" \
-    --arch transformer --dropout 0 --share-decoder-input-output-embed --max-tokens 2048 --num-workers 0 \
-    --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
-    --lr-scheduler polynomial_decay --warmup-updates 50 --total-num-update "$updates" --max-update "$updates" \
-    --no-epoch-checkpoints --no-save-optimizer-state --save-interval 1000 --validate-interval 1000 \
-    --log-format simple --log-interval 10 "$@" 2>&1 |
+  noted "$name" "${command[@]}" 2>&1 |
     python "$REPO/examples/quickstart/progress.py" "$RUN/$name/train.log" "$name" "$updates"
 }

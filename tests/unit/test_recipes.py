@@ -219,6 +219,23 @@ def test_what_was_trained_otherwise_is_not_taken_for_the_same(tmp_path: Path) ->
     assert "scratch: done before with other flags, and left as it is" in other.stderr
 
 
+def test_small_models_that_were_trained_otherwise(tmp_path: Path) -> None:
+    """``fit`` of the made-up languages, as ``train`` of the other recipes."""
+
+    def fit(flags: str, dry_run: str = "") -> subprocess.CompletedProcess[str]:
+        models = f"DATA=data DRY_RUN={dry_run}; source {EXAMPLES}/quickstart/models.sh"
+        return common(tmp_path, f"{models}; stage scratch fit scratch 10 {flags}")
+
+    command = fit("--lr 1", dry_run="1")
+    assert "--total-num-update" in command.stdout
+    for folder in (".done", "scratch"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / ".done" / "scratch").touch()
+    (tmp_path / "scratch" / "commands").write_text(f"abc\t{command.stdout}")
+    assert fit("--lr 1").stderr.strip() == "== scratch: done before"
+    assert "scratch: done before with other flags, and left as it is" in fit("--lr 2").stderr
+
+
 def test_checkpoints_that_a_kill_left_half_copied(tmp_path: Path) -> None:
     folder = tmp_path / "scratch"
     folder.mkdir()
