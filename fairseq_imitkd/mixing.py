@@ -27,7 +27,16 @@ from fairseq_imitkd.batch import (
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.pool import PooledRollout, RolloutPool
 from fairseq_imitkd.replay import PastRollout, ReplayBuffer, chosen
-from fairseq_imitkd.rollout import Corrector, Ensemble, RandomKey, Rollout, RolloutPolicy, decode, sampling_uniforms
+from fairseq_imitkd.rollout import (
+    Corrector,
+    Ensemble,
+    RandomKey,
+    Rollout,
+    RolloutPolicy,
+    decode,
+    release_graphs,
+    sampling_uniforms,
+)
 from fairseq_imitkd.rollout.randomness import REPLAYED, REPLAYING, TEACHER_SAMPLING
 
 T = TypeVar("T")
@@ -335,6 +344,7 @@ def _if_it_fits(decoding: Callable[[], T]) -> T | None:
         return decoding()
     except torch.OutOfMemoryError:
         pass  # until the handler is left, the traceback keeps the caches alive
+    release_graphs()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None

@@ -7,7 +7,8 @@ not mix, a value must be waited for before Python can look at it (each wait is n
 - reads and writes the same memory at each replay;
 - has computed nothing when the capture ends, and can't wait for the device.
 
-What it can't show is a kernel's own error, its rounding and its speed.
+What it can't show is a kernel's own error, its rounding and its speed; several streams; and what becomes of memory that a
+graph reads, or of a capture that failed.
 """
 
 import itertools
@@ -95,13 +96,8 @@ class Graph:
 
     def __init__(self) -> None:
         self.operations: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = []
-        self.replays = 0
-
-    def pool(self) -> int:
-        return id(self)
 
     def replay(self) -> None:
-        self.replays += 1
         current().launches += 1
         for func, args, kwargs, made in self.operations:
             again = func(*args, **kwargs)
@@ -304,6 +300,25 @@ def _graph(graph: Graph, pool: Any = None, stream: Any = None, **_: Any) -> Iter
         device.capturing = None
 
 
+_ENTER_AUTOCAST = torch.autocast.__init__
+_AUTOCAST_ENABLED, _AUTOCAST_DTYPE = torch.is_autocast_enabled, torch.get_autocast_dtype
+
+
+def _autocast_enabled(_: str | None = None) -> bool:
+    return _AUTOCAST_ENABLED("cpu")
+
+
+def _autocast_dtype(_: str) -> torch.dtype:
+    return _AUTOCAST_DTYPE("cpu")
+
+
+def _autocast(self: torch.autocast, device_type: str, dtype: torch.dtype | None = None, **settings: Any) -> None:
+    """The device's autocast is the CPU's, as C++ takes device tensors for."""
+    if device_type == "cuda":
+        device_type, dtype = "cpu", dtype or (_AUTOCAST_DTYPE("cpu") if _AUTOCAST_ENABLED("cpu") else torch.float16)
+    _ENTER_AUTOCAST(self, device_type, dtype, **settings)
+
+
 @contextmanager
 def emulated_cuda() -> Iterator[Emulation]:
     """A CUDA device inside, which models and batches can be moved to as to a real one."""
@@ -320,6 +335,9 @@ def emulated_cuda() -> Iterator[Emulation]:
         for name, replacement in replaced.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, replacement))
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
+        stack.enter_context(mock.patch.object(torch.autocast, "__init__", _autocast))
+        stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", _autocast_enabled))
+        stack.enter_context(mock.patch.object(torch, "get_autocast_dtype", _autocast_dtype))
         device = Emulation()
         _running.append(device)
         try:

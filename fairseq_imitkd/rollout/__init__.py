@@ -2,6 +2,7 @@
 
 from fairseq_imitkd.rollout.engine import Corrector, Rollout, decode
 from fairseq_imitkd.rollout.generator import RolloutGenerator
+from fairseq_imitkd.rollout.graphs import release_graphs
 from fairseq_imitkd.rollout.policy import RolloutPolicy
 from fairseq_imitkd.rollout.randomness import RandomKey, sampling_uniforms
 from fairseq_imitkd.rollout.steps import Ensemble
@@ -14,5 +15,6 @@ __all__ = [
     "RolloutGenerator",
     "RolloutPolicy",
     "decode",
+    "release_graphs",
     "sampling_uniforms",
 ]

@@ -7,7 +7,6 @@ where they are, so the graphs stay true while an optimizer changes them in place
 """
 
 import contextlib
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,13 +17,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from fairseq_imitkd.rollout.transformer import FIRST_ROOM, DecoderLayer, next_logits, position_embeddings
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.rollout.transformer import FIRST_ROOM, DecoderLayer, layers_of, next_logits, position_embeddings
 
-logger = logging.getLogger(__name__)
-
-# A graph takes some megabytes of the driver's. Those used longest ago make room.
+# Of each decoder. A graph takes some of the driver's memory; those used longest ago make room.
 MOST_GRAPHS = 256
-SMALLEST = 8  # rows and source positions are rounded up to multiples of it at least
+SMALLEST = 8  # rows and positions are rounded up to multiples of it at least
 
 
 @dataclass(frozen=True)
@@ -53,55 +51,57 @@ def rounded(count: int) -> int:
 
 
 class StepGraphs:
-    """The graphs of one decoder, and the memory that all of them work in.
-
-    Nothing here is for two decodings at a time.
-    """
+    """The graphs of one decoder, and the places that all of them work in, for one decoding at a time."""
 
     def __init__(self) -> None:
         self.layers: list[DecoderLayer] = []
         self.captured: dict[Shape, torch.cuda.CUDAGraph] = {}  # the last used at the end
+        self.decodings = 0
         self.replays = 0
-        self._met: set[Shape] = set()
-        self._memory: dict[tuple[str, torch.dtype], Tensor] = {}  # flat
-        self._addresses: list[int] = []
+        self._met: dict[Shape, int] = {}  # in which decoding first
+        self._places: dict[tuple[str, torch.dtype], Tensor] = {}  # flat
+        self._parameters: list[tuple[int, torch.dtype]] = []
         self._pool: Any = None
-        self._failed = False
 
-    def refresh(self, decoder: Any) -> None:
-        """Before a decoding: put weights together anew, and drop all graphs if parameters have moved."""
-        addresses = [parameter.data_ptr() for parameter in decoder.parameters()]
-        if addresses != self._addresses:
-            self._addresses = addresses
-            self.layers = [DecoderLayer(layer) for layer in decoder.layers]
-            self._forget()
+    def begin(self, decoder: Any) -> int:
+        """Put weights together anew, and drop all graphs if parameters have moved; which decoding this is."""
+        parameters = [(parameter.data_ptr(), parameter.dtype) for parameter in decoder.parameters()]
+        if parameters != self._parameters:
+            self.release()
+            self._parameters = parameters
+            self.layers = [DecoderLayer(layer) for layer in layers_of(decoder)]
         else:
             for layer in self.layers:
                 layer.refresh()
+        self.decodings += 1
+        return self.decodings
 
-    def memory(self, name: str, dtype: torch.dtype, device: torch.device, *shape: int) -> Tensor:
-        """A place of this shape. It holds what was there before, which need not be a number.
+    def place(self, name: str, dtype: torch.dtype, device: torch.device, *shape: int) -> Tensor:
+        """Memory of this shape. It holds what was there before, which need not be a number.
 
         Where it has to grow, all graphs are dropped, for they know only the old place.
         """
-        size, held = math.prod(shape), self._memory.get((name, dtype))
+        size, held = math.prod(shape), self._places.get((name, dtype))
         if held is None or held.numel() < size:
             grown = max(size, held.numel() * 3 // 2 if held is not None else 0)
-            held = self._memory[name, dtype] = torch.zeros(grown, dtype=dtype, device=device)
             self._forget()
+            self._places.pop((name, dtype), None)  # before there is another: both may not fit at once
+            held = self._places[name, dtype] = torch.zeros(grown, dtype=dtype, device=device)
         return held[:size].view(shape)
 
     def run(self, shape: Shape, compute: Callable[[], None]) -> None:
-        """Compute, by a graph from the second time on: the first also makes CUDA load what it needs.
+        """Compute, by a graph from the second decoding that meets a shape on.
+
+        The first one makes CUDA load what it needs, and many a shape is met once.
 
         Args:
             shape: that ``compute`` is for.
-            compute: works in :meth:`memory` alone.
+            compute: works in :meth:`place` alone.
         """
         graph = self.captured.pop(shape, None)
-        if graph is None and shape in self._met and not self._failed:
-            graph = self._captured(shape, compute)
-        self._met.add(shape)
+        if graph is None and self._met.setdefault(shape, self.decodings) < self.decodings:
+            graph = self._captured(compute)
+            self._met[shape] = self.decodings  # if there was no memory for it, there may be some the next time
         if graph is None:
             compute()
             return
@@ -109,8 +109,17 @@ class StepGraphs:
         graph.replay()
         self.replays += 1
 
-    def _captured(self, shape: Shape, compute: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        """A recording of ``compute``; None if it can't be had, which is said once."""
+    def release(self) -> None:
+        """Drop all graphs, and give all memory back."""
+        self._forget()
+        self._places, self._parameters = {}, []
+
+    def _captured(self, compute: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        """A recording of ``compute``; None if there is no memory for it.
+
+        Raises:
+            UsageError: it can't be captured. CUDA leaves a capture that failed in a state in which nothing should go on.
+        """
         while len(self.captured) >= MOST_GRAPHS:
             del self.captured[next(iter(self.captured))]
         if self._pool is None:
@@ -122,12 +131,14 @@ class StepGraphs:
                 compute()
         except torch.OutOfMemoryError:
             self._forget()
-            raise
-        except RuntimeError as error:
-            self._failed = True
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            logger.warning("rollouts go on without CUDA graphs: no step could be captured (%s)", reason)
+            torch.cuda.empty_cache()
             return None
+        except RuntimeError as error:
+            reason = str(error).split("\n", maxsplit=1)[0] or type(error).__name__
+            raise UsageError(
+                f"--rollout-cuda-graphs: a decoding step could not be captured ({reason}): leave the flag out; "
+                "the training goes on from its last checkpoint"
+            ) from error
         return graph
 
     def _forget(self) -> None:
@@ -144,6 +155,12 @@ def graphs_of(decoder: nn.Module) -> StepGraphs:
     return _OF_DECODERS[decoder]
 
 
+def release_graphs() -> None:
+    """Give back the memory of all decoders' graphs, when there is too little of it. They are captured anew."""
+    for graphs in _OF_DECODERS.values():
+        graphs.release()
+
+
 class GraphedSteps:
     """Steps of a stock transformer on a GPU, replayed; see :class:`~fairseq_imitkd.rollout.steps.Steps`.
 
@@ -158,69 +175,76 @@ class GraphedSteps:
 
     def __init__(self, decoder: Any, encoder_out: dict[str, list[Tensor]], longest: int):
         self.decoder = decoder
+        self.longest = longest
         self.graphs = graphs_of(decoder)
-        self.graphs.refresh(decoder)
+        self.decoding = self.graphs.begin(decoder)
         self.filled = 0  # positions that hold a key
         self.rows_computed = 0
         [encoded] = encoder_out["encoder_out"]  # (S, B, D)
         self.device = encoded.device
-        sources, self.count, _ = encoded.shape
-        cross = torch.stack([torch.stack(layer.cross_keys_and_values(encoded)) for layer in self.graphs.layers])
-        padding = encoder_out["encoder_padding_mask"]
-        ignored = padding[0] if padding else encoded.new_zeros(self.count, sources, dtype=torch.bool)
-        autocast = torch.is_autocast_enabled("cuda")
+        sources, count, width = encoded.shape
+        self.rows = torch.arange(count, device=self.device)  # where the rows that are left lie
         self.positions = position_embeddings(decoder, longest)
-        shape = Shape(rounded(self.count), rounded(sources), min(FIRST_ROOM, rounded(longest)), cross.dtype, autocast)
-        self._settle(shape, cross.new_empty(*cross.shape[:2], 0, *cross.shape[3:]), cross, ignored)
+        cross = [layer.cross_keys_and_values(encoded) for layer in self.graphs.layers]
+        dtype, autocast = cross[0][0].dtype, torch.is_autocast_enabled("cuda")
+        self._settle(Shape(rounded(count), rounded(sources), min(FIRST_ROOM, rounded(longest)), dtype, autocast), width)
+        self.own.zero_()
+        self.cross[:, :, sources:] = 0
+        for place, keys_and_values in zip(self.cross, cross, strict=True):
+            for there, given in zip(place, keys_and_values, strict=True):
+                there[:sources, :count] = given
+        padding = encoder_out["encoder_padding_mask"]
+        self.ignored.fill_(True)
+        self.ignored[:count, 0, 0, :sources] = padding[0] if padding else False
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """See :class:`~fairseq_imitkd.rollout.steps.Steps`; good until the next call."""
+        """See :class:`~fairseq_imitkd.rollout.steps.Steps`."""
+        if self.decoding != self.graphs.decodings:
+            raise RuntimeError("another decoding with this model has begun, in the same memory")
         if self.filled >= self.shape.room:
-            self._move(replace(self.shape, room=2 * self.shape.room), torch.arange(self.count, device=self.device))
-        self.tokens[: self.count] = tokens[:, -1]
+            self._move(replace(self.shape, room=min(2 * self.shape.room, rounded(self.longest))))
+        self.tokens[self.rows] = tokens[:, -1]
         self.position.fill_(self.filled)
         self.graphs.run(self.shape, self._compute)
         self.filled += 1
         self.rows_computed += self.shape.rows
-        return self.out[: self.count]
+        return self.out.index_select(0, self.rows)
 
     def keep(self, rows: Tensor) -> None:
-        """See :class:`~fairseq_imitkd.rollout.steps.Steps`."""
-        self.count = rows.numel()
-        self._move(replace(self.shape, rows=rounded(self.count)), rows)
+        """See :class:`~fairseq_imitkd.rollout.steps.Steps`. Rows stay where they lie until a smaller shape will do."""
+        self.rows = self.rows[rows]
+        if rounded(rows.numel()) < self.shape.rows:
+            self._move(replace(self.shape, rows=rounded(rows.numel())))
 
-    def _move(self, shape: Shape, rows: Tensor) -> None:
-        """Go on in another shape, with these rows."""
-        own, ignored = self.own[:, :, : self.filled], self.ignored[:, 0, 0]
-        self._settle(shape, own.index_select(3, rows), self.cross.index_select(3, rows), ignored.index_select(0, rows))
-
-    def _settle(self, shape: Shape, own: Tensor, cross: Tensor, ignored: Tensor) -> None:
-        """Put what the rows know, none of it a view of the memory, where a shape's graph looks for it.
-
-        Args:
-            shape: of the steps to come.
-            own: ``(layers, 2, t, R, D)``, keys and values of what is written.
-            cross: ``(layers, 2, S, R, D)``, those of the source.
-            ignored: ``(R, S)``, true at the source's padding.
-        """
-        layers, two, _, count, width = cross.shape
+    def _settle(self, shape: Shape, width: int) -> None:
+        """Where a shape's graph reads and writes."""
+        place, layers = partial(self._place, shape), len(self.graphs.layers)
         self.shape = shape
-        self.own = self._place("own", layers, two, shape.room, shape.rows, width).zero_()
-        self.own[:, :, : self.filled, :count] = own
-        self.cross = self._place("cross", layers, two, shape.sources, shape.rows, width).zero_()
-        self.cross[:, :, : cross.size(2), :count] = cross
-        self.ignored = self._place("ignored", shape.rows, 1, 1, shape.sources, dtype=torch.bool).fill_(True)
-        self.ignored[:count, 0, 0, : ignored.size(1)] = ignored
-        self.tokens = self._place("tokens", shape.rows, dtype=torch.int64).zero_()
-        self.position = self._place("position", 1, dtype=torch.int64)
+        self.own = place("own", layers, 2, shape.room, shape.rows, width)  # keys and values of what is written
+        self.cross = place("cross", layers, 2, shape.sources, shape.rows, width)  # and of the source
+        self.ignored = place("ignored", shape.rows, 1, 1, shape.sources, dtype=torch.bool)  # of the latter
+        self.tokens = place("tokens", shape.rows, dtype=torch.int64)
+        self.position = place("position", 1, dtype=torch.int64)
         self.embedded: Tensor | None = None  # positions
         if self.positions is not None:
-            self.embedded = self._place("positions", shape.room, self.positions.size(1), dtype=self.positions.dtype)
+            self.embedded = place("positions", shape.room, self.positions.size(1), dtype=self.positions.dtype)
             self.embedded[: self.positions.size(0)] = self.positions[: shape.room]
-        self.out = self._place("out", shape.rows, self.decoder.output_projection.weight.size(0))
+        self.out = place("out", shape.rows, self.decoder.output_projection.weight.size(0))
 
-    def _place(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        return self.graphs.memory(name, dtype or self.shape.dtype, self.device, *shape)
+    def _move(self, shape: Shape) -> None:
+        """Take the rows that are left, one behind the other, to where another shape's graph looks for them."""
+        count, width = self.rows.numel(), self.own.size(-1)
+        own = self.own[:, :, : self.filled].index_select(3, self.rows)
+        cross, ignored = self.cross.index_select(3, self.rows), self.ignored.index_select(0, self.rows)
+        self._settle(shape, width)
+        self.rows = torch.arange(count, device=self.device)
+        self.own[:, :, self.filled :] = 0
+        self.own[:, :, : self.filled, :count] = own
+        self.cross[:, :, :, :count] = cross
+        self.ignored[:count] = ignored
+
+    def _place(self, shape: Shape, name: str, *sizes: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self.graphs.place(name, dtype or shape.dtype, self.device, *sizes)
 
     def _compute(self) -> None:
         """One step, of all rows that the shape has."""

@@ -20,7 +20,7 @@ class Steps(Protocol):
     """A batch of ``R`` rows part-way through decoding.
 
     Attributes:
-        rows_computed: over all steps so far, those that are only there to round a number up among them.
+        rows_computed: over all steps so far, those among them that only round a number up.
     """
 
     rows_computed: int
@@ -71,7 +71,7 @@ class EnsembleSteps:
     def __init__(self, members: Sequence[Steps], log_weights: Tensor):
         self.members = members
         self.log_weights = log_weights
-        self.rows_computed = 0  # of each member
+        self.rows_computed = 0  # of the first member
 
     def logits(self, tokens: Tensor) -> Tensor:
         """See :class:`Steps`."""

@@ -36,7 +36,7 @@ def why_not(student: BaseFairseqModel) -> str | None:
         return "it has an adaptive softmax"
     if decoder.cross_self_attention or decoder.quant_noise is not None:
         return "it has cross-self-attention or quantisation noise"
-    for layer in decoder.layers:
+    for layer in layers_of(decoder):
         if type(layer) not in (TransformerDecoderLayerBase, TransformerDecoderLayer):
             return f"a layer is a {type(layer).__name__}"
         if layer.encoder_attn is None:
@@ -76,8 +76,8 @@ class TransformerSteps:
         self.decoder = decoder
         self.longest = longest
         self.beam = beam
-        self.layers = [DecoderLayer(layer) for layer in decoder.layers]
-        self.positions = position_embeddings(decoder, longest)
+        self.layers = [DecoderLayer(layer) for layer in layers_of(decoder)]
+        self.positions: Tensor | None = None  # embeddings of the first of them, (t, D)
         [encoded] = encoder_out["encoder_out"]  # (S, B, D)
         self.cross = [layer.cross_keys_and_values(encoded) for layer in self.layers]  # two of (S, B, D)
         self.own = torch.empty(len(self.layers), 2, 0)  # (layers, 2, room, R, D); made with the first key's dtype
@@ -91,8 +91,9 @@ class TransformerSteps:
 
     def logits(self, tokens: Tensor) -> Tensor:
         """The next token's logits, ``(R, V)``, after prefixes ``(R, t + 1)``; each call is one position further."""
-        position = None if self.positions is None else self.positions[self.filled]
-        logits = next_logits(self.decoder, self.layers, tokens[:, -1], position, self._remember, self.cross, self.ignored)
+        logits = next_logits(
+            self.decoder, self.layers, tokens[:, -1], self._position(), self._remember, self.cross, self.ignored
+        )
         self.filled += 1
         self.rows_computed += tokens.size(0)
         return logits
@@ -112,6 +113,16 @@ class TransformerSteps:
             if self.ignored is not None:
                 self.ignored = self.ignored.index_select(0, sentences)
 
+    def _position(self) -> Tensor | None:
+        """The embedding of the position that comes next, ``(D,)``; None for a decoder without."""
+        if self.positions is None or self.filled >= self.positions.size(0):
+            self.positions = position_embeddings(self.decoder, self._room())
+        return None if self.positions is None else self.positions[self.filled]
+
+    def _room(self) -> int:
+        """For as many positions again: few sentences come near a generous length cap."""
+        return min(self.longest, max(FIRST_ROOM, 2 * self.filled))
+
     def _remember(self, number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, None]:
         """Write this position's key and value; all keys and values so far, of one layer."""
         if number == 0 and self.filled >= self.own.size(2):
@@ -122,9 +133,7 @@ class TransformerSteps:
         return so_far[0], so_far[1], None
 
     def _grow(self, key: Tensor) -> None:
-        """Room for as many positions again: few sentences come near a generous length cap."""
-        room = min(self.longest, max(FIRST_ROOM, 2 * self.filled))
-        own = key.new_empty((len(self.layers), 2, room, *key.shape))
+        own = key.new_empty((len(self.layers), 2, self._room(), *key.shape))
         if self.filled > 0:
             own[:, :, : self.filled] = self.own
         self.own, self.spare = own, None
@@ -132,7 +141,7 @@ class TransformerSteps:
 
 # (number of a layer, its key and value at this position, (R, D) each) -> its keys and values so far, (K, R, D) each, and
 # which of them to ignore, None or true in (1, 1, 1, K).
-Memory = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
+Remember = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
 
 
 def next_logits(
@@ -140,7 +149,7 @@ def next_logits(
     layers: Sequence["DecoderLayer"],
     tokens: Tensor,
     position: Tensor | None,
-    remember: Memory,
+    remember: Remember,
     cross: Sequence[tuple[Tensor, Tensor]],
     ignored: Tensor | None,
 ) -> Tensor:
@@ -151,7 +160,7 @@ def next_logits(
         layers: as many as the decoder has.
         tokens: ``(R,)``, each row's last.
         position: the position's embedding, ``(D,)`` or ``(1, D)``: no row holds padding, so all are at the same one.
-        remember: see :data:`Memory`.
+        remember: see :data:`Remember`.
         cross: each layer's keys and values of the source, ``(S, B, D)``.
         ignored: true at the source's padding, ``(B, 1, 1, S)``; None where there is none.
 
@@ -175,6 +184,11 @@ def next_logits(
     if decoder.project_out_dim is not None:
         x = decoder.project_out_dim(x)
     return decoder.output_layer(x)
+
+
+def layers_of(decoder: Any) -> list[Any]:
+    """All layers. To iterate over fairseq's list, which drops layers in training, would draw random numbers."""
+    return list(decoder.layers._modules.values())
 
 
 def position_embeddings(decoder: Any, longest: int) -> Tensor | None:

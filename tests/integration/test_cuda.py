@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fairseq_imitkd.cli import cache, seqkd
 from fairseq_imitkd.methods import METHODS
-from fairseq_imitkd.rollout.graphs import _OF_DECODERS
+from fairseq_imitkd.rollout.graphs import graphs_of
 from tests import inside
 from tests.emulated_cuda import Emulation, emulated_cuda
 
@@ -104,7 +104,7 @@ def test_trains_with_cuda_graphs(policy, precision, digits, teacher, on_host, tm
     decoders = [found.trainer.get_model().decoder]
     if policy == "speculative":
         decoders.append(found.trainer.task._teacher.models[0].decoder)
-    assert all(_OF_DECODERS[decoder].replays > 3 for decoder in decoders)
+    assert all(graphs_of(decoder).replays for decoder in decoders)
 
 
 def test_resumes_as_if_uninterrupted(digits, teacher, tmp_path, device):
@@ -113,8 +113,9 @@ def test_resumes_as_if_uninterrupted(digits, teacher, tmp_path, device):
              "--rollout-cuda-graphs")  # fmt: skip
     whole = inside.train(digits.data, tmp_path / "whole", *flags, "--max-update", 6).weights()
     inside.train(digits.data, tmp_path / "parts", *flags, "--max-update", 3)
-    resumed = inside.train(digits.data, tmp_path / "parts", *flags, "--max-update", 6).weights()
-    assert all(value.cpu().equal(whole[name].cpu()) for name, value in resumed.items())
+    resumed = inside.train(digits.data, tmp_path / "parts", *flags, "--max-update", 6)
+    assert all(value.cpu().equal(whole[name].cpu()) for name, value in resumed.weights().items())
+    assert graphs_of(resumed.trainer.get_model().decoder).replays
 
 
 def test_validates_and_chooses_by_bleu(digits, teacher, tmp_path, device):

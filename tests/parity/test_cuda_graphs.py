@@ -1,4 +1,7 @@
-"""Rollouts by CUDA graphs beside those without: the same tokens, on an emulated device and, where there is one, on a GPU."""
+"""Rollouts by CUDA graphs beside those without: the same tokens, on an emulated device and, where there is one, on a GPU.
+
+In half precision other kernels may round otherwise, and a tie be broken otherwise: there, tokens are the same until they part.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -9,9 +12,10 @@ import pytest
 import torch
 from fairseq import utils
 from fairseq.models import BaseFairseqModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq_imitkd.batch import encoder_inputs, first_decoder_inputs
+from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.rollout import (
     Corrector,
     Ensemble,
@@ -20,10 +24,13 @@ from fairseq_imitkd.rollout import (
     RolloutPolicy,
     decode,
     graphs,
+    release_graphs,
     sampling_uniforms,
     steps,
 )
+from fairseq_imitkd.rollout.engine import evaluating
 from fairseq_imitkd.rollout.graphs import StepGraphs, graphs_of, rounded
+from fairseq_imitkd.rollout.transformer import next_logits
 from tests.emulated_cuda import Emulation, emulated_cuda
 from tests.fairseq_models import STUDENTS, build_student, letters, make_batch, reversed_pairs, trained_student
 
@@ -63,9 +70,8 @@ def write(
         pad=dictionary.pad(),
         eos=dictionary.eos(),
         uniforms=sampling_uniforms([(RandomKey(seed=1, update=0), sample["id"])]),
-        score=True,
         cuda_graphs=cuda_graphs,
-        **more,
+        **{"score": True, **more},
     )
 
 
@@ -82,6 +88,18 @@ def assert_same(author: BaseFairseqModel | Ensemble, sample: dict[str, Any], pol
     return tokens
 
 
+def assert_alike(model: BaseFairseqModel, sample: dict[str, Any]) -> None:
+    """A rollout with and without graphs in half precision: the same scores as long as the tokens are the same."""
+    stepped, replayed = (write(model, sample, POLICIES["greedy"], cuda_graphs) for cuda_graphs in (False, True))
+    assert stepped.lprobs is not None
+    assert replayed.lprobs is not None
+    shared = min(stepped.tokens.size(1), replayed.tokens.size(1))
+    same = stepped.tokens[:, :shared].eq(replayed.tokens[:, :shared]).long().cumprod(dim=1).bool()
+    assert same.float().mean() > 0.8
+    parted = (stepped.lprobs[:, :shared] - replayed.lprobs[:, :shared]).masked_fill(~same, 0.0)
+    assert parted.abs().max() < 0.05
+
+
 @torch.no_grad()
 def step_weights(model: BaseFairseqModel, factor: float) -> None:
     """An optimizer's step: every parameter changes where it is."""
@@ -96,13 +114,22 @@ def test_same_tokens_while_the_student_learns(name: str, policy: str) -> None:
     """Batches of several shapes, whose rollouts drop rows and outgrow their room, between updates of the weights."""
     model = trained_student(name).cuda()
     written = []
-    for update in range(6):
-        written.append(assert_same(model, batch(update % 4), POLICIES[policy]))
+    for update in range(7):
+        written.append(assert_same(model, batch(update % 3), POLICIES[policy]))
         step_weights(model, 0.97)
     made = graphs_of(model.decoder)
     assert made.replays > 20
     assert len(made.captured) > 1
-    assert written[0].tolist() != written[4].tolist()  # the same batch, other weights
+    assert written[0].tolist() != written[3].tolist()  # the same batch, other weights
+
+
+@pytest.mark.parametrize("settings", [{"no_token_positional_embeddings": True}, {"decoder_output_dim": 16}])
+def test_decoders_with_other_parts(settings: dict[str, Any]) -> None:
+    """Without positions, and with a projection behind the layers."""
+    model = build_student("transformer", decoder_layers=2, decoder_normalize_before=True, **settings).cuda()
+    for turn in (1, 2, 1, 2):
+        assert_same(model, batch(turn), POLICIES["greedy"])
+    assert graphs_of(model.decoder).replays
 
 
 @pytest.mark.parametrize("name", ["transformer", "transformer-learned-positions"])
@@ -119,29 +146,35 @@ def test_what_an_earlier_rollout_left_is_not_read(name: str) -> None:
             value.copy_(state[key])
     for turn in (0, 1, 2, 3):
         assert_same(model, batch(turn), policy)
+    assert graphs_of(model.decoder).replays
 
 
 def test_rows_that_leave_take_nothing_along(monkeypatch: pytest.MonkeyPatch) -> None:
     """What rows of no numbers had written lies, once they are gone, where others' positions to come are."""
     monkeypatch.setattr(graphs, "SMALLEST", 1)
-    model = trained_student("transformer").cuda()
+    model = build_student("transformer", decoder_layers=3).cuda()
     with torch.no_grad():
         model.encoder.embed_tokens.weight[letters().index("a")] = float("nan")
-    pairs = [([0], [0])] * 14 + [([1 + (row + place) % 15 for place in range(20)], [1]) for row in range(2)]
+    pairs = [([0], [0])] * 4 + [([1 + (row + place) % 15 for place in range(20)], [1]) for row in range(12)]
     sample = utils.move_to_cuda(make_batch(pairs))
-    tokens = assert_same(model, sample, RolloutPolicy(max_len_a=1.0, max_len_b=1), min_length=15)
-    assert tokens[:2].ne(letters().pad()).sum() > 20
+    for _ in range(2):
+        tokens = assert_same(model, sample, RolloutPolicy(max_len_a=1.0, max_len_b=1), min_length=15)
+        assert tokens[:12].ne(letters().pad()).sum() > 12 * 15
     assert graphs_of(model.decoder).replays
 
 
 def test_parameters_that_moved_are_followed() -> None:
     """Other memory, as a wrapper that flattens parameters gives them, and a graph would read the old one."""
     model, sample, policy = trained_student("transformer").cuda(), batch(1), POLICIES["greedy"]
-    before = assert_same(model, sample, policy)
-    model.cpu()
-    step_weights(model, 0.6)
-    model.cuda()
+    for _ in range(2):
+        before = assert_same(model, sample, policy)
+    assert graphs_of(model.decoder).replays
+    old = list(model.parameters())
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            module._parameters[name] = None if parameter is None else nn.Parameter(0.6 * parameter.detach())
     assert assert_same(model, sample, policy).tolist() != before.tolist()
+    assert len(old) == len(list(model.parameters()))
 
 
 def test_two_decoders_at_once() -> None:
@@ -150,63 +183,114 @@ def test_two_decoders_at_once() -> None:
     author = Ensemble(teachers, torch.tensor([0.4, 0.6], device="cuda").log())
     sample = batch(2)
     corrector = Corrector(author, sampling_uniforms([(RandomKey(seed=2, update=0), sample["id"])]))
-    assert_same(student, sample, RolloutPolicy("speculative", teacher_topk=2, **LONG), corrector=corrector)
-    assert_same(author, sample, POLICIES["sampling"])
+    for _ in range(2):
+        assert_same(student, sample, RolloutPolicy("speculative", teacher_topk=2, **LONG), corrector=corrector)
+        assert_same(author, sample, POLICIES["sampling"])
     assert all(graphs_of(model.decoder).replays for model in (student, *teachers))
 
 
 def test_half_precision() -> None:
-    """As ``--fp16`` trains: keys and values in half precision, in memory of their own."""
-    model, sample = trained_student("transformer").cuda(), batch(2)
-    assert_same(model, sample, POLICIES["greedy"])
-    assert_same(model.half(), sample, POLICIES["greedy"])
+    """As ``--fp16`` trains: keys and values in half precision, in places of their own."""
+    model = trained_student("transformer").cuda()
+    for _ in range(2):
+        assert_same(model, batch(2), POLICIES["greedy"])
+    model.half()
+    for turn in (2, 1, 2, 1):
+        assert_alike(model, batch(turn))
+        step_weights(model, 0.98)
     assert {shape.dtype for shape in graphs_of(model.decoder).captured} == {torch.float16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast(dtype: torch.dtype) -> None:
+    """As ``--amp`` trains: copies of the weights that autocast keeps are not those of the update that was captured."""
+    model = trained_student("transformer").cuda()
+    for turn in (1, 3, 1, 3, 1, 3):
+        with torch.autocast("cuda", dtype=dtype):
+            assert_alike(model, batch(turn))
+        step_weights(model, 0.9)
+    made = graphs_of(model.decoder)
+    assert made.replays
+    assert {(shape.dtype, shape.autocast) for shape in made.captured} == {(dtype, True)}
 
 
 def test_graphs_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those used longest ago make room, and are captured again when they are wanted."""
     monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
     model = trained_student("transformer-pre-norm").cuda()
-    for turn in (0, 1, 2, 3, 0):
+    made = graphs_of(model.decoder)
+    for turn in (0, 1, 2) * 3:
+        before = made.replays
         assert_same(model, batch(turn), POLICIES["sampling"])
-        assert len(graphs_of(model.decoder).captured) <= 2
+        assert len(made.captured) <= 2
+    assert made.replays > before
+    assert len(made.captured) == 2
 
 
-def test_a_step_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Rollouts go on step by step, and one line says why."""
+def test_a_step_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch, gpu: Emulation | None) -> None:
+    """One line says which flag to leave out: CUDA would not go on as if nothing had been."""
+    if gpu is None:
+        pytest.skip("the device would be of no use to the tests that follow")
 
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be …")
+    def waits(*given: Any) -> Tensor:
+        logits = next_logits(*given)
+        assert logits.sum().item() != 0
+        return logits
 
-    monkeypatch.setattr(torch.cuda, "graph", refuse)
-    model = trained_student("transformer").cuda()
-    with caplog.at_level(logging.WARNING):
-        for turn in (1, 2):
-            assert_same(model, batch(turn), POLICIES["greedy"])
-    said = [record.message for record in caplog.records if "CUDA graphs" in record.message]
-    assert said == [
-        "rollouts go on without CUDA graphs: no step could be captured (operation not permitted when stream is capturing)"
-    ]
-    assert graphs_of(model.decoder).replays == 0
+    monkeypatch.setattr(graphs, "next_logits", waits)
+    model, sample = trained_student("transformer").cuda(), batch(1)
+    write(model, sample, POLICIES["greedy"])
+    with pytest.raises(UsageError) as refusal:
+        write(model, sample, POLICIES["greedy"])
+    assert str(refusal.value) == (
+        "--rollout-cuda-graphs: a decoding step could not be captured (_local_scalar_dense waits for the device: operation not "
+        "permitted when stream is capturing): leave the flag out; the training goes on from its last checkpoint"
+    )
 
 
 def test_no_memory_for_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rollout is given up, as without graphs; the next one tries again."""
+    """The rollout goes on step by step, and asks but once for a shape; the next one tries again."""
     model, sample = trained_student("transformer").cuda(), batch(1)
-    assert_same(model, sample, POLICIES["greedy"])
-    made = graphs_of(model.decoder)
-    assert made.captured
+    asked = []
 
     def full(*_: Any, **__: Any) -> Any:
+        asked.append(1)
         raise torch.OutOfMemoryError
 
+    made = graphs_of(model.decoder)
     with monkeypatch.context() as patched:
         patched.setattr(torch.cuda, "graph", full)
-        with pytest.raises(torch.OutOfMemoryError):
-            write(model, batch(2), POLICIES["greedy"])
-    assert not made.captured
+        for _ in range(2):
+            assert_same(model, sample, POLICIES["greedy"])
+    assert 1 <= len(asked) <= 3  # for each shape
+    assert not made.replays
     assert_same(model, sample, POLICIES["greedy"])
-    assert made.captured
+    assert made.replays
+
+
+def test_memory_is_given_back() -> None:
+    """When something else has none; the next rollouts find their places anew."""
+    model, sample = trained_student("transformer").cuda(), batch(1)
+    made = graphs_of(model.decoder)
+    for _ in range(2):
+        assert_same(model, sample, POLICIES["greedy"])
+    release_graphs()
+    assert not made.captured
+    assert not made._places
+    before = made.replays
+    assert_same(model, sample, POLICIES["greedy"])
+    assert made.replays > before
+
+
+def test_two_decodings_at_a_time_are_refused() -> None:
+    """They would write to the same places."""
+    model = trained_student("transformer").cuda()
+    tokens = torch.full((14, 1), letters().eos(), device="cuda")
+    with torch.no_grad(), evaluating(model):
+        one, other = (steps.begin(model, batch(1)["net_input"], 9, cuda_graphs=True) for _ in range(2))
+        other.logits(tokens)
+        with pytest.raises(RuntimeError, match="another decoding"):
+            one.logits(tokens)
 
 
 @pytest.mark.parametrize(
@@ -224,20 +308,21 @@ def test_other_students_write_without(name: str, why: str, caplog: pytest.LogCap
 
 
 def test_a_step_is_few_launches(gpu: Emulation | None) -> None:
-    """One for all layers, and a score for the choice and what is written of it; without graphs 25 for each layer."""
+    """One for all layers, and some to choose and to write; without graphs 25 for each layer."""
     if gpu is None:
         pytest.skip("a real device does not tell")
     model, sample = build_student("transformer", decoder_layers=6).cuda(), batch(2)
 
     def launches(steps: int, cuda_graphs: bool) -> int:
         before = gpu.launches
-        write(model, sample, RolloutPolicy(max_len_a=0.0, max_len_b=steps), cuda_graphs, min_length=steps)
+        policy = RolloutPolicy(max_len_a=0.0, max_len_b=steps)
+        write(model, sample, policy, cuda_graphs, min_length=steps, score=False)
         return gpu.launches - before
 
-    for _ in range(3):  # until all graphs are there
-        launches(28, True)
+    for steps in (12, 28) * 2:  # until all graphs are there
+        launches(steps, True)
     stepped, replayed = ((launches(28, cuda_graphs) - launches(12, cuda_graphs)) / 16 for cuda_graphs in (False, True))
-    assert replayed < 30 < 130 < stepped < 200
+    assert (round(stepped), round(replayed)) == (166, 22)  # as docs/performance.md has it
 
 
 def test_graphs_end_with_their_decoder() -> None:
@@ -255,12 +340,12 @@ def test_sizes_are_rounded_up_to_few() -> None:
     assert len(set(sizes)) < 45
 
 
-def test_memory_that_grows_drops_the_graphs() -> None:
-    """They know only the old place."""
-    made = StepGraphs()
-    small = made.memory("own", torch.float32, torch.device("cuda"), 2, 3)
+def test_places_that_grow_drop_the_graphs() -> None:
+    """They know only the old ones."""
+    made, device = StepGraphs(), torch.device("cuda")
+    small = made.place("own", torch.float32, device, 2, 3)
     made.captured = {None: None}  # type: ignore[dict-item]
-    assert made.memory("own", torch.float32, torch.device("cuda"), 3, 2).data_ptr() == small.data_ptr()
+    assert made.place("own", torch.float32, device, 3, 2).data_ptr() == small.data_ptr()
     assert made.captured
-    assert made.memory("own", torch.float32, torch.device("cuda"), 7).data_ptr() != small.data_ptr()
+    assert made.place("own", torch.float32, device, 7).data_ptr() != small.data_ptr()
     assert not made.captured

@@ -51,6 +51,23 @@ def test_gradients_are_the_hosts() -> None:
         assert all(gradient.cpu().equal(other) for gradient, other in zip(found, expected, strict=True))
 
 
+def test_autocast_computes_in_half_precision() -> None:
+    """And keeps its copy of a weight until its context is left, so that it does not see the weight change."""
+    with emulated_cuda():
+        layer, inputs = nn.Linear(3, 2).cuda(), torch.ones(4, 3, device="cuda")
+        assert not torch.is_autocast_enabled("cuda")
+        with torch.autocast("cuda"):
+            assert torch.is_autocast_enabled("cuda")
+            before = layer(inputs)
+            assert before.dtype == torch.get_autocast_dtype("cuda") == torch.float16
+            with torch.no_grad():
+                layer.weight.add_(1)
+            assert layer(inputs).tolist() == before.tolist()
+            with torch.autocast("cuda", cache_enabled=False):
+                assert layer(inputs).tolist() != before.tolist()
+        assert layer(inputs).dtype == torch.float32
+
+
 def test_a_graph_repeats_what_was_computed() -> None:
     """With the values that its inputs have by then, and the Python of the capture: a 3 stays a 3."""
     with emulated_cuda():

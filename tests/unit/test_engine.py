@@ -1,6 +1,7 @@
 """What a rollout leaves as it was, and the clock that times it."""
 
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -72,9 +73,10 @@ def test_rollout_leaves_no_gradient_and_no_inference_tensor() -> None:
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
-def test_rollout_does_not_touch_torchs_generator() -> None:
-    """fairseq reseeds it once an update: dropout must be the same with and without rollouts."""
-    model, sample = build_student(), make_batch(reversed_pairs(3, seed=1))
+@pytest.mark.parametrize("settings", [{}, {"decoder_layers": 3, "decoder_layerdrop": 0.5}], ids=["dropout", "LayerDrop"])
+def test_rollout_does_not_touch_torchs_generator(settings: dict[str, Any]) -> None:
+    """fairseq reseeds it once an update: what is dropped must be the same with and without rollouts."""
+    model, sample = build_student(**settings), make_batch(reversed_pairs(3, seed=1))
     state = torch.get_rng_state()
     roll_out(model.train(), sample, RolloutPolicy("sampling", max_len_a=0.0, max_len_b=3))
     assert torch.get_rng_state().equal(state)
