@@ -319,8 +319,8 @@ def test_a_step_is_few_launches(gpu: Emulation | None) -> None:
         write(model, sample, policy, cuda_graphs, min_length=steps, score=False)
         return gpu.launches - before
 
-    for steps in (12, 28) * 2:  # until all graphs are there
-        launches(steps, True)
+    for length in (12, 28) * 2:  # until all graphs are there
+        launches(length, True)
     stepped, replayed = ((launches(28, cuda_graphs) - launches(12, cuda_graphs)) / 16 for cuda_graphs in (False, True))
     assert (round(stepped), round(replayed)) == (166, 22)  # as docs/performance.md has it
 
