@@ -18,7 +18,10 @@ measure() {
 }
 
 # Rollouts by CUDA graphs write the tokens of those without, whatever else is measured.
-check_graphs() { (cd "$REPO" && python -m pytest -q -k real tests/parity/test_cuda_graphs.py); }
+check_graphs() {
+  python -c 'import torch; torch.zeros(1, device="cuda")' # without a device all would be skipped
+  (cd "$REPO" && python -m pytest -q -k real tests/parity/test_cuda_graphs.py)
+}
 GRAPHS=()
 if [ "$DEVICE" = cuda ]; then
   GRAPHS=(--rollout-cuda-graphs)

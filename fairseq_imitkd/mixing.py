@@ -336,15 +336,18 @@ class Mixer:
 
 
 def _if_it_fits(decoding: Callable[[], T]) -> T | None:
-    """What a decoding gives; None when it does not fit in memory.
+    """What a decoding gives; None when it does not fit in memory, also without what graphs of former ones held.
 
     fairseq's own recovery would skip this process's backward and leave the others waiting, so it is handled here.
     """
-    try:
-        return decoding()
-    except torch.OutOfMemoryError:
-        pass  # until the handler is left, the traceback keeps the caches alive
-    release_graphs()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    for _ in range(2):
+        try:
+            return decoding()
+        except torch.OutOfMemoryError:
+            pass  # until the handler is left, the traceback keeps the caches alive
+        released = release_graphs()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if not released:
+            break
     return None

@@ -7,8 +7,8 @@ not mix, a value must be waited for before Python can look at it (each wait is n
 - reads and writes the same memory at each replay;
 - has computed nothing when the capture ends, and can't wait for the device.
 
-What it can't show is a kernel's own error, its rounding and its speed; several streams; and what becomes of memory that a
-graph reads, or of a capture that failed.
+What it can't show is a kernel's own error, its rounding and its speed; several streams; what becomes of memory that a graph
+reads, or of a capture that failed; and autocast's lists, which are the CPU's (softmax stays in half precision).
 """
 
 import itertools

@@ -21,7 +21,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.rollout.transformer import FIRST_ROOM, DecoderLayer, layers_of, next_logits, position_embeddings
 
 # Of each decoder. A graph takes some of the driver's memory; those used longest ago make room.
-MOST_GRAPHS = 256
+MOST_GRAPHS = 512
 SMALLEST = 8  # rows and positions are rounded up to multiples of it at least
 
 
@@ -34,7 +34,7 @@ class Shape:
         sources: source positions, ``S``.
         room: target positions, ``T``.
         dtype: of keys and values.
-        autocast: whether layers choose their precision themselves.
+        autocast: whether it is on.
     """
 
     rows: int
@@ -109,10 +109,12 @@ class StepGraphs:
         graph.replay()
         self.replays += 1
 
-    def release(self) -> None:
-        """Drop all graphs, and give all memory back."""
+    def release(self) -> bool:
+        """Drop all graphs, and give all memory back; whether there was any."""
+        held = bool(self._places)
         self._forget()
-        self._places, self._parameters = {}, []
+        self.layers, self._places, self._parameters = [], {}, []
+        return held
 
     def _captured(self, compute: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         """A recording of ``compute``; None if there is no memory for it.
@@ -129,17 +131,19 @@ class StepGraphs:
             # Other threads (data loading, NCCL's watchdog) go on with what they do.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 compute()
+            return graph
         except torch.OutOfMemoryError:
-            self._forget()
-            torch.cuda.empty_cache()
-            return None
+            pass  # until the handler is left, the traceback keeps what was computed
         except RuntimeError as error:
             reason = str(error).split("\n", maxsplit=1)[0] or type(error).__name__
             raise UsageError(
                 f"--rollout-cuda-graphs: a decoding step could not be captured ({reason}): leave the flag out; "
                 "the training goes on from its last checkpoint"
             ) from error
-        return graph
+        del graph
+        self._forget()
+        torch.cuda.empty_cache()
+        return None
 
     def _forget(self) -> None:
         self.captured, self._pool = {}, None
@@ -155,10 +159,13 @@ def graphs_of(decoder: nn.Module) -> StepGraphs:
     return _OF_DECODERS[decoder]
 
 
-def release_graphs() -> None:
-    """Give back the memory of all decoders' graphs, when there is too little of it. They are captured anew."""
-    for graphs in _OF_DECODERS.values():
-        graphs.release()
+def release_graphs() -> bool:
+    """Give back the memory of all decoders' graphs, when there is too little of it; whether there was any.
+
+    The next rollouts find places anew, and capture their steps anew.
+    """
+    released = [graphs.release() for graphs in _OF_DECODERS.values()]
+    return any(released)
 
 
 class GraphedSteps:
@@ -182,25 +189,25 @@ class GraphedSteps:
         self.rows_computed = 0
         [encoded] = encoder_out["encoder_out"]  # (S, B, D)
         self.device = encoded.device
-        sources, count, width = encoded.shape
+        sources, count, _ = encoded.shape
         self.rows = torch.arange(count, device=self.device)  # where the rows that are left lie
         self.positions = position_embeddings(decoder, longest)
-        cross = [layer.cross_keys_and_values(encoded) for layer in self.graphs.layers]
-        dtype, autocast = cross[0][0].dtype, torch.is_autocast_enabled("cuda")
-        self._settle(Shape(rounded(count), rounded(sources), min(FIRST_ROOM, rounded(longest)), dtype, autocast), width)
-        self.own.zero_()
+        for number, layer in enumerate(self.graphs.layers):
+            keys, values = layer.cross_keys_and_values(encoded)  # (S, B, D) of the decoder's width
+            if number == 0:
+                room, autocast = min(FIRST_ROOM, rounded(longest)), torch.is_autocast_enabled("cuda")
+                self._settle(Shape(rounded(count), rounded(sources), room, keys.dtype, autocast), keys.size(-1))
+            self.cross[number, 0, :sources, :count] = keys
+            self.cross[number, 1, :sources, :count] = values
         self.cross[:, :, sources:] = 0
-        for place, keys_and_values in zip(self.cross, cross, strict=True):
-            for there, given in zip(place, keys_and_values, strict=True):
-                there[:sources, :count] = given
+        self.own.zero_()
         padding = encoder_out["encoder_padding_mask"]
         self.ignored.fill_(True)
         self.ignored[:count, 0, 0, :sources] = padding[0] if padding else False
 
     def logits(self, tokens: Tensor) -> Tensor:
         """See :class:`~fairseq_imitkd.rollout.steps.Steps`."""
-        if self.decoding != self.graphs.decodings:
-            raise RuntimeError("another decoding with this model has begun, in the same memory")
+        self._check()
         if self.filled >= self.shape.room:
             self._move(replace(self.shape, room=min(2 * self.shape.room, rounded(self.longest))))
         self.tokens[self.rows] = tokens[:, -1]
@@ -212,9 +219,14 @@ class GraphedSteps:
 
     def keep(self, rows: Tensor) -> None:
         """See :class:`~fairseq_imitkd.rollout.steps.Steps`. Rows stay where they lie until a smaller shape will do."""
+        self._check()
         self.rows = self.rows[rows]
         if rounded(rows.numel()) < self.shape.rows:
             self._move(replace(self.shape, rows=rounded(rows.numel())))
+
+    def _check(self) -> None:
+        if self.decoding != self.graphs.decodings:
+            raise RuntimeError("another decoding with this model has begun, in the same memory")
 
     def _settle(self, shape: Shape, width: int) -> None:
         """Where a shape's graph reads and writes."""
@@ -236,6 +248,7 @@ class GraphedSteps:
         count, width = self.rows.numel(), self.own.size(-1)
         own = self.own[:, :, : self.filled].index_select(3, self.rows)
         cross, ignored = self.cross.index_select(3, self.rows), self.ignored.index_select(0, self.rows)
+        del self.own, self.cross, self.ignored  # a place that grows may need their memory
         self._settle(shape, width)
         self.rows = torch.arange(count, device=self.device)
         self.own[:, :, self.filled :] = 0

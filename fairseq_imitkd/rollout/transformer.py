@@ -205,14 +205,14 @@ class DecoderLayer:
 
     def __init__(self, layer: Any):
         self.layer = layer
-        self.own = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
-        self.own_weight = torch.cat([projection.weight for projection in self.own])
-        self.own_bias = torch.cat([projection.bias for projection in self.own])
+        self.projections = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+        self.own_weight = torch.cat([projection.weight for projection in self.projections])
+        self.own_bias = torch.cat([projection.bias for projection in self.projections])
 
     def refresh(self) -> None:
         """Follow the weights, which an optimizer has changed, in the same memory."""
-        torch.cat([projection.weight for projection in self.own], out=self.own_weight)
-        torch.cat([projection.bias for projection in self.own], out=self.own_bias)
+        torch.cat([projection.weight for projection in self.projections], out=self.own_weight)
+        torch.cat([projection.bias for projection in self.projections], out=self.own_bias)
 
     def cross_keys_and_values(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """``(S, R, D)`` to two of the same."""

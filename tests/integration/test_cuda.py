@@ -91,7 +91,9 @@ def test_trains_in_every_precision(precision, digits, teacher, on_host, tmp_path
     assert_close(found, expected, 1e-2)
 
 
-@pytest.mark.parametrize(("policy", "precision"), [("greedy", ()), ("greedy", ("--fp16",)), ("speculative", ())])
+@pytest.mark.parametrize(
+    ("policy", "precision"), [("greedy", ()), ("greedy", ("--fp16",)), ("greedy", ("--amp",)), ("speculative", ())]
+)
 def test_trains_with_cuda_graphs(policy, precision, digits, teacher, on_host, tmp_path, request):
     """``--rollout-cuda-graphs``: the weights move under the graphs, and the rollouts are those of the new ones."""
     flags = ("--criterion", "imitkd", "--student-share", "constant:1", "--rollout-policy", policy)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fairseq_imitkd.batch import encoder_inputs, first_decoder_inputs
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.mixing import _if_it_fits
 from fairseq_imitkd.rollout import (
     Corrector,
     Ensemble,
@@ -123,9 +124,11 @@ def test_same_tokens_while_the_student_learns(name: str, policy: str) -> None:
     assert written[0].tolist() != written[3].tolist()  # the same batch, other weights
 
 
-@pytest.mark.parametrize("settings", [{"no_token_positional_embeddings": True}, {"decoder_output_dim": 16}])
+@pytest.mark.parametrize(
+    "settings", [{"no_token_positional_embeddings": True}, {"decoder_output_dim": 16}, {"encoder_embed_dim": 24}]
+)
 def test_decoders_with_other_parts(settings: dict[str, Any]) -> None:
-    """Without positions, and with a projection behind the layers."""
+    """Without positions; with a projection behind the layers; of another width than the encoder."""
     model = build_student("transformer", decoder_layers=2, decoder_normalize_before=True, **settings).cuda()
     for turn in (1, 2, 1, 2):
         assert_same(model, batch(turn), POLICIES["greedy"])
@@ -227,6 +230,16 @@ def test_graphs_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made.captured) == 2
 
 
+def test_graphs_used_longest_ago_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    made, place = StepGraphs(), torch.zeros(1, device="cuda")
+    shapes = [graphs.Shape(rows, 8, 8, torch.float32, False) for rows in (8, 16, 24)]
+    for made.decodings in (1, 2):
+        for shape in (shapes[0], shapes[1], shapes[0], shapes[2]):
+            made.run(shape, lambda: place.add_(1))
+    assert list(made.captured) == [shapes[0], shapes[2]]
+
+
 def test_a_step_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch, gpu: Emulation | None) -> None:
     """One line says which flag to leave out: CUDA would not go on as if nothing had been."""
     if gpu is None:
@@ -269,17 +282,26 @@ def test_no_memory_for_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_is_given_back() -> None:
-    """When something else has none; the next rollouts find their places anew."""
+    """To a rollout that does not fit, which is tried once more."""
     model, sample = trained_student("transformer").cuda(), batch(1)
     made = graphs_of(model.decoder)
     for _ in range(2):
         assert_same(model, sample, POLICIES["greedy"])
-    release_graphs()
-    assert not made.captured
-    assert not made._places
+    tried = []
+
+    def decoding(fits: bool) -> Rollout:
+        tried.append(bool(made.captured or made._places or made.layers))
+        if len(tried) == 1 or not fits:
+            raise torch.OutOfMemoryError
+        return write(model, sample, POLICIES["greedy"])
+
     before = made.replays
-    assert_same(model, sample, POLICIES["greedy"])
+    assert _if_it_fits(lambda: decoding(fits=True)) is not None
+    assert tried == [True, False]
     assert made.replays > before
+    release_graphs()
+    assert _if_it_fits(lambda: decoding(fits=False)) is None
+    assert len(tried) == 3  # without graphs there was nothing to give back
 
 
 def test_two_decodings_at_a_time_are_refused() -> None:
@@ -289,8 +311,9 @@ def test_two_decodings_at_a_time_are_refused() -> None:
     with torch.no_grad(), evaluating(model):
         one, other = (steps.begin(model, batch(1)["net_input"], 9, cuda_graphs=True) for _ in range(2))
         other.logits(tokens)
-        with pytest.raises(RuntimeError, match="another decoding"):
-            one.logits(tokens)
+        for too_late in (lambda: one.logits(tokens), lambda: one.keep(torch.arange(3, device="cuda"))):
+            with pytest.raises(RuntimeError, match="another decoding"):
+                too_late()
 
 
 @pytest.mark.parametrize(
