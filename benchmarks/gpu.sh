@@ -17,7 +17,7 @@ measure() {
   mv "$RUN/$1.part" "$RUN/$1.md"
 }
 
-# Rollouts by CUDA graphs write the tokens of those without, whatever else is measured.
+# Before anything is measured: rollouts by CUDA graphs write what those without do.
 check_graphs() {
   python -c 'import torch; torch.zeros(1, device="cuda")' # without a device all would be skipped
   (cd "$REPO" && python -m pytest -q -k real tests/parity/test_cuda_graphs.py)
