@@ -6,7 +6,11 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+?)"', (here / "fairseq_imitkd" / "__init__.py").read_text()).group(1)
 FAST = ["ctranslate2>=4.8", "onnx", "onnxscript", "onnxruntime"]  # imitkd-export, and --backend ctranslate2
-RECIPES = ["sacremoses", "subword-nmt", "pyarrow"]  # examples/: Moses's tokenizer, WMT'16's subwords, CNN/DailyMail's files
+RECIPES = [
+    "sacremoses",
+    "subword-nmt",
+    "pyarrow",
+]  # examples/: Moses's tokenizer, WMT'16's subwords, CNN/DailyMail's files
 REPORT = ["jinja2", "matplotlib>=3.6"]
 # serving/connections.py builds on what is not uvicorn's public surface, so a later one must be tried first.
 SERVE = [*FAST, "starlette", "uvicorn~=0.54.0", "prometheus_client"]

@@ -39,17 +39,17 @@ from common import (
 )
 from fairseq.data import data_utils
 from fairseq.sequence_generator import SequenceGenerator
+from fairseq_imitkd.data.directory.corpus import Corpus, Languages, of_split, whole_dataset
+from fairseq_imitkd.teacher.teacher.loading import StudentSide, load_teacher
 from sacrebleu.metrics import CHRF
 from tqdm import tqdm
 
 import fairseq_imitkd
-from fairseq_imitkd.export import ctranslate
-from fairseq_imitkd.loading import StudentSide, load_teacher
-from fairseq_imitkd.offline.corpus import Corpus, Languages, of_split, whole_dataset
-from fairseq_imitkd.offline.ctranslate import CTranslateBackend
-from fairseq_imitkd.offline.decoding import Decoding, FairseqBackend, Hypothesis
-from fairseq_imitkd.offline.factory import Job, plan
-from fairseq_imitkd.offline.output import Filters
+from fairseq_imitkd.engines import ctranslate2_convert
+from fairseq_imitkd.engines.base import Decoding, FairseqBackend, Hypothesis
+from fairseq_imitkd.engines.ctranslate2 import CTranslateBackend
+from fairseq_imitkd.seqkd.dataset import Filters
+from fairseq_imitkd.seqkd.factory import Job, plan
 
 BASE, OURS = "SequenceGenerator", "fairseq backend"
 QUANTIZATIONS = ("float32", "int8")
@@ -60,10 +60,16 @@ Batch = tuple[list[int], list[torch.Tensor]]
 def main() -> None:
     parser = argument_parser(__doc__, "beam_speed.json", max_tokens=4096, student=False)
     parser.add_argument("--teacher", type=Path, default=TEACHER, help="default: %(default)s")
-    parser.add_argument("--sentences", type=int, default=2000, help="how many of the training data (default: %(default)s)")
+    parser.add_argument(
+        "--sentences", type=int, default=2000, help="how many of the training data (default: %(default)s)"
+    )
     parser.add_argument("--beam", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=2, help="measured rounds for each batch (default: %(default)s)")
-    parser.add_argument("--commands", type=int, default=0, metavar="ROUNDS", help="runs of whole commands (default: none)")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="measured rounds for each batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--commands", type=int, default=0, metavar="ROUNDS", help="runs of whole commands (default: none)"
+    )
     args = parser.parse_args()
     check_arguments(args, rounds=1, sentences=1, beam=1, commands=0)
 
@@ -84,7 +90,9 @@ def main() -> None:
 def first_sentences(args: argparse.Namespace, languages: Languages) -> Corpus:
     whole = of_split(languages, "train")
     if len(whole) < args.sentences:
-        sys.exit(f"--sentences must be at most {len(whole)}, all of the training data, but is {args.sentences}")
+        sys.exit(
+            f"--sentences must be at most {len(whole)}, all of the training data, but is {args.sentences}"
+        )
     return Corpus(Head(whole.sources, args.sentences), None)
 
 
@@ -106,13 +114,17 @@ def build_engines(
 ) -> tuple[dict[str, Callable[[Batch], list[Hypothesis]]], list[Batch]]:
     """Everything that translates, by name, each the best of every sentence of a batch; and the batches."""
     decoding, device = Decoding(beam=args.beam), torch.device(args.device)
-    side = StudentSide(languages.source, languages.target, languages.source_dictionary, languages.target_dictionary)
+    side = StudentSide(
+        languages.source, languages.target, languages.source_dictionary, languages.target_dictionary
+    )
     teacher = load_teacher(str(args.teacher), side, "fp32", None, None)
     longest = teacher.max_positions
     backends: dict[str, Any] = {}
     for quantization in QUANTIZATIONS:
         model = folder / quantization
-        ctranslate.convert(teacher.models[0], languages.source_dictionary, languages.target_dictionary, model, quantization)
+        ctranslate2_convert.convert(
+            teacher.models[0], languages.source_dictionary, languages.target_dictionary, model, quantization
+        )
         name = f"CTranslate2, {quantization}"
         backends[name] = CTranslateBackend(model, languages, decoding, longest[1], device, quantization)
     teacher.place(device, torch.float32)
@@ -120,14 +132,18 @@ def build_engines(
 
     _, task = configured(args, [])
     stock_model = load_model(args.teacher, task).eval().to(device)
-    settings = argparse.Namespace(beam=args.beam, max_len_a=decoding.max_len_a, max_len_b=decoding.max_len_b, min_len=1)
+    settings = argparse.Namespace(
+        beam=args.beam, max_len_a=decoding.max_len_a, max_len_b=decoding.max_len_b, min_len=1
+    )
     generator = task.build_generator([stock_model], settings, seq_gen_cls=SequenceGenerator)
     pad, eos = languages.source_dictionary.pad(), languages.source_dictionary.eos()
 
     def stock(batch: Batch) -> list[Hypothesis]:
         tokens = data_utils.collate_tokens(batch[1], pad, eos, left_pad=True).to(device)
         lengths = torch.tensor([source.numel() for source in batch[1]], device=device)
-        made = generator.generate([stock_model], {"net_input": {"src_tokens": tokens, "src_lengths": lengths}})
+        made = generator.generate(
+            [stock_model], {"net_input": {"src_tokens": tokens, "src_lengths": lengths}}
+        )
         return [Hypothesis(some[0]["tokens"].cpu(), float(some[0]["score"]), False) for some in made]
 
     def through(backend: Any) -> Callable[[Batch], list[Hypothesis]]:
@@ -135,9 +151,14 @@ def build_engines(
 
     job = Job(args.data, str(args.teacher), folder / "out", decoding, Filters(), max_tokens=args.max_tokens)
     batches = [
-        (numbers.tolist(), [corpus.sources[number].long() for number in numbers]) for numbers in plan(corpus, job, longest[0])
+        (numbers.tolist(), [corpus.sources[number].long() for number in numbers])
+        for numbers in plan(corpus, job, longest[0])
     ]
-    return {BASE: stock, f"{BASE} (again)": stock, **{name: through(each) for name, each in backends.items()}}, batches
+    return {
+        BASE: stock,
+        f"{BASE} (again)": stock,
+        **{name: through(each) for name, each in backends.items()},
+    }, batches
 
 
 def compare(
@@ -150,29 +171,46 @@ def compare(
             translated = [engine(batch) for batch in tqdm(batches, unit="batch", desc=name, mininterval=2.0)]
             outputs[name] = [hypothesis.tokens.tolist() for some in translated for hypothesis in some]
     texts = {
-        name: [languages.target_dictionary.string(torch.tensor(tokens)) for tokens in some] for name, some in outputs.items()
+        name: [languages.target_dictionary.string(torch.tensor(tokens)) for tokens in some]
+        for name, some in outputs.items()
     }
     rows = []
     for name, some in outputs.items():
         same = sum(one == other for one, other in zip(some, outputs[BASE], strict=True))
-        rows.append([name, f"{same:,} of {len(some):,}", f"{CHRF().corpus_score(texts[name], [texts[BASE]]).score:.1f}"])
+        rows.append(
+            [
+                name,
+                f"{same:,} of {len(some):,}",
+                f"{CHRF().corpus_score(texts[name], [texts[BASE]]).score:.1f}",
+            ]
+        )
     return rows[1:], outputs[OURS] != outputs[BASE]
 
 
 def measure(
-    args: argparse.Namespace, engines: dict[str, Callable[[Batch], list[Hypothesis]]], batches: Sequence[Batch]
+    args: argparse.Namespace,
+    engines: dict[str, Callable[[Batch], list[Hypothesis]]],
+    batches: Sequence[Batch],
 ) -> dict[str, list[float]]:
     """Print how many times as fast as the base each engine is."""
     seconds, _ = interleave(engines, list(batches) * args.rounds, 0, args.device, keep=len)
-    speeds = {name: [base / own for base, own in zip(seconds[BASE], times, strict=True)] for name, times in seconds.items()}
-    rows = [[name, *quartiles(speeds[name]), f"{sum(seconds[BASE]) / sum(times):.2f}"] for name, times in seconds.items()]
+    speeds = {
+        name: [base / own for base, own in zip(seconds[BASE], times, strict=True)]
+        for name, times in seconds.items()
+    }
+    rows = [
+        [name, *quartiles(speeds[name]), f"{sum(seconds[BASE]) / sum(times):.2f}"]
+        for name, times in seconds.items()
+    ]
     print("\n" + table(["beam search", f"x {BASE} (median)", "quartiles", "all batches together"], rows))
     batch = f"{len(batches)} batches of up to {args.max_tokens} source tokens"
     print(f"\nbeam {args.beam}; {args.rounds} rounds of {batch}; {conditions(args)}")
     return speeds
 
 
-def run_commands(args: argparse.Namespace, languages: Languages, corpus: Corpus, folder: Path) -> dict[str, list[float]]:
+def run_commands(
+    args: argparse.Namespace, languages: Languages, corpus: Corpus, folder: Path
+) -> dict[str, list[float]]:
     """Print how many times as fast as ``fairseq-generate`` whole runs of ``imitkd-seqkd`` are."""
     data = folder / "data"
     data.mkdir()
@@ -200,7 +238,9 @@ def run_commands(args: argparse.Namespace, languages: Languages, corpus: Corpus,
         for name, command in runs.items():
             shutil.rmtree(out, ignore_errors=True)
             begun = time.perf_counter()
-            done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [str(part) for part in command], capture_output=True, text=True, check=False
+            )
             if done.returncode:
                 sys.exit(f"{name} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
             seconds[name].append(time.perf_counter() - begun)
@@ -216,7 +256,14 @@ def run_commands(args: argparse.Namespace, languages: Languages, corpus: Corpus,
 def _shown(command: Sequence[Any], known: set[str]) -> list[str]:
     """A command's name and the flags in which it differs from the others."""
     name, *flags = map(str, command)
-    alike = (*known, "--teacher-path", "--path", "--out", "--user-dir", str(Path(fairseq_imitkd.__file__).parent))
+    alike = (
+        *known,
+        "--teacher-path",
+        "--path",
+        "--out",
+        "--user-dir",
+        str(Path(fairseq_imitkd.__file__).parent),
+    )
     return [Path(name).name, *(flag for flag in flags if flag not in alike)]
 
 

@@ -28,18 +28,30 @@ STUDENT = RECIPE / "scratch" / "checkpoint_best.pt"
 TEACHER = RECIPE / "teacher" / "checkpoint_best.pt"
 
 
-def argument_parser(description: str, json_file: str, max_tokens: int, student: bool = True) -> argparse.ArgumentParser:
+def argument_parser(
+    description: str, json_file: str, max_tokens: int, student: bool = True
+) -> argparse.ArgumentParser:
     """The arguments of every benchmark; each adds its own. One of the teacher alone has no ``--student``."""
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument(
-        "data", nargs="?", type=Path, default=RECIPE / "data-bin", help="fairseq data folder (default: %(default)s)"
+        "data",
+        nargs="?",
+        type=Path,
+        default=RECIPE / "data-bin",
+        help="fairseq data folder (default: %(default)s)",
     )
     if student:
         parser.add_argument("--student", type=Path, default=STUDENT, help="default: %(default)s")
-    parser.add_argument("--max-tokens", type=int, default=max_tokens, help="tokens a batch (default: %(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=int, default=max_tokens, help="tokens a batch (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, default=Path(json_file), help="all figures (default: %(default)s)")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument(
+        "--json", type=Path, default=Path(json_file), help="all figures (default: %(default)s)"
+    )
     return parser
 
 
@@ -95,7 +107,9 @@ def first_batches(trainer: Trainer, count: int) -> list[Batch]:
     """The first training batches in fairseq's own shuffled order."""
     iterator = trainer.get_train_iterator(epoch=1, load_dataset=True).next_epoch_itr(shuffle=True)
     if len(iterator) < count:
-        sys.exit(f"{count} batches are wanted, but the training data holds {len(iterator)}: ask for fewer, or smaller ones")
+        sys.exit(
+            f"{count} batches are wanted, but the training data holds {len(iterator)}: ask for fewer, or smaller ones"
+        )
     return [next(iterator) for _ in range(count)]
 
 

@@ -17,16 +17,25 @@ from typing import Any
 
 import sacrebleu
 import torch
-from common import TEACHER, argument_parser, check_arguments, conditions, interleave, quartiles, table, write_json
+from common import (
+    TEACHER,
+    argument_parser,
+    check_arguments,
+    conditions,
+    interleave,
+    quartiles,
+    table,
+    write_json,
+)
 from fairseq.data import data_utils
 from fairseq.sequence_generator import SequenceGenerator
+from fairseq_imitkd.data.directory.corpus import Languages, of_split
+from fairseq_imitkd.teacher.teacher.loading import StudentSide, load_student
 from tqdm import tqdm
 
+from fairseq_imitkd.engines.base import Decoding
+from fairseq_imitkd.engines.exported import FORMS, ModelEngine, form_of, open_engine, why_none
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.export.engines import FORMS, ModelEngine, form_of, open_engine, why_none
-from fairseq_imitkd.loading import StudentSide, load_student
-from fairseq_imitkd.offline.corpus import Languages, of_split
-from fairseq_imitkd.offline.decoding import Decoding
 
 GREEDY = Decoding(beam=1)
 Batch = list[torch.Tensor]
@@ -37,11 +46,18 @@ def main() -> None:
     parser = argument_parser(__doc__, "deployed_speed.json", max_tokens=4096, student=False)
     parser.add_argument("--teacher", type=Path, default=TEACHER, help="default: %(default)s")
     parser.add_argument(
-        "--student", dest="students", action="append", required=True, metavar="NAME=FILE", help="as often as there are students"
+        "--student",
+        dest="students",
+        action="append",
+        required=True,
+        metavar="NAME=FILE",
+        help="as often as there are students",
     )
     parser.add_argument("--beam", type=int, default=5, help="the teacher's (default: %(default)s)")
     parser.add_argument("--batch-sizes", default="1,32", help="sentences of a batch (default: %(default)s)")
-    parser.add_argument("--sentences", type=int, default=320, help="of the test set, evenly spread (default: %(default)s)")
+    parser.add_argument(
+        "--sentences", type=int, default=320, help="of the test set, evenly spread (default: %(default)s)"
+    )
     parser.add_argument("--remove-bpe", default="sentencepiece", help="default: %(default)s")
     args = parser.parse_args()
     check_arguments(args, sentences=1, beam=1)
@@ -67,14 +83,20 @@ def sample(args: argparse.Namespace, languages: Languages) -> tuple[list[torch.T
     corpus = of_split(languages, "test")
     assert corpus.references is not None
     step = max(1, len(corpus) // args.sentences)
-    numbers = sorted(range(0, len(corpus), step)[: args.sentences], key=lambda number: -corpus.lengths[number])
-    texts = [languages.target_dictionary.string(corpus.references[number], args.remove_bpe) for number in numbers]
+    numbers = sorted(
+        range(0, len(corpus), step)[: args.sentences], key=lambda number: -corpus.lengths[number]
+    )
+    texts = [
+        languages.target_dictionary.string(corpus.references[number], args.remove_bpe) for number in numbers
+    ]
     return [corpus.sources[number].long() for number in numbers], texts
 
 
 def build(args: argparse.Namespace, languages: Languages, folder: Path) -> dict[str, Engine]:
     """Everything that translates, by name, the teacher first."""
-    side = StudentSide(languages.source, languages.target, languages.source_dictionary, languages.target_dictionary)
+    side = StudentSide(
+        languages.source, languages.target, languages.source_dictionary, languages.target_dictionary
+    )
     teacher, _ = load_student(str(args.teacher), languages.folder, side)
     base = stock(teacher, languages, args.beam)
     name = f"teacher, fairseq, beam {args.beam}"
@@ -89,7 +111,9 @@ def build(args: argparse.Namespace, languages: Languages, folder: Path) -> dict[
             raise UsageError(f"--student {given} can't be exported: {why_none(student)}")
         for quantization in ("float32", "int8"):
             place = folder / f"{name}-{quantization}"
-            FORMS[form].convert(student, languages.source_dictionary, languages.target_dictionary, place, quantization)
+            FORMS[form].convert(
+                student, languages.source_dictionary, languages.target_dictionary, place, quantization
+            )
             engine = open_engine(form, place, languages, GREEDY, student.max_positions())
             engines[f"{name}, {form}, {quantization}"] = through(engine)
     return engines
@@ -131,7 +155,9 @@ def scores(
     return found
 
 
-def report(args: argparse.Namespace, seconds: dict[str, list[float]], bleu: dict[str, float], size: int) -> None:
+def report(
+    args: argparse.Namespace, seconds: dict[str, list[float]], bleu: dict[str, float], size: int
+) -> None:
     base = next(iter(seconds.values()))
     rows = []
     for name, times in seconds.items():

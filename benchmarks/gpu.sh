@@ -20,7 +20,7 @@ measure() {
 # Before anything is measured: rollouts by CUDA graphs write what those without do.
 check_graphs() {
   python -c 'import torch; torch.zeros(1, device="cuda")' # without a device all would be skipped
-  (cd "$REPO" && python -m pytest -q -k real tests/parity/test_cuda_graphs.py)
+  (cd "$REPO" && python -m pytest -q -k real tests/rollout/test_cuda_graphs.py)
 }
 GRAPHS=()
 if [ "$DEVICE" = cuda ]; then

@@ -23,8 +23,8 @@ from memory import MEGABYTE, forget_peak, held, peak
 from torch import Tensor
 from tqdm import tqdm
 
-from fairseq_imitkd.chunked import Figures, Projected, Scores, chunk_size, chunked_loss
-from fairseq_imitkd.divergences import DIVERGENCES
+from fairseq_imitkd.losses.chunked import Figures, Projected, Scores, chunk_size, chunked_loss
+from fairseq_imitkd.losses.divergences import DIVERGENCES
 
 SETTINGS = {"jsd_weight": 0.1, "skew": 0.1, "annealing": 0.5, "logit_margin": 0.0}
 WIDTH = 512
@@ -32,15 +32,23 @@ WIDTH = 512
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--divergences", nargs="+", choices=list(DIVERGENCES), default=list(DIVERGENCES), metavar="NAME")
+    parser.add_argument(
+        "--divergences", nargs="+", choices=list(DIVERGENCES), default=list(DIVERGENCES), metavar="NAME"
+    )
     parser.add_argument("--positions", type=int, default=8192, help="N, for memory (default: %(default)s)")
     parser.add_argument("--symbols", type=int, default=32000, help="V, for memory (default: %(default)s)")
-    parser.add_argument("--timed-positions", type=int, default=2048, help="N, for time (default: %(default)s)")
+    parser.add_argument(
+        "--timed-positions", type=int, default=2048, help="N, for time (default: %(default)s)"
+    )
     parser.add_argument("--timed-symbols", type=int, default=10000, help="V, for time (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=12, help="of time (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, default=Path("losses.json"), help="all figures (default: %(default)s)")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument(
+        "--json", type=Path, default=Path("losses.json"), help="all figures (default: %(default)s)"
+    )
     parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)  # this is a fresh process: one way
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -52,7 +60,9 @@ def main() -> None:
 
 def compare(args: argparse.Namespace) -> None:
     peaks: dict[str, dict[str, int]] = {name: {} for name in args.divergences}
-    for name, way in tqdm([(name, way) for name in args.divergences for way in ("whole", "chunks")], unit="process"):
+    for name, way in tqdm(
+        [(name, way) for name in args.divergences for way in ("whole", "chunks")], unit="process"
+    ):
         peaks[name][way] = in_fresh_process(name, way)
     ratios, again = {}, {}
     for name in args.divergences:
@@ -69,7 +79,12 @@ def compare(args: argparse.Namespace) -> None:
     for name in args.divergences:
         megabytes = [f"{peaks[name][way] / MEGABYTE:,.0f}" for way in ("whole", "chunks")]
         rows.append([name, *megabytes, *quartiles(ratios[name]), quartiles(again[name])[0]])
-    print(table(["divergence", "whole, MB", "chunks, MB", "time, chunks / whole", "quartiles", "whole / whole"], rows))
+    print(
+        table(
+            ["divergence", "whole, MB", "chunks, MB", "time, chunks / whole", "quartiles", "whole / whole"],
+            rows,
+        )
+    )
     print(
         f"\nmemory at N = {args.positions:,}, V = {args.symbols:,}; time at N = {args.timed_positions:,}, "
         f"V = {args.timed_symbols:,}; D = {WIDTH}, float32; {args.threads} threads; {args.device}"
@@ -101,7 +116,10 @@ def measured_peak(args: argparse.Namespace, name: str, way: str) -> int:
 def tensors(positions: int, symbols: int, device: str) -> tuple[Projected, Projected, Tensor]:
     """Student and teacher of the same shape, and references."""
     torch.manual_seed(1)
-    made = [torch.randn(rows, WIDTH, device=device) * scale for rows, scale in ((positions, 1.0), (symbols, 0.05)) * 2]
+    made = [
+        torch.randn(rows, WIDTH, device=device) * scale
+        for rows, scale in ((positions, 1.0), (symbols, 0.05)) * 2
+    ]
     student = Projected(made[0].requires_grad_(True), made[1].requires_grad_(True))
     return student, Projected(made[2], made[3]), torch.randint(symbols, (positions,), device=device)
 

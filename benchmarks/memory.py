@@ -64,17 +64,25 @@ PROCESS = Path("/proc/self")
 def main() -> None:
     parser = argument_parser(__doc__, "memory.json", max_tokens=2048)
     parser.add_argument("--teacher", type=Path, default=TEACHER, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="fresh processes for each variant (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="fresh processes for each variant (default: %(default)s)"
+    )
     parser.add_argument("--updates", type=int, default=8, help="in each process (default: %(default)s)")
-    parser.add_argument("--growth", type=int, default=0, metavar="N", help="instead: memory over N updates in one process")
-    parser.add_argument("--only", choices=list(VARIANTS), help=argparse.SUPPRESS)  # this is a fresh process: one variant
+    parser.add_argument(
+        "--growth", type=int, default=0, metavar="N", help="instead: memory over N updates in one process"
+    )
+    parser.add_argument(
+        "--only", choices=list(VARIANTS), help=argparse.SUPPRESS
+    )  # this is a fresh process: one variant
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)  # its first batch
     args = parser.parse_args()
     check_arguments(args, rounds=2, updates=1, growth=0)
     if args.growth and args.growth < 2 * SETTLED:
         sys.exit(f"--growth must be at least {2 * SETTLED} updates, but is {args.growth}")
     if args.device == "cpu" and not (PROCESS / "clear_refs").exists():
-        sys.exit("memory on the CPU is read from Linux's /proc, which this system lacks: use Linux or --device cuda")
+        sys.exit(
+            "memory on the CPU is read from Linux's /proc, which this system lacks: use Linux or --device cuda"
+        )
 
     torch.set_num_threads(args.threads)
     if args.only:
@@ -88,19 +96,30 @@ def main() -> None:
 def compare(args: argparse.Namespace) -> None:
     """Every variant's peak, and the table."""
     _, task = configured(args, [])
-    teacher = sum(weight.numel() * weight.element_size() for weight in load_model(args.teacher, task).parameters())
+    teacher = sum(
+        weight.numel() * weight.element_size() for weight in load_model(args.teacher, task).parameters()
+    )
     peaks: dict[str, list[float]] = {name: [] for name in VARIANTS}
     turns = [(number, name) for number in range(args.rounds) for name in VARIANTS]
     for number, name in tqdm(turns, unit="process"):
         peaks[name].append(in_fresh_process("--only", name, "--first", str(number * args.updates)))
 
-    needed = {name: [peak + (0 if name in (BASE, AGAIN) else teacher) for peak in peaks[BASE]] for name in VARIANTS}
+    needed = {
+        name: [peak + (0 if name in (BASE, AGAIN) else teacher) for peak in peaks[BASE]] for name in VARIANTS
+    }
     ratios = {name: over(peaks[name], needed[name]) for name in VARIANTS}
-    against = {name: "cross-entropy" if name in (BASE, AGAIN) else "cross-entropy + teacher" for name in VARIANTS}
-    rows = [[name, f"{max(peaks[name]) / MEGABYTE:.0f}", against[name], *quartiles(ratios[name])] for name in VARIANTS]
+    against = {
+        name: "cross-entropy" if name in (BASE, AGAIN) else "cross-entropy + teacher" for name in VARIANTS
+    }
+    rows = [
+        [name, f"{max(peaks[name]) / MEGABYTE:.0f}", against[name], *quartiles(ratios[name])]
+        for name in VARIANTS
+    ]
     print(table(["update", "highest peak, MB", "over", "ratio (median)", "quartiles"], rows))
     print(f"\nteacher's weights: {teacher / MEGABYTE:.0f} MB; target: a median of at most {TARGET}")
-    print(f"{args.rounds} rounds of {args.updates} updates of up to {args.max_tokens} tokens; {conditions(args)}")
+    print(
+        f"{args.rounds} rounds of {args.updates} updates of up to {args.max_tokens} tokens; {conditions(args)}"
+    )
     write_json(args, peaks=peaks, teacher=teacher, ratios=ratios, target=TARGET)
 
 
@@ -142,8 +161,14 @@ def grow(args: argparse.Namespace) -> None:
         sizes = [f"{size / MEGABYTE:.1f}" for size in (begun[figure], ended[figure])]
         change = f"{(ended[figure] - begun[figure]) / MEGABYTE:+.1f}"
         rows.append([figure, *sizes, change, f"{ended[figure] / begun[figure]:.3f}"])
-    print(table(["memory, MB", f"after update {SETTLED}", f"after update {updates[-1]}", "growth", "ratio"], rows))
-    print(f"\n{GROWING}; the same {CYCLE} batches of up to {args.max_tokens} tokens over and over; {conditions(args)}")
+    print(
+        table(
+            ["memory, MB", f"after update {SETTLED}", f"after update {updates[-1]}", "growth", "ratio"], rows
+        )
+    )
+    print(
+        f"\n{GROWING}; the same {CYCLE} batches of up to {args.max_tokens} tokens over and over; {conditions(args)}"
+    )
     write_json(args, readings=readings)
 
 

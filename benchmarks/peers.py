@@ -39,13 +39,13 @@ from common import (
 from fairseq.models import BaseFairseqModel
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.trainer import Trainer
+from fairseq_imitkd.mixing.mixer.batch import encoder_inputs, first_decoder_inputs
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fairseq_imitkd import mixing
-from fairseq_imitkd import task as task_module
-from fairseq_imitkd.batch import encoder_inputs, first_decoder_inputs
+from fairseq_imitkd.mixing.mixer import mixer
 from fairseq_imitkd.rollout import RandomKey, Rollout, RolloutPolicy, engine
+from fairseq_imitkd.tasks import translation as task_module
 
 FIXED_LENGTH = 125  # tokens
 SHARES = ("0.5", "1")
@@ -75,7 +75,9 @@ VARIANTS = {
     f"fixed length of {FIXED_LENGTH}": Habits(fixed_length=True, undivided=True),
     "every sentence, then the draw": Habits(every_sentence=True),
     "a new SequenceGenerator each step": Habits(new_generator=True),
-    "no cache, fixed length, every sentence": Habits(no_cache=True, fixed_length=True, every_sentence=True, undivided=True),
+    "no cache, fixed length, every sentence": Habits(
+        no_cache=True, fixed_length=True, every_sentence=True, undivided=True
+    ),
     "no cache, none leaves, undivided": Habits(no_cache=True, all_stay=True, undivided=True),
 }
 
@@ -83,14 +85,20 @@ VARIANTS = {
 def main() -> None:
     parser = argument_parser(__doc__, "peers.json", max_tokens=2048)
     parser.add_argument("--teacher", type=Path, default=TEACHER, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=6, help="measured rounds, one batch each (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=1, help="rounds before, not measured (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=6, help="measured rounds, one batch each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--warmup", type=int, default=1, help="rounds before, not measured (default: %(default)s)"
+    )
     args = parser.parse_args()
     check_arguments(args, rounds=2, warmup=0)
 
     torch.set_num_threads(args.threads)
     plain = build_trainer(args, ["--criterion", "cross_entropy"])
-    runs: dict[str, Callable[[Turn], dict[str, Any]]] = dict.fromkeys((BASE, AGAIN), lambda turn: update(plain, turn[1]))
+    runs: dict[str, Callable[[Turn], dict[str, Any]]] = dict.fromkeys(
+        (BASE, AGAIN), lambda turn: update(plain, turn[1])
+    )
     for share in SHARES:
         trainer = build_trainer(args, ["--criterion", "imitkd", "--student-share", f"constant:{share}"])
         for name, habits in VARIANTS.items():
@@ -108,11 +116,18 @@ def main() -> None:
             over_ours[variant] = over(seconds[variant], seconds[f"{OURS}, share {share}"])
             cells += [*quartiles(ratios[variant]), quartiles(over_ours[variant])[0]]
         rows.append([name, *cells])
-    header = [cell for share in SHARES for cell in (f"share {share}: x cross-entropy (median)", "quartiles", "x ours (median)")]
+    header = [
+        cell
+        for share in SHARES
+        for cell in (f"share {share}: x cross-entropy (median)", "quartiles", "x ours (median)")
+    ]
     print(table(["update", *header], rows))
     print(f"\n{args.rounds} rounds of up to {args.max_tokens} tokens; {conditions(args)}")
     figures = ("rollout_len", "padding", "truncated")
-    work = {name: {key: [log[key] for log in logs if key in log] for key in figures} for name, logs in logged.items()}
+    work = {
+        name: {key: [log[key] for log in logs if key in log] for key in figures}
+        for name, logs in logged.items()
+    }
     write_json(args, seconds=seconds, ratios=ratios, over_ours=over_ours, work=work)
 
 
@@ -142,7 +157,7 @@ def in_place_of_ours(habits: Habits, trainer: Trainer, batch: Batch) -> Iterator
         if habits.every_sentence:
             decode = functools.partial(before_the_draw, decode, trainer, batch)
         if decode is not engine.decode:
-            replaced.enter_context(mock.patch.object(mixing, "decode", decode))
+            replaced.enter_context(mock.patch.object(mixer, "decode", decode))
         yield
 
 
@@ -206,8 +221,12 @@ def by_new_generator(
     with engine.evaluating(student):
         generator = SequenceGenerator([student], dictionary, beam_size=1, **lengths)
         found = generator.generate([student], {"net_input": net_input}, bos_token=int(first_tokens[0]))
-    tokens = pad_sequence([hypotheses[0]["tokens"] for hypotheses in found], batch_first=True, padding_value=pad)
-    return Rollout(tokens, torch.zeros_like(first_tokens, dtype=torch.bool), rows_computed=int(tokens.ne(pad).sum()))
+    tokens = pad_sequence(
+        [hypotheses[0]["tokens"] for hypotheses in found], batch_first=True, padding_value=pad
+    )
+    return Rollout(
+        tokens, torch.zeros_like(first_tokens, dtype=torch.bool), rows_computed=int(tokens.ne(pad).sum())
+    )
 
 
 @torch.no_grad()

@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--json", type=Path, default=Path("recurrent.json"), help="all figures (default: %(default)s)")
+    parser.add_argument(
+        "--json", type=Path, default=Path("recurrent.json"), help="all figures (default: %(default)s)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
@@ -56,11 +58,15 @@ def main() -> None:
             cells.append(f"{statistics.median(faster):.2f}")
         rows.append([kind, *cells])
     print(table([f"x torch's LSTM, {layers} layers of {width}", *figures], rows))
-    print(f"\n{args.steps} steps of {args.sentences} sentences; medians of {args.rounds} rounds; {conditions(args)}")
+    print(
+        f"\n{args.steps} steps of {args.sentences} sentences; medians of {args.rounds} rounds; {conditions(args)}"
+    )
     write_json(args, seconds=figures)
 
 
-def runner(work: Callable[[nn.Module, torch.Tensor], None], layers: nn.Module) -> Callable[[torch.Tensor], None]:
+def runner(
+    work: Callable[[nn.Module, torch.Tensor], None], layers: nn.Module
+) -> Callable[[torch.Tensor], None]:
     return lambda batch: work(layers, batch)
 
 

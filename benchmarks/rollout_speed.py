@@ -42,11 +42,25 @@ from fairseq import utils
 from fairseq.data import data_utils
 from fairseq.models import BaseFairseqModel
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
+from fairseq_imitkd.mixing.mixer.batch import (
+    encoder_inputs,
+    first_decoder_inputs,
+    parts_by_length,
+    take,
+    with_rollouts,
+)
 from tqdm import tqdm
 
-from fairseq_imitkd.batch import encoder_inputs, first_decoder_inputs, parts_by_length, take, with_rollouts
-from fairseq_imitkd.rollout import RandomKey, Rollout, RolloutPolicy, decode, generator, sampling_uniforms, steps
-from fairseq_imitkd.task import PART_COST
+from fairseq_imitkd.rollout import (
+    RandomKey,
+    Rollout,
+    RolloutPolicy,
+    decode,
+    generator,
+    sampling_uniforms,
+    steps,
+)
+from fairseq_imitkd.tasks.translation import PART_COST
 
 MIN_LENGTH = 1  # fairseq's default: no empty translation
 GREEDY_BASE, SAMPLING_BASE = "SequenceGenerator", "SequenceGenerator, sampling"
@@ -77,9 +91,15 @@ class Check:
 def main() -> None:
     parser = argument_parser(__doc__, "rollout_speed.json", max_tokens=4096)
     parser.add_argument("--split", default="train", help="of the data folder (default: %(default)s)")
-    parser.add_argument("--sentences", type=int, default=2000, help="how many, from its start; 0: all (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="measured rounds for each batch (default: %(default)s)")
-    parser.add_argument("--max-len-a", type=float, default=1.2, help="at most A * source length + B tokens: A")
+    parser.add_argument(
+        "--sentences", type=int, default=2000, help="how many, from its start; 0: all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="measured rounds for each batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-len-a", type=float, default=1.2, help="at most A * source length + B tokens: A"
+    )
     parser.add_argument("--max-len-b", type=int, default=10, help="at most A * source length + B tokens: B")
     args = parser.parse_args()
     check_arguments(args, rounds=1, sentences=0)
@@ -96,15 +116,23 @@ def main() -> None:
     check, written = compare(engines, samples, task)
     print(report(check, steps.why_not(student)))
 
-    for name in engines.keys() & {GRAPHS, GRAPHS_SAMPLING}:  # the second time that a size is met it is captured
+    for name in engines.keys() & {
+        GRAPHS,
+        GRAPHS_SAMPLING,
+    }:  # the second time that a size is met it is captured
         for sample in samples * 2:
             engines[name](sample)
     work = [Round(sample, target) for sample, target in zip(samples, written, strict=True)]
     runs = {name: (lambda turn, engine=engine: engine(turn.sample)) for name, engine in engines.items()}
     runs[FORWARD] = lambda turn: forward(student, turn.written)
     pad = task.target_dictionary.pad()
-    seconds, tokens = interleave(runs, work * args.rounds, 0, args.device, keep=lambda result: count(result, pad))
-    paces = {name: [time / n for time, n in zip(times, tokens[name], strict=True)] for name, times in seconds.items()}
+    seconds, tokens = interleave(
+        runs, work * args.rounds, 0, args.device, keep=lambda result: count(result, pad)
+    )
+    paces = {
+        name: [time / n for time, n in zip(times, tokens[name], strict=True)]
+        for name, times in seconds.items()
+    }
 
     speeds, rows = {}, []
     for name, values in paces.items():
@@ -113,7 +141,13 @@ def main() -> None:
         together = (sum(seconds[base]) / sum(tokens[base])) / (sum(seconds[name]) / sum(tokens[name]))
         per_token = f"{check.rows[name] / check.tokens:.3f}" if name in check.rows else ""
         rows.append([name, *quartiles(speeds[name]), f"{together:.2f}", per_token])
-    header = ["decoding", "x SequenceGenerator (median)", "quartiles", "all batches together", "rows computed a token"]
+    header = [
+        "decoding",
+        "x SequenceGenerator (median)",
+        "quartiles",
+        "all batches together",
+        "rows computed a token",
+    ]
     print(table(header, rows))
     size = statistics.mean(len(sample["id"]) for sample in samples)
     batches = f"{len(samples)} batches of up to {args.max_tokens} tokens, {size:.0f} sentences each"
@@ -136,15 +170,21 @@ def first_sentences(args: argparse.Namespace, task: Any, student: BaseFairseqMod
     longest = utils.resolve_max_positions(task.max_positions(), student.max_positions(), args.max_tokens)
     indices, left_out = dataset.filter_indices_by_size(indices, longest)
     if left_out:
-        print(f"{len(left_out)} sentences left out: longer than the student or --max-tokens {args.max_tokens} allows")
+        print(
+            f"{len(left_out)} sentences left out: longer than the student or --max-tokens {args.max_tokens} allows"
+        )
     batches = dataset.batch_by_size(indices, max_tokens=args.max_tokens)
     if len(batches) * args.rounds < 2:
-        sys.exit(f"--sentences {args.sentences} and --rounds {args.rounds} leave fewer than two measurements: raise one")
+        sys.exit(
+            f"--sentences {args.sentences} and --rounds {args.rounds} leave fewer than two measurements: raise one"
+        )
     samples = [dataset.collater([dataset[int(index)] for index in batch]) for batch in batches]
     return [on_device(sample, args.device) for sample in samples]
 
 
-def build_engines(args: argparse.Namespace, task: Any, student: BaseFairseqModel) -> dict[str, Callable[[Batch], Any]]:
+def build_engines(
+    args: argparse.Namespace, task: Any, student: BaseFairseqModel
+) -> dict[str, Callable[[Batch], Any]]:
     """Everything that decodes, by name; each takes a batch. The generators are built here, once."""
 
     def generate(seq_gen_cls: Any, sampling: bool) -> Callable[[Batch], Any]:
@@ -154,7 +194,9 @@ def build_engines(args: argparse.Namespace, task: Any, student: BaseFairseqModel
         return lambda sample: built.generate([student], sample)
 
     def roll_out(policy: RolloutPolicy, cuda_graphs: bool = False) -> Callable[[Batch], Rollout]:
-        return lambda sample: write(student, sample, policy, task.source_dictionary, task.target_dictionary, cuda_graphs)
+        return lambda sample: write(
+            student, sample, policy, task.source_dictionary, task.target_dictionary, cuda_graphs
+        )
 
     lengths = {"max_len_a": args.max_len_a, "max_len_b": args.max_len_b}
     greedy, sampling = RolloutPolicy("greedy", **lengths), RolloutPolicy("sampling", **lengths)
@@ -164,7 +206,11 @@ def build_engines(args: argparse.Namespace, task: Any, student: BaseFairseqModel
         with without_fast_path():
             return engine(sample)
 
-    on_gpus = {GRAPHS: roll_out(greedy, True), GRAPHS_SAMPLING: roll_out(sampling, True)} if args.device == "cuda" else {}
+    on_gpus = (
+        {GRAPHS: roll_out(greedy, True), GRAPHS_SAMPLING: roll_out(sampling, True)}
+        if args.device == "cuda"
+        else {}
+    )
     return {
         GREEDY_BASE: generate(SequenceGenerator, sampling=False),
         f"{GREEDY_BASE} (again)": generate(SequenceGenerator, sampling=False),
@@ -180,10 +226,17 @@ def build_engines(args: argparse.Namespace, task: Any, student: BaseFairseqModel
 
 
 def write(
-    student: BaseFairseqModel, sample: Batch, policy: RolloutPolicy, source: Any, target: Any, cuda_graphs: bool
+    student: BaseFairseqModel,
+    sample: Batch,
+    policy: RolloutPolicy,
+    source: Any,
+    target: Any,
+    cuda_graphs: bool,
 ) -> Rollout:
     """Roll a whole batch out as training does, but under ``SequenceGenerator``'s limits: one cap for all its sentences."""
-    net_input = encoder_inputs(sample, torch.arange(len(sample["id"]), device=sample["id"].device), source.pad())
+    net_input = encoder_inputs(
+        sample, torch.arange(len(sample["id"]), device=sample["id"].device), source.pad()
+    )
     width = torch.full_like(net_input["src_lengths"], net_input["src_tokens"].size(1))
     return decode(
         student,
@@ -224,7 +277,9 @@ def in_parts(sample: Batch, rollout: Rollout, source_pad: int, target_pad: int) 
     return [take(whole, part, source_pad, target_pad) for part in parts]
 
 
-def compare(engines: dict[str, Callable[[Batch], Any]], samples: list[Batch], task: Any) -> tuple[Check, list[list[Batch]]]:
+def compare(
+    engines: dict[str, Callable[[Batch], Any]], samples: list[Batch], task: Any
+) -> tuple[Check, list[list[Batch]]]:
     """Whether everything greedy writes fairseq's tokens, the work it does for them, and each batch with them in it."""
     greedy = [name for name in (GREEDY_BASE, OURS, ENGINE, GENERIC, GRAPHS) if name in engines]
     check = Check(0, {name: [] for name in greedy[1:]}, dict.fromkeys((*greedy, FORWARD), 0), 0)
@@ -237,7 +292,9 @@ def compare(engines: dict[str, Callable[[Batch], Any]], samples: list[Batch], ta
             check.rows[name] += sum(counted)
             texts[name] = sentences(result, target)
             if name == OURS and not counted:
-                sys.exit("the task's generator does not use the rollout engine for this student: there is nothing to measure")
+                sys.exit(
+                    "the task's generator does not use the rollout engine for this student: there is nothing to measure"
+                )
             if name == ENGINE:
                 written.append(in_parts(sample, result, task.source_dictionary.pad(), target.pad()))
         check.sentences += len(texts[GREEDY_BASE])
@@ -245,7 +302,9 @@ def compare(engines: dict[str, Callable[[Batch], Any]], samples: list[Batch], ta
         check.rows[FORWARD] += sum(part["target"].numel() for part in written[-1])
         for name, differing in check.differing.items():
             same = [one == other for one, other in zip(texts[GREEDY_BASE], texts[name], strict=True)]
-            differing += [number for number, equal in zip(sample["id"].tolist(), same, strict=True) if not equal]
+            differing += [
+                number for number, equal in zip(sample["id"].tolist(), same, strict=True) if not equal
+            ]
     return check, written
 
 
@@ -291,10 +350,18 @@ def count(result: Any, pad: int) -> int:
 
 def report(check: Check, objection: str | None) -> str:
     """The comparison in words, and which steps the engine takes."""
-    lines = [f"steps of the rollout engine: {'the fast path' if objection is None else f'generic, since {objection}'}"]
+    lines = [
+        f"steps of the rollout engine: {'the fast path' if objection is None else f'generic, since {objection}'}"
+    ]
     for name, differing in check.differing.items():
-        where = f": {', '.join(map(str, sorted(differing)[:10]))}{', …' if len(differing) > 10 else ''}" if differing else ""
-        lines.append(f"{name}: {len(differing)} of {check.sentences} sentences differ from {GREEDY_BASE}'s{where}")
+        where = (
+            f": {', '.join(map(str, sorted(differing)[:10]))}{', …' if len(differing) > 10 else ''}"
+            if differing
+            else ""
+        )
+        lines.append(
+            f"{name}: {len(differing)} of {check.sentences} sentences differ from {GREEDY_BASE}'s{where}"
+        )
     return "\n".join([*lines, ""])
 
 

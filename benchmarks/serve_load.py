@@ -34,13 +34,21 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=60.0, help="default: %(default)s")
     parser.add_argument("--serve-flags", default="", help="of imitkd-serve")
-    parser.add_argument("--json", type=Path, default=Path("serve_load.json"), help="all figures (default: %(default)s)")
+    parser.add_argument(
+        "--json", type=Path, default=Path("serve_load.json"), help="all figures (default: %(default)s)"
+    )
     args = parser.parse_args()
     lines = [line for line in args.text.read_text(encoding="utf-8").split("\n") if line.strip()]
     torch.set_num_threads(1)
     bundle = Bundle.read(args.exported)
     expected = {line: bundle.decode(bundle.translate([bundle.encode(line)])[0]) for line in lines}
-    command = [Path(sys.executable).parent / "imitkd-serve", args.exported, "--port", "0", *args.serve_flags.split()]
+    command = [
+        Path(sys.executable).parent / "imitkd-serve",
+        args.exported,
+        "--port",
+        "0",
+        *args.serve_flags.split(),
+    ]
     with subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
@@ -104,7 +112,9 @@ async def load(
     return latencies, failed, others
 
 
-async def post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, content: dict[str, str]) -> dict[str, Any]:
+async def post(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, content: dict[str, str]
+) -> dict[str, Any]:
     """The answer to a request; by hand, since a whole client takes more of the two cores than the server does."""
     body = json.dumps(content).encode()
     writer.write(b"POST /translate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")

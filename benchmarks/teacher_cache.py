@@ -33,7 +33,7 @@ from common import (
 )
 from fairseq.trainer import Trainer
 
-from fairseq_imitkd.teacher_cache import CacheRequest, write_cache
+from fairseq_imitkd.teacher.cache.writer import CacheRequest, write_cache
 
 # name -> what is kept, and in which numbers
 CACHES = {"topk:8": ("topk:8", "fp16"), "topk:64": ("topk:64", "fp16")} | {
@@ -75,7 +75,12 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, folder: Path) -> None:
     manifests = {name: cache(args, folder, *CACHES[name]) for name in CACHES}
-    print(table(["cache", "bytes a token", "MB of this data"], [size(name, manifest) for name, manifest in manifests.items()]))
+    print(
+        table(
+            ["cache", "bytes a token", "MB of this data"],
+            [size(name, manifest) for name, manifest in manifests.items()],
+        )
+    )
 
     trainers = {name: trainer(args, folder, cached, flags) for name, (cached, flags) in VARIANTS.items()}
     batches = first_batches(trainers[BASE], args.warmup + args.rounds)
@@ -96,7 +101,9 @@ def place_of(folder: Path, keep: str, dtype: str) -> Path:
 def cache(args: argparse.Namespace, folder: Path, keep: str, dtype: str) -> dict:
     """A cache's manifest; it is written if it is not there."""
     out = place_of(folder, keep, dtype)
-    return write_cache(CacheRequest(str(args.data), str(args.teacher), str(out), keep, dtype=dtype, device=args.device))
+    return write_cache(
+        CacheRequest(str(args.data), str(args.teacher), str(out), keep, dtype=dtype, device=args.device)
+    )
 
 
 def size(name: str, manifest: dict) -> list[str]:

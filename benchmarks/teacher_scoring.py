@@ -32,11 +32,11 @@ from common import (
     write_json,
 )
 from fairseq.models import BaseFairseqModel
+from fairseq_imitkd.teacher.teacher.encoder_cache import EncoderCache
+from fairseq_imitkd.teacher.teacher.teacher import Teacher
 from torch import Tensor
 
-from fairseq_imitkd.chunked import chunk_size
-from fairseq_imitkd.encoder_cache import EncoderCache
-from fairseq_imitkd.teacher import Teacher
+from fairseq_imitkd.losses.chunked import chunk_size
 
 BASE, WHOLE, CACHED = "bare forward", "scores", "scores, encoder outputs cached"
 
@@ -44,8 +44,12 @@ BASE, WHOLE, CACHED = "bare forward", "scores", "scores, encoder outputs cached"
 def main() -> None:
     parser = argument_parser(__doc__, "teacher_scoring.json", max_tokens=2048, student=False)
     parser.add_argument("--teacher", type=Path, default=TEACHER, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=20, help="measured rounds, one batch each (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=2, help="rounds before, not measured (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="measured rounds, one batch each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--warmup", type=int, default=2, help="rounds before, not measured (default: %(default)s)"
+    )
     args = parser.parse_args()
     check_arguments(args, rounds=2, warmup=0)
 
@@ -55,7 +59,10 @@ def main() -> None:
     iterator = task.get_batch_iterator(task.dataset("train"), max_tokens=args.max_tokens, seed=1)
     first = itertools.islice(iterator.next_epoch_itr(), args.warmup + args.rounds)
     batches = [on_device(batch, args.device) for batch in first]
-    bare, (plain, caching) = load_model(args.teacher, task).eval(), (teacher(args, task, cache) for cache in (False, True))
+    bare, (plain, caching) = (
+        load_model(args.teacher, task).eval(),
+        (teacher(args, task, cache) for cache in (False, True)),
+    )
     if args.device == "cuda":
         bare.cuda()
 

@@ -58,16 +58,33 @@ def main() -> None:
     trainers = {name: build_trainer(args, flags) for name, flags in variants.items()}
     batches = first_batches(trainers[BASE], args.warmup + args.rounds)
     updates = {name: functools.partial(update, trainer) for name, trainer in trainers.items()}
-    for name in variants.keys() & ON_GPUS.keys():  # the second time that a size is met it is captured: that is no update's work
+    for name in (
+        variants.keys() & ON_GPUS.keys()
+    ):  # the second time that a size is met it is captured: that is no update's work
         for batch in batches * 2:
             updates[name](batch)
     seconds, logged = interleave(updates, batches, args.warmup, args.device)
     ratios = {name: over(times, seconds[BASE]) for name, times in seconds.items()}
-    work = {name: {key: mean_of(key, logs) for key in ("padding", "rollout_work")} for name, logs in logged.items()}
+    work = {
+        name: {key: mean_of(key, logs) for key in ("padding", "rollout_work")}
+        for name, logs in logged.items()
+    }
 
-    header = ["update", "x cross-entropy (median)", "quartiles", "seconds (median)", "padding", "rollout_work"]
+    header = [
+        "update",
+        "x cross-entropy (median)",
+        "quartiles",
+        "seconds (median)",
+        "padding",
+        "rollout_work",
+    ]
     rows = [
-        [name, *quartiles(ratios[name]), f"{statistics.median(seconds[name]):.3f}", *map(shown, work[name].values())]
+        [
+            name,
+            *quartiles(ratios[name]),
+            f"{statistics.median(seconds[name]):.3f}",
+            *map(shown, work[name].values()),
+        ]
         for name in variants
     ]
     print(table(header, rows))

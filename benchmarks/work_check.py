@@ -64,7 +64,14 @@ UPDATES: dict[str, list[str]] = {
     "imitkd_share_0": ["--criterion", "imitkd", "--student-share", "constant:0"],
     "imitkd_share_0.5": ["--criterion", "imitkd", "--student-share", "constant:0.5"],
     "imitkd_share_1": ["--criterion", "imitkd", "--student-share", "constant:1"],
-    "imitkd_share_1_sampling": ["--criterion", "imitkd", "--student-share", "constant:1", "--rollout-policy", "sampling"],
+    "imitkd_share_1_sampling": [
+        "--criterion",
+        "imitkd",
+        "--student-share",
+        "constant:1",
+        "--rollout-policy",
+        "sampling",
+    ],
     "imitkd_full_share_1": ["--criterion", "imitkd_full", "--student-share", "constant:1"],
 }
 GENERATE = "generate_greedy"
@@ -122,7 +129,9 @@ class WorkCounter(TorchDispatchMode):
 
     def total(self) -> Work:
         """Over all operators."""
-        return Work(**{figure: sum(getattr(work, figure) for work in self.by_operator.values()) for figure in FIGURES})
+        return Work(
+            **{figure: sum(getattr(work, figure) for work in self.by_operator.values()) for figure in FIGURES}
+        )
 
 
 @functools.cache
@@ -135,7 +144,9 @@ def is_composite(func: Any) -> bool:
 def is_view(func: Any) -> bool:
     """Whether an operator's result is its argument's memory, looked at in another way."""
     aliases = [result.alias_info for result in func._schema.returns]
-    return torch.Tag.inplace_view in func.tags or any(alias is not None and not alias.is_write for alias in aliases)
+    return torch.Tag.inplace_view in func.tags or any(
+        alias is not None and not alias.is_write for alias in aliases
+    )
 
 
 def flop(func: Any, args: Any, kwargs: Any, result: Any) -> int:
@@ -202,7 +213,9 @@ def without_gpu() -> Iterator[None]:
 def variant(name: str, data: Path, teacher: Path) -> Callable[[dict[str, Any]], Any]:
     """What a variant does with a batch."""
     flags = UPDATES.get(name, UPDATES["cross_entropy"])
-    trainer = build_trainer(data, "--task", "translation_with_teacher", "--teacher-path", str(teacher), *STUDENT, *flags)
+    trainer = build_trainer(
+        data, "--task", "translation_with_teacher", "--teacher-path", str(teacher), *STUDENT, *flags
+    )
     student, task = trainer.get_model(), trainer.task
     script(student)
     if name == GENERATE:
@@ -217,7 +230,9 @@ def build_trainer(data: Path, *flags: str) -> Trainer:
         str(data), "--source-lang", "src", "--target-lang", "tgt", "--save-dir", str(data), "--cpu", "--seed", "1",
         "--optimizer", "adam", "--lr", "0", "--clip-norm", "1", "--max-tokens", "10000", *MODEL, *flags,
     ]  # fmt: skip
-    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), input_args=command))
+    cfg = convert_namespace_to_omegaconf(
+        options.parse_args_and_arch(options.get_training_parser(), input_args=command)
+    )
     task = tasks.setup_task(cfg.task)
     torch.manual_seed(1)
     return Trainer(cfg, task, task.build_model(cfg.model), task.build_criterion(cfg.criterion))
@@ -321,8 +336,12 @@ def profile(counter: WorkCounter) -> str:
     lines = ["| operator | calls | GFLOP | million elements | share of elements |", "|---|--:|--:|--:|--:|"]
     for name, work in sorted(counter.by_operator.items(), key=lambda item: item[1].elements, reverse=True):
         share = work.elements / total.elements
-        lines.append(f"| {name} | {work.operators:,} | {work.flop / 1e9:.3f} | {work.elements / 1e6:.2f} | {share:.1%} |")
-    lines.append(f"| total | {total.operators:,} | {total.flop / 1e9:.3f} | {total.elements / 1e6:.2f} | 100.0% |")
+        lines.append(
+            f"| {name} | {work.operators:,} | {work.flop / 1e9:.3f} | {work.elements / 1e6:.2f} | {share:.1%} |"
+        )
+    lines.append(
+        f"| total | {total.operators:,} | {total.flop / 1e9:.3f} | {total.elements / 1e6:.2f} | 100.0% |"
+    )
     return "\n".join(lines)
 
 
@@ -344,7 +363,9 @@ def read_expected() -> dict[str, Work]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.exit(f"{EXPECTED} can't be used ({type(error).__name__}: {error}): write it with --update")
     if theirs != versions():
-        sys.exit(f"{EXPECTED} was counted with {theirs}, but here is {versions()}: run make install, or renew it with --update")
+        sys.exit(
+            f"{EXPECTED} was counted with {theirs}, but here is {versions()}: run make install, or renew it with --update"
+        )
     return expected
 
 
@@ -370,7 +391,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--update", action="store_true", help=f"write what is counted to {EXPECTED.name}")
     choice.add_argument(
-        "--profile", choices=VARIANTS, metavar="VARIANT", help=f"print a variant's work by operator: {', '.join(VARIANTS)}"
+        "--profile",
+        choices=VARIANTS,
+        metavar="VARIANT",
+        help=f"print a variant's work by operator: {', '.join(VARIANTS)}",
     )
     args = parser.parse_args(arguments)
     if args.profile:
@@ -389,7 +413,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in above:
         print(f"MORE WORK: {line} ({TOLERANCE:.0%} more are allowed)")
     if above:
-        print("--profile VARIANT, before and after the change, shows where; if the work is worth it, --update")
+        print(
+            "--profile VARIANT, before and after the change, shows where; if the work is worth it, --update"
+        )
     return 1 if above else 0
 
 

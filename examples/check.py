@@ -27,7 +27,10 @@ def main() -> None:
     parser.add_argument("source")
     parser.add_argument("target")
     parser.add_argument(
-        "--max-ratio", type=float, default=3.0, help="of characters a side, above which a pair counts; 0: none does"
+        "--max-ratio",
+        type=float,
+        default=3.0,
+        help="of characters a side, above which a pair counts; 0: none does",
     )
     args = parser.parse_args()
 
@@ -84,7 +87,8 @@ def pairs(paths: list[Path], digests: dict[str, str]) -> Iterator[tuple[str, str
                 yield source, target
             case _:
                 counts = [
-                    number - 1 + (line is not None) + sum(1 for _ in reader) for line, reader in zip(pair, readers, strict=True)
+                    number - 1 + (line is not None) + sum(1 for _ in reader)
+                    for line, reader in zip(pair, readers, strict=True)
                 ]
                 corpora.refuse(
                     f"{paths[0]} has {counts[0]} lines and {paths[1]} {counts[1]}: they must be as many; make both again"
@@ -99,7 +103,9 @@ def lines(path: Path, digests: dict[str, str]) -> Iterator[str]:
                 digest.update(line)
                 text = line.removesuffix(b"\n").decode()
                 if not text.strip():
-                    corpora.refuse(f"{path}, line {number}: must have text, but is empty; leave the pair out on both sides")
+                    corpora.refuse(
+                        f"{path}, line {number}: must have text, but is empty; leave the pair out on both sides"
+                    )
                 if "\r" in text:
                     corpora.refuse(
                         f"{path}, line {number}: must not hold a carriage return (fairseq ends a line there); delete it"
@@ -132,7 +138,11 @@ class Split:
 
     def found(self) -> dict[str, Any]:
         repeated = len(self.hashes) - len(np.unique(np.frombuffer(self.hashes, dtype=np.int64)))
-        return {**self.counts, "repeated": repeated, "sides": {side: counts.found() for side, counts in self.sides.items()}}
+        return {
+            **self.counts,
+            "repeated": repeated,
+            "sides": {side: counts.found() for side, counts in self.sides.items()},
+        }
 
 
 class Side:
@@ -152,7 +162,9 @@ class Side:
                 unwanted.add(text, number)
 
     def found(self) -> dict[str, Any]:
-        unwanted = {kind: {"lines": found.lines, "first": found.first} for kind, found in self.unwanted.items()}
+        unwanted = {
+            kind: {"lines": found.lines, "first": found.first} for kind, found in self.unwanted.items()
+        }
         return {"words_a_line": round(self.words / self.lines, 1), "longest": self.longest, **unwanted}
 
 
@@ -199,11 +211,16 @@ def table(found: dict[str, Any]) -> str:
     source, target, splits = found["source"], found["target"], found["splits"]
 
     def both(kind: str) -> list[str]:
-        return [" / ".join(f"{side[kind]:,}" for side in split["sides"].values()) for split in splits.values()]
+        return [
+            " / ".join(f"{side[kind]:,}" for side in split["sides"].values()) for split in splits.values()
+        ]
 
     def unwanted(kind: str) -> list[str]:
         counts = [[side[kind] for side in split["sides"].values()] for split in splits.values()]
-        return [" / ".join(f"{c['lines']:,}" + f" (line {c['first']})" * bool(c["lines"]) for c in sides) for sides in counts]
+        return [
+            " / ".join(f"{c['lines']:,}" + f" (line {c['first']})" * bool(c["lines"]) for c in sides)
+            for sides in counts
+        ]
 
     def in_train(kind: str) -> list[str]:
         return [f"{split['in_train'][kind]:,}" if "in_train" in split else "" for split in splits.values()]

@@ -71,14 +71,18 @@ def deal(
     `largest`, are ``train``.
     """
     groups = list(groups)
-    dealt: dict[str, list[int]] = {"train": [item for group in groups if len(group) > largest for item in group]}
+    dealt: dict[str, list[int]] = {
+        "train": [item for group in groups if len(group) > largest for item in group]
+    }
     rest = iter(sorted((group for group in groups if len(group) <= largest), key=order))
     for split, size in sizes.items():
         dealt[split] = []
         while len(dealt[split]) < size:
             group = next(rest, None)
             if group is None:
-                refuse(f"{split} is to have {size} pairs, but only {len(dealt[split])} are left: get the whole data")
+                refuse(
+                    f"{split} is to have {size} pairs, but only {len(dealt[split])} are left: get the whole data"
+                )
             dealt[split] += group
     dealt["train"] += [item for group in rest for item in group]
     return dealt
@@ -128,7 +132,9 @@ class Pairs:
     def add(self, *pair: str) -> None:
         for text, path in zip(pair, self.paths, strict=True):
             if not text.strip() or "\n" in text or "\r" in text:
-                refuse(f"{path}, line {self.count + 1}: must be a line of text, but is {text[:80]!r}: mend it in the raw text")
+                refuse(
+                    f"{path}, line {self.count + 1}: must be a line of text, but is {text[:80]!r}: mend it in the raw text"
+                )
         for text, file in zip(pair, self.files, strict=True):
             file.write(text + "\n")
         self.count += 1
@@ -136,7 +142,9 @@ class Pairs:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for file in self.files:
             file.close()
         for part, path in zip(self.parts, self.paths, strict=True):

@@ -34,7 +34,9 @@ def main() -> None:
     results = {
         "recipe": args.recipe,
         "trainings": {name: came_to_be(args.run, name) for name in evaluation["models"]},
-        "translations": {path.parent.name: json.loads(path.read_text()) for path in args.run.glob("data_*/manifest.json")},
+        "translations": {
+            path.parent.name: json.loads(path.read_text()) for path in args.run.glob("data_*/manifest.json")
+        },
         "chance": chance(args.run / "evaluation", evaluation),
         "evaluation": evaluation,
     }
@@ -51,7 +53,14 @@ def came_to_be(run: Path, name: str) -> dict[str, Any]:
     """How a model was trained, if it was: a downloaded teacher and an exported student have no ``commands``."""
     if (run / name / "commands").exists():
         return training(run, name)
-    return {"commits": [], "command": None, "updates": None, "valid_score": None, "minutes": None, "peak_bytes": None}
+    return {
+        "commits": [],
+        "command": None,
+        "updates": None,
+        "valid_score": None,
+        "minutes": None,
+        "peak_bytes": None,
+    }
 
 
 def chance(folder: Path, evaluation: dict[str, Any]) -> dict[str, dict[str, float | None]]:
@@ -90,7 +99,9 @@ def tokenised(folder: Path, evaluation: dict[str, Any], language: str) -> dict[s
     bleu = BLEU(tokenize="none", lowercase=True, force=True)
     scores = {}
     for name, model in evaluation["models"].items():
-        outputs = [tokenise(line) for line in lines(folder / model["decoding"]["greedy"]["outputs"], len(references))]
+        outputs = [
+            tokenise(line) for line in lines(folder / model["decoding"]["greedy"]["outputs"], len(references))
+        ]
         scores[name] = bleu.corpus_score(outputs, [references]).score
     return {"scores": scores, "signature": f"{bleu.get_signature()}|words:moses"}
 
@@ -99,7 +110,9 @@ def lines(path: Path, expected: int | None = None) -> list[str]:
     """A file's lines. Not splitlines(), which also splits at characters that may stand in a sentence."""
     found = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     if expected is not None and len(found) != expected:
-        raise SystemExit(f"{path} must have {expected} lines, one for each reference, but has {len(found)}: evaluate again")
+        raise SystemExit(
+            f"{path} must have {expected} lines, one for each reference, but has {len(found)}: evaluate again"
+        )
     return found
 
 

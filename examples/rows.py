@@ -13,7 +13,9 @@ def main() -> None:
     import fairseq_imitkd  # noqa: F401 (registers the methods)
     from fairseq_imitkd.criterion import DistillationCriterion
 
-    methods = sorted(name for name, made in CRITERION_REGISTRY.items() if issubclass(made, DistillationCriterion))
+    methods = sorted(
+        name for name, made in CRITERION_REGISTRY.items() if issubclass(made, DistillationCriterion)
+    )
     known = {*PLAIN, *methods, *(f"seqkd_{method}" for method in methods)}
     for row in sys.argv[1:]:
         if row not in known:

@@ -18,7 +18,9 @@ def main() -> None:
                     minloglevel=1,
                 )
             except RuntimeError as error:
-                sys.exit(f"subwords.py: no vocabulary of {size} (VOCABULARY) can be made of {', '.join(texts)}: {error}")
+                sys.exit(
+                    f"subwords.py: no vocabulary of {size} (VOCABULARY) can be made of {', '.join(texts)}: {error}"
+                )
         case ["encode", model]:
             processor = sentencepiece.SentencePieceProcessor(model_file=model)
             for line in sys.stdin:

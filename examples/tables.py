@@ -36,16 +36,24 @@ JOURNEY = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN")
-    parser.add_argument("--beside", metavar="NAME", help="RUN's are not the recipe's results, but results-NAME.json")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a README is stale")
+    parser.add_argument(
+        "--beside", metavar="NAME", help="RUN's are not the recipe's results, but results-NAME.json"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 if a README is stale"
+    )
     args = parser.parse_args()
     if args.check and args.runs:
         parser.error("--check writes nothing: give it no RUN")
     if args.beside is not None and not (args.runs and re.fullmatch(r"[\w-]+", args.beside)):
-        parser.error(f"--beside must be letters and digits, and have a RUN that it names, but is '{args.beside}'")
+        parser.error(
+            f"--beside must be letters and digits, and have a RUN that it names, but is '{args.beside}'"
+        )
 
     published = dict(published_by(run, args.beside) for run in args.runs)
-    wanted = {path: json.dumps(results, indent=1, ensure_ascii=False) + "\n" for path, results in published.items()}
+    wanted = {
+        path: json.dumps(results, indent=1, ensure_ascii=False) + "\n" for path, results in published.items()
+    }
     wanted |= documents(published)
     stale = {path: text for path, text in wanted.items() if not path.exists() or path.read_text() != text}
     for path, text in stale.items():
@@ -63,7 +71,9 @@ def published_by(run: Path, beside: str | None = None) -> tuple[Path, dict[str, 
     """A run's results, and where its recipe has them."""
     source = run / "results.json"
     if not source.exists():
-        raise SystemExit(f"{source} does not exist: let the recipe's evaluate.sh, or its run.sh, write it first")
+        raise SystemExit(
+            f"{source} does not exist: let the recipe's evaluate.sh, or its run.sh, write it first"
+        )
     if (run / ".smoke").exists():
         raise SystemExit(f"{run} is a run with SMOKE=1: its figures say nothing")
     try:
@@ -189,7 +199,11 @@ def recipe_table(results: dict[str, Any], source: str = "results.json") -> str:
         cells += [points(greedy[other], other) for other in others]
         cells += [points(model["decoding"][beam][metric], metric)] if beam else []
         cells += [f"{tokenised['scores'][name]:.2f}"] if tokenised else []
-        cells += [f"{speed(evaluation, name, batch):.1f}", training["updates"] or "", minutes(training["minutes"])]
+        cells += [
+            f"{speed(evaluation, name, batch):.1f}",
+            training["updates"] or "",
+            minutes(training["minutes"]),
+        ]
         if any(peaks.values()):
             cells.append(f"{peak / 1e9:.1f}" if (peak := peaks[name]) else "")
         rows.append(cells)
@@ -232,9 +246,9 @@ def overview(results: list[dict[str, Any]]) -> str:
         for row, names in seeds.items():
             scores = [interval(models[name]["decoding"]["greedy"][metric], metric) for name in names]
             shared = alike(names, seeds.get("scratch" + kind(row), []))
-            gain = sum(mean(models, [one], metric) - mean(models, [other], metric) for one, other in shared) / max(
-                len(shared), 1
-            )
+            gain = sum(
+                mean(models, [one], metric) - mean(models, [other], metric) for one, other in shared
+            ) / max(len(shared), 1)
             rows.append(
                 [
                     f"[{found['recipe']}]({found['recipe']}/README.md)",
@@ -246,7 +260,15 @@ def overview(results: list[dict[str, Any]]) -> str:
                     f"{speed(found['evaluation'], names[0], batch):.1f}",
                 ]
             )
-    head = ["recipe", "model", "parameters", "score", "greedy, each seed (95%)", "over scratch", "x teacher's speed"]
+    head = [
+        "recipe",
+        "model",
+        "parameters",
+        "score",
+        "greedy, each seed (95%)",
+        "over scratch",
+        "x teacher's speed",
+    ]
     return markdown(head, rows, left=2)
 
 
@@ -268,9 +290,13 @@ def headlines(every: list[dict[str, Any]]) -> str:
                 shown = [points(models[name]["decoding"]["greedy"][metric], metric) for name in names]
                 scores.setdefault(row, {})[found["recipe"]] = shown
     head = [
-        f"[{found['recipe']}](examples/{found['recipe']}/README.md), {TITLES[headline(found['evaluation'])]}" for found in every
+        f"[{found['recipe']}](examples/{found['recipe']}/README.md), {TITLES[headline(found['evaluation'])]}"
+        for found in every
     ]
-    rows = [[f"`{row}`", *("; ".join(cells.get(found["recipe"], [])) for found in every)] for row, cells in scores.items()]
+    rows = [
+        [f"`{row}`", *("; ".join(cells.get(found["recipe"], [])) for found in every)]
+        for row, cells in scores.items()
+    ]
     return markdown(["model", *head], rows, left=1)
 
 
@@ -300,7 +326,11 @@ def in_bf16(results: dict[str, Any]) -> bool:
 def spread(results: dict[str, Any], metric: str) -> list[str]:
     """Means over seeds, of the rows that have several."""
     models = results["evaluation"]["models"]
-    means = [f"`{row}` {mean(models, names, metric):.2f}" for row, names in by_row(models).items() if len(names) > 1]
+    means = [
+        f"`{row}` {mean(models, names, metric):.2f}"
+        for row, names in by_row(models).items()
+        if len(names) > 1
+    ]
     return [f"Means over seeds: {', '.join(means)}.", ""] if means else []
 
 
@@ -340,7 +370,10 @@ def minutes(spent: float | None) -> str:
 
 def speed(evaluation: dict[str, Any], name: str, batch: str) -> float:
     """How many times the teacher's sentences a second."""
-    rates = {model: evaluation["models"][model]["speed"][batch]["sentences_per_second"] for model in (name, "teacher")}
+    rates = {
+        model: evaluation["models"][model]["speed"][batch]["sentences_per_second"]
+        for model in (name, "teacher")
+    }
     return float(rates[name] / rates["teacher"])
 
 
@@ -354,7 +387,9 @@ def signatures(evaluation: dict[str, Any], tokenised: dict[str, Any] | None) -> 
 def markdown(head: list[str], rows: list[list[Any]], left: int) -> str:
     """A table whose first ``left`` columns are words and the others numbers."""
     rule = "|" + "|".join("---" if place < left else "--:" for place in range(len(head))) + "|"
-    return "\n".join(["| " + " | ".join(map(str, cells)) + " |" if cells else rule for cells in (head, [], *rows)])
+    return "\n".join(
+        ["| " + " | ".join(map(str, cells)) + " |" if cells else rule for cells in (head, [], *rows)]
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ def training(run: Path, name: str) -> dict[str, Any]:
     """How a model came to be, by ``commands`` in its folder (common.sh's ``noted``) and its checkpoints."""
     log = run / name / "commands"
     if not log.exists():
-        raise SystemExit(f"{log} must say how {name} was trained: delete {run}/.done/{name}, and train it again")
+        raise SystemExit(
+            f"{log} must say how {name} was trained: delete {run}/.done/{name}, and train it again"
+        )
     calls = [line.split("\t") for line in log.read_text().splitlines()]
     commands = [shlex.join(shlex.split(call[1].replace(str(run.resolve()), "run"))) for call in calls]
     best = checkpoint_utils.load_checkpoint_to_cpu(str(run / name / "checkpoint_best.pt"))
@@ -51,4 +53,8 @@ def before(command: str) -> float | None:
 
 def origin() -> dict[str, Any]:
     """What evaluates: the commit, the machine, the versions."""
-    return {"commit": provenance.commit(), "machine": provenance.machine(), "versions": provenance.versions(())}
+    return {
+        "commit": provenance.commit(),
+        "machine": provenance.machine(),
+        "versions": provenance.versions(()),
+    }

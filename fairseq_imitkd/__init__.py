@@ -1,14 +1,16 @@
 """Knowledge distillation for fairseq's sequence-to-sequence models. Importing it registers tasks and methods."""
 
-from fairseq_imitkd import compat
+from fairseq_imitkd.checkpoints import torch_compat
 
 __version__ = "0.1.0"
 
-compat.silence_advice()
-compat.allow_fairseq_checkpoints()
+torch_compat.silence_advice()
+torch_compat.allow_fairseq_checkpoints()
 
-from fairseq_imitkd import checkpoints, classification, methods, models, task  # noqa: E402
+from fairseq_imitkd import methods, models  # noqa: E402
+from fairseq_imitkd.checkpoints import safe_load  # noqa: E402
+from fairseq_imitkd.tasks import sentence_prediction, translation  # noqa: E402
 
-checkpoints.guard_fairseq()
+safe_load.guard_fairseq()
 
-__all__ = ["classification", "methods", "models", "task"]
+__all__ = ["methods", "models", "sentence_prediction", "translation"]

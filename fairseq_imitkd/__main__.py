@@ -38,8 +38,12 @@ def versions() -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m fairseq_imitkd", description=fairseq_imitkd.__doc__)
-    parser.add_argument("--version", action="store_true", help="print the versions of everything that a result depends on")
-    parser.add_argument("--methods", action="store_true", help="print a table of all methods, their papers and their settings")
+    parser.add_argument(
+        "--version", action="store_true", help="print the versions of everything that a result depends on"
+    )
+    parser.add_argument(
+        "--methods", action="store_true", help="print a table of all methods, their papers and their settings"
+    )
     args = parser.parse_args()
     if args.version:
         print(versions())

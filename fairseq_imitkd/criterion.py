@@ -15,16 +15,24 @@ from fairseq.criterions import FairseqCriterion
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
-from fairseq_imitkd import figures
-from fairseq_imitkd.batch import Batch
-from fairseq_imitkd.chunked import Figures, Projected, Scores, Whole, chunk_size, chunked_loss, token_lprobs
-from fairseq_imitkd.divergences import DIVERGENCES, full_precision, most_probable_only, needs
 from fairseq_imitkd.errors import RefusedUpdate, UsageError
+from fairseq_imitkd.losses.chunked import (
+    Figures,
+    Projected,
+    Scores,
+    Whole,
+    chunk_size,
+    chunked_loss,
+    token_lprobs,
+)
+from fairseq_imitkd.losses.divergences import DIVERGENCES, full_precision, most_probable_only, needs
+from fairseq_imitkd.method.config import DistillationConfig, check, training_length
+from fairseq_imitkd.method.schedules import AdaptiveShare, Schedule, parse_schedule, parse_share
+from fairseq_imitkd.mixing.batch import Batch
+from fairseq_imitkd.models.access import features_for_logits, output_projection, unwrapped
 from fairseq_imitkd.rollout import RolloutPolicy
-from fairseq_imitkd.schedules import AdaptiveShare, Schedule, parse_schedule, parse_share
-from fairseq_imitkd.settings import DistillationConfig, check, training_length
-from fairseq_imitkd.student import features_for_logits, output_projection, unwrapped
-from fairseq_imitkd.vocabulary import most_probable
+from fairseq_imitkd.training import metrics
+from fairseq_imitkd.vocab_ops import most_probable
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +120,10 @@ class DistillationCriterion(FairseqCriterion):
         self._annealing_temperature, self._annealing_end = cfg.annealing_temperature, cfg.annealing_end
         self._exact_mixture = str(cfg.js_weights) == "exact"
         self._easy_weight = cfg.easy_weight
-        self._student_temperature, self._teacher_temperature = cfg.student_temperature, cfg.teacher_temperature
+        self._student_temperature, self._teacher_temperature = (
+            cfg.student_temperature,
+            cfg.teacher_temperature,
+        )
         self._teacher_topk, self._teacher_tail = cfg.teacher_topk, str(cfg.teacher_tail)
         self._label_smoothing = cfg.label_smoothing
         self._by_sentence = str(cfg.loss_average) == "sentence"
@@ -187,7 +198,9 @@ class DistillationCriterion(FairseqCriterion):
             return 0
         return chunk_size(target.numel(), projection[0].size(0), target.device, self.loss_chunk)
 
-    def forward(self, model: BaseFairseqModel, sample: Batch, reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
+    def forward(
+        self, model: BaseFairseqModel, sample: Batch, reduce: bool = True
+    ) -> tuple[Tensor, int, dict[str, Any]]:
         """Score one batch.
 
         Args:
@@ -220,8 +233,10 @@ class DistillationCriterion(FairseqCriterion):
             loss = losses.sum() if reduce else losses[batch.counted]
             found = {name: value.detach() for name, value in found.items()}
         if not torch.isfinite(loss.detach()).all():
-            raise RefusedUpdate(_what_is_not_finite(sample, batch, scores, found["loss"], self._divergence_name))
-        logged = figures.of_batch(
+            raise RefusedUpdate(
+                _what_is_not_finite(sample, batch, scores, found["loss"], self._divergence_name)
+            )
+        logged = metrics.of_batch(
             sample,
             batch.counted,
             batch.is_rollout,
@@ -270,7 +285,9 @@ class DistillationCriterion(FairseqCriterion):
         if "mixture_weight" in self._inputs:
             batch.inputs["mixture_weight"] = torch.full_like(batch.gold, 0.5, dtype=torch.float32)
             if self._exact_mixture:
-                ahead = token_lprobs(batch.teacher, batch.gold, chunk) - token_lprobs(student, batch.gold, chunk)
+                ahead = token_lprobs(batch.teacher, batch.gold, chunk) - token_lprobs(
+                    student, batch.gold, chunk
+                )
                 batch.inputs["mixture_weight"] = batch.before(ahead).sigmoid()
         return batch
 
@@ -285,7 +302,10 @@ class DistillationCriterion(FairseqCriterion):
         """The loss to add up at ``n`` positions of a batch, ``(n, V) -> (n,)``, and figures of each."""
         logits = full_precision(student_logits)
         gold, counted, is_rollout = batch.gold[at], batch.counted[at], batch.is_rollout[at]
-        on_data, on_rollouts = 1.0 - batch.gold_weight, 1.0 - self.reward_weight if batch.advantages is not None else 1.0
+        on_data, on_rollouts = (
+            1.0 - batch.gold_weight,
+            1.0 - self.reward_weight if batch.advantages is not None else 1.0,
+        )
         reinforced: Tensor | None = None
         if batch.gold_weight > 0.0 or batch.advantages is not None:
             nll = F.cross_entropy(logits, gold, reduction="none")
@@ -310,7 +330,9 @@ class DistillationCriterion(FairseqCriterion):
             if on_data == on_rollouts == 1.0:
                 loss = loss + divergence
             else:
-                loss = loss + divergence * torch.full_like(divergence, on_data).masked_fill_(is_rollout, on_rollouts)
+                loss = loss + divergence * torch.full_like(divergence, on_data).masked_fill_(
+                    is_rollout, on_rollouts
+                )
         # Padding has its loss computed with the rest: to take its logits out would copy all others, forth and back.
         loss = loss.masked_fill(~counted, 0.0)
         total = loss if batch.scale is None else loss * batch.scale[at].to(loss.dtype)
@@ -329,7 +351,9 @@ class DistillationCriterion(FairseqCriterion):
         uniform = logits.logsumexp(dim=-1) - logits.mean(dim=-1)
         return nll + smoothing * (uniform - nll)
 
-    def _taken(self, batch: "_Positions", student_logits: Tensor, teacher_logits: Tensor, at: slice) -> Tensor:
+    def _taken(
+        self, batch: "_Positions", student_logits: Tensor, teacher_logits: Tensor, at: slice
+    ) -> Tensor:
         """The divergence at ``n`` positions, ``(n, V), (n, V) -> (n,)``, of distributions at the temperatures asked for."""
         assert batch.distillation is not None
         if self._student_temperature != 1.0:
@@ -354,7 +378,7 @@ class DistillationCriterion(FairseqCriterion):
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
         """Turn the summed figures of all processes and micro-batches into fairseq's meters."""
-        figures.log(logging_outputs)
+        metrics.log(logging_outputs)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
@@ -406,7 +430,9 @@ def _moves(share: Schedule, end: int) -> bool:
     return not isinstance(share, AdaptiveShare) and share(0) != share(end)
 
 
-def _what_is_not_finite(sample: Batch, batch: _Positions, student: Scores, losses: Tensor, divergence: str) -> str:
+def _what_is_not_finite(
+    sample: Batch, batch: _Positions, student: Scores, losses: Tensor, divergence: str
+) -> str:
     """Which sentences of a batch have a loss that is no number, and through whose fault, in one line."""
     broken = (~losses.isfinite() & batch.counted).nonzero().squeeze(-1)
     ids = sample["id"][batch.rows[broken].unique()].tolist() if broken.numel() else []

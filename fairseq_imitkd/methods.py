@@ -10,7 +10,7 @@ from typing import Any
 from fairseq.criterions import register_criterion
 
 from fairseq_imitkd.criterion import DistillationCriterion
-from fairseq_imitkd.settings import (
+from fairseq_imitkd.method.config import (
     DistillationConfig,
     LossAverage,
     PolicyName,
@@ -221,7 +221,11 @@ def table() -> str:
         summary = " ".join((defaults.__doc__ or "").strip().split("\n\n")[0].split()).removesuffix(".")
         title, _, rest = summary.partition(" (")
         paper, _, more = rest.partition(")")
-        own = [item.name for item in fields(defaults) if getattr(defaults(), item.name) != getattr(base, item.name)]
+        own = [
+            item.name
+            for item in fields(defaults)
+            if getattr(defaults(), item.name) != getattr(base, item.name)
+        ]
         flags = " ".join(f"`--{flag.replace('_', '-')} {getattr(defaults(), flag)}`" for flag in own)
         divergence = defaults().divergence
         lines.append(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import corpus, inside
+from tests.helpers import digit_corpus, in_process
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,8 +34,8 @@ def digits(tmp_path_factory) -> Corpus:
     made.text.mkdir()
     # Multiples of 8: fairseq drops a last batch that is no multiple of --required-batch-size-multiple, in testing too.
     for split, sentences, seed in (("train", 3000, 1), ("valid", 104, 2), ("test", 104, 3)):
-        corpus.write_text(made.text, split, sentences, seed, longest=6)
-    corpus.binarise(made.text, made.data)
+        digit_corpus.write_text(made.text, split, sentences, seed, longest=6)
+    digit_corpus.binarise(made.text, made.data)
     made.dictionaries.mkdir()
     for language in ("src", "tgt"):
         name = f"dict.{language}.txt"
@@ -47,7 +47,7 @@ def digits(tmp_path_factory) -> Corpus:
 def teacher(digits, tmp_path_factory) -> Path:
     """A stock transformer of the stock ``translation`` task."""
     folder = tmp_path_factory.mktemp("teacher")
-    inside.train(
+    in_process.train(
         digits.data, folder, "--task", "translation", "--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1",
         "--max-update", "450", "--max-tokens", "1200", "--lr", "1e-2", "--warmup-updates", "100",
         "--disable-validation", "--save-interval", "1000",

@@ -66,13 +66,17 @@ def stories(paths: list[Path]) -> Iterator[tuple[str, str]]:
             with parquet.ParquetFile(path) as file:
                 missing = set(COLUMNS) - set(file.schema_arrow.names)
                 if missing:
-                    corpora.refuse(f"{path} must have the columns {COLUMNS}, but has not {sorted(missing)}: download it again")
+                    corpora.refuse(
+                        f"{path} must have the columns {COLUMNS}, but has not {sorted(missing)}: download it again"
+                    )
                 for batch in file.iter_batches(batch_size=1000, columns=COLUMNS):
                     for row in batch.to_pylist():
                         yield row["article"] or "", row["highlights"] or ""
         except ArrowException as error:
             reason = str(error).splitlines()[0]
-            corpora.refuse(f"{path} must be a whole Parquet file, but is not ({reason}): delete it and download it again")
+            corpora.refuse(
+                f"{path} must be a whole Parquet file, but is not ({reason}): delete it and download it again"
+            )
 
 
 def shortened(text: str, words: int | None) -> str:

@@ -50,22 +50,32 @@ def read(path: Path) -> dict[str, str]:
     """The archive's texts by file name."""
     try:
         with tarfile.open(path) as archive:
-            files = {Path(member.name).name: archive.extractfile(member) for member in archive if member.isfile()}
+            files = {
+                Path(member.name).name: archive.extractfile(member) for member in archive if member.isfile()
+            }
             return {
-                name: file.read().decode() for name, file in files.items() if file and name.startswith(("train.", "IWSLT14."))
+                name: file.read().decode()
+                for name, file in files.items()
+                if file and name.startswith(("train.", "IWSLT14."))
             }
     except OSError as error:
         corpora.refuse(f"{path} cannot be read ({error.strerror or error}): download it, or name another")
     except (tarfile.TarError, EOFError) as error:
-        corpora.refuse(f"{path} must be a whole tar archive, but is not ({error}): delete it and download it again")
+        corpora.refuse(
+            f"{path} must be a whole tar archive, but is not ({error}): delete it and download it again"
+        )
 
 
-def parallel(files: dict[str, str], name: str, lines: Callable[[str], Iterator[str]]) -> list[tuple[str, str]]:
+def parallel(
+    files: dict[str, str], name: str, lines: Callable[[str], Iterator[str]]
+) -> list[tuple[str, str]]:
     """Pairs of lines of both sides' files, as `lines` takes them out."""
     names = [name.format(side) for side in SIDES]
     for side in names:
         if side not in files:
-            corpora.refuse(f"the archive must hold {side}, but does not: download de-en.tgz of IWSLT'14 again")
+            corpora.refuse(
+                f"the archive must hold {side}, but does not: download de-en.tgz of IWSLT'14 again"
+            )
     german, english = (list(lines(files[side])) for side in names)
     if len(german) != len(english):
         corpora.refuse(
@@ -88,7 +98,9 @@ def segments(text: str) -> Iterator[str]:
             yield SEGMENT.sub("", line).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
 
 
-def tokenised(pairs: list[tuple[str, str]], tokenizers: list[Callable[[str], str]]) -> Iterator[tuple[str, str]]:
+def tokenised(
+    pairs: list[tuple[str, str]], tokenizers: list[Callable[[str], str]]
+) -> Iterator[tuple[str, str]]:
     german, english = tokenizers
     for pair in tqdm(pairs, unit=" pairs", disable=None if len(pairs) >= 10_000 else True):
         yield german(pair[0]), english(pair[1])

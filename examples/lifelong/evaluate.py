@@ -33,7 +33,13 @@ def main() -> None:
 def quality(run: Path, folder: str, task: str, device: list[str]) -> dict[str, Any]:
     """Of one model on one task's test set."""
     out = run / folder / task
-    paths = [str(run / "data-bin" / task), "--path", str(run / folder / "checkpoint_last.pt"), "--results-path", str(out)]
+    paths = [
+        str(run / "data-bin" / task),
+        "--path",
+        str(run / folder / "checkpoint_last.pt"),
+        "--results-path",
+        str(out),
+    ]
     generate.main(options.parse_args_and_arch(options.get_generation_parser(), [*paths, *DECODING, *device]))
     return score(run / "text" / task, out / "generate-test.txt")
 

@@ -12,9 +12,14 @@ def table(results: dict[str, Any]) -> str:
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for label, model in results["models"].items():
-        cells = [f"{model[t]['bleu']:.2f} ± {model[t]['bleu_interval']:.2f} | {model[t]['right']:.1f}%" for t in TASKS]
+        cells = [
+            f"{model[t]['bleu']:.2f} ± {model[t]['bleu_interval']:.2f} | {model[t]['right']:.1f}%"
+            for t in TASKS
+        ]
         training = results["trainings"][model["folder"]]
-        rows.append(f"| {' | '.join([label, *cells])} | {training['updates_in_all']:,} | {seconds(training)} |")
+        rows.append(
+            f"| {' | '.join([label, *cells])} | {training['updates_in_all']:,} | {seconds(training)} |"
+        )
     notes = (
         f"BLEU ± 95% bootstrap interval: `{results['signatures']['bleu']}`; right: the share of sentences that equal one of "
         "the right translations; greedy decoding; training: of this model alone, up to three of them at a time; "

@@ -16,11 +16,15 @@ ENGINES = {"ctranslate2": "CTranslate2", "onnx": "ONNX", "imitkd-generate": "`im
 
 def tables() -> dict[str, str]:
     """Places in studies.md -> what stands there."""
-    studies = {name: json.loads((HERE / f"{name}.json").read_text()) for name in (*STUDIES, "results-exported")}
+    studies = {
+        name: json.loads((HERE / f"{name}.json").read_text()) for name in (*STUDIES, "results-exported")
+    }
     exported = studies["results-exported"]
     made = {name: f"{models(studies[name])}\n\n{notes(studies[name], name)}" for name in STUDIES}
     made["means-compare"] = means(studies["results-compare"])
-    made["results-exported"] = f"{models(exported['results'])}\n\n{notes(exported['results'], 'results-exported')}"
+    made["results-exported"] = (
+        f"{models(exported['results'])}\n\n{notes(exported['results'], 'results-exported')}"
+    )
     made["speed-exported"] = speed(exported["deployed_speed"])
     return made
 
@@ -67,7 +71,9 @@ def means(results: dict[str, Any]) -> str:
     others = sorted(scores.keys() - set(known), key=lambda name: -scores[name][1])
     lines = ["| mean over seeds | valid BLEU | test BLEU | chrF |", "|---|--:|--:|--:|"]
     for name in (*known, *others):
-        lines.append(f"| {name} ({len(runs[name])}) | {' | '.join(f'{score:.2f}' for score in scores[name])} |")
+        lines.append(
+            f"| {name} ({len(runs[name])}) | {' | '.join(f'{score:.2f}' for score in scores[name])} |"
+        )
     return "\n".join(lines)
 
 
@@ -91,7 +97,11 @@ def notes(results: dict[str, Any], name: str) -> str:
     first = next(iter(results["models"].values()))
     return (
         f"BLEU with half its 95% bootstrap interval: `{first['bleu_signature']}`; chrF: `{first['chrf_signature']}`; "
-        + (f"p: paired bootstrap of BLEU against `{results['baseline']}` of the same seed; " if compared(results) else "")
+        + (
+            f"p: paired bootstrap of BLEU against `{results['baseline']}` of the same seed; "
+            if compared(results)
+            else ""
+        )
         + f"scored at commit {results['commit']}; {results['machine'].replace('1 threads', '1 thread')}, torch "
         f"{results['versions']['torch']}; [{name}.json]({name}.json)."
     )

@@ -35,7 +35,9 @@ def main() -> None:
     run, seed, device = asked(__doc__)
     trainings = {folder: training(run, folder) for folder in MODELS.values()}
     models = measure(run, device)
-    write(run, {"recipe": "quickstart", "seed": seed, "trainings": trainings, "models": models}, device, table)
+    write(
+        run, {"recipe": "quickstart", "seed": seed, "trainings": trainings, "models": models}, device, table
+    )
     figure(models, run / "quickstart.png")
 
 

@@ -80,7 +80,9 @@ class Clause:
 class Language:
     """A pair of languages, and an endless source of its sentences. All chance comes from ``seed``."""
 
-    def __init__(self, seed: int, nouns: int = 40, ambiguous: int = 12, adjectives: int = 16, verbs: int = 20) -> None:
+    def __init__(
+        self, seed: int, nouns: int = 40, ambiguous: int = 12, adjectives: int = 16, verbs: int = 20
+    ) -> None:
         self.chance = random.Random(seed)
         sources, targets = self._stems(*SOURCE_SOUNDS), self._stems(*TARGET_SOUNDS)
 
@@ -88,7 +90,9 @@ class Language:
             return [(next(sources), next(targets)) for _ in range(count)]
 
         def noun(readings: int) -> Noun:
-            return Noun(next(sources), tuple((next(targets), g) for g in self.chance.sample(list(ENDINGS), readings)))
+            return Noun(
+                next(sources), tuple((next(targets), g) for g in self.chance.sample(list(ENDINGS), readings))
+            )
 
         self.nouns = [noun(1) for _ in range(nouns)] + [noun(2) for _ in range(ambiguous)]
         self.verbs = [Verb(*word, reading=i % 2) for i, word in enumerate(words(verbs))]
@@ -124,7 +128,9 @@ class Language:
         if self.chance.random() < 0.4:
             conjunction, second = self.chance.choice(self.conjunctions), self._clause()
             source += [conjunction[0], *self._source_clause(second)]
-            second_target = [[conjunction[1], *self._target_clause(second, None, early)] for early in (False, True)]
+            second_target = [
+                [conjunction[1], *self._target_clause(second, None, early)] for early in (False, True)
+            ]
         openings = [name for name in OPENINGS if getattr(first, name)]
         opening = self.chance.choices(openings, [OPENINGS[name] for name in openings])[0]
         drawn = (opening, self.chance.random() < ADJECTIVE_FIRST)
@@ -133,7 +139,11 @@ class Language:
         return " ".join([*source, "."]), list(dict.fromkeys(" ".join(target) for target in targets))
 
     def _source_phrase(self, phrase: Phrase) -> list[str]:
-        words = [phrase.determiner[0], *(a[0] for a in phrase.adjectives), phrase.noun.source + "e" * phrase.plural]
+        words = [
+            phrase.determiner[0],
+            *(a[0] for a in phrase.adjectives),
+            phrase.noun.source + "e" * phrase.plural,
+        ]
         if phrase.relative:
             verb, obj = phrase.relative
             words += [self.relative[0], *self._source_phrase(obj), verb.source + "e"]
@@ -154,14 +164,20 @@ class Language:
         words = [phrase.determiner[1] + ending, *(adjectives + noun if early else noun + adjectives)]
         if phrase.relative:
             verb, obj = phrase.relative
-            words += [self.relative[1] + ending, verb.target + ending, *self._target_phrase(obj, verb.reading, early)]
+            words += [
+                self.relative[1] + ending,
+                verb.target + ending,
+                *self._target_phrase(obj, verb.reading, early),
+            ]
         return words
 
     def _target_clause(self, clause: Clause, opening: str | None, early: bool) -> list[str]:
         """The verb comes second, after the ``opening``; without one, first."""
         reading = clause.verb.reading
         verb = clause.verb.target + "t" * clause.past + clause.subject.ending(reading)
-        parts = {name: self._target_phrase(getattr(clause, name), reading, early) for name in ("subject", "object")}
+        parts = {
+            name: self._target_phrase(getattr(clause, name), reading, early) for name in ("subject", "object")
+        }
         if clause.place:
             parts["place"] = [clause.place[0][1], *self._target_phrase(clause.place[1], reading, early)]
         if clause.adverb:

@@ -16,7 +16,9 @@ LONGEST_LINE = 400  # what is longer is fairseq's dump of its settings
 
 def main(log_path: str, name: str, max_update: int) -> None:
     """Filter stdin to its end. If the training never said that it was done, show the last lines that it wrote."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both sides of the pipe; what fairseq says then counts
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches both sides of the pipe; what fairseq says then counts
     last: deque[str] = deque(maxlen=LAST_LINES)
     begin, shown, done = None, 0.0, False
     with open(log_path, "a", encoding="utf-8") as log:
@@ -37,7 +39,9 @@ def main(log_path: str, name: str, max_update: int) -> None:
             eta = f"{left:4.0f} s left" if update > begin[1] else ""
             print(f"{name:>12} {update:5d}/{max_update}  loss {float(step[1]):6.3f}  {eta}", flush=True)
     if not done:
-        sys.stderr.write("".join(last) + f"{name}: the training did not finish; its whole log is {log_path}\n")
+        sys.stderr.write(
+            "".join(last) + f"{name}: the training did not finish; its whole log is {log_path}\n"
+        )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import sacrebleu
 from trainings import origin
 
-from fairseq_imitkd.files import write_json
+from fairseq_imitkd.data.files import write_json
 
 BUCKETS = ((1, 8), (9, 12), (13, 16), (17, 20), (21, 99))
 BLEU = sacrebleu.BLEU(tokenize="none", force=True)  # the text is made of words already
@@ -29,7 +29,9 @@ def asked(description: str | None) -> tuple[Path, int, list[str]]:
     return arguments.run, arguments.seed, ["--cpu"] if arguments.cpu else []
 
 
-def write(run: Path, results: dict[str, Any], device: list[str], table: Callable[[dict[str, Any]], str]) -> None:
+def write(
+    run: Path, results: dict[str, Any], device: list[str], table: Callable[[dict[str, Any]], str]
+) -> None:
     """A run's results.json and table.md, after scoring: only then do the metrics have signatures.
 
     Args:
@@ -73,12 +75,16 @@ def quality(sources: list[str], right: list[list[str]], hypotheses: list[str]) -
     by_length = {}
     for low, high in BUCKETS:
         rows = [i for i, source in enumerate(sources) if low <= len(source.split()) <= high]
-        found = BLEU.corpus_score([hypotheses[i] for i in rows], [[column[i] for i in rows] for column in references])
+        found = BLEU.corpus_score(
+            [hypotheses[i] for i in rows], [[column[i] for i in rows] for column in references]
+        )
         by_length[f"{low}-{high}" if high < 99 else f"{low}+"] = round(found.score, 2)
     return {
         "bleu": round(bleu.score, 2),
         "bleu_interval": round(bleu._ci, 2),
         "chrf": round(CHRF.corpus_score(hypotheses, references).score, 2),
-        "right": round(100 * statistics.mean(h in every for h, every in zip(hypotheses, right, strict=True)), 1),
+        "right": round(
+            100 * statistics.mean(h in every for h, every in zip(hypotheses, right, strict=True)), 1
+        ),
         "bleu_by_source_length": by_length,
     }

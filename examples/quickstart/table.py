@@ -27,7 +27,10 @@ def table(results: dict[str, Any]) -> str:
     rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
     lines = []
     for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        cells = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     notes = (
         f"right: equals one of the right translations. BLEU ± 95% bootstrap interval: `{results['signatures']['bleu']}`. "

@@ -42,7 +42,9 @@ def main() -> None:
 
     news = usable([item for name in FILES for item in read(args.folder / name)])
     for split, numbers in splits(news).items():
-        chosen = sorted((news[number] for number in numbers), key=lambda item: corpora.digest(str(item.number)))
+        chosen = sorted(
+            (news[number] for number in numbers), key=lambda item: corpora.digest(str(item.number))
+        )
         with corpora.Pairs(args.out, split, ("src", "tgt")) as written:
             for item in chosen:
                 written.add(item.body, item.headline)
@@ -53,9 +55,13 @@ def read(path: Path) -> list[News]:
     try:
         documents = DOCUMENT.findall(path.read_text(encoding="latin-1"))
     except OSError as error:
-        corpora.refuse(f"{path} cannot be read ({error.strerror}): the folder must hold reut2-000.sgm to reut2-021.sgm")
+        corpora.refuse(
+            f"{path} cannot be read ({error.strerror}): the folder must hold reut2-000.sgm to reut2-021.sgm"
+        )
     if not documents:
-        corpora.refuse(f"{path} holds no <REUTERS …> document: it must be a file of Reuters-21578, Distribution 1.0")
+        corpora.refuse(
+            f"{path} holds no <REUTERS …> document: it must be a file of Reuters-21578, Distribution 1.0"
+        )
     found = []
     for number, document in documents:
         headline, body = HEADLINE.search(document), BODY.search(document)
@@ -66,7 +72,9 @@ def read(path: Path) -> list[News]:
 
 def clean(text: str) -> str:
     """One line, with characters for their references and blanks for control characters."""
-    decoded = REFERENCE.sub(lambda reference: chr(int(reference[1])), text)  # html.unescape drops control characters
+    decoded = REFERENCE.sub(
+        lambda reference: chr(int(reference[1])), text
+    )  # html.unescape drops control characters
     return corpora.one_line(corpora.CONTROL.sub(" ", html.unescape(decoded)))
 
 
@@ -87,7 +95,10 @@ def splits(news: list[News], sizes: dict[str, int] = SIZES) -> dict[str, list[in
 
     keys = ((("headline", corpora.comparable(item.headline)), ("lead", lead(item.body))) for item in news)
     return corpora.deal(
-        corpora.linked(keys), LARGEST, lambda group: corpora.digest(str(min(news[place].number for place in group))), sizes
+        corpora.linked(keys),
+        LARGEST,
+        lambda group: corpora.digest(str(min(news[place].number for place in group))),
+        sizes,
     )
 
 

@@ -15,7 +15,7 @@ from table import table
 from torch import Tensor
 from trainings import origin, training
 
-from fairseq_imitkd.files import write_json
+from fairseq_imitkd.data.files import write_json
 
 SPLITS = {"dev": "valid", "test": "test"}
 
@@ -23,7 +23,9 @@ SPLITS = {"dev": "valid", "test": "test"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--baseline", default="scratch", help="whose seed each model of that seed is compared with")
+    parser.add_argument(
+        "--baseline", default="scratch", help="whose seed each model of that seed is compared with"
+    )
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("names", nargs="+")
     args = parser.parse_args()
@@ -58,7 +60,9 @@ def order(name: str, baseline: str) -> tuple[int, str]:
 def describe(run: Path, name: str, device: str) -> tuple[dict[str, Any], Tensor]:
     """Everything the table says of one model, and which test sentences it gets right, by their number."""
     path = str(run / name / "checkpoint_best.pt")
-    [model], cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides={"data": str(run / "data-bin")})
+    [model], cfg, task = checkpoint_utils.load_model_ensemble_and_task(
+        [path], arg_overrides={"data": str(run / "data-bin")}
+    )
     model = model.to(device).eval()
     right = {split: classify(model, task, folder, device) for split, folder in SPLITS.items()}
     sizes = {part: parameter.numel() for part, parameter in model.named_parameters()}
@@ -82,7 +86,11 @@ def classify(model: torch.nn.Module, task: Any, split: str, device: str) -> Tens
     right = torch.zeros(len(data), dtype=torch.bool)
     for sample in task.get_batch_iterator(data, max_sentences=64).next_epoch_itr(shuffle=False):
         sample = utils.move_to_cuda(sample) if device == "cuda" else sample
-        logits = model(**sample["net_input"], features_only=True, classification_head_name=task.cfg.classification_head_name)[0]
+        logits = model(
+            **sample["net_input"],
+            features_only=True,
+            classification_head_name=task.cfg.classification_head_name,
+        )[0]
         right[sample["id"].cpu()] = (logits.argmax(dim=-1) == sample["target"].view(-1)).cpu()
     return right
 

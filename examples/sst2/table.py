@@ -16,7 +16,9 @@ def table(results: dict[str, Any]) -> str:
         seeds.setdefault(row, []).append(model)
         low, high = model["test_interval"]
         against = model.get("against_baseline")
-        compared = "| |" if against is None else f"{against['gained']} / {against['lost']} | {against['p']:.3f} |"
+        compared = (
+            "| |" if against is None else f"{against['gained']} / {against['lost']} | {against['p']:.3f} |"
+        )
         rows.append(
             f"| {row} | {model['seed']} | {model['parameters']:,} | {training['updates']} | {model['dev_accuracy']:.1f} | "
             f"{model['test_accuracy']:.1f} ({low:.1f} to {high:.1f}) | {compared} {rounded(training['minutes'], 0)} | "

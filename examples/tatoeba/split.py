@@ -29,7 +29,9 @@ def main() -> None:
     for split, numbers in splits(pairs).items():
         if split == "apart":
             continue
-        chosen = sorted((pairs[number] for number in numbers), key=lambda pair: corpora.digest("\t".join(pair)))
+        chosen = sorted(
+            (pairs[number] for number in numbers), key=lambda pair: corpora.digest("\t".join(pair))
+        )
         with corpora.Pairs(args.out, split, ("de", "en")) as written:
             for english, german in chosen:
                 written.add(german, english)
@@ -48,16 +50,23 @@ def read(path: Path) -> list[tuple[str, str]]:
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         columns = [corpora.one_line(column) for column in line.split("\t")[:2]]
         if len(columns) < 2 or not all(columns):
-            corpora.refuse(f"{path}, deu.txt, line {number}: must be ENGLISH TAB GERMAN, but is {line[:80]!r}")
+            corpora.refuse(
+                f"{path}, deu.txt, line {number}: must be ENGLISH TAB GERMAN, but is {line[:80]!r}"
+            )
         pairs.append((columns[0], columns[1]))
     return pairs
 
 
 def splits(pairs: list[tuple[str, str]], sizes: dict[str, int] = SIZES) -> dict[str, list[int]]:
     """Each split's pairs by number, with ``apart`` for those that are in none."""
-    keys = ((("en", corpora.comparable(english)), ("de", corpora.comparable(german))) for english, german in pairs)
+    keys = (
+        (("en", corpora.comparable(english)), ("de", corpora.comparable(german))) for english, german in pairs
+    )
     return corpora.deal(
-        corpora.linked(keys), LARGEST, lambda group: corpora.digest("\t".join(min(pairs[number] for number in group))), sizes
+        corpora.linked(keys),
+        LARGEST,
+        lambda group: corpora.digest("\t".join(min(pairs[number] for number in group))),
+        sizes,
     )
 
 

@@ -48,7 +48,10 @@ def main() -> None:
                 for chunk in tokenised(news(args.folder, name), pool):
                     for pair in chunk:
                         written.add(*pair)
-        with corpora.Pairs(args.out, "train", SIDES) as written, tqdm(unit=" pairs", disable=None) as progress:
+        with (
+            corpora.Pairs(args.out, "train", SIDES) as written,
+            tqdm(unit=" pairs", disable=None) as progress,
+        ):
             for name, member in CORPORA.items():
                 for chunk in tokenised(corpus(args.folder / name, member), pool):
                     progress.update(len(chunk))
@@ -77,20 +80,28 @@ def corpus(path: Path, member: str) -> Iterator[Pair]:
         sides = []
         try:
             for side in SIDES:
-                archive = stack.enter_context(tarfile.open(path, "r|*"))  # a stream each: no seeking to and fro in the gzip
+                archive = stack.enter_context(
+                    tarfile.open(path, "r|*")
+                )  # a stream each: no seeking to and fro in the gzip
                 name = member.format(side)
-                found = next((archive.extractfile(entry) for entry in archive if Path(entry.name).name == name), None)
+                found = next(
+                    (archive.extractfile(entry) for entry in archive if Path(entry.name).name == name), None
+                )
                 if found is None:
                     corpora.refuse(f"{path} must hold {name}, but does not: download it again")
                 sides.append(found)
             for english, german in zip(*sides, strict=True):
                 yield english.decode(errors="replace"), german.decode(errors="replace")
         except ValueError:  # zip's
-            corpora.refuse(f"{path}: both {member.format('*')} must have as many lines, but have not: download it again")
+            corpora.refuse(
+                f"{path}: both {member.format('*')} must have as many lines, but have not: download it again"
+            )
         except OSError as error:
             corpora.refuse(f"{path} cannot be read ({error.strerror or error}): download it again")
         except (tarfile.TarError, EOFError) as error:
-            corpora.refuse(f"{path} must be a whole tar archive, but is not ({error}): delete it and download it again")
+            corpora.refuse(
+                f"{path} must be a whole tar archive, but is not ({error}): delete it and download it again"
+            )
 
 
 def tokenised(pairs: Iterator[Pair], pool: ProcessPoolExecutor) -> Iterator[list[Pair]]:

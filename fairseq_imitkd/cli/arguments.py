@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.files import kind_of
-from fairseq_imitkd.text import SUBWORDS, TextSettings
+from fairseq_imitkd.text.subwords import SUBWORDS, TextSettings
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,7 +59,7 @@ def add_subword_flags(group: Any, of: str, kinds: Sequence[str] = tuple(SUBWORDS
     Args:
         group: of a parser.
         of: what is made subwords.
-        kinds: of subwords, among :data:`~fairseq_imitkd.text.SUBWORDS`.
+        kinds: of subwords, among :data:`~fairseq_imitkd.text.subwords.SUBWORDS`.
     """
     helps = {
         "sentencepiece_model": "file of the model of --bpe sentencepiece",
@@ -67,7 +67,9 @@ def add_subword_flags(group: Any, of: str, kinds: Sequence[str] = tuple(SUBWORDS
         "gpt2_encoder_json": "file of the symbols of --bpe gpt2",
         "gpt2_vocab_bpe": "file of the merges of --bpe gpt2",
     }
-    group.add_argument("--bpe", choices=list(kinds), help=f"how to make subwords of {of} (default: it is of subwords)")
+    group.add_argument(
+        "--bpe", choices=list(kinds), help=f"how to make subwords of {of} (default: it is of subwords)"
+    )
     for name in dict.fromkeys(name for kind in kinds for name in SUBWORDS[kind]):
         group.add_argument(_flag(name), type=Path, help=helps[name])
 
@@ -89,7 +91,9 @@ def text_settings(args: argparse.Namespace, tokenizer: str | None = None) -> Tex
         if path is None:
             raise UsageError(f"--bpe {args.bpe} needs a {_flag(name)}: give its file")
         if kind_of(path, _flag(name)) != "file":
-            raise UsageError(f"{_flag(name)} '{path}' is no file: give the one that --bpe {args.bpe} was made with")
+            raise UsageError(
+                f"{_flag(name)} '{path}' is no file: give the one that --bpe {args.bpe} was made with"
+            )
         files[name] = path
     return TextSettings(args.bpe, files, tokenizer)
 
@@ -106,8 +110,12 @@ def add_search_flags(group: Any, beam: int | None, beam_help: str = "beam size")
         beam: the default of ``--beam``; None leaves it to the command, whose ``beam_help`` says what it then is.
     """
     group.add_argument("--beam", type=int, default=beam, help=beam_help)
-    group.add_argument("--lenpen", type=float, default=1.0, help="length penalty: below 1 favours shorter translations")
+    group.add_argument(
+        "--lenpen", type=float, default=1.0, help="length penalty: below 1 favours shorter translations"
+    )
     group.add_argument("--max-len-a", type=float, default=0.0, help="at most A * source length + B tokens: A")
     group.add_argument("--max-len-b", type=int, default=200, help="at most A * source length + B tokens: B")
     group.add_argument("--min-len", type=int, default=1, help="least tokens")
-    group.add_argument("--no-repeat-ngram-size", type=int, default=0, help="no n-gram of this size comes twice (0: off)")
+    group.add_argument(
+        "--no-repeat-ngram-size", type=int, default=0, help="no n-gram of this size comes twice (0: off)"
+    )

@@ -7,9 +7,9 @@ import torch
 
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.errors import UsageError, interruptible
-from fairseq_imitkd.teacher import DTYPES as TEACHER_DTYPES
-from fairseq_imitkd.teacher_cache import CacheRequest, write_cache
-from fairseq_imitkd.teacher_cache.files import DTYPES
+from fairseq_imitkd.teacher.cache.format import DTYPES
+from fairseq_imitkd.teacher.cache.writer import CacheRequest, write_cache
+from fairseq_imitkd.teacher.teacher import DTYPES as TEACHER_DTYPES
 
 
 @interruptible("; the same command goes on where this one was")
@@ -54,7 +54,9 @@ def argument_parser() -> Parser:
     )
     defaults = CacheRequest("", "", "", "")
     parser.add_argument("data", metavar="DATA_BIN", help="folder that fairseq-preprocess wrote")
-    parser.add_argument("--teacher-path", required=True, help="checkpoint, or several joined by ':' to be averaged")
+    parser.add_argument(
+        "--teacher-path", required=True, help="checkpoint, or several joined by ':' to be averaged"
+    )
     parser.add_argument("--out", required=True, help="folder of the cache, new or empty")
     parser.add_argument(
         "--keep",
@@ -63,12 +65,22 @@ def argument_parser() -> Parser:
         "from which every score can be made again (of one teacher)",
     )
     parser.add_argument("--gen-subset", default=defaults.gen_subset, help="the split")
-    parser.add_argument("--dtype", choices=[*DTYPES], default=defaults.dtype, help="precision of the numbers in the cache")
-    parser.add_argument("--max-tokens", type=positive, default=defaults.max_tokens, help="tokens of a batch, padding included")
+    parser.add_argument(
+        "--dtype", choices=[*DTYPES], default=defaults.dtype, help="precision of the numbers in the cache"
+    )
+    parser.add_argument(
+        "--max-tokens", type=positive, default=defaults.max_tokens, help="tokens of a batch, padding included"
+    )
     parser.add_argument("--cpu", action="store_true", help="run the teacher on the CPU though there is a GPU")
-    parser.add_argument("-s", "--source-lang", help="language translated from (default: as the data's files are named)")
-    parser.add_argument("-t", "--target-lang", help="language translated into (default: as the data's files are named)")
-    parser.add_argument("--truncate-source", action="store_true", help="cut long sources, as training on the cache will")
+    parser.add_argument(
+        "-s", "--source-lang", help="language translated from (default: as the data's files are named)"
+    )
+    parser.add_argument(
+        "-t", "--target-lang", help="language translated into (default: as the data's files are named)"
+    )
+    parser.add_argument(
+        "--truncate-source", action="store_true", help="cut long sources, as training on the cache will"
+    )
     parser.add_argument(
         "--max-source-positions",
         type=positive,
@@ -82,10 +94,14 @@ def argument_parser() -> Parser:
         help="precision that the teacher computes in",
     )
     parser.add_argument(
-        "--teacher-weights", help="weights of several teachers in their average, joined by ':' (default: all alike)"
+        "--teacher-weights",
+        help="weights of several teachers in their average, joined by ':' (default: all alike)",
     )
-    parser.add_argument("--teacher-data", help="folder with the dictionaries that the teacher was trained with")
     parser.add_argument(
-        "--teacher-allow-globals", help="types that the teacher's file may hold beside fairseq's own: module.name,…"
+        "--teacher-data", help="folder with the dictionaries that the teacher was trained with"
+    )
+    parser.add_argument(
+        "--teacher-allow-globals",
+        help="types that the teacher's file may hold beside fairseq's own: module.name,…",
     )
     return parser

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 from fairseq_imitkd.cli.arguments import Parser, add_search_flags, add_subword_flags, positive, text_settings
+from fairseq_imitkd.engines.base import Decoding
 from fairseq_imitkd.errors import UsageError, interruptible
 from fairseq_imitkd.evaluate import models, quality
 from fairseq_imitkd.evaluate.evaluation import Job, evaluate
 from fairseq_imitkd.evaluate.markdown import markdown
-from fairseq_imitkd.offline.decoding import Decoding
-from fairseq_imitkd.text import TOKENIZERS
+from fairseq_imitkd.text.subwords import TOKENIZERS
 
 QUICK = {"sentences": 200, "beam": 1, "speed_sentences": 20, "probe_sentences": 100}
 
@@ -39,19 +39,35 @@ def parser() -> Parser:
         "--model", action="append", required=True, metavar="NAME=PATH",
         help="a fairseq checkpoint, or a folder that imitkd-export made; as often as there are models",
     )  # fmt: skip
-    made.add_argument("--data", type=Path, required=True, help="fairseq's data directory that all were trained on")
-    made.add_argument("--out", type=Path, required=True, help="folder to write; a former evaluation there is overwritten")
-    made.add_argument("--teacher", metavar="NAME", help="the model, a checkpoint, that the others are students of")
-    made.add_argument("--baseline", metavar="NAME", help="the model that others are compared with (default: --teacher's)")
+    made.add_argument(
+        "--data", type=Path, required=True, help="fairseq's data directory that all were trained on"
+    )
+    made.add_argument(
+        "--out", type=Path, required=True, help="folder to write; a former evaluation there is overwritten"
+    )
+    made.add_argument(
+        "--teacher", metavar="NAME", help="the model, a checkpoint, that the others are students of"
+    )
+    made.add_argument(
+        "--baseline", metavar="NAME", help="the model that others are compared with (default: --teacher's)"
+    )
     made.add_argument("--gen-subset", default="test", help="split of --data")
-    made.add_argument("--sentences", type=int, help="how many of its sentences, evenly spread (default: 0, all)")
+    made.add_argument(
+        "--sentences", type=int, help="how many of its sentences, evenly spread (default: 0, all)"
+    )
     made.add_argument(
         "--quick", action="store_true",
         help="200 sentences, greedy decoding, 20 sentences for speed and 100 for probes, unless other flags say more",
     )  # fmt: skip
-    made.add_argument("-s", "--source-lang", help="language translated from (default: as the files of --data are named)")
-    made.add_argument("-t", "--target-lang", help="language translated into (default: as the files of --data are named)")
-    made.add_argument("--threads", type=positive, metavar="N", help="to compute with (default: torch's own choice)")
+    made.add_argument(
+        "-s", "--source-lang", help="language translated from (default: as the files of --data are named)"
+    )
+    made.add_argument(
+        "-t", "--target-lang", help="language translated into (default: as the files of --data are named)"
+    )
+    made.add_argument(
+        "--threads", type=positive, metavar="N", help="to compute with (default: torch's own choice)"
+    )
     made.add_argument(
         "--allow-globals", metavar="NAMES",
         help="types that checkpoints may hold beside fairseq's own: module.name,… (files you trust)",
@@ -62,13 +78,26 @@ def parser() -> Parser:
 
     text = made.add_argument_group("how symbols are made text")
     add_subword_flags(text, "raw text")
-    text.add_argument("--tokenizer", choices=TOKENIZERS, help="before the subwords (moses needs pip install sacremoses)")
-    text.add_argument("--remove-bpe", metavar="MARK", help="instead of --bpe, subword marks to undo: '@@ ', sentencepiece, …")
+    text.add_argument(
+        "--tokenizer", choices=TOKENIZERS, help="before the subwords (moses needs pip install sacremoses)"
+    )
+    text.add_argument(
+        "--remove-bpe",
+        metavar="MARK",
+        help="instead of --bpe, subword marks to undo: '@@ ', sentencepiece, …",
+    )
 
     scores = made.add_argument_group("quality: BLEU, chrF and TER, and")
     scores.add_argument("--metrics", default="", help="more, joined by commas: rouge, comet")
-    scores.add_argument("--no-ter", action="store_true", help="leave TER out, which takes hours on thousands of long texts")
-    scores.add_argument("--comet-model", type=Path, metavar="FILE", help="of --metrics comet (needs pip install unbabel-comet)")
+    scores.add_argument(
+        "--no-ter", action="store_true", help="leave TER out, which takes hours on thousands of long texts"
+    )
+    scores.add_argument(
+        "--comet-model",
+        type=Path,
+        metavar="FILE",
+        help="of --metrics comet (needs pip install unbabel-comet)",
+    )
     scores.add_argument(
         "--bleu-tokenize", choices=quality.TOKENIZERS,
         help="how BLEU makes words of text (default: sacreBLEU's choice for the language: zh, ja-mecab, ko-mecab or 13a)",
@@ -76,13 +105,22 @@ def parser() -> Parser:
 
     speed = made.add_argument_group("speed and probes")
     speed.add_argument(
-        "--batch-sizes", default="1,32", metavar="N,…", help="sentences of a batch; all are translated at the largest"
+        "--batch-sizes",
+        default="1,32",
+        metavar="N,…",
+        help="sentences of a batch; all are translated at the largest",
     )
     speed.add_argument(
-        "--speed-sentences", type=positive, metavar="N", help="that the smaller batch sizes are timed on (default: 100)"
+        "--speed-sentences",
+        type=positive,
+        metavar="N",
+        help="that the smaller batch sizes are timed on (default: 100)",
     )
     speed.add_argument(
-        "--probe-sentences", type=int, metavar="N", help="that --teacher is asked about, evenly spread (default: 250; 0: all)"
+        "--probe-sentences",
+        type=int,
+        metavar="N",
+        help="that --teacher is asked about, evenly spread (default: 250; 0: all)",
     )
     return made
 
@@ -97,7 +135,9 @@ def job(args: argparse.Namespace, command: str) -> Job:
     chosen.update(QUICK if args.quick else {})
     chosen.update({name: getattr(args, name) for name in chosen if getattr(args, name) is not None})
     if args.probe_sentences is not None and args.teacher is None:
-        raise UsageError(f"--probe-sentences {args.probe_sentences} changes nothing without --teacher: name the teacher")
+        raise UsageError(
+            f"--probe-sentences {args.probe_sentences} changes nothing without --teacher: name the teacher"
+        )
     decoding = Decoding(
         beam=chosen["beam"], lenpen=args.lenpen, max_len_a=args.max_len_a, max_len_b=args.max_len_b, min_len=args.min_len,
         no_repeat_ngram_size=args.no_repeat_ngram_size, remove_bpe=args.remove_bpe,
@@ -115,7 +155,9 @@ def job(args: argparse.Namespace, command: str) -> Job:
 def _sizes(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"--batch-sizes must be whole numbers of 1 or more, joined by commas, but is '{text}'")
+        raise UsageError(
+            f"--batch-sizes must be whole numbers of 1 or more, joined by commas, but is '{text}'"
+        )
     return [int(part) for part in parts]
 
 

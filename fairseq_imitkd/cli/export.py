@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_imitkd.cli.arguments import Parser, add_search_flags, add_subword_flags, text_settings
+from fairseq_imitkd.engines.base import Decoding
 from fairseq_imitkd.errors import interruptible
 from fairseq_imitkd.export.architecture import Verdict, judge
 from fairseq_imitkd.export.exporter import QUANTIZATIONS, Job, export
-from fairseq_imitkd.offline.decoding import Decoding
-from fairseq_imitkd.text import TOKENIZERS
+from fairseq_imitkd.text.subwords import TOKENIZERS
 
 FORMS = {"ctranslate2": "CTranslate2", "onnx": "ONNX"}
 
@@ -47,13 +47,22 @@ def parser() -> Parser:
         "Before training, imitkd-export --check FLAGS… says whether what fairseq-train FLAGS… would train can be exported.",
     )
     made.add_argument("checkpoint", metavar="CHECKPOINT", help="file of the student")
-    made.add_argument("--data", type=Path, required=True, help="fairseq's data directory that it was trained on")
+    made.add_argument(
+        "--data", type=Path, required=True, help="fairseq's data directory that it was trained on"
+    )
     made.add_argument("--out", type=Path, required=True, help="folder to make")
     made.add_argument(
-        "--quantization", choices=QUANTIZATIONS, default="int8", help="of its weights; an SRU or GRU has float32 and int8"
+        "--quantization",
+        choices=QUANTIZATIONS,
+        default="int8",
+        help="of its weights; an SRU or GRU has float32 and int8",
     )
-    made.add_argument("-s", "--source-lang", help="language translated from (default: as the files of --data are named)")
-    made.add_argument("-t", "--target-lang", help="language translated into (default: as the files of --data are named)")
+    made.add_argument(
+        "-s", "--source-lang", help="language translated from (default: as the files of --data are named)"
+    )
+    made.add_argument(
+        "-t", "--target-lang", help="language translated into (default: as the files of --data are named)"
+    )
     made.add_argument(
         "--allow-globals", metavar="NAMES",
         help="types that CHECKPOINT may hold beside fairseq's own: module.name,… (files you trust)",
@@ -61,13 +70,17 @@ def parser() -> Parser:
 
     text = made.add_argument_group("how raw text is made symbols")
     add_subword_flags(text, "raw text")
-    text.add_argument("--tokenizer", choices=TOKENIZERS, help="before the subwords (moses needs pip install sacremoses)")
+    text.add_argument(
+        "--tokenizer", choices=TOKENIZERS, help="before the subwords (moses needs pip install sacremoses)"
+    )
 
     add_search_flags(made.add_argument_group("how it is to translate"), 1)
 
     checks = made.add_argument_group("what it is checked on, by greedy decoding")
     checks.add_argument("--gen-subset", default="valid", help="split of --data")
-    checks.add_argument("--sentences", type=int, default=500, help="how many of its sentences, evenly spread (0: all)")
+    checks.add_argument(
+        "--sentences", type=int, default=500, help="how many of its sentences, evenly spread (0: all)"
+    )
     checks.add_argument(
         "--max-bleu-loss", type=float, default=0.5,
         help="the most BLEU that --quantization may cost; beyond, float16 is tried where there is such, and then float32",
@@ -82,7 +95,11 @@ def told(verdict: Verdict) -> str:
     remedy = ""
     if verdict.in_the_way:
         which = (
-            "one of them" if len(verdict.in_the_way) > 1 and verdict.each else "it" if len(verdict.in_the_way) == 1 else "them"
+            "one of them"
+            if len(verdict.in_the_way) > 1 and verdict.each
+            else "it"
+            if len(verdict.in_the_way) == 1
+            else "them"
         )
         remedy = f"; in the way: {', '.join(verdict.in_the_way)}; leave {which} out"
     return f"a student of these flags can't be exported: {verdict.reason}{remedy}"

@@ -13,8 +13,8 @@ from typing import Any
 from fairseq import checkpoint_utils, options, utils
 
 import fairseq_imitkd
-from fairseq_imitkd.checkpoints import all_are_trusted, check_files, read_checkpoint
-from fairseq_imitkd.data import check_data, check_splits
+from fairseq_imitkd.checkpoints.safe_load import all_are_trusted, check_files, read_checkpoint
+from fairseq_imitkd.data.directory import check_data, check_splits
 from fairseq_imitkd.errors import UsageError, interruptible
 
 TASKS = ("translation", "translation_with_teacher")  # whose data lie as those that are checked here
@@ -62,7 +62,9 @@ def _with_defaults() -> list[str]:
     """The command line, and the default flags that the user did not type."""
     defaults = {"--user-dir": str(Path(fairseq_imitkd.__file__).parent), "--task": "translation_with_teacher"}
     typed = {argument.split("=", 1)[0] for argument in sys.argv[1:]}
-    return sys.argv[1:] + [word for flag, value in defaults.items() if flag not in typed for word in (flag, value)]
+    return sys.argv[1:] + [
+        word for flag, value in defaults.items() if flag not in typed for word in (flag, value)
+    ]
 
 
 def _run(module: str) -> None:
@@ -109,7 +111,9 @@ def _check(command: str, args: Namespace) -> None:
         check_splits(args.data, *languages, _splits(command, args), args.dataset_impl)
     if command == "train":
         if args.max_tokens is None and args.batch_size is None:
-            raise UsageError("--max-tokens is not given: say how many tokens a batch may hold, such as --max-tokens 4096")
+            raise UsageError(
+                "--max-tokens is not given: say how many tokens a batch may hold, such as --max-tokens 4096"
+            )
         return
     for flag, paths in (("--path", args.path), ("--lm-path", args.lm_path)):
         if "://" in (paths or "") or (paths is None and flag == "--lm-path"):

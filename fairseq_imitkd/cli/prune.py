@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq_imitkd.checkpoints.compact import packed_state, read
 from fairseq_imitkd.cli.arguments import Parser
-from fairseq_imitkd.compact import packed_state, read
+from fairseq_imitkd.data.files import partial
 from fairseq_imitkd.errors import UsageError, interruptible
-from fairseq_imitkd.files import partial
-from fairseq_imitkd.pruning import SCOPES, Weight, check_sparsity, prune, weights_of_checkpoint
+from fairseq_imitkd.models.pruning import SCOPES, Weight, check_sparsity, prune, weights_of_checkpoint
 
 # What fairseq's models keep beside their parameters.
 _BUFFER = re.compile(r"(.*\.)?(version|_float_tensor)")
@@ -47,11 +47,19 @@ def _parser() -> Parser:
         "imitkd-prune",
         "Without --out: count a checkpoint's parameters. With it: prune them, store them compactly, or undo that.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file of fairseq, or what --sparse has made of one")
-    parser.add_argument("--sparsity", type=float, help="make this share of the weights zero, the smallest ones")
-    parser.add_argument("--scope", choices=SCOPES, help="the smallest of all weights (global, the default) or of each matrix")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="file of fairseq, or what --sparse has made of one"
+    )
+    parser.add_argument(
+        "--sparsity", type=float, help="make this share of the weights zero, the smallest ones"
+    )
+    parser.add_argument(
+        "--scope", choices=SCOPES, help="the smallest of all weights (global, the default) or of each matrix"
+    )
     parser.add_argument("--out", metavar="FILE", help="the new checkpoint, without the optimizer's state")
-    parser.add_argument("--sparse", action="store_true", help="store only what is not zero; fairseq can't read that file")
+    parser.add_argument(
+        "--sparse", action="store_true", help="store only what is not zero; fairseq can't read that file"
+    )
     parser.add_argument(
         "--allow-globals",
         metavar="NAMES",
@@ -68,7 +76,10 @@ def _check(args: argparse.Namespace) -> None:
             f"--scope {args.scope} changes nothing without --sparsity: say what share of the weights shall be zero"
         )
     if args.out is None:
-        for flag, given in ((f"--sparsity {args.sparsity}", args.sparsity is not None), ("--sparse", args.sparse)):
+        for flag, given in (
+            (f"--sparsity {args.sparsity}", args.sparsity is not None),
+            ("--sparse", args.sparse),
+        ):
             if given:
                 raise UsageError(f"{flag} needs --out: say where the new checkpoint shall be")
     elif os.path.lexists(args.out):
@@ -82,8 +93,13 @@ def _check(args: argparse.Namespace) -> None:
 def _pruned(weights: Mapping[str, Weight], sparsity: float, scope: str) -> dict[str, Weight]:
     masks = prune(weights, sparsity, scope)
     if all(int(mask.sum()) == int(weights[name].zeros().sum()) for name, mask in masks.items()):
-        raise UsageError(f"--sparsity {sparsity} changes nothing: as many weights are zero already; give a larger share")
-    return {name: Weight(item.values.masked_fill(masks[name], 0.0), item.padding) for name, item in weights.items()}
+        raise UsageError(
+            f"--sparsity {sparsity} changes nothing: as many weights are zero already; give a larger share"
+        )
+    return {
+        name: Weight(item.values.masked_fill(masks[name], 0.0), item.padding)
+        for name, item in weights.items()
+    }
 
 
 def report(model: Mapping[str, Tensor], weights: Mapping[str, Weight], others: Mapping[str, str]) -> str:
@@ -91,15 +107,25 @@ def report(model: Mapping[str, Tensor], weights: Mapping[str, Weight], others: M
 
     Args:
         model: its tensors by name.
-        weights, others: of :func:`~fairseq_imitkd.pruning.weights_of_checkpoint`.
+        weights, others: of :func:`~fairseq_imitkd.models.pruning.weights_of_checkpoint`.
     """
-    parameters = [value for name, value in model.items() if name not in others and not _BUFFER.fullmatch(name)]
-    total, nonzero = sum(value.numel() for value in parameters), sum(int(value.count_nonzero()) for value in parameters)
+    parameters = [
+        value for name, value in model.items() if name not in others and not _BUFFER.fullmatch(name)
+    ]
+    total, nonzero = (
+        sum(value.numel() for value in parameters),
+        sum(int(value.count_nonzero()) for value in parameters),
+    )
     zeros = {name: int(weight.zeros().sum()) for name, weight in weights.items()}
     count, width = sum(weight.count for weight in weights.values()), max(map(len, weights))
     shapes = {name: "x".join(map(str, weight.values.shape)) for name, weight in weights.items()}
-    lines = [f"{name:<{width}}  {shapes[name]:>12}  {zeros[name] / weights[name].count:7.2%} zero" for name in weights]
-    lines.append(f"prunable weights: {count:,}, {sum(zeros.values()):,} of them zero ({sum(zeros.values()) / count:.2%})")
+    lines = [
+        f"{name:<{width}}  {shapes[name]:>12}  {zeros[name] / weights[name].count:7.2%} zero"
+        for name in weights
+    ]
+    lines.append(
+        f"prunable weights: {count:,}, {sum(zeros.values()):,} of them zero ({sum(zeros.values()) / count:.2%})"
+    )
     lines.append(f"parameters: {total:,}, {nonzero:,} of them not zero ({nonzero / total:.2%})")
     return "\n".join(lines)
 
@@ -118,7 +144,9 @@ def write(state: dict[str, Any], path: str) -> None:
             os.fsync(file.fileno())
         begun.replace(path)
     except (OSError, RuntimeError) as error:
-        raise UsageError(f"--out '{path}' can't be written ({_reason(error)}): make room, or give another file") from error
+        raise UsageError(
+            f"--out '{path}' can't be written ({_reason(error)}): make room, or give another file"
+        ) from error
     finally:
         with suppress(OSError):  # where it could not be made, it may be impossible to look for it too
             begun.unlink(missing_ok=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fairseq_imitkd.cli.arguments import Parser
 from fairseq_imitkd.cli.extras import check_extra
+from fairseq_imitkd.data.files import kind_of, partial
 from fairseq_imitkd.errors import UsageError, interruptible
-from fairseq_imitkd.files import kind_of, partial
 
 EXTRA = ("jinja2", "matplotlib")
 
@@ -36,9 +36,15 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"warning: {note}", file=sys.stderr)
     without = [f"'{run.source}'" for run in runs if not run.is_distillation]
     if without:
-        print(f"note: no figures of the plugin's criteria, such as student_share, in {', '.join(without)}", file=sys.stderr)
+        print(
+            f"note: no figures of the plugin's criteria, such as student_share, in {', '.join(without)}",
+            file=sys.stderr,
+        )
     write(args.out, html)
-    counts = [f"{len(each)} {name}{'s' * (len(each) != 1)}" for each, name in ((runs, "run"), (evaluations, "evaluation"))]
+    counts = [
+        f"{len(each)} {name}{'s' * (len(each) != 1)}"
+        for each, name in ((runs, "run"), (evaluations, "evaluation"))
+    ]
     print(f"{args.out}: {', '.join(counts)}, {args.out.stat().st_size / 1e6:.2f} MB")
 
 
@@ -54,7 +60,13 @@ def parser() -> Parser:
         help="folder of a training, with fairseq's output in train.log or another *.log (--log-format simple or json), or "
         "with TensorBoard's event files",
     )  # fmt: skip
-    made.add_argument("--out", type=Path, required=True, metavar="FILE", help="page to write; a former report is overwritten")
+    made.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="page to write; a former report is overwritten",
+    )
     made.add_argument(
         "--evaluation", type=Path, action="append", default=[], metavar="DIR",
         help="the --out of imitkd-evaluate; as often as there are evaluations",
@@ -73,7 +85,9 @@ def check_out(out: Path) -> None:
     if kind_of(out.parent, "--out") != "folder":
         raise UsageError(f"--out '{out}' can't be written: its folder is not there; make it first")
     if os.path.lexists(out) and not _is_report(out):
-        raise UsageError(f"--out '{out}' is there already and no report: give another name, or delete it first")
+        raise UsageError(
+            f"--out '{out}' is there already and no report: give another name, or delete it first"
+        )
 
 
 def _is_report(path: Path) -> bool:
@@ -98,7 +112,9 @@ def write(out: Path, html: str) -> None:
             os.fsync(file.fileno())
         begun.replace(out)
     except OSError as error:
-        raise UsageError(f"--out '{out}' can't be written ({error.strerror}): make room, or give another file") from error
+        raise UsageError(
+            f"--out '{out}' can't be written ({error.strerror}): make room, or give another file"
+        ) from error
     finally:
         with suppress(OSError):
             begun.unlink(missing_ok=True)

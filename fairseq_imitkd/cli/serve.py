@@ -20,7 +20,7 @@ from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.errors import UsageError, interruptible
 from fairseq_imitkd.serving.batching import THREADS, Batching, Model, facts, misstated
-from fairseq_imitkd.serving.reading import Limits
+from fairseq_imitkd.serving.requests import Limits
 
 EXTRA = ("starlette", "uvicorn", "prometheus_client")
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -30,7 +30,11 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 def main(arguments: list[str] | None = None) -> None:
     """The command; ``arguments`` are those of the command line unless given."""
     args = argument_parser().parse_args(arguments)
-    logging.basicConfig(format="%(asctime)s | %(levelname)s | %(name)s | %(message)s", level=args.log_level.upper(), force=True)
+    logging.basicConfig(
+        format="%(asctime)s | %(levelname)s | %(name)s | %(message)s",
+        level=args.log_level.upper(),
+        force=True,
+    )
     _check(args)
     check_extra("imitkd-serve", "serve", EXTRA)
     with bind(args.host, args.port) as listener:  # first, since a model takes long to load
@@ -41,7 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
         shown = f"[{host}]" if ":" in host else host
         if not local:
             logging.warning(
-                "--host %s lets everyone in who reaches this machine: put a proxy with a password and TLS before it", args.host
+                "--host %s lets everyone in who reaches this machine: put a proxy with a password and TLS before it",
+                args.host,
             )
         model = _model(args)
         server = _server(args, model, {*LOOPBACK, shown, args.host.lower()} if local else None)
@@ -56,11 +61,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 def argument_parser() -> Parser:
     """Every flag."""
-    parser = Parser("imitkd-serve", "Translate over HTTP with an exported model: POST /translate, or the page at /.")
+    parser = Parser(
+        "imitkd-serve", "Translate over HTTP with an exported model: POST /translate, or the page at /."
+    )
     batching, limits = Batching(), Limits()
     parser.add_argument("folder", type=Path, metavar="DIR", help="the exported model")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; 127.0.0.1 is reached from this machine alone"
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 127.0.0.1 is reached from this machine alone",
     )
     parser.add_argument("--port", type=_port, default=8080, help="to listen on; 0 takes a free one")
     parser.add_argument(
@@ -70,15 +79,25 @@ def argument_parser() -> Parser:
 
     model = parser.add_argument_group("the model")
     model.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what computes")
-    model.add_argument("--threads", type=positive, metavar="N", help="of the model on the CPU (default: torch's own choice)")
+    model.add_argument(
+        "--threads", type=positive, metavar="N", help="of the model on the CPU (default: torch's own choice)"
+    )
     model.add_argument("--beam", type=positive, metavar="N", help="beam size (default: the exported model's)")
 
     together = parser.add_argument_group("how sentences come together")
     together.add_argument(
-        "--max-batch-sentences", type=positive, metavar="N", default=batching.sentences, help="sentences translated at once"
+        "--max-batch-sentences",
+        type=positive,
+        metavar="N",
+        default=batching.sentences,
+        help="sentences translated at once",
     )
     together.add_argument(
-        "--max-batch-tokens", type=positive, metavar="N", default=batching.tokens, help="their tokens, padding included"
+        "--max-batch-tokens",
+        type=positive,
+        metavar="N",
+        default=batching.tokens,
+        help="their tokens, padding included",
     )
     together.add_argument(
         "--batch-wait", type=_number, default=1000 * batching.wait, metavar="MILLISECONDS",
@@ -93,8 +112,12 @@ def argument_parser() -> Parser:
     )
 
     request = parser.add_argument_group("what a request may hold and take")
-    request.add_argument("--max-request-bytes", type=positive, metavar="N", default=limits.request_bytes, help="of its body")
-    request.add_argument("--max-request-sentences", type=positive, metavar="N", default=limits.sentences, help="or lines")
+    request.add_argument(
+        "--max-request-bytes", type=positive, metavar="N", default=limits.request_bytes, help="of its body"
+    )
+    request.add_argument(
+        "--max-request-sentences", type=positive, metavar="N", default=limits.sentences, help="or lines"
+    )
     request.add_argument(
         "--max-sentence-tokens",
         type=positive,
@@ -158,7 +181,9 @@ def bind(host: str, port: int) -> socket.socket:
         )
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"--host '{host}' is no address: give one of this machine's, such as 127.0.0.1") from error
+        raise UsageError(
+            f"--host '{host}' is no address: give one of this machine's, such as 127.0.0.1"
+        ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -168,11 +193,15 @@ def bind(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             message = f"--port {port} is in use on {host}: give another, or 0 for one that is free"
         elif error.errno == errno.EADDRNOTAVAIL:
-            message = f"--host '{host}' is not this machine's: give an address of this machine, such as 127.0.0.1"
+            message = (
+                f"--host '{host}' is not this machine's: give an address of this machine, such as 127.0.0.1"
+            )
         elif error.errno in (errno.EACCES, errno.EPERM):
             message = f"--port {port} is only for privileged users: give one of 1024 or more"
         else:
-            message = f"--host '{host}' with --port {port} can't be listened on ({error.strerror}): give others"
+            message = (
+                f"--host '{host}' with --port {port} can't be listened on ({error.strerror}): give others"
+            )
         raise UsageError(message) from error
     return listener
 
@@ -201,7 +230,9 @@ def _server(args: argparse.Namespace, model: Model, hosts: set[str] | None) -> A
 
     longest = args.max_sentence_tokens or model.longest_source
     limits = Limits(args.max_request_bytes, args.max_request_sentences, longest, args.timeout)
-    batching = Batching(args.max_batch_sentences, args.max_batch_tokens, args.batch_wait / 1000, args.queue, longest)
+    batching = Batching(
+        args.max_batch_sentences, args.max_batch_tokens, args.batch_wait / 1000, args.queue, longest
+    )
     app = application(model, limits, batching, hosts)
     most = most_connections()
     config = uvicorn.Config(

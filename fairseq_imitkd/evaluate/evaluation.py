@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.engines.base import Decoding, Hypothesis
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate import folder, models, provenance, quality
 from fairseq_imitkd.evaluate.memory import Measurement
@@ -21,9 +23,7 @@ from fairseq_imitkd.evaluate.probes import Prober
 from fairseq_imitkd.evaluate.quality import Metrics
 from fairseq_imitkd.evaluate.sentences import Detokenizer, read, spread
 from fairseq_imitkd.evaluate.speed import GREEDY, Failures, Run, Timings, figures, interleave, nothing
-from fairseq_imitkd.offline.corpus import Languages
-from fairseq_imitkd.offline.decoding import Decoding, Hypothesis
-from fairseq_imitkd.text import TextSettings
+from fairseq_imitkd.text.subwords import TextSettings
 
 FORMAT = 1
 
@@ -148,7 +148,9 @@ def evaluate(job: Job, show: Callable[[dict[str, Any]], object] = lambda _: None
             "format": FORMAT,
             "command": job.command,
             "commit": provenance.commit(),
-            "versions": provenance.versions({*(model.kind for model in evaluation.models.values()), *job.metrics}),
+            "versions": provenance.versions(
+                {*(model.kind for model in evaluation.models.values()), *job.metrics}
+            ),
             "machine": provenance.machine(),
             "data": evaluation.data,
             "baseline": evaluation.baseline,
@@ -157,7 +159,11 @@ def evaluate(job: Job, show: Callable[[dict[str, Any]], object] = lambda _: None
             "files": {"sources": folder.SOURCES, "references": folder.REFERENCES},
             "models": found,
             "failed": {**evaluation.failures.reasons, **evaluation.metrics.failed},
-            "seconds": {"decoding": evaluation.seconds, "probes": probing, "total": time.perf_counter() - begun},
+            "seconds": {
+                "decoding": evaluation.seconds,
+                "probes": probing,
+                "total": time.perf_counter() - begun,
+            },
         }
         try:
             folder.write(job.out, evaluation.sentences, evaluation.texts, results)
@@ -176,7 +182,9 @@ class _Evaluation:
         self.models = self._load()
         self.text = Detokenizer(self.languages, job.text, job.decoding.remove_bpe)
         self.sentences = read(self.languages, job.split, job.sentences, self.models, self.text)
-        self.metrics = Metrics(self.sentences, self.languages.target, job.bleu_tokenize, job.metrics, job.comet_model, job.ter)
+        self.metrics = Metrics(
+            self.sentences, self.languages.target, job.bleu_tokenize, job.metrics, job.comet_model, job.ter
+        )
         self.translations: dict[Run, list[Hypothesis]] = {}
         self.texts: dict[Run, list[str]] = {}
         self.timings: dict[int, Timings] = {}
@@ -197,7 +205,8 @@ class _Evaluation:
         left = {name: model for name, model in found.items() if name not in self.failures}
         if not left:
             raise UsageError(
-                "no model is left: " + "; ".join(f"{name} failed {why}" for name, why in self.failures.reasons.items())
+                "no model is left: "
+                + "; ".join(f"{name} failed {why}" for name, why in self.failures.reasons.items())
             )
         return left
 
@@ -215,15 +224,21 @@ class _Evaluation:
         largest, *smaller = sorted(set(job.batch_sizes), reverse=True)
         total = len(every) * len(engines) + len(some) * len(greedy) * len(smaller)
         with tqdm(total=total, desc="translate", unit=" sentences", mininterval=1.0, leave=False) as bar:
-            self.timings[largest], found = interleave(engines, sentences, sentences.batches(every, largest), self.failures, bar)
+            self.timings[largest], found = interleave(
+                engines, sentences, sentences.batches(every, largest), self.failures, bar
+            )
             for size in smaller:
-                self.timings[size], _ = interleave(greedy, sentences, sentences.batches(some, size), self.failures, bar)
+                self.timings[size], _ = interleave(
+                    greedy, sentences, sentences.batches(some, size), self.failures, bar
+                )
         self.models = self._left(self.models)
         empty = nothing(self.languages.target_dictionary.eos())
         for run, by_number in found.items():
             if run[0] in self.models:
                 self.translations[run] = [by_number.get(number, empty) for number in range(len(sentences))]
-                self.texts[run] = self.text.targets(hypothesis.tokens for hypothesis in self.translations[run])
+                self.texts[run] = self.text.targets(
+                    hypothesis.tokens for hypothesis in self.translations[run]
+                )
 
     @property
     def baseline(self) -> str | None:
@@ -258,7 +273,9 @@ class _Evaluation:
         [batch, *_] = self.sentences.batches(self.sentences.translatable(), size)
         sources = [self.sentences.sources[number] for number in batch]
         greedy = self.job.searches[GREEDY]
-        return Measurement(self.models, self.languages, greedy, sources, torch.get_num_threads(), self.job.allow_globals)
+        return Measurement(
+            self.models, self.languages, greedy, sources, torch.get_num_threads(), self.job.allow_globals
+        )
 
     def decodings(self) -> dict[str, dict[str, Any]]:
         """How good each model's translations are, by model and search."""
@@ -278,7 +295,10 @@ class _Evaluation:
                         "outputs": folder.outputs((name, search)),
                     }
                     if search != GREEDY:
-                        found[name][search]["speed"] = {"batch_size": largest, **self._figures(largest, name, search)}
+                        found[name][search]["speed"] = {
+                            "batch_size": largest,
+                            **self._figures(largest, name, search),
+                        }
         return found
 
     def speed(self, name: str) -> dict[str, Any]:
@@ -298,14 +318,22 @@ class _Evaluation:
 
     def probes(self) -> dict[str, dict[str, Any]]:
         """What the teacher finds about each of its students that is a checkpoint."""
-        students = {name: model.fairseq for name, model in self.models.items() if model.fairseq and name != self.teacher}
+        students = {
+            name: model.fairseq
+            for name, model in self.models.items()
+            if model.fairseq and name != self.teacher
+        }
         numbers = self._probed() if self.teacher else []
         if self.teacher is None or not numbers or not students:
             return {}
         sentences, teacher = self.sentences, self.models[self.teacher].fairseq
-        sources, references = ([side[number] for number in numbers] for side in (sentences.sources, sentences.references))
+        sources, references = (
+            [side[number] for number in numbers] for side in (sentences.sources, sentences.references)
+        )
         assert teacher is not None
-        prober = Prober(teacher, self.languages, self.job.searches[GREEDY], sources, references, max(self.job.batch_sizes))
+        prober = Prober(
+            teacher, self.languages, self.job.searches[GREEDY], sources, references, max(self.job.batch_sizes)
+        )
 
         def greedy(name: str) -> list[Tensor]:
             return [self.translations[name, GREEDY][number].tokens for number in numbers]

@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from fairseq_imitkd.data.files import alone, is_left_over, partial, sync, write_json
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate.sentences import Sentences
 from fairseq_imitkd.evaluate.speed import Run
-from fairseq_imitkd.files import alone, is_left_over, partial, sync, write_json
 
 RESULTS, SOURCES, REFERENCES = "evaluation.json", "sources.txt", "references.txt"
 
@@ -23,11 +23,15 @@ def check(out: Path) -> None:
         UsageError: it is a file, holds something else, or can't be looked into.
     """
     try:
-        if not os.path.exists(out) or (out.is_dir() and (all(map(is_left_over, out.iterdir())) or _is_former(out))):
+        if not os.path.exists(out) or (
+            out.is_dir() and (all(map(is_left_over, out.iterdir())) or _is_former(out))
+        ):
             return
     except OSError as error:
         raise _unwritable(out, error) from error
-    raise UsageError(f"--out '{out}' holds something that is no evaluation: give another folder, or delete it first")
+    raise UsageError(
+        f"--out '{out}' holds something that is no evaluation: give another folder, or delete it first"
+    )
 
 
 @contextmanager
@@ -53,7 +57,9 @@ def held(out: Path) -> Iterator[None]:
 
 
 def _unwritable(out: Path, error: OSError) -> UsageError:
-    return UsageError(f"--out '{out}' can't be written ({error.strerror or error}): make room, or give another folder")
+    return UsageError(
+        f"--out '{out}' can't be written ({error.strerror or error}): make room, or give another folder"
+    )
 
 
 def outputs(run: Run) -> str:
@@ -62,7 +68,9 @@ def outputs(run: Run) -> str:
     return f"{name}.{search.replace(' ', '')}.txt"
 
 
-def write(out: Path, sentences: Sentences, texts: Mapping[Run, Sequence[str]], results: dict[str, Any]) -> None:
+def write(
+    out: Path, sentences: Sentences, texts: Mapping[Run, Sequence[str]], results: dict[str, Any]
+) -> None:
     """All files, the results last; the outputs of a former evaluation go after that, and what else is there stays.
 
     Nothing has its name before everything is on the disk: a full one leaves the former evaluation as it is.
@@ -98,7 +106,10 @@ def former_outputs(out: Path) -> list[Path]:
     """The translations that a former evaluation has left; nothing that lies elsewhere, whatever its file says."""
     if not _is_former(out):
         return []
-    return [out / name for name in re.findall(r'"outputs": "([A-Za-z0-9][\w.+-]*\.txt)"', (out / RESULTS).read_text("utf-8"))]
+    return [
+        out / name
+        for name in re.findall(r'"outputs": "([A-Za-z0-9][\w.+-]*\.txt)"', (out / RESULTS).read_text("utf-8"))
+    ]
 
 
 def _is_former(out: Path) -> bool:

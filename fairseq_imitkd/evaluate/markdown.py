@@ -47,10 +47,18 @@ def _cell(text: str) -> str:
 
 
 def _quality(models: dict[str, Any]) -> str:
-    every = [(name, search, found) for name, model in models.items() for search, found in model["decoding"].items()]
+    every = [
+        (name, search, found) for name, model in models.items() for search, found in model["decoding"].items()
+    ]
     tested = [each for each in TESTED if any(each in found for *_, found in every)]
     comet = any("comet" in found for *_, found in every)
-    header = ["model", "decoding", "BLEU (95%)", "p", *(word for each in tested for word in (TITLES[each], "p"))]
+    header = [
+        "model",
+        "decoding",
+        "BLEU (95%)",
+        "p",
+        *(word for each in tested for word in (TITLES[each], "p")),
+    ]
     header += ["COMET"] if comet else []
     rows = []
     for name, search, found in every:
@@ -88,7 +96,12 @@ def _speed(models: dict[str, Any], baseline: str | None) -> str:
         every = list(model["speed"].items())
         beams = [found["speed"] for found in model["decoding"].values() if "speed" in found]
         for size, speed in [*every, *((str(beam["batch_size"]), beam) for beam in beams)]:
-            row = [name, speed["decoding"], size, _with_quartiles(speed["sentences_per_second"], speed["rounds"], 1)]
+            row = [
+                name,
+                speed["decoding"],
+                size,
+                _with_quartiles(speed["sentences_per_second"], speed["rounds"], 1),
+            ]
             row.append(f"{speed['tokens_per_second']:,.0f}")
             row += ["" if speed[each] is None else f"{speed[each]:.1f}" for each in ("p50_ms", "p95_ms")]
             if baseline:
@@ -107,7 +120,8 @@ def _size(models: dict[str, Any]) -> str:
     for name, model in models.items():
         kind = model["kind"] + (f", {model['quantization']}" if model["quantization"] else "")
         sizes = [
-            "" if model[each] is None else f"{model[each] / 1e6:.2f}" for each in ("bytes", "weight_bytes", "peak_memory_bytes")
+            "" if model[each] is None else f"{model[each] / 1e6:.2f}"
+            for each in ("bytes", "weight_bytes", "peak_memory_bytes")
         ]
         rows.append([name, kind, model["arch"] or "", f"{model['parameters']:,}", *sizes])
     return table(header, rows, 3)
@@ -136,10 +150,17 @@ def _has_positions(models: dict[str, Any]) -> bool:
 
 def _by_position(models: dict[str, Any]) -> str:
     """Agreement after own prefixes, and how far it is from that after references': what drifts, drifts more the later."""
-    probed = {name: model["probes"].get("by_position", []) for name, model in models.items() if model["probes"]}
-    tokens = {(group["from"], group["to"]): group["gold"]["tokens"] for each in probed.values() for group in each}
+    probed = {
+        name: model["probes"].get("by_position", []) for name, model in models.items() if model["probes"]
+    }
+    tokens = {
+        (group["from"], group["to"]): group["gold"]["tokens"] for each in probed.values() for group in each
+    }
     groups = sorted(tokens, key=lambda group: group[0])
-    header = ["agreement, own (over gold), by token", *(f"{_range(*group)} ({tokens[group]:,})" for group in groups)]
+    header = [
+        "agreement, own (over gold), by token",
+        *(f"{_range(*group)} ({tokens[group]:,})" for group in groups),
+    ]
     rows = []
     for name, each in probed.items():
         cells = {group["from"]: _over_gold(group["own"], group["gold"]) for group in each}
@@ -169,7 +190,9 @@ def _notes(results: dict[str, Any]) -> str:
         "peak memory: what loading it and translating one batch adds to a process that has imported everything",
     ]
     if results["teacher"]:
-        lines.append("agreement: share of tokens for which teacher and student prefer the same; KL(teacher || student) in nats")
+        lines.append(
+            "agreement: share of tokens for which teacher and student prefer the same; KL(teacher || student) in nats"
+        )
     if _has_positions(results["models"]):
         lines.append(
             "by token: its position; in brackets how many the references have there, in a cell how many the model wrote; "
@@ -177,7 +200,8 @@ def _notes(results: dict[str, Any]) -> str:
         )
     lines += [
         f"machine: {machine['processor']}, {_counted(machine['cores'], 'core')}; {_counted(machine['threads'], 'thread')}",
-        f"commit {results['commit'] or 'unknown'}; " + ", ".join(f"{name} {number}" for name, number in versions.items()),
+        f"commit {results['commit'] or 'unknown'}; "
+        + ", ".join(f"{name} {number}" for name, number in versions.items()),
         f"{seconds['total']:,.0f} s, of which {seconds['decoding']:,.0f} decoding"
         + (f" and {seconds['probes']:,.0f} probes" if results["teacher"] else ""),
     ]
@@ -186,7 +210,9 @@ def _notes(results: dict[str, Any]) -> str:
 
 def _rounds(models: dict[str, Any]) -> str:
     speed = next(iter(models.values()))["speed"]
-    return ", ".join(f"{_counted(each['rounds']['count'], 'round')} at batch size {size}" for size, each in speed.items())
+    return ", ".join(
+        f"{_counted(each['rounds']['count'], 'round')} at batch size {size}" for size, each in speed.items()
+    )
 
 
 def _counted(count: int, what: str) -> str:

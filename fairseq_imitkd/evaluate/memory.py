@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 import fairseq_imitkd
+from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.engines.base import Decoding
 from fairseq_imitkd.evaluate import models
-from fairseq_imitkd.offline.corpus import Languages
-from fairseq_imitkd.offline.decoding import Decoding
 
 logger = logging.getLogger(__name__)
 PACKAGES = {"ctranslate2": "ctranslate2", "onnx": "onnxruntime"}  # of exported students, by kind
@@ -62,8 +62,13 @@ class Measurement:
             "decoding": asdict(decoding), "batch": [source.tolist() for source in batch], "threads": threads,
             "allow_globals": allow_globals,
         }  # fmt: skip
-        places = {name: {"path": str(model.path.resolve()), "kind": model.kind} for name, model in found.items()}
-        paths = [str(Path(fairseq_imitkd.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        places = {
+            name: {"path": str(model.path.resolve()), "kind": model.kind} for name, model in found.items()
+        }
+        paths = [
+            str(Path(fairseq_imitkd.__file__).parent.parent),
+            *filter(None, [os.environ.get("PYTHONPATH")]),
+        ]
         environment = {
             **os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore",
             "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",  # a process that has threads can't be forked
@@ -72,7 +77,11 @@ class Measurement:
             json.dump({"common": common, "models": places}, jobs)
             jobs.seek(0)
             self.process = subprocess.Popen(
-                [sys.executable, "-m", __name__], stdin=jobs, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+                [sys.executable, "-m", __name__],
+                stdin=jobs,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
             )
 
     def peaks(self) -> dict[str, int | None]:
@@ -147,7 +156,9 @@ def _read_in_all_code() -> None:
 
 def _highest() -> int:
     """The most bytes that this process had resident."""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    [line] = [
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")
+    ]
     return 1024 * int(line.split()[1])
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from fairseq.models import BaseFairseqModel
 
-from fairseq_imitkd import compact
-from fairseq_imitkd.checkpoints import first_difference
+from fairseq_imitkd.checkpoints import compact
+from fairseq_imitkd.checkpoints.safe_load import first_difference
+from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.engines.base import Decoding
+from fairseq_imitkd.engines.exported import Engine, ModelEngine
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export.bundle import MANIFEST, Bundle
-from fairseq_imitkd.export.engines import Engine, ModelEngine
-from fairseq_imitkd.loading import StudentSide, load_student
-from fairseq_imitkd.offline.corpus import Languages
-from fairseq_imitkd.offline.decoding import Decoding
+from fairseq_imitkd.teacher.loading import StudentSide, load_student
 
 FAIRSEQ = "fairseq"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -30,7 +30,7 @@ class Model:
 
     Args:
         path: the checkpoint, or the exported student's folder.
-        kind: ``fairseq``, or one of :data:`~fairseq_imitkd.export.engines.FORMS`.
+        kind: ``fairseq``, or one of :data:`~fairseq_imitkd.engines.exported.FORMS`.
         quantization: of an exported student's weights.
         arch: the name of its architecture.
         parameters: how many it has; shared ones count once.
@@ -59,7 +59,9 @@ class Model:
     @property
     def bytes_on_disk(self) -> int:
         """Of the file, or of all files of the folder."""
-        files = [self.path] if self.path.is_file() else [path for path in self.path.rglob("*") if path.is_file()]
+        files = (
+            [self.path] if self.path.is_file() else [path for path in self.path.rglob("*") if path.is_file()]
+        )
         return sum(path.stat().st_size for path in files)
 
 
@@ -75,8 +77,12 @@ def parse(texts: list[str]) -> dict[str, Path]:
         if not equals or not path:
             raise UsageError(f"--model must be NAME=PATH, but is '{text}': give a name before the path")
         if not _NAME.fullmatch(name):
-            raise UsageError(f"--model '{text}': its name must be of letters, digits, '.', '_', '+' and '-', but is '{name}'")
-        if any(name.lower() == other.lower() for other in found):  # files are named by them, and case is not everywhere told
+            raise UsageError(
+                f"--model '{text}': its name must be of letters, digits, '.', '_', '+' and '-', but is '{name}'"
+            )
+        if any(
+            name.lower() == other.lower() for other in found
+        ):  # files are named by them, and case is not everywhere told
             raise UsageError(f"--model {name} is given twice: give each model a name of its own")
         found[name] = Path(path)
         if not os.path.exists(path):
@@ -100,7 +106,9 @@ def load(path: Path, languages: Languages, decoding: Decoding, allow_globals: st
     """
     if os.path.isdir(path):
         return _exported(path, languages, decoding)
-    side = StudentSide(languages.source, languages.target, languages.source_dictionary, languages.target_dictionary)
+    side = StudentSide(
+        languages.source, languages.target, languages.source_dictionary, languages.target_dictionary
+    )
     model, arch = load_student(str(path), languages.folder, side, allow_globals)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     engine = ModelEngine(model, languages, decoding)
@@ -125,7 +133,10 @@ def _exported(folder: Path, languages: Languages, decoding: Decoding) -> Model:
                 f"'{difference[2]}': give the --data that the student was trained on"
             )
     try:
-        said, longest = bundle.manifest["student"], (bundle.longest_source, int(bundle.manifest["longest_target"]))
+        said, longest = (
+            bundle.manifest["student"],
+            (bundle.longest_source, int(bundle.manifest["longest_target"])),
+        )
         quantization = str(bundle.manifest["quantization"])
         parameters, arch = int(said["parameters"]), str(said["arch"])
     except (KeyError, TypeError, ValueError) as error:

@@ -9,11 +9,17 @@ from fairseq.data import data_utils
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
-from fairseq_imitkd.offline.corpus import Languages
-from fairseq_imitkd.offline.decoding import Decoding
+from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.engines.base import Decoding
 from fairseq_imitkd.rollout import RolloutGenerator
 
-POSITIONS = ((1, 5), (6, 10), (11, 20), (21, 30), (31, None))  # of target tokens, from the first: what figures are given by
+POSITIONS = (
+    (1, 5),
+    (6, 10),
+    (11, 20),
+    (21, 30),
+    (31, None),
+)  # of target tokens, from the first: what figures are given by
 LEAST = 50  # tokens of a group of them; fewer say nothing
 
 
@@ -78,7 +84,9 @@ class Prober:
         last = torch.tensor([end for _, end in POSITIONS if end is not None])
         for start in range(0, len(self.sources), self.size):
             part = slice(start, start + self.size)
-            own, theirs = (self._lprobs(model, self.sources[part], targets[part]) for model in (student, self.teacher))
+            own, theirs = (
+                self._lprobs(model, self.sources[part], targets[part]) for model in (student, self.teacher)
+            )
             same = own.argmax(dim=-1).eq(theirs.argmax(dim=-1)).double()
             divergence = (theirs.exp() * (theirs - own)).sum(dim=-1).double()
             position = torch.cat([torch.arange(1, target.numel() + 1) for target in targets[part]])
@@ -88,10 +96,14 @@ class Prober:
             raise ValueError("a probability is no number")
         return sums
 
-    def _lprobs(self, model: BaseFairseqModel, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    def _lprobs(
+        self, model: BaseFairseqModel, sources: Sequence[Tensor], targets: Sequence[Tensor]
+    ) -> Tensor:
         """``(N, V)`` log-probabilities after each prefix of the targets, without the padding."""
         dictionary = self.languages.target_dictionary
-        previous = data_utils.collate_tokens(targets, dictionary.pad(), dictionary.eos(), move_eos_to_beginning=True)
+        previous = data_utils.collate_tokens(
+            targets, dictionary.pad(), dictionary.eos(), move_eos_to_beginning=True
+        )
         counted = data_utils.collate_tokens(targets, dictionary.pad()).ne(dictionary.pad())
         net_input = self._net_input(sources)
         with warnings.catch_warnings():
@@ -131,10 +143,14 @@ class Prober:
             halves = [tokens[: tokens.numel() // 2] for tokens in begun[part]]  # the EOS rounds up
             prefixes = data_utils.collate_tokens(halves, dictionary.pad())
             sample = {"net_input": self._net_input(self.sources[part])}
-            found += [every[0]["tokens"] for every in generator.generate([author], sample, prefix_tokens=prefixes)]
+            found += [
+                every[0]["tokens"] for every in generator.generate([author], sample, prefix_tokens=prefixes)
+            ]
         return found
 
-    def probe(self, student: BaseFairseqModel, own: Sequence[Tensor], teachers: Sequence[Tensor], bleu: Any) -> dict[str, Any]:
+    def probe(
+        self, student: BaseFairseqModel, own: Sequence[Tensor], teachers: Sequence[Tensor], bleu: Any
+    ) -> dict[str, Any]:
         """Everything about one student.
 
         Args:
@@ -156,7 +172,11 @@ class Prober:
             "kl_gold": gold.kl,
             "kl_own": after_own.kl,
             "by_position": [
-                {"from": first, "to": last, **{name: Distance.of(each[group])._asdict() for name, each in sums.items()}}
+                {
+                    "from": first,
+                    "to": last,
+                    **{name: Distance.of(each[group])._asdict() for name, each in sums.items()},
+                }
                 for group, (first, last) in enumerate(POSITIONS)
                 if all(each[group, 0] >= LEAST for each in sums.values())
             ],

@@ -14,7 +14,12 @@ import torch
 import fairseq_imitkd
 
 # What is used only by some evaluations: names of kinds of models and of metrics, and the packages.
-PACKAGES = {"ctranslate2": "ctranslate2", "onnx": "onnxruntime", "rouge": "rouge-score", "comet": "unbabel-comet"}
+PACKAGES = {
+    "ctranslate2": "ctranslate2",
+    "onnx": "onnxruntime",
+    "rouge": "rouge-score",
+    "comet": "unbabel-comet",
+}
 
 
 def commit() -> str | None:
@@ -23,7 +28,9 @@ def commit() -> str | None:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30)
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

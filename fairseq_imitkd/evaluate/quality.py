@@ -13,10 +13,10 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import estimate_ci
 from tqdm import tqdm
 
+from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate.sentences import Sentences
-from fairseq_imitkd.files import sha256
-from fairseq_imitkd.scores import rouge_scorer, rouge_signature
+from fairseq_imitkd.text.scores import rouge_scorer, rouge_signature
 
 logger = logging.getLogger(__name__)
 EXTRA = ("rouge", "comet")  # beside BLEU, chrF and TER
@@ -25,7 +25,10 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 TOKENIZERS = ("13a", "intl", "char", "none", "zh", "ja-mecab", "ko-mecab")
 LENGTHS = (10, 20, 30, 50)  # tokens of a source up to which each group but the last goes
 REPEATS = 3  # times in a row
-RESAMPLES, SEED = 1000, "12345"  # of the bootstrap: sacreBLEU's own defaults, the seed unless SACREBLEU_SEED is set
+RESAMPLES, SEED = (
+    1000,
+    "12345",
+)  # of the bootstrap: sacreBLEU's own defaults, the seed unless SACREBLEU_SEED is set
 SLOW = 30  # words of a reference from which TER's time, which grows with the fourth power, is felt
 
 Scores = dict[str, dict[str, float | None]]
@@ -61,14 +64,17 @@ class Metrics:
         try:
             bleu = BLEU(**self.bleu_settings, references=references)
         except (ImportError, RuntimeError) as error:
-            raise UsageError(f"--bleu-tokenize {tokenize or target_lang} can't be used: {_in_one_line(error)}") from error
+            raise UsageError(
+                f"--bleu-tokenize {tokenize or target_lang} can't be used: {_in_one_line(error)}"
+            ) from error
         self.metrics = {"bleu": bleu, "chrf": CHRF(references=references)}
         if ter:
             self.metrics["ter"] = TER(references=references)
             words = sum(len(text.split()) for text in sentences.reference_texts) / len(sentences)
             if words > SLOW:
                 logger.warning(
-                    "TER of references of %.0f words takes long, hours if they are thousands: --no-ter leaves it out", words
+                    "TER of references of %.0f words takes long, hours if they are thousands: --no-ter leaves it out",
+                    words,
                 )
         self.seed = os.environ.get("SACREBLEU_SEED", SEED).lower()
         self.failed: dict[str, str] = {}  # what of the scores gave up on the way, and why; all others stand
@@ -83,9 +89,13 @@ class Metrics:
         if self._rouge:
             self.signatures["rouge"] = rouge_signature()
         if self._comet and comet_model:
-            self.signatures["comet"] = f"unbabel-comet|model:{sha256(comet_model)[:12]}|version:{version('unbabel-comet')}"
+            self.signatures["comet"] = (
+                f"unbabel-comet|model:{sha256(comet_model)[:12]}|version:{version('unbabel-comet')}"
+            )
 
-    def compare(self, systems: Mapping[str, Sequence[str]], baseline: str | None, bar: tqdm | None = None) -> dict[str, Scores]:
+    def compare(
+        self, systems: Mapping[str, Sequence[str]], baseline: str | None, bar: tqdm | None = None
+    ) -> dict[str, Scores]:
         """Every system's scores, with 95% confidence intervals, and p of its difference from the baseline.
 
         They are of sacreBLEU's paired bootstrap, which itself would resample the baseline anew for each system; ROUGE's are of
@@ -97,8 +107,12 @@ class Metrics:
             bar: told of each system.
         """
         count = len(self.sentences)
-        drawn = np.random.default_rng(None if self.seed == "none" else int(self.seed)).choice(count, (RESAMPLES, count))
-        times = np.stack([np.bincount(numbers, minlength=count) for numbers in drawn]).astype(float)  # each sentence is drawn
+        drawn = np.random.default_rng(None if self.seed == "none" else int(self.seed)).choice(
+            count, (RESAMPLES, count)
+        )
+        times = np.stack([np.bincount(numbers, minlength=count) for numbers in drawn]).astype(
+            float
+        )  # each sentence is drawn
         found: dict[str, Scores] = {name: {} for name in systems}
         base: dict[str, tuple[float, np.ndarray]] = {}
         for name in sorted(systems, key=lambda name: name != baseline):  # the baseline first
@@ -132,7 +146,10 @@ class Metrics:
         if self._comet is None:
             return {}
         sides = (self.sentences.source_texts, texts, self.sentences.reference_texts)
-        data = [{"src": source, "mt": text, "ref": reference} for source, text, reference in zip(*sides, strict=True)]
+        data = [
+            {"src": source, "mt": text, "ref": reference}
+            for source, text, reference in zip(*sides, strict=True)
+        ]
         try:
             found = self._comet.predict(data, batch_size=8, gpus=0, progress_bar=False)
             return {"comet": {"score": float(found.system_score)}}
@@ -151,7 +168,11 @@ class Metrics:
         bleu, groups = self.metrics["bleu"], []
         statistics = bleu._extract_corpus_statistics(texts, None)
         for first, last in zip((0, *(last + 1 for last in LENGTHS)), (*LENGTHS, None), strict=True):
-            inside = [n for n in range(len(texts)) if first <= self.sentences.length(n) <= (last or self.sentences.length(n))]
+            inside = [
+                n
+                for n in range(len(texts))
+                if first <= self.sentences.length(n) <= (last or self.sentences.length(n))
+            ]
             if inside:
                 score = float(bleu._aggregate_and_compute([statistics[number] for number in inside]).score)
                 groups.append({"from": first, "to": last, "sentences": len(inside), "bleu": score})
@@ -181,15 +202,21 @@ def repeats(text: str) -> bool:
 
 def _comet(path: Path) -> Any:
     if not path.is_file():
-        raise UsageError(f"--comet-model '{path}' is no file: give the checkpoint of a COMET model, model.ckpt")
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # nothing is fetched behind the user's back
+        raise UsageError(
+            f"--comet-model '{path}' is no file: give the checkpoint of a COMET model, model.ckpt"
+        )
+    os.environ.update(
+        HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1"
+    )  # nothing is fetched behind the user's back
     try:
         comet = import_module("comet")
     except ImportError as error:
         raise UsageError(
             f"--metrics comet needs {error.name or 'comet'}: pip install unbabel-comet, or leave comet out"
         ) from error
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # else it tells of its devices and products each time
+    logging.getLogger("pytorch_lightning").setLevel(
+        logging.WARNING
+    )  # else it tells of its devices and products each time
     try:
         # Absolute, since what belongs to it is looked for in the folder above its own; a link is not followed.
         return comet.load_from_checkpoint(str(path.absolute()))

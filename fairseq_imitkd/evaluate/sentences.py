@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from fairseq_imitkd.data.corpus import Languages, check_sentences, of_split
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate.models import Model
-from fairseq_imitkd.offline.corpus import Languages, check_sentences, of_split
-from fairseq_imitkd.text import Text, TextSettings
+from fairseq_imitkd.text.subwords import Text, TextSettings
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,13 @@ class Detokenizer:
         """Of ``(T,)`` tokens each; an unknown word of a ``reference`` is written so that no translation matches it."""
         text = Text(self.settings, self.languages.source, self.languages.target)
         return [
-            _line(text.decode(self.languages.target_dictionary.string(tokens.tolist(), self.remove_bpe, escape_unk=reference)))
+            _line(
+                text.decode(
+                    self.languages.target_dictionary.string(
+                        tokens.tolist(), self.remove_bpe, escape_unk=reference
+                    )
+                )
+            )
             for tokens in sentences
         ]
 
@@ -42,7 +48,9 @@ class Detokenizer:
         """Of ``(S,)`` tokens each."""
         text = Text(self.settings, self.languages.target, self.languages.source)
         dictionary = self.languages.source_dictionary
-        return [_line(text.decode(dictionary.string(tokens.tolist(), self.remove_bpe))) for tokens in sentences]
+        return [
+            _line(text.decode(dictionary.string(tokens.tolist(), self.remove_bpe))) for tokens in sentences
+        ]
 
 
 def _line(text: str) -> str:
@@ -81,7 +89,9 @@ class Sentences:
         return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def read(languages: Languages, split: str, count: int, models: Mapping[str, Model], detokenizer: Detokenizer) -> Sentences:
+def read(
+    languages: Languages, split: str, count: int, models: Mapping[str, Model], detokenizer: Detokenizer
+) -> Sentences:
     """A split, without the sentences that a model can't read.
 
     Args:
@@ -96,7 +106,9 @@ def read(languages: Languages, split: str, count: int, models: Mapping[str, Mode
     """
     corpus = of_split(languages, split)
     if corpus.references is None:
-        raise UsageError(f"--gen-subset {split} has no target side, to which translations are compared: give another split")
+        raise UsageError(
+            f"--gen-subset {split} has no target side, to which translations are compared: give another split"
+        )
     longest = min(model.longest[0] for model in models.values())
     numbers = np.flatnonzero(corpus.lengths <= longest)
     if numbers.size < len(corpus):
@@ -108,7 +120,9 @@ def read(languages: Languages, split: str, count: int, models: Mapping[str, Mode
     if count and count < numbers.size:
         numbers = numbers[spread(numbers.size, count)]
     ids = numbers.tolist()
-    sources, references = ([side[number].long() for number in ids] for side in (corpus.sources, corpus.references))
+    sources, references = (
+        [side[number].long() for number in ids] for side in (corpus.sources, corpus.references)
+    )
     check_sentences(ids, sources, languages.source_dictionary, languages.source)
     check_sentences(ids, references, languages.target_dictionary, languages.target)
     if not any(source.numel() > 1 for source in sources):

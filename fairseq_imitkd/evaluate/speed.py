@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fairseq_imitkd.engines.base import Hypothesis
+from fairseq_imitkd.engines.exported import Engine
 from fairseq_imitkd.evaluate.sentences import Sentences
-from fairseq_imitkd.export.engines import Engine
-from fairseq_imitkd.offline.decoding import Hypothesis
 
 logger = logging.getLogger(__name__)
 GREEDY = "greedy"
@@ -57,7 +57,11 @@ class Failures:
 
 
 def interleave(
-    engines: Mapping[Run, Engine], sentences: Sentences, batches: Sequence[list[int]], failures: Failures, bar: tqdm
+    engines: Mapping[Run, Engine],
+    sentences: Sentences,
+    batches: Sequence[list[int]],
+    failures: Failures,
+    bar: tqdm,
 ) -> tuple[Timings, dict[Run, dict[int, Hypothesis]]]:
     """Let every model translate each batch once, in an order drawn anew for each.
 
@@ -129,7 +133,10 @@ def figures(timings: Sequence[Timing], base: Sequence[Timing] | None, decoding: 
         "decoding": decoding,
         "sentences_per_second": sum(timing.sentences for timing in timings) / seconds,
         "tokens_per_second": sum(timing.tokens for timing in timings) / seconds,
-        "rounds": {"count": len(timings), **quartiles([timing.sentences / timing.seconds for timing in timings])},
+        "rounds": {
+            "count": len(timings),
+            **quartiles([timing.sentences / timing.seconds for timing in timings]),
+        },
         "times_baseline": None
         if base is None
         else quartiles([other.seconds / own.seconds for own, other in zip(timings, base, strict=True)]),

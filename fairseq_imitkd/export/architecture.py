@@ -17,8 +17,8 @@ from fairseq.models import ARCH_MODEL_REGISTRY, BaseFairseqModel
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 import fairseq_imitkd
+from fairseq_imitkd.engines.exported import form_of, why_none
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.export.engines import form_of, why_none
 
 SYMBOLS = 1000  # of the dictionary that the student is built over, at least
 
@@ -58,7 +58,11 @@ def judge(flags: Sequence[str]) -> Verdict:
     if alone_in_the_way:
         return Verdict(None, why_none(student), tuple(alone_in_the_way), each=True)
     bare = _without(flags, given.values())
-    together = [text for text, words in given.items() if _exportable([*bare, *(flags[number] for number in words)]) is False]
+    together = [
+        text
+        for text, words in given.items()
+        if _exportable([*bare, *(flags[number] for number in words)]) is False
+    ]
     return Verdict(None, why_none(student), tuple(together) if _exportable(bare) else ())
 
 
@@ -94,7 +98,9 @@ def build(flags: Sequence[str]) -> BaseFairseqModel:
     except UsageError:
         raise
     except Exception as error:  # whatever a model raises on settings that it can't have
-        raise UsageError(f"the flags after --check describe no student: {' '.join(str(error).split())[:300]}") from error
+        raise UsageError(
+            f"the flags after --check describe no student: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def _last_cutoff(args: Any) -> int:
@@ -107,10 +113,14 @@ def _parsed(flags: Sequence[str]) -> Any:
     flags = _with_user_module(flags)
     arch = _value(flags, "--arch", "-a")
     if arch is None:
-        raise UsageError("--check needs the --arch of the student: give the flags that it will be trained with")
+        raise UsageError(
+            "--check needs the --arch of the student: give the flags that it will be trained with"
+        )
     if arch not in ARCH_MODEL_REGISTRY:
         near = difflib.get_close_matches(arch, ARCH_MODEL_REGISTRY, n=3)
-        raise UsageError(f"--arch {arch} is unknown" + (f": did you mean {' or '.join(near)}?" if near else ""))
+        raise UsageError(
+            f"--arch {arch} is unknown" + (f": did you mean {' or '.join(near)}?" if near else "")
+        )
     words = [*flags] if _value(flags, "--task") else [*flags, "--task", "translation_with_teacher"]
     try:
         return _parse(words)
@@ -129,7 +139,9 @@ def _parse(words: Sequence[str]) -> Any:
         if isinstance(error, UsageError):
             raise
         detail = said.getvalue().strip().splitlines()[-1:] or ["?"]
-        raise UsageError(f"the flags after --check are not fairseq-train's: {detail[0].partition('error: ')[2]}") from error
+        raise UsageError(
+            f"the flags after --check are not fairseq-train's: {detail[0].partition('error: ')[2]}"
+        ) from error
 
 
 def _with_user_module(flags: Sequence[str]) -> list[str]:
@@ -141,7 +153,9 @@ def _with_user_module(flags: Sequence[str]) -> list[str]:
         if Path(folder).resolve() != Path(fairseq_imitkd.__file__).parent.resolve():
             utils.import_user_module(Namespace(user_dir=folder))
     except Exception as error:  # whatever somebody's module raises
-        raise UsageError(f"--user-dir '{folder}' can't be imported: {' '.join(str(error).split())[:300]}") from error
+        raise UsageError(
+            f"--user-dir '{folder}' can't be imported: {' '.join(str(error).split())[:300]}"
+        ) from error
     place = next(number for number, word in enumerate(flags) if word.partition("=")[0] == "--user-dir")
     return [*flags[:place], *flags[place + (1 if "=" in flags[place] else 2) :]]
 

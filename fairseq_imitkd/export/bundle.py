@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
+from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.data.files import sha256
+from fairseq_imitkd.engines.base import Decoding
+from fairseq_imitkd.engines.exported import FORMS, Engine, open_engine
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.export.engines import FORMS, Engine, open_engine
-from fairseq_imitkd.files import sha256
-from fairseq_imitkd.offline.corpus import Languages
-from fairseq_imitkd.offline.decoding import Decoding
-from fairseq_imitkd.text import SUBWORDS, TOKENIZERS, Text, TextSettings
+from fairseq_imitkd.text.subwords import SUBWORDS, TOKENIZERS, Text, TextSettings
 
 FORMAT = 1
 MANIFEST, MODEL, SUBWORD_FILES = "imitkd.json", "model", "subwords"
@@ -36,7 +36,14 @@ class Bundle:
         longest: the most tokens of a source and of a target.
     """
 
-    def __init__(self, manifest: dict[str, Any], languages: Languages, text: Text, engine: Engine, longest: tuple[int, int]):
+    def __init__(
+        self,
+        manifest: dict[str, Any],
+        languages: Languages,
+        text: Text,
+        engine: Engine,
+        longest: tuple[int, int],
+    ):
         self.manifest, self.languages, self.text, self.engine = manifest, languages, text, engine
         self.longest_source = longest[0]
 
@@ -68,7 +75,9 @@ class Bundle:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             detail = " ".join(str(error).split())[:200]
-            raise UsageError(f"{folder / MANIFEST} is damaged ({detail}): export the student again") from error
+            raise UsageError(
+                f"{folder / MANIFEST} is damaged ({detail}): export the student again"
+            ) from error
         languages = Languages.of(folder, source, target)
         decoding = replace(decoding, beam=decoding.beam if beam is None else beam)
         engine = open_engine(form, folder / MODEL, languages, decoding, longest, device)
@@ -99,15 +108,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not os.path.isfile(path):
-        raise UsageError(f"DIR '{folder}' is no exported student: there is no {MANIFEST}; give one that imitkd-export made")
+        raise UsageError(
+            f"DIR '{folder}' is no exported student: there is no {MANIFEST}; give one that imitkd-export made"
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} can't be read ({type(error).__name__}): export the student again") from error
+        raise UsageError(
+            f"{path} can't be read ({type(error).__name__}): export the student again"
+        ) from error
     if not isinstance(manifest, dict):
         raise UsageError(f"{path} is damaged: export the student again")
     if manifest.get("format") != FORMAT:
-        raise UsageError(f"{path} is of format {manifest.get('format')!r}, not {FORMAT}: use the release that wrote it")
+        raise UsageError(
+            f"{path} is of format {manifest.get('format')!r}, not {FORMAT}: use the release that wrote it"
+        )
     return manifest
 
 
@@ -123,14 +138,20 @@ def check_files(folder: Path, said: dict[str, str], needed: Sequence[str]) -> No
         UsageError: naming the file that is not.
         ValueError: a name is none of a file in the folder, or one is missing among them.
     """
-    strange = [name for name in said if not re.fullmatch(r"(?:(?:model|subwords)/)?[\w.-]{1,200}", name) or ".." in name]
+    strange = [
+        name
+        for name in said
+        if not re.fullmatch(r"(?:(?:model|subwords)/)?[\w.-]{1,200}", name) or ".." in name
+    ]
     missing = {*needed} - said.keys()
     if strange or missing or not any(name.startswith(f"{MODEL}/") for name in said):
         raise ValueError("its list of files is not one of an exported student")
     for name in {*said, *(str(path.relative_to(folder)) for path in (folder / MODEL).glob("*"))}:
         path = folder / name
         if name not in said or not os.path.isfile(path) or sha256(path) != said[name]:
-            raise UsageError(f"{path} is not what {MANIFEST} says any more: copy the folder again, or export the student again")
+            raise UsageError(
+                f"{path} is not what {MANIFEST} says any more: copy the folder again, or export the student again"
+            )
 
 
 def _name(said: Any) -> str:
@@ -165,4 +186,6 @@ def text_settings(folder: Path, said: Any) -> TextSettings:
     if not (bpe is None or bpe in SUBWORDS) or not (tokenizer is None or tokenizer in TOKENIZERS):
         raise ValueError(f"its text is of {bpe!r} and {tokenizer!r}")
     names = SUBWORDS[bpe] if bpe else ()
-    return TextSettings(bpe, {name: folder / SUBWORD_FILES / Path(files[name]).name for name in names}, tokenizer)
+    return TextSettings(
+        bpe, {name: folder / SUBWORD_FILES / Path(files[name]).name for name in names}, tokenizer
+    )

@@ -7,7 +7,7 @@ import sacrebleu
 import torch
 from torch import Tensor
 
-from fairseq_imitkd.export.engines import Engine
+from fairseq_imitkd.engines.exported import Engine
 
 TOLERANCE = 1e-4  # of a log-probability, in nats
 BATCH = 32  # sentences
@@ -37,7 +37,9 @@ def batches(sources: Sequence[Tensor]) -> Iterator[list[int]]:
         yield order[start : start + BATCH]
 
 
-def lprob_difference(ours: Engine, fairseqs: Engine, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
+def lprob_difference(
+    ours: Engine, fairseqs: Engine, sources: Sequence[Tensor], targets: Sequence[Tensor]
+) -> float:
     """The most by which a target's token differs in log-probability; infinity where one is no number.
 
     Args:
@@ -62,7 +64,9 @@ def translations(engine: Engine, sources: Sequence[Tensor]) -> list[Tensor]:
     return [found[number] for number in range(len(sources))]
 
 
-def agreement(own: Sequence[Tensor], theirs: Sequence[Tensor], fairseqs: Engine, sources: Sequence[Tensor]) -> Agreement:
+def agreement(
+    own: Sequence[Tensor], theirs: Sequence[Tensor], fairseqs: Engine, sources: Sequence[Tensor]
+) -> Agreement:
     """Compare greedy translations of the same sentences.
 
     Where probabilities agree within :data:`TOLERANCE`, two greedy decoders can part only at tokens that are as probable

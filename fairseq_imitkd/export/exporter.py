@@ -17,15 +17,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 import fairseq_imitkd
+from fairseq_imitkd.data.corpus import Corpus, Languages, check_sentences, of_split
+from fairseq_imitkd.data.files import alone, sha256, sync, write_json
+from fairseq_imitkd.engines.base import Decoding
+from fairseq_imitkd.engines.exported import FORMS, ModelEngine, form_of, open_engine, why_none
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import checks
 from fairseq_imitkd.export.bundle import FORMAT, MANIFEST, MODEL, SUBWORD_FILES
-from fairseq_imitkd.export.engines import FORMS, ModelEngine, form_of, open_engine, why_none
-from fairseq_imitkd.files import alone, sha256, sync, write_json
-from fairseq_imitkd.loading import StudentSide, load_student
-from fairseq_imitkd.offline.corpus import Corpus, Languages, check_sentences, of_split
-from fairseq_imitkd.offline.decoding import Decoding
-from fairseq_imitkd.text import Text, TextSettings
+from fairseq_imitkd.teacher.loading import StudentSide, load_student
+from fairseq_imitkd.text.subwords import Text, TextSettings
 
 logger = logging.getLogger(__name__)
 SCORED = 64  # sentences whose log-probabilities are compared
@@ -69,7 +69,9 @@ class Job:
 
     def __post_init__(self) -> None:
         if self.quantization not in QUANTIZATIONS:
-            raise UsageError(f"--quantization must be one of {', '.join(QUANTIZATIONS)}, but is {self.quantization}")
+            raise UsageError(
+                f"--quantization must be one of {', '.join(QUANTIZATIONS)}, but is {self.quantization}"
+            )
         if self.sentences < 0:
             raise UsageError(f"--sentences must be 0 (all) or more, but is {self.sentences}")
         if not 0.0 <= self.max_bleu_loss <= 100.0:
@@ -87,7 +89,9 @@ def check_out(out: Path) -> None:
         if out.is_symlink() or out.resolve() == Path.cwd() or out.name in ("", ".."):
             raise UsageError(f"--out '{out}' must be the name of a folder to make: give another")
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(f"--out '{out}' holds something already: give another folder, or delete it first")
+            raise UsageError(
+                f"--out '{out}' holds something already: give another folder, or delete it first"
+            )
     except OSError as error:
         raise UsageError(f"--out '{out}' can't be written to: {error.strerror}") from error
 
@@ -105,8 +109,12 @@ def export(job: Job) -> dict[str, Any]:
     text = Text(job.text, languages.source, languages.target)
     corpus = of_split(languages, job.split)
     if corpus.references is None:
-        raise UsageError(f"--gen-subset {job.split} has no target side, which the checks need: give another split")
-    side = StudentSide(languages.source, languages.target, languages.source_dictionary, languages.target_dictionary)
+        raise UsageError(
+            f"--gen-subset {job.split} has no target side, which the checks need: give another split"
+        )
+    side = StudentSide(
+        languages.source, languages.target, languages.source_dictionary, languages.target_dictionary
+    )
     digest = sha256(job.checkpoint) if os.path.isfile(job.checkpoint) else None
     student, arch = load_student(job.checkpoint, languages.folder, side, job.allow_globals)
     form = form_of(student)
@@ -142,11 +150,21 @@ def export(job: Job) -> dict[str, Any]:
                 "parameters": sum(parameter.numel() for parameter in student.parameters()),
                 "sha256": digest,
             },
-            "versions": {"fairseq_imitkd": fairseq_imitkd.__version__, "torch": torch.__version__, **packages},
-            "files": {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()},
+            "versions": {
+                "fairseq_imitkd": fairseq_imitkd.__version__,
+                "torch": torch.__version__,
+                **packages,
+            },
+            "files": {
+                str(path.relative_to(folder)): sha256(path)
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            },
         }
         if sha256(job.checkpoint) != digest:
-            raise UsageError(f"CHECKPOINT '{job.checkpoint}' was changed meanwhile: give one that no training writes")
+            raise UsageError(
+                f"CHECKPOINT '{job.checkpoint}' was changed meanwhile: give one that no training writes"
+            )
         write_json(folder / MANIFEST, manifest)
     return manifest
 
@@ -179,7 +197,9 @@ def building(out: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
-        raise UsageError(f"--out '{out}' can't be written to: {error.strerror} ({error.filename or out})") from error
+        raise UsageError(
+            f"--out '{out}' can't be written to: {error.strerror} ({error.filename or out})"
+        ) from error
     finally:
         with suppress(OSError):  # another run is in it
             work.rmdir()
@@ -195,21 +215,32 @@ class _Sample:
 
 def _sample(corpus: Corpus, languages: Languages, longest: tuple[int, int], count: int) -> _Sample:
     """Evenly spread ones, without those that the student can't represent."""
-    fits = (corpus.lengths > 1) & (corpus.lengths <= longest[0]) & (np.asarray(corpus.references.sizes) <= longest[1])  # type: ignore[union-attr]
+    references: Any = corpus.references
+    fits = (
+        (corpus.lengths > 1) & (corpus.lengths <= longest[0]) & (np.asarray(references.sizes) <= longest[1])
+    )
     numbers = np.flatnonzero(fits)
     if not numbers.size:
-        raise UsageError("--gen-subset holds no sentence that is not empty or too long for the student: give another split")
+        raise UsageError(
+            "--gen-subset holds no sentence that is not empty or too long for the student: give another split"
+        )
     if count and count < numbers.size:
         numbers = numbers[np.linspace(0, numbers.size - 1, count).round().astype(int)]
     ids = numbers.tolist()
-    sources, references = ([data[number].long() for number in ids] for data in (corpus.sources, corpus.references))  # type: ignore[index]
+    sources, references = ([data[number].long() for number in ids] for data in (corpus.sources, references))
     check_sentences(ids, sources, languages.source_dictionary, languages.source)
     check_sentences(ids, references, languages.target_dictionary, languages.target)
     return _Sample(sources, references)
 
 
 def _converted(
-    job: Job, form: str, languages: Languages, text: Text, student: BaseFairseqModel, sample: _Sample, folder: Path
+    job: Job,
+    form: str,
+    languages: Languages,
+    text: Text,
+    student: BaseFairseqModel,
+    sample: _Sample,
+    folder: Path,
 ) -> dict[str, Any]:
     """Write the model as small as its BLEU allows. The exact one is always made first: quantised ones can't tell a fault."""
     greedy = Decoding(beam=1, max_len_a=job.decoding.max_len_a, max_len_b=job.decoding.max_len_b)
@@ -220,15 +251,21 @@ def _converted(
     def converted(quantization: str) -> Any:
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         try:
-            FORMS[form].convert(student, languages.source_dictionary, dictionary, folder / MODEL, quantization)
+            FORMS[form].convert(
+                student, languages.source_dictionary, dictionary, folder / MODEL, quantization
+            )
             return open_engine(form, folder / MODEL, languages, greedy, longest)
         except ImportError as error:
-            raise UsageError(f"imitkd-export needs {error.name}: pip install 'fairseq-imitkd[fast]'") from error
+            raise UsageError(
+                f"imitkd-export needs {error.name}: pip install 'fairseq-imitkd[fast]'"
+            ) from error
 
     def bleu(outputs: Sequence[Tensor]) -> tuple[float, str]:
         return checks.bleu([text.decode(dictionary.string(tokens)) for tokens in outputs], references)
 
-    wanted = list(dict.fromkeys([job.quantization, *(q for q in ("float16", EXACT) if q in FORMS[form].QUANTIZATIONS)]))
+    wanted = list(
+        dict.fromkeys([job.quantization, *(q for q in ("float16", EXACT) if q in FORMS[form].QUANTIZATIONS)])
+    )
     with tqdm(total=2 + len(wanted), desc="export", unit=" step", leave=False) as bar:
         fairseqs = ModelEngine(student, languages, greedy)
         expected = checks.translations(fairseqs, sample.sources)
@@ -265,7 +302,12 @@ def _converted(
             "split": job.split,
             "largest_lprob_difference": difference,
             "greedy": asdict(agreed),
-            "bleu": {"float32": round(score, 2), quantization: round(found, 2), **refused, "signature": signature},
+            "bleu": {
+                "float32": round(score, 2),
+                quantization: round(found, 2),
+                **refused,
+                "signature": signature,
+            },
             "max_bleu_loss": job.max_bleu_loss,
         },
     }
@@ -318,7 +360,9 @@ def _check_text(job: Job, text: Text, languages: Languages, sample: _Sample) -> 
         UsageError: much of it becomes unknown symbols, or most of it other words.
     """
     dictionary = languages.source_dictionary
-    back = Text(job.text, languages.target, languages.source)  # of a source: what joins words minds their language
+    back = Text(
+        job.text, languages.target, languages.source
+    )  # of a source: what joins words minds their language
     unknown, count, sentences, otherwise, other_words = 0, 0, 0, 0, 0
     for source in sample.sources:
         symbols = dictionary.string(source)
@@ -350,7 +394,9 @@ def _check_text(job: Job, text: Text, languages: Languages, sample: _Sample) -> 
         )
     marked = sum(symbol.startswith("\u2581") or symbol.endswith("@@") for symbol in dictionary.symbols)
     if text.bpe is None and marked > 0.1 * len(dictionary):
-        logger.warning("the student knows subwords, but there is no --bpe: what is translated must be made of subwords already")
+        logger.warning(
+            "the student knows subwords, but there is no --bpe: what is translated must be made of subwords already"
+        )
     return share
 
 

@@ -32,12 +32,16 @@ from fairseq_imitkd.models.sru import SRU
 class GRUConfig(FairseqDataclass):
     """Sizes of a recurrent student; the named architectures set them."""
 
-    encoder_embed_dim: int = field(default=256, metadata={"help": "width of the embeddings, the source's and the target's"})
+    encoder_embed_dim: int = field(
+        default=256, metadata={"help": "width of the embeddings, the source's and the target's"}
+    )
     encoder_hidden_size: int = field(default=256, metadata={"help": "state of one direction of the encoder"})
     encoder_layers: int = field(default=2, metadata={"help": "layers of the encoder"})
     decoder_hidden_size: int = field(default=512, metadata={"help": "state of the decoder"})
     decoder_layers: int = field(default=2, metadata={"help": "layers of the decoder"})
-    dropout: float = field(default=0.1, metadata={"help": "of embeddings, between layers, and before the output"})
+    dropout: float = field(
+        default=0.1, metadata={"help": "of embeddings, between layers, and before the output"}
+    )
     attention_dropout: float = field(default=0.0, metadata={"help": "of attention weights"})
     share_all_embeddings: bool = field(
         default=False, metadata={"help": "one embedding for source and target (needs --joined-dictionary)"}
@@ -50,15 +54,26 @@ class GRUConfig(FairseqDataclass):
 class SRUConfig(GRUConfig):
     """What an SRU can be told besides."""
 
-    projection_size: int = field(default=0, metadata={"help": "factorise each layer's matrix by this width (0: not)"})
+    projection_size: int = field(
+        default=0, metadata={"help": "factorise each layer's matrix by this width (0: not)"}
+    )
     layer_norm: bool = field(default=False, metadata={"help": "normalise each layer's input"})
-    highway_bias: float = field(default=0.0, metadata={"help": "of the reset gate; below 0, layers pass more on unchanged"})
+    highway_bias: float = field(
+        default=0.0, metadata={"help": "of the reset gate; below 0, layers pass more on unchanged"}
+    )
 
 
 class GRU(nn.GRU):
     """torch's, with the interface of :class:`~fairseq_imitkd.models.sru.SRU`."""
 
-    def __init__(self, input_size: int, hidden_size: int, layers: int, dropout: float = 0.0, bidirectional: bool = False):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        layers: int,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+    ):
         between = dropout if layers > 1 else 0.0
         super().__init__(input_size, hidden_size, layers, dropout=between, bidirectional=bidirectional)
 
@@ -97,7 +112,13 @@ class GRU(nn.GRU):
 
 
 def _gru(
-    x: Tensor, padding: Tensor, initial: Tensor, weight: Tensor, bias: Tensor, own_weight: Tensor, own_bias: Tensor
+    x: Tensor,
+    padding: Tensor,
+    initial: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    own_weight: Tensor,
+    own_bias: Tensor,
 ) -> Tensor:
     """One layer in one direction: ``(T, B, D)`` states; a step that is padding leaves the state as it is."""
 
@@ -139,9 +160,15 @@ class RecurrentEncoder(FairseqEncoder):
         self.max_source_positions = cfg.max_source_positions
         width = 2 * cfg.encoder_hidden_size
         # What the decoder attends to has its width; in the paper's sizes it has it by itself.
-        self.widen = nn.Linear(width, cfg.decoder_hidden_size, bias=False) if width != cfg.decoder_hidden_size else None
+        self.widen = (
+            nn.Linear(width, cfg.decoder_hidden_size, bias=False)
+            if width != cfg.decoder_hidden_size
+            else None
+        )
 
-    def forward(self, src_tokens: Tensor, src_lengths: Tensor | None = None, **_: Any) -> dict[str, list[Tensor]]:
+    def forward(
+        self, src_tokens: Tensor, src_lengths: Tensor | None = None, **_: Any
+    ) -> dict[str, list[Tensor]]:
         """Encode ``(B, S)`` tokens, padded at either end.
 
         Returns:
@@ -164,11 +191,14 @@ class RecurrentEncoder(FairseqEncoder):
         x, _ = self.reader(x, padding=None if padding is None else padding.t())
         return x if self.widen is None else self.widen(x)
 
-    def reorder_encoder_out(self, encoder_out: dict[str, list[Tensor]], new_order: Tensor) -> dict[str, list[Tensor]]:
+    def reorder_encoder_out(
+        self, encoder_out: dict[str, list[Tensor]], new_order: Tensor
+    ) -> dict[str, list[Tensor]]:
         """These sentences, in this order."""
         dimensions = {"encoder_out": 1, "encoder_padding_mask": 0}
         return {
-            name: [each.index_select(dimensions[name], new_order) for each in values] for name, values in encoder_out.items()
+            name: [each.index_select(dimensions[name], new_order) for each in values]
+            for name, values in encoder_out.items()
         }
 
     def max_positions(self) -> int:
@@ -195,8 +225,12 @@ class RecurrentDecoder(FairseqIncrementalDecoder):
         self.max_target_positions = cfg.max_target_positions
         width = cfg.decoder_hidden_size
         self.mix = nn.Linear(2 * width, width)
-        self.narrow = nn.Linear(width, embed_tokens.embedding_dim) if width != embed_tokens.embedding_dim else None
-        self.output_projection = nn.Linear(embed_tokens.embedding_dim, embed_tokens.num_embeddings, bias=False)
+        self.narrow = (
+            nn.Linear(width, embed_tokens.embedding_dim) if width != embed_tokens.embedding_dim else None
+        )
+        self.output_projection = nn.Linear(
+            embed_tokens.embedding_dim, embed_tokens.num_embeddings, bias=False
+        )
         self.output_projection.weight = embed_tokens.weight
 
     def forward(
@@ -228,12 +262,16 @@ class RecurrentDecoder(FairseqIncrementalDecoder):
             if cached is not None:
                 state = cached["state"]
                 prev_output_tokens = prev_output_tokens[:, -1:]
-        x, state = self.write(prev_output_tokens, encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0], state)
+        x, state = self.write(
+            prev_output_tokens, encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0], state
+        )
         if incremental_state is not None:
             self.set_incremental_state(incremental_state, "state", {"state": state})
         return x, {"attn": [None], "inner_states": None}
 
-    def write(self, tokens: Tensor, memory: Tensor, padding: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    def write(
+        self, tokens: Tensor, memory: Tensor, padding: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Go on by some tokens.
 
         Args:
@@ -264,11 +302,15 @@ class RecurrentDecoder(FairseqIncrementalDecoder):
         """Logits of hidden states."""
         return self.output_projection(features)
 
-    def reorder_incremental_state(self, incremental_state: dict[str, dict[str, Tensor | None]], new_order: Tensor) -> None:
+    def reorder_incremental_state(
+        self, incremental_state: dict[str, dict[str, Tensor | None]], new_order: Tensor
+    ) -> None:
         """Go on with these rows."""
         cached = self.get_incremental_state(incremental_state, "state")
         if cached is not None and cached["state"] is not None:
-            self.set_incremental_state(incremental_state, "state", {"state": cached["state"].index_select(1, new_order)})
+            self.set_incremental_state(
+                incremental_state, "state", {"state": cached["state"].index_select(1, new_order)}
+            )
 
     def max_positions(self) -> int:
         """The longest target, in tokens."""
@@ -279,7 +321,9 @@ class RecurrentModel(FairseqEncoderDecoderModel):
     """A recurrent student; subclasses say of which layers."""
 
     config: type[GRUConfig]
-    layers: Callable[..., nn.Module]  # of one side: (cfg, input_size, hidden_size, layers, bidirectional=False)
+    layers: Callable[
+        ..., nn.Module
+    ]  # of one side: (cfg, input_size, hidden_size, layers, bidirectional=False)
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
@@ -296,12 +340,21 @@ class RecurrentModel(FairseqEncoderDecoderModel):
         check_sizes(cls.config, cfg)
         source, target = task.source_dictionary, task.target_dictionary
         embedding = _embedding(target, cfg.encoder_embed_dim)
-        source_embedding = embedding if cfg.share_all_embeddings else _embedding(source, cfg.encoder_embed_dim)
+        source_embedding = (
+            embedding if cfg.share_all_embeddings else _embedding(source, cfg.encoder_embed_dim)
+        )
         if cfg.share_all_embeddings and source != target:
-            raise UsageError("--share-all-embeddings needs one dictionary for both languages: use --joined-dictionary")
-        reader = cls.layers(cfg, cfg.encoder_embed_dim, cfg.encoder_hidden_size, cfg.encoder_layers, bidirectional=True)
+            raise UsageError(
+                "--share-all-embeddings needs one dictionary for both languages: use --joined-dictionary"
+            )
+        reader = cls.layers(
+            cfg, cfg.encoder_embed_dim, cfg.encoder_hidden_size, cfg.encoder_layers, bidirectional=True
+        )
         writer = cls.layers(cfg, cfg.encoder_embed_dim, cfg.decoder_hidden_size, cfg.decoder_layers)
-        return cls(RecurrentEncoder(cfg, source, source_embedding, reader), RecurrentDecoder(cfg, target, embedding, writer))
+        return cls(
+            RecurrentEncoder(cfg, source, source_embedding, reader),
+            RecurrentDecoder(cfg, target, embedding, writer),
+        )
 
 
 @register_model("gru")
@@ -311,7 +364,9 @@ class GRUModel(RecurrentModel):
     config = GRUConfig
 
     @staticmethod
-    def layers(cfg: Any, input_size: int, hidden_size: int, layers: int, bidirectional: bool = False) -> nn.Module:
+    def layers(
+        cfg: Any, input_size: int, hidden_size: int, layers: int, bidirectional: bool = False
+    ) -> nn.Module:
         """The layers of one side."""
         return GRU(input_size, hidden_size, layers, cfg.dropout, bidirectional)
 
@@ -323,7 +378,9 @@ class SRUModel(RecurrentModel):
     config = SRUConfig
 
     @staticmethod
-    def layers(cfg: Any, input_size: int, hidden_size: int, layers: int, bidirectional: bool = False) -> nn.Module:
+    def layers(
+        cfg: Any, input_size: int, hidden_size: int, layers: int, bidirectional: bool = False
+    ) -> nn.Module:
         """The layers of one side."""
         return SRU(
             input_size, hidden_size, layers, cfg.dropout, bidirectional=bidirectional, projection_size=cfg.projection_size,

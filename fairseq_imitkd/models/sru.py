@@ -97,7 +97,9 @@ class SRULayer(nn.Module):
         super().__init__()
         self.hidden_size, self.directions = hidden_size, 2 if bidirectional else 1
         width = hidden_size * self.directions
-        self.parts = 3 if input_size == width else 4  # with another width, the highway needs a matrix of its own
+        self.parts = (
+            3 if input_size == width else 4
+        )  # with another width, the highway needs a matrix of its own
         self.norm = nn.LayerNorm(input_size) if layer_norm else None
         inner = projection_size or input_size
         self.project = nn.Linear(input_size, projection_size, bias=False) if projection_size else None
@@ -106,11 +108,15 @@ class SRULayer(nn.Module):
         self.biases = nn.Parameter(torch.zeros(2, width))
         self.scale = math.sqrt(1.0 + 2.0 * math.exp(highway_bias)) if self.parts == 3 else 1.0
         for linear in filter(None, (self.project, self.transform)):  # section 3.3: variance 1 / d
-            nn.init.uniform_(linear.weight, -math.sqrt(3.0 / linear.in_features), math.sqrt(3.0 / linear.in_features))
+            nn.init.uniform_(
+                linear.weight, -math.sqrt(3.0 / linear.in_features), math.sqrt(3.0 / linear.in_features)
+            )
         nn.init.uniform_(self.state_weights, -math.sqrt(1.5), math.sqrt(1.5))
         nn.init.constant_(self.biases[1], highway_bias)
 
-    def forward(self, x: Tensor, initial: Tensor | None = None, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, initial: Tensor | None = None, padding: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Read a batch.
 
         Args:
@@ -164,7 +170,9 @@ class SRU(nn.Module):
         )
         self.dropout = dropout
 
-    def forward(self, x: Tensor, initial: Tensor | None = None, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, initial: Tensor | None = None, padding: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As :meth:`SRULayer.forward`, with states ``(L, B, D)`` of all layers."""
         last = []
         for number, layer in enumerate(self.layers):

@@ -23,7 +23,12 @@ def _register(name: str, encoder: int, decoder: int, width: int, feed_forward: i
     @register_model_architecture("transformer", name)
     def architecture(args: Any) -> None:
         for side, layers in (("encoder", encoder), ("decoder", decoder)):
-            settings = {"layers": layers, "embed_dim": width, "ffn_embed_dim": feed_forward, "attention_heads": heads}
+            settings = {
+                "layers": layers,
+                "embed_dim": width,
+                "ffn_embed_dim": feed_forward,
+                "attention_heads": heads,
+            }
             for setting, value in settings.items():
                 setattr(args, f"{side}_{setting}", getattr(args, f"{side}_{setting}", value))
         args.share_decoder_input_output_embed = getattr(args, "share_decoder_input_output_embed", True)

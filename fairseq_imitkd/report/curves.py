@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from fairseq_imitkd.report.drawing import SIZE, SOFT, Drawing, clean, spread, width_of
 from fairseq_imitkd.report.evaluations import Evaluation, Group
 from fairseq_imitkd.report.logs import Points, Run
 from fairseq_imitkd.report.picture import MIDDLE, SMALL, STEPS, WIDE, Picture, Styles
+from fairseq_imitkd.report.svg import SIZE, SOFT, Drawing, clean, spread, width_of
 from fairseq_imitkd.report.tables import Cell, Table, named, signed
 
 POINTS = 240  # of a curve; more are averaged
@@ -48,7 +49,9 @@ def training(every: Sequence[Run], styles: Styles) -> list[Picture]:
     pictures = []
     metrics = dict.fromkeys(run.metric for run in every if run.metric != "loss" and run.best)
     for metric in metrics:
-        curves = [Labelled(run.name, run.validated(metric)) for run in every if run.metric == metric and run.best]
+        curves = [
+            Labelled(run.name, run.validated(metric)) for run in every if run.metric == metric and run.best
+        ]
         best = {run.name: run.best for run in every if run.metric == metric and run.best}
         if all(len(curve.points) < 2 for curve in curves):
             continue  # the table says as much
@@ -66,7 +69,9 @@ def training(every: Sequence[Run], styles: Styles) -> list[Picture]:
             lowest = min(curves, key=lambda curve: curve.points[-1][1])
             title = f"{name.capitalize()} loss ends at {lowest.points[-1][1]:.2f} for {lowest.name}"
             title += ", the lowest" if len(curves) > 1 else ""
-            pictures.append(_by_update(curves, styles, title, "bits a token", markers=name == "validation", clip=True))
+            pictures.append(
+                _by_update(curves, styles, title, "bits a token", markers=name == "validation", clip=True)
+            )
     return pictures
 
 
@@ -83,7 +88,11 @@ def rollouts(every: Sequence[Run], styles: Styles) -> list[Picture]:
 
 def by_length(evaluation: Evaluation, styles: Styles) -> Picture | None:
     """BLEU by the length of the source."""
-    found = {name: model.first.by_length for name, model in evaluation.models.items() if model.first and model.first.by_length}
+    found = {
+        name: model.first.by_length
+        for name, model in evaluation.models.items()
+        if model.first and model.first.by_length
+    }
     groups = sorted({group for each in found.values() for group in each}, key=lambda group: group[0])
     if len(groups) < 2:
         return None
@@ -95,7 +104,9 @@ def by_length(evaluation: Evaluation, styles: Styles) -> Picture | None:
     labels = [f"{_tokens(group)} tokens\n{counts[group]:,} sentences" for group in groups]
     drawing = _by_group(curves, labels, "BLEU", styles)
     first, last = groups[0], groups[-1]
-    falls = {name: each[last][1] - each[first][1] for name, each in found.items() if first in each and last in each}
+    falls = {
+        name: each[last][1] - each[first][1] for name, each in found.items() if first in each and last in each
+    }
     if len({signed(fall) for fall in falls.values()}) > 1:
         most, least = min(falls, key=falls.__getitem__), max(falls, key=falls.__getitem__)
         title = f"From the shortest sources to the longest, {most} changes by {signed(falls[most])} BLEU"
@@ -107,7 +118,12 @@ def by_length(evaluation: Evaluation, styles: Styles) -> Picture | None:
         for name, each in found.items()
     ]
     table = Table(["model", *(f"{_tokens(group)} ({counts[group]:,})" for group in groups)], rows)
-    return Picture(title, drawing.svg(f"BLEU by tokens of the source. {title}."), table, "Groups of few sentences say little.")
+    return Picture(
+        title,
+        drawing.svg(f"BLEU by tokens of the source. {title}."),
+        table,
+        "Groups of few sentences say little.",
+    )
 
 
 def by_position(evaluation: Evaluation, styles: Styles) -> Picture | None:
@@ -128,10 +144,15 @@ def by_position(evaluation: Evaluation, styles: Styles) -> Picture | None:
     drawing = _by_group(curves, [f"tokens {_tokens(group)}" for group in groups], "points", styles, zero=True)
     title = _drift(gains, groups)
     rows = [
-        [Cell(name), *(Cell("{1:.1f}% ({0:.1f}%)".format(*each[group]) if group in each else "") for group in groups)]
+        [
+            Cell(name),
+            *(Cell("{1:.1f}% ({0:.1f}%)".format(*each[group]) if group in each else "") for group in groups),
+        ]
         for name, each in found.items()
     ]
-    table = Table(["agreement on own prefixes (references')", *(f"tokens {_tokens(group)}" for group in groups)], rows)
+    table = Table(
+        ["agreement on own prefixes (references')", *(f"tokens {_tokens(group)}" for group in groups)], rows
+    )
     note = "How much more often a student prefers the teacher's token after its own prefixes than after the references'."
     return Picture(title, drawing.svg(f"Agreement by position. {title}."), table, note, is_wide=True)
 
@@ -150,7 +171,9 @@ def _drift(gains: Mapping[str, Mapping[Group, float]], groups: Sequence[Group]) 
     return f"On its own prefixes, {least}'s agreement with the teacher changes by {signed(change)} points {where}"
 
 
-def _by_group(curves: Sequence[Labelled], labels: Sequence[str], unit: str, styles: Styles, zero: bool = False) -> Drawing:
+def _by_group(
+    curves: Sequence[Labelled], labels: Sequence[str], unit: str, styles: Styles, zero: bool = False
+) -> Drawing:
     """Curves over groups by length, the shortest first; ``zero`` draws a line there."""
     drawing = _curves(curves, styles, *WIDE, markers=True)
     axes = drawing.axes
@@ -198,8 +221,14 @@ def _by_update(
 
 def _late(curves: Sequence[Labelled]) -> tuple[float, float] | None:
     """Where to cut an axis whose first values would press all others flat."""
-    late = [value for curve in curves for _, value in thinned(curve.points)[len(thinned(curve.points)) // 12 :]]
-    low, high, highest = min(late), max(late), max(value for curve in curves for _, value in thinned(curve.points))
+    late = [
+        value for curve in curves for _, value in thinned(curve.points)[len(thinned(curve.points)) // 12 :]
+    ]
+    low, high, highest = (
+        min(late),
+        max(late),
+        max(value for curve in curves for _, value in thinned(curve.points)),
+    )
     pad = 0.06 * (high - low)
     return (low - pad, high + pad) if highest - high > 0.35 * (high - low) > 0 else None
 
@@ -214,15 +243,19 @@ def thinned(points: Points, count: int = POINTS) -> list[tuple[float, float]]:
     return [(float(points[0][0]), means[0][1]), *means[1:-1], (float(points[-1][0]), means[-1][1])]
 
 
-def _curves(curves: Sequence[Labelled], styles: Styles, width: float, height: float, markers: bool = False) -> Drawing:
+def _curves(
+    curves: Sequence[Labelled], styles: Styles, width: float, height: float, markers: bool = False
+) -> Drawing:
     """Curves in a drawing with room for their names at the right."""
     right = max(width_of(_end(curve, len(curves))) for curve in curves) + 22
     drawing = Drawing(width, height, right=right)
     axes = drawing.axes
     for curve in curves:
         style, points = styles[curve.name], thinned(curve.points)
-        marked = {"marker": style.marker, "markersize": 4.5} if len(points) == 1 or (markers and len(points) <= 30) else {}
-        axes.plot(*zip(*points, strict=True), color=style.colour, linestyle=style.dashes, linewidth=1.8, **marked)  # type: ignore[arg-type]
+        look: Any = {"color": style.colour, "linestyle": style.dashes, "linewidth": 1.8}
+        if len(points) == 1 or (markers and len(points) <= 30):
+            look |= {"marker": style.marker, "markersize": 4.5}
+        axes.plot(*zip(*points, strict=True), **look)
     axes.margins(x=0.02, y=0.08)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))

@@ -120,8 +120,14 @@ class Evaluation:
     def data(self) -> str:
         """What was translated, in words."""
         found = _dict(self.content.get("data"))
-        count, languages = _number(found.get("sentences")), [found.get(f"{side}_lang") for side in ("source", "target")]
-        parts = [f"{count:,.0f} sentences" if count is not None else "", f"of {found['split']}" if found.get("split") else ""]
+        count, languages = (
+            _number(found.get("sentences")),
+            [found.get(f"{side}_lang") for side in ("source", "target")],
+        )
+        parts = [
+            f"{count:,.0f} sentences" if count is not None else "",
+            f"of {found['split']}" if found.get("split") else "",
+        ]
         if all(languages):
             parts.append("from {} to {}".format(*languages))
         return " ".join(part for part in parts if part)
@@ -136,7 +142,10 @@ class Evaluation:
     def signatures(self) -> dict[str, str]:
         """Everything that a reader needs to get the same numbers, by what it is."""
         machine, versions = _dict(self.content.get("machine")), _dict(self.content.get("versions"))
-        found = {METRICS.get(name, (name,))[0]: value for name, value in _dict(self.content.get("signatures")).items()}
+        found = {
+            METRICS.get(name, (name,))[0]: value
+            for name, value in _dict(self.content.get("signatures")).items()
+        }
         parts = [machine.get("processor"), *(_counted(machine, each) for each in ("core", "thread"))]
         found["machine"] = ", ".join(str(part) for part in parts if part)
         found["versions"] = ", ".join(f"{name} {number}" for name, number in versions.items())
@@ -187,12 +196,16 @@ def read_evaluation(path: Path) -> Evaluation:
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
-        raise UsageError(f"--evaluation '{file}' can't be read ({error.strerror}): give imitkd-evaluate's --out") from error
+        raise UsageError(
+            f"--evaluation '{file}' can't be read ({error.strerror}): give imitkd-evaluate's --out"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--evaluation '{file}' is damaged, it is no JSON: {remedy}") from error
     form = content.get("format") if isinstance(content, dict) else None
     if form != FORMAT:
-        raise UsageError(f"--evaluation '{file}' must be of format {FORMAT}, but is of {form!r}"[:300] + f": {remedy}")
+        raise UsageError(
+            f"--evaluation '{file}' must be of format {FORMAT}, but is of {form!r}"[:300] + f": {remedy}"
+        )
     models = {name: _model(path, name, model) for name, model in _dict(content.get("models")).items()}
     if not any(model.decodings or model.speeds or model.probes for model in models.values()):
         raise UsageError(f"--evaluation '{file}' has no figures of any model: {remedy}")
@@ -203,10 +216,19 @@ def read_evaluation(path: Path) -> Evaluation:
 def _model(path: Path, name: str, content: Any) -> Model:
     content = _dict(content)
     probes = _dict(content.get("probes"))
-    flat = {**{name: probes.get(name) for name in probes if name != "exposure"}, **_dict(probes.get("exposure"))}
-    sizes = {size: _speed(speed) for size, speed in _dict(content.get("speed")).items() if size.isdecimal() and len(size) < 10}
+    flat = {
+        **{name: probes.get(name) for name in probes if name != "exposure"},
+        **_dict(probes.get("exposure")),
+    }
+    sizes = {
+        size: _speed(speed)
+        for size, speed in _dict(content.get("speed")).items()
+        if size.isdecimal() and len(size) < 10
+    }
     kind, quantization, arch = (str(content.get(each) or "") for each in ("kind", "quantization", "arch"))
-    parameters, size, memory = (_number(content.get(each)) for each in ("parameters", "bytes", "peak_memory_bytes"))
+    parameters, size, memory = (
+        _number(content.get(each)) for each in ("parameters", "bytes", "peak_memory_bytes")
+    )
     return Model(
         name, kind, quantization, arch, parameters, size, memory,
         {search: _decoding(path, found) for search, found in _dict(content.get("decoding")).items()},
@@ -281,4 +303,6 @@ def _number(content: Any) -> float | None:
     """A number that can be drawn."""
     if isinstance(content, bool) or not isinstance(content, int | float):
         return None
-    return float(content) if abs(content) < LARGEST else None  # so is no infinity, and not a number that is none
+    return (
+        float(content) if abs(content) < LARGEST else None
+    )  # so is no infinity, and not a number that is none

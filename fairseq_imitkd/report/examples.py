@@ -59,12 +59,17 @@ def examples(evaluation: Evaluation, count: int = COUNT) -> list[Example]:
         return []
     chrf = CHRF()
     scores = {
-        name: [chrf.sentence_score(text, [reference]).score for text, reference in zip(lines, references, strict=True)]
+        name: [
+            chrf.sentence_score(text, [reference]).score
+            for text, reference in zip(lines, references, strict=True)
+        ]
         for name, lines in texts.items()
     }
     base = evaluation.baseline.name if evaluation.baseline and evaluation.baseline.name in texts else None
     teacher = evaluation.teacher.name if evaluation.teacher else None
-    others = [name for name in texts if name not in (base, teacher)] or [name for name in texts if name != base]
+    others = [name for name in texts if name not in (base, teacher)] or [
+        name for name in texts if name != base
+    ]
     if not others:
         base, others = None, list(texts)
     found = []
@@ -78,7 +83,10 @@ def examples(evaluation: Evaluation, count: int = COUNT) -> list[Example]:
     found.sort(key=lambda each: (-each[0], each[1]))
     chosen = []
     for _, number, worst, drop, reference in found[:count]:
-        outputs = [Output(name, scores[name][number], compared(reference, lines[number])) for name, lines in texts.items()]
+        outputs = [
+            Output(name, scores[name][number], compared(reference, lines[number]))
+            for name, lines in texts.items()
+        ]
         source = sources[number] if sources and number < len(sources) else ""
         chosen.append(Example(number, source, reference, outputs, worst, drop))
     return chosen

@@ -10,13 +10,24 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.report import events, settings
-from fairseq_imitkd.report.places import told_apart
-from fairseq_imitkd.scores import LESS_IS_BETTER, SCORES
+from fairseq_imitkd.report import settings, tensorboard
+from fairseq_imitkd.report.paths import told_apart
+from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES
 
-INNER, EPOCH = "train_inner", "train"  # fairseq's tags of figures every few updates, and of those of a whole epoch
+INNER, EPOCH = (
+    "train_inner",
+    "train",
+)  # fairseq's tags of figures every few updates, and of those of a whole epoch
 # What only the plugin's criteria log.
-OWN = ("student_share", "loss_data", "loss_rollout", "rollout_len", "agreement", "rollout_time", "teacher_time")
+OWN = (
+    "student_share",
+    "loss_data",
+    "loss_rollout",
+    "rollout_len",
+    "agreement",
+    "rollout_time",
+    "teacher_time",
+)
 
 LONGEST_LINE = 1 << 20
 LARGEST = 1e15  # beyond, a number says only that something is broken, and no axis is long enough for it
@@ -152,9 +163,9 @@ def read_run(path: Path) -> Run:
     for log in logs:
         run.source = log
         read_log(run, log)
-    if not run.figures and (files := events.files(path)):
+    if not run.figures and (files := tensorboard.files(path)):
         run.source = path
-        for tag, rows in events.read(path, files).items():
+        for tag, rows in tensorboard.read(path, files).items():
             for update, row in sorted(rows.items()):
                 run.add(tag, {**row, "num_updates": update})
     if not run.figures:
@@ -193,7 +204,9 @@ def read_log(run: Run, path: Path) -> None:
                     # A killed run's last line has no end, and the next run's first one goes on there.
                     _read_line(run, _TIME.split(line.rstrip())[-1])
                 elif not _skip_line(file) and run.figures:  # its last number may lack digits
-                    run.notes.append(f"'{path}' ends within a line, which is left out: the training was killed, or goes on")
+                    run.notes.append(
+                        f"'{path}' ends within a line, which is left out: the training was killed, or goes on"
+                    )
     except OSError as error:
         raise UsageError(f"'{path}' can't be read: {error.strerror}") from error
 
@@ -222,7 +235,9 @@ def read_figures(line: str) -> tuple[str, dict[str, float]] | None:
 
     Only its form tells the tag: in a file of ``--log-file`` there is nothing else.
     """
-    if line.endswith("}") and (found := _JSON.search(line)):  # without this end, each of many beginnings would be tried
+    if line.endswith("}") and (
+        found := _JSON.search(line)
+    ):  # without this end, each of many beginnings would be tried
         return _of_json(found[1])
     if found := _INNER.search(line):
         return _with_update(INNER, (pair.split("=", 1) for pair in found[1].split(",")))
@@ -239,7 +254,11 @@ def _of_json(text: str) -> tuple[str, dict[str, float]] | None:
     if "num_updates" in content:
         return _with_update(INNER, content.items())
     tag = next((key.removesuffix("_num_updates") for key in content if key.endswith("_num_updates")), "")
-    return _with_update(tag, ((key.removeprefix(f"{tag}_"), value) for key, value in content.items())) if tag else None
+    return (
+        _with_update(tag, ((key.removeprefix(f"{tag}_"), value) for key, value in content.items()))
+        if tag
+        else None
+    )
 
 
 def _with_update(tag: str, pairs: Iterable[Any]) -> tuple[str, dict[str, float]] | None:
@@ -268,7 +287,9 @@ def _tell_apart(runs: list[Run]) -> list[str]:
             places = folders if len(set(folders)) == len(group) else [run.source for run in group]
             for run, found in zip(group, told_apart(places), strict=True):
                 run.name = found
-            notes.append(f"{len(group)} runs are called '{name}'; they are shown as {', '.join(run.name for run in group)}")
+            notes.append(
+                f"{len(group)} runs are called '{name}'; they are shown as {', '.join(run.name for run in group)}"
+            )
     return notes
 
 

@@ -9,13 +9,13 @@ from markupsafe import Markup
 
 import fairseq_imitkd
 from fairseq_imitkd.report import curves, probes, tables
-from fairseq_imitkd.report.drawing import Style, drawing, styles
 from fairseq_imitkd.report.evaluations import GREEDY, Evaluation
 from fairseq_imitkd.report.examples import Example, examples
 from fairseq_imitkd.report.logs import Run
 from fairseq_imitkd.report.pareto import pareto
+from fairseq_imitkd.report.paths import shortened, told_apart
 from fairseq_imitkd.report.picture import Picture
-from fairseq_imitkd.report.places import shortened, told_apart
+from fairseq_imitkd.report.svg import Style, drawing, styles
 from fairseq_imitkd.report.tables import Table
 
 SURE = 0.05  # a difference with a larger p is not called one
@@ -57,7 +57,9 @@ class Trained:
     settings: Table | None = None
 
 
-def page(runs: Sequence[Run], evaluations: Sequence[Evaluation], notes: Sequence[str] = ()) -> tuple[str, list[str]]:
+def page(
+    runs: Sequence[Run], evaluations: Sequence[Evaluation], notes: Sequence[str] = ()
+) -> tuple[str, list[str]]:
     """The page.
 
     Args:
@@ -74,9 +76,16 @@ def page(runs: Sequence[Run], evaluations: Sequence[Evaluation], notes: Sequence
         trained = _trained(runs, looks) if runs else None
     notes = [*notes, *(note for evaluation in evaluations for note in evaluation.notes)]
     folder = files("fairseq_imitkd.report")
-    sources = {name: (folder / name).read_text(encoding="utf-8") for name in ("template.html", "parts.html", "style.css")}
+    sources = {
+        name: (folder / name).read_text(encoding="utf-8")
+        for name in ("template.html", "parts.html", "style.css")
+    }
     environment = Environment(
-        loader=DictLoader(sources), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=DictLoader(sources),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["shortened"] = shortened
     title = "Distillation report"
@@ -110,11 +119,15 @@ def _missing(compared: Sequence[Compared], trained: Trained | None) -> list[str]
     """Why sections are left out, a line each."""
     lines = []
     if not compared:
-        lines.append("Nothing of quality and speed: imitkd-evaluate measures them, and imitkd-report shows its --evaluation.")
+        lines.append(
+            "Nothing of quality and speed: imitkd-evaluate measures them, and imitkd-report shows its --evaluation."
+        )
     elif not any(each.probes for each in compared):
         lines.append("Nothing of exposure bias: imitkd-evaluate probes it when it is told the --teacher.")
     if compared and not any(each.examples for each in compared):
-        lines.append("No examples: there are no translations beside the evaluation, or none is worse than the baseline's.")
+        lines.append(
+            "No examples: there are no translations beside the evaluation, or none is worse than the baseline's."
+        )
     if trained is None:
         lines.append("Nothing of training: no run was given.")
     elif not trained.rollouts:
@@ -124,7 +137,11 @@ def _missing(compared: Sequence[Compared], trained: Trained | None) -> list[str]
 
 def _compared(evaluation: Evaluation, name: str, looks: dict[str, Style]) -> Compared:
     headline, facts = summary(evaluation)
-    probed = [probes.agreement(evaluation, looks), probes.exposure(evaluation, looks), curves.by_position(evaluation, looks)]
+    probed = [
+        probes.agreement(evaluation, looks),
+        probes.exposure(evaluation, looks),
+        curves.by_position(evaluation, looks),
+    ]
     return Compared(
         evaluation, name, headline, facts, evaluation.signatures,
         tables.models(evaluation, looks), tables.faults(evaluation), pareto(evaluation, looks),
@@ -158,7 +175,13 @@ def summary(evaluation: Evaluation) -> tuple[str, list[Fact]]:
     chance = "" if p is None else f"p {tables.probability(p)}"
     facts = [Fact(f"{best.first.bleu.score:.1f}", f"BLEU, {tables.signed(difference)} against {base.name}")]
     teacher = evaluation.teacher
-    if teacher and teacher is not base and teacher.first and teacher.first.bleu and teacher.first.bleu.score > 0:
+    if (
+        teacher
+        and teacher is not base
+        and teacher.first
+        and teacher.first.bleu
+        and teacher.first.bleu.score > 0
+    ):
         share = best.first.bleu.score / teacher.first.bleu.score
         facts.append(Fact(f"{share:.0%}", f"of {teacher.name}'s {teacher.first.bleu.score:.1f} BLEU"))
     speed = best.fast(GREEDY)

@@ -7,9 +7,20 @@ from itertools import pairwise
 
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from fairseq_imitkd.report.drawing import CARD, SIZE, SOFT, Box, Drawing, clean, distance, nearest, place, width_of
 from fairseq_imitkd.report.evaluations import GREEDY, Evaluation, Model, Score
 from fairseq_imitkd.report.picture import STEPS, Picture, Styles, listed
+from fairseq_imitkd.report.svg import (
+    CARD,
+    SIZE,
+    SOFT,
+    Box,
+    Drawing,
+    clean,
+    distance,
+    nearest,
+    place,
+    width_of,
+)
 from fairseq_imitkd.report.tables import Cell, Table
 
 
@@ -63,7 +74,16 @@ def pareto(evaluation: Evaluation, styles: Styles) -> Picture | None:
     if 0 < len(others) < len({point.search for point in points}):
         note += f" Filled: greedy decoding. Hollow: {listed(others)}."
     rows = [
-        [Cell(each) for each in (point.model.name, point.search, f"{point.x:,.1f}", f"{point.y:.2f}", "yes" * (point in best))]
+        [
+            Cell(each)
+            for each in (
+                point.model.name,
+                point.search,
+                f"{point.x:,.1f}",
+                f"{point.y:.2f}",
+                "yes" * (point in best),
+            )
+        ]
         for point in points
     ]
     table = Table(["model", "decoding", "sentences/s", "BLEU", "on the front"], rows, words=2)
@@ -73,7 +93,11 @@ def pareto(evaluation: Evaluation, styles: Styles) -> Picture | None:
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Those that no other is beside or above in both coordinates, by the first one."""
     return sorted(
-        (number for number, (x, y) in enumerate(points) if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points)),
+        (
+            number
+            for number, (x, y) in enumerate(points)
+            if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points)
+        ),
         key=lambda number: points[number],
     )
 
@@ -111,7 +135,9 @@ def _axes(points: Sequence[Point]) -> Drawing:
     axes.grid(axis="x")
     # As many numbers such as 20 and 500 as there is room for.
     decades = math.log10(quickest * room / (slowest / room))
-    steps: tuple[float, ...] = (1,) if decades > 5 else (1, 2, 5) if decades > 0.9 else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    steps: tuple[float, ...] = (
+        (1,) if decades > 5 else (1, 2, 5) if decades > 0.9 else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    )
     axes.xaxis.set_major_locator(LogLocator(subs=steps))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
@@ -127,7 +153,9 @@ def _draw_front(drawing: Drawing, best: Sequence[Point]) -> list[Box]:
     corners.append((best[-1].x, drawing.axes.get_ylim()[0]))
     drawing.axes.plot(*zip(*corners, strict=True), color=SOFT, linewidth=1.1, linestyle=(0, (2, 3)), zorder=1)
     places = [drawing.at(*corner) for corner in corners]
-    return [(min(x, a) - 1, min(y, b) - 1, max(x, a) + 1, max(y, b) + 1) for (x, y), (a, b) in pairwise(places)]
+    return [
+        (min(x, a) - 1, min(y, b) - 1, max(x, a) + 1, max(y, b) + 1) for (x, y), (a, b) in pairwise(places)
+    ]
 
 
 def _draw_point(drawing: Drawing, point: Point, styles: Styles) -> list[Box]:
@@ -138,7 +166,9 @@ def _draw_point(drawing: Drawing, point: Point, styles: Styles) -> list[Box]:
         point.x, point.y, marker=style.marker, markersize=9, markeredgewidth=1.6, markeredgecolor=style.colour,
         markerfacecolor=style.colour if point.is_first else CARD, linestyle="none",
     )  # fmt: skip
-    (x, low), (_, y), (_, high) = (drawing.at(point.x, each) for each in (point.ends[0], point.y, point.ends[1]))
+    (x, low), (_, y), (_, high) = (
+        drawing.at(point.x, each) for each in (point.ends[0], point.y, point.ends[1])
+    )
     return [(x - 2, low, x + 2, high), (x - 6, y - 6, x + 6, y + 6)]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from fairseq_imitkd.report.drawing import Style
+from fairseq_imitkd.report.svg import Style
 from fairseq_imitkd.report.tables import Table
 
 # Widths and heights: of a figure alone in its row, and of those with one or two beside them.

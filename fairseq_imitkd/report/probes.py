@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from fairseq_imitkd.report.drawing import CARD, SIZE, SOFT, Drawing, clean, width_of
 from fairseq_imitkd.report.evaluations import EXPOSURE, Evaluation
 from fairseq_imitkd.report.picture import MIDDLE, STEPS, Picture, Styles
+from fairseq_imitkd.report.svg import CARD, SIZE, SOFT, Drawing, clean, width_of
 from fairseq_imitkd.report.tables import Cell, Table, signed
 
 SAME = "% of tokens for which student and teacher prefer the same"
@@ -18,7 +18,9 @@ HOLLOW = ("D", "s")
 def agreement(evaluation: Evaluation, styles: Styles) -> Picture | None:
     """How often students prefer the teacher's token, after the references' prefixes and after their own."""
     names = ("agreement_gold", "agreement_own", "kl_gold", "kl_own")
-    found = {name: model.probes for name, model in evaluation.models.items() if {*names[:2]} <= {*model.probes}}
+    found = {
+        name: model.probes for name, model in evaluation.models.items() if {*names[:2]} <= {*model.probes}
+    }
     if not found:
         return None
     rows = {name: [100 * probes[each] for each in names[:2]] for name, probes in found.items()}
@@ -45,7 +47,9 @@ def _points(change: float) -> str:
 
 def exposure(evaluation: Evaluation, styles: Styles) -> Picture | None:
     """What a good or bad beginning of a translation does to its end."""
-    found = {name: model.probes for name, model in evaluation.models.items() if {*EXPOSURE} <= {*model.probes}}
+    found = {
+        name: model.probes for name, model in evaluation.models.items() if {*EXPOSURE} <= {*model.probes}
+    }
     if not found:
         return None
     titles = ["student alone", "student, then teacher", "teacher, then student", "teacher alone"]
@@ -58,8 +62,12 @@ def exposure(evaluation: Evaluation, styles: Styles) -> Picture | None:
         title = f"The teacher's first half changes {who} by {signed(gains[most])} BLEU"
     else:
         title = f"The teacher's first half changes {most} by {signed(gains[most])} BLEU and {least} by {signed(gains[least])}"
-    cells = [[Cell(name), *(Cell(f"{probes[each]:.2f}") for each in EXPOSURE)] for name, probes in found.items()]
-    return Picture(title, drawing.svg(f"BLEU of mixed translations. {title}."), Table(["student", *titles], cells))
+    cells = [
+        [Cell(name), *(Cell(f"{probes[each]:.2f}") for each in EXPOSURE)] for name, probes in found.items()
+    ]
+    return Picture(
+        title, drawing.svg(f"BLEU of mixed translations. {title}."), Table(["student", *titles], cells)
+    )
 
 
 def _rows(rows: Mapping[str, Sequence[float]], titles: Sequence[str], styles: Styles, label: str) -> Drawing:

@@ -53,7 +53,9 @@ def parse(text: str) -> dict[str, Any]:
         if all(value == values[0] for value in values):
             flat[name] = values[0]
         else:
-            flat.update({f"{section}.{name}" if section else name: value for section, value in sections.items()})
+            flat.update(
+                {f"{section}.{name}" if section else name: value for section, value in sections.items()}
+            )
     return flat
 
 
@@ -82,7 +84,11 @@ def _value(node: ast.expr) -> Any:
         case ast.List() | ast.Tuple():
             return [_value(each) for each in node.elts]
         case ast.Dict():
-            return {str(_value(key)): _value(value) for key, value in zip(node.keys, node.values, strict=True) if key}
+            return {
+                str(_value(key)): _value(value)
+                for key, value in zip(node.keys, node.values, strict=True)
+                if key
+            }
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
             return -number
         case ast.Call(func=ast.Name(id="Namespace"), args=[]):

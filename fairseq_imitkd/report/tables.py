@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fairseq_imitkd.report import settings
-from fairseq_imitkd.report.drawing import Style
 from fairseq_imitkd.report.evaluations import GREEDY, METRICS, Decoding, Evaluation, Model, Speed
 from fairseq_imitkd.report.logs import Run
+from fairseq_imitkd.report.svg import Style
 
 
 @dataclass
@@ -63,12 +63,18 @@ class _Column:
 
 def models(evaluation: Evaluation, styles: Mapping[str, Style]) -> Table | None:
     """Quality, speed and size of every model, the best of each column marked; only columns with something in them."""
-    every = [(model, search, decoding) for model in evaluation.models.values() for search, decoding in model.decodings.items()]
+    every = [
+        (model, search, decoding)
+        for model in evaluation.models.values()
+        for search, decoding in model.decodings.items()
+    ]
     if not every:
         return None
     columns = [each for each in _columns(evaluation) if any(each.find(*row) is not None for row in every)]
     with_search = len({search for _, search, _ in every}) > 1
-    table = Table(["model", *(["decoding"] if with_search else []), *(column.title for column in columns)], [])
+    table = Table(
+        ["model", *(["decoding"] if with_search else []), *(column.title for column in columns)], []
+    )
     table.words = 2 if with_search else 1
     best = {}
     for column in columns:
@@ -78,7 +84,10 @@ def models(evaluation: Evaluation, styles: Mapping[str, Style]) -> Table | None:
     for model, search, decoding in every:
         again, before = model is before, model
         about = ", ".join(part for part in (model.arch, model.quantization or model.kind) if part)
-        row = [Cell(model.name, about, style=styles.get(model.name), again=again), *([Cell(search)] if with_search else [])]
+        row = [
+            Cell(model.name, about, style=styles.get(model.name), again=again),
+            *([Cell(search)] if with_search else []),
+        ]
         for column in columns:
             value = column.find(model, search, decoding)
             if value is None or (again and column.of_model):
@@ -112,7 +121,10 @@ def _columns(evaluation: Evaluation) -> list[_Column]:
             found.append(_Column("p", chance, lambda value: probability(value).removeprefix("= "), None))
 
     def speed(
-        title: str, get: Callable[[Speed], float | None], show: Callable[[float], str], aside: Callable[..., str] = _nothing
+        title: str,
+        get: Callable[[Speed], float | None],
+        show: Callable[[float], str],
+        aside: Callable[..., str] = _nothing,
     ) -> None:
         def find(model: Model, search: str, decoding: Decoding) -> float | None:
             fast = model.fast(search)
@@ -122,7 +134,9 @@ def _columns(evaluation: Evaluation) -> list[_Column]:
 
     def times(model: Model, search: str, decoding: Decoding) -> str:
         fast = model.fast(search)
-        if fast is None or fast.low is None or fast.high is None or fast.low == fast.high:  # the baseline's own
+        if (
+            fast is None or fast.low is None or fast.high is None or fast.low == fast.high
+        ):  # the baseline's own
             return ""
         return f"{fast.low:.2f} to {fast.high:.2f}"
 
@@ -132,7 +146,13 @@ def _columns(evaluation: Evaluation) -> list[_Column]:
     speed(f"\N{MULTIPLICATION SIGN} {baseline}", lambda each: each.times, lambda value: f"{value:.2f}", times)
     found += [
         _Column("ms", _latency, lambda value: f"{value:,.1f}", False),
-        _Column("parameters", lambda model, *_: model.parameters, lambda value: f"{value:,.0f}", False, of_model=True),
+        _Column(
+            "parameters",
+            lambda model, *_: model.parameters,
+            lambda value: f"{value:,.0f}",
+            False,
+            of_model=True,
+        ),
         _Column("MB", lambda model, *_: model.size, megabytes, False, of_model=True),
         _Column("memory MB", lambda model, *_: model.memory, megabytes, False, of_model=True),
     ]
@@ -145,7 +165,9 @@ def _latency(model: Model, search: str, decoding: Decoding) -> float | None:
 
 def megabytes(size: float) -> str:
     """Bytes as millions of them, to three places that matter."""
-    return f"{size / 1e6:,.0f}" if size >= 1e8 else f"{size / 1e6:.1f}" if size >= 1e7 else f"{size / 1e6:.2f}"
+    return (
+        f"{size / 1e6:,.0f}" if size >= 1e8 else f"{size / 1e6:.1f}" if size >= 1e7 else f"{size / 1e6:.2f}"
+    )
 
 
 def _best(values: Sequence[float | None], more_is_better: bool | None) -> float | None:
@@ -159,7 +181,9 @@ def _best(values: Sequence[float | None], more_is_better: bool | None) -> float 
 def _notes(evaluation: Evaluation) -> list[str]:
     every = [decoding for model in evaluation.models.values() for decoding in model.decodings.values()]
     notes = ["● is the best of its column; the range after BLEU is its 95% interval."]
-    if evaluation.baseline and any(one.p is not None for decoding in every for one in decoding.scores.values()):
+    if evaluation.baseline and any(
+        one.p is not None for decoding in every for one in decoding.scores.values()
+    ):
         notes.append(
             f"p: how often a difference from {evaluation.baseline.name} this large comes by chance (paired bootstrap)."
         )
@@ -167,7 +191,9 @@ def _notes(evaluation: Evaluation) -> list[str]:
     if len(batches) == 1:
         [batch] = batches
         if batch > 1:
-            notes.append(f"Speed is with {batch} sentences a batch; ms, the median of a sentence's time, with one.")
+            notes.append(
+                f"Speed is with {batch} sentences a batch; ms, the median of a sentence's time, with one."
+            )
     return notes
 
 
@@ -181,7 +207,9 @@ def faults(evaluation: Evaluation) -> Table | None:
     ]
     if not every:
         return None
-    names = [name for name in ("empty", "truncated", "repeating") if any(name in found for *_, found in every)]
+    names = [
+        name for name in ("empty", "truncated", "repeating") if any(name in found for *_, found in every)
+    ]
     rows = [
         [Cell(model), Cell(search), *(Cell(f"{found[name]:,}" if name in found else "") for name in names)]
         for model, search, found in every
@@ -197,7 +225,9 @@ def runs(every: Sequence[Run], styles: Mapping[str, Style]) -> Table:
     header += [f"best validation {named(metric)}" for metric in metrics] + ["hours"]
     rows = []
     best = {
-        metric: _best([run.best[1] for run in every if run.best and run.metric == metric], _better(every, metric))
+        metric: _best(
+            [run.best[1] for run in every if run.best and run.metric == metric], _better(every, metric)
+        )
         for metric in metrics
     }
     for run in every:
@@ -214,7 +244,9 @@ def runs(every: Sequence[Run], styles: Mapping[str, Style]) -> Table:
         for metric in metrics:
             if run.best and run.metric == metric:
                 update, value = run.best
-                row.append(Cell(f"{value:.2f}", f"at {update:,}", best=value == best[metric] and metric != "loss"))
+                row.append(
+                    Cell(f"{value:.2f}", f"at {update:,}", best=value == best[metric] and metric != "loss")
+                )
             else:
                 row.append(Cell(""))
         rows.append([*row, Cell(f"{wall[-1][1] / 3600:.2f}" if wall else "")])
@@ -227,7 +259,9 @@ def _better(every: Sequence[Run], metric: str) -> bool:
 
 def named(metric: str) -> str:
     """A figure's name in words."""
-    return {"bleu": "BLEU", "ppl": "perplexity", "nll_loss": "likelihood loss"}.get(metric, metric.replace("_", " "))
+    return {"bleu": "BLEU", "ppl": "perplexity", "nll_loss": "likelihood loss"}.get(
+        metric, metric.replace("_", " ")
+    )
 
 
 def probability(p: float) -> str:
@@ -247,7 +281,10 @@ def differences(every: Sequence[Run]) -> Table | None:
     if not rows:
         return None
     cells = [
-        [Cell(name.replace("_", " ").replace(".", ": "), "differs" if len(set(values)) > 1 else ""), *map(Cell, values)]
+        [
+            Cell(name.replace("_", " ").replace(".", ": "), "differs" if len(set(values)) > 1 else ""),
+            *map(Cell, values),
+        ]
         for name, values in rows
     ]
     return Table(["setting", *(run.name for run in told)], cells, words=1 + len(told))

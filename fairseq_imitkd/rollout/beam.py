@@ -14,12 +14,15 @@ from fairseq.models.transformer import TransformerModelBase
 from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor
 
-from fairseq_imitkd.rollout.transformer import TransformerSteps, why_not
+from fairseq_imitkd.rollout.fast_transformer import TransformerSteps, why_not
 
 
 def beam_models(models: Sequence[BaseFairseqModel]) -> EnsembleModel:
     """What a ``SequenceGenerator`` asks for the next words: the fast way where every model is a stock transformer."""
-    fast = all(hasattr(model, "decoder") and why_not(model) is None and softmax_of_its_logits(model) for model in models)
+    fast = all(
+        hasattr(model, "decoder") and why_not(model) is None and softmax_of_its_logits(model)
+        for model in models
+    )
     return BeamModels(models) if fast else EnsembleModel(models)
 
 
@@ -74,7 +77,9 @@ class BeamModels(EnsembleModel):
 
     @staticmethod
     def _lprobs(logits: Tensor, temperature: float) -> Tensor:
-        return F.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1, dtype=torch.float32)
+        return F.log_softmax(
+            logits if temperature == 1.0 else logits / temperature, dim=-1, dtype=torch.float32
+        )
 
 
 def softmax_of_its_logits(model: Any) -> bool:
@@ -84,5 +89,6 @@ def softmax_of_its_logits(model: Any) -> bool:
         type(model).get_normalized_probs in own
         and type(model).get_normalized_probs_scriptable is BaseFairseqModel.get_normalized_probs_scriptable
         and type(model.decoder).get_normalized_probs is FairseqDecoder.get_normalized_probs
-        and type(model.decoder).get_normalized_probs_scriptable is FairseqDecoder.get_normalized_probs_scriptable
+        and type(model.decoder).get_normalized_probs_scriptable
+        is FairseqDecoder.get_normalized_probs_scriptable
     )

@@ -14,8 +14,8 @@ from fairseq.models import BaseFairseqModel
 from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
+from fairseq_imitkd.rollout.keyed_random import Uniforms
 from fairseq_imitkd.rollout.policy import RolloutPolicy
-from fairseq_imitkd.rollout.randomness import Uniforms
 from fairseq_imitkd.rollout.steps import Ensemble, begin
 
 # Dropping finished rows copies every cache, so it waits until this share of the rows is done.
@@ -106,7 +106,9 @@ def decode(
     prefixes, caps = tokens[:, :1], max_lengths
     with evaluating(author):
         steps = begin(author, net_input, longest + 1, samples, cuda_graphs)
-        corrections = begin(corrector.teacher, net_input, longest + 1, samples, cuda_graphs) if corrector else None
+        corrections = (
+            begin(corrector.teacher, net_input, longest + 1, samples, cuda_graphs) if corrector else None
+        )
         # One step beyond the cap: there the student may still choose to end, which is a choice and not a cut.
         for step in range(longest + 1):
             logits = steps.logits(prefixes)
@@ -126,7 +128,9 @@ def decode(
             # A finished row is fed EOS until it leaves: pad would upset decoders that count positions.
             chosen = torch.where(alive, chosen, eos)
             if lprobs is not None:
-                lprobs[rows, step] = policy.tempered(logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)) - normaliser
+                lprobs[rows, step] = (
+                    policy.tempered(logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)) - normaliser
+                )
             tokens[rows, step + 1] = chosen
             alive = alive & (chosen != eos)
 
@@ -145,7 +149,13 @@ def decode(
 
 
 def _finished(
-    tokens: Tensor, truncated: Tensor, max_lengths: Tensor, rows_computed: int, lprobs: Tensor | None, pad: int, eos: int
+    tokens: Tensor,
+    truncated: Tensor,
+    max_lengths: Tensor,
+    rows_computed: int,
+    lprobs: Tensor | None,
+    pad: int,
+    eos: int,
 ) -> Rollout:
     """Pad everything after the first EOS, and a truncated row from its cap on; trim columns that are all padding."""
     is_eos = tokens.eq(eos)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fairseq_imitkd.rollout.beam import BeamModels, beam_models, softmax_of_its_logits
 from fairseq_imitkd.rollout.engine import Rollout, decode
+from fairseq_imitkd.rollout.keyed_random import RandomKey, Uniforms, sampling_uniforms
 from fairseq_imitkd.rollout.policy import RolloutPolicy
-from fairseq_imitkd.rollout.randomness import RandomKey, Uniforms, sampling_uniforms
 
 Hypothesis = dict[str, Tensor]
 
@@ -39,7 +39,9 @@ class RolloutGenerator(SequenceGenerator):
     """
 
     def __init__(self, models: Any, *args: Any, **kwargs: Any):
-        super().__init__(models if isinstance(models, EnsembleModel) else beam_models(models), *args, **kwargs)
+        super().__init__(
+            models if isinstance(models, EnsembleModel) else beam_models(models), *args, **kwargs
+        )
         blocker: NGramRepeatBlock | None = self.repeat_ngram_blocker  # type: ignore[has-type]
         if blocker is not None:
             self.repeat_ngram_blocker = NoRepeats(blocker.no_repeat_ngram_size)
@@ -88,7 +90,9 @@ class RolloutGenerator(SequenceGenerator):
         """
         bos_token = kwargs.get("bos_token")
         others = [value for name, value in kwargs.items() if name != "bos_token" and value is not None]
-        net_input = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
+        net_input = {
+            name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"
+        }
         cap = self._cap(net_input["src_tokens"].size(1)) if "src_tokens" in net_input else 0
         policy = self.rollout_policy
         if policy is None or others or cap < 1:
@@ -142,7 +146,10 @@ class RolloutGenerator(SequenceGenerator):
             for row, length in enumerate(lengths.tolist())
         ]
         best_first = scores.view(-1, self.beam_size).argsort(dim=-1, descending=True, stable=True).tolist()
-        return [[hypotheses[sentence * self.beam_size + place] for place in order] for sentence, order in enumerate(best_first)]
+        return [
+            [hypotheses[sentence * self.beam_size + place] for place in order]
+            for sentence, order in enumerate(best_first)
+        ]
 
 
 def _fresh_uniforms(rows: Tensor) -> Uniforms:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.vocabulary import drawn, most_probable
+from fairseq_imitkd.vocab_ops import drawn, most_probable
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,12 @@ class RolloutPolicy:
 
     def __post_init__(self) -> None:
         for flag, value, valid, must in (
-            ("policy", self.name, self.name in ("greedy", "sampling", "speculative"), "greedy, sampling or speculative"),
+            (
+                "policy",
+                self.name,
+                self.name in ("greedy", "sampling", "speculative"),
+                "greedy, sampling or speculative",
+            ),
             ("topk", self.topk, self.topk >= 0, "0 (all tokens) or more"),
             ("topp", self.topp, 0.0 < self.topp <= 1.0, "above 0 and at most 1 (all tokens)"),
             ("temperature", self.temperature, 0.0 < self.temperature < math.inf, "a finite number above 0"),
@@ -47,7 +52,9 @@ class RolloutPolicy:
             if not valid:
                 raise UsageError(f"--rollout-{flag} must be {must}, but is {value}")
         if self.max_len_a == 0.0 and self.max_len_b == 0:
-            raise UsageError("--rollout-max-len-a and --rollout-max-len-b must not both be 0: no rollout would hold a token")
+            raise UsageError(
+                "--rollout-max-len-a and --rollout-max-len-b must not both be 0: no rollout would hold a token"
+            )
         if self.name == "greedy" and (self.topk or self.topp < 1.0 or self.temperature != 1.0):
             raise UsageError(
                 "--rollout-topk, --rollout-topp and --rollout-temperature change nothing under --rollout-policy greedy: "

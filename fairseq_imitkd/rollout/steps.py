@@ -10,8 +10,8 @@ import torch
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
-from fairseq_imitkd.rollout.graphs import GraphedSteps
-from fairseq_imitkd.rollout.transformer import TransformerSteps, why_not
+from fairseq_imitkd.rollout.cuda_graphs import GraphedSteps
+from fairseq_imitkd.rollout.fast_transformer import TransformerSteps, why_not
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,9 @@ class IncrementalSteps:
     def logits(self, tokens: Tensor) -> Tensor:
         """See :class:`Steps`."""
         self.rows_computed += tokens.size(0)
-        return self.student.decoder(tokens, encoder_out=self.encoder_out, incremental_state=self.state)[0][:, -1]
+        return self.student.decoder(tokens, encoder_out=self.encoder_out, incremental_state=self.state)[0][
+            :, -1
+        ]
 
     def keep(self, rows: Tensor) -> None:
         """See :class:`Steps`."""
@@ -75,7 +77,9 @@ class EnsembleSteps:
 
     def logits(self, tokens: Tensor) -> Tensor:
         """See :class:`Steps`."""
-        lprobs = torch.stack([member.logits(tokens).float().log_softmax(dim=-1) for member in self.members], dim=-1)
+        lprobs = torch.stack(
+            [member.logits(tokens).float().log_softmax(dim=-1) for member in self.members], dim=-1
+        )
         self.rows_computed = self.members[0].rows_computed
         return (lprobs + self.log_weights.float()).logsumexp(dim=-1)
 
@@ -107,7 +111,9 @@ def begin(
     return members[0] if len(members) == 1 else EnsembleSteps(members, author.log_weights)
 
 
-def _begin(model: BaseFairseqModel, net_input: dict[str, Any], longest: int, samples: int, cuda_graphs: bool) -> Steps:
+def _begin(
+    model: BaseFairseqModel, net_input: dict[str, Any], longest: int, samples: int, cuda_graphs: bool
+) -> Steps:
     tokens = net_input["src_tokens"]
     encoder_out = model.encoder.forward_torchscript(net_input)
     if samples > 1:
@@ -119,7 +125,11 @@ def _begin(model: BaseFairseqModel, net_input: dict[str, Any], longest: int, sam
         if objection_to_graphs is None:
             return GraphedSteps(model.decoder, encoder_out, longest)
         _say_once(f"rollouts do without CUDA graphs for a {type(model).__name__}: {objection_to_graphs}")
-    return TransformerSteps(model.decoder, encoder_out, longest) if objection is None else IncrementalSteps(model, encoder_out)
+    return (
+        TransformerSteps(model.decoder, encoder_out, longest)
+        if objection is None
+        else IncrementalSteps(model, encoder_out)
+    )
 
 
 @functools.cache

@@ -20,9 +20,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fairseq_imitkd import __version__
-from fairseq_imitkd.serving.batching import Batcher, Batching, Model, ModelFailed, QueueFull, TooLong, Translated, facts
+from fairseq_imitkd.serving.batching import (
+    Batcher,
+    Batching,
+    Model,
+    ModelFailed,
+    QueueFull,
+    TooLong,
+    Translated,
+    facts,
+)
 from fairseq_imitkd.serving.metrics import CONTENT_TYPE, Metrics
-from fairseq_imitkd.serving.reading import JSON, Limits, Refused, media_type, sentences, text_of
+from fairseq_imitkd.serving.requests import JSON, Limits, Refused, media_type, sentences, text_of
 
 PAGE = {"/": "index.html", "/style.css": "style.css", "/page.js": "page.js", "/icon.svg": "icon.svg"}
 PATHS = ("/translate", "/health", "/metrics", *PAGE)
@@ -43,7 +52,9 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-def application(model: Model, limits: Limits, batching: Batching, hosts: Collection[str] | None = None) -> Starlette:
+def application(
+    model: Model, limits: Limits, batching: Batching, hosts: Collection[str] | None = None
+) -> Starlette:
     """The whole server, but for its socket.
 
     Args:
@@ -64,7 +75,9 @@ def application(model: Model, limits: Limits, batching: Batching, hosts: Collect
     ]
     handlers: dict[Any, Any] = {Refused: _refused, HTTPException: _no_such_path, Exception: _unexpected}
     around = Middleware(_Around, metrics=service.metrics, hosts=hosts)
-    app = Starlette(routes=routes, middleware=[around], exception_handlers=handlers, lifespan=service.lifespan)
+    app = Starlette(
+        routes=routes, middleware=[around], exception_handlers=handlers, lifespan=service.lifespan
+    )
     app.router.redirect_slashes = False
     app.state.metrics = service.metrics
     return app
@@ -134,7 +147,9 @@ class _Service:
                         raise too_large
                     body += part
         except TimeoutError:
-            raise Refused(408, f"the request was not complete within {self.limits.seconds:g} seconds") from None
+            raise Refused(
+                408, f"the request was not complete within {self.limits.seconds:g} seconds"
+            ) from None
         return bytes(body)
 
     async def _translated(self, request: Request, texts: list[str], until: float) -> Translated:
@@ -142,9 +157,13 @@ class _Service:
             async with asyncio.timeout_at(until):
                 return await _unless_gone(request, self.batcher.translate(texts))
         except TimeoutError:
-            raise Refused(504, f"not translated within {self.limits.seconds:g} seconds: send fewer sentences at once") from None
+            raise Refused(
+                504, f"not translated within {self.limits.seconds:g} seconds: send fewer sentences at once"
+            ) from None
         except QueueFull:
-            raise Refused(503, "too many sentences are waiting: try again later", {"Retry-After": "1"}) from None
+            raise Refused(
+                503, "too many sentences are waiting: try again later", {"Retry-After": "1"}
+            ) from None
         except TooLong as error:
             text = f"sentence {error.place} has {error.tokens} tokens, but may have {self.limits.tokens}: split it"
             raise Refused(413, text) from None
@@ -243,7 +262,9 @@ class _Around:
         host = headers.get("host", "")
         name = HOST.fullmatch(host.lower())
         if self.hosts is not None and (name is None or name[1] not in self.hosts):
-            return error_response(400, f"Host must be {' or '.join(sorted(self.hosts))}, but is {host[:100]!r}")
+            return error_response(
+                400, f"Host must be {' or '.join(sorted(self.hosts))}, but is {host[:100]!r}"
+            )
         if method == "POST" and headers.get("sec-fetch-site") == "cross-site":
             return error_response(403, "pages of other sites may not use this server")
         return None

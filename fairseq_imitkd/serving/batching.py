@@ -61,7 +61,9 @@ def misstated(model: Model) -> str | None:
         return f"its student is {student!r:.50}"
     if not isinstance(parameters := student.get("parameters"), int | None):
         return f"its student's parameters are {parameters!r:.50}"
-    if not (quantization is None or (isinstance(quantization, str) and re.fullmatch(r"\w{1,100}", quantization))):
+    if not (
+        quantization is None or (isinstance(quantization, str) and re.fullmatch(r"\w{1,100}", quantization))
+    ):
         return f"its quantization is {quantization!r:.50}"
     return None
 
@@ -136,7 +138,9 @@ class Batcher:
         on_batch: told of each batch how many sentences it had and how many seconds the model took.
     """
 
-    def __init__(self, model: Model, batching: Batching, on_batch: Callable[[int, float], None] = lambda *_: None):
+    def __init__(
+        self, model: Model, batching: Batching, on_batch: Callable[[int, float], None] = lambda *_: None
+    ):
         self.model, self.batching, self.on_batch = model, batching, on_batch
         self._requests: list[list[_Sentence]] = []
         self._encoding = 0
@@ -197,7 +201,9 @@ class Batcher:
         """Call it for each in the text thread, some at a time: a request of many leaves others in between."""
         made: list[Made] = []
         for start in range(0, len(items), TEXTS):
-            made += await _call(self._text_thread, lambda part: list(map(function, part)), items[start : start + TEXTS])
+            made += await _call(
+                self._text_thread, lambda part: list(map(function, part)), items[start : start + TEXTS]
+            )
         return made
 
     async def _in_batches(self, sources: Sequence[Tensor]) -> list[Tensor]:
@@ -236,13 +242,17 @@ class Batcher:
         more batches than there are requests before it, and goes on in every round, however many sentences the others have.
         """
         self._requests = [request for request in self._requests if request]
-        in_turn = (sentence for row in zip_longest(*self._requests) for sentence in row if sentence is not None)
+        in_turn = (
+            sentence for row in zip_longest(*self._requests) for sentence in row if sentence is not None
+        )
         near = list(islice(in_turn, WINDOW * self.batching.sentences))
         if not near:
             return []
         wanted, longest = len(near[0].source), 0
         batch: list[_Sentence] = []
-        for sentence in sorted(near, key=lambda sentence: abs(len(sentence.source) - wanted))[: self.batching.sentences]:
+        for sentence in sorted(near, key=lambda sentence: abs(len(sentence.source) - wanted))[
+            : self.batching.sentences
+        ]:
             longest = max(longest, len(sentence.source))
             if batch and longest * (len(batch) + 1) > self.batching.tokens:
                 break
@@ -256,7 +266,9 @@ class Batcher:
     async def _translate(self, batch: Sequence[_Sentence]) -> None:
         """Give every sentence its translation. Where the model fails, no request fails by another's sentences."""
         try:
-            targets, seconds = await _call(self._model_thread, self._timed, [sentence.source for sentence in batch])
+            targets, seconds = await _call(
+                self._model_thread, self._timed, [sentence.source for sentence in batch]
+            )
         except ModelFailed as error:
             requests = {id(sentence.request): sentence.request for sentence in batch}.values()
             if len(requests) > 1:

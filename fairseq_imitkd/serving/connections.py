@@ -61,7 +61,9 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self.room.taken[self] = None
         if len(self.room.taken) > self.room.most:
-            idle = next((other for other in self.room.taken if other is not self and not other._is_served()), None)
+            idle = next(
+                (other for other in self.room.taken if other is not self and not other._is_served()), None
+            )
             if idle is None:
                 del self.room.taken[self]
                 self._refuse(503, "too many requests at once: try again later", {"Retry-After": "1"})

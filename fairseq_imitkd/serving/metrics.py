@@ -21,21 +21,39 @@ class Metrics:
     def __init__(self, waiting: Callable[[], float]):
         self.registry = CollectorRegistry()
         self._requests = Counter(
-            "imitkd_requests", "Requests answered, by path and status", ["path", "status"], registry=self.registry
+            "imitkd_requests",
+            "Requests answered, by path and status",
+            ["path", "status"],
+            registry=self.registry,
         )
         self._seconds = Histogram(
-            "imitkd_request_seconds", "From a request for translations to its answer", buckets=SECONDS, registry=self.registry
+            "imitkd_request_seconds",
+            "From a request for translations to its answer",
+            buckets=SECONDS,
+            registry=self.registry,
         )
-        self._sentences = Counter("imitkd_sentences", "Sentences translated, empty ones included", registry=self.registry)
+        self._sentences = Counter(
+            "imitkd_sentences", "Sentences translated, empty ones included", registry=self.registry
+        )
         self._source_tokens = Counter("imitkd_source_tokens", "Tokens that they had", registry=self.registry)
-        self._target_tokens = Counter("imitkd_target_tokens", "Tokens of their translations", registry=self.registry)
+        self._target_tokens = Counter(
+            "imitkd_target_tokens", "Tokens of their translations", registry=self.registry
+        )
         self._batches = Histogram(
-            "imitkd_batch_sentences", "Sentences that the model translated at once", buckets=SENTENCES, registry=self.registry
+            "imitkd_batch_sentences",
+            "Sentences that the model translated at once",
+            buckets=SENTENCES,
+            registry=self.registry,
         )
         self._model = Histogram(
-            "imitkd_translate_seconds", "Time that a batch took the model", buckets=SECONDS, registry=self.registry
+            "imitkd_translate_seconds",
+            "Time that a batch took the model",
+            buckets=SECONDS,
+            registry=self.registry,
         )
-        Gauge("imitkd_waiting_sentences", "Sentences not yet begun", registry=self.registry).set_function(waiting)
+        Gauge("imitkd_waiting_sentences", "Sentences not yet begun", registry=self.registry).set_function(
+            waiting
+        )
 
     def answered(self, path: str, status: int) -> None:
         """A request to this path, or to another if it is none of the server's."""

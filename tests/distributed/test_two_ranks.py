@@ -13,10 +13,10 @@ import torch
 from fairseq import options, tasks
 from fairseq_cli import preprocess
 
-from fairseq_imitkd.pruning import Weight, weights_of_model
-from tests.corpus import BIN, ENVIRONMENT, REPO, write_text
+from fairseq_imitkd.models.pruning import Weight, weights_of_model
 from tests.distributed import two_ranks
-from tests.fairseq_models import TINY_TRANSFORMER_FLAGS, checkpoint_state, training_config
+from tests.helpers.digit_corpus import BIN, ENVIRONMENT, REPO, write_text
+from tests.helpers.fairseq_models import TINY_TRANSFORMER_FLAGS, checkpoint_state, training_config
 
 TIMEOUT = 600  # seconds; a loaded machine is slow, a hang is for ever
 
@@ -24,7 +24,10 @@ TIMEOUT = 600  # seconds; a loaded machine is slow, a hang is for ever
 def run_together(commands: list[list[str]], folder: Path) -> list[str]:
     """Their outputs. A failure shows them, and a process that hangs is ended with the others."""
     with contextlib.ExitStack() as stack:
-        outputs = [stack.enter_context(open(folder / f"output-{number}.txt", "w+")) for number in range(len(commands))]
+        outputs = [
+            stack.enter_context(open(folder / f"output-{number}.txt", "w+"))
+            for number in range(len(commands))
+        ]
         processes = [
             subprocess.Popen(command, cwd=REPO, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
             for command, output in zip(commands, outputs, strict=True)
@@ -44,7 +47,10 @@ def run_together(commands: list[list[str]], folder: Path) -> list[str]:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two ranks saw."""
     folder = tmp_path_factory.mktemp("ranks")
-    run_together([[sys.executable, "-m", "tests.distributed.two_ranks", str(rank), str(folder)] for rank in range(2)], folder)
+    run_together(
+        [[sys.executable, "-m", "tests.distributed.two_ranks", str(rank), str(folder)] for rank in range(2)],
+        folder,
+    )
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
 
 
@@ -86,7 +92,9 @@ def test_gradients_of_two_ranks_are_one_processes(
 
 
 @pytest.mark.parametrize("backend", two_ranks.BACKENDS)
-def test_logs_of_two_ranks_are_one_processes(ranks: list[dict[str, Any]], alone: dict[str, Any], backend: str) -> None:
+def test_logs_of_two_ranks_are_one_processes(
+    ranks: list[dict[str, Any]], alone: dict[str, Any], backend: str
+) -> None:
     """A sentence is rolled out or not, and to the same text, whichever rank holds it."""
     for rank, expected in zip(ranks, alone["figures"], strict=True):
         assert rank[f"{backend}-even"]["figures"] == pytest.approx(expected, rel=1e-4)
@@ -96,7 +104,9 @@ def test_logs_of_two_ranks_are_one_processes(ranks: list[dict[str, Any]], alone:
 def test_filler_batch_adds_nothing(ranks: list[dict[str, Any]], backend: str) -> None:
     """The second rank's shard has run out: no one waits for a rollout, and the gradient is the first rank's alone."""
     model = two_ranks.student()
-    two_ranks.task().train_step(two_ranks.sentences()[0], model, two_ranks.criterion(), two_ranks.Optimizer(), two_ranks.UPDATE)
+    two_ranks.task().train_step(
+        two_ranks.sentences()[0], model, two_ranks.criterion(), two_ranks.Optimizer(), two_ranks.UPDATE
+    )
     for rank in ranks:
         summed = {name: 2.0 * gradient for name, gradient in rank[f"{backend}-filler"]["gradients"].items()}
         torch.testing.assert_close(summed, two_ranks.gradients(model), rtol=1e-4, atol=1e-5)
@@ -121,7 +131,10 @@ def test_trainers_division_is_by_rollout_tokens(ranks: list[dict[str, Any]]) -> 
     """One plain gradient step of the summed loss over the tokens counted, as one process would do it at update 0."""
     model, task, criterion = two_ranks.student(), two_ranks.task(), two_ranks.criterion()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    count = sum(task.train_step(sample, model, criterion, two_ranks.Optimizer(), 0)[1] for sample in two_ranks.sentences())
+    count = sum(
+        task.train_step(sample, model, criterion, two_ranks.Optimizer(), 0)[1]
+        for sample in two_ranks.sentences()
+    )
     gradients = two_ranks.gradients(model)
     expected = {name: before[name] - 0.5 * gradients[name] / count for name in before}
     torch.testing.assert_close(ranks[0]["trainer"]["after_one"], expected, rtol=1e-4, atol=1e-5)
@@ -190,13 +203,26 @@ def test_two_commands_train_as_one_command_on_double_batches(tmp_path: Path) -> 
     outputs = run_together([*two, command("one", "--update-freq", 2)], tmp_path)
 
     logs, scores = [
-        [[json.loads(line[line.index("{") :]) for line in text.splitlines() if f'"{figure}"' in line] for text in outputs]
+        [
+            [json.loads(line[line.index("{") :]) for line in text.splitlines() if f'"{figure}"' in line]
+            for text in outputs
+        ]
         for figure in ("rollout_len", "valid_chrf")
     ]
     updates = [[log for log in lines if "num_updates" in log] for lines in (logs[0], logs[2])]
     assert [log["num_updates"] for log in updates[0]] == [str(update) for update in range(1, 7)]
-    for key in ("loss", "student_share", "rollout_len", "truncated", "agreement", "tokens_data", "tokens_rollout"):
-        assert [float(log[key]) for log in updates[0]] == pytest.approx([float(log[key]) for log in updates[1]], abs=2e-3), key
+    for key in (
+        "loss",
+        "student_share",
+        "rollout_len",
+        "truncated",
+        "agreement",
+        "tokens_data",
+        "tokens_rollout",
+    ):
+        assert [float(log[key]) for log in updates[0]] == pytest.approx(
+            [float(log[key]) for log in updates[1]], abs=2e-3
+        ), key
     [two], none, [one] = scores  # the second rank prints nothing
     assert none == []
     for name in ("valid_bleu", "valid_chrf", "valid_rougeL"):
@@ -222,5 +248,7 @@ def test_pruning_is_one(ranks: list[dict[str, Any]], backend: str) -> None:
     shares = []
     for one, other in zip(first, second, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
-        shares.append(sum(int(Weight(one[name], own.padding).zeros().sum()) for name, own in weights.items()) / count)
+        shares.append(
+            sum(int(Weight(one[name], own.padding).zeros().sum()) for name, own in weights.items()) / count
+        )
     assert shares == pytest.approx([0.0, 0.0, 0.7 * (1 - 0.5**3), 0.7 * (1 - 0.5**3), 0.7, 0.7], abs=1e-4)

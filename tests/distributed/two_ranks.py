@@ -17,8 +17,15 @@ from fairseq.trainer import Trainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fairseq_imitkd.teacher import Teacher
-from tests.fairseq_models import build_student, make_batch, reversed_pairs, tiny_criterion, tiny_task, training_config
+from fairseq_imitkd.teacher.teacher import Teacher
+from tests.helpers.fairseq_models import (
+    build_student,
+    make_batch,
+    reversed_pairs,
+    tiny_criterion,
+    tiny_task,
+    training_config,
+)
 
 UPDATE = 30
 BACKENDS = ("legacy_ddp", "pytorch_ddp")
@@ -35,7 +42,10 @@ class Optimizer:
 def sentences() -> list[dict[str, Any]]:
     """A batch for each rank: other lengths, another number of sentences, the ids running on."""
     pairs = reversed_pairs(9, seed=31)
-    return [make_batch(pairs[:6], ids=range(6)), make_batch([(pair[0] * 3, pair[1]) for pair in pairs[6:]], ids=range(6, 9))]
+    return [
+        make_batch(pairs[:6], ids=range(6)),
+        make_batch([(pair[0] * 3, pair[1]) for pair in pairs[6:]], ids=range(6, 9)),
+    ]
 
 
 def student(**settings: Any) -> nn.Module:
@@ -52,7 +62,9 @@ def task() -> Any:
 
 def criterion(**settings: Any) -> Any:
     """Half of the sentences are rolled out, to caps of their own sources."""
-    return tiny_criterion("imitkd_full", task(), student_share="0.5", rollout_max_len_a=1.0, rollout_max_len_b=2, **settings)
+    return tiny_criterion(
+        "imitkd_full", task(), student_share="0.5", rollout_max_len_a=1.0, rollout_max_len_b=2, **settings
+    )
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -117,7 +129,14 @@ def policy_over_teachers(rank: int) -> list[float]:
     outer = wrapped(model, "legacy_ddp")
     for update in range(UPDATE, UPDATE + 3):
         model.zero_grad()
-        own.train_step(sentences()[rank], outer, method, Optimizer(), update, ignore_grad=rank == 1 and update == UPDATE + 1)
+        own.train_step(
+            sentences()[rank],
+            outer,
+            method,
+            Optimizer(),
+            update,
+            ignore_grad=rank == 1 and update == UPDATE + 1,
+        )
         outer.all_reduce_grads()
         for parameter in model.parameters():
             parameter.data -= 0.05 * parameter.grad
@@ -154,7 +173,9 @@ def main(rank: int, folder: Path) -> None:
     results: dict[str, Any] = {}
     for backend in BACKENDS:
         for ignore_grad in (False, True):
-            results[f"{backend}-{'filler' if ignore_grad else 'even'}"] = wrapped_step(backend, rank, ignore_grad)
+            results[f"{backend}-{'filler' if ignore_grad else 'even'}"] = wrapped_step(
+                backend, rank, ignore_grad
+            )
         results[f"{backend}-chunks"] = wrapped_step(backend, rank, False, loss_chunk=3)
         results[f"{backend}-pruned"] = pruned(rank, backend)
     results["policy"] = policy_over_teachers(rank)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import corpus, inside
+from tests.helpers import digit_corpus, in_process
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Student:
         return self.folder / "checkpoint_last.pt"
 
     def figures(self) -> dict[str, list[dict[str, float]]]:
-        return inside.read_figures(self.output)
+        return in_process.read_figures(self.output)
 
 
 @pytest.fixture(scope="session")
@@ -38,10 +38,10 @@ def student(digits, teacher, tmp_path_factory) -> Student:
     folder = tmp_path_factory.mktemp("student")
     own_teacher = folder / "teacher.pt"
     shutil.copy(teacher, own_teacher)
-    done = corpus.train(
+    done = digit_corpus.train(
         digits.data, folder, "--teacher-path", own_teacher, "--criterion", "imitkd", "--max-update", Student.updates,
         "--validate-interval-updates", 20, "--eval-bleu", "--eval-bleu-args", '{"beam": 1}', "--best-checkpoint-metric", "bleu",
-        "--maximize-best-checkpoint-metric", *corpus.TINY, timeout=300,
+        "--maximize-best-checkpoint-metric", *digit_corpus.TINY, timeout=300,
     )  # fmt: skip
     own_teacher.unlink()
     return Student(folder, done.stdout, own_teacher)

@@ -3,15 +3,23 @@
 import pytest
 import torch
 
-from tests import corpus, inside
+from tests.helpers import digit_corpus, in_process
 
-PLUGIN = corpus.REPO / "fairseq_imitkd"
+PLUGIN = digit_corpus.REPO / "fairseq_imitkd"
 
 
 def test_checkpoint_equals_a_stock_one_in_kind(digits, student, tmp_path):
     """The same keys, shapes and size as cross_entropy's checkpoint of this model; the optimizer holds the student alone."""
-    flags = ("--task", "translation", "--criterion", "cross_entropy", "--max-update", 2, "--disable-validation")
-    stock_run = inside.train(digits.data, tmp_path, *flags)
+    flags = (
+        "--task",
+        "translation",
+        "--criterion",
+        "cross_entropy",
+        "--max-update",
+        2,
+        "--disable-validation",
+    )
+    stock_run = in_process.train(digits.data, tmp_path, *flags)
     stock_file = tmp_path / "checkpoint_last.pt"
     ours, stock = (torch.load(file, weights_only=True) for file in (student.checkpoint, stock_file))
     assert ours.keys() == stock.keys()
@@ -19,13 +27,17 @@ def test_checkpoint_equals_a_stock_one_in_kind(digits, student, tmp_path):
         name: value.shape for name, value in stock["model"].items()
     }
     assert ours["extra_state"]["train_iterator"].keys() == stock["extra_state"]["train_iterator"].keys()
-    assert not [key for key in [*ours["model"], *ours["task_state"], *ours["extra_state"]] if "teacher" in key]
+    assert not [
+        key for key in [*ours["model"], *ours["task_state"], *ours["extra_state"]] if "teacher" in key
+    ]
     assert ours["criterion"] is None
 
     parameters = list(stock_run.trainer.get_model().parameters())
     moments = ours["last_optimizer_state"]["state"].values()
     assert len(moments) == len(parameters)
-    assert sum(moment["exp_avg"].numel() for moment in moments) == sum(weight.numel() for weight in parameters)
+    assert sum(moment["exp_avg"].numel() for moment in moments) == sum(
+        weight.numel() for weight in parameters
+    )
 
     def size_without_figures(state) -> int:
         kept = tmp_path / "kept.pt"
@@ -39,54 +51,67 @@ def test_checkpoint_equals_a_stock_one_in_kind(digits, student, tmp_path):
 @pytest.fixture(scope="module")
 def expected(digits, student, tmp_path_factory) -> list[str]:
     """Greedy hypotheses of the student."""
-    found = inside.generate(digits.data, student.checkpoint, tmp_path_factory.mktemp("decoded"), "--beam", 1)
+    found = in_process.generate(
+        digits.data, student.checkpoint, tmp_path_factory.mktemp("decoded"), "--beam", 1
+    )
     assert len(found) == len(digits.references())
-    assert len(set(found)) > 5, "a student that always writes the same would not tell one command from another"
+    assert len(set(found)) > 5, (
+        "a student that always writes the same would not tell one command from another"
+    )
     assert not student.teacher.exists()
     assert str(student.teacher) in str(torch.load(student.checkpoint, weights_only=True)["cfg"]["task"])
     return found
 
 
-DECODE = (*inside.DECODE, "--beam", 1)
+DECODE = (*in_process.DECODE, "--beam", 1)
 
 
 def test_imitkd_generate(digits, student, expected):
-    done = corpus.run("imitkd-generate", digits.data, "--path", student.checkpoint, *DECODE, timeout=200)
-    assert inside.hypotheses(done.stdout) == expected
+    done = digit_corpus.run(
+        "imitkd-generate", digits.data, "--path", student.checkpoint, *DECODE, timeout=200
+    )
+    assert in_process.hypotheses(done.stdout) == expected
 
 
 def test_fairseq_generate_with_user_dir(digits, student, expected):
     """Under our own task, whose teacher the checkpoint still names."""
-    done = corpus.run(
+    done = digit_corpus.run(
         "fairseq-generate", digits.data, "--user-dir", PLUGIN, "--task", "translation_with_teacher", "--path",
         student.checkpoint, *DECODE, timeout=200,
     )  # fmt: skip
-    assert inside.hypotheses(done.stdout) == expected
+    assert in_process.hypotheses(done.stdout) == expected
 
 
 def test_fairseq_generate_without_the_plugin(digits, student, expected, tmp_path):
     """A student is a plain fairseq model. Since torch 2.6 stock fairseq must be told to load its own checkpoints."""
     environment = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", "PYTHONPATH": ""}
-    done = corpus.run(
-        "fairseq-generate", digits.data, "--path", student.checkpoint, *DECODE, env=environment, cwd=tmp_path, timeout=200
+    done = digit_corpus.run(
+        "fairseq-generate",
+        digits.data,
+        "--path",
+        student.checkpoint,
+        *DECODE,
+        env=environment,
+        cwd=tmp_path,
+        timeout=200,
     )
-    assert inside.hypotheses(done.stdout) == expected
+    assert in_process.hypotheses(done.stdout) == expected
 
 
 def test_imitkd_interactive(digits, student, expected):
     """Sentences from standard input."""
-    done = corpus.run(
+    done = digit_corpus.run(
         "imitkd-interactive", digits.data, "--path", student.checkpoint, *DECODE, "--buffer-size", 100,
         "--source-lang", "src", "--target-lang", "tgt", input=(digits.text / "test.src").read_text(), timeout=200,
     )  # fmt: skip
-    assert inside.hypotheses(done.stdout) == expected
+    assert in_process.hypotheses(done.stdout) == expected
 
 
 def test_fairseq_validate(digits, student):
     """``fairseq-validate`` rebuilds task and criterion from the checkpoint, without the teacher, to the loss of training."""
-    done = corpus.run(
+    done = digit_corpus.run(
         "fairseq-validate", digits.data, "--user-dir", PLUGIN, "--task", "translation_with_teacher", "--path",
         student.checkpoint, "--cpu", "--max-tokens", 400, "--log-format", "json", timeout=200,
     )  # fmt: skip
-    (figures,) = inside.read_figures(done.stdout)["valid"]
+    (figures,) = in_process.read_figures(done.stdout)["valid"]
     assert figures["loss"] == pytest.approx(student.figures()["valid"][-1]["loss"], abs=0.001)

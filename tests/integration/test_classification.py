@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import corpus, inside
+from tests.helpers import digit_corpus, in_process
 
-PLUGIN = ("--user-dir", corpus.REPO / "fairseq_imitkd")
+PLUGIN = ("--user-dir", digit_corpus.REPO / "fairseq_imitkd")
 ROBERTA = (
     "--arch", "roberta", "--encoder-attention-heads", 2, "--num-classes", 2, "--init-token", 0, "--max-positions", 32,
 )  # fmt: skip
@@ -40,7 +40,10 @@ def write_reviews(folder: Path, split: str, sentences: int, seed: int) -> None:
         for _ in range(sentences):
             label = generator.choice(["bad", "good"])
             words = [f"{label}{generator.randrange(6)}" for _ in range(2)]
-            words += [f"{'bad' if label == 'good' else 'good'}{generator.randrange(6)}" for _ in range(generator.randrange(2))]
+            words += [
+                f"{'bad' if label == 'good' else 'good'}{generator.randrange(6)}"
+                for _ in range(generator.randrange(2))
+            ]
             words += [f"word{generator.randrange(8)}" for _ in range(generator.randint(0, 6))]
             generator.shuffle(words)
             print(*words, file=text)
@@ -54,15 +57,15 @@ def classes(tmp_path_factory) -> Classes:
     for split, sentences, seed in (("train", 1200, 1), ("valid", 200, 2)):
         write_reviews(root, split, sentences, seed)
     for part in ("input0", "label"):
-        corpus.run(
+        digit_corpus.run(
             "fairseq-preprocess", "--only-source", "--destdir", root / "data" / part,
             "--trainpref", root / f"train.{part}", "--validpref", root / f"valid.{part}",
         )  # fmt: skip
-    done = corpus.train(
+    done = digit_corpus.train(
         root / "data", root / "teacher", *PLUGIN, *STOCK, *ROBERTA, *LARGE, "--max-update", 150, "--max-tokens", 800,
         command="fairseq-train",
     )  # fmt: skip
-    assert inside.read_figures(done.stdout)["valid"][-1]["accuracy"] > 90
+    assert in_process.read_figures(done.stdout)["valid"][-1]["accuracy"] > 90
     return Classes(root / "data", root / "teacher" / "checkpoint_last.pt")
 
 
@@ -89,9 +92,11 @@ def student(classes, tmp_path_factory) -> Student:
     folder = tmp_path_factory.mktemp("student")
     teacher = folder / "teacher.pt"
     shutil.copy(classes.teacher, teacher)
-    done = corpus.train(classes.data, folder, *PLUGIN, *annealing(classes, teacher), command="fairseq-train")
+    done = digit_corpus.train(
+        classes.data, folder, *PLUGIN, *annealing(classes, teacher), command="fairseq-train"
+    )
     teacher.unlink()
-    return Student(folder, inside.read_figures(done.stdout), teacher)
+    return Student(folder, in_process.read_figures(done.stdout), teacher)
 
 
 def test_both_stages_of_annealing(student) -> None:
@@ -106,16 +111,19 @@ def test_both_stages_of_annealing(student) -> None:
     assert ends[15] < 100
     assert ends[60] > 80, "after stage I, which never reads a label"
     assert ends[UPDATES] > 85
-    assert sum(figures["agreement"] for figures in first[-10:]) > sum(figures["agreement"] for figures in first[:10]) + 2
+    assert (
+        sum(figures["agreement"] for figures in first[-10:])
+        > sum(figures["agreement"] for figures in first[:10]) + 2
+    )
 
 
 def test_word_kd_through_the_plugins_command(classes, tmp_path) -> None:
     """``imitkd-train`` finds the plugin by itself, and the teacher's dictionaries where its checkpoint says."""
-    done = corpus.train(
+    done = digit_corpus.train(
         classes.data, tmp_path, *WITH_TEACHER, "--criterion", "word_kd", "--teacher-path", classes.teacher, *ROBERTA, *SMALL,
         *EACH, "--save-interval", 1000,
     )  # fmt: skip
-    figures = inside.read_figures(done.stdout)
+    figures = in_process.read_figures(done.stdout)
     accuracy = [interval["accuracy"] for interval in figures["valid"]]
     assert accuracy[-1] > 85
     assert figures["train_inner"][-1]["loss"] < figures["train_inner"][0]["loss"]
@@ -125,10 +133,10 @@ def test_word_kd_through_the_plugins_command(classes, tmp_path) -> None:
 def test_killed_and_resumed_equals_uninterrupted(classes, student, tmp_path) -> None:
     """Killed for good in stage I and taken up by another process, it ends with the same weights to the last bit."""
     flags = annealing(classes, classes.teacher)
-    command = [classes.data, "--save-dir", tmp_path, *inside.SETTINGS, *flags]
+    command = [classes.data, "--save-dir", tmp_path, *in_process.SETTINGS, *flags]
     process = subprocess.Popen(
-        [corpus.BIN / "fairseq-train", *map(str, command), *map(str, PLUGIN)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=corpus.ENVIRONMENT,
+        [digit_corpus.BIN / "fairseq-train", *map(str, command), *map(str, PLUGIN)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=digit_corpus.ENVIRONMENT,
     )  # fmt: skip
     watchdog = threading.Timer(300, process.terminate)
     watchdog.start()
@@ -140,11 +148,15 @@ def test_killed_and_resumed_equals_uninterrupted(classes, student, tmp_path) -> 
     process.stdout.close()
     assert process.wait(timeout=60) == -9, "the first process must be killed before its end"
 
-    saved = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)["optimizer_history"][-1]["num_updates"]
+    saved = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)["optimizer_history"][-1][
+        "num_updates"
+    ]
     assert 30 <= saved < STAGE_TWO
-    resumed = inside.train(classes.data, tmp_path, *flags)
+    resumed = in_process.train(classes.data, tmp_path, *flags)
     assert len(resumed.figures["train_inner"]) == UPDATES - saved
-    ends = [torch.load(folder / "checkpoint_last.pt", weights_only=True) for folder in (student.folder, tmp_path)]
+    ends = [
+        torch.load(folder / "checkpoint_last.pt", weights_only=True) for folder in (student.folder, tmp_path)
+    ]
     for end in ends:
         assert end["optimizer_history"][-1]["num_updates"] == UPDATES
     torch.testing.assert_close(ends[1]["model"], ends[0]["model"], rtol=0, atol=0)
@@ -154,8 +166,10 @@ def test_checkpoint_holds_nothing_of_the_teacher(classes, student) -> None:
     """The student's weights alone, and stock fairseq's loader takes it with the teacher's file gone."""
     assert not student.teacher.exists()
     state = torch.load(student.folder / "checkpoint_last.pt", weights_only=True)
-    assert not [name for name in [*state["model"], *state["task_state"], *state["extra_state"]] if "teacher" in name]
-    (model,) = inside.load_models(student.folder / "checkpoint_last.pt")
+    assert not [
+        name for name in [*state["model"], *state["task_state"], *state["extra_state"]] if "teacher" in name
+    ]
+    (model,) = in_process.load_models(student.folder / "checkpoint_last.pt")
     assert {name: value.shape for name, value in model.state_dict().items()} == {
         name: value.shape for name, value in state["model"].items()
     }
@@ -163,11 +177,11 @@ def test_checkpoint_holds_nothing_of_the_teacher(classes, student) -> None:
 
 def test_fairseq_validate(classes, student) -> None:
     """Rebuilds task and criterion from the checkpoint, without the teacher, to the figures of training."""
-    done = corpus.run(
+    done = digit_corpus.run(
         "fairseq-validate", classes.data, *PLUGIN, *WITH_TEACHER, "--path",
         student.folder / "checkpoint_last.pt", "--cpu", "--max-tokens", 400, "--log-format", "json",
     )  # fmt: skip
-    (figures,) = inside.read_figures(done.stdout)["valid"]
+    (figures,) = in_process.read_figures(done.stdout)["valid"]
     last = student.figures["valid"][-1]
     assert figures["accuracy"] == pytest.approx(last["accuracy"], abs=0.001)
     assert figures["loss"] == pytest.approx(last["loss"], abs=0.001)

@@ -15,18 +15,29 @@ from torch import Tensor
 
 from fairseq_imitkd.cli import cache, seqkd
 from fairseq_imitkd.methods import METHODS
-from fairseq_imitkd.rollout.graphs import graphs_of
-from tests import inside
-from tests.emulated_cuda import Emulation, emulated_cuda
+from fairseq_imitkd.rollout.cuda_graphs import graphs_of
+from tests.helpers import in_process
+from tests.helpers.emulated_cuda import Emulation, emulated_cuda
 
-TASK = ("--task", "translation_with_teacher", "--dropout", 0, "--disable-validation", "--no-save", "--max-update", 3)
+TASK = (
+    "--task",
+    "translation_with_teacher",
+    "--dropout",
+    0,
+    "--disable-validation",
+    "--no-save",
+    "--max-update",
+    3,
+)
 HALF = "constant:0.5"
 
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulation]:
-    monkeypatch.setattr(inside, "SETTINGS", tuple(flag for flag in inside.SETTINGS if flag != "--cpu"))
-    monkeypatch.setattr(inside, "DECODE", tuple(flag for flag in inside.DECODE if flag != "--cpu"))
+    monkeypatch.setattr(
+        in_process, "SETTINGS", tuple(flag for flag in in_process.SETTINGS if flag != "--cpu")
+    )
+    monkeypatch.setattr(in_process, "DECODE", tuple(flag for flag in in_process.DECODE if flag != "--cpu"))
     with emulated_cuda() as emulation:
         yield emulation
 
@@ -39,13 +50,15 @@ def on_host(digits, teacher, tmp_path_factory) -> Any:
     def train(*flags: object) -> dict[str, Tensor]:
         if flags not in trained:
             folder = tmp_path_factory.mktemp("host")
-            trained[flags] = inside.train(digits.data, folder, *TASK, "--teacher-path", teacher, *flags).weights()
+            trained[flags] = in_process.train(
+                digits.data, folder, *TASK, "--teacher-path", teacher, *flags
+            ).weights()
         return trained[flags]
 
     return train
 
 
-def assert_close(found: inside.Training, expected: dict[str, Tensor], tolerance: float) -> None:
+def assert_close(found: in_process.Training, expected: dict[str, Tensor], tolerance: float) -> None:
     for name, value in found.weights().items():
         torch.testing.assert_close(value.cpu().float(), expected[name], rtol=tolerance, atol=tolerance)
 
@@ -54,7 +67,10 @@ def assert_close(found: inside.Training, expected: dict[str, Tensor], tolerance:
 WITH_FLAGS = ("f_distill_rkl", "f_distill_tvd", "f_distill_kl", "distillm", "annealing_kd")
 FEATURES: dict[str, tuple[str, tuple[object, ...]]] = {
     **{name: (name, ("--student-share", HALF)) for name in METHODS if name not in WITH_FLAGS},
-    "distillm": ("distillm", ("--student-share", HALF, "--rollout-replay", 60, "--rollout-replay-share", "constant:0.5")),
+    "distillm": (
+        "distillm",
+        ("--student-share", HALF, "--rollout-replay", 60, "--rollout-replay-share", "constant:0.5"),
+    ),
     "annealing_kd": ("annealing_kd", ()),
     "f_distill_kl": ("f_distill_kl", ("--teacher-samples",)),
     "rewards": ("gkd", ("--reward", "sentence-bleu")),
@@ -76,7 +92,9 @@ def test_trains_as_on_the_host(feature, digits, teacher, on_host, tmp_path, requ
     criterion, flags = FEATURES[feature]
     expected = on_host("--criterion", criterion, *flags)
     request.getfixturevalue("device")
-    found = inside.train(digits.data, tmp_path, *TASK, "--teacher-path", teacher, "--criterion", criterion, *flags)
+    found = in_process.train(
+        digits.data, tmp_path, *TASK, "--teacher-path", teacher, "--criterion", criterion, *flags
+    )
     assert_close(found, expected, 1e-4)
 
 
@@ -87,19 +105,22 @@ def test_trains_in_every_precision(precision, digits, teacher, on_host, tmp_path
     expected = on_host(*flags)
     request.getfixturevalue("device")
     typed, common = ((), {"bf16": True}) if precision == "bf16" else ((precision,), {})
-    found = inside.train(digits.data, tmp_path, *TASK, "--teacher-path", teacher, *flags, *typed, common=common)
+    found = in_process.train(
+        digits.data, tmp_path, *TASK, "--teacher-path", teacher, *flags, *typed, common=common
+    )
     assert_close(found, expected, 1e-2)
 
 
 @pytest.mark.parametrize(
-    ("policy", "precision"), [("greedy", ()), ("greedy", ("--fp16",)), ("greedy", ("--amp",)), ("speculative", ())]
+    ("policy", "precision"),
+    [("greedy", ()), ("greedy", ("--fp16",)), ("greedy", ("--amp",)), ("speculative", ())],
 )
 def test_trains_with_cuda_graphs(policy, precision, digits, teacher, on_host, tmp_path, request):
     """``--rollout-cuda-graphs``: the weights move under the graphs, and the rollouts are those of the new ones."""
     flags = ("--criterion", "imitkd", "--student-share", "constant:1", "--rollout-policy", policy)
     expected = on_host(*flags)
     request.getfixturevalue("device")
-    found = inside.train(
+    found = in_process.train(
         digits.data, tmp_path, *TASK, "--teacher-path", teacher, *flags, *precision, "--rollout-cuda-graphs"
     )  # fmt: skip
     assert_close(found, expected, 1e-2 if precision else 1e-4)
@@ -113,15 +134,15 @@ def test_resumes_as_if_uninterrupted(digits, teacher, tmp_path, device):
     flags = ("--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", "imitkd_full",
              "--disable-validation", "--student-share", HALF, "--save-interval-updates", 3,
              "--rollout-cuda-graphs")  # fmt: skip
-    whole = inside.train(digits.data, tmp_path / "whole", *flags, "--max-update", 6).weights()
-    inside.train(digits.data, tmp_path / "parts", *flags, "--max-update", 3)
-    resumed = inside.train(digits.data, tmp_path / "parts", *flags, "--max-update", 6)
+    whole = in_process.train(digits.data, tmp_path / "whole", *flags, "--max-update", 6).weights()
+    in_process.train(digits.data, tmp_path / "parts", *flags, "--max-update", 3)
+    resumed = in_process.train(digits.data, tmp_path / "parts", *flags, "--max-update", 6)
     assert all(value.cpu().equal(whole[name].cpu()) for name, value in resumed.weights().items())
     assert graphs_of(resumed.trainer.get_model().decoder).replays
 
 
 def test_validates_and_chooses_by_bleu(digits, teacher, tmp_path, device):
-    done = inside.train(
+    done = in_process.train(
         digits.data, tmp_path, "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", "distillm",
         "--max-update", 4, "--validate-interval-updates", 2, "--eval-bleu", "--eval-bleu-args", '{"beam": 1}', "--no-save",
     )  # fmt: skip
@@ -131,10 +152,16 @@ def test_validates_and_chooses_by_bleu(digits, teacher, tmp_path, device):
 
 @pytest.mark.parametrize("search", [("--beam", 1), ("--beam", 2)], ids=["greedy", "beam"])
 def test_generates_as_on_the_host(search, digits, teacher, tmp_path, request):
-    flags = ("--task", "translation_with_teacher", "--user-dir", Path(inside.fairseq_imitkd.__file__).parent, *search)
-    expected = inside.generate(digits.data, teacher, tmp_path / "host", *flags)
+    flags = (
+        "--task",
+        "translation_with_teacher",
+        "--user-dir",
+        Path(in_process.fairseq_imitkd.__file__).parent,
+        *search,
+    )
+    expected = in_process.generate(digits.data, teacher, tmp_path / "host", *flags)
     request.getfixturevalue("device")
-    assert inside.generate(digits.data, teacher, tmp_path / "device", *flags) == expected
+    assert in_process.generate(digits.data, teacher, tmp_path / "device", *flags) == expected
 
 
 @pytest.mark.parametrize("keep", ["topk:8", "hidden"])
@@ -144,7 +171,7 @@ def test_caches_a_teacher_and_learns_from_it(keep, digits, teacher, tmp_path, de
                 "--keep", keep])  # fmt: skip
     bucket = ("--teacher-topk", 4, "--teacher-tail", "bucket") if keep != "hidden" else ()
     live, cached = (
-        inside.train(digits.data, tmp_path / name, *TASK, "--criterion", "word_kd", *bucket, *flags)
+        in_process.train(digits.data, tmp_path / name, *TASK, "--criterion", "word_kd", *bucket, *flags)
         for name, flags in {"live": ("--teacher-path", teacher), "cached": ("--teacher-cache", where)}.items()
     )
     assert_close(cached, {name: value.cpu() for name, value in live.weights().items()}, 1e-2)
@@ -153,17 +180,30 @@ def test_caches_a_teacher_and_learns_from_it(keep, digits, teacher, tmp_path, de
 def test_translates_a_corpus(digits, teacher, tmp_path, device):
     for number, select in enumerate([(), ("--select", "sample")]):
         out = tmp_path / str(number)
-        seqkd.main([str(digits.data), "--teacher-path", str(teacher), "--out", str(out), "--gen-subset", "valid", *select])
+        seqkd.main(
+            [
+                str(digits.data),
+                "--teacher-path",
+                str(teacher),
+                "--out",
+                str(out),
+                "--gen-subset",
+                "valid",
+                *select,
+            ]
+        )
         assert (out / "text" / "valid.tgt").read_text()
 
 
-@pytest.mark.parametrize("flags", [(), ("--rollout-replay", 60, "--rollout-replay-share", "constant:0.5")], ids=["", "replay"])
+@pytest.mark.parametrize(
+    "flags", [(), ("--rollout-replay", 60, "--rollout-replay-share", "constant:0.5")], ids=["", "replay"]
+)
 def test_waits_for_the_device_do_not_grow_with_the_batch(flags, digits, teacher, tmp_path, device):
     """However many sentences there are, the host waits as often: at most once more for each few steps of a longer rollout."""
     counts = []
     for tokens in (200, 1600):
         device.waits.clear()
-        inside.train(
+        in_process.train(
             digits.data, tmp_path / str(tokens), *TASK, "--teacher-path", teacher, "--criterion", "imitkd",
             "--student-share", HALF, "--rollout-max-len-a", 0, "--rollout-max-len-b", 5, "--max-tokens", tokens, *flags,
         )  # fmt: skip

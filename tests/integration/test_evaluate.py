@@ -15,10 +15,10 @@ from fairseq_imitkd.cli.evaluate import main
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate import evaluation
 from fairseq_imitkd.export.exporter import export
-from tests.corpus import ENVIRONMENT
-from tests.evaluated import said_by
-from tests.exported import job, make_students
-from tests.unit.test_evaluate import tables
+from tests.evaluate.test_evaluate import tables
+from tests.helpers.digit_corpus import ENVIRONMENT
+from tests.helpers.evaluations import said_by
+from tests.helpers.exports import job, make_students
 
 SENTENCES = 60
 
@@ -33,17 +33,37 @@ def root(tmp_path_factory) -> Path:
 
 def flags(root: Path, out: Path, *more: object) -> list[str]:
     given = [
-        f"--model={name}={root / path}" for name, path in (("big", "transformer.pt"), ("gru", "gru.pt"), ("small", "int8"))
+        f"--model={name}={root / path}"
+        for name, path in (("big", "transformer.pt"), ("gru", "gru.pt"), ("small", "int8"))
     ]
-    return [*given, *map(str, ("--data", root / "data", "--out", out, "--threads", 1, "--max-len-b", 12, *more))]
+    return [
+        *given,
+        *map(str, ("--data", root / "data", "--out", out, "--threads", 1, "--max-len-b", 12, *more)),
+    ]
 
 
 @pytest.fixture(scope="module")
 def evaluated(root: Path, tmp_path_factory) -> tuple[Path, dict[str, Any], str]:
     """By the command line in a process of its own: the folder, what its file holds, and what was printed."""
     out = tmp_path_factory.mktemp("evaluated") / "out"
-    more = ("--teacher", "big", "--baseline", "gru", "--beam", 3, "--batch-sizes", "1,8", "--speed-sentences", 6)
-    command = [sys.executable, "-m", "fairseq_imitkd.cli.evaluate", *flags(root, out, *more, "--probe-sentences", 20)]
+    more = (
+        "--teacher",
+        "big",
+        "--baseline",
+        "gru",
+        "--beam",
+        3,
+        "--batch-sizes",
+        "1,8",
+        "--speed-sentences",
+        6,
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "fairseq_imitkd.cli.evaluate",
+        *flags(root, out, *more, "--probe-sentences", 20),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return out, json.loads((out / "evaluation.json").read_text()), done.stdout
@@ -78,7 +98,12 @@ def test_everything_is_there(root: Path, evaluated) -> None:
         assert (model["speed"]["1"]["p50_ms"] is None, model["speed"]["8"]["p50_ms"] is None) == (False, True)
         assert model["peak_memory_bytes"] is None or 0 <= model["peak_memory_bytes"] < 100e6
         for search, decoding in model["decoding"].items():
-            assert set(decoding["bleu"]) == set(decoding["chrf"]) == set(decoding["ter"]) == {"score", "low", "high", "p"}
+            assert (
+                set(decoding["bleu"])
+                == set(decoding["chrf"])
+                == set(decoding["ter"])
+                == {"score", "low", "high", "p"}
+            )
             assert sum(group["sentences"] for group in decoding["by_length"]) == SENTENCES
             assert decoding["empty"] >= 1
             files.add(decoding["outputs"])
@@ -96,9 +121,26 @@ def test_scores_are_sacrebleus_of_the_files(evaluated) -> None:
     """By its own command line on what was written, all digits."""
     out, found, _ = evaluated
     for search in ("greedy", "beam 3"):
-        outputs = [out / found["models"][name]["decoding"][search]["outputs"] for name in ("gru", "big", "small")]
-        paired = ("-m", "bleu", "chrf", "ter", "-w", 10, "--paired-bs", "--no-color", "-f", "text", "-i", *outputs)
-        said = re.findall(r"([\d.]+) \([\d.]+ ± [\d.]+\)", said_by("sacrebleu", out / "references.txt", *paired))
+        outputs = [
+            out / found["models"][name]["decoding"][search]["outputs"] for name in ("gru", "big", "small")
+        ]
+        paired = (
+            "-m",
+            "bleu",
+            "chrf",
+            "ter",
+            "-w",
+            10,
+            "--paired-bs",
+            "--no-color",
+            "-f",
+            "text",
+            "-i",
+            *outputs,
+        )
+        said = re.findall(
+            r"([\d.]+) \([\d.]+ ± [\d.]+\)", said_by("sacrebleu", out / "references.txt", *paired)
+        )
         own = [found["models"][name]["decoding"][search] for name in ("gru", "big", "small")]
         assert said == [f"{each[metric]['score']:.10f}" for each in own for metric in ("bleu", "chrf", "ter")]
     assert len(lines(out / "references.txt")) == len(lines(out / "sources.txt")) == SENTENCES
@@ -107,13 +149,15 @@ def test_scores_are_sacrebleus_of_the_files(evaluated) -> None:
 
 def test_outputs_are_fairseqs_own(root: Path, evaluated, tmp_path: Path) -> None:
     """Of the same search, in the data's order; fairseq-generate leaves the empty sentence out, or not, as it likes."""
-    from tests import inside
+    from tests.helpers import in_process
 
     more = ("--task", "translation", "--max-len-b", 12, "--source-lang", "src", "--target-lang", "tgt")
     for search, beam in (("greedy", 1), ("beam3", 3)):
-        theirs = inside.generate(root / "data", root / "gru.pt", tmp_path / search, "--beam", beam, *more)
+        theirs = in_process.generate(root / "data", root / "gru.pt", tmp_path / search, "--beam", beam, *more)
         own = lines(evaluated[0] / f"gru.{search}.txt")
-        assert [text for number, text in enumerate(theirs) if number != 7] == [t for n, t in enumerate(own) if n != 7]
+        assert [text for number, text in enumerate(theirs) if number != 7] == [
+            t for n, t in enumerate(own) if n != 7
+        ]
 
 
 def test_markdown_is_printed_from_the_file(evaluated) -> None:
@@ -149,14 +193,19 @@ class NoMeasurement:
         pass
 
 
-def test_a_model_that_fails_does_not_spoil_the_others(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_model_that_fails_does_not_spoil_the_others(
+    root: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     """It is named, the status is 1, and what was compared with it is compared with nothing."""
     monkeypatch.setattr(evaluation, "Measurement", NoMeasurement)
     state = torch.load(root / "gru.pt", weights_only=True)
     for weight in state["model"].values():
         weight.fill_(3e38)  # numbers, of which none can be computed with
     torch.save(state, tmp_path / "broken.pt")
-    out, more = tmp_path / "out", (f"--model=broken={tmp_path / 'broken.pt'}", "--baseline", "broken", "--teacher", "broken")
+    out, more = (
+        tmp_path / "out",
+        (f"--model=broken={tmp_path / 'broken.pt'}", "--baseline", "broken", "--teacher", "broken"),
+    )
     with pytest.raises(SystemExit) as ended:
         main(flags(root, out, *more, "--quick", "--sentences", 20))
     assert ended.value.code == 1
@@ -171,7 +220,9 @@ def test_a_model_that_fails_does_not_spoil_the_others(root: Path, tmp_path: Path
         assert model["speed"]["32"]["times_baseline"] is None
 
 
-def test_a_model_that_can_not_be_loaded_does_not_spoil_the_others(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_model_that_can_not_be_loaded_does_not_spoil_the_others(
+    root: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     """It is named with its file, at once, and the status is 1; but nothing can be compared with it."""
     monkeypatch.setattr(evaluation, "Measurement", NoMeasurement)
     (tmp_path / "bad.pt").write_text("no weights")
@@ -181,12 +232,16 @@ def test_a_model_that_can_not_be_loaded_does_not_spoil_the_others(root: Path, tm
     assert ended.value.code == 1
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert set(found["models"]) == {"big", "gru", "small"}
-    assert found["failed"]["bad"].startswith(f"loading: CHECKPOINT '{tmp_path / 'bad.pt'}' is damaged or no checkpoint")
+    assert found["failed"]["bad"].startswith(
+        f"loading: CHECKPOINT '{tmp_path / 'bad.pt'}' is damaged or no checkpoint"
+    )
     assert "`bad` failed loading: CHECKPOINT" in capsys.readouterr().out
     assert "ter" not in found["signatures"]
     assert not any("ter" in model["decoding"]["greedy"] for model in found["models"].values())
     for flag in ("--baseline", "--teacher"):
-        with pytest.raises(UsageError, match=r"--model bad: CHECKPOINT '.*bad\.pt' is damaged or no checkpoint"):
+        with pytest.raises(
+            UsageError, match=r"--model bad: CHECKPOINT '.*bad\.pt' is damaged or no checkpoint"
+        ):
             main(flags(root, tmp_path / "other", *more, flag, "bad"))
     assert not (tmp_path / "other").exists()
 
@@ -194,7 +249,17 @@ def test_a_model_that_can_not_be_loaded_does_not_spoil_the_others(root: Path, tm
 def test_a_former_evaluation_is_overwritten(root: Path, tmp_path: Path, monkeypatch) -> None:
     """With other models: nothing of the former ones is left, and what else lies there stays."""
     monkeypatch.setattr(evaluation, "Measurement", NoMeasurement)
-    common = ["--data", str(root / "data"), "--out", str(tmp_path), "--quick", "--sentences", "10", "--max-len-b", "1"]
+    common = [
+        "--data",
+        str(root / "data"),
+        "--out",
+        str(tmp_path),
+        "--quick",
+        "--sentences",
+        "10",
+        "--max-len-b",
+        "1",
+    ]
     main(["--model", f"one={root / 'transformer.pt'}", *common])
     (tmp_path / "report.html").touch()
     main(["--model", f"two={root / 'transformer.pt'}", *common])
@@ -208,7 +273,9 @@ def test_a_former_evaluation_is_overwritten(root: Path, tmp_path: Path, monkeypa
     assert (decoding["truncated"], decoding["empty"], decoding["repeating"]) == (9, 1, 0)
 
 
-def test_a_student_that_can_not_be_probed_keeps_its_other_figures(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_student_that_can_not_be_probed_keeps_its_other_figures(
+    root: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     """And the others their probes."""
     monkeypatch.setattr(evaluation, "Measurement", NoMeasurement)
     stock = evaluation.Prober.probe
@@ -242,7 +309,9 @@ def test_a_full_disk_costs_no_results(root: Path, tmp_path: Path, monkeypatch, c
 
     monkeypatch.setattr(evaluation.folder, "write_json", full)
     out = tmp_path / "out"
-    with pytest.raises(UsageError, match=rf"--out '{out}' can't be written \(No space left on device\): make room"):
+    with pytest.raises(
+        UsageError, match=rf"--out '{out}' can't be written \(No space left on device\): make room"
+    ):
         main(flags(root, out, "--quick", "--sentences", 10, "--no-ter"))
     assert [row[0] for row in tables(capsys.readouterr().out)[0][1:]] == ["big", "gru", "small"]
     assert not out.exists()

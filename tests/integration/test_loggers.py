@@ -8,9 +8,9 @@ import pytest
 import torch
 from fairseq.logging import progress_bar
 
-import fairseq_imitkd.mixing
-from fairseq_imitkd.report import events
-from tests import corpus, inside
+import fairseq_imitkd.mixing.mixer
+from fairseq_imitkd.report import tensorboard
+from tests.helpers import digit_corpus, in_process
 
 # What docs/methods.md says that the log tells, beside fairseq's own figures: in every training with rollouts …
 ALWAYS = {
@@ -50,7 +50,7 @@ def log(figures, step):
 
 def check_tensorboard(folder: Path, logged: dict[str, list[dict[str, float]]]) -> None:
     """Every figure of the JSON log is in the event files of its tag, at its update, and nothing else is."""
-    found = events.read(folder, events.files(folder))
+    found = tensorboard.read(folder, tensorboard.files(folder))
     for tag in ("train_inner", "valid"):
         rows = {int(row["num_updates"]): shown(row) for row in logged[tag]}
         assert found[tag] == {update: pytest.approx(row, rel=1e-4, abs=1e-6) for update, row in rows.items()}
@@ -68,22 +68,28 @@ def check_wandb(notes: list[dict], logged: dict[str, list[dict[str, float]]]) ->
         found.setdefault(note["step"], {}).update(note["figures"])
     for tag in ("train_inner", "valid"):
         for row in logged[tag]:
-            own = {name: value for name, value in found[int(row["num_updates"])].items() if name.startswith(f"{tag}/")}
-            assert own == pytest.approx({f"{tag}/{name}": value for name, value in shown(row).items()}, rel=1e-4, abs=1e-6)
+            own = {
+                name: value
+                for name, value in found[int(row["num_updates"])].items()
+                if name.startswith(f"{tag}/")
+            }
+            assert own == pytest.approx(
+                {f"{tag}/{name}": value for name, value in shown(row).items()}, rel=1e-4, abs=1e-6
+            )
 
 
 def test_everything_arrives(digits, teacher, tmp_path):
     """By ``imitkd-train``: rollouts, rewards, pruning, and the scores of two validations."""
     (tmp_path / "stand_in").mkdir()
     (tmp_path / "stand_in" / "wandb.py").write_text(STAND_IN)
-    done = corpus.train(
+    done = digit_corpus.train(
         digits.data, tmp_path / "saved", "--teacher-path", teacher, "--criterion", "imitkd_full", *COMMON, "--reward", "chrf",
         "--prune-sparsity", 0.5, "--prune-end", 4, "--prune-every", 2, "--eval-bleu-args", '{"beam": 1, "max_len_b": 9}',
         "--eval-metrics", "chrf,ter,rouge-1,rouge-2,rouge-l,bleu", "--tensorboard-logdir", tmp_path / "tensorboard",
-        "--wandb-project", "students", *corpus.TINY,
-        env={"PYTHONPATH": f"{corpus.REPO}:{tmp_path / 'stand_in'}", "WANDB_NOTES": str(tmp_path / "notes.jsonl")},
+        "--wandb-project", "students", *digit_corpus.TINY,
+        env={"PYTHONPATH": f"{digit_corpus.REPO}:{tmp_path / 'stand_in'}", "WANDB_NOTES": str(tmp_path / "notes.jsonl")},
     )  # fmt: skip
-    logged = inside.read_figures(done.stdout)
+    logged = in_process.read_figures(done.stdout)
     assert [row["num_updates"] for row in logged["train_inner"]] == list(range(1, UPDATES + 1))
     assert all(row.keys() >= ALWAYS | OF_REWARDS | OF_PRUNING for row in logged["train_inner"])
     assert [row["num_updates"] for row in logged["valid"]] == [3, 6]
@@ -97,7 +103,7 @@ def test_everything_arrives(digits, teacher, tmp_path):
 
 def test_replay_and_lost_rollouts_arrive(digits, teacher, tmp_path, monkeypatch):
     """What only some trainings tell; a rollout for which memory does not suffice is rare, so one is made up."""
-    decode, calls, notes = fairseq_imitkd.mixing.decode, [], []
+    decode, calls, notes = fairseq_imitkd.mixing.mixer.decode, [], []
 
     def failing(*args, **kwargs):
         calls.append(1)
@@ -105,15 +111,17 @@ def test_replay_and_lost_rollouts_arrive(digits, teacher, tmp_path, monkeypatch)
             raise torch.OutOfMemoryError("no memory is left")
         return decode(*args, **kwargs)
 
-    monkeypatch.setattr(fairseq_imitkd.mixing, "decode", failing)
-    monkeypatch.setattr(progress_bar, "_tensorboard_writers", {})  # else another training's, which has the same tags
+    monkeypatch.setattr(fairseq_imitkd.mixing.mixer, "decode", failing)
+    monkeypatch.setattr(
+        progress_bar, "_tensorboard_writers", {}
+    )  # else another training's, which has the same tags
     stand_in = SimpleNamespace(
         init=lambda **_: None,
         config=SimpleNamespace(update=lambda _: None),
         log=lambda figures, step: notes.append({"figures": figures, "step": step}),
     )
     monkeypatch.setattr(progress_bar, "wandb", stand_in)
-    logged = inside.train(
+    logged = in_process.train(
         digits.data, tmp_path / "saved", "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion",
         "imitkd_full", *COMMON, "--rollout-replay", 60, "--rollout-replay-share", "constant:0.5",
         "--tensorboard-logdir", tmp_path / "tensorboard", "--wandb-project", "students",

@@ -6,21 +6,31 @@ import pytest
 import torch
 
 from fairseq_imitkd.methods import METHODS
-from tests import inside
+from tests.helpers import in_process
 
 UPDATES = 60
 
 
-def distil(digits: Any, folder: Any, teacher: Any, name: str, *flags: Any) -> inside.Training:
-    return inside.train(
-        digits.data, folder, "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", name, *flags
+def distil(digits: Any, folder: Any, teacher: Any, name: str, *flags: Any) -> in_process.Training:
+    return in_process.train(
+        digits.data,
+        folder,
+        "--task",
+        "translation_with_teacher",
+        "--teacher-path",
+        teacher,
+        "--criterion",
+        name,
+        *flags,
     )
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_trains(name: str, digits, teacher, tmp_path) -> None:
     """By its own defaults, from nothing: the references' likelihood rises though most methods never read them."""
-    training = distil(digits, tmp_path, teacher, name, "--max-update", UPDATES, "--validate-interval-updates", 10)
+    training = distil(
+        digits, tmp_path, teacher, name, "--max-update", UPDATES, "--validate-interval-updates", 10
+    )
     losses = [figures["nll_loss"] for figures in training.figures["valid"]]
     assert losses[-1] < 0.9 * losses[0]
 
@@ -29,7 +39,15 @@ REWARD = ("--reward", "sentence-bleu", "--reward-weight", 0.3)
 VARIANTS = {
     "imitkd with references as labels": ("imitkd", "--gold-weight", 1, "--student-share", "linear:0.5"),
     "imitkd with the teacher's best few": ("imitkd_full", "--teacher-topk", 4, "--teacher-tail", "bucket"),
-    "word_kd at a temperature": ("word_kd", "--student-temperature", 2, "--teacher-temperature", 2, "--label-smoothing", 0.1),
+    "word_kd at a temperature": (
+        "word_kd",
+        "--student-temperature",
+        2,
+        "--teacher-temperature",
+        2,
+        "--label-smoothing",
+        0.1,
+    ),
     "gkd with a reward": ("gkd", *REWARD),
     "gkd with a reward over its running mean": ("gkd", *REWARD, "--reward-baseline", "running"),
     "gkd with chrF": ("gkd", "--reward", "chrf"),
@@ -47,7 +65,9 @@ VARIANTS = {
 def test_variants_train(variant: str, digits, teacher, tmp_path) -> None:
     """Flags that change what a method is."""
     name, *flags = VARIANTS[variant]
-    training = distil(digits, tmp_path, teacher, name, "--max-update", 40, "--validate-interval-updates", 10, *flags)
+    training = distil(
+        digits, tmp_path, teacher, name, "--max-update", 40, "--validate-interval-updates", 10, *flags
+    )
     losses = [figures["nll_loss"] for figures in training.figures["valid"]]
     assert losses[-1] < 0.95 * losses[0]
     figures = training.figures["train_inner"]
@@ -116,4 +136,6 @@ def test_what_can_not_be_derived_is_in_the_checkpoint(case: str, digits, teacher
 
 def test_most_methods_leave_nothing_in_the_checkpoint(student) -> None:
     """Whatever can be derived from the update number is."""
-    assert "TranslationWithTeacherTask" not in torch.load(student.checkpoint, weights_only=True)["extra_state"]
+    assert (
+        "TranslationWithTeacherTask" not in torch.load(student.checkpoint, weights_only=True)["extra_state"]
+    )

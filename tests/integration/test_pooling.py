@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import fairseq_imitkd.mixing
-from tests import inside
+import fairseq_imitkd.mixing.mixer
+from tests.helpers import in_process
 
 FLAGS = (
     "--task", "translation_with_teacher", "--criterion", "imitkd", "--student-share", "constant:0.5", "--rollout-policy",
@@ -16,22 +16,22 @@ FLAGS = (
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many sentences each decoding writes."""
     calls: list[int] = []
-    decode = fairseq_imitkd.mixing.decode
+    decode = fairseq_imitkd.mixing.mixer.decode
 
     def counted(student, net_input, *args, **kwargs):
         calls.append(net_input["src_tokens"].size(0))
         return decode(student, net_input, *args, **kwargs)
 
-    monkeypatch.setattr(fairseq_imitkd.mixing, "decode", counted)
+    monkeypatch.setattr(fairseq_imitkd.mixing.mixer, "decode", counted)
     return calls
 
 
 def test_pooled_update_is_the_same_update(digits, teacher, tmp_path, decodings):
     """``--rollout-pool``: one decoding for the micro-batches of an update, the same sentences, weights equal to the bit."""
     flags = (*FLAGS, "--teacher-path", teacher, "--update-freq", 3)
-    apart = inside.train(digits.data, tmp_path / "apart", *flags)
+    apart = in_process.train(digits.data, tmp_path / "apart", *flags)
     calls, decodings[:] = decodings[:], []
-    pooled = inside.train(digits.data, tmp_path / "pooled", *flags, "--rollout-pool")
+    pooled = in_process.train(digits.data, tmp_path / "pooled", *flags, "--rollout-pool")
     assert len(calls) == 3 * 6
     assert decodings == [sum(calls[start : start + 3]) for start in range(0, 18, 3)]
     torch.testing.assert_close(pooled.weights(), apart.weights(), rtol=0, atol=0)
@@ -45,12 +45,12 @@ def test_pooled_update_is_the_same_update(digits, teacher, tmp_path, decodings):
 def test_updates_pooled_are_stale_and_say_so(digits, teacher, tmp_path, decodings):
     """``--rollout-pool-updates 3``: a decoding every third update, whose text is then 0, 1 and 2 updates old."""
     flags = (*FLAGS, "--teacher-path", teacher, "--update-freq", 2)
-    training = inside.train(digits.data, tmp_path / "pooled", *flags, "--rollout-pool-updates", 3)
+    training = in_process.train(digits.data, tmp_path / "pooled", *flags, "--rollout-pool-updates", 3)
     assert len(decodings) == 2
     figures = training.figures["train_inner"]
     assert [round(figure.get("rollout_staleness", 0.0)) for figure in figures] == [0, 1, 2, 0, 1, 2]
     assert all(0.3 < figure["student_share"] < 0.7 for figure in figures)
-    apart = inside.train(digits.data, tmp_path / "apart", *flags)
+    apart = in_process.train(digits.data, tmp_path / "apart", *flags)
     # Each sentence is drawn for the update of its turn: the same ones as without a pool.
     assert [figure["student_share"] for figure in figures] == [
         figure["student_share"] for figure in apart.figures["train_inner"]
@@ -74,7 +74,7 @@ def test_epochs_of_pooled_trainings_hold_every_batch_once(digits, teacher, tmp_p
             seen.append([int(number) for sample in samples for number in sample["id"]])
             return update()
 
-        inside.train(digits.data, tmp_path / folder, *flags, "--max-update", updates, around_step=watch)
+        in_process.train(digits.data, tmp_path / folder, *flags, "--max-update", updates, around_step=watch)
         return seen
 
     whole = trained("whole", 18)

@@ -7,11 +7,19 @@ import pytest
 import torch
 
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.pruning import Weight, weights_of_checkpoint
-from tests import corpus, inside
+from fairseq_imitkd.models.pruning import Weight, weights_of_checkpoint
+from tests.helpers import digit_corpus, in_process
 
 # Any criterion of the task; Adam's momentum and weight decay pull at every weight.
-PLAIN = ("--task", "translation_with_teacher", "--criterion", "cross_entropy", "--disable-validation", "--weight-decay", "0.01")
+PLAIN = (
+    "--task",
+    "translation_with_teacher",
+    "--criterion",
+    "cross_entropy",
+    "--disable-validation",
+    "--weight-decay",
+    "0.01",
+)
 RESTORE = ("--reset-optimizer", "--reset-dataloader", "--reset-meters", "--reset-lr-scheduler")
 
 
@@ -27,21 +35,28 @@ def pruned(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def share(checkpoint: Path) -> tuple[int, int]:
     """How many of the weights are zero, and how many there are."""
-    return sum(int(mask.sum()) for mask in pruned(checkpoint).values()), sum(w.count for w in weights(checkpoint).values())
+    return sum(int(mask.sum()) for mask in pruned(checkpoint).values()), sum(
+        w.count for w in weights(checkpoint).values()
+    )
 
 
 def test_pruned_at_once_by_the_command(digits, tmp_path):
     """``imitkd-train --prune-sparsity``: exactly that share in the checkpoint, and in the log from that update on."""
-    done = corpus.train(
+    done = digit_corpus.train(
         digits.data, tmp_path, *PLAIN[2:], "--max-update", 30, "--prune-sparsity", 0.8, "--prune-scope", "layer",
-        "--prune-start", 10, *corpus.TINY, timeout=300,
+        "--prune-start", 10, *digit_corpus.TINY, timeout=300,
     )  # fmt: skip
     checkpoint = tmp_path / "checkpoint_last.pt"
     for name, weight in weights(checkpoint).items():
         assert int(weight.zeros().sum()) == round(0.8 * weight.count), name
-    logged = {int(line["num_updates"]): line["sparsity"] for line in inside.read_figures(done.stdout)["train_inner"]}
+    logged = {
+        int(line["num_updates"]): line["sparsity"]
+        for line in in_process.read_figures(done.stdout)["train_inner"]
+    }
     expected = share(checkpoint)[0] / share(checkpoint)[1]
-    assert logged == {update: pytest.approx(expected if update >= 10 else 0.0, abs=1e-4) for update in range(5, 31, 5)}
+    assert logged == {
+        update: pytest.approx(expected if update >= 10 else 0.0, abs=1e-4) for update in range(5, 31, 5)
+    }
 
 
 @pytest.mark.parametrize(
@@ -61,21 +76,42 @@ def test_gradual_pruning_in_every_precision(flags, digits, tmp_path):
 
     def around_step(trainer, update, samples):
         result = update()
-        zeros.append({name: value.eq(0) for name, value in trainer.get_model().named_parameters() if value.dim() > 1})
+        zeros.append(
+            {name: value.eq(0) for name, value in trainer.get_model().named_parameters() if value.dim() > 1}
+        )
         return result
 
-    settings = ("--max-update", 26, "--prune-sparsity", 0.6, "--prune-start", 4, "--prune-end", 20, "--prune-every", 4)
-    figures = inside.train(digits.data, tmp_path, *PLAIN, *settings, *flags, around_step=around_step).figures["train_inner"]
+    settings = (
+        "--max-update",
+        26,
+        "--prune-sparsity",
+        0.6,
+        "--prune-start",
+        4,
+        "--prune-end",
+        20,
+        "--prune-every",
+        4,
+    )
+    figures = in_process.train(
+        digits.data, tmp_path, *PLAIN, *settings, *flags, around_step=around_step
+    ).figures["train_inner"]
 
     def expected(update):
         last = 20 if update >= 20 else max(update - update % 4, 4)
         return 0.6 * (1 - (1 - (last - 4) / 16) ** 3)
 
-    assert [line["sparsity"] for line in figures] == pytest.approx([expected(update) for update in range(1, 27)], abs=2e-4)
+    assert [line["sparsity"] for line in figures] == pytest.approx(
+        [expected(update) for update in range(1, 27)], abs=2e-4
+    )
     found, count = share(tmp_path / "checkpoint_last.pt")
-    assert found == pytest.approx(round(0.6 * count), abs=0 if "fp16" not in str(flags) else 3)  # half precision rounds to zero
+    assert found == pytest.approx(
+        round(0.6 * count), abs=0 if "fp16" not in str(flags) else 3
+    )  # half precision rounds to zero
     for before, after in itertools.pairwise(zeros):
-        assert all(not (before[name] & ~after[name])[2:].any() for name in before)  # the padding is the second row
+        assert all(
+            not (before[name] & ~after[name])[2:].any() for name in before
+        )  # the padding is the second row
 
 
 class Crash(Exception):
@@ -86,7 +122,7 @@ def test_resumed_run_is_pruned_as_one_that_was_not_stopped(digits, tmp_path):
     """The schedule's state is the weights: after a crash between two prunings, all bits of model and optimizer."""
     flags = (*PLAIN, "--max-update", 24, "--save-interval-updates", 5, "--keep-interval-updates", 1, "--prune-sparsity", 0.7,
              "--prune-start", 2, "--prune-end", 18, "--prune-every", 3)  # fmt: skip
-    inside.train(digits.data, tmp_path / "whole", *flags)
+    in_process.train(digits.data, tmp_path / "whole", *flags)
 
     def crash_at_13(trainer, update, samples):
         if trainer.get_num_updates() == 13:
@@ -94,12 +130,14 @@ def test_resumed_run_is_pruned_as_one_that_was_not_stopped(digits, tmp_path):
         return update()
 
     with pytest.raises(Crash):
-        inside.train(digits.data, tmp_path / "crashed", *flags, around_step=crash_at_13)
+        in_process.train(digits.data, tmp_path / "crashed", *flags, around_step=crash_at_13)
     found, count = share(tmp_path / "crashed" / "checkpoint_last.pt")
     assert 0.5 < found / count < 0.7
-    resumed = inside.train(digits.data, tmp_path / "crashed", *flags)
+    resumed = in_process.train(digits.data, tmp_path / "crashed", *flags)
     assert [line["num_updates"] for line in resumed.figures["train_inner"]] == list(range(11, 25))
-    ends = [torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True) for name in ("whole", "crashed")]
+    ends = [
+        torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True) for name in ("whole", "crashed")
+    ]
     torch.testing.assert_close(ends[1]["model"], ends[0]["model"], rtol=0, atol=0)
     torch.testing.assert_close(
         ends[1]["last_optimizer_state"]["state"], ends[0]["last_optimizer_state"]["state"], rtol=0, atol=0
@@ -113,12 +151,12 @@ def test_pruned_checkpoint_is_retrained_and_decoded(digits, teacher, tmp_path):
     A teacher that is pruned this far has forgotten; its retrained self, as sparse, translates.
     """
     small, retrained = tmp_path / "pruned.pt", tmp_path / "retrained"
-    output = corpus.run("imitkd-prune", teacher, "--sparsity", 0.7, "--out", small).stdout
+    output = digit_corpus.run("imitkd-prune", teacher, "--sparsity", 0.7, "--out", small).stdout
     found, count = share(small)
     assert found == round(0.7 * count)
     assert f"prunable weights: {count:,}, {found:,} of them zero (70.00%)" in output
 
-    figures = inside.train(
+    figures = in_process.train(
         digits.data, retrained, "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", "imitkd_full",
         "--student-share", "0.3", "--max-update", 120, "--weight-decay", "0.001", "--disable-validation", "--restore-file",
         small, *RESTORE, "--prune-sparsity", 0.7, "--save-interval", 1000,
@@ -128,15 +166,17 @@ def test_pruned_checkpoint_is_retrained_and_decoded(digits, teacher, tmp_path):
     before, after = pruned(small), pruned(last)
     assert all(after[name].equal(mask) for name, mask in before.items())
 
-    corpus.run("imitkd-prune", last, "--sparse", "--out", tmp_path / "sparse.pt")
-    corpus.run("imitkd-prune", tmp_path / "sparse.pt", "--out", tmp_path / "dense.pt")
+    digit_corpus.run("imitkd-prune", last, "--sparse", "--out", tmp_path / "sparse.pt")
+    digit_corpus.run("imitkd-prune", tmp_path / "sparse.pt", "--out", tmp_path / "dense.pt")
     one, other = (torch.load(path, weights_only=True)["model"] for path in (last, tmp_path / "dense.pt"))
     assert one.keys() == other.keys()
     assert all(value.equal(other[name]) for name, value in one.items())
 
     def matches(checkpoint):
-        done = corpus.run("imitkd-generate", digits.data, "--path", checkpoint, *inside.DECODE, "--beam", 1)
-        return inside.exact_matches(inside.hypotheses(done.stdout), digits.references())
+        done = digit_corpus.run(
+            "imitkd-generate", digits.data, "--path", checkpoint, *in_process.DECODE, "--beam", 1
+        )
+        return in_process.exact_matches(in_process.hypotheses(done.stdout), digits.references())
 
     assert matches(tmp_path / "dense.pt") > matches(small) + 0.2
 
@@ -147,8 +187,11 @@ def test_refused_before_any_sentence_is_read(digits, tmp_path):
     for flags, message in (
         (("--prune-sparsity", 1.5), "--prune-sparsity must be at least 0 and below 1, but is 1.5"),
         (("--prune-start", 3), "--prune-start 3 changes nothing without --prune-sparsity"),
-        (("--prune-sparsity", 0.5, "--prune-end", 11), "--prune-end 11 is after the end of the training, --max-update 10"),
+        (
+            ("--prune-sparsity", 0.5, "--prune-end", 11),
+            "--prune-end 11 is after the end of the training, --max-update 10",
+        ),
     ):
         with pytest.raises(UsageError) as refused:
-            inside.train(digits.dictionaries, tmp_path, *PLAIN, *languages, *flags)
+            in_process.train(digits.dictionaries, tmp_path, *PLAIN, *languages, *flags)
         assert str(refused.value).startswith(message)

@@ -6,12 +6,17 @@ import shutil
 import pytest
 import torch
 from fairseq import tasks
-from fairseq.models import FairseqDecoder, FairseqEncoderDecoderModel, register_model, register_model_architecture
+from fairseq.models import (
+    FairseqDecoder,
+    FairseqEncoderDecoderModel,
+    register_model,
+    register_model_architecture,
+)
 from fairseq.models.transformer import TransformerModel
 
-import fairseq_imitkd.checkpoints
+import fairseq_imitkd.checkpoints.safe_load
 from fairseq_imitkd.errors import UsageError
-from tests import corpus, inside
+from tests.helpers import digit_corpus, in_process
 
 
 class WholeSequenceDecoder(FairseqDecoder):
@@ -49,7 +54,7 @@ def no_incremental_decoder(args):
 def refusal(data, save_dir, *flags) -> str:
     """The message that ends a training over dictionaries alone: reading any sentence would fail in another way."""
     with pytest.raises(UsageError) as caught:
-        inside.train(
+        in_process.train(
             data, save_dir, "--source-lang", "src", "--target-lang", "tgt", "--task", "translation_with_teacher",
             "--criterion", "imitkd", "--max-update", 10, *flags,
         )  # fmt: skip
@@ -62,21 +67,32 @@ def refusal(data, save_dir, *flags) -> str:
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (("--student-share", "exponentially:0.5"), ("--student-share", "exponentially:0.5", "exponential:FINAL")),
+        (
+            ("--student-share", "exponentially:0.5"),
+            ("--student-share", "exponentially:0.5", "exponential:FINAL"),
+        ),
         (("--student-share", "linear"), ("--student-share", "linear", "linear:0.5")),
         (("--student-share", "1.5"), ("--student-share", "1.5", "0..1")),
         (("--student-share", "exponential:0"), ("--student-share", "exponential:0", "above 0")),
-        (("--max-update", 0, "--max-epoch", 3), ("--student-share", "exponential:0.005", "--max-update", "constant")),
+        (
+            ("--max-update", 0, "--max-epoch", 3),
+            ("--student-share", "exponential:0.005", "--max-update", "constant"),
+        ),
         (("--rollout-topk", 5), ("--rollout-topk", "greedy", "--rollout-policy sampling")),
         (("--rollout-policy", "sampling", "--rollout-topp", 0), ("--rollout-topp", "0", "above 0")),
-        (("--rollout-policy", "sampling", "--rollout-temperature", -1), ("--rollout-temperature", "-1", "above 0")),
+        (
+            ("--rollout-policy", "sampling", "--rollout-temperature", -1),
+            ("--rollout-temperature", "-1", "above 0"),
+        ),
         (("--gold-weight", 1.5), ("--gold-weight", "1.5", "0..1")),
         (("--left-pad-target",), ("--left-pad-target", "leave it out")),
         (("--adaptive-softmax-cutoff", "5,10"), ("--adaptive-softmax-cutoff", "leave it out")),
         (("--arch", "no_incremental_decoder"), ("--arch", "NoIncrementalDecoder", "incremental")),
         (("--arch", "nonautoregressive_transformer"), ("--arch", "NATransformerModel", "choose another")),
     ],
-    ids=lambda value: "_".join(map(str, value)).replace("--", "") if value and str(value[0]).startswith("--") else "",
+    ids=lambda value: (
+        "_".join(map(str, value)).replace("--", "") if value and str(value[0]).startswith("--") else ""
+    ),
 )
 def test_flags(flags, parts, digits, teacher, tmp_path):
     message = refusal(digits.dictionaries, tmp_path, "--teacher-path", teacher, *flags)
@@ -87,14 +103,27 @@ def test_flags(flags, parts, digits, teacher, tmp_path):
 def test_another_task(digits, tmp_path):
     """A task without a teacher: the message names the one that has it."""
     message = refusal(digits.dictionaries, tmp_path, "--task", "translation")
-    for part in ("--criterion imitkd", "--task is translation", "--task translation_with_teacher --teacher-path"):
+    for part in (
+        "--criterion imitkd",
+        "--task is translation",
+        "--task translation_with_teacher --teacher-path",
+    ):
         assert part in message
 
 
 def test_fully_sharded(digits, teacher, tmp_path):
     """Parameters in shards leave no whole student. fairseq itself wants fairscale earlier, so the criterion is asked."""
-    flags = ("--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", "imitkd", "--max-update", 10)
-    cfg = inside.config(digits.data, tmp_path, *flags, "--ddp-backend", "fully_sharded")
+    flags = (
+        "--task",
+        "translation_with_teacher",
+        "--teacher-path",
+        teacher,
+        "--criterion",
+        "imitkd",
+        "--max-update",
+        10,
+    )
+    cfg = in_process.config(digits.data, tmp_path, *flags, "--ddp-backend", "fully_sharded")
     with pytest.raises(UsageError, match=r"--ddp-backend fully_sharded .* legacy_ddp"):
         tasks.setup_task(cfg.task).build_criterion(cfg.criterion)
 
@@ -140,11 +169,15 @@ def test_teacher_files(digits, teacher, tmp_path, monkeypatch):
     assert not (tmp_path / "made").exists()
 
     second = f"{teacher}:{tmp_path / 'missing.pt'}"
-    assert "missing.pt' is no file" in refusal(digits.dictionaries, tmp_path / "saved", "--teacher-path", second)
+    assert "missing.pt' is no file" in refusal(
+        digits.dictionaries, tmp_path / "saved", "--teacher-path", second
+    )
 
     access = os.access
     monkeypatch.setattr(
-        fairseq_imitkd.checkpoints.os, "access", lambda path, mode: str(path) != str(teacher) and access(path, mode)
+        fairseq_imitkd.checkpoints.safe_load.os,
+        "access",
+        lambda path, mode: str(path) != str(teacher) and access(path, mode),
     )
     assert "can't be read: check the file's permissions" in message(teacher)
 
@@ -159,10 +192,14 @@ def test_other_dictionaries(digits, teacher, tmp_path):
     assert f"index 4: teacher '{first.split()[0]}', student '{second.split()[0]}'" in message
     assert str(digits.data / "dict.tgt.txt") in message
     assert "--tgtdict" in message
-    same = refusal(digits.dictionaries, tmp_path / "saved", "--teacher-path", teacher, "--teacher-data", other)
+    same = refusal(
+        digits.dictionaries, tmp_path / "saved", "--teacher-path", teacher, "--teacher-data", other
+    )
     assert f"index 4: teacher '{second.split()[0]}', student '{first.split()[0]}'" in same
     (other / "dict.tgt.txt").unlink()
-    missing = refusal(digits.dictionaries, tmp_path / "saved", "--teacher-path", teacher, "--teacher-data", other)
+    missing = refusal(
+        digits.dictionaries, tmp_path / "saved", "--teacher-path", teacher, "--teacher-data", other
+    )
     assert "--teacher-data" in missing
     assert "dict.tgt.txt" in missing
 
@@ -172,16 +209,39 @@ def test_other_dictionaries(digits, teacher, tmp_path):
     [
         (
             "fairseq-train",
-            ("--user-dir", corpus.REPO / "fairseq_imitkd", "--task", "translation_with_teacher", "--teacher-path", "none.pt"),
+            (
+                "--user-dir",
+                digit_corpus.REPO / "fairseq_imitkd",
+                "--task",
+                "translation_with_teacher",
+                "--teacher-path",
+                "none.pt",
+            ),
             "error: --teacher-path 'none.pt' is no file",
         ),
-        ("imitkd-train", ("--teacher-path", "none.pt", "--student-share", "1.5"), "error: --student-share '1.5'"),
+        (
+            "imitkd-train",
+            ("--teacher-path", "none.pt", "--student-share", "1.5"),
+            "error: --student-share '1.5'",
+        ),
     ],
 )
 def test_commands_end_with_the_one_line(command, flags, start, digits, tmp_path):
     """Standard error ends with the line itself, and holds no traceback."""
-    flags = ("--source-lang", "src", "--target-lang", "tgt", "--criterion", "imitkd", "--max-update", 10, *flags)
-    done = corpus.train(digits.data, tmp_path, *flags, *corpus.TINY, command=command, check=False, timeout=200)
+    flags = (
+        "--source-lang",
+        "src",
+        "--target-lang",
+        "tgt",
+        "--criterion",
+        "imitkd",
+        "--max-update",
+        10,
+        *flags,
+    )
+    done = digit_corpus.train(
+        digits.data, tmp_path, *flags, *digit_corpus.TINY, command=command, check=False, timeout=200
+    )
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(start)
     assert "Traceback" not in done.stderr + done.stdout

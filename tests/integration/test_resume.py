@@ -6,7 +6,7 @@ import threading
 
 import torch
 
-from tests import corpus, inside
+from tests.helpers import digit_corpus, in_process
 
 UPDATES = 24
 
@@ -21,14 +21,26 @@ def test_killed_and_resumed_equals_uninterrupted(digits, teacher, tmp_path):
         "sampling", "--rollout-topk", 5, "--student-share", "exponential:0.005", "--max-update", UPDATES,
         "--save-interval-updates", 3, "--keep-interval-updates", 1, "--disable-validation",
     )  # fmt: skip
-    whole = inside.train(digits.data, tmp_path / "whole", *flags)
+    whole = in_process.train(digits.data, tmp_path / "whole", *flags)
     assert whole.figures["train_inner"][-1]["student_share"] > 0.9
 
-    arguments = list(map(str, [digits.data, "--save-dir", tmp_path / "killed", *inside.SETTINGS, *corpus.TINY, *flags]))
-    plugin = ["--user-dir", str(corpus.REPO / "fairseq_imitkd")]
+    arguments = list(
+        map(
+            str,
+            [
+                digits.data,
+                "--save-dir",
+                tmp_path / "killed",
+                *in_process.SETTINGS,
+                *digit_corpus.TINY,
+                *flags,
+            ],
+        )
+    )
+    plugin = ["--user-dir", str(digit_corpus.REPO / "fairseq_imitkd")]
     process = subprocess.Popen(
-        [corpus.BIN / "fairseq-train", *arguments, *plugin],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=corpus.ENVIRONMENT,
+        [digit_corpus.BIN / "fairseq-train", *arguments, *plugin],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=digit_corpus.ENVIRONMENT,
     )  # fmt: skip
     watchdog = threading.Timer(300, process.terminate)
     watchdog.start()
@@ -40,12 +52,14 @@ def test_killed_and_resumed_equals_uninterrupted(digits, teacher, tmp_path):
     process.stdout.close()
     assert process.wait(timeout=60) == -9, "the first process must be killed before its end"
 
-    resumed = corpus.run("imitkd-train", *arguments, timeout=300)
+    resumed = digit_corpus.run("imitkd-train", *arguments, timeout=300)
     found = re.search(r"Loaded checkpoint .* \(epoch \d+ @ (\d+) updates\)", resumed.stdout)
     assert found is not None
     assert 6 <= int(found[1]) < UPDATES
 
-    ends = [torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True) for name in ("whole", "killed")]
+    ends = [
+        torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True) for name in ("whole", "killed")
+    ]
     for end in ends:
         assert end["optimizer_history"][-1]["num_updates"] == UPDATES
     torch.testing.assert_close(ends[1]["model"], ends[0]["model"], rtol=0, atol=0)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_imitkd.offline.journal import records
-from tests import corpus, inside
-from tests.apart import Command, tree
+from fairseq_imitkd.seqkd.journal import records
+from tests.helpers import digit_corpus, in_process
+from tests.helpers.killable import Command, tree
 
 SENTENCES = 104
 BATCHES = ("--beam", 5, "--batch-size", 16)
@@ -22,8 +22,11 @@ BATCHES = ("--beam", 5, "--batch-size", 16)
 def made(digits, teacher, tmp_path_factory) -> Path:
     """What the installed command makes of the test split, with two workers of its own."""
     out = tmp_path_factory.mktemp("seqkd") / "out"
-    done = corpus.run("imitkd-seqkd", *given(digits, teacher, out), *BATCHES, "--workers", 2)
-    assert f"{SENTENCES} sentences, {SENTENCES} translations, 0 references, {SENTENCES} pairs written" in done.stdout
+    done = digit_corpus.run("imitkd-seqkd", *given(digits, teacher, out), *BATCHES, "--workers", 2)
+    assert (
+        f"{SENTENCES} sentences, {SENTENCES} translations, 0 references, {SENTENCES} pairs written"
+        in done.stdout
+    )
     assert "translate: 100%" in done.stderr
     return out
 
@@ -46,13 +49,16 @@ def given(digits, teacher, out):
 def generated(text: str) -> dict[int, tuple[str, float]]:
     """Each sentence's number, hypothesis and score from what fairseq-generate writes, as the mean natural logarithm."""
     lines = (line.split("\t") for line in text.splitlines() if line.startswith("H-"))
-    return {int(number[2:]): (hypothesis, float(score) * 0.6931471805599453) for number, score, hypothesis in lines}
+    return {
+        int(number[2:]): (hypothesis, float(score) * 0.6931471805599453)
+        for number, score, hypothesis in lines
+    }
 
 
 @pytest.mark.parametrize("task", ["translation", "translation_with_teacher"])
 def test_hypotheses_are_fairseqs(task, digits, teacher, made, tmp_path):
     """The same ids, tokens and scores as fairseq-generate's and imitkd-generate's; text, ids and binarised data agree."""
-    inside.generate(digits.data, teacher, tmp_path, "--beam", 5, "--task", task)
+    in_process.generate(digits.data, teacher, tmp_path, "--beam", 5, "--task", task)
     expected = generated((tmp_path / "generate-test.txt").read_text())
     lines = [line.split("\t") for line in (made / "text" / "test.tsv").read_text().splitlines()]
     assert [int(line[0]) for line in lines] == sorted(expected) == list(range(SENTENCES))
@@ -61,7 +67,9 @@ def test_hypotheses_are_fairseqs(task, digits, teacher, made, tmp_path):
     assert [float(line[2]) for line in lines] == pytest.approx(scores, abs=1e-4)
     assert [line[3] for line in lines] == (digits.text / "test.src").read_text().splitlines()
     assert (made / "text" / "test.tgt").read_text().splitlines() == [line[4] for line in lines]
-    assert inside.exact_matches([line[4] for line in lines], digits.references()) > 0.8, "the teacher knows its language"
+    assert in_process.exact_matches([line[4] for line in lines], digits.references()) > 0.8, (
+        "the teacher knows its language"
+    )
 
 
 @pytest.mark.slow
@@ -81,7 +89,9 @@ def test_samples_and_best(digits, teacher, tmp_path):
     ):
         run = Command([*given(digits, teacher, tmp_path / name), *flags], tmp_path / f"{name}.log")
         assert run.end() == 0
-        lines = [line.split("\t") for line in (tmp_path / name / "text" / "test.tsv").read_text().splitlines()]
+        lines = [
+            line.split("\t") for line in (tmp_path / name / "text" / "test.tsv").read_text().splitlines()
+        ]
         found = {int(line[0]): line[4] for line in lines}
         shares[name] = sum(found.get(number) == text for number, text in enumerate(digits.references()))
         counts = json.loads((tmp_path / name / "manifest.json").read_text())["counts"]
@@ -93,24 +103,37 @@ def test_samples_and_best(digits, teacher, tmp_path):
 def distilled(digits, teacher, tmp_path_factory) -> Path:
     """The training split's translations, to train on."""
     out = tmp_path_factory.mktemp("distilled") / "out"
-    run = Command([*given(digits, teacher, out), "--gen-subset", "train", "--beam", 1, "--dedup"], out.parent / "log")
+    run = Command(
+        [*given(digits, teacher, out), "--gen-subset", "train", "--beam", 1, "--dedup"], out.parent / "log"
+    )
     assert run.end() == 0
     return out / "data-bin"
 
 
 def test_imitkd_trains_on_it(distilled, teacher, digits, tmp_path):
     """By the commands, without a word about languages or dictionaries."""
-    flags = ("--criterion", "imitkd", "--teacher-path", teacher, "--teacher-data", digits.data, "--max-update", 4)
-    done = corpus.train(distilled, tmp_path, *flags, "--log-interval", 1, *corpus.TINY)
-    assert len(inside.read_figures(done.stdout)["train_inner"]) == 4
-    assert inside.read_figures(done.stdout)["valid"]
+    flags = (
+        "--criterion",
+        "imitkd",
+        "--teacher-path",
+        teacher,
+        "--teacher-data",
+        digits.data,
+        "--max-update",
+        4,
+    )
+    done = digit_corpus.train(distilled, tmp_path, *flags, "--log-interval", 1, *digit_corpus.TINY)
+    assert len(in_process.read_figures(done.stdout)["train_inner"]) == 4
+    assert in_process.read_figures(done.stdout)["valid"]
     assert (tmp_path / "checkpoint_last.pt").is_file()
 
 
 def test_cross_entropy_trains_on_it(distilled, tmp_path):
     """Stock fairseq, without the plugin's task; the loss falls."""
     flags = ("--task", "translation", "--criterion", "cross_entropy", "--max-update", 30, "--no-save")
-    losses = [figures["loss"] for figures in inside.train(distilled, tmp_path, *flags).figures["train_inner"]]
+    losses = [
+        figures["loss"] for figures in in_process.train(distilled, tmp_path, *flags).figures["train_inner"]
+    ]
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -135,7 +158,9 @@ class Killer:
 
     def run(self, longest: float) -> None:
         """One run, killed within so many times the time of a whole one."""
-        command = Command([*self.arguments(self.out), "--workers", self.random.choice(self.workers)], self.folder / "log")
+        command = Command(
+            [*self.arguments(self.out), "--workers", self.random.choice(self.workers)], self.folder / "log"
+        )
         if command.killed_after(self.random.uniform(0.0, longest * self.seconds)):
             self.kills += 1
         else:
@@ -235,13 +260,15 @@ def test_real_workers_killed(job, tmp_path):
     killer = Killer(job, tmp_path)
     for delay in (3.0, 6.0, 8.0, 9.0, 10.0):
         with contextlib.suppress(subprocess.TimeoutExpired):
-            corpus.run("imitkd-seqkd", *job(killer.out), "--workers", 2, timeout=delay)
+            digit_corpus.run("imitkd-seqkd", *job(killer.out), "--workers", 2, timeout=delay)
     killer.finish()
 
 
 def test_command_ends_with_one_line(digits, teacher, tmp_path):
     """Standard error ends with it, and holds no traceback."""
-    done = corpus.run("imitkd-seqkd", *given(digits, teacher, tmp_path / "out"), "--beam", 0, check=False)
+    done = digit_corpus.run(
+        "imitkd-seqkd", *given(digits, teacher, tmp_path / "out"), "--beam", 0, check=False
+    )
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == "error: --beam must be 1 or more, but is 0"
     assert "Traceback" not in done.stderr + done.stdout

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.teacher_cache import CachedTeacher
-from tests import corpus, inside
+from fairseq_imitkd.teacher.cache.reader import CachedTeacher
 from tests.distributed.test_two_ranks import free_port, run_together
+from tests.helpers import digit_corpus, in_process
 
 BUCKET = ("--teacher-topk", 4, "--teacher-tail", "bucket")
 
@@ -24,7 +24,10 @@ def caches(digits, teacher, tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("caches")
     gone = root / "teacher.pt"
     shutil.copy(teacher, gone)
-    for name, flags in {"topk": ("--keep", "topk:8"), "hidden": ("--keep", "hidden", "--dtype", "fp32")}.items():
+    for name, flags in {
+        "topk": ("--keep", "topk:8"),
+        "hidden": ("--keep", "hidden", "--dtype", "fp32"),
+    }.items():
         done = cache(digits, gone, root / name, *flags)
         assert f"{root / name} is complete" in done.stdout
         assert "0 sentences are too long" in done.stdout
@@ -34,7 +37,7 @@ def caches(digits, teacher, tmp_path_factory) -> dict[str, Path]:
 
 def cache(digits, teacher, out, *flags, **kwargs) -> subprocess.CompletedProcess:
     given = (digits.data, "--teacher-path", teacher, "--teacher-data", digits.data, "--out", out)
-    return corpus.run("imitkd-cache", *given, *flags, **kwargs)
+    return digit_corpus.run("imitkd-cache", *given, *flags, **kwargs)
 
 
 def run_flags(criterion, updates, *flags):
@@ -67,29 +70,38 @@ def test_command_trains_as_with_the_live_teacher(kind, flags, tolerance, digits,
         "--log-interval", 1,
     )  # fmt: skip
     live, untaught = (
-        inside.train(digits.data, tmp_path, *run_flags("word_kd", 20, "--teacher-path", teacher, *flags, "--no-save", *more))
+        in_process.train(
+            digits.data,
+            tmp_path,
+            *run_flags("word_kd", 20, "--teacher-path", teacher, *flags, "--no-save", *more),
+        )
         for more in ((), ("--gold-weight", 0.999))
     )
-    done = corpus.train(
-        digits.data, tmp_path, *run_flags("word_kd", 20, "--teacher-cache", caches[kind], *flags), *corpus.TINY
+    done = digit_corpus.train(
+        digits.data, tmp_path, *run_flags("word_kd", 20, "--teacher-cache", caches[kind], *flags), *digit_corpus.TINY
     )  # fmt: skip
-    assert losses(inside.read_figures(done.stdout)) == pytest.approx(losses(live.figures), abs=2e-3)
+    assert losses(in_process.read_figures(done.stdout)) == pytest.approx(losses(live.figures), abs=2e-3)
     weights = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)["model"]
     torch.testing.assert_close(weights, live.weights(), rtol=0, atol=tolerance)
-    assert max(float((weights[name] - weight).abs().max()) for name, weight in untaught.weights().items()) > 5 * tolerance
+    assert (
+        max(float((weights[name] - weight).abs().max()) for name, weight in untaught.weights().items())
+        > 5 * tolerance
+    )
 
 
 def test_annealing_kd_needs_hidden_states(digits, teacher, caches, tmp_path):
     """Its loss is of logits: from hidden states they are the live teacher's, from the best symbols it is refused."""
     trained = [
-        inside.train(digits.data, tmp_path, *run_flags("annealing_kd", 9, *source, "--no-save"))
+        in_process.train(digits.data, tmp_path, *run_flags("annealing_kd", 9, *source, "--no-save"))
         for source in (("--teacher-path", teacher), ("--teacher-cache", caches["hidden"]))
     ]
     assert losses(trained[1].figures) == pytest.approx(losses(trained[0].figures), abs=2e-3)
     torch.testing.assert_close(trained[1].weights(), trained[0].weights(), rtol=0, atol=2e-3)
     assert isinstance(trained[1].trainer.task._teacher, CachedTeacher)
     with pytest.raises(UsageError, match=r"--divergence logit-mse needs more .* --keep hidden"):
-        inside.train(digits.data, tmp_path, *run_flags("annealing_kd", 9, "--teacher-cache", caches["topk"]))
+        in_process.train(
+            digits.data, tmp_path, *run_flags("annealing_kd", 9, "--teacher-cache", caches["topk"])
+        )
 
 
 @pytest.mark.slow
@@ -104,29 +116,41 @@ def test_sentences_too_long_for_the_teacher_are_left_out_alike(digits, teacher, 
     long = sum(len(line.split()) > 4 for line in (digits.text / "train.src").read_text().splitlines())
     assert f"{long:,} sentences are too long for the teacher and absent" in done.stdout
     live, cached = (
-        inside.train(digits.data, tmp_path / "saved", *run_flags("word_kd", 4, *source, "--no-save"))
+        in_process.train(digits.data, tmp_path / "saved", *run_flags("word_kd", 4, *source, "--no-save"))
         for source in (
             ("--teacher-path", tmp_path / "short.pt", "--teacher-data", digits.data),
             ("--teacher-cache", tmp_path / "cache"),
         )
     )
-    sizes = [[(interval["wpb"], interval["bsz"]) for interval in run.figures["train_inner"]] for run in (live, cached)]
+    sizes = [
+        [(interval["wpb"], interval["bsz"]) for interval in run.figures["train_inner"]]
+        for run in (live, cached)
+    ]
     assert sizes[0] == sizes[1]
     torch.testing.assert_close(cached.weights(), live.weights(), rtol=0, atol=1e-3)
 
 
 def test_both_teacher_and_cache_are_refused(digits, teacher, caches, tmp_path):
     """Before any data: one of them would be ignored."""
-    flags = ("--source-lang", "src", "--target-lang", "tgt", "--teacher-path", teacher, "--teacher-cache", caches["hidden"])
+    flags = (
+        "--source-lang",
+        "src",
+        "--target-lang",
+        "tgt",
+        "--teacher-path",
+        teacher,
+        "--teacher-cache",
+        caches["hidden"],
+    )
     with pytest.raises(UsageError, match=r"--teacher-path .* changes nothing with --teacher-cache"):
-        inside.train(digits.dictionaries, tmp_path, *run_flags("word_kd", 9, *flags))
+        in_process.train(digits.dictionaries, tmp_path, *run_flags("word_kd", 9, *flags))
 
 
 def test_validation_data_is_not_the_caches(digits, caches, tmp_path):
     """Validation asks no teacher, so that its sentences, whose numbers are the training's too, are not looked up."""
     flags = run_flags("word_kd", 4, "--teacher-cache", caches["hidden"], "--no-save")
     flags = [flag for flag in flags if flag != "--disable-validation"]
-    trained = inside.train(digits.data, tmp_path, *flags, "--validate-interval-updates", 2)
+    trained = in_process.train(digits.data, tmp_path, *flags, "--validate-interval-updates", 2)
     assert len(trained.figures["valid"]) >= 2
 
 
@@ -134,10 +158,12 @@ def test_validation_data_is_not_the_caches(digits, caches, tmp_path):
 @pytest.mark.parametrize(("precision", "kind"), [("fp16", "hidden"), ("fp16", "topk"), ("amp", "hidden")])
 def test_half_precision_student(precision, kind, digits, teacher, caches, tmp_path):
     """A cache answers in the student's precision, as a teacher of ``--teacher-dtype auto`` does."""
-    flags = {"fp16": ("--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", 4), "amp": ("--amp",)}[precision]
+    flags = {"fp16": ("--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", 4), "amp": ("--amp",)}[
+        precision
+    ]
     flags = (*flags, "--no-save", *(BUCKET if kind == "topk" else ()))
     trained = [
-        inside.train(digits.data, tmp_path, *run_flags("word_kd", 4, *source, *flags))
+        in_process.train(digits.data, tmp_path, *run_flags("word_kd", 4, *source, *flags))
         for source in (("--teacher-path", teacher), ("--teacher-cache", caches[kind]))
     ]
     assert losses(trained[1].figures) == pytest.approx(losses(trained[0].figures), abs=0.02)
@@ -150,9 +176,13 @@ def test_update_freq_and_chunks(digits, caches, tmp_path):
         "--teacher-cache", caches["topk"], *BUCKET, "--dropout", "0", "--optimizer", "sgd", "--lr", "0.5", "--lr-scheduler",
         "fixed", "--warmup-updates", 0, "--curriculum", 9, "--no-save",
     )  # fmt: skip
-    double = inside.train(digits.data, tmp_path, *run_flags("word_kd", 3, *flags, "--batch-size", 32)).weights()
-    split = inside.train(
-        digits.data, tmp_path, *run_flags("word_kd", 3, *flags, "--batch-size", 16, "--update-freq", 2, "--loss-chunk", 17)
+    double = in_process.train(
+        digits.data, tmp_path, *run_flags("word_kd", 3, *flags, "--batch-size", 32)
+    ).weights()
+    split = in_process.train(
+        digits.data,
+        tmp_path,
+        *run_flags("word_kd", 3, *flags, "--batch-size", 16, "--update-freq", 2, "--loss-chunk", 17),
     ).weights()
     torch.testing.assert_close(split, double, rtol=1e-5, atol=1e-6)
 
@@ -160,7 +190,7 @@ def test_update_freq_and_chunks(digits, caches, tmp_path):
 def test_stopped_and_resumed_equals_uninterrupted(digits, caches, tmp_path):
     """A cache has no state: weights end the same to the last bit."""
     flags = ("--teacher-cache", caches["hidden"], "--save-interval-updates", 5, "--keep-interval-updates", 1)
-    whole = inside.train(digits.data, tmp_path / "whole", *run_flags("word_kd", 10, *flags)).weights()
+    whole = in_process.train(digits.data, tmp_path / "whole", *run_flags("word_kd", 10, *flags)).weights()
 
     class Stop(Exception):
         pass
@@ -171,8 +201,10 @@ def test_stopped_and_resumed_equals_uninterrupted(digits, caches, tmp_path):
         return update()
 
     with pytest.raises(Stop):
-        inside.train(digits.data, tmp_path / "stopped", *run_flags("word_kd", 10, *flags), around_step=stop)
-    resumed = inside.train(digits.data, tmp_path / "stopped", *run_flags("word_kd", 10, *flags))
+        in_process.train(
+            digits.data, tmp_path / "stopped", *run_flags("word_kd", 10, *flags), around_step=stop
+        )
+    resumed = in_process.train(digits.data, tmp_path / "stopped", *run_flags("word_kd", 10, *flags))
     assert len(resumed.figures["train_inner"]) == 5
     torch.testing.assert_close(resumed.weights(), whole, rtol=0, atol=0)
 
@@ -184,10 +216,10 @@ def test_two_processes_train_as_one(digits, caches, tmp_path):
     def command(name: str, *flags: object) -> list[str]:
         common = run_flags(
             "word_kd", 4, "--teacher-cache", caches["hidden"], "--dropout", "0", "--optimizer", "sgd", "--lr", "0.5",
-            "--lr-scheduler", "fixed", "--warmup-updates", 0, *corpus.TINY,
+            "--lr-scheduler", "fixed", "--warmup-updates", 0, *digit_corpus.TINY,
         )  # fmt: skip
-        arguments = (digits.data, "--save-dir", tmp_path / name, *inside.SETTINGS, *common, *flags)
-        return list(map(str, (corpus.BIN / "imitkd-train", *arguments)))
+        arguments = (digits.data, "--save-dir", tmp_path / name, *in_process.SETTINGS, *common, *flags)
+        return list(map(str, (digit_corpus.BIN / "imitkd-train", *arguments)))
 
     meeting = f"tcp://127.0.0.1:{free_port()}"
     two = [
@@ -198,7 +230,10 @@ def test_two_processes_train_as_one(digits, caches, tmp_path):
         for rank in range(2)
     ]  # fmt: skip
     run_together([*two, command("one", "--update-freq", 2)], tmp_path)
-    models = [torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True)["model"] for name in ("two", "one")]
+    models = [
+        torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True)["model"]
+        for name in ("two", "one")
+    ]
     torch.testing.assert_close(models[0], models[1], rtol=1e-5, atol=1e-5)
 
 
@@ -209,7 +244,9 @@ def test_killed_command_goes_on(digits, teacher, tmp_path):
     out = tmp_path / "killed"
     arguments = [digits.data, "--teacher-path", teacher, "--teacher-data", digits.data, "--out", out, *flags]
     process = subprocess.Popen(
-        [corpus.BIN / "imitkd-cache", *map(str, arguments)], stderr=subprocess.DEVNULL, env=corpus.ENVIRONMENT
+        [digit_corpus.BIN / "imitkd-cache", *map(str, arguments)],
+        stderr=subprocess.DEVNULL,
+        env=digit_corpus.ENVIRONMENT,
     )
     deadline = time.monotonic() + 200
     while noted(out) == 0 and process.poll() is None and time.monotonic() < deadline:
@@ -219,13 +256,17 @@ def test_killed_command_goes_on(digits, teacher, tmp_path):
     assert noted(out) > 0
     assert not (out / "cache.json").exists()
     with pytest.raises(UsageError, match=r"is not complete: run its imitkd-cache command again"):
-        inside.train(digits.data, tmp_path / "saved", *run_flags("word_kd", 9, "--teacher-cache", out, *BUCKET))
+        in_process.train(
+            digits.data, tmp_path / "saved", *run_flags("word_kd", 9, "--teacher-cache", out, *BUCKET)
+        )
 
     cache(digits, teacher, out, *flags)
     cache(digits, teacher, tmp_path / "whole", *flags)
     names = sorted(path.name for path in out.iterdir())
     assert names == ["cache.json", "lprobs.npy", "offsets.npy", "symbols.npy", "tail.npy"]
-    assert [(out / name).read_bytes() for name in names] == [(tmp_path / "whole" / name).read_bytes() for name in names]
+    assert [(out / name).read_bytes() for name in names] == [
+        (tmp_path / "whole" / name).read_bytes() for name in names
+    ]
 
 
 def noted(out: Path) -> int:
@@ -237,10 +278,23 @@ def noted(out: Path) -> int:
 def test_full_disk_is_one_line(digits, teacher, tmp_path):
     """A real limit on what a file may hold: the command says so, and leaves no torn cache."""
     out = tmp_path / "full"
-    command = [corpus.BIN / "imitkd-cache", digits.data, "--teacher-path", teacher, "--teacher-data", digits.data, "--out", out]
+    command = [
+        digit_corpus.BIN / "imitkd-cache",
+        digits.data,
+        "--teacher-path",
+        teacher,
+        "--teacher-data",
+        digits.data,
+        "--out",
+        out,
+    ]
     words = " ".join(f"'{word}'" for word in [*command, "--keep", "topk:8"])
     done = subprocess.run(
-        ["bash", "-c", f"ulimit -f 100; {words}"], capture_output=True, text=True, env=corpus.ENVIRONMENT, timeout=200
+        ["bash", "-c", f"ulimit -f 100; {words}"],
+        capture_output=True,
+        text=True,
+        env=digit_corpus.ENVIRONMENT,
+        timeout=200,
     )
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]

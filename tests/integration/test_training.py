@@ -10,17 +10,17 @@ import pytest
 import torch
 from fairseq import tasks
 
-import fairseq_imitkd.mixing
-from fairseq_imitkd.task import TranslationWithTeacherTask
-from tests import corpus, inside
-from tests.fairseq_models import teacher_logits
+import fairseq_imitkd.mixing.mixer
+from fairseq_imitkd.tasks.translation import TranslationWithTeacherTask
+from tests.helpers import digit_corpus, in_process
+from tests.helpers.fairseq_models import teacher_logits
 
-PLUGIN = corpus.REPO / "fairseq_imitkd"
+PLUGIN = digit_corpus.REPO / "fairseq_imitkd"
 QUICK = ("--disable-validation", "--no-save")
 
 
 def distil(digits, save_dir, teacher, criterion, *flags, **kwargs):
-    return inside.train(
+    return in_process.train(
         digits.data, save_dir, "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", criterion,
         *flags, **kwargs,
     )  # fmt: skip
@@ -32,7 +32,9 @@ def check_figures(figures: dict[str, float]) -> None:
     assert figures["tokens_data"] > 0
     assert figures["tokens_rollout"] > 0
     assert tokens == pytest.approx(figures["wpb"], abs=0.3)
-    parts = figures["loss_data"] * figures["tokens_data"] + figures["loss_rollout"] * figures["tokens_rollout"]
+    parts = (
+        figures["loss_data"] * figures["tokens_data"] + figures["loss_rollout"] * figures["tokens_rollout"]
+    )
     assert figures["loss"] == pytest.approx(parts / tokens, abs=0.01)
     rollouts = figures["student_share"] * figures["bsz"]
     assert figures["rollout_len"] == pytest.approx(figures["tokens_rollout"] / rollouts, rel=0.05, abs=0.1)
@@ -74,14 +76,16 @@ def test_best_checkpoint_is_the_one_of_best_bleu(student):
 
 def stock_validation_loss(data: Path, checkpoint: Path) -> float:
     """Bits per reference token under fairseq's cross_entropy and its translation task."""
-    cfg = inside.config(data, checkpoint.parent, "--task", "translation", "--criterion", "cross_entropy")
+    cfg = in_process.config(data, checkpoint.parent, "--task", "translation", "--criterion", "cross_entropy")
     task = tasks.setup_task(cfg.task)
     task.load_dataset("valid")
     criterion = task.build_criterion(cfg.criterion).eval()
-    (model,) = inside.load_models(checkpoint)
+    (model,) = in_process.load_models(checkpoint)
     loss = tokens = 0.0
     with torch.no_grad():
-        batches = task.get_batch_iterator(task.dataset("valid"), max_tokens=400, required_batch_size_multiple=8)
+        batches = task.get_batch_iterator(
+            task.dataset("valid"), max_tokens=400, required_batch_size_multiple=8
+        )
         for sample in batches.next_epoch_itr(shuffle=False):
             batch_loss, batch_tokens, _ = criterion(model, sample)
             loss, tokens = loss + float(batch_loss), tokens + batch_tokens
@@ -99,12 +103,12 @@ def test_validation_loss_is_the_references_nll(digits, student):
 
 def test_fairseq_train_with_user_dir(digits, teacher, tmp_path):
     """Stock ``fairseq-train --user-dir`` trains imitkd_full and logs the same figures."""
-    done = corpus.train(
+    done = digit_corpus.train(
         digits.data, tmp_path, "--user-dir", PLUGIN, "--task", "translation_with_teacher", "--teacher-path", teacher,
         "--criterion", "imitkd_full", "--max-update", 15, "--student-share", "constant:0.5", "--disable-validation",
-        *corpus.TINY, command="fairseq-train", timeout=300,
+        *digit_corpus.TINY, command="fairseq-train", timeout=300,
     )  # fmt: skip
-    intervals = inside.read_figures(done.stdout)["train_inner"]
+    intervals = in_process.read_figures(done.stdout)["train_inner"]
     assert len(intervals) == 3
     for figures in intervals:
         check_figures(figures)
@@ -143,7 +147,7 @@ lr_scheduler: {{_name: inverse_sqrt, warmup_updates: 20}}
 optimization: {{max_update: 4, lr: [0.005]}}
 dataset: {{max_tokens: 400, num_workers: 0}}
 """)
-    done = corpus.run(
+    done = digit_corpus.run(
         "fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", "distil", f"hydra.run.dir={tmp_path}",
         cwd=tmp_path, timeout=300,
     )  # fmt: skip
@@ -164,8 +168,10 @@ dataset: {{max_tokens: 400, num_workers: 0}}
 
 def test_word_kd_trains_on_references_only(digits, teacher, tmp_path, monkeypatch):
     """No rollout is decoded, and none is logged; half the loss is the references', half the teacher's."""
-    monkeypatch.setattr(fairseq_imitkd.mixing, "decode", refuse_to_decode)
-    intervals = distil(digits, tmp_path, teacher, "word_kd", "--max-update", 10, *QUICK).figures["train_inner"]
+    monkeypatch.setattr(fairseq_imitkd.mixing.mixer, "decode", refuse_to_decode)
+    intervals = distil(digits, tmp_path, teacher, "word_kd", "--max-update", 10, *QUICK).figures[
+        "train_inner"
+    ]
     assert len(intervals) == 10
     for figures in intervals:
         assert figures["student_share"] == 0
@@ -185,7 +191,7 @@ def refuse_to_decode(*arguments, **kwargs):
 @pytest.mark.parametrize(("share", "decodes"), [("constant:0", False), ("linear:0.5", True)])
 def test_share_zero_decodes_nothing(share, decodes, digits, teacher, tmp_path, monkeypatch):
     """A share of 0 costs no decoding at all; linear starts at 0 and decodes from its second update on."""
-    monkeypatch.setattr(fairseq_imitkd.mixing, "decode", refuse_to_decode)
+    monkeypatch.setattr(fairseq_imitkd.mixing.mixer, "decode", refuse_to_decode)
     updates = []
 
     def watch(trainer, update, samples):
@@ -194,7 +200,18 @@ def test_share_zero_decodes_nothing(share, decodes, digits, teacher, tmp_path, m
         return result
 
     def run():
-        distil(digits, tmp_path, teacher, "imitkd", "--student-share", share, "--max-update", 3, *QUICK, around_step=watch)
+        distil(
+            digits,
+            tmp_path,
+            teacher,
+            "imitkd",
+            "--student-share",
+            share,
+            "--max-update",
+            3,
+            *QUICK,
+            around_step=watch,
+        )
 
     if decodes:
         with pytest.raises(AssertionError, match="decoded"):
@@ -281,8 +298,8 @@ def test_the_iterators_batch_is_left_alone(criterion, digits, teacher, tmp_path)
 def test_stock_criterion_needs_no_teacher(digits, tmp_path):
     """cross_entropy under our task is cross_entropy under ``translation``, bit for bit, and asks for no teacher."""
     flags = ("--criterion", "cross_entropy", "--max-update", 3, *QUICK)
-    ours = inside.train(digits.data, tmp_path, "--task", "translation_with_teacher", *flags).weights()
-    stock = inside.train(digits.data, tmp_path, "--task", "translation", *flags).weights()
+    ours = in_process.train(digits.data, tmp_path, "--task", "translation_with_teacher", *flags).weights()
+    stock = in_process.train(digits.data, tmp_path, "--task", "translation", *flags).weights()
     assert equal(ours, stock)
 
 
@@ -299,7 +316,7 @@ def restless(teacher: Path, folder: Path) -> Path:
 def test_the_teacher_never_changes(digits, teacher, tmp_path):
     """Its weights stay, no optimizer holds them, and it scores in evaluation mode whatever its own dropout."""
     path = restless(teacher, tmp_path)
-    (stock,) = inside.load_models(teacher)
+    (stock,) = in_process.load_models(teacher)
     scores = []
 
     def watch(trainer, update, samples):
@@ -311,7 +328,16 @@ def test_the_teacher_never_changes(digits, teacher, tmp_path):
         return result
 
     trainer = distil(
-        digits, tmp_path, path, "imitkd", "--student-share", "constant:0.5", "--max-update", 3, *QUICK, around_step=watch
+        digits,
+        tmp_path,
+        path,
+        "imitkd",
+        "--student-share",
+        "constant:0.5",
+        "--max-update",
+        3,
+        *QUICK,
+        around_step=watch,
     ).trainer
     (model,) = trainer.task._teacher.models
     assert len(scores) == 3
@@ -326,12 +352,14 @@ def test_the_teacher_never_changes(digits, teacher, tmp_path):
     inputs = {"src_tokens": torch.tensor([[5, 6, 7, 2]] * 50), "src_lengths": torch.tensor([4] * 50)}
     inputs["prev_output_tokens"] = torch.tensor([[2, 5, 6]] * 50)
     model.train()
-    assert not torch.equal(model(**inputs)[0], model(**inputs)[0]), "this teacher's dropout must be one that would show"
+    assert not torch.equal(model(**inputs)[0], model(**inputs)[0]), (
+        "this teacher's dropout must be one that would show"
+    )
 
 
 def test_ensemble_of_teachers(digits, teacher, student, tmp_path):
     """``A.pt:B.pt`` averages probabilities; B was itself a student of our task, whose own teacher is gone."""
-    members = inside.load_models(teacher, student.checkpoint)
+    members = in_process.load_models(teacher, student.checkpoint)
     scores = []
 
     def watch(trainer, update, samples):
@@ -353,14 +381,14 @@ def test_ensemble_of_teachers(digits, teacher, student, tmp_path):
 def test_students_of_other_architectures(architecture, digits, teacher, tmp_path):
     """A recurrent and a convolutional student roll out, train and decode under a transformer teacher."""
     figures = distil(
-        digits, tmp_path, teacher, "imitkd_full", *corpus.ARCHITECTURES[architecture], "--student-share", "constant:0.6",
+        digits, tmp_path, teacher, "imitkd_full", *digit_corpus.ARCHITECTURES[architecture], "--student-share", "constant:0.6",
         "--max-update", 12, "--warmup-updates", 2, "--disable-validation",
     ).figures["train_inner"]  # fmt: skip
     for interval in figures:
         check_figures(interval)
     nll = [interval["nll_loss"] for interval in figures]
     assert sum(nll[-4:]) < sum(nll[:4])
-    found = inside.generate(digits.data, tmp_path / "checkpoint_last.pt", tmp_path, "--beam", 1)
+    found = in_process.generate(digits.data, tmp_path / "checkpoint_last.pt", tmp_path, "--beam", 1)
     assert len(found) == len(digits.references())
 
 
@@ -379,8 +407,12 @@ def test_precision(precision, digits, teacher, tmp_path):
     """What stock cross_entropy can do on the CPU in this precision, distillation can too; ``auto`` gives the teacher it."""
     flags, common, dtype = PRECISIONS[precision]
     flags = (*flags, "--max-update", 3, *QUICK)
-    inside.train(digits.data, tmp_path, "--task", "translation", "--criterion", "cross_entropy", *flags, common=common)
-    training = distil(digits, tmp_path, teacher, "imitkd_full", "--student-share", "constant:0.5", *flags, common=common)
+    in_process.train(
+        digits.data, tmp_path, "--task", "translation", "--criterion", "cross_entropy", *flags, common=common
+    )
+    training = distil(
+        digits, tmp_path, teacher, "imitkd_full", "--student-share", "constant:0.5", *flags, common=common
+    )
     losses = [figures["loss"] for figures in training.figures["train_inner"]]
     assert training.trainer.get_num_updates() == 3
     assert all(map(math.isfinite, losses))
@@ -391,8 +423,17 @@ def test_precision(precision, digits, teacher, tmp_path):
 
 def test_bf16_typed_on_the_command_line(digits, teacher, tmp_path):
     """fairseq's own command takes it for a TPU's, and dies without one."""
-    flags = ("--teacher-path", teacher, "--criterion", "imitkd", "--bf16", "--max-update", 3, *corpus.TINY)
-    corpus.train(digits.data, tmp_path, *flags)
+    flags = (
+        "--teacher-path",
+        teacher,
+        "--criterion",
+        "imitkd",
+        "--bf16",
+        "--max-update",
+        3,
+        *digit_corpus.TINY,
+    )
+    digit_corpus.train(digits.data, tmp_path, *flags)
     saved = torch.load(tmp_path / "checkpoint_last.pt")
     assert saved["cfg"]["common"]["bf16"]
     assert not saved["cfg"]["common"]["tpu"]

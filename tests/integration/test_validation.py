@@ -11,7 +11,7 @@ from fairseq_cli import validate as fairseq_validate
 from rouge_score.rouge_scorer import RougeScorer
 
 from fairseq_imitkd.errors import UsageError
-from tests import corpus, inside
+from tests.helpers import digit_corpus, in_process
 
 SEARCH = ("--eval-bleu-args", '{"beam": 1, "max_len_a": 0, "max_len_b": 12}')
 PLAIN = (
@@ -24,16 +24,16 @@ PLAIN = (
 def summariser(digits, tmp_path_factory):
     """A model without a teacher, by ``fairseq-train`` and a criterion of fairseq's: its folder and what was printed."""
     folder = tmp_path_factory.mktemp("summariser")
-    done = corpus.train(
-        digits.data, folder, "--user-dir", corpus.REPO / "fairseq_imitkd", "--task", "translation_with_teacher", *PLAIN,
+    done = digit_corpus.train(
+        digits.data, folder, "--user-dir", digit_corpus.REPO / "fairseq_imitkd", "--task", "translation_with_teacher", *PLAIN,
         "--eval-bleu", "--eval-metrics", "chrf,rouge-1,rouge-l", "--best-checkpoint-metric", "rougeL",
-        "--maximize-best-checkpoint-metric", *corpus.TINY, command="fairseq-train",
+        "--maximize-best-checkpoint-metric", *digit_corpus.TINY, command="fairseq-train",
     )  # fmt: skip
     return folder, done.stdout
 
 
 def validated(output: str) -> list[dict[str, float]]:
-    return inside.read_figures(output)["valid"]
+    return in_process.read_figures(output)["valid"]
 
 
 def test_best_checkpoint_is_the_one_of_best_rouge(summariser):
@@ -49,7 +49,7 @@ def test_best_checkpoint_is_the_one_of_best_rouge(summariser):
 def test_scores_are_those_of_the_decoded_lines(summariser, digits):
     """What ``fairseq-generate`` makes of the last checkpoint, scored by sacreBLEU and rouge-score themselves."""
     folder, output = summariser
-    lines = inside.generate(
+    lines = in_process.generate(
         digits.data, folder / "checkpoint_last.pt", folder, "--gen-subset", "valid", "--beam", 1, "--max-len-b", 12
     )  # fmt: skip
     references = (digits.text / "valid.tgt").read_text().splitlines()
@@ -64,7 +64,9 @@ def test_scores_are_those_of_the_decoded_lines(summariser, digits):
 
 def test_bleu_is_fairseqs(summariser, digits, tmp_path):
     """To the last digit at every validation, beside other scores, as the stock task logs it without them."""
-    stock = inside.train(digits.data, tmp_path, "--task", "translation", *PLAIN, "--eval-bleu", "--no-save").figures["valid"]
+    stock = in_process.train(
+        digits.data, tmp_path, "--task", "translation", *PLAIN, "--eval-bleu", "--no-save"
+    ).figures["valid"]
     ours = validated(summariser[1])
     for name in ("bleu", "loss", "num_updates"):
         assert [figures[name] for figures in ours] == [figures[name] for figures in stock]
@@ -76,7 +78,9 @@ def test_signatures_are_the_last_lines(summariser):
     lines = summariser[1].splitlines()
     found = [line.split(" | ")[-1] for line in lines if "signature of" in line]
     assert found == [line.split(" | ")[-1] for line in lines[-4:]]
-    assert [line.split(":")[0] for line in found] == [f"signature of {name}" for name in ("bleu", "chrf", "rouge1", "rougeL")]
+    assert [line.split(":")[0] for line in found] == [
+        f"signature of {name}" for name in ("bleu", "chrf", "rouge1", "rougeL")
+    ]
     assert "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in found[0]
     assert re.search("done training", lines[-5])
 
@@ -84,13 +88,20 @@ def test_signatures_are_the_last_lines(summariser):
 def test_fairseq_validate_scores_a_checkpoint(summariser, digits):
     """With the settings that it was trained with; no teacher is asked for, nor a best checkpoint."""
     folder, output = summariser
-    arguments = [digits.data, "--path", folder / "checkpoint_last.pt", "--task", "translation_with_teacher", "--cpu"]
+    arguments = [
+        digits.data,
+        "--path",
+        folder / "checkpoint_last.pt",
+        "--task",
+        "translation_with_teacher",
+        "--cpu",
+    ]
     arguments += ["--max-tokens", 400, "--valid-subset", "valid", "--num-workers", 0, "--log-format", "json"]
     given = list(map(str, arguments))
     cfg = options.parse_args_and_arch(options.get_validation_parser(), given)
     override = options.parse_args_and_arch(options.get_validation_parser(), given, suppress_defaults=True)
     figures: dict[str, list[dict[str, float]]] = {"valid": []}
-    with inside.logged(figures):
+    with in_process.logged(figures):
         fairseq_validate.main(convert_namespace_to_omegaconf(cfg), override)
     last = validated(output)[-1]
     for name in ("bleu", "chrf", "rouge1", "rougeL"):
@@ -99,7 +110,7 @@ def test_fairseq_validate_scores_a_checkpoint(summariser, digits):
 
 def test_patience_by_chrf(digits, teacher, tmp_path):
     """A distilling criterion: a learning rate of nothing, and chrF never rises."""
-    training = inside.train(
+    training = in_process.train(
         digits.data, tmp_path, "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", "imitkd",
         "--student-share", "constant:0.5", "--max-update", 50, "--lr", "1e-12", "--validate-interval-updates", 2,
         "--patience", 2, *SEARCH, "--eval-metrics", "chrf", "--best-checkpoint-metric", "chrf",
@@ -115,19 +126,30 @@ def test_patience_by_chrf(digits, teacher, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--best-checkpoint-metric", "chrf"), "--best-checkpoint-metric chrf is not computed: add --eval-metrics chrf"),
+        (
+            ("--best-checkpoint-metric", "chrf"),
+            "--best-checkpoint-metric chrf is not computed: add --eval-metrics chrf",
+        ),
         (("--eval-metrics", "chrf,f1"), "--eval-metrics must be some of bleu, chrf"),
         (
             ("--eval-metrics", "chrf", "--best-checkpoint-metric", "chrf"),
             "--best-checkpoint-metric chrf would keep the worst checkpoint: add --maximize-best-checkpoint-metric",
         ),
-        (("--eval-metrics", "chrf", "--disable-validation"), "--eval-metrics chrf changes nothing with --disable-validation"),
-        (("--maximize-best-checkpoint-metric",), "--maximize-best-checkpoint-metric would keep the worst checkpoint"),
+        (
+            ("--eval-metrics", "chrf", "--disable-validation"),
+            "--eval-metrics chrf changes nothing with --disable-validation",
+        ),
+        (
+            ("--maximize-best-checkpoint-metric",),
+            "--maximize-best-checkpoint-metric would keep the worst checkpoint",
+        ),
     ],
 )
 def test_mistakes_end_the_run_before_the_data(flags, message, digits, tmp_path):
     """Over dictionaries alone: reading any sentence would fail in another way."""
     languages = ("--source-lang", "src", "--target-lang", "tgt")
     with pytest.raises(UsageError, match=re.escape(message)) as caught:
-        inside.train(digits.dictionaries, tmp_path, "--task", "translation_with_teacher", *languages, *PLAIN, *flags)
+        in_process.train(
+            digits.dictionaries, tmp_path, "--task", "translation_with_teacher", *languages, *PLAIN, *flags
+        )
     assert "\n" not in str(caught.value)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser import running
+from tests.helpers.browser import running
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,14 @@
 
 import pytest
 
-from tests import inside
+from tests.helpers import in_process
 
 
 @pytest.fixture(scope="module")
 def teacher_score(digits, teacher, tmp_path_factory) -> float:
-    return inside.exact_matches(inside.generate(digits.data, teacher, tmp_path_factory.mktemp("decoded")), digits.references())
+    return in_process.exact_matches(
+        in_process.generate(digits.data, teacher, tmp_path_factory.mktemp("decoded")), digits.references()
+    )
 
 
 def test_the_teacher_can_do_the_task(teacher_score):
@@ -25,10 +27,10 @@ def test_the_teacher_can_do_the_task(teacher_score):
 )
 def test_a_student_learns_the_task(criterion, digits, teacher, teacher_score, tmp_path):
     """From random weights, with no other loss than the method's, to a level that no luck reaches."""
-    inside.train(
+    in_process.train(
         digits.data, tmp_path, "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", criterion,
         "--max-update", 350, "--max-tokens", 1200, "--lr", "1e-2", "--warmup-updates", 100, "--seed", 7,
         "--disable-validation", "--save-interval", 1000,
     )  # fmt: skip
-    found = inside.generate(digits.data, tmp_path / "checkpoint_last.pt", tmp_path, "--beam", 1)
-    assert inside.exact_matches(found, digits.references()) > 0.6 * teacher_score
+    found = in_process.generate(digits.data, tmp_path / "checkpoint_last.pt", tmp_path, "--beam", 1)
+    assert in_process.exact_matches(found, digits.references()) > 0.6 * teacher_score

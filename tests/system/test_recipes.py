@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-# One row of each kind that a recipe has; tests/unit/test_recipes.py reads the flags of all others.
+# One row of each kind that a recipe has; tests/examples/test_recipes.py reads the flags of all others.
 ROWS = {
     "multi30k": ["scratch", "seqkd", "seqkd_pruned"],
     "tatoeba": ["scratch", "gkd"],
@@ -84,4 +84,7 @@ def test_an_exported_student_is_evaluated_beside_the_others(tmp_path: Path) -> N
     # One that can't be loaded costs its own row.
     (tmp_path / "scratch" / "exported" / "imitkd.json").write_text("{}")
     assert "not every model was evaluated" in run("multi30k", tmp_path, script="evaluate.sh", status=1)
-    assert list(json.loads((tmp_path / "results.json").read_text())["evaluation"]["models"]) == ["teacher", "scratch"]
+    assert list(json.loads((tmp_path / "results.json").read_text())["evaluation"]["models"]) == [
+        "teacher",
+        "scratch",
+    ]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fairseq_imitkd.cli import report
-from tests import reports
-from tests.browser import see
+from tests.helpers import report_files
+from tests.helpers.browser import see
 
 RUNS = 10
 LONG = "a_name_that_is_very_long_and_has_nowhere_to_break_because_somebody_put_all_settings_in_it"
@@ -20,14 +20,20 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of ten runs, one of them of a very long name, with much in it, and a note."""
     folder = tmp_path_factory.mktemp("report")
     runs = [
-        reports.log(
-            folder / (f"m{seed}" if seed else LONG), range(20, 20_001, 20), seed, "json" if seed % 2 else "simple", seed > 1
+        report_files.log(
+            folder / (f"m{seed}" if seed else LONG),
+            range(20, 20_001, 20),
+            seed,
+            "json" if seed % 2 else "simple",
+            seed > 1,
         )
         for seed in range(RUNS)
     ]
-    evaluation = reports.evaluation(folder / "evaluation", RUNS, sentences=200)
+    evaluation = report_files.evaluation(folder / "evaluation", RUNS, sentences=200)
     texts = (evaluation / "m9.greedy.txt").read_text().splitlines()
-    (evaluation / "m9.greedy.txt").write_text("".join(f"{text}\n" for text in ["w" * 3000, "<b>bold</b> " * 300, *texts[2:]]))
+    (evaluation / "m9.greedy.txt").write_text(
+        "".join(f"{text}\n" for text in ["w" * 3000, "<b>bold</b> " * 300, *texts[2:]])
+    )
     arguments = [*runs, folder / "gone", "--evaluation", evaluation, "--out", folder / "report.html"]
     report.main(list(map(str, arguments)))
     return folder / "report.html"
@@ -171,7 +177,9 @@ def test_everything_has_a_name(page: Page) -> None:
     page.open_all()
     for part in page.browser.find_elements("css selector", "figure svg, .scroll, nav, section, input"):
         assert part.accessible_name, part.get_attribute("outerHTML")[:200]
-    levels = page.run("return [...document.querySelectorAll('h1, h2, h3')].map((each) => Number(each.tagName[1]))")
+    levels = page.run(
+        "return [...document.querySelectorAll('h1, h2, h3')].map((each) => Number(each.tagName[1]))"
+    )
     assert levels[0] == 1
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     best = page.browser.find_elements("css selector", "#models td.best")

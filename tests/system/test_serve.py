@@ -15,15 +15,24 @@ import httpx
 import pytest
 
 from fairseq_imitkd.export.bundle import Bundle
-from tests.exported import make_students
-from tests.serving import server
+from tests.helpers.exports import make_students
+from tests.helpers.served_model import server
 
 
 def test_an_exported_student_is_served(tmp_path: Path) -> None:
     """From a checkpoint to an answer, by the commands that people type; the answer is the student's own."""
     root = make_students(tmp_path)
     bin_folder = Path(sys.executable).parent
-    flags = ("--data", root / "data", "--out", tmp_path / "exported", "--quantization", "float32", "--max-len-b", 12)
+    flags = (
+        "--data",
+        root / "data",
+        "--out",
+        tmp_path / "exported",
+        "--quantization",
+        "float32",
+        "--max-len-b",
+        12,
+    )
     made = run(bin_folder / "imitkd-export", root / "transformer.pt", *flags)
     assert (made.returncode, "WARN" in made.stderr.upper()) == (0, False), made.stderr
     assert made.stdout.startswith(f"{tmp_path / 'exported'}: CTranslate2, float32")
@@ -34,18 +43,25 @@ def test_an_exported_student_is_served(tmp_path: Path) -> None:
             line = process.stdout.readline()
             assert line.startswith("serving src-tgt (ctranslate2, float32) on http://127.0.0.1:")
             port = line.strip().rpartition(":")[2]
-            answer = httpx.post(f"http://127.0.0.1:{port}/translate", json={"text": ["a b c", "", "g"]}, timeout=60)
+            answer = httpx.post(
+                f"http://127.0.0.1:{port}/translate", json={"text": ["a b c", "", "g"]}, timeout=60
+            )
             expected = [bundle.decode(bundle.translate([bundle.encode(text)])[0]) for text in ("a b c", "g")]
             assert answer.json()["translations"] == [expected[0], "", expected[1]]
             taken = run(*command[:-4], "--port", port)
             assert (taken.returncode, taken.stdout) == (1, "")
-            assert f"error: --port {port} is in use on 127.0.0.1: give another, or 0 for one that is free" in taken.stderr
+            assert (
+                f"error: --port {port} is in use on 127.0.0.1: give another, or 0 for one that is free"
+                in taken.stderr
+            )
         finally:
             process.terminate()
     assert process.returncode == 0
     nothing = run(bin_folder / "imitkd-serve", tmp_path, "--port", 0)
     assert (nothing.returncode, nothing.stdout) == (1, "")
-    assert "is no exported student: there is no imitkd.json; give one that imitkd-export made" in nothing.stderr
+    assert (
+        "is no exported student: there is no imitkd.json; give one that imitkd-export made" in nothing.stderr
+    )
 
 
 def run(*command: object) -> subprocess.CompletedProcess:
@@ -65,12 +81,19 @@ def test_it_answers_and_finishes_what_runs_when_told_to_stop() -> None:
     with server("--max-batch-sentences", 4) as (process, address):
         host, port = urlsplit(address).hostname, urlsplit(address).port
         with httpx.Client(base_url=address) as stays, ThreadPoolExecutor(20) as threads:
-            text = stays.post("/translate", content="eins\r\n\nzwei\n", headers={"Content-Type": "text/plain"})
+            text = stays.post(
+                "/translate", content="eins\r\n\nzwei\n", headers={"Content-Type": "text/plain"}
+            )
             assert (text.status_code, text.content) == (200, b"EINS\n\nZWEI\n")
             asked = [[f"client {number} sentence {i}" for i in range(3)] for number in range(20)]
-            answers = threads.map(lambda texts: httpx.post(f"{address}/translate", json={"text": texts}, timeout=60), asked)
+            answers = threads.map(
+                lambda texts: httpx.post(f"{address}/translate", json={"text": texts}, timeout=60), asked
+            )
             for texts, answer in zip(asked, answers, strict=True):
-                assert (answer.status_code, answer.json()["translations"]) == (200, [text.upper() for text in texts])
+                assert (answer.status_code, answer.json()["translations"]) == (
+                    200,
+                    [text.upper() for text in texts],
+                )
             assert httpx.post(f"{address}/translate", content=b"a" * 2_000_000).status_code in (413, 415)
             assert stays.get("/health", headers={"Host": "evil.example"}).status_code == 400
             assert stays.get("/").status_code == 200
@@ -78,7 +101,9 @@ def test_it_answers_and_finishes_what_runs_when_told_to_stop() -> None:
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{address}/translate", json={"text": ["slow 0.1"] * 200}, timeout=0.5)
             wait_for(address, waiting=0)
-            [sentences] = re.findall(r"^imitkd_batch_sentences_sum (\S+)$", stays.get("/metrics").text, re.MULTILINE)
+            [sentences] = re.findall(
+                r"^imitkd_batch_sentences_sum (\S+)$", stays.get("/metrics").text, re.MULTILINE
+            )
             assert 62 <= float(sentences) < 200  # the client had gone: what was not begun is left out
 
             slow = ["slow 0.4", "slow 0.4 too", "slow 0.4 as well", "slow 0.4 again", "last"]
@@ -86,7 +111,10 @@ def test_it_answers_and_finishes_what_runs_when_told_to_stop() -> None:
             wait_for(address, waiting=1)
             process.send_signal(signal.SIGTERM)
             answer = begun.result()
-            assert (answer.status_code, answer.json()["translations"]) == (200, [text.upper() for text in slow])
+            assert (answer.status_code, answer.json()["translations"]) == (
+                200,
+                [text.upper() for text in slow],
+            )
         assert process.wait(timeout=30) == 0
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((host, port))
@@ -111,8 +139,13 @@ def test_half_requests_keep_nobody_out() -> None:
 
 def test_it_ends_though_the_model_does_not() -> None:
     """Within its time, as if all were well, whatever is still to be done."""
-    with server("--shutdown-timeout", 1, "--max-batch-sentences", 1) as (process, address), ThreadPoolExecutor(1) as threads:
-        stuck = threads.submit(httpx.post, f"{address}/translate", json={"text": ["slow 100", "a"]}, timeout=60)
+    with (
+        server("--shutdown-timeout", 1, "--max-batch-sentences", 1) as (process, address),
+        ThreadPoolExecutor(1) as threads,
+    ):
+        stuck = threads.submit(
+            httpx.post, f"{address}/translate", json={"text": ["slow 100", "a"]}, timeout=60
+        )
         wait_for(address, waiting=1)
         began = time.monotonic()
         process.send_signal(signal.SIGINT)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.browser import see
-from tests.serving import server
+from tests.helpers.browser import see
+from tests.helpers.served_model import server
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,9 @@ def test_it_copies_the_translation(page: Page) -> None:
     assert not page.at("copy").is_displayed()
     page.ask("a\nb")
     page.until(lambda: page.at("copy").is_displayed())
-    page.browser.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]})
+    page.browser.execute_cdp_cmd(
+        "Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
+    )
     page.at("copy").click()
     page.until(lambda: page.text("copy") == "Copied")
     assert page.browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])") == "A\nB"
@@ -138,7 +140,9 @@ def test_it_fits(page: Page, width: int, scheme: str, tmp_path: Path) -> None:
         (part) => part.getBoundingClientRect().right > innerWidth + 1).map((part) => part.outerHTML)"""
     assert page.browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert page.browser.execute_script(wide) == []
-    colours = page.browser.execute_script("const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]")
+    colours = page.browser.execute_script(
+        "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
+    )
     background, ink = (sum(map(int, colour.strip("rgb()").split(","))) for colour in colours)
     assert (background > ink) == (scheme == "light")
 
@@ -182,6 +186,14 @@ def test_every_control_has_a_name(page: Page) -> None:
     page.browser.execute_script("document.querySelector('details').open = true")
     controls = page.browser.find_elements("css selector", "textarea, button, a, summary, #result")
     names = [control.accessible_name for control in controls]
-    assert names == ["German a sentence a line", "Translate", "English", "Copy", "From a program", "health", "metrics"]
+    assert names == [
+        "German a sentence a line",
+        "Translate",
+        "English",
+        "Copy",
+        "From a program",
+        "health",
+        "metrics",
+    ]
     assert page.at("error").get_attribute("role") == "alert"
     assert page.at("result").get_attribute("aria-live") == "polite"

@@ -1,0 +1,1 @@
+"""Reading checkpoints safely: they are untrusted files."""

@@ -1,0 +1,1 @@
+"""Data directories, corpora and output files."""

@@ -1,0 +1,1 @@
+"""What translates: fairseq models, CTranslate2 and ONNX, behind one interface."""

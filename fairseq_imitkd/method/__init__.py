@@ -1,0 +1,1 @@
+"""A distillation method: its flags, their checks, its schedules."""

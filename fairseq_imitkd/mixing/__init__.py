@@ -1,0 +1,1 @@
+"""Whose prefixes: references, rollouts, replayed rollouts, teacher samples."""

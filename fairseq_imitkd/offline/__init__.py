@@ -1,1 +1,0 @@
-"""Distillation before training: the teacher's translations of a corpus (SeqKD, Seq-Inter), made safely."""

@@ -1,0 +1,1 @@
+"""fairseq tasks with a teacher. Importing a module registers its task."""

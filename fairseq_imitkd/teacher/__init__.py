@@ -1,0 +1,1 @@
+"""The frozen teacher: loading, scoring, choosing among several."""

@@ -1,0 +1,1 @@
+"""Text: subwords, scores and rewards."""

@@ -1,0 +1,218 @@
+"""The tables of the recipes whose results are like no other's: quickstart, lifelong, SST-2, and Multi30k's earlier studies."""
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TRAINING = {
+    "commits": ["abc"],
+    "command": "imitkd-train",
+    "updates": 5,
+    "updates_in_all": 1000,
+    "minutes": 2.0,
+    "peak_bytes": 2e9,
+}
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], ModuleType]]:
+    """A script of a recipe, which finds those beside it as when it is called; other recipes have some of the same names."""
+    before = set(sys.modules)
+
+    def load(recipe: str, name: str) -> ModuleType:
+        for folder in (EXAMPLES, EXAMPLES / "quickstart", EXAMPLES / recipe):
+            monkeypatch.syspath_prepend(str(folder))
+        return importlib.import_module(name)
+
+    yield load
+    for name in set(sys.modules) - before:
+        if str(EXAMPLES) in (getattr(sys.modules[name], "__file__", None) or ""):
+            del sys.modules[name]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_quickstart_s_evaluation_is_written_whole(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of models that were decoded already: results.json, the table, the figure."""
+    evaluate, scoring = script("quickstart", "evaluate"), script("quickstart", "scoring")
+    sources = [" ".join("w" * length) for length in (3, 10, 14, 18, 25)]
+    right = [[source, f"{source} x"] for source in sources]
+
+    def measure(run: Path, device: list[str]) -> dict[str, dict[str, Any]]:
+        assert device == ["--cpu"]
+        measured = {"parameters": 1234, "sentences_per_second": 99.6, "file_bytes": 250_000}
+        measured |= scoring.quality(sources, right, [*sources[:4], "w"])
+        return {label: {"folder": folder, **measured} for label, folder in evaluate.MODELS.items()}
+
+    monkeypatch.setattr(evaluate, "measure", measure)
+    monkeypatch.setattr(
+        evaluate, "training", lambda run, name: {**TRAINING, "minutes": None if name == "continued" else 2.0}
+    )
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path), "--seed", "3", "--cpu"])
+    evaluate.main()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["recipe"], results["seed"]) == ("quickstart", 3)
+    assert results["signatures"]["bleu"].startswith("nrefs:2|bs:1000")
+    assert results["signatures"]["chrf"].startswith("nrefs:2|case:mixed")
+    assert results["decoding"].endswith("--cpu")
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert len({len(line) for line in lines[:7]}) == 1  # aligned
+    assert cells(lines[2])[0] == "teacher"
+    assert cells(lines[2])[3:] == ["80.0%", "1,234", "0.25", "100", "1,000", "120"]
+    assert cells(lines[4])[-1] == ""  # what it began as is gone
+    assert (tmp_path / "quickstart.png").stat().st_size > 10_000
+
+
+def test_a_lifelong_run_s_table(script: Any) -> None:
+    table = script("lifelong", "table").table
+    quality = {"bleu": 12.345, "bleu_interval": 1.0, "right": 50.0}
+    models = {"one": {"folder": "a", "first": quality, "second": {**quality, "bleu": 2.0}}}
+    lines = table(
+        {"models": models, "trainings": {"a": TRAINING}, "signatures": {"bleu": "s"}, "seed": 1}
+    ).splitlines()
+    assert cells(lines[2]) == ["one", "12.35 ± 1.00", "50.0%", "2.00 ± 1.00", "50.0%", "1,000", "120"]
+
+
+def test_sst2_s_table_and_means(script: Any) -> None:
+    table = script("sst2", "table").table
+    model = {
+        "seed": 1,
+        "parameters": 1000,
+        "dev_accuracy": 80.0,
+        "test_accuracy": 81.0,
+        "test_interval": [79.0, 83.0],
+    }
+    against = {"gained": 3, "lost": 4, "p": 1.0}
+    models = {
+        "scratch": model,
+        "word_kd": {**model, "against_baseline": against},
+        "word_kd-seed2": {**model, "seed": 2, "test_accuracy": 82.0},
+    }
+    trainings = {
+        "scratch": TRAINING,
+        "word_kd": TRAINING,
+        "word_kd-seed2": {**TRAINING, "minutes": None, "peak_bytes": None},
+    }
+    lines = table({"models": models, "trainings": trainings, "baseline": "scratch"}).splitlines()
+    assert cells(lines[3]) == [
+        "word_kd",
+        "1",
+        "1,000",
+        "5",
+        "80.0",
+        "81.0 (79.0 to 83.0)",
+        "3 / 4",
+        "1.000",
+        "2",
+        "2.0",
+    ]
+    assert cells(lines[4])[-2:] == ["", ""]
+    assert "| word_kd (2) | 80.0 | 81.5 |" in lines
+
+
+def test_sst2_s_statistics(script: Any) -> None:
+    """By other ways: Wilson's bounds are where the score test's z is 1.96; McNemar's p is the binomial's two tails."""
+    evaluate = script("sst2", "evaluate")
+    for end in evaluate.wilson(30, 100):
+        assert abs(0.3 - end) / (end * (1 - end) / 100) ** 0.5 == pytest.approx(1.96)
+    right, other = torch.tensor([1, 1, 0, 0, 0, 0, 1]).bool(), torch.tensor([1, 0, 1, 1, 1, 1, 1]).bool()
+    assert evaluate.mcnemar(right, other) == {"gained": 4, "lost": 1, "p": pytest.approx(2 * (1 + 5) / 2**5)}
+    assert evaluate.mcnemar(right, right)["p"] == 1.0
+    names = ["word_kd", "scratch-seed2", "teacher", "scratch"]
+    assert sorted(names, key=lambda name: evaluate.order(name, "scratch")) == [
+        "teacher",
+        "scratch",
+        "scratch-seed2",
+        "word_kd",
+    ]
+
+
+def test_the_time_of_a_training_is_without_that_of_what_it_began_as(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fairseq goes on counting, whatever is reset."""
+    trainings = script("quickstart", "trainings")
+    spent = {"parent": 60.0, "child": 180.0}
+
+    def load(path: str) -> dict[str, Any]:
+        extra = {"best": 1.0}
+        if (name := Path(path).parent.name) in spent:
+            extra["previous_training_time"] = spent[name]
+        history = [{"num_updates": 7}]
+        return {
+            "extra_state": extra,
+            "optimizer_history": history,
+            "cfg": {"checkpoint": {"best_checkpoint_metric": "loss"}},
+        }
+
+    monkeypatch.setattr(trainings.checkpoint_utils, "load_checkpoint_to_cpu", load)
+    for name in (*spent, "published"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoint_last.pt").touch()
+    start = tmp_path / "parent" / "checkpoint_last.pt"
+    for flag, minutes in (("--restore-file", 2.0), ("--finetune-from-model", 2.0), ("--other", 3.0)):
+        command = f"imitkd-train {tmp_path}/data-bin {flag} {start}"
+        (tmp_path / "child" / "commands").write_text(f"abc\t{command}\t1\n")
+        found = trainings.training(tmp_path, "child")
+        assert found["minutes"] == minutes
+        assert found["command"] == f"imitkd-train run/data-bin {flag} run/parent/checkpoint_last.pt"
+        assert (found["threads"], found["updates_in_all"]) == (["1"], 7)
+    for start, minutes in (("published/checkpoint_last.pt", 3.0), ("gone.pt", None)):
+        twice = f"--finetune-from-model {tmp_path}/parent/checkpoint_last.pt --finetune-from-model {tmp_path}/{start}"
+        (tmp_path / "child" / "commands").write_text(f"abc\timitkd-train {twice}\t1\n")
+        assert trainings.training(tmp_path, "child")["minutes"] == minutes
+
+
+def test_a_run_that_does_not_say_how_it_was_trained(script: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        SystemExit, match=r"teacher/commands must say how teacher was trained: delete .*/\.done/teacher"
+    ):
+        script("quickstart", "trainings").training(tmp_path, "teacher")
+
+
+def test_means_of_the_studies(script: Any) -> None:
+    """Best first, below what all are compared with."""
+    means = script("multi30k", "studies").means
+    scores = {"teacher": 40.0, "scratch": 30.0, "a": 31.0, "a-seed2": 33.0, "continued": 30.5, "b": 35.0}
+    models = {name: {"valid_bleu": 1.0, "bleu": score, "chrf": 2.0} for name, score in scores.items()}
+    lines = means({"models": models, "baseline": "continued"}).splitlines()[2:]
+    assert [cells(line)[0] for line in lines] == [
+        "teacher (1)",
+        "scratch (1)",
+        "continued (1)",
+        "b (1)",
+        "a (2)",
+    ]
+    assert cells(lines[-1])[2] == "32.00"
+
+
+def test_no_place_for_a_table_is_empty() -> None:
+    for path in (
+        EXAMPLES.parent / "README.md",
+        *(EXAMPLES.parent / "docs").glob("*.md"),
+        *EXAMPLES.glob("**/*.md"),
+    ):
+        if "run" not in path.relative_to(EXAMPLES.parent).parts:
+            assert not re.search(r"<!-- ([\w-]+) -->\s*<!-- /\1 -->", path.read_text()), path
+
+
+def test_a_study_s_results_stay(script: Any, tmp_path: Path) -> None:
+    results = {"recipe": "multi30k", "trainings": {"a": {}}, "evaluation": {"models": {"a": {}}}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(
+        SystemExit, match=r"--beside 'compare' is a study's of .*studies\.md: take another name"
+    ):
+        script("multi30k", "tables").published_by(tmp_path, "compare")

@@ -1,0 +1,187 @@
+"""What the report reads of evaluations, the examples it chooses, and what it says of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fairseq_imitkd.report import tables
+from fairseq_imitkd.report.evaluations import FILE, read_evaluation, read_evaluations
+from fairseq_imitkd.report.examples import compared, examples
+from fairseq_imitkd.report.page import summary
+from fairseq_imitkd.report.svg import styles
+from tests.helpers import report_files
+
+
+def test_everything_of_an_evaluation(tmp_path: Path) -> None:
+    """As the command writes it."""
+    found = read_evaluation(report_files.evaluation(tmp_path))
+    one = found.models["m1"]
+    assert (found.baseline, found.teacher) == (one, found.models["m0"])
+    assert found.data == "20 sentences of test from de to en"
+    assert (one.parameters, one.size, one.memory, one.batch) == (5_000_000, 20_000_000, None, 32)
+    assert one.fast("greedy") == one.speeds[32]
+    assert one.fast("beam 5") == one.decodings["beam 5"].speed
+    assert one.decodings["greedy"].by_length[21, None] == (20, pytest.approx(32.8))
+    assert found.signatures["BLEU"] == "nrefs:1|case:mixed|version:2.6.0"
+    assert found.signatures["machine"] == "A fast one, 2 cores, 1 thread"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "is damaged, it is no JSON"),
+        ("[" * 100_000, "is damaged, it is no JSON"),
+        ("[]", "must be of format 1, but is of None"),
+        ('{"format": 2, "models": {}}', "must be of format 1, but is of 2"),
+        ('{"format": 1}', "has no figures of any model"),
+        ('{"format": 1, "models": {"a": {"decoding": 3}, "b": null}}', "has no figures of any model"),
+    ],
+)
+def test_evaluations_that_cannot_be_shown(content: str, said: str, tmp_path: Path) -> None:
+    """Are a line with the file's name, and the others are there."""
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / FILE).write_text(content)
+    good = report_files.evaluation(tmp_path / "good")
+    found, notes = read_evaluations([tmp_path / "bad", good, tmp_path / "gone", good])
+    assert [each.path for each in found] == [good]
+    remedy = "let imitkd-evaluate write it again"
+    assert notes == [
+        f"--evaluation '{tmp_path / 'bad' / FILE}' {said}: {remedy}",
+        f"--evaluation '{tmp_path / 'gone' / FILE}' can't be read (No such file or directory): give imitkd-evaluate's --out",
+        f"--evaluation '{good}' is there twice; it is shown once",
+    ]
+
+
+def test_missing_figures(tmp_path: Path) -> None:
+    """Leave out what they are of, and nothing else."""
+    folder = report_files.evaluation(tmp_path)
+    odd = {
+        "decoding": {"greedy": {"bleu": {"score": 20.0}, "chrf": {"score": float("nan")}, "ter": True, "by_length": [7, {}]}},
+        "speed": {"1": None, "x": {}, "9" * 5000: {}}, "parameters": "many", "bytes": 10**400,
+    }  # fmt: skip
+    report_files.change(
+        folder, models={"odd": odd}, baseline=None, teacher="gone", signatures=None, machine=None, data=None
+    )
+    found = read_evaluation(folder)
+    one = found.models["odd"]
+    assert (found.baseline, found.teacher, found.data) == (None, None, "")
+    assert list(one.decodings["greedy"].scores) == ["bleu"]
+    assert (one.speeds, one.parameters, one.size, one.decodings["greedy"].by_length) == ({}, None, None, {})
+    assert (summary(found), examples(found)) == (("", []), [])
+    table = tables.models(found, styles(["odd"]))
+    assert table is not None
+    assert table.header == ["model", "BLEU"]
+
+
+def test_files_outside_are_not_read(tmp_path: Path) -> None:
+    """Whatever an evaluation says."""
+    (tmp_path / "secret.txt").write_text("secret\n" * 20)
+    folder = report_files.evaluation(tmp_path / "ev")
+    content = json.loads((folder / FILE).read_text())
+    content["models"]["m0"]["decoding"]["greedy"]["outputs"] = "\ud800\0"
+    content["models"]["m1"]["decoding"]["greedy"]["outputs"] = "../secret.txt"
+    content["files"]["sources"] = str(tmp_path / "secret.txt")
+    (folder / FILE).write_text(json.dumps(content))
+    shown = examples(read_evaluation(folder))
+    assert shown
+    assert all(not one.source and {output.name for output in one.outputs} == {"m2"} for one in shown)
+
+
+def write(folder: Path, **texts: list[str]) -> None:
+    for name, lines in texts.items():
+        (folder / f"{name.replace('_', '.')}.txt").write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_the_worst_regressions_come_first(tmp_path: Path) -> None:
+    """By how much worse a student's sentence is than the baseline's; the teacher is no regression, nor is an equal."""
+    folder = report_files.evaluation(tmp_path, sentences=4)
+    references = ["one two three four"] * 4
+    write(folder, sources=list("abcd"), references=references, m0_greedy=["x"] * 4, m1_greedy=references,
+          m2_greedy=["one two three four", "one two three", "", "one two"])  # fmt: skip
+    found = read_evaluation(folder)
+    shown = examples(found)
+    assert [(one.number, one.source, one.worst) for one in shown] == [
+        (2, "c", "m2"),
+        (3, "d", "m2"),
+        (1, "b", "m2"),
+    ]
+    assert shown[0].drop == pytest.approx(100)
+    assert [one.number for one in examples(found, count=1)] == [2]
+    report_files.change(folder, baseline=None)
+    shown = examples(read_evaluation(folder))
+    assert (shown[0].number, shown[0].drop, shown[0].chrf) == (2, None, 0.0)
+
+
+def test_outputs_that_do_not_fit(tmp_path: Path) -> None:
+    """Are a note that names the file."""
+    folder = report_files.evaluation(tmp_path)
+    write(folder, m2_greedy=["too short"])
+    (folder / "m0.greedy.txt").unlink()
+    found = read_evaluation(folder)
+    assert {output.name for one in examples(found) for output in one.outputs} == {"m1"}
+    assert found.notes == [
+        f"'{folder / 'm0.greedy.txt'}' can't be read (No such file or directory): there are no examples of it",
+        f"'{folder / 'm2.greedy.txt'}' has 1 lines, but there are 20 references: there are no examples of it",
+    ]
+
+
+def test_words_that_differ() -> None:
+    """What is missing stands before what is there instead."""
+    assert compared("a small brown dog runs", "a brown cat runs fast") == [
+        ("both", "a"), ("missing", "small"), ("both", "brown"), ("missing", "dog"), ("extra", "cat"), ("both", "runs"),
+        ("extra", "fast"),
+    ]  # fmt: skip
+    assert compared("a b", "") == [("missing", "a b")]
+    assert compared("", "") == []
+    assert compared("a", "b " * 1000)[-1][1].split() == ["b"] * 150 + ["…"]
+
+
+def test_a_teacher_that_is_no_name(tmp_path: Path) -> None:
+    """Is none; the rest is summed up."""
+    folder = report_files.evaluation(tmp_path)
+    report_files.change(folder, teacher={"name": "m0"})
+    assert summary(read_evaluation(folder))[0] == "m0 is better than m1 by 0.2 BLEU"
+
+
+def test_the_table_of_models(tmp_path: Path) -> None:
+    """The best of each column is marked, what is lower where lower is better; columns without a figure are not there."""
+    table = tables.models(read_evaluation(report_files.evaluation(tmp_path)), styles(["m0", "m1", "m2"]))
+    assert table is not None
+    assert table.header == [
+        "model", "decoding", "BLEU", "p", "chrF", "TER", "sentences/s", "\N{MULTIPLICATION SIGN} m1", "ms", "parameters", "MB",
+    ]  # fmt: skip
+    best = {
+        title: {(row[0].text, row[1].text) for row in table.rows if row[place].best}
+        for place, title in enumerate(table.header)
+    }
+    both = {("m0", "greedy"), ("m0", "beam 5")}
+    quick = {("m2", "greedy")}
+    assert best == {
+        "model": set(), "decoding": set(), "BLEU": {("m0", "beam 5")}, "p": set(), "chrF": both, "TER": both,
+        "sentences/s": quick, "\N{MULTIPLICATION SIGN} m1": quick, "ms": quick, "parameters": quick, "MB": quick,
+    }  # fmt: skip
+    assert table.rows[0][2].aside == "36.5 to 39.5"
+
+
+@pytest.mark.parametrize(
+    ("p", "said"),
+    [
+        (0.03, "m2 is worse than m1 by 0.2 BLEU (p = 0.030)"),
+        (0.0004, "m2 is worse than m1 by 0.2 BLEU (p < 0.001)"),
+        (0.2, "m2 and m1 differ by 0.2 BLEU (p = 0.200): that may be chance"),
+        (None, "m2 is worse than m1 by 0.2 BLEU"),
+    ],
+)
+def test_the_summary(p: float | None, said: str, tmp_path: Path) -> None:
+    """Calls no difference one that may be chance."""
+    folder = report_files.evaluation(tmp_path)
+    content = json.loads((folder / FILE).read_text())
+    content["models"]["m2"]["decoding"]["greedy"]["bleu"]["p"] = p
+    (folder / FILE).write_text(json.dumps(content))
+    headline, facts = summary(read_evaluation(folder))
+    assert headline == said
+    assert [(fact.number, fact.what) for fact in facts] == [
+        ("37.6", "BLEU, \N{MINUS SIGN}0.2 against m1"), ("99%", "of m0's 38.0 BLEU"),
+        ("3.6\N{MULTIPLICATION SIGN}", "the speed of m1"), ("33%", "of m0's size on disk"),
+    ]  # fmt: skip

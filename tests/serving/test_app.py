@@ -1,0 +1,773 @@
+"""The server's paths, asked in the process: what they answer, what they refuse and how, and what is counted."""
+
+import argparse
+import asyncio
+import errno
+import json
+import logging
+import math
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+
+from fairseq_imitkd import __version__
+from fairseq_imitkd.cli import serve
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.serving import app as application
+from fairseq_imitkd.serving.batching import Batching
+from fairseq_imitkd.serving.requests import Limits, text_of
+from tests.helpers.served_model import FakeModel, client, in_loop, until
+
+JSON, TEXT = {"Content-Type": "application/json"}, {"Content-Type": "text/plain; charset=utf-8"}
+SHAPE = 'the JSON must be an object with "text" and nothing else: {"text": "…"} or {"text": ["…", "…"]}'
+TYPES = "Content-Type must be application/json or text/plain; charset=utf-8, but is"
+LIMITS = Limits(request_bytes=2000, sentences=5, tokens=20, seconds=30.0)
+
+
+async def ask(
+    body: Any, headers: dict[str, str] = JSON, limits: Limits = LIMITS, **others: Any
+) -> httpx.Response:
+    """The answer of a fresh server with a fresh model to one request for translations."""
+    batching = Batching(longest=limits.tokens, **others)
+    async with client(FakeModel(), limits, batching) as asked:
+        content = body if isinstance(body, bytes | str) or hasattr(body, "__aiter__") else json.dumps(body)
+        return await asked.post("/translate", content=content, headers=headers)
+
+
+def refusal(answer: httpx.Response) -> tuple[int, str]:
+    """The status and the one line of an error, which is in JSON."""
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json().keys() == {"error"}
+    assert "\n" not in answer.json()["error"]
+    return answer.status_code, answer.json()["error"]
+
+
+@in_loop
+async def test_json() -> None:
+    """A sentence, or several in their order; blank ones stay empty. Tokens are counted with the EOS."""
+    answer = await ask({"text": "hallo"})
+    assert answer.status_code == 200
+    assert answer.json() == {"translations": ["HALLO"], "source_tokens": 6, "target_tokens": 6}
+    answer = await ask({"text": ["zwei", "", "drü\tü", " "]})
+    assert answer.json() == {
+        "translations": ["ZWEI", "", "DRÜ\tÜ", ""],
+        "source_tokens": 11,
+        "target_tokens": 11,
+    }
+    assert (await ask(b'\xef\xbb\xbf{"text": "a"}')).json()["translations"] == [
+        "A"
+    ]  # a byte order mark is none of it
+
+
+@in_loop
+@pytest.mark.parametrize(
+    ("sent", "answered"),
+    [
+        ("eins\nzwei", "EINS\nZWEI\n"),
+        ("eins\n", "EINS\n"),
+        ("eins\r\nzwei\r\n", "EINS\nZWEI\n"),
+        ("\neins\n\n", "\nEINS\n\n"),
+        ("a\u2028b\x85c\x0bd\x0ce\x1cf\rg", "A\u2028B\x85C\x0bD\x0cE\x1cF G\n"),
+        ("\ufeffa", "A\n"),
+    ],
+    ids=["two", "ended", "CRLF", "empty", "other separators", "byte order mark"],
+)
+async def test_plain_text(sent: str, answered: str) -> None:
+    """A line for each line, which only a line feed ends."""
+    answer = await ask(sent.encode(), TEXT)
+    assert (answer.status_code, answer.content.decode()) == (200, answered)
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+
+
+def test_a_line_break_in_a_translation_makes_no_line() -> None:
+    """A model of bytes may write one."""
+    assert text_of(["a\nb", "", "c\r\n"]) == "a b\n\nc \n"
+
+
+@in_loop
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "message"),
+    [
+        (b"", JSON, 400, "the body is no JSON: line 1, column 1"),
+        (b'{"text": "a"', JSON, 400, "the body is no JSON: line 1, column 13"),
+        (b'{"text": 1e999}', JSON, 422, '"text" must be a string or a list of strings'),
+        (b'{"text": "\xff"}', JSON, 400, "the body must be UTF-8, but byte 11 of it is not"),
+        (b"a\xc3", TEXT, 400, "the body must be UTF-8, but byte 2 of it is not"),
+        ([], JSON, 422, SHAPE),
+        ({}, JSON, 422, SHAPE),
+        ({"text": "a", "beam": 1}, JSON, 422, SHAPE),
+        ({"text": None}, JSON, 422, '"text" must be a string or a list of strings'),
+        ({"text": {"a": "b"}}, JSON, 422, '"text" must be a string or a list of strings'),
+        ({"text": ["a", 1]}, JSON, 422, '"text" must be a string or a list of strings'),
+        ({"text": ["a", ["b"]]}, JSON, 422, '"text" must be a string or a list of strings'),
+        ({"text": ["a", "b\nc"]}, JSON, 422, "sentence 2 has a line break in it: give each line as a string of its own"),
+        ({"text": "a\0"}, JSON, 422, "sentence 1 has a control character in it, U+0000: leave it out"),
+        (b"a\nb\x1b", TEXT, 422, "sentence 2 has a control character in it, U+001B: leave it out"),
+        (b'{"text": "\\ud800"}', JSON, 422, "sentence 1 has half of a surrogate pair in it, U+D800: leave it out"),
+        ({"text": ""}, JSON, 400, "there is nothing to translate: send a sentence that is not empty"),
+        ({"text": []}, JSON, 400, "there is nothing to translate: send a sentence that is not empty"),
+        ({"text": [" ", "\t"]}, JSON, 400, "there is nothing to translate: send a sentence that is not empty"),
+        (b"", TEXT, 400, "there is nothing to translate: send a sentence that is not empty"),
+        (b"\n \r\n\n", TEXT, 400, "there is nothing to translate: send a sentence that is not empty"),
+        ({"text": ["a"] * 6}, JSON, 413, "a request may have 5 sentences, but this one has 6: send fewer at once"),
+        (b"a\n" * 6, TEXT, 413, "a request may have 5 sentences, but this one has 6: send fewer at once"),
+        ({"text": ["a", "b" * 20]}, JSON, 413, "sentence 2 has 21 tokens, but may have 20: split it"),
+        (b"\n\na\n" + b"b" * 25, TEXT, 413, "sentence 4 has 26 tokens, but may have 20: split it"),
+        ({"text": "a" * 321}, JSON, 413, "sentence 1 has 321 characters, but may have 320, 16 for each of 20 tokens: split it"),
+        (b"a" * 2001, TEXT, 413, "a request may have 2000 bytes: send fewer sentences at once"),
+        ({"text": "a"}, {"Content-Type": "text/html"}, 415, f"{TYPES} 'text/html'"),
+        ({"text": "a"}, {}, 415, f"{TYPES} ''"),
+        (b"a", {"Content-Type": "text/plain; charset=latin-1"}, 415, f"{TYPES} 'text/plain; charset=latin-1'"),
+        (b"a", {**TEXT, "Content-Encoding": "gzip"}, 415, "Content-Encoding must be identity: send the body as it is"),
+    ],
+)  # fmt: skip
+async def test_what_is_refused(body: Any, headers: dict[str, str], status: int, message: str) -> None:
+    """In JSON, whatever the request was in; the model has nothing to do with it."""
+    assert refusal(await ask(body, headers)) == (status, message)
+
+
+@in_loop
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"[" * 900_000, 400),
+        (b'{"text": ' * 90_000, 400),
+        (b'{"text": ' + b"9" * 900_000 + b"}", 400),
+        (b"{}" * 400_000, 400),
+    ],
+    ids=["lists", "objects", "digits", "values"],
+)
+async def test_json_that_is_meant_to_harm(body: bytes, status: int) -> None:
+    """Depth and numbers without end; the parser's own limits are the answer's reason."""
+    code, message = refusal(await ask(body, limits=Limits()))
+    assert (code, message.partition(":")[0]) == (status, "the body is no JSON")
+
+
+@in_loop
+@pytest.mark.parametrize(
+    "kind", ['application/JSON;charset="UTF-8"', "text/plain", "Text/Plain ; charset = us-ascii"]
+)
+async def test_other_spellings_of_the_content_type(kind: str) -> None:
+    """They mean the same."""
+    body = b'{"text": "a"}' if "JSON" in kind else b"a"
+    assert (await ask(body, {"Content-Type": kind})).status_code == 200
+
+
+@in_loop
+async def test_a_request_that_is_just_as_large_as_it_may_be() -> None:
+    """Bytes, sentences and tokens."""
+    answer = await ask(b"\n".join([b"a" * 19] * 5), TEXT, Limits(request_bytes=99, sentences=5, tokens=20))
+    assert answer.content == b"\n".join([b"A" * 19] * 5) + b"\n"
+
+
+@in_loop
+async def test_a_body_of_unknown_length_is_counted_as_it_comes() -> None:
+    """And not read to its end, which may never come."""
+    sent = 0
+
+    async def parts() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < 1_000_000:
+            sent += 500
+            yield b"a" * 500
+
+    answer = await ask(parts(), TEXT)
+    assert refusal(answer) == (413, "a request may have 2000 bytes: send fewer sentences at once")
+    assert "content-length" not in answer.request.headers
+    assert sent <= 3000
+
+
+@in_loop
+async def test_fifty_clients_at_once() -> None:
+    """Each has its own answer, none fails, and their sentences came in few batches."""
+    model = FakeModel(seconds=0.01)
+    async with client(model) as asked:
+
+        async def one(number: int) -> None:
+            texts = [f"client {number} sentence {i}" for i in range(1 + number % 4)]
+            answer = await asked.post("/translate", json={"text": texts})
+            assert (answer.status_code, answer.json()["translations"]) == (
+                200,
+                [text.upper() for text in texts],
+            )
+
+        await asyncio.gather(*map(one, range(50)))
+    sentences = sum(map(len, model.batches))
+    assert sentences == sum(1 + number % 4 for number in range(50))
+    assert len(model.batches) <= sentences / 4
+    assert max(map(len, model.batches)) <= 32
+
+
+@in_loop
+async def test_too_many_sentences_waiting() -> None:
+    """503, with when to come back; those that wait are answered."""
+    model = FakeModel()
+    async with client(model, LIMITS, Batching(queue=5)) as asked:
+        model.may_go.clear()
+        tasks = [asyncio.create_task(asked.post("/translate", json={"text": ["a"]}))]
+        await until(lambda: model.batches)
+        tasks.append(asyncio.create_task(asked.post("/translate", json={"text": ["b"] * 4})))
+        while (await asked.get("/health")).json()["waiting"] != 4:
+            await asyncio.sleep(0.001)
+        refused = await asked.post("/translate", json={"text": ["c"] * 2})
+        assert refusal(refused) == (503, "too many sentences are waiting: try again later")
+        assert refused.headers["retry-after"] == "1"
+        model.may_go.set()
+        assert [(await task).status_code for task in tasks] == [200, 200]
+
+
+@in_loop
+async def test_what_takes_too_long_is_given_up() -> None:
+    """504, and what of it is not begun never is; the server goes on."""
+    model = FakeModel()
+    limits = Limits(seconds=0.2)
+    async with client(model, limits, Batching(sentences=1)) as asked:
+        model.may_go.clear()
+        answer = await asked.post("/translate", json={"text": ["a", "b"]})
+        assert refusal(answer) == (504, "not translated within 0.2 seconds: send fewer sentences at once")
+        model.may_go.set()
+        assert (await asked.post("/translate", json={"text": "c"})).json()["translations"] == ["C"]
+    assert model.batches == [["a"], ["c"]]
+
+
+def scope(app: Any) -> dict[str, Any]:
+    """Of a request for translations, as a server makes it."""
+    return {
+        "type": "http", "scheme": "http", "method": "POST", "path": "/translate", "raw_path": b"/translate",
+        "http_version": "1.1", "root_path": "", "headers": [(b"content-type", b"text/plain"), (b"host", b"127.0.0.1")],
+        "query_string": b"", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "app": app,
+    }  # fmt: skip
+
+
+@in_loop
+async def test_a_request_that_never_ends_is_given_up() -> None:
+    """408: a client that sends a byte now and then holds no place for ever."""
+    app = application.application(FakeModel(), Limits(seconds=0.1), Batching())
+    sent = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b"a", "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with app.router.lifespan_context(app):
+        await app(scope(app), receive, send)
+    assert sent[0]["status"] == 408
+    assert json.loads(sent[1]["body"]) == {"error": "the request was not complete within 0.1 seconds"}
+
+
+@in_loop
+@pytest.mark.parametrize("length", [b"2001", b"9" * 5000])
+async def test_a_body_that_says_that_it_is_too_large_is_not_read(length: bytes) -> None:
+    """Not a byte of it."""
+    app, sent = application.application(FakeModel(), LIMITS, Batching()), []
+    asked = scope(app)
+    asked["headers"].append((b"content-length", length))
+
+    async def receive() -> dict[str, Any]:
+        raise AssertionError("read")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with app.router.lifespan_context(app):
+        await app(asked, receive, send)
+    assert sent[0]["status"] == 413
+
+
+@in_loop
+@pytest.mark.parametrize("when", ["in its body", "while it waits"])
+async def test_a_client_that_goes_away(when: str) -> None:
+    """Its sentences are not translated if they are not begun."""
+    model = FakeModel()
+    app = application.application(model, Limits(), Batching(sentences=1))
+    gone = asyncio.Event()
+    messages = [{"type": "http.request", "body": b"a\nb\nc", "more_body": when == "in its body"}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    async with app.router.lifespan_context(app):
+        model.may_go.clear()
+        task = asyncio.create_task(app(scope(app), receive, send))
+        if when == "while it waits":
+            await until(lambda: model.batches)
+        gone.set()
+        await task
+        model.may_go.set()
+        await asyncio.sleep(0.05)
+    assert model.batches == ([["a"]] if when == "while it waits" else [])
+
+
+@in_loop
+async def test_a_model_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """500 without a word of the error, which is logged with its traceback; the server goes on."""
+    async with client(FakeModel()) as asked:
+        for text in ("fail", "unreadable"):
+            answer = await asked.post("/translate", json={"text": text})
+            assert refusal(answer) == (
+                500,
+                "the model failed on this request; the server's log has the reason",
+            )
+        assert (await asked.post("/translate", json={"text": "a"})).json()["translations"] == ["A"]
+    [first, second] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert first.getMessage() == "a request of 1 sentences failed"
+    assert 'raise RuntimeError("secret of the model")' in caplog.text
+    assert first.exc_info is not None
+    assert second.exc_info is not None
+
+
+@in_loop
+async def test_an_error_of_the_server_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In JSON too, and as silent."""
+    monkeypatch.setattr(application, "sentences", lambda *_: 1 / 0)
+    assert refusal(await ask({"text": "a"})) == (
+        500,
+        "the server failed on this request; its log has the reason",
+    )
+
+
+@in_loop
+async def test_health() -> None:
+    """What the model is, what may be asked of it, and how much waits."""
+    async with client(FakeModel(), LIMITS) as asked:
+        answer = await asked.get("/health")
+    assert answer.json() == {
+        "status": "ok",
+        "version": __version__,
+        "model": {
+            "source_lang": "de", "target_lang": "en", "engine": "ctranslate2", "quantization": "int8", "parameters": 6543210
+        },
+        "limits": {"request_bytes": 2000, "sentences": 5, "tokens": 20, "seconds": 30.0},
+        "waiting": 0,
+    }  # fmt: skip
+
+
+async def counted(asked: httpx.AsyncClient) -> dict[str, float]:
+    """What Prometheus reads of the server's metrics."""
+    answer = await asked.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    samples = [sample for family in text_string_to_metric_families(answer.text) for sample in family.samples]
+    return {" ".join([sample.name, *sample.labels.values()]): sample.value for sample in samples}
+
+
+@in_loop
+async def test_metrics() -> None:
+    """Of everything once; those of another server in the process are its own."""
+    model = FakeModel()
+    async with client(model) as asked, client(FakeModel()) as other:
+        await asked.post("/translate", json={"text": ["ab", "", "cde"]})
+        await asked.post("/translate", json={"text": ["slow 0.06"]})
+        await asked.post("/translate", json={"text": []})
+        await asked.get("/nothing/of/the/kind")
+        model.may_go.clear()
+        begun = asyncio.create_task(asked.post("/translate", json={"text": "a"}))
+        await until(lambda: model.batches[-1] == ["a"])
+        waits = asyncio.create_task(asked.post("/translate", json={"text": ["b", "c"]}))
+        while (found := await counted(asked))["imitkd_waiting_sentences"] != 2:
+            await asyncio.sleep(0.001)
+        model.may_go.set()
+        await asyncio.gather(begun, waits)
+        untouched = await counted(other)
+    assert found["imitkd_requests_total /translate 200"] == 2
+    assert found["imitkd_requests_total /translate 400"] == 1
+    assert found["imitkd_requests_total other 404"] == 1
+    assert found["imitkd_sentences_total"] == 4
+    assert found["imitkd_source_tokens_total"] == 7 + 10
+    assert found["imitkd_target_tokens_total"] == 7 + 10
+    assert (found["imitkd_batch_sentences_count"], found["imitkd_batch_sentences_sum"]) == (2, 3)
+    assert found["imitkd_batch_sentences_bucket 1.0"] == 1
+    assert found["imitkd_translate_seconds_count"] == 2
+    assert found["imitkd_translate_seconds_sum"] >= 0.06
+    assert found["imitkd_request_seconds_count"] == 3
+    assert found["imitkd_request_seconds_sum"] > found["imitkd_translate_seconds_sum"]
+    assert untouched["imitkd_sentences_total"] == 0
+
+
+@in_loop
+async def test_other_paths_and_methods() -> None:
+    """In JSON, with the methods that there are; no path leads to another."""
+    async with client(FakeModel()) as asked:
+        nothing = (404, "there is nothing here: the paths are /translate, /health, /metrics and /")
+        for path in ("/nothing", "/translate/", "/page/index.html", "/..%2fapp.py", "/static/../app.py"):
+            assert refusal(await asked.get(path)) == nothing
+        answer = await asked.get("/translate")
+        assert refusal(answer) == (405, "this path answers POST, not GET")
+        assert answer.headers["allow"] == "POST"
+        assert (await asked.options("/translate")).status_code == 405
+        assert (await asked.post("/health")).status_code == 405
+
+
+@in_loop
+async def test_the_page_and_its_files() -> None:
+    """Each of its type, and nothing in them comes from elsewhere or is a script within the page."""
+    async with client(FakeModel()) as asked:
+        page = (await asked.get("/")).text
+        linked = re.findall(r'(?:src|href)="([^"]+)"', page)
+        assert {"page.js", "style.css", "icon.svg", "health", "metrics"} == set(linked)
+        types = {
+            "/": "text/html",
+            "/page.js": "text/javascript",
+            "/style.css": "text/css",
+            "/icon.svg": "image/svg+xml",
+        }
+        for path, kind in types.items():
+            answer = await asked.get(path)
+            assert answer.status_code == 200
+            assert answer.headers["content-type"].startswith(kind)
+            assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(", answer.text)
+    assert not re.search(r"<script(?![^>]* src=)|<style| on\w+=| style=", page)
+
+
+@in_loop
+async def test_headers_of_every_answer() -> None:
+    """The page may use its own files alone, nobody may guess types, and no other site may read anything."""
+    async with client(FakeModel(), hosts={"127.0.0.1"}) as asked:
+        for path, host in (
+            ("/", "127.0.0.1"),
+            ("/health", "127.0.0.1"),
+            ("/nothing", "127.0.0.1"),
+            ("/", "evil.example"),
+        ):
+            headers = (await asked.get(path, headers={"Host": host, "Origin": "http://evil.example"})).headers
+            policy = dict(
+                part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";")
+            )
+            assert policy["default-src"] == "'none'"
+            assert {policy[name] for name in ("script-src", "style-src", "connect-src", "img-src")} == {
+                "'self'"
+            }
+            assert headers["x-content-type-options"] == "nosniff"
+            assert not [name for name in headers if name.startswith("access-control")]
+
+
+@in_loop
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200), ("127.0.0.1:8080", 200), ("LocalHost:1", 200), ("[::1]", 200), ("[::1]:80", 200),
+        ("evil.example", 400), ("localhost.evil.example", 400), ("127.0.0.1.evil.example:80", 400), ("", 400), ("[::1]x", 400),
+        ("localhost:80:80", 400), ("[::2]", 400),
+    ],
+)  # fmt: skip
+async def test_a_name_that_leads_to_this_machine_is_not_enough(host: str, status: int) -> None:
+    """The page of another site can let its own name point here (DNS rebinding)."""
+    async with client(FakeModel(), hosts={"127.0.0.1", "localhost", "[::1]"}) as asked:
+        for answer in (
+            await asked.get("/health", headers={"Host": host}),
+            await asked.get("/", headers={"Host": host}),
+        ):
+            assert answer.status_code == status
+    if status == 400:
+        assert refusal(answer) == (400, f"Host must be 127.0.0.1 or [::1] or localhost, but is {host!r}")
+
+
+@in_loop
+async def test_any_name_where_none_is_asked_for() -> None:
+    """On an address that others reach, which has names that the server can't know."""
+    async with client(FakeModel()) as asked:
+        assert (await asked.get("/health", headers={"Host": "translate.example"})).status_code == 200
+
+
+@in_loop
+@pytest.mark.parametrize(("site", "status"), [("cross-site", 403), ("same-origin", 200), ("none", 200)])
+async def test_other_sites_may_not_use_the_server(site: str, status: int) -> None:
+    """A browser sends plain text anywhere without asking, but says from where."""
+    async with client(FakeModel()) as asked:
+        answer = await asked.post("/translate", content="a", headers={**TEXT, "Sec-Fetch-Site": site})
+        assert answer.status_code == status
+        assert (await asked.get("/", headers={"Sec-Fetch-Site": site})).status_code == 200  # a link to it
+
+
+def bind_refused(host: str, port: int) -> str:
+    """Why."""
+    with pytest.raises(UsageError) as refused:
+        serve.bind(host, port)
+    return str(refused.value)
+
+
+def test_a_port_in_use_is_refused() -> None:
+    """By a server of ours as by others; a free one is found."""
+    with serve.bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        expected = f"--port {port} is in use on 127.0.0.1: give another, or 0 for one that is free"
+        assert bind_refused("127.0.0.1", port) == expected
+
+
+def test_a_port_is_free_again_at_once() -> None:
+    """Though connections of the server before are still being closed."""
+    with serve.bind("127.0.0.1", 0) as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address) as connection:
+            accepted, _ = listener.accept()
+            accepted.close()  # first, so that its end is remembered
+            connection.recv(1)
+    serve.bind(*address).close()
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "256.1.1.1", "a" * 300, "x..y"])
+def test_a_host_that_is_none_is_refused(host: str) -> None:
+    """Whatever it is that it is not."""
+    assert (
+        bind_refused(host, 0)
+        == f"--host '{host}' is no address: give one of this machine's, such as 127.0.0.1"
+    )
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    """One that is set aside for examples."""
+    expected = "--host '192.0.2.1' is not this machine's: give an address of this machine, such as 127.0.0.1"
+    assert bind_refused("192.0.2.1", 0) == expected
+
+
+def test_a_privileged_port_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's refusal, which a test as root would not see."""
+
+    class Unprivileged(socket.socket):
+        def bind(self, address: Any) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(serve.socket, "socket", Unprivileged)
+    assert bind_refused("127.0.0.1", 80) == "--port 80 is only for privileged users: give one of 1024 or more"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--port", "70000"), "argument --port: must be a whole number from 0 to 65535, but is '70000'"),
+        (("--port", "http"), "argument --port: must be a whole number from 0 to 65535, but is 'http'"),
+        (("--batch-wait", "nan"), "argument --batch-wait: must be a number of 0 or more, but is 'nan'"),
+        (("--timeout", "-1"), "argument --timeout: must be a number of 0 or more, but is '-1'"),
+        (("--timeout", "inf"), "argument --timeout: must be a number of 0 or more, but is 'inf'"),
+        (("--queue", "0"), "argument --queue: must be a whole number of 1 or more, but is '0'"),
+    ],
+)
+def test_flags_out_of_range(flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture) -> None:
+    """In one line."""
+    with pytest.raises(SystemExit) as end:
+        serve.main(["DIR", *flags])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"imitkd-serve: error: {message}; see imitkd-serve --help\n"
+
+
+def parsed(*flags: str) -> argparse.Namespace:
+    """The flags of a command."""
+    return serve.argument_parser().parse_args(["DIR", *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--timeout", "0"),
+            "--timeout must be more than 0 seconds, but is 0.0: no request could be answered",
+        ),
+        (
+            ("--queue", "10"),
+            "--max-request-sentences 1000 must be at most --queue, which is 10: a request of more would never have room; "
+            "lower the one or raise the other",
+        ),
+    ],
+)
+def test_flags_that_cannot_work(flags: tuple[str, ...], message: str) -> None:
+    """Before anything is bound or read."""
+    with pytest.raises(UsageError) as refused:
+        serve._check(parsed(*flags))
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("name", ["starlette", "uvicorn", "prometheus_client"])
+def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what installs it."""
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UsageError) as refused:
+        serve.main(["nowhere"])
+    assert str(refused.value) == f"imitkd-serve needs {name}: pip install 'fairseq-imitkd[serve]'"
+
+
+def test_the_server_has_the_flags_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits and batches; the model's own length where no flag shortens it."""
+
+    def settings(*given: Any) -> SimpleNamespace:
+        return SimpleNamespace(given=given[1:], state=SimpleNamespace(metrics=None))
+
+    monkeypatch.setattr(application, "application", settings)
+    flags = (
+        "--max-batch-sentences", "2", "--max-batch-tokens", "3", "--batch-wait", "4", "--queue", "2000",
+        "--max-request-bytes", "6", "--max-request-sentences", "7", "--timeout", "8", "--shutdown-timeout", "9",
+    )  # fmt: skip
+    config = serve._server(parsed(*flags), FakeModel(), {"localhost"}).config
+    assert config.app.given == (Limits(6, 7, 100, 8.0), Batching(2, 3, 0.004, 2000, 100), {"localhost"})
+    assert config.timeout_graceful_shutdown == 9
+    limits, batching, _ = serve._server(
+        parsed("--max-sentence-tokens", "50"), FakeModel(), None
+    ).config.app.given
+    assert (limits.tokens, batching.longest) == (50, 50)
+    assert serve._server(parsed(), FakeModel(), None).config.app.given[:2] == (
+        Limits(tokens=100),
+        Batching(longest=100),
+    )
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """``imitkd-serve`` with a fake bundle, and nothing but this record in the place of the server."""
+    record: dict[str, Any] = {}
+    handlers: dict[int, Any] = {}
+
+    class Bundle(FakeModel):
+        @classmethod
+        def read(cls, folder: Path, **settings: Any) -> FakeModel:
+            record.update(folder=folder, threads=torch.get_num_threads(), **settings)
+            if str(folder) == "slow":
+                handlers[signal.SIGTERM](signal.SIGTERM, None)
+            if str(folder) == "nothing":
+                raise UsageError("DIR 'nothing' is no folder")
+            model = cls()
+            model.manifest.update(record.get("says", {}))
+            return model
+
+    class Server:
+        def run(self, sockets: list[socket.socket]) -> None:
+            record["address"] = sockets[0].getsockname()
+            with socket.create_connection(record["address"][:2]):
+                record["listens"] = True
+
+    def server(args: argparse.Namespace, model: FakeModel, hosts: set[str] | None) -> Server:
+        record["hosts"] = hosts
+        return Server()
+
+    monkeypatch.setitem(sys.modules, "fairseq_imitkd.export.bundle", SimpleNamespace(Bundle=Bundle))
+    monkeypatch.setattr(serve, "_server", server)
+    monkeypatch.setattr(serve.signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(serve.logging, "basicConfig", lambda **_: None)
+    return record
+
+
+def test_the_command(
+    command: dict[str, Any], capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says where it serves what, in one line, and listens for this machine alone unless told otherwise."""
+    serve.main(["DIR", "--port", "0"])
+    port = command["address"][1]
+    assert capsys.readouterr().out == f"serving de-en (ctranslate2, int8) on http://127.0.0.1:{port}\n"
+    assert command["address"][0] == "127.0.0.1"
+    assert command["listens"]
+    assert command["hosts"] == {"127.0.0.1", "localhost", "[::1]"}
+    assert {name: command[name] for name in ("folder", "device", "beam")} == {
+        "folder": Path("DIR"),
+        "device": "cpu",
+        "beam": None,
+    }
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_the_models_settings(command: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads are torch's when the model is read."""
+    threads = []
+    monkeypatch.setattr(serve.torch, "set_num_threads", threads.append)
+    serve.main(["DIR", "--port", "0", "--device", "cuda", "--beam", "3", "--threads", "2"])
+    assert (command["device"], command["beam"], threads) == ("cuda", 3, [2])
+
+
+def test_an_address_that_others_reach(
+    command: dict[str, Any], capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line warns of it; any name may be asked for."""
+    serve.main(["DIR", "--host", "0.0.0.0", "--port", "0"])
+    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert (
+        warning
+        == "--host 0.0.0.0 lets everyone in who reaches this machine: put a proxy with a password and TLS before it"
+    )
+    assert command["hosts"] is None
+    assert " on http://0.0.0.0:" in capsys.readouterr().out
+
+
+def test_loopback_of_the_other_kind(command: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
+    """In brackets, as addresses of the web have it."""
+    try:
+        serve.bind("::1", 0).close()
+    except UsageError:
+        pytest.skip("this machine has no IPv6")
+    serve.main(["DIR", "--host", "::1", "--port", "0"])
+    assert f" on http://[::1]:{command['address'][1]}\n" in capsys.readouterr().out
+    assert "[::1]" in command["hosts"]
+
+
+def test_the_port_is_taken_before_the_model_is_read(command: dict[str, Any]) -> None:
+    """Whoever gave the wrong one needn't wait."""
+    with serve.bind("127.0.0.1", 0) as listener, pytest.raises(UsageError, match="is in use on"):
+        serve.main(["DIR", "--port", str(listener.getsockname()[1])])
+    assert command == {}
+
+
+def test_a_model_that_cannot_be_read(command: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
+    """Its own line ends the command, before the one that says where it serves."""
+    with pytest.raises(UsageError, match=r"^DIR 'nothing' is no folder$"):
+        serve.main(["nothing", "--port", "0"])
+    assert capsys.readouterr().out == ""
+    assert "hosts" not in command
+
+
+@pytest.mark.parametrize(
+    ("says", "wrong"),
+    [
+        ({"student": 3}, "its student is 3"),
+        ({"student": None}, "its student is None"),
+        ({"student": {"parameters": math.nan}}, "its student's parameters are nan"),
+        ({"quantization": "int8\n"}, r"its quantization is 'int8\n'"),
+        ({"quantization": [8]}, "its quantization is [8]"),
+    ],
+)
+def test_a_model_whose_folder_says_nonsense(
+    says: dict[str, Any], wrong: str, command: dict[str, Any]
+) -> None:
+    """In what nothing but ``/health`` reads."""
+    command["says"] = says
+    with pytest.raises(UsageError) as refused:
+        serve.main(["DIR", "--port", "0"])
+    assert str(refused.value) == f"DIR/imitkd.json is damaged ({wrong}): export the student again"
+    assert "hosts" not in command
+
+
+def test_a_model_whose_folder_says_little(command: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
+    """It is served."""
+    command["says"] = {"student": {}, "quantization": None}
+    serve.main(["DIR", "--port", "0"])
+    assert capsys.readouterr().out.startswith("serving de-en (ctranslate2, None) on http://")
+
+
+def test_a_signal_while_the_model_is_read(command: dict[str, Any]) -> None:
+    """There is nothing to finish yet: the command ends at once, as a server that is told to stop."""
+    with pytest.raises(SystemExit) as end:
+        serve.main(["slow", "--port", "0"])
+    assert end.value.code == 0
+    assert "hosts" not in command
+
+
+def test_more_tokens_than_the_model_can_read_are_refused(command: dict[str, Any]) -> None:
+    """As many as it can are not."""
+    serve.main(["DIR", "--port", "0", "--max-sentence-tokens", "100"])
+    with pytest.raises(UsageError) as refused:
+        serve.main(["DIR", "--port", "0", "--max-sentence-tokens", "101"])
+    expected = "--max-sentence-tokens 101 must be at most what the model can read, 100: give that or less, or leave it out"
+    assert str(refused.value) == expected

@@ -1,0 +1,305 @@
+"""Sentences of many requests in common batches: which come together, who waits, who fails, who is left out."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import torch
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.serving.batching import TEXTS, Batcher, Batching, ModelFailed, QueueFull, TooLong
+from tests.helpers.served_model import FakeModel, in_loop, until
+
+
+@asynccontextmanager
+async def running(model: FakeModel, on_batch=lambda *_: None, **batching) -> AsyncIterator[Batcher]:
+    """A batcher at work."""
+    batcher = Batcher(model, Batching(**batching), on_batch)
+    async with batcher.running():
+        yield batcher
+    model.may_go.set()
+
+
+@asynccontextmanager
+async def held(batcher: Batcher, model: FakeModel) -> AsyncIterator[None]:
+    """The model is kept at the sentence "first", so that all that is asked for meanwhile waits; then it may go on."""
+    model.may_go.clear()
+    first = asyncio.create_task(batcher.translate(["first"]))
+    await until(lambda: model.batches == [["first"]])
+    yield
+    model.may_go.set()
+    assert (await first).texts == ["FIRST"]
+
+
+async def waiting(batcher: Batcher, *requests: list[str]) -> list[asyncio.Task]:
+    """Requests that stand in line, in this order."""
+    tasks = []
+    for request in requests:
+        wanted = batcher.waiting + len(request)
+        tasks.append(asyncio.create_task(batcher.translate(request)))
+        await until(lambda wanted=wanted: batcher.waiting == wanted and not batcher._encoding)
+    return tasks
+
+
+@in_loop
+async def test_requests_share_a_batch_and_each_gets_its_own() -> None:
+    """In its own order, whatever the order in the batch."""
+    model = FakeModel()
+    async with running(model) as batcher:
+        async with held(batcher, model):
+            tasks = await waiting(batcher, ["b", "aaaa", "c"], ["dd"], ["aaa", "e"])
+        results = [await task for task in tasks]
+    assert [result.texts for result in results] == [["B", "AAAA", "C"], ["DD"], ["AAA", "E"]]
+    assert [(result.source_tokens, result.target_tokens) for result in results] == [(9, 9), (3, 3), (6, 6)]
+    assert [sorted(batch) for batch in model.batches[1:]] == [["aaa", "aaaa", "b", "c", "dd", "e"]]
+
+
+@in_loop
+async def test_batches_have_at_most_so_many_sentences() -> None:
+    """And no fewer, as long as there are enough."""
+    model = FakeModel()
+    async with running(model, sentences=3) as batcher:
+        assert (await batcher.translate(list("abcdefg"))).texts == list("ABCDEFG")
+    assert [len(batch) for batch in model.batches] == [3, 3, 1]
+
+
+@in_loop
+async def test_batches_have_at_most_so_many_tokens_with_padding() -> None:
+    """Each as wide as the longest; a sentence that is longer than that is one of its own."""
+    model = FakeModel()
+    texts = [
+        "aaaa",
+        "b",
+        "c",
+        "d",
+        "eeee",
+        "ffff",
+        "g" * 30,
+        "hhhh",
+    ]  # five tokens have four characters and an EOS
+    async with running(model, tokens=15) as batcher:
+        assert (await batcher.translate(texts)).texts == [text.upper() for text in texts]
+    assert model.batches == [["aaaa", "eeee", "ffff"], ["b", "c", "d"], ["g" * 30], ["hhhh"]]
+
+
+@in_loop
+async def test_sentences_of_like_length_come_together() -> None:
+    """Of those that wait, whoever asked for them."""
+    model = FakeModel()
+    async with running(model, sentences=3) as batcher:
+        async with held(batcher, model):
+            tasks = await waiting(batcher, ["a" * 20, "b", "c" * 19], ["d", "e" * 21], ["ff"])
+        await asyncio.gather(*tasks)
+    assert [sorted(map(len, batch)) for batch in model.batches[1:]] == [[19, 20, 21], [1, 1, 2]]
+
+
+@in_loop
+async def test_a_full_batch_does_not_wait_and_others_wait_for_company() -> None:
+    """Two sentences fill a batch here; one by itself would wait for an hour."""
+    model = FakeModel()
+    async with running(model, sentences=2, wait=3600.0) as batcher:
+        [first] = await waiting(batcher, ["a"])
+        await asyncio.sleep(0.1)
+        assert not model.batches
+        assert (await batcher.translate(["b"])).texts == ["B"]
+        assert (await first).texts == ["A"]
+    assert model.batches == [["a", "b"]]
+
+
+@in_loop
+async def test_one_sentence_does_not_wait_for_ever() -> None:
+    """Company is waited for, but not long."""
+    model = FakeModel()
+    async with running(model, wait=0.01) as batcher:
+        assert (await batcher.translate(["a"])).texts == ["A"]
+
+
+@in_loop
+@pytest.mark.parametrize(
+    ("small", "batch"), [("b", 1), ("b" * 50, 2)], ids=["like the others", "of another length"]
+)
+async def test_a_request_of_many_sentences_does_not_starve_a_small_one(small: str, batch: int) -> None:
+    """That came after it: the small one is in the next batch, or in the one after that, not behind a hundred."""
+    model = FakeModel()
+    async with running(model, sentences=4) as batcher:
+        async with held(batcher, model):
+            tasks = await waiting(batcher, ["a" * (1 + i % 5) for i in range(100)], [small])
+        await asyncio.gather(*tasks)
+    assert [small in batch for batch in model.batches].index(True) == batch
+    assert sum(map(len, model.batches)) == 102
+
+
+@in_loop
+async def test_small_requests_do_not_starve_one_of_many_sentences() -> None:
+    """Though more of them than a batch holds are always waiting, and none is like it in length."""
+    model = FakeModel()
+    async with running(model, sentences=2) as batcher:
+        large = asyncio.create_task(batcher.translate(["a" * 40] * 8))
+
+        async def small() -> None:
+            for _ in range(50):
+                await batcher.translate(["b"])
+
+        others = [asyncio.create_task(small()) for _ in range(6)]
+        assert (await large).texts == ["A" * 40] * 8
+        assert not any(other.done() for other in others)
+        await asyncio.gather(*others)
+
+
+@in_loop
+async def test_an_abandoned_request_is_left_out_if_not_begun() -> None:
+    """Others in the line are not."""
+    model = FakeModel()
+    async with running(model) as batcher:
+        async with held(batcher, model):
+            gone, stays = await waiting(batcher, ["gone", "gone too"], ["stays"])
+            assert batcher.waiting == 3
+            gone.cancel()
+            await until(gone.done)
+            assert batcher.waiting == 1
+        assert (await stays).texts == ["STAYS"]
+        assert batcher.waiting == 0
+    assert model.batches == [["first"], ["stays"]]
+
+
+@in_loop
+@pytest.mark.parametrize("text", ["gone", "fail"])
+async def test_a_request_abandoned_in_its_batch_harms_nobody(text: str) -> None:
+    """Its translation, or its failure, is thrown away, and the next request has its own."""
+    model = FakeModel()
+    async with running(model) as batcher:
+        model.may_go.clear()
+        gone = asyncio.create_task(batcher.translate([text]))
+        await until(lambda: model.batches == [[text]])
+        gone.cancel()
+        await until(gone.done)
+        model.may_go.set()
+        assert (await batcher.translate(["next"])).texts == ["NEXT"]
+
+
+@in_loop
+async def test_more_sentences_than_may_wait_are_refused() -> None:
+    """At once; as soon as there is room they are taken."""
+    model = FakeModel()
+    async with running(model, queue=3) as batcher:
+        async with held(batcher, model):
+            [fits] = await waiting(batcher, ["a", "b"])
+            with pytest.raises(QueueFull):
+                await batcher.translate(["c", "d"])
+            assert batcher.waiting == 2
+            [too] = await waiting(batcher, ["e"])
+        await asyncio.gather(fits, too)
+        assert (await batcher.translate(["c", "d", "f"])).texts == ["C", "D", "F"]
+
+
+@in_loop
+async def test_sentences_that_are_being_encoded_wait_too() -> None:
+    """Or any number of requests could be in memory at once."""
+    model = FakeModel()
+    async with running(model, queue=3) as batcher:
+        tasks = [asyncio.create_task(batcher.translate(["a", "b"])) for _ in range(2)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(result, QueueFull) for result in results] == [False, True]
+
+
+@in_loop
+async def test_a_sentence_of_too_many_tokens_is_named() -> None:
+    """By its place among the request's sentences; one that is just as long as it may be is translated."""
+    model = FakeModel()
+    async with running(model, longest=5) as batcher:
+        assert (await batcher.translate(["aaaa"])).texts == ["AAAA"]
+        with pytest.raises(TooLong) as refused:
+            await batcher.translate(["a", "aaaa", "bbbbb", "cccccccc"])
+        assert (refused.value.place, refused.value.tokens) == (3, 6)
+        assert batcher.waiting == 0
+    assert model.batches == [["aaaa"]]
+
+
+@in_loop
+async def test_a_request_that_fails_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Though others are in its batch; the model is used again after that."""
+    model = FakeModel()
+    async with running(model) as batcher:
+        async with held(batcher, model):
+            tasks = await waiting(batcher, ["a", "b"], ["fail", "c"], ["d"])
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert (await batcher.translate(["after"])).texts == ["AFTER"]
+    assert [results[0].texts, results[2].texts] == [["A", "B"], ["D"]]
+    assert isinstance(results[1], ModelFailed)
+    assert str(results[1].__cause__) == "secret of the model"
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == ["a batch of 3 requests failed: each is tried by itself"]
+
+
+@in_loop
+async def test_an_error_that_would_end_the_process_ends_a_request() -> None:
+    """:class:`UsageError` is a ``SystemExit`` too, which would end the event loop."""
+    model = FakeModel()
+    async with running(model) as batcher:
+        with pytest.raises(ModelFailed) as failed:
+            await batcher.translate(["a", "unreadable"])
+        assert isinstance(failed.value.__cause__, UsageError)
+        assert batcher.waiting == 0
+        assert (await batcher.translate(["after"])).texts == ["AFTER"]
+
+
+@in_loop
+async def test_a_model_that_loses_a_translation_fails() -> None:
+    """Nobody gets another's."""
+    model = FakeModel()
+    model.translate = lambda sources: [torch.tensor([65, 2])]  # type: ignore[method-assign]
+    async with running(model) as batcher:
+        with pytest.raises(ModelFailed) as failed:
+            await batcher.translate(["a", "b"])
+    assert str(failed.value.__cause__) == "the model made 1 translations of 2 sentences"
+
+
+@in_loop
+async def test_blank_sentences_stay_empty_and_are_not_translated() -> None:
+    """Nor are those of which the subword model leaves nothing but an EOS."""
+    model = FakeModel()
+    async with running(model) as batcher:
+        assert (await batcher.translate(["", "a", " \t\u2028", "\u200b", "b"])).texts == [
+            "",
+            "A",
+            "",
+            "",
+            "B",
+        ]
+        assert (await batcher.translate([" "])).texts == [""]
+    assert model.batches == [["a", "b"]]
+
+
+@in_loop
+async def test_text_has_one_thread_and_the_model_another() -> None:
+    """Neither is the event loop's."""
+    model = FakeModel()
+    async with running(model) as batcher:
+        await batcher.translate([str(number) for number in range(3 * TEXTS)])
+        await batcher.translate(["again"])
+    names = dict(model.threads)
+    assert len(model.threads) == len(names) == 3
+    assert names["encode"] == names["decode"]
+    assert len({names["encode"], names["translate"], "MainThread"}) == 3
+
+
+@in_loop
+async def test_a_request_of_many_sentences_leaves_the_text_thread_to_others() -> None:
+    """In between, not only at its end."""
+    model, seen, encode = FakeModel(), [], FakeModel.encode
+    model.encode = lambda text: seen.append(text) or encode(model, text)  # type: ignore[method-assign]
+    async with running(model) as batcher:
+        await asyncio.gather(batcher.translate(["a"] * 5 * TEXTS), batcher.translate(["b"]))
+    assert seen.index("b") <= 2 * TEXTS
+
+
+@in_loop
+async def test_every_batch_is_reported() -> None:
+    """With its size, and the time that the model alone took."""
+    reported = []
+    async with running(FakeModel(), lambda *batch: reported.append(batch), sentences=2) as batcher:
+        await batcher.translate(["a", "b", "slow 0.05"])
+    assert [sentences for sentences, _ in reported] == [2, 1]
+    assert reported[1][1] >= 0.05

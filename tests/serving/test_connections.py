@@ -1,0 +1,305 @@
+"""The server's sockets: what is sent there half, never read or no HTTP keeps nobody else from being answered."""
+
+import asyncio
+import contextlib
+import json
+import resource
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from fairseq_imitkd.cli import serve
+from fairseq_imitkd.serving import connections
+from tests.helpers.served_model import FakeModel, in_loop, until
+
+HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+HALF = b"GET /health HTTP/1.1\r\nHost: "
+CHUNKED = b"/translate HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+TEXT = b"Content-Type: text/plain\r\n"
+IN_TIME = ("--timeout", "300")  # nothing here takes so long
+
+
+class Served:
+    """A server, and its clients that are no browsers."""
+
+    def __init__(self, server: Any, port: int):
+        self.server, self.port = server, port
+
+    @asynccontextmanager
+    async def connected(self, sent: bytes, buffer: int | None = None) -> AsyncIterator[tuple[Any, Any]]:
+        """A connection that has sent this; ``buffer`` bytes come in unless they are read."""
+        there = socket.socket()
+        if buffer is not None:
+            there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        there.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(there, ("127.0.0.1", self.port))
+        reader, writer = await asyncio.open_connection(sock=there, limit=buffer or 2**16)
+        writer.write(sent)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def said(self, sent: bytes) -> bytes:
+        """All that the server says to this until it closes the connection."""
+        async with self.connected(sent) as (reader, _):
+            return await reader.read()
+
+    async def asked(self, method: str, path: str, **content: Any) -> httpx.Response:
+        """Answered over a connection of its own."""
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=60) as client:
+            return await client.request(method, path, **content)
+
+    async def counted(self, path: str) -> dict[str, float]:
+        """How often each status was answered there."""
+        lines = (await self.asked("GET", "/metrics")).text.splitlines()
+        start = f'imitkd_requests_total{{path="{path}",status="'
+        return {line.split('"')[3]: float(line.split()[-1]) for line in lines if line.startswith(start)}
+
+
+@asynccontextmanager
+async def served(*flags: str, model: FakeModel | None = None) -> AsyncIterator[Served]:
+    """``imitkd-serve`` in this event loop."""
+    with serve.bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        server = serve._server(
+            serve.argument_parser().parse_args(["DIR", *flags]), model or FakeModel(), None
+        )
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        await until(lambda: server.started)
+        try:
+            yield Served(server, port)
+        finally:
+            server.should_exit = True
+            await running
+
+
+def error(said: bytes) -> tuple[int, str]:
+    """The status and the line of an answer that is the last of its connection."""
+    head, _, body = said.partition(b"\r\n\r\n")
+    status, *fields = head.decode().lower().split("\r\n")
+    assert {"content-type: application/json", "connection: close", "x-content-type-options: nosniff"} <= {
+        *fields
+    }
+    assert json.loads(body).keys() == {"error"}
+    return int(status.split()[1]), json.loads(body)["error"]
+
+
+@in_loop
+async def test_headers_that_are_not_complete_in_time() -> None:
+    """408 from the connection's begin, or from its last answer; a connection without a request just ends."""
+    late = (408, "the request's headers were not complete within 3 seconds")
+    async with served("--timeout", "3") as server:
+        nothing, half = await asyncio.gather(server.said(b""), server.said(HALF))
+        assert nothing == b""
+        assert error(half) == late
+        async with server.connected(HEALTH) as (reader, writer):
+            await answered(reader)
+            writer.write(HALF)
+            assert error(await reader.read()) == late
+        assert await server.counted("other") == {"408": 2}
+
+
+async def answered(reader: asyncio.StreamReader) -> bytes:
+    """The status line of one answer, which is read to its end."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    [length] = [
+        int(field[15:]) for field in head.lower().split(b"\r\n") if field.startswith(b"content-length:")
+    ]
+    await reader.readexactly(length)
+    return head.partition(b"\r\n")[0]
+
+
+@in_loop
+@pytest.mark.parametrize(
+    "begun", [HALF, b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\n"]
+)
+async def test_a_byte_now_and_then_is_not_in_time(begun: bytes) -> None:
+    """Of headers, or of a body that nobody reads any more."""
+    async with served("--timeout", "0.5") as server, server.connected(begun) as (reader, writer):
+
+        async def drip() -> None:
+            while True:
+                writer.write(b"a")
+                await asyncio.sleep(0.05)
+
+        dripping = asyncio.create_task(drip())
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        dripping.cancel()
+        await until(lambda: not server.server.server_state.connections)
+
+
+@in_loop
+@pytest.mark.parametrize("requests", [1, 3])
+async def test_an_answer_that_is_not_read_in_time(requests: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is not kept for ever, nor does the next answer wait for it."""
+    model = FakeModel()
+    monkeypatch.setattr(model, "decode", lambda tokens: "x" * 20_000_000)  # more than a socket holds
+    sent = requests * (b"POST /translate HTTP/1.1\r\nHost: a\r\n" + TEXT + b"Content-Length: 1\r\n\r\na")
+    async with (
+        served("--timeout", "3", model=model) as server,
+        server.connected(sent, buffer=4096) as (reader, _),
+    ):
+        await reader.readexactly(100)
+        await until(
+            lambda: not server.server.server_state.connections and not server.server.server_state.tasks
+        )
+
+
+@in_loop
+@pytest.mark.parametrize(
+    ("sent", "status", "why"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", 400, "Missing mandatory Host: header"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, "Found multiple Host: headers"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", 400, "bad Content-Length"),
+        (b"\x16\x03\x01\x02\x00\x01\x00", 400, ""),  # as TLS begins
+        (b"\x00\r\n\r\n", 400, ""),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nb: " + 100_000 * b"c", 431, "Receive buffer too long"),
+    ],
+)
+async def test_what_is_no_http(sent: bytes, status: int, why: str) -> None:
+    """Like every error, answered in a line of JSON, and counted."""
+    async with served(*IN_TIME) as server:
+        found, message = error(await server.said(sent))
+        assert found == status
+        assert message.startswith(f"this is no HTTP: {why}")
+        assert "\n" not in message
+        assert await server.counted("other") == {str(status): 1}
+
+
+@in_loop
+@pytest.mark.parametrize(
+    ("asked", "answer", "counted"),
+    [
+        (b"POST " + CHUNKED + TEXT, b"HTTP/1.1 400 ", "499"),
+        (b"POST " + CHUNKED, b"HTTP/1.1 415 ", "415"),
+        (b"HEAD " + CHUNKED, b"HTTP/1.1 405 ", "405"),
+    ],
+)
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_body_that_is_no_http(
+    asked: bytes, answer: bytes, counted: str, at_once: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether its request is answered already or not: once at most, counted once, and no error of the server."""
+    async with served(*IN_TIME) as server:
+        async with server.connected(asked + b"\r\n") as (reader, writer):
+            if not at_once:
+                writer.write(b"1\r\na\r\n")
+                complete = counted != "499"
+                there = server.server.server_state.connections
+                await until(
+                    lambda: [
+                        each for each in there if each.cycle and each.cycle.response_complete == complete
+                    ]
+                )
+            writer.write(b"no chunk\r\n")
+            said = await reader.read()
+        assert said.count(b"HTTP/1.1") == 1
+        assert said.startswith((answer, b"HTTP/1.1 400 "))
+        assert sum((await server.counted("/translate")).values()) == 1
+        assert await server.counted("other") == {}
+        if not at_once:
+            assert said.startswith(answer)
+            assert await server.counted("/translate") == {counted: 1}
+    assert not [record for record in caplog.records if record.levelname == "ERROR" or record.exc_info]
+
+
+@in_loop
+@pytest.mark.parametrize(
+    "kept",
+    [b"", HALF, HEALTH, b"POST /translate HTTP/1.1\r\nHost: a\r\n" + TEXT + b"Content-Length: 9\r\n\r\na"],
+)
+async def test_connections_that_wait_give_way(kept: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of them to another client, whatever is missing; and there are never more than there may be."""
+    monkeypatch.setattr(connections, "most_connections", lambda: 5)
+    async with served(*IN_TIME) as server, contextlib.AsyncExitStack() as clients:
+        opened = []
+        for _ in range(12):
+            reader, _ = await clients.enter_async_context(server.connected(kept))
+            opened.append(reader)
+            if kept == HEALTH:
+                await answered(reader)
+        for reader in opened[:7]:
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+        assert len(server.server.server_state.connections) == 5
+        assert (await server.asked("POST", "/translate", json={"text": "eins"})).json()["translations"] == [
+            "EINS"
+        ]
+        assert len(server.server.server_state.connections) <= 5
+
+
+@in_loop
+async def test_a_connection_that_was_answered_last_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that gives way has had nothing for longer, though it is younger."""
+    monkeypatch.setattr(connections, "most_connections", lambda: 2)
+    async with served(*IN_TIME) as server, server.connected(HEALTH) as (first, asks):
+        assert await answered(first) == b"HTTP/1.1 200 OK"
+        async with server.connected(HALF) as (second, _):
+            await until(lambda: len(server.server.server_state.connections) == 2)
+            asks.write(HEALTH)
+            assert await answered(first) == b"HTTP/1.1 200 OK"
+            async with server.connected(HEALTH) as (third, _):
+                assert await answered(third) == b"HTTP/1.1 200 OK"
+                with contextlib.suppress(ConnectionError):
+                    assert await second.read() == b""
+                asks.write(HEALTH)
+                assert await answered(first) == b"HTTP/1.1 200 OK"
+
+
+@in_loop
+async def test_requests_do_not_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """503 to another one, as long as all that there may be wait for the model."""
+    monkeypatch.setattr(connections, "most_connections", lambda: 2)
+    model = FakeModel()
+    async with served(*IN_TIME, "--batch-wait", "0", model=model) as server:
+        model.may_go.clear()
+        begun = [
+            asyncio.create_task(server.asked("POST", "/translate", json={"text": text}))
+            for text in ("a", "b")
+        ]
+        await until(lambda: sum(each._is_served() for each in server.server.server_state.connections) == 2)
+        assert not [
+            each for each in server.server.server_state.connections if each.deadline
+        ]  # the application has its own
+        said = await server.said(b"")
+        assert error(said) == (503, "too many requests at once: try again later")
+        assert b"\r\nretry-after: 1\r\n" in said.lower()
+        model.may_go.set()
+        assert [answer.json()["translations"] for answer in await asyncio.gather(*begun)] == [["A"], ["B"]]
+        assert (await server.asked("GET", "/health")).status_code == 200
+        assert await server.counted("other") == {"503": 1}
+
+
+UNLIMITED = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised", "most"),
+    [
+        (200, 200, None, 100),
+        (256, 1024, 1024, 512),
+        (1024, 1_048_576, 4000, 1000),
+        (1024, UNLIMITED, 4000, 1000),
+        (20_000, 20_000, None, 1000),
+        (UNLIMITED, UNLIMITED, None, 1000),
+        (1, 1, None, 1),
+    ],
+)
+def test_as_many_connections_as_descriptors_allow(
+    soft: int, hard: int, raised: int | None, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of these the process has as many as it can have and need."""
+    limits = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, to: limits.append(to))
+    assert connections.most_connections() == most
+    assert limits == ([] if raised is None else [(raised, hard)])

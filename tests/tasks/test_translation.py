@@ -1,0 +1,569 @@
+"""One training step of the task: which rows are rolled out, what is trained on, and what is left alone."""
+
+import contextlib
+import copy
+import logging
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq.criterions.cross_entropy import CrossEntropyCriterion
+from fairseq.data import LanguagePairDataset, ListDataset
+from fairseq.models import ARCH_CONFIG_REGISTRY
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+import fairseq_imitkd.tasks.translation as task_module
+from fairseq_imitkd.criterion import DISTILLATION, Distillation
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.methods import METHODS
+from fairseq_imitkd.mixing import mixer
+from fairseq_imitkd.rollout import RandomKey, RolloutPolicy
+from fairseq_imitkd.tasks.translation import TranslationWithTeacherTask
+from fairseq_imitkd.teacher.encoder_cache import EncoderCache
+from fairseq_imitkd.teacher.teacher import Teacher
+from tests.helpers.fairseq_models import (
+    POSITIONS,
+    TOKENWISE,
+    WIDTHS,
+    build_student,
+    letters,
+    make_batch,
+    reversed_pairs,
+    roll_out,
+    tiny_criterion,
+    tiny_task,
+    written,
+)
+
+UPDATE = 40
+
+
+class Optimizer:
+    """All of an optimizer that a training step asks for."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients."""
+        loss.backward()
+
+
+class Recorder:
+    """A criterion's batches as it sees them."""
+
+    def __init__(self, criterion: Any, monkeypatch: pytest.MonkeyPatch):
+        self.samples: list[dict[str, Any]] = []
+        forward = type(criterion).forward
+
+        def noted(own: Any, model: nn.Module, sample: dict[str, Any], reduce: bool = True) -> Any:
+            self.samples.append(sample)
+            return forward(own, model, sample, reduce)
+
+        monkeypatch.setattr(type(criterion), "forward", noted)
+
+
+@pytest.fixture
+def task() -> TranslationWithTeacherTask:
+    """A task whose teacher is in memory."""
+    task = tiny_task()
+    task._teacher = Teacher([build_student(seed=9)])
+    return task
+
+
+@pytest.fixture
+def student() -> nn.Module:
+    """Untrained: a rollout differs from its reference."""
+    return build_student(seed=1)
+
+
+def short_rollouts(name: str = "imitkd", **settings: Any) -> Any:
+    """A criterion whose rollouts, where it has any, have at most six tokens."""
+    caps = {} if settings.get("student_share") == "0" else {"rollout_max_len_a": 0.0, "rollout_max_len_b": 6}
+    return tiny_criterion(name, tiny_task(), **caps, **settings)
+
+
+def step(
+    task: Any, student: nn.Module, criterion: Any, sample: dict[str, Any], **settings: Any
+) -> tuple[Tensor, int, dict[str, Any]]:
+    """A training step at a fixed update."""
+    return task.train_step(sample, student, criterion, Optimizer(), UPDATE, **settings)
+
+
+def test_drawn_rows_become_the_students_own_text(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sentence by its own number against the share; the others keep their reference, and order and ids stay."""
+    criterion = short_rollouts(student_share="constant:0.5")
+    recorder, sample = Recorder(criterion, monkeypatch), make_batch(reversed_pairs(12, seed=1))
+    _, sample_size, figures = step(task, student, criterion, sample)
+    [seen] = recorder.samples
+    drawn = RandomKey(criterion.seed, UPDATE).uniforms(sample["id"]) < 0.5
+    assert 2 <= int(drawn.sum()) <= 10
+    assert seen[DISTILLATION].is_rollout.equal(drawn)
+    own = roll_out(student, sample, RolloutPolicy(max_len_a=0.0, max_len_b=6))
+    for row, target in enumerate(seen["target"]):
+        expected = (
+            written(own)[row] if drawn[row] else sample["target"][row][sample["target"][row].ne(1)].tolist()
+        )
+        assert target[target.ne(1)].tolist() == expected
+    assert seen["id"].equal(sample["id"])
+    assert sample_size == int(seen["target"].ne(1).sum()) == seen["ntokens"]
+    assert int(figures["rollouts"]) == int(drawn.sum())
+    assert figures["rollouts_truncated"] == int(own.truncated[drawn].sum())
+
+
+def test_teacher_scores_the_batch_that_is_trained_on(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logits are those at the new prefixes, the student's own among them."""
+    criterion = short_rollouts(student_share="1")
+    recorder = Recorder(criterion, monkeypatch)
+    step(task, student, criterion, make_batch(reversed_pairs(6, seed=2)))
+    [seen] = recorder.samples
+    with torch.no_grad():
+        expected = task._teacher.models[0](**seen["net_input"])[0]
+    assert seen[DISTILLATION].teacher.logits(slice(None)).equal(expected.flatten(0, 1))
+
+
+@pytest.mark.parametrize(("share", "rollouts"), [("0", 0), ("1", 7), ("linear:0", None)])
+def test_share_is_the_schedules_at_this_update(task, student, share: str, rollouts: int | None) -> None:
+    """None, all, and what the line says at 40 of 100 updates."""
+    criterion, sample = short_rollouts(student_share=share), make_batch(reversed_pairs(7, seed=3))
+    expected = (
+        rollouts if rollouts is not None else int((RandomKey(1, UPDATE).uniforms(sample["id"]) < 0.4).sum())
+    )
+    assert int(step(task, student, criterion, sample)[2]["rollouts"]) == expected
+
+
+def test_sampled_rollouts_are_keyed_by_seed_and_update(
+    task, student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine draws from the same (seed, update) as the mixing does, in a stream of its own."""
+    criterion = short_rollouts(student_share="1", rollout_policy="sampling", seed=5)
+    recorder, sample = Recorder(criterion, monkeypatch), make_batch(reversed_pairs(6, seed=4))
+    step(task, student, criterion, sample)
+    policy = RolloutPolicy("sampling", max_len_a=0.0, max_len_b=6)
+    own = roll_out(student, sample, policy, RandomKey(5, UPDATE))
+    assert [row[row.ne(1)].tolist() for row in recorder.samples[0]["target"]] == written(own)
+
+
+def test_given_batch_is_left_alone(task, student) -> None:
+    """On the CPU it is the data iterator's own, and fairseq's dummy batch may be the same object."""
+    sample = make_batch(reversed_pairs(6, seed=5))
+    before = copy.deepcopy(sample)
+    step(task, student, short_rollouts(student_share="1"), sample)
+    assert sample.keys() == before.keys()
+    assert sample["net_input"].keys() == before["net_input"].keys()
+    assert sample["target"].equal(before["target"])
+    assert sample["ntokens"] == before["ntokens"]
+    assert all(sample["net_input"][key].equal(before["net_input"][key]) for key in before["net_input"])
+
+
+def test_only_the_student_gets_a_gradient(task, student) -> None:
+    """Every student parameter, no teacher parameter; the student goes on in training mode."""
+    step(task, student, short_rollouts(student_share="constant:0.5"), make_batch(reversed_pairs(6, seed=6)))
+    assert all(parameter.grad is not None for parameter in student.parameters())
+    assert all(parameter.grad is None for parameter in task._teacher.models[0].parameters())
+    assert student.training
+
+
+def test_filler_batch_is_neither_rolled_out_nor_scored(
+    task, student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fairseq's filler for uneven shards: no work, a gradient of exactly zero, the same keys in the log."""
+    sample, criterion = make_batch(reversed_pairs(6, seed=7)), short_rollouts(student_share="1")
+    keys = list(step(task, student, criterion, sample)[2])
+    monkeypatch.setattr(mixer, "decode", None)
+    monkeypatch.setattr(task._teacher, "score", None)
+    student.zero_grad(set_to_none=True)
+    loss, _, figures = step(task, student, criterion, sample, ignore_grad=True)
+    assert float(loss) == 0.0
+    assert all(parameter.grad.abs().max() == 0.0 for parameter in student.parameters())
+    assert list(figures) == keys
+
+
+def test_rollout_that_does_not_fit_keeps_the_references(
+    task, student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory in decoding: the batch trains on its references with the teacher, and the log counts it.
+
+    Nothing is raised: fairseq's own recovery would skip this process's backward while the others wait for it.
+    """
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("no memory is left")
+
+    monkeypatch.setattr(mixer, "decode", fails)
+    criterion, sample = short_rollouts(student_share="1"), make_batch(reversed_pairs(6, seed=8))
+    recorder = Recorder(criterion, monkeypatch)
+    _, sample_size, figures = step(task, student, criterion, sample)
+    [seen] = recorder.samples
+    assert seen["target"].equal(sample["target"])
+    assert isinstance(seen[DISTILLATION], Distillation)
+    assert not seen[DISTILLATION].is_rollout.any()
+    assert sample_size == sample["ntokens"]
+    assert figures["rollout_out_of_memory"] == 1
+    assert int(figures["rollouts"]) == figures["rollouts_truncated"] == 0
+    assert student.training
+
+
+def test_other_errors_of_a_rollout_are_raised(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only memory has a fallback: a bug must not silently turn distillation off."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(mixer, "decode", fails)
+    with pytest.raises(RuntimeError, match="a bug"):
+        step(task, student, short_rollouts(student_share="1"), make_batch(reversed_pairs(6, seed=8)))
+
+
+def test_teachers_positions_bound_rollouts(student) -> None:
+    """The student writes nothing that is too long for its teacher to read, however large its own cap."""
+    task, criterion = tiny_task(), short_rollouts(student_share="1")
+    task._teacher = Teacher([build_student(seed=9, max_source_positions=30, max_target_positions=5)])
+    sample = make_batch(reversed_pairs(6, seed=11))
+    own = roll_out(student, sample, criterion.rollout_policy)
+    assert own.truncated.any()
+    figures = step(task, student, criterion, sample)[2]
+    assert int(figures["tokens_rollout"]) == sum(
+        len(row) if len(row) <= 5 and row[-1] == 2 else 4 for row in written(own)
+    )
+
+
+def test_stage_times_are_logged(task, student) -> None:
+    """Shares of a step that the meters can add up; no rollout, no time."""
+    criterion, sample = short_rollouts(student_share="1"), make_batch(reversed_pairs(6, seed=9))
+    figures = step(task, student, criterion, sample)[2]
+    assert 0.0 < figures["rollout_seconds"] < figures["step_seconds"]
+    assert 0.0 < figures["teacher_seconds"] < figures["step_seconds"]
+    assert step(task, student, short_rollouts(student_share="0"), sample)[2]["rollout_seconds"] == 0.0
+
+
+def test_another_criterion_trains_without_a_teacher(student) -> None:
+    """The task is fairseq's translation to any criterion that does not distil."""
+    task, sample = tiny_task(), make_batch(reversed_pairs(4, seed=10))
+    loss, sample_size, figures = step(task, student, CrossEntropyCriterion(task, sentence_avg=False), sample)
+    assert float(loss) > 0.0
+    assert sample_size == sample["ntokens"]
+    assert "rollouts" not in figures
+
+
+def criterion_config(name: str = "imitkd") -> Any:
+    """A method's settings as the trainer hands them over."""
+    cfg = METHODS[name](
+        seed=1,
+        max_update=100,
+        max_epoch=0,
+        ddp_backend="legacy_ddp",
+        find_unused_parameters=False,
+        disable_validation=False,
+        sentence_avg=False,
+    )
+    cfg._name = name
+    return OmegaConf.create(vars(cfg))
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"), [(None, "--teacher-path is not given"), ("missing.pt", "'missing.pt' is no file")]
+)
+def test_teachers_file_is_asked_for_when_training_begins(path: str | None, expected: str) -> None:
+    """When the criterion is built, before any data is read."""
+    task = tiny_task(teacher_path=path)
+    with pytest.raises(UsageError, match=expected):
+        task.build_criterion(criterion_config())
+
+
+def test_teachers_file_is_not_asked_for_when_decoding() -> None:
+    """A task rebuilt from a checkpoint validates and generates with its teacher gone."""
+    task = tiny_task(teacher_path="missing.pt")
+    task.for_training = False
+    assert task.build_criterion(criterion_config()) is not None
+    assert tiny_task(teacher_path="missing.pt").build_model(build_args()) is not None
+
+
+def build_args() -> Any:
+    """A tiny transformer's settings."""
+    args = Namespace(
+        arch="transformer", max_source_positions=POSITIONS, max_target_positions=POSITIONS, **WIDTHS
+    )
+    ARCH_CONFIG_REGISTRY["transformer"](args)
+    return args
+
+
+def test_adaptive_softmax_student_is_refused(tmp_path: Path) -> None:
+    """It gives no logits over the whole vocabulary; the message names the flag."""
+    teacher = tmp_path / "teacher.pt"
+    teacher.write_bytes(b"")
+    task, args = tiny_task(teacher_path=str(teacher)), build_args()
+    args.adaptive_softmax_cutoff = "8"
+    args.share_decoder_input_output_embed = False
+    task.build_model(args)
+    with pytest.raises(UsageError, match="--adaptive-softmax-cutoff"):
+        task.build_criterion(criterion_config())
+
+
+def test_left_padded_targets_are_refused(tmp_path: Path) -> None:
+    """Rollouts are padded on the right."""
+    teacher = tmp_path / "teacher.pt"
+    teacher.write_bytes(b"")
+    with pytest.raises(UsageError, match="--left-pad-target"):
+        tiny_task(teacher_path=str(teacher), left_pad_target=True).build_criterion(criterion_config())
+
+
+def test_figures_have_the_same_keys_and_types_in_every_step(
+    task, student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes add them up by position: with rollouts, with some, without any, out of memory, and the filler."""
+    sample = make_batch(reversed_pairs(6, seed=12))
+    steps = {
+        "rollouts": step(task, student, short_rollouts(student_share="1"), sample)[2],
+        "some rollouts": step(task, student, short_rollouts(student_share="constant:0.5"), sample)[2],
+        "data only": step(task, student, short_rollouts(student_share="0"), sample)[2],
+        "none drawn": step(task, student, short_rollouts(student_share="constant:1e-9"), sample)[2],
+        "filler": step(task, student, short_rollouts(student_share="1"), sample, ignore_grad=True)[2],
+    }
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("no memory is left")
+
+    monkeypatch.setattr(mixer, "decode", fails)
+    steps["out of memory"] = step(task, student, short_rollouts(student_share="1"), sample)[2]
+    shapes = {
+        name: [
+            (key, type(value), getattr(value, "dtype", None), getattr(value, "shape", None))
+            for key, value in figures.items()
+        ]
+        for name, figures in steps.items()
+    }
+    for name, shape in shapes.items():
+        assert shape == shapes["rollouts"], name
+    assert all(isinstance(figures["rollouts_truncated"], Tensor) for figures in steps.values())
+    assert [int(figures["rollouts"]) for figures in steps.values()][2:] == [0, 0, 0, 0]
+
+
+def pair_dataset(lengths: list[tuple[int, int]]) -> LanguagePairDataset:
+    """Sentence pairs of these lengths in tokens, EOS counted."""
+    dictionary = letters()
+
+    def side(counts: list[int]) -> ListDataset:
+        rows = [torch.tensor([dictionary.nspecial] * (count - 1) + [dictionary.eos()]) for count in counts]
+        return ListDataset(rows, counts)
+
+    sources, targets = ([pair[number] for pair in lengths] for number in (0, 1))
+    return LanguagePairDataset(
+        side(sources),
+        sources,
+        dictionary,
+        side(targets),
+        targets,
+        dictionary,
+        left_pad_target=False,
+        shuffle=False,
+    )
+
+
+def batched(task: Any, split: str, **settings: Any) -> list[int]:
+    """The numbers of the sentences that a split's batches hold."""
+    batches = task.get_batch_iterator(task.datasets[split], max_sentences=2, **settings).frozen_batches
+    return sorted(int(number) for batch in batches for number in batch)
+
+
+LENGTHS = [(3, 3), (30, 5), (31, 5), (5, 20), (5, 21), (40, 40), (29, 19)]
+FIT_THE_TEACHER = [0, 1, 3, 6]
+
+
+def task_with_data() -> Any:
+    """A task with a training and a validation set alike, and a teacher of 30 source and 20 target positions."""
+    task = tiny_task(train_subset="train")
+    task.datasets = {"train": pair_dataset(LENGTHS), "valid": pair_dataset(LENGTHS)}
+    task._teacher = Teacher([build_student(max_source_positions=30, max_target_positions=20)])
+    return task
+
+
+def test_sentences_too_long_for_the_teacher_are_not_trained_on() -> None:
+    """It cannot score them: source and target each by its own limit, up to the very last position."""
+    settings = {"max_positions": (POSITIONS, POSITIONS), "ignore_invalid_inputs": True}
+    assert batched(task_with_data(), "train", **settings) == FIT_THE_TEACHER
+    assert (
+        batched(task_with_data(), "train", max_positions=None, ignore_invalid_inputs=True) == FIT_THE_TEACHER
+    )
+
+
+def test_sentences_too_long_for_the_student_are_left_out_as_before() -> None:
+    """The tighter of the two limits holds."""
+    assert batched(task_with_data(), "train", max_positions=(10, POSITIONS), ignore_invalid_inputs=True) == [
+        0,
+        3,
+    ]
+
+
+def test_validation_batches_are_fairseqs_own() -> None:
+    """Validation asks no teacher: a loss over fewer sentences could not be compared with another run's."""
+    everything = list(range(len(LENGTHS)))
+    assert batched(task_with_data(), "valid", max_positions=(POSITIONS, POSITIONS)) == everything
+    assert batched(task_with_data(), "valid", max_positions=None) == everything
+
+
+def test_training_without_a_teacher_has_fairseqs_own_batches() -> None:
+    """Another criterion loads none."""
+    task = task_with_data()
+    task._teacher = None
+    assert batched(task, "train", max_positions=(POSITIONS, POSITIONS)) == list(range(len(LENGTHS)))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("nonautoregressive_transformer", {}),
+        ("levenshtein_transformer", {}),
+        ("cmlm_transformer", {}),
+        (
+            "iterative_nonautoregressive_transformer",
+            {"train_step": 1, "dae_ratio": 0.5, "stochastic_approx": False},
+        ),
+    ],
+)
+def test_student_that_does_not_write_from_left_to_right_is_refused(
+    tmp_path: Path, architecture: str, settings: dict[str, Any]
+) -> None:
+    """Its decoder passes for an incremental one, and is none: refused before the teacher is read."""
+    teacher = tmp_path / "teacher.pt"
+    teacher.write_bytes(b"")
+    task, args = (
+        tiny_task(teacher_path=str(teacher)),
+        Namespace(max_source_positions=POSITIONS, **WIDTHS, **settings),
+    )
+    args.arch, args.max_target_positions = architecture, POSITIONS
+    ARCH_CONFIG_REGISTRY[architecture](args)
+    name = type(task.build_model(args)).__name__
+    with pytest.raises(UsageError) as refusal:
+        task.build_criterion(criterion_config())
+    message = str(refusal.value)
+    assert f"--arch builds a {name}, which does not write from left to right" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("path", "warnings"), [("missing.pt", 1), (None, 0)])
+def test_teacher_beside_a_stock_criterion_is_warned_of(
+    path: str | None, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run trains without it, so it must not look like a distillation; nor is the file asked for."""
+    cfg = OmegaConf.create({"_name": "cross_entropy", "sentence_avg": False})
+    with caplog.at_level(logging.WARNING, logger="fairseq_imitkd"):
+        criterion = tiny_task(teacher_path=path).build_criterion(cfg)
+    assert isinstance(criterion, CrossEntropyCriterion)
+    own = [record for record in caplog.records if record.name == "fairseq_imitkd.tasks.translation"]
+    assert len(own) == warnings
+    assert all("--teacher-path is not used" in record.getMessage() for record in own)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", TOKENWISE)
+def test_parts_of_like_length_add_up_to_the_whole(task, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss, count, gradient and every figure, but for the padding that is the parts' reason to be."""
+    student = build_student(seed=1, dropout=0.0)
+    criterion = tiny_criterion(
+        name, tiny_task(), rollout_max_len_a=0.0, rollout_max_len_b=9, student_share="constant:0.5"
+    )
+    sample = make_batch(reversed_pairs(12, seed=13))
+    found = {}
+    for cost in (None, 0):
+        monkeypatch.setattr(task_module, "PART_COST", {} if cost is None else {"cpu": cost})
+        recorder = Recorder(criterion, monkeypatch)
+        student.zero_grad(set_to_none=True)
+        loss, sample_size, figures = step(task, student, criterion, sample)
+        found[cost] = (loss, sample_size, figures, gradients(student), len(recorder.samples))
+        monkeypatch.undo()
+    whole, parts = found[None], found[0]
+    assert whole[4] == 1
+    assert parts[4] > 3
+    assert parts[1] == whole[1]
+    torch.testing.assert_close(parts[0], whole[0], rtol=1e-5, atol=1e-5)
+    for key, gradient in whole[3].items():
+        torch.testing.assert_close(parts[3][key], gradient, rtol=1e-4, atol=1e-5)
+    for key, value in whole[2].items():
+        if not key.endswith("_seconds") and key != "positions":
+            assert float(parts[2][key]) == pytest.approx(float(value), rel=1e-5), key
+    assert parts[2]["positions"] == parts[2]["ntokens"] < whole[2]["positions"]
+    assert list(parts[2]) == list(whole[2])
+
+
+def test_batch_whose_tokens_are_compared_stays_whole(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ATKD tells easy tokens from hard ones by the batch's median."""
+    monkeypatch.setattr(task_module, "PART_COST", {"cpu": 0})
+    criterion, sample = tiny_criterion("atkd", tiny_task()), make_batch(reversed_pairs(12, seed=13))
+    recorder = Recorder(criterion, monkeypatch)
+    step(task, student, criterion, sample)
+    assert len(recorder.samples) == 1
+
+
+def test_processes_exchange_gradients_once(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the backward of the last part alone; the wrapper of several processes says how to hold them back."""
+    monkeypatch.setattr(task_module, "PART_COST", {"cpu": 0})
+    held_back: list[bool] = []
+
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = student
+            self.synchronises = True
+
+        def set_num_updates(self, _: int) -> None:
+            """As fairseq's models have it."""
+
+        @contextlib.contextmanager
+        def no_sync(self) -> Any:
+            self.synchronises = False
+            yield
+            self.synchronises = True
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            held_back.append(not self.synchronises)
+            return self.module(*args, **kwargs)
+
+    step(
+        task, Wrapper(), short_rollouts(student_share="constant:0.5"), make_batch(reversed_pairs(12, seed=14))
+    )
+    assert len(held_back) > 2
+    assert held_back == [True] * (len(held_back) - 1) + [False]
+
+
+def test_work_is_counted(task, student) -> None:
+    """Decoder rows over all steps, and target positions with padding."""
+    criterion, sample = short_rollouts(student_share="1"), make_batch(reversed_pairs(12, seed=15))
+    figures = step(task, student, criterion, sample)[2]
+    own = roll_out(student, sample, criterion.rollout_policy)
+    assert figures["rollout_rows_computed"] == own.rows_computed
+    # Each row has a step for each token that it wrote, and one more where the cap cut it.
+    written_tokens = sum(map(len, written(own)))
+    assert own.rows_computed >= written_tokens + int(own.truncated.sum())
+    assert figures["positions"] >= figures["ntokens"] == written_tokens
+
+
+@pytest.mark.parametrize("room", [0, 1 << 20])
+def test_teacher_encodes_a_batch_once(task, student, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the parts; and once for all updates, where ``--teacher-encoder-cache`` has room."""
+    monkeypatch.setattr(task_module, "PART_COST", {"cpu": 0})
+    task._teacher = Teacher([build_student(seed=9)], cache=EncoderCache(room) if room else None)
+    encoder, encoded = task._teacher.models[0].encoder, []
+    forward = encoder.forward
+    monkeypatch.setattr(
+        encoder, "forward", lambda *args, **kwargs: encoded.append(1) or forward(*args, **kwargs)
+    )
+    for _ in range(3):
+        step(
+            task,
+            student,
+            short_rollouts(student_share="constant:0.5"),
+            make_batch(reversed_pairs(12, seed=14)),
+        )
+    assert len(encoded) == (1 if room else 3)
+
+
+def test_cache_size_is_read_before_the_teacher(tmp_path: Path) -> None:
+    """A mistake ends the run before anything slow."""
+    teacher = tmp_path / "teacher.pt"
+    teacher.write_bytes(b"")
+    with pytest.raises(UsageError, match="--teacher-encoder-cache must be a size"):
+        tiny_task(teacher_path=str(teacher), teacher_encoder_cache="much").build_criterion(criterion_config())

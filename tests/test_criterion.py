@@ -1,0 +1,720 @@
+"""The criterion: the loss of every method from its definition, what it is divided by, and what it logs."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fairseq.logging import metrics
+from torch import Tensor
+
+from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
+from fairseq_imitkd.errors import RefusedUpdate, UsageError
+from fairseq_imitkd.losses.chunked import Whole
+from fairseq_imitkd.methods import METHODS
+from fairseq_imitkd.mixing.batch import with_rollouts
+from fairseq_imitkd.rollout import Rollout
+from tests.helpers.fairseq_models import (
+    TOKENWISE,
+    build_student,
+    make_batch,
+    reversed_pairs,
+    tiny_criterion,
+    tiny_task,
+)
+
+PAD = 1
+
+
+def distillation_batch(seed: int = 1, rollout_rows: tuple[int, ...] = (1, 3)) -> dict[str, Any]:
+    """Five sentences of varied length, some of them the student's, with a teacher's random logits."""
+    generator = torch.Generator().manual_seed(seed)
+    sample = make_batch(reversed_pairs(5, seed))
+    rollout = Rollout(torch.tensor([[9, 8, 2, PAD], [7, 7, 7, 7]]), torch.tensor([False, True]))
+    rows = torch.tensor(rollout_rows)
+    if len(rows):
+        sample = with_rollouts(sample, rows, rollout, PAD)
+    batch, width = sample["target"].shape
+    is_rollout = torch.zeros(batch, dtype=torch.bool)
+    is_rollout[rows.long()] = True
+    teacher_logits = 2.0 * torch.randn(batch, width, 20, generator=generator)
+    truncated = torch.zeros(batch, dtype=torch.bool)
+    truncated[list(rollout_rows[1:])] = True
+    return {**sample, DISTILLATION: Distillation(Whole(teacher_logits.flatten(0, 1)), is_rollout, truncated)}
+
+
+def teacher_logits(sample: dict[str, Any]) -> Tensor:
+    """``(B, T, V)``."""
+    return sample[DISTILLATION].teacher.values.view(*sample["target"].shape, -1)
+
+
+def student_lprobs(model, sample: dict[str, Any]) -> Tensor:
+    """The student's log-probabilities in float64, ``(B, T, V)``."""
+    with torch.no_grad():
+        return model(**sample["net_input"])[0].double().log_softmax(-1)
+
+
+def reference_losses(
+    name: str, gold_weight: float, model, sample: dict[str, Any]
+) -> list[tuple[bool, float, float]]:
+    """(is rollout, loss, NLL of the target) of each token that is no padding, position by position."""
+    lprobs, given = student_lprobs(model, sample), sample[DISTILLATION]
+    losses = []
+    for row, target in enumerate(sample["target"].tolist()):
+        for position, token in enumerate(target):
+            if token == PAD:
+                continue
+            q = lprobs[row, position]
+            p = teacher_logits(sample)[row, position].double().softmax(-1)
+            if name == "imitkd":
+                divergence = -float(q[int(p.argmax())])
+            else:
+                divergence = float(sum(p[v] * (p[v].log() - q[v]) for v in range(20)))
+            own = bool(given.is_rollout[row])
+            weight = 0.0 if own else gold_weight
+            losses.append((own, weight * -float(q[token]) + (1.0 - weight) * divergence, -float(q[token])))
+    return losses
+
+
+@pytest.fixture(scope="module")
+def student():
+    """An untrained transformer without dropout's noise."""
+    return build_student().eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "gold_weight"),
+    [
+        ("imitkd", {}, 0.0),
+        ("imitkd_full", {}, 0.0),
+        ("word_kd", {}, 0.5),
+        ("word_kd", {"gold_weight": "0.2"}, 0.2),
+        ("word_kd", {"gold_weight": "1.0", "student_share": "0.5"}, 1.0),
+        ("imitkd", {"gold_weight": "0.3"}, 0.3),
+    ],
+)
+def test_loss_and_figures_follow_the_definition(
+    student, name: str, settings: dict, gold_weight: float
+) -> None:
+    """Gold weight counts on data rows alone: a rollout has no reference, whatever the method."""
+    sample = distillation_batch()
+    loss, sample_size, figures = tiny_criterion(name, tiny_task(), **settings)(student, sample)
+    expected = reference_losses(name, gold_weight, student, sample)
+    data, own = ([entry for entry in expected if entry[0] is kind] for kind in (False, True))
+    assert len(own) == 7
+    assert len(data) > 5
+    assert float(loss) == pytest.approx(sum(entry[1] for entry in expected), rel=1e-5)
+    assert sample_size == len(expected)
+    for key, value in {
+        "loss": sum(entry[1] for entry in expected),
+        "loss_data": sum(entry[1] for entry in data),
+        "loss_rollout": sum(entry[1] for entry in own),
+        "nll_loss": sum(entry[2] for entry in data),
+    }.items():
+        assert float(figures[key]) == pytest.approx(value, rel=1e-5), key
+    lprobs = student_lprobs(student, sample)
+    agree = (lprobs.argmax(-1) == teacher_logits(sample).argmax(-1)) & sample["target"].ne(PAD)
+    asked = (
+        own if gold_weight == 1.0 else expected
+    )  # of references that are all the loss, no teacher is asked
+    if gold_weight == 1.0:
+        agree = agree & sample[DISTILLATION].is_rollout.unsqueeze(-1)
+    for key, value in {
+        "ntokens": len(expected),
+        "sample_size": len(expected),
+        "nsentences": 5,
+        "tokens_data": len(data),
+        "tokens_rollout": len(own),
+        "teacher_tokens": len(asked),
+        "teacher_agrees": int(agree.sum()),
+        "rollouts": 2,
+        "rollouts_truncated": 1,
+        "positions": sample["target"].numel(),
+    }.items():
+        assert float(figures[key]) == value, key
+
+
+@pytest.mark.parametrize("name", ["imitkd", "imitkd_full", "word_kd"])
+def test_unreduced_loss_is_of_each_token(student, name: str) -> None:
+    """``reduce=False`` gives the counted tokens one by one, in the batch's order."""
+    criterion, sample = tiny_criterion(name, tiny_task()), distillation_batch()
+    losses, sample_size, _ = criterion(student, sample, reduce=False)
+    gold_weight = {"word_kd": 0.5}.get(name, 0.0)
+    expected = [loss for _, loss, _ in reference_losses(name, gold_weight, student, sample)]
+    assert losses.shape == (sample_size,)
+    torch.testing.assert_close(
+        losses.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-5
+    )
+
+
+def rows_alone(sample: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each sentence of a batch by itself, without any padding."""
+    batches, given = [], sample[DISTILLATION]
+    for row in range(sample["target"].size(0)):
+        length = int(sample["target"][row].ne(PAD).sum())
+        source = sample["net_input"]["src_tokens"][row]
+        source = source[source.ne(PAD)].unsqueeze(0)
+        one = slice(row, row + 1)
+        batches.append(
+            {
+                "target": sample["target"][one, :length],
+                "net_input": {
+                    "src_tokens": source,
+                    "src_lengths": torch.tensor([source.size(1)]),
+                    "prev_output_tokens": sample["net_input"]["prev_output_tokens"][one, :length],
+                },
+                DISTILLATION: Distillation(
+                    Whole(teacher_logits(sample)[row, :length]), given.is_rollout[one], given.truncated[one]
+                ),
+            }
+        )
+    return batches
+
+
+@pytest.mark.parametrize("name", TOKENWISE)
+def test_padding_changes_nothing(student, name: str) -> None:
+    """A batch's loss, count and gradients are the sums of its sentences' own."""
+    criterion, sample = tiny_criterion(name, tiny_task()), distillation_batch()
+    results = []
+    for batches in ([sample], rows_alone(sample)):
+        student.zero_grad()
+        losses = [criterion(student, batch) for batch in batches]
+        sum(loss for loss, _, _ in losses).backward()
+        gradients = {key: parameter.grad.clone() for key, parameter in student.named_parameters()}
+        results.append(
+            (float(sum(loss for loss, _, _ in losses)), sum(count for _, count, _ in losses), gradients)
+        )
+    (loss, count, gradients), (loss_alone, count_alone, gradients_alone) = results
+    assert loss == pytest.approx(loss_alone, rel=1e-5)
+    assert count == count_alone
+    torch.testing.assert_close(gradients, gradients_alone, rtol=1e-4, atol=1e-5)
+    assert any(gradient.abs().max() > 1e-3 for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("name", TOKENWISE)
+def test_first_token_counts(student, name: str) -> None:
+    """The decoder reads EOS first: what it must write there is a target like any other.
+
+    Another opinion of the teacher on the first token alone changes the loss and its gradient.
+    """
+    criterion, sample = tiny_criterion(name, tiny_task()), distillation_batch()
+    changed = teacher_logits(sample).clone()
+    changed[:, 0] = changed[:, 0].roll(3, dims=-1)
+    other = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=Whole(changed.flatten(0, 1)))}
+    one, two = (criterion(student, batch, reduce=False)[0] for batch in (sample, other))
+    starts = torch.zeros_like(sample["target"], dtype=torch.bool)
+    starts[:, 0] = True
+    starts = starts[sample["target"].ne(PAD)]
+    assert (one - two)[starts].abs().min() > 1e-4
+    assert (one - two)[~starts].abs().max() == 0.0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_padding_columns_of_the_teacher_are_not_read(student, name: str) -> None:
+    """Whatever the teacher says at padding, even NaN, stays out of loss and gradient."""
+    criterion, sample = tiny_criterion(name, tiny_task()), distillation_batch()
+    changed = teacher_logits(sample).clone()
+    changed[sample["target"].eq(PAD)] = torch.nan
+    other = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=Whole(changed.flatten(0, 1)))}
+    losses, gradients = [], []
+    for batch in (sample, other):
+        student.zero_grad(set_to_none=True)
+        loss = criterion(student, batch)[0]
+        loss.backward()
+        losses.append(float(loss))
+        gradients.append(student.encoder.embed_tokens.weight.grad.clone())
+    student.zero_grad(set_to_none=True)
+    assert losses[0] == losses[1]
+    assert gradients[0].equal(gradients[1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_logs_have_the_same_keys_and_types_in_every_batch(student, name: str) -> None:
+    """Processes add them up by position: training, only-data, and dummy or validation batches alike."""
+    criterion = tiny_criterion(name, tiny_task())
+    training, data_only = distillation_batch(), distillation_batch(rollout_rows=())
+    without_teacher = make_batch(reversed_pairs(3, seed=2))
+    logs = [criterion(student, batch)[2] for batch in (training, data_only, without_teacher)]
+    shapes = [
+        [(key, type(value), getattr(value, "dtype", None)) for key, value in log.items()] for log in logs
+    ]
+    assert shapes[1:] == shapes[:1] * 2
+    assert all(
+        not value.requires_grad and value.dim() == 0
+        for log in logs
+        for value in log.values()
+        if isinstance(value, Tensor)
+    )
+    assert DistillationCriterion.logging_outputs_can_be_summed() is True
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_validation_is_the_references_likelihood_and_needs_no_teacher(student, name: str) -> None:
+    """The task holds no teacher here: plain summed NLL, every token counted as data."""
+    task = tiny_task()
+    sample = make_batch(reversed_pairs(4, seed=3))
+    loss, sample_size, figures = task.valid_step(sample, student, tiny_criterion(name, task))
+    lprobs, target = student_lprobs(student, sample), sample["target"]
+    expected = -sum(
+        float(lprobs[row, at, token])
+        for row, line in enumerate(target.tolist())
+        for at, token in enumerate(line)
+        if token != PAD
+    )
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(figures["nll_loss"]) == pytest.approx(expected, rel=1e-5)
+    assert sample_size == int(target.ne(PAD).sum()) == int(figures["tokens_data"])
+    assert int(figures["tokens_rollout"]) == int(figures["teacher_tokens"]) == int(figures["rollouts"]) == 0
+
+
+def test_half_precision_student_is_scored_in_float32() -> None:
+    """The loss of bfloat16 logits is that of the same logits as float32."""
+    sample = distillation_batch()
+    logits = torch.randn(*sample["target"].shape, 20, generator=torch.Generator().manual_seed(5)).bfloat16()
+    criterion = tiny_criterion("imitkd_full", tiny_task())
+    losses = [
+        criterion(lambda scores=scores, **_: (scores,), sample)[0] for scores in (logits, logits.float())
+    ]
+    assert losses[0].dtype == torch.float32
+    assert losses[0].equal(losses[1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_criterion_owns_nothing_that_trains(name: str) -> None:
+    """A module or parameter on it would enter the optimizer, DDP and the checkpoint."""
+    criterion = tiny_criterion(name, tiny_task())
+    assert list(criterion.parameters()) == []
+    assert list(criterion.children()) == []
+    assert criterion.state_dict() == {}
+
+
+def reduced(logs: list[dict[str, Any]]) -> dict[str, float]:
+    """What fairseq would show of these logs."""
+    with metrics.aggregate(new_root=True) as aggregator:
+        DistillationCriterion.reduce_metrics(logs)
+    return aggregator.get_smoothed_values()
+
+
+TRAINING_LOG = {
+    "loss": 60.0, "nll_loss": 20.0, "loss_data": 24.0, "loss_rollout": 36.0, "ntokens": 30, "nsentences": 6, "sample_size": 30,
+    "tokens_data": 10, "tokens_rollout": 20, "distilled_tokens": 30, "teacher_tokens": 30, "teacher_agrees": 12, "rollouts": 4,
+    "rollouts_truncated": 1, "rollout_out_of_memory": 0,
+    "rollout_seconds": 1.0, "teacher_seconds": 2.0, "step_seconds": 8.0, "positions": 33,
+    "rollout_rows_computed": 22,
+}  # fmt: skip
+
+
+def test_metrics_are_ratios_of_sums() -> None:
+    """Losses in bits per token; shares, lengths and times over what they are shares of."""
+    bits = 1.0 / math.log(2)
+    shown = reduced([TRAINING_LOG])
+    expected = {
+        "loss": 2.0 * bits, "nll_loss": 2.0 * bits, "ppl": 2 ** (2.0 * bits), "loss_data": 2.4 * bits,
+        "loss_rollout": 1.8 * bits, "student_share": 4 / 6, "rollout_len": 5.0, "truncated": 0.25, "agreement": 0.4,
+        "tokens_data": 10, "tokens_rollout": 20, "rollout_time": 0.125, "teacher_time": 0.25,
+        "padding": 1.1, "rollout_work": 1.1,
+    }  # fmt: skip
+    assert set(shown) == set(expected)
+    for key, value in expected.items():
+        assert shown[key] == pytest.approx(value, rel=1e-2 if key == "ppl" else 1e-3, abs=1e-3), key
+
+
+def test_metrics_of_several_logs_are_those_of_their_sum() -> None:
+    """Not the mean of ratios: a short batch weighs less."""
+    short = {
+        **TRAINING_LOG,
+        "loss": 2.0,
+        "sample_size": 2,
+        "ntokens": 2,
+        "tokens_data": 2,
+        "tokens_rollout": 0,
+        "rollouts": 0,
+        "nsentences": 1,
+    }
+    short["rollouts_truncated"] = 0
+    shown = reduced([TRAINING_LOG, short])
+    assert shown["loss"] == pytest.approx(62.0 / 32 / math.log(2), abs=1e-3)
+    assert shown["student_share"] == pytest.approx(4 / 7, abs=1e-3)
+    assert shown["rollout_len"] == 5.0
+    assert shown == reduced([{key: TRAINING_LOG[key] + short[key] for key in short}])
+
+
+def test_metrics_of_tensors_equal_those_of_numbers() -> None:
+    """The criterion logs tensors, a distributed sum gives doubles."""
+    assert reduced([{key: torch.tensor(value) for key, value in TRAINING_LOG.items()}]) == reduced(
+        [TRAINING_LOG]
+    )
+
+
+def test_validation_metrics_say_nothing_of_the_teacher() -> None:
+    """Loss, NLL and perplexity, as ``cross_entropy`` shows."""
+    log = {key: 0 for key in TRAINING_LOG if not key.endswith("seconds")}
+    log.update(
+        loss=20.0, nll_loss=20.0, loss_data=20.0, ntokens=10, sample_size=10, nsentences=2, tokens_data=10
+    )
+    assert set(reduced([log])) == {"loss", "nll_loss", "ppl"}
+
+
+def test_metrics_of_rollouts_alone_show_no_reference_loss() -> None:
+    """At share 1 no reference is scored: a ratio without a denominator is left out, not shown as 0."""
+    log = {**TRAINING_LOG, "tokens_data": 0, "loss_data": 0.0, "nll_loss": 0.0}
+    shown = reduced([log])
+    assert "loss_data" not in shown
+    assert "nll_loss" not in shown
+    assert shown["loss_rollout"] == pytest.approx(1.8 / math.log(2), abs=1e-3)
+
+
+def test_out_of_memory_rollouts_are_counted_when_there_are_any() -> None:
+    """Summed over the interval, and absent while all is well."""
+    assert "rollout_out_of_memory" not in reduced([TRAINING_LOG])
+    assert reduced([{**TRAINING_LOG, "rollout_out_of_memory": 2}])["rollout_out_of_memory"] == 2
+
+
+@pytest.mark.parametrize("weight", [1.5, -0.1, math.nan])
+def test_gold_weight_out_of_range_is_refused(weight: float) -> None:
+    """By flag and value."""
+    with pytest.raises(UsageError, match=r"--gold-weight.* a number in 0\.\.1"):
+        tiny_criterion("word_kd", tiny_task(), gold_weight=str(weight))
+
+
+def test_fully_sharded_is_refused() -> None:
+    """No process holds a whole student to decode; the message names what to use."""
+    with pytest.raises(UsageError, match=r"--ddp-backend fully_sharded.*legacy_ddp"):
+        tiny_criterion("imitkd", tiny_task(), ddp_backend="fully_sharded")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"student_share": "foo"},
+        {"rollout_topk": 5},
+        {"rollout_temperature": -1.0, "rollout_policy": "sampling"},
+    ],
+)
+def test_settings_are_checked_when_the_criterion_is_built(settings: dict) -> None:
+    """Before any data is read."""
+    with pytest.raises(UsageError, match=r"--student-share|--rollout"):
+        tiny_criterion("imitkd", tiny_task(), **settings)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_task_without_a_teacher_is_refused(name: str) -> None:
+    """The message names the criterion, the task that is there and the one that is needed."""
+    task = SimpleNamespace(cfg=SimpleNamespace(_name="translation"), target_dictionary=None)
+    with pytest.raises(UsageError) as refusal:
+        tiny_criterion(name, task)
+    for word in (
+        f"--criterion {name}",
+        "--task is translation:",
+        "--task translation_with_teacher",
+        "--teacher-path",
+    ):
+        assert word in str(refusal.value)
+
+
+ROLLOUT_FLAGS: dict[str, dict[str, Any]] = {
+    "--rollout-policy": {"rollout_policy": "sampling"},
+    "--rollout-topk": {"rollout_topk": 5},
+    "--rollout-topp": {"rollout_topp": 0.9},
+    "--rollout-temperature": {"rollout_temperature": 0.7},
+    "--rollout-max-len-a": {"rollout_max_len_a": 2.0},
+    "--rollout-max-len-b": {"rollout_max_len_b": 20},
+}
+
+
+@pytest.mark.parametrize("flag", ROLLOUT_FLAGS)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("word_kd", {}),
+        ("imitkd", {"student_share": "0"}),
+        ("imitkd", {"student_share": "constant:0.0"}),
+        ("imitkd_full", {"student_share": "linear:1"}),
+        ("imitkd", {"student_share": "exponential:1"}),
+        ("imitkd", {"student_share": "linear:0,warmup=1"}),
+    ],
+)
+def test_rollout_flag_without_rollouts_is_refused(name: str, settings: dict[str, Any], flag: str) -> None:
+    """It would be silently ignored: the message names it and the share, which is 0 from the first update to the last."""
+    with pytest.raises(UsageError) as refusal:
+        tiny_criterion(name, tiny_task(), **settings, **ROLLOUT_FLAGS[flag])
+    message = str(refusal.value)
+    [value] = ROLLOUT_FLAGS[flag].values()
+    assert message.startswith(f"{flag} {value} changes nothing at --student-share ")
+    assert settings.get("student_share", "constant:0") in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "share", ["linear:0.99", "exponential:0.005,warmup=0.9", "0.01", "reverse-sigmoid", "constant:1,warmup=1"]
+)
+@pytest.mark.parametrize("flag", ROLLOUT_FLAGS)
+def test_rollout_flag_is_accepted_where_the_share_can_rise(share: str, flag: str) -> None:
+    """Though it is 0 at the first update; also for a method whose own share is 0."""
+    settings = {**ROLLOUT_FLAGS["--rollout-policy"], **ROLLOUT_FLAGS[flag]}
+    criterion = tiny_criterion("word_kd", tiny_task(), student_share=share, **settings)
+    for name, value in settings.items():
+        assert (
+            getattr(
+                criterion.rollout_policy, {"rollout_policy": "name"}.get(name, name.removeprefix("rollout_"))
+            )
+            == value
+        )
+
+
+def test_rollout_flags_at_their_defaults_are_accepted_without_rollouts() -> None:
+    """fairseq hands every setting over, given or not."""
+    settings = {"rollout_policy": "greedy", "rollout_topk": 0, "rollout_topp": 1.0, "rollout_max_len_a": 1.2}
+    assert tiny_criterion("word_kd", tiny_task(), **settings).student_share(50) == 0.0
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("chunk", [-1, 2])
+def test_teacher_that_is_not_finite_is_named_with_its_sentences(student, name: str, chunk: int) -> None:
+    """The update is refused before any gradient: no training on nonsense, and no search for the batch that did it."""
+    criterion, sample = tiny_criterion(name, tiny_task(), loss_chunk=chunk), distillation_batch()
+    broken = teacher_logits(sample).clone()
+    broken[[0, 2], 0, 5] = torch.nan
+    other = {
+        **sample,
+        DISTILLATION: replace(sample[DISTILLATION], teacher=Whole(broken.flatten(0, 1)), update_num=7),
+    }
+    ids = ", ".join(map(str, sample["id"][[0, 2]].tolist()))
+    with pytest.raises(RefusedUpdate) as refusal:
+        criterion(student, other)
+    message = str(refusal.value)
+    assert message.startswith(
+        f"update 8 is refused: the loss of sentence {ids} is no finite number: the teacher's logits"
+    )
+    assert "--teacher-dtype fp32" in message
+    assert "\n" not in message
+    assert isinstance(refusal.value, SystemExit)
+
+
+def test_student_that_is_not_finite_is_told_from_the_teacher() -> None:
+    """And so is a divergence that is infinite for finite opinions, under its own name."""
+    model, sample = build_student().eval(), distillation_batch()
+    with torch.no_grad():
+        model.decoder.output_projection.weight[5] = torch.inf
+    with pytest.raises(RefusedUpdate, match=r"the student's logits are not finite; a smaller --lr"):
+        tiny_criterion("imitkd_full", tiny_task())(model, sample)
+    impossible = teacher_logits(sample).clone()
+    impossible[1, 0, 6] = -torch.inf
+    other = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=Whole(impossible.flatten(0, 1)))}
+    with pytest.raises(
+        RefusedUpdate, match=rf"sentence {int(sample['id'][1])} is .*--divergence reverse-kl is not finite"
+    ):
+        tiny_criterion("f_distill_rkl", tiny_task())(build_student().eval(), other)
+
+
+def test_reward_is_of_the_whole_sentence(student) -> None:
+    """Its log-probability is a sum; only the divergence is a mean over the sentence (Agarwal et al. 2023, equation 4)."""
+    sample = distillation_batch()
+    advantages = torch.tensor([0.0, 0.7, 0.0, -0.4, 0.0])
+    given = {**sample, DISTILLATION: replace(sample[DISTILLATION], advantages=advantages)}
+    criterion = tiny_criterion("gkd", tiny_task(), reward="chrf", reward_weight=0.3)
+    loss, count, _ = criterion(student, given)
+    q, p = student_lprobs(student, sample), teacher_logits(sample).double().log_softmax(-1)
+    m = (0.1 * p.exp() + 0.9 * q.exp()).log()
+    jsd = 0.1 * (p.exp() * (p - m)).sum(-1) + 0.9 * (q.exp() * (q - m)).sum(-1)
+    nll = -q.gather(-1, sample["target"].unsqueeze(-1)).squeeze(-1)
+    expected = 0.0
+    for row, target in enumerate(sample["target"]):
+        counted = target.ne(PAD)
+        weight = 0.7 if sample[DISTILLATION].is_rollout[row] else 1.0
+        expected += weight * float(jsd[row][counted].mean()) + 0.3 * float(advantages[row]) * float(
+            nll[row][counted].sum()
+        )
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert count == 5
+
+
+@pytest.mark.parametrize("chunk", [-1, 2])
+def test_teacher_is_not_read_where_references_are_all(student, chunk: int) -> None:
+    """At ``--gold-weight 1`` a broken opinion on a reference reaches neither loss nor gradient; on a rollout it is refused."""
+    criterion = tiny_criterion("imitkd", tiny_task(), gold_weight="1", loss_chunk=chunk)
+    sample = distillation_batch()
+    gradients = []
+    for value in (0.0, torch.nan):
+        changed = teacher_logits(sample).clone()
+        changed[[0, 2, 4]] = value
+        given = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=Whole(changed.flatten(0, 1)))}
+        student.zero_grad(set_to_none=True)
+        criterion(student, given)[0].backward()
+        gradients.append(student.decoder.output_projection.weight.grad.clone())
+    student.zero_grad(set_to_none=True)
+    assert gradients[0].equal(gradients[1])
+    assert gradients[0].isfinite().all()
+    changed[1, 0] = torch.nan
+    with pytest.raises(RefusedUpdate, match=f"sentence {int(sample['id'][1])} is"):
+        criterion(
+            student,
+            {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=Whole(changed.flatten(0, 1)))},
+        )
+
+
+def test_sentences_mean_is_of_each_sentences_tokens(student) -> None:
+    """``--loss-average sentence``: every sentence counts alike, however long (Agarwal et al. 2023, equation 2)."""
+    sample = distillation_batch()
+    loss, count, figures = tiny_criterion("imitkd_full", tiny_task(), loss_average="sentence")(
+        student, sample
+    )
+    expected = reference_losses("imitkd_full", 0.0, student, sample)
+    lengths = sample["target"].ne(PAD).sum(dim=-1).tolist()
+    sums, at = 0.0, 0
+    for length in lengths:
+        sums += sum(entry[1] for entry in expected[at : at + length]) / length
+        at += length
+    assert float(loss) == pytest.approx(sums, rel=1e-5)
+    assert count == figures["sample_size"] == len(lengths)
+    assert float(figures["loss"]) == pytest.approx(sum(entry[1] for entry in expected), rel=1e-5), (
+        "the log is of tokens"
+    )
+
+
+def test_label_smoothing_is_fairseqs_own(student) -> None:
+    """On references alone: at ``--gold-weight 1`` and no rollouts the loss is ``label_smoothed_cross_entropy``'s."""
+    from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
+
+    sample = distillation_batch(rollout_rows=())
+    loss, _, _ = tiny_criterion(
+        "word_kd", tiny_task(), gold_weight="1", student_share="0.5", label_smoothing=0.1
+    )(student, sample)
+    lprobs = student_lprobs(student, sample)
+    expected, _ = label_smoothed_nll_loss(
+        lprobs.flatten(0, 1), sample["target"].flatten(), 0.1, ignore_index=PAD
+    )
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    with_rollouts = distillation_batch()
+    losses = [
+        float(
+            tiny_criterion("word_kd", tiny_task(), student_share="0.5", gold_weight="1", label_smoothing=eps)(
+                student, with_rollouts
+            )[2]["loss_rollout"]
+        )
+        for eps in (0.0, 0.1)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_temperatures_by_definition(student) -> None:
+    """``T^2 KL(softmax(z_p / T_p) || softmax(z_q / T))`` with the student's ``T`` (Hinton et al. 2015, section 2)."""
+    sample = distillation_batch()
+    settings = {"student_temperature": 2.0, "teacher_temperature": 3.0}
+    loss, _, _ = tiny_criterion("imitkd_full", tiny_task(), **settings)(student, sample)
+    with torch.no_grad():
+        q = (student(**sample["net_input"])[0].double() / 2.0).log_softmax(-1)
+    p = (teacher_logits(sample).double() / 3.0).log_softmax(-1)
+    expected = 4.0 * (p.exp() * (p - q)).sum(-1)[sample["target"].ne(PAD)].sum()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("tail", ["dropped", "bucket"])
+def test_teachers_best_few_by_definition(student, tail: str) -> None:
+    """Renormalised over the best three, or with one symbol more that stands for all others, on both sides."""
+    sample = distillation_batch()
+    loss, _, _ = tiny_criterion("imitkd_full", tiny_task(), teacher_topk=3, teacher_tail=tail)(
+        student, sample
+    )
+    q, expected = student_lprobs(student, sample), 0.0
+    for row, position in sample["target"].ne(PAD).nonzero().tolist():
+        p = teacher_logits(sample)[row, position].double().softmax(-1).tolist()
+        best = sorted(range(20), key=lambda v: -p[v])[:3]
+        q_here = q[row, position].exp().tolist()
+        if tail == "dropped":
+            whole = sum(p[v] for v in best)
+            expected += sum(p[v] / whole * math.log(p[v] / whole / q_here[v]) for v in best)
+        else:
+            outcomes = [(p[v], q_here[v]) for v in best]
+            outcomes.append((1 - sum(p[v] for v in best), 1 - sum(q_here[v] for v in best)))
+            expected += sum(a * math.log(a / b) for a, b in outcomes)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("easy_weight", [0.2, 0.7])
+def test_hard_tokens_are_those_of_which_the_teacher_is_less_sure(student, easy_weight: float) -> None:
+    """Easy: ``1 - p(target)`` below its median, padding not counted (Zhong et al. 2024, section 3.2, and their code).
+
+    The loss is 0.2 times the mean over the easy tokens and 0.8 times that over the hard ones.
+    """
+    sample = distillation_batch(rollout_rows=())
+    criterion = tiny_criterion("atkd", tiny_task(), easy_weight=easy_weight)
+    losses, _, _ = criterion(student, sample, reduce=False)
+    counted = sample["target"].ne(PAD)
+    p, q = (
+        teacher_logits(sample).double().softmax(-1)[counted],
+        student_lprobs(student, sample).exp()[counted],
+    )
+    gold = sample["target"][counted]
+    sure = p[torch.arange(len(gold)), gold]
+    unsure = (1.0 - sure).tolist()
+    median = sorted(unsure)[(len(gold) - 1) // 2]
+    easy, hard = [], []
+    for n, y in enumerate(gold.tolist()):
+        others = [v for v in range(20) if v != y]
+        rest_p, rest_q = sum(float(p[n, v]) for v in others), sum(float(q[n, v]) for v in others)
+        expected = sum(
+            float(p[n, v]) / rest_p * math.log(float(p[n, v]) / rest_p / (float(q[n, v]) / rest_q))
+            for v in others
+        )
+        if unsure[n] >= median:
+            expected += float(p[n, y]) * math.log(float(p[n, y] / q[n, y])) + rest_p * math.log(
+                rest_p / rest_q
+            )
+        (hard if unsure[n] >= median else easy).append((float(losses[n]), expected))
+    assert easy
+    assert hard
+    for group, weight in ((easy, easy_weight), (hard, 1.0 - easy_weight)):
+        for loss, expected in group:
+            assert loss == pytest.approx(weight * len(gold) / len(group) * expected, rel=1e-3, abs=1e-5)
+
+
+def test_exact_mixture_weights_are_the_prefixes_probabilities(student) -> None:
+    """``w_t = p(y<t) / (p(y<t) + q(y<t))``: one half at the first token, and ever nearer to who finds the prefix likely."""
+    sample = distillation_batch()
+    half = tiny_criterion("f_distill", tiny_task())(student, sample, reduce=False)[0]
+    exact = tiny_criterion("f_distill", tiny_task(), js_weights="exact")(student, sample, reduce=False)[0]
+    q, p = student_lprobs(student, sample), teacher_logits(sample).double().log_softmax(-1)
+    given, at = sample[DISTILLATION], 0
+    for row, target in enumerate(sample["target"].tolist()):
+        prefix = [0.0, 0.0]
+        for position, token in enumerate(target):
+            if token == PAD:
+                continue
+            weight = math.exp(prefix[0]) / (math.exp(prefix[0]) + math.exp(prefix[1]))
+            for losses, w in ((half, 0.5), (exact, weight)):
+                m = (w * p[row, position].exp() + (1 - w) * q[row, position].exp()).log()
+                own = q[row, position] if given.is_rollout[row] else p[row, position]
+                expected = float((own.exp() * (own - m)).sum())
+                assert float(losses[at]) == pytest.approx(expected, rel=1e-3, abs=1e-5)
+            prefix = [prefix[0] + float(p[row, position, token]), prefix[1] + float(q[row, position, token])]
+            at += 1
+    assert not torch.allclose(half, exact, rtol=1e-2)
+
+
+def test_a_stage_without_teacher_needs_no_scores(student) -> None:
+    """Annealing-KD's second stage: the references' likelihood alone, whatever the teacher would say."""
+    criterion = tiny_criterion("annealing_kd", tiny_task(), max_update=30)
+    assert [criterion.needs_teacher(n) for n in (0, 19, 21, 29)] == [True, True, False, False]
+    sample = distillation_batch(rollout_rows=())
+    second = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=None, update_num=25)}
+    loss, _, figures = criterion(student, second)
+    assert float(loss) == pytest.approx(float(figures["nll_loss"]), rel=1e-6)
+    assert int(figures["teacher_tokens"]) == 0
+
+
+def test_a_share_that_another_flag_may_end_before_its_end_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where it does not move, or moves by epochs, nothing is said."""
+    for method, settings in (("gkd", {}), ("imitkd", {"schedule_by": "epoch"}), ("imitkd", {"max_epoch": 0})):
+        tiny_criterion(method, tiny_task(), **{"max_epoch": 3, **settings})
+    assert not caplog.records
+    tiny_criterion("imitkd", tiny_task(), max_epoch=3)
+    [record] = caplog.records
+    assert (
+        "--student-share exponential:0.005 moves by --max-update 100: if --max-epoch 3 ends"
+        in record.getMessage()
+    )

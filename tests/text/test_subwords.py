@@ -1,0 +1,101 @@
+"""Raw text becomes the symbols that fairseq's own tools make of it, and comes back."""
+
+import json
+import sys
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.text.subwords import SUBWORDS, Text, TextSettings
+
+LINE = "The lighthouse keeper, on his day off: 10 ships."
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of each kind of subwords that needs no package of its own."""
+    folder = tmp_path_factory.mktemp("files")
+    text = folder / "text"
+    text.write_text(f"{LINE}\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "pieces"), vocab_size=40, model_type="bpe", minloglevel=2
+    )
+    symbols = [*bytes_to_unicode().values(), "he"]
+    (folder / "encoder.json").write_text(
+        json.dumps({symbol: number for number, symbol in enumerate(symbols)})
+    )
+    (folder / "vocab.bpe").write_text("#version: 0.2\nh e\n")
+    return folder
+
+
+def settings(name: str, files: Path) -> TextSettings:
+    given = {
+        "sentencepiece": {"sentencepiece_model": files / "pieces.model"},
+        "gpt2": {"gpt2_encoder_json": files / "encoder.json", "gpt2_vocab_bpe": files / "vocab.bpe"},
+    }[name]
+    assert tuple(given) == SUBWORDS[name]
+    return TextSettings(name, given)
+
+
+@pytest.mark.parametrize("name", ["sentencepiece", "gpt2"])
+def test_text_comes_back(name: str, files: Path) -> None:
+    """Symbols with blanks between them, and the same text of them."""
+    text = Text(settings(name, files))
+    symbols = text.encode(LINE).split(" ")
+    assert len(symbols) > len(LINE.split())
+    assert text.decode(" ".join(symbols)) == LINE
+
+
+def test_symbols_are_the_packages_own(files: Path) -> None:
+    """Those that the training data was made of."""
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(files / "pieces.model"))
+    assert Text(settings("sentencepiece", files)).encode(LINE) == " ".join(pieces.encode(LINE, out_type=str))
+    assert Text(settings("gpt2", files)).encode("hehe") == "256 256"
+
+
+def test_words_stay_words() -> None:
+    """Without subwords or a tokeniser."""
+    text = Text(TextSettings())
+    assert text.decode(text.encode("a b@@ c")) == "a b@@ c"
+
+
+def test_a_tokenizer_comes_before_the_subwords(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And after them on the way back; the source's language is for the way there, the target's for the way back."""
+    asked = []
+
+    class Tokenizer:
+        def __init__(self, cfg: Namespace):
+            asked.append((cfg.tokenizer, cfg.source_lang, cfg.target_lang))
+
+        def encode(self, line: str) -> str:
+            return line.replace(",", " ,").replace(".", " .")
+
+        def decode(self, line: str) -> str:
+            return line.replace(" ,", ",").replace(" .", ".")
+
+    monkeypatch.setattr("fairseq.data.encoders.build_tokenizer", Tokenizer)
+    text = Text(replace(settings("sentencepiece", files), tokenizer="moses"), "de", "en")
+    assert asked == [("moses", "de", "en")]
+    plain = Text(settings("sentencepiece", files))
+    assert text.encode("ships, off.") == plain.encode("ships , off .")
+    assert text.decode(text.encode(LINE)) == LINE
+
+
+def test_what_can_not_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is none of its kind, a package that is not installed: one line that says which flag."""
+    (tmp_path / "junk").write_text("junk\n")
+    for name in ("sentencepiece", "gpt2"):
+        wrong = TextSettings(name, dict.fromkeys(SUBWORDS[name], tmp_path / "junk"))
+        with pytest.raises(UsageError, match=rf"^--bpe {name} can't be used: [^\n]+$"):
+            Text(wrong)
+    (tmp_path / "codes").write_text("a b\nmore than two words\n")
+    with pytest.raises(UsageError, match="must hold two subwords a line to be merged, but not in line 2"):
+        Text(TextSettings("fastbpe", {"bpe_codes": tmp_path / "codes"}))
+    monkeypatch.setitem(sys.modules, "sacremoses", None)
+    with pytest.raises(UsageError, match=r"--tokenizer moses can't be used: .*pip install sacremoses"):
+        Text(TextSettings(tokenizer="moses"))

@@ -1,0 +1,287 @@
+"""What a training remembers beside the weights: fed by the log, kept in checkpoints."""
+
+import io
+from typing import Any
+
+import pytest
+import torch
+
+from fairseq_imitkd.method.schedules import AdaptiveShare
+from fairseq_imitkd.mixing.replay import PastRollout, ReplayBuffer
+from fairseq_imitkd.text.rewards import RunningMean
+from fairseq_imitkd.training.state import TrainingState
+
+
+def validate(state: TrainingState, *batches: tuple[float, int]) -> None:
+    """A validation whose batches have these summed losses and tokens."""
+    state.validation_begins()
+    for loss, tokens in batches:
+        state.logged({"loss": loss, "ntokens": tokens}, training=False)
+
+
+def update(state: TrainingState, micro_batches: int = 1, **figures: float) -> None:
+    """An update, and what it logs."""
+    for _ in range(micro_batches):
+        state.update_begins()
+    state.logged({"loss": 500.0, "ntokens": 10, **figures}, training=True)
+
+
+def shares_after(*losses: float, start: float = 0.0) -> list[float]:
+    """The share after validations of one batch each, with an update after every one."""
+    share, found = AdaptiveShare(start), []
+    state = TrainingState(share)
+    for loss in losses:
+        validate(state, (10.0 * loss, 10))
+        update(state)
+        found.append(share(0))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("losses", "shares"),
+    [
+        ([9.0], [0.2]),
+        ([2.0, 3.0], [0.2, 0.3]),
+        ([3.0, 2.0], [0.2, 0.2]),
+        ([2.0, 2.0], [0.2, 0.2]),
+        ([2.0, 3.0, 2.5, 2.6, 2.6], [0.2, 0.3, 0.3, 0.4, 0.4]),
+        ([1.0, 3.0, 2.0, 1.5, 1.6], [0.2, 0.3, 0.3, 0.3, 0.4]),
+    ],
+)
+def test_share_grows_when_the_validation_loss_has_become_worse(
+    losses: list[float], shares: list[float]
+) -> None:
+    """By 0.1, against the last validation (not the best); a first one has none to be worse than (Ko et al. 2024)."""
+    assert shares_after(*losses, start=0.2) == pytest.approx(shares)
+
+
+def test_share_ends_at_one() -> None:
+    """However often it still becomes worse."""
+    shares = shares_after(*map(float, range(1, 15)), start=0.35)
+    assert shares[:8] == pytest.approx([0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95, 1.0])
+    assert shares[7:] == [1.0] * 7
+
+
+def test_validation_loss_is_the_mean_over_all_its_tokens() -> None:
+    """A short batch weighs less: the mean of the two ratios, 1.5 and then 1.4, would have fallen."""
+    share = AdaptiveShare(0.0)
+    state = TrainingState(share)
+    validate(state, (100.0, 100), (20.0, 10))  # 120 / 110
+    update(state)
+    validate(state, (130.0, 100), (15.0, 10))  # 145 / 110
+    update(state)
+    assert share(0) == pytest.approx(0.1)
+    assert share.last_loss == pytest.approx(145 / 110)
+
+
+def test_validation_counts_once_and_at_the_next_update() -> None:
+    """Not while it is going on; and micro-batches and later updates do not take it in again."""
+    share = AdaptiveShare(0.0)
+    state = TrainingState(share)
+    validate(state, (10.0, 10))
+    update(state)
+    validate(state, (30.0, 10))
+    assert share(0) == 0.0
+    update(state, micro_batches=4)
+    assert state.saved()["validation"] == [0.0, 0.0]
+    update(state)
+    assert share(0) == pytest.approx(0.1)
+    assert share.last_loss == pytest.approx(3.0)
+
+
+def test_training_figures_are_no_validation() -> None:
+    """Their loss is another thing: updates alone never move the share, and leave the last validation's loss."""
+    share = AdaptiveShare(0.3)
+    state = TrainingState(share)
+    for loss in (10.0, 20.0, 30.0):
+        update(state, loss=loss)
+    assert share(0) == 0.3
+    assert share.last_loss is None
+    validate(state, (10.0, 10))
+    state.logged({"loss": 9999.0, "ntokens": 1}, training=True)
+    update(state)
+    assert share.last_loss == pytest.approx(1.0)
+
+
+def test_only_the_first_validation_set_moves_the_share() -> None:
+    """Others of --valid-subset may be tests; fairseq's best checkpoint too is of the first alone."""
+    share = AdaptiveShare(0.0)
+    state = TrainingState(share)
+    for first, second in ((3.0, 1.0), (2.0, 9.0)):
+        validate(state, (first, 1))
+        state.validated()
+        state.logged({"loss": second, "ntokens": 1}, training=False)
+        state.validated()
+        update(state)
+    assert (share.share, share.last_loss) == (0.0, 2.0)
+
+
+def test_validation_begins_with_nothing() -> None:
+    """What an earlier one left, which no update followed, is not added."""
+    share = AdaptiveShare(0.0)
+    state = TrainingState(share)
+    validate(state, (90.0, 10))
+    validate(state, (20.0, 10))
+    update(state)
+    assert share.last_loss == pytest.approx(2.0)
+
+
+def test_empty_validation_is_none() -> None:
+    """Without a token there is no loss to compare."""
+    share = AdaptiveShare(0.0)
+    state = TrainingState(share)
+    validate(state, (10.0, 10))
+    update(state)
+    validate(state)
+    update(state)
+    assert share.last_loss == pytest.approx(1.0)
+    assert share(0) == 0.0
+
+
+def test_baseline_is_fed_the_mean_of_an_updates_rewards() -> None:
+    """Summed over processes and micro-batches first; updates without rollouts and validations leave it."""
+    baseline = RunningMean(memory=0.9)
+    state = TrainingState(baseline=baseline)
+    update(state, rewarded=4, reward=3.0)
+    assert baseline.mean == pytest.approx(0.75)
+    update(state, rewarded=0, reward=0.0)
+    update(state)
+    state.logged({"rewarded": 4, "reward": 0.0, "loss": 1.0, "ntokens": 1}, training=False)
+    assert baseline.mean == pytest.approx(0.75)
+    update(state, rewarded=10, reward=2.5)
+    assert baseline.mean == pytest.approx((0.9 * 0.75 + 0.25) / 1.9)
+
+
+def rollout(number: int) -> PastRollout:
+    """One of sentence ``number``."""
+    return PastRollout(number, 3, False, torch.tensor([4, 2]), torch.tensor([2, 5]), torch.tensor([5, 2]))
+
+
+def full_state() -> TrainingState:
+    """A state of all three parts that has seen something."""
+    state = TrainingState(AdaptiveShare(0.2), RunningMean(), ReplayBuffer(4))
+    assert state.replay is not None
+    for number in range(6):
+        state.replay.add(rollout(number))
+    validate(state, (10.0, 10))
+    update(state, rewarded=2, reward=1.5)
+    validate(state, (20.0, 10))
+    update(state, rewarded=2, reward=0.5)
+    return state
+
+
+def saved_and_loaded(state: TrainingState) -> Any:
+    """What a checkpoint gives back."""
+    file = io.BytesIO()
+    torch.save(state.saved(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def memory(state: TrainingState) -> tuple[Any, ...]:
+    """All that it remembers."""
+    assert state.share is not None
+    assert state.baseline is not None
+    assert state.replay is not None
+    kept = [old.number for old in state.replay.fitting(10**9, 10**3)]
+    return state.share(0), state.share.last_loss, state.baseline.mean, kept
+
+
+def test_goes_on_from_what_was_saved() -> None:
+    """Through torch's safe loader; what follows then moves both alike."""
+    one, other = full_state(), TrainingState(AdaptiveShare(0.9), RunningMean(), ReplayBuffer(4))
+    other.restore(saved_and_loaded(one))
+    assert memory(other) == memory(one)
+    assert memory(one)[0] == pytest.approx(0.3)
+    assert memory(one)[3] == [2, 3, 4, 5]
+    for state in (one, other):
+        validate(state, (40.0, 10))
+        update(state, rewarded=1, reward=0.1)
+    assert memory(other) == memory(one)
+    assert memory(one)[0] == pytest.approx(0.4)
+
+
+def test_checkpoint_between_a_validation_and_the_next_update() -> None:
+    """Where fairseq saves: the validation is in it, not yet taken in, and the resumed run takes it in once."""
+    one, other = full_state(), TrainingState(AdaptiveShare(0.9), RunningMean(), ReplayBuffer(4))
+    validate(one, (30.0, 10), (50.0, 10))
+    before = memory(one)
+    other.restore(saved_and_loaded(one))
+    assert memory(one) == memory(other) == before, "to save is not to take in"
+    for state in (one, other):
+        update(state)
+        update(state)
+    assert memory(other) == memory(one)
+    assert memory(one)[:2] == pytest.approx((0.4, 4.0))
+
+
+def test_checkpoint_amid_a_validation() -> None:
+    """Its later batches are added to what was saved of the earlier ones."""
+    one, other = full_state(), TrainingState(AdaptiveShare(0.9), RunningMean(), ReplayBuffer(4))
+    validate(one, (30.0, 10))
+    other.restore(saved_and_loaded(one))
+    for state in (one, other):
+        state.logged({"loss": 50.0, "ntokens": 10}, training=False)
+        update(state)
+    assert memory(other) == memory(one)
+    assert memory(other)[1] == pytest.approx(4.0)
+
+
+def test_most_methods_save_nothing() -> None:
+    """What remembers nothing leaves nothing, whatever was logged."""
+    state = TrainingState()
+    validate(state, (10.0, 10))
+    update(state, rewarded=2, reward=1.0)
+    validate(state, (20.0, 10))
+    assert state.saved() == {}
+    state.restore({})
+
+
+@pytest.mark.parametrize("part", ["share", "baseline", "replay"])
+def test_each_part_is_saved_by_itself(part: str) -> None:
+    """A method that has only one keeps that one."""
+    parts: dict[str, Any] = {
+        "share": AdaptiveShare(0.5),
+        "baseline": RunningMean(),
+        "replay": ReplayBuffer(2),
+    }
+    assert TrainingState(**{part: parts[part]}).saved().keys() == {part, "validation"}
+
+
+def test_parts_that_a_checkpoint_lacks_stay_as_they_are() -> None:
+    """A run that is resumed with another method begins what it adds, and ignores what it no longer has."""
+    saved = saved_and_loaded(full_state())
+    baseline, fresh = RunningMean(), AdaptiveShare(0.7)
+    TrainingState(baseline=baseline).restore(saved)
+    assert baseline.mean > 0.0
+    TrainingState(fresh).restore({"baseline": saved["baseline"]})
+    assert fresh(0) == 0.7
+    assert fresh.last_loss is None
+
+
+def test_saved_state_is_a_copy() -> None:
+    """What is logged later does not change what was saved."""
+    state = full_state()
+    validate(state, (30.0, 10))
+    saved = state.saved()
+    state.logged({"loss": 5000.0, "ntokens": 10}, training=False)
+    update(state, rewarded=1, reward=1.0)
+    other = TrainingState(AdaptiveShare(0.9), RunningMean(), ReplayBuffer(4))
+    other.restore(saved)
+    update(other)
+    assert other.share is not None
+    assert other.share.last_loss == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("parts", "listens"),
+    [
+        ({}, False),
+        ({"replay": ReplayBuffer(2)}, False),
+        ({"share": AdaptiveShare(0.0)}, True),
+        ({"baseline": RunningMean()}, True),
+    ],
+)
+def test_only_what_figures_move_listens_to_them(parts: dict[str, Any], listens: bool) -> None:
+    """Else nobody need fetch them from the device."""
+    assert TrainingState(**parts).listens is listens

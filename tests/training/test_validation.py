@@ -1,0 +1,265 @@
+"""Scores in validation: what is asked for, what is refused, what a batch adds, and the signatures at the end."""
+
+import gc
+import logging
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import sacrebleu
+import torch
+from fairseq.logging import metrics
+from fairseq.tasks.translation import TranslationTask
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.tasks.translation import TranslationWithTeacherTask
+from fairseq_imitkd.training.validation import (
+    ValidationScores,
+    _log_signatures,
+    check_validation,
+    score_names,
+)
+from tests.helpers.fairseq_models import build_student, letters, make_batch, tiny_criterion, tiny_task
+
+MAXIMIZE = {"maximize_best_checkpoint_metric": True}
+
+
+def check(**settings: Any) -> None:
+    """The check of a task's settings, these changed."""
+    defaults = {
+        "eval_metrics": None, "eval_bleu": False, "best_checkpoint_metric": "loss", "disable_validation": False,
+        "maximize_best_checkpoint_metric": False,
+    }  # fmt: skip
+    check_validation(SimpleNamespace(**{**defaults, **settings}))
+
+
+@pytest.mark.parametrize(
+    ("given", "eval_bleu", "expected"),
+    [
+        (None, False, []),
+        (None, True, ["bleu"]),
+        ("chrf,rouge-l", False, ["chrf", "rouge-l"]),
+        ("chrf,bleu", True, ["bleu", "chrf"]),
+        ("bleu,bleu,ter", False, ["bleu", "ter"]),
+    ],
+)
+def test_which_scores(given: str | None, eval_bleu: bool, expected: list[str]) -> None:
+    """Each once; ``--eval-bleu`` is one of them."""
+    assert score_names(given, eval_bleu) == expected
+
+
+@pytest.mark.parametrize("given", ["", "rougeL", "chrf, bleu", "chrf,", "meteor", "CHRF"])
+def test_no_such_score(given: str) -> None:
+    """One line with the flag, the value and the choices, when the task is built."""
+    with pytest.raises(UsageError) as caught:
+        tiny_task(eval_metrics=given)
+    assert str(caught.value) == (
+        f"--eval-metrics must be some of bleu, chrf, ter, rouge-1, rouge-2, rouge-l, joined by commas, but is '{given}'"
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"best_checkpoint_metric": "nll_loss"},
+        {"best_checkpoint_metric": "accuracy", **MAXIMIZE},
+        {"disable_validation": True, "eval_bleu": True},
+        {"eval_bleu": True, "best_checkpoint_metric": "bleu", **MAXIMIZE},
+        {"eval_metrics": "bleu", "best_checkpoint_metric": "bleu", **MAXIMIZE},
+        {"eval_metrics": "ter,chrf", "best_checkpoint_metric": "chrf", **MAXIMIZE},
+        {"eval_metrics": "ter,chrf", "best_checkpoint_metric": "ter"},
+        {"eval_metrics": "rouge-l,rouge-1", "best_checkpoint_metric": "rougeL", **MAXIMIZE},
+    ],
+)
+def test_what_can_be_chosen_by(settings: dict[str, Any]) -> None:
+    """A criterion's own figures, of which the task knows nothing, and scores that are computed."""
+    check(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"best_checkpoint_metric": "chrf", **MAXIMIZE},
+            "--best-checkpoint-metric chrf is not computed: add --eval-metrics chrf",
+        ),
+        (
+            {"best_checkpoint_metric": "rougeL", "eval_metrics": "rouge-1,bleu", **MAXIMIZE},
+            "--best-checkpoint-metric rougeL is not computed: add --eval-metrics rouge-l",
+        ),
+        (
+            {"best_checkpoint_metric": "bleu", "eval_metrics": "chrf", **MAXIMIZE},
+            "--best-checkpoint-metric bleu is not computed: add --eval-metrics bleu or --eval-bleu",
+        ),
+        (
+            {"best_checkpoint_metric": "rouge_l", "eval_metrics": "rouge-l", **MAXIMIZE},
+            "--best-checkpoint-metric must be rougeL, as the log calls it, but is rouge_l",
+        ),
+        (
+            {"best_checkpoint_metric": "chrf", "eval_metrics": "chrf"},
+            "--best-checkpoint-metric chrf would keep the worst checkpoint: add --maximize-best-checkpoint-metric",
+        ),
+        (
+            {"best_checkpoint_metric": "accuracy"},
+            "--best-checkpoint-metric accuracy would keep the worst checkpoint: add --maximize-best-checkpoint-metric",
+        ),
+        (
+            {"best_checkpoint_metric": "bleu", "eval_bleu": True},
+            "--best-checkpoint-metric bleu would keep the worst checkpoint: add --maximize-best-checkpoint-metric",
+        ),
+        *(
+            (
+                {"best_checkpoint_metric": name, "eval_metrics": "ter", **MAXIMIZE},
+                f"--maximize-best-checkpoint-metric would keep the worst checkpoint by --best-checkpoint-metric {name}: leave "
+                "it out or name a metric of which more is better",
+            )
+            for name in ("ter", "loss", "nll_loss")
+        ),
+        (
+            {"eval_metrics": "chrf", "disable_validation": True},
+            "--eval-metrics chrf changes nothing with --disable-validation: leave one of them out",
+        ),
+    ],
+)
+def test_what_is_refused(settings: dict[str, Any], message: str) -> None:
+    """fairseq would say so after the first validation, or never."""
+    with pytest.raises(UsageError) as caught:
+        check(**settings)
+    assert str(caught.value) == message
+
+
+def scores(*names: str, **settings: Any) -> ValidationScores:
+    """Over the letters."""
+    return ValidationScores(
+        names, letters(), **{"remove_bpe": None, "tokenized_bleu": False, "print_samples": False, **settings}
+    )
+
+
+def logged(*updates: list[dict[str, float]], of: ValidationScores) -> dict[str, float]:
+    """What fairseq shows of a validation whose batches logged these, each of several processes."""
+    with metrics.aggregate(new_root=True) as aggregator:
+        for update in updates:
+            of.log(update)
+    return aggregator.get_smoothed_values()
+
+
+class Joined:
+    """A detokeniser that removes blanks."""
+
+    def decode(self, line: str) -> str:
+        return line.replace(" ", "")
+
+
+def test_lines_of_a_batch() -> None:
+    """Padding and EOS go, unknown words match nothing, the detokeniser is asked; the sums are of these lines."""
+    sample = make_batch([([1, 2, 3], [1, 2, 3, 4]), ([4], [5])])
+    sample["target"][0, 1] = letters().unk()
+    written = [torch.tensor([5, letters().unk(), 7, 2]), torch.tensor([9, 2])]
+    for detokenizer, hypotheses, references in (
+        (None, ["b xzxzx d", "f"], ["b kvkvk d e", "f"]),
+        (Joined(), ["bxzxzxd", "f"], ["bkvkvkde", "f"]),
+    ):
+        own = scores("chrf", "bleu")
+        found = logged([own.of_batch(written, sample["target"], detokenizer)], of=own)
+        assert found == {
+            "chrf": round(sacrebleu.corpus_chrf(hypotheses, [references]).score, 2),
+            "bleu": round(sacrebleu.corpus_bleu(hypotheses, [references]).score, 2),
+        }
+
+
+def test_subword_marks_are_undone() -> None:
+    """As fairseq undoes them for BLEU."""
+    own = ValidationScores(["chrf"], letters(["a@@", "b", "c"]), "@@ ", False, False)
+    found = logged([own.of_batch([torch.tensor([4, 5, 2])], torch.tensor([[4, 5, 6, 2]]), None)], of=own)
+    assert found == {"chrf": round(sacrebleu.corpus_chrf(["ab"], [["ab c"]]).score, 2)}
+
+
+def test_samples_are_printed(caplog: pytest.LogCaptureFixture) -> None:
+    """One a batch, where ``--eval-bleu-print-samples`` asks for it."""
+    batch = ([torch.tensor([4, 2]), torch.tensor([5, 2])], torch.tensor([[6, 2], [7, 2]]), None)
+    with caplog.at_level(logging.INFO, "fairseq_imitkd.training.validation"):
+        scores("chrf").of_batch(*batch)
+        assert caplog.messages == []
+        scores("chrf", print_samples=True).of_batch(*batch)
+    assert caplog.messages == ["example hypothesis: a", "example reference: c"]
+
+
+def test_batches_and_processes_add_up() -> None:
+    """A process that has run out of sentences logs zeros, and a training step nothing."""
+    lines = [("a b c", "a b d"), ("e", "e f g h"), ("a a a a", "b b"), ("c d e f g", "c d e f g")]
+    own = scores("rouge-l", "chrf")
+
+    def sums(hypothesis: str, reference: str) -> dict[str, float]:
+        encoded = [
+            torch.tensor([letters().index(word) for word in text.split()] + [2])
+            for text in (hypothesis, reference)
+        ]
+        return own.of_batch([encoded[0]], encoded[1][None], None)
+
+    parts = [sums(*pair) for pair in lines]
+    idle = dict.fromkeys(parts[0], 0.0)
+    expected = logged(parts, of=own)
+    hypotheses, references = map(list, zip(*lines, strict=True))
+    assert expected["chrf"] == round(sacrebleu.corpus_chrf(hypotheses, [references]).score, 2)
+    assert logged([parts[0], parts[1]], [parts[2], idle], [parts[3], idle], of=own) == expected
+    assert logged([{"loss": 1.0}], of=own) == {}
+
+
+@pytest.mark.parametrize("tokenized", [False, True])
+@pytest.mark.parametrize(
+    "settings", [{"eval_bleu": True}, {"eval_bleu": True, "eval_metrics": "rouge-2,chrf"}]
+)
+def test_bleu_is_fairseqs_with_unknown_words(settings: dict[str, Any], tokenized: bool) -> None:
+    """The same counts, by one decoding of the batch whatever is asked for beside it."""
+    task = tiny_task(eval_tokenized_bleu=tokenized, **settings)
+    model, criterion = build_student(), tiny_criterion("word_kd", task).eval()
+    sample = make_batch([([1] * 6, [3, 2, 1, 5, 6, 7]), ([4, 5], [5, 4])])
+    unknown = letters().unk()
+    sample["target"][0, 4], sample["target"][1, 1] = unknown, unknown
+    written, decoded = [[7, 6, 5, 9, unknown, 11, 2], [9, unknown, 2]], []
+
+    def inference_step(*args: Any, **kwargs: Any) -> list[list[dict[str, Any]]]:
+        decoded.append(1)
+        return [[{"tokens": torch.tensor(tokens)}] for tokens in written]
+
+    task.inference_step, task.tokenizer, task.sequence_generator = inference_step, None, None
+    found = []
+    for kind in (TranslationTask, TranslationWithTeacherTask):
+        _, _, log = kind.valid_step(task, sample, model, criterion)
+        with metrics.aggregate(new_root=True) as aggregator:
+            kind.reduce_metrics(task, [log, log], criterion)
+        found.append(aggregator.get_smoothed_values())
+    assert len(decoded) == 2
+    assert found[1]["bleu"] == found[0]["bleu"]
+    assert 10 < found[1]["bleu"] < 90
+    assert ("chrf" in found[1]) == ("eval_metrics" in settings)
+
+
+def signed(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What of the signatures was logged so far."""
+    gc.collect()
+    return [message for message in caplog.messages if message.startswith("signature")]
+
+
+def test_signatures_are_logged_once_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """When what scores goes, not at each validation; and nothing of what was never scored."""
+    caplog.set_level(logging.INFO, "fairseq_imitkd.training.validation")
+    idle, own = scores("ter"), scores("chrf", "rouge-l")
+    sums = own.of_batch([torch.tensor([4, 2])], torch.tensor([[4, 2]]), None)
+    for _ in range(3):
+        logged([sums], [sums], of=own)
+    expected = [f"signature of {name}: {signature}" for name, signature in own.corpus.signatures().items()]
+    assert signed(caplog) == []
+    del idle, own
+    assert signed(caplog) == expected
+    assert "nc:6" in expected[0]
+    assert "rouge-score|F1" in expected[1]
+
+
+def test_copy_of_a_process_signs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A data loader's, in which all of this may go too."""
+    caplog.set_level(logging.INFO, "fairseq_imitkd.training.validation")
+    _log_signatures({"chrf": "nrefs:1"}, os.getpid() + 1)
+    assert caplog.messages == []
