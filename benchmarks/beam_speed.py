@@ -40,7 +40,7 @@ from common import (
 from fairseq.data import data_utils
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq_imitkd.data.directory.corpus import Corpus, Languages, of_split, whole_dataset
-from fairseq_imitkd.teacher.teacher.loading import StudentSide, load_teacher
+from fairseq_imitkd.teacher.teacher.loading import load_teacher
 from sacrebleu.metrics import CHRF
 from tqdm import tqdm
 
@@ -114,10 +114,7 @@ def build_engines(
 ) -> tuple[dict[str, Callable[[Batch], list[Hypothesis]]], list[Batch]]:
     """Everything that translates, by name, each the best of every sentence of a batch; and the batches."""
     decoding, device = Decoding(beam=args.beam), torch.device(args.device)
-    side = StudentSide(
-        languages.source, languages.target, languages.source_dictionary, languages.target_dictionary
-    )
-    teacher = load_teacher(str(args.teacher), side, "fp32", None, None)
+    teacher = load_teacher(str(args.teacher), languages, "fp32", None, None)
     longest = teacher.max_positions
     backends: dict[str, Any] = {}
     for quantization in QUANTIZATIONS:

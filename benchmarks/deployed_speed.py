@@ -30,7 +30,7 @@ from common import (
 from fairseq.data import data_utils
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq_imitkd.data.directory.corpus import Languages, of_split
-from fairseq_imitkd.teacher.teacher.loading import StudentSide, load_student
+from fairseq_imitkd.teacher.teacher.loading import load_student
 from tqdm import tqdm
 
 from fairseq_imitkd.engines.base import Decoding
@@ -94,16 +94,13 @@ def sample(args: argparse.Namespace, languages: Languages) -> tuple[list[torch.T
 
 def build(args: argparse.Namespace, languages: Languages, folder: Path) -> dict[str, Engine]:
     """Everything that translates, by name, the teacher first."""
-    side = StudentSide(
-        languages.source, languages.target, languages.source_dictionary, languages.target_dictionary
-    )
-    teacher, _ = load_student(str(args.teacher), languages.folder, side)
+    teacher, _ = load_student(str(args.teacher), languages)
     base = stock(teacher, languages, args.beam)
     name = f"teacher, fairseq, beam {args.beam}"
     engines = {name: base, f"{name} (again)": base, "teacher, fairseq, greedy": stock(teacher, languages, 1)}
     for given in args.students:
         name, _, path = given.partition("=")
-        student, _ = load_student(path, languages.folder, side)
+        student, _ = load_student(path, languages)
         engines[f"{name}, fairseq, greedy"] = stock(student, languages, 1)
         engines[f"{name}, imitkd-generate, greedy"] = through(ModelEngine(student, languages, GREEDY))
         form = form_of(student)

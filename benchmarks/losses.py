@@ -23,8 +23,9 @@ from memory import MEGABYTE, forget_peak, held, peak
 from torch import Tensor
 from tqdm import tqdm
 
-from fairseq_imitkd.losses.chunked import Figures, Projected, Scores, chunk_size, chunked_loss
+from fairseq_imitkd.losses.chunked import Figures, chunk_size, chunked_loss
 from fairseq_imitkd.losses.divergences import DIVERGENCES
+from fairseq_imitkd.models.logits import ProjectedLogits, TokenLogits
 
 SETTINGS = {"jsd_weight": 0.1, "skew": 0.1, "annealing": 0.5, "logit_margin": 0.0}
 WIDTH = 512
@@ -113,18 +114,18 @@ def measured_peak(args: argparse.Namespace, name: str, way: str) -> int:
     return peak(args.device) - before
 
 
-def tensors(positions: int, symbols: int, device: str) -> tuple[Projected, Projected, Tensor]:
+def tensors(positions: int, symbols: int, device: str) -> tuple[ProjectedLogits, ProjectedLogits, Tensor]:
     """Student and teacher of the same shape, and references."""
     torch.manual_seed(1)
     made = [
         torch.randn(rows, WIDTH, device=device) * scale
         for rows, scale in ((positions, 1.0), (symbols, 0.05)) * 2
     ]
-    student = Projected(made[0].requires_grad_(True), made[1].requires_grad_(True))
-    return student, Projected(made[2], made[3]), torch.randint(symbols, (positions,), device=device)
+    student = ProjectedLogits(made[0].requires_grad_(True), made[1].requires_grad_(True))
+    return student, ProjectedLogits(made[2], made[3]), torch.randint(symbols, (positions,), device=device)
 
 
-def chunks(name: str, student: Projected, teacher: Scores, gold: Tensor) -> None:
+def chunks(name: str, student: ProjectedLogits, teacher: TokenLogits, gold: Tensor) -> None:
     size = chunk_size(gold.numel(), student.weight.size(0), gold.device) or chunk_size(
         2**30, student.weight.size(0), gold.device
     )
@@ -132,13 +133,15 @@ def chunks(name: str, student: Projected, teacher: Scores, gold: Tensor) -> None
     loss.backward()
 
 
-def whole(name: str, student: Projected, teacher: Scores, gold: Tensor) -> None:
+def whole(name: str, student: ProjectedLogits, teacher: TokenLogits, gold: Tensor) -> None:
     everything = slice(None)
     losses, _ = token_loss(name, student.logits(everything), teacher, gold, everything)
     losses.sum().backward()
 
 
-def token_loss(name: str, logits: Tensor, teacher: Scores, gold: Tensor, at: slice) -> tuple[Tensor, Figures]:
+def token_loss(
+    name: str, logits: Tensor, teacher: TokenLogits, gold: Tensor, at: slice
+) -> tuple[Tensor, Figures]:
     divergence, target = DIVERGENCES[name], gold[at]
     given: dict[str, Any] = {
         **SETTINGS,

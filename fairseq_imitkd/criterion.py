@@ -15,21 +15,20 @@ from fairseq.criterions import FairseqCriterion
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
+from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.errors import RefusedUpdate, UsageError
-from fairseq_imitkd.losses.chunked import (
-    Figures,
-    Projected,
-    Scores,
-    Whole,
-    chunk_size,
-    chunked_loss,
-    token_lprobs,
-)
-from fairseq_imitkd.losses.divergences import DIVERGENCES, full_precision, most_probable_only, needs
+from fairseq_imitkd.losses.chunked import Figures, chunk_size, chunked_loss
+from fairseq_imitkd.losses.divergences import DIVERGENCES, most_probable_only, needs
 from fairseq_imitkd.method.config import DistillationConfig, check, training_length
 from fairseq_imitkd.method.schedules import AdaptiveShare, Schedule, parse_schedule, parse_share
-from fairseq_imitkd.mixing.batch import Batch
 from fairseq_imitkd.models.access import features_for_logits, output_projection, unwrapped
+from fairseq_imitkd.models.logits import (
+    ProjectedLogits,
+    TokenLogits,
+    WholeLogits,
+    full_precision,
+    token_lprobs,
+)
 from fairseq_imitkd.rollout import RolloutPolicy
 from fairseq_imitkd.training import metrics
 from fairseq_imitkd.vocab_ops import most_probable
@@ -53,7 +52,7 @@ class Distillation:
         advantages: ``(B,)``, each rollout's reward less the baseline; None without rewards.
     """
 
-    teacher: Scores | None
+    teacher: TokenLogits | None
     is_rollout: Tensor
     truncated: Tensor
     update_num: int = 0
@@ -222,11 +221,11 @@ class DistillationCriterion(FairseqCriterion):
             with features_for_logits(decoder):
                 features = self._run(model, sample)
             weight, bias = output_projection(decoder)  # type: ignore[misc]  # chunk() made sure of it
-            scores: Scores = Projected(features[batch.positions], weight, bias)
+            scores: TokenLogits = ProjectedLogits(features[batch.positions], weight, bias)
         else:
-            scores = Whole(full_precision(self._run(model, sample)))
+            scores = WholeLogits(full_precision(self._run(model, sample)))
         batch = self._with_inputs(batch, scores, chunk)
-        if isinstance(scores, Projected):
+        if isinstance(scores, ProjectedLogits):
             loss, found = chunked_loss(scores, partial(self._token_loss, batch), chunk)
         else:
             losses, found = self._token_loss(batch, scores.logits(slice(None)), slice(None))
@@ -269,7 +268,7 @@ class DistillationCriterion(FairseqCriterion):
             batch.scale = 1.0 / target.ne(self.padding_idx).sum(dim=-1).clamp(min=1)[rows]
         return batch
 
-    def _with_inputs(self, batch: "_Positions", student: Scores, chunk: int) -> "_Positions":
+    def _with_inputs(self, batch: "_Positions", student: TokenLogits, chunk: int) -> "_Positions":
         """The same with the tensors that the divergence asks for beside logits; some take a pass over them beforehand."""
         if batch.teacher is None:
             return batch
@@ -407,7 +406,7 @@ class _Positions:
     positions: Tensor | None
     distillation: Optional[Distillation]
     gold_weight: float = 1.0
-    teacher: Scores | None = None
+    teacher: TokenLogits | None = None
     advantages: Tensor | None = None
     scale: Tensor | None = None
 
@@ -431,7 +430,7 @@ def _moves(share: Schedule, end: int) -> bool:
 
 
 def _what_is_not_finite(
-    sample: Batch, batch: _Positions, student: Scores, losses: Tensor, divergence: str
+    sample: Batch, batch: _Positions, student: TokenLogits, losses: Tensor, divergence: str
 ) -> str:
     """Which sentences of a batch have a loss that is no number, and through whose fault, in one line."""
     broken = (~losses.isfinite() & batch.counted).nonzero().squeeze(-1)

@@ -29,6 +29,11 @@ class RefusedUpdate(RuntimeError, SystemExit):
         self.code = f"error: {message}"
 
 
+def in_one_line(error: BaseException, longest: int = 300) -> str:
+    """The error's message as one line of at most ``longest`` characters; its type's name if it has no message."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
 def interruptible(then: str = "") -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
     """Let Ctrl-C end a command with one line, and with status 130 as shells have it.
 

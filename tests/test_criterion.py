@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
 from fairseq_imitkd.errors import RefusedUpdate, UsageError
-from fairseq_imitkd.losses.chunked import Whole
 from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.mixing.batch import with_rollouts
+from fairseq_imitkd.models.logits import WholeLogits
 from fairseq_imitkd.rollout import Rollout
 from tests.helpers.fairseq_models import (
     TOKENWISE,
@@ -42,7 +42,10 @@ def distillation_batch(seed: int = 1, rollout_rows: tuple[int, ...] = (1, 3)) ->
     teacher_logits = 2.0 * torch.randn(batch, width, 20, generator=generator)
     truncated = torch.zeros(batch, dtype=torch.bool)
     truncated[list(rollout_rows[1:])] = True
-    return {**sample, DISTILLATION: Distillation(Whole(teacher_logits.flatten(0, 1)), is_rollout, truncated)}
+    return {
+        **sample,
+        DISTILLATION: Distillation(WholeLogits(teacher_logits.flatten(0, 1)), is_rollout, truncated),
+    }
 
 
 def teacher_logits(sample: dict[str, Any]) -> Tensor:
@@ -166,7 +169,9 @@ def rows_alone(sample: dict[str, Any]) -> list[dict[str, Any]]:
                     "prev_output_tokens": sample["net_input"]["prev_output_tokens"][one, :length],
                 },
                 DISTILLATION: Distillation(
-                    Whole(teacher_logits(sample)[row, :length]), given.is_rollout[one], given.truncated[one]
+                    WholeLogits(teacher_logits(sample)[row, :length]),
+                    given.is_rollout[one],
+                    given.truncated[one],
                 ),
             }
         )
@@ -202,7 +207,10 @@ def test_first_token_counts(student, name: str) -> None:
     criterion, sample = tiny_criterion(name, tiny_task()), distillation_batch()
     changed = teacher_logits(sample).clone()
     changed[:, 0] = changed[:, 0].roll(3, dims=-1)
-    other = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=Whole(changed.flatten(0, 1)))}
+    other = {
+        **sample,
+        DISTILLATION: replace(sample[DISTILLATION], teacher=WholeLogits(changed.flatten(0, 1))),
+    }
     one, two = (criterion(student, batch, reduce=False)[0] for batch in (sample, other))
     starts = torch.zeros_like(sample["target"], dtype=torch.bool)
     starts[:, 0] = True
@@ -217,7 +225,10 @@ def test_padding_columns_of_the_teacher_are_not_read(student, name: str) -> None
     criterion, sample = tiny_criterion(name, tiny_task()), distillation_batch()
     changed = teacher_logits(sample).clone()
     changed[sample["target"].eq(PAD)] = torch.nan
-    other = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=Whole(changed.flatten(0, 1)))}
+    other = {
+        **sample,
+        DISTILLATION: replace(sample[DISTILLATION], teacher=WholeLogits(changed.flatten(0, 1))),
+    }
     losses, gradients = [], []
     for batch in (sample, other):
         student.zero_grad(set_to_none=True)
@@ -479,7 +490,7 @@ def test_teacher_that_is_not_finite_is_named_with_its_sentences(student, name: s
     broken[[0, 2], 0, 5] = torch.nan
     other = {
         **sample,
-        DISTILLATION: replace(sample[DISTILLATION], teacher=Whole(broken.flatten(0, 1)), update_num=7),
+        DISTILLATION: replace(sample[DISTILLATION], teacher=WholeLogits(broken.flatten(0, 1)), update_num=7),
     }
     ids = ", ".join(map(str, sample["id"][[0, 2]].tolist()))
     with pytest.raises(RefusedUpdate) as refusal:
@@ -502,7 +513,10 @@ def test_student_that_is_not_finite_is_told_from_the_teacher() -> None:
         tiny_criterion("imitkd_full", tiny_task())(model, sample)
     impossible = teacher_logits(sample).clone()
     impossible[1, 0, 6] = -torch.inf
-    other = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=Whole(impossible.flatten(0, 1)))}
+    other = {
+        **sample,
+        DISTILLATION: replace(sample[DISTILLATION], teacher=WholeLogits(impossible.flatten(0, 1))),
+    }
     with pytest.raises(
         RefusedUpdate, match=rf"sentence {int(sample['id'][1])} is .*--divergence reverse-kl is not finite"
     ):
@@ -540,7 +554,10 @@ def test_teacher_is_not_read_where_references_are_all(student, chunk: int) -> No
     for value in (0.0, torch.nan):
         changed = teacher_logits(sample).clone()
         changed[[0, 2, 4]] = value
-        given = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=Whole(changed.flatten(0, 1)))}
+        given = {
+            **sample,
+            DISTILLATION: replace(sample[DISTILLATION], teacher=WholeLogits(changed.flatten(0, 1))),
+        }
         student.zero_grad(set_to_none=True)
         criterion(student, given)[0].backward()
         gradients.append(student.decoder.output_projection.weight.grad.clone())
@@ -551,7 +568,10 @@ def test_teacher_is_not_read_where_references_are_all(student, chunk: int) -> No
     with pytest.raises(RefusedUpdate, match=f"sentence {int(sample['id'][1])} is"):
         criterion(
             student,
-            {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=Whole(changed.flatten(0, 1)))},
+            {
+                **sample,
+                DISTILLATION: replace(sample[DISTILLATION], teacher=WholeLogits(changed.flatten(0, 1))),
+            },
         )
 
 

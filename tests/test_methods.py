@@ -199,7 +199,7 @@ def test_documents_list_every_method() -> None:
 def test_the_tables_tests_exist() -> None:
     """Each method trains in one test; each divergence is checked by its definition in another."""
     from tests.integration import test_methods as trainings
-    from tests.unit import test_divergences as definitions
+    from tests.losses import test_divergences as definitions
 
     assert list(trainings.METHODS) == list(METHODS)
     assert set(definitions.DIVERGENCES) >= {str(defaults().divergence) for defaults in METHODS.values()}

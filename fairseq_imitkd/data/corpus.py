@@ -16,6 +16,7 @@ from fairseq.data import ConcatDataset, Dictionary, data_utils, indexed_dataset
 from torch import Tensor
 
 from fairseq_imitkd.data.files import partial, sha256
+from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.text.subwords import Text
 
@@ -26,19 +27,14 @@ _HEADER = struct.Struct(
 
 
 @dataclass(frozen=True)
-class Languages:
-    """A fairseq data directory's dictionaries.
+class Languages(LanguagePair):
+    """The language pair of a fairseq data directory.
 
     Args:
         folder: the directory.
-        source, target: its languages.
     """
 
     folder: Path
-    source: str
-    target: str
-    source_dictionary: Dictionary
-    target_dictionary: Dictionary
 
     @classmethod
     def of(cls, folder: Path, source: str | None, target: str | None) -> "Languages":
@@ -66,7 +62,7 @@ class Languages:
                 source, target = source or other, target or other
         if source == target:
             raise UsageError(f"--source-lang and --target-lang must be two languages, but both are {source}")
-        read = []
+        read: list[Dictionary] = []
         for language in (source, target):
             path = folder / f"dict.{language}.txt"
             if not os.path.isfile(path):
@@ -77,7 +73,7 @@ class Languages:
                 read.append(Dictionary.load(str(path)))
             except Exception as error:  # fairseq raises Exception itself
                 raise UsageError(f"{path} is no dictionary of fairseq's: {_in_one_line(error)}") from error
-        return cls(folder, source, target, *read)
+        return cls(source, target, read[0], read[1], folder)
 
     @property
     def pairs(self) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from fairseq_imitkd.engines.base import Decoding
 from fairseq_imitkd.engines.exported import Engine, ModelEngine
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export.bundle import MANIFEST, Bundle
-from fairseq_imitkd.teacher.loading import StudentSide, load_student
+from fairseq_imitkd.teacher.loading import load_student
 
 FAIRSEQ = "fairseq"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -106,10 +106,7 @@ def load(path: Path, languages: Languages, decoding: Decoding, allow_globals: st
     """
     if os.path.isdir(path):
         return _exported(path, languages, decoding)
-    side = StudentSide(
-        languages.source, languages.target, languages.source_dictionary, languages.target_dictionary
-    )
-    model, arch = load_student(str(path), languages.folder, side, allow_globals)
+    model, arch = load_student(str(path), languages, allow_globals)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     engine = ModelEngine(model, languages, decoding)
     return Model(path, FAIRSEQ, None, arch, parameters, model.max_positions(), engine, model)

@@ -24,7 +24,7 @@ from fairseq_imitkd.engines.exported import FORMS, ModelEngine, form_of, open_en
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import checks
 from fairseq_imitkd.export.bundle import FORMAT, MANIFEST, MODEL, SUBWORD_FILES
-from fairseq_imitkd.teacher.loading import StudentSide, load_student
+from fairseq_imitkd.teacher.loading import load_student
 from fairseq_imitkd.text.subwords import Text, TextSettings
 
 logger = logging.getLogger(__name__)
@@ -110,13 +110,10 @@ def export(job: Job) -> dict[str, Any]:
     corpus = of_split(languages, job.split)
     if corpus.references is None:
         raise UsageError(
-            f"--gen-subset {job.split} has no target side, which the checks need: give another split"
+            f"--gen-subset {job.split} has no target languages, which the checks need: give another split"
         )
-    side = StudentSide(
-        languages.source, languages.target, languages.source_dictionary, languages.target_dictionary
-    )
     digest = sha256(job.checkpoint) if os.path.isfile(job.checkpoint) else None
-    student, arch = load_student(job.checkpoint, languages.folder, side, job.allow_globals)
+    student, arch = load_student(job.checkpoint, languages, job.allow_globals)
     form = form_of(student)
     if form is None:
         raise UsageError(f"CHECKPOINT '{job.checkpoint}' can't be exported: {why_none(student)}")

@@ -7,16 +7,14 @@ hidden states and matrix are taken at once, so that no ``(N, V)`` tensor outlive
 the backward pass.
 """
 
-import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_imitkd.losses.divergences import full_precision
+from fairseq_imitkd.models.logits import ProjectedLogits, full_precision
 
 Figures = dict[str, Tensor]
 
@@ -30,93 +28,6 @@ CHUNK_LOGITS_ELSEWHERE = 2**26
 LEAST_CHUNK = (
     64  # positions: below, adding to the gradient of a large output matrix costs more than the logits
 )
-
-
-class Scores(Protocol):
-    """The logits of ``N`` positions over ``V`` symbols, made when they are asked for."""
-
-    def logits(self, positions: slice) -> Tensor:
-        """``(n, V)``, those of some positions."""
-
-    def at(self, positions: Tensor) -> "Scores":
-        """The scores of some positions alone, ``(n,)`` rising indices."""
-
-
-@dataclass(frozen=True)
-class Whole:
-    """Logits that are there, ``(N, V)``."""
-
-    values: Tensor
-
-    def logits(self, positions: slice) -> Tensor:
-        """See :class:`Scores`."""
-        return self.values[positions]
-
-    def at(self, positions: Tensor) -> "Whole":
-        """See :class:`Scores`."""
-        return Whole(self.values[positions])
-
-
-@dataclass(frozen=True)
-class Averaged:
-    """The logarithm of the weighted mean of several models' probabilities.
-
-    Args:
-        members: ``M`` scores of the same ``N`` positions.
-        log_weights: ``(M,)``, or ``(N, M)`` where each position has its own; their exponentials add up to 1.
-        of_logits: the weighted mean of the logits as they are, instead.
-    """
-
-    members: Sequence[Scores]
-    log_weights: Tensor
-    of_logits: bool = False
-
-    def logits(self, positions: slice) -> Tensor:
-        """See :class:`Scores`; of probabilities' means, these are log-probabilities."""
-        weights = self.log_weights if self.log_weights.dim() == 1 else self.log_weights[positions]
-        total: Tensor | None = None
-        for number, member in enumerate(self.members):
-            logits = full_precision(member.logits(positions))
-            log_weight = weights[..., number].to(logits).unsqueeze(-1)
-            if self.of_logits:
-                weighted = logits * log_weight.exp()
-                total = weighted if total is None else total + weighted
-            else:
-                weighted = logits.log_softmax(dim=-1) + log_weight
-                total = weighted if total is None else torch.logaddexp(total, weighted)
-        assert total is not None
-        return total
-
-    def at(self, positions: Tensor) -> "Averaged":
-        """See :class:`Scores`."""
-        weights = self.log_weights if self.log_weights.dim() == 1 else self.log_weights[positions]
-        return Averaged([member.at(positions) for member in self.members], weights, self.of_logits)
-
-
-@dataclass(frozen=True)
-class Projected:
-    """Logits still to be made: hidden states ``(N, D)``, the output matrix ``(V, D)`` and its bias ``(V,)`` or None.
-
-    ``as_they_are``: in the precision that these have, under autocast too.
-    """
-
-    features: Tensor
-    weight: Tensor
-    bias: Tensor | None = None
-    as_they_are: bool = field(default=False, kw_only=True)
-
-    def logits(self, positions: slice) -> Tensor:
-        """See :class:`Scores`."""
-        with (
-            torch.autocast(self.features.device.type, enabled=False)
-            if self.as_they_are
-            else contextlib.nullcontext()
-        ):
-            return F.linear(self.features[positions], self.weight, self.bias)
-
-    def at(self, positions: Tensor) -> "Projected":
-        """See :class:`Scores`."""
-        return replace(self, features=self.features[positions])
 
 
 def chunk_size(positions: int, symbols: int, device: torch.device, asked: int = 0) -> int:
@@ -133,7 +44,7 @@ def chunk_size(positions: int, symbols: int, device: torch.device, asked: int = 
     return 0 if positions * symbols <= room else max(LEAST_CHUNK, room // symbols)
 
 
-def chunked_loss(student: Projected, token_loss: TokenLoss, chunk: int) -> tuple[Tensor, Figures]:
+def chunked_loss(student: ProjectedLogits, token_loss: TokenLoss, chunk: int) -> tuple[Tensor, Figures]:
     """The sum of a loss over ``N`` positions, a chunk at a time, with its exact gradient.
 
     Args:
@@ -212,22 +123,3 @@ class _ChunkedLoss(torch.autograd.Function):
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*scaled, None, None, None)
-
-
-def token_lprobs(scores: Scores, tokens: Tensor, chunk: int) -> Tensor:
-    """The log-probability of one symbol at each position, in float32 (float64 of float64), without gradient.
-
-    Args:
-        scores: of ``N`` positions.
-        tokens: ``(N,)`` int64.
-        chunk: positions at a time; 0 is all.
-    """
-    chunk = chunk or max(tokens.numel(), 1)
-    found = []
-    with torch.no_grad():
-        for start in range(0, max(tokens.numel(), 1), chunk):
-            positions = slice(start, start + chunk)
-            logits = full_precision(scores.logits(positions))
-            chosen = logits.gather(-1, tokens[positions].unsqueeze(-1)).squeeze(-1)
-            found.append(chosen - logits.logsumexp(dim=-1))
-    return torch.cat(found)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_imitkd.models.logits import full_precision
 from fairseq_imitkd.vocab_ops import most_probable
 
 Divergence = Callable[..., Tensor]
@@ -281,11 +282,6 @@ def most_probable_only(
     if tail == "dropped":
         return student_logits, torch.full_like(teacher_logits, float("-inf")).scatter(-1, symbols, best)
     return _with_bucket(student_logits, symbols), _with_bucket(teacher_logits, symbols)
-
-
-def full_precision(logits: Tensor) -> Tensor:
-    """Half-precision logits as float32, since a sum over ``V`` symbols overflows or rounds away in half; others as they are."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _with_bucket(logits: Tensor, symbols: Tensor) -> Tensor:

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.mixing.replay import PastRollout
 from fairseq_imitkd.rollout import Rollout
-
-Batch = dict[str, Any]
 
 # Word alignments between a source and its reference: they have no row a sentence, and no meaning for a rollout.
 ALIGNMENTS = ("alignments", "align_weights")

@@ -13,7 +13,7 @@ from typing import Any
 from fairseq.data.iterators import CountingIterator
 from torch import Tensor
 
-from fairseq_imitkd.mixing.batch import Batch
+from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.rollout import Rollout
 
 

@@ -30,7 +30,7 @@ from fairseq_imitkd.engines.ctranslate2 import COMPARED, CTranslateBackend, agre
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.seqkd.dataset import Counts, Filters, pairs, summary, write
 from fairseq_imitkd.seqkd.journal import Journal, records
-from fairseq_imitkd.teacher.loading import StudentSide, load_teacher
+from fairseq_imitkd.teacher.loading import load_teacher
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.text.subwords import Text, TextSettings
 
@@ -315,11 +315,8 @@ def load(job: Job, languages: Languages) -> Teacher:
     Raises:
         UsageError: it can't be used, or its targets are too short.
     """
-    side = StudentSide(
-        languages.source, languages.target, languages.source_dictionary, languages.target_dictionary
-    )
     teacher = load_teacher(
-        job.teacher_path, side, job.teacher_dtype, job.teacher_data, job.teacher_allow_globals
+        job.teacher_path, languages, job.teacher_dtype, job.teacher_data, job.teacher_allow_globals
     )
     longest = teacher.max_positions[1]
     if job.decoding.min_len >= longest:

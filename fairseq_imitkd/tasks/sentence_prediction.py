@@ -31,11 +31,11 @@ from fairseq_imitkd.checkpoints.safe_load import (
     reported,
 )
 from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
+from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.losses.chunked import Averaged, Scores, Whole
 from fairseq_imitkd.method.config import TeacherConfig
-from fairseq_imitkd.mixing.batch import Batch
 from fairseq_imitkd.models.access import placement, unwrapped
+from fairseq_imitkd.models.logits import AveragedLogits, TokenLogits, WholeLogits
 from fairseq_imitkd.tasks.translation import autocast
 from fairseq_imitkd.teacher.loading import dictionary_folder
 from fairseq_imitkd.teacher.teacher import Teacher
@@ -75,10 +75,10 @@ class ClassifyingTeacher(Teacher):
         self.head = head
 
     @torch.no_grad()
-    def classify(self, sample: Batch, of_logits: bool = False) -> Scores:
+    def classify(self, sample: Batch, of_logits: bool = False) -> TokenLogits:
         """The teacher's scores of ``B`` sentences over ``C`` classes: of probabilities' means, or of logits'."""
-        members = [Whole(_classes(model, sample, self.head)) for model in self.models]
-        return members[0] if len(members) == 1 else Averaged(members, self.log_weights, of_logits)
+        members = [WholeLogits(_classes(model, sample, self.head)) for model in self.models]
+        return members[0] if len(members) == 1 else AveragedLogits(members, self.log_weights, of_logits)
 
 
 @register_task("sentence_prediction_with_teacher", dataclass=SentencePredictionWithTeacherConfig)

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from fairseq_imitkd.checkpoints.safe_load import check_files, parse_weights
 from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
+from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.data.directory import check_data, dictionaries_read
+from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.config import TeacherConfig
 from fairseq_imitkd.method.schedules import AdaptiveShare
-from fairseq_imitkd.mixing.batch import Batch, parts_by_length, take
+from fairseq_imitkd.mixing.batch import parts_by_length, take
 from fairseq_imitkd.mixing.mixer import NO_WORK, Authors, Mixed, Mixer
 from fairseq_imitkd.mixing.pool import RolloutPool
 from fairseq_imitkd.mixing.replay import ReplayBuffer
@@ -35,7 +37,7 @@ from fairseq_imitkd.rollout import RolloutGenerator
 from fairseq_imitkd.teacher.cache.reader import CachedTeacher, open_cache, refuse_teacher_flags
 from fairseq_imitkd.teacher.encoder_cache import parse_bytes
 from fairseq_imitkd.teacher.initialise import initialise, parse_parts
-from fairseq_imitkd.teacher.loading import StudentSide, load_teacher
+from fairseq_imitkd.teacher.loading import load_teacher
 from fairseq_imitkd.teacher.selection import TeacherSelector, several_processes
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.text.rewards import NO_REWARDS, Rewarder, RunningMean
@@ -305,9 +307,7 @@ class TranslationWithTeacherTask(TranslationTask):
         if cfg.teacher_cache:
             assert criterion is not None
             return open_cache(cfg.teacher_cache, self, criterion)
-        student = StudentSide(
-            cfg.source_lang, cfg.target_lang, self.source_dictionary, self.target_dictionary
-        )
+        student = LanguagePair.of_task(self)
         return load_teacher(
             cfg.teacher_path or "",
             student,

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.mixing.batch import Batch
 
 
 class EncoderCache:

@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from fairseq_imitkd.checkpoints.safe_load import (
     refuse_expressions,
     reported,
 )
+from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher.encoder_cache import EncoderCache
 from fairseq_imitkd.teacher.teacher import Teacher
@@ -28,19 +29,9 @@ from fairseq_imitkd.teacher.teacher import Teacher
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class StudentSide:
-    """What of the student's task a teacher must agree with."""
-
-    source_lang: str
-    target_lang: str
-    source_dictionary: Dictionary
-    target_dictionary: Dictionary
-
-
 def load_teacher(
     paths: str,
-    student: StudentSide,
+    student: LanguagePair,
     dtype: str = "auto",
     data: str | None = None,
     allow_globals: str | None = None,
@@ -75,12 +66,12 @@ def load_teacher(
     return Teacher(models, dtype, EncoderCache(encoder_cache) if encoder_cache else None, weights)
 
 
-def _check_languages(cfg: Any, student: StudentSide) -> None:
+def _check_languages(cfg: Any, student: LanguagePair) -> None:
     """A teacher of the other direction shares a joined dictionary, and would teach nonsense."""
     teacher_pair = tuple(getattr(cfg.task, name, None) for name in ("source_lang", "target_lang"))
     if None in teacher_pair:
         teacher_pair = _pair_of_its_data(cfg) or teacher_pair
-    student_pair = (student.source_lang, student.target_lang)
+    student_pair = (student.source, student.target)
     if None in teacher_pair or teacher_pair == student_pair:
         return
     if teacher_pair == student_pair[::-1]:
@@ -103,7 +94,7 @@ def _pair_of_its_data(cfg: Any) -> tuple[str, str] | None:
     return (source, target) if source and target else None
 
 
-def _build_model(state: dict[str, Any], cfg: Any, folder: Path, student: StudentSide) -> BaseFairseqModel:
+def _build_model(state: dict[str, Any], cfg: Any, folder: Path, student: LanguagePair) -> BaseFairseqModel:
     """The teacher's model, built by its own task so that nothing of the student's task is touched."""
     source_lang, target_lang = _languages(cfg, student)
     task = _task_over(cfg, folder, source_lang, target_lang)
@@ -139,14 +130,13 @@ def _with_weights(state: dict[str, Any], cfg: Any, task: Any) -> BaseFairseqMode
 
 
 def load_student(
-    path: str, folder: Path, side: StudentSide, allow_globals: str | None = None
+    path: str, data: Languages, allow_globals: str | None = None
 ) -> tuple[BaseFairseqModel, str]:
     """A trained student, ready to translate, and the name of its architecture.
 
     Args:
         path: of the checkpoint, a compact one too.
-        folder: with the dictionaries that it was trained with.
-        side: these dictionaries.
+        data: the data directory that it was trained on.
         allow_globals: types that the checkpoint may hold beside fairseq's own: ``module.name,…``.
 
     Raises:
@@ -156,12 +146,12 @@ def load_student(
     with reported(path, "CHECKPOINT"):
         cfg = configuration(state)
         refuse_expressions(cfg)
-        asked = (side.source_lang, side.target_lang)
+        asked = (data.source, data.target)
         _check_architecture(cfg)
         # A training that was not told its languages has read them off the names of the data's files.
         read = [
             found or own
-            for found, own in zip(data_utils.infer_language_pair(str(folder)), asked, strict=True)
+            for found, own in zip(data_utils.infer_language_pair(str(data.folder)), asked, strict=True)
         ]
         pair = [
             getattr(cfg.task, name, None) or own
@@ -171,8 +161,8 @@ def load_student(
             raise ValueError(
                 f"it translates {'-'.join(pair)}, but --data is {'-'.join(asked)}: give --source-lang and --target-lang"
             )
-        _check_trained_with(path, cfg, state["model"], folder, side)
-        model = _with_weights(state, cfg, _task_over(cfg, folder, *asked))
+        _check_trained_with(path, cfg, state["model"], data)
+        model = _with_weights(state, cfg, _task_over(cfg, data.folder, *asked))
         if not isinstance(model, FairseqEncoderDecoderModel):
             raise ValueError(f"it holds a {type(model).__name__}, but must hold an encoder-decoder model")
         if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
@@ -190,23 +180,21 @@ def _check_architecture(cfg: Any) -> None:
         )
 
 
-def _check_trained_with(
-    path: str, cfg: Any, weights: dict[str, Any], folder: Path, side: StudentSide
-) -> None:
+def _check_trained_with(path: str, cfg: Any, weights: dict[str, Any], data: Languages) -> None:
     """By the size of its embeddings, and symbol by symbol where the dictionaries that it was trained with are to be found."""
     for part, language, dictionary in (
-        ("encoder", side.source_lang, side.source_dictionary),
-        ("decoder", side.target_lang, side.target_dictionary),
+        ("encoder", data.source, data.source_dictionary),
+        ("decoder", data.target, data.target_dictionary),
     ):
         embedding = weights.get(f"{part}.embed_tokens.weight")
         if embedding is not None and embedding.size(0) != len(dictionary):
             raise ValueError(
-                f"its {part} knows {embedding.size(0):,} symbols, but {folder}/dict.{language}.txt has {len(dictionary):,}: "
+                f"its {part} knows {embedding.size(0):,} symbols, but {data.folder}/dict.{language}.txt has {len(dictionary):,}: "
                 "give the --data that it was trained on"
             )
         for place in _places(path, cfg):
             theirs = place / f"dict.{language}.txt"
-            if os.path.isfile(theirs) and not theirs.samefile(folder / theirs.name):
+            if os.path.isfile(theirs) and not theirs.samefile(data.folder / theirs.name):
                 difference = first_difference(Dictionary.load(str(theirs)).symbols, dictionary.symbols)
                 if difference is not None:
                     raise ValueError(
@@ -260,7 +248,7 @@ def _places(path: str, cfg: Any) -> list[Path]:
     ]
 
 
-def _languages(cfg: Any, student: StudentSide) -> tuple[str, str]:
-    source_lang = getattr(cfg.task, "source_lang", None) or student.source_lang
-    target_lang = getattr(cfg.task, "target_lang", None) or student.target_lang
+def _languages(cfg: Any, student: LanguagePair) -> tuple[str, str]:
+    source_lang = getattr(cfg.task, "source_lang", None) or student.source
+    target_lang = getattr(cfg.task, "target_lang", None) or student.target
     return source_lang, target_lang

@@ -13,7 +13,7 @@ import torch.distributed
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
-from fairseq_imitkd.mixing.batch import Batch
+from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.rollout import RandomKey
 from fairseq_imitkd.rollout.engine import evaluating
 from fairseq_imitkd.rollout.keyed_random import SELECTING

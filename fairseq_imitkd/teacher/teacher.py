@@ -16,9 +16,15 @@ from fairseq.models.lstm import LSTMModel
 from fairseq.models.transformer import TransformerModelBase
 from torch import Tensor
 
-from fairseq_imitkd.losses.chunked import Averaged, Projected, Scores, Whole, token_lprobs
-from fairseq_imitkd.mixing.batch import Batch
+from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.models.access import features_for_logits, output_projection
+from fairseq_imitkd.models.logits import (
+    AveragedLogits,
+    ProjectedLogits,
+    TokenLogits,
+    WholeLogits,
+    token_lprobs,
+)
 from fairseq_imitkd.rollout import Ensemble
 from fairseq_imitkd.teacher.encoder_cache import EncoderCache
 
@@ -107,7 +113,7 @@ class Teacher:
         whole: bool = True,
         log_weights: Tensor | None = None,
         of_logits: bool = False,
-    ) -> Scores:
+    ) -> TokenLogits:
         """The teacher's scores at every prefix of the batch.
 
         Args:
@@ -126,7 +132,7 @@ class Teacher:
             return members[0]
         if log_weights is not None:
             log_weights = log_weights.repeat_interleave(sample["target"].size(1), dim=0)
-        return Averaged(members, self.log_weights if log_weights is None else log_weights, of_logits)
+        return AveragedLogits(members, self.log_weights if log_weights is None else log_weights, of_logits)
 
     @torch.no_grad()
     def agreement(self, sample: Batch, encoded: Sequence[Any], pad: int, chunk: int) -> Tensor:
@@ -146,16 +152,18 @@ class Teacher:
 
     def _scores(
         self, sample: Batch, encoded: Sequence[Any], rows: Tensor | None, whole: bool
-    ) -> list[Scores]:
+    ) -> list[TokenLogits]:
         """Each member's."""
         members = zip(self.models, encoded, strict=True)
         with self._precision():
             scores = [scores_of(model, sample, encoder_out, rows, whole) for model, encoder_out in members]
         asked = self.dtype != "auto"
-        return [replace(one, as_they_are=asked) if isinstance(one, Projected) else one for one in scores]
+        return [
+            replace(one, as_they_are=asked) if isinstance(one, ProjectedLogits) else one for one in scores
+        ]
 
 
-def mean_lprobs(scores: Scores, target: Tensor, pad: int, chunk: int) -> Tensor:
+def mean_lprobs(scores: TokenLogits, target: Tensor, pad: int, chunk: int) -> Tensor:
     """The mean log-probability of each sentence's tokens, ``(B,)``, of targets ``(B, T)``."""
     counted = target.ne(pad)
     lprobs = token_lprobs(scores, target.flatten(), chunk).view_as(target).masked_fill(~counted, 0.0)
@@ -168,14 +176,14 @@ def scores_of(
     encoder_out: Any = None,
     rows: Tensor | None = None,
     whole: bool = True,
-) -> Scores:
+) -> TokenLogits:
     """One model's scores at every prefix of a batch; arguments as of :meth:`Teacher.score`."""
     projection = None if whole else output_projection(model.decoder)
     if projection is None:
-        return Whole(_outputs(model, sample, encoder_out, rows).flatten(0, 1))
+        return WholeLogits(_outputs(model, sample, encoder_out, rows).flatten(0, 1))
     with features_for_logits(model.decoder):
         features = _outputs(model, sample, encoder_out, rows).flatten(0, 1)
-    return Projected(features, *projection)
+    return ProjectedLogits(features, *projection)
 
 
 def _outputs(model: BaseFairseqModel, sample: Batch, encoder_out: Any, rows: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from fairseq import utils
 from fairseq.logging import metrics
 from torch import Tensor
 
-from fairseq_imitkd.mixing.batch import Batch
+from fairseq_imitkd.data.batch_type import Batch
 
 
 def of_batch(

@@ -25,7 +25,7 @@ from tests.helpers.killable import tree
 from tests.helpers.seqkd_jobs import apart, job, make_root, refusal, write_split
 
 EOS = 2
-LANGUAGES = Languages(Path("unused"), "src", "tgt", letters(), letters())
+LANGUAGES = Languages("src", "tgt", letters(), letters(), Path("unused"))
 FLAGS = ("--backend", "ctranslate2")
 
 

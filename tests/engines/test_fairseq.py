@@ -26,7 +26,7 @@ from tests.helpers.fairseq_models import (
 )
 
 PAD, EOS, UNK = 1, 2, 3
-LANGUAGES = Languages(Path("unused"), "src", "tgt", letters(), letters())
+LANGUAGES = Languages("src", "tgt", letters(), letters(), Path("unused"))
 
 
 def sentences(count: int, seed: int = 1, longest: int = 6) -> list[Tensor]:
@@ -259,7 +259,7 @@ def test_unknown_words_match_nothing() -> None:
 def test_subwords_are_joined_for_the_metric() -> None:
     """``a@@ b`` is the word ``ab`` then, and ``a`` is not like it."""
     dictionary = letters(["a@@", "b", "ab", "a"])
-    languages = Languages(Path("unused"), "src", "tgt", dictionary, dictionary)
+    languages = Languages("src", "tgt", dictionary, dictionary, Path("unused"))
     hypotheses = [hypothesis(7), hypothesis(6)]
     for marks, expected in (("@@ ", 6), (None, 7)):
         decoding = Decoding("best", nbest=2, metric="rouge-l", remove_bpe=marks)

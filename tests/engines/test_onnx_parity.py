@@ -89,7 +89,7 @@ def test_translations_are_the_students(both: Any) -> None:
 def test_own_greedy_decoding_is_the_engines(both: Any, settings: dict[str, Any]) -> None:
     """Tokens, scores, and which the cap has cut; also of one sentence alone."""
     student, exported, _ = both
-    languages = Languages(Path("unused"), "src", "tgt", letters(), letters())
+    languages = Languages("src", "tgt", letters(), letters(), Path("unused"))
     decoding = Decoding(beam=1, **{"max_len_b": 12, **settings})
     sources = [torch.tensor([4 + letter for letter in source] + [2]) for source, _ in reversed_pairs(25, 5)]
     sources.sort(key=len, reverse=True)

@@ -29,7 +29,7 @@ from tests.helpers.exports import job, make_students, refusal
 from tests.helpers.fairseq_models import build_student, letters, trained_student, write_dictionaries
 from tests.helpers.seqkd_jobs import write_split
 
-LANGUAGES = Languages(Path("unused"), "src", "tgt", letters(), letters())
+LANGUAGES = Languages("src", "tgt", letters(), letters(), Path("unused"))
 PACKAGE = str(Path(fairseq_imitkd.__file__).parent)
 SENTENCES = ["a b c d", "p", "c a b", "e f g h i"]
 

@@ -22,19 +22,21 @@ from fairseq_imitkd.losses.chunked import (
     CHUNK_LOGITS,
     CHUNK_LOGITS_ELSEWHERE,
     LEAST_CHUNK,
-    Averaged,
     Figures,
-    Projected,
-    Scores,
-    Whole,
     chunk_size,
     chunked_loss,
-    token_lprobs,
 )
 from fairseq_imitkd.losses.divergences import DIVERGENCES, needs
 from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.mixing.batch import with_rollouts
 from fairseq_imitkd.models.access import features_for_logits, output_projection, unwrapped
+from fairseq_imitkd.models.logits import (
+    AveragedLogits,
+    ProjectedLogits,
+    TokenLogits,
+    WholeLogits,
+    token_lprobs,
+)
 from fairseq_imitkd.rollout import Rollout
 from tests.helpers.fairseq_models import (
     POSITIONS,
@@ -87,7 +89,7 @@ def divergence_loss(name: str, positions: int = N, dtype: torch.dtype = torch.fl
         "is_hard": torch.rand(positions, generator=generator) < 0.5,
         "token_weight": torch.rand(positions, generator=generator, dtype=torch.float64),
     }
-    teacher = Projected(randn(positions, 3, seed=5, dtype=dtype), randn(V, 3, seed=6, dtype=dtype))
+    teacher = ProjectedLogits(randn(positions, 3, seed=5, dtype=dtype), randn(V, 3, seed=6, dtype=dtype))
 
     def token_loss(logits: Tensor, at: slice) -> tuple[Tensor, Figures]:
         logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -118,7 +120,7 @@ def in_chunks(
     tensors: list[Tensor | None], token_loss: Callable, chunk: int, upstream: float = 1.0
 ) -> tuple[Tensor, list, Figures]:
     """The same by :func:`chunked_loss`."""
-    loss, figures = chunked_loss(Projected(*tensors), token_loss, chunk)
+    loss, figures = chunked_loss(ProjectedLogits(*tensors), token_loss, chunk)
     wanted = [tensor for tensor in tensors if tensor is not None]
     return loss.detach(), list(torch.autograd.grad(loss * upstream, wanted)), figures
 
@@ -149,7 +151,7 @@ def test_upstream_gradient_scales_all_gradients(name: str) -> None:
     _, gradients, _ = in_chunks(tensors, token_loss, 3, upstream=3.0)
     _, expected, _ = whole(tensors, token_loss, upstream=3.0)
     torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-10)
-    loss, _ = chunked_loss(Projected(*tensors), token_loss, 3)
+    loss, _ = chunked_loss(ProjectedLogits(*tensors), token_loss, 3)
     for factor in (3.0, -1.0):
         (factor * loss).backward(retain_graph=True)
     torch.testing.assert_close(
@@ -161,7 +163,7 @@ def test_gradcheck() -> None:
     """torch's own check of the backward pass, of features, matrix and bias."""
     token_loss = divergence_loss("forward-kl")
     assert torch.autograd.gradcheck(
-        lambda *tensors: chunked_loss(Projected(*tensors), token_loss, 4)[0], projection()
+        lambda *tensors: chunked_loss(ProjectedLogits(*tensors), token_loss, 4)[0], projection()
     )
 
 
@@ -171,7 +173,7 @@ def test_gradients_of_some_parameters_alone(wanted: tuple[bool, ...]) -> None:
     tensors, token_loss = projection(), divergence_loss("forward-kl")
     _, expected, _ = whole(tensors, token_loss)
     tensors = [tensor.detach().requires_grad_(asked) for tensor, asked in zip(tensors, wanted, strict=True)]
-    chunked_loss(Projected(*tensors), token_loss, 3)[0].backward()
+    chunked_loss(ProjectedLogits(*tensors), token_loss, 3)[0].backward()
     for tensor, asked, gradient in zip(tensors, wanted, expected, strict=True):
         if asked:
             torch.testing.assert_close(tensor.grad, gradient, rtol=1e-10, atol=1e-10)
@@ -199,7 +201,7 @@ def test_no_gradient_wanted(frozen: bool) -> None:
     if frozen:
         tensors = [tensor.detach() for tensor in tensors]
     with torch.set_grad_enabled(frozen):
-        loss, figures = chunked_loss(Projected(*tensors), token_loss, 3)
+        loss, figures = chunked_loss(ProjectedLogits(*tensors), token_loss, 3)
     assert not loss.requires_grad
     assert float(loss) == pytest.approx(float(expected), rel=1e-12)
     torch.testing.assert_close(figures, {key: value.detach() for key, value in expected_figures.items()})
@@ -218,7 +220,7 @@ def test_no_gradient_is_computed_where_none_is_wanted(frozen: bool) -> None:
     if frozen:
         tensors = [tensor.detach() for tensor in tensors]
     with torch.set_grad_enabled(frozen):
-        chunked_loss(Projected(*tensors), watched, 3)
+        chunked_loss(ProjectedLogits(*tensors), watched, 3)
     assert asked == [False] * 4
 
 
@@ -230,7 +232,7 @@ def test_every_chunk_is_told_its_positions() -> None:
         seen.append(torch.arange(N)[at])
         return logits.sum(dim=-1), {"position": torch.arange(N)[at]}
 
-    _, figures = chunked_loss(Projected(*projection()), token_loss, 4)
+    _, figures = chunked_loss(ProjectedLogits(*projection()), token_loss, 4)
     assert [part.numel() for part in seen] == [4, 4, 3]
     assert figures["position"].tolist() == list(range(N))
 
@@ -303,7 +305,7 @@ def test_a_half_precision_gradient_is_summed_in_float32() -> None:
             logits.float(), torch.zeros(logits.size(0), dtype=torch.int64), reduction="none"
         ), {}
 
-    loss, _ = chunked_loss(Projected(features, weight, bias), token_loss, 1)
+    loss, _ = chunked_loss(ProjectedLogits(features, weight, bias), token_loss, 1)
     loss.backward()
     assert float(loss) == pytest.approx(positions * math.log(2.0), rel=1e-4)
     assert weight.grad.flatten().tolist() == [-1500.0, 1500.0]
@@ -321,7 +323,7 @@ def test_autocast() -> None:
         return token_loss(logits, at)
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, _ = chunked_loss(Projected(features.bfloat16(), weight, bias), watched, 3)
+        loss, _ = chunked_loss(ProjectedLogits(features.bfloat16(), weight, bias), watched, 3)
         half = torch.cat(seen)
         dense = F.linear(features.bfloat16(), weight, bias)
     loss.backward()
@@ -390,7 +392,7 @@ def test_peak_memory_does_not_grow_with_all_logits(name: str) -> None:
     assert dense > 3 * logits
     assert chunked < 0.75 * logits  # features' gradients, D for every V of the logits, and figures
     frozen = [tensor.detach() for tensor in tensors]
-    assert peak_memory(lambda: chunked_loss(Projected(*frozen), token_loss, 16)) < 0.4 * logits
+    assert peak_memory(lambda: chunked_loss(ProjectedLogits(*frozen), token_loss, 16)) < 0.4 * logits
 
 
 def test_chunk_size_is_asked_for_or_by_size() -> None:
@@ -411,11 +413,13 @@ def test_chunk_size_is_asked_for_or_by_size() -> None:
 SCORES = ["whole", "projected", "averaged", "averaged-by-position"]
 
 
-def scores(kind: str, positions: int, symbols: int, seed: int, dtype: torch.dtype = torch.float64) -> Scores:
+def scores(
+    kind: str, positions: int, symbols: int, seed: int, dtype: torch.dtype = torch.float64
+) -> TokenLogits:
     """A teacher's, new in every call."""
     numbers = {
-        "whole": lambda: Whole(randn(positions, symbols, seed=seed, scale=2.0, dtype=dtype)),
-        "projected": lambda: Projected(
+        "whole": lambda: WholeLogits(randn(positions, symbols, seed=seed, scale=2.0, dtype=dtype)),
+        "projected": lambda: ProjectedLogits(
             randn(positions, 6, seed=seed, dtype=dtype),
             randn(symbols, 6, seed=seed + 1, dtype=dtype),
             randn(symbols, seed=seed + 2, dtype=dtype),
@@ -425,7 +429,7 @@ def scores(kind: str, positions: int, symbols: int, seed: int, dtype: torch.dtyp
         return numbers[kind]()
     shape = (3,) if kind == "averaged" else (positions, 3)
     weights = randn(*shape, seed=seed + 3, scale=2.0).log_softmax(-1)
-    return Averaged(
+    return AveragedLogits(
         [numbers["whole"](), numbers["projected"](), scores("whole", positions, symbols, seed + 4, dtype)],
         weights,
     )
@@ -434,9 +438,9 @@ def scores(kind: str, positions: int, symbols: int, seed: int, dtype: torch.dtyp
 @pytest.mark.parametrize("by_position", [False, True])
 def test_averaged_scores_follow_the_definition(by_position: bool) -> None:
     """``log sum_m w_m p_m(v)``, symbol by symbol; the weights are fixed or each position's own."""
-    members = [Whole(randn(N, V, seed=seed, scale=2.0)) for seed in (1, 2, 3)]
+    members = [WholeLogits(randn(N, V, seed=seed, scale=2.0)) for seed in (1, 2, 3)]
     weights = randn(*((N, 3) if by_position else (3,)), seed=4, scale=2.0).softmax(-1)
-    averaged = Averaged(members, weights.log()).logits(slice(None))
+    averaged = AveragedLogits(members, weights.log()).logits(slice(None))
     for n in range(N):
         row = weights[n].tolist() if by_position else weights.tolist()
         rows = [[math.exp(logit) for logit in member.values[n].tolist()] for member in members]
@@ -450,7 +454,7 @@ def test_averaged_scores_of_half_precision_are_float32() -> None:
     weights = torch.tensor([0.3, 0.7], dtype=torch.float64).log()
     members = [randn(N, V, seed=seed, scale=2.0, dtype=torch.float16) for seed in (1, 2)]
     one, other = (
-        Averaged([Whole(cast(member)) for member in members], weights).logits(slice(2, 5))
+        AveragedLogits([WholeLogits(cast(member)) for member in members], weights).logits(slice(2, 5))
         for cast in (lambda member: member, Tensor.float)
     )
     assert one.dtype == torch.float32
@@ -459,8 +463,8 @@ def test_averaged_scores_of_half_precision_are_float32() -> None:
 
 def test_averaged_member_without_weight_says_nothing() -> None:
     """``log 0`` of one member, or of all but one."""
-    members = [Whole(randn(N, V, seed=seed)) for seed in (1, 2)]
-    alone = Averaged(members, torch.tensor([-torch.inf, 0.0])).logits(slice(None))
+    members = [WholeLogits(randn(N, V, seed=seed)) for seed in (1, 2)]
+    alone = AveragedLogits(members, torch.tensor([-torch.inf, 0.0])).logits(slice(None))
     torch.testing.assert_close(alone, members[1].values.log_softmax(-1), rtol=1e-12, atol=1e-12)
 
 
@@ -503,7 +507,7 @@ def test_token_lprobs_are_the_log_softmax_of_tokens(kind: str, chunk: int) -> No
 
 def test_token_lprobs_have_no_gradient_and_are_float32_of_half() -> None:
     """Of a student too."""
-    student, tokens = Projected(*projection(dtype=torch.float16)), torch.arange(N)
+    student, tokens = ProjectedLogits(*projection(dtype=torch.float16)), torch.arange(N)
     found = token_lprobs(student, tokens, 4)
     assert not found.requires_grad
     assert found.dtype == torch.float32
@@ -516,12 +520,15 @@ def test_token_lprobs_have_no_gradient_and_are_float32_of_half() -> None:
         .detach()
     )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert token_lprobs(Whole(torch.zeros(0, V)), torch.zeros(0, dtype=torch.int64), 4).shape == (0,)
+    assert token_lprobs(WholeLogits(torch.zeros(0, V)), torch.zeros(0, dtype=torch.int64), 4).shape == (0,)
 
 
 def test_token_lprobs_keep_no_whole_logits() -> None:
     """No tensor is larger than a chunk of logits, if that is the largest."""
-    given, tokens = Projected(randn(300, D, seed=1), randn(V, D, seed=2)), torch.zeros(300, dtype=torch.int64)
+    given, tokens = (
+        ProjectedLogits(randn(300, D, seed=1), randn(V, D, seed=2)),
+        torch.zeros(300, dtype=torch.int64),
+    )
     with Watched() as watched:
         token_lprobs(given, tokens, 8)
     assert watched.largest <= 300
@@ -732,7 +739,7 @@ def test_criterion_makes_no_whole_logits(loss: str) -> None:
     weights = randn(sample["target"].numel(), 2, seed=3).log_softmax(-1)
     rows = {}
     for chunk in (4, -1):
-        sample[DISTILLATION] = replace(sample[DISTILLATION], teacher=Averaged(projected, weights))
+        sample[DISTILLATION] = replace(sample[DISTILLATION], teacher=AveragedLogits(projected, weights))
         criterion = tiny_criterion(name, tiny_task(), loss_chunk=chunk, **settings)
         with Watched() as watched:
             criterion(student("transformer"), sample)[0].backward()
@@ -752,7 +759,7 @@ def test_half_precision_student_in_chunks() -> None:
     for chunk in (-1, 3):
         sample = training_batch("whole")
         given = sample[DISTILLATION]
-        sample[DISTILLATION] = replace(given, teacher=Whole(given.teacher.values.bfloat16()))
+        sample[DISTILLATION] = replace(given, teacher=WholeLogits(given.teacher.values.bfloat16()))
         model.zero_grad()
         loss, _, _ = tiny_criterion("word_kd", tiny_task(), loss_chunk=chunk)(model, sample)
         loss.backward()

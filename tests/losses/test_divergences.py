@@ -14,7 +14,6 @@ from fairseq_imitkd.losses.divergences import (
     DIVERGENCES,
     TOKEN_INPUTS,
     forward_kl,
-    full_precision,
     jsd,
     jsd_normalised,
     logit_mse,
@@ -25,6 +24,7 @@ from fairseq_imitkd.losses.divergences import (
     teacher_argmax,
     tvd,
 )
+from fairseq_imitkd.models.logits import full_precision
 
 N, V = 5, 7
 

@@ -10,11 +10,11 @@ import torch
 from fairseq_imitkd import criterion as criterion_module
 from fairseq_imitkd.criterion import DISTILLATION, Distillation
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.losses.chunked import Whole
 from fairseq_imitkd.losses.divergences import DIVERGENCES, most_probable_only
 from fairseq_imitkd.method.config import DistillationConfig, check
 from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.mixing.batch import with_rollouts
+from fairseq_imitkd.models.logits import WholeLogits
 from fairseq_imitkd.rollout import Rollout
 from tests.helpers.fairseq_models import build_student, make_batch, reversed_pairs, tiny_criterion, tiny_task
 
@@ -432,7 +432,7 @@ def test_gold_weight_is_refused_with_teachers_samples_only_if_it_changes_nothing
     )
     teacher = torch.randn(sample["target"].numel(), 20, generator=torch.Generator().manual_seed(1))
     is_rollout = torch.tensor([False, True, False, False])
-    sample[DISTILLATION] = Distillation(Whole(teacher), is_rollout, torch.zeros_like(is_rollout))
+    sample[DISTILLATION] = Distillation(WholeLogits(teacher), is_rollout, torch.zeros_like(is_rollout))
     student, other = build_student().eval(), {"word_kd": "0", "imitkd_full": "0.5"}[method]
     try:
         checked(method, teacher_samples=True, gold_weight=other)

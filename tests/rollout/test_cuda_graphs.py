@@ -177,7 +177,7 @@ def test_what_an_earlier_rollout_left_is_not_read(name: str) -> None:
 
 def test_rows_that_leave_take_nothing_along(monkeypatch: pytest.MonkeyPatch) -> None:
     """What rows of no numbers had written lies, once they are gone, where others' positions to come are."""
-    monkeypatch.setattr(graphs, "SMALLEST", 1)
+    monkeypatch.setattr(cuda_graphs, "SMALLEST", 1)
     model = build_student("transformer", decoder_layers=3).cuda()
     with torch.no_grad():
         model.encoder.embed_tokens.weight[letters().index("a")] = float("nan")
@@ -244,7 +244,7 @@ def test_autocast(dtype: torch.dtype) -> None:
 
 def test_graphs_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those used longest ago make room, and are captured again when they are wanted."""
-    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
     model = trained_student("transformer-pre-norm").cuda()
     made = graphs_of(model.decoder)
     for turn in (0, 1, 2) * 3:
@@ -256,7 +256,7 @@ def test_graphs_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_graphs_used_longest_ago_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
     made, place = StepGraphs(), torch.zeros(1, device="cuda")
     shapes = [cuda_graphs.Shape(rows, 8, 8, torch.float32, False) for rows in (8, 16, 24)]
     for made.decodings in (1, 2):
@@ -275,7 +275,7 @@ def test_a_step_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch, gpu: Em
         assert logits.sum().item() != 0
         return logits
 
-    monkeypatch.setattr(graphs, "next_logits", waits)
+    monkeypatch.setattr(cuda_graphs, "next_logits", waits)
     model, sample = trained_student("transformer").cuda(), batch(1)
     write(model, sample, POLICIES["greedy"])
     with pytest.raises(UsageError) as refusal:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from fairseq_imitkd.criterion import DISTILLATION, Distillation
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.losses.chunked import Whole
 from fairseq_imitkd.methods import METHODS
+from fairseq_imitkd.models.logits import WholeLogits
 from fairseq_imitkd.tasks.sentence_prediction import (
     ClassifyingTeacher,
     SentencePredictionWithTeacherConfig,
@@ -112,7 +112,7 @@ class FixedStudent(nn.Module):
 def with_teacher(sample: dict[str, Any], teacher_logits: Tensor | None, update: int) -> dict[str, Any]:
     """What the task makes of a batch before the loss is taken."""
     none = torch.zeros(sample["target"].size(0), dtype=torch.bool)
-    scores = None if teacher_logits is None else Whole(teacher_logits.clone())
+    scores = None if teacher_logits is None else WholeLogits(teacher_logits.clone())
     return {**sample, DISTILLATION: Distillation(scores, none, none, update)}
 
 

@@ -21,16 +21,17 @@ from torch import Tensor
 import fairseq_imitkd.tasks.translation as task_module
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.files import alone, partial, write_json
+from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import RefusedUpdate, UsageError
-from fairseq_imitkd.losses.chunked import Scores
 from fairseq_imitkd.losses.divergences import DIVERGENCES, most_probable_only, needs
 from fairseq_imitkd.mixing.batch import take
+from fairseq_imitkd.models.logits import TokenLogits
 from fairseq_imitkd.tasks.translation import TranslationWithTeacherConfig
 from fairseq_imitkd.teacher.cache import format, writer
 from fairseq_imitkd.teacher.cache.format import as_tensor, bytes_a_token, token_arrays
-from fairseq_imitkd.teacher.cache.reader import CachedTeacher, MostProbable, open_cache, refuse_teacher_flags
+from fairseq_imitkd.teacher.cache.reader import CachedTeacher, TopKLogits, open_cache, refuse_teacher_flags
 from fairseq_imitkd.teacher.cache.writer import CacheRequest, write_cache
-from fairseq_imitkd.teacher.loading import StudentSide, load_teacher
+from fairseq_imitkd.teacher.loading import load_teacher
 from fairseq_imitkd.teacher.teacher import Teacher
 from tests.helpers.digit_corpus import ARCHITECTURES
 from tests.helpers.fairseq_models import (
@@ -105,7 +106,7 @@ def request(data: Path, out: Path, **changes: Any) -> CacheRequest:
 def live(data: Path, name: str = "teacher.pt") -> Teacher:
     """The teacher itself."""
     paths = os.pathsep.join(str(data / part) for part in name.split(":"))
-    return load_teacher(paths, StudentSide("src", "tgt", letters(), letters()), data=str(data))
+    return load_teacher(paths, LanguagePair("src", "tgt", letters(), letters()), data=str(data))
 
 
 def cached(folder: Path) -> CachedTeacher:
@@ -216,7 +217,7 @@ def test_parts_of_a_batch_are_found_by_their_own_numbers(caches) -> None:
 def both(data: Path, caches: dict[str, Path], sample: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The cache's and the live teacher's logits at the counted positions of a batch."""
     counted = sample["target"].flatten().ne(1)
-    of_cache: Scores = cached(caches["topk"]).score(sample)
+    of_cache: TokenLogits = cached(caches["topk"]).score(sample)
     return of_cache.logits(slice(None))[counted], live(data).score(sample).logits(slice(None))[counted]
 
 
@@ -278,7 +279,7 @@ def test_rounded_tail_never_outdoes_a_kept_symbol() -> None:
     size, lprob = 2000, math.log(1 / 2000)
     kept = torch.tensor([[lprob, lprob]]).half().float()
     tail = torch.tensor([math.log(1998 / 2000)]).half().float() + 0.01
-    scores = MostProbable(torch.tensor([[1500, 7]]), kept, tail, size)
+    scores = TopKLogits(torch.tensor([[1500, 7]]), kept, tail, size)
     assert sorted(scores.logits(slice(None)).topk(2).indices[0].tolist()) == [7, 1500]
 
 

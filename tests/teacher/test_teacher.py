@@ -18,8 +18,9 @@ from fairseq import options
 from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.checkpoints.safe_load import check_files, first_difference, parse_weights, read_checkpoint
+from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.teacher.loading import StudentSide, load_teacher
+from fairseq_imitkd.teacher.loading import load_teacher
 from fairseq_imitkd.teacher.teacher import Teacher
 from tests.helpers.fairseq_models import (
     LETTERS,
@@ -36,7 +37,7 @@ from tests.helpers.fairseq_models import (
     write_dictionaries,
 )
 
-STUDENT_SIDE = StudentSide("src", "tgt", letters(), letters())
+STUDENT_SIDE = LanguagePair("src", "tgt", letters(), letters())
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fairseq_imitkd.criterion import DISTILLATION, Distillation
-from fairseq_imitkd.losses.chunked import Whole
 from fairseq_imitkd.mixing.batch import with_rollouts
+from fairseq_imitkd.models.logits import WholeLogits
 from fairseq_imitkd.rollout import Rollout
 from fairseq_imitkd.text.rewards import (
     EQUAL_BEFORE_WARNING,
@@ -379,7 +379,7 @@ def rewarded_batch(seed: int = 1) -> dict[str, Any]:
     advantages[rows] = torch.tensor([0.6, -0.35])
     teacher = 2.0 * torch.randn(batch, width, 20, generator=generator, dtype=torch.float64)
     truncated = torch.zeros_like(is_rollout)
-    given = Distillation(Whole(teacher.flatten(0, 1)), is_rollout, truncated, advantages=advantages)
+    given = Distillation(WholeLogits(teacher.flatten(0, 1)), is_rollout, truncated, advantages=advantages)
     return {**sample, DISTILLATION: given}
 
 
@@ -470,7 +470,7 @@ def test_gradient_of_many_samples_is_that_of_the_expected_reward(baseline: str) 
     logits[4 : 4 + symbols] = POLICY
     logits.requires_grad_(True)
     everyone = torch.ones(samples, dtype=torch.bool)
-    teacher = Whole(torch.zeros(samples, 20, dtype=torch.float64))
+    teacher = WholeLogits(torch.zeros(samples, 20, dtype=torch.float64))
     sample = {
         "id": torch.arange(samples),
         "target": (written + 4).unsqueeze(-1),

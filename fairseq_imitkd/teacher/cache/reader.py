@@ -15,10 +15,10 @@ from fairseq.tasks.translation import TranslationTask
 from torch import Tensor
 
 from fairseq_imitkd.criterion import DistillationCriterion
+from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.errors import RefusedUpdate, UsageError
-from fairseq_imitkd.losses.chunked import Projected, Scores
 from fairseq_imitkd.losses.divergences import DIVERGENCES, needs
-from fairseq_imitkd.mixing.batch import Batch
+from fairseq_imitkd.models.logits import ProjectedLogits, TokenLogits
 from fairseq_imitkd.rollout import Ensemble
 from fairseq_imitkd.teacher.cache.format import (
     MANIFEST,
@@ -41,7 +41,7 @@ TOTAL = 0.02  # probabilities in half precision add up to 1 within this
 
 
 @dataclass(frozen=True)
-class MostProbable:
+class TopKLogits:
     """The distributions at ``N`` positions of which the ``K`` most probable symbols are known, and the others' sum.
 
     Args:
@@ -57,16 +57,16 @@ class MostProbable:
     size: int
 
     def logits(self, positions: slice) -> Tensor:
-        """See :class:`~fairseq_imitkd.losses.chunked.Scores`: log-probabilities, the tail's spread evenly over its symbols."""
+        """See :class:`~fairseq_imitkd.models.logits.TokenLogits`: log-probabilities, the tail's spread evenly over its symbols."""
         symbols, lprobs = self.symbols[positions], self.lprobs[positions]
         each = self.tail[positions].unsqueeze(-1) - math.log(self.size - symbols.size(-1))
         # A mean of lesser ones is below the least that is known. Rounded it may not be, and would be taken for one of the best.
         each = torch.minimum(each, torch.nextafter(lprobs[:, -1:], torch.full_like(each, -math.inf)))
         return each.repeat(1, self.size).scatter_(-1, symbols, lprobs)
 
-    def at(self, positions: Tensor) -> "MostProbable":
-        """See :class:`~fairseq_imitkd.losses.chunked.Scores`."""
-        return MostProbable(self.symbols[positions], self.lprobs[positions], self.tail[positions], self.size)
+    def at(self, positions: Tensor) -> "TopKLogits":
+        """See :class:`~fairseq_imitkd.models.logits.TokenLogits`."""
+        return TopKLogits(self.symbols[positions], self.lprobs[positions], self.tail[positions], self.size)
 
 
 class CachedTeacher:
@@ -121,7 +121,7 @@ class CachedTeacher:
         whole: bool = True,
         log_weights: Tensor | None = None,
         of_logits: bool = False,
-    ) -> Scores:
+    ) -> TokenLogits:
         """The kept scores at every prefix of a batch of ``B`` sentences and ``T`` target positions, found by its ``id``.
 
         Only ``sample`` is read: the others are what a live teacher is told.
@@ -143,9 +143,9 @@ class CachedTeacher:
         self._check(kept, np.repeat(ids.numpy(), lengths))
         values = {name: self._at_tokens(array, counted.flatten()) for name, array in kept.items()}
         if self._projection:
-            return Projected(values["features"].to(self._device, self._dtype), *self._projection)
+            return ProjectedLogits(values["features"].to(self._device, self._dtype), *self._projection)
         lprobs, tail = (values[name].to(self._device, torch.float32) for name in ("lprobs", "tail"))
-        return MostProbable(values["symbols"].to(self._device), lprobs, tail, self.symbols)
+        return TopKLogits(values["symbols"].to(self._device), lprobs, tail, self.symbols)
 
     def _check(self, kept: dict[str, np.ndarray], sentences: np.ndarray) -> None:
         """Refuse rows that can be no answers: never written, or damaged since."""

@@ -21,10 +21,11 @@ from tqdm import tqdm
 from fairseq_imitkd.checkpoints.safe_load import check_files, parse_weights
 from fairseq_imitkd.data.corpus import Languages, check_sentences, of_split
 from fairseq_imitkd.data.files import alone, is_left_over, sha256, write_json
+from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.losses.chunked import Projected, Scores, chunk_size
-from fairseq_imitkd.losses.divergences import full_precision
+from fairseq_imitkd.losses.chunked import chunk_size
 from fairseq_imitkd.models.access import output_projection
+from fairseq_imitkd.models.logits import ProjectedLogits, TokenLogits, full_precision
 from fairseq_imitkd.teacher.cache.format import (
     FORMAT,
     MANIFEST,
@@ -40,7 +41,7 @@ from fairseq_imitkd.teacher.cache.format import (
     token_arrays,
 )
 from fairseq_imitkd.teacher.cache.reader import CachedTeacher
-from fairseq_imitkd.teacher.loading import StudentSide, load_teacher
+from fairseq_imitkd.teacher.loading import load_teacher
 from fairseq_imitkd.teacher.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -202,7 +203,7 @@ def parse_keep(text: str) -> int:
     return int(count[1])
 
 
-def most_probable(scores: Scores, positions: int, topk: int, chunk: int) -> dict[str, Tensor]:
+def most_probable(scores: TokenLogits, positions: int, topk: int, chunk: int) -> dict[str, Tensor]:
     """What a cache keeps of a distribution: its best symbols, and what all others have together.
 
     Args:
@@ -251,9 +252,7 @@ def _task(request: CacheRequest, languages: Languages) -> TranslationTask:
 
 
 def _teacher(request: CacheRequest, task: TranslationTask) -> Teacher:
-    side = StudentSide(
-        task.cfg.source_lang, task.cfg.target_lang, task.source_dictionary, task.target_dictionary
-    )
+    side = LanguagePair.of_task(task)
     weights = parse_weights(request.teacher_weights, request.teacher_path)
     teacher = load_teacher(
         request.teacher_path,
@@ -423,7 +422,7 @@ def _answers(teacher: Teacher, sample: dict[str, Any], counted: Tensor, topk: in
     positions = counted.flatten().nonzero().squeeze(-1).to(teacher.log_weights.device)
     scores = teacher.score(sample, whole=False).at(positions)
     if topk == 0:
-        assert isinstance(scores, Projected)
+        assert isinstance(scores, ProjectedLogits)
         return {"features": scores.features.float()}
     symbols = scores.logits(slice(0, 1)).size(-1)
     chunk = chunk_size(positions.numel(), symbols, positions.device) or positions.numel()

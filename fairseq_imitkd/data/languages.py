@@ -1,0 +1,26 @@
+"""A language pair with its two dictionaries."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fairseq.data import Dictionary
+
+
+@dataclass(frozen=True)
+class LanguagePair:
+    """The languages and dictionaries that a student and its teacher must share.
+
+    Args:
+        source, target: the language codes.
+        source_dictionary, target_dictionary: their dictionaries.
+    """
+
+    source: str
+    target: str
+    source_dictionary: Dictionary
+    target_dictionary: Dictionary
+
+    @classmethod
+    def of_task(cls, task: Any) -> "LanguagePair":
+        """The pair of a fairseq translation task."""
+        return cls(task.cfg.source_lang, task.cfg.target_lang, task.source_dictionary, task.target_dictionary)

@@ -1,0 +1,56 @@
+"""Limits that keep the package readable: lengths of functions, numbers of parameters, modules in the root."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fairseq_imitkd
+
+PACKAGE = Path(fairseq_imitkd.__file__).parent
+LINES, PARAMETERS, POSITIONAL = 60, 8, 3
+
+# Signatures that fairseq or torch calls; their parameters are not ours to choose.
+FOREIGN = {
+    "train_step",
+    "valid_step",
+    "get_batch_iterator",
+    "build_generator",
+    "forward",
+    "backward",
+    "optimizer_step",
+}
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def complaints(path: Path) -> Iterator[str]:
+    for function in functions(path):
+        name = f"{path.relative_to(PACKAGE)}:{function.lineno} {function.name}"
+        lines = function.end_lineno - function.lineno + 1
+        if lines > LINES:
+            yield f"{name}: {lines} lines"
+        if function.name in FOREIGN:
+            continue
+        positional = [given.arg for given in (*function.args.posonlyargs, *function.args.args)]
+        positional = [given for given in positional if given not in ("self", "cls")]
+        if len(positional) + len(function.args.kwonlyargs) > PARAMETERS:
+            yield f"{name}: {len(positional) + len(function.args.kwonlyargs)} parameters"
+        if len(positional) > POSITIONAL:
+            yield f"{name}: {len(positional)} parameters that need no name; make those beyond {POSITIONAL} keyword-only"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_functions_are_short_and_take_few_parameters(path: Path) -> None:
+    assert not list(complaints(path))
+
+
+def test_the_root_holds_few_modules() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 10
