@@ -1,4 +1,4 @@
-"""The one error that a user can cause: how it ends a command."""
+"""Errors that end a command with one line."""
 
 import importlib
 import re
@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fairseq_imitkd.cli import cache, seqkd
-from fairseq_imitkd.errors import UsageError, interruptible
+from fairseq_imitkd.errors import UsageError, as_usage_error, interruptible
 
 
-def test_is_a_value_error_and_ends_a_command() -> None:
-    """Callers may catch a ``ValueError``; a command ends as by ``sys.exit``."""
+def test_usage_error_is_a_value_error_and_ends_a_command() -> None:
+    """Callers may catch a ``ValueError``. Uncaught, it ends a command like ``sys.exit``."""
     error = UsageError("--flag must be 1, but is 2")
     assert isinstance(error, ValueError)
     assert isinstance(error, SystemExit)
@@ -24,11 +25,12 @@ def test_is_a_value_error_and_ends_a_command() -> None:
         raise error
 
 
-def test_ends_the_process_with_one_line_and_status_1() -> None:
-    """No traceback. The package is not imported here, so that nothing else can have set it up."""
+def test_usage_error_ends_the_process_with_one_line_and_status_1() -> None:
+    """No traceback is printed. The process imports only this module."""
     code = (
         "import importlib.util, sys; spec = importlib.util.spec_from_file_location('errors', sys.argv[1]); "
-        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module); raise module.UsageError('bad flag')"
+        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module); "
+        "raise module.UsageError('bad flag')"
     )
     file = sys.modules[UsageError.__module__].__file__
     done = subprocess.run(
@@ -39,8 +41,34 @@ def test_ends_the_process_with_one_line_and_status_1() -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("error", "remedy", "expected"),
+    [
+        (RuntimeError("bad\n  magic"), "use another", "FILE 'a' can't be read: bad magic; use another"),
+        (KeyError("model"), "", "FILE 'a' can't be read: it lacks 'model'"),
+        (EOFError(), "", "FILE 'a' can't be read: EOFError"),
+        (ValueError("x" * 999), "", "FILE 'a' can't be read: " + "x" * 300),
+        (UsageError("--flag is bad"), "use another", "--flag is bad"),
+    ],
+)
+def test_other_errors_become_usage_errors(error: Exception, remedy: str, expected: str) -> None:
+    """One line holds the problem, the message and the remedy. A usage error does not change."""
+    with pytest.raises(UsageError) as found, as_usage_error("FILE 'a' can't be read", remedy):
+        raise error
+    assert str(found.value) == expected
+    assert found.value.__cause__ is (None if found.value is error else error)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), torch.OutOfMemoryError("17 GB"), TypeError("1")])
+def test_errors_that_are_not_converted(error: BaseException) -> None:
+    """Ctrl-C, exhausted memory, and error types that were not listed pass unchanged."""
+    with pytest.raises(type(error)) as found, as_usage_error("FILE", catch=(OSError, RuntimeError)):
+        raise error
+    assert found.value is error
+
+
 def test_ctrl_c_ends_a_command_with_one_line(capsys: Any) -> None:
-    """As shells have it, by status; anything else goes through."""
+    """The status is the one that shells use. Other errors pass unchanged."""
 
     @interruptible("; it goes on")
     def command(error: BaseException | None, word: str = "done") -> str:
@@ -60,7 +88,7 @@ def test_ctrl_c_ends_a_command_with_one_line(capsys: Any) -> None:
 
 
 @pytest.mark.parametrize("module", [cache, seqkd], ids=["imitkd-cache", "imitkd-seqkd"])
-def test_commands_that_go_on_say_so(module: Any, monkeypatch: Any, capsys: Any) -> None:
+def test_ctrl_c_tells_whether_the_command_can_continue(module: Any, monkeypatch: Any, capsys: Any) -> None:
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -76,11 +104,11 @@ def test_commands_that_go_on_say_so(module: Any, monkeypatch: Any, capsys: Any) 
     with pytest.raises(SystemExit) as end:
         module.main(flags)
     assert end.value.code == 130
-    assert capsys.readouterr().err == "stopped; the same command goes on where this one was\n"
+    assert capsys.readouterr().err == "stopped; the same command continues where it stopped\n"
 
 
 def test_every_command_can_be_stopped() -> None:
-    """Each that is installed."""
+    """Every installed command is checked."""
     setup = (Path(__file__).parents[1] / "setup.py").read_text()
     commands = re.findall(r'"imitkd-\w+ = ([\w.]+):(\w+)"', setup)
     assert len(commands) >= 10
