@@ -1,15 +1,19 @@
-"""Choices among ``V`` symbols, made in few passes: torch's own are among a training step's slowest operations on a CPU."""
+"""Fast argmax and sampling over the vocabulary.
+
+torch's are among the slowest CPU operations of a training step.
+"""
 
 import torch
 from torch import Tensor
 
-BLOCK = 64
+BLOCK = 64  # symbols per block
 
 
 def most_probable(logits: Tensor) -> Tensor:
-    """``logits.argmax(dim=-1)``, the first of equals.
+    """Return ``logits.argmax(dim=-1)``; among equal logits, the first.
 
-    On a CPU torch's argmax is not vectorised and its maximum is, so the best block is found first, then the place in it.
+    On a CPU, torch vectorises the maximum but not the argmax, so this finds the best block first and then the
+    symbol in it.
 
     Args:
         logits: ``(N, V)``.
@@ -22,23 +26,23 @@ def most_probable(logits: Tensor) -> Tensor:
     blocks, rest = _in_blocks(logits)  # (N, V // BLOCK, BLOCK)
     maxima = blocks.amax(dim=-1)
     best = maxima.argmax(dim=-1, keepdim=True)
-    inside = blocks.take_along_dim(best.unsqueeze(-1), dim=1).squeeze(1)
-    place = best * BLOCK + inside.argmax(dim=-1, keepdim=True)
+    best_block = blocks.take_along_dim(best.unsqueeze(-1), dim=1).squeeze(1)
+    symbol = best * BLOCK + best_block.argmax(dim=-1, keepdim=True)
     if rest.size(-1) > 0:
         (highest, last), found = rest.max(dim=-1, keepdim=True), maxima.gather(-1, best)
-        # As in torch's argmax, NaN is above everything.
-        place = torch.where((found >= highest) | found.isnan(), place, last + blocks.size(1) * BLOCK)
-    return place.squeeze(-1)
+        # As in torch's argmax, NaN counts as the greatest value.
+        symbol = torch.where((found >= highest) | found.isnan(), symbol, last + blocks.size(1) * BLOCK)
+    return symbol.squeeze(-1)
 
 
-def drawn(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """A sample of ``softmax(logits)``: the inverse of its cumulative distribution, symbols in their own order.
+def sample_categorical(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Sample from ``softmax(logits)`` by inverting its cumulative distribution over the symbols.
 
-    One uniform number a row; a symbol of probability 0 is never met. Whole blocks are summed first, so that only one
-    block of each row is summed up symbol by symbol.
+    Each row uses one uniform number, and never gets a symbol of probability 0. Blocks are summed first, so
+    that only one block of each row needs a sum per symbol.
 
     Args:
-        logits: ``(N, V)``; ``-inf`` where a symbol is forbidden.
+        logits: ``(N, V)``; ``-inf`` forbids a symbol.
         uniforms: ``(N,)`` float64 in ``[0, 1)``.
 
     Returns:
@@ -55,32 +59,36 @@ def drawn(logits: Tensor, uniforms: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(rest, (0, BLOCK - rest.size(-1)))
     in_rest = (chosen == blocks.size(1)).unsqueeze(-1)
     block = blocks.take_along_dim(chosen.clamp(max=blocks.size(1) - 1)[:, None, None], dim=1).squeeze(1)
-    inside, _ = _inverse(torch.where(in_rest, padded, block).double(), remainder)
-    return (chosen * BLOCK + inside).clamp(max=probs.size(-1) - 1)
+    within, _ = _inverse(torch.where(in_rest, padded, block).double(), remainder)
+    return (chosen * BLOCK + within).clamp(max=probs.size(-1) - 1)
 
 
 def _in_blocks(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Views ``(N, V // BLOCK, BLOCK)`` and what is left over, ``(N, V % BLOCK)``."""
+    """Return views of the blocks, ``(N, V // BLOCK, BLOCK)``, and of the rest, ``(N, V % BLOCK)``."""
     whole = values.size(-1) // BLOCK * BLOCK
     return values[:, :whole].unflatten(-1, (-1, BLOCK)), values[:, whole:]
 
 
-def _inverse(weights: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """The first place whose running sum exceeds a share of the whole, and how far into it, as a share, that share lies.
+def _inverse(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Invert the cumulative distribution of unnormalised weights.
 
-    ``(N, K)`` float64 weights, ``(N, 1)`` shares in ``[0, 1)`` to ``(N,)`` places of positive weight and ``(N, 1)``
-    shares in ``[0, 1)``.
+    Args:
+        weights: ``(N, K)`` float64.
+        uniforms: ``(N, 1)`` in ``[0, 1)``.
+
+    Returns:
+        indices ``(N,)`` of positive weight, and the position within that weight, ``(N, 1)`` in ``[0, 1)``.
     """
-    reached = weights.cumsum(dim=-1)
-    whole = reached[:, -1:].contiguous()
-    sought = shares * whole
-    place = torch.searchsorted(reached, sought, right=True)
-    # Where rounding leaves the sought sum at the very end, the last place of positive weight: beyond it all sums are equal.
-    last = torch.searchsorted(reached, whole)
-    place = torch.minimum(place, last).clamp(
-        max=weights.size(-1) - 1
-    )  # a broken student's NaN is beyond every place
-    weight = weights.gather(-1, place)
-    before = reached.gather(-1, place) - weight
-    inside = ((sought - before) / weight).clamp(min=0.0, max=1.0 - 2.0**-53)
-    return place.squeeze(-1), inside
+    cumulative = weights.cumsum(dim=-1)
+    total = cumulative[:, -1:].contiguous()
+    target = uniforms * total
+    index = torch.searchsorted(cumulative, target, right=True)
+    # Rounding can move the target to the total. Then take the last positive weight: after it, all sums are
+    # equal.
+    last = torch.searchsorted(cumulative, total)
+    # With NaN logits, every index is beyond the end.
+    index = torch.minimum(index, last).clamp(max=weights.size(-1) - 1)
+    weight = weights.gather(-1, index)
+    before = cumulative.gather(-1, index) - weight
+    within = ((target - before) / weight).clamp(min=0.0, max=1.0 - 2.0**-53)
+    return index.squeeze(-1), within

@@ -1,1 +1,1 @@
-"""Text: subwords, scores and rewards."""
+"""Text: tokenisers and subwords, scores of a corpus, and rewards of single sentences."""

@@ -1,7 +1,7 @@
 """Scores of translations and summaries from statistics that add up over sentences, batches and processes.
 
-BLEU, chrF and TER are sacreBLEU's own, ROUGE is rouge-score's F1 with stemming: what they say of a whole corpus is what is
-made here of the sums of its parts.
+BLEU, chrF and TER are sacreBLEU's. ROUGE is rouge-score's F1 with stemming. The score of the summed
+statistics is the score that the package gives the whole corpus.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 
 from fairseq_imitkd.errors import UsageError
 
-# What stands for an unknown word. No letter of the one is in the other, so that the two match in no metric.
+# Replacements for an unknown word. They share no letter, so they match in no metric.
 UNKNOWN_IN_HYPOTHESIS, UNKNOWN_IN_REFERENCE = "xzxzx", "kvkvk"
 
-# What users type, and the name under which the score is logged: that of imitkd-evaluate and of the package that computes it.
+# The name of a score on the command line, and its name in logs and in imitkd-evaluate.
 SCORES = {
     "bleu": "bleu",
     "chrf": "chrf",
@@ -26,71 +26,78 @@ SCORES = {
     "rouge-l": "rougeL",
 }
 LESS_IS_BETTER = ("ter",)
-DIGITS, ROUGE_DIGITS = 2, 4  # that are logged, of 0..100 (TER may be more) and of 0..1
+DIGITS, ROUGE_DIGITS = 2, 4  # decimals in logs; ROUGE is in 0..1, the others are in per cent
 
 
 @cache
 def rouge_scorer(kinds: tuple[str, ...]) -> Any:
-    """rouge-score's scorer of ``rouge1``, ``rouge2``, ``rougeL``, …, with stemming. The package takes a second to import."""
+    """Return rouge-score's scorer with stemming. The package takes a second to import.
+
+    Args:
+        kinds: names such as ``rouge1``, ``rouge2`` and ``rougeL``.
+    """
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(list(kinds), use_stemmer=True)
 
 
 def rouge_signature() -> str:
-    """What a ROUGE score must be given with to be comparable, in the manner of sacreBLEU's signatures."""
+    """Return the settings with which ROUGE scores are comparable, in the form of sacreBLEU's signatures."""
     return f"rouge-score|F1|stemmed|version:{version('rouge-score')}"
 
 
 def check_installed(flag: str, names: Sequence[str]) -> None:
-    """Refuse ROUGE where rouge-score is not there.
+    """Refuse ROUGE if rouge-score is not installed.
 
     Args:
-        flag: with its value, to name in the message.
+        flag: flag and value, for the message.
         names: keys of :data:`SCORES`.
 
     Raises:
-        UsageError: naming the flag and what to install.
+        UsageError: rouge-score is needed and not installed.
     """
     kinds = tuple(SCORES[name] for name in names if name.startswith("rouge"))
     try:
         if kinds:
             rouge_scorer(kinds)
     except ImportError as error:
-        raise UsageError(f"{flag} needs rouge-score: pip install rouge-score, or leave ROUGE out") from error
+        raise UsageError(f"{flag} needs rouge-score; pip install rouge-score, or leave ROUGE out") from error
 
 
 class CorpusScores:
-    """Several scores of a corpus whose parts come one after another, or to several processes.
+    """Scores of a corpus whose parts arrive one after another, or in several processes.
 
     Args:
         names: keys of :data:`SCORES`.
-        tokenized: BLEU takes words as they are instead of sacreBLEU's 13a tokens.
+        tokenized: let BLEU split text at spaces instead of into sacreBLEU's 13a tokens.
     """
 
     def __init__(self, names: Sequence[str], tokenized: bool = False):
-        one = {"references": [[""]]}  # reference a sentence, which a signature tells of
+        one_reference = {"references": [[""]]}  # signatures name the number of references
         metrics = {
-            "bleu": BLEU(tokenize="none" if tokenized else None, **one),
-            "chrf": CHRF(**one),
-            "ter": TER(**one),
+            "bleu": BLEU(tokenize="none" if tokenized else None, **one_reference),
+            "chrf": CHRF(**one_reference),
+            "ter": TER(**one_reference),
         }
         self.names = [SCORES[name] for name in names]
         self._metrics: dict[str, Any] = {name: metrics[name] for name in self.names if name in metrics}
         self._rouge = tuple(name for name in self.names if name not in metrics)
 
     def signatures(self) -> dict[str, str]:
-        """What each score must be given with to be comparable, by the name of the score."""
+        """Return the settings with which each score is comparable, by the score's logged name."""
         return {
             name: str(self._metrics[name].get_signature()) if name in self._metrics else rouge_signature()
             for name in self.names
         }
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
-        """What is added up of ``N`` sentences, by the name of the score: of a score always as many numbers.
+        """Return the summed statistics of ``N`` sentences, by the score's logged name.
+
+        The number of values depends on the score alone.
 
         Args:
-            hypotheses, references: ``N`` lines each, of which there is at least one.
+            hypotheses: ``N`` lines; at least one.
+            references: ``N`` lines.
         """
         found: dict[str, list[float]] = {}
         for name, metric in self._metrics.items():
@@ -98,27 +105,27 @@ class CorpusScores:
             found[name] = [float(sum(column)) for column in zip(*rows, strict=True)]
         if self._rouge:
             scorer = rouge_scorer(self._rouge)
-            every = [
-                scorer.score(reference, text) for text, reference in zip(hypotheses, references, strict=True)
-            ]
-            found.update(
-                {
-                    kind: [float(sum(each[kind].fmeasure for each in every)), float(len(every))]
-                    for kind in self._rouge
-                }
-            )
+            pairs = zip(hypotheses, references, strict=True)
+            scores = [scorer.score(reference, hypothesis) for hypothesis, reference in pairs]
+            for kind in self._rouge:
+                found[kind] = [float(sum(score[kind].fmeasure for score in scores)), float(len(scores))]
         return {name: found[name] for name in self.names}
 
     def score(self, name: str, sums: Sequence[float]) -> float:
-        """The score of all sentences whose statistics were added up, rounded to as many digits as are logged."""
+        """Return the score of all sentences whose statistics were added up, rounded for the log.
+
+        Args:
+            name: logged name of the score.
+            sums: sums of its statistics.
+        """
         if name in self._metrics:
             return round(float(self._metrics[name]._compute_score_from_stats(list(sums)).score), DIGITS)
         total, sentences = sums
         return round(total / sentences, ROUGE_DIGITS)
 
 
-def flat(statistics: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The numbers one by one under names of their own, as fairseq's processes add them up: ``_chrf_0``, ``_chrf_1``, …"""
+def named_values(statistics: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return each value under its own name (``_chrf_0``, …), since fairseq sums single numbers."""
     return {
         f"_{name}_{place}": value for name, values in statistics.items() for place, value in enumerate(values)
     }

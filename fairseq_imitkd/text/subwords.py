@@ -1,4 +1,4 @@
-"""Raw text to the symbols that a model was trained on, and back: fairseq's own tokenisers and subwords."""
+"""Converts raw text to a model's symbols and back with fairseq's tokenisers and subwords."""
 
 from argparse import Namespace
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from typing import Any
 
 from fairseq.data import encoders
 
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, as_usage_error
 
-# Each kind of subwords, and the settings of fairseq's that name its files.
+# The kinds of subwords, with fairseq's settings that name their files.
 SUBWORDS = {
     "sentencepiece": ("sentencepiece_model",),
     "fastbpe": ("bpe_codes",),
@@ -22,12 +22,12 @@ TOKENIZERS = ("moses",)
 
 @dataclass(frozen=True)
 class TextSettings:
-    """How text is made symbols.
+    """How text is converted to symbols.
 
     Args:
-        bpe: one of :data:`SUBWORDS`; None takes words as they are.
-        files: of its subwords, by the setting that names each.
-        tokenizer: one of :data:`TOKENIZERS`, before the subwords; None takes text as it is.
+        bpe: kind of subwords, one of :data:`SUBWORDS`; None takes words as symbols.
+        files: files of the subwords, by fairseq's setting.
+        tokenizer: one of :data:`TOKENIZERS`, applied before the subwords; None leaves the text unchanged.
     """
 
     bpe: str | None = None
@@ -36,35 +36,39 @@ class TextSettings:
 
 
 class Text:
-    """Between raw text and symbols with blanks between them.
+    """Converts raw text to symbols with spaces between them, and back.
 
     Args:
-        settings: how.
-        source, target: the languages of the two sides, which a tokeniser minds.
+        settings: tokeniser and subwords.
+        source: source language, for the tokeniser.
+        target: target language, for the tokeniser.
 
     Raises:
-        UsageError: a package or file is not there, or is no such thing.
+        UsageError: a package or a file is missing, or a file is not of its kind.
     """
 
     def __init__(self, settings: TextSettings, source: str = "en", target: str = "en"):
         self.bpe: Any = None
         self.tokenizer: Any = None
         if settings.bpe is not None:
-            self.bpe = _built(f"--bpe {settings.bpe}", encoders.build_bpe, _bpe_settings(settings))
+            bpe_settings = _bpe_settings(settings)
+            with as_usage_error(f"--bpe {settings.bpe} can't be used"):
+                self.bpe = encoders.build_bpe(bpe_settings)
         if settings.tokenizer is not None:
+            moses = {"moses_no_dash_splits": False, "moses_no_escape": False}
             languages = {"source_lang": source, "target_lang": target}
-            chosen = Namespace(
-                tokenizer=settings.tokenizer, moses_no_dash_splits=False, moses_no_escape=False, **languages
-            )
-            self.tokenizer = _built(f"--tokenizer {settings.tokenizer}", encoders.build_tokenizer, chosen)
+            with as_usage_error(f"--tokenizer {settings.tokenizer} can't be used"):
+                self.tokenizer = encoders.build_tokenizer(
+                    Namespace(tokenizer=settings.tokenizer, **moses, **languages)
+                )
 
     def encode(self, line: str) -> str:
-        """Symbols of a sentence of the source."""
+        """Return the symbols of a source sentence."""
         words = line if self.tokenizer is None else self.tokenizer.encode(line)
         return words if self.bpe is None else self.bpe.encode(words)
 
     def decode(self, symbols: str) -> str:
-        """The text of a sentence of the target."""
+        """Return the text of a target sentence."""
         words = symbols if self.bpe is None else self.bpe.decode(symbols)
         return words if self.tokenizer is None else self.tokenizer.decode(words)
 
@@ -75,23 +79,16 @@ def _bpe_settings(settings: TextSettings) -> Namespace:
     return Namespace(bpe=settings.bpe, **{name: str(path) for name, path in settings.files.items()})
 
 
-def _built(flag: str, build: Any, settings: Namespace) -> Any:
-    try:
-        return build(settings)
-    except Exception as error:  # whatever a package raises on a file that is none of its own
-        raise UsageError(
-            f"{flag} can't be used: {' '.join(str(error).split()) or type(error).__name__}"
-        ) from error
-
-
 def _check_merges(path: Path) -> None:
-    """fastBPE does not survive a file that holds something else."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if len(line.split()) not in (2, 3) and not line.startswith("#version"):
-                    raise UsageError(
-                        f"--bpe-codes '{path}' must hold two subwords a line to be merged, but not in line {number}"
-                    )
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--bpe-codes '{path}' can't be read: {error}") from error
+    """Refuse a file that does not list merges, on which fastBPE would end the process."""
+    name, remedy = f"--bpe-codes '{path}'", "use the file that the subwords were made with"
+    with (
+        as_usage_error(f"{name} can't be read", remedy, catch=(OSError, UnicodeDecodeError)),
+        open(path, encoding="utf-8") as file,
+    ):
+        for number, line in enumerate(file, 1):
+            if len(line.split()) not in (2, 3) and not line.startswith("#version"):
+                raise UsageError(
+                    f"{name} must hold two subwords to merge in each line, but line {number} does not; "
+                    f"{remedy}"
+                )

@@ -1,4 +1,4 @@
-"""Rewards: the libraries' own scores, their baselines, and the gradient that REINFORCE makes of them."""
+"""Rewards: the libraries' scores, the baselines, and the gradient of REINFORCE."""
 
 import io
 import itertools
@@ -26,6 +26,7 @@ from fairseq_imitkd.text.rewards import (
     sentence_bleu,
 )
 from tests.helpers.fairseq_models import (
+    AtUpdate,
     build_student,
     letters,
     make_batch,
@@ -50,7 +51,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("hypothesis", "reference"), PAIRS)
 def test_sentence_bleu_is_sacrebleus_own(hypothesis: str, reference: str) -> None:
-    """As the library's function of that name computes it, by a hundred."""
+    """The library's score divided by 100."""
     import sacrebleu
 
     score = sentence_bleu(hypothesis, reference)
@@ -61,7 +62,7 @@ def test_sentence_bleu_is_sacrebleus_own(hypothesis: str, reference: str) -> Non
 
 @pytest.mark.parametrize(("hypothesis", "reference"), PAIRS)
 def test_chrf_is_sacrebleus_own(hypothesis: str, reference: str) -> None:
-    """As the library's function of that name computes it, by a hundred."""
+    """The library's score divided by 100."""
     import sacrebleu
 
     assert chrf(hypothesis, reference) == pytest.approx(
@@ -71,7 +72,7 @@ def test_chrf_is_sacrebleus_own(hypothesis: str, reference: str) -> None:
 
 @pytest.mark.parametrize(("hypothesis", "reference"), PAIRS)
 def test_rouge_l_is_rouge_scores_own(hypothesis: str, reference: str) -> None:
-    """F1 with stemming, the reference as the target."""
+    """F1 with stemming; the reference is the target."""
     from rouge_score.rouge_scorer import RougeScorer
 
     own = RougeScorer(["rougeL"], use_stemmer=True).score(reference, hypothesis)["rougeL"]
@@ -88,7 +89,7 @@ def test_rouge_l_by_hand() -> None:
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_score_is_a_share_and_orders_translations(name: str) -> None:
-    """Nothing for an empty or a wrong sentence, something for a near one, all for the reference itself."""
+    """0 for an empty or a wrong sentence, 1 for the reference, and between them for a similar one."""
     reference = "the cat sat on the mat"
     nothing, wrong, near, same = (
         REWARDS[name](text, reference) for text in ("", "zzz", "the cat lay on the mat", reference)
@@ -102,7 +103,7 @@ def test_score_is_a_share_and_orders_translations(name: str) -> None:
 
 @pytest.mark.parametrize("values", [[0.3, 0.7], [0.0, 0.5, 1.0], [0.2, 0.2, 0.9, 0.4, 0.1]])
 def test_leave_one_out_by_definition(values: list[float]) -> None:
-    """Each less the mean of the others; together they are 0, whatever is added to all rewards."""
+    """Each reward less the mean of the others. They sum to 0, and a constant added to all has no effect."""
     advantages = leave_one_out(torch.tensor(values, dtype=torch.float64))
     for place, value in enumerate(values):
         others = values[:place] + values[place + 1 :]
@@ -114,7 +115,7 @@ def test_leave_one_out_by_definition(values: list[float]) -> None:
 
 @pytest.mark.parametrize("values", [[], [0.7]])
 def test_leave_one_out_of_one_or_none(values: list[float]) -> None:
-    """There is nobody to be compared with, and nothing to learn."""
+    """A single reward has no others to be compared with."""
     assert leave_one_out(torch.tensor(values)).tolist() == [0.0] * len(values)
 
 
@@ -130,7 +131,7 @@ def gradient_of_expected_prize() -> Tensor:
 
 @pytest.mark.parametrize("samples", [2, 3, 4])
 def test_leave_one_out_is_unbiased(samples: int) -> None:
-    """Over all outcomes of some samples, each as probable as it is, the mean is the gradient of the expected reward."""
+    """The mean over all outcomes, by their probability, is the gradient of the expected reward."""
     q, mean = POLICY.softmax(-1), torch.zeros_like(POLICY)
     for outcome in itertools.product(range(len(POLICY)), repeat=samples):
         drawn = torch.tensor(outcome)
@@ -141,7 +142,7 @@ def test_leave_one_out_is_unbiased(samples: int) -> None:
 
 
 def test_running_mean_by_definition() -> None:
-    """Weights that fall by the memory with age, over their sum: the first mean is the first value itself."""
+    """A weighted mean whose weights fall by the memory with age; the first mean is the first value."""
     running, values = RunningMean(memory=0.9), [0.8, 0.1, 0.4, 0.4, 0.9]
     assert running.mean == 0.0
     for count, value in enumerate(values, start=1):
@@ -155,8 +156,8 @@ def test_running_mean_by_definition() -> None:
             assert running.mean == pytest.approx(0.8, rel=1e-12)
 
 
-def test_running_mean_goes_on_from_its_state() -> None:
-    """Saved by torch, read by its safe loader; also a mean that has not begun."""
+def test_running_mean_continues_from_its_state() -> None:
+    """Through a file that torch's safe loader reads; also for a mean without values."""
     for values in ([], [0.3], [0.3, 0.8, 0.1]):
         one, other = RunningMean(), RunningMean()
         for value in values:
@@ -170,7 +171,7 @@ def test_running_mean_goes_on_from_its_state() -> None:
 
 
 def saved_and_loaded(state: Any) -> Any:
-    """What a checkpoint gives back."""
+    """A value after a checkpoint was written and read."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -180,8 +181,8 @@ def saved_and_loaded(state: Any) -> Any:
 def rewarder_of(
     *symbols: str, remove_bpe: str | None = None, name: str = "chrf", baseline: RunningMean | None = None
 ) -> Rewarder:
-    """Over a dictionary whose symbols have the numbers 4, 5, …"""
-    return Rewarder(name, letters(symbols), remove_bpe, baseline)
+    """A rewarder over a dictionary whose symbols have the numbers 4, 5, …"""
+    return Rewarder(name, letters(symbols), remove_bpe=remove_bpe, baseline=baseline)
 
 
 def texts_scored(
@@ -210,21 +211,21 @@ def padded(rows: list[list[int]]) -> Tensor:
         (None, ("▁the", "▁ca", "t", "▁sat"), ("▁the ▁ca t ▁sat", "▁sat ▁the")),
     ],
 )
-def test_subword_marks_are_undone(
+def test_subword_marks_are_removed(
     remove_bpe: str | None, symbols: tuple[str, ...], expected: tuple[str, str]
 ) -> None:
-    """On both sides, as fairseq's own post-processing does; the end of a sentence is no word."""
+    """On both sides, with fairseq's post-processing; the end-of-sentence symbol is not a word."""
     rewarder = rewarder_of(*symbols, remove_bpe=remove_bpe)
     assert texts_scored(rewarder, [[7, 4, EOS]], [[4, 5, 6, 7, EOS]]) == [expected]
 
 
-def test_padding_is_no_word() -> None:
-    """Sentences of a batch have several lengths: what is scored is their own words, on either side."""
+def test_padding_is_not_a_word() -> None:
+    """Sentences of a batch have several lengths; only their own words are scored, on both sides."""
     seen = texts_scored(rewarder_of("a", "b"), [[4, EOS], [4, 5, 4, 5, EOS]], [[5, 4, 5, EOS], [5, EOS]])
     assert seen == [("b a b", "a"), ("b", "a b a b")]
 
 
-def test_padding_earns_nothing() -> None:
+def test_padding_does_not_change_rewards() -> None:
     """A reward does not depend on which other sentences are in the batch."""
     for name in REWARDS:
         alone, among = (
@@ -240,7 +241,7 @@ def test_padding_earns_nothing() -> None:
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_unknown_word_is_not_the_references(name: str) -> None:
-    """Two unknown words are no match: a student that writes them earns nothing with it."""
+    """Two unknown words do not match, so a student gains nothing from writing them."""
     rewarder = rewarder_of("one", "two", name=name, baseline=RunningMean())
     unknown, sentence = rewarder.dictionary.unk(), [4, 5, 4, 5]
     both = padded([[unknown, EOS], [unknown, *sentence, EOS]])
@@ -250,7 +251,7 @@ def test_unknown_word_is_not_the_references(name: str) -> None:
 
 
 def test_only_rollouts_have_advantages() -> None:
-    """References are neither scored nor compared with."""
+    """References are not scored and not part of the baseline."""
     rewarder = rewarder_of("the", "cat", "sat")
     sentences = [[4, 5, EOS], [5, 6, EOS], [6, 4, EOS], [4, 6, EOS]]
     written = [[4, 5, EOS], [5, 6, EOS], [6, 5, EOS], [5, 5, EOS]]
@@ -267,8 +268,8 @@ def test_only_rollouts_have_advantages() -> None:
     assert figures.keys() == NO_REWARDS.keys()
 
 
-def test_running_baseline_is_taken_off() -> None:
-    """The mean of earlier updates; who asks for advantages does not move it, since processes must agree on it."""
+def test_running_baseline_is_subtracted() -> None:
+    """It is the mean of earlier updates. Advantages do not change it, since processes must agree on it."""
     baseline = RunningMean()
     rewarder = rewarder_of("the", "cat", baseline=baseline)
     batch = (
@@ -286,7 +287,7 @@ def test_running_baseline_is_taken_off() -> None:
 
 @pytest.mark.parametrize("baseline", [None, RunningMean()])
 def test_batch_without_rollouts_has_no_rewards(baseline: RunningMean | None) -> None:
-    """At a low share it happens."""
+    """This happens at a low share."""
     rewarder = rewarder_of("a", baseline=baseline)
     advantages, figures = rewarder.advantages(padded([[4, EOS]]), padded([[4, EOS]]), torch.tensor([False]))
     assert advantages.tolist() == [0.0]
@@ -303,12 +304,12 @@ def rewarded(rewarder: Rewarder, *rows: list[int]) -> None:
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What the module has warned of."""
+    """The warnings of the module."""
     return [record.getMessage() for record in caplog.records if record.name == "fairseq_imitkd.text.rewards"]
 
 
-def test_equal_rewards_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    """At the twentieth batch in a row, naming the flag, its value and the reward."""
+def test_equal_rewards_cause_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """At the twentieth batch in a row; the warning names the flag, its value and the reward."""
     rewarder = rewarder_of("a", "b", name="sentence-bleu")
     with caplog.at_level(logging.WARNING):
         for _ in range(EQUAL_BEFORE_WARNING - 1):
@@ -323,7 +324,7 @@ def test_equal_rewards_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> N
     assert "1.0000" in message
 
 
-def test_a_difference_in_between_starts_the_count_anew(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_difference_restarts_the_count(caplog: pytest.LogCaptureFixture) -> None:
     """Twenty batches in a row, not twenty in all."""
     rewarder = rewarder_of("a", "b")
     with caplog.at_level(logging.WARNING):
@@ -334,8 +335,8 @@ def test_a_difference_in_between_starts_the_count_anew(caplog: pytest.LogCapture
     assert warnings_of(caplog) == []
 
 
-def test_one_rollout_alone_is_equal_to_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """Beside a running mean, batches of one sentence say nothing about whether rewards differ."""
+def test_batches_of_one_rollout_cause_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """With a running mean, batches of one rollout do not show whether rewards differ."""
     rewarder = rewarder_of("a", "b", baseline=RunningMean())
     with caplog.at_level(logging.WARNING):
         for _ in range(2 * EQUAL_BEFORE_WARNING):
@@ -343,8 +344,8 @@ def test_one_rollout_alone_is_equal_to_nothing(caplog: pytest.LogCaptureFixture)
     assert warnings_of(caplog) == []
 
 
-def test_one_rollout_a_batch_learns_nothing_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    """Without a running mean its advantage is always 0, whatever its reward, and that is said."""
+def test_batches_of_one_rollout_without_a_baseline_cause_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a running mean its advantage is always 0, so there is a warning."""
     rewarder = rewarder_of("a", "b")
     with caplog.at_level(logging.WARNING):
         for number in range(2 * EQUAL_BEFORE_WARNING):
@@ -356,7 +357,7 @@ def test_one_rollout_a_batch_learns_nothing_from_the_others(caplog: pytest.LogCa
 def test_small_batches_after_the_warning_repeat_nothing(
     caplog: pytest.LogCaptureFixture, rows: list[list[int]]
 ) -> None:
-    """A batch with one rollout, or with none, is neither another warning nor an error."""
+    """A batch with one rollout, or with none, causes neither another warning nor an error."""
     rewarder = rewarder_of("a", "b")
     with caplog.at_level(logging.WARNING):
         for _ in range(EQUAL_BEFORE_WARNING):
@@ -371,7 +372,7 @@ def rewarded_batch(seed: int = 1) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     rows = torch.tensor([1, 3])
     rollout = Rollout(torch.tensor([[9, 8, 2, PAD], [7, 7, 7, 7]]), torch.tensor([False, True]))
-    sample = with_rollouts(make_batch(reversed_pairs(5, seed)), rows, rollout, PAD)
+    sample = with_rollouts(make_batch(reversed_pairs(5, seed)), rows, rollout, pad=PAD)
     batch, width = sample["target"].shape
     is_rollout = torch.zeros(batch, dtype=torch.bool)
     is_rollout[rows] = True
@@ -379,7 +380,7 @@ def rewarded_batch(seed: int = 1) -> dict[str, Any]:
     advantages[rows] = torch.tensor([0.6, -0.35])
     teacher = 2.0 * torch.randn(batch, width, 20, generator=generator, dtype=torch.float64)
     truncated = torch.zeros_like(is_rollout)
-    given = Distillation(WholeLogits(teacher.flatten(0, 1)), is_rollout, truncated, advantages=advantages)
+    given = Distillation(WholeLogits(teacher.flatten(0, 1)), is_rollout, truncated, AtUpdate(), advantages)
     return {**sample, DISTILLATION: given}
 
 
@@ -399,10 +400,10 @@ def divergence_gradient(name: str, z: Tensor, p: Tensor) -> Tensor:
 def test_gradient_on_rollouts_is_reinforces(
     divergence: str, weight: float, gold_weight: float, average: str
 ) -> None:
-    """By hand: ``weight * advantage * (q - 1[y]) + (1 - weight) * d divergence``; references are not touched by it.
+    """By hand: ``weight * advantage * (q - 1[y]) + (1 - weight) * d divergence``, on rollouts alone.
 
-    The divergence may be a mean over each sentence's tokens. The reward is of the whole sentence, whose log-probability is
-    a sum, so its part is not (Agarwal et al. 2023, equation 4).
+    The divergence may be a mean over each sentence's tokens. The reward is of the whole sentence, whose
+    log-probability is a sum, so its part is not (Agarwal et al. 2023, equation 4).
     """
     sample = rewarded_batch()
     settings = {
@@ -457,7 +458,7 @@ def test_rewards_are_learnt_in_chunks_alike(chunk: int) -> None:
 
 @pytest.mark.parametrize("baseline", ["leave-one-out", "running"])
 def test_gradient_of_many_samples_is_that_of_the_expected_reward(baseline: str) -> None:
-    """One-token sentences of a toy policy: the criterion's gradient nears minus the expected reward's, in any batch.
+    """With one-token sentences the criterion's gradient approaches minus that of the expected reward.
 
     Each component lies within five standard errors of a mean over so many samples.
     """
@@ -466,7 +467,7 @@ def test_gradient_of_many_samples_is_that_of_the_expected_reward(baseline: str) 
     written = torch.multinomial(q, samples, replacement=True, generator=torch.Generator().manual_seed(1))
     prizes = PRIZES[written]
     advantages = leave_one_out(prizes) if baseline == "leave-one-out" else prizes - 0.3
-    logits = torch.full((20,), -torch.inf, dtype=torch.float64)  # the policy has its letters and nothing else
+    logits = torch.full((20,), -torch.inf, dtype=torch.float64)  # the policy writes its letters alone
     logits[4 : 4 + symbols] = POLICY
     logits.requires_grad_(True)
     everyone = torch.ones(samples, dtype=torch.bool)
@@ -475,7 +476,7 @@ def test_gradient_of_many_samples_is_that_of_the_expected_reward(baseline: str) 
         "id": torch.arange(samples),
         "target": (written + 4).unsqueeze(-1),
         "net_input": {},
-        DISTILLATION: Distillation(teacher, everyone, ~everyone, advantages=advantages),
+        DISTILLATION: Distillation(teacher, everyone, ~everyone, AtUpdate(), advantages),
     }
     settings = {
         "reward": "chrf",

@@ -1,4 +1,4 @@
-"""Scores of sums are the scores that sacreBLEU and rouge-score give of all sentences at once."""
+"""Scores of summed statistics are the scores that sacreBLEU and rouge-score give all sentences at once."""
 
 import random
 import sys
@@ -16,18 +16,18 @@ from fairseq_imitkd.text.scores import (
     UNKNOWN_IN_REFERENCE,
     CorpusScores,
     check_installed,
-    flat,
+    named_values,
     rouge_signature,
 )
 
 WORDS = [
-    "the", "a", "dog", "dogs", "runs", "running", "over", "fields,", "quickly", "and", "then,", "it", "sleeps.", "Häuser",
-    "3.5", "well-known", "(again)",
+    "the", "a", "dog", "dogs", "runs", "running", "over", "fields,", "quickly", "and", "then,", "it",
+    "sleeps.", "Häuser", "3.5", "well-known", "(again)",
 ]  # fmt: skip
 
 
 def corpus(seed: int, count: int = 40) -> tuple[list[str], list[str]]:
-    """Hypotheses that are references with some words changed, left out or doubled; one is empty, one is its reference."""
+    """References and altered copies of them; one copy is empty, one is unchanged."""
     draw = random.Random(seed)
     references = [" ".join(draw.choices(WORDS, k=draw.randint(1, 14))) for _ in range(count)]
     hypotheses = [
@@ -41,7 +41,7 @@ def corpus(seed: int, count: int = 40) -> tuple[list[str], list[str]]:
 
 
 def whole(name: str, hypotheses: list[str], references: list[str]) -> float:
-    """The package's own word on the corpus."""
+    """The score that the package gives the corpus."""
     if name in ("bleu", "chrf", "ter"):
         return getattr(sacrebleu, f"corpus_{name}")(hypotheses, [references]).score
     scorer = RougeScorer([name], use_stemmer=True)
@@ -52,7 +52,7 @@ def whole(name: str, hypotheses: list[str], references: list[str]) -> float:
 @pytest.mark.parametrize("parts", [1, 3, 40])
 @pytest.mark.parametrize("name", SCORES)
 def test_sums_of_parts_are_the_corpus(name: str, parts: int) -> None:
-    """To the last digit, however the sentences are shared out, and beside other scores or alone."""
+    """Exactly, for every division of the sentences, and with other scores or alone."""
     hypotheses, references = corpus(parts)
     logged = SCORES[name]
     for names in ([name], list(SCORES)):
@@ -65,16 +65,16 @@ def test_sums_of_parts_are_the_corpus(name: str, parts: int) -> None:
 
 
 def test_statistics_have_one_shape() -> None:
-    """Processes add them up by position: the same names and numbers, in the same order, whatever the sentences."""
+    """Processes add them up by position, so names, counts and order do not depend on the sentences."""
     scores = CorpusScores(["rouge-l", "chrf", "bleu"])
     found = [scores.statistics(*pair) for pair in (([""], [""]), (["a b c d e"], ["a"]), corpus(5))]
     shapes = [[(name, len(values)) for name, values in each.items()] for each in found]
     assert shapes == [[("rougeL", 2), ("chrf", 18), ("bleu", 10)]] * 3
-    assert list(flat(found[0]))[:3] == ["_rougeL_0", "_rougeL_1", "_chrf_0"]
-    assert all(type(value) is float for each in found for value in flat(each).values())
+    assert list(named_values(found[0]))[:3] == ["_rougeL_0", "_rougeL_1", "_chrf_0"]
+    assert all(type(value) is float for each in found for value in named_values(each).values())
 
 
-def test_nothing_written_is_no_error() -> None:
+def test_empty_hypotheses_cause_no_error() -> None:
     """An untrained student may write nothing at all."""
     scores = CorpusScores(list(SCORES))
     found = {
@@ -84,7 +84,7 @@ def test_nothing_written_is_no_error() -> None:
 
 
 def test_tokenized_bleu() -> None:
-    """Words as they are: here other ones than those of 13a."""
+    """Words are split at spaces, here other ones than 13a's."""
     hypotheses, references = corpus(7)
     scores = CorpusScores(["bleu"], tokenized=True)
     found = scores.score("bleu", scores.statistics(hypotheses, references)["bleu"])
@@ -94,7 +94,7 @@ def test_tokenized_bleu() -> None:
 
 
 def test_signatures_are_the_packages_own() -> None:
-    """sacreBLEU's after scoring; one of the same manner for ROUGE."""
+    """sacreBLEU's signatures after scoring; one of the same form for ROUGE."""
     found = CorpusScores(list(SCORES)).signatures()
     assert found.keys() == set(SCORES.values())
     for name, kind in (("bleu", "BLEU"), ("chrf", "CHRF"), ("ter", "TER")):
@@ -105,18 +105,18 @@ def test_signatures_are_the_packages_own() -> None:
 
 
 def test_unknown_words_match_in_no_metric() -> None:
-    """Neither as words nor by their letters."""
+    """Neither as words nor by characters."""
     assert chrf(UNKNOWN_IN_HYPOTHESIS, UNKNOWN_IN_REFERENCE) == 0.0
     assert rouge_l(UNKNOWN_IN_HYPOTHESIS, UNKNOWN_IN_REFERENCE) == 0.0
 
 
 def test_rouge_score_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line that says what to install; the other scores need none of it."""
+    """One line that says what to install; the other scores do not need it."""
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
-    kinds = ["rouge-2", "chrf", "rouge-1"]  # as no other test asks for them: what was made once is kept
+    kinds = ["rouge-2", "chrf", "rouge-1"]  # in a combination that no other test has cached
     check_installed("--eval-metrics chrf", ["chrf", "bleu", "ter"])
     with pytest.raises(UsageError) as caught:
         check_installed("--eval-metrics " + ",".join(kinds), kinds)
     assert str(caught.value) == (
-        "--eval-metrics rouge-2,chrf,rouge-1 needs rouge-score: pip install rouge-score, or leave ROUGE out"
+        "--eval-metrics rouge-2,chrf,rouge-1 needs rouge-score; pip install rouge-score, or leave ROUGE out"
     )

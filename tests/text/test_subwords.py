@@ -1,4 +1,4 @@
-"""Raw text becomes the symbols that fairseq's own tools make of it, and comes back."""
+"""Raw text to symbols and back, as fairseq's tools convert it."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ LINE = "The lighthouse keeper, on his day off: 10 ships."
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of each kind of subwords that needs no package of its own."""
+    """Files of each kind of subwords that needs no other package."""
     folder = tmp_path_factory.mktemp("files")
     text = folder / "text"
     text.write_text(f"{LINE}\n" * 20)
@@ -43,8 +43,8 @@ def settings(name: str, files: Path) -> TextSettings:
 
 
 @pytest.mark.parametrize("name", ["sentencepiece", "gpt2"])
-def test_text_comes_back(name: str, files: Path) -> None:
-    """Symbols with blanks between them, and the same text of them."""
+def test_text_survives_a_round_trip(name: str, files: Path) -> None:
+    """Symbols with spaces between them, and the same text again."""
     text = Text(settings(name, files))
     symbols = text.encode(LINE).split(" ")
     assert len(symbols) > len(LINE.split())
@@ -52,7 +52,7 @@ def test_text_comes_back(name: str, files: Path) -> None:
 
 
 def test_symbols_are_the_packages_own(files: Path) -> None:
-    """Those that the training data was made of."""
+    """The symbols of the training data."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(files / "pieces.model"))
     assert Text(settings("sentencepiece", files)).encode(LINE) == " ".join(pieces.encode(LINE, out_type=str))
     assert Text(settings("gpt2", files)).encode("hehe") == "256 256"
@@ -65,7 +65,7 @@ def test_words_stay_words() -> None:
 
 
 def test_a_tokenizer_comes_before_the_subwords(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And after them on the way back; the source's language is for the way there, the target's for the way back."""
+    """In decoding it comes after them. It uses the source language to encode, the target's to decode."""
     asked = []
 
     class Tokenizer:
@@ -87,14 +87,14 @@ def test_a_tokenizer_comes_before_the_subwords(files: Path, monkeypatch: pytest.
 
 
 def test_what_can_not_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is none of its kind, a package that is not installed: one line that says which flag."""
+    """A file of another kind, a missing package: one line that names the flag."""
     (tmp_path / "junk").write_text("junk\n")
     for name in ("sentencepiece", "gpt2"):
         wrong = TextSettings(name, dict.fromkeys(SUBWORDS[name], tmp_path / "junk"))
         with pytest.raises(UsageError, match=rf"^--bpe {name} can't be used: [^\n]+$"):
             Text(wrong)
     (tmp_path / "codes").write_text("a b\nmore than two words\n")
-    with pytest.raises(UsageError, match="must hold two subwords a line to be merged, but not in line 2"):
+    with pytest.raises(UsageError, match="must hold two subwords to merge in each line, but line 2 does not"):
         Text(TextSettings("fastbpe", {"bpe_codes": tmp_path / "codes"}))
     monkeypatch.setitem(sys.modules, "sacremoses", None)
     with pytest.raises(UsageError, match=r"--tokenizer moses can't be used: .*pip install sacremoses"):
