@@ -1,4 +1,4 @@
-"""What is to be translated: binarised sources, their references where there are any, and both dictionaries."""
+"""Sentences to translate: binarised sources, their references if there are any, and both dictionaries."""
 
 import itertools
 import logging
@@ -15,20 +15,24 @@ import numpy as np
 from fairseq.data import ConcatDataset, Dictionary, data_utils, indexed_dataset
 from torch import Tensor
 
+from fairseq_imitkd.data.dictionaries import load_dictionary
+from fairseq_imitkd.data.directory import check_dictionaries, check_folder, languages_of_files
 from fairseq_imitkd.data.files import partial, sha256
 from fairseq_imitkd.data.languages import LanguagePair
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, in_one_line
 from fairseq_imitkd.text.subwords import Text
 
 logger = logging.getLogger(__name__)
-_HEADER = struct.Struct(
-    "<9sQBQ"
-)  # of fairseq's mapped index: a mark, the version, the type of tokens, how many sentences
+
+# The head of fairseq's memory-mapped index: a mark, the version, the type of the tokens, the number of
+# sentences:
+# https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/data/indexed_dataset.py#L437-L452
+_HEADER = struct.Struct("<9sQBQ")
 
 
 @dataclass(frozen=True)
 class Languages(LanguagePair):
-    """The language pair of a fairseq data directory.
+    """The language pair of a data directory.
 
     Args:
         folder: the directory.
@@ -40,51 +44,49 @@ class Languages(LanguagePair):
     def of(cls, folder: Path, source: str | None, target: str | None) -> "Languages":
         """Read the dictionaries of a directory.
 
+        Args:
+            folder: the directory.
+            source, target: the languages; one that is None is read from the names of the files.
+
         Raises:
-            UsageError: it is none of fairseq's.
+            UsageError: the directory, its languages or its dictionaries can't be read.
         """
-        if not os.path.isdir(folder):
-            raise UsageError(f"DATA '{folder}' is no directory: name one that fairseq-preprocess has made")
+        check_folder(folder)
         if source is None or target is None:
-            try:
-                found = data_utils.infer_language_pair(str(folder))
-            except OSError as error:
-                raise UsageError(f"DATA '{folder}' can't be read: {error.strerror}") from error
-            given = source or target
-            if None in found or (given is not None and given not in found):
-                raise UsageError(
-                    f"the languages of DATA '{folder}' can't be told from its files: give --source-lang and --target-lang"
-                )
-            if given is None:
-                source, target = found
-            else:
-                other = found[1] if given == found[0] else found[0]
-                source, target = source or other, target or other
+            source, target = _completed(source, target, languages_of_files(folder), folder=folder)
         if source == target:
             raise UsageError(f"--source-lang and --target-lang must be two languages, but both are {source}")
-        read: list[Dictionary] = []
-        for language in (source, target):
-            path = folder / f"dict.{language}.txt"
-            if not os.path.isfile(path):
-                raise UsageError(
-                    f"DATA '{folder}' has no dict.{language}.txt: name a directory that fairseq-preprocess has made"
-                )
-            try:
-                read.append(Dictionary.load(str(path)))
-            except Exception as error:  # fairseq raises Exception itself
-                raise UsageError(f"{path} is no dictionary of fairseq's: {_in_one_line(error)}") from error
-        return cls(source, target, read[0], read[1], folder)
+        check_dictionaries(folder, (source, target))
+        dictionaries = [load_dictionary(folder / f"dict.{language}.txt") for language in (source, target)]
+        return cls(source, target, dictionaries[0], dictionaries[1], folder)
 
     @property
     def pairs(self) -> tuple[str, str]:
-        """How files name the two: fairseq-preprocess may have been told either direction."""
+        """The names of the pair in file names: fairseq-preprocess may have been given either direction."""
         return f"{self.source}-{self.target}", f"{self.target}-{self.source}"
 
     def dictionary_hashes(self) -> dict[str, str]:
-        """What both dictionaries hold."""
+        """Return the SHA-256 of each language's dictionary."""
         return {
             language: sha256(self.folder / f"dict.{language}.txt") for language in (self.source, self.target)
         }
+
+
+def _completed(
+    source: str | None, target: str | None, found: tuple[str, str], *, folder: Path
+) -> tuple[str, str]:
+    """Return both languages: those that were given, and the other ones of the files."""
+    given = source or target
+    if given is None:
+        return found
+    if given not in found:
+        flag = "--source-lang" if source else "--target-lang"
+        raise UsageError(
+            f"{flag} {given} is not in DATA '{folder}', whose files are of {found[0]}-{found[1]}; use one of "
+            "these, or both --source-lang and --target-lang"
+        )
+    other = found[1] if given == found[0] else found[0]
+    return source or other, target or other
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,9 @@ class Corpus:
     """Sentences to translate, by number.
 
     Args:
-        sources: of fairseq's data sets, ``(S,)`` token ids with their EOS.
-        references: as many, or None.
-        text: the file whose lines the sources are, if they were made of one.
+        sources: a fairseq data set of ``(S,)`` token ids with their EOS.
+        references: a data set of as many references, or None.
+        text: the file whose lines the sources were made of, or None.
     """
 
     sources: Any
@@ -106,82 +108,38 @@ class Corpus:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """``(N,)`` tokens of each source, its EOS included."""
+        """``(N,)`` number of tokens of each source, EOS included."""
         return np.asarray(self.sources.sizes)
 
 
-def of_split(languages: Languages, split: str) -> Corpus:
-    """A split of the data directory; ``train`` is ``train``, ``train1``, … one after another, as fairseq trains on them.
+def read_split(languages: Languages, split: str) -> Corpus:
+    """Read a split of a data directory.
 
-    Other splits are only themselves, as fairseq has it.
+    ``train`` is ``train``, ``train1``, … one after another, as in fairseq's training; any other split is one
+    part.
 
     Raises:
-        UsageError: it is not there, empty, damaged, or its sides have different lengths.
+        UsageError: the split is missing, empty or damaged, or its sides have different lengths.
     """
-    parts = []
     sides = _sides(languages, split)
     if f".{languages.pairs[0]}." not in sides[0][0].name:
         logger.warning(
             "the files are of %s, but are read as %s: make sure that this is the teacher's direction",
             *languages.pairs[::-1],
         )
-    for source, target in sides:
-        sources = read(source, languages.source_dictionary)
-        references = read(target, languages.target_dictionary) if target else None
-        if references is not None and len(references) != len(sources):
-            raise UsageError(
-                f"source and target of --gen-subset {split} must have as many sentences, but {source}.idx has {len(sources)} "
-                f"and {target}.idx {len(references)}: binarise them again"
-            )
-        parts.append((sources, references))
+    parts = [_read_sides(*side, languages=languages, split=split) for side in sides]
     if len(parts) == 1:
         return Corpus(*parts[0])
     if len({references is None for _, references in parts}) > 1:
         raise UsageError(
-            f"all parts of --gen-subset {split} must have a target side, or none: binarise them again"
+            f"all parts of --gen-subset {split} must have a target side, or none; binarise them again"
         )
     sources, references = ([part[side] for part in parts] for side in (0, 1))
     return Corpus(ConcatDataset(sources), None if references[0] is None else ConcatDataset(references))
 
 
-def check_sentences(
-    ids: Sequence[int], sentences: Sequence[Tensor], dictionary: Dictionary, language: str
-) -> None:
-    """Refuse sentences that another dictionary, or another tool, has made.
-
-    Args:
-        ids: their numbers.
-        sentences: ``(S,)`` each.
-        dictionary: whose symbols they must be, an EOS at the end.
-        language: whose dictionary that is.
-
-    Raises:
-        UsageError: naming the sentence.
-    """
-    for sentence, tokens in zip(ids, sentences, strict=True):
-        if tokens.numel() and int(tokens.max()) >= len(dictionary):
-            raise UsageError(
-                f"sentence {sentence} of DATA holds symbol {int(tokens.max())}, but dict.{language}.txt has only "
-                f"{len(dictionary)}: binarise the data with the teacher's dictionaries (fairseq-preprocess --srcdict --tgtdict)"
-            )
-        if not tokens.numel() or int(tokens[-1]) != dictionary.eos():
-            raise UsageError(
-                f"sentence {sentence} of DATA does not end in an EOS: binarise the data with fairseq-preprocess"
-            )
-
-
-def split_hashes(languages: Languages, split: str) -> dict[str, str]:
-    """What the files of a split hold.
-
-    Raises:
-        UsageError: it is not there.
-    """
-    sides = [side for part in _sides(languages, split) for side in part if side]
-    return {path.name: sha256(path) for side in sides for path in (Path(f"{side}.idx"), Path(f"{side}.bin"))}
-
-
 def _sides(languages: Languages, split: str) -> list[tuple[Path, Path | None]]:
-    """Where the source and the target of each part of a split are, without their endings."""
+    """Return the source and target of each part of a split, without the ends of the file names."""
     parts: list[tuple[Path, Path | None]] = []
     for number in itertools.count() if split == "train" else (0,):
         part = f"{split}{number}" if number else split
@@ -195,19 +153,72 @@ def _sides(languages: Languages, split: str) -> list[tuple[Path, Path | None]]:
         else:
             break
     if not parts:
-        wanted = f"{split}.{languages.pairs[0]}.{languages.source}.idx"
-        raise UsageError(f"--gen-subset '{split}' is not in DATA '{languages.folder}': there is no {wanted}")
+        expected = f"{split}.{languages.pairs[0]}.{languages.source}.idx"
+        raise UsageError(
+            f"--gen-subset '{split}' is not in DATA '{languages.folder}', which lacks {expected}"
+        )
     return parts
 
 
-def of_text(path: Path, text: Text, languages: Languages, folder: Path) -> Corpus:
-    """Raw text, a sentence a line, made tokens once and kept in ``folder``.
+def _read_sides(
+    source: Path, target: Path | None, *, languages: Languages, split: str
+) -> tuple[Any, Any | None]:
+    sources = read_side(source, languages.source_dictionary)
+    references = read_side(target, languages.target_dictionary) if target else None
+    if references is not None and len(references) != len(sources):
+        raise UsageError(
+            f"source and target of --gen-subset {split} must have as many sentences, but {source}.idx has "
+            f"{len(sources)} and {target}.idx {len(references)}; binarise them again"
+        )
+    return sources, references
+
+
+def split_hashes(languages: Languages, split: str) -> dict[str, str]:
+    """Return the SHA-256 of each file of a split.
+
+    Raises:
+        UsageError: the split is missing.
+    """
+    sides = [side for part in _sides(languages, split) for side in part if side]
+    return {path.name: sha256(path) for side in sides for path in (Path(f"{side}.idx"), Path(f"{side}.bin"))}
+
+
+def check_sentences(
+    ids: Sequence[int], sentences: Sequence[Tensor], dictionary: Dictionary, *, language: str
+) -> None:
+    """Refuse sentences that were binarised with another dictionary or another tool.
+
+    Args:
+        ids: numbers of the sentences.
+        sentences: ``(S,)`` tensors of token ids.
+        dictionary: the dictionary that they must be of; each must end in its EOS.
+        language: language of the dictionary.
+
+    Raises:
+        UsageError: a sentence is not; the message has its number.
+    """
+    for sentence, tokens in zip(ids, sentences, strict=True):
+        if tokens.numel() and int(tokens.max()) >= len(dictionary):
+            raise UsageError(
+                f"sentence {sentence} of DATA holds symbol {int(tokens.max())}, but dict.{language}.txt has "
+                f"only {len(dictionary)}; binarise the data with the teacher's dictionaries "
+                "(fairseq-preprocess --srcdict --tgtdict)"
+            )
+        if not tokens.numel() or int(tokens[-1]) != dictionary.eos():
+            raise UsageError(
+                f"sentence {sentence} of DATA does not end in an EOS; binarise the data with "
+                "fairseq-preprocess"
+            )
+
+
+def read_text(path: Path, text: Text, languages: Languages, *, folder: Path) -> Corpus:
+    """Read raw text with one sentence per line. It is binarised the first time.
 
     Args:
         path: the file, in UTF-8.
-        text: what makes symbols of a line.
-        languages: whose source dictionary numbers them.
-        folder: where the binarised sources go.
+        text: splits a line into subwords.
+        languages: the languages and dictionaries; the source dictionary numbers the subwords.
+        folder: where the binarised sources are kept.
 
     Raises:
         UsageError: the file can't be read.
@@ -216,84 +227,95 @@ def of_text(path: Path, text: Text, languages: Languages, folder: Path) -> Corpu
     if not Path(f"{prefix}.idx").is_file():
         tokens, unknown = 0, 0
         if not path.stat().st_size:
-            raise UsageError(f"--source-text '{path}' is empty: give a file with a sentence a line")
-        with whole_dataset(prefix, len(dictionary)) as builder:
-            for line in lines(path):
+            raise UsageError(f"--source-text '{path}' is empty; use a file with one sentence per line")
+        with dataset_builder(prefix, len(dictionary)) as builder:
+            for line in read_lines(path):
                 ids = dictionary.encode_line(text.encode(line), add_if_not_exist=False, append_eos=True)
                 builder.add_item(ids)
                 tokens, unknown = tokens + ids.numel(), unknown + int(ids.eq(dictionary.unk()).sum())
         if unknown > 0.01 * tokens:
             logger.warning(
-                "%.1f%% of the tokens of --source-text are unknown to dict.%s.txt: are --bpe and its model the teacher's?",
-                100.0 * unknown / tokens, languages.source,
-            )  # fmt: skip
-    return Corpus(read(prefix, dictionary), None, path)
+                "%.1f%% of the tokens of --source-text are unknown to dict.%s.txt: are --bpe and its model "
+                "the teacher's?",
+                100.0 * unknown / tokens,
+                languages.source,
+            )
+    return Corpus(read_side(prefix, dictionary), None, path)
 
 
-def lines(text: Path) -> Iterator[str]:
-    """A text's lines, without what ends them. Nothing but a line feed does: other separators may stand in a sentence.
+def read_lines(text: Path) -> Iterator[str]:
+    """Yield the lines of a text file without their ends.
+
+    Only a line feed ends a line: other separators may be part of a sentence.
 
     Raises:
-        UsageError: it can't be read.
+        UsageError: the file can't be read.
     """
     number = 1
     try:
         with open(text, "rb") as file:
-            for number, line in enumerate(file, 1):  # a text file would decode far ahead of the line
+            for number, line in enumerate(file, 1):  # a text file decodes far ahead of the line
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"--source-text '{text}': line {number} is not UTF-8: convert the file (iconv)"
+            f"--source-text '{text}': line {number} is not UTF-8; convert the file (iconv)"
         ) from error
     except OSError as error:
         raise UsageError(f"--source-text '{text}' can't be read: {error.strerror}") from error
 
 
-def read(prefix: Path, dictionary: Dictionary) -> Any:
-    """A binarised side.
+def read_side(prefix: Path, dictionary: Dictionary) -> Any:
+    """Read a binarised side of a split.
+
+    Args:
+        prefix: the path without ``.idx`` and ``.bin``.
+        dictionary: the dictionary that it was binarised with.
 
     Raises:
-        UsageError: it is damaged.
+        UsageError: the files are missing, empty or damaged.
     """
     binary, index = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
     if not os.path.isfile(binary):
-        raise UsageError(f"{binary} is not there: copy it, or binarise again")
+        raise UsageError(f"{binary} is not there; copy it, or binarise again")
     if binary.stat().st_size == 0:
-        raise UsageError(f"{binary} is empty: give a split that has sentences")
+        raise UsageError(f"{binary} is empty; use a split that has sentences")
     try:
         if indexed_dataset.infer_dataset_impl(str(prefix)) == "mmap":
             _check_index(index)
         dataset = data_utils.load_indexed_dataset(str(prefix), dictionary, None)
-        if len(dataset):  # the last sentence is there only if all are
+        if len(dataset):  # a file that ends early lacks the last sentence
             dataset[len(dataset) - 1]
     except UsageError:
         raise
-    except Exception as error:  # whatever fairseq raises on a strange file
+    except Exception as error:  # fairseq raises many types
         raise UsageError(
-            f"{prefix}.idx and .bin can't be read: {_in_one_line(error)}; binarise them again"
+            f"{prefix}.idx and .bin can't be read: {in_one_line(error)}; binarise them again"
         ) from error
     if not len(dataset):
-        raise UsageError(f"{prefix}.idx holds no sentence: give a split that has some")
+        raise UsageError(f"{prefix}.idx holds no sentence; use a split that has some")
     return dataset
 
 
 def _check_index(path: Path) -> None:
-    """fairseq's own objects of a damaged one complain of themselves, with a traceback, when they go."""
+    """Refuse a damaged index, whose object in fairseq would print a traceback when it is deleted."""
     with open(path, "rb") as file:
         start = file.read(_HEADER.size)
     _, version, kind, count = _HEADER.unpack(start.ljust(_HEADER.size, b"\0"))
-    entry = (
-        np.dtype(np.int32).itemsize + np.dtype(np.int64).itemsize
-    )  # a sentence's length, and where it begins
+    entry = np.dtype(np.int32).itemsize + np.dtype(np.int64).itemsize  # length and place of a sentence
     if path.stat().st_size < _HEADER.size + count * entry:
-        raise UsageError(f"{path} ends early: copy it again, or binarise again")
+        raise UsageError(f"{path} ends early; copy it again, or binarise again")
     if version != 1 or kind not in indexed_dataset._code_to_dtype:
-        raise UsageError(f"{path} is damaged: copy it again, or binarise again")
+        raise UsageError(f"{path} is damaged; copy it again, or binarise again")
 
 
 @contextmanager
-def whole_dataset(prefix: Path, symbols: int) -> Iterator[Any]:
-    """A builder of fairseq's for a side; its files have their names only once they are whole."""
+def dataset_builder(prefix: Path, symbols: int) -> Iterator[Any]:
+    """Yield fairseq's builder of a binarised side. The files get their names when they are complete.
+
+    Args:
+        prefix: the path without ``.idx`` and ``.bin``.
+        symbols: size of the dictionary.
+    """
     names = {end: Path(f"{prefix}.{end}") for end in ("bin", "idx")}
     partials = {end: partial(name) for end, name in names.items()}
     builder = indexed_dataset.make_builder(str(partials["bin"]), "mmap", vocab_size=symbols)
@@ -301,7 +323,3 @@ def whole_dataset(prefix: Path, symbols: int) -> Iterator[Any]:
     builder.finalize(str(partials["idx"]))
     for end, name in names.items():
         partials[end].replace(name)
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

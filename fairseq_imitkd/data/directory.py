@@ -1,4 +1,4 @@
-"""fairseq's data directories, looked at before it reads them: of what is missing it says so in a traceback."""
+"""Checks of a data directory before fairseq reads it; fairseq reports missing files by a traceback."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -7,87 +7,127 @@ from pathlib import Path
 
 from fairseq.data import data_utils, indexed_dataset
 
+from fairseq_imitkd.data.dictionaries import load_dictionary
 from fairseq_imitkd.data.files import kind_of
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, in_one_line
+
+ADVICE = "use a directory that fairseq-preprocess has made"
 
 
 def check_data(data: str | None, source: str | None, target: str | None) -> tuple[str, str]:
-    """Whether fairseq can read a translation task's dictionaries.
+    """Check that fairseq can read a translation task's dictionaries.
 
     Args:
-        data: DATA: a directory, or several joined by ``:``, of which the first has the dictionaries.
-        source, target: languages, if they were given.
+        data: ``DATA``: a directory, or several joined by ``:``; the first one has the dictionaries.
+        source, target: the languages, if they were given. Like fairseq, the function ignores one without the
+            other.
 
     Returns:
         both languages.
 
     Raises:
-        UsageError: there is no such directory, its languages can't be told, or a dictionary is not in it.
+        UsageError: a directory is missing, its languages are unknown, or a dictionary is missing.
     """
     if not data:
-        raise UsageError("DATA is not given: name a directory that fairseq-preprocess has made")
+        raise UsageError(f"DATA is not given; {ADVICE}")
     folders = data.split(os.pathsep)
     for folder in folders:
-        if kind_of(folder, "DATA") != "folder":
-            raise UsageError(f"DATA '{folder}' is no directory: name one that fairseq-preprocess has made")
+        check_folder(folder)
+    # https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/tasks/translation.py#L300-L302
+    languages = (source, target) if source and target else languages_of_files(folders[0])
+    check_dictionaries(folders[0], languages)
+    return languages
+
+
+def check_folder(folder: str | Path) -> None:
+    """Check that a data directory is a directory.
+
+    Raises:
+        UsageError: it is not, or it may not be looked at.
+    """
+    if kind_of(folder, "DATA") != "folder":
+        raise UsageError(f"DATA '{folder}' is not a directory; {ADVICE}")
+
+
+def languages_of_files(folder: str | Path) -> tuple[str, str]:
+    """Return the languages that the names of a directory's files show.
+
+    Raises:
+        UsageError: no name shows them, or the directory can't be read.
+    """
     try:
-        if not (source and target):  # fairseq then takes neither as given
-            source, target = data_utils.infer_language_pair(folders[0])
-        names = os.listdir(folders[0])
+        source, target = data_utils.infer_language_pair(str(folder))
     except OSError as error:
+        raise _unreadable(folder, error) from error
+    if source is None or target is None:
         raise UsageError(
-            f"DATA '{folders[0]}' can't be read ({error.strerror}): check its permissions"
-        ) from error
-    if not (source and target):
-        raise UsageError(
-            f"DATA '{folders[0]}' has no file such as train.de-en.de.idx, by which to tell its languages: name a directory "
-            "that fairseq-preprocess has made, or give --source-lang and --target-lang"
+            f"DATA '{folder}' has no file such as train.de-en.de.idx, which shows its languages; {ADVICE}, "
+            "or add --source-lang and --target-lang"
         )
-    for language in (source, target):
+    return source, target
+
+
+def check_dictionaries(folder: str | Path, languages: tuple[str, str]) -> None:
+    """Check that a directory has the dictionaries of two languages.
+
+    Raises:
+        UsageError: a dictionary is missing, or the directory can't be read.
+    """
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    for language in languages:
         if f"dict.{language}.txt" not in names:
             raise UsageError(
-                f"DATA '{folders[0]}' has no dict.{language}.txt: name a directory that fairseq-preprocess has made, with its "
-                "--source-lang and --target-lang"
+                f"DATA '{folder}' has no dict.{language}.txt; {ADVICE} with its --source-lang and "
+                "--target-lang"
             )
-    return source, target
+
+
+def _unreadable(folder: str | Path, error: OSError) -> UsageError:
+    return UsageError(f"DATA '{folder}' can't be read ({error.strerror}); check its permissions")
 
 
 @contextmanager
 def dictionaries_read(data: str) -> Iterator[None]:
-    """Whatever goes wrong while fairseq reads dictionaries becomes one line that names their directory."""
+    """Turn any error while fairseq reads the dictionaries of ``DATA`` into one line.
+
+    Raises:
+        UsageError: such an error was raised; the message names the damaged dictionary if it can be found.
+    """
     try:
         yield
     except UsageError:
         raise
     except Exception as error:  # fairseq raises Exception itself
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        folder = Path(data.split(os.pathsep)[0])
+        for path in sorted(folder.glob("dict.*.txt")):
+            load_dictionary(path)
         raise UsageError(
-            f"a dictionary of DATA '{data.split(os.pathsep)[0]}' can't be read ({detail}): give one of fairseq-preprocess's"
+            f"the dictionaries of DATA '{folder}' can't be read ({in_one_line(error)}); {ADVICE}"
         ) from error
 
 
 def check_splits(
-    data: str, source: str, target: str, splits: Sequence[tuple[str, str]], how: str | None
+    data: str, languages: tuple[str, str], splits: Sequence[tuple[str, str]], *, dataset_impl: str | None
 ) -> None:
-    """Whether sentences are there.
+    """Check that splits are there.
 
     Args:
-        data: DATA, as of :func:`check_data`.
-        source, target: its languages.
-        splits: flags, and the split that each names.
-        how: ``--dataset-impl``.
+        data: ``DATA``, as for :func:`check_data`.
+        languages: source and target language.
+        splits: flags, and the split that each one names.
+        dataset_impl: ``--dataset-impl``.
 
     Raises:
-        UsageError: a split is not there.
+        UsageError: a split is missing.
     """
-    folder = Path(data.split(os.pathsep)[0])
+    folder, (source, target) = Path(data.split(os.pathsep)[0]), languages
     pairs = (f"{source}-{target}", f"{target}-{source}")
     for flag, split in splits:
-        if not any(
-            indexed_dataset.dataset_exists(str(folder / f"{split}.{pair}.{source}"), how) for pair in pairs
-        ):
-            found = sorted(
-                {path.name.split(".")[0] for pair in pairs for path in folder.glob(f"*.{pair}.{source}*")}
-            )
-            has = f"it has {', '.join(found)}" if found else "it has none"
-            raise UsageError(f"{flag} '{split}' is not in DATA '{folder}': name a split that is there; {has}")
+        prefixes = [str(folder / f"{split}.{pair}.{source}") for pair in pairs]
+        if not any(indexed_dataset.dataset_exists(prefix, dataset_impl) for prefix in prefixes):
+            found = {path.name.split(".")[0] for pair in pairs for path in folder.glob(f"*.{pair}.{source}*")}
+            has = f"it has {', '.join(sorted(found))}" if found else "it has none"
+            raise UsageError(f"{flag} '{split}' is not in DATA '{folder}'; use a split that is there: {has}")

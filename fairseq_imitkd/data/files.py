@@ -1,102 +1,116 @@
-"""Files that are there whole or not at all, folders that one run writes at a time, and what tells files apart."""
+"""Files that are complete or absent, and what a path holds."""
 
-import fcntl
 import hashlib
 import json
 import os
 import secrets
 import stat
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from fairseq_imitkd.errors import UsageError
 
-LOCK = ".lock"
-
 
 def kind_of(path: str | Path, flag: str = "") -> Literal["file", "folder", "other"] | None:
-    """What is at a path; None where nothing is. Python 3.11's ``Path.is_file`` raises where one may not look.
+    """Return what a path leads to, or None if there is nothing.
+
+    ``Path.is_file`` raises a ``PermissionError`` up to Python 3.13; this function ends in one line instead.
 
     Args:
-        path: to look at.
-        flag: whose value it is.
+        path: the path.
+        flag: the flag whose value it is, for the message.
 
     Raises:
-        UsageError: one may not look there.
+        UsageError: the folder of the path may not be searched.
     """
     try:
         mode = os.stat(path).st_mode
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-        ValueError,
-    ):  # a ValueError: a name such as no file can have
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: the name holds a null byte
         return None
     except OSError as error:
         named = f"{flag} '{path}'".lstrip()
         raise UsageError(
-            f"{named} can't be looked at ({error.strerror}): see that you may read its folder, or give another"
+            f"{named} can't be looked at ({error.strerror}); make its folder readable or use another"
         ) from error
     return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
 
 
 def partial(path: Path) -> Path:
-    """What to call a file while it is written, like no other's: several machines may write the same at once."""
+    """Return a temporary name beside a path. It is unique: several machines may write one file at once."""
     return path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
 
 
-def is_left_over(path: Path) -> bool:
-    """Whether a run that was killed has left a file that means nothing any more."""
-    return path.name.endswith(".partial") or path.name == LOCK
+@contextmanager
+def atomic_files(*paths: Path, replace: bool = True) -> Iterator[list[BinaryIO]]:
+    """Open files for writing that get their names when all of them are complete and on the disk.
 
-
-def write_json(path: Path, content: Any, replace: bool = True) -> bool:
-    """Write a file that is whole or, whenever the process or the machine stops, not changed at all.
+    If the block raises, or the process or the machine stops, the files that were there before are unchanged.
 
     Args:
-        path: the file.
-        content: of it.
-        replace: also a file that is there; otherwise that one stays.
+        paths: the files, named in this order.
+        replace: whether a file that is there already is replaced.
 
-    Returns:
-        whether the file is this one.
+    Yields:
+        the open files, in the order of ``paths``.
+
+    Raises:
+        FileExistsError: ``replace`` is False and a file is there already.
     """
-    begun = partial(path)
+    begun = [partial(path) for path in paths]
     try:
-        with open(begun, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            begun.replace(path)
-        else:
-            _link(begun, path)
-    except FileExistsError:
-        return False
-    finally:
-        begun.unlink(missing_ok=True)
-    sync(path.parent)  # the new name too
-    return True
+        with ExitStack() as opened:
+            files: list[BinaryIO] = [opened.enter_context(open(path, "wb")) for path in begun]
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        for temporary, path in zip(begun, paths, strict=True):
+            temporary.replace(path) if replace else _link(temporary, path)
+    except BaseException:
+        for path in begun:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        raise
+    for folder in {path.parent for path in paths}:
+        sync(folder)
 
 
 def _link(begun: Path, path: Path) -> None:
-    """Give a file a name that is nobody's yet."""
+    """Rename a file unless the new name is taken."""
     try:
         os.link(begun, path)
+        begun.unlink()
     except FileExistsError:
         raise
-    except OSError:  # a file system without a second name for a file
+    except OSError:  # a file system without hard links
         if path.exists():
             raise FileExistsError(path) from None
         begun.replace(path)
 
 
+def write_json(path: Path, content: Any, replace: bool = True) -> bool:
+    """Write a JSON file atomically.
+
+    Args:
+        path: the file.
+        content: what the file holds.
+        replace: whether a file that is there already is replaced.
+
+    Returns:
+        whether the file was written.
+    """
+    try:
+        with atomic_files(path, replace=replace) as [file]:
+            file.write((json.dumps(content, indent=2) + "\n").encode())
+    except FileExistsError:
+        return False
+    return True
+
+
 def sync(path: Path) -> None:
-    """Return when a file, or a folder's names, are on the disk."""
+    """Wait until a file, or the names in a folder, are on the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -104,66 +118,11 @@ def sync(path: Path) -> None:
         os.close(file)
 
 
-def lock(file: IO[bytes], path: Path, patience: float = 30.0, shared: bool = False) -> None:
-    """Keep other runs from a file until it is closed. A run that was killed may leave a process that is just ending.
-
-    Args:
-        file: open to be written.
-        path: what a message calls it.
-        patience: seconds to wait for others.
-        shared: let others in that ask for the same.
-
-    Raises:
-        UsageError: another run keeps it, or it can't be kept.
-    """
-    until = time.monotonic() + patience
-    while True:
-        try:
-            return fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise UsageError(
-                    f"another run is writing {path}: wait for it, or give --out another folder"
-                ) from None
-            time.sleep(0.1)
-        except OSError as error:
-            raise UsageError(
-                f"{path} is on a file system that can't lock files ({error.strerror}): give --out a folder on another"
-            ) from error
-
-
-@contextmanager
-def alone(folder: Path, shared: bool = False, patience: float = 30.0) -> Iterator[None]:
-    """No other run in a folder meanwhile; of shared ones, no other that is not.
-
-    Raises:
-        UsageError: there is one.
-    """
-    path = folder / LOCK
-    while True:
-        file = open(path, "ab")  # noqa: SIM115
-        try:
-            lock(file, folder, patience, shared)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break  # else the run that had it has thrown the file away
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # others share it
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
-        file.close()
-
-
 def sha256(path: str | Path) -> str:
-    """A file's SHA-256, in hexadecimal digits.
+    """Return a file's SHA-256 in hexadecimal digits.
 
     Raises:
-        UsageError: it can't be read.
+        UsageError: the file can't be read.
     """
     try:
         with open(path, "rb") as file:

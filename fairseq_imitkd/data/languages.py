@@ -8,11 +8,11 @@ from fairseq.data import Dictionary
 
 @dataclass(frozen=True)
 class LanguagePair:
-    """The languages and dictionaries that a student and its teacher must share.
+    """The languages and dictionaries that a student and its teacher share.
 
     Args:
-        source, target: the language codes.
-        source_dictionary, target_dictionary: their dictionaries.
+        source, target: language codes.
+        source_dictionary, target_dictionary: dictionaries of the two languages.
     """
 
     source: str
@@ -21,6 +21,6 @@ class LanguagePair:
     target_dictionary: Dictionary
 
     @classmethod
-    def of_task(cls, task: Any) -> "LanguagePair":
-        """The pair of a fairseq translation task."""
+    def from_task(cls, task: Any) -> "LanguagePair":
+        """Return the language pair of a fairseq translation task."""
         return cls(task.cfg.source_lang, task.cfg.target_lang, task.source_dictionary, task.target_dictionary)

@@ -1,5 +1,6 @@
 """Data directories: what is missing is said in one line."""
 
+import functools
 import os
 import re
 from argparse import Namespace
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fairseq_imitkd.data.directory import check_data, check_splits
+from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.data.directory import check_data, check_splits, dictionaries_read
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.tasks.translation import TranslationWithTeacherTask
 from tests.helpers.fairseq_models import tiny_task, write_dictionaries
@@ -37,21 +39,21 @@ def test_languages_are_told_as_fairseq_tells_them(data: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "languages", "message"),
     [
-        (None, (None, None), "DATA is not given: name a directory that fairseq-preprocess has made"),
-        ("none", (None, None), "DATA '{}/none' is no directory: name one that fairseq-preprocess has made"),
-        ("data/dict.src.txt", (None, None), "DATA '{}/data/dict.src.txt' is no directory: name one"),
-        ("data:none", (None, None), "DATA 'none' is no directory"),
+        (None, (None, None), "DATA is not given; use a directory that fairseq-preprocess has made"),
+        ("none", (None, None), "DATA '{}/none' is not a directory; use a directory that fairseq"),
+        ("data/dict.src.txt", (None, None), "DATA '{}/data/dict.src.txt' is not a directory; use"),
+        ("data:none", (None, None), "DATA 'none' is not a directory"),
         (
             "empty",
             (None, None),
-            "DATA '{}/empty' has no file such as train.de-en.de.idx, by which to tell its languages: name",
+            "DATA '{}/empty' has no file such as train.de-en.de.idx, which shows its languages; use a",
         ),
-        ("empty", ("src", "tgt"), "DATA '{}/empty' has no dict.src.txt: name a directory"),
-        ("data", ("src", "de"), "DATA '{}/data' has no dict.de.txt: name a directory"),
+        ("empty", ("src", "tgt"), "DATA '{}/empty' has no dict.src.txt; use a directory"),
+        ("data", ("src", "de"), "DATA '{}/data' has no dict.de.txt; use a directory"),
     ],
 )
 def test_what_is_missing_is_said(data: Path, name: str | None, languages: Any, message: str) -> None:
-    """By the command's checks, and by the task under fairseq's own commands; a task of a checkpoint is no exception."""
+    """By this check, and by the task under fairseq's own commands, also when it comes from a checkpoint."""
     root = data.parent
     (root / "empty").mkdir()
     path = name and f"{root}/{name}"
@@ -67,14 +69,27 @@ def test_what_is_missing_is_said(data: Path, name: str | None, languages: Any, m
 
 
 def test_damaged_dictionary(data: Path) -> None:
-    """Not a line is a symbol and its count."""
+    """The message is the same under fairseq's own commands and under those of this package."""
     (data / "dict.tgt.txt").write_text("no dictionary\n")
     cfg = Namespace(**{**vars(tiny_task().cfg), "data": str(data)})
-    with pytest.raises(
-        UsageError, match=rf"^a dictionary of DATA '{data}' can't be read \(.*\): give one of"
-    ) as refused:
-        TranslationWithTeacherTask.setup_task(cfg)
-    assert "\n" not in str(refused.value)
+    path = data / "dict.tgt.txt"
+    told = rf"^'{path}' is not a dictionary of fairseq \(Incorrect dictionary format.*\); use one that"
+    for call in (
+        lambda: TranslationWithTeacherTask.setup_task(cfg),
+        lambda: Languages.of(data, "src", "tgt"),
+    ):
+        with pytest.raises(UsageError, match=told) as refused:
+            call()
+        assert "\n" not in str(refused.value)
+
+
+def test_dictionaries_that_another_error_hides(data: Path) -> None:
+    """The directory is named when each dictionary can be read."""
+    with (
+        pytest.raises(UsageError, match=rf"^the dictionaries of DATA '{data}' can't be read \(why\); use a"),
+        dictionaries_read(f"{data}:more"),
+    ):
+        raise Exception("why")
 
 
 def test_directory_that_may_not_be_read(data: Path, monkeypatch: Any) -> None:
@@ -83,18 +98,19 @@ def test_directory_that_may_not_be_read(data: Path, monkeypatch: Any) -> None:
 
     monkeypatch.setattr(os, "listdir", refuse)
     with pytest.raises(
-        UsageError, match=r"DATA '.*' can't be read \(Permission denied\): check its permissions"
+        UsageError, match=r"DATA '.*' can't be read \(Permission denied\); check its permissions"
     ):
         check_data(str(data), "src", "tgt")
+    with pytest.raises(UsageError, match=r"DATA '.*' can't be read \(Permission denied\); check"):
+        Languages.of(data, "src", "tgt")
 
 
 def test_splits(data: Path) -> None:
-    """In either direction; what there is, is named."""
-    check_splits(str(data), "src", "tgt", [("--train-subset", "train"), ("--gen-subset", "test")], None)
-    told = f"--gen-subset 'nope' is not in DATA '{data}': name a split that is there; it has test, train"
+    """In either direction; the message names the splits that are there."""
+    check = functools.partial(check_splits, languages=("src", "tgt"), dataset_impl=None)
+    check(str(data), splits=[("--train-subset", "train"), ("--gen-subset", "test")])
+    told = f"--gen-subset 'nope' is not in DATA '{data}'; use a split that is there: it has test, train"
     with pytest.raises(UsageError, match=f"^{re.escape(told)}$"):
-        check_splits(str(data), "src", "tgt", [("--train-subset", "train"), ("--gen-subset", "nope")], None)
+        check(str(data), splits=[("--train-subset", "train"), ("--gen-subset", "nope")])
     with pytest.raises(UsageError, match=r"it has none$"):
-        check_splits(
-            str(write_dictionaries(data.parent / "bare")), "src", "tgt", [("--valid-subset", "valid")], None
-        )
+        check(str(write_dictionaries(data.parent / "bare")), splits=[("--valid-subset", "valid")])

@@ -1,70 +1,21 @@
-"""Files that are whole, and folders that one run writes at a time."""
+"""Files that are complete or absent, and what a path leads to."""
 
 import errno
-import fcntl
+import itertools
 import json
 import os
-import threading
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fairseq_imitkd.checkpoints.safe_load import check_files
 from fairseq_imitkd.cli.arguments import text_settings
 from fairseq_imitkd.cli.report import check_out
-from fairseq_imitkd.data.files import LOCK, alone, is_left_over, kind_of, partial, sha256, write_json
+from fairseq_imitkd.data.files import atomic_files, kind_of, partial, sha256, write_json
 from fairseq_imitkd.errors import UsageError
-
-
-def test_shared_and_sole_runs(tmp_path: Path) -> None:
-    """Machines' shares go side by side; the last run goes alone, and takes the lock's file away."""
-    with alone(tmp_path, shared=True), alone(tmp_path, shared=True, patience=0.0):
-        for _ in range(2):
-            with pytest.raises(UsageError, match="another run is writing"), alone(tmp_path, patience=0.1):
-                pass
-    with alone(tmp_path, patience=0.0):
-        for shared in (True, False):
-            with (
-                pytest.raises(UsageError, match="another run is writing"),
-                alone(tmp_path, shared, patience=0.1),
-            ):
-                pass
-    assert not list(tmp_path.iterdir())
-    with alone(tmp_path, patience=0.0):
-        pass
-
-
-def test_runs_that_wait_are_one_at_a_time(tmp_path: Path) -> None:
-    """Whoever waited for a file that the run before has thrown away takes the new one."""
-    inside, most, begun = [0], [0], threading.Barrier(8)
-
-    def run() -> None:
-        begun.wait()
-        for _ in range(5):
-            with alone(tmp_path):
-                inside[0] += 1
-                most[0] = max(most[0], inside[0])
-                inside[0] -= 1
-
-    threads = [threading.Thread(target=run) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1]
-
-
-def test_file_system_without_locks(tmp_path: Path, monkeypatch: Any) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    told = r"is on a file system that can't lock files \(No locks available\): give --out"
-    with pytest.raises(UsageError, match=told), alone(tmp_path):
-        pass
+from fairseq_imitkd.teacher.source import check_files
 
 
 def test_whole_files(tmp_path: Path) -> None:
@@ -77,9 +28,41 @@ def test_whole_files(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"a": 3}
     assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
     assert partial(path) != partial(path)
-    assert is_left_over(partial(path))
-    assert is_left_over(tmp_path / LOCK)
-    assert not is_left_over(path)
+
+
+def write(paths: list[Path]) -> None:
+    with atomic_files(*paths) as files:
+        for file in files:
+            file.write(b"after")
+
+
+def test_files_that_get_their_names_together(tmp_path: Path, monkeypatch: Any) -> None:
+    """In the given order; a disk that is full at any of them, or an error in the block, changes nothing."""
+    paths = [tmp_path / name for name in "ab"]
+    paths[0].write_text("before")
+    fsync = os.fsync
+    for place in range(2):
+        calls = itertools.count()
+
+        def full(file: int, place: int = place, calls: Iterator[int] = calls) -> None:
+            if next(calls) == place:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            fsync(file)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(OSError, match="No space"):
+                write(paths)
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+    with pytest.raises(KeyboardInterrupt), atomic_files(*paths):
+        raise KeyboardInterrupt
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+    named: list[str] = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, to: named.append(to.name) or replace(path, to))
+    write(paths)
+    assert named == ["a", "b"]
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["after", "after"]
 
 
 def test_file_systems_without_links(tmp_path: Path, monkeypatch: Any) -> None:
@@ -104,7 +87,7 @@ def test_hashes(tmp_path: Path) -> None:
 
 
 def test_kinds(tmp_path: Path, monkeypatch: Any) -> None:
-    """What is no file is told from what may not be looked at, which Python 3.11's own questions raise at."""
+    """A path that leads nowhere differs from one that may not be looked at, where ``Path.is_file`` raises."""
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
     names = (".", "file", "pipe", "none", "file/none", "nul\0")
@@ -112,13 +95,13 @@ def test_kinds(tmp_path: Path, monkeypatch: Any) -> None:
     assert kind_of(str(tmp_path)) == "folder"
 
     forbid_looking(monkeypatch)
-    told = r"^--out 'private/file' can't be looked at \(Permission denied\): see that you may read its folder, or give another$"
+    told = r"^--out 'private/file' can't be looked at \(Permission denied\); make its folder readable"
     with pytest.raises(UsageError, match=told):
         kind_of("private/file", "--out")
 
 
 def forbid_looking(monkeypatch: Any) -> None:
-    """As in a folder of someone else's; for root there is none."""
+    """As in a folder of someone else's, which root may read."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
