@@ -1,4 +1,4 @@
-"""Student architectures that fairseq lacks. Importing this registers them, with their named sizes, for ``--arch``."""
+"""Student architectures that fairseq lacks. Importing this package registers them for ``--arch``."""
 
 from fairseq_imitkd.models import recurrent, transformer_sizes
 

@@ -1,4 +1,4 @@
-"""What fairseq's models let a student or a teacher do, and under which names."""
+"""Access to the parts of fairseq's models that distillation needs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,50 +15,54 @@ from fairseq_imitkd.models.recurrent import RecurrentDecoder
 
 
 def unwrapped(model: torch.nn.Module) -> BaseFairseqModel:
-    """The student inside its distributed wrappers: the wrapped one may run only once a step."""
+    """Return the student without its distributed wrappers, which allow only one forward pass per step."""
     while not isinstance(model, BaseFairseqModel) and hasattr(model, "module"):
         model = cast(torch.nn.Module, model.module)
     return cast(BaseFairseqModel, model)
 
 
-def why_not_student(model: BaseFairseqModel) -> str | None:
-    """Why a model can't be distilled into, as one line; None when it can."""
+def unsupported_reason(model: BaseFairseqModel) -> str | None:
+    """Return why a model can't be a student, as one line, or None if it can."""
     name = type(model).__name__
     if isinstance(model, FairseqNATModel):
         return (
-            f"--arch builds a {name}, which does not write from left to right: choose another encoder-decoder"
+            f"--arch builds a {name}, which does not decode from left to right: choose another "
+            "encoder-decoder"
         )
     if not hasattr(model, "encoder") or not isinstance(
         getattr(model, "decoder", None), FairseqIncrementalDecoder
     ):
-        return f"--arch builds a {name}, which has no incremental decoder to write rollouts: choose another encoder-decoder"
+        return (
+            f"--arch builds a {name}, which has no incremental decoder to write rollouts: "
+            "choose another encoder-decoder"
+        )
     if getattr(model.decoder, "adaptive_softmax", None) is not None:
-        return "--adaptive-softmax-cutoff leaves no logits over the whole vocabulary to compare with the teacher: leave it out"
+        return (
+            "--adaptive-softmax-cutoff leaves no logits over the whole vocabulary to compare with the "
+            "teacher: leave it out"
+        )
     return None
 
 
 def placement(student: BaseFairseqModel) -> tuple[torch.device, torch.dtype]:
-    """Where the student is, and the precision in which it computes."""
+    """Return the student's device and the precision of its computations."""
     weights = next(student.parameters())
     half_by_autocast = torch.is_autocast_enabled("cuda") and weights.is_cuda
     return weights.device, torch.get_autocast_dtype("cuda") if half_by_autocast else weights.dtype
 
 
 def output_projection(decoder: Any) -> tuple[Tensor, Tensor | None] | None:
-    """The matrix ``(V, D)`` and bias ``(V,)`` with which a decoder makes logits of its hidden states.
+    """Return the matrix ``(V, D)`` and bias ``(V,)`` that turn a decoder's hidden states into logits.
 
-    None when it is not known to be such a matrix and nothing else: then its logits can only be had whole.
+    Return None if the decoder may compute its logits in another way. Then they are available only as a whole.
     """
     own = type(decoder)
-    stock = (
+    is_stock = any(
         getattr(own, "output_layer", None) is kind.output_layer and own.forward is kind.forward
         for kind in (TransformerDecoderBase, LSTMDecoder, RecurrentDecoder)
     )
-    if (
-        not any(stock)
-        or decoder.adaptive_softmax is not None
-        or {"output_layer", "forward"} & vars(decoder).keys()
-    ):
+    is_replaced = {"output_layer", "forward"} & vars(decoder).keys()
+    if not is_stock or is_replaced or decoder.adaptive_softmax is not None:
         return None
     if isinstance(decoder, LSTMDecoder):
         layer = decoder.embed_tokens if decoder.share_input_output_embed else decoder.fc_out
@@ -76,9 +80,10 @@ def output_projection(decoder: Any) -> tuple[Tensor, Tensor | None] | None:
 
 @contextmanager
 def features_for_logits(decoder: Any) -> Iterator[None]:
-    """Inside, a decoder with an :func:`output_projection` gives its hidden states in place of logits.
+    """Make a decoder that has an :func:`output_projection` return hidden states instead of logits.
 
-    So the model around it runs as ever, distributed wrappers included: they allow no other way in.
+    So the whole model can run as usual, including distributed wrappers, which offer no other way to get
+    hidden states.
     """
     decoder.output_layer = _unchanged
     try:

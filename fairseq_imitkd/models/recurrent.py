@@ -1,10 +1,10 @@
-"""Recurrent students as in the ImitKD paper (Lin et al., EMNLP 2020): SRU or GRU, attention above the top layer.
+"""Recurrent students of the ImitKD paper (Lin et al., EMNLP 2020): SRU or GRU with attention.
 
-A bidirectional encoder; a decoder that starts from zeros and looks at the source once, after its last layer, by scaled dot
-products; ``tanh(Linear([state; context]))``; an output matrix that is the target embedding.
+The encoder is bidirectional. The decoder starts from zeros, and attends to the source once, after its last
+layer, by scaled dot products. The output is ``tanh(Linear([state; context]))`` times the target embedding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,47 +30,54 @@ from fairseq_imitkd.models.sru import SRU
 
 @dataclass
 class GRUConfig(FairseqDataclass):
-    """Sizes of a recurrent student; the named architectures set them."""
+    """Sizes of a recurrent student. The named architectures set them."""
 
     encoder_embed_dim: int = field(
-        default=256, metadata={"help": "width of the embeddings, the source's and the target's"}
+        default=256, metadata={"help": "width of the source and target embeddings"}
     )
-    encoder_hidden_size: int = field(default=256, metadata={"help": "state of one direction of the encoder"})
-    encoder_layers: int = field(default=2, metadata={"help": "layers of the encoder"})
-    decoder_hidden_size: int = field(default=512, metadata={"help": "state of the decoder"})
-    decoder_layers: int = field(default=2, metadata={"help": "layers of the decoder"})
+    encoder_hidden_size: int = field(
+        default=256, metadata={"help": "width of each encoder direction's state"}
+    )
+    encoder_layers: int = field(default=2, metadata={"help": "number of encoder layers"})
+    decoder_hidden_size: int = field(default=512, metadata={"help": "width of the decoder's state"})
+    decoder_layers: int = field(default=2, metadata={"help": "number of decoder layers"})
     dropout: float = field(
-        default=0.1, metadata={"help": "of embeddings, between layers, and before the output"}
+        default=0.1, metadata={"help": "dropout of embeddings, between layers, and before the output"}
     )
-    attention_dropout: float = field(default=0.0, metadata={"help": "of attention weights"})
+    attention_dropout: float = field(default=0.0, metadata={"help": "dropout of attention weights"})
     share_all_embeddings: bool = field(
-        default=False, metadata={"help": "one embedding for source and target (needs --joined-dictionary)"}
+        default=False,
+        metadata={"help": "share one embedding of source and target (needs --joined-dictionary)"},
     )
-    max_source_positions: int = field(default=1024, metadata={"help": "longest source, in tokens"})
-    max_target_positions: int = field(default=1024, metadata={"help": "longest target, in tokens"})
+    max_source_positions: int = field(default=1024, metadata={"help": "maximum source length in tokens"})
+    max_target_positions: int = field(default=1024, metadata={"help": "maximum target length in tokens"})
 
 
 @dataclass
 class SRUConfig(GRUConfig):
-    """What an SRU can be told besides."""
+    """Sizes of an SRU student, with the settings that only SRUs have."""
 
     projection_size: int = field(
-        default=0, metadata={"help": "factorise each layer's matrix by this width (0: not)"}
+        default=0, metadata={"help": "factorise each layer's matrix with this inner width (0: do not)"}
     )
     layer_norm: bool = field(default=False, metadata={"help": "normalise each layer's input"})
     highway_bias: float = field(
-        default=0.0, metadata={"help": "of the reset gate; below 0, layers pass more on unchanged"}
+        default=0.0,
+        metadata={
+            "help": "initial bias of the reset gate; a negative one lets layers pass on more of their input"
+        },
     )
 
 
 class GRU(nn.GRU):
-    """torch's, with the interface of :class:`~fairseq_imitkd.models.sru.SRU`."""
+    """torch's GRU with the interface of :class:`~fairseq_imitkd.models.sru.SRU`."""
 
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
         layers: int,
+        *,
         dropout: float = 0.0,
         bidirectional: bool = False,
     ):
@@ -80,7 +87,7 @@ class GRU(nn.GRU):
     def forward(  # type: ignore[override]
         self, x: Tensor, initial: Tensor | None = None, padding: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See there. Padding must be at the end."""
+        """Read a batch, see :meth:`fairseq_imitkd.models.sru.SRU.forward`; padding must be at the end."""
         if torch.compiler.is_exporting():
             return self._exported(x, initial, padding)
         if padding is None:
@@ -92,7 +99,10 @@ class GRU(nn.GRU):
         return padded, last
 
     def _exported(self, x: Tensor, initial: Tensor | None, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The same as a graph, for any number of steps, but for what stands at padding: what packs sequences has none."""
+        """Compute the same as an exportable graph for any number of steps, except for the outputs at padding.
+
+        Packed sequences can't be exported.
+        """
         reads = torch.zeros_like(x[:, :, 0], dtype=torch.bool) if padding is None else padding
         last: list[Tensor] = []
         for layer in range(self.num_layers):
@@ -104,23 +114,23 @@ class GRU(nn.GRU):
                 state = x.new_zeros(x.size(1), self.hidden_size) if initial is None else initial[number]
                 backwards = direction == 1
                 steps, skip = (x.flip(0), reads.flip(0)) if backwards else (x, reads)
-                states = _gru(steps, skip, state, *weights)
+                states = _gru(steps, skip, state, weights=weights)
                 last.append(states[-1])
                 outputs.append(states.flip(0) if backwards else states)
             x = torch.cat(outputs, dim=-1)
         return x, torch.stack(last)
 
 
-def _gru(
-    x: Tensor,
-    padding: Tensor,
-    initial: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    own_weight: Tensor,
-    own_bias: Tensor,
-) -> Tensor:
-    """One layer in one direction: ``(T, B, D)`` states; a step that is padding leaves the state as it is."""
+def _gru(x: Tensor, padding: Tensor, initial: Tensor, *, weights: Sequence[Tensor]) -> Tensor:
+    """Return the states ``(T, B, D)`` of one layer in one direction. Padding does not change the state.
+
+    Args:
+        x: inputs ``(T, B, input_size)``.
+        padding: ``(T, B)`` bool.
+        initial: state before the first step, ``(B, D)``.
+        weights: weight and bias of the inputs, weight and bias of the state, as in ``torch.nn.GRU``.
+    """
+    weight, bias, own_weight, own_bias = weights
 
     def step(state: Tensor, read: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         reset, update, new = read[0].chunk(3, dim=-1)
@@ -128,7 +138,7 @@ def _gru(
         new = torch.tanh(new + torch.sigmoid(reset + own_reset) * own_new)
         after = torch.lerp(new, state, torch.sigmoid(update + own_update))
         after = torch.where(read[1].unsqueeze(-1), state, after)
-        return after, after.clone()  # a graph's outputs may not be one tensor
+        return after, after.clone()  # the outputs of a graph must be different tensors
 
     products = F.linear(x, weight, bias)
     if x.size(0) == 1:
@@ -137,7 +147,7 @@ def _gru(
 
 
 def padded_at_end(tokens: Tensor, pad: int) -> Tensor:
-    """``(B, S)`` tokens with the padding of either end at the right."""
+    """Return the tokens ``(B, S)`` with all padding moved to the end."""
     padding = tokens.eq(pad)
     if not bool(padding[:, 0].any()):
         return tokens
@@ -145,21 +155,21 @@ def padded_at_end(tokens: Tensor, pad: int) -> Tensor:
 
 
 class RecurrentEncoder(FairseqEncoder):
-    """Reads in both directions.
+    """The bidirectional encoder.
 
     Args:
-        cfg: the model's configuration.
-        dictionary, embed_tokens: of the source.
-        reader: the layers.
+        cfg: configuration of the model.
+        dictionary, embed_tokens: dictionary and embedding of the source.
+        reader: recurrent layers.
     """
 
-    def __init__(self, cfg: Any, dictionary: Dictionary, embed_tokens: nn.Embedding, reader: nn.Module):
+    def __init__(self, cfg: Any, dictionary: Dictionary, embed_tokens: nn.Embedding, *, reader: nn.Module):
         super().__init__(dictionary)
         self.embed_tokens, self.reader = embed_tokens, reader
         self.dropout = FairseqDropout(cfg.dropout, module_name=type(self).__name__)
         self.max_source_positions = cfg.max_source_positions
         width = 2 * cfg.encoder_hidden_size
-        # What the decoder attends to has its width; in the paper's sizes it has it by itself.
+        # Attention needs outputs as wide as the decoder, which they are in the paper's sizes.
         self.widen = (
             nn.Linear(width, cfg.decoder_hidden_size, bias=False)
             if width != cfg.decoder_hidden_size
@@ -172,9 +182,10 @@ class RecurrentEncoder(FairseqEncoder):
         """Encode ``(B, S)`` tokens, padded at either end.
 
         Returns:
-            fairseq's form: ``encoder_out`` ``[(S, B, D)]`` and ``encoder_padding_mask`` ``[(B, S)]``.
+            outputs in fairseq's form: ``encoder_out`` ``[(S, B, D)]`` and ``encoder_padding_mask`` ``[(B,
+            S)]``.
         """
-        tokens = padded_at_end(src_tokens, self.dictionary.pad())  # where both kinds of layers can skip it
+        tokens = padded_at_end(src_tokens, self.dictionary.pad())  # GRU layers can only skip padding there
         at_end = tokens.eq(self.dictionary.pad())
         return {
             "encoder_out": [self.read(tokens, at_end if bool(at_end.any()) else None)],
@@ -186,7 +197,7 @@ class RecurrentEncoder(FairseqEncoder):
         }
 
     def read(self, tokens: Tensor, padding: Tensor | None) -> Tensor:
-        """What the decoder attends to, ``(S, B, D)``, of ``(B, S)`` tokens and where they are padding, which is at the end."""
+        """Return the outputs ``(S, B, D)`` for tokens ``(B, S)`` that are padded at the end."""
         x = self.dropout(self.embed_tokens(tokens)).transpose(0, 1)
         x, _ = self.reader(x, padding=None if padding is None else padding.t())
         return x if self.widen is None else self.widen(x)
@@ -194,7 +205,7 @@ class RecurrentEncoder(FairseqEncoder):
     def reorder_encoder_out(
         self, encoder_out: dict[str, list[Tensor]], new_order: Tensor
     ) -> dict[str, list[Tensor]]:
-        """These sentences, in this order."""
+        """Select these sentences in this order."""
         dimensions = {"encoder_out": 1, "encoder_padding_mask": 0}
         return {
             name: [each.index_select(dimensions[name], new_order) for each in values]
@@ -202,22 +213,23 @@ class RecurrentEncoder(FairseqEncoder):
         }
 
     def max_positions(self) -> int:
-        """The longest source, in tokens."""
+        """Return the maximum source length in tokens."""
         return self.max_source_positions
 
 
 class RecurrentDecoder(FairseqIncrementalDecoder):
-    """Writes from left to right.
+    """The decoder, which writes from left to right.
 
     Args:
-        cfg: the model's configuration.
-        dictionary, embed_tokens: of the target; the embedding is also the output matrix.
-        writer: the layers.
+        cfg: configuration of the model.
+        dictionary, embed_tokens: dictionary and embedding of the target. The embedding is also the output
+            matrix.
+        writer: recurrent layers.
     """
 
     adaptive_softmax = None
 
-    def __init__(self, cfg: Any, dictionary: Dictionary, embed_tokens: nn.Embedding, writer: nn.Module):
+    def __init__(self, cfg: Any, dictionary: Dictionary, embed_tokens: nn.Embedding, *, writer: nn.Module):
         super().__init__(dictionary)
         self.embed_tokens, self.writer = embed_tokens, writer
         self.dropout = FairseqDropout(cfg.dropout, module_name=type(self).__name__)
@@ -241,9 +253,9 @@ class RecurrentDecoder(FairseqIncrementalDecoder):
         features_only: bool = False,
         **_: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Logits ``(B, T, V)`` after every prefix of ``(B, T)`` tokens, or hidden states ``(B, T, D)``.
+        """Return logits ``(B, T, V)`` after each prefix of ``(B, T)`` tokens, or hidden states ``(B, T, D)``.
 
-        With an incremental state only the last token is read, and ``T`` of the result is 1.
+        With an incremental state, only the last token is read, and the result has ``T = 1``.
         """
         x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
         return (x if features_only else self.output_layer(x)), extra
@@ -255,33 +267,32 @@ class RecurrentDecoder(FairseqIncrementalDecoder):
         incremental_state: dict[str, dict[str, Tensor | None]] | None = None,
         **_: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Hidden states, as :meth:`forward` has it."""
+        """Return hidden states; see :meth:`forward`."""
         state = None
         if incremental_state is not None:
             cached = self.get_incremental_state(incremental_state, "state")
             if cached is not None:
                 state = cached["state"]
                 prev_output_tokens = prev_output_tokens[:, -1:]
-        x, state = self.write(
-            prev_output_tokens, encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0], state
-        )
+        memory, padding = encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0]
+        x, state = self.write(prev_output_tokens, memory, padding=padding, state=state)
         if incremental_state is not None:
             self.set_incremental_state(incremental_state, "state", {"state": state})
         return x, {"attn": [None], "inner_states": None}
 
     def write(
-        self, tokens: Tensor, memory: Tensor, padding: Tensor, state: Tensor | None
+        self, tokens: Tensor, memory: Tensor, *, padding: Tensor, state: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Go on by some tokens.
+        """Read some more tokens.
 
         Args:
-            tokens: ``(B, T)``; padding is at the end: what follows a sentence changes nothing of it.
-            memory: ``(S, B, D)``, as the encoder reads.
-            padding: ``(B, S)`` bool, of the source.
-            state: ``(L, B, D)`` of the layers; None is the beginning.
+            tokens: ``(B, T)``, padded at the end, where padding can't affect the sentence.
+            memory: outputs of the encoder, ``(S, B, D)``.
+            padding: padding of the source, ``(B, S)`` bool.
+            state: states of the layers, ``(L, B, D)``; None at the beginning.
 
         Returns:
-            hidden states ``(B, T, D)``, and the layers' states after the last token.
+            hidden states ``(B, T, D)``, and the states of the layers after the last token, ``(L, B, D)``.
         """
         x = self.dropout(self.embed_tokens(tokens)).transpose(0, 1)
         x, state = self.writer(x, state)
@@ -291,7 +302,7 @@ class RecurrentDecoder(FairseqIncrementalDecoder):
         return (x if self.narrow is None else self.narrow(x)), state
 
     def _context(self, queries: Tensor, memory: Tensor, padding: Tensor) -> Tensor:
-        """What ``(B, T, D)`` states see of the source."""
+        """Return the attention contexts ``(B, T, D)`` for the queries ``(B, T, D)``."""
         keys = memory.transpose(0, 1)
         scores = torch.bmm(queries * queries.size(-1) ** -0.5, keys.transpose(1, 2))
         scores = scores.float().masked_fill(padding.unsqueeze(1), -torch.inf)
@@ -299,13 +310,13 @@ class RecurrentDecoder(FairseqIncrementalDecoder):
         return torch.bmm(weights.to(keys.dtype), keys)
 
     def output_layer(self, features: Tensor) -> Tensor:
-        """Logits of hidden states."""
+        """Return the logits for hidden states."""
         return self.output_projection(features)
 
     def reorder_incremental_state(
         self, incremental_state: dict[str, dict[str, Tensor | None]], new_order: Tensor
     ) -> None:
-        """Go on with these rows."""
+        """Continue with these rows."""
         cached = self.get_incremental_state(incremental_state, "state")
         if cached is not None and cached["state"] is not None:
             self.set_incremental_state(
@@ -313,29 +324,28 @@ class RecurrentDecoder(FairseqIncrementalDecoder):
             )
 
     def max_positions(self) -> int:
-        """The longest target, in tokens."""
+        """Return the maximum target length in tokens."""
         return self.max_target_positions
 
 
 class RecurrentModel(FairseqEncoderDecoderModel):
-    """A recurrent student; subclasses say of which layers."""
+    """A recurrent student. Subclasses define its kind of layers."""
 
     config: type[GRUConfig]
-    layers: Callable[
-        ..., nn.Module
-    ]  # of one side: (cfg, input_size, hidden_size, layers, bidirectional=False)
+    # Builds the layers of one side: (cfg, input_size, hidden_size, *, layers, bidirectional=False).
+    layers: Callable[..., nn.Module]
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
-        """The flags of the configuration; an architecture's defaults come later."""
+        """Add the configuration's flags, without defaults: the architecture sets those."""
         gen_parser_from_dataclass(parser, cls.config(), delete_default=True)
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "RecurrentModel":
-        """Build it over the task's dictionaries.
+        """Build the model for the task's dictionaries.
 
         Raises:
-            UsageError: sizes out of range, or dictionaries that can't share an embedding.
+            UsageError: a size is out of range, or the dictionaries can't share an embedding.
         """
         check_sizes(cls.config, cfg)
         source, target = task.source_dictionary, task.target_dictionary
@@ -347,13 +357,14 @@ class RecurrentModel(FairseqEncoderDecoderModel):
             raise UsageError(
                 "--share-all-embeddings needs one dictionary for both languages: use --joined-dictionary"
             )
+        width = cfg.encoder_embed_dim
         reader = cls.layers(
-            cfg, cfg.encoder_embed_dim, cfg.encoder_hidden_size, cfg.encoder_layers, bidirectional=True
+            cfg, width, cfg.encoder_hidden_size, layers=cfg.encoder_layers, bidirectional=True
         )
-        writer = cls.layers(cfg, cfg.encoder_embed_dim, cfg.decoder_hidden_size, cfg.decoder_layers)
+        writer = cls.layers(cfg, width, cfg.decoder_hidden_size, layers=cfg.decoder_layers)
         return cls(
-            RecurrentEncoder(cfg, source, source_embedding, reader),
-            RecurrentDecoder(cfg, target, embedding, writer),
+            RecurrentEncoder(cfg, source, source_embedding, reader=reader),
+            RecurrentDecoder(cfg, target, embedding, writer=writer),
         )
 
 
@@ -365,10 +376,10 @@ class GRUModel(RecurrentModel):
 
     @staticmethod
     def layers(
-        cfg: Any, input_size: int, hidden_size: int, layers: int, bidirectional: bool = False
+        cfg: Any, input_size: int, hidden_size: int, *, layers: int, bidirectional: bool = False
     ) -> nn.Module:
-        """The layers of one side."""
-        return GRU(input_size, hidden_size, layers, cfg.dropout, bidirectional)
+        """Build the layers of one side."""
+        return GRU(input_size, hidden_size, layers, dropout=cfg.dropout, bidirectional=bidirectional)
 
 
 @register_model("sru")
@@ -379,20 +390,26 @@ class SRUModel(RecurrentModel):
 
     @staticmethod
     def layers(
-        cfg: Any, input_size: int, hidden_size: int, layers: int, bidirectional: bool = False
+        cfg: Any, input_size: int, hidden_size: int, *, layers: int, bidirectional: bool = False
     ) -> nn.Module:
-        """The layers of one side."""
+        """Build the layers of one side."""
         return SRU(
-            input_size, hidden_size, layers, cfg.dropout, bidirectional=bidirectional, projection_size=cfg.projection_size,
-            layer_norm=cfg.layer_norm, highway_bias=cfg.highway_bias,
-        )  # fmt: skip
+            input_size,
+            hidden_size,
+            layers,
+            dropout=cfg.dropout,
+            bidirectional=bidirectional,
+            projection_size=cfg.projection_size,
+            layer_norm=cfg.layer_norm,
+            highway_bias=cfg.highway_bias,
+        )
 
 
 def check_sizes(config: type[GRUConfig], cfg: Any) -> None:
     """Refuse sizes out of range.
 
     Raises:
-        UsageError: naming the flag.
+        UsageError: a size is out of range; the message names the flag.
     """
     least = {"projection_size": 0}
     for name, default in config.__dataclass_fields__.items():
@@ -411,7 +428,7 @@ def _embedding(dictionary: Dictionary, width: int) -> nn.Embedding:
     return embedding
 
 
-# name -> the model, and its settings where they are not the configuration's defaults, which are the paper's for IWSLT'14.
+# name -> (model, settings that differ from the configuration's defaults, which are the paper's for IWSLT'14)
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     **{
         f"{cell}_{layers}": (cell, {"encoder_layers": layers, "decoder_layers": layers})
@@ -422,14 +439,19 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "sru_wmt": (
         "sru",
         {
-            "encoder_layers": 4, "decoder_layers": 4, "encoder_hidden_size": 1024, "decoder_hidden_size": 2048,
-            "projection_size": 256, "layer_norm": True, "share_all_embeddings": True,
+            "encoder_layers": 4,
+            "decoder_layers": 4,
+            "encoder_hidden_size": 1024,
+            "decoder_hidden_size": 2048,
+            "projection_size": 256,
+            "layer_norm": True,
+            "share_all_embeddings": True,
         },
     ),
-}  # fmt: skip
+}
 
 
-def _register(name: str, model: str, settings: dict[str, Any], config: type[GRUConfig]) -> None:
+def _register(name: str, model: str, *, settings: dict[str, Any], config: type[GRUConfig]) -> None:
     @register_model_architecture(model, name)
     def architecture(args: Any) -> None:
         for setting, default in config.__dataclass_fields__.items():
@@ -438,6 +460,6 @@ def _register(name: str, model: str, settings: dict[str, Any], config: type[GRUC
 
 
 for _model, _config in (("gru", GRUConfig), ("sru", SRUConfig)):
-    _register(_model, _model, {}, _config)
+    _register(_model, _model, settings={}, config=_config)
 for _name, (_model, _settings) in SIZES.items():
-    _register(_name, _model, _settings, SRUConfig if _model == "sru" else GRUConfig)
+    _register(_name, _model, settings=_settings, config=SRUConfig if _model == "sru" else GRUConfig)

@@ -1,4 +1,4 @@
-"""Which weights become zero, when, that they stay so, and what a checkpoint says of it."""
+"""Which weights are pruned and when, that they stay zero, and what a checkpoint tells about it."""
 
 import itertools
 import math
@@ -37,24 +37,24 @@ from tests.helpers.fairseq_models import (
 
 
 def config(sparsity: float = 0.5, **settings: Any) -> PruningConfig:
-    """Settings of a run of 100 updates."""
+    """Settings of a training of 100 updates."""
     return PruningConfig(
         **{"prune_sparsity": sparsity, "max_update": 100, "ddp_backend": "legacy_ddp", **settings}
     )
 
 
 def random(*shape: int, seed: int = 1) -> Tensor:
-    """Normal numbers."""
+    """Normal random numbers."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def first_smallest(values: np.ndarray, count: int) -> set[int]:
-    """The definition, in float64: where the smallest magnitudes are, the first of equal ones."""
+    """The definition in float64: indices of the smallest magnitudes, the first of equal ones."""
     return set(np.argsort(np.abs(values.astype(np.float64)), kind="stable")[:count].tolist())
 
 
 def zeros(values: Tensor) -> set[int]:
-    """Where a tensor is zero."""
+    """The indices of a tensor's zeros."""
     return set((values.flatten() == 0).nonzero().squeeze(-1).tolist())
 
 
@@ -64,12 +64,12 @@ def zeros(values: Tensor) -> set[int]:
 @pytest.mark.parametrize("sparsity", [0.001, 0.3333, 0.5, 0.8, 0.95])
 @pytest.mark.parametrize("levels", [None, 7], ids=["distinct", "ties"])
 def test_global_pruning_is_its_definition(sparsity: float, levels: int | None) -> None:
-    """One ranking over all weights, exactly ``round(share * count)`` of them; equal ones in their order."""
+    """Exactly the ``round(share * count)`` smallest of all weights; of equal ones, the first."""
     tensors = [random(13, 7, seed=1), 0.1 * random(5, 11, seed=2), 3 * random(4, 3, 2, seed=3)]
     if levels:
         tensors = [(values * levels).round() / levels for values in tensors]
     weights = {str(number): Weight(values) for number, values in enumerate(tensors)}
-    masks = prune(weights, sparsity, "global")
+    masks = prune(weights, sparsity, scope="global")
     flat = torch.cat([mask.flatten() for mask in masks.values()])
     whole = torch.cat([values.flatten() for values in tensors]).numpy()
     already = int((whole == 0).sum())
@@ -81,51 +81,51 @@ def test_global_pruning_is_its_definition(sparsity: float, levels: int | None) -
 
 
 def test_layer_pruning_is_its_definition() -> None:
-    """The same share of each, however small its values are."""
+    """The same share of each weight, however small its values are."""
     weights = {"small": Weight(0.01 * random(9, 5)), "large": Weight(random(6, 7, seed=2))}
-    for name, mask in prune(weights, 0.6, "layer").items():
+    for name, mask in prune(weights, 0.6, scope="layer").items():
         values = weights[name].values
         assert set(mask.flatten().nonzero().squeeze(-1).tolist()) == first_smallest(
             values.flatten().numpy(), round(0.6 * values.numel())
         )
-    masks = prune(weights, 0.5, "global")
+    masks = prune(weights, 0.5, scope="global")
     assert masks["small"].float().mean() > 0.9 > 0.3 > masks["large"].float().mean()
 
 
 def test_equal_values_are_taken_from_the_front() -> None:
-    """Whatever the machine sorts like: two processes must agree."""
+    """Whatever the machine's order of sorting, because processes must agree."""
     [first, second] = smallest([torch.ones(2, 3), torch.ones(3, 2)], 7)
     assert first.all()
     assert second.flatten().tolist() == [True] + [False] * 5
 
 
-def test_zeros_count_and_never_come_back() -> None:
-    """What is zero is pruned, in whatever place; a smaller share takes none of it back."""
+def test_zeros_count_and_stay() -> None:
+    """Zeros count as pruned wherever they are, and a smaller share keeps them."""
     values = random(10, 10)
     values[3], values[7, 7] = 0.0, -0.0
     weights = {"w": Weight(values)}
-    assert prune(weights, 0.05, "global")["w"].equal(values == 0)
-    more = prune(weights, 0.4, "global")["w"]
+    assert prune(weights, 0.05, scope="global")["w"].equal(values == 0)
+    more = prune(weights, 0.4, scope="global")["w"]
     assert int(more.sum()) == 40
     assert more[3].all()
     assert more[7, 7]
 
 
-def test_padding_is_no_weight() -> None:
-    """Its row is neither counted nor pruned, zero or not."""
+def test_padding_is_not_a_weight() -> None:
+    """Its row is neither counted nor pruned, whatever its values."""
     for padding in (0.0, 1e-9, math.inf):
         values = random(6, 4)
         values[1] = padding
         weight = Weight(values, padding=1)
         assert weight.count == 20
-        mask = prune({"w": weight}, 0.5, "global")["w"]
+        mask = prune({"w": weight}, 0.5, scope="global")["w"]
         assert int(mask.sum()) == 10
         assert not mask[1].any()
         assert values[1].eq(padding).all()
 
 
 def test_matrices_are_pruned_and_nothing_else() -> None:
-    """No bias, no norm, and no gain of weight normalisation, whose shape has two dimensions."""
+    """Not biases, norms and the gains of weight normalisation, whose shape has two dimensions."""
     for name in ("transformer-embedding-norm", "lstm", "fconv"):
         model = build_student(name)
         left_out = dict(model.named_parameters()).keys() - weights_of_model(model)
@@ -136,7 +136,7 @@ def test_matrices_are_pruned_and_nothing_else() -> None:
 
 
 def test_shared_embeddings_are_one_weight() -> None:
-    """Encoder, decoder and output matrix: counted once, without the padding."""
+    """The matrix of encoder, decoder and output is counted once, without the padding."""
     model = build_student("transformer-shared-embeddings")
     weights = weights_of_model(model)
     embedding = model.encoder.embed_tokens.weight
@@ -150,7 +150,7 @@ def test_shared_embeddings_are_one_weight() -> None:
 @pytest.mark.parametrize("copied", [False, True], ids=["storage", "copies"])
 @pytest.mark.parametrize("name", STUDENTS)
 def test_checkpoint_has_the_weights_of_its_model(name: str, copied: bool) -> None:
-    """By names, counts and padding, also where a GPU's checkpoint holds shared weights twice."""
+    """The same names, counts and padding, also if a GPU's checkpoint holds shared weights twice."""
     model = build_student(name)
     state = {key: value.clone() if copied else value for key, value in model.state_dict().items()}
     own = {key: (weight.count, weight.padding) for key, weight in weights_of_model(model).items()}
@@ -169,7 +169,7 @@ def test_checkpoint_has_the_weights_of_its_model(name: str, copied: bool) -> Non
 def trained(
     pruner: Pruner, model: nn.Module, optimizer: Any, updates: range, resume_at: int = -1
 ) -> list[dict[str, Tensor]]:
-    """The weights after each update of noise; at ``resume_at`` another pruner goes on."""
+    """The weights after each update with random gradients; at ``resume_at`` a new pruner continues."""
     found = []
     for update in updates:
         if update == resume_at:
@@ -184,7 +184,7 @@ def trained(
 
 
 def pruner_config(pruner: Pruner) -> PruningConfig:
-    """The settings that a pruner was made with."""
+    """The settings of a pruner."""
     return config(
         pruner.sparsity,
         prune_scope=pruner.scope,
@@ -195,12 +195,12 @@ def pruner_config(pruner: Pruner) -> PruningConfig:
 
 
 def adam(model: nn.Module) -> torch.optim.Optimizer:
-    """With momentum, and decay that moves every weight."""
+    """An optimizer with momentum, and with decay that moves every weight."""
     return torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
 
 
 def net() -> nn.Module:
-    """1,000 weights in two matrices, and biases."""
+    """A model with two matrices and biases."""
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 13), nn.Linear(13, 1))
 
@@ -209,7 +209,7 @@ COUNT = 20 * 30 + 30 * 13
 
 
 def zero_count(weights: dict[str, Tensor]) -> int:
-    """In the matrices."""
+    """The number of zeros in the matrices."""
     return sum(
         int((values == 0).sum())
         for name, values in weights.items()
@@ -220,14 +220,14 @@ def zero_count(weights: dict[str, Tensor]) -> int:
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("before", [0.0, 0.3], ids=["dense", "pruned"])
 def test_gradual_pruning_is_cubic(scope: str, before: float) -> None:
-    """``s_f + (s_i - s_f) (1 - (t - t_0) / (t_n - t_0))³`` at every pruning, from the share that there is; exact at the end.
+    """``s_f + (s_i - s_f) (1 - (t - t_0) / (t_n - t_0))³`` at every pruning, and exact at the end.
 
-    Within a weight of each matrix: a pruning starts from the rounded share that the last one has left.
+    The tolerance is one weight per matrix, because each pruning starts from the last one's rounded share.
     """
     start, end, every, final = 4, 33, 5, 0.8
     model = net()
     weights = weights_of_model(model)
-    for name, mask in prune(weights, before, scope).items():
+    for name, mask in prune(weights, before, scope=scope).items():
         weights[name].values.data.masked_fill_(mask, 0.0)
     first = zero_count(dict(model.named_parameters()))
     pruner = Pruner(config(final, prune_scope=scope, prune_start=start, prune_end=end, prune_every=every))
@@ -246,7 +246,7 @@ def test_gradual_pruning_is_cubic(scope: str, before: float) -> None:
 
 @pytest.mark.parametrize(("start", "at"), [(0, 1), (1, 1), (6, 6)])
 def test_pruning_at_once(start: int, at: int) -> None:
-    """After so many updates, by the weights as they are then; 0 is after the first."""
+    """After that update, by the weights of that time; 0 is after the first update."""
     model = net()
     pruned = trained(Pruner(config(0.7, prune_start=start)), model, adam(model), range(1, 9))
     counts = [zero_count(after) for after in pruned]
@@ -265,7 +265,7 @@ def test_pruning_at_once(start: int, at: int) -> None:
 
 
 def test_zeros_stay_through_momentum_and_decay() -> None:
-    """Masks only grow; other weights move, and biases and the single row are not touched."""
+    """Masks only grow. Other weights change, and biases and the single row are not pruned."""
     model = net()
     after = trained(
         Pruner(config(0.8, prune_start=3, prune_end=20, prune_every=4)), model, adam(model), range(1, 41)
@@ -280,7 +280,7 @@ def test_zeros_stay_through_momentum_and_decay() -> None:
 
 @pytest.mark.parametrize("resume_at", [1, 3, 4, 7, 10, 19, 21, 22, 30])
 def test_resumed_pruning_is_the_same(resume_at: int) -> None:
-    """To the last bit, wherever the process ended: weights and update numbers are all that it needs."""
+    """Bit for bit, wherever it stopped. It needs only the weights and the update number."""
     ends = []
     for resumed in (-1, resume_at):
         model = net()
@@ -290,16 +290,16 @@ def test_resumed_pruning_is_the_same(resume_at: int) -> None:
 
 
 def test_resumed_past_the_end_is_pruned_at_once() -> None:
-    """A checkpoint of a run without pruning, taken up with it."""
+    """A checkpoint of a run without pruning is resumed with pruning."""
     model = net()
     after = trained(Pruner(config(0.6, prune_start=3, prune_end=20)), model, adam(model), range(50, 52))
     assert [zero_count(weights) for weights in after] == [round(0.6 * COUNT)] * 2
 
 
-def test_checkpoint_that_is_sparse_already_is_held() -> None:
-    """At the share that was asked for, or above it: the zeros stay, and no more come."""
+def test_sparse_checkpoint_stays_sparse() -> None:
+    """At the requested share or above it, the zeros stay and no weights are added."""
     model = net()
-    for name, mask in prune(weights_of_model(model), 0.8, "global").items():
+    for name, mask in prune(weights_of_model(model), 0.8, scope="global").items():
         dict(model.named_parameters())[name].data.masked_fill_(mask, 0.0)
     before = {name: zeros(parameter) for name, parameter in model.named_parameters()}
     for sparsity in (0.8, 0.1):
@@ -307,8 +307,8 @@ def test_checkpoint_that_is_sparse_already_is_held() -> None:
         assert {name: zeros(values) for name, values in after.items()} == before
 
 
-def test_update_that_is_made_again_is_pruned_once() -> None:
-    """fairseq repeats one whose gradients overflowed under ``--amp``, with the same number."""
+def test_repeated_update_is_pruned_once() -> None:
+    """Under ``--amp``, fairseq repeats an update whose gradients overflowed, with the same number."""
     model = net()
     pruner = Pruner(config(0.8, prune_start=0, prune_end=20, prune_every=5))
     optimizer = adam(model)
@@ -320,7 +320,7 @@ def test_update_that_is_made_again_is_pruned_once() -> None:
 
 
 def half_precision(model: nn.Module, flat: bool = False) -> Any:
-    """fairseq's own ``FP16Optimizer`` over its own Adam. Its flat copies, for which it asks a GPU, are made by hand."""
+    """fairseq's ``FP16Optimizer`` over its Adam. Its flat copies, which need a GPU, are built here."""
     settings = training_config(Path("none"), "--optimizer", "adam", "--lr", "0.05", "--weight-decay", "0.1")
     parameters = list(model.parameters())
     copies: Any = optim.FP16Optimizer.build_fp32_params(None, parameters, flatten=False)
@@ -336,7 +336,7 @@ def half_precision(model: nn.Module, flat: bool = False) -> Any:
 
 
 def copies_by_name(optimizer: Any, model: nn.Module) -> dict[str, Tensor]:
-    """The 32-bit copies by the names of the parameters."""
+    """The 32-bit copies by parameter name."""
     copies, parameters = optimizer.fp32_params, dict(model.named_parameters())
     if isinstance(copies, dict):
         copies = copies[None].data.split([parameter.numel() for parameter in parameters.values()])
@@ -346,7 +346,7 @@ def copies_by_name(optimizer: Any, model: nn.Module) -> dict[str, Tensor]:
 
 
 def half_run(flat: bool) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-    """A model in half precision, pruned to 0.6 after the third of 12 updates: it after each, and its copies after the last."""
+    """A half-precision model pruned to 0.6 after update 3 of 12: its weights after each, its last copies."""
     model = net().half()
     optimizer = half_precision(model, flat)
     after = trained(Pruner(config(0.6, prune_start=3)), model, optimizer, range(1, 13))
@@ -355,7 +355,7 @@ def half_run(flat: bool) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
 
 @pytest.mark.parametrize("flat", [False, True], ids=["list", "flat"])
 def test_copies_in_full_precision_are_pruned_too(flat: bool) -> None:
-    """Model and copy have the same zeros, exactly as many as asked; else the next step would bring weights back."""
+    """Model and copy have the same zeros. Otherwise the next step would restore weights."""
     after, copies = half_run(flat)
     assert [zero_count(weights) for weights in after[2:]] == [round(0.6 * COUNT)] * 10
     assert zero_count(copies) == round(0.6 * COUNT)
@@ -366,14 +366,14 @@ def test_copies_in_full_precision_are_pruned_too(flat: bool) -> None:
 
 
 def test_flat_and_single_copies_are_pruned_alike() -> None:
-    """Their offsets are those of fairseq."""
+    """The offsets are fairseq's."""
     one, other = half_run(False)[0], half_run(True)[0]
     for a, b in zip(one, other, strict=True):
         assert all(a[name].equal(b[name]) for name in a)
 
 
-def test_small_weight_that_is_zero_in_half_precision_alone_is_not_pruned() -> None:
-    """It would be lost for good; the copy knows better, and ranks better."""
+def test_weight_that_is_zero_only_in_half_precision_is_not_pruned() -> None:
+    """It would be lost forever. The copy is exact, and so is its order of magnitudes."""
     model = net().half()
     optimizer = half_precision(model)
     copies = copies_by_name(optimizer, model)
@@ -392,7 +392,7 @@ def test_small_weight_that_is_zero_in_half_precision_alone_is_not_pruned() -> No
 
 
 def test_memory_efficient_half_precision() -> None:
-    """No copies: the model's own weights are stepped."""
+    """There are no copies: the optimizer updates the model's weights."""
     model = net().half()
     settings = training_config(Path("none"), "--optimizer", "adam", "--lr", "0.05", "--weight-decay", "0.1")
     optimizer = optim.MemoryEfficientFP16Optimizer.build_optimizer(settings, list(model.parameters()))
@@ -404,7 +404,7 @@ def test_memory_efficient_half_precision() -> None:
 
 
 class Descent:
-    """All of an optimizer that the task asks for."""
+    """The part of an optimizer that the task uses."""
 
     def __init__(self, model: nn.Module):
         self.optimizer = adam(model)
@@ -414,13 +414,13 @@ class Descent:
         loss.backward()
 
     def step(self) -> None:
-        """Move the weights."""
+        """Update the weights."""
         self.optimizer.step()
         self.optimizer.zero_grad()
 
 
 def task_steps(updates: int, **settings: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """A student after updates of the task under cross-entropy, and what they logged."""
+    """A student after some updates of the task with cross-entropy, and the logged figures."""
     task, model = tiny_task(**settings), build_student("transformer-shared-embeddings")
     criterion, optimizer = CrossEntropyCriterion(task, sentence_avg=False), Descent(model)
     with metrics.aggregate(new_root=True) as logged:
@@ -432,7 +432,7 @@ def task_steps(updates: int, **settings: Any) -> tuple[nn.Module, dict[str, Any]
 
 
 def test_task_prunes_and_logs_the_share() -> None:
-    """Around the optimizer's step, whatever the criterion."""
+    """Around the optimizer's step, with any criterion."""
     model, logged = task_steps(3, prune_sparsity=0.75, prune_start=3)
     weights = weights_of_model(model).values()
     count = sum(weight.count for weight in weights)
@@ -442,7 +442,7 @@ def test_task_prunes_and_logs_the_share() -> None:
 
 
 def test_task_without_pruning_is_fairseqs() -> None:
-    """No figure, no zero."""
+    """It logs no sparsity and sets no zeros."""
     model, logged = task_steps(2)
     assert "sparsity" not in logged
     assert not any(weight.zeros().any() for weight in weights_of_model(model).values())
@@ -469,8 +469,8 @@ REFUSED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     *(
         (
             {"prune_sparsity": 0.0, **flag},
-            f"--{next(iter(flag)).replace('_', '-')} {next(iter(flag.values()))} changes nothing without --prune-sparsity: "
-            "say what share of the weights shall be zero",
+            f"--{next(iter(flag)).replace('_', '-')} {next(iter(flag.values()))} changes nothing without "
+            "--prune-sparsity: set it to the share of weights to prune",
             {"prune_sparsity": 0.5, "prune_end": 80},
         )
         for flag in ({"prune_scope": "layer"}, {"prune_start": 5}, {"prune_end": 5}, {"prune_every": 5})
@@ -478,42 +478,42 @@ REFUSED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     *(
         (
             {"prune_every": 5, **flags},
-            "--prune-every 5 changes nothing where all is pruned at once: give a --prune-end after --prune-start, or leave it "
-            "out",
+            "--prune-every 5 changes nothing if all weights are pruned at once: set --prune-end after "
+            "--prune-start, or leave it out",
             {"prune_end": 60},
         )
         for flags in ({}, {"prune_start": 50, "prune_end": 50})
     ),
     (
         {"prune_start": 50, "prune_end": 101},
-        "--prune-end 101 is after the end of the training, --max-update 100: lower it",
+        "--prune-end 101 is after the end of training, --max-update 100: lower it",
         {"max_update": 0},
     ),
     (
         {"prune_start": 101},
-        "--prune-start 101 is after the end of the training, --max-update 100: lower it",
+        "--prune-start 101 is after the end of training, --max-update 100: lower it",
         {"prune_start": 100},
     ),
     (
         {"ddp_backend": "fully_sharded"},
-        "--ddp-backend fully_sharded leaves no whole weights to compare, so --prune-sparsity 0.5 can't use it: use "
-        "--ddp-backend legacy_ddp or pytorch_ddp",
+        "--ddp-backend fully_sharded splits the weights between processes, which --prune-sparsity 0.5 does "
+        "not support: use --ddp-backend legacy_ddp or pytorch_ddp",
         {"prune_sparsity": 0.0},
     ),
     (
         {"ddp_backend": "slowmo"},
-        "--ddp-backend slowmo moves the weights after the optimizer has, so --prune-sparsity 0.5 can't use it: use "
-        "--ddp-backend legacy_ddp or pytorch_ddp",
+        "--ddp-backend slowmo changes the weights after the optimizer's step, which --prune-sparsity 0.5 "
+        "does not support: use --ddp-backend legacy_ddp or pytorch_ddp",
         {"ddp_backend": "pytorch_ddp"},
     ),
 ]
 
 
 @pytest.mark.parametrize(("settings", "message", "cure"), REFUSED, ids=[row[1][:40] for row in REFUSED])
-def test_settings_that_make_no_sense_are_refused(
+def test_settings_that_can_not_work_are_refused(
     settings: dict[str, Any], message: str, cure: dict[str, Any]
 ) -> None:
-    """One line names the flag, its value and the remedy, which works."""
+    """One line names the flag, its value and a remedy that works."""
     with pytest.raises(UsageError) as refused:
         check_pruning(config(**settings))  # type: ignore[arg-type]
     assert str(refused.value) == message
@@ -521,7 +521,7 @@ def test_settings_that_make_no_sense_are_refused(
 
 
 def test_refused_before_any_file_is_read(tmp_path: Path) -> None:
-    """No dictionary is there; a task rebuilt from a checkpoint, to decode, is not asked."""
+    """Before missing dictionaries are noticed, but not for tasks rebuilt from a checkpoint to decode."""
     cfg = OmegaConf.create(vars(tiny_task(prune_sparsity=2.0, data=str(tmp_path)).cfg))
     with pytest.raises(UsageError, match="--prune-sparsity must be"):
         TranslationWithTeacherTask.setup_task(cfg)

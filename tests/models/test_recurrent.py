@@ -1,4 +1,4 @@
-"""SRU against its definition, in float64; both kinds of recurrent students at both kinds of padding, and refused sizes."""
+"""SRUs follow their definition; recurrent students handle padding at either end; bad sizes are refused."""
 
 import math
 from argparse import Namespace
@@ -10,7 +10,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from torch import Tensor
 
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.models.access import features_for_logits, output_projection, why_not_student
+from fairseq_imitkd.models.access import features_for_logits, output_projection, unsupported_reason
 from fairseq_imitkd.models.recurrent import SIZES
 from fairseq_imitkd.models.sru import SRU, SRULayer, recurrence
 from fairseq_imitkd.models.transformer_sizes import SIZES as TRANSFORMER_SIZES
@@ -23,8 +23,12 @@ def numbers(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def states(candidates: Tensor, forget: Tensor, weight: Tensor, initial: Tensor) -> Tensor:
+    return recurrence(candidates, forget, weight=weight, initial=initial)
+
+
 def test_recurrence_is_the_definition() -> None:
-    """Step by step, equations 3 and 4 of the paper; gradients by autograd of that, and by finite differences."""
+    """Compare with equations 3 and 4 step by step, and gradients with autograd and finite differences."""
     given = [
         each.requires_grad_()
         for each in (
@@ -40,7 +44,7 @@ def test_recurrence_is_the_definition() -> None:
         gate = 1.0 / (1.0 + torch.exp(-(bias + weight * state)))
         state = gate * state + (1.0 - gate) * candidate
         expected.append(state)
-    found = recurrence(*given)
+    found = states(*given)
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-12, atol=1e-12)
     upstream = numbers(STEPS, ROWS, 4, seed=5)
     for mine, theirs in zip(
@@ -49,7 +53,7 @@ def test_recurrence_is_the_definition() -> None:
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
-    assert torch.autograd.gradcheck(recurrence, given)
+    assert torch.autograd.gradcheck(states, given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -58,13 +62,13 @@ def test_recurrence_in_half_precision_is_computed_in_float32(dtype: torch.dtype)
         each.to(dtype)
         for each in (numbers(40, ROWS, 4), numbers(40, ROWS, 4, seed=2), numbers(4, seed=3), numbers(ROWS, 4))
     ]
-    found = recurrence(*given)
+    found = states(*given)
     assert found.dtype == dtype
-    torch.testing.assert_close(found, recurrence(*(each.float() for each in given)).to(dtype), rtol=0, atol=0)
+    torch.testing.assert_close(found, states(*(each.float() for each in given)).to(dtype), rtol=0, atol=0)
 
 
 def one_by_one(layer: SRULayer, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """A layer's outputs and last state, by the definition (equations 3 to 6), in one direction."""
+    """A layer's outputs and last state in one direction, by equations 3 to 6."""
     width, outputs = layer.hidden_size, []
     matrix = (
         layer.transform.weight if layer.project is None else layer.transform.weight @ layer.project.weight
@@ -100,7 +104,7 @@ def test_layer_is_the_definition(settings: dict[str, Any]) -> None:
 
 
 def test_second_direction_reads_from_the_end() -> None:
-    """A layer whose two directions have the same weights gives the same from both ends."""
+    """With equal weights of both directions, reversed inputs give reversed outputs."""
     torch.manual_seed(1)
     layer = SRULayer(6, 3, bidirectional=True).double()
     with torch.no_grad():
@@ -118,7 +122,7 @@ def test_second_direction_reads_from_the_end() -> None:
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_padding_is_not_read(bidirectional: bool) -> None:
-    """At either end, by all layers: outputs and states are those of the sentence alone, and so are the gradients."""
+    """With padding at either end, outputs, states and gradients are those of the sentence alone."""
     torch.manual_seed(1)
     layers = SRU(4, 3, 2, bidirectional=bidirectional).double()
     x = numbers(STEPS, 1, 4).requires_grad_()
@@ -135,7 +139,7 @@ def test_padding_is_not_read(bidirectional: bool) -> None:
 
 @pytest.mark.parametrize("name", ["gru", "sru", "sru-projected"])
 def test_students_read_and_write_alike_in_any_batch(name: str) -> None:
-    """Sources padded at either end, a sentence alone or among longer ones, all steps at once or one after another."""
+    """Padding at either end, sentences alone or with longer ones, all steps at once or one by one."""
     model = build_student(name).eval()
     left, right = (make_batch(reversed_pairs(9, seed=3), left_pad_source=pad) for pad in (True, False))
     with torch.no_grad():
@@ -155,9 +159,9 @@ def test_students_read_and_write_alike_in_any_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gru", "sru-projected"])
 def test_losses_can_be_taken_in_chunks(name: str) -> None:
-    """The hidden states and the matrix make the logits."""
+    """The logits are the product of hidden states and matrix."""
     model, sample = build_student(name).eval(), make_batch(reversed_pairs(4, seed=3))
-    assert why_not_student(model) is None
+    assert unsupported_reason(model) is None
     matrix, bias = output_projection(model.decoder)
     assert bias is None
     assert matrix is model.decoder.embed_tokens.weight
@@ -175,7 +179,7 @@ def built(name: str, **settings: Any) -> Any:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_named_sizes(name: str) -> None:
-    """As they say; a flag beats a name's size."""
+    """Models have the sizes of their names, and flags override them."""
     model, settings = built(name), SIZES[name][1]
     assert type(model) is ARCH_MODEL_REGISTRY[SIZES[name][0]]
     layers = len(model.decoder.writer.layers) if name.startswith("sru") else model.decoder.writer.num_layers
