@@ -1,8 +1,10 @@
-"""What today's torch needs and fairseq 0.12 lacks. Nothing here patches a class.
+"""Lets torch 2.6 and later read the checkpoints of fairseq 0.12. Nothing here patches a class.
 
-``torch.load`` has refused, since torch 2.6, every pickled global that is not on an allow-list. fairseq writes a few
-harmless ones into each checkpoint and never lists them, so that its own ``fairseq-generate`` and its own resume fail.
-Listing them here mends both and keeps the safe loader on.
+Since torch 2.6, ``torch.load`` refuses every pickled global that is not on an allow-list. fairseq writes a
+few harmless ones into each checkpoint and does not list them, so ``fairseq-generate`` and resumed trainings
+fail: https://github.com/facebookresearch/fairseq/issues/5603. To list them here repairs both and keeps the
+safe loader on. fairseq's main branch turned the safe loader off instead:
+https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/checkpoint_utils.py#L340
 """
 
 import argparse
@@ -14,14 +16,14 @@ import numpy
 import omegaconf
 import torch
 
-try:  # numpy 2 moved its core; checkpoints name either place
+try:  # numpy 2 renamed its core; checkpoints hold either name
     from numpy._core import multiarray
 except ImportError:
     from numpy.core import multiarray  # type: ignore[no-redef]
 
 
 def _numpy_globals() -> list:
-    """Types of the counts that ``--eval-bleu`` leaves in a checkpoint's meters."""
+    """Return the types of the counts that ``--eval-bleu`` leaves in a checkpoint's meters."""
     dtype_classes = {type(numpy.dtype(kind)) for kind in ("i4", "i8", "f4", "f8", "bool")}
     renamed = [
         (getattr(multiarray, name), f"{core}.multiarray.{name}")
@@ -32,7 +34,7 @@ def _numpy_globals() -> list:
 
 
 def _distributed_globals() -> list:
-    """Types that fairseq broadcasts from rank 0 when several processes resume."""
+    """Return the types that fairseq broadcasts from rank 0 when several processes resume a training."""
     from fairseq.distributed.utils import _TensorPlaceholder
     from omegaconf.base import ContainerMetadata, Metadata
     from omegaconf.nodes import AnyNode
@@ -53,10 +55,16 @@ def _distributed_globals() -> list:
 
 
 def silence_advice() -> None:
-    """Importing fairseq's tasks advises to install what has nothing to do with any task of ours, on every command."""
+    """Silence a speech task of fairseq, which advises every command to install tensorboardX:
+
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/tasks/text_to_speech.py#L34
+    """
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
 
 
 def allow_fairseq_checkpoints() -> None:
-    """Add to torch's safe-loading allow-list what fairseq's own checkpoints hold. Idempotent, process-wide."""
+    """Add the types in fairseq's own checkpoints to torch's allow-list.
+
+    The list holds for the whole process. A second call changes nothing.
+    """
     torch.serialization.add_safe_globals([argparse.Namespace, *_numpy_globals(), *_distributed_globals()])

@@ -1,4 +1,4 @@
-"""fairseq's own commands build no model of a checkpoint whose settings are code, and say in one line what is wrong."""
+"""The guard of fairseq's commands: it refuses checkpoints whose settings are code, in one line."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -41,13 +41,16 @@ def written(tmp_path: Path, state: Any) -> str:
 
 
 def evil(state: dict[str, Any], trace: Path) -> dict[str, Any]:
-    """Whoever builds its model makes a folder."""
+    """A checkpoint whose model makes a folder when it is built."""
     state["cfg"]["model"].encoder_layers = f"__import__('os').mkdir({str(trace)!r}) or [(32, 3)] * 2"
     return state
 
 
 def test_code_in_settings_is_not_run(state: dict[str, Any], tmp_path: Path) -> None:
-    """By whatever loads models: all of fairseq's commands do it here. What the user changes does not make the file better."""
+    """By whatever loads models: all of fairseq's commands do it here.
+
+    What the user changes does not make the file better.
+    """
     path = written(tmp_path, evil(state, tmp_path / "made"))
     for changes in (None, {"encoder_layers": "[(32, 3)] * 2"}):
         with pytest.raises(
@@ -61,14 +64,14 @@ def test_code_in_settings_is_not_run(state: dict[str, Any], tmp_path: Path) -> N
 
 
 def test_criterion_too(state: dict[str, Any], tmp_path: Path) -> None:
-    """``fairseq-validate`` builds it, and there is one that evaluates a setting."""
+    """``fairseq-validate`` builds the criterion, and one of them evaluates a setting."""
     state["cfg"]["criterion"] = {"_name": "ctc", "wer_args": "print('x')"}
     with pytest.raises(UsageError, match=r"its setting criterion\.wer_args holds an expression"):
         checkpoint_utils.load_model_ensemble([written(tmp_path, state)], task=tiny_task())
 
 
 def test_trusted_code_is_run(state: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By whoever told torch so; and the test above would see it."""
+    """If torch was told to trust files. So the test above would notice code that runs."""
     path = written(tmp_path, evil(state, tmp_path / "made"))
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     checkpoint_utils.load_model_ensemble([path], task=tiny_task())
@@ -76,7 +79,7 @@ def test_trusted_code_is_run(state: dict[str, Any], tmp_path: Path, monkeypatch:
 
 
 def test_harmless_checkpoints_load(state: dict[str, Any], tmp_path: Path) -> None:
-    """Layers that are numbers, names of files with brackets; changes that the user typed."""
+    """Layers that are numbers, file names with brackets, and overrides by the user."""
     state["cfg"]["task"].update(teacher_path="models (1)/t.pt", finetune_from_model="old (2).pt")
     path = written(tmp_path, state)
     [model], _ = checkpoint_utils.load_model_ensemble(
@@ -87,7 +90,7 @@ def test_harmless_checkpoints_load(state: dict[str, Any], tmp_path: Path) -> Non
 
 
 def test_trainer_reads_weights_alone(state: dict[str, Any], tmp_path: Path) -> None:
-    """It builds nothing by what the file says, and so need not refuse the training of whoever did write an expression."""
+    """It builds no model from the file, so a training with an expression in its settings can be resumed."""
     path = written(tmp_path, evil(state, tmp_path / "made"))
     loaded = checkpoint_utils.load_checkpoint_to_cpu(path, load_on_all_ranks=False)
     assert set(loaded["model"]) == set(state["model"])
@@ -98,23 +101,23 @@ def test_trainer_reads_weights_alone(state: dict[str, Any], tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is empty: copy it again"),
-        (b"hello", "is damaged or no checkpoint: copy it again, or give another"),
-        ([1, 2], "is no fairseq checkpoint: it lacks 'model'"),
+        (b"", "is empty; copy it again"),
+        (b"hello", "is damaged or not a checkpoint; copy it again, or use another"),
+        ([1, 2], "is not a fairseq checkpoint: it lacks 'model'"),
         (
             {"model": {}, "cfg": torch.zeros(2)},
-            "is no fairseq checkpoint: its 'cfg' must be settings, but is a Tensor",
+            "is not a fairseq checkpoint: its 'cfg' must be settings, but is a Tensor",
         ),
         (
             {"model": {}, "args": torch.zeros(2)},
-            "is no fairseq checkpoint: its 'args' must be settings, but is a Tensor",
+            "is not a fairseq checkpoint: its 'args' must be settings, but is a Tensor",
         ),
         ({"model": {}, "cfg": {"a": 1}, "extra_state": Path("x")}, "needs pathlib"),
     ],
     ids=str,
 )
 def test_strange_files_end_in_one_line(trains: bool, content: Any, message: str, tmp_path: Path) -> None:
-    """To train on and to decode with. No one is told torch's own words of an unsafe file."""
+    """For training and for decoding. torch's advice to load the file unsafely is not shown."""
     path = tmp_path / "strange.pt"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(UsageError) as refused:
@@ -125,10 +128,10 @@ def test_strange_files_end_in_one_line(trains: bool, content: Any, message: str,
 
 
 @pytest.mark.parametrize("key", ["cfg", "args"])
-def test_settings_that_are_none_are_told_where_no_model_is_built(key: str, tmp_path: Path) -> None:
-    """A tensor of several values has no truth value to ask for."""
+def test_strange_settings_are_refused_where_no_model_is_built(key: str, tmp_path: Path) -> None:
+    """A tensor of several values has no truth value."""
     path = written(tmp_path, {"model": {}, key: torch.zeros(2)})
     with pytest.raises(
-        UsageError, match=f"CHECKPOINT '{path}' is no fairseq checkpoint: its '{key}' must be settings"
+        UsageError, match=f"CHECKPOINT '{path}' is not a fairseq checkpoint: its '{key}' must be settings"
     ):
         read_checkpoint(path, None, ("CHECKPOINT", "--allow-globals"))

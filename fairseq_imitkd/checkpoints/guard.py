@@ -1,0 +1,73 @@
+"""Guards fairseq's own commands against checkpoints that would run code."""
+
+import functools
+import os
+from typing import Any
+
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+
+from fairseq_imitkd.checkpoints.build import configuration, refuse_expressions
+from fairseq_imitkd.checkpoints.safe_load import (
+    TRUST,
+    check_configuration_type,
+    read_untrusted,
+    reported,
+)
+from fairseq_imitkd.errors import UsageError
+
+
+def all_are_trusted() -> bool:
+    """Return whether torch's environment variable says that all files are trusted."""
+    return os.environ.get(TRUST, "0").lower() in ("1", "y", "yes", "true")
+
+
+def guard_fairseq() -> None:
+    """Make fairseq's ``load_checkpoint_to_cpu`` refuse checkpoints that would run code.
+
+    ``fairseq-generate``, ``-interactive`` and ``-validate`` all read checkpoints by this function. The
+    replacement holds for the whole process and is made when the package is imported. No later moment exists
+    that keeps ``fairseq-generate --user-dir fairseq_imitkd`` guarded: with ``--task translation`` the import
+    is the only code of this package that runs before fairseq loads the checkpoint, and fairseq has no hook
+    there:
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq_cli/generate.py#L96
+
+    If torch was told that all files are trusted, nothing is refused: such a file may hold any code anyway.
+    """
+    load = checkpoint_utils.load_checkpoint_to_cpu
+
+    @functools.wraps(load)
+    def guarded(path: str, arg_overrides: Any = None, load_on_all_ranks: bool | None = None) -> Any:
+        local = str(PathManager.get_local_path(path))
+        if not all_are_trusted():
+            # Only the trainer passes this argument, and it loads the weights into a model that it has built
+            # already:
+            # https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/trainer.py#L495
+            _refuse_unsafe(local, builds_model=load_on_all_ranks is None)
+        with reported(local, "checkpoint"):
+            return load(path, arg_overrides, bool(load_on_all_ranks))
+
+    checkpoint_utils.load_checkpoint_to_cpu = guarded
+
+
+def _refuse_unsafe(path: str, builds_model: bool) -> None:
+    """Check a file as it is, before fairseq reads it and applies the user's overrides.
+
+    Raises:
+        UsageError: the file is not a checkpoint, or loading it or building its model would run code.
+    """
+    state = read_untrusted(path, None, ("checkpoint", None))
+    if not isinstance(state, dict) or "model" not in state:
+        raise UsageError(
+            f"checkpoint '{path}' is not a fairseq checkpoint: it lacks 'model'; use another file"
+        )
+    check_configuration_type(state, path, "checkpoint")
+    if not builds_model or (state.get("cfg") is None and state.get("args") is None):
+        return
+    with reported(path, "checkpoint"):
+        cfg = configuration(state)
+        parts = [part for part in ("task", "model", "criterion") if cfg.get(part) is not None]
+        try:
+            refuse_expressions(cfg, parts)
+        except ValueError as error:
+            raise ValueError(f"{error}; if you trust the file, set {TRUST}=1") from error

@@ -1,0 +1,136 @@
+"""Loads trained students from checkpoints, and holds the parts of loading that teachers share with them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from fairseq import tasks
+from fairseq.data import Dictionary, data_utils
+from fairseq.dataclass.utils import overwrite_args_by_name
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, BaseFairseqModel, FairseqEncoderDecoderModel
+
+from fairseq_imitkd.checkpoints import compact
+from fairseq_imitkd.checkpoints.build import build_model, configuration, refuse_expressions
+from fairseq_imitkd.checkpoints.safe_load import reported
+from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.data.dictionaries import first_difference
+
+
+def load_student(
+    path: str, data: Languages, allow_globals: str | None = None
+) -> tuple[BaseFairseqModel, str]:
+    """Load a trained student, ready to translate.
+
+    Args:
+        path: checkpoint file, which may be compact.
+        data: data directory that the student was trained on.
+        allow_globals: types that the checkpoint may hold beside fairseq's own, ``module.name,…``.
+
+    Returns:
+        the student, and the name of its architecture.
+
+    Raises:
+        UsageError: the file can't be read, is unsafe, does not hold a translation model, or was trained with
+            other dictionaries.
+    """
+    state = compact.read(path, allow_globals)
+    with reported(path, "CHECKPOINT"):
+        cfg = configuration(state)
+        refuse_expressions(cfg)
+        _check_architecture(cfg)
+        _check_languages(cfg, data)
+        _check_dictionaries(path, cfg, weights=state["model"], data=data)
+        model = build_model(state, cfg, translation_task(cfg, data.folder, pair=(data.source, data.target)))
+        if not isinstance(model, FairseqEncoderDecoderModel):
+            raise ValueError(f"it holds a {type(model).__name__}, but must hold an encoder-decoder model")
+        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+            raise ValueError("it holds weights that are infinite or not a number; use another")
+    architecture = getattr(cfg.model, "arch", None) or getattr(cfg.model, "_name", None)
+    return model.eval().requires_grad_(False), str(architecture)
+
+
+def translation_task(cfg: Any, folder: Path, *, pair: tuple[str, str]) -> Any:
+    """Set up the task that a checkpoint was trained with, over the dictionaries of a folder.
+
+    Args:
+        cfg: configuration of the checkpoint, in which the folder and the languages are replaced.
+        folder: folder with the dictionaries.
+        pair: source and target language.
+    """
+    overrides = {
+        "data": str(folder),
+        "source_lang": pair[0],
+        "target_lang": pair[1],
+        "eval_bleu": False,
+        "eval_metrics": None,
+        "encoder_embed_path": None,
+        "decoder_embed_path": None,
+    }
+    overwrite_args_by_name(cfg, overrides)
+    return tasks.setup_task(cfg.task, from_checkpoint=True)
+
+
+def dictionary_folders(path: str, cfg: Any) -> list[Path]:
+    """Return the folders that may hold the dictionaries of a checkpoint's training.
+
+    These are the checkpoint's own folder and the one that its configuration names. Look into them with
+    ``os.path``, since the named folder may be forbidden, where ``Path.is_file`` raises.
+    """
+    named = getattr(cfg.task, "data", None)
+    folders = [Path(path).resolve().parent]
+    if named and isinstance(named, str):
+        folders.append(Path(named.split(os.pathsep)[0]))
+    return folders
+
+
+def _check_architecture(cfg: Any) -> None:
+    names = [getattr(cfg.model, name, None) for name in ("arch", "_name")]
+    if not any(name in registry for name in names for registry in (ARCH_MODEL_REGISTRY, MODEL_REGISTRY)):
+        raise ValueError(
+            f"its architecture {names[0] or names[1]!r} is unknown to fairseq and to this package"
+        )
+
+
+def _check_languages(cfg: Any, data: Languages) -> None:
+    expected = (data.source, data.target)
+    # A training without --source-lang and --target-lang read its languages from the names of the data's
+    # files.
+    guessed = data_utils.infer_language_pair(str(data.folder))
+    pair = tuple(
+        getattr(cfg.task, name, None) or found or own
+        for name, found, own in zip(("source_lang", "target_lang"), guessed, expected, strict=True)
+    )
+    if pair != expected:
+        raise ValueError(
+            f"it translates {'-'.join(pair)}, but --data is {'-'.join(expected)}; add --source-lang and "
+            "--target-lang"
+        )
+
+
+def _check_dictionaries(path: str, cfg: Any, *, weights: dict[str, Any], data: Languages) -> None:
+    """Refuse other dictionaries than those of the training.
+
+    Sizes are compared with the embeddings, symbols with the dictionaries of the training if they are still
+    there.
+    """
+    for part, language, dictionary in (
+        ("encoder", data.source, data.source_dictionary),
+        ("decoder", data.target, data.target_dictionary),
+    ):
+        embedding = weights.get(f"{part}.embed_tokens.weight")
+        if embedding is not None and embedding.size(0) != len(dictionary):
+            raise ValueError(
+                f"its {part} has {embedding.size(0):,} symbols, but {data.folder}/dict.{language}.txt has "
+                f"{len(dictionary):,}; use the --data that it was trained on"
+            )
+        for theirs in [folder / f"dict.{language}.txt" for folder in dictionary_folders(path, cfg)]:
+            if not os.path.isfile(theirs) or theirs.samefile(data.folder / theirs.name):
+                continue
+            difference = first_difference(Dictionary.load(str(theirs)).symbols, dictionary.symbols)
+            if difference is not None:
+                index, symbol, own_symbol = difference
+                raise ValueError(
+                    f"it was trained with {theirs}, which has '{symbol}' at index {index}, but --data has "
+                    f"'{own_symbol}'; use the --data that it was trained on, or move that file if it belongs "
+                    "to another model"
+                )
