@@ -1,7 +1,7 @@
-"""Decoding inside training: what the student itself writes."""
+"""Decoding during training, by the student or by the teacher."""
 
 from fairseq_imitkd.rollout.cuda_graphs import release_graphs
-from fairseq_imitkd.rollout.engine import Corrector, Rollout, decode
+from fairseq_imitkd.rollout.engine import Corrector, Prompt, Rollout, SpecialSymbols, decode
 from fairseq_imitkd.rollout.generator import RolloutGenerator
 from fairseq_imitkd.rollout.keyed_random import RandomKey, sampling_uniforms
 from fairseq_imitkd.rollout.policy import RolloutPolicy
@@ -10,10 +10,12 @@ from fairseq_imitkd.rollout.steps import Ensemble
 __all__ = [
     "Corrector",
     "Ensemble",
+    "Prompt",
     "RandomKey",
     "Rollout",
     "RolloutGenerator",
     "RolloutPolicy",
+    "SpecialSymbols",
     "decode",
     "release_graphs",
     "sampling_uniforms",

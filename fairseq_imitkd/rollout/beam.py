@@ -1,7 +1,7 @@
-"""fairseq's beam search, faster: its search and its bookkeeping over the rollout engine's decoding steps.
+"""fairseq's beam search on top of the rollout engine's decoding steps, which are faster.
 
-The beams of a sentence read the same source, so its keys and values are made once and not ``beam`` times, and only
-the decoder's own caches move when beams change places.
+The beams of a sentence share its source's keys and values, which are computed once and not ``beam`` times.
+When beams are reordered, only the caches of self-attention move.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,16 @@ from fairseq.models.transformer import TransformerModelBase
 from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor
 
-from fairseq_imitkd.rollout.fast_transformer import TransformerSteps, why_not
+from fairseq_imitkd.rollout.fast_transformer import TransformerSteps, unsupported_reason
 
 
 def beam_models(models: Sequence[BaseFairseqModel]) -> EnsembleModel:
-    """What a ``SequenceGenerator`` asks for the next words: the fast way where every model is a stock transformer."""
+    """Wrap models for a ``SequenceGenerator``.
+
+    Stock transformers get the engine's steps through :class:`BeamModels`; other models get fairseq's wrapper.
+    """
     fast = all(
-        hasattr(model, "decoder") and why_not(model) is None and softmax_of_its_logits(model)
+        hasattr(model, "decoder") and unsupported_reason(model) is None and has_softmax_output(model)
         for model in models
     )
     return BeamModels(models) if fast else EnsembleModel(models)
@@ -29,8 +32,11 @@ def beam_models(models: Sequence[BaseFairseqModel]) -> EnsembleModel:
 class BeamModels(EnsembleModel):
     """One model, or several whose probabilities are averaged, decoding the beams of a batch.
 
-    The base class hands encoder outputs and caches back and forth; here they are kept until :meth:`forget`, and what is
-    handed is ignored.
+    The base class gets encoder outputs and caches as arguments. This class ignores those arguments and keeps
+    its own until :meth:`forget`.
+
+    Args:
+        models: stock transformers over the same dictionaries.
     """
 
     def __init__(self, models: Sequence[BaseFairseqModel]):
@@ -39,24 +45,28 @@ class BeamModels(EnsembleModel):
         self.encoded: list[Any] = []
 
     def forget(self) -> None:
-        """Let go of a batch that is done: its caches and encoder outputs, and the weights that were put together for it."""
+        """Free the memory of a finished batch: encoder outputs, caches and concatenated weights."""
         self.encoded, self.steps = [], []
 
     def set_decoder_beam_size(self, beam_size: int) -> None:
-        """Leaves the models as they are: the base class writes its beam into BART's attention, where it outlives it."""
+        """Do nothing. The base class would write the beam size into BART's attention and leave it there.
+
+        See
+        https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/models/bart/model.py#L282-L291
+        """
 
     def forward_encoder(self, net_input: dict[str, Tensor]) -> list[Any]:
-        """Encode a batch; the beam's size is known only when its rows are asked for."""
+        """Encode a batch. The beam size is unknown until :meth:`reorder_encoder_out`."""
         self.encoded, self.steps = super().forward_encoder(net_input), []
         return self.encoded
 
     def reorder_encoder_out(self, encoder_outs: Any, new_order: Tensor) -> Any:
-        """At first every sentence ``beam`` times; afterwards the steps see to it."""
+        """Begin decoding on the first call, when ``new_order`` tells the beam size; later do nothing."""
         if not self.steps:
             beam = new_order.numel() // self.encoded[0]["encoder_out"][0].size(1)
             longest = self.max_decoder_positions()
             self.steps = [
-                TransformerSteps(model.decoder, encoder_out, longest, beam)
+                TransformerSteps(model.decoder, encoder_out, longest, beam=beam)
                 for model, encoder_out in zip(self.models, self.encoded, strict=True)
             ]
         return encoder_outs
@@ -64,14 +74,14 @@ class BeamModels(EnsembleModel):
     def forward_decoder(
         self, tokens: Tensor, encoder_outs: Any, incremental_states: Any, temperature: float = 1.0
     ) -> tuple[Tensor, None]:
-        """The next tokens' log-probabilities, ``(R, V)``, after prefixes ``(R, t + 1)``."""
+        """Return the next token's log-probabilities, ``(R, V)``, after the prefixes ``(R, t + 1)``."""
         lprobs = [self._lprobs(steps.logits(tokens), temperature) for steps in self.steps]
         if len(lprobs) == 1:
             return lprobs[0], None
         return torch.stack(lprobs).logsumexp(dim=0) - torch.tensor(float(len(lprobs))).log().item(), None
 
     def reorder_incremental_state(self, incremental_states: Any, new_order: Tensor) -> None:
-        """Go on with these rows."""
+        """Continue with these rows."""
         for steps in self.steps:
             steps.keep(new_order)
 
@@ -82,8 +92,11 @@ class BeamModels(EnsembleModel):
         )
 
 
-def softmax_of_its_logits(model: Any) -> bool:
-    """Whether a model's probabilities are the softmax of its decoder's logits; some decoders return probabilities."""
+def has_softmax_output(model: Any) -> bool:
+    """Return whether a model's probabilities are the softmax of its decoder's output.
+
+    Some decoders return probabilities instead of logits.
+    """
     own = (BaseFairseqModel.get_normalized_probs, TransformerModelBase.get_normalized_probs)
     return (
         type(model).get_normalized_probs in own

@@ -1,40 +1,81 @@
-"""Decoding inside training: what the student writes, greedily or sampled.
+"""Decoding during training: what the student writes, greedily or by sampling.
 
-Differs from fairseq's ``SequenceGenerator`` where training asks for it: it stops a sentence at a length of its own,
-never forces an EOS, leaves the student's mode as it was, and forgets finished sentences.
+The engine differs from fairseq's ``SequenceGenerator`` in four ways. Each sentence has its own maximum
+length, no EOS is forced, the models' modes are restored, and finished sentences leave the batch.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from fairseq.data import Dictionary
 from fairseq.models import BaseFairseqModel
 from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
 from fairseq_imitkd.rollout.keyed_random import Uniforms
 from fairseq_imitkd.rollout.policy import RolloutPolicy
-from fairseq_imitkd.rollout.steps import Ensemble, begin
+from fairseq_imitkd.rollout.steps import Ensemble, Steps, begin_decoding
 
-# Dropping finished rows copies every cache, so it waits until this share of the rows is done.
+# Dropping finished rows copies every cache, so the engine waits until this share of the rows is finished.
 COMPACT_SHARE = 0.1
-# On a GPU, to ask how many rows are left makes the host wait for the device: every so many steps.
+# Counting the unfinished rows makes the host wait for a GPU. So on a GPU, the engine counts only every few
+# steps.
 STEPS_BETWEEN_CHECKS = {"cpu": 1}
 STEPS_BETWEEN_CHECKS_ELSEWHERE = 4
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """What the student wrote.
+class SpecialSymbols:
+    """The symbols of the target dictionary that decoding treats specially.
 
     Args:
-        tokens: ``(B, T)`` int64, padded on the right; EOS is there only where the student chose it.
-        truncated: ``(B,)`` bool, true where the length cap cut the sentence.
-        rows_computed: decoder rows computed, over all steps: the work done, beside the tokens written.
-        lprobs: ``(B, T + 1)`` or wider: log-probabilities, at the policy's temperature, of the tokens, and of the EOS at
-            which a truncated row was cut; 0 beyond a row's end. Only when asked for.
+        pad: index of the padding symbol.
+        eos: index of the end-of-sentence symbol.
+    """
+
+    pad: int
+    eos: int
+
+    @classmethod
+    def from_dictionary(cls, dictionary: Dictionary) -> "SpecialSymbols":
+        """Return the special symbols of a dictionary."""
+        return cls(pad=dictionary.pad(), eos=dictionary.eos())
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A batch to translate. Each of its ``B / samples`` sentences has ``samples`` adjacent rows.
+
+    Args:
+        net_input: the encoder's arguments, among them ``src_tokens`` and ``src_lengths`` of ``B / samples``
+            sentences. They are sorted by decreasing source length as in fairseq's batches, because LSTM
+            encoders require it.
+        first_tokens: first decoder input of each row, ``(B,)`` int64: EOS or a language tag.
+        max_lengths: maximum number of tokens of each row before its EOS, ``(B,)`` int64.
+        samples: number of rows per sentence.
+    """
+
+    net_input: dict[str, Any]
+    first_tokens: Tensor
+    max_lengths: Tensor
+    samples: int = 1
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a model wrote.
+
+    Args:
+        tokens: ``(B, T)`` int64, padded on the right. A row holds an EOS only if the model chose it.
+        truncated: ``(B,)`` bool, true if the maximum length cut the row.
+        rows_computed: number of decoder rows computed, summed over all steps: the work done.
+        lprobs: ``(B, T + 1)`` or wider, None unless requested: log-probabilities, at the policy's
+            temperature, of the tokens and of the EOS at which a truncated row was cut; 0 after the end of a
+            row.
     """
 
     tokens: Tensor
@@ -43,7 +84,7 @@ class Rollout:
     lprobs: Tensor | None = None
 
     def part(self, rows: Tensor, pad: int, rows_computed: int) -> "Rollout":
-        """Some rows, in the order given, as a rollout that was computed by itself with that much work."""
+        """Return some rows, in the given order, as if they had been decoded alone at the given cost."""
         tokens = self.tokens[rows]
         width = int(tokens.ne(pad).sum(dim=-1).max())
         return Rollout(tokens[:, :width], self.truncated[rows], rows_computed)
@@ -51,7 +92,12 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Corrector:
-    """Who corrects a speculative rollout: a teacher, and the randomness of its samples."""
+    """The teacher that corrects a speculative rollout.
+
+    Args:
+        teacher: ensemble in evaluation mode.
+        uniforms: random numbers for the teacher's samples.
+    """
 
     teacher: Ensemble
     uniforms: Uniforms
@@ -59,123 +105,168 @@ class Corrector:
 
 @torch.no_grad()
 def decode(
-    author: BaseFairseqModel | Ensemble,
-    net_input: dict[str, Any],
-    first_tokens: Tensor,
-    max_lengths: Tensor,
+    writer: BaseFairseqModel | Ensemble,
+    prompt: Prompt,
     policy: RolloutPolicy,
-    pad: int,
-    eos: int,
+    *,
+    symbols: SpecialSymbols,
     uniforms: Uniforms | None = None,
-    samples: int = 1,
     min_length: int = 0,
     score: bool = False,
     corrector: Corrector | None = None,
-    cuda_graphs: bool = False,
 ) -> Rollout:
-    """Let the student, or a teacher, translate a batch.
+    """Let a student or a teacher translate a batch.
 
     Args:
-        author: an unwrapped encoder-decoder whose decoder is incremental, or an ensemble of them. Their modes are
-            restored, whatever happens.
-        net_input: the encoder's arguments, ``src_tokens`` and ``src_lengths`` of ``B / samples`` sentences among them,
-            sorted by falling source length as fairseq's batches are (LSTM encoders need it).
-        first_tokens: ``(B,)`` the first decoder input, EOS or a language tag.
-        max_lengths: ``(B,)`` int64, the most tokens of each row before its EOS.
+        writer: unwrapped encoder-decoder with an incremental decoder, or an ensemble of such models. Their
+            modes are restored, also after an error.
+        prompt: batch to translate.
         policy: how to choose a token.
-        pad, eos: of the target dictionary.
-        uniforms: the randomness of sampling; unused by greedy decoding.
-        samples: rows of each sentence, one after another.
-        min_length: the fewest tokens before the EOS.
-        score: also give the tokens' log-probabilities.
-        corrector: who corrects the choices of a speculative policy.
-        cuda_graphs: on a GPU, replay the steps of a stock transformer as CUDA graphs.
+        symbols: special symbols of the target dictionary.
+        uniforms: random numbers for sampling; a greedy policy ignores them.
+        min_length: minimum number of tokens before the EOS.
+        score: also return the log-probabilities of the tokens.
+        corrector: teacher that corrects the choices of a speculative policy.
 
     Returns:
-        a :class:`Rollout` of ``B`` rows in the order given.
+        a :class:`Rollout` of ``B`` rows in the order of the prompt.
     """
-    longest = int(max_lengths.max())
-    tokens = first_tokens.new_full((first_tokens.size(0), longest + 2), pad)
-    tokens[:, 0] = first_tokens
-    truncated = torch.zeros_like(first_tokens, dtype=torch.bool)
-    lprobs = torch.zeros(tokens.size(0), longest + 2, device=tokens.device) if score else None
-    check_every = STEPS_BETWEEN_CHECKS.get(tokens.device.type, STEPS_BETWEEN_CHECKS_ELSEWHERE)
-
-    rows = torch.arange(tokens.size(0), device=tokens.device)  # still in the batch, as indices into tokens
-    alive = torch.ones_like(truncated)  # of these, the ones that are not finished
-    prefixes, caps = tokens[:, :1], max_lengths
-    with evaluating(author):
-        steps = begin(author, net_input, longest + 1, samples, cuda_graphs)
-        corrections = (
-            begin(corrector.teacher, net_input, longest + 1, samples, cuda_graphs) if corrector else None
+    draft = _Draft(prompt, symbols, score=score)
+    with evaluating(writer):
+        begin = partial(
+            begin_decoding,
+            net_input=prompt.net_input,
+            longest=draft.longest + 1,
+            samples=prompt.samples,
+            cuda_graphs=policy.cuda_graphs,
         )
-        # One step beyond the cap: there the student may still choose to end, which is a choice and not a cut.
-        for step in range(longest + 1):
+        steps = begin(writer)
+        teacher_steps = begin(corrector.teacher) if corrector else None
+        prefixes = prompt.first_tokens.unsqueeze(-1)
+        # One step beyond the maximum length: a row that chooses the EOS there is complete, not truncated.
+        for step in range(draft.longest + 1):
             logits = steps.logits(prefixes)
-            if lprobs is not None:
-                normaliser = policy.tempered(logits).logsumexp(dim=-1)
-            logits[:, pad] = float("-inf")
+            normaliser = policy.tempered(logits).logsumexp(dim=-1) if score else None
+            logits[:, symbols.pad] = float("-inf")
             if step < min_length:
-                logits[:, eos] = float("-inf")
-            chosen = policy.choose(logits, uniforms(step, rows) if uniforms else None)
-            if corrector and corrections:
-                teacher_logits = corrections.logits(prefixes)
-                teacher_logits[:, pad] = float("-inf")
-                chosen = policy.corrected(chosen, teacher_logits, corrector.uniforms(step, rows))
-            cut = alive & (caps <= step) & (chosen != eos)
-            truncated[rows] |= cut
-            alive = alive & ~cut
-            # A finished row is fed EOS until it leaves: pad would upset decoders that count positions.
-            chosen = torch.where(alive, chosen, eos)
-            if lprobs is not None:
-                lprobs[rows, step] = (
-                    policy.tempered(logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)) - normaliser
-                )
-            tokens[rows, step + 1] = chosen
-            alive = alive & (chosen != eos)
-
-            if (step + 1) % check_every == 0:
-                count = int(alive.sum())
-                if count == 0:
+                logits[:, symbols.eos] = float("-inf")
+            chosen = policy.choose(logits, uniforms(step, draft.rows) if uniforms else None)
+            if corrector and teacher_steps:
+                teacher_logits = teacher_steps.logits(prefixes)
+                teacher_logits[:, symbols.pad] = float("-inf")
+                chosen = policy.corrected(chosen, teacher_logits, corrector.uniforms(step, draft.rows))
+            written = draft.append(step, chosen)
+            if normaliser is not None:
+                draft.score(step, policy.tempered(_at(logits, written)) - normaliser)
+            if (step + 1) % draft.steps_between_checks == 0:
+                unfinished = _drop_finished(draft, steps, teacher_steps)
+                if unfinished == 0:
                     break
-                if count <= (1.0 - COMPACT_SHARE) * rows.numel():
-                    kept = alive.nonzero().squeeze(-1)
-                    steps.keep(kept)
-                    if corrections:
-                        corrections.keep(kept)
-                    rows, alive, caps = rows[kept], alive[kept], caps[kept]
-            prefixes = tokens[rows, : step + 2]
-    return _finished(tokens[:, 1:], truncated, max_lengths, steps.rows_computed, lprobs, pad, eos)
+            prefixes = draft.prefixes(step + 1)
+    return draft.rollout(steps.rows_computed)
 
 
-def _finished(
-    tokens: Tensor,
-    truncated: Tensor,
-    max_lengths: Tensor,
-    rows_computed: int,
-    lprobs: Tensor | None,
-    pad: int,
-    eos: int,
-) -> Rollout:
-    """Pad everything after the first EOS, and a truncated row from its cap on; trim columns that are all padding."""
-    is_eos = tokens.eq(eos)
-    after_eos = (is_eos.cumsum(dim=-1) - is_eos.long()) > 0
-    positions = torch.arange(tokens.size(1), device=tokens.device)
-    beyond_cap = truncated.unsqueeze(-1) & (positions >= max_lengths.unsqueeze(-1))
-    padded = tokens.masked_fill(after_eos | beyond_cap, pad)
-    width = int(padded.ne(pad).sum(dim=-1).max())
-    if lprobs is not None:
-        lprobs[:, : tokens.size(1)].masked_fill_(after_eos, 0.0)
-    return Rollout(padded[:, :width], truncated, rows_computed, lprobs)
+def _drop_finished(draft: "_Draft", *decoders: Steps | None) -> int:
+    """Drop the finished rows if they are many enough to be worth it. Return the number of unfinished rows."""
+    unfinished = draft.count_unfinished()
+    if 0 < unfinished <= (1.0 - COMPACT_SHARE) * draft.rows.numel():
+        kept = draft.drop_finished()
+        for steps in filter(None, decoders):
+            steps.keep(kept)
+    return unfinished
+
+
+class _Draft:
+    """The tokens written so far in ``B`` rows, and the ``R`` rows that are still in the decoder's batch.
+
+    Attributes:
+        longest: greatest maximum length of all rows.
+        rows: indices of the rows in the decoder's batch, ``(R,)``. A finished row stays until
+            :meth:`drop_finished`.
+        steps_between_checks: number of steps from one call of :meth:`count_unfinished` to the next.
+    """
+
+    def __init__(self, prompt: Prompt, symbols: SpecialSymbols, *, score: bool):
+        count, device = prompt.first_tokens.size(0), prompt.first_tokens.device
+        self.longest = int(prompt.max_lengths.max())
+        self.rows = torch.arange(count, device=device)
+        self.steps_between_checks = STEPS_BETWEEN_CHECKS.get(device.type, STEPS_BETWEEN_CHECKS_ELSEWHERE)
+        self._symbols, self._max_lengths = symbols, prompt.max_lengths
+        self._tokens = prompt.first_tokens.new_full((count, self.longest + 2), symbols.pad)
+        self._tokens[:, 0] = prompt.first_tokens
+        self._truncated = torch.zeros_like(prompt.first_tokens, dtype=torch.bool)
+        self._lprobs = torch.zeros(count, self.longest + 2, device=device) if score else None
+        self._unfinished = torch.ones_like(self._truncated)  # (R,)
+        self._row_max_lengths = prompt.max_lengths  # (R,)
+
+    def prefixes(self, length: int) -> Tensor:
+        """Return the prefixes of ``length`` tokens after the first decoder input, ``(R, length + 1)``."""
+        return self._tokens[self.rows, : length + 1]
+
+    def append(self, step: int, chosen: Tensor) -> Tensor:
+        """Append a token to each row in the decoder's batch.
+
+        Args:
+            step: number of tokens that the rows already have.
+            chosen: the writer's choices, ``(R,)``. A row that goes on beyond its maximum length is truncated.
+
+        Returns:
+            the tokens that were appended, ``(R,)``: the choice, or EOS in a row that is finished.
+        """
+        eos = self._symbols.eos
+        cut = self._unfinished & (self._row_max_lengths <= step) & (chosen != eos)
+        self._truncated[self.rows] |= cut
+        self._unfinished = self._unfinished & ~cut
+        # A finished row gets EOS until it is dropped: padding would upset decoders that count positions.
+        written = torch.where(self._unfinished, chosen, eos)
+        self._tokens[self.rows, step + 1] = written
+        self._unfinished = self._unfinished & (written != eos)
+        return written
+
+    def score(self, step: int, lprobs: Tensor) -> None:
+        """Record the log-probabilities ``(R,)`` of the tokens that :meth:`append` added at this step."""
+        assert self._lprobs is not None
+        self._lprobs[self.rows, step] = lprobs
+
+    def count_unfinished(self) -> int:
+        """Return how many rows are unfinished. On a GPU, the host waits for the device."""
+        return int(self._unfinished.sum())
+
+    def drop_finished(self) -> Tensor:
+        """Keep only the unfinished rows in the batch; return their indices within it."""
+        kept = self._unfinished.nonzero().squeeze(-1)
+        self.rows, self._row_max_lengths = self.rows[kept], self._row_max_lengths[kept]
+        self._unfinished = self._unfinished[kept]
+        return kept
+
+    def rollout(self, rows_computed: int) -> Rollout:
+        """Return all rows, padded after the first EOS, or in truncated rows after the maximum length."""
+        tokens = self._tokens[:, 1:]
+        is_eos = tokens.eq(self._symbols.eos)
+        after_eos = (is_eos.cumsum(dim=-1) - is_eos.long()) > 0
+        positions = torch.arange(tokens.size(1), device=tokens.device)
+        cut = self._truncated.unsqueeze(-1) & (positions >= self._max_lengths.unsqueeze(-1))
+        padded = tokens.masked_fill(after_eos | cut, self._symbols.pad)
+        width = int(padded.ne(self._symbols.pad).sum(dim=-1).max())
+        if self._lprobs is not None:
+            self._lprobs[:, : tokens.size(1)].masked_fill_(after_eos, 0.0)
+        return Rollout(padded[:, :width], self._truncated, rows_computed, self._lprobs)
+
+
+def _at(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the logit of one token per row, ``(R, V), (R,) -> (R,)``."""
+    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 @contextmanager
-def evaluating(author: nn.Module | Ensemble) -> Iterator[None]:
-    """Evaluation mode and a beam of 1 inside; afterwards every module as it was, also when an error passes through.
+def evaluating(writer: nn.Module | Ensemble) -> Iterator[None]:
+    """Put models into evaluation mode with a beam of 1; restore each module's mode and beam, even on errors.
 
-    A ``SequenceGenerator`` leaves its beam size in the attention modules of some models (BART), and needs it there.
+    A ``SequenceGenerator`` writes its beam size into BART's attention modules, which then expect that many
+    rows per sentence, and relies on finding it there later. See
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/models/bart/model.py#L282-L291
     """
-    models = author.models if isinstance(author, Ensemble) else [author]
+    models = writer.models if isinstance(writer, Ensemble) else [writer]
     modes = [(module, module.training) for model in models for module in model.modules()]
     beams = [(module, module.beam_size) for module, _ in modes if isinstance(module, MultiheadAttention)]
     for model in models:

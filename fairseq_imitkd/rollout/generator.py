@@ -1,4 +1,4 @@
-"""The rollout engine behind ``fairseq-generate``, ``fairseq-interactive`` and ``--eval-bleu``."""
+"""The rollout engine in ``fairseq-generate``, ``fairseq-interactive`` and ``--eval-bleu``."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor
 
-from fairseq_imitkd.rollout.beam import BeamModels, beam_models, softmax_of_its_logits
-from fairseq_imitkd.rollout.engine import Rollout, decode
+from fairseq_imitkd.rollout.beam import BeamModels, beam_models, has_softmax_output
+from fairseq_imitkd.rollout.engine import Prompt, Rollout, SpecialSymbols, decode
 from fairseq_imitkd.rollout.keyed_random import RandomKey, Uniforms, sampling_uniforms
 from fairseq_imitkd.rollout.policy import RolloutPolicy
 
@@ -18,24 +18,31 @@ Hypothesis = dict[str, Tensor]
 
 
 class NoRepeats(NGramRepeatBlock):
-    """fairseq's own, which without its CUDA extension takes the padding behind a prefix for its end, and so blocks nothing."""
+    """fairseq's n-gram block, corrected for use without its CUDA extension.
+
+    fairseq's own then compares the padding after a prefix with the n-grams, and so blocks nothing
+    (https://github.com/facebookresearch/fairseq/issues/5206).
+    """
 
     def forward(self, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int) -> Tensor:
-        """See the base class; ``step`` tokens follow the first one."""
+        """See the base class. A prefix is the first decoder input and ``step`` tokens."""
         written = tokens if self.use_extension else tokens[:, : step + 1]
         return super().forward(written, lprobs, bsz, beam_size, step)
 
 
 class RolloutGenerator(SequenceGenerator):
-    """fairseq's generator, which lets the rollout engine decode where the engine computes the same thing.
+    """fairseq's generator, with the rollout engine wherever the engine computes the same result.
 
-    The engine's steps are under every search (:class:`~fairseq_imitkd.rollout.beam.BeamModels`). The whole decoding is the
-    engine's for one model with an incremental decoder, greedy or sampled, without what changes the scores on the way: a
-    prefix, constraints, an n-gram block, a language model, a penalty on unknown words, a minimum length above 1, a
-    temperature on greedy decoding, probabilities of the model's own making. Everything else is the base class's, but that
-    ``--no-repeat-ngram-size`` works without its CUDA extension. Greedy tokens are the same and scores agree to rounding;
-    samples follow the same distribution from other random numbers, which still follow ``--seed``. Attention weights, which
-    fairseq's commands do not read, are left empty.
+    Every search uses the engine's decoding steps (:class:`~fairseq_imitkd.rollout.beam.BeamModels`). The
+    engine decodes alone if there is one model with an incremental decoder, the search is greedy or sampling,
+    and nothing else changes the scores: no prefix, constraints, n-gram block, language model, unknown-word
+    penalty or minimum length above 1, no temperature with greedy search, and no custom probabilities.
+    Otherwise the base class decodes, except that ``--no-repeat-ngram-size`` also works without fairseq's CUDA
+    extension.
+
+    Greedy tokens are equal to fairseq's, and scores agree to rounding. Samples have the same distribution but
+    use other random numbers, which ``--seed`` determines. Attention weights, which fairseq's commands do not
+    read, are empty.
     """
 
     def __init__(self, models: Any, *args: Any, **kwargs: Any):
@@ -48,19 +55,19 @@ class RolloutGenerator(SequenceGenerator):
 
     @property
     def rollout_policy(self) -> RolloutPolicy | None:
-        """How the engine would choose; None where it can't stand in for the base class."""
+        """The engine's policy, or None if the base class has to decode."""
         model = self.model.single_model
         plain = (
             self.model.models_size == 1
             and isinstance(getattr(model, "decoder", None), FairseqIncrementalDecoder)
             and getattr(model.decoder, "adaptive_softmax", None) is None
-            and softmax_of_its_logits(model)
+            and has_softmax_output(model)
             and self.repeat_ngram_blocker is None
             and self.lm_model is None
             and self.unk_penalty == 0.0
             and self.token_indices_to_suppress is None
             and not self.match_source_len
-            # A minimum of 1, fairseq's default, only forbids an empty translation.
+            # fairseq's default minimum of 1 only forbids empty translations.
             and self.min_len <= 1
         )
         if not plain:
@@ -69,9 +76,9 @@ class RolloutGenerator(SequenceGenerator):
             return RolloutPolicy("greedy")
         if type(self.search) is search.Sampling:
             topk, topp = self.search.sampling_topk, self.search.sampling_topp
-            if topp <= 0.0:  # fairseq's "off" is any number below 0
+            if topp <= 0.0:  # fairseq turns top-p off by a negative number
                 return RolloutPolicy("sampling", topk=max(0, topk), temperature=self.temperature)
-            if self.min_len == 0:  # else fairseq counts the EOS that it forbids among the most probable
+            if self.min_len == 0:  # otherwise fairseq's top-p also counts the forbidden EOS
                 return RolloutPolicy("sampling", topp=min(1.0, topp), temperature=self.temperature)
         return None
 
@@ -80,52 +87,54 @@ class RolloutGenerator(SequenceGenerator):
         """Translate a batch of ``B`` sentences.
 
         Args:
-            models: the model given before, as fairseq passes it again.
-            sample: a fairseq batch.
-            kwargs: fairseq's own; a prefix or constraints are the base class's business.
+            models: the models given to the constructor, which fairseq passes again.
+            sample: fairseq batch.
+            kwargs: fairseq's other arguments. The base class handles all except ``bos_token``.
 
         Returns:
-            for each sentence its hypotheses, best first, in fairseq's form: ``tokens`` ``(T,)`` with an EOS, ``score``
-            ``()``, ``positional_scores`` ``(T,)`` in nats, and empty ``attention`` and ``alignment``.
+            the hypotheses of each sentence, best first, in fairseq's form: ``tokens`` ``(T,)`` with an EOS,
+            ``score`` ``()``, ``positional_scores`` ``(T,)`` in nats, and empty ``attention`` and
+            ``alignment``.
         """
         bos_token = kwargs.get("bos_token")
         others = [value for name, value in kwargs.items() if name != "bos_token" and value is not None]
         net_input = {
             name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"
         }
-        cap = self._cap(net_input["src_tokens"].size(1)) if "src_tokens" in net_input else 0
+        longest = self._max_length(net_input["src_tokens"].size(1)) if "src_tokens" in net_input else 0
         policy = self.rollout_policy
-        if policy is None or others or cap < 1:
+        if policy is None or others or longest < 1:
             try:
                 return super().generate(models, sample, **kwargs)
             finally:
-                # A training keeps its generator from one validation to the next, and needs the memory in between.
+                # Training keeps the generator between validations but needs the memory.
                 if isinstance(self.model, BeamModels):
                     self.model.forget()
-        # Every sentence beam_size times, one after another.
+        # Each sentence has beam_size adjacent rows.
         count = net_input["src_tokens"].size(0) * self.beam_size
         rows = torch.arange(count, device=net_input["src_tokens"].device)
+        first_tokens = torch.full_like(rows, self.eos if bos_token is None else bos_token)
         rollout = decode(
             self.model.single_model,
-            net_input,
-            torch.full_like(rows, self.eos if bos_token is None else bos_token),
-            torch.full_like(rows, cap),
+            Prompt(net_input, first_tokens, torch.full_like(rows, longest), samples=self.beam_size),
             policy,
-            pad=self.pad,
-            eos=self.eos,
+            symbols=SpecialSymbols(self.pad, self.eos),
             uniforms=_fresh_uniforms(rows) if policy.samples else None,
-            samples=self.beam_size,
             min_length=self.min_len,
             score=True,
         )
         return self._hypotheses(rollout)
 
-    def _cap(self, source_width: int) -> int:
-        """The most tokens before the EOS: one cap for the whole batch, as the base class has it."""
+    def _max_length(self, source_width: int) -> int:
+        """Return the maximum number of tokens before the EOS, one for the whole batch as in the base class.
+
+        See
+        https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/sequence_generator.py#L271-L274
+        """
         return min(int(self.max_len_a * source_width + self.max_len_b), self.max_len - 1)
 
     def _hypotheses(self, rollout: Rollout) -> list[list[Hypothesis]]:
-        """fairseq's form of ``B * beam_size`` rows. It forces an EOS where the cap cuts, and scores it."""
+        """Return ``B * beam_size`` rows in fairseq's form, which ends a truncated row in a scored EOS."""
         assert rollout.lprobs is not None
         lengths = rollout.tokens.ne(self.pad).sum(dim=-1)
         tokens = torch.nn.functional.pad(rollout.tokens, (0, 1), value=self.pad)
@@ -153,5 +162,5 @@ class RolloutGenerator(SequenceGenerator):
 
 
 def _fresh_uniforms(rows: Tensor) -> Uniforms:
-    """fairseq seeds torch's generator with ``--seed``; each batch draws a key of its own from it."""
+    """Return the random numbers of a new key from torch's generator, which fairseq seeds with ``--seed``."""
     return sampling_uniforms([(RandomKey(seed=int(torch.randint(2**62, ())), update=0), rows)])

@@ -1,8 +1,8 @@
 """Random numbers that belong to a sentence, not to a batch.
 
-Each number is a hash of (seed, stream, update, step, sentence id). So a draw does not depend on the batch that the
-sentence is in, on its neighbours, on the process that holds it or on what was drawn before; and there is no generator
-state to save, so resume, retries and several processes repeat it exactly.
+Each number is a hash of (seed, stream, update, step, sentence id). So it does not depend on the sentence's
+batch, on the process or on earlier numbers. No generator state has to be saved, and resumed runs, retries
+and several processes get the same numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,27 +13,29 @@ from torch import Tensor
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64 (Steele, Lea & Flood 2014)
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # SplitMix64 (Steele, Lea & Flood 2014)
 
 # (decoding step, rows (R,) of a batch) -> (R,) numbers in [0, 1), float64
 Uniforms = Callable[[int, Tensor], Tensor]
 
-STEPS_AT_ONCE = 32  # decoding steps whose numbers are made together: a hash is some 35 small operations
+# Decoding steps whose numbers are computed together: a hash takes about 35 small operations.
+STEPS_AT_ONCE = 32
 
-# Streams: which sentences are rolled out; which token a sampled rollout takes, and which the teacher's; which sentences
-# are old rollouts, and which ones; which teacher teaches a sentence.
-MIXING, SAMPLING, TEACHER_SAMPLING, REPLAYING, REPLAYED, SELECTING = 1, 2, 3, 4, 5, 6
+# Streams. MIXING: which sentences the student writes. SAMPLING and TEACHER_SAMPLING: the tokens that student
+# and teacher sample. REPLAYING: which sentences become old rollouts. REPLAYED: which rollouts these are.
+# SELECTING: which teacher teaches a sentence. MIXING_GOLD: which references imitkd-seqkd adds.
+MIXING, SAMPLING, TEACHER_SAMPLING, REPLAYING, REPLAYED, SELECTING, MIXING_GOLD = 1, 2, 3, 4, 5, 6, 7
 
 
 @dataclass(frozen=True)
 class RandomKey:
-    """Names one vector of random numbers, one for each sentence.
+    """The key of one random number per sentence.
 
     Args:
-        seed: ``--seed``.
-        update: the update number.
-        stream: what the numbers are for, so that two uses never share them.
-        step: the decoding step within a stream.
+        seed: value of ``--seed``.
+        update: update number.
+        stream: purpose of the numbers, so that two purposes never share them.
+        step: decoding step within the stream.
     """
 
     seed: int
@@ -42,22 +44,22 @@ class RandomKey:
     step: int = 0
 
     def at(self, stream: int, step: int = 0) -> "RandomKey":
-        """The same seed and update for another use."""
+        """Return the key with the same seed and update for another purpose."""
         return replace(self, stream=stream, step=step)
 
     def uniforms(self, sentence_ids: Tensor) -> Tensor:
-        """One number in ``[0, 1)`` for each sentence.
+        """Return one number in ``[0, 1)`` per sentence.
 
         Args:
-            sentence_ids: ``(B,)`` int64, the data set's indices (``sample["id"]``).
+            sentence_ids: ``(B,)`` int64, indices in the data set (``sample["id"]``).
 
         Returns:
-            ``(B,)`` float64 on the ids' device, of 53 random bits each.
+            ``(B,)`` float64 on the device of the ids, with 53 random bits each.
         """
-        return self.uniforms_of_steps(sentence_ids, 1)[0]
+        return self.uniforms_by_step(sentence_ids, 1)[0]
 
-    def uniforms_of_steps(self, sentence_ids: Tensor, steps: int) -> Tensor:
-        """The numbers of this step and those that follow it, ``(steps, B)``, each as :meth:`uniforms` has it."""
+    def uniforms_by_step(self, sentence_ids: Tensor, steps: int) -> Tensor:
+        """Return the numbers of :meth:`uniforms` for this step and the following ones, ``(steps, B)``."""
         keys = []
         for step in range(self.step, self.step + steps):
             key = 0
@@ -74,45 +76,45 @@ class RandomKey:
 def sampling_uniforms(
     sentences: Sequence[tuple[RandomKey, Tensor]], order: Tensor | None = None, stream: int = SAMPLING
 ) -> Uniforms:
-    """The randomness of a sampled rollout, whose rows may belong to several updates.
+    """Return the random numbers of a sampled rollout, whose rows may belong to several updates.
 
     Args:
-        sentences: keys, and the ids ``(B_i,)`` of the sentences that are drawn with each.
-        order: ``(B,)`` for each row of the rollout its place among those sentences; None: they are the rows.
-        stream: whose choices they are for.
+        sentences: keys, each with the ids ``(B_i,)`` of its sentences.
+        order: index of each row's sentence in the concatenated ids, ``(B,)``; None: the rows are in that
+            order.
+        stream: purpose of the numbers.
     """
-
-    made: dict[int, Tensor] = {}  # (STEPS_AT_ONCE, B), under the number of the block
+    cached: dict[int, Tensor] = {}  # block number -> (STEPS_AT_ONCE, B); holds one block
 
     def uniforms(step: int, rows: Tensor) -> Tensor:
-        block, place = divmod(step, STEPS_AT_ONCE)
-        if block not in made:
-            made.clear()
+        block, offset = divmod(step, STEPS_AT_ONCE)
+        if block not in cached:
+            cached.clear()
             first = block * STEPS_AT_ONCE
-            numbers = [key.at(stream, first).uniforms_of_steps(ids, STEPS_AT_ONCE) for key, ids in sentences]
+            numbers = [key.at(stream, first).uniforms_by_step(ids, STEPS_AT_ONCE) for key, ids in sentences]
             together = torch.cat(numbers, dim=-1)
-            made[block] = together if order is None else together[:, order]
-        return made[block][place, rows]
+            cached[block] = together if order is None else together[:, order]
+        return cached[block][offset, rows]
 
     return uniforms
 
 
 def _mix(value: int) -> int:
-    """SplitMix64's output function on one unsigned 64-bit integer."""
+    """Apply SplitMix64's output function to an unsigned 64-bit integer."""
     value = ((value ^ (value >> 30)) * _MULTIPLIERS[0]) & _MASK
     value = ((value ^ (value >> 27)) * _MULTIPLIERS[1]) & _MASK
     return value ^ (value >> 31)
 
 
 def _mix_tensor(values: Tensor) -> Tensor:
-    """The same on int64 tensors, whose products wrap around."""
+    """Apply SplitMix64's output function to an int64 tensor, whose products wrap around."""
     values = (values ^ _shift_right(values, 30)) * _signed(_MULTIPLIERS[0])
     values = (values ^ _shift_right(values, 27)) * _signed(_MULTIPLIERS[1])
     return values ^ _shift_right(values, 31)
 
 
 def _shift_right(values: Tensor, bits: int) -> Tensor:
-    """A logical shift: torch's own on int64 keeps the sign."""
+    """Shift right and fill with zeros; torch's shift of int64 fills with the sign."""
     return torch.bitwise_and(values >> bits, (1 << (64 - bits)) - 1)
 
 

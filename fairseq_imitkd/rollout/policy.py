@@ -1,4 +1,4 @@
-"""Which token a rollout takes next, and how long it may grow."""
+"""How a rollout chooses its next token, and how long it may become."""
 
 import math
 from dataclasses import dataclass
@@ -7,23 +7,27 @@ import torch
 from torch import Tensor
 
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.vocab_ops import drawn, most_probable
+from fairseq_imitkd.vocab_ops import most_probable, sample_categorical
 
 
 @dataclass(frozen=True)
 class RolloutPolicy:
-    """How the student writes.
+    """How a model decodes.
 
     Args:
-        name: ``greedy``, the most probable token; ``sampling``; or ``speculative``, sampling under a teacher's eyes.
-        topk: sample among the ``topk`` most probable tokens; 0 = all.
-        topp: sample among the fewest tokens whose probability together reaches ``topp``; 1 = all.
+        name: ``greedy`` takes the most probable token; ``sampling`` samples; ``speculative`` samples, and a
+            teacher corrects the samples.
+        topk: sample among the ``topk`` most probable tokens (0: all).
+        topp: sample among the smallest set of tokens whose total probability reaches ``topp`` (1: all).
         temperature: sample from ``softmax(logits / temperature)``.
-        teacher_topk: a speculative token that is not among the teacher's best this many becomes a sample of the teacher's.
-        max_len_a, max_len_b: a rollout has at most ``max_len_a * source length + max_len_b`` tokens before its EOS.
+        teacher_topk: a speculative token that is not among the teacher's ``teacher_topk`` most probable
+            tokens is replaced by a sample from the teacher.
+        max_len_a, max_len_b: a rollout has at most ``max_len_a * source length + max_len_b`` tokens before
+            its EOS.
+        cuda_graphs: on a GPU, replay the decoding steps of a stock transformer as CUDA graphs.
 
     Raises:
-        UsageError: a value out of range.
+        UsageError: a value is out of range.
     """
 
     name: str = "greedy"
@@ -33,6 +37,7 @@ class RolloutPolicy:
     teacher_topk: int = 25
     max_len_a: float = 1.2
     max_len_b: int = 10
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         for flag, value, valid, must in (
@@ -53,48 +58,49 @@ class RolloutPolicy:
                 raise UsageError(f"--rollout-{flag} must be {must}, but is {value}")
         if self.max_len_a == 0.0 and self.max_len_b == 0:
             raise UsageError(
-                "--rollout-max-len-a and --rollout-max-len-b must not both be 0: no rollout would hold a token"
+                "--rollout-max-len-a and --rollout-max-len-b must not both be 0: no rollout would hold a "
+                "token; raise one of them"
             )
         if self.name == "greedy" and (self.topk or self.topp < 1.0 or self.temperature != 1.0):
             raise UsageError(
-                "--rollout-topk, --rollout-topp and --rollout-temperature change nothing under --rollout-policy greedy: "
-                "add --rollout-policy sampling"
+                "--rollout-topk, --rollout-topp and --rollout-temperature have no effect on "
+                "--rollout-policy greedy: add --rollout-policy sampling"
             )
 
     def max_lengths(self, source_lengths: Tensor, max_positions: int) -> Tensor:
-        """The most tokens that each rollout may have before its EOS.
+        """Return the maximum number of tokens of each rollout before its EOS.
 
         Args:
-            source_lengths: ``(B,)`` source tokens, EOS counted as fairseq counts it.
-            max_positions: the longest target that can be represented, EOS included.
+            source_lengths: ``(B,)`` numbers of source tokens, including the EOS as in fairseq.
+            max_positions: length of the longest target that the models can represent, including its EOS.
 
         Returns:
             ``(B,)`` int64, at least 1.
         """
-        # In float64, as Python's int(a * length + b) would have it; clamped before an int64 could overflow.
+        # float64 gives the same result as Python's int(a * length + b). Clamp before an int64 can overflow.
         lengths = source_lengths.double() * self.max_len_a + self.max_len_b
         return lengths.clamp(min=1, max=max(1, int(max_positions) - 1)).long()
 
     @property
     def samples(self) -> bool:
-        """Whether a choice needs randomness."""
+        """Whether choosing a token needs random numbers."""
         return self.name != "greedy"
 
     @property
     def speculates(self) -> bool:
-        """Whether a teacher corrects the choices."""
+        """Whether a teacher corrects the chosen tokens."""
         return self.name == "speculative"
 
     def tempered(self, logits: Tensor) -> Tensor:
-        """The logits, of any shape, at the policy's temperature, in float32."""
+        """Return logits of any shape divided by the temperature, in float32."""
         return logits.float() if self.temperature == 1.0 else logits.float() / self.temperature
 
     def choose(self, logits: Tensor, uniforms: Tensor | None) -> Tensor:
-        """One next token for each row.
+        """Choose the next token of each row.
 
         Args:
-            logits: ``(B, V)``, ``-inf`` where a token is forbidden.
-            uniforms: ``(B,)`` in ``[0, 1)``, the randomness of a sampled choice; unused by ``greedy``.
+            logits: ``(B, V)``; ``-inf`` forbids a token.
+            uniforms: ``(B,)`` random numbers in ``[0, 1)``; ``greedy`` ignores them.
 
         Returns:
             ``(B,)`` int64.
@@ -104,25 +110,25 @@ class RolloutPolicy:
         assert uniforms is not None
         logits = self.tempered(logits)
         if not self.topk and self.topp == 1.0:
-            return drawn(logits, uniforms)
+            return sample_categorical(logits, uniforms)
         logits, tokens = logits.topk(min(self.topk or logits.size(-1), logits.size(-1)), dim=-1)
         if self.topp < 1.0:
             probs = logits.softmax(dim=-1)
             reached_before = probs.cumsum(dim=-1) - probs
             logits = logits.masked_fill(reached_before >= self.topp, float("-inf"))
-        return tokens.gather(-1, drawn(logits, uniforms).unsqueeze(-1)).squeeze(-1)
+        return tokens.gather(-1, sample_categorical(logits, uniforms).unsqueeze(-1)).squeeze(-1)
 
     def corrected(self, chosen: Tensor, teacher_logits: Tensor, uniforms: Tensor) -> Tensor:
-        """The choices, those that the teacher would hardly make replaced by its own (Xu et al. 2025, algorithm 1).
+        """Replace choices that the teacher finds improbable by its own samples (Xu et al. 2025, algorithm 1).
 
         Args:
-            chosen: ``(B,)`` int64, the student's.
-            teacher_logits: ``(B, V)``, ``-inf`` where a token is forbidden.
-            uniforms: ``(B,)`` in ``[0, 1)``, the randomness of the teacher's samples.
+            chosen: ``(B,)`` int64 tokens that the student chose.
+            teacher_logits: ``(B, V)``; ``-inf`` forbids a token.
+            uniforms: ``(B,)`` random numbers in ``[0, 1)`` for the teacher's samples.
 
         Returns:
             ``(B,)`` int64.
         """
         least = teacher_logits.topk(min(self.teacher_topk, teacher_logits.size(-1)), dim=-1).values[:, -1:]
         accepted = teacher_logits.gather(-1, chosen.unsqueeze(-1)) >= least
-        return torch.where(accepted.squeeze(-1), chosen, drawn(teacher_logits, uniforms))
+        return torch.where(accepted.squeeze(-1), chosen, sample_categorical(teacher_logits, uniforms))

@@ -1,11 +1,13 @@
-"""Rollouts by CUDA graphs beside those without: the same tokens, on an emulated device and, where there is one, on a GPU.
+"""Rollouts with and without CUDA graphs have the same tokens, on an emulated device and on a GPU if present.
 
-In half precision other kernels may round otherwise, and a tie be broken otherwise: there, tokens are the same until they part.
+In half precision, kernels may round and break ties differently. Then tokens are compared up to the first
+difference.
 """
 
 import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,9 +22,11 @@ from fairseq_imitkd.mixing.mixer import _if_it_fits
 from fairseq_imitkd.rollout import (
     Corrector,
     Ensemble,
+    Prompt,
     RandomKey,
     Rollout,
     RolloutPolicy,
+    SpecialSymbols,
     cuda_graphs,
     decode,
     release_graphs,
@@ -55,18 +59,18 @@ REAL = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.fixture(params=["emulated", pytest.param("real", marks=REAL)], autouse=True)
 def gpu(request: pytest.FixtureRequest) -> Iterator[Emulation | None]:
     for name in {"transformer", request.node.callspec.params.get("name")} & {*STUDENTS}:
-        trained_student(name)  # which is slow on an emulated device, and remembered
+        trained_student(name)  # training is slow on an emulated device; the result is cached
     with emulated_cuda() if request.param == "emulated" else nullcontext() as emulation:
         yield emulation
 
 
 def batch(turn: int) -> dict[str, Any]:
-    """The more turns, the more sentences and the longer: other shapes."""
+    """A batch whose number and length of sentences grow with ``turn``, so that shapes differ."""
     return utils.move_to_cuda(make_batch(reversed_pairs(5 + 9 * turn, seed=turn, longest=3 + 3 * turn)))
 
 
 def write(
-    author: BaseFairseqModel | Ensemble,
+    writer: BaseFairseqModel | Ensemble,
     sample: dict[str, Any],
     policy: RolloutPolicy,
     cuda_graphs: bool = True,
@@ -76,26 +80,23 @@ def write(
     net_input = encoder_inputs(
         sample, torch.arange(sample["target"].size(0), device="cuda"), dictionary.pad()
     )
-    model = author.models[0] if isinstance(author, Ensemble) else author
+    model = writer.models[0] if isinstance(writer, Ensemble) else writer
+    max_lengths = policy.max_lengths(net_input["src_lengths"], model.max_decoder_positions())
     return decode(
-        author,
-        net_input,
-        first_decoder_inputs(sample),
-        policy.max_lengths(net_input["src_lengths"], model.max_decoder_positions()),
-        policy,
-        pad=dictionary.pad(),
-        eos=dictionary.eos(),
+        writer,
+        Prompt(net_input, first_decoder_inputs(sample), max_lengths),
+        replace(policy, cuda_graphs=cuda_graphs),
+        symbols=SpecialSymbols.from_dictionary(dictionary),
         uniforms=sampling_uniforms([(RandomKey(seed=1, update=0), sample["id"])]),
-        cuda_graphs=cuda_graphs,
         **{"score": True, **more},
     )
 
 
 def assert_same(
-    author: BaseFairseqModel | Ensemble, sample: dict[str, Any], policy: RolloutPolicy, **more: Any
+    writer: BaseFairseqModel | Ensemble, sample: dict[str, Any], policy: RolloutPolicy, **more: Any
 ) -> Tensor:
-    """A rollout with and without graphs; gives the tokens."""
-    stepped, replayed = (write(author, sample, policy, cuda_graphs, **more) for cuda_graphs in (False, True))
+    """Compare a rollout with and without graphs, and return its tokens."""
+    stepped, replayed = (write(writer, sample, policy, cuda_graphs, **more) for cuda_graphs in (False, True))
     tokens = replayed.tokens.cpu()
     assert tokens.tolist() == stepped.tokens.tolist()
     assert replayed.truncated.tolist() == stepped.truncated.tolist()
@@ -109,7 +110,7 @@ def assert_same(
 
 
 def assert_alike(model: BaseFairseqModel, sample: dict[str, Any]) -> None:
-    """A rollout with and without graphs in half precision: the same scores as long as the tokens are the same."""
+    """Compare half-precision scores with and without graphs, as long as the tokens are equal."""
     stepped, replayed = (
         write(model, sample, POLICIES["greedy"], cuda_graphs) for cuda_graphs in (False, True)
     )
@@ -124,7 +125,7 @@ def assert_alike(model: BaseFairseqModel, sample: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def step_weights(model: BaseFairseqModel, factor: float) -> None:
-    """An optimizer's step: every parameter changes where it is."""
+    """Change every parameter in place, as an optimizer's step does."""
     for parameter in model.parameters():
         parameter.mul_(factor)
 
@@ -133,8 +134,8 @@ def step_weights(model: BaseFairseqModel, factor: float) -> None:
     ("name", "policy"),
     [*((name, "greedy") for name in FAST), ("transformer", "sampling"), ("transformer", "nucleus")],
 )
-def test_same_tokens_while_the_student_learns(name: str, policy: str) -> None:
-    """Batches of several shapes, whose rollouts drop rows and outgrow their room, between updates of the weights."""
+def test_tokens_are_equal_while_the_student_learns(name: str, policy: str) -> None:
+    """Batches of several shapes, which drop rows and outgrow the buffers, between updates of the weights."""
     model = trained_student(name).cuda()
     written = []
     for update in range(7):
@@ -143,15 +144,15 @@ def test_same_tokens_while_the_student_learns(name: str, policy: str) -> None:
     made = graphs_of(model.decoder)
     assert made.replays > 20
     assert len(made.captured) > 1
-    assert written[0].tolist() != written[3].tolist()  # the same batch, other weights
+    assert written[0].tolist() != written[3].tolist()  # same batch, other weights
 
 
 @pytest.mark.parametrize(
     "settings",
     [{"no_token_positional_embeddings": True}, {"decoder_output_dim": 16}, {"encoder_embed_dim": 24}],
 )
-def test_decoders_with_other_parts(settings: dict[str, Any]) -> None:
-    """Without positions; with a projection behind the layers; of another width than the encoder."""
+def test_other_kinds_of_decoders(settings: dict[str, Any]) -> None:
+    """Without positions, with an output projection, and with another width than the encoder."""
     model = build_student("transformer", decoder_layers=2, decoder_normalize_before=True, **settings).cuda()
     for turn in (1, 2, 1, 2):
         assert_same(model, batch(turn), RolloutPolicy(max_len_a=0.0, max_len_b=20))
@@ -159,8 +160,8 @@ def test_decoders_with_other_parts(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["transformer", "transformer-learned-positions"])
-def test_what_an_earlier_rollout_left_is_not_read(name: str) -> None:
-    """A student of which an update made nonsense writes no numbers to the memory: 0 times those is none either."""
+def test_old_values_in_buffers_are_not_read(name: str) -> None:
+    """A broken student leaves NaN in the buffers, and NaN times an attention weight of 0 is NaN."""
     model, policy = trained_student(name).cuda(), POLICIES["greedy"]
     for turn in (3, 2, 1, 0):
         assert_same(model, batch(turn), policy)
@@ -175,8 +176,8 @@ def test_what_an_earlier_rollout_left_is_not_read(name: str) -> None:
     assert graphs_of(model.decoder).replays
 
 
-def test_rows_that_leave_take_nothing_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What rows of no numbers had written lies, once they are gone, where others' positions to come are."""
+def test_dropped_rows_leave_no_values_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After rows are dropped, their NaN keys lie where later positions of other rows will be written."""
     monkeypatch.setattr(cuda_graphs, "SMALLEST", 1)
     model = build_student("transformer", decoder_layers=3).cuda()
     with torch.no_grad():
@@ -189,8 +190,8 @@ def test_rows_that_leave_take_nothing_along(monkeypatch: pytest.MonkeyPatch) -> 
     assert graphs_of(model.decoder).replays
 
 
-def test_parameters_that_moved_are_followed() -> None:
-    """Other memory, as a wrapper that flattens parameters gives them, and a graph would read the old one."""
+def test_parameters_that_moved_are_found() -> None:
+    """A wrapper that flattens parameters moves them. A graph would read the old memory."""
     model, sample, policy = trained_student("transformer").cuda(), batch(1), POLICIES["greedy"]
     for _ in range(2):
         before = assert_same(model, sample, policy)
@@ -204,21 +205,21 @@ def test_parameters_that_moved_are_followed() -> None:
 
 
 def test_two_decoders_at_once() -> None:
-    """A teacher of two models corrects what a student writes; each decoder has graphs of its own."""
+    """A teacher of two models corrects a student. Each decoder has its own graphs."""
     student, *teachers = (trained_student(name).cuda() for name in FAST[:3])
-    author = Ensemble(teachers, torch.tensor([0.4, 0.6], device="cuda").log())
+    writer = Ensemble(teachers, torch.tensor([0.4, 0.6], device="cuda").log())
     sample = batch(2)
-    corrector = Corrector(author, sampling_uniforms([(RandomKey(seed=2, update=0), sample["id"])]))
+    corrector = Corrector(writer, sampling_uniforms([(RandomKey(seed=2, update=0), sample["id"])]))
     for _ in range(2):
         assert_same(
             student, sample, RolloutPolicy("speculative", teacher_topk=2, **LONG), corrector=corrector
         )
-        assert_same(author, sample, POLICIES["sampling"])
+        assert_same(writer, sample, POLICIES["sampling"])
     assert all(graphs_of(model.decoder).replays for model in (student, *teachers))
 
 
 def test_half_precision() -> None:
-    """As ``--fp16`` trains: keys and values in half precision, in places of their own."""
+    """With ``--fp16``, keys and values in half precision have their own buffers."""
     model = trained_student("transformer").cuda()
     for _ in range(2):
         assert_same(model, batch(2), POLICIES["greedy"])
@@ -231,7 +232,7 @@ def test_half_precision() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_autocast(dtype: torch.dtype) -> None:
-    """As ``--amp`` trains: copies of the weights that autocast keeps are not those of the update that was captured."""
+    """With ``--amp``, graphs do not use autocast's copies of the weights of the captured update."""
     model = trained_student("transformer").cuda()
     for turn in (1, 3, 1, 3, 1, 3):
         with torch.autocast("cuda", dtype=dtype):
@@ -242,8 +243,8 @@ def test_autocast(dtype: torch.dtype) -> None:
     assert {(shape.dtype, shape.autocast) for shape in made.captured} == {(dtype, True)}
 
 
-def test_graphs_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those used longest ago make room, and are captured again when they are wanted."""
+def test_number_of_graphs_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least recently used graphs are dropped, and captured again when needed."""
     monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
     model = trained_student("transformer-pre-norm").cuda()
     made = graphs_of(model.decoder)
@@ -255,7 +256,7 @@ def test_graphs_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made.captured) == 2
 
 
-def test_graphs_used_longest_ago_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_least_recently_used_graphs_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
     made, place = StepGraphs(), torch.zeros(1, device="cuda")
     shapes = [cuda_graphs.Shape(rows, 8, 8, torch.float32, False) for rows in (8, 16, 24)]
@@ -266,12 +267,12 @@ def test_graphs_used_longest_ago_make_room(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_step_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch, gpu: Emulation | None) -> None:
-    """One line says which flag to leave out: CUDA would not go on as if nothing had been."""
+    """One line names the flag to leave out, because CUDA can't continue after a failed capture."""
     if gpu is None:
-        pytest.skip("the device would be of no use to the tests that follow")
+        pytest.skip("the device could not be used by later tests")
 
-    def waits(*given: Any) -> Tensor:
-        logits = next_logits(*given)
+    def waits(*given: Any, **named: Any) -> Tensor:
+        logits = next_logits(*given, **named)
         assert logits.sum().item() != 0
         return logits
 
@@ -281,13 +282,14 @@ def test_a_step_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch, gpu: Em
     with pytest.raises(UsageError) as refusal:
         write(model, sample, POLICIES["greedy"])
     assert str(refusal.value) == (
-        "--rollout-cuda-graphs: a decoding step could not be captured (_local_scalar_dense waits for the device: operation not "
-        "permitted when stream is capturing): leave the flag out; the training goes on from its last checkpoint"
+        "--rollout-cuda-graphs can't be used: capturing a decoding step failed (_local_scalar_dense waits "
+        "for the device: operation not permitted when stream is capturing); leave the flag out, and training "
+        "continues from its last checkpoint"
     )
 
 
 def test_no_memory_for_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rollout goes on step by step, and asks but once for a shape; the next one tries again."""
+    """The rollout continues without graphs and tries once per shape; the next rollout tries again."""
     model, sample = trained_student("transformer").cuda(), batch(1)
     asked = []
 
@@ -300,14 +302,14 @@ def test_no_memory_for_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
         patched.setattr(torch.cuda, "graph", full)
         for _ in range(2):
             assert_same(model, sample, POLICIES["greedy"])
-    assert 1 <= len(asked) <= 3  # for each shape
+    assert 1 <= len(asked) <= 3  # once per shape
     assert not made.replays
     assert_same(model, sample, POLICIES["greedy"])
     assert made.replays
 
 
-def test_memory_is_given_back() -> None:
-    """To a rollout that does not fit, which is tried once more."""
+def test_memory_of_graphs_is_freed() -> None:
+    """A rollout that runs out of memory is tried again without the memory of graphs."""
     model, sample = trained_student("transformer").cuda(), batch(1)
     made = graphs_of(model.decoder)
     for _ in range(2):
@@ -315,7 +317,7 @@ def test_memory_is_given_back() -> None:
     tried = []
 
     def decoding(fits: bool) -> Rollout:
-        tried.append(bool(made.captured or made._places or made.layers))
+        tried.append(bool(made.captured or made._buffers or made.layers))
         if len(tried) == 1 or not fits:
             raise torch.OutOfMemoryError
         return write(model, sample, POLICIES["greedy"])
@@ -326,15 +328,17 @@ def test_memory_is_given_back() -> None:
     assert made.replays > before
     release_graphs()
     assert _if_it_fits(lambda: decoding(fits=False)) is None
-    assert len(tried) == 3  # without graphs there was nothing to give back
+    assert len(tried) == 3  # without graphs, there was nothing to free
 
 
-def test_two_decodings_at_a_time_are_refused() -> None:
-    """They would write to the same places."""
+def test_two_simultaneous_decodings_are_refused() -> None:
+    """They would use the same buffers."""
     model = trained_student("transformer").cuda()
     tokens = torch.full((14, 1), letters().eos(), device="cuda")
     with torch.no_grad(), evaluating(model):
-        one, other = (steps.begin(model, batch(1)["net_input"], 9, cuda_graphs=True) for _ in range(2))
+        one, other = (
+            steps.begin_decoding(model, batch(1)["net_input"], longest=9, cuda_graphs=True) for _ in range(2)
+        )
         other.logits(tokens)
         for too_late in (lambda: one.logits(tokens), lambda: one.keep(torch.arange(3, device="cuda"))):
             with pytest.raises(RuntimeError, match="another decoding"):
@@ -344,24 +348,24 @@ def test_two_decodings_at_a_time_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("gru", "a GRUModel: its decoder is a RecurrentDecoder"),
-        ("lstm", "a LSTMModel: its decoder is a LSTMDecoder"),
+        ("gru", "a GRUModel do not use CUDA graphs: its decoder is a RecurrentDecoder"),
+        ("lstm", "a LSTMModel do not use CUDA graphs: its decoder is a LSTMDecoder"),
     ],
 )
-def test_other_students_write_without(name: str, why: str, caplog: pytest.LogCaptureFixture) -> None:
-    steps._say_once.cache_clear()
+def test_other_students_do_not_use_graphs(name: str, why: str, caplog: pytest.LogCaptureFixture) -> None:
+    steps._warn_once.cache_clear()
     model = trained_student(name).cuda()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert_same(model, batch(1), POLICIES["greedy"])
     said = [record.message for record in caplog.records if "CUDA graphs" in record.message]
-    assert said == [f"rollouts do without CUDA graphs for {why}"]
+    assert said == [f"rollouts of {why}"]
 
 
 def test_a_step_is_few_launches(gpu: Emulation | None) -> None:
-    """One for all layers, and some to choose and to write; without graphs 25 for each layer."""
+    """One launch for all layers and some to choose and to write a token; without graphs, 25 per layer."""
     if gpu is None:
-        pytest.skip("a real device does not tell")
+        pytest.skip("a real device does not count launches")
     model, sample = build_student("transformer", decoder_layers=6).cuda(), batch(2)
 
     def launches(steps: int, cuda_graphs: bool) -> int:
@@ -370,23 +374,23 @@ def test_a_step_is_few_launches(gpu: Emulation | None) -> None:
         write(model, sample, policy, cuda_graphs, min_length=steps, score=False)
         return gpu.launches - before
 
-    for length in (12, 28) * 2:  # until all graphs are there
+    for length in (12, 28) * 2:  # until all graphs are captured
         launches(length, True)
     stepped, replayed = (
         (launches(28, cuda_graphs) - launches(12, cuda_graphs)) / 16 for cuda_graphs in (False, True)
     )
-    assert (round(stepped), round(replayed)) == (166, 22)  # as docs/performance.md has it
+    assert (round(stepped), round(replayed)) == (166, 22)  # see docs/performance.md
 
 
-def test_graphs_end_with_their_decoder() -> None:
+def test_graphs_are_freed_with_their_decoder() -> None:
     model = trained_student("transformer").cuda()
     write(model, batch(1), POLICIES["greedy"])
-    kept = len(cuda_graphs._OF_DECODERS)
+    kept = len(cuda_graphs._GRAPHS)
     del model
-    assert len(cuda_graphs._OF_DECODERS) == kept - 1
+    assert len(cuda_graphs._GRAPHS) == kept - 1
 
 
-def test_sizes_are_rounded_up_to_few() -> None:
+def test_sizes_are_rounded_up_to_few_values() -> None:
     sizes = [rounded(count) for count in range(1, 4097)]
     assert sizes == sorted(sizes)
     assert all(
@@ -396,12 +400,16 @@ def test_sizes_are_rounded_up_to_few() -> None:
     assert len(set(sizes)) < 45
 
 
-def test_places_that_grow_drop_the_graphs() -> None:
-    """They know only the old ones."""
+def test_buffers_that_grow_drop_the_graphs() -> None:
+    """The graphs use the old buffers."""
     made, device = StepGraphs(), torch.device("cuda")
-    small = made.place("own", torch.float32, device, 2, 3)
+
+    def own(*shape: int) -> Tensor:
+        return made.buffer("own", shape, dtype=torch.float32, device=device)
+
+    small = own(2, 3)
     made.captured = {None: None}  # type: ignore[dict-item]
-    assert made.place("own", torch.float32, device, 3, 2).data_ptr() == small.data_ptr()
+    assert own(3, 2).data_ptr() == small.data_ptr()
     assert made.captured
-    assert made.place("own", torch.float32, device, 7).data_ptr() != small.data_ptr()
+    assert own(7).data_ptr() != small.data_ptr()
     assert not made.captured

@@ -1,4 +1,4 @@
-"""The transformer's fast path computes what fairseq's decoder computes; what it does not know goes another way."""
+"""The fast path computes the same as fairseq's decoder, and refuses decoders that it does not support."""
 
 import copy
 
@@ -9,8 +9,8 @@ from fairseq.modules import MultiheadAttention
 from torch import nn
 
 from fairseq_imitkd.rollout import steps
-from fairseq_imitkd.rollout.fast_transformer import TransformerSteps, why_not
-from fairseq_imitkd.rollout.steps import IncrementalSteps, begin
+from fairseq_imitkd.rollout.fast_transformer import TransformerSteps, unsupported_reason
+from fairseq_imitkd.rollout.steps import IncrementalSteps, begin_decoding
 from tests.helpers.fairseq_models import STUDENTS, WIDTHS, build_student, letters, make_batch, reversed_pairs
 
 FAST: dict[str, dict] = {
@@ -48,17 +48,17 @@ def student(settings: dict, seed: int = 1):
 
 @pytest.mark.parametrize("settings", FAST.values(), ids=FAST)
 def test_logits_equal_a_full_decoding_in_float64(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To 1e-10, at every position, while rows leave the batch on the way."""
-    # fairseq's own attention rounds its softmax to float32, whatever the model's precision.
+    """To 1e-10, at every position, while rows are dropped."""
+    # fairseq's attention computes its softmax in float32, whatever the model's precision.
     monkeypatch.setattr(fairseq_utils, "softmax", lambda x, dim, onnx_trace=False: x.softmax(dim))
     model, sample = student(settings).double(), make_batch(reversed_pairs(9, seed=41))
-    assert why_not(model) is None
+    assert unsupported_reason(model) is None
     net_input = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
     tokens = torch.randint(4, 20, (9, 12), generator=torch.Generator().manual_seed(2))
     tokens[:, 0] = letters().eos()
     with torch.no_grad():
         expected = model(**net_input, prev_output_tokens=tokens)[0]
-        state = begin(model, net_input, longest=12)
+        state = begin_decoding(model, net_input, longest=12)
         assert type(state) is TransformerSteps
         rows = torch.arange(9)
         for step in range(12):
@@ -72,26 +72,28 @@ def test_logits_equal_a_full_decoding_in_float64(settings: dict, monkeypatch: py
 
 
 @pytest.mark.parametrize("settings", SLOW.values(), ids=SLOW)
-def test_what_the_fast_path_does_not_compute_goes_fairseqs_way(settings: dict) -> None:
-    """Each of these changes the decoder's arithmetic."""
+def test_unsupported_decoders_use_fairseqs_steps(settings: dict) -> None:
+    """Each of these settings changes the decoder's arithmetic."""
     model = student(settings)
-    assert why_not(model) is not None
+    assert unsupported_reason(model) is not None
     net_input = {
         name: value
         for name, value in make_batch(reversed_pairs(2, seed=1))["net_input"].items()
         if name != "prev_output_tokens"
     }
-    assert type(begin(model, net_input, longest=3)) is IncrementalSteps
+    assert type(begin_decoding(model, net_input, longest=3)) is IncrementalSteps
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_which_students_are_fast(name: str) -> None:
-    """Stock transformers, BART among them; no other decoder."""
-    assert (why_not(build_student(name)) is None) == (name.startswith("transformer") or name == "bart")
+def test_which_students_are_supported(name: str) -> None:
+    """Stock transformers, including BART, and no others."""
+    assert (unsupported_reason(build_student(name)) is None) == (
+        name.startswith("transformer") or name == "bart"
+    )
 
 
-def test_changed_modules_are_noticed() -> None:
-    """Another attention, another projection, a hook, dropout that stays on: whatever someone did to the student."""
+def test_changed_modules_are_detected() -> None:
+    """Another attention, another projection, a hook, and dropout that stays on."""
 
     class OwnAttention(MultiheadAttention):
         pass
@@ -112,20 +114,20 @@ def test_changed_modules_are_noticed() -> None:
 
     for change in (other_attention, other_projection, hook, dropout):
         model = copy.deepcopy(student({}))
-        assert why_not(model) is None
+        assert unsupported_reason(model) is None
         change(model)
-        assert why_not(model) is not None, change.__name__
+        assert unsupported_reason(model) is not None, change.__name__
 
 
 def test_engines_agree_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """bfloat16 weights: the fast path's logits are as near to float32's as fairseq's own are."""
+    """With bfloat16 weights, the fast path's logits are as close to float32's as fairseq's are."""
     model, sample = student({}), make_batch(reversed_pairs(9, seed=42))
     net_input = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
     tokens = torch.full((9, 1), letters().eos())
     with torch.no_grad():
-        exact = begin(model, net_input, longest=2).logits(tokens)
+        exact = begin_decoding(model, net_input, longest=2).logits(tokens)
         half = copy.deepcopy(model).bfloat16()
-        fast = begin(half, net_input, longest=2).logits(tokens).float()
-        monkeypatch.setattr(steps, "why_not", lambda _: "asked for")
-        plain = begin(half, net_input, longest=2).logits(tokens).float()
+        fast = begin_decoding(half, net_input, longest=2).logits(tokens).float()
+        monkeypatch.setattr(steps, "unsupported_reason", lambda _: "the test asks for it")
+        plain = begin_decoding(half, net_input, longest=2).logits(tokens).float()
     assert float((fast - exact).abs().max()) < 2.0 * float((plain - exact).abs().max()) + 1e-3

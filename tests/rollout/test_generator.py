@@ -1,4 +1,4 @@
-"""``fairseq-generate`` through the rollout engine: fairseq's own tokens and scores, and its own generator where it must be."""
+"""``fairseq-generate`` on the rollout engine has fairseq's tokens and scores; fairseq decodes the rest."""
 
 import copy
 import gc
@@ -13,7 +13,7 @@ from fairseq.sequence_generator import EnsembleModel, SequenceGenerator, Sequenc
 
 from fairseq_imitkd.rollout import RolloutGenerator, beam
 from fairseq_imitkd.rollout.beam import BeamModels
-from fairseq_imitkd.rollout.fast_transformer import TransformerSteps, why_not
+from fairseq_imitkd.rollout.fast_transformer import TransformerSteps, unsupported_reason
 from fairseq_imitkd.rollout.generator import NoRepeats
 from tests.helpers.fairseq_models import (
     STUDENTS,
@@ -29,12 +29,12 @@ LIMITS = {"max_len_a": 0.0, "max_len_b": 6}
 
 
 def generator(model, **flags: Any) -> SequenceGenerator:
-    """What the task builds for ``fairseq-generate`` with these flags."""
+    """The generator that the task builds for ``fairseq-generate`` with these flags."""
     return tiny_task().build_generator([model], Namespace(**{"beam": 1, **LIMITS, **flags}))
 
 
 def stock(model, **flags: Any) -> SequenceGenerator:
-    """What fairseq's own task builds, but that it blocks n-grams on the CPU too."""
+    """The generator that fairseq's task builds, except that it also blocks n-grams on the CPU."""
     made = tiny_task().build_generator(
         [model], Namespace(**{"beam": 1, **LIMITS, **flags}), seq_gen_cls=SequenceGenerator
     )
@@ -44,7 +44,7 @@ def stock(model, **flags: Any) -> SequenceGenerator:
 
 
 def assert_same(found: list[list[dict]], expected: list[list[dict]]) -> None:
-    """Tokens equal, scores to rounding, in the same order."""
+    """Compare tokens exactly and scores to rounding, in the same order."""
     assert len(found) == len(expected)
     for mine, theirs in zip(found, expected, strict=True):
         assert [hypothesis["tokens"].tolist() for hypothesis in mine] == [
@@ -71,8 +71,8 @@ FLAGS = [
 
 @pytest.mark.parametrize("name", STUDENTS)
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
-def test_greedy_tokens_and_scores_are_fairseqs(name: str, flags: dict[str, Any]) -> None:
-    """Also of sentences that end at the cap, and whatever the scores are normalised by."""
+def test_greedy_tokens_and_scores_equal_fairseqs(name: str, flags: dict[str, Any]) -> None:
+    """Also for truncated sentences, and for every normalisation of the scores."""
     model, sample = trained_student(name), make_batch(reversed_pairs(12, seed=31))
     ours = generator(model, **flags)
     assert type(ours) is RolloutGenerator
@@ -97,17 +97,17 @@ BEAMS = [
 
 @pytest.mark.parametrize("name", STUDENTS)
 @pytest.mark.parametrize("flags", BEAMS, ids=str)
-def test_beams_are_fairseqs(name: str, flags: dict[str, Any]) -> None:
-    """All of the n best, whatever the search: sentences end one after another, beams change places all the time."""
+def test_beams_equal_fairseqs(name: str, flags: dict[str, Any]) -> None:
+    """All n best hypotheses of every search, while sentences end and beams are reordered."""
     model, sample = trained_student(name), make_batch(reversed_pairs(12, seed=31))
     flags = {"beam": 5, **flags}
     ours, theirs = generator(model, **flags), stock(model, **flags)
-    assert (type(ours.model) is BeamModels) == (why_not(model) is None)
+    assert (type(ours.model) is BeamModels) == (unsupported_reason(model) is None)
     assert type(theirs.model) is EnsembleModel
     assert_same(ours.generate([model], sample), theirs.generate([model], sample))
 
 
-def test_beams_of_an_ensemble_are_fairseqs() -> None:
+def test_beams_of_an_ensemble_equal_fairseqs() -> None:
     models, sample = (
         [trained_student("transformer"), build_student(seed=3).eval()],
         make_batch(reversed_pairs(12, seed=31)),
@@ -119,7 +119,7 @@ def test_beams_of_an_ensemble_are_fairseqs() -> None:
     assert_same(ours.generate(models, sample), theirs.generate(models, sample))
 
 
-def test_beams_follow_a_prefix_as_fairseqs_do() -> None:
+def test_beams_after_a_prefix_equal_fairseqs() -> None:
     model, sample = trained_student("transformer"), make_batch(reversed_pairs(12, seed=31))
     prefix = sample["target"][:, :2]
     ours = generator(model, beam=3).generate([model], sample, prefix_tokens=prefix)
@@ -127,7 +127,7 @@ def test_beams_follow_a_prefix_as_fairseqs_do() -> None:
 
 
 def test_one_generator_decodes_batch_after_batch() -> None:
-    """What a batch leaves behind, caches and beams, must not reach the next."""
+    """Caches and beams of a batch must not affect the next."""
     model = trained_student("transformer")
     ours, theirs = generator(model, beam=3), stock(model, beam=3)
     for size, seed in ((12, 31), (3, 32), (20, 33)):
@@ -136,14 +136,14 @@ def test_one_generator_decodes_batch_after_batch() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_of_a_batch_is_kept(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
-    """Training goes on with the generator's models: caches of a validation, also of one that failed, would take its memory."""
+def test_memory_of_a_batch_is_freed(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """Training needs the memory of a validation's caches, also if the validation failed."""
     model, sample = trained_student("transformer"), make_batch(reversed_pairs(12, seed=31))
     made: list[weakref.ref] = []
 
     class Noted(TransformerSteps):
-        def __init__(self, *args: Any):
-            super().__init__(*args)
+        def __init__(self, *args: Any, **settings: Any):
+            super().__init__(*args, **settings)
             made.append(weakref.ref(self))
 
         def keep(self, rows: torch.Tensor) -> None:
@@ -160,8 +160,8 @@ def test_nothing_of_a_batch_is_kept(monkeypatch: pytest.MonkeyPatch, fails: bool
     assert ours.model.encoded == []
 
 
-def test_empty_translations_are_forbidden_as_fairseq_forbids_them() -> None:
-    """A student that would end at once writes one word under fairseq's default of ``--min-len 1``, none under 0."""
+def test_empty_translations_are_forbidden_as_in_fairseq() -> None:
+    """A student that would end at once writes one word with ``--min-len 1``, the default, and none with 0."""
     model, sample = build_student().eval(), make_batch(reversed_pairs(4, seed=32))
     model.decoder.output_projection.bias = torch.nn.Parameter(torch.zeros(20))
     model.decoder.output_projection.bias.data[letters().eos()] = 50.0
@@ -171,7 +171,7 @@ def test_empty_translations_are_forbidden_as_fairseq_forbids_them() -> None:
         assert_same(found, stock(model, **flags).generate([model], sample))
 
 
-def test_first_token_is_the_one_asked_for() -> None:
+def test_first_token_is_the_requested_one() -> None:
     """Multilingual tasks pass their language tag as ``bos_token``."""
     model, sample, tag = (
         trained_student("transformer"),
@@ -195,9 +195,9 @@ SAMPLINGS = [
 
 @pytest.mark.parametrize("flags", SAMPLINGS, ids=str)
 def test_samples_follow_fairseqs_distribution(flags: dict[str, Any]) -> None:
-    """Chi-square of the first tokens against fairseq's samples, 3,000 draws each; 45 is beyond the 0.999 quantile here.
+    """Chi-square of the first tokens against fairseq's, 3,000 draws each; 45 is above the 0.999 quantile.
 
-    Without a minimum length: a forbidden EOS still counts in fairseq's top-p, and not in ours.
+    No minimum length is set, because fairseq's top-p counts a forbidden EOS and ours does not.
     """
     model = trained_student("transformer")
     sample = make_batch([([1, 2, 3], [1])] * 300)
@@ -217,7 +217,7 @@ def test_samples_follow_fairseqs_distribution(flags: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("flags", SAMPLINGS, ids=str)
 def test_samples_have_fairseqs_scores(flags: dict[str, Any]) -> None:
-    """Each is the log-probability, at the temperature and over the whole vocabulary, of what was drawn; best first."""
+    """Scores are log-probabilities at the temperature over the whole vocabulary; the best sample is first."""
     model, sample = trained_student("transformer"), make_batch(reversed_pairs(5, seed=34))
     torch.manual_seed(6)
     made = generator(model, sampling=True, beam=4, **flags).generate([model], sample)
@@ -242,7 +242,7 @@ def test_samples_have_fairseqs_scores(flags: dict[str, Any]) -> None:
 
 
 def test_samples_follow_the_seed() -> None:
-    """As with fairseq: the same seed of torch's generator, the same samples; another one, others; batches differ."""
+    """As in fairseq, torch's seed determines the samples, and each batch has its own."""
     model, sample = trained_student("transformer"), make_batch(reversed_pairs(8, seed=35))
 
     def samples(seed: int, batches: int) -> list[list[int]]:
@@ -270,8 +270,8 @@ def test_samples_follow_the_seed() -> None:
     ],
     ids=str,
 )
-def test_what_the_engine_does_not_compute_is_left_to_fairseq(flags: dict[str, Any]) -> None:
-    """The same hypotheses, from fairseq's own search."""
+def test_unsupported_settings_are_left_to_fairseq(flags: dict[str, Any]) -> None:
+    """fairseq's search gives the same hypotheses."""
     model, sample = trained_student("transformer"), make_batch(reversed_pairs(6, seed=36))
     ours = generator(model, **flags)
     assert ours.rollout_policy is None
@@ -285,8 +285,8 @@ def test_what_the_engine_does_not_compute_is_left_to_fairseq(flags: dict[str, An
 @pytest.mark.parametrize(
     "extra", [{"tokens_to_suppress": ("c",)}, {"lm_model": trained_student("lstm")}], ids=["tokens", "lm"]
 )
-def test_what_only_code_can_ask_for_is_left_to_fairseq(extra: dict[str, Any]) -> None:
-    """Suppressed tokens and a language model have no flag of their own here."""
+def test_settings_without_a_flag_are_left_to_fairseq(extra: dict[str, Any]) -> None:
+    """Suppressed tokens and a language model can only be set by code."""
     task, model = tiny_task(), trained_student("transformer")
     assert task.build_generator([model], Namespace(beam=1, **LIMITS)).rollout_policy is not None
     assert (
@@ -295,8 +295,8 @@ def test_what_only_code_can_ask_for_is_left_to_fairseq(extra: dict[str, Any]) ->
     )
 
 
-def test_probabilities_of_a_models_own_making_are_left_to_fairseq() -> None:
-    """A model or decoder that overrides how its logits become probabilities: the scores are fairseq's."""
+def test_custom_probabilities_are_left_to_fairseq() -> None:
+    """If a model overrides how logits become probabilities, fairseq computes the scores."""
 
     class Sharper(type(trained_student("transformer"))):
         def get_normalized_probs(self, net_output, log_probs, sample=None):
@@ -308,8 +308,8 @@ def test_probabilities_of_a_models_own_making_are_left_to_fairseq() -> None:
     assert_same(generator(model).generate([model], sample), stock(model).generate([model], sample))
 
 
-def test_settings_changed_later_count() -> None:
-    """As in the base class, which reads its attributes when it generates."""
+def test_settings_can_change_later() -> None:
+    """The base class too reads its attributes when it generates."""
     model, sample = trained_student("transformer"), make_batch(reversed_pairs(6, seed=39))
     ours, theirs = generator(model), stock(model)
     ours.temperature = theirs.temperature = 2.0
@@ -317,7 +317,7 @@ def test_settings_changed_later_count() -> None:
 
 
 def test_models_may_come_as_an_ensemble() -> None:
-    """fairseq's scripts also pass an ``EnsembleModel``."""
+    """Some of fairseq's scripts pass an ``EnsembleModel``."""
     model, sample = trained_student("transformer"), make_batch(reversed_pairs(6, seed=40))
     ours = RolloutGenerator(EnsembleModel([model]), letters(), beam_size=1, max_len_a=0, max_len_b=6)
     assert ours.rollout_policy is not None
@@ -325,7 +325,7 @@ def test_models_may_come_as_an_ensemble() -> None:
 
 
 def test_greedy_decoding_does_not_touch_torchs_generator() -> None:
-    """A validation in the middle of a training must not change what comes after it."""
+    """A validation must not change the training after it."""
     model, sample = trained_student("transformer"), make_batch(reversed_pairs(6, seed=41))
     state = torch.get_rng_state()
     generator(model).generate([model], sample)

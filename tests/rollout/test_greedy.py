@@ -1,4 +1,4 @@
-"""Greedy rollouts are what fairseq's own ``SequenceGenerator`` writes at beam 1, token for token."""
+"""Greedy rollouts equal those of fairseq's ``SequenceGenerator`` with beam 1, token for token."""
 
 import copy
 
@@ -24,7 +24,7 @@ GREEDY = RolloutPolicy("greedy", max_len_a=0.0, max_len_b=CAP)
 
 
 def generated(model, sample, **settings: int) -> list[list[int]]:
-    """fairseq's translations, EOS included; it forces one at the cap."""
+    """fairseq's translations with their EOS, which fairseq forces at the maximum length."""
     generator = SequenceGenerator([model], letters(), beam_size=1, max_len_a=0, max_len_b=CAP, min_len=0)
     with torch.no_grad():
         return [
@@ -33,7 +33,7 @@ def generated(model, sample, **settings: int) -> list[list[int]]:
 
 
 def with_forced_end(rollout) -> list[list[int]]:
-    """Our rollouts with the EOS that fairseq forces where the cap cuts."""
+    """Our rollouts, with the EOS that fairseq forces in truncated rows."""
     eos = letters().eos()
     return [
         [*row, eos] if cut else row
@@ -42,7 +42,7 @@ def with_forced_end(rollout) -> list[list[int]]:
 
 
 def uncached(model, sample, row: int) -> tuple[list[int], bool]:
-    """One sentence alone, its whole prefix decoded anew for each token: ``(tokens, cut by the cap)``."""
+    """Decode one sentence alone, its whole prefix again for each token: ``(tokens, truncated)``."""
     pad, eos = letters().pad(), letters().eos()
     source = sample["net_input"]["src_tokens"][row]
     source = source[source.ne(pad)].unsqueeze(0)
@@ -59,7 +59,7 @@ def uncached(model, sample, row: int) -> tuple[list[int], bool]:
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_trained_student_writes_what_the_sequence_generator_writes(name: str) -> None:
-    """For batches of any size, among them sentences that end at very different steps."""
+    """Batches of several sizes, with sentences that end at very different steps."""
     model = trained_student(name)
     lengths = set()
     for size, seed in ((1, 5), (2, 6), (7, 7), (40, 8)):
@@ -67,14 +67,14 @@ def test_trained_student_writes_what_the_sequence_generator_writes(name: str) ->
         rollout = roll_out(model, sample, GREEDY)
         assert with_forced_end(rollout) == generated(model, sample)
         lengths |= {len(row) for row in written(rollout)}
-    assert len(lengths) >= 4, "the toy is too easy to tell engines apart"
+    assert len(lengths) >= 4, "the sentences are too similar to compare engines"
 
 
 @pytest.mark.parametrize(
     "name", [name for name in STUDENTS if name != "bart"]
-)  # untrained, BART soon ends by itself
-def test_untrained_student_is_cut_at_the_cap(name: str) -> None:
-    """The rows that fairseq ends by force are marked and hold no EOS; the others end in their own."""
+)  # an untrained BART soon ends its sentences
+def test_untrained_student_is_truncated_at_the_maximum_length(name: str) -> None:
+    """Rows in which fairseq forces an EOS are truncated and hold no EOS; the others end in their own EOS."""
     model = build_student(name, seed=3).eval()
     sample = make_batch(reversed_pairs(12, seed=9))
     rollout = roll_out(model, sample, GREEDY)
@@ -87,7 +87,7 @@ def test_untrained_student_is_cut_at_the_cap(name: str) -> None:
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_caches_change_nothing(name: str) -> None:
-    """A batch decoded with caches equals each sentence alone decoded without: no row sees another's state."""
+    """A batch decoded with caches equals its sentences decoded alone without: rows are independent."""
     model = trained_student(name)
     sample = make_batch(reversed_pairs(12, seed=10))
     rollout = roll_out(model, sample, GREEDY)
@@ -97,21 +97,21 @@ def test_caches_change_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["transformer", "lstm", "fconv"])
 def test_decoding_begins_with_the_language_tag(name: str) -> None:
-    """What a batch gives as the first decoder input, in place of EOS, as fairseq's generator does with ``bos_token``."""
+    """The batch's first decoder input replaces EOS, as ``bos_token`` does in fairseq's generator."""
     model, sample = trained_student(name), make_batch(reversed_pairs(40, seed=13))
     with_eos = written(roll_out(model, sample, GREEDY))
-    told_apart = 0
+    differing = 0
     for tag in map(letters().index, LETTERS):
         sample["net_input"]["prev_output_tokens"][:, 0] = tag
         rollout = roll_out(model, sample, GREEDY)
         assert with_forced_end(rollout) == generated(model, sample, bos_token=tag)
-        told_apart += written(rollout) != with_eos
-    assert told_apart > 0, "no tag changes what the toy writes"
+        differing += written(rollout) != with_eos
+    assert differing > 0, "no tag changes what the student writes"
 
 
 @pytest.mark.parametrize("name", ["transformer", "lstm-bidirectional", "fconv"])
 def test_neighbours_and_order_change_nothing(name: str) -> None:
-    """A sentence's rollout is the same beside longer and shorter neighbours, and in another order."""
+    """A sentence's rollout does not depend on its neighbours' lengths and order."""
     model = trained_student(name)
     pairs = reversed_pairs(16, seed=11)
     rollouts = []
@@ -127,15 +127,15 @@ def test_neighbours_and_order_change_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", ["bart", "transformer"])
 @pytest.mark.parametrize("size", [1, 5, 40])
 @pytest.mark.parametrize("fast", [True, False])
-def test_generators_beam_changes_nothing(
+def test_beam_of_a_generator_changes_nothing(
     name: str, size: int, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``--eval-bleu`` builds a generator over the student, which leaves its beam in BART's attention: rollouts have none.
+    """The generator of ``--eval-bleu`` leaves its beam size in BART's attention; rollouts ignore it.
 
-    The generator finds it again: what it writes at its beam is the same after a rollout as before.
+    The generator finds it again: its beams after a rollout are those before it.
     """
-    if not fast:  # only fairseq's own steps read the beam
-        monkeypatch.setattr(steps, "why_not", lambda _: "asked for")
+    if not fast:  # only fairseq's steps read the beam size
+        monkeypatch.setattr(steps, "unsupported_reason", lambda _: "the test asks for it")
     model = copy.deepcopy(trained_student(name))
     sample = make_batch(reversed_pairs(size, seed=14))
     expected = roll_out(model, sample, GREEDY)
@@ -153,8 +153,8 @@ def test_generators_beam_changes_nothing(
         assert any(getattr(module, "beam_size", 1) == 5 for module in model.decoder.modules())
 
 
-def test_dropout_is_off_and_the_training_mode_comes_back() -> None:
-    """A student in training mode writes what it writes in evaluation mode, and goes on in training mode."""
+def test_dropout_is_off_and_the_training_mode_is_restored() -> None:
+    """A student in training mode writes the same as in evaluation mode, and stays in training mode."""
     model = trained_student("transformer")
     sample = make_batch(reversed_pairs(16, seed=12))
     expected = written(roll_out(model, sample, GREEDY))

@@ -1,8 +1,7 @@
 """Random numbers that belong to a sentence.
 
-1. A number depends on (seed, update, stream, step, sentence id) and on nothing else.
-2. The golden values below are part of the contract: a run resumed with a newer release must draw what it would have
-   drawn. If they change, the release breaks resume: do not renew them to make the test pass.
+A number depends only on (seed, update, stream, step, sentence id). The golden values below must not change: a
+run that is resumed with a newer release must get the same numbers. Do not update them to make the test pass.
 """
 
 import pytest
@@ -23,7 +22,7 @@ def splitmix_output(value: int) -> int:
 
 
 def reference(seed: int, update: int, stream: int, step: int, sentence: int) -> float:
-    """The parts folded in one after another, the sentence last and mixed twice; the top 53 bits as a fraction."""
+    """Mix the parts in turn, the sentence last and twice; return the top 53 bits as a fraction."""
     state = 0
     for part in (seed, stream, update, step):
         state = splitmix_output((state + (part + 1) * GOLDEN_RATIO) % BITS64)
@@ -40,12 +39,16 @@ def draw(count: int = 20_000, **key: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     "key",
     [
-        (1, 0, MIXING, 0), (1, 0, SAMPLING, 0), (42, 123_456, SAMPLING, 99), (0, 0, MIXING, 0), (2**31, 2**40, SAMPLING, 3),
+        (1, 0, MIXING, 0),
+        (1, 0, SAMPLING, 0),
+        (42, 123_456, SAMPLING, 99),
+        (0, 0, MIXING, 0),
+        (2**31, 2**40, SAMPLING, 3),
         (-5, 7, MIXING, 0),
     ],
-)  # fmt: skip
+)
 def test_numbers_follow_the_reference(key: tuple[int, int, int, int]) -> None:
-    """Bit for bit, for small and for huge parts and ids, where int64 wraps around."""
+    """Bit for bit, for small and large parts and ids, including those where int64 wraps around."""
     sentences = [0, 1, 2, 1000, 2**31, 2**40 + 1, 2**62, 2**63 - 1]
     numbers = RandomKey(*key).uniforms(torch.tensor(sentences))
     assert numbers.dtype == torch.float64
@@ -61,7 +64,7 @@ def test_numbers_follow_the_reference(key: tuple[int, int, int, int]) -> None:
     ],
 )
 def test_golden_values(key: RandomKey, golden: list[float]) -> None:
-    """Numbers of sentences 0, 1 and 12345, pinned across releases."""
+    """The numbers of sentences 0, 1 and 12345, which are fixed across releases."""
     assert key.uniforms(torch.tensor([0, 1, 12345])).tolist() == golden
 
 
@@ -90,7 +93,7 @@ def test_one_sentences_numbers_are_uniform_over_updates() -> None:
 @pytest.mark.parametrize("part", ["seed", "update", "stream", "step"])
 @pytest.mark.parametrize("distance", [1, 2, 1000])
 def test_each_part_of_the_key_changes_the_numbers(part: str, distance: int) -> None:
-    """No number is shared, and neither is any linear trend: |r| < 4 / sqrt(n)."""
+    """No number is equal, and the correlation is small: |r| < 4 / sqrt(n)."""
     one, other = draw(**{part: 1}), draw(**{part: 1 + distance})
     assert not one.eq(other).any()
     correlation = torch.corrcoef(torch.stack([one, other]))[0, 1]
@@ -98,14 +101,14 @@ def test_each_part_of_the_key_changes_the_numbers(part: str, distance: int) -> N
 
 
 def test_neighbouring_sentences_are_uncorrelated() -> None:
-    """Consecutive ids draw independently."""
+    """Consecutive ids have independent numbers."""
     numbers = draw()
     correlation = torch.corrcoef(torch.stack([numbers[:-1], numbers[1:]]))[0, 1]
     assert abs(float(correlation)) < 4.0 / numbers.numel() ** 0.5
 
 
 def test_batch_order_and_composition_do_not_matter() -> None:
-    """A sentence's number is the same alone, beside others, and in any order; torch's generator is not touched."""
+    """A sentence's number is the same alone, beside others and in any order; torch's generator is unused."""
     key, sentences = RandomKey(5, 9), torch.arange(50)
     state = torch.get_rng_state()
     numbers = key.uniforms(sentences)
@@ -116,13 +119,13 @@ def test_batch_order_and_composition_do_not_matter() -> None:
 
 
 def test_at_keeps_seed_and_update() -> None:
-    """Another use of the same update, at a step of its own."""
+    """The key of the same update for another purpose and step."""
     assert RandomKey(3, 4).at(SAMPLING, 5) == RandomKey(seed=3, update=4, stream=SAMPLING, step=5)
     assert MIXING != SAMPLING
 
 
-def test_rollouts_draw_each_steps_own_numbers() -> None:
-    """Whatever is made at once: every step has its key's numbers, of the rows that are left, in the rollout's order."""
+def test_rollouts_use_the_numbers_of_each_step() -> None:
+    """Each step gets its key's numbers for the remaining rows, in the rollout's order."""
     sentences = [(RandomKey(3, 5), torch.tensor([4, 9, 2])), (RandomKey(3, 6), torch.tensor([9, 7]))]
     order = torch.tensor([3, 0, 4, 2, 1])
     in_batches, in_order = (

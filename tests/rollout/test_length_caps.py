@@ -1,4 +1,4 @@
-"""Where rollouts stop: at a length taken from the sentence's own source, or where the student ends by itself."""
+"""Rollouts stop at a maximum length that depends on the source, or where the student chooses EOS."""
 
 import pytest
 
@@ -8,8 +8,8 @@ from tests.helpers.fairseq_models import counting_student, letters, make_batch, 
 LETTER_B, EOS = letters().nspecial + 1, letters().eos()
 
 
-def test_cap_is_taken_from_the_sentences_own_source() -> None:
-    """``max_len_a * source length + max_len_b``, EOS counted in the source, whatever the longest neighbour."""
+def test_maximum_length_depends_on_the_own_source() -> None:
+    """``max_len_a * source length + max_len_b``, with the source's EOS, whatever the neighbours' lengths."""
     sources = [[15] * 9, [15] * 5, [15] * 3, [15]]
     rollout = roll_out(
         counting_student(),
@@ -24,8 +24,8 @@ def test_cap_is_taken_from_the_sentences_own_source() -> None:
 @pytest.mark.parametrize(
     ("wanted", "tokens", "truncated"), [(4, 5, False), (5, 6, False), (6, 5, True), (0, 1, False)]
 )
-def test_ending_at_the_cap_is_a_choice_and_not_a_cut(wanted: int, tokens: int, truncated: bool) -> None:
-    """With a cap of 5: five letters and then EOS are complete; a sixth letter is cut, and no EOS is forced."""
+def test_row_that_ends_at_its_maximum_is_not_truncated(wanted: int, tokens: int, truncated: bool) -> None:
+    """With a maximum of 5, five letters and EOS are complete; a sixth letter is cut without an EOS."""
     rollout = roll_out(
         counting_student(), make_batch([([wanted], [0])]), RolloutPolicy(max_len_a=0.0, max_len_b=5)
     )
@@ -35,7 +35,7 @@ def test_ending_at_the_cap_is_a_choice_and_not_a_cut(wanted: int, tokens: int, t
 
 
 def test_rows_keep_their_order_while_others_finish() -> None:
-    """Rows that end at different steps come back in the order given, each with its own text."""
+    """Rows that end at different steps keep their order, each with its own text."""
     counts = [3, 9, 0, 7, 1, 9, 2, 5]
     rollout = roll_out(
         counting_student(),
@@ -48,21 +48,21 @@ def test_rows_keep_their_order_while_others_finish() -> None:
 
 
 def test_finished_rows_leave_the_batch() -> None:
-    """Work falls with the rows that still write: the decoder is not asked about sentences that have ended."""
+    """The decoder computes only unfinished sentences."""
     student = counting_student()
     roll_out(student, make_batch([([n], [0]) for n in range(8)]), RolloutPolicy(max_len_a=0.0, max_len_b=20))
     assert student.decoder.rows_at_step == [8, 7, 6, 5, 4, 3, 2, 1]
 
 
 def test_decoding_stops_with_the_last_row() -> None:
-    """No step is spent after every row has ended, however large the cap."""
+    """No step follows the end of the last row, however great the maximum length."""
     student = counting_student()
     roll_out(student, make_batch([([2], [0])] * 3), RolloutPolicy(max_len_a=0.0, max_len_b=50))
     assert len(student.decoder.rows_at_step) == 3
 
 
-def test_positions_bound_the_cap() -> None:
-    """A cap beyond what student and teacher can represent is lowered: one position is left for EOS."""
+def test_positions_bound_the_maximum_length() -> None:
+    """The maximum length is at most what the models can represent, with one position for EOS."""
     policy = RolloutPolicy(max_len_a=0.0, max_len_b=10_000)
     sample = make_batch([([7], [0]), ([8], [0])])
     rollout = roll_out(counting_student(), sample, policy, max_positions=8)

@@ -1,4 +1,4 @@
-"""Sampled rollouts follow the student's distribution, and belong to the sentence and not to the batch."""
+"""Sampled rollouts follow the student's distribution and do not depend on the batch."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ KEY = RandomKey(seed=3, update=17)
 
 
 def next_probabilities(model, source: Tensor, prefix: list[int]) -> Tensor:
-    """The student's next-token distribution after a prefix, padding excluded, in float64."""
+    """The student's next-token distribution after a prefix, without padding, in float64."""
     with torch.no_grad():
         logits = model(source.unsqueeze(0), torch.tensor([source.numel()]), torch.tensor([prefix]))[0][
             0, -1
@@ -32,10 +32,10 @@ def next_probabilities(model, source: Tensor, prefix: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["transformer", "lstm", "fconv"])
-def test_each_token_is_the_inverse_of_its_own_sentences_uniform(name: str) -> None:
-    """Reference: one sentence at a time, no cache, the cumulative distribution walked token by token.
+def test_each_token_inverts_the_distribution_at_its_sentences_uniform(name: str) -> None:
+    """The reference decodes one sentence at a time without cache, and sums the distribution token by token.
 
-    The number that a step uses is keyed by (seed, update, sampling, step, sentence id) and by nothing else.
+    The number of a step depends only on (seed, update, sampling, step, sentence id).
     """
     model = trained_student(name)
     sample = make_batch(reversed_pairs(8, seed=21), ids=range(100, 108))
@@ -59,8 +59,8 @@ def test_each_token_is_the_inverse_of_its_own_sentences_uniform(name: str) -> No
     assert written(roll_out(model, sample, greedy)) != expected
 
 
-def test_a_sentences_rollout_does_not_depend_on_its_batch() -> None:
-    """Whatever the neighbours, their number and their order: the same sentence writes the same sampled text."""
+def test_rollout_of_a_sentence_does_not_depend_on_its_batch() -> None:
+    """A sentence has the same sampled text whatever the number and order of its neighbours."""
     model = trained_student("transformer")
     pairs = reversed_pairs(20, seed=22)
     rollouts = []
@@ -73,8 +73,8 @@ def test_a_sentences_rollout_does_not_depend_on_its_batch() -> None:
         assert other == {number: rollouts[0][number] for number in other}
 
 
-def test_updates_and_sentences_draw_afresh() -> None:
-    """The same source under other ids, or at another update, gets other text."""
+def test_updates_and_sentences_have_their_own_samples() -> None:
+    """The same source has other text under other ids and at other updates."""
     model = build_student().eval()
     sample = make_batch([([1, 2, 3], [1])] * 8)
     rows = {tuple(row) for row in written(roll_out(model, sample, SAMPLED, KEY))}
@@ -86,7 +86,10 @@ def test_updates_and_sentences_draw_afresh() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_first_tokens_follow_the_students_distribution(temperature: float) -> None:
-    """Chi-square over 3000 draws of fixed keys; 45 is the 0.999 quantile at 20 degrees of freedom, padding never drawn."""
+    """Chi-square over 3000 draws with fixed keys. Padding is never drawn.
+
+    45 is the 0.999 quantile at 20 degrees of freedom.
+    """
     model, draws = trained_student("lstm"), 3000
     sample = make_batch([([1, 2, 3], [1])] * draws)
     policy = RolloutPolicy("sampling", temperature=temperature, max_len_a=0.0, max_len_b=1)
