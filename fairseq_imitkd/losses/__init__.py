@@ -1,1 +1,1 @@
-"""The losses between student and teacher, and how they are computed in little memory."""
+"""The losses between student and teacher, and their computation in little memory."""

@@ -1,75 +1,52 @@
-"""Losses over the vocabulary that do not fill memory.
+"""Losses over the vocabulary in little memory.
 
-A loss needs the student's and the teacher's logits at ``N`` positions over ``V`` symbols, and its gradient as many
-again. Kept whole, these ``(N, V)`` tensors are most of a training step's memory. Here logits are made from what is
-small, hidden states and the output matrix, for a chunk of positions at a time; the chunk's loss and its gradient for
-hidden states and matrix are taken at once, so that no ``(N, V)`` tensor outlives a chunk and nothing is computed twice in
-the backward pass.
+A loss needs the student's and the teacher's logits at ``N`` positions over ``V`` symbols, and a gradient of
+the same size. These ``(N, V)`` tensors would take most of the memory of a training step. This module computes
+logits from hidden states and the output matrix for one chunk of positions at a time. It takes the chunk's
+loss and gradients together, so no ``(N, V)`` tensor outlives its chunk, and the backward pass computes
+nothing twice.
 """
 
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_imitkd.models.logits import ProjectedLogits, full_precision
 
-Figures = dict[str, Tensor]
+TokenValues = dict[str, Tensor]  # values to log by name, one for each position
 
-# (the student's logits at n positions (n, V), which of the N positions) -> the loss to add up (n,), figures (n,) of each
-TokenLoss = Callable[[Tensor, slice], tuple[Tensor, Figures]]
-
-# Logits of up to this many numbers are kept whole; more are made in chunks of so many. Few enough for a CPU's cache, where
-# chunks are the faster way too (see benchmarks/NOTES.md); many enough to keep a GPU busy.
-CHUNK_LOGITS = {"cpu": 2**20}
-CHUNK_LOGITS_ELSEWHERE = 2**26
-LEAST_CHUNK = (
-    64  # positions: below, adding to the gradient of a large output matrix costs more than the logits
-)
+# (the student's logits at n positions (n, V), which of the N positions these are) -> losses (n,), values (n,)
+TokenLoss = Callable[[Tensor, slice], tuple[Tensor, TokenValues]]
 
 
-def chunk_size(positions: int, symbols: int, device: torch.device, asked: int = 0) -> int:
-    """How many positions a chunk of the loss has; 0 takes the logits whole.
+def chunked_loss(student: ProjectedLogits, token_loss: TokenLoss, chunk: int) -> tuple[Tensor, TokenValues]:
+    """Return the sum of a loss over ``N`` positions, computed in chunks, with its exact gradient.
 
     Args:
-        positions, symbols: of the batch's logits.
-        device: where they are.
-        asked: ``--loss-chunk``: 0 chooses by size, a positive number is the answer, -1 is never to chunk.
-    """
-    if asked != 0:
-        return max(asked, 0)
-    room = CHUNK_LOGITS.get(device.type, CHUNK_LOGITS_ELSEWHERE)
-    return 0 if positions * symbols <= room else max(LEAST_CHUNK, room // symbols)
-
-
-def chunked_loss(student: ProjectedLogits, token_loss: TokenLoss, chunk: int) -> tuple[Tensor, Figures]:
-    """The sum of a loss over ``N`` positions, a chunk at a time, with its exact gradient.
-
-    Args:
-        student: hidden states and output matrix, whose gradients are wanted. In half precision the loss and the
-            gradients' sums are computed in float32.
-        token_loss: pure, of the student's logits; may be called for every chunk in turn.
-        chunk: positions of one chunk, 1 or more.
+        student: hidden states and output matrix, which get the gradients. The loss and the sums of gradients
+            are in float32 if these are in half precision.
+        token_loss: pure function of the student's logits; it is called once per chunk, in order.
+        chunk: number of positions per chunk, at least 1.
 
     Returns:
-        the summed loss ``()``, and each figure for all positions, ``(N,)``, without gradient.
+        the summed loss ``()``, and the values to log at all positions, ``(N,)`` each, without gradient.
     """
     parameters = (student.features, student.weight, student.bias)
-    if not torch.is_grad_enabled():  # which a function's own needs_input_grad does not say
+    if not torch.is_grad_enabled():  # needs_input_grad of the function below ignores the grad mode
         parameters = (
             student.features.detach(),
             student.weight.detach(),
             None if student.bias is None else student.bias.detach(),
         )
-    figures: list[Figures] = []
-    loss = cast(Tensor, _ChunkedLoss.apply(*parameters, token_loss, chunk, figures))
-    return loss, {name: torch.cat([part[name] for part in figures]) for name in figures[0]}
+    by_chunk: list[TokenValues] = []
+    loss = cast(Tensor, _ChunkedLoss.apply(*parameters, token_loss, chunk, by_chunk))
+    return loss, {name: torch.cat([values[name] for values in by_chunk]) for name in by_chunk[0]}
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Takes the gradient while it takes the loss, for a loss that is going to be summed: backward only scales it."""
+    """Computes the gradient of the summed loss together with the loss; the backward pass only scales it."""
 
     @staticmethod
     def forward(
@@ -79,40 +56,17 @@ class _ChunkedLoss(torch.autograd.Function):
         bias: Tensor | None,
         token_loss: TokenLoss,
         chunk: int,
-        figures: list[Figures],
+        by_chunk: list[TokenValues],
     ) -> Tensor:
-        differentiate = any(ctx.needs_input_grad[:3])
-        # Sums of many small numbers: a half-precision gradient, not yet scaled, would round to 0.
-        precise = torch.float32 if features.dtype in (torch.float16, torch.bfloat16) else features.dtype
-        total = features.new_zeros((), dtype=precise)
-        if differentiate:
-            features_grad = torch.empty_like(features, dtype=precise)
-            weight_grad = torch.zeros_like(weight, dtype=precise)
-            bias_grad = None if bias is None else torch.zeros_like(bias, dtype=precise)
-            precise_weight = weight.to(precise)
+        student = ProjectedLogits(features, weight, bias)
+        gradients = _Gradients(student) if any(ctx.needs_input_grad[:3]) else None
+        total = features.new_zeros((), dtype=_sum_dtype(features))
         for start in range(0, max(features.size(0), 1), chunk):
-            positions = slice(start, start + chunk)
-            part = features[positions]
-            logits = full_precision(
-                F.linear(part, weight, bias)
-            )  # its gradient would round away in half precision
-            if not differentiate:
-                losses, found = token_loss(logits, positions)
-            else:
-                with torch.enable_grad():
-                    losses, found = token_loss(logits.requires_grad_(True), positions)
-                    (grad,) = torch.autograd.grad(losses.sum(), logits)
-                with torch.autocast(features.device.type, enabled=False):
-                    grad = grad.to(precise)
-                    torch.mm(grad, precise_weight, out=features_grad[positions])
-                    torch.addmm(weight_grad, grad.t(), part.to(precise), out=weight_grad)
-                    if bias_grad is not None:
-                        bias_grad += grad.sum(dim=0)
-            total += losses.detach().sum()
-            figures.append({name: value.detach() for name, value in found.items()})
-            logits = losses = found = grad = None  # type: ignore[assignment]  # let go of them before the next chunk's
-        if differentiate:
-            ctx.save_for_backward(features_grad, weight_grad, bias_grad)
+            loss, values = _chunk_loss(student, slice(start, start + chunk), token_loss, gradients=gradients)
+            total += loss
+            by_chunk.append(values)
+        if gradients is not None:
+            ctx.save_for_backward(gradients.features, gradients.weight, gradients.bias)
             ctx.dtypes = (features.dtype, weight.dtype, None if bias is None else bias.dtype)
         return total
 
@@ -123,3 +77,47 @@ class _ChunkedLoss(torch.autograd.Function):
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*scaled, None, None, None)
+
+
+class _Gradients:
+    """Gradients of hidden states ``(N, D)``, output matrix ``(V, D)`` and bias ``(V,)``, summed by chunk."""
+
+    def __init__(self, student: ProjectedLogits):
+        self._student, self._dtype = student, _sum_dtype(student.features)
+        self._weight = student.weight.to(self._dtype)
+        self.features = torch.empty_like(student.features, dtype=self._dtype)
+        self.weight = torch.zeros_like(student.weight, dtype=self._dtype)
+        self.bias = None if student.bias is None else torch.zeros_like(student.bias, dtype=self._dtype)
+
+    def add(self, positions: slice, grad: Tensor) -> None:
+        """Add the gradients that follow from the gradient ``(n, V)`` of the logits at some positions."""
+        features = self._student.features[positions]
+        with torch.autocast(features.device.type, enabled=False):
+            grad = grad.to(self._dtype)
+            torch.mm(grad, self._weight, out=self.features[positions])
+            torch.addmm(self.weight, grad.t(), features.to(self._dtype), out=self.weight)
+            if self.bias is not None:
+                self.bias += grad.sum(dim=0)
+
+
+def _chunk_loss(
+    student: ProjectedLogits, positions: slice, token_loss: TokenLoss, *, gradients: _Gradients | None
+) -> tuple[Tensor, TokenValues]:
+    """Return the summed loss and the values to log of one chunk, and add to ``gradients`` unless it is None.
+
+    The chunk's large tensors are freed when this returns, before the next chunk needs memory.
+    """
+    logits = full_precision(student.logits(positions))  # in half precision, small gradients would round to 0
+    if gradients is None:
+        losses, values = token_loss(logits, positions)
+    else:
+        with torch.enable_grad():
+            losses, values = token_loss(logits.requires_grad_(True), positions)
+            (grad,) = torch.autograd.grad(losses.sum(), logits)
+        gradients.add(positions, grad)
+    return losses.detach().sum(), {name: value.detach() for name, value in values.items()}
+
+
+def _sum_dtype(features: Tensor) -> torch.dtype:
+    """Return the dtype of sums: an unscaled gradient in half precision would round to 0."""
+    return torch.float32 if features.dtype in (torch.float16, torch.bfloat16) else features.dtype

@@ -1,12 +1,13 @@
-"""How far the student is from the teacher at one prefix.
+"""Divergences between the student's and the teacher's next-token distributions.
 
-Pure functions ``(student logits, teacher logits) -> loss``, shapes ``(N, V), (N, V) -> (N,)`` in nats: ``N`` counted
-target positions, ``V`` symbols. ``p`` is the teacher's distribution, ``q`` the student's. Half-precision logits are
-computed in float32; float64 stays float64. No gradient flows to the teacher, whose logits carry none.
+Each is a pure function ``(student logits, teacher logits) -> loss`` of shapes ``(N, V), (N, V) -> (N,)``, in
+nats, for ``N`` target positions and ``V`` symbols. ``p`` is the teacher's distribution and ``q`` the
+student's. Losses of half-precision logits are computed in float32; float64 stays float64. The teacher's
+logits have no gradient.
 
-What else a divergence needs are its keyword arguments, and their names say where they come from: those of
-:data:`TOKEN_INPUTS` are ``(N,)`` tensors of the batch; any other is the method's flag of that name (``jsd_weight`` is
-``--jsd-weight``), so that a flag which a divergence does not name can be refused instead of ignored.
+Other inputs are keyword arguments, and their names tell where they come from. The names in
+:data:`TOKEN_INPUTS` are ``(N,)`` tensors of the batch. Any other name is a flag of the method: ``jsd_weight``
+is ``--jsd-weight``. So the program can refuse a flag that the divergence does not use.
 """
 
 import inspect
@@ -22,33 +23,38 @@ from fairseq_imitkd.vocab_ops import most_probable
 
 Divergence = Callable[..., Tensor]
 
-# What a divergence may ask of each token, (N,): the target; whether the student wrote the sentence; the weight of p in
-# the mixture of p and q; whether the teacher is among the batch's less certain half about the target; the token's weight.
+# Inputs of each token, (N,). target: the target symbol. is_rollout: whether the student wrote the sentence.
+# mixture_weight: weight of p in the mixture of p and q. is_hard: whether the teacher's certainty about the
+# target is in the lower half of the batch. token_weight: weight of the token's loss.
 TOKEN_INPUTS = ("target", "is_rollout", "mixture_weight", "is_hard", "token_weight")
 
 
 def teacher_argmax(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """``-log q(v*)`` with ``v* = argmax_v p(v)``: ImitKD's optimal-action loss (Lin et al. 2020, section 3).
+    """Return ``-log q(v*)`` with ``v* = argmax_v p(v)``.
+
+    This is ImitKD's optimal-action loss (Lin et al. 2020, section 3).
 
     Args:
         student_logits, teacher_logits: ``(N, V)``, unnormalised.
 
     Returns:
-        ``(N,)``, nats; NaN where the teacher's highest logit is not finite. Others may be ``-inf``.
+        ``(N,)``, nats; NaN where the teacher's greatest logit is not finite. Its other logits may be
+        ``-inf``.
     """
     label = most_probable(teacher_logits)
     best = teacher_logits.gather(-1, label.unsqueeze(-1)).squeeze(-1)
     loss = F.cross_entropy(full_precision(student_logits), label, reduction="none")
-    # A broken teacher (NaN, inf) has an argmax too; the product carries it into the loss, which the criterion refuses.
+    # NaN or infinite logits have an argmax too. The product passes them on to the loss, which the criterion
+    # refuses.
     return loss * (1.0 + 0.0 * best)
 
 
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """``KL(p || q) = sum_v p(v) (log p(v) - log q(v))``.
+    """Return ``KL(p || q) = sum_v p(v) (log p(v) - log q(v))``.
 
-    It is the loss ``-sum_v p(v) log q(v)`` of word-level distillation (Kim & Rush 2016, section 3.1) and of ImitKD's
-    full variant (Lin et al. 2020, section 3) less the teacher's entropy, a constant: the same gradient, and 0 when
-    the student equals the teacher.
+    Word-level distillation (Kim & Rush 2016, section 3.1) and ImitKD's full variant (Lin et al. 2020, section
+    3) have the loss ``-sum_v p(v) log q(v)``. It differs from this one by the teacher's entropy, a constant,
+    so the gradients are equal. This loss is 0 if the student equals the teacher.
 
     Args:
         student_logits, teacher_logits: ``(N, V)``, unnormalised. A teacher's logit may be ``-inf``.
@@ -62,10 +68,13 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """``KL(q || p) = sum_v q(v) (log q(v) - log p(v))`` (Agarwal et al. 2023, section 3; Wen et al. 2023, section 3.2).
+    """Return ``KL(q || p) = sum_v q(v) (log q(v) - log p(v))``.
+
+    See Agarwal et al. 2023, section 3, and Wen et al. 2023, section 3.2.
 
     Args:
-        student_logits, teacher_logits: ``(N, V)``, unnormalised, finite: it is infinite where ``p(v) = 0 < q(v)``.
+        student_logits, teacher_logits: ``(N, V)``, unnormalised, finite: the loss is infinite if ``p(v) = 0 <
+            q(v)``.
 
     Returns:
         ``(N,)``, nats, at least 0.
@@ -75,9 +84,10 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def jsd(student_logits: Tensor, teacher_logits: Tensor, *, jsd_weight: float) -> Tensor:
-    """``w KL(p || m) + (1 - w) KL(q || m)``, ``m = w p + (1 - w) q``: generalised JSD (Agarwal et al. 2023, section 2).
+    """Return ``w KL(p || m) + (1 - w) KL(q || m)`` with ``m = w p + (1 - w) q``.
 
-    It vanishes as ``w`` nears 0 or 1: see :func:`jsd_normalised`.
+    This is the generalised Jensen-Shannon divergence (Agarwal et al. 2023, section 2). It approaches 0 as
+    ``w`` approaches 0 or 1; :func:`jsd_normalised` does not.
 
     Args:
         student_logits, teacher_logits: ``(N, V)``, unnormalised. A teacher's logit may be ``-inf``.
@@ -92,10 +102,12 @@ def jsd(student_logits: Tensor, teacher_logits: Tensor, *, jsd_weight: float) ->
 
 
 def jsd_normalised(student_logits: Tensor, teacher_logits: Tensor, *, jsd_weight: float) -> Tensor:
-    """Generalised JSD over ``w (1 - w)``, which moves from ``KL(p || q)`` at ``w = 0`` to ``KL(q || p)`` at ``w = 1``.
+    """Return :func:`jsd` divided by ``w (1 - w)``.
 
-    The plain form's gradient vanishes towards both ends, where other implementations jump to the KL divergences, which
-    are several times as large. Here the scale, and so the learning rate that fits, changes smoothly.
+    It changes continuously from ``KL(p || q)`` at ``w = 0`` to ``KL(q || p)`` at ``w = 1``.
+
+    The gradient of the plain form vanishes towards both ends, where other implementations jump to the much
+    larger KL divergences. Here the scale of the loss, and with it the best learning rate, changes smoothly.
 
     Args:
         student_logits, teacher_logits: ``(N, V)``, unnormalised.
@@ -109,16 +121,14 @@ def jsd_normalised(student_logits: Tensor, teacher_logits: Tensor, *, jsd_weight
         return forward_kl(student_logits, teacher_logits)
     if jsd_weight == 1.0:
         return reverse_kl(student_logits, teacher_logits)
-    if (
-        min(jsd_weight, 1.0 - jsd_weight) < 0.01
-    ):  # near the ends float32 would leave few digits of the quotient
+    if min(jsd_weight, 1.0 - jsd_weight) < 0.01:  # near the ends, float32 leaves the quotient few digits
         student_logits, teacher_logits = student_logits.double(), teacher_logits.double()
     plain = jsd(student_logits, teacher_logits, jsd_weight=jsd_weight) / (jsd_weight * (1.0 - jsd_weight))
     return plain.to(precision)
 
 
 def tvd(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """``1/2 sum_v |p(v) - q(v)|``: total variation distance (Wen et al. 2023, section 3.4).
+    """Return ``1/2 sum_v |p(v) - q(v)|``: the total variation distance (Wen et al. 2023, section 3.4).
 
     Args:
         student_logits, teacher_logits: ``(N, V)``, unnormalised. A teacher's logit may be ``-inf``.
@@ -126,39 +136,40 @@ def tvd(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Returns:
         ``(N,)``, in 0..1.
     """
-    difference = full_precision(teacher_logits).softmax(dim=-1) - full_precision(student_logits).softmax(
-        dim=-1
-    )
-    return 0.5 * difference.abs().sum(dim=-1)
+    p, q = (full_precision(logits).softmax(dim=-1) for logits in (teacher_logits, student_logits))
+    return 0.5 * (p - q).abs().sum(dim=-1)
 
 
 def sequence_js(
     student_logits: Tensor, teacher_logits: Tensor, *, is_rollout: Tensor, mixture_weight: Tensor
 ) -> Tensor:
-    """One token of the Jensen-Shannon divergence between the distributions of whole sentences (Wen et al. 2023, section 3.3).
+    """Return each token's part of the Jensen-Shannon divergence between distributions over sentences.
 
-    ``JS = 1/2 E_{y ~ p} log p(y) / m(y) + 1/2 E_{y ~ q} log q(y) / m(y)``. On a sentence that the teacher wrote a token
-    has ``KL(p || m_t)``, on one that the student wrote ``KL(q || m_t)``, with ``m_t = w_t p + (1 - w_t) q``. Exactly,
-    ``w_t = p(y<t) / (p(y<t) + q(y<t))``; the authors' code has one half everywhere.
+    The divergence is ``JS = 1/2 E_{y ~ p} log p(y) / m(y) + 1/2 E_{y ~ q} log q(y) / m(y)`` (Wen et al. 2023,
+    section 3.3). A token has the loss ``KL(p || m_t)`` if the teacher wrote the sentence and ``KL(q || m_t)``
+    if the student wrote it, with ``m_t = w_t p + (1 - w_t) q``. The exact weight is ``w_t = p(y<t) / (p(y<t)
+    + q(y<t))``. The released code uses one half by default:
+    https://github.com/MANGA-UOFA/fdistill/blob/8e2ff7cdcea99db8cbbb87c4ebe80413e948969a/chat/kd.py#L268-L302
+    https://github.com/MANGA-UOFA/fdistill/blob/8e2ff7cdcea99db8cbbb87c4ebe80413e948969a/chat/kd.py#L357
 
     Args:
-        student_logits, teacher_logits: ``(N, V)``, unnormalised. A teacher's logit may be ``-inf`` in teacher's sentences.
-        is_rollout: ``(N,)`` bool: the student wrote the sentence.
-        mixture_weight: ``(N,)``, ``w_t`` in 0..1, a constant to the gradient.
+        student_logits, teacher_logits: ``(N, V)``, unnormalised. A teacher's logit may be ``-inf`` in
+            sentences that the teacher wrote.
+        is_rollout: ``(N,)`` bool, true if the student wrote the sentence.
+        mixture_weight: ``(N,)``, ``w_t`` in 0..1, treated as a constant by the gradient.
 
     Returns:
         ``(N,)``, nats, at least 0.
     """
     log_q, log_p = _log_probs(student_logits), _log_probs(teacher_logits)
-    weight = (
-        mixture_weight.to(log_p.dtype).clamp(1e-6, 1.0 - 1e-6).unsqueeze(-1)
-    )  # neither side's log may be infinite
+    # The clamp keeps both logarithms finite.
+    weight = mixture_weight.to(log_p.dtype).clamp(1e-6, 1.0 - 1e-6).unsqueeze(-1)
     log_m = torch.logaddexp(log_p + weight.log(), log_q + torch.log1p(-weight))
     return torch.where(is_rollout, _kl(log_q, log_m), _kl(log_p, log_m))
 
 
 def skew_forward_kl(student_logits: Tensor, teacher_logits: Tensor, *, skew: float) -> Tensor:
-    """``KL(p || a p + (1 - a) q)``: skew KL divergence (Ko et al. 2024, section 3.1).
+    """Return ``KL(p || a p + (1 - a) q)``: the skew KL divergence (Ko et al. 2024, section 3.1).
 
     Args:
         student_logits, teacher_logits: ``(N, V)``, unnormalised. A teacher's logit may be ``-inf``.
@@ -174,10 +185,11 @@ def skew_forward_kl(student_logits: Tensor, teacher_logits: Tensor, *, skew: flo
 
 
 def skew_reverse_kl(student_logits: Tensor, teacher_logits: Tensor, *, skew: float) -> Tensor:
-    """``KL(q || (1 - a) p + a q)``: skew reverse KL divergence (Ko et al. 2024, section 3.1).
+    """Return ``KL(q || (1 - a) p + a q)``: the skew reverse KL divergence (Ko et al. 2024, section 3.1).
 
     Args:
-        student_logits, teacher_logits: ``(N, V)``, unnormalised. A teacher's logit may be ``-inf`` where ``a > 0``.
+        student_logits, teacher_logits: ``(N, V)``, unnormalised. A teacher's logit may be ``-inf`` if ``a >
+            0``.
         skew: ``a``, at least 0 and below 1.
 
     Returns:
@@ -192,16 +204,16 @@ def skew_reverse_kl(student_logits: Tensor, teacher_logits: Tensor, *, skew: flo
 def logit_mse(
     student_logits: Tensor, teacher_logits: Tensor, *, annealing: float, logit_margin: float
 ) -> Tensor:
-    """``max(0, 1/V ||z_q - f z_p||^2 - margin f)``, on the logits ``z`` as the models give them.
+    """Return ``max(0, 1/V ||z_q - f z_p||^2 - margin f)`` for the unnormalised logits ``z``.
 
-    Without margin it is stage I of Annealing-KD (Jafari et al. 2021, equation 7), with it the teacher's part of
-    Continuation-KD (Jafari et al. 2022). The mean over ``V`` in place of the paper's sum keeps the loss of a large
-    vocabulary on the scale of a cross-entropy.
+    Without a margin, this is stage I of Annealing-KD (Jafari et al. 2021, equation 7). With a margin, it is
+    the teacher's part of Continuation-KD (Jafari et al. 2022). The mean over ``V``, instead of the papers'
+    sum, keeps the loss on the scale of a cross-entropy if the vocabulary is large.
 
     Args:
         student_logits, teacher_logits: ``(N, V)``, unnormalised, finite.
         annealing: ``f = 1 - (T - 1) / T_max`` in 0..1, which rises as the temperature ``T`` falls to 1.
-        logit_margin: squared distance, for ``f = 1``, below which nothing is to be learnt; at least 0.
+        logit_margin: mean squared distance, for ``f = 1``, below which the loss is 0; at least 0.
 
     Returns:
         ``(N,)``, at least 0.
@@ -214,26 +226,25 @@ def logit_mse(
 def target_decoupled_kl(
     student_logits: Tensor, teacher_logits: Tensor, *, target: Tensor, is_hard: Tensor, token_weight: Tensor
 ) -> Tensor:
-    """KL divergence in two parts, of which an easy token has only one: ATKD (Zhong et al. 2024, section 3.2).
+    """Return ATKD's KL divergence in two parts, target and others (Zhong et al. 2024, section 3.2).
 
-    The first part is between ``(p(y), 1 - p(y))`` and ``(q(y), 1 - q(y))`` for the target ``y``, the second between ``p``
-    and ``q`` over all other symbols, each normalised by itself. A hard token (the teacher is not sure of the target)
-    has both, an easy one the second.
+    The target part compares ``(p(y), 1 - p(y))`` with ``(q(y), 1 - q(y))`` for the target ``y``. The other
+    part compares ``p`` with ``q`` over all other symbols, both renormalised. Hard tokens, of whose target the
+    teacher is uncertain, have both parts. Easy tokens have only the second.
 
     Args:
         student_logits, teacher_logits: ``(N, V)``, unnormalised. A teacher's logit may be ``-inf``.
         target: ``(N,)`` int64.
         is_hard: ``(N,)`` bool.
-        token_weight: ``(N,)``, what makes the sum over a batch one of means over its easy and its hard tokens.
+        token_weight: ``(N,)`` weights that turn the batch's sum into a sum of means over easy and over hard
+            tokens.
 
     Returns:
         ``(N,)``, nats, at least 0.
     """
     target = target.unsqueeze(-1)
-    (q_target, q_others), (p_target, p_others) = (
-        _decoupled(student_logits, target),
-        _decoupled(teacher_logits, target),
-    )
+    q_target, q_others = _decoupled(student_logits, target)
+    p_target, p_others = _decoupled(teacher_logits, target)
     p_sides = torch.cat([p_target, p_others.logsumexp(dim=-1, keepdim=True)], dim=-1)
     q_sides = torch.cat([q_target, q_others.logsumexp(dim=-1, keepdim=True)], dim=-1)
     others = _kl(p_others.log_softmax(dim=-1), q_others.log_softmax(dim=-1))
@@ -256,27 +267,27 @@ DIVERGENCES: dict[str, Divergence] = {
 
 
 def needs(divergence: Divergence) -> tuple[set[str], set[str]]:
-    """The names of the batch's tensors and of the settings that a divergence asks for."""
+    """Return the names of the token inputs and of the flags that a divergence uses."""
     parameters = inspect.signature(divergence).parameters.values()
-    keywords = {
-        parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    keywords = {each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
     return keywords & set(TOKEN_INPUTS), keywords - set(TOKEN_INPUTS)
 
 
 def most_probable_only(
-    student_logits: Tensor, teacher_logits: Tensor, count: int, tail: str
+    student_logits: Tensor, teacher_logits: Tensor, count: int, *, tail: str
 ) -> tuple[Tensor, Tensor]:
-    """The same prefix with only the teacher's ``count`` most probable symbols told apart (``--teacher-topk``).
+    """Keep only the teacher's ``count`` most probable symbols (``--teacher-topk``).
 
     Args:
         student_logits, teacher_logits: ``(N, V)``.
-        count: below ``V``.
-        tail: ``dropped``: the teacher's other symbols get probability 0, and the rest is renormalised (as in ImitKD's
-            code). ``bucket``: all other symbols count as one, for teacher and student alike.
+        count: number of symbols to keep, less than ``V``.
+        tail: what happens to the others. ``dropped``: the teacher gives them probability 0 and is
+            renormalised, as in ImitKD's released code. ``bucket``: they count as one symbol, for teacher and
+            student. See
+            https://github.com/asappresearch/imitkd/blob/8b9fadded0e9eed7e16bf6ce6c3235f3ad5132e8/generation/distillation.py#L526-L535
 
     Returns:
-        the student's and the teacher's logits: ``(N, V)``, or with the bucket ``(N, count + 1)``.
+        the student's and the teacher's logits: ``(N, V)``, or ``(N, count + 1)`` with a bucket.
     """
     best, symbols = teacher_logits.topk(count, dim=-1)
     if tail == "dropped":
@@ -285,14 +296,14 @@ def most_probable_only(
 
 
 def _with_bucket(logits: Tensor, symbols: Tensor) -> Tensor:
-    """The logits of some symbols, ``(N, K)``, and of all others together, ``(N, K + 1)``."""
+    """Return the logits of some symbols ``(N, K)`` and, last, of all others together: ``(N, K + 1)``."""
     logits = full_precision(logits)
     others = logits.scatter(-1, symbols, float("-inf")).logsumexp(dim=-1, keepdim=True)
     return torch.cat([logits.gather(-1, symbols), others], dim=-1)
 
 
 def _decoupled(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the target, ``(N, 1)``, and of all symbols with the target's taken out, ``(N, V)``."""
+    """Return log-probabilities of the target ``(N, 1)``, and of all symbols without the target ``(N, V)``."""
     log_probs = _log_probs(logits)
     return log_probs.gather(-1, target), log_probs.scatter(-1, target, float("-inf"))
 
@@ -302,7 +313,7 @@ def _log_probs(logits: Tensor) -> Tensor:
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """``sum_v p (log p - log q)`` of log-probabilities, ``(N, V) -> (N,)``; a symbol with ``p = 0`` adds nothing."""
+    """Return ``sum_v p (log p - log q)``, ``(N, V) -> (N,)``. A symbol with ``p = 0`` contributes 0."""
     absent = log_p == float("-inf")
     ratio = torch.where(absent, 0.0, log_p) - torch.where(absent, 0.0, log_q)
     return (log_p.exp() * ratio).sum(dim=-1)

@@ -1,4 +1,4 @@
-"""Losses taken a chunk at a time: the same numbers and gradients as of whole logits, and no whole logits anywhere."""
+"""Losses in chunks have the values and gradients of whole logits, and whole logits never exist."""
 
 import math
 from argparse import Namespace
@@ -19,11 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fairseq_imitkd.criterion import DISTILLATION, Distillation
 from fairseq_imitkd.errors import RefusedUpdate
 from fairseq_imitkd.losses.chunked import (
-    CHUNK_LOGITS,
-    CHUNK_LOGITS_ELSEWHERE,
-    LEAST_CHUNK,
-    Figures,
-    chunk_size,
+    TokenValues,
     chunked_loss,
 )
 from fairseq_imitkd.losses.divergences import DIVERGENCES, needs
@@ -31,6 +27,8 @@ from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.mixing.batch import with_rollouts
 from fairseq_imitkd.models.access import features_for_logits, output_projection, unwrapped
 from fairseq_imitkd.models.logits import (
+    CHUNK_LOGITS,
+    LEAST_CHUNK,
     AveragedLogits,
     ProjectedLogits,
     TokenLogits,
@@ -41,6 +39,7 @@ from fairseq_imitkd.rollout import Rollout
 from tests.helpers.fairseq_models import (
     POSITIONS,
     STUDENTS,
+    AtUpdate,
     build_student,
     letters,
     make_batch,
@@ -57,7 +56,7 @@ SETTINGS = {"jsd_weight": 0.3, "skew": 0.2, "annealing": 0.6, "logit_margin": 2.
 
 
 def randn(*shape: int, seed: int, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Numbers that are the same in every call."""
+    """Normal random numbers, the same in every call."""
     return (
         scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     ).to(dtype)
@@ -66,7 +65,7 @@ def randn(*shape: int, seed: int, scale: float = 1.0, dtype: torch.dtype = torch
 def projection(
     bias: bool = True, positions: int = N, dtype: torch.dtype = torch.float64
 ) -> list[Tensor | None]:
-    """Features, output matrix and bias of a student that asks for a gradient of each."""
+    """Features, output matrix and bias of a student, which all require gradients."""
     tensors: list[Tensor | None] = [
         randn(positions, D, seed=1, dtype=dtype),
         randn(V, D, seed=2, dtype=dtype),
@@ -78,7 +77,7 @@ def projection(
 
 
 def divergence_loss(name: str, positions: int = N, dtype: torch.dtype = torch.float64) -> Callable:
-    """A token loss like the criterion's: a divergence from a teacher, some of the reference's likelihood, figures."""
+    """A token loss like the criterion's: a divergence, part of the reference's likelihood, and figures."""
     inputs, settings = needs(DIVERGENCES[name])
     generator = torch.Generator().manual_seed(4)
     gold = torch.randint(V, (positions,), generator=generator)
@@ -91,7 +90,7 @@ def divergence_loss(name: str, positions: int = N, dtype: torch.dtype = torch.fl
     }
     teacher = ProjectedLogits(randn(positions, 3, seed=5, dtype=dtype), randn(V, 3, seed=6, dtype=dtype))
 
-    def token_loss(logits: Tensor, at: slice) -> tuple[Tensor, Figures]:
+    def token_loss(logits: Tensor, at: slice) -> tuple[Tensor, TokenValues]:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         given = {key: all_inputs[key][at] for key in inputs}
         divergence = DIVERGENCES[name](
@@ -109,8 +108,8 @@ def divergence_loss(name: str, positions: int = N, dtype: torch.dtype = torch.fl
 
 def whole(
     tensors: list[Tensor | None], token_loss: Callable, upstream: float = 1.0
-) -> tuple[Tensor, list, Figures]:
-    """The summed loss of logits that are all there, its gradients, and the figures."""
+) -> tuple[Tensor, list, TokenValues]:
+    """The summed loss of whole logits, its gradients, and the figures."""
     losses, figures = token_loss(F.linear(*tensors), slice(None))
     wanted = [tensor for tensor in tensors if tensor is not None]
     return losses.sum().detach(), list(torch.autograd.grad(losses.sum() * upstream, wanted)), figures
@@ -118,7 +117,7 @@ def whole(
 
 def in_chunks(
     tensors: list[Tensor | None], token_loss: Callable, chunk: int, upstream: float = 1.0
-) -> tuple[Tensor, list, Figures]:
+) -> tuple[Tensor, list, TokenValues]:
     """The same by :func:`chunked_loss`."""
     loss, figures = chunked_loss(ProjectedLogits(*tensors), token_loss, chunk)
     wanted = [tensor for tensor in tensors if tensor is not None]
@@ -129,7 +128,7 @@ def in_chunks(
 @pytest.mark.parametrize("chunk", [1, 3, 7, N, 1000])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 def test_chunked_loss_is_the_dense_loss(name: str, chunk: int, bias: bool) -> None:
-    """Value, gradients and figures, also where the last chunk is a short one."""
+    """Value, gradients and figures, also if the last chunk is shorter."""
     tensors, token_loss = projection(bias), divergence_loss(name)
     loss, gradients, figures = in_chunks(tensors, token_loss, chunk)
     expected, expected_gradients, expected_figures = whole(tensors, token_loss)
@@ -146,7 +145,7 @@ def test_chunked_loss_is_the_dense_loss(name: str, chunk: int, bias: bool) -> No
 
 @pytest.mark.parametrize("name", ["forward-kl", "target-decoupled-kl"])
 def test_upstream_gradient_scales_all_gradients(name: str) -> None:
-    """As a loss scale, a mean over processes or micro-batches does; backward may be asked for twice."""
+    """A loss scale or a mean over processes scales the loss so. The backward pass may run twice."""
     tensors, token_loss = projection(), divergence_loss(name)
     _, gradients, _ = in_chunks(tensors, token_loss, 3, upstream=3.0)
     _, expected, _ = whole(tensors, token_loss, upstream=3.0)
@@ -160,7 +159,7 @@ def test_upstream_gradient_scales_all_gradients(name: str) -> None:
 
 
 def test_gradcheck() -> None:
-    """torch's own check of the backward pass, of features, matrix and bias."""
+    """torch's check of the backward pass, for features, matrix and bias."""
     token_loss = divergence_loss("forward-kl")
     assert torch.autograd.gradcheck(
         lambda *tensors: chunked_loss(ProjectedLogits(*tensors), token_loss, 4)[0], projection()
@@ -169,7 +168,7 @@ def test_gradcheck() -> None:
 
 @pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
 def test_gradients_of_some_parameters_alone(wanted: tuple[bool, ...]) -> None:
-    """A frozen output matrix or a frozen decoder beneath it."""
+    """A frozen output matrix, or a frozen decoder below it."""
     tensors, token_loss = projection(), divergence_loss("forward-kl")
     _, expected, _ = whole(tensors, token_loss)
     tensors = [tensor.detach().requires_grad_(asked) for tensor, asked in zip(tensors, wanted, strict=True)]
@@ -182,7 +181,7 @@ def test_gradients_of_some_parameters_alone(wanted: tuple[bool, ...]) -> None:
 
 
 def test_loss_of_no_position_is_zero() -> None:
-    """A batch of padding alone: still a loss with gradients, all 0, and figures without entries."""
+    """A batch of padding has a loss with gradients of 0, and empty figures."""
     tensors, token_loss = projection(positions=0), divergence_loss("forward-kl", positions=0)
     loss, gradients, figures = in_chunks(tensors, token_loss, 4)
     assert float(loss) == 0.0
@@ -194,8 +193,8 @@ def test_loss_of_no_position_is_zero() -> None:
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["no-grad", "frozen"])
-def test_no_gradient_wanted(frozen: bool) -> None:
-    """Validation: the same loss and figures, without one."""
+def test_loss_without_gradient(frozen: bool) -> None:
+    """In validation, loss and figures are the same."""
     tensors, token_loss = projection(), divergence_loss("jsd")
     expected, _, expected_figures = whole(tensors, token_loss)
     if frozen:
@@ -208,12 +207,12 @@ def test_no_gradient_wanted(frozen: bool) -> None:
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["no-grad", "frozen"])
-def test_no_gradient_is_computed_where_none_is_wanted(frozen: bool) -> None:
-    """In validation it would cost as much as the loss, for nothing."""
+def test_no_gradient_is_computed_if_none_is_needed(frozen: bool) -> None:
+    """In validation, it would double the cost of the loss."""
     tensors, token_loss = projection(), divergence_loss("forward-kl")
     asked = []
 
-    def watched(logits: Tensor, at: slice) -> tuple[Tensor, Figures]:
+    def watched(logits: Tensor, at: slice) -> tuple[Tensor, TokenValues]:
         asked.append(logits.requires_grad)
         return token_loss(logits, at)
 
@@ -225,10 +224,10 @@ def test_no_gradient_is_computed_where_none_is_wanted(frozen: bool) -> None:
 
 
 def test_every_chunk_is_told_its_positions() -> None:
-    """Each position once, in order."""
+    """Each position occurs once, in order."""
     seen = []
 
-    def token_loss(logits: Tensor, at: slice) -> tuple[Tensor, Figures]:
+    def token_loss(logits: Tensor, at: slice) -> tuple[Tensor, TokenValues]:
         seen.append(torch.arange(N)[at])
         return logits.sum(dim=-1), {"position": torch.arange(N)[at]}
 
@@ -241,20 +240,20 @@ HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f
 
 
 def close(one: Tensor, other: Tensor, tolerance: float) -> bool:
-    """Whether two tensors differ by no more than a share of their length."""
+    """Whether the norm of the difference is at most this share of the other's norm."""
     return float((one.double() - other.double()).norm()) <= tolerance * float(other.double().norm())
 
 
 @HALF
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
-    """The loss is float32; gradients have their parameters' dtype and are those of float32 but for rounding."""
+    """The loss is float32. Gradients have their parameters' dtype and equal float32's up to rounding."""
     tensors, token_loss = projection(dtype=dtype), divergence_loss(name, dtype=dtype)
     loss, gradients, figures = in_chunks(tensors, token_loss, 3)
     precise = [tensor.detach().float().requires_grad_(True) for tensor in tensors]
 
-    def same_logits(logits: Tensor, at: slice) -> tuple[Tensor, Figures]:
-        # The half-precision logits are rounded; what is tested is what is made of them.
+    def same_logits(logits: Tensor, at: slice) -> tuple[Tensor, TokenValues]:
+        # Half-precision logits are rounded. The test compares what is computed from them.
         return token_loss(logits + (logits.to(dtype).float() - logits).detach(), at)
 
     expected, expected_gradients, expected_figures = whole(precise, same_logits)
@@ -269,14 +268,14 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
 
 @HALF
 def test_tiny_gradients_survive_until_they_are_scaled(dtype: torch.dtype) -> None:
-    """The loss is scaled by 2**10, as fairseq's loss scaling does: gradients that half precision rounds to 0 before are right.
+    """Gradients are right that half precision would round to 0 before the loss is scaled by 2**10.
 
-    The whole logits' gradient is scaled from the beginning. So should be one that is taken before.
+    fairseq scales the loss before the backward pass, and the chunked gradient is computed before that.
     """
     factor, scale = 2.0**-18, 2.0**10
     tensors, token_loss = projection(dtype=dtype), divergence_loss("forward-kl", dtype=dtype)
 
-    def tiny(logits: Tensor, at: slice) -> tuple[Tensor, Figures]:
+    def tiny(logits: Tensor, at: slice) -> tuple[Tensor, TokenValues]:
         losses, figures = token_loss(logits, at)
         return losses * factor, figures
 
@@ -294,13 +293,13 @@ def test_tiny_gradients_survive_until_they_are_scaled(dtype: torch.dtype) -> Non
 
 
 def test_a_half_precision_gradient_is_summed_in_float32() -> None:
-    """3000 positions of the same small gradient: a float16 sum stops growing when an addend is below half its last digit."""
+    """3000 equal small gradients: a float16 sum stops growing when an addend is below half its last digit."""
     positions = 3000
     features = torch.ones(positions, 1, dtype=torch.float16)
     weight = torch.zeros(2, 1, dtype=torch.float16, requires_grad=True)
     bias = torch.zeros(2, dtype=torch.float16, requires_grad=True)
 
-    def token_loss(logits: Tensor, at: slice) -> tuple[Tensor, Figures]:
+    def token_loss(logits: Tensor, at: slice) -> tuple[Tensor, TokenValues]:
         return F.cross_entropy(
             logits.float(), torch.zeros(logits.size(0), dtype=torch.int64), reduction="none"
         ), {}
@@ -313,12 +312,12 @@ def test_a_half_precision_gradient_is_summed_in_float32() -> None:
 
 
 def test_autocast() -> None:
-    """Parameters in float32, logits in bfloat16: gradients of the parameters' precision, summed in it."""
+    """With float32 parameters and bfloat16 logits, gradients are summed in the parameters' precision."""
     features, weight, bias = projection(dtype=torch.float32)
     token_loss = divergence_loss("forward-kl", dtype=torch.float32)
     seen = []
 
-    def watched(logits: Tensor, at: slice) -> tuple[Tensor, Figures]:
+    def watched(logits: Tensor, at: slice) -> tuple[Tensor, TokenValues]:
         seen.append(logits.detach().clone())
         return token_loss(logits, at)
 
@@ -336,7 +335,7 @@ def test_autocast() -> None:
 
 
 class Watched(TorchDispatchMode):
-    """Notes the sizes of all tensors that operations give, forward and backward."""
+    """Records the shapes of all tensors that operations return, forward and backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -357,7 +356,7 @@ class Watched(TorchDispatchMode):
 @pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("chunk", [4, 16])
 def test_no_tensor_is_as_large_as_all_logits(name: str, chunk: int) -> None:
-    """Nothing is larger than a chunk's logits, the output matrix or the features; dense, the check sees the logits."""
+    """Nothing exceeds a chunk's logits, the output matrix or the features, unlike without chunks."""
     positions = 300
     tensors, token_loss = projection(positions=positions), divergence_loss(name, positions=positions)
     with Watched() as watched:
@@ -369,7 +368,7 @@ def test_no_tensor_is_as_large_as_all_logits(name: str, chunk: int) -> None:
 
 
 def peak_memory(run: Callable[[], object]) -> int:
-    """The most bytes that torch had allocated at a time, beyond what was there before."""
+    """The greatest number of bytes that torch allocated at the same time during the run."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         kept = run()
     del kept
@@ -383,7 +382,7 @@ def peak_memory(run: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("name", ["forward-kl", "sequence-js", "target-decoupled-kl"])
 def test_peak_memory_does_not_grow_with_all_logits(name: str) -> None:
-    """What the allocator saw: chunks are not kept one by one either."""
+    """As the allocator sees it: chunks are freed one after another."""
     positions = 1500
     tensors, token_loss = projection(positions=positions), divergence_loss(name, positions=positions)
     logits = positions * V * 8
@@ -395,28 +394,13 @@ def test_peak_memory_does_not_grow_with_all_logits(name: str) -> None:
     assert peak_memory(lambda: chunked_loss(ProjectedLogits(*frozen), token_loss, 16)) < 0.4 * logits
 
 
-def test_chunk_size_is_asked_for_or_by_size() -> None:
-    """-1 never and a number always chunks; by itself only what is large."""
-    for positions in (1, 10**9):
-        assert chunk_size(positions, 1000, CPU, asked=-1) == 0
-        assert chunk_size(positions, 1000, CPU, asked=1) == 1
-        assert chunk_size(positions, 1000, CPU, asked=77) == 77
-    for device, room in ((CPU, CHUNK_LOGITS["cpu"]), (torch.device("cuda"), CHUNK_LOGITS_ELSEWHERE)):
-        symbols, positions = 1024, room // 1024
-        assert chunk_size(positions, symbols, device) == 0
-        assert chunk_size(positions + 1, symbols, device) == positions
-        assert chunk_size(10**6, symbols, device) == positions
-        assert chunk_size(10**6, room, device) == LEAST_CHUNK
-        assert chunk_size(0, symbols, device) == 0
-
-
 SCORES = ["whole", "projected", "averaged", "averaged-by-position"]
 
 
 def scores(
     kind: str, positions: int, symbols: int, seed: int, dtype: torch.dtype = torch.float64
 ) -> TokenLogits:
-    """A teacher's, new in every call."""
+    """A teacher's logits, new in every call."""
     numbers = {
         "whole": lambda: WholeLogits(randn(positions, symbols, seed=seed, scale=2.0, dtype=dtype)),
         "projected": lambda: ProjectedLogits(
@@ -437,7 +421,7 @@ def scores(
 
 @pytest.mark.parametrize("by_position", [False, True])
 def test_averaged_scores_follow_the_definition(by_position: bool) -> None:
-    """``log sum_m w_m p_m(v)``, symbol by symbol; the weights are fixed or each position's own."""
+    """``log sum_m w_m p_m(v)``, symbol by symbol, with fixed weights or weights of each position."""
     members = [WholeLogits(randn(N, V, seed=seed, scale=2.0)) for seed in (1, 2, 3)]
     weights = randn(*((N, 3) if by_position else (3,)), seed=4, scale=2.0).softmax(-1)
     averaged = AveragedLogits(members, weights.log()).logits(slice(None))
@@ -450,7 +434,7 @@ def test_averaged_scores_follow_the_definition(by_position: bool) -> None:
 
 
 def test_averaged_scores_of_half_precision_are_float32() -> None:
-    """Those of the same members cast beforehand, to the bit, whatever the precision of the weights."""
+    """They equal those of members cast before, bit for bit, whatever the precision of the weights."""
     weights = torch.tensor([0.3, 0.7], dtype=torch.float64).log()
     members = [randn(N, V, seed=seed, scale=2.0, dtype=torch.float16) for seed in (1, 2)]
     one, other = (
@@ -461,8 +445,8 @@ def test_averaged_scores_of_half_precision_are_float32() -> None:
     assert one.equal(other)
 
 
-def test_averaged_member_without_weight_says_nothing() -> None:
-    """``log 0`` of one member, or of all but one."""
+def test_averaged_member_without_weight_is_ignored() -> None:
+    """A log-weight of ``-inf``."""
     members = [WholeLogits(randn(N, V, seed=seed)) for seed in (1, 2)]
     alone = AveragedLogits(members, torch.tensor([-torch.inf, 0.0])).logits(slice(None))
     torch.testing.assert_close(alone, members[1].values.log_softmax(-1), rtol=1e-12, atol=1e-12)
@@ -470,7 +454,7 @@ def test_averaged_member_without_weight_says_nothing() -> None:
 
 @pytest.mark.parametrize("kind", SCORES)
 def test_scores_of_some_positions(kind: str) -> None:
-    """A slice, chosen positions, and a slice of these, are rows of all."""
+    """A slice, selected positions, and a slice of these are the same rows of all logits."""
     given = scores(kind, N, V, seed=5)
     everything = given.logits(slice(None))
     assert everything.shape == (N, V)
@@ -488,7 +472,7 @@ def test_scores_of_some_positions(kind: str) -> None:
 @pytest.mark.parametrize("kind", SCORES)
 @pytest.mark.parametrize("chunk", [0, 1, 4, 1000])
 def test_token_lprobs_are_the_log_softmax_of_tokens(kind: str, chunk: int) -> None:
-    """Without gradient, whatever the chunk."""
+    """For every size of chunk."""
     given, tokens = (
         scores(kind, N, V, seed=6),
         torch.randint(V, (N,), generator=torch.Generator().manual_seed(7)),
@@ -506,7 +490,7 @@ def test_token_lprobs_are_the_log_softmax_of_tokens(kind: str, chunk: int) -> No
 
 
 def test_token_lprobs_have_no_gradient_and_are_float32_of_half() -> None:
-    """Of a student too."""
+    """Also those of a student."""
     student, tokens = ProjectedLogits(*projection(dtype=torch.float16)), torch.arange(N)
     found = token_lprobs(student, tokens, 4)
     assert not found.requires_grad
@@ -523,8 +507,8 @@ def test_token_lprobs_have_no_gradient_and_are_float32_of_half() -> None:
     assert token_lprobs(WholeLogits(torch.zeros(0, V)), torch.zeros(0, dtype=torch.int64), 4).shape == (0,)
 
 
-def test_token_lprobs_keep_no_whole_logits() -> None:
-    """No tensor is larger than a chunk of logits, if that is the largest."""
+def test_token_lprobs_compute_no_whole_logits() -> None:
+    """No tensor is larger than a chunk of logits."""
     given, tokens = (
         ProjectedLogits(randn(300, D, seed=1), randn(V, D, seed=2)),
         torch.zeros(300, dtype=torch.int64),
@@ -549,11 +533,11 @@ def student(kind: str) -> BaseFairseqModel:
 def training_batch(
     teacher: str, seed: int = 1, update_num: int = 30, advantages: bool = False
 ) -> dict[str, Any]:
-    """Six sentences of varied length, two of them the student's, and a float64 teacher; new in every call."""
+    """Six sentences, two of which the student wrote, with a float64 teacher; new in every call."""
     sample = make_batch(reversed_pairs(6, seed))
     rows = torch.tensor([1, 3])
     rollout = Rollout(torch.tensor([[9, 8, 2, PAD, PAD], [7, 7, 7, 7, 7]]), torch.tensor([False, True]))
-    sample = with_rollouts(sample, rows, rollout, PAD)
+    sample = with_rollouts(sample, rows, rollout, pad=PAD)
     is_rollout = torch.zeros(6, dtype=torch.bool)
     is_rollout[rows] = True
     truncated = torch.zeros(6, dtype=torch.bool)
@@ -562,7 +546,7 @@ def training_batch(
         scores(teacher, sample["target"].numel(), SYMBOLS, seed=50 + seed),
         is_rollout,
         truncated,
-        update_num,
+        AtUpdate(update_num),
         randn(6, seed=9) if advantages else None,
     )
     return sample
@@ -570,12 +554,15 @@ def training_batch(
 
 REWARD = {"student_share": "0.5", "rollout_policy": "sampling", "reward": "chrf"}
 
-# What the loss is made of, by name: method, settings.
+# name -> (method, settings)
 LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in METHODS},
     "normalised": ("imitkd_full", {"divergence": "jsd-normalised", "jsd_weight": 0.4}),
     "skew-forward": ("imitkd_full", {"divergence": "skew-forward-kl"}),
-    "annealing": ("annealing_kd", {"divergence": "logit-mse", "annealing_temperature": 7, "logit_margin": 3.0}),
+    "annealing": (
+        "annealing_kd",
+        {"divergence": "logit-mse", "annealing_temperature": 7, "logit_margin": 3.0},
+    ),
     "student-temperature": ("imitkd_full", {"student_temperature": 2.0}),
     "teacher-temperature": ("gkd", {"teacher_temperature": 0.5}),
     "temperatures": ("word_kd", {"student_temperature": 3.0, "teacher_temperature": 3.0}),
@@ -583,23 +570,30 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "topk-dropped": ("imitkd_full", {"teacher_topk": 5}),
     "topk-bucket": ("f_distill_rkl", {"teacher_topk": 5, "teacher_tail": "bucket"}),
     "topk-bucket-temperatures": (
-        "word_kd", {"teacher_topk": 3, "teacher_tail": "bucket", "student_temperature": 2.0, "teacher_temperature": 1.5},
+        "word_kd",
+        {"teacher_topk": 3, "teacher_tail": "bucket", "student_temperature": 2.0, "teacher_temperature": 1.5},
     ),
     "label-smoothing": ("word_kd", {"gold_weight": "0.3", "label_smoothing": 0.1}),
     "references-alone": ("imitkd", {"gold_weight": "1.0", "label_smoothing": 0.2}),
     "by-sentence": ("word_kd", {"loss_average": "sentence", "label_smoothing": 0.1}),
     "exact-mixture": ("f_distill", {"js_weights": "exact"}),
-    "exact-mixture-by-sentence": ("f_distill", {"js_weights": "exact", "loss_average": "sentence", "gold_weight": "0.25"}),
+    "exact-mixture-by-sentence": (
+        "f_distill",
+        {"js_weights": "exact", "loss_average": "sentence", "gold_weight": "0.25"},
+    ),
     "reward": ("imitkd_full", {**REWARD, "reward_weight": 0.3}),
     "reward-alone": ("gkd", {**REWARD, "reward_weight": 1.0, "gold_weight": "1.0"}),
-    "reward-and-gold": ("word_kd", {**REWARD, "gold_weight": "0.4", "label_smoothing": 0.1, "loss_average": "sentence"}),
-}  # fmt: skip
+    "reward-and-gold": (
+        "word_kd",
+        {**REWARD, "gold_weight": "0.4", "label_smoothing": 0.1, "loss_average": "sentence"},
+    ),
+}
 
 
 def step(
     kind: str, loss: str, sample: dict[str, Any], chunk: int
 ) -> tuple[float, int, dict[str, Any], dict[str, Tensor]]:
-    """One loss of the criterion: its value, its count, what is logged, and each parameter's gradient."""
+    """One loss of the criterion: value, count, logged figures, and each parameter's gradient."""
     name, settings = LOSSES[loss]
     model, criterion = student(kind), tiny_criterion(name, tiny_task(), loss_chunk=chunk, **settings)
     assert criterion.chunk(model, sample["target"]) == max(chunk, 0)
@@ -616,7 +610,7 @@ def step(
 
 
 def assert_same_step(one: tuple, other: tuple) -> None:
-    """Loss, count, figures and gradients."""
+    """Compare loss, count, figures and gradients."""
     assert one[0] == pytest.approx(other[0], rel=1e-12)
     assert one[1] == other[1]
     assert list(one[2]) == list(other[2])
@@ -631,12 +625,12 @@ def assert_same_step(one: tuple, other: tuple) -> None:
 @pytest.mark.parametrize("teacher", SCORES)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_criterion_in_chunks_equals_the_criterion(loss: str, teacher: str) -> None:
-    """Every setting of the loss with every form of the teacher: value, all that is logged, all gradients."""
+    """Every setting of the loss with every kind of teacher: value, logged figures and gradients."""
     advantages = "reward" in loss
     expected = step("transformer", loss, training_batch(teacher, advantages=advantages), -1)
     assert max(gradient.abs().max() for gradient in expected[3].values()) > 1e-3
     assert float(expected[2]["tokens_rollout"]) == 8
-    for chunk in (1, 3, 7, 1000):
+    for chunk in (3, 1000):  # test_chunked_loss_is_the_dense_loss has more sizes
         assert_same_step(
             step("transformer", loss, training_batch(teacher, advantages=advantages), chunk), expected
         )
@@ -645,22 +639,22 @@ def test_criterion_in_chunks_equals_the_criterion(loss: str, teacher: str) -> No
 @pytest.mark.parametrize("kind", [kind for kind in STUDENTS if kind not in ("transformer", "fconv")])
 @pytest.mark.parametrize("loss", ["word_kd", "exact-mixture", "atkd", "imitkd"])
 def test_every_kind_of_student_in_chunks(kind: str, loss: str) -> None:
-    """Also where the output matrix is the embeddings', whose gradient has two parts, and where there is a bias."""
+    """Also if the output matrix is the embedding, whose gradient has two parts, and if there is a bias."""
     expected = step(kind, loss, training_batch("averaged"), -1)
     for chunk in (1, 7, 1000):
         assert_same_step(step(kind, loss, training_batch("averaged"), chunk), expected)
 
 
 def test_divergences_end_to_end_are_all_of_them() -> None:
-    """A divergence that is added is among the losses above."""
+    """A new divergence must be among the losses above."""
     used = {str(getattr(METHODS[name](), "divergence", "")) for name, _ in LOSSES.values()}
     used |= {settings["divergence"] for _, settings in LOSSES.values() if "divergence" in settings}
     assert used >= set(DIVERGENCES)
 
 
 @pytest.mark.parametrize("loss", ["imitkd_full", "exact-mixture", "by-sentence"])
-def test_each_tokens_loss_adds_up_to_the_chunked_loss(loss: str) -> None:
-    """``reduce=False`` takes the logits whole, whatever the chunk."""
+def test_token_losses_sum_to_the_chunked_loss(loss: str) -> None:
+    """``reduce=False`` never chunks."""
     name, settings = LOSSES[loss]
     criterion = tiny_criterion(name, tiny_task(), loss_chunk=3, **settings)
     with torch.no_grad():
@@ -674,7 +668,7 @@ def test_each_tokens_loss_adds_up_to_the_chunked_loss(loss: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("no_grad", [True, False])
 def test_validation_in_chunks(kind: str, no_grad: bool) -> None:
-    """No teacher: the references' negative log-likelihood, also for the gradient of an empty shard's dummy batch."""
+    """The references' negative log-likelihood without teacher, also with a gradient, for dummy batches."""
     sample = make_batch(reversed_pairs(5, seed=3))
     results = []
     for chunk in (-1, 1, 3, 1000):
@@ -698,7 +692,7 @@ def test_validation_in_chunks(kind: str, no_grad: bool) -> None:
 
 @pytest.mark.parametrize("loss", ["imitkd", "word_kd", "exact-mixture", "atkd"])
 def test_teacher_at_padding_is_not_read(loss: str) -> None:
-    """Chunks hold only counted positions: NaN elsewhere is in no loss, gradient or figure."""
+    """Chunks hold only counted positions. NaN elsewhere reaches no loss, gradient or figure."""
     expected = step("transformer", loss, training_batch("whole"), 3)
     sample = training_batch("whole")
     padding = sample["target"].flatten().eq(PAD)
@@ -713,7 +707,7 @@ def test_teacher_at_padding_is_not_read(loss: str) -> None:
     ("kind", "value"), [("teacher", torch.nan), ("teacher", torch.inf), ("student", torch.nan)]
 )
 def test_broken_models_are_refused_in_chunks_too(chunk: int, kind: str, value: float) -> None:
-    """The refusal names the sentence and whose logits are no numbers."""
+    """The message names the sentence and the model whose logits are NaN or infinite."""
     sample = training_batch("whole")
     model, criterion = (
         build_student().double().eval(),
@@ -731,8 +725,8 @@ def test_broken_models_are_refused_in_chunks_too(chunk: int, kind: str, value: f
 
 
 @pytest.mark.parametrize("loss", ["imitkd_full", "exact-mixture", "atkd", "label-smoothing", "topk-bucket"])
-def test_criterion_makes_no_whole_logits(loss: str) -> None:
-    """No tensor over the vocabulary has more rows than a chunk, of student or teacher; dense, the check sees them."""
+def test_criterion_computes_no_whole_logits(loss: str) -> None:
+    """No tensor over the vocabulary has more rows than a chunk, for student and teacher."""
     name, settings = LOSSES[loss]
     sample = training_batch("averaged-by-position")
     projected = [scores("projected", sample["target"].numel(), SYMBOLS, seed=seed) for seed in (1, 2)]
@@ -753,7 +747,7 @@ def test_criterion_makes_no_whole_logits(loss: str) -> None:
 
 
 def test_half_precision_student_in_chunks() -> None:
-    """A bfloat16 model's loss is float32 and near the dense one; its gradients have its precision."""
+    """The loss of a bfloat16 model is float32 and close to the whole one; its gradients are bfloat16."""
     model = build_student().bfloat16().eval()
     results = []
     for chunk in (-1, 3):
@@ -768,7 +762,7 @@ def test_half_precision_student_in_chunks() -> None:
     (dense, dense_gradients), (chunked, gradients) = results
     assert chunked == pytest.approx(dense, rel=1e-5)
     assert all(gradient.dtype == torch.bfloat16 for gradient in gradients)
-    # Together: some by themselves, such as a key's bias, are 0 but for rounding.
+    # All together: some alone, such as that of a key's bias, are 0 up to rounding.
     assert close(
         *(torch.cat([part.flatten() for part in parts]) for parts in (gradients, dense_gradients)), 3e-2
     )
@@ -780,18 +774,22 @@ def decoder_of(kind: str, **changes: Any) -> Any:
 
 
 def adaptive_decoder(kind: str) -> Any:
-    """A decoder without logits over all symbols, which the task refuses for a student."""
+    """A decoder without logits over all symbols, which the task refuses as a student."""
     architecture, settings = STUDENTS[kind]
     args = Namespace(
-        arch=architecture, criterion="adaptive_loss", adaptive_softmax_cutoff="8,12", max_source_positions=POSITIONS,
-        max_target_positions=POSITIONS, **settings,
-    )  # fmt: skip
+        arch=architecture,
+        criterion="adaptive_loss",
+        adaptive_softmax_cutoff="8,12",
+        max_source_positions=POSITIONS,
+        max_target_positions=POSITIONS,
+        **settings,
+    )
     ARCH_CONFIG_REGISTRY[architecture](args)
     return ARCH_MODEL_REGISTRY[architecture].build_model(args, tiny_task()).decoder
 
 
 def test_output_projection_of_a_transformer() -> None:
-    """Its own matrix or the embeddings', without bias."""
+    """Its own matrix or the embedding, without bias."""
     decoder = decoder_of("transformer")
     weight, bias = output_projection(decoder)
     assert weight is decoder.output_projection.weight
@@ -804,7 +802,7 @@ def test_output_projection_of_a_transformer() -> None:
 
 
 def test_output_projection_of_an_lstm() -> None:
-    """A matrix and its bias, or the embeddings'."""
+    """A matrix and its bias, or the embedding."""
     decoder = decoder_of("lstm")
     weight, bias = output_projection(decoder)
     assert weight is decoder.fc_out.weight
@@ -817,8 +815,8 @@ def test_output_projection_of_an_lstm() -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in STUDENTS if kind != "fconv"])
-def test_features_and_projection_make_the_logits(kind: str) -> None:
-    """Of every kind of student, to the bit; afterwards the model gives logits again."""
+def test_features_and_projection_give_the_logits(kind: str) -> None:
+    """For every kind of student, bit for bit. Afterwards, the model returns logits again."""
     model, sample = student(kind), make_batch(reversed_pairs(4, seed=8))
     with torch.no_grad():
         logits = model(**sample["net_input"])[0]
@@ -831,7 +829,7 @@ def test_features_and_projection_make_the_logits(kind: str) -> None:
 
 
 def test_features_for_logits_restores_the_decoder_after_an_exception() -> None:
-    """An update that runs out of memory is tried again, with the same model."""
+    """An update that runs out of memory is repeated with the same model."""
     model, sample = student("lstm"), make_batch(reversed_pairs(4, seed=8))
     logits = model(**sample["net_input"])[0]
     before = set(vars(model.decoder))
@@ -849,7 +847,7 @@ def test_features_for_logits_restores_the_decoder_after_an_exception() -> None:
 
 
 class OtherForward(TransformerDecoder):
-    """A decoder of somebody's plugin, which scales its logits."""
+    """A plugin's decoder that scales its logits in its forward pass."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         logits, extra = super().forward(*args, **kwargs)
@@ -857,18 +855,18 @@ class OtherForward(TransformerDecoder):
 
 
 class OtherOutput(TransformerDecoder):
-    """Another, which does it where logits are made."""
+    """A plugin's decoder that scales its logits in its output layer."""
 
     def output_layer(self, features: Tensor) -> Tensor:
         return 2.0 * super().output_layer(features)
 
 
 class SameDecoder(TransformerDecoder):
-    """A third, which changes neither."""
+    """A plugin's decoder that changes neither."""
 
 
 class Scaled(nn.Linear):
-    """A projection that is not its matrix alone."""
+    """A projection that does more than multiply by its matrix."""
 
     def forward(self, features: Tensor) -> Tensor:
         return 2.0 * super().forward(features)
@@ -878,14 +876,14 @@ class Scaled(nn.Linear):
     ("kind", "known"), [(OtherForward, False), (OtherOutput, False), (SameDecoder, True)]
 )
 def test_output_projection_of_a_decoder_of_a_plugin(kind: type, known: bool) -> None:
-    """Unknown where it makes its logits in its own way."""
+    """It is unknown if the decoder computes its logits in another way."""
     decoder = decoder_of("transformer")
     decoder.__class__ = kind
     assert (output_projection(decoder) is not None) == known
 
 
-def test_no_output_projection_where_logits_are_made_otherwise() -> None:
-    """fconv, adaptive softmax, a projection with hooks, weight normalisation, or of another class."""
+def test_no_output_projection_of_other_kinds_of_logits() -> None:
+    """fconv, adaptive softmax, and a projection with hooks, weight normalisation or another class."""
     assert output_projection(decoder_of("fconv")) is None
     for kind in ("transformer", "lstm"):
         decoder = adaptive_decoder(kind)
@@ -910,7 +908,7 @@ def test_no_output_projection_where_logits_are_made_otherwise() -> None:
 
 @pytest.mark.parametrize("kind", ["transformer", "lstm"])
 def test_no_output_projection_of_a_decoder_whose_output_layer_is_replaced(kind: str) -> None:
-    """Though its class is fairseq's own: the replacement is what makes the logits."""
+    """The class is fairseq's, but the replacement computes the logits."""
     decoder = decoder_of(kind)
     stock = decoder.output_layer
     decoder.output_layer = lambda features: 2.0 * stock(features)
@@ -918,7 +916,7 @@ def test_no_output_projection_of_a_decoder_whose_output_layer_is_replaced(kind: 
 
 
 def test_student_without_a_known_projection_is_never_chunked() -> None:
-    """Whatever the flag: its loss is that of whole logits."""
+    """Its loss uses whole logits, whatever the flag."""
     model, sample = student("fconv"), training_batch("whole")
     for chunk in (-1, 0, 3):
         criterion = tiny_criterion("imitkd_full", tiny_task(), loss_chunk=chunk)
@@ -928,8 +926,17 @@ def test_student_without_a_known_projection_is_never_chunked() -> None:
     assert float(criterion(model, sample)[0]) == expected[0]
 
 
+def test_unused_parameters_rule_out_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would not find the output matrix in the forward pass. Every batch is large enough for chunks."""
+    monkeypatch.setitem(CHUNK_LOGITS, "cpu", 1)
+    model, target = student("transformer"), training_batch("whole")["target"]
+    for unused, expected in ((False, LEAST_CHUNK), (True, 0)):
+        criterion = tiny_criterion("imitkd_full", tiny_task(), find_unused_parameters=unused)
+        assert criterion.chunk(model, target) == expected
+
+
 def test_model_wrapped_for_distribution_is_chunked() -> None:
-    """The wrapper itself is called, once, and the logits never made."""
+    """The wrapper is called once, and whole logits never exist."""
 
     class Wrapper(nn.Module):
         def __init__(self, module: nn.Module):
@@ -950,3 +957,39 @@ def test_model_wrapped_for_distribution_is_chunked() -> None:
         step("transformer", "imitkd_full", training_batch("whole"), -1)[0], rel=1e-12
     )
     assert unwrapped(wrapped) is student("transformer")
+
+
+@pytest.mark.parametrize("own_weights", [False, True])
+@pytest.mark.parametrize("average_logits", [False, True])
+def test_average_is_weighted(own_weights: bool, average_logits: bool) -> None:
+    """Logits or probabilities are averaged, with one weight per member or with weights per position."""
+    generator = torch.Generator().manual_seed(1)
+    members = [torch.randn(5, 7, generator=generator) for _ in range(3)]
+    weights = (
+        torch.rand(5, 3, generator=generator).softmax(-1) if own_weights else torch.tensor([0.2, 0.7, 0.1])
+    )
+    averaged = AveragedLogits(
+        [WholeLogits(member) for member in members], weights.log(), average_logits=average_logits
+    )
+    parts = [member if average_logits else member.softmax(-1) for member in members]
+    expected = sum(weights[..., number : number + 1] * part for number, part in enumerate(parts))
+    expected = expected if average_logits else expected.log()
+    for positions in (slice(None), slice(1, 4)):
+        torch.testing.assert_close(averaged.logits(positions), expected[positions])
+    torch.testing.assert_close(averaged.at(torch.tensor([0, 3])).logits(slice(None)), expected[[0, 3]])
+
+
+@pytest.mark.parametrize("ignore_autocast", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_projected_logits_follow_the_definition(with_bias: bool, ignore_autocast: bool) -> None:
+    """They are hidden states times the output matrix, plus the bias. ``ignore_autocast`` keeps float32."""
+    generator = torch.Generator().manual_seed(2)
+    features, weight = torch.randn(5, 4, generator=generator), torch.randn(7, 4, generator=generator)
+    bias = torch.randn(7, generator=generator) if with_bias else None
+    projected = ProjectedLogits(features, weight, bias, ignore_autocast=ignore_autocast)
+    expected = F.linear(features, weight, bias)
+    assert projected.logits(slice(1, 4)).equal(F.linear(features[1:4], weight, bias))
+    torch.testing.assert_close(projected.at(torch.tensor([0, 3])).logits(slice(None)), expected[[0, 3]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = projected.logits(slice(None)).dtype
+    assert found == (torch.float32 if ignore_autocast else torch.bfloat16)

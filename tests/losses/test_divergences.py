@@ -1,4 +1,4 @@
-"""Divergences against references written from their definitions, symbol by symbol, in float64."""
+"""Compare divergences with references that follow their definitions, symbol by symbol, in float64."""
 
 import math
 from collections.abc import Callable
@@ -32,46 +32,46 @@ Distribution = list[float]
 
 
 def probabilities(logits: list[float]) -> Distribution:
-    """Softmax by its definition."""
+    """Softmax."""
     weights = [math.exp(logit) for logit in logits]
     return [weight / sum(weights) for weight in weights]
 
 
 def mixture(weight: float, p: Distribution, q: Distribution) -> Distribution:
-    """A share of p, the rest of q."""
+    """``weight p + (1 - weight) q``."""
     return [weight * p_v + (1.0 - weight) * q_v for p_v, q_v in zip(p, q, strict=True)]
 
 
 def kl(p: Distribution, q: Distribution) -> float:
-    """Sum of p log(p / q) over the symbols that p holds possible; infinite where q holds one of them impossible."""
+    """Sum of p log(p / q) over the symbols with p > 0; infinite if q is 0 at one of them."""
     if any(q_v == 0.0 < p_v for p_v, q_v in zip(p, q, strict=True)):
         return math.inf
     return sum(p_v * math.log(p_v / q_v) for p_v, q_v in zip(p, q, strict=True) if p_v > 0.0)
 
 
 def reference_teacher_argmax(q: Distribution, p: Distribution) -> float:
-    """-log q of the symbol that no other beats."""
+    """-log q of the most probable symbol of p."""
     return -math.log(q[p.index(max(p))])
 
 
 def reference_forward_kl(q: Distribution, p: Distribution) -> float:
-    """From the student to the teacher."""
+    """KL(p || q)."""
     return kl(p, q)
 
 
 def reference_reverse_kl(q: Distribution, p: Distribution) -> float:
-    """From the teacher to the student."""
+    """KL(q || p)."""
     return kl(q, p)
 
 
 def reference_jsd(q: Distribution, p: Distribution, jsd_weight: float) -> float:
-    """Both distributions' KL to their mixture, weighted as they are in it."""
+    """KL of both distributions to their mixture, with the weights of the mixture."""
     m = mixture(jsd_weight, p, q)
     return jsd_weight * kl(p, m) + (1.0 - jsd_weight) * kl(q, m)
 
 
 def reference_jsd_normalised(q: Distribution, p: Distribution, jsd_weight: float) -> float:
-    """The same over w (1 - w), and at both ends its limit."""
+    """The same divided by w (1 - w), and its limits at both ends."""
     limits = {0.0: kl(p, q), 1.0: kl(q, p)}
     if jsd_weight in limits:
         return limits[jsd_weight]
@@ -84,24 +84,24 @@ def reference_tvd(q: Distribution, p: Distribution) -> float:
 
 
 def reference_sequence_js(q: Distribution, p: Distribution, is_rollout: bool, mixture_weight: float) -> float:
-    """KL to the mixture, of the one who wrote the sentence."""
+    """KL of the writer of the sentence to the mixture."""
     return kl(q if is_rollout else p, mixture(mixture_weight, p, q))
 
 
 def reference_skew_forward_kl(q: Distribution, p: Distribution, skew: float) -> float:
-    """The student's distribution gets a share of the teacher's."""
+    """KL(p || a p + (1 - a) q)."""
     return kl(p, mixture(skew, p, q))
 
 
 def reference_skew_reverse_kl(q: Distribution, p: Distribution, skew: float) -> float:
-    """The teacher's distribution gets a share of the student's."""
+    """KL(q || a q + (1 - a) p)."""
     return kl(q, mixture(skew, q, p))
 
 
 def reference_logit_mse(
     student: list[float], teacher: list[float], annealing: float, logit_margin: float
 ) -> float:
-    """Mean squared distance to the scaled logits, less the scaled margin, if anything is left."""
+    """Mean squared distance to the scaled logits less the scaled margin, at least 0."""
     squares = [(z_q - annealing * z_p) ** 2 for z_q, z_p in zip(student, teacher, strict=True)]
     return max(0.0, sum(squares) / len(squares) - logit_margin * annealing)
 
@@ -127,12 +127,12 @@ def others_part(q: Distribution, p: Distribution, target: int) -> float:
 def reference_target_decoupled_kl(
     q: Distribution, p: Distribution, target: int, is_hard: bool, token_weight: float
 ) -> float:
-    """Both parts of a hard token, one of an easy one, weighed."""
+    """Both parts for a hard token, one for an easy token, times the token's weight."""
     return token_weight * (others_part(q, p, target) + (target_part(q, p, target) if is_hard else 0.0))
 
 
 def of_distributions(reference: Callable[..., float]) -> Callable[..., float]:
-    """The same from logits."""
+    """Let a reference take logits instead of distributions."""
     return lambda student, teacher, **keywords: reference(
         probabilities(student), probabilities(teacher), **keywords
     )
@@ -156,9 +156,12 @@ REFERENCES: dict[str, Callable[..., float]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A divergence with its settings, and what it is told of each of the N tokens.
+    """A divergence with its settings and the inputs of each of N tokens.
 
-    ``forbids``: it stays finite where the teacher gives a symbol no probability. ``divergence``: it is 0 between equals.
+    Args:
+        name, settings, inputs: the divergence and its keyword arguments.
+        forbids: whether it stays finite if the teacher gives a symbol probability 0.
+        divergence: whether it is 0 for equal distributions.
     """
 
     name: str
@@ -168,7 +171,7 @@ class Case:
     divergence: bool = True
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The library's loss, ``(N, V), (N, V) -> (N,)``."""
+        """The package's loss, ``(N, V), (N, V) -> (N,)``."""
         inputs = {
             name: torch.tensor(values, dtype=torch.float64 if name == "mixture_weight" else None)
             for name, values in self.inputs.items()
@@ -242,14 +245,14 @@ def cases_where(keep: Callable[[Case], bool]) -> Any:
 
 
 def random_logits(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Student's and teacher's logits, far enough apart to tell p from q."""
+    """Clearly different logits of student and teacher."""
     generator = torch.Generator().manual_seed(seed)
     student, teacher = (3.0 * torch.randn(N, V, generator=generator, dtype=torch.float64) for _ in range(2))
     return student.to(dtype), teacher.to(dtype)
 
 
 def value_and_gradient(case: Case, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses ``(N,)`` and the gradient of their sum in the student's logits."""
+    """The losses ``(N,)``, and the gradient of their sum for the student's logits."""
     student = student.clone().requires_grad_(True)
     loss = case(student, teacher)
     (gradient,) = torch.autograd.grad(loss.sum(), student)
@@ -257,7 +260,7 @@ def value_and_gradient(case: Case, student: Tensor, teacher: Tensor) -> tuple[Te
 
 
 def central_differences(case: Case, student: Tensor, teacher: Tensor, step: float = 1e-5) -> Tensor:
-    """The gradient of the reference, in each student logit of each position."""
+    """The numerical gradient of the reference for the student's logits."""
     gradient = torch.zeros_like(student)
     for row, symbol in product(range(student.size(0)), range(student.size(1))):
         moved = []
@@ -270,14 +273,14 @@ def central_differences(case: Case, student: Tensor, teacher: Tensor, step: floa
 
 
 def test_every_divergence_has_a_reference_and_a_case() -> None:
-    """A divergence that is registered is checked here."""
+    """A new divergence must be tested here."""
     assert set(DIVERGENCES) == set(REFERENCES) == {case.name for case in CASES.values()}
 
 
 @every_case
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_values_follow_the_definition(case: Case, seed: int) -> None:
-    """Each of the N positions by itself."""
+    """Each of N positions separately."""
     student, teacher = random_logits(seed)
     torch.testing.assert_close(
         case(student, teacher), case.references(student, teacher), rtol=1e-11, atol=1e-12
@@ -286,7 +289,7 @@ def test_values_follow_the_definition(case: Case, seed: int) -> None:
 
 @every_case
 def test_gradients_follow_the_definition(case: Case) -> None:
-    """Central differences of the reference, in each student logit of each position."""
+    """Compare with central differences of the reference."""
     student, teacher = random_logits(4)
     torch.testing.assert_close(
         value_and_gradient(case, student, teacher)[1],
@@ -305,7 +308,7 @@ def test_gradcheck(case: Case) -> None:
 
 @every_case
 def test_only_the_student_has_a_gradient_and_neither_is_changed(case: Case) -> None:
-    """What the teacher says is a constant, and logits are used again afterwards, for the figures to log."""
+    """The teacher's logits are constants, and both logits are used again for figures."""
     student, teacher = random_logits(6)
     copies = student.clone(), teacher.clone()
     assert not case(student, teacher).requires_grad
@@ -319,7 +322,7 @@ def test_only_the_student_has_a_gradient_and_neither_is_changed(case: Case) -> N
 
 @every_case
 def test_each_position_is_by_itself(case: Case) -> None:
-    """No other position's logits change a loss or a gradient, so that a batch may be taken in any parts."""
+    """Losses and gradients do not depend on other positions, so a batch can be split in any way."""
     student, teacher = random_logits(7)
     other_student, other_teacher = random_logits(8)
     other_student[2], other_teacher[2] = student[2], teacher[2]
@@ -334,7 +337,7 @@ def test_each_position_is_by_itself(case: Case) -> None:
 
 @every_case
 def test_no_loss_is_negative(case: Case) -> None:
-    """Also of distributions that are nearly the same."""
+    """Also for nearly equal distributions."""
     student, teacher = random_logits(9)
     for distance in (1.0, 1e-3, 1e-6):
         assert case(student, student + distance * (teacher - student)).min() >= -1e-10
@@ -342,9 +345,10 @@ def test_no_loss_is_negative(case: Case) -> None:
 
 @cases_where(lambda case: case.divergence)
 def test_divergence_is_zero_at_equality_and_so_is_its_gradient(case: Case) -> None:
-    """Also when the logits differ by a constant, which is the same distribution."""
+    """Also if the logits differ by a constant, which leaves the distribution unchanged."""
     student, _ = random_logits(10)
-    # The total variation has a kink there, which rounding would step off; logits by themselves are not equal when moved.
+    # The total variation has a kink there, which rounding would leave. logit-mse compares the logits
+    # themselves.
     moved = 0.0 if case.name in ("tvd", "logit-mse") else 2.5
     loss, gradient = value_and_gradient(case, student, student + moved)
     assert loss.abs().max() < 1e-11
@@ -352,15 +356,15 @@ def test_divergence_is_zero_at_equality_and_so_is_its_gradient(case: Case) -> No
 
 
 @cases_where(lambda case: not case.divergence)
-def test_what_is_no_divergence_is_positive_at_equality(case: Case) -> None:
-    """The certain symbol still has something to gain, and scaled logits are others."""
+def test_other_losses_are_positive_at_equality(case: Case) -> None:
+    """The most probable symbol could be more probable, and scaled logits differ."""
     student, _ = random_logits(10)
     assert (case(student, student).min() > 0.0) == (case.settings.get("logit_margin", 0.0) <= 0.5)
 
 
 @cases_where(lambda case: case.name != "logit-mse")
 def test_a_constant_added_to_all_logits_changes_nothing(case: Case) -> None:
-    """They are unnormalised: only the distributions count."""
+    """The logits are unnormalised, so only the distributions matter."""
     student, teacher = random_logits(11)
     torch.testing.assert_close(
         case(student + 7.0, teacher - 3.0), case(student, teacher), rtol=1e-10, atol=1e-12
@@ -380,7 +384,7 @@ def test_forward_kl_has_the_gradient_of_word_level_distillation() -> None:
 
 @pytest.mark.parametrize("weight", [0.05, 0.3, 0.5, 0.8])
 def test_jsd_of_swapped_distributions_has_the_other_weight(weight: float) -> None:
-    """``JSD_w(p, q) = JSD_{1 - w}(q, p)``: at one half it is symmetric, elsewhere it is not."""
+    """``JSD_w(p, q) = JSD_{1 - w}(q, p)``. It is symmetric only for a weight of one half."""
     student, teacher = random_logits(13)
     for divergence in (jsd, jsd_normalised):
         one = divergence(student, teacher, jsd_weight=weight)
@@ -393,7 +397,7 @@ def test_jsd_of_swapped_distributions_has_the_other_weight(weight: float) -> Non
 
 @pytest.mark.parametrize(("end", "inside"), [(0.0, 1e-4), (1.0, 1.0 - 1e-4)])
 def test_normalised_jsd_is_continuous_at_its_ends(end: float, inside: float) -> None:
-    """Value and gradient move into those of the KL divergences, which the plain form misses by four digits."""
+    """Value and gradient approach those of the KL divergences; the plain form approaches 0."""
     student, teacher = (logits / 3.0 for logits in random_logits(14))
     near, at = (
         value_and_gradient(Case("jsd-normalised", {"jsd_weight": w}), student, teacher) for w in (inside, end)
@@ -404,9 +408,19 @@ def test_normalised_jsd_is_continuous_at_its_ends(end: float, inside: float) -> 
     assert (jsd(student, teacher, jsd_weight=inside) < 1e-2 * at[0]).all()
 
 
+@pytest.mark.parametrize("weight", [1e-5, 1.0 - 1e-5])
+def test_normalised_jsd_is_precise_near_its_ends(weight: float) -> None:
+    """In float32 alone, the quotient would keep few digits. The result has the dtype of the logits."""
+    student, teacher = (logits.float() for logits in random_logits(14))
+    found = jsd_normalised(student, teacher, jsd_weight=weight)
+    assert found.dtype == torch.float32
+    exact = jsd_normalised(student.double(), teacher.double(), jsd_weight=weight)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0.0)
+
+
 @pytest.mark.parametrize("scale", [0.1, 1.0, 300.0])
 def test_bounded_divergences_keep_their_bounds(scale: float) -> None:
-    """The total variation 1, the Jensen-Shannon divergence log 2, which distributions far apart come near."""
+    """Total variation is at most 1 and JSD at most log 2. Very different distributions come close."""
     generator = torch.Generator().manual_seed(15)
     student, teacher = scale * torch.randn(2, 50, V, generator=generator, dtype=torch.float64)
     bounded = {
@@ -438,7 +452,7 @@ def test_logit_margin_teaches_nothing_within_and_the_same_gradient_beyond() -> N
 
 
 def test_target_decoupled_kl_decouples_the_kl_divergence() -> None:
-    """``KL(p || q)`` is the target's part and, weighted by all others' probability, theirs: ATKD takes that weight away."""
+    """``KL(p || q)`` is the target's part plus ``1 - p(y)`` times the others' part; ATKD drops the weight."""
     student, teacher = random_logits(17)
     target = torch.tensor(TARGETS)
     both, others = (
@@ -461,8 +475,8 @@ def test_target_decoupled_kl_decouples_the_kl_divergence() -> None:
 
 
 @pytest.mark.parametrize("end", [0.0, 1.0])
-def test_sequence_js_at_a_mixture_of_one_alone_is_a_kl_divergence(end: float) -> None:
-    """Where one of the two holds the prefix impossible; that one's own divergence is then 0."""
+def test_sequence_js_with_an_extreme_mixture_is_a_kl_divergence(end: float) -> None:
+    """If one of the models gives the prefix probability 0. The other model's divergence is then 0."""
     student, teacher = (logits / 3.0 for logits in random_logits(18))
     case = Case("sequence-js", inputs={"is_rollout": MIXED, "mixture_weight": [end] * N})
     loss, gradient = value_and_gradient(case, student, teacher)
@@ -478,12 +492,12 @@ END, LONGEST = 2, 3
 
 
 def prefixes() -> list[tuple[int, ...]]:
-    """All beginnings of sentences over three symbols that go on: none has the end symbol, none is of full length."""
+    """All prefixes over three symbols that can continue: without end symbol and below the greatest length."""
     return [prefix for length in range(LONGEST) for prefix in product((0, 1), repeat=length)]
 
 
 def sentences() -> list[tuple[int, ...]]:
-    """All sentences: the end symbol is last, or none is there and the length is the greatest."""
+    """All sentences: with the end symbol last, or without it at the greatest length."""
     return [
         (*prefix, symbol)
         for prefix in prefixes()
@@ -493,11 +507,11 @@ def sentences() -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_sequence_js_adds_up_to_the_divergence_of_whole_sentences(seed: int) -> None:
-    """Over every sentence of a tiny language: with exact prefix weights, tokens' divergences are the sentences' own.
+def test_sequence_js_sums_to_the_divergence_of_sentences(seed: int) -> None:
+    """With exact weights, the tokens' divergences sum to that of sentences, over all sentences of a language.
 
-    ``KL(P || M)`` with ``M = (P + Q) / 2`` of the probabilities of whole sentences, for the teacher's and the student's
-    halves of the Jensen-Shannon divergence.
+    ``KL(P || M)`` with ``M = (P + Q) / 2`` of the probabilities of whole sentences, for the teacher's and the
+    student's halves of the Jensen-Shannon divergence.
     """
     generator = torch.Generator().manual_seed(seed)
     order = {prefix: number for number, prefix in enumerate(prefixes())}
@@ -534,12 +548,12 @@ def test_sequence_js_adds_up_to_the_divergence_of_whole_sentences(seed: int) -> 
             both[side] * sum(half[order[sentence[:at]]] for at in range(len(sentence)))
             for sentence, both in whole.items()
         )
-        assert abs(by_halves - of_sentences) > 1e-3  # the authors' one half everywhere is another quantity
+        assert abs(by_halves - of_sentences) > 1e-3  # with weights of one half, it is another quantity
 
 
 @cases_where(lambda case: case.forbids)
 def test_teacher_may_forbid_symbols(case: Case) -> None:
-    """A teacher's ``-inf`` is a probability of 0: the loss and every gradient stay finite and right."""
+    """A teacher's ``-inf`` is a probability of 0. Loss and gradients stay finite and correct."""
     student, teacher = random_logits(19)
     teacher[:, 0] = teacher[0, 3] = teacher[3, 6] = -torch.inf  # targets of some positions and not of others
     loss, gradient = value_and_gradient(case, student, teacher)
@@ -548,8 +562,8 @@ def test_teacher_may_forbid_symbols(case: Case) -> None:
 
 
 @cases_where(lambda case: not case.forbids)
-def test_loss_is_infinite_where_its_definition_is(case: Case) -> None:
-    """A symbol that the teacher forbids and the student does not: refused by the criterion, and not learnt from unseen."""
+def test_loss_is_infinite_if_its_definition_is(case: Case) -> None:
+    """The student allows a symbol that the teacher forbids. The criterion then refuses the update."""
     student, teacher = random_logits(20)
     teacher[1, 4] = -torch.inf
     expected = case.references(student, teacher)
@@ -561,9 +575,10 @@ def test_loss_is_infinite_where_its_definition_is(case: Case) -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_broken_teacher_does_not_train_silently(case: Case, value: float, dtype: torch.dtype) -> None:
-    """One logit that is not finite: the loss is NaN there, where the criterion stops, and right at the other positions.
+    """One logit is not finite: the loss is NaN there, so the criterion stops, and correct elsewhere.
 
-    So is the gradient, but for absolute differences, whose own has no place for NaN, and squares, where it is the logit's own.
+    The gradient is NaN too, except for absolute differences, whose gradient can't hold NaN, and for squares,
+    where only that logit's gradient is affected.
     """
     student, teacher = random_logits(21, dtype)
     expected = value_and_gradient(case, student, teacher)
@@ -581,7 +596,7 @@ def test_broken_teacher_does_not_train_silently(case: Case, value: float, dtype:
 
 @every_case
 def test_broken_student_does_not_train_silently(case: Case) -> None:
-    """A diverged student's NaN is in the loss."""
+    """A diverged student's NaN reaches the loss."""
     student, teacher = random_logits(22)
     student[3, 2] = torch.nan
     assert case(student, teacher).isnan().tolist() == [False, False, False, True, False]
@@ -589,7 +604,7 @@ def test_broken_student_does_not_train_silently(case: Case) -> None:
 
 @every_case
 def test_teacher_that_forbids_everything_does_not_train_silently(case: Case) -> None:
-    """``-inf`` at every symbol is no distribution. As logits they are infinitely far."""
+    """``-inf`` at every symbol is not a distribution. Its distance as logits is infinite."""
     student, teacher = random_logits(23)
     teacher[2] = -torch.inf
     loss, gradient = value_and_gradient(case, student, teacher)
@@ -605,7 +620,7 @@ def test_teacher_that_forbids_everything_does_not_train_silently(case: Case) -> 
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_logits_are_computed_in_float32(case: Case, dtype: torch.dtype) -> None:
-    """The result is float32 and exactly the one of the same logits cast beforehand; the gradient is rounded once."""
+    """The loss equals that of logits cast to float32 before. The gradient is rounded once."""
     student, teacher = random_logits(24, dtype)
     loss, gradient = value_and_gradient(case, student, teacher)
     expected, precise = value_and_gradient(case, student.float(), teacher.float())
@@ -617,7 +632,7 @@ def test_half_precision_logits_are_computed_in_float32(case: Case, dtype: torch.
 
 @every_case
 def test_float32_is_close_to_float64(case: Case) -> None:
-    """The precision that training has."""
+    """float32 is the precision of training."""
     student, teacher = random_logits(25)
     precise, single = (
         value_and_gradient(case, student.to(dtype), teacher.to(dtype))
@@ -629,7 +644,7 @@ def test_float32_is_close_to_float64(case: Case) -> None:
 
 @every_case
 def test_certain_models_have_finite_losses_and_gradients(case: Case) -> None:
-    """Probabilities that float32 rounds to 0 or 1, on either side or both."""
+    """Probabilities that float32 rounds to 0 or 1, in one model or both."""
     student, teacher = random_logits(26, torch.float32)
     for student_scale, teacher_scale in ((300.0, 1.0), (1.0, 300.0), (300.0, 300.0)):
         loss, gradient = value_and_gradient(case, student_scale * student, teacher_scale * teacher)
@@ -639,20 +654,20 @@ def test_certain_models_have_finite_losses_and_gradients(case: Case) -> None:
 
 @cases_where(lambda case: case.divergence and case.name != "logit-mse")
 def test_half_precision_sum_over_a_large_vocabulary_does_not_overflow(case: Case) -> None:
-    """70000 equal symbols: their weights together are beyond float16's 65504; two that are both uniform are equal."""
+    """The sum over 70000 equal symbols exceeds float16's maximum 65504. The loss of two uniforms is 0."""
     zeros = torch.zeros(N, 70_000, dtype=torch.float16)
     torch.testing.assert_close(case(zeros, zeros), torch.zeros(N), rtol=0.0, atol=2e-4)
 
 
 def test_half_precision_argmax_and_squares_do_not_overflow() -> None:
-    """A uniform student costs log V, and a distance of 300 has a square beyond float16's 65504."""
+    """A uniform student has the loss log V, and the square of 300 exceeds float16's maximum 65504."""
     zeros = torch.zeros(1, 70_000, dtype=torch.float16)
     assert float(teacher_argmax(zeros, zeros)) == pytest.approx(math.log(70_000), rel=1e-5)
     assert float(logit_mse(zeros + 300.0, zeros, annealing=1.0, logit_margin=0.0)) == pytest.approx(90_000.0)
 
 
 def test_full_precision_leaves_other_dtypes_alone() -> None:
-    """float32 and float64 pass through uncopied; half precision becomes float32."""
+    """float32 and float64 are returned without copy; half precision becomes float32."""
     for dtype in (torch.float32, torch.float64):
         logits = torch.zeros(2, 3, dtype=dtype)
         assert full_precision(logits) is logits
@@ -661,7 +676,7 @@ def test_full_precision_leaves_other_dtypes_alone() -> None:
 
 
 def test_needs_names_the_inputs_and_settings() -> None:
-    """What the criterion hands over, and which flags mean something."""
+    """The inputs that the criterion passes, and the flags that have an effect."""
     expected: dict[str, tuple[set[str], set[str]]] = {
         "teacher-argmax": (set(), set()),
         "forward-kl": (set(), set()),
@@ -681,8 +696,8 @@ def test_needs_names_the_inputs_and_settings() -> None:
         assert (set(case.inputs), set(case.settings)) == expected[case.name]
 
 
-def told_apart(q: Distribution, p: Distribution, count: int, tail: str) -> tuple[Distribution, Distribution]:
-    """Both distributions with only the teacher's most probable symbols told apart."""
+def truncated(q: Distribution, p: Distribution, count: int, tail: str) -> tuple[Distribution, Distribution]:
+    """Both distributions with only the teacher's most probable symbols kept."""
     best = sorted(range(len(p)), key=lambda symbol: -p[symbol])[:count]
     if tail == "dropped":
         kept = sum(p[symbol] for symbol in best)
@@ -695,9 +710,9 @@ def told_apart(q: Distribution, p: Distribution, count: int, tail: str) -> tuple
 
 
 def topk_loss(name: str, count: int, tail: str, student: Tensor, teacher: Tensor) -> Tensor:
-    """The library's loss under ``--teacher-topk``."""
+    """The package's loss under ``--teacher-topk``."""
     case = CASES[name]
-    return case(*most_probable_only(student, teacher, count, tail))
+    return case(*most_probable_only(student, teacher, count, tail=tail))
 
 
 TOPK = [
@@ -722,7 +737,7 @@ TOPK = [
 @pytest.mark.parametrize("count", [1, 3, V - 2])
 @pytest.mark.parametrize(("name", "tail"), TOPK)
 def test_most_probable_only_follows_the_definition(name: str, tail: str, count: int) -> None:
-    """Value and gradient, to the student's symbols outside the teacher's best too."""
+    """Value and gradient, also for the student's symbols outside the teacher's best."""
     student, teacher = random_logits(27)
     reference = {
         "forward-kl": reference_forward_kl,
@@ -734,7 +749,7 @@ def test_most_probable_only_follows_the_definition(name: str, tail: str, count: 
     }[CASES[name].name]
 
     def expected(row: int, q_logits: list[float], p_logits: list[float]) -> float:
-        q, p = told_apart(probabilities(q_logits), probabilities(p_logits), count, tail)
+        q, p = truncated(probabilities(q_logits), probabilities(p_logits), count, tail)
         inputs = {key: values[row] for key, values in CASES[name].inputs.items()}
         return reference(q, p, **CASES[name].settings, **inputs)
 
@@ -765,15 +780,15 @@ def test_gradcheck_of_most_probable_only(name: str, tail: str) -> None:
 
 @pytest.mark.parametrize(("tail", "width"), [("dropped", V), ("bucket", 4)])
 def test_most_probable_only_keeps_the_best_and_their_order_of_merit(tail: str, width: int) -> None:
-    """The bucket is the last outcome; dropped symbols have no probability; the given logits stay as they were."""
+    """The bucket is the last symbol, dropped symbols have probability 0, and the inputs do not change."""
     student, teacher = random_logits(29)
     copies = student.clone(), teacher.clone()
-    kept_student, kept_teacher = most_probable_only(student, teacher, 3, tail)
+    kept_student, kept_teacher = most_probable_only(student, teacher, 3, tail=tail)
     assert kept_student.shape == kept_teacher.shape == (N, width)
     assert student.equal(copies[0])
     assert teacher.equal(copies[1])
     rows = zip(student.tolist(), teacher.tolist(), strict=True)
-    expected = [told_apart(probabilities(q), probabilities(p), 3, tail) for q, p in rows]
+    expected = [truncated(probabilities(q), probabilities(p), 3, tail) for q, p in rows]
     for number, logits in enumerate((kept_student, kept_teacher)):
         wanted = torch.tensor([pair[number] for pair in expected], dtype=torch.float64)
         torch.testing.assert_close(logits.softmax(-1), wanted, rtol=1e-12, atol=0.0)
@@ -808,7 +823,7 @@ def test_bucket_of_a_teacher_that_forbids_the_rest_is_empty() -> None:
 def test_most_probable_only_does_not_hide_a_broken_teacher(
     name: str, tail: str, value: float, dtype: torch.dtype
 ) -> None:
-    """Whatever is not finite counts as most probable; half precision is computed in float32."""
+    """A logit that is not finite counts as most probable. Half precision is computed in float32."""
     student, teacher = random_logits(31, dtype)
     sound = topk_loss(name, 2, tail, student, teacher)
     teacher[1, 4] = value
@@ -816,3 +831,13 @@ def test_most_probable_only_does_not_hide_a_broken_teacher(
     assert loss.dtype == torch.float32
     assert loss.isnan().tolist() == [False, True, False, False, False]
     assert loss[[0, 2, 3, 4]].equal(sound[[0, 2, 3, 4]])
+
+
+@pytest.mark.parametrize("is_rollout", [False, True])
+def test_sequence_js_bounds_the_mixture_weight(is_rollout: bool) -> None:
+    """The weight is clamped to 1e-6 .. 1 - 1e-6. So a symbol that one side excludes costs ``log 1e6``."""
+    student, teacher = torch.tensor([[0.0, -100.0]]), torch.tensor([[-100.0, 0.0]])
+    weight = torch.tensor([1.0 if is_rollout else 0.0])
+    loss = sequence_js(student, teacher, is_rollout=torch.tensor([is_rollout]), mixture_weight=weight)
+    # In float32, 1 - 1e-6 is not exact.
+    assert loss.item() == pytest.approx(math.log(1e6), rel=1e-2)
