@@ -1,7 +1,8 @@
-"""How the share of sentences that the student writes itself moves with training. Text -> pure function.
+"""Schedules: text such as ``exponential:0.005`` -> a function from the training's progress to a share.
 
-Schedules follow the released code of ImitKD (Lin et al., EMNLP 2020), which speaks of the *data* share; here it is
-always the student's, one minus that.
+They follow ImitKD's released code (Lin et al., EMNLP 2020), which schedules the share of *data* sentences.
+Here a schedule gives the share of the *student's* sentences, which is one minus that.
+https://github.com/asappresearch/imitkd/blob/8b9fadded0e9eed7e16bf6ce6c3235f3ad5132e8/generation/distillation.py#L404-L409
 """
 
 import math
@@ -12,64 +13,61 @@ from fairseq_imitkd.errors import UsageError
 Schedule = Callable[[int], float]
 
 FORMS = (
-    "a number in 0..1, constant:SHARE, exponential:FINAL_DATA_SHARE, linear:FINAL_DATA_SHARE or reverse-sigmoid, each with an "
-    "optional ,warmup=FRACTION"
+    "a number in 0..1, constant:SHARE, exponential:FINAL_DATA_SHARE, linear:FINAL_DATA_SHARE or "
+    "reverse-sigmoid, each with an optional ,warmup=FRACTION"
 )
+
+# (final data share, fraction of the training that is done) -> student share
+_FORMULAS: dict[str, Callable[[float, float], float]] = {
+    "exponential": lambda final, done: 1.0 - final**done,
+    "linear": lambda final, done: done * (1.0 - final),
+    "reverse-sigmoid": lambda _, done: 1.0 - 1.0 / (1.0 + math.exp(20.0 * (done - 0.5))),
+}
 
 
 def parse_schedule(
-    text: str, end: int, flag: str = "--student-share", end_flag: str = "--max-update", forms: str = FORMS
+    text: str, end: int, *, flag: str = "--student-share", end_flag: str = "--max-update", forms: str = FORMS
 ) -> Schedule:
-    """Read a schedule: a share that never falls as training goes on.
+    """Parse a schedule: a share that never falls during training.
 
-    With ``x`` the fraction of training done, update / ``--max-update`` (or epoch / ``--max-epoch``):
+    ``x`` is the fraction of the training that is done: update / ``--max-update``, or epoch / ``--max-epoch``.
 
     ==================  ======================================================
     ``constant:S``      ``S`` (``S`` alone means the same)
-    ``exponential:R``   ``1 - R^x``, so the data share ends at ``R``: the paper's
+    ``exponential:R``   ``1 - R^x``: the data share ends at ``R``, as in the paper
     ``linear:R``        ``x (1 - R)``
     ``reverse-sigmoid``  ``1 - 1 / (1 + exp(20 (x - 1/2)))``
     ==================  ======================================================
 
-    Each takes an optional ``,warmup=F``: the share is 0 for the first fraction ``F`` of the updates, and then
-    ``x`` is that fraction less ``F``, as in the released code; so a moving form ends at ``x = 1 - F``.
+    Each form takes an optional ``,warmup=F``: the share is 0 for the first fraction ``F`` of the training,
+    and ``x`` is then the fraction that is done minus ``F``. The released code does the same. So a moving form
+    ends at ``x = 1 - F``.
 
     Args:
         text: the flag's value, for example ``exponential:0.005,warmup=0.1``.
-        end: of training, in updates or epochs; 0 means unlimited, which only a constant share allows.
-        flag, end_flag, forms: what to name in errors: the flags, and what a schedule may be.
+        end: length of the training in updates or epochs; 0 means unlimited, which only a constant share
+            allows.
+        flag, end_flag: the flags of the text and of the training's length, for messages.
+        forms: the forms that the text may have, for messages.
 
     Returns:
-        update or epoch number (0 = first) -> share in 0..1.
+        a function from the update or epoch number (0 = first) to a share in 0..1.
 
     Raises:
-        UsageError: the text does not parse, a number is out of range, or the end is needed and missing.
+        UsageError: the text does not parse, a number is out of range, or ``end`` is needed and missing.
     """
     form, *options = (part.strip() for part in text.split(","))
     name, _, argument = form.partition(":")
     if not argument and _is_number(name):
         name, argument = "constant", name
     warmup = _warmup(options, text, flag)
-
-    moving: dict[str, Callable[[float, float], float]] = {
-        "exponential": lambda final, done: 1.0 - final**done,
-        "linear": lambda final, done: done * (1.0 - final),
-        "reverse-sigmoid": lambda _, done: 1.0 - 1.0 / (1.0 + math.exp(20.0 * (done - 0.5))),
-    }
-    if name != "constant" and name not in moving:
+    if name != "constant" and name not in _FORMULAS:
         raise UsageError(f"{flag} must be {forms}, but is '{text}'")
-    if (name == "reverse-sigmoid") != (argument == ""):
-        raise UsageError(
-            f"{flag} '{text}': {name} takes {'no number' if argument else 'a number, as in ' + name + ':0.5'}"
-        )
-    number = _fraction(argument, text, flag) if argument else 0.0
-    if name == "exponential" and number == 0.0:
-        raise UsageError(
-            f"{flag} '{text}': the final data share of exponential must be above 0, as in exponential:0.005"
-        )
+    number = _argument(name, argument, text, flag=flag)
     if end <= 0 and (name != "constant" or warmup > 0):
         raise UsageError(
-            f"{flag} '{text}' needs {end_flag}, which says when training ends; or use constant:SHARE without warmup"
+            f"{flag} '{text}' needs {end_flag}, which sets the end of the training; or use constant:SHARE "
+            "without warmup"
         )
 
     def share(now: int) -> float:
@@ -78,17 +76,22 @@ def parse_schedule(
             return 0.0
         if name == "constant":
             return number
-        return min(1.0, max(0.0, moving[name](number, min(done, 1.0))))
+        return min(1.0, max(0.0, _FORMULAS[name](number, min(done, 1.0))))
 
     return share
 
 
+def moves(schedule: Schedule, end: int) -> bool:
+    """Return whether a schedule ends at another share than it begins with; False for an adaptive share."""
+    return not isinstance(schedule, AdaptiveShare) and schedule(0) != schedule(end)
+
+
 class AdaptiveShare:
-    """A share that grows when the validation loss has become worse (Ko et al. 2024, section 3.2).
+    """A share that grows whenever the validation loss rises (Ko et al. 2024, section 3.2).
 
     Args:
         start: the first share, in 0..1.
-        step: by how much it grows.
+        step: how much is added to the share each time.
     """
 
     def __init__(self, start: float, step: float = 0.1):
@@ -96,39 +99,53 @@ class AdaptiveShare:
         self.last_loss: float | None = None
 
     def __call__(self, now: int) -> float:
-        """The share, whenever."""
+        """The current share; the update number is ignored."""
         return self.share
 
     def validated(self, loss: float) -> None:
-        """Take in the loss of a validation."""
+        """Raise the share if this validation's loss is above the last one's."""
         if self.last_loss is not None and loss > self.last_loss:
             self.share = min(1.0, self.share + self.step)
         self.last_loss = loss
 
     def state(self) -> list[float]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return [self.share] if self.last_loss is None else [self.share, self.last_loss]
 
     def restore(self, state: Sequence[float]) -> None:
-        """Go on from a :meth:`state`."""
+        """Continue from the result of :meth:`state`."""
         self.share = float(state[0])
         self.last_loss = float(state[1]) if len(state) > 1 else None
 
 
 def parse_share(
-    text: str, end: int, flag: str = "--student-share", end_flag: str = "--max-update"
+    text: str, end: int, *, flag: str = "--student-share", end_flag: str = "--max-update"
 ) -> Schedule:
-    """A schedule of :func:`parse_schedule`, or ``adaptive:START``.
+    """Parse a schedule of :func:`parse_schedule`, or ``adaptive:START``.
 
     Raises:
-        UsageError: as there.
+        UsageError: as in :func:`parse_schedule`.
     """
     name, _, argument = text.strip().partition(":")
     if name != "adaptive":
-        return parse_schedule(text, end, flag, end_flag, FORMS + "; or adaptive:START")
+        return parse_schedule(text, end, flag=flag, end_flag=end_flag, forms=FORMS + "; or adaptive:START")
     if not argument:
-        raise UsageError(f"{flag} '{text}': adaptive takes the share to begin with, as in adaptive:0")
+        raise UsageError(f"{flag} '{text}': adaptive takes the first share, as in adaptive:0")
     return AdaptiveShare(_fraction(argument, text, flag))
+
+
+def _argument(name: str, argument: str, text: str, *, flag: str) -> float:
+    """Return the number after the colon: a constant share or a final data share."""
+    if (name == "reverse-sigmoid") != (argument == ""):
+        raise UsageError(
+            f"{flag} '{text}': {name} takes {'no number' if argument else f'a number, as in {name}:0.5'}"
+        )
+    number = _fraction(argument, text, flag) if argument else 0.0
+    if name == "exponential" and number == 0.0:
+        raise UsageError(
+            f"{flag} '{text}': the final data share of exponential must be above 0, as in exponential:0.005"
+        )
+    return number
 
 
 def _warmup(options: list[str], text: str, flag: str) -> float:

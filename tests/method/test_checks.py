@@ -1,4 +1,4 @@
-"""Which settings are refused, in what words, and which are not."""
+"""Which settings are refused, with which message, and which settings are accepted."""
 
 import math
 from dataclasses import fields
@@ -7,19 +7,27 @@ from typing import Any
 import pytest
 import torch
 
-from fairseq_imitkd import criterion as criterion_module
 from fairseq_imitkd.criterion import DISTILLATION, Distillation
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.losses.divergences import DIVERGENCES, most_probable_only
-from fairseq_imitkd.method.config import DistillationConfig, check
+from fairseq_imitkd.method import method as method_module
+from fairseq_imitkd.method.checks import check
+from fairseq_imitkd.method.config import DistillationConfig
 from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.mixing.batch import with_rollouts
 from fairseq_imitkd.models.logits import WholeLogits
 from fairseq_imitkd.rollout import Rollout
-from tests.helpers.fairseq_models import build_student, make_batch, reversed_pairs, tiny_criterion, tiny_task
+from tests.helpers.fairseq_models import (
+    AtUpdate,
+    build_student,
+    make_batch,
+    reversed_pairs,
+    tiny_criterion,
+    tiny_task,
+)
 
-# What fairseq's own flags say, unless a test says otherwise.
-READ = {
+# Defaults of fairseq's own flags that the checks read.
+FAIRSEQ_FLAGS = {
     "seed": 1,
     "max_update": 100,
     "max_epoch": 0,
@@ -30,20 +38,20 @@ READ = {
 }
 
 
-def checked(method: str, **settings: Any) -> None:
-    """Check a method's own settings, but for those given."""
-    check(METHODS[method](**{**READ, **settings}), method, METHODS[method]())
+def check_settings(method: str, **settings: Any) -> None:
+    """Check a method's settings: its defaults, changed by ``settings``."""
+    check(METHODS[method](**{**FAIRSEQ_FLAGS, **settings}), method, METHODS[method]())
 
 
 def refusal(method: str, **settings: Any) -> str:
-    """In which words settings are refused."""
+    """Return the message with which settings are refused."""
     with pytest.raises(UsageError) as refused:
-        checked(method, **settings)
+        check_settings(method, **settings)
     return str(refused.value)
 
 
 NAN = math.nan
-# flag -> (method, values out of range, what the message says it must be, values within)
+# flag -> (method, values out of range, the range in the message's words, values in range)
 RANGES: list[tuple[str, str, list[Any], str, list[Any]]] = [
     ("jsd_weight", "gkd", [0.0, 1.0, -0.1, 1.1, NAN], "above 0 and below 1", [0.001, 0.5, 0.999]),
     ("skew", "distillm", [-0.1, 1.0, 2.0, NAN], "at least 0 and below 1", [0.0, 0.999]),
@@ -67,7 +75,7 @@ RANGES: list[tuple[str, str, list[Any], str, list[Any]]] = [
     [(name, method, value, must) for name, method, values, must, _ in RANGES for value in values],
 )
 def test_value_out_of_range_is_refused(name: str, method: str, value: Any, must: str) -> None:
-    """By flag and value, saying what it must be."""
+    """The message names the flag, its range and the value."""
     message, flag = refusal(method, **{name: value}), "--" + name.replace("_", "-")
     assert message.startswith(f"{flag} must be {must}")
     assert message.endswith(f"but is {value}")
@@ -76,11 +84,11 @@ def test_value_out_of_range_is_refused(name: str, method: str, value: Any, must:
 
 @pytest.mark.parametrize("value", [-0.1, 0.0, 1.1, NAN])
 def test_reward_weight_out_of_range_is_refused(value: float) -> None:
-    """By flag and value; at 0 the reward would be computed for nothing."""
+    """The message names the flag and the value. At 0 the reward would have no effect."""
     message = refusal("gkd", reward="chrf", reward_weight=value)
     assert message == f"--reward-weight must be above 0 and at most 1, but is {value}"
     for within in (0.01, 1.0):
-        checked("gkd", reward="chrf", reward_weight=within)
+        check_settings("gkd", reward="chrf", reward_weight=within)
 
 
 @pytest.mark.parametrize(
@@ -88,15 +96,17 @@ def test_reward_weight_out_of_range_is_refused(value: float) -> None:
     [(name, method, value) for name, method, _, _, values in RANGES for value in values],
 )
 def test_value_within_its_range_is_accepted(name: str, method: str, value: Any) -> None:
-    """Up to both ends."""
-    checked(method, **{name: value})
+    """Both ends of a closed range are accepted."""
+    check_settings(method, **{name: value})
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_ends_of_the_jsd_weight_need_the_normalised_divergence(value: float) -> None:
-    """The plain one is 0 there whatever the student does; the message names the other, which takes both ends."""
+    """At 0 and 1 the plain divergence is 0 for every student. The message names the normalised one, which
+    accepts both ends.
+    """
     assert "jsd-normalised" in refusal("gkd", jsd_weight=value)
-    checked("gkd", jsd_weight=value, divergence="jsd-normalised")
+    check_settings("gkd", jsd_weight=value, divergence="jsd-normalised")
     assert (
         refusal("gkd", jsd_weight=1.5, divergence="jsd-normalised")
         == "--jsd-weight must be in 0..1, but is 1.5"
@@ -104,7 +114,7 @@ def test_ends_of_the_jsd_weight_need_the_normalised_divergence(value: float) -> 
 
 
 def test_unknown_divergence_is_refused() -> None:
-    """With the list of those that there are."""
+    """The message lists all divergences."""
     message = refusal("imitkd", divergence="kl")
     assert message.startswith("--divergence must be one of ")
     assert message.endswith("but is kl")
@@ -112,61 +122,84 @@ def test_unknown_divergence_is_refused() -> None:
 
 
 ADD_SAMPLING = {"rollout_policy": "sampling"}
-# (method, settings, how the message begins, what else it says, what cures it)
+# (method, settings, beginning of the message, another part of it, settings that are accepted)
 USELESS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
-    # without a sentence of the student's
-    ("word_kd", {"rollout_pool": True}, "--rollout-pool", "--student-share constant:0: raise", {"student_share": "0.5"}),
-    ("word_kd", {"rollout_pool_updates": 4}, "--rollout-pool-updates 4", "raise the share", {"student_share": "0.5"}),
-    ("word_kd", {"rollout_cuda_graphs": True}, "--rollout-cuda-graphs", "raise the share", {"student_share": "0.5"}),
+    # the student writes no sentence
+    ("word_kd", {"rollout_pool": True}, "--rollout-pool", "--student-share constant:0: raise",
+     {"student_share": "0.5"}),
+    ("word_kd", {"rollout_pool_updates": 4}, "--rollout-pool-updates 4", "raise the share",
+     {"student_share": "0.5"}),
+    ("word_kd", {"rollout_cuda_graphs": True}, "--rollout-cuda-graphs", "raise the share",
+     {"student_share": "0.5"}),
     ("word_kd", {"rollout_replay": 9}, "--rollout-replay 9", "raise the share", {"student_share": "0.5"}),
     ("word_kd", {"share_by": "batch"}, "--share-by batch", "raise the share", {"student_share": "linear:0"}),
-    ("word_kd", {"reward": "chrf"}, "--reward chrf", "raise the share", {"student_share": "0.5", **ADD_SAMPLING}),
-    ("gkd", {"student_share": "0", "rollout_topk": 5}, "--rollout-topk 5", "--student-share 0: raise", {"student_share": "1"}),
-    ("atkd", {"rollout_policy": "sampling"}, "--rollout-policy sampling", "raise the share", {"student_share": "0.1"}),
-    # without a reference
-    ("gkd", {"gold_weight": "0.5"}, "--gold-weight 0.5", "--student-share constant:1, where the stu", {"student_share": "0.5"}),
-    ("gkd", {"label_smoothing": 0.1}, "--label-smoothing 0.1", "leave it out", {"student_share": "0.5", "gold_weight": "0.5"}),
+    ("word_kd", {"reward": "chrf"}, "--reward chrf", "raise the share",
+     {"student_share": "0.5", **ADD_SAMPLING}),
+    ("gkd", {"student_share": "0", "rollout_topk": 5}, "--rollout-topk 5", "--student-share 0: raise",
+     {"student_share": "1"}),
+    ("atkd", {"rollout_policy": "sampling"}, "--rollout-policy sampling", "raise the share",
+     {"student_share": "0.1"}),
+    # no reference is trained on
+    ("gkd", {"gold_weight": "0.5"}, "--gold-weight 0.5", "--student-share constant:1, where the stu",
+     {"student_share": "0.5"}),
+    ("gkd", {"label_smoothing": 0.1}, "--label-smoothing 0.1", "leave it out",
+     {"student_share": "0.5", "gold_weight": "0.5"}),
     ("gkd", {"teacher_samples": True}, "--teacher-samples", "leave it out", {"student_share": "0.5"}),
-    ("gkd", {"share_by": "sentence"}, "--share-by sentence", "the student writes all", {"student_share": "0.5"}),
-    # at their other flag's default
-    ("imitkd", {"label_smoothing": 0.1}, "--label-smoothing 0.1", "--gold-weight 0: raise the weight", {"gold_weight": "1"}),
-    ("imitkd", {"rollout_replay_share": "0.5"}, "--rollout-replay-share 0.5", "--rollout-replay", {"rollout_replay": 9}),
+    ("gkd", {"share_by": "sentence"}, "--share-by sentence", "the student writes every target",
+     {"student_share": "0.5"}),
+    # another flag has its default
+    ("imitkd", {"label_smoothing": 0.1}, "--label-smoothing 0.1", "--gold-weight 0: raise the weight",
+     {"gold_weight": "1"}),
+    ("imitkd", {"rollout_replay_share": "0.5"}, "--rollout-replay-share 0.5", "--rollout-replay",
+     {"rollout_replay": 9}),
     (
         "distillm", {"rollout_replay": 0, "rollout_replay_share": "0.5"}, "--rollout-replay-share 0.5",
         "without --rollout-replay", {"rollout_replay": 9},
     ),
     ("distillm", {"rollout_replay": 9, "rollout_replay_share": "linear:1"}, "--rollout-replay 9",
      "at --rollout-replay-share linear:1: raise it", {"rollout_replay_share": "linear:0"}),
-    ("gkd", {"rollout_teacher_topk": 5}, "--rollout-teacher-topk 5", "speculative", {"rollout_policy": "speculative"}),
-    ("gkd", {"reward_weight": 0.3}, "--reward-weight 0.3", "without --reward: say which", {"reward": "chrf"}),
-    ("gkd", {"reward_baseline": "running"}, "--reward-baseline running", "without --reward", {"reward": "chrf"}),
+    ("gkd", {"rollout_teacher_topk": 5}, "--rollout-teacher-topk 5", "speculative",
+     {"rollout_policy": "speculative"}),
+    ("gkd", {"reward_weight": 0.3}, "--reward-weight 0.3", "without --reward: add it", {"reward": "chrf"}),
+    ("gkd", {"reward_baseline": "running"}, "--reward-baseline running", "without --reward",
+     {"reward": "chrf"}),
     ("gkd", {"reward_remove_bpe": "@@ "}, "--reward-remove-bpe @@ ", "without --reward", {"reward": "chrf"}),
     ("continuation_kd", {"annealing_temperature": 1, "annealing_end": 0.5}, "--annealing-end 0.5",
      "at --annealing-temperature 1: raise it", {"annealing_temperature": 2}),
-    ("imitkd_full", {"teacher_tail": "bucket"}, "--teacher-tail bucket", "without --teacher-topk", {"teacher_topk": 5}),
-    # of another divergence
-    ("imitkd_full", {"jsd_weight": 0.3}, "--jsd-weight 0.3", "under --divergence forward-kl: choose jsd or jsd-normalised",
+    ("imitkd_full", {"teacher_tail": "bucket"}, "--teacher-tail bucket", "without --teacher-topk",
+     {"teacher_topk": 5}),
+    # another divergence needs the flag
+    ("imitkd_full", {"jsd_weight": 0.3},
+     "--jsd-weight 0.3", "under --divergence forward-kl: choose jsd or jsd-normalised",
      {"divergence": "jsd"}),
-    ("imitkd_full", {"jsd_weight": 1.0}, "--jsd-weight 1.0", "choose jsd or jsd-normalised", {"divergence": "jsd-normalised"}),
-    ("gkd", {"divergence": "forward-kl", "jsd_weight": 0.3}, "--jsd-weight 0.3", "under --divergence forward-kl: choose jsd",
+    ("imitkd_full", {"jsd_weight": 1.0}, "--jsd-weight 1.0", "choose jsd or jsd-normalised",
      {"divergence": "jsd-normalised"}),
-    ("gkd", {"skew": 0.3}, "--skew 0.3", "choose skew-forward-kl or skew-reverse-kl", {"divergence": "skew-reverse-kl"}),
+    ("gkd", {"divergence": "forward-kl", "jsd_weight": 0.3},
+     "--jsd-weight 0.3", "under --divergence forward-kl: choose jsd", {"divergence": "jsd-normalised"}),
+    ("gkd", {"skew": 0.3}, "--skew 0.3", "choose skew-forward-kl or skew-reverse-kl",
+     {"divergence": "skew-reverse-kl"}),
     ("imitkd", {"logit_margin": 0.3}, "--logit-margin 0.3", "choose logit-mse", {"divergence": "logit-mse"}),
-    ("imitkd", {"annealing_temperature": 5}, "--annealing-temperature 5", "choose logit-mse", {"divergence": "logit-mse"}),
-    ("gkd", {"easy_weight": 0.5}, "--easy-weight 0.5", "choose target-decoupled-kl", {"divergence": "target-decoupled-kl"}),
-    ("gkd", {"js_weights": "exact"}, "--js-weights exact", "choose sequence-js", {"divergence": "sequence-js"}),
+    ("imitkd", {"annealing_temperature": 5}, "--annealing-temperature 5", "choose logit-mse",
+     {"divergence": "logit-mse"}),
+    ("gkd", {"easy_weight": 0.5}, "--easy-weight 0.5", "choose target-decoupled-kl",
+     {"divergence": "target-decoupled-kl"}),
+    ("gkd", {"js_weights": "exact"}, "--js-weights exact", "choose sequence-js",
+     {"divergence": "sequence-js"}),
     *(
-        (method, {name: value}, f"--{name.replace('_', '-')} {value}", "choose one of distributions, such as forward-kl",
-         {"divergence": "forward-kl"})
+        (method, {name: value}, f"--{name.replace('_', '-')} {value}",
+         "choose one that compares distributions, such as forward-kl", {"divergence": "forward-kl"})
         for method, name, value in [
             ("annealing_kd", "teacher_temperature", 2.0), ("annealing_kd", "student_temperature", 2.0),
-            ("annealing_kd", "teacher_topk", 5), ("imitkd", "teacher_temperature", 2.0), ("imitkd", "teacher_topk", 5),
+            ("annealing_kd", "teacher_topk", 5), ("imitkd", "teacher_temperature", 2.0),
+            ("imitkd", "teacher_topk", 5),
         ]
     ),
-    ("atkd", {"teacher_topk": 5}, "--teacher-topk 5", "which needs the target's probability", {"divergence": "forward-kl"}),
-    # where nothing moves
+    ("atkd", {"teacher_topk": 5}, "--teacher-topk 5", "which needs the target's probability",
+     {"divergence": "forward-kl"}),
+    # no schedule changes
     *(
-        (method, {"schedule_by": "epoch", "max_epoch": 5, **settings}, "--schedule-by epoch", "where no schedule moves", cure)
+        (method, {"schedule_by": "epoch", "max_epoch": 5, **settings}, "--schedule-by epoch",
+         "where no schedule moves", cure)
         for method, settings, cure in [
             ("word_kd", {}, {"gold_weight": "linear:0"}),
             ("gkd", {}, {"student_share": "linear:0"}),
@@ -174,8 +207,8 @@ USELESS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
         ]
     ),
     (
-        "annealing_kd", {"divergence": "forward-kl", "annealing_end": 0.5}, "--annealing-end 0.5", "logit-mse",
-        {"divergence": "logit-mse"},
+        "annealing_kd", {"divergence": "forward-kl", "annealing_end": 0.5},
+        "--annealing-end 0.5", "logit-mse", {"divergence": "logit-mse"},
     ),
 ]  # fmt: skip
 
@@ -186,57 +219,68 @@ USELESS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
 def test_flag_that_would_change_nothing_is_refused(
     method: str, settings: dict[str, Any], start: str, says: str, cure: dict[str, Any]
 ) -> None:
-    """Ignored it would pass for tried: one line names it, its value and the remedy, and the remedy works."""
+    """The message is one line with the flag, its value and the remedy. The remedy is accepted."""
     message = refusal(method, **settings)
     assert message.startswith(f"{start} changes nothing ")
     assert says in message
     assert "\n" not in message
-    checked(method, **{**settings, **cure})
+    check_settings(method, **{**settings, **cure})
 
 
 REWARD = {"student_share": "0.5", "reward": "chrf", **ADD_SAMPLING}
 SAMPLES = "use --rollout-policy sampling without --rollout-topk, --rollout-topp and --rollout-temperature"
-# (method, settings, how the message begins, what else it says, what cures it)
+# (method, settings, beginning of the message, another part of it, settings that are accepted)
 TOGETHER: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
     ("f_distill_rkl", {"teacher_topk": 5}, "--teacher-topk 5 makes --divergence reverse-kl infinite",
      "add --teacher-tail bucket", {"teacher_tail": "bucket"}),
     ("imitkd", {"reward": "chrf"}, "--reward chrf", SAMPLES, ADD_SAMPLING),
     ("speculative_kd", {"reward": "rouge-l"}, "--reward rouge-l", SAMPLES, ADD_SAMPLING),
-    ("gkd", {"reward": "sentence-bleu", "rollout_topk": 5}, "--reward sentence-bleu", SAMPLES, {"rollout_topk": 0}),
+    ("gkd", {"reward": "sentence-bleu", "rollout_topk": 5}, "--reward sentence-bleu", SAMPLES,
+     {"rollout_topk": 0}),
     ("gkd", {"reward": "chrf", "rollout_topp": 0.9}, "--reward chrf", SAMPLES, {"rollout_topp": 1.0}),
-    ("gkd", {"reward": "chrf", "rollout_temperature": 0.7}, "--reward chrf", SAMPLES, {"rollout_temperature": 1.0}),
-    ("gkd", {"reward": "chrf", "rollout_pool_updates": 3}, "--reward chrf", "--rollout-pool-updates 3 gives older ones: use "
-     "--rollout-pool", {"rollout_pool_updates": 1, "rollout_pool": True}),
-    ("speculative_kd", {"rollout_pool": True}, "--rollout-pool can't", "--rollout-policy speculative", {"rollout_pool": False}),
-    ("speculative_kd", {"rollout_pool_updates": 3}, "--rollout-pool-updates 3 can't", "--rollout-policy speculative",
-     {"rollout_policy": "sampling"}),
-    ("gkd", {"rollout_pool": True, "rollout_replay": 9}, "--rollout-pool can't", "--rollout-replay", {"rollout_replay": 0}),
-    ("distillm", {"rollout_pool_updates": 3}, "--rollout-pool-updates 3 can't", "--rollout-replay", {"rollout_replay": 0}),
-    ("gkd", {"reward": "chrf", "rollout_replay": 9}, "--reward chrf needs", "--rollout-replay", {"rollout_replay": 0}),
-    ("distillm", {"reward": "chrf"}, "--reward chrf needs", "use --rollout-replay 0", {"rollout_replay": 0}),
-    ("imitkd", {"divergence": "sequence-js", "js_weights": "exact"}, "--js-weights exact", SAMPLES, ADD_SAMPLING),
-    ("f_distill", {"js_weights": "exact", "rollout_pool_updates": 3}, "--js-weights exact", "use --rollout-pool",
+    ("gkd", {"reward": "chrf", "rollout_temperature": 0.7}, "--reward chrf", SAMPLES,
+     {"rollout_temperature": 1.0}),
+    ("gkd", {"reward": "chrf", "rollout_pool_updates": 3}, "--reward chrf",
+     "--rollout-pool-updates 3 gives older ones: use --rollout-pool",
      {"rollout_pool_updates": 1, "rollout_pool": True}),
-    ("f_distill", {"js_weights": "exact", "rollout_replay": 9}, "--js-weights exact", "use --rollout-replay 0",
+    ("speculative_kd", {"rollout_pool": True}, "--rollout-pool can't", "--rollout-policy speculative",
+     {"rollout_pool": False}),
+    ("speculative_kd", {"rollout_pool_updates": 3}, "--rollout-pool-updates 3 can't",
+     "--rollout-policy speculative", {"rollout_policy": "sampling"}),
+    ("gkd", {"rollout_pool": True, "rollout_replay": 9}, "--rollout-pool can't", "--rollout-replay",
      {"rollout_replay": 0}),
-    ("distillm", {"disable_validation": True}, "--student-share adaptive:0", "--disable-validation", {"student_share": "0.5"}),
+    ("distillm", {"rollout_pool_updates": 3}, "--rollout-pool-updates 3 can't", "--rollout-replay",
+     {"rollout_replay": 0}),
+    ("gkd", {"reward": "chrf", "rollout_replay": 9}, "--reward chrf needs", "--rollout-replay",
+     {"rollout_replay": 0}),
+    ("distillm", {"reward": "chrf"}, "--reward chrf needs", "use --rollout-replay 0", {"rollout_replay": 0}),
+    ("imitkd", {"divergence": "sequence-js", "js_weights": "exact"}, "--js-weights exact", SAMPLES,
+     ADD_SAMPLING),
+    ("f_distill", {"js_weights": "exact", "rollout_pool_updates": 3},
+     "--js-weights exact", "use --rollout-pool", {"rollout_pool_updates": 1, "rollout_pool": True}),
+    ("f_distill", {"js_weights": "exact", "rollout_replay": 9},
+     "--js-weights exact", "use --rollout-replay 0", {"rollout_replay": 0}),
+    ("distillm", {"disable_validation": True}, "--student-share adaptive:0", "--disable-validation",
+     {"student_share": "0.5"}),
     ("annealing_kd", {"max_update": 0}, "--gold-weight 'constant:1,warmup=0.666",
-     "needs --max-update, which says when training ends", {"max_update": 9}),
-    ("annealing_kd", {"max_update": 0, "gold_weight": "0"}, "--annealing-temperature 10 needs --max-update", "training ends",
-     {"max_update": 9}),
-    ("annealing_kd", {"gold_weight": "0", "schedule_by": "epoch"}, "--annealing-temperature 10 needs --max-epoch",
-     "training ends", {"max_epoch": 9}),
-    ("imitkd", {"schedule_by": "epoch"}, "--student-share 'exponential:0.005' needs --max-epoch", "training ends",
-     {"max_epoch": 9}),
-    ("continuation_kd", {"schedule_by": "epoch"}, "--gold-weight 'linear:0' needs --max-epoch", "training ends",
-     {"max_epoch": 9}),
-    ("imitkd", {"gold_weight": "adaptive:0"}, "--gold-weight must be a number in 0..1, constant:", "but is 'adaptive:0'",
-     {"gold_weight": "linear:0"}),
-    ("imitkd", {"student_share": "2"}, "--student-share '2'", "must be a number in 0..1", {"student_share": "1"}),
+     "needs --max-update, which sets the end of the training", {"max_update": 9}),
+    ("annealing_kd", {"max_update": 0, "gold_weight": "0"},
+     "--annealing-temperature 10 needs --max-update", "end of the training", {"max_update": 9}),
+    ("annealing_kd", {"gold_weight": "0", "schedule_by": "epoch"},
+     "--annealing-temperature 10 needs --max-epoch", "end of the training", {"max_epoch": 9}),
+    ("imitkd", {"schedule_by": "epoch"},
+     "--student-share 'exponential:0.005' needs --max-epoch", "end of the training", {"max_epoch": 9}),
+    ("continuation_kd", {"schedule_by": "epoch"},
+     "--gold-weight 'linear:0' needs --max-epoch", "end of the training", {"max_epoch": 9}),
+    ("imitkd", {"gold_weight": "adaptive:0"},
+     "--gold-weight must be a number in 0..1, constant:", "but is 'adaptive:0'", {"gold_weight": "linear:0"}),
+    ("imitkd", {"student_share": "2"}, "--student-share '2'", "must be a number in 0..1",
+     {"student_share": "1"}),
     ("imitkd", {"sentence_avg": True}, "--sentence-avg", "--loss-average sentence", {"sentence_avg": False}),
-    ("imitkd", {"loss_chunk": 9, "find_unused_parameters": True}, "--loss-chunk 9", "--find-unused-parameters",
-     {"loss_chunk": 0}),
-    ("imitkd", {"ddp_backend": "fully_sharded"}, "--ddp-backend fully_sharded", "use --ddp-backend legacy_ddp or pytorch_ddp",
+    ("imitkd", {"loss_chunk": 9, "find_unused_parameters": True}, "--loss-chunk 9",
+     "--find-unused-parameters", {"loss_chunk": 0}),
+    ("imitkd", {"ddp_backend": "fully_sharded"},
+     "--ddp-backend fully_sharded", "use --ddp-backend legacy_ddp or pytorch_ddp",
      {"ddp_backend": "pytorch_ddp"}),
 ]  # fmt: skip
 
@@ -247,12 +291,14 @@ TOGETHER: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
 def test_flags_that_cannot_be_together_are_refused(
     method: str, settings: dict[str, Any], start: str, says: str, cure: dict[str, Any]
 ) -> None:
-    """One line begins with a flag that was given, and its value; it names the other and the remedy, which works."""
+    """The message is one line. It begins with a given flag and its value, and names the other flag and the
+    remedy. The remedy is accepted.
+    """
     message = refusal(method, **settings)
     assert message.startswith(start)
     assert says in message
     assert "\n" not in message
-    checked(method, **{**settings, **cure})
+    check_settings(method, **{**settings, **cure})
 
 
 @pytest.mark.parametrize(
@@ -266,21 +312,25 @@ def test_flags_that_cannot_be_together_are_refused(
 def test_references_alone_leave_nothing_to_a_teacher(
     method: str, settings: dict[str, Any], flag: str
 ) -> None:
-    """That is another criterion's work. It does change something, and it is the gold weight that is to be lowered."""
+    """At gold weight 1 without rollouts, the message tells to lower the weight or to use a stock
+    criterion.
+    """
     message = refusal(method, **settings)
-    assert message.startswith(f"{flag} leaves nothing for a teacher to teach")
+    assert message.startswith(f"{flag} leaves no term for the teacher")
     assert "--criterion label_smoothed_cross_entropy" in message
-    checked(method, **{**settings, "gold_weight": "0.9"})
-    checked(method, **{**settings, "student_share": "0.5"})
+    check_settings(method, **{**settings, "gold_weight": "0.9"})
+    check_settings(method, **{**settings, "student_share": "0.5"})
 
 
 def test_fully_sharded_names_the_criterion() -> None:
-    """Others of fairseq's can use it."""
+    """Other criteria of fairseq can use this backend."""
     assert "--criterion atkd " in refusal("atkd", ddp_backend="fully_sharded")
 
 
 def test_replay_schedule_needs_an_end_of_training() -> None:
-    """The criterion's own refusal: DistiLLM's share needs no end, its replay does."""
+    """The criterion refuses it: DistiLLM's own share needs no end of training, but its replay
+    schedule does.
+    """
     with pytest.raises(UsageError, match=r"^--rollout-replay-share 'linear:0' needs --max-update"):
         tiny_criterion("distillm", tiny_task(), max_update=0)
     tiny_criterion("distillm", tiny_task(), max_update=0, rollout_replay_share="0.5")
@@ -288,13 +338,15 @@ def test_replay_schedule_needs_an_end_of_training() -> None:
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_every_divergence_that_dropped_symbols_make_infinite_is_refused(divergence: str) -> None:
-    """And no other: ``--teacher-topk`` without the bucket, on a token of the student's, also at a setting's extremes."""
+    """``--teacher-topk`` without the bucket is refused exactly for the divergences that become infinite on a
+    rollout's token. Settings at the ends of their ranges are included.
+    """
     if divergence in ("teacher-argmax", "logit-mse", "target-decoupled-kl"):
         assert "changes nothing under" in refusal("gkd", divergence=divergence, teacher_topk=3)
         return
     generator = torch.Generator().manual_seed(1)
     student, teacher = (torch.randn(4, 9, generator=generator) for _ in range(2))
-    student, teacher = most_probable_only(student, teacher, 3, "dropped")
+    student, teacher = most_probable_only(student, teacher, 3, tail="dropped")
     rollouts = {"is_rollout": torch.ones(4, dtype=torch.bool), "mixture_weight": torch.full((4,), 0.5)}
     values: dict[str, list[dict[str, float]]] = {
         "jsd": [{"jsd_weight": 0.1}],
@@ -305,63 +357,69 @@ def test_every_divergence_that_dropped_symbols_make_infinite_is_refused(divergen
     for settings in values.get(divergence, [{}]):
         inputs = rollouts if divergence == "sequence-js" else {}
         if bool(DIVERGENCES[divergence](student, teacher, **inputs, **settings).isfinite().all()):
-            checked("gkd", divergence=divergence, teacher_topk=3, **settings)
+            check_settings("gkd", divergence=divergence, teacher_topk=3, **settings)
         else:
             message = refusal("gkd", divergence=divergence, teacher_topk=3, **settings)
             assert message.startswith(f"--teacher-topk 3 makes --divergence {divergence} infinite")
-        checked("gkd", divergence=divergence, teacher_topk=3, teacher_tail="bucket", **settings)
+        check_settings("gkd", divergence=divergence, teacher_topk=3, teacher_tail="bucket", **settings)
 
 
 @pytest.mark.parametrize("marks", ["bogus", "@", "sentence-piece"])
 def test_unknown_subword_marks_are_refused(marks: str) -> None:
-    """Before training: fairseq's post-processing would end it with a traceback at the first reward."""
+    """They are refused before training. Otherwise fairseq's post-processing would fail at the first
+    reward.
+    """
     message = refusal("gkd", reward="chrf", reward_remove_bpe=marks)
     assert message.startswith("--reward-remove-bpe ")
     assert marks in message
     for known in ("@@ ", "subword_nmt", "sentencepiece", "none"):
-        checked("gkd", reward="chrf", **({} if known == "none" else {"reward_remove_bpe": known}))
+        check_settings("gkd", reward="chrf", **({} if known == "none" else {"reward_remove_bpe": known}))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_own_defaults_are_accepted(method: str) -> None:
-    """In updates or in epochs."""
-    checked(method)
+    """They are accepted with schedules by updates and with ``--max-epoch``."""
+    check_settings(method)
     tiny_criterion(method, tiny_task())
-    checked(method, max_epoch=10)
+    check_settings(method, max_epoch=10)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_flags_at_the_methods_defaults_are_accepted(method: str) -> None:
-    """Typed out or not, useless or not: what was not changed was not tried."""
+    """A flag that is given with its default value is accepted, even where it has no effect."""
     own = METHODS[method]()
     given = {
-        item.name: getattr(own, item.name) for item in fields(DistillationConfig) if item.name not in READ
+        item.name: getattr(own, item.name)
+        for item in fields(DistillationConfig)
+        if item.name not in FAIRSEQ_FLAGS
     }
     given.pop("_name", None)
-    checked(method, **given)
+    check_settings(method, **given)
     for name, value in given.items():
-        checked(method, **{name: value})
+        check_settings(method, **{name: value})
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_another_divergence_is_no_complaint_about_the_methods_own_settings(
-    method: str, divergence: str
-) -> None:
-    """GKD's weight of 0.1, Continuation-KD's margin and the like are not the user's; nor is their share's policy."""
-    checked(method, divergence=divergence)
+def test_methods_own_settings_are_accepted_with_any_divergence(method: str, divergence: str) -> None:
+    """Settings that only the method's own divergence reads are not refused, because the user did not give
+    them.
+    """
+    check_settings(method, divergence=divergence)
     tiny_criterion(method, tiny_task(), divergence=divergence)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("share", ["0", "0.5", "1", "linear:0", "adaptive:0"])
-def test_another_share_is_no_complaint_about_the_methods_own_settings(method: str, share: str) -> None:
-    """Whoever writes the sentences, the method's rollouts and gold weight were not the user's."""
-    checked(method, student_share=share)
+def test_methods_own_settings_are_accepted_with_any_share(method: str, share: str) -> None:
+    """The method's own rollout settings and gold weight are not refused, because the user did not
+    give them.
+    """
+    check_settings(method, student_share=share)
 
 
 COMBINATIONS: list[tuple[str, dict[str, Any]]] = [
-    # what the methods' own descriptions tell to try
+    # variants that the methods' docstrings suggest
     ("imitkd", {"gold_weight": "1"}),
     ("gkd", {"student_share": "0.5"}),
     (
@@ -377,7 +435,7 @@ COMBINATIONS: list[tuple[str, dict[str, Any]]] = [
     ("f_distill", {"js_weights": "exact", "teacher_samples": True}),
     ("annealing_kd", {"gold_weight": "0", "annealing_end": 1.0}),
     ("distillm", {"divergence": "skew-forward-kl"}),
-    # others that make sense
+    # further useful combinations
     ("gkd", {"reward": "chrf", "rollout_pool": True}),
     ("gkd", {"rollout_replay": 100, "rollout_replay_share": "0.5"}),
     ("distillm", {"rollout_replay": 0}),
@@ -395,17 +453,17 @@ COMBINATIONS: list[tuple[str, dict[str, Any]]] = [
         {"gold_weight": "0.5", "student_share": "reverse-sigmoid", "schedule_by": "epoch", "max_epoch": 3},
     ),
     ("annealing_kd", {"schedule_by": "epoch", "max_epoch": 3, "max_update": 0}),
-    # the teacher's samples have the rollouts' greatest length and graphs too
+    # the maximum length and the CUDA graphs apply to teacher samples too
     ("f_distill_kl", {"teacher_samples": True, "rollout_max_len_b": 20}),
     ("f_distill_kl", {"teacher_samples": True, "rollout_max_len_a": 2.0}),
     ("f_distill_kl", {"teacher_samples": True, "rollout_cuda_graphs": True}),
     ("imitkd", {"rollout_cuda_graphs": True}),
-    # the teacher's samples learnt as references are: its sequences, distilled (Kim & Rush 2016, section 3.2)
+    # teacher samples trained on as references: sequence-level distillation (Kim & Rush 2016, section 3.2)
     ("word_kd", {"teacher_samples": True, "gold_weight": "1"}),
-    # no rollout is there to be a sample, and no policy could be asked for
+    # without rollouts, none of them has to be a sample
     ("f_distill_kl", {"divergence": "sequence-js", "js_weights": "exact", "teacher_samples": True}),
     ("word_kd", {"disable_validation": True}),
-    # the method's own temperature is not used here
+    # forward-kl does not use the method's annealing temperature
     ("annealing_kd", {"divergence": "forward-kl", "gold_weight": "0.5", "max_update": 0}),
 ]
 
@@ -414,8 +472,8 @@ COMBINATIONS: list[tuple[str, dict[str, Any]]] = [
     ("method", "settings"), COMBINATIONS, ids=[f"{m}:{','.join(s)}" for m, s in COMBINATIONS]
 )
 def test_combination_that_makes_sense_is_accepted(method: str, settings: dict[str, Any]) -> None:
-    """Checked, and built."""
-    checked(method, **settings)
+    """The check accepts it, and a criterion can be built."""
+    check_settings(method, **settings)
     tiny_criterion(method, tiny_task(), **settings)
 
 
@@ -423,23 +481,25 @@ def test_combination_that_makes_sense_is_accepted(method: str, settings: dict[st
 def test_gold_weight_is_refused_with_teachers_samples_only_if_it_changes_nothing(
     method: str, monkeypatch
 ) -> None:
-    """The loss of a batch, some of it the student's and the rest the teacher's, at either weight."""
+    """A gold weight is accepted exactly if it changes the loss of a batch of rollouts and teacher samples."""
     sample = with_rollouts(
         make_batch(reversed_pairs(4, seed=1)),
         torch.tensor([1]),
         Rollout(torch.tensor([[9, 8, 2]]), torch.tensor([False])),
-        1,
+        pad=1,
     )
     teacher = torch.randn(sample["target"].numel(), 20, generator=torch.Generator().manual_seed(1))
     is_rollout = torch.tensor([False, True, False, False])
-    sample[DISTILLATION] = Distillation(WholeLogits(teacher), is_rollout, torch.zeros_like(is_rollout))
+    sample[DISTILLATION] = Distillation(
+        WholeLogits(teacher), is_rollout, torch.zeros_like(is_rollout), AtUpdate()
+    )
     student, other = build_student().eval(), {"word_kd": "0", "imitkd_full": "0.5"}[method]
     try:
-        checked(method, teacher_samples=True, gold_weight=other)
+        check_settings(method, teacher_samples=True, gold_weight=other)
         accepted = True
     except UsageError:
         accepted = False
-    monkeypatch.setattr(criterion_module, "check", lambda *_: None)
+    monkeypatch.setattr(method_module, "check", lambda *_: None)
     own, changed = (
         float(tiny_criterion(method, tiny_task(), teacher_samples=True, **weight)(student, sample)[0])
         for weight in ({}, {"gold_weight": other})
