@@ -1,21 +1,21 @@
-"""The frozen teacher's encoder outputs, kept from one epoch to the next."""
+"""A cache of the frozen teacher's encoder outputs, which are the same in every epoch."""
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
-from fairseq_imitkd.errors import UsageError
 
 
 class EncoderCache:
-    """The frozen teacher's encoder outputs, by batch, in a bounded room on the teacher's device.
+    """Encoder outputs by batch, on the teacher's device, up to a total size.
+
+    A full cache takes nothing more and drops nothing. Every batch returns once per epoch, so the oldest batch
+    in the cache is the one that is needed next.
 
     Args:
-        room: bytes. Once it is full nothing more is kept: an epoch comes back in cycles, where throwing out the oldest
-            would throw out what is wanted next.
+        room: maximum size of the cache, in bytes.
     """
 
     def __init__(self, room: int):
@@ -24,30 +24,40 @@ class EncoderCache:
         self._batches: dict[tuple[int, ...], tuple[Tensor, list[Any]]] = {}
 
     def find(self, sample: Batch) -> list[Any] | None:
-        """What was kept of this very batch: the same sentences and, since several data sets share numbers, words."""
+        """Return the encoder outputs that were kept for a batch, or None.
+
+        The ids and the tokens of the sentences must both be the same, because several data sets may use the
+        same ids.
+        """
         kept = self._batches.get(tuple(sample["id"].tolist()))
         return kept[1] if kept is not None and kept[0].equal(sample["net_input"]["src_tokens"]) else None
 
     def keep(self, sample: Batch, encoded: list[Any]) -> None:
-        """Keep a batch's encoder outputs if there is room."""
-        source, encoded = sample["net_input"]["src_tokens"], [_without_unread(member) for member in encoded]
-        size = sum(
-            tensor.untyped_storage().nbytes()
-            for tensor in {id(t): t for t in _tensors([source, encoded])}.values()
+        """Keep a batch's encoder outputs if there is room.
+
+        Args:
+            sample: the batch.
+            encoded: encoder output of each member; nothing is kept if one is None.
+        """
+        source, encoded = (
+            sample["net_input"]["src_tokens"],
+            [_without_embeddings(member) for member in encoded],
         )
-        name = tuple(sample["id"].tolist())
-        # Of two batches of the same numbers, the first is kept.
-        if (
-            name not in self._batches
-            and self.used + size <= self.room
-            and all(member is not None for member in encoded)
-        ):
-            self._batches[name] = (source, encoded)
+        tensors = {id(tensor): tensor for tensor in _tensors([source, encoded])}
+        size = sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
+        key = tuple(sample["id"].tolist())
+        is_complete = all(member is not None for member in encoded)
+        # Of two batches with the same ids, the first stays.
+        if is_complete and key not in self._batches and self.used + size <= self.room:
+            self._batches[key] = (source, encoded)
             self.used += size
 
 
-def _without_unread(encoder_out: Any) -> Any:
-    """fairseq's transformers also return the embeddings, which no decoder reads."""
+def _without_embeddings(encoder_out: Any) -> Any:
+    """Drop the embeddings from the encoder output of fairseq's transformers, because no decoder reads them.
+
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/models/transformer/transformer_encoder.py#L261
+    """
     return {**encoder_out, "encoder_embedding": []} if isinstance(encoder_out, dict) else encoder_out
 
 
@@ -60,15 +70,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors(item)
-
-
-def parse_bytes(text: str, flag: str) -> int:
-    """Bytes of a size such as ``512MB`` or ``2GB`` (powers of 1,024); ``0`` is none.
-
-    Raises:
-        UsageError: the text is no size.
-    """
-    size = re.fullmatch(r"(\d{1,15}(?:\.\d+)?) ?([KMGT]?)B?", text.strip(), flags=re.IGNORECASE)
-    if not size:
-        raise UsageError(f"{flag} must be a size such as 512MB or 2GB, or 0 for none, but is '{text}'")
-    return int(float(size[1]) * 1024 ** ["", "K", "M", "G", "T"].index(size[2].upper()))

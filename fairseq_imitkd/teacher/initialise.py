@@ -1,9 +1,9 @@
-"""A student that begins as a part of its teacher: some of its layers, its embeddings."""
+"""Initialises a student with some of its teacher's layers and with its embeddings."""
 
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fairseq.models import BaseFairseqModel
@@ -13,17 +13,32 @@ from fairseq_imitkd.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-Pair = tuple[str, nn.Module, nn.Module]  # a name, and what it is of the student's and of the teacher's
-
 FLAG = "--init-from-teacher"
-FORM = "'embeddings', 'encoder' and 'decoder' joined by commas, a side with layers of the teacher if wished: 'encoder:0.2.5'"
+FORM = (
+    "'embeddings', 'encoder' and 'decoder' joined by commas, a side optionally with layers of the teacher: "
+    "'encoder:0.2.5'"
+)
+
+
+class Copied(NamedTuple):
+    """A module of the student and the teacher's module that it takes its weights from."""
+
+    name: str
+    student: nn.Module
+    teacher: nn.Module
 
 
 def parse_parts(text: str) -> dict[str, list[int] | None]:
-    """What to copy: ``embeddings``, ``encoder``, ``decoder``; for a side, the teacher's layers, or None for evenly spread ones.
+    """Parse ``--init-from-teacher``.
+
+    Args:
+        text: ``embeddings``, ``encoder`` and ``decoder``, joined by commas.
+
+    Returns:
+        for each part the numbers of the teacher's layers, or None for evenly spaced ones.
 
     Raises:
-        UsageError: the text is none of these.
+        UsageError: the text has another form.
     """
     parts: dict[str, list[int] | None] = {}
     for word in text.split(","):
@@ -35,7 +50,11 @@ def parse_parts(text: str) -> dict[str, list[int] | None]:
 
 
 def spread(student_layers: int, teacher_layers: int) -> list[int]:
-    """A teacher's layer for each of the student's: the first, the last, evenly between (Shleifer & Rush, arXiv 2010.13002)."""
+    """Return a layer of the teacher for each layer of the student.
+
+    These are the first, the last, and evenly spaced ones between them. See Shleifer and Rush, 2020, arXiv
+    2010.13002.
+    """
     if student_layers == 1:
         return [0]
     return [round(number * (teacher_layers - 1) / (student_layers - 1)) for number in range(student_layers)]
@@ -48,139 +67,149 @@ def initialise(
     """Copy parts of a teacher into a student.
 
     Args:
-        student, teacher: built over the same dictionaries.
-        parts: as of :func:`parse_parts`.
+        student: model to initialise.
+        teacher: model over the same dictionaries.
+        parts: result of :func:`parse_parts`.
 
     Returns:
-        how many of the student's parameters are the teacher's now.
+        the number of the student's parameters that were copied.
 
     Raises:
-        UsageError: a part has other shapes or settings, a layer is none of the teacher's, or the student shares a tensor
-            that is several of the teacher's. Nothing has then been copied.
+        UsageError: a part has other shapes or settings, the teacher lacks a layer, or the student shares a
+            tensor for which the teacher has several. Nothing is copied then.
     """
-    pairs: list[Pair] = []
+    copies: list[Copied] = []
     for part, numbers in parts.items():
-        pairs += (
-            _embeddings(student, teacher)
-            if part == "embeddings"
-            else _layers(part, student, teacher, numbers)
-        )
+        if part == "embeddings":
+            copies += _embeddings(student, teacher)
+        else:
+            copies += _layers(part, student, teacher, numbers=numbers)
         _check_settings(part, student, teacher)
-    for name, own, theirs in pairs:
-        shapes, others = _shapes(own), _shapes(theirs)
-        if type(own) is not type(theirs) or shapes != others:
-            different = sorted(
-                key for key in shapes.keys() | others.keys() if shapes.get(key) != others.get(key)
-            )
-            key = different[0] if different else ""
-            raise UsageError(
-                f"{FLAG}: the student's {name} must be built as the teacher's, but its {type(own).__name__} has {key} "
-                f"{shapes.get(key, 'none')}, the teacher's {type(theirs).__name__} {others.get(key, 'none')}: give the student "
-                "the teacher's widths, or leave this part out"
-            )
-    _check_shared(pairs)
-    copied: dict[int, int] = {}
-    for _, own, theirs in pairs:
-        own.load_state_dict(theirs.state_dict())
-        copied |= {id(parameter): parameter.numel() for parameter in own.parameters()}
-    count = sum(copied.values())
+    for copy in copies:
+        _check_shapes(copy)
+    _check_shared(copies)
+    sizes: dict[int, int] = {}
+    for copy in copies:
+        copy.student.load_state_dict(copy.teacher.state_dict())
+        sizes |= {id(parameter): parameter.numel() for parameter in copy.student.parameters()}
+    count = sum(sizes.values())
     logger.info(
-        "%s of the student's %s parameters are the teacher's: %s",
+        "%s of the student's %s parameters were copied from the teacher: %s",
         f"{count:,}",
         f"{sum(parameter.numel() for parameter in student.parameters()):,}",
-        ", ".join(name for name, _, _ in pairs),
+        ", ".join(copy.name for copy in copies),
     )
     return count
 
 
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(values.shape) for name, values in module.state_dict().items()}
+def _embeddings(student: Any, teacher: Any) -> Iterator[Copied]:
+    """Yield the embeddings of words, those of positions if they are learned, and the output matrix."""
+    for side in ("encoder", "decoder"):
+        own, theirs = getattr(student, side), getattr(teacher, side)
+        for name in ("embed_tokens", "embed_positions", "layernorm_embedding", "output_projection"):
+            module = getattr(own, name, None)
+            if module is not None and list(module.parameters()):
+                yield Copied(f"{side}'s {name}", module, getattr(theirs, name, None) or nn.Identity())
+
+
+def _layers(side: str, student: Any, teacher: Any, *, numbers: list[int] | None) -> Iterator[Copied]:
+    """Yield the layers of a side and, if the student has one, its last layer norm."""
+    own, theirs = (getattr(getattr(model, side), "layers", None) for model in (student, teacher))
+    if own is None or theirs is None:
+        raise UsageError(
+            f"{FLAG} {side} needs a student and a teacher with layers, such as transformers; leave it out"
+        )
+    numbers = spread(len(own), len(theirs)) if numbers is None else numbers
+    if len(numbers) != len(own):
+        raise UsageError(
+            f"{FLAG} {side}:… must name as many layers as the student has, {len(own)}, but names "
+            f"{len(numbers)}"
+        )
+    for place, number in enumerate(numbers):
+        if number >= len(theirs):
+            raise UsageError(
+                f"{FLAG} {side}:… must name layers of the teacher, in 0..{len(theirs) - 1}, but names "
+                f"{number}"
+            )
+        yield Copied(f"{side} layer {place} (from {number})", own[place], theirs[number])
+    last = getattr(getattr(student, side), "layer_norm", None)
+    if last is not None:
+        theirs_last = getattr(getattr(teacher, side), "layer_norm", None)
+        yield Copied(f"{side}'s layer_norm", last, theirs_last or nn.Identity())
 
 
 def _check_settings(part: str, student: Any, teacher: Any) -> None:
-    """Weights of the same shapes compute something else in a student with other heads, norms or activations."""
+    """Refuse other heads, norms or activations, which change what weights of the same shapes compute."""
     own, theirs = _settings(part, student), _settings(part, teacher)
     for name in own:
         if name in theirs and own[name] != theirs[name]:
             raise UsageError(
-                f"{FLAG} {part}: the student's {name} must be the teacher's, {theirs[name]}, but is {own[name]}: build the "
-                f"student alike, or leave {part} out"
+                f"{FLAG} {part}: the student's {name} must be the teacher's, {theirs[name]}, but is "
+                f"{own[name]}; build the student alike, or leave {part} out"
             )
 
 
 def _settings(part: str, model: Any) -> dict[str, Any]:
-    """What changes the meaning of a transformer's weights and not their shapes, by flag or name; of other models nothing."""
+    """Return the settings of a transformer that change the meaning of its weights and not their shapes.
+
+    Returns:
+        values by flag, or by name where no flag exists; nothing for other models.
+    """
     settings: dict[str, Any] = {}
     if part == "embeddings":
         for name in ("encoder", "decoder"):
             side = getattr(model, name)
             if hasattr(side, "embed_scale"):
                 settings["--no-scale-embedding"] = side.embed_scale == 1.0
-                settings[f"{name}.embed_positions"] = _named(side, "embed_positions")
-                settings[f"{name}.layernorm_embedding"] = _named(side, "layernorm_embedding")
+                settings[f"{name}.embed_positions"] = _kind(side, "embed_positions")
+                settings[f"{name}.layernorm_embedding"] = _kind(side, "layernorm_embedding")
         return settings
     side = getattr(model, part)
-    layer: Any = side.layers[0] if len(side.layers) else None  # all are built alike
+    layer: Any = side.layers[0] if len(side.layers) else None  # all layers have the same settings
     if hasattr(layer, "normalize_before"):
         settings[f"--{part}-normalize-before"] = layer.normalize_before
-        settings[f"{part}.layer_norm"] = _named(side, "layer_norm")
-        if hasattr(layer, "self_attn"):  # fairseq's convolutions have none
+        settings[f"{part}.layer_norm"] = _kind(side, "layer_norm")
+        if hasattr(layer, "self_attn"):  # fairseq's convolutional layers have no attention heads here
             settings[f"--{part}-attention-heads"] = layer.self_attn.num_heads
-            settings["--activation-fn"] = _named(layer, "activation_fn").replace("<lambda>", "linear")
+            settings["--activation-fn"] = _kind(layer, "activation_fn").replace("<lambda>", "linear")
     return settings
 
 
-def _named(owner: Any, attribute: str) -> str:
-    """What kind of module an attribute is, or which function."""
+def _kind(owner: Any, attribute: str) -> str:
+    """Return the name of a function, or of a module's type."""
     part = getattr(owner, attribute, None)
     return "none" if part is None else getattr(part, "__name__", type(part).__name__)
 
 
-def _check_shared(pairs: Iterable[Pair]) -> None:
-    """A tensor of the student that has several names, as tied embeddings have, would keep the last of different values."""
-    given: dict[int, tuple[str, torch.Tensor]] = {}
-    for name, own, theirs in pairs:
-        values = theirs.state_dict()
-        for key, parameter in own.named_parameters():
-            before, value = given.setdefault(id(parameter), (name, values[key]))
+def _check_shapes(copy: Copied) -> None:
+    """Refuse a module of another type or with other shapes."""
+    own, theirs = _shapes(copy.student), _shapes(copy.teacher)
+    if type(copy.student) is type(copy.teacher) and own == theirs:
+        return
+    different = sorted(key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key))
+    key = different[0] if different else ""
+    raise UsageError(
+        f"{FLAG}: the student's {copy.name} must be built as the teacher's, but its "
+        f"{type(copy.student).__name__} has {key} {own.get(key, 'none')}, the teacher's "
+        f"{type(copy.teacher).__name__} {theirs.get(key, 'none')}; give the student the teacher's widths, or "
+        "leave this part out"
+    )
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(values.shape) for name, values in module.state_dict().items()}
+
+
+def _check_shared(copies: Iterable[Copied]) -> None:
+    """Refuse several values for one tensor with several names (tied embeddings): the last would win."""
+    first: dict[int, tuple[str, torch.Tensor]] = {}
+    for copy in copies:
+        values = copy.teacher.state_dict()
+        for key, parameter in copy.student.named_parameters():
+            name, value = first.setdefault(id(parameter), (copy.name, values[key]))
             if not torch.equal(value, values[key]):
                 raise UsageError(
-                    f"{FLAG}: the student's {before} and {name} are one tensor, but the teacher's differ: build a student that "
-                    "shares no more (--share-all-embeddings, --share-decoder-input-output-embed), or leave this part out"
+                    f"{FLAG}: the student's {name} and {copy.name} are one tensor, but the teacher's differ; "
+                    "build a student that does not share them (--share-all-embeddings, "
+                    "--share-decoder-input-output-embed), or leave this part out"
                 )
-
-
-def _embeddings(student: Any, teacher: Any) -> Iterator[Pair]:
-    """Of words, of positions where they are learned, and the output matrix."""
-    for side in ("encoder", "decoder"):
-        own, theirs = getattr(student, side), getattr(teacher, side)
-        for name in ("embed_tokens", "embed_positions", "layernorm_embedding", "output_projection"):
-            mine = getattr(own, name, None)
-            if mine is not None and list(mine.parameters()):
-                yield f"{side}'s {name}", mine, getattr(theirs, name, None) or nn.Identity()
-
-
-def _layers(side: str, student: Any, teacher: Any, numbers: list[int] | None) -> Iterator[Pair]:
-    own, theirs = (getattr(getattr(model, side), "layers", None) for model in (student, teacher))
-    if own is None or theirs is None:
-        raise UsageError(
-            f"{FLAG} {side} needs a student and a teacher with layers, such as transformers: leave it out"
-        )
-    numbers = spread(len(own), len(theirs)) if numbers is None else numbers
-    if len(numbers) != len(own):
-        raise UsageError(
-            f"{FLAG} {side}:… must name as many layers as the student has, {len(own)}, but names {len(numbers)}"
-        )
-    for place, number in enumerate(numbers):
-        if number >= len(theirs):
-            raise UsageError(
-                f"{FLAG} {side}:… must name layers in 0..{len(theirs) - 1}, the teacher's, but names {number}"
-            )
-        yield f"{side} layer {place} (of {number})", own[place], theirs[number]
-    last = getattr(getattr(student, side), "layer_norm", None)
-    if last is not None:
-        yield (
-            f"{side}'s layer_norm",
-            last,
-            getattr(getattr(teacher, side), "layer_norm", None) or nn.Identity(),
-        )

@@ -1,7 +1,4 @@
-"""The frozen teacher, one model or several: asked for its scores at every prefix of a batch.
-
-It is no part of any module: no optimizer, checkpoint or distributed wrapper ever sees it.
-"""
+"""The frozen teacher: one model or an ensemble that scores every prefix of a batch."""
 
 import contextlib
 import math
@@ -32,18 +29,22 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Teacher:
-    """One frozen model, or an ensemble whose probabilities are averaged.
+    """One frozen model, or an ensemble whose members are averaged.
+
+    A teacher is not a ``torch.nn.Module`` and is not part of one. So no optimizer, checkpoint or distributed
+    wrapper sees its weights.
 
     Args:
-        models: encoder-decoder models over the student's dictionaries.
-        dtype: ``fp32``, ``fp16``, ``bf16``, or ``auto``: the student's own.
-        cache: where encoder outputs are kept; None keeps none.
-        weights: of the members, adding up to 1; None is all alike.
+        models: ``M`` encoder-decoder models over the student's dictionaries.
+        dtype: precision of the teacher: ``fp32``, ``fp16``, ``bf16``, or ``auto`` for the student's.
+        cache: cache of encoder outputs; None encodes every batch anew.
+        weights: ``M`` weights of the members that add up to 1; None weighs all members alike.
     """
 
     def __init__(
         self,
         models: Sequence[BaseFairseqModel],
+        *,
         dtype: str = "auto",
         cache: EncoderCache | None = None,
         weights: Sequence[float] | None = None,
@@ -58,7 +59,14 @@ class Teacher:
         self._placed_on: torch.device | None = None
 
     def place(self, device: torch.device, student_dtype: torch.dtype) -> None:
-        """Move to the student's device, in the dtype asked for, the first time: rounding could not be undone later."""
+        """Move the teacher to the student's device.
+
+        The first call also fixes the precision. Later calls keep it, since rounded weights can't be restored.
+
+        Args:
+            device: device of the student.
+            student_dtype: precision of the student, which the teacher takes if its ``dtype`` is ``auto``.
+        """
         if self._placed_on != device:
             self._dtype = self._dtype or DTYPES.get(self.dtype, student_dtype)
             self.models = [model.to(device=device, dtype=self._dtype) for model in self.models]
@@ -67,29 +75,29 @@ class Teacher:
 
     @property
     def max_positions(self) -> tuple[int, int]:
-        """The longest source and target, in tokens, that every member can represent."""
+        """The longest source and target, in tokens, that every member accepts."""
         limits = [model.max_positions() for model in self.models]
         return min(source for source, _ in limits), min(target for _, target in limits)
 
     @property
     def writer(self) -> Ensemble:
-        """The members as one author of rollouts."""
+        """The members as one writer of rollouts."""
         return Ensemble(self.models, self.log_weights)
 
-    def _precision(self) -> contextlib.AbstractContextManager:
-        """In which it computes: the one that was asked for, whatever ``--amp`` does to the student's."""
-        if self.dtype == "auto" or self._placed_on is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self._placed_on.type, enabled=False)
-
     @torch.no_grad()
-    def encode(self, sample: Batch, comes_back: bool = True) -> list[Any]:
-        """Each member's encoder output for a batch, for :meth:`score`; None for a member that can't encode apart.
+    def encode(self, sample: Batch, *, cacheable: bool = True) -> list[Any]:
+        """Encode the sources of a batch for :meth:`score`.
 
-        With a cache, a batch that was encoded before (the same sentences in the same order, as fairseq's batches come
-        back every epoch) is not encoded again, and its logits are bitwise the same. One that will not come back is not kept.
+        A batch that the cache holds is not encoded again, and its logits are bitwise the same as before.
+
+        Args:
+            sample: batch on the teacher's device.
+            cacheable: whether the batch returns in later epochs; one that does not is not cached.
+
+        Returns:
+            the encoder output of each member; None for a member whose encoder can't run separately.
         """
-        known = self.cache.find(sample) if self.cache and comes_back else None
+        known = self.cache.find(sample) if self.cache and cacheable else None
         if known is not None:
             return known
         net_input = {
@@ -97,10 +105,10 @@ class Teacher:
         }
         with self._precision():
             encoded = [
-                model.encoder(**net_input) if _encodes_apart(model, net_input) else None
+                model.encoder(**net_input) if _encodes_separately(model, net_input) else None
                 for model in self.models
             ]
-        if self.cache and comes_back:
+        if self.cache and cacheable:
             self.cache.keep(sample, encoded)
         return encoded
 
@@ -109,84 +117,129 @@ class Teacher:
         self,
         sample: Batch,
         encoded: Sequence[Any] | None = None,
+        *,
         rows: Tensor | None = None,
-        whole: bool = True,
+        materialise: bool = True,
         log_weights: Tensor | None = None,
-        of_logits: bool = False,
+        average_logits: bool = False,
     ) -> TokenLogits:
-        """The teacher's scores at every prefix of the batch.
+        """Return the teacher's logits at every prefix of a batch.
 
         Args:
-            sample: a batch with ``net_input`` for ``B`` sentences of ``T`` target positions, on the teacher's device.
-            encoded: what :meth:`encode` gave for the batch that this one is part of; None encodes anew.
-            rows: ``(B,)`` int64, the rows of that batch that this one holds; None is all of them.
-            whole: logits are computed at once; otherwise when they are asked for, where a member can.
-            log_weights: ``(B, M)`` of the members for each sentence; None is the teacher's own.
-            of_logits: average the members' logits, not their probabilities.
+            sample: batch of ``B`` sentences with ``T`` target positions, on the teacher's device.
+            encoded: result of :meth:`encode` for the batch that ``sample`` was taken from; None encodes
+                ``sample`` anew.
+            rows: ``(B,)`` int64, the rows of that batch that ``sample`` holds; None means that it holds all
+                of them.
+            materialise: compute the logits now. Otherwise they are computed when they are asked for, if a
+                member can do that.
+            log_weights: ``(B, M)`` logarithms of the members' weights for each sentence; None takes the
+                teacher's own.
+            average_logits: average the members' logits instead of their probabilities.
 
         Returns:
-            scores of ``B * T`` positions, row by row. For an ensemble, log-probabilities: of the mean of the members'.
+            the logits of ``B * T`` positions, row by row. For an ensemble whose probabilities are averaged,
+            these are the log-probabilities of the average.
         """
-        members = self._scores(sample, [None] * len(self.models) if encoded is None else encoded, rows, whole)
+        members = self._members_logits(sample, encoded, rows=rows, materialise=materialise)
         if len(members) == 1:
             return members[0]
         if log_weights is not None:
             log_weights = log_weights.repeat_interleave(sample["target"].size(1), dim=0)
-        return AveragedLogits(members, self.log_weights if log_weights is None else log_weights, of_logits)
+        weights = self.log_weights if log_weights is None else log_weights
+        return AveragedLogits(members, weights, average_logits=average_logits)
 
     @torch.no_grad()
-    def agreement(self, sample: Batch, encoded: Sequence[Any], pad: int, chunk: int) -> Tensor:
-        """How probable the members find the references.
+    def agreement(self, sample: Batch, encoded: Sequence[Any], *, pad: int, chunk: int) -> Tensor:
+        """Return how probable each member finds the references of a batch.
 
         Args:
-            sample: a batch of ``B`` sentences with its references.
-            encoded: what :meth:`encode` gave for it.
-            pad: of the target dictionary.
-            chunk: positions at a time, 0 is all.
+            sample: batch of ``B`` sentences with their references.
+            encoded: result of :meth:`encode` for this batch.
+            pad: index of the padding symbol in the target dictionary.
+            chunk: number of positions whose logits exist at the same time; 0 means all.
 
         Returns:
             ``(B, M)``, the mean log-probability of a reference's tokens.
         """
-        scores = self._scores(sample, encoded, None, chunk == 0)
-        return torch.stack([mean_lprobs(member, sample["target"], pad, chunk) for member in scores], dim=-1)
+        members = self._members_logits(sample, encoded, materialise=chunk == 0)
+        return torch.stack(
+            [mean_lprobs(logits, sample["target"], pad=pad, chunk=chunk) for logits in members], dim=-1
+        )
 
-    def _scores(
-        self, sample: Batch, encoded: Sequence[Any], rows: Tensor | None, whole: bool
+    def _members_logits(
+        self,
+        sample: Batch,
+        encoded: Sequence[Any] | None,
+        *,
+        rows: Tensor | None = None,
+        materialise: bool = True,
     ) -> list[TokenLogits]:
-        """Each member's."""
-        members = zip(self.models, encoded, strict=True)
+        """Return the logits of each member. The arguments are those of :meth:`score`."""
+        members = zip(self.models, [None] * len(self.models) if encoded is None else encoded, strict=True)
         with self._precision():
-            scores = [scores_of(model, sample, encoder_out, rows, whole) for model, encoder_out in members]
-        asked = self.dtype != "auto"
+            logits = [
+                token_logits(model, sample, encoder_out, rows=rows, materialise=materialise)
+                for model, encoder_out in members
+            ]
         return [
-            replace(one, as_they_are=asked) if isinstance(one, ProjectedLogits) else one for one in scores
+            replace(one, ignore_autocast=self.dtype != "auto") if isinstance(one, ProjectedLogits) else one
+            for one in logits
         ]
 
+    def _precision(self) -> contextlib.AbstractContextManager:
+        """Switch autocast off if a precision was asked for; ``--amp`` then affects the student alone."""
+        if self.dtype == "auto" or self._placed_on is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self._placed_on.type, enabled=False)
 
-def mean_lprobs(scores: TokenLogits, target: Tensor, pad: int, chunk: int) -> Tensor:
-    """The mean log-probability of each sentence's tokens, ``(B,)``, of targets ``(B, T)``."""
+
+def mean_lprobs(logits: TokenLogits, target: Tensor, *, pad: int, chunk: int) -> Tensor:
+    """Return the mean log-probability of each sentence's tokens.
+
+    Args:
+        logits: logits at ``B * T`` positions.
+        target: ``(B, T)`` tokens, padded.
+        pad: index of the padding symbol in the target dictionary.
+        chunk: number of positions whose logits exist at the same time; 0 means all.
+
+    Returns:
+        ``(B,)``; 0 for a sentence without tokens.
+    """
     counted = target.ne(pad)
-    lprobs = token_lprobs(scores, target.flatten(), chunk).view_as(target).masked_fill(~counted, 0.0)
+    lprobs = token_lprobs(logits, target.flatten(), chunk).view_as(target).masked_fill(~counted, 0.0)
     return lprobs.sum(dim=-1) / counted.sum(dim=-1).clamp(min=1)
 
 
-def scores_of(
+def token_logits(
     model: BaseFairseqModel,
     sample: Batch,
     encoder_out: Any = None,
+    *,
     rows: Tensor | None = None,
-    whole: bool = True,
+    materialise: bool = True,
 ) -> TokenLogits:
-    """One model's scores at every prefix of a batch; arguments as of :meth:`Teacher.score`."""
-    projection = None if whole else output_projection(model.decoder)
+    """Return the logits of one model at every prefix of a batch.
+
+    Args:
+        model: encoder-decoder model.
+        sample: batch of ``B`` sentences with ``T`` target positions.
+        encoder_out: the model's encoder output for the batch that ``sample`` was taken from; None runs the
+            encoder.
+        rows: see :meth:`Teacher.score`.
+        materialise: see :meth:`Teacher.score`.
+    """
+    projection = None if materialise else output_projection(model.decoder)
     if projection is None:
-        return WholeLogits(_outputs(model, sample, encoder_out, rows).flatten(0, 1))
+        return WholeLogits(_decoder_output(model, sample, encoder_out, rows=rows).flatten(0, 1))
     with features_for_logits(model.decoder):
-        features = _outputs(model, sample, encoder_out, rows).flatten(0, 1)
+        features = _decoder_output(model, sample, encoder_out, rows=rows).flatten(0, 1)
     return ProjectedLogits(features, *projection)
 
 
-def _outputs(model: BaseFairseqModel, sample: Batch, encoder_out: Any, rows: Tensor | None) -> Tensor:
+def _decoder_output(
+    model: BaseFairseqModel, sample: Batch, encoder_out: Any, *, rows: Tensor | None
+) -> Tensor:
     net_input = sample["net_input"]
     if encoder_out is None:
         return model(**net_input)[0]
@@ -196,17 +249,21 @@ def _outputs(model: BaseFairseqModel, sample: Batch, encoder_out: Any, rows: Ten
 
 
 def _without_attention_weights(model: BaseFairseqModel) -> BaseFairseqModel:
-    """In evaluation mode fairseq's decoder layers also average attention weights over heads, which nobody reads here."""
+    """Switch off the averaged attention weights, which fairseq's decoder layers compute in evaluation mode.
+
+    Nothing here reads them. In fairseq a layer asks for them if ``need_attn`` is set and it is not training:
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/modules/transformer_layer.py#L494
+    """
     for module in model.modules():
         if getattr(module, "need_attn", None) is True:
             module.need_attn = False
     return model
 
 
-def _encodes_apart(model: BaseFairseqModel, encoder_input: Batch) -> bool:
-    """Whether a model's forward pass is fairseq's: its encoder's, then its decoder's, and nothing else.
+def _encodes_separately(model: BaseFairseqModel, encoder_input: Batch) -> bool:
+    """Return whether a model's forward pass is its encoder's followed by its decoder's, and nothing else.
 
-    What the decoder reads of an encoder's output is then all that the encoder gives by default.
+    This holds for fairseq's own forward passes. Their decoder reads only what the encoder returns by default.
     """
     stock = (
         FairseqEncoderDecoderModel.forward,

@@ -1,7 +1,8 @@
-"""The teacher's answers, kept: the live teacher's, written whole or not at all, and refused where they are not enough."""
+"""The cache of a teacher's answers: it equals the live teacher, is complete or refused, and
+survives kills.
+"""
 
 import errno
-import functools
 import hashlib
 import json
 import math
@@ -19,9 +20,11 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from torch import Tensor
 
 import fairseq_imitkd.tasks.translation as task_module
+from fairseq_imitkd.data import output_folder
 from fairseq_imitkd.data.corpus import Languages
-from fairseq_imitkd.data.files import alone, partial, write_json
+from fairseq_imitkd.data.files import partial, write_json
 from fairseq_imitkd.data.languages import LanguagePair
+from fairseq_imitkd.data.output_folder import OutputFolder
 from fairseq_imitkd.errors import RefusedUpdate, UsageError
 from fairseq_imitkd.losses.divergences import DIVERGENCES, most_probable_only, needs
 from fairseq_imitkd.mixing.batch import take
@@ -32,11 +35,14 @@ from fairseq_imitkd.teacher.cache.format import as_tensor, bytes_a_token, token_
 from fairseq_imitkd.teacher.cache.reader import CachedTeacher, TopKLogits, open_cache, refuse_teacher_flags
 from fairseq_imitkd.teacher.cache.writer import CacheRequest, write_cache
 from fairseq_imitkd.teacher.loading import load_teacher
+from fairseq_imitkd.teacher.source import TeacherSource
 from fairseq_imitkd.teacher.teacher import Teacher
 from tests.helpers.digit_corpus import ARCHITECTURES
 from tests.helpers.fairseq_models import (
     build_student,
     checkpoint_state,
+    give_teacher,
+    layout,
     letters,
     make_batch,
     reversed_pairs,
@@ -48,7 +54,7 @@ from tests.helpers.fairseq_models import (
 
 SYMBOLS = len(letters())
 PAIRS = reversed_pairs(40, seed=7)
-LIMIT = 6  # tokens that the teacher can represent, EOS included: pairs of 6 letters are too long
+LIMIT = 6  # the teacher's longest target, including EOS: pairs of 6 letters are too long
 DIVERGENCES_OF_THE_BEST = [
     name
     for name in DIVERGENCES
@@ -57,7 +63,7 @@ DIVERGENCES_OF_THE_BEST = [
 
 
 def write_split(folder: Path, split: str, pairs: list[tuple[list[int], list[int]]]) -> None:
-    """Sentences as ``fairseq-preprocess`` leaves them."""
+    """Write sentences as ``fairseq-preprocess`` does."""
     for side, language in enumerate(("src", "tgt")):
         prefix = str(folder / f"{split}.src-tgt.{language}")
         builder = indexed_dataset.make_builder(f"{prefix}.bin", impl="mmap", vocab_size=SYMBOLS)
@@ -69,7 +75,7 @@ def write_split(folder: Path, split: str, pairs: list[tuple[list[int], list[int]
 
 
 def save_teacher(folder: Path, name: str, seed: int, *flags: object) -> Path:
-    """A checkpoint of random weights, large enough that no distribution is flat."""
+    """Save a checkpoint of random weights, large enough that no distribution is flat."""
     cfg = training_config(folder, "--task", "translation", *flags)
     torch.manual_seed(seed)
     model = tiny_task().build_model(cfg.model)
@@ -81,7 +87,7 @@ def save_teacher(folder: Path, name: str, seed: int, *flags: object) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, dictionaries and three teachers."""
+    """A folder with data, dictionaries and three teachers."""
     folder = write_dictionaries(tmp_path_factory.mktemp("data"))
     write_split(folder, "train", PAIRS)
     write_split(folder, "valid", PAIRS[:8])
@@ -92,7 +98,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def request(data: Path, out: Path, **changes: Any) -> CacheRequest:
-    """A cache of the training data in several batches, with all of float32's digits."""
+    """Return the request for a cache of the training data, in several batches and in float32."""
     settings = {
         "keep": "topk:6",
         "dtype": "fp32",
@@ -103,27 +109,29 @@ def request(data: Path, out: Path, **changes: Any) -> CacheRequest:
     return CacheRequest(data=str(data), out=str(out), **settings)
 
 
-def live(data: Path, name: str = "teacher.pt") -> Teacher:
-    """The teacher itself."""
+def live_teacher(data: Path, name: str = "teacher.pt") -> Teacher:
+    """Return the teacher itself."""
     paths = os.pathsep.join(str(data / part) for part in name.split(":"))
-    return load_teacher(paths, LanguagePair("src", "tgt", letters(), letters()), data=str(data))
+    return load_teacher(
+        TeacherSource(paths, data=str(data)), LanguagePair("src", "tgt", letters(), letters())
+    )
 
 
-def cached(folder: Path) -> CachedTeacher:
-    """What a run would read, for a student in float32."""
+def cached_teacher(folder: Path) -> CachedTeacher:
+    """Return the cache as a run with a float32 student opens it."""
     teacher = CachedTeacher(folder, json.loads((folder / "cache.json").read_text()), letters().pad())
     teacher.place(torch.device("cpu"), torch.float32)
     return teacher
 
 
 def batch(numbers: list[int]) -> dict[str, Any]:
-    """Sentences of the training data, as fairseq collates them."""
+    """Return sentences of the training data, as fairseq collates them."""
     return make_batch([PAIRS[number] for number in numbers], ids=numbers)
 
 
 @pytest.fixture(scope="module")
 def caches(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A cache of each kind."""
+    """One cache of each kind."""
     root = tmp_path_factory.mktemp("caches")
     kinds = {
         "topk": {},
@@ -139,11 +147,11 @@ def caches(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 
 def probabilities(data: Path, names: list[str], weights: list[float], number: int) -> Tensor:
-    """The teacher's ``(T, V)`` at a sentence alone, in float64 from the definition."""
+    """Return the teacher's probabilities of one sentence, ``(T, V)``, in float64 from the definition."""
     sample = batch([number])
     total = torch.zeros((), dtype=torch.float64)
     for name, weight in zip(names, weights, strict=True):
-        [model] = live(data, name).models
+        [model] = live_teacher(data, name).models
         with torch.no_grad():
             logits = model.double()(**sample["net_input"])[0][0]
         total = total + weight * logits.exp() / logits.exp().sum(dim=-1, keepdim=True)
@@ -159,7 +167,9 @@ def probabilities(data: Path, names: list[str], weights: list[float], number: in
     ],
 )
 def test_kept_symbols_are_the_most_probable(data, caches, kind, names, weights, tolerance) -> None:
-    """Their log-probabilities, best first, and the others' sum, whatever batch a sentence was asked about in."""
+    """The cache holds their log-probabilities, best first, and the sum of the others. The batch of a sentence
+    does not matter.
+    """
     arrays = {
         name: np.load(caches[kind] / f"{name}.npy") for name in ("offsets", "symbols", "lprobs", "tail")
     }
@@ -177,8 +187,8 @@ def test_kept_symbols_are_the_most_probable(data, caches, kind, names, weights, 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("hidden", 1e-5), ("hidden-fp16", 5e-3)])
 def test_hidden_states_give_the_live_teachers_logits(data, caches, kind, tolerance) -> None:
-    """At every token, of all sentences in another order and other batches than they were written in."""
-    kept, teacher = cached(caches[kind]), live(data)
+    """This holds at every token, for sentences in another order and other batches than at writing."""
+    kept, teacher = cached_teacher(caches[kind]), live_teacher(data)
     for start in range(0, len(PAIRS), 8):
         sample = batch([*range(start, start + 8)])
         counted = sample["target"].flatten().ne(1)
@@ -190,7 +200,7 @@ def test_hidden_states_give_the_live_teachers_logits(data, caches, kind, toleran
     ("dtype", "later"), [(torch.float32, torch.float16), (torch.bfloat16, torch.float32)]
 )
 def test_hidden_states_take_the_students_first_precision(caches, dtype, later) -> None:
-    """As a teacher of ``--teacher-dtype auto``: what was rounded once can't be made exact again."""
+    """A teacher of ``--teacher-dtype auto`` does so too, because rounded values can't be restored."""
     kept = CachedTeacher(
         caches["hidden"], json.loads((caches["hidden"] / "cache.json").read_text()), letters().pad()
     )
@@ -200,13 +210,13 @@ def test_hidden_states_take_the_students_first_precision(caches, dtype, later) -
 
 
 def test_parts_of_a_batch_are_found_by_their_own_numbers(caches) -> None:
-    """Rows and columns of the whole batch's answers; chunks and chosen positions too."""
+    """They are rows and columns of the whole batch's answers. Chunks and selected positions work too."""
     for kind in ("topk", "hidden"):
-        kept, sample = cached(caches[kind]), batch([3, 30, 11, 8, 25])
+        kept, sample = cached_teacher(caches[kind]), batch([3, 30, 11, 8, 25])
         whole = kept.score(sample).logits(slice(None)).unflatten(0, sample["target"].shape)
         rows = torch.tensor([1, 2, 4])
-        part = take(sample, rows, 1, 1)
-        scores = kept.score(part, kept.encode(sample), rows)
+        part = take(sample, rows, layout=layout())
+        scores = kept.score(part, kept.encode(sample), rows=rows)
         width, counted = part["target"].size(1), part["target"].flatten().ne(1)
         expected = whole[rows, :width].flatten(0, 1)[counted]
         torch.testing.assert_close(scores.logits(slice(None))[counted], expected)
@@ -214,19 +224,23 @@ def test_parts_of_a_batch_are_found_by_their_own_numbers(caches) -> None:
         torch.testing.assert_close(chosen.logits(slice(2, 5)), expected[2:5])
 
 
-def both(data: Path, caches: dict[str, Path], sample: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """The cache's and the live teacher's logits at the counted positions of a batch."""
+def counted_logits_of_both(
+    data: Path, caches: dict[str, Path], sample: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of the cache and of the live teacher at the counted positions of a batch."""
     counted = sample["target"].flatten().ne(1)
-    of_cache: TokenLogits = cached(caches["topk"]).score(sample)
-    return of_cache.logits(slice(None))[counted], live(data).score(sample).logits(slice(None))[counted]
+    of_cache: TokenLogits = cached_teacher(caches["topk"]).score(sample)
+    return of_cache.logits(slice(None))[counted], live_teacher(data).score(sample).logits(slice(None))[
+        counted
+    ]
 
 
 @pytest.mark.parametrize("topk", [1, 4, 6])
 @pytest.mark.parametrize("tail", ["dropped", "bucket"])
 @pytest.mark.parametrize("name", DIVERGENCES_OF_THE_BEST)
 def test_divergences_of_the_best_symbols_are_the_live_teachers(data, caches, name, tail, topk) -> None:
-    """Values and gradients for the student, with fewer symbols told apart than are kept, or as many."""
-    kept, expected = both(data, caches, batch([0, 5, 9, 13, 21]))
+    """Values and the student's gradients agree, for as many symbols as the cache keeps and for fewer."""
+    kept, expected = counted_logits_of_both(data, caches, batch([0, 5, 9, 13, 21]))
     student = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
     inputs, settings = needs(DIVERGENCES[name])
     every = {
@@ -239,16 +253,16 @@ def test_divergences_of_the_best_symbols_are_the_live_teachers(data, caches, nam
     results = []
     for teacher in (kept, expected):
         own = student.clone().requires_grad_(True)
-        losses = DIVERGENCES[name](*most_probable_only(own, teacher, topk, tail), **keywords)
-        if tail == "bucket" or name != "reverse-kl":  # which the settings refuse: it is infinite
+        losses = DIVERGENCES[name](*most_probable_only(own, teacher, topk, tail=tail), **keywords)
+        if tail == "bucket" or name != "reverse-kl":  # the settings refuse it, because it is infinite
             losses.sum().backward()
         results.append((losses.detach(), own.grad))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
 
 
 def test_teachers_argmax_is_the_live_teachers(data, caches) -> None:
-    """ImitKD's loss on references needs the best symbol alone."""
-    kept, expected = both(data, caches, batch([1, 2, 3]))
+    """On references, ImitKD's loss needs the most probable symbol alone."""
+    kept, expected = counted_logits_of_both(data, caches, batch([1, 2, 3]))
     student = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(
         *(DIVERGENCES["teacher-argmax"](student, teacher) for teacher in (kept, expected))
@@ -256,26 +270,28 @@ def test_teachers_argmax_is_the_live_teachers(data, caches) -> None:
 
 
 def test_temperature_of_the_kept_symbols_is_the_live_teachers(data, caches) -> None:
-    """The kept ones at a temperature, renormalised: a constant less in every logit changes nothing."""
-    kept, expected = both(data, caches, batch([1, 2, 3]))
+    """The kept symbols are renormalised at a temperature. A constant in all logits changes nothing."""
+    kept, expected = counted_logits_of_both(data, caches, batch([1, 2, 3]))
     student = torch.zeros_like(expected)
     found = [
-        most_probable_only(student, teacher / 3.0, 4, "dropped")[1].softmax(dim=-1)
+        most_probable_only(student, teacher / 3.0, 4, tail="dropped")[1].softmax(dim=-1)
         for teacher in (kept, expected)
     ]
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
 def test_distributions_add_up_to_one(caches) -> None:
-    """The tail is spread over all symbols that are not kept."""
-    scores = cached(caches["topk"]).score(batch([4, 6]))
+    """The tail is spread evenly over all symbols that are not kept."""
+    scores = cached_teacher(caches["topk"]).score(batch([4, 6]))
     counted = batch([4, 6])["target"].flatten().ne(1)
     probs = scores.logits(slice(None))[counted].exp()
     torch.testing.assert_close(probs.sum(dim=-1), torch.ones(len(probs)))
 
 
-def test_rounded_tail_never_outdoes_a_kept_symbol() -> None:
-    """Nearly alike, rounded to half precision: the kept ones are still the best, and told apart from the rest."""
+def test_rounded_tail_never_exceeds_a_kept_symbol() -> None:
+    """Nearly equal probabilities are rounded to half precision. The kept symbols still have the greatest
+    ones.
+    """
     size, lprob = 2000, math.log(1 / 2000)
     kept = torch.tensor([[lprob, lprob]]).half().float()
     tail = torch.tensor([math.log(1998 / 2000)]).half().float() + 0.01
@@ -285,16 +301,16 @@ def test_rounded_tail_never_outdoes_a_kept_symbol() -> None:
 
 @pytest.mark.parametrize(("symbols", "kind"), [(2**16, np.uint16), (2**16 + 1, np.int32)])
 def test_symbols_take_no_more_room_than_they_need(symbols: int, kind: Any) -> None:
-    """The last one of the vocabulary comes back as it was."""
-    shapes = token_arrays(8, "fp16", 5, symbols, 0)
+    """The smallest integer type is used that holds the last symbol of the vocabulary."""
+    shapes = token_arrays(8, "fp16", 5, symbols=symbols, width=0)
     assert shapes["symbols"] == ((5, 8), kind)
     assert bytes_a_token(shapes) == 8 * (np.dtype(kind).itemsize + 2) + 2
     assert as_tensor(np.array([symbols - 1]).astype(kind)).tolist() == [symbols - 1]
-    assert bytes_a_token(token_arrays(0, "fp32", 5, symbols, 512)) == 2048
+    assert bytes_a_token(token_arrays(0, "fp32", 5, symbols=symbols, width=512)) == 2048
 
 
-def test_manifest_says_what_the_cache_is_of(data, caches) -> None:
-    """Hashes as ``sha256sum`` prints them, counts, and what a token takes."""
+def test_manifest_describes_the_cache(data, caches) -> None:
+    """It holds hashes as ``sha256sum`` prints them, counts, and the bytes of a token."""
     manifest = json.loads((caches["topk"] / "cache.json").read_text())
     tokens = sum(len(target) + 1 for _, target in PAIRS)
     found = {
@@ -302,8 +318,8 @@ def test_manifest_says_what_the_cache_is_of(data, caches) -> None:
         for key in ("kind", "topk", "dtype", "split", "sentences", "absent", "tokens", "symbols")
     }
     assert found == {
-        "kind": "topk", "topk": 6, "dtype": "fp32", "split": "train", "sentences": len(PAIRS), "absent": 0, "tokens": tokens,
-        "symbols": SYMBOLS,
+        "kind": "topk", "topk": 6, "dtype": "fp32", "split": "train", "sentences": len(PAIRS), "absent": 0,
+        "tokens": tokens, "symbols": SYMBOLS,
     }  # fmt: skip
     assert manifest["bytes_a_token"] == 6 * (2 + 4) + 4
     arrays = [
@@ -314,9 +330,9 @@ def test_manifest_says_what_the_cache_is_of(data, caches) -> None:
 
 
 def test_sentences_too_long_for_the_teacher_are_absent(data, caches) -> None:
-    """Those that training with the live teacher leaves out; a run that asks for one all the same is stopped."""
-    kept, offsets = cached(caches["short"]), np.load(caches["short"] / "offsets.npy")
-    assert kept.max_positions == live(data, "short.pt").max_positions == (LIMIT, LIMIT)
+    """Training with the live teacher leaves out the same ones. A run that needs one of them is stopped."""
+    kept, offsets = cached_teacher(caches["short"]), np.load(caches["short"] / "offsets.npy")
+    assert kept.max_positions == live_teacher(data, "short.pt").max_positions == (LIMIT, LIMIT)
     long = [number for number, (source, _) in enumerate(PAIRS) if len(source) + 1 > LIMIT]
     assert 0 < len(long) < len(PAIRS)
     assert np.flatnonzero(np.diff(offsets) == 0).tolist() == long
@@ -328,101 +344,106 @@ def test_sentences_too_long_for_the_teacher_are_absent(data, caches) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file's bytes."""
+    """Return the bytes of every file."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 class Killed(BaseException):
-    """Nothing may catch it, as nothing can a kill."""
+    """A kill: no handler of the package may catch it."""
 
 
-# Which call of write_json a command is killed at, before or after it: notes are written at the start, when the files are
-# there, after each of the batches, and at the end.
-@pytest.mark.parametrize("keep", ["topk:6", "hidden"])
-@pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("stop", [0, 1, 2, 4, -2, -1])
-def test_killed_anywhere_and_given_again_the_cache_is_the_same(
+# Which call of write_json a command is killed at, before or after it: the progress is written at the start,
+# when the files are there, and after each batch; the manifest is written at the end. What is kept changes
+# only which files are torn, so one kill amid the batches is enough for the hidden states.
+@pytest.mark.parametrize(
+    ("keep", "stop", "after"),
+    [
+        *(("topk:6", stop, after) for stop in (0, 1, 2, 4, -2, -1) for after in (False, True)),
+        ("hidden", 4, True),
+    ],
+)
+def test_killed_anywhere_and_run_again_the_cache_is_the_same(
     data, tmp_path, monkeypatch, keep, stop, after
 ) -> None:
-    """To the byte, though what was being written at that moment is torn, and no batch that was noted is asked about again."""
+    """The bytes are the same, even though the file being written is torn. Saved batches are not computed
+    again.
+    """
     monkeypatch.setattr(writer, "SAVE_SECONDS", 0.0)
     notes: list[tuple[str, dict[str, Any]]] = []
-    stock = writer.write_json
+    stock = OutputFolder.write_json
 
-    def counting(path: Path, content: dict[str, Any]) -> None:
-        notes.append((path.name, content))
-        stock(path, content)
+    def counting(folder: OutputFolder, name: str, content: dict[str, Any]) -> None:
+        notes.append((name, content))
+        stock(folder, name, content)
 
-    monkeypatch.setattr(writer, "write_json", counting)
+    monkeypatch.setattr(OutputFolder, "write_json", counting)
     write_cache(request(data, tmp_path / "whole", keep=keep))
     assert len(notes) > 6, "several batches"
     at, notes[:] = stop % len(notes), []
 
-    def killing(path: Path, content: dict[str, Any]) -> None:
+    def killing(folder: OutputFolder, name: str, content: dict[str, Any]) -> None:
         if len(notes) == at and not after:
-            partial(path).write_text('{"torn')
+            partial(folder.path / name).write_text('{"torn')
             raise Killed
-        counting(path, content)
+        counting(folder, name, content)
         if len(notes) == at + 1:
             raise Killed
 
-    monkeypatch.setattr(writer, "write_json", killing)
+    monkeypatch.setattr(OutputFolder, "write_json", killing)
     with pytest.raises(Killed):
         write_cache(request(data, tmp_path / "killed", keep=keep))
     done = notes[-1][1].get("batches") if notes else None
     if done is not None and not (tmp_path / "killed" / "cache.json").exists():
-        tear(tmp_path / "killed", data, done)
+        spoil_unsaved_answers(tmp_path / "killed", data, done)
 
     asked: list[int] = []
     answers = writer._answers
-    monkeypatch.setattr(writer, "write_json", stock)
-    monkeypatch.setattr(writer, "_answers", lambda *given: asked.append(1) or answers(*given))
+    monkeypatch.setattr(OutputFolder, "write_json", stock)
+    monkeypatch.setattr(writer, "_answers", lambda *given, **more: asked.append(1) or answers(*given, **more))
     write_cache(request(data, tmp_path / "killed", keep=keep))
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     complete = (stop, after) == (-1, True)
-    batches = 0 if complete else len(planned(data)) - (done or 0)
+    batches = 0 if complete else len(planned_batches(data)) - (done or 0)
     assert len(asked) == batches
 
 
-def planned(data: Path) -> list[np.ndarray]:
-    """The batches of :func:`request`, in their order."""
+def planned_batches(data: Path) -> list[np.ndarray]:
+    """Return the batches of :func:`request` in order."""
     own = request(data, Path("unused"))
     task = writer._task(own, Languages.of(data, None, None))
     task.load_dataset("train")
-    return writer._planned(task.dataset("train"), (64, 64), own).batches
+    return writer._plan(task.dataset("train"), (64, 64), own).batches
 
 
-@pytest.mark.parametrize("moment", ["dump", "replace"])
-def test_note_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch, moment: str) -> None:
-    """A kill while it is written, or before it takes the other's place."""
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_torn_progress_file_leaves_the_previous_one(tmp_path, monkeypatch, moment: str) -> None:
+    """The kill happens while the file is written, or before it replaces the previous one."""
     write_json(tmp_path / "note", {"format": format.FORMAT, "batches": 1})
 
-    def killed(*given: Any, **_: Any) -> None:
-        if moment == "dump":
-            given[1].write('{"form')
+    def killed(*_: Any, **__: Any) -> None:
         raise Killed
 
-    monkeypatch.setattr(json if moment == "dump" else Path, moment, killed)
+    monkeypatch.setattr(os if moment == "fsync" else Path, moment, killed)
     with pytest.raises(Killed):
         write_json(tmp_path / "note", {"format": format.FORMAT, "batches": 2})
     assert format.read_json(tmp_path / "note") == {"format": format.FORMAT, "batches": 1}
 
 
-def tear(folder: Path, data: Path, done: int) -> None:
-    """Spoil whatever is not noted as done."""
+def spoil_unsaved_answers(folder: Path, data: Path, done: int) -> None:
+    """Overwrite all answers that the progress file does not list."""
     offsets = np.load(folder / "offsets.npy")
     for path in [
         path for name in ("symbols", "lprobs", "tail", "features") for path in folder.glob(f"{name}.npy")
     ]:
         array = np.load(path, mmap_mode="r+")
-        for numbers in planned(data)[done:]:
+        for numbers in planned_batches(data)[done:]:
             for number in numbers:
                 array[offsets[number] : offsets[number + 1]] = 7
         array.flush()
 
 
-def test_complete_cache_is_left_as_it_is(data, caches, monkeypatch) -> None:
-    """Given again, the command loads no teacher."""
+def test_complete_cache_does_not_change(data, caches, monkeypatch) -> None:
+    """A second run of the command does not load the teacher."""
     before = contents(caches["hidden"])
     monkeypatch.setattr(writer, "load_teacher", lambda *_, **__: pytest.fail("loaded"))
     write_cache(request(data, caches["hidden"], keep="hidden"))
@@ -430,7 +451,7 @@ def test_complete_cache_is_left_as_it_is(data, caches, monkeypatch) -> None:
 
 
 def refusal(own: CacheRequest) -> str:
-    """The one line that a command ends with."""
+    """Return the message with which a command ends."""
     with pytest.raises(UsageError) as refused:
         write_cache(own)
     assert "\n" not in str(refused.value)
@@ -446,13 +467,13 @@ def refusal(own: CacheRequest) -> str:
         ({"max_tokens": 5}, ["--max-tokens 5", "7 tokens", "raise it"]),
         ({"gen_subset": "test"}, ["--gen-subset 'test' is not in DATA"]),
         ({"source_lang": "de", "target_lang": "en"}, ["has no dict.de.txt"]),
-        ({"teacher_path": "none.pt"}, ["--teacher-path 'none.pt' is no file"]),
+        ({"teacher_path": "none.pt"}, ["--teacher-path 'none.pt' is not a file"]),
         ({"keep": "hidden", "teacher_path": "TWO"}, ["--keep hidden needs one teacher", "use --keep topk:K"]),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
 def test_requests_that_can_not_work_are_refused(data, tmp_path, changes, parts) -> None:
-    """Before the folder is made."""
+    """They are refused before the folder is made."""
     if changes.get("teacher_path") == "TWO":
         changes = {**changes, "teacher_path": f"{data / 'teacher.pt'}:{data / 'other.pt'}"}
     message = refusal(request(data, tmp_path / "new", **changes))
@@ -461,7 +482,7 @@ def test_requests_that_can_not_work_are_refused(data, tmp_path, changes, parts) 
 
 
 def test_hidden_states_without_a_known_matrix_are_refused(data, tmp_path) -> None:
-    """A convolutional teacher's logits are more than one product."""
+    """The logits of a convolutional teacher are not a single product."""
     arguments = [
         str(data),
         "--source-lang",
@@ -483,27 +504,26 @@ def test_hidden_states_without_a_known_matrix_are_refused(data, tmp_path) -> Non
 
 
 def test_folder_of_something_else_is_refused(data, caches, tmp_path) -> None:
-    """Other files, other settings, begun or complete: none of it is touched."""
+    """It holds other files, or a cache of other settings, complete or not. Nothing in it changes."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    assert "is there and no teacher cache" in refusal(request(data, tmp_path / "mine"))
+    assert "exists and is not a teacher cache" in refusal(request(data, tmp_path / "mine"))
     assert contents(tmp_path / "mine") == {"thesis.txt": b"years of work"}
     before = contents(caches["topk"])
     for changes, part in (
-        ({"dtype": "fp16"}, "dtype is fp32 there, but fp16 here"),
-        ({"keep": "topk:5"}, "topk is 6 there, but 5 here"),
-        ({"teacher_path": str(data / "other.pt")}, "teacher_sha256"),
-        ({"gen_subset": "valid"}, "split is train there, but valid here"),
-        ({"truncate_source": True, "max_source_positions": 5}, "truncate_source is 0 there, but 5 here"),
+        ({"dtype": "fp16"}, "dtype = fp32, but now it is fp16"),
+        ({"keep": "topk:5"}, "topk = 6, but now it is 5"),
+        ({"teacher_path": str(data / "other.pt")}, "teacher_sha256 = "),
+        ({"gen_subset": "valid"}, "split = train, but now it is valid"),
+        ({"truncate_source": True, "max_source_positions": 5}, "truncate_source = 0, but now it is 5"),
     ):
         message = refusal(request(data, caches["topk"], **changes))
-        assert f"--out '{caches['topk']}' is a cache of other settings" in message
-        assert part in message
+        assert f"--out '{caches['topk']}' was begun with {part}" in message
     assert contents(caches["topk"]) == before
 
 
 def test_full_disk_leaves_nothing_behind(data, tmp_path, monkeypatch) -> None:
-    """One line that names the folder; with room, the same command works."""
+    """One line names the folder. With enough space the same command works."""
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -517,8 +537,8 @@ def test_full_disk_leaves_nothing_behind(data, tmp_path, monkeypatch) -> None:
     assert (tmp_path / "full" / "cache.json").exists()
 
 
-def test_room_is_taken_where_there_is_no_fallocate(tmp_path, monkeypatch) -> None:
-    """As on macOS: by writing what stands there."""
+def test_space_is_reserved_without_fallocate(tmp_path, monkeypatch) -> None:
+    """macOS has no fallocate. There the file is filled by writing."""
     path = tmp_path / "sparse"
     with open(path, "wb") as file:
         file.write(b"head")
@@ -532,20 +552,20 @@ def test_room_is_taken_where_there_is_no_fallocate(tmp_path, monkeypatch) -> Non
     assert path.stat().st_blocks * 512 >= len(before)
 
 
-def test_disk_that_fills_later_keeps_what_is_done(data, caches, tmp_path, monkeypatch) -> None:
-    """A note that can't be written is not half written either."""
+def test_disk_that_fills_later_keeps_the_saved_batches(data, caches, tmp_path, monkeypatch) -> None:
+    """A progress file that can't be written is not torn either."""
     monkeypatch.setattr(writer, "SAVE_SECONDS", 0.0)
-    stock = writer.write_json
-    notes: list[Path] = []
+    stock = OutputFolder.write_json
+    notes: list[str] = []
 
-    def full(path: Path, content: dict[str, Any]) -> None:
-        notes.append(path)
+    def full(folder: OutputFolder, name: str, content: dict[str, Any]) -> None:
+        notes.append(name)
         if len(notes) == 5:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        stock(path, content)
+        stock(folder, name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "write_json", full)
+        patch.setattr(OutputFolder, "write_json", full)
         assert "No space left" in refusal(request(data, tmp_path / "full"))
     assert json.loads((tmp_path / "full" / "progress.json").read_text())["batches"] == 2
     write_cache(request(data, tmp_path / "full"))
@@ -553,11 +573,13 @@ def test_disk_that_fills_later_keeps_what_is_done(data, caches, tmp_path, monkey
 
 
 def test_teacher_that_overflows_half_precision_is_refused(data, tmp_path, monkeypatch) -> None:
-    """By the sentence and the remedy, not kept as infinity."""
+    """The message names the sentence and the remedy. Infinity is never saved."""
     answers = writer._answers
-    monkeypatch.setattr(writer, "_answers", lambda *given: {"features": answers(*given)["features"] * 1e6})
+    monkeypatch.setattr(
+        writer, "_answers", lambda *given, **more: {"features": answers(*given, **more)["features"] * 1e6}
+    )
     message = refusal(request(data, tmp_path / "new", keep="hidden", dtype="fp16"))
-    assert "no finite numbers in fp16" in message
+    assert "are not finite in fp16" in message
     assert "--dtype fp32" in message
     assert not (tmp_path / "new" / "cache.json").exists()
 
@@ -565,13 +587,13 @@ def test_teacher_that_overflows_half_precision_is_refused(data, tmp_path, monkey
 def opened(
     data: Path, folder: Path, method: str = "word_kd", task: dict[str, Any] | None = None, **settings: Any
 ) -> Any:
-    """The cache as a run of that method opens it."""
+    """Return the cache as a run of this method opens it."""
     own = tiny_task(**{"data": str(data), "train_subset": "train", **(task or {})})
-    return open_cache(str(folder), own, tiny_criterion(method, own, **settings))
+    return open_cache(str(folder), own, tiny_criterion(method, own, **settings).method)
 
 
 def run_refusal(*given: Any, **settings: Any) -> str:
-    """The one line that a run ends with."""
+    """Return the message with which a run ends."""
     with pytest.raises(UsageError) as refused:
         opened(*given, **settings)
     assert "\n" not in str(refused.value)
@@ -594,7 +616,7 @@ def run_refusal(*given: Any, **settings: Any) -> str:
     ],
 )
 def test_methods_on_references_are_accepted(data, caches, kind, method, settings) -> None:
-    """With what they need of the teacher."""
+    """The cache has what they need of the teacher."""
     assert isinstance(opened(data, caches[kind], method, **settings), CachedTeacher)
 
 
@@ -606,7 +628,8 @@ def test_methods_on_references_are_accepted(data, caches, kind, method, settings
         ("hidden", "distillm", {}, ["--student-share adaptive:0"]),
         ("hidden", "speculative_kd", {}, ["--student-share constant:1"]),
         ("hidden", "f_distill_kl", {"teacher_samples": True}, ["--teacher-samples", "leave it out"]),
-        ("topk", "word_kd", {}, ["--teacher-topk must be in 1..6", "but is 0 (the whole distribution)", "--keep hidden"]),
+        ("topk", "word_kd", {},
+         ["--teacher-topk must be in 1..6", "but is 0 (the whole distribution)", "--keep hidden"]),
         ("topk", "word_kd", {"teacher_topk": 7}, ["--teacher-topk must be in 1..6", "but is 7"]),
         (
             "topk", "word_kd", {"teacher_topk": 4, "teacher_tail": "bucket", "teacher_temperature": 2.0},
@@ -621,13 +644,13 @@ def test_methods_on_references_are_accepted(data, caches, kind, method, settings
     ],
 )  # fmt: skip
 def test_methods_that_need_more_are_refused(data, caches, kind, method, settings, parts) -> None:
-    """In words that name the flag, the cache and the remedy."""
+    """The message names the flag, the cache and the remedy."""
     message = run_refusal(data, caches[kind], method, **settings)
     assert all(part in message for part in [*parts, str(caches[kind])])
 
 
 def test_no_cache_and_unfinished_caches_are_refused(data, caches, tmp_path) -> None:
-    """What is wrong, and what to do."""
+    """The message names the problem and the remedy."""
     assert "holds no cache.json" in run_refusal(data, tmp_path)
     unfinished = tmp_path / "unfinished"
     shutil.copytree(caches["hidden"], unfinished)
@@ -641,7 +664,7 @@ def test_no_cache_and_unfinished_caches_are_refused(data, caches, tmp_path) -> N
 
 @pytest.mark.parametrize("name", ["features", "offsets", "weight"])
 def test_damaged_caches_are_refused(data, caches, tmp_path, name) -> None:
-    """An array that is missing, cut off, or of another size."""
+    """An array is missing, cut off, or of another size."""
     damaged = tmp_path / "damaged"
     shutil.copytree(caches["hidden"], damaged)
     path = damaged / f"{name}.npy"
@@ -655,7 +678,9 @@ def test_damaged_caches_are_refused(data, caches, tmp_path, name) -> None:
 
 
 def test_other_data_is_refused(data, caches, tmp_path) -> None:
-    """One other token, one sentence less, other symbols, another split, other settings of what a model reads."""
+    """One token differs, a sentence is missing, or the symbols, the split or the settings of the input
+    differ.
+    """
 
     def changed(pairs: list[Any], symbols: str | None = None) -> Path:
         folder = write_dictionaries(
@@ -673,21 +698,21 @@ def test_other_data_is_refused(data, caches, tmp_path) -> None:
         ({"train_subset": "valid"}, "split is train there, but valid here"),
         ({"truncate_source": True, "max_source_positions": 9}, "truncate_source is 0 there, but 9 here"),
         ({"left_pad_source": False}, "left_pad_source is True there, but False here"),
-        ({"data": f"{data}:{data}"}, "names 2: give one"),
+        ({"data": f"{data}:{data}"}, "names 2; use one"),
         ({"upsample_primary": 3}, "--upsample-primary 3"),
     ):
         assert part in run_refusal(data, hidden, task=task)
     several = changed(PAIRS)
     write_split(several, "train1", PAIRS)
-    assert "in several parts ('train1', …)" in run_refusal(several, hidden)
+    assert "in parts ('train1', …)" in run_refusal(several, hidden)
 
 
 def test_other_dictionaries_are_refused(data, caches) -> None:
-    """As many symbols in another order."""
+    """They have the same symbols in another order."""
     own = tiny_task(data=str(data), train_subset="train")
     own.tgt_dict = letters("bacdefghijklmnop")
     with pytest.raises(UsageError, match="target_dictionary_sha256"):
-        open_cache(str(caches["hidden"]), own, tiny_criterion("word_kd", own))
+        open_cache(str(caches["hidden"]), own, tiny_criterion("word_kd", own).method)
 
 
 @pytest.mark.parametrize(
@@ -703,7 +728,7 @@ def test_other_dictionaries_are_refused(data, caches) -> None:
     ],
 )
 def test_flags_of_a_live_teacher_are_refused(name: str, value: str) -> None:
-    """They would change nothing, the teacher's path among them."""
+    """They would have no effect. The teacher's path is one of them."""
     own = tiny_task(teacher_cache="cache", **{name: value})
     with pytest.raises(UsageError) as refused:
         refuse_teacher_flags(own.cfg, TranslationWithTeacherConfig())
@@ -713,7 +738,7 @@ def test_flags_of_a_live_teacher_are_refused(name: str, value: str) -> None:
 
 
 class Optimizer:
-    """All of an optimizer that a training step asks for."""
+    """The part of fairseq's optimizer that a training step calls."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients."""
@@ -732,24 +757,24 @@ class Optimizer:
     ],
 )
 def test_training_step_is_the_live_teachers(data, caches, kind, method, settings, chunk) -> None:
-    """Loss, log and gradients of a batch that is learnt from in parts, in chunks or whole."""
+    """Loss, logs and gradients agree for a batch that is trained on whole, in parts or in chunks."""
     results = []
     sample = batch([0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33])
-    for teacher in (cached(caches[kind]), live(data)):
+    for teacher in (cached_teacher(caches[kind]), live_teacher(data)):
         task, student = tiny_task(), build_student(seed=1, dropout=0.0)
-        task._teacher = teacher
+        give_teacher(task, teacher)
         criterion = tiny_criterion(method, task, loss_chunk=chunk, **settings)
-        loss, count, figures = task.train_step(sample, student, criterion, Optimizer(), 3)
+        loss, count, metrics = task.train_step(sample, student, criterion, Optimizer(), 3)
         gradients = {name: parameter.grad for name, parameter in student.named_parameters()}
         results.append(
-            (float(loss), count, float(figures["agreed"]) if "agreed" in figures else 0.0, gradients)
+            (float(loss), count, float(metrics["agreed"]) if "agreed" in metrics else 0.0, gradients)
         )
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
     assert max(float(gradient.abs().max()) for gradient in results[0][3].values()) > 1e-2
 
 
-def test_step_loads_nothing_and_rolls_nothing_out(data, caches, monkeypatch) -> None:
-    """The task builds its criterion from the cache alone; the flag on the command line is --teacher-cache."""
+def test_step_loads_no_teacher_and_decodes_nothing(data, caches, monkeypatch) -> None:
+    """The task builds its criterion from the cache alone. The flag is --teacher-cache."""
     monkeypatch.setattr(task_module, "load_teacher", lambda *_, **__: pytest.fail("loaded"))
     cfg = training_config(
         data,
@@ -765,13 +790,13 @@ def test_step_loads_nothing_and_rolls_nothing_out(data, caches, monkeypatch) -> 
     task = task_module.TranslationWithTeacherTask.setup_task(cfg.task)
     task.build_model(cfg.model)
     task.build_criterion(cfg.criterion)
-    assert isinstance(task._teacher, CachedTeacher)
+    assert isinstance(task._distiller.teacher, CachedTeacher)
 
 
 def test_criterion_that_does_not_distil_warns_of_a_cache(
     data, caches, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The flag would pass for tried."""
+    """The user could think that the flag has an effect."""
     flags = (
         "--task",
         "translation_with_teacher",
@@ -786,7 +811,7 @@ def test_criterion_that_does_not_distil_warns_of_a_cache(
 
 
 def copied(cache: Path, folder: Path, **changes: Any) -> Path:
-    """A cache's copy, its manifest changed; an entry that is None is left out."""
+    """Return a copy of a cache with a changed manifest. Entries of None are removed."""
     shutil.copytree(cache, folder)
     manifest = json.loads((folder / "cache.json").read_text())
     kept = {name: value for name, value in (manifest | changes).items() if value is not None}
@@ -812,7 +837,7 @@ def copied(cache: Path, folder: Path, **changes: Any) -> Path:
     ],
     ids=str,
 )
-def test_manifests_that_no_release_wrote(data, caches, tmp_path, kind: str, changes: dict[str, Any]) -> None:
+def test_malformed_manifests_are_refused(data, caches, tmp_path, kind: str, changes: dict[str, Any]) -> None:
     """A cache may come from anywhere."""
     folder = copied(caches[kind], tmp_path / "copy", **changes)
     message = run_refusal(data, folder, **({"teacher_topk": 6} if kind == "topk" else {}))
@@ -824,8 +849,8 @@ def test_manifests_that_no_release_wrote(data, caches, tmp_path, kind: str, chan
 
 
 @pytest.mark.parametrize("batches", ["x", -1, 10**9, True, [3]], ids=str)
-def test_notes_that_no_release_wrote(data, caches, tmp_path, batches: Any) -> None:
-    """They would let a cache be called complete of which nothing was asked."""
+def test_malformed_progress_files_are_refused(data, caches, tmp_path, batches: Any) -> None:
+    """Otherwise a cache could count as complete without the teacher's answers."""
     folder = copied(caches["topk"], tmp_path / "copy", batches=batches)
     (folder / "cache.json").rename(folder / "progress.json")
     message = refusal(request(data, folder))
@@ -835,41 +860,41 @@ def test_notes_that_no_release_wrote(data, caches, tmp_path, batches: Any) -> No
     assert not (folder / "cache.json").exists()
 
 
-def test_what_is_no_cache_is_not_to_be_deleted(data, tmp_path) -> None:
-    """A file in the folder's place, a folder of another's, one that can't be read."""
+def test_message_never_tells_to_delete_other_files(data, tmp_path) -> None:
+    """There is a file instead of the folder, a folder of something else, or an unreadable one."""
     (tmp_path / "model.pt").write_text("mine")
     assert refusal(request(data, tmp_path / "model.pt")) == (
-        f"--out '{tmp_path / 'model.pt'}' is there and no teacher cache: name a folder that is new or empty"
+        f"--out '{tmp_path / 'model.pt'}' exists and is not a teacher cache; use a new or empty folder"
     )
     assert "holds no cache.json: give a folder that imitkd-cache wrote" in run_refusal(
         data, tmp_path / "model.pt"
     )
     (tmp_path / "other" / "cache.json").mkdir(parents=True)
     message = refusal(request(data, tmp_path / "other"))
-    assert (
-        message
-        == f"'{tmp_path / 'other' / 'cache.json'}' can't be read (Is a directory): see that it can, or name another folder"
+    assert message.startswith(
+        f"--out '{tmp_path / 'other'}' can't be written (Is a directory: "
+        f"'{tmp_path / 'other' / 'cache.json'}'); use "
     )
 
 
 @pytest.mark.parametrize("damage", ["never written", "other numbers", "symbols", "hidden"])
-def test_answers_that_are_none(data, caches, tmp_path, damage: str) -> None:
-    """Rows of zeros, of another sentence's symbols or of no distribution are not learnt from, whatever wrote them."""
+def test_answers_that_are_not_distributions_are_refused(data, caches, tmp_path, damage: str) -> None:
+    """Rows of zeros, of another sentence's symbols, or without a valid distribution are not trained on."""
     folder = copied(caches["hidden" if damage == "hidden" else "topk"], tmp_path / "copy")
     name = {"symbols": "symbols", "hidden": "features"}.get(damage, "lprobs")
     array, first = np.load(folder / f"{name}.npy", mmap_mode="r+"), int(np.load(folder / "offsets.npy")[3])
     array[first] = {"symbols": SYMBOLS, "other numbers": array[first] + 1.0}.get(damage, 0)
     array.flush()
-    assert cached(folder).score(batch([2, 4]))
+    assert cached_teacher(folder).score(batch([2, 4]))
     with pytest.raises(
-        RefusedUpdate, match="is damaged: what it holds of sentence 3 is no answer of a teacher; delete the"
+        RefusedUpdate, match="is damaged: its values for sentence 3 are not a teacher's answer; delete the"
     ):
-        cached(folder).score(batch([2, 3]))
+        cached_teacher(folder).score(batch([2, 3]))
 
 
 @pytest.mark.parametrize("damage", ["gone", "archive", "offsets"])
-def test_complete_caches_that_lost_something(data, caches, tmp_path, damage: str) -> None:
-    """The command that wrote it doesn't call it complete, and a run says what to do."""
+def test_complete_caches_that_lost_files_are_refused(data, caches, tmp_path, damage: str) -> None:
+    """The command does not call them complete, and a run names the remedy."""
     folder = copied(caches["topk"], tmp_path / "copy")
     if damage == "gone":
         (folder / "tail.npy").unlink()
@@ -883,19 +908,18 @@ def test_complete_caches_that_lost_something(data, caches, tmp_path, damage: str
 
 
 def test_two_commands_at_once(data, caches, tmp_path, monkeypatch) -> None:
-    """The second waits, and is refused; both can't write the same files."""
-    monkeypatch.setattr(writer, "alone", functools.partial(alone, patience=0.1))
+    """The second one waits and is refused, because both can't write the same files."""
+    monkeypatch.setattr(output_folder, "PATIENCE", 0.1)
     folder = tmp_path / "cache"
     folder.mkdir()
-    with alone(folder):
+    with OutputFolder(folder, "a teacher cache").lock():
         assert "another run is writing" in refusal(request(data, folder))
     write_cache(request(data, folder))
     assert contents(folder) == contents(caches["topk"])
 
 
 @pytest.mark.parametrize("damage", ["lengths", "no target", "cut", "symbols", "dictionary", "one language"])
-def test_damaged_data(data, tmp_path, damage: str) -> None:
-    """One line each."""
+def test_damaged_data_is_refused_in_one_line(data, tmp_path, damage: str) -> None:
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
     prefix, changes = folder / "train.src-tgt.tgt", {}
@@ -915,8 +939,8 @@ def test_damaged_data(data, tmp_path, damage: str) -> None:
         expected = "of DATA holds symbol "
     elif damage == "dictionary":
         (folder / "dict.src.txt").write_bytes("é 1\n".encode("latin1"))
-        expected = "dict.src.txt is no dictionary of fairseq's"
+        expected = "dict.src.txt' is not a dictionary of fairseq"
     else:
-        changes, expected = {"source_lang": "fr"}, "the languages of DATA"
+        changes, expected = {"source_lang": "fr"}, "--source-lang fr is not in DATA"
     assert expected in refusal(request(folder, tmp_path / "new", **changes))
     assert not (tmp_path / "new").exists() or damage == "symbols"

@@ -1,19 +1,25 @@
-"""The teacher's encoder, run once a batch or once a training: the logits stay the same."""
+"""The encoder cache: with separate or cached encoder outputs the logits stay the same."""
 
 import pytest
 import torch
 
-from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.mixing.batch import take
-from fairseq_imitkd.teacher.encoder_cache import EncoderCache, parse_bytes
+from fairseq_imitkd.teacher.encoder_cache import EncoderCache
 from fairseq_imitkd.teacher.teacher import Teacher
-from tests.helpers.fairseq_models import STUDENTS, build_student, make_batch, reversed_pairs, teacher_logits
+from tests.helpers.fairseq_models import (
+    STUDENTS,
+    build_student,
+    layout,
+    make_batch,
+    reversed_pairs,
+    teacher_logits,
+)
 
 ROOM = 1 << 20
 
 
 def counted(teacher: Teacher) -> list[int]:
-    """How many sentences the first member encodes, call by call."""
+    """A list that receives the number of sentences of each call of the first member's encoder."""
     calls: list[int] = []
     encoder = teacher.models[0].encoder
     plain = encoder.forward
@@ -27,8 +33,8 @@ def counted(teacher: Teacher) -> list[int]:
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_encoding_apart_changes_no_logit(name: str) -> None:
-    """Bitwise, for every architecture; parts of a batch as the whole of it, to rounding."""
+def test_separate_encoding_changes_no_logit(name: str) -> None:
+    """Bitwise, for every architecture; a part of a batch to rounding."""
     teacher, sample = Teacher([build_student(name)]), make_batch(reversed_pairs(8, seed=51))
     with torch.no_grad():
         expected = teacher.models[0](**sample["net_input"])[0]
@@ -36,15 +42,15 @@ def test_encoding_apart_changes_no_logit(name: str) -> None:
     assert teacher_logits(teacher, sample, encoded).equal(expected)
     assert teacher_logits(teacher, sample).equal(expected)
     rows = torch.tensor([1, 4, 6])
-    part = take(sample, rows, 1, 1)
+    part = take(sample, rows, layout=layout())
     width = part["target"].size(1)
     torch.testing.assert_close(
-        teacher_logits(teacher, part, encoded, rows), expected[rows, :width], rtol=1e-4, atol=1e-5
+        teacher_logits(teacher, part, encoded, rows=rows), expected[rows, :width], rtol=1e-4, atol=1e-5
     )
 
 
-def test_member_that_can_not_encode_apart_runs_whole() -> None:
-    """Whoever overrides the forward pass may do more in it than encode and decode."""
+def test_member_that_can_not_encode_separately_runs_its_forward_pass() -> None:
+    """An overridden forward pass may do more than encode and decode."""
 
     class Shouting(type(build_student())):
         def forward(self, *args, **kwargs):
@@ -58,13 +64,13 @@ def test_member_that_can_not_encode_apart_runs_whole() -> None:
     assert encoded[0] is None
     assert encoded[1] is not None
     assert teacher_logits(teacher, sample, encoded).equal(teacher_logits(teacher, sample))
-    apart = teacher_logits(Teacher([model]), sample, [None])
+    separate = teacher_logits(Teacher([model]), sample, [None])
     with torch.no_grad():
-        assert apart.equal(model(**sample["net_input"])[0])
+        assert separate.equal(model(**sample["net_input"])[0])
 
 
-def test_more_encoder_arguments_run_whole() -> None:
-    """An argument that only a forward pass knows what to do with."""
+def test_more_encoder_arguments_run_the_forward_pass() -> None:
+    """Only the forward pass knows what another argument means."""
     sample = make_batch(reversed_pairs(4, seed=52))
     sample["net_input"]["token_embeddings"] = None
     assert Teacher([build_student()]).encode(sample) == [None]
@@ -72,7 +78,7 @@ def test_more_encoder_arguments_run_whole() -> None:
 
 @pytest.mark.parametrize("name", ["transformer", "lstm-bidirectional", "fconv"])
 def test_cached_batch_is_not_encoded_again(name: str) -> None:
-    """Bitwise the same logits the second time; another batch is encoded."""
+    """The logits are bitwise the same the second time; another batch is encoded."""
     plain = Teacher([build_student(name)])
     teacher = Teacher([build_student(name)], cache=EncoderCache(ROOM))
     samples = [make_batch(reversed_pairs(6, seed), ids=range(10 * seed, 10 * seed + 6)) for seed in (1, 2)]
@@ -83,7 +89,7 @@ def test_cached_batch_is_not_encoded_again(name: str) -> None:
 
 
 def test_same_numbers_of_another_data_set_are_encoded_anew() -> None:
-    """Shards of a training set number their sentences alike."""
+    """Shards of a training set use the same numbers."""
     teacher = Teacher([build_student()], cache=EncoderCache(ROOM))
     calls = counted(teacher)
     one = make_batch([([1, 2, 3], [1]), ([4, 5], [1])])
@@ -96,7 +102,7 @@ def test_same_numbers_of_another_data_set_are_encoded_anew() -> None:
 
 
 def test_cache_stays_in_its_room() -> None:
-    """What no longer fits is not kept, and what was kept stays."""
+    """A batch that does not fit is not kept, and the cached batches stay."""
     sample = make_batch(reversed_pairs(6, seed=1), ids=range(6))
     whole = EncoderCache(ROOM)
     Teacher([build_student()], cache=whole).encode(sample)
@@ -113,8 +119,8 @@ def test_cache_stays_in_its_room() -> None:
     assert cache.used == whole.used
 
 
-def test_numbers_that_come_back_with_other_words_take_no_more_room() -> None:
-    """Shards by turns: the first one's batch stays, and the room that it takes is counted once."""
+def test_numbers_that_return_with_other_words_take_no_more_room() -> None:
+    """With alternating shards the first batch stays, and its size is counted once."""
     cache = EncoderCache(ROOM)
     teacher = Teacher([build_student()], cache=cache)
     shards = [make_batch([([1, 2, word], [1])]) for word in (3, 4)]
@@ -125,28 +131,10 @@ def test_numbers_that_come_back_with_other_words_take_no_more_room() -> None:
     assert used == [used[0]] * 6
 
 
-def test_batch_that_a_member_can_not_encode_apart_is_not_kept() -> None:
+def test_batch_that_a_member_can_not_encode_separately_is_not_kept() -> None:
     """It would take room and save nothing."""
     cache, sample = EncoderCache(ROOM), make_batch(reversed_pairs(4, seed=53))
     sample["net_input"]["token_embeddings"] = None
     Teacher([build_student()], cache=cache).encode(sample)
     assert cache.used == 0
     assert cache.find(sample) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("0", 0), ("1024", 1024), ("512MB", 512 << 20), ("2GB", 2 << 30), ("1.5g", 3 << 29), ("64 kb", 1 << 16)],
-)
-def test_sizes(text: str, expected: int) -> None:
-    """Numbers alone are bytes."""
-    assert parse_bytes(text, "--teacher-encoder-cache") == expected
-
-
-@pytest.mark.parametrize("text", ["", "9" * 400, "much", "-1GB", "2XB", "GB", "1e3", "2GB2"])
-def test_no_size_is_refused(text: str) -> None:
-    """In one line that names the flag and the value."""
-    with pytest.raises(
-        UsageError, match=f"--teacher-encoder-cache must be a size such as 512MB or 2GB.*'{text}'"
-    ):
-        parse_bytes(text, "--teacher-encoder-cache")

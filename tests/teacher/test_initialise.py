@@ -1,4 +1,4 @@
-"""A student that begins as parts of its teacher: what is copied, what is not, and what does not fit."""
+"""Initialisation from the teacher: what is copied, what is not, and what is refused."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def built(seed: int, encoder: int = 1, decoder: int = 1, **changes: Any) -> Any:
 
 
 def layers_of(student: Any, teacher: Any, side: str) -> list[int | None]:
-    """Which of the teacher's layers each of the student's is."""
+    """For each layer of the student, the number of the teacher's layer with the same weights."""
     found: list[int | None] = []
     for own in getattr(student, side).layers:
         same = [
@@ -48,7 +48,8 @@ def test_parts(text: str, expected: Any) -> None:
 def test_texts_that_name_no_parts(text: str) -> None:
     with pytest.raises(
         UsageError,
-        match=r"^--init-from-teacher must be .embeddings., .encoder. and .decoder. joined by commas, .* but is ",
+        match=r"^--init-from-teacher must be 'embeddings', 'encoder' and 'decoder' joined by commas, "
+        ".* but is ",
     ):
         parse_parts(text)
 
@@ -69,7 +70,7 @@ def test_layers_are_spread(student: int, teacher: int, expected: list[int]) -> N
 
 
 def test_what_is_copied() -> None:
-    """The parts that are named and no others; the teacher stays as it is."""
+    """Only the named parts; the teacher stays unchanged."""
     teacher = built(1, 4, 3)
     before = {name: values.clone() for name, values in teacher.state_dict().items()}
     student = built(2, 2, 1)
@@ -121,20 +122,22 @@ def test_a_student_of_the_same_size_computes_what_its_teacher_does(settings: dic
         (
             "embeddings",
             {"encoder_embed_dim": 16, "decoder_embed_dim": 16},
-            "the student's encoder's embed_tokens must be built as the teacher's, but its Embedding has weight (20, 16), the "
-            "teacher's Embedding (20, 32): give the student the teacher's widths, or leave this part out",
+            "the student's encoder's embed_tokens must be built as the teacher's, but its Embedding has "
+            "weight "
+            "(20, 16), the teacher's Embedding (20, 32); give the student the teacher's widths, or leave "
+            "this part out",
         ),
         (
             "encoder",
             {"encoder_ffn_embed_dim": 64},
-            "the student's encoder layer 0 (of 0) must be built as the teacher's",
+            "the student's encoder layer 0 (from 0) must be built as the teacher's",
         ),
         (
             "decoder:0",
             {"decoder_layers": 2},
             "decoder:… must name as many layers as the student has, 2, but names 1",
         ),
-        ("encoder:9", {}, "encoder:… must name layers in 0..2, the teacher's, but names 9"),
+        ("encoder:9", {}, "encoder:… must name layers of the teacher, in 0..2, but names 9"),
     ],
     ids=str,
 )
@@ -210,7 +213,8 @@ def test_what_does_not_fit(parts: str, student: dict[str, Any], message: str) ->
             "embeddings",
             {},
             {"decoder_learned_pos": True},
-            "decoder.embed_positions must be the teacher's, LearnedPositionalEmbedding, but is SinusoidalPositionalEmbedding",
+            "decoder.embed_positions must be the teacher's, LearnedPositionalEmbedding, but is "
+            "SinusoidalPositionalEmbedding",
         ),
     ],
     ids=str,
@@ -218,12 +222,12 @@ def test_what_does_not_fit(parts: str, student: dict[str, Any], message: str) ->
 def test_same_shapes_that_mean_something_else(
     parts: str, student: dict[str, Any], teacher: dict[str, Any], message: str
 ) -> None:
-    """Copied without a word, they would be a worse beginning than none. What is not copied may differ."""
+    """Weights would be copied and compute something else. Parts that are not copied may differ."""
     own, theirs = built(2, **student), built(1, 3, 3, **teacher)
     before = {name: values.clone() for name, values in own.state_dict().items()}
     with pytest.raises(UsageError) as error:
         initialise(own, theirs, parse_parts("embeddings,encoder,decoder"))
-    assert f"{message}: build the student alike, or leave {parts} out" in str(error.value)
+    assert f"{message}; build the student alike, or leave {parts} out" in str(error.value)
     assert "\n" not in str(error.value)
     assert all(torch.equal(values, before[name]) for name, values in own.state_dict().items())
     others = {"embeddings": "encoder", "encoder": "embeddings", "decoder": "embeddings"}
@@ -252,7 +256,7 @@ def test_same_shapes_that_mean_something_else(
 def test_one_tensor_for_several_of_the_teachers(
     student: dict[str, Any], teacher: dict[str, Any], refused: str | None
 ) -> None:
-    """A student that shares more than its teacher would keep the last of different values; one that shares less may."""
+    """A student may share fewer tensors than its teacher, but not more."""
     own, theirs = built(2, **student), built(1, 2, 2, **teacher)
     before = {name: values.clone() for name, values in own.state_dict().items()}
     parts = parse_parts("embeddings,encoder")
@@ -263,14 +267,14 @@ def test_one_tensor_for_several_of_the_teachers(
     with pytest.raises(UsageError) as error:
         initialise(own, theirs, parts)
     assert (
-        f"--init-from-teacher: the student's {refused} are one tensor, but the teacher's differ: build a"
+        f"--init-from-teacher: the student's {refused} are one tensor, but the teacher's differ; build a"
         in str(error.value)
     )
     assert all(torch.equal(values, before[name]) for name, values in own.state_dict().items())
 
 
 def test_words_for_a_student_of_another_kind() -> None:
-    """It knows no scale and no positions."""
+    """It has no scale and no positions."""
     student, teacher = build_student("gru"), built(1, share_decoder_input_output_embed=True)
     initialise(student, teacher, parse_parts("embeddings"))
     assert torch.equal(student.encoder.embed_tokens.weight, teacher.encoder.embed_tokens.weight)
@@ -282,6 +286,6 @@ def test_students_without_layers() -> None:
     ):
         initialise(build_student("lstm"), built(1), parse_parts("encoder"))
     with pytest.raises(
-        UsageError, match=r"decoder layer 0 \(of 0\) must be built as the teacher's, but its LSTMCell has"
+        UsageError, match=r"decoder layer 0 \(from 0\) must be built as the teacher's, but its LSTMCell has"
     ):
         initialise(build_student("lstm"), built(1), parse_parts("decoder"))

@@ -1,4 +1,4 @@
-"""Which teacher teaches a sentence, learnt from what the student has learnt."""
+"""Reinforced selection of teachers: the draw, the policy's gradient, its state."""
 
 import pytest
 import torch
@@ -6,8 +6,17 @@ import torch
 from fairseq_imitkd.rollout import RandomKey
 from fairseq_imitkd.rollout.keyed_random import SELECTING
 from fairseq_imitkd.teacher.selection import RATE, TeacherSelector
-from fairseq_imitkd.training.state import TrainingState
-from tests.helpers.fairseq_models import build_student, make_batch, reversed_pairs, tiny_task, trained_student
+from fairseq_imitkd.teacher.sentence_weights import SentenceWeights
+from fairseq_imitkd.teacher.teacher import Teacher
+from tests.helpers.fairseq_models import (
+    build_student,
+    give_teacher,
+    make_batch,
+    reversed_pairs,
+    tiny_criterion,
+    tiny_task,
+    trained_student,
+)
 
 EQUAL = torch.tensor([0.5, 0.5]).log()
 AGREEMENT = torch.tensor(
@@ -20,11 +29,11 @@ def batch() -> dict:
 
 
 def test_it_begins_with_agreement() -> None:
-    """One teacher for each sentence, drawn by ``prior * exp(agreement)``, from the sentence's own random number."""
+    """Each sentence's teacher is drawn by ``prior * exp(agreement)`` with the sentence's random number."""
     counts, model, sample = torch.zeros(5, 2), build_student(), batch()
     for update_num in range(300):
         selector = TeacherSelector(torch.tensor([0.8, 0.2]).log(), pad=1, seed=1)
-        log_weights = selector.choose(sample, AGREEMENT, model, update_num, chunk=0)
+        log_weights = selector.choose(sample, AGREEMENT, model, update_num=update_num, chunk=0)
         assert log_weights.exp().sum(dim=-1).tolist() == [1.0] * 5
         uniforms = RandomKey(1, update_num, SELECTING).uniforms(sample["id"])
         first = (torch.tensor([0.8, 0.2]).log() + AGREEMENT).softmax(-1)[:, 0]
@@ -34,10 +43,10 @@ def test_it_begins_with_agreement() -> None:
 
 
 def test_gradient_is_reinforces() -> None:
-    """``better * grad log pi(chosen)``, with what the student gained, less its mean, over its spread; from the definition."""
+    """``reward * grad log pi(chosen)`` for standardised gains of the student, by the definition."""
     before, after, sample = build_student(seed=1), trained_student("transformer"), batch()
     selector = TeacherSelector(EQUAL, pad=1, seed=1)
-    chosen = selector.choose(sample, AGREEMENT, before, 3, chunk=0).argmax(dim=-1)
+    chosen = selector.choose(sample, AGREEMENT, before, update_num=3, chunk=0).argmax(dim=-1)
     selector.learn(after)
 
     known = []
@@ -58,22 +67,24 @@ def test_gradient_is_reinforces() -> None:
 
 
 def test_it_learns_which_teacher_helps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both agree with the references alike, but the student only gains where the second teaches."""
+    """Both agree equally with the references, but the student only gains from the second."""
     selector, sample, model = TeacherSelector(EQUAL, pad=1, seed=1), batch(), build_student()
     level = torch.zeros(5)
-    monkeypatch.setattr(TeacherSelector, "_known", lambda *_: level.clone())
+    monkeypatch.setattr(TeacherSelector, "_reference_lprobs", lambda *_: level.clone())
     for update_num in range(200):
-        chosen = selector.choose(sample, torch.zeros(5, 2), model, update_num, chunk=0).argmax(dim=-1)
+        chosen = selector.choose(sample, torch.zeros(5, 2), model, update_num=update_num, chunk=0).argmax(
+            dim=-1
+        )
         level += chosen.float()
         selector.learn(model)
     assert float((selector.bias).softmax(-1)[1]) > 0.8
 
 
-def test_state_goes_on_and_nothing_is_learnt_twice() -> None:
-    """A checkpoint keeps the policy; a lesson counts once."""
+def test_state_is_restored_and_nothing_is_learnt_twice() -> None:
+    """A checkpoint keeps the policy; each choice counts once."""
     before, after, sample = build_student(seed=1), trained_student("transformer"), batch()
     selector = TeacherSelector(EQUAL, pad=1, seed=1)
-    selector.choose(sample, AGREEMENT, before, 3, chunk=4)
+    selector.choose(sample, AGREEMENT, before, update_num=3, chunk=4)
     selector.learn(after)
     learnt = selector.state()
     selector.learn(after)
@@ -83,47 +94,54 @@ def test_state_goes_on_and_nothing_is_learnt_twice() -> None:
     assert other.state() == learnt
     three = TeacherSelector(torch.zeros(3), pad=1, seed=1)
     three.restore(learnt)
-    assert three.state() == [0.0, 0.0, 0.0, 1.0], "a policy over two teachers is none over three"
+    assert three.state() == [0.0, 0.0, 0.0, 1.0], "the policy has another number of teachers"
 
 
-def test_a_lesson_that_is_tried_again_counts_once() -> None:
+def test_a_batch_that_is_tried_again_counts_once() -> None:
     """fairseq tries an update again after an overflow with --amp."""
     before, after, sample = build_student(seed=1), trained_student("transformer"), batch()
     states = []
     for tries in (1, 2):
         selector = TeacherSelector(EQUAL, pad=1, seed=1)
         for _ in range(tries):
-            selector.choose(sample, AGREEMENT, before, 3, chunk=0)
+            selector.choose(sample, AGREEMENT, before, update_num=3, chunk=0)
         selector.learn(after)
         states.append(selector.state())
     other = TeacherSelector(EQUAL, pad=1, seed=1)
-    other.choose(sample, AGREEMENT, before, 3, chunk=0)
+    other.choose(sample, AGREEMENT, before, update_num=3, chunk=0)
     other.choose(
-        make_batch(reversed_pairs(7, seed=5)), torch.cat([AGREEMENT, AGREEMENT[:2]]), before, 3, chunk=0
+        make_batch(reversed_pairs(7, seed=5)),
+        torch.cat([AGREEMENT, AGREEMENT[:2]]),
+        before,
+        update_num=3,
+        chunk=0,
     )
     other.learn(after)
     assert states[0] == states[1] != other.state()
 
 
 def test_gains_are_not_those_of_autocast() -> None:
-    """What is measured inside it, before the update, is what is measured outside of it afterwards: here there was none."""
+    """Inside and outside of autocast the measure is the same; here no update was made in between."""
     model, sample = trained_student("transformer"), batch()
     selector = TeacherSelector(EQUAL, pad=1, seed=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        selector.choose(sample, AGREEMENT, model, 3, chunk=0)
+        selector.choose(sample, AGREEMENT, model, update_num=3, chunk=0)
     selector.learn(model)
     assert selector.state() == [*EQUAL.double().tolist(), 1.0]
 
 
 def test_saving_waits_for_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the first process saves: to add up gradients with the others there would hang it."""
-    task = tiny_task()
-    task._student, selector = build_student(seed=1), TeacherSelector(EQUAL, pad=1, seed=1)
-    task._state = TrainingState(selector=selector)
-    selector.choose(batch(), AGREEMENT, build_student(seed=2), 3, chunk=0)
+    """Only the first process saves, so it must not wait there for the others."""
+    task, selector = tiny_task(), TeacherSelector(EQUAL, pad=1, seed=1)
+    task.student = build_student(seed=1)
+    teacher = Teacher([build_student(seed=3), build_student(seed=4)])
+    give_teacher(task, teacher)
+    task.select_teachers = lambda *_: SentenceWeights(teacher, pad=1, selector=selector)
+    state = task.distiller_of(tiny_criterion("imitkd_full", task)).state
+    selector.choose(batch(), AGREEMENT, build_student(seed=2), update_num=3, chunk=0)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: pytest.fail("the others are not here"))
-    assert task.get_checkpoint_dict() == {"TranslationWithTeacherTask": task._state.saved()}
+    assert task.get_checkpoint_dict() == {"TranslationWithTeacherTask": state.saved()}
     assert selector.state() == [*EQUAL.tolist(), 1.0]
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
     task.get_checkpoint_dict()

@@ -1,16 +1,17 @@
-"""The files of a teacher cache, and what tells one cache from another.
+"""The files of a teacher cache, and how one cache is told from another.
 
-    cache.json     what the cache is of. Written last: without it a cache is not complete
-    progress.json  while it is being written, in its place: the same, and how many batches are done
-    offsets.npy    (sentences + 1,) int64: sentence i has the tokens offsets[i] to offsets[i + 1]; none if it is absent
-    symbols.npy    topk: (tokens, K), the most probable symbols, best first
+    cache.json     what the cache holds. Written last: a cache without it is not complete
+    progress.json  in its place while the cache is being written: the same, and the number of batches done
+    offsets.npy    (sentences + 1,) int64: tokens offsets[i] to offsets[i + 1] belong to sentence i; a
+                   sentence that is too long for the teacher has no tokens
+    symbols.npy    topk: (tokens, K), the most probable symbols, the best first
     lprobs.npy     topk: (tokens, K), their log-probabilities
     tail.npy       topk: (tokens,), the logarithm of the probability that all other symbols have together
     features.npy   hidden: (tokens, D), the decoder's hidden states
     weight.npy     hidden: (V, D) float32, the output projection that makes logits of them
-    bias.npy       hidden: (V,) float32, where it has one
+    bias.npy       hidden: (V,) float32, the bias of the output projection, if it has one
 
-Tokens are target tokens, EOS included, in the order of the data set: a sentence's lie side by side.
+Tokens are target tokens, EOS included, in the order of the data set.
 """
 
 import hashlib
@@ -25,26 +26,29 @@ from fairseq.data import Dictionary
 from fairseq.tasks.translation import TranslationTask
 from torch import Tensor
 
+from fairseq_imitkd.data import output_folder
 from fairseq_imitkd.data.files import sha256
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.data.output_folder import shown
+from fairseq_imitkd.errors import UsageError, in_one_line
 
 FORMAT = 1
 MANIFEST, PROGRESS = "cache.json", "progress.json"
 REMEDY = "delete the folder and run imitkd-cache again"
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
 
-Shapes = dict[str, tuple[tuple[int, ...], Any]]
+ArrayType = tuple[tuple[int, ...], Any]  # shape and NumPy type
+Shapes = dict[str, ArrayType]
 
 
-def token_arrays(topk: int, dtype: str, tokens: int, symbols: int, width: int) -> Shapes:
-    """Shape and type of each array that has a row a token.
+def token_arrays(topk: int, dtype: str, tokens: int, *, symbols: int, width: int) -> Shapes:
+    """Return shape and type of each array that has one row per token.
 
     Args:
         topk: ``K``, or 0 for hidden states.
-        dtype: ``fp16`` or ``fp32``.
-        tokens: of all sentences that are there.
-        symbols: ``V``.
-        width: ``D``; not read where ``topk`` is positive.
+        dtype: precision of the numbers, ``fp16`` or ``fp32``.
+        tokens: number of tokens in all sentences of the cache.
+        symbols: ``V``, the size of the target dictionary.
+        width: ``D``, the size of a hidden state; ignored if ``topk`` is positive.
     """
     number = DTYPES[dtype]
     if topk == 0:
@@ -58,29 +62,34 @@ def token_arrays(topk: int, dtype: str, tokens: int, symbols: int, width: int) -
 
 
 def bytes_a_token(shapes: Shapes) -> int:
-    """What a token takes in the arrays of :func:`token_arrays`."""
+    """Return the bytes that one token takes in the arrays of :func:`token_arrays`."""
     return sum(int(np.prod(shape[1:])) * np.dtype(kind).itemsize for shape, kind in shapes.values())
 
 
 def data_identity(task: TranslationTask, split: str) -> dict[str, Any]:
-    """All that decides what a teacher reads of a split: two runs that agree in it agree in every token.
+    """Return everything that decides which tokens a teacher reads.
+
+    Args:
+        task: the translation task of the data.
+        split: the split.
 
     Raises:
-        UsageError: the split is not there, or is more than one data set, whose sentences' numbers would not be the cache's.
+        UsageError: the split is missing, or consists of several data sets.
     """
     cfg = task.cfg
     folders = utils.split_paths(cfg.data)
     if len(folders) > 1:
         raise UsageError(
-            f"a teacher cache is of one data folder, but '{cfg.data}' names {len(folders)}: give one"
+            f"DATA '{cfg.data}' must be one directory for a teacher cache, but names {len(folders)}; use one"
         )
-    files = _split_files(Path(folders[0]), split, cfg.source_lang, cfg.target_lang)
+    languages = (cfg.source_lang, cfg.target_lang)
+    files = _split_files(Path(folders[0]), split, languages)
     if not files:
-        raise UsageError(f"'{cfg.data}' has no split '{split}' of {cfg.source_lang}-{cfg.target_lang}")
-    if _split_files(Path(folders[0]), f"{split}1", cfg.source_lang, cfg.target_lang):
+        raise UsageError(f"DATA '{cfg.data}' has no split '{split}' of {cfg.source_lang}-{cfg.target_lang}")
+    if _split_files(Path(folders[0]), f"{split}1", languages):
         raise UsageError(
-            f"'{cfg.data}' has the split '{split}' in several parts ('{split}1', …), which fairseq joins and may upsample: a "
-            "teacher cache is of one, so binarise them as one"
+            f"DATA '{cfg.data}' has the split '{split}' in parts ('{split}1', …), which fairseq joins "
+            "and may upsample; a teacher cache needs one part, so binarise them together"
         )
     return {
         "split": split,
@@ -95,54 +104,56 @@ def data_identity(task: TranslationTask, split: str) -> dict[str, Any]:
 
 
 def difference(theirs: dict[str, Any], own: dict[str, Any]) -> str | None:
-    """In which setting two descriptions differ, in words; None where all of one's own are the same there."""
-    for name, value in own.items():
-        if theirs.get(name) != value:
-            return f"{name} is {_shown(theirs.get(name))} there, but {_shown(value)} here"
-    return None
+    """Return the first setting of ``own`` that differs in ``theirs``, in words; None if there is none."""
+    found = output_folder.difference(theirs, own)
+    return None if found is None else f"{found[0]} is {found[1]} there, but {found[2]} here"
 
 
 def places(offsets: np.ndarray, ids: Tensor, counted: Tensor) -> np.ndarray:
-    """Where the tokens of a batch are in the arrays.
+    """Return the rows of a batch's tokens in the arrays.
 
     Args:
-        offsets: of the cache.
+        offsets: ``(sentences + 1,)``, the first token of each sentence.
         ids: ``(B,)``, the sentences' numbers in the data set.
-        counted: ``(B, T)`` bool, the target's tokens, padded on the right.
+        counted: ``(B, T)`` bool, the target's tokens that are not padding; padding is on the right.
 
     Returns:
-        ``(n,)`` int64, for all counted tokens, row by row.
+        ``(n,)`` int64, one row for each counted token, sentence by sentence.
     """
     rows, columns = counted.nonzero(as_tuple=True)
     return offsets[ids.numpy()][rows.numpy()] + columns.numpy()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What :func:`~fairseq_imitkd.data.files.write_json` wrote; None where there is no such file, or no folder for it.
+    """Return what ``cache.json`` or ``progress.json`` holds; None if the file is missing.
 
     Raises:
-        UsageError: it is no file of this version of the plugin.
+        UsageError: the file can't be read, or another version of the plugin wrote it.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:  # it may be another's: nothing is to be deleted
+    except OSError as error:  # it may be another program's, so the message does not advise to delete it
         raise UsageError(
-            f"'{path}' can't be read ({error.strerror}): see that it can, or name another folder"
+            f"'{path}' can't be read ({error.strerror}); make it readable or use another folder"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"'{path}' can't be read ({' '.join(str(error).split())}): {REMEDY}") from error
+        raise UsageError(f"'{path}' can't be read ({in_one_line(error)}): {REMEDY}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UsageError(f"'{path}' is of another version of fairseq-imitkd: {REMEDY}")
+        raise UsageError(f"another version of fairseq-imitkd wrote '{path}': {REMEDY}")
     return content
 
 
 def check_manifest(manifest: dict[str, Any], path: Path) -> None:
-    """Refuse a manifest that no release wrote: a cache may come from anywhere.
+    """Refuse a manifest that no release wrote: a cache may come from an unknown source.
+
+    Args:
+        manifest: the content of ``cache.json``.
+        path: the file, for the message.
 
     Raises:
-        UsageError: an entry is missing, or of another kind.
+        UsageError: an entry is missing or has an impossible value.
     """
 
     def count(name: str, least: int) -> bool:
@@ -166,29 +177,29 @@ def check_manifest(manifest: dict[str, Any], path: Path) -> None:
     }
     for name, is_sound in sound.items():
         if not is_sound:
-            raise UsageError(f"'{path}' is damaged, its {name} is {_shown(manifest.get(name))}: {REMEDY}")
+            raise UsageError(f"'{path}' is damaged, its {name} is {shown(manifest.get(name))}: {REMEDY}")
 
 
-def open_array(folder: Path, name: str, shape: tuple[int, ...], dtype: Any, mode: Any = "r") -> np.ndarray:
-    """One of the arrays, memory-mapped.
+def open_array(folder: Path, name: str, expected: ArrayType, *, mode: Any = "r") -> np.ndarray:
+    """Open one of the arrays, memory-mapped.
 
     Args:
-        folder: of the cache.
-        name: without ``.npy``.
-        shape, dtype: that it must have.
-        mode: ``r``, or ``r+`` to write.
+        folder: the folder of the cache.
+        name: name of the array, without ``.npy``.
+        expected: the shape and type that it must have.
+        mode: ``r`` to read, ``r+`` to write.
 
     Raises:
-        UsageError: it is missing or damaged.
+        UsageError: the array is missing or damaged.
     """
     path = folder / f"{name}.npy"
     try:
         array = np.load(path, mmap_mode=mode, allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise UsageError(f"'{path}' can't be read ({' '.join(str(error).split())}): {REMEDY}") from error
+        raise UsageError(f"'{path}' can't be read ({in_one_line(error)}): {REMEDY}") from error
     if not isinstance(array, np.ndarray):
-        raise UsageError(f"'{path}' is no array: {REMEDY}")
-    if array.dtype != dtype or array.shape != shape:
+        raise UsageError(f"'{path}' is not an array: {REMEDY}")
+    if (array.shape, array.dtype) != expected:
         raise UsageError(
             f"'{path}' holds {array.dtype} {array.shape}, which is not what its cache says: {REMEDY}"
         )
@@ -196,32 +207,34 @@ def open_array(folder: Path, name: str, shape: tuple[int, ...], dtype: Any, mode
 
 
 def open_offsets(folder: Path, manifest: dict[str, Any]) -> np.ndarray:
-    """``offsets.npy``, in memory.
+    """Read ``offsets.npy`` into memory.
+
+    Args:
+        folder: the folder of the cache.
+        manifest: the content of ``cache.json``.
 
     Raises:
-        UsageError: it is missing or damaged.
+        UsageError: the file is missing or damaged.
     """
-    offsets = np.array(open_array(folder, "offsets", (manifest["sentences"] + 1,), np.int64))
+    offsets = np.array(open_array(folder, "offsets", ((manifest["sentences"] + 1,), np.int64)))
     if offsets[0] != 0 or offsets[-1] != manifest["tokens"] or (np.diff(offsets) < 0).any():
         raise UsageError(f"'{folder / 'offsets.npy'}' is damaged: {REMEDY}")
     return offsets
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """Numbers of a cache as torch computes with them; symbols as int64."""
+    """Copy rows of a cache into a tensor; symbols become int64."""
     return torch.from_numpy(
         np.ascontiguousarray(array if array.dtype in DTYPES.values() else array.astype(np.int64))
     )
 
 
-def _split_files(folder: Path, split: str, source_lang: str, target_lang: str) -> list[Path]:
-    """The files that hold both sides' token ids and sizes, whichever direction they are named by."""
-    for pair in (f"{source_lang}-{target_lang}", f"{target_lang}-{source_lang}"):
-        names = [
-            f"{split}.{pair}.{language}{end}"
-            for language in (source_lang, target_lang)
-            for end in ("", ".idx", ".bin")
-        ]
+def _split_files(folder: Path, split: str, languages: tuple[str, str]) -> list[Path]:
+    """Return the files of a split's token ids and sizes. fairseq accepts names by either direction:
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/tasks/translation.py#L73-L77
+    """
+    for pair in ("-".join(languages), "-".join(languages[::-1])):
+        names = [f"{split}.{pair}.{language}{end}" for language in languages for end in ("", ".idx", ".bin")]
         found = [folder / name for name in names if (folder / name).is_file()]
         if found:
             return found
@@ -229,10 +242,5 @@ def _split_files(folder: Path, split: str, source_lang: str, target_lang: str) -
 
 
 def _dictionary_sha256(dictionary: Dictionary) -> str:
-    """Of its symbols in their order; how often each was counted changes nothing."""
+    """Hash a dictionary's symbols in their order; their counts don't matter."""
     return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()
-
-
-def _shown(value: Any) -> str:
-    text = str(value)
-    return f"{text[:12]}…" if len(text) == 64 else text
