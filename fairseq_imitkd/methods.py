@@ -1,7 +1,8 @@
-"""Every method, by name: whose prefixes, which divergence, what is added. ``--criterion NAME`` takes these defaults.
+"""Every method by name: whose prefixes, which divergence, what is added. ``--criterion NAME`` uses these
+defaults.
 
-A new method is one dataclass here, or in a package of your own, and a function in ``divergences.py`` if its divergence is
-new.
+A new method is one dataclass, here or in your own package, and one function in ``losses/divergences.py`` if
+its divergence is new.
 """
 
 from dataclasses import dataclass, field, fields
@@ -10,16 +11,14 @@ from typing import Any
 from fairseq.criterions import register_criterion
 
 from fairseq_imitkd.criterion import DistillationCriterion
-from fairseq_imitkd.method.config import (
-    DistillationConfig,
-    LossAverage,
-    PolicyName,
-    ShareUnit,
-)
+from fairseq_imitkd.losses.divergences import DIVERGENCES
+from fairseq_imitkd.method.config import DistillationConfig, LossAverage, PolicyName, ShareUnit
+
+__all__ = ["DIVERGENCES", "METHODS", "DistillationConfig", "default", "register_method", "table"]
 
 
 def default(name: str, value: Any) -> Any:
-    """Another default for an inherited flag, under its own help text."""
+    """Return a field with another default value for an inherited flag. Its help text stays."""
     metadata = next(item.metadata for item in fields(DistillationConfig) if item.name == name)
     return field(default=value, metadata=dict(metadata))
 
@@ -28,9 +27,11 @@ def default(name: str, value: Any) -> Any:
 class ImitKDConfig(DistillationConfig):
     """ImitKD, optimal-action form (Lin, Wohlwend, Chen & Lei, EMNLP 2020, section 3 and algorithm 1).
 
-    Each sentence keeps its data target with probability ``0.005^(i/I)`` at update ``i`` of ``I``, else its target is
-    what the student itself writes; at every prefix of either the student learns the teacher's most probable token. With
-    ``--gold-weight 1``, as in the authors' code, sentences that keep their target teach the target itself.
+    At update ``i`` of ``I`` each sentence keeps its reference with probability ``0.005^(i/I)``. Otherwise the
+    student writes its target. In both cases the student learns the teacher's most probable token at every
+    prefix. With ``--gold-weight 1`` it learns the reference in the sentences that keep it, as in the authors'
+    code, where only sampled sentences get the teacher's tokens:
+    https://github.com/asappresearch/imitkd/blob/8b9fadded0e9eed7e16bf6ce6c3235f3ad5132e8/generation/distillation.py#L474-L502
     """
 
     student_share: str = default("student_share", "exponential:0.005")
@@ -47,7 +48,7 @@ class ImitKDFullConfig(DistillationConfig):
 
 @dataclass
 class WordKDConfig(DistillationConfig):
-    """Word-level distillation (Kim & Rush, EMNLP 2016, section 3.1): half the reference, half the teacher's distribution."""
+    """Word-level distillation (Kim & Rush, EMNLP 2016, section 3.1): half reference, half teacher."""
 
     student_share: str = default("student_share", "constant:0")
     divergence: str = default("divergence", "forward-kl")
@@ -56,11 +57,12 @@ class WordKDConfig(DistillationConfig):
 
 @dataclass
 class GKDConfig(DistillationConfig):
-    """Generalised KD (Agarwal et al., ICLR 2024, algorithm 1): on-policy, with the generalised Jensen-Shannon divergence.
+    """Generalised KD (Agarwal et al., ICLR 2024, algorithm 1): on-policy, with the generalised Jensen-Shannon
+    divergence.
 
-    The settings are those of the paper's best translations (section 4.2): all sentences sampled from the student, a
-    weight of 0.1, the divergence averaged over each sentence. With ``--student-share 0.5`` half of the batches keep their
-    references. With ``--reward`` it is the paper's equation 4.
+    The defaults are those of the paper's best translations (section 4.2): the student samples every target,
+    the teacher has a weight of 0.1, and the divergence is averaged per sentence. With ``--student-share 0.5``
+    half of the batches keep their references. With ``--reward`` it is the paper's equation 4.
     """
 
     student_share: str = default("student_share", "constant:1")
@@ -75,8 +77,9 @@ class GKDConfig(DistillationConfig):
 class FDistillConfig(DistillationConfig):
     """f-distill with the Jensen-Shannon divergence of sentences (Wen, Li, Du & Mou, ACL 2023, section 3.3).
 
-    Half of the sentences are the student's samples. The others should be the teacher's: train on data that it wrote, or
-    add ``--teacher-samples``. ``--js-weights exact`` mixes by the prefixes' probabilities instead of half and half.
+    Half of the targets are samples of the student. The other half should be samples of the teacher: train on
+    data that the teacher wrote, or add ``--teacher-samples``. ``--js-weights exact`` mixes by the
+    probabilities of the prefixes instead of one half.
     """
 
     student_share: str = default("student_share", "constant:0.5")
@@ -93,7 +96,9 @@ class FDistillKLConfig(DistillationConfig):
 
 @dataclass
 class FDistillReverseKLConfig(DistillationConfig):
-    """f-distill with the reverse KL divergence (Wen et al. 2023, section 3.2): on the student's samples alone."""
+    """f-distill with the reverse KL divergence (Wen et al. 2023, section 3.2): on the student's samples
+    alone.
+    """
 
     student_share: str = default("student_share", "constant:1")
     divergence: str = default("divergence", "reverse-kl")
@@ -102,7 +107,7 @@ class FDistillReverseKLConfig(DistillationConfig):
 
 @dataclass
 class FDistillTVDConfig(DistillationConfig):
-    """f-distill with the total variation distance (Wen et al. 2023, section 3.4): half on either's sentences."""
+    """f-distill with the total variation distance (Wen et al. 2023, section 3.4): on sentences of both."""
 
     student_share: str = default("student_share", "constant:0.5")
     divergence: str = default("divergence", "tvd")
@@ -111,11 +116,13 @@ class FDistillTVDConfig(DistillationConfig):
 
 @dataclass
 class AnnealingKDConfig(DistillationConfig):
-    """Annealing-KD (Jafari, Rezagholizadeh, Sharma & Ghodsi, EACL 2021, equations 6 to 8), both stages in one run.
+    """Annealing-KD (Jafari, Rezagholizadeh, Sharma & Ghodsi, EACL 2021, equations 6 to 8), both stages in one
+    run.
 
-    In the first two thirds the student's logits learn the teacher's, scaled by ``1 - (T - 1) / 10`` with ``T`` falling
-    from 10 to 1; in the last third it learns the references. For stage I alone ``--gold-weight 0 --annealing-end 1``;
-    stage II alone is any criterion of fairseq's, from the best checkpoint of stage I.
+    In the first two thirds the student's logits learn the teacher's logits. These are scaled by
+    ``1 - (T - 1) / 10``, and ``T`` falls from 10 to 1. In the last third the student learns the references.
+    For stage I alone use ``--gold-weight 0 --annealing-end 1``. Stage II alone is any criterion of fairseq,
+    from the best checkpoint of stage I.
     """
 
     divergence: str = default("divergence", "logit-mse")
@@ -126,10 +133,11 @@ class AnnealingKDConfig(DistillationConfig):
 
 @dataclass
 class ContinuationKDConfig(DistillationConfig):
-    """Continuation-KD (Jafari et al., Findings of EMNLP 2022): from the teacher's logits to the references without a stage.
+    """Continuation-KD (Jafari et al., Findings of EMNLP 2022): from the teacher's logits to the references
+    without stages.
 
-    The references' weight rises linearly from 0 to 1 while the temperature falls; logits that are near enough to the
-    teacher's are left alone. The paper tunes that margin; this one is ours.
+    The weight of the references rises linearly from 0 to 1 while the temperature falls. Logits that are close
+    enough to the teacher's are left alone. The paper tunes that margin; the default here is our choice.
     """
 
     divergence: str = default("divergence", "logit-mse")
@@ -140,10 +148,12 @@ class ContinuationKDConfig(DistillationConfig):
 
 @dataclass
 class DistiLLMConfig(DistillationConfig):
-    """DistiLLM (Ko, Kim, Chen & Yun, ICML 2024, sections 3.1 and 3.2): skew reverse KL, adaptive share, replay.
+    """DistiLLM (Ko, Kim, Chen & Yun, ICML 2024, sections 3.1 and 3.2): skew reverse KL, adaptive share,
+    replay.
 
-    The student's share starts at 0 and grows by 0.1 whenever the validation loss has become worse. More and more of its
-    sentences are then old rollouts, of the last 1,000. ``--divergence skew-forward-kl`` is the paper's other one.
+    The student's share starts at 0 and grows by 0.1 whenever the validation loss rises. A growing part of its
+    sentences are rollouts of earlier updates, drawn from the last 1,000. ``--divergence skew-forward-kl`` is
+    the paper's other divergence.
     """
 
     student_share: str = default("student_share", "adaptive:0")
@@ -154,9 +164,11 @@ class DistiLLMConfig(DistillationConfig):
 
 @dataclass
 class SpeculativeKDConfig(DistillationConfig):
-    """Speculative KD (Xu et al., ICLR 2025, algorithm 1): the student proposes, the teacher disposes.
+    """Speculative KD (Xu et al., ICLR 2025, algorithm 1): the student proposes tokens, the teacher corrects
+    them.
 
-    Each token that the student samples stands if it is among the teacher's best 25, else the teacher samples it.
+    The student samples each token. A token that is not among the teacher's best 25 is replaced by a sample of
+    the teacher.
     """
 
     student_share: str = default("student_share", "constant:1")
@@ -166,10 +178,11 @@ class SpeculativeKDConfig(DistillationConfig):
 
 @dataclass
 class ATKDConfig(DistillationConfig):
-    """ATKD (Zhong et al., ACL 2024, section 3.2): less of the target where the teacher is sure of it.
+    """ATKD (Zhong et al., ACL 2024, section 3.2): less weight on the target token if the teacher is sure.
 
-    The half of a batch's tokens of which the teacher is surest teach only how the other symbols compare, and their mean weighs
-    0.2 against 0.8 of the others', as in the authors' code.
+    The half of a batch's tokens that the teacher is most certain of teach only how the other symbols compare.
+    Their mean loss has a weight of 0.2, and that of the other half 0.8, as in the authors' code:
+    https://github.com/WHU-ZQH/ATKD/blob/2a9b74fffeb00b727458d5e865a5ed483ea4afcb/distill/distill_trainer.py#L480-L483
     """
 
     divergence: str = default("divergence", "target-decoupled-kl")
@@ -193,16 +206,16 @@ METHODS: dict[str, type[DistillationConfig]] = {
 
 
 def register_method(name: str, defaults: type[DistillationConfig]) -> type[DistillationCriterion]:
-    """Make a set of defaults a ``--criterion``. A package that ``--user-dir`` imports can add its own.
+    """Register a set of defaults as a ``--criterion``. A package of ``--user-dir`` can add its own.
 
     Args:
-        name: what to type after ``--criterion``.
-        defaults: the settings; its docstring says what it is.
+        name: the value of ``--criterion``.
+        defaults: the settings; the docstring describes the method.
 
     Returns:
-        the criterion's class.
+        the class of the criterion.
     """
-    # fairseq keeps a criterion's dataclass on the class itself, so each name needs a class of its own.
+    # fairseq stores a criterion's dataclass on its class, so each name needs a class of its own.
     class_name = defaults.__name__.removesuffix("Config") + "Criterion"
     criterion = type(class_name, (DistillationCriterion,), {"__doc__": defaults.__doc__, "Config": defaults})
     register_criterion(name, dataclass=defaults)(criterion)
@@ -214,7 +227,7 @@ for _name, _defaults in METHODS.items():
 
 
 def table() -> str:
-    """Every method in Markdown: its name, what it is, its paper, its settings and its tests."""
+    """Return a Markdown table of all methods: name, description, paper, settings and tests."""
     lines = ["| `--criterion` | what it is | paper | its settings | tests |", "|---|---|---|---|---|"]
     base = DistillationConfig()
     for name, defaults in METHODS.items():

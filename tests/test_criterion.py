@@ -1,4 +1,4 @@
-"""The criterion: the loss of every method from its definition, what it is divided by, and what it logs."""
+"""The criterion: each method's loss by its definition, its divisor, and its logs."""
 
 import math
 from dataclasses import replace
@@ -18,6 +18,7 @@ from fairseq_imitkd.models.logits import WholeLogits
 from fairseq_imitkd.rollout import Rollout
 from tests.helpers.fairseq_models import (
     TOKENWISE,
+    AtUpdate,
     build_student,
     make_batch,
     reversed_pairs,
@@ -29,13 +30,13 @@ PAD = 1
 
 
 def distillation_batch(seed: int = 1, rollout_rows: tuple[int, ...] = (1, 3)) -> dict[str, Any]:
-    """Five sentences of varied length, some of them the student's, with a teacher's random logits."""
+    """Return five sentences of varied length, some of them rollouts, with random logits of a teacher."""
     generator = torch.Generator().manual_seed(seed)
     sample = make_batch(reversed_pairs(5, seed))
     rollout = Rollout(torch.tensor([[9, 8, 2, PAD], [7, 7, 7, 7]]), torch.tensor([False, True]))
     rows = torch.tensor(rollout_rows)
     if len(rows):
-        sample = with_rollouts(sample, rows, rollout, PAD)
+        sample = with_rollouts(sample, rows, rollout, pad=PAD)
     batch, width = sample["target"].shape
     is_rollout = torch.zeros(batch, dtype=torch.bool)
     is_rollout[rows.long()] = True
@@ -44,17 +45,19 @@ def distillation_batch(seed: int = 1, rollout_rows: tuple[int, ...] = (1, 3)) ->
     truncated[list(rollout_rows[1:])] = True
     return {
         **sample,
-        DISTILLATION: Distillation(WholeLogits(teacher_logits.flatten(0, 1)), is_rollout, truncated),
+        DISTILLATION: Distillation(
+            WholeLogits(teacher_logits.flatten(0, 1)), is_rollout, truncated, AtUpdate()
+        ),
     }
 
 
 def teacher_logits(sample: dict[str, Any]) -> Tensor:
-    """``(B, T, V)``."""
+    """Return the teacher's logits, ``(B, T, V)``."""
     return sample[DISTILLATION].teacher.values.view(*sample["target"].shape, -1)
 
 
 def student_lprobs(model, sample: dict[str, Any]) -> Tensor:
-    """The student's log-probabilities in float64, ``(B, T, V)``."""
+    """Return the student's log-probabilities in float64, ``(B, T, V)``."""
     with torch.no_grad():
         return model(**sample["net_input"])[0].double().log_softmax(-1)
 
@@ -62,7 +65,7 @@ def student_lprobs(model, sample: dict[str, Any]) -> Tensor:
 def reference_losses(
     name: str, gold_weight: float, model, sample: dict[str, Any]
 ) -> list[tuple[bool, float, float]]:
-    """(is rollout, loss, NLL of the target) of each token that is no padding, position by position."""
+    """Return (is rollout, loss, NLL of the target) for each token that is not padding."""
     lprobs, given = student_lprobs(model, sample), sample[DISTILLATION]
     losses = []
     for row, target in enumerate(sample["target"].tolist()):
@@ -83,7 +86,7 @@ def reference_losses(
 
 @pytest.fixture(scope="module")
 def student():
-    """An untrained transformer without dropout's noise."""
+    """An untrained transformer without dropout."""
     return build_student().eval()
 
 
@@ -98,12 +101,10 @@ def student():
         ("imitkd", {"gold_weight": "0.3"}, 0.3),
     ],
 )
-def test_loss_and_figures_follow_the_definition(
-    student, name: str, settings: dict, gold_weight: float
-) -> None:
-    """Gold weight counts on data rows alone: a rollout has no reference, whatever the method."""
+def test_loss_and_logs_follow_the_definition(student, name: str, settings: dict, gold_weight: float) -> None:
+    """The gold weight applies to data rows alone, because rollouts have no reference."""
     sample = distillation_batch()
-    loss, sample_size, figures = tiny_criterion(name, tiny_task(), **settings)(student, sample)
+    loss, sample_size, logs = tiny_criterion(name, tiny_task(), **settings)(student, sample)
     expected = reference_losses(name, gold_weight, student, sample)
     data, own = ([entry for entry in expected if entry[0] is kind] for kind in (False, True))
     assert len(own) == 7
@@ -116,12 +117,12 @@ def test_loss_and_figures_follow_the_definition(
         "loss_rollout": sum(entry[1] for entry in own),
         "nll_loss": sum(entry[2] for entry in data),
     }.items():
-        assert float(figures[key]) == pytest.approx(value, rel=1e-5), key
+        assert float(logs[key]) == pytest.approx(value, rel=1e-5), key
     lprobs = student_lprobs(student, sample)
     agree = (lprobs.argmax(-1) == teacher_logits(sample).argmax(-1)) & sample["target"].ne(PAD)
     asked = (
         own if gold_weight == 1.0 else expected
-    )  # of references that are all the loss, no teacher is asked
+    )  # the teacher is not asked about rows whose loss is that of the references alone
     if gold_weight == 1.0:
         agree = agree & sample[DISTILLATION].is_rollout.unsqueeze(-1)
     for key, value in {
@@ -136,12 +137,12 @@ def test_loss_and_figures_follow_the_definition(
         "rollouts_truncated": 1,
         "positions": sample["target"].numel(),
     }.items():
-        assert float(figures[key]) == value, key
+        assert float(logs[key]) == value, key
 
 
 @pytest.mark.parametrize("name", ["imitkd", "imitkd_full", "word_kd"])
 def test_unreduced_loss_is_of_each_token(student, name: str) -> None:
-    """``reduce=False`` gives the counted tokens one by one, in the batch's order."""
+    """``reduce=False`` returns the losses of the counted tokens in the batch's order."""
     criterion, sample = tiny_criterion(name, tiny_task()), distillation_batch()
     losses, sample_size, _ = criterion(student, sample, reduce=False)
     gold_weight = {"word_kd": 0.5}.get(name, 0.0)
@@ -152,8 +153,8 @@ def test_unreduced_loss_is_of_each_token(student, name: str) -> None:
     )
 
 
-def rows_alone(sample: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each sentence of a batch by itself, without any padding."""
+def single_row_batches(sample: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return each sentence of a batch as a batch without padding."""
     batches, given = [], sample[DISTILLATION]
     for row in range(sample["target"].size(0)):
         length = int(sample["target"][row].ne(PAD).sum())
@@ -172,6 +173,7 @@ def rows_alone(sample: dict[str, Any]) -> list[dict[str, Any]]:
                     WholeLogits(teacher_logits(sample)[row, :length]),
                     given.is_rollout[one],
                     given.truncated[one],
+                    given.now,
                 ),
             }
         )
@@ -180,10 +182,10 @@ def rows_alone(sample: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", TOKENWISE)
 def test_padding_changes_nothing(student, name: str) -> None:
-    """A batch's loss, count and gradients are the sums of its sentences' own."""
+    """Loss, count and gradients of a batch are the sums of those of its sentences."""
     criterion, sample = tiny_criterion(name, tiny_task()), distillation_batch()
     results = []
-    for batches in ([sample], rows_alone(sample)):
+    for batches in ([sample], single_row_batches(sample)):
         student.zero_grad()
         losses = [criterion(student, batch) for batch in batches]
         sum(loss for loss, _, _ in losses).backward()
@@ -200,9 +202,9 @@ def test_padding_changes_nothing(student, name: str) -> None:
 
 @pytest.mark.parametrize("name", TOKENWISE)
 def test_first_token_counts(student, name: str) -> None:
-    """The decoder reads EOS first: what it must write there is a target like any other.
+    """The decoder reads EOS first, and the first token is a target like any other.
 
-    Another opinion of the teacher on the first token alone changes the loss and its gradient.
+    Other teacher logits at the first token change the loss and its gradient.
     """
     criterion, sample = tiny_criterion(name, tiny_task()), distillation_batch()
     changed = teacher_logits(sample).clone()
@@ -221,7 +223,7 @@ def test_first_token_counts(student, name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_padding_columns_of_the_teacher_are_not_read(student, name: str) -> None:
-    """Whatever the teacher says at padding, even NaN, stays out of loss and gradient."""
+    """The teacher's logits at padding, even NaN, do not reach the loss or the gradient."""
     criterion, sample = tiny_criterion(name, tiny_task()), distillation_batch()
     changed = teacher_logits(sample).clone()
     changed[sample["target"].eq(PAD)] = torch.nan
@@ -243,7 +245,9 @@ def test_padding_columns_of_the_teacher_are_not_read(student, name: str) -> None
 
 @pytest.mark.parametrize("name", METHODS)
 def test_logs_have_the_same_keys_and_types_in_every_batch(student, name: str) -> None:
-    """Processes add them up by position: training, only-data, and dummy or validation batches alike."""
+    """Processes add them up by position: in training, with data alone, for dummy batches and in
+    validation.
+    """
     criterion = tiny_criterion(name, tiny_task())
     training, data_only = distillation_batch(), distillation_batch(rollout_rows=())
     without_teacher = make_batch(reversed_pairs(3, seed=2))
@@ -263,10 +267,10 @@ def test_logs_have_the_same_keys_and_types_in_every_batch(student, name: str) ->
 
 @pytest.mark.parametrize("name", METHODS)
 def test_validation_is_the_references_likelihood_and_needs_no_teacher(student, name: str) -> None:
-    """The task holds no teacher here: plain summed NLL, every token counted as data."""
+    """The loss is the summed NLL, and all tokens count as data. The task has no teacher."""
     task = tiny_task()
     sample = make_batch(reversed_pairs(4, seed=3))
-    loss, sample_size, figures = task.valid_step(sample, student, tiny_criterion(name, task))
+    loss, sample_size, logs = task.valid_step(sample, student, tiny_criterion(name, task))
     lprobs, target = student_lprobs(student, sample), sample["target"]
     expected = -sum(
         float(lprobs[row, at, token])
@@ -275,13 +279,13 @@ def test_validation_is_the_references_likelihood_and_needs_no_teacher(student, n
         if token != PAD
     )
     assert float(loss) == pytest.approx(expected, rel=1e-5)
-    assert float(figures["nll_loss"]) == pytest.approx(expected, rel=1e-5)
-    assert sample_size == int(target.ne(PAD).sum()) == int(figures["tokens_data"])
-    assert int(figures["tokens_rollout"]) == int(figures["teacher_tokens"]) == int(figures["rollouts"]) == 0
+    assert float(logs["nll_loss"]) == pytest.approx(expected, rel=1e-5)
+    assert sample_size == int(target.ne(PAD).sum()) == int(logs["tokens_data"])
+    assert int(logs["tokens_rollout"]) == int(logs["teacher_tokens"]) == int(logs["rollouts"]) == 0
 
 
 def test_half_precision_student_is_scored_in_float32() -> None:
-    """The loss of bfloat16 logits is that of the same logits as float32."""
+    """bfloat16 logits have the same loss as the equal float32 logits."""
     sample = distillation_batch()
     logits = torch.randn(*sample["target"].shape, 20, generator=torch.Generator().manual_seed(5)).bfloat16()
     criterion = tiny_criterion("imitkd_full", tiny_task())
@@ -294,7 +298,7 @@ def test_half_precision_student_is_scored_in_float32() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_criterion_owns_nothing_that_trains(name: str) -> None:
-    """A module or parameter on it would enter the optimizer, DDP and the checkpoint."""
+    """Its modules and parameters would enter the optimizer, DDP and the checkpoint."""
     criterion = tiny_criterion(name, tiny_task())
     assert list(criterion.parameters()) == []
     assert list(criterion.children()) == []
@@ -302,30 +306,30 @@ def test_criterion_owns_nothing_that_trains(name: str) -> None:
 
 
 def reduced(logs: list[dict[str, Any]]) -> dict[str, float]:
-    """What fairseq would show of these logs."""
+    """Return what fairseq shows of these logs."""
     with metrics.aggregate(new_root=True) as aggregator:
         DistillationCriterion.reduce_metrics(logs)
     return aggregator.get_smoothed_values()
 
 
 TRAINING_LOG = {
-    "loss": 60.0, "nll_loss": 20.0, "loss_data": 24.0, "loss_rollout": 36.0, "ntokens": 30, "nsentences": 6, "sample_size": 30,
-    "tokens_data": 10, "tokens_rollout": 20, "distilled_tokens": 30, "teacher_tokens": 30, "teacher_agrees": 12, "rollouts": 4,
-    "rollouts_truncated": 1, "rollout_out_of_memory": 0,
+    "loss": 60.0, "nll_loss": 20.0, "loss_data": 24.0, "loss_rollout": 36.0, "ntokens": 30, "nsentences": 6,
+    "sample_size": 30, "tokens_data": 10, "tokens_rollout": 20, "distilled_tokens": 30, "teacher_tokens": 30,
+    "teacher_agrees": 12, "rollouts": 4, "rollouts_truncated": 1, "rollout_out_of_memory": 0,
     "rollout_seconds": 1.0, "teacher_seconds": 2.0, "step_seconds": 8.0, "positions": 33,
     "rollout_rows_computed": 22,
 }  # fmt: skip
 
 
 def test_metrics_are_ratios_of_sums() -> None:
-    """Losses in bits per token; shares, lengths and times over what they are shares of."""
+    """Losses are in bits per token. Shares, lengths and times have their own denominators."""
     bits = 1.0 / math.log(2)
     shown = reduced([TRAINING_LOG])
     expected = {
         "loss": 2.0 * bits, "nll_loss": 2.0 * bits, "ppl": 2 ** (2.0 * bits), "loss_data": 2.4 * bits,
-        "loss_rollout": 1.8 * bits, "student_share": 4 / 6, "rollout_len": 5.0, "truncated": 0.25, "agreement": 0.4,
-        "tokens_data": 10, "tokens_rollout": 20, "rollout_time": 0.125, "teacher_time": 0.25,
-        "padding": 1.1, "rollout_work": 1.1,
+        "loss_rollout": 1.8 * bits, "student_share": 4 / 6, "rollout_len": 5.0, "truncated": 0.25,
+        "agreement": 0.4, "tokens_data": 10, "tokens_rollout": 20, "rollout_time": 0.125,
+        "teacher_time": 0.25, "padding": 1.1, "rollout_work": 1.1,
     }  # fmt: skip
     assert set(shown) == set(expected)
     for key, value in expected.items():
@@ -333,7 +337,7 @@ def test_metrics_are_ratios_of_sums() -> None:
 
 
 def test_metrics_of_several_logs_are_those_of_their_sum() -> None:
-    """Not the mean of ratios: a short batch weighs less."""
+    """They are not means of ratios: a short batch has less weight."""
     short = {
         **TRAINING_LOG,
         "loss": 2.0,
@@ -353,14 +357,14 @@ def test_metrics_of_several_logs_are_those_of_their_sum() -> None:
 
 
 def test_metrics_of_tensors_equal_those_of_numbers() -> None:
-    """The criterion logs tensors, a distributed sum gives doubles."""
+    """The criterion logs tensors. A distributed sum gives doubles."""
     assert reduced([{key: torch.tensor(value) for key, value in TRAINING_LOG.items()}]) == reduced(
         [TRAINING_LOG]
     )
 
 
-def test_validation_metrics_say_nothing_of_the_teacher() -> None:
-    """Loss, NLL and perplexity, as ``cross_entropy`` shows."""
+def test_validation_metrics_are_those_of_cross_entropy() -> None:
+    """They are loss, NLL and perplexity."""
     log = {key: 0 for key in TRAINING_LOG if not key.endswith("seconds")}
     log.update(
         loss=20.0, nll_loss=20.0, loss_data=20.0, ntokens=10, sample_size=10, nsentences=2, tokens_data=10
@@ -369,7 +373,7 @@ def test_validation_metrics_say_nothing_of_the_teacher() -> None:
 
 
 def test_metrics_of_rollouts_alone_show_no_reference_loss() -> None:
-    """At share 1 no reference is scored: a ratio without a denominator is left out, not shown as 0."""
+    """At share 1 no reference is scored. A ratio without a denominator is left out, not shown as 0."""
     log = {**TRAINING_LOG, "tokens_data": 0, "loss_data": 0.0, "nll_loss": 0.0}
     shown = reduced([log])
     assert "loss_data" not in shown
@@ -378,20 +382,20 @@ def test_metrics_of_rollouts_alone_show_no_reference_loss() -> None:
 
 
 def test_out_of_memory_rollouts_are_counted_when_there_are_any() -> None:
-    """Summed over the interval, and absent while all is well."""
+    """The count is summed over the interval, and left out if it is 0."""
     assert "rollout_out_of_memory" not in reduced([TRAINING_LOG])
     assert reduced([{**TRAINING_LOG, "rollout_out_of_memory": 2}])["rollout_out_of_memory"] == 2
 
 
 @pytest.mark.parametrize("weight", [1.5, -0.1, math.nan])
 def test_gold_weight_out_of_range_is_refused(weight: float) -> None:
-    """By flag and value."""
+    """The message names the flag and its value."""
     with pytest.raises(UsageError, match=r"--gold-weight.* a number in 0\.\.1"):
         tiny_criterion("word_kd", tiny_task(), gold_weight=str(weight))
 
 
 def test_fully_sharded_is_refused() -> None:
-    """No process holds a whole student to decode; the message names what to use."""
+    """With it no process holds a whole student that could decode. The message names the alternatives."""
     with pytest.raises(UsageError, match=r"--ddp-backend fully_sharded.*legacy_ddp"):
         tiny_criterion("imitkd", tiny_task(), ddp_backend="fully_sharded")
 
@@ -405,14 +409,14 @@ def test_fully_sharded_is_refused() -> None:
     ],
 )
 def test_settings_are_checked_when_the_criterion_is_built(settings: dict) -> None:
-    """Before any data is read."""
+    """They are checked before any data is read."""
     with pytest.raises(UsageError, match=r"--student-share|--rollout"):
         tiny_criterion("imitkd", tiny_task(), **settings)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_task_without_a_teacher_is_refused(name: str) -> None:
-    """The message names the criterion, the task that is there and the one that is needed."""
+    """The message names the criterion, the given task and the one that is needed."""
     task = SimpleNamespace(cfg=SimpleNamespace(_name="translation"), target_dictionary=None)
     with pytest.raises(UsageError) as refusal:
         tiny_criterion(name, task)
@@ -448,7 +452,7 @@ ROLLOUT_FLAGS: dict[str, dict[str, Any]] = {
     ],
 )
 def test_rollout_flag_without_rollouts_is_refused(name: str, settings: dict[str, Any], flag: str) -> None:
-    """It would be silently ignored: the message names it and the share, which is 0 from the first update to the last."""
+    """It would have no effect. The message names the flag and the share, which is always 0."""
     with pytest.raises(UsageError) as refusal:
         tiny_criterion(name, tiny_task(), **settings, **ROLLOUT_FLAGS[flag])
     message = str(refusal.value)
@@ -463,49 +467,52 @@ def test_rollout_flag_without_rollouts_is_refused(name: str, settings: dict[str,
 )
 @pytest.mark.parametrize("flag", ROLLOUT_FLAGS)
 def test_rollout_flag_is_accepted_where_the_share_can_rise(share: str, flag: str) -> None:
-    """Though it is 0 at the first update; also for a method whose own share is 0."""
+    """This holds if the share is 0 at first, and for methods whose own share is 0."""
     settings = {**ROLLOUT_FLAGS["--rollout-policy"], **ROLLOUT_FLAGS[flag]}
     criterion = tiny_criterion("word_kd", tiny_task(), student_share=share, **settings)
     for name, value in settings.items():
         assert (
             getattr(
-                criterion.rollout_policy, {"rollout_policy": "name"}.get(name, name.removeprefix("rollout_"))
+                criterion.method.rollout_policy,
+                {"rollout_policy": "name"}.get(name, name.removeprefix("rollout_")),
             )
             == value
         )
 
 
 def test_rollout_flags_at_their_defaults_are_accepted_without_rollouts() -> None:
-    """fairseq hands every setting over, given or not."""
+    """fairseq passes every setting, given or not."""
     settings = {"rollout_policy": "greedy", "rollout_topk": 0, "rollout_topp": 1.0, "rollout_max_len_a": 1.2}
-    assert tiny_criterion("word_kd", tiny_task(), **settings).student_share(50) == 0.0
+    assert tiny_criterion("word_kd", tiny_task(), **settings).method.at(50).student_share == 0.0
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("chunk", [-1, 2])
 def test_teacher_that_is_not_finite_is_named_with_its_sentences(student, name: str, chunk: int) -> None:
-    """The update is refused before any gradient: no training on nonsense, and no search for the batch that did it."""
+    """The update is refused before any gradient, and the message lists the sentences."""
     criterion, sample = tiny_criterion(name, tiny_task(), loss_chunk=chunk), distillation_batch()
     broken = teacher_logits(sample).clone()
     broken[[0, 2], 0, 5] = torch.nan
     other = {
         **sample,
-        DISTILLATION: replace(sample[DISTILLATION], teacher=WholeLogits(broken.flatten(0, 1)), update_num=7),
+        DISTILLATION: replace(
+            sample[DISTILLATION], teacher=WholeLogits(broken.flatten(0, 1)), now=AtUpdate(7)
+        ),
     }
     ids = ", ".join(map(str, sample["id"][[0, 2]].tolist()))
     with pytest.raises(RefusedUpdate) as refusal:
         criterion(student, other)
     message = str(refusal.value)
     assert message.startswith(
-        f"update 8 is refused: the loss of sentence {ids} is no finite number: the teacher's logits"
+        f"update 8 is refused: the loss of sentence {ids} is not finite: the teacher's logits"
     )
     assert "--teacher-dtype fp32" in message
     assert "\n" not in message
     assert isinstance(refusal.value, SystemExit)
 
 
-def test_student_that_is_not_finite_is_told_from_the_teacher() -> None:
-    """And so is a divergence that is infinite for finite opinions, under its own name."""
+def test_message_tells_the_student_from_the_teacher_and_the_divergence() -> None:
+    """A divergence that is infinite for finite logits is named too."""
     model, sample = build_student().eval(), distillation_batch()
     with torch.no_grad():
         model.decoder.output_projection.weight[5] = torch.inf
@@ -513,18 +520,38 @@ def test_student_that_is_not_finite_is_told_from_the_teacher() -> None:
         tiny_criterion("imitkd_full", tiny_task())(model, sample)
     impossible = teacher_logits(sample).clone()
     impossible[1, 0, 6] = -torch.inf
+    impossible[2, 0, 6] = torch.nan  # the message gives the cause of the first sentence
     other = {
         **sample,
         DISTILLATION: replace(sample[DISTILLATION], teacher=WholeLogits(impossible.flatten(0, 1))),
     }
-    with pytest.raises(
-        RefusedUpdate, match=rf"sentence {int(sample['id'][1])} is .*--divergence reverse-kl is not finite"
-    ):
+    ids = ", ".join(map(str, sample["id"][[1, 2]].tolist()))
+    with pytest.raises(RefusedUpdate) as refusal:
         tiny_criterion("f_distill_rkl", tiny_task())(build_student().eval(), other)
+    assert str(refusal.value) == (
+        f"update 1 is refused: the loss of sentence {ids} is not finite: --divergence reverse-kl is not "
+        "finite there, though the logits are; choose another"
+    )
+
+
+def test_sum_that_overflows_names_no_sentence(student) -> None:
+    """Each token's loss is finite. The batch has no teacher, as in validation."""
+    task, sample = tiny_task(), make_batch(reversed_pairs(4, seed=3))
+    logits = torch.zeros(sample["target"].numel(), 20)
+    logits[:, 0] = 2e38  # no target is symbol 0, so each token costs 2e38
+    task.run_student = lambda model, sample: logits
+    with pytest.raises(RefusedUpdate) as refusal:
+        tiny_criterion("word_kd", task)(student, sample)
+    assert str(refusal.value) == (
+        "this batch is refused: the loss of sentence ? is not finite: the loss is too large for its number "
+        "format"
+    )
 
 
 def test_reward_is_of_the_whole_sentence(student) -> None:
-    """Its log-probability is a sum; only the divergence is a mean over the sentence (Agarwal et al. 2023, equation 4)."""
+    """The log-probability of a sentence is a sum. Only the divergence is a mean over the sentence (Agarwal et
+    al. 2023, equation 4).
+    """
     sample = distillation_batch()
     advantages = torch.tensor([0.0, 0.7, 0.0, -0.4, 0.0])
     given = {**sample, DISTILLATION: replace(sample[DISTILLATION], advantages=advantages)}
@@ -546,8 +573,10 @@ def test_reward_is_of_the_whole_sentence(student) -> None:
 
 
 @pytest.mark.parametrize("chunk", [-1, 2])
-def test_teacher_is_not_read_where_references_are_all(student, chunk: int) -> None:
-    """At ``--gold-weight 1`` a broken opinion on a reference reaches neither loss nor gradient; on a rollout it is refused."""
+def test_teacher_is_not_read_where_references_are_the_whole_loss(student, chunk: int) -> None:
+    """At ``--gold-weight 1``, NaN of the teacher on a reference reaches neither loss nor gradient. On a
+    rollout it is refused.
+    """
     criterion = tiny_criterion("imitkd", tiny_task(), gold_weight="1", loss_chunk=chunk)
     sample = distillation_batch()
     gradients = []
@@ -576,11 +605,11 @@ def test_teacher_is_not_read_where_references_are_all(student, chunk: int) -> No
 
 
 def test_sentences_mean_is_of_each_sentences_tokens(student) -> None:
-    """``--loss-average sentence``: every sentence counts alike, however long (Agarwal et al. 2023, equation 2)."""
+    """With ``--loss-average sentence``, sentences of all lengths have the same weight (Agarwal et al. 2023,
+    equation 2).
+    """
     sample = distillation_batch()
-    loss, count, figures = tiny_criterion("imitkd_full", tiny_task(), loss_average="sentence")(
-        student, sample
-    )
+    loss, count, logs = tiny_criterion("imitkd_full", tiny_task(), loss_average="sentence")(student, sample)
     expected = reference_losses("imitkd_full", 0.0, student, sample)
     lengths = sample["target"].ne(PAD).sum(dim=-1).tolist()
     sums, at = 0.0, 0
@@ -588,14 +617,16 @@ def test_sentences_mean_is_of_each_sentences_tokens(student) -> None:
         sums += sum(entry[1] for entry in expected[at : at + length]) / length
         at += length
     assert float(loss) == pytest.approx(sums, rel=1e-5)
-    assert count == figures["sample_size"] == len(lengths)
-    assert float(figures["loss"]) == pytest.approx(sum(entry[1] for entry in expected), rel=1e-5), (
+    assert count == logs["sample_size"] == len(lengths)
+    assert float(logs["loss"]) == pytest.approx(sum(entry[1] for entry in expected), rel=1e-5), (
         "the log is of tokens"
     )
 
 
 def test_label_smoothing_is_fairseqs_own(student) -> None:
-    """On references alone: at ``--gold-weight 1`` and no rollouts the loss is ``label_smoothed_cross_entropy``'s."""
+    """It applies to references alone. At ``--gold-weight 1`` without rollouts the loss is that of
+    ``label_smoothed_cross_entropy``.
+    """
     from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 
     sample = distillation_batch(rollout_rows=())
@@ -620,7 +651,9 @@ def test_label_smoothing_is_fairseqs_own(student) -> None:
 
 
 def test_temperatures_by_definition(student) -> None:
-    """``T^2 KL(softmax(z_p / T_p) || softmax(z_q / T))`` with the student's ``T`` (Hinton et al. 2015, section 2)."""
+    """The loss is ``T^2 KL(softmax(z_p / T_p) || softmax(z_q / T))`` with the student's ``T`` (Hinton et al.
+    2015, section 2).
+    """
     sample = distillation_batch()
     settings = {"student_temperature": 2.0, "teacher_temperature": 3.0}
     loss, _, _ = tiny_criterion("imitkd_full", tiny_task(), **settings)(student, sample)
@@ -633,7 +666,9 @@ def test_temperatures_by_definition(student) -> None:
 
 @pytest.mark.parametrize("tail", ["dropped", "bucket"])
 def test_teachers_best_few_by_definition(student, tail: str) -> None:
-    """Renormalised over the best three, or with one symbol more that stands for all others, on both sides."""
+    """Both distributions keep the teacher's best three symbols. They are renormalised, or one more symbol
+    stands for all others.
+    """
     sample = distillation_batch()
     loss, _, _ = tiny_criterion("imitkd_full", tiny_task(), teacher_topk=3, teacher_tail=tail)(
         student, sample
@@ -655,9 +690,10 @@ def test_teachers_best_few_by_definition(student, tail: str) -> None:
 
 @pytest.mark.parametrize("easy_weight", [0.2, 0.7])
 def test_hard_tokens_are_those_of_which_the_teacher_is_less_sure(student, easy_weight: float) -> None:
-    """Easy: ``1 - p(target)`` below its median, padding not counted (Zhong et al. 2024, section 3.2, and their code).
+    """For easy tokens ``1 - p(target)`` is below its median without padding (Zhong et al. 2024, section 3.2,
+    and their code).
 
-    The loss is 0.2 times the mean over the easy tokens and 0.8 times that over the hard ones.
+    The loss is 0.2 times the mean over the easy tokens plus 0.8 times the mean over the hard ones.
     """
     sample = distillation_batch(rollout_rows=())
     criterion = tiny_criterion("atkd", tiny_task(), easy_weight=easy_weight)
@@ -692,7 +728,9 @@ def test_hard_tokens_are_those_of_which_the_teacher_is_less_sure(student, easy_w
 
 
 def test_exact_mixture_weights_are_the_prefixes_probabilities(student) -> None:
-    """``w_t = p(y<t) / (p(y<t) + q(y<t))``: one half at the first token, and ever nearer to who finds the prefix likely."""
+    """``w_t = p(y<t) / (p(y<t) + q(y<t))`` is 1/2 at the first token. It approaches the model that finds the
+    prefix more probable.
+    """
     sample = distillation_batch()
     half = tiny_criterion("f_distill", tiny_task())(student, sample, reduce=False)[0]
     exact = tiny_criterion("f_distill", tiny_task(), js_weights="exact")(student, sample, reduce=False)[0]
@@ -715,26 +753,83 @@ def test_exact_mixture_weights_are_the_prefixes_probabilities(student) -> None:
 
 
 def test_a_stage_without_teacher_needs_no_scores(student) -> None:
-    """Annealing-KD's second stage: the references' likelihood alone, whatever the teacher would say."""
+    """The second stage of Annealing-KD uses the references' likelihood alone."""
     criterion = tiny_criterion("annealing_kd", tiny_task(), max_update=30)
-    assert [criterion.needs_teacher(n) for n in (0, 19, 21, 29)] == [True, True, False, False]
+    assert [criterion.method.at(n).needs_teacher for n in (0, 19, 21, 29)] == [True, True, False, False]
     sample = distillation_batch(rollout_rows=())
-    second = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=None, update_num=25)}
-    loss, _, figures = criterion(student, second)
-    assert float(loss) == pytest.approx(float(figures["nll_loss"]), rel=1e-6)
-    assert int(figures["teacher_tokens"]) == 0
+    second = {**sample, DISTILLATION: replace(sample[DISTILLATION], teacher=None, now=AtUpdate(25))}
+    loss, _, logs = criterion(student, second)
+    assert float(loss) == pytest.approx(float(logs["nll_loss"]), rel=1e-6)
+    assert int(logs["teacher_tokens"]) == 0
 
 
-def test_a_share_that_another_flag_may_end_before_its_end_is_warned_of(
+def test_a_schedule_that_another_flag_may_cut_short_causes_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Where it does not move, or moves by epochs, nothing is said."""
+    """A constant share, and a schedule by epochs, cause none."""
     for method, settings in (("gkd", {}), ("imitkd", {"schedule_by": "epoch"}), ("imitkd", {"max_epoch": 0})):
         tiny_criterion(method, tiny_task(), **{"max_epoch": 3, **settings})
     assert not caplog.records
     tiny_criterion("imitkd", tiny_task(), max_epoch=3)
     [record] = caplog.records
     assert (
-        "--student-share exponential:0.005 moves by --max-update 100: if --max-epoch 3 ends"
+        "--student-share exponential:0.005 follows --max-update 100: if --max-epoch 3 ends"
         in record.getMessage()
     )
+
+
+def test_criterion_built_by_hand_is_called_distillation() -> None:
+    """Its settings have no name, because no command line was parsed."""
+    cfg = METHODS["imitkd"]()
+    cfg._name = None
+    message = r"^--criterion distillation needs a task that holds a teacher, but --task is Simple"
+    with pytest.raises(UsageError, match=message):
+        DistillationCriterion(cfg, SimpleNamespace(target_dictionary=None))
+
+
+def references_with_teacher(count: int, longest: int = 6) -> dict[str, Any]:
+    """Return sentences without rollouts, with random logits of a teacher."""
+    sample = make_batch(reversed_pairs(count, seed=5, longest=longest), ids=range(10, 10 + count))
+    logits = torch.randn(sample["target"].numel(), 20, generator=torch.Generator().manual_seed(5))
+    nothing = torch.zeros(count, dtype=torch.bool)
+    return {**sample, DISTILLATION: Distillation(WholeLogits(logits), nothing, nothing, AtUpdate())}
+
+
+def test_batch_of_padding_has_no_loss(student) -> None:
+    """This also holds for a loss that depends on the median of the batch's tokens."""
+    sample = references_with_teacher(3)
+    sample["target"].fill_(PAD)
+    loss, _, logs = tiny_criterion("atkd", tiny_task())(student, sample)
+    assert float(loss) == 0.0
+    assert logs["ntokens"] == 0
+
+
+@pytest.mark.parametrize("count", [8, 9, 12])
+def test_refused_update_names_at_most_eight_sentences(count: int) -> None:
+    """The message gives the ids of eight sentences and the number of the others."""
+    model, sample = build_student().eval(), references_with_teacher(count)
+    model.decoder.output_projection.weight.data.fill_(torch.nan)
+    ids = sample["id"].tolist()[:8]
+    more = f" and {count - 8} more" if count > 8 else ""
+    with pytest.raises(RefusedUpdate) as refusal:
+        tiny_criterion("word_kd", tiny_task())(model, sample)
+    assert str(refusal.value) == (
+        f"update 1 is refused: the loss of sentence {', '.join(map(str, ids))}{more} is not finite: "
+        "the student's logits are not finite; a smaller --lr or --clip-norm may help"
+    )
+
+
+def test_teacher_topk_counts_symbols_and_not_positions(student) -> None:
+    """The batch has fewer positions than ``--teacher-topk``, and the vocabulary has more symbols."""
+    sample, topk = references_with_teacher(1, longest=2), 5
+    given = sample[DISTILLATION]
+    positions, symbols = given.teacher.values.shape
+    assert positions < topk < symbols
+    best = given.teacher.values.topk(topk, dim=-1)
+    best_only = torch.full_like(given.teacher.values, -torch.inf).scatter(-1, best.indices, best.values)
+    reduced = {**sample, DISTILLATION: replace(given, teacher=WholeLogits(best_only))}
+    settings = {"teacher_topk": topk, "teacher_tail": "dropped"}
+    loss = tiny_criterion("word_kd", tiny_task(), **settings)(student, sample)[0]
+    whole = tiny_criterion("word_kd", tiny_task())
+    torch.testing.assert_close(loss, whole(student, reduced)[0])
+    assert float(loss) != pytest.approx(float(whole(student, sample)[0]))

@@ -1,4 +1,4 @@
-"""The methods that are registered, and the flags that users have written into their scripts."""
+"""The registered methods and their flags, which users have written into scripts."""
 
 import argparse
 import re
@@ -70,7 +70,7 @@ CRITERION_FLAGS = {
     "--loss-chunk": 0,
     "--easy-weight": 0.2,
 }
-# What each method's paper sets otherwise.
+# Other defaults by each method's paper.
 METHOD_DEFAULTS = {
     "imitkd": {"--student-share": "exponential:0.005", "--divergence": "teacher-argmax"},
     "imitkd_full": {"--student-share": "exponential:0.005"},
@@ -79,16 +79,29 @@ METHOD_DEFAULTS = {
         "--student-share": "constant:1", "--share-by": "batch", "--divergence": "jsd", "--jsd-weight": 0.1,
         "--loss-average": "sentence", "--rollout-policy": "sampling",
     },
-    "f_distill": {"--student-share": "constant:0.5", "--divergence": "sequence-js", "--rollout-policy": "sampling"},
+    "f_distill": {
+        "--student-share": "constant:0.5",
+        "--divergence": "sequence-js",
+        "--rollout-policy": "sampling",
+    },
     "f_distill_kl": {},
-    "f_distill_rkl": {"--student-share": "constant:1", "--divergence": "reverse-kl", "--rollout-policy": "sampling"},
-    "f_distill_tvd": {"--student-share": "constant:0.5", "--divergence": "tvd", "--rollout-policy": "sampling"},
+    "f_distill_rkl": {
+        "--student-share": "constant:1",
+        "--divergence": "reverse-kl",
+        "--rollout-policy": "sampling",
+    },
+    "f_distill_tvd": {
+        "--student-share": "constant:0.5",
+        "--divergence": "tvd",
+        "--rollout-policy": "sampling",
+    },
     "annealing_kd": {
         "--divergence": "logit-mse", "--annealing-temperature": 10, "--annealing-end": 0.66666,
         "--gold-weight": "constant:1,warmup=0.66666",
     },
     "continuation_kd": {
-        "--divergence": "logit-mse", "--annealing-temperature": 10, "--logit-margin": 0.1, "--gold-weight": "linear:0",
+        "--divergence": "logit-mse", "--annealing-temperature": 10, "--logit-margin": 0.1,
+        "--gold-weight": "linear:0",
     },
     "distillm": {
         "--student-share": "adaptive:0", "--divergence": "skew-reverse-kl", "--rollout-policy": "sampling",
@@ -110,7 +123,7 @@ CHOICES = {
     "--reward-baseline": ["running", "leave-one-out"],
     "--rollout-policy": ["greedy", "sampling", "speculative"],
 }  # fmt: skip
-# fairseq's own flags, which the task and the criterion only read.
+# fairseq's own flags, which the task and the criterion read.
 READ = {
     "--seed",
     "--max-update",
@@ -123,14 +136,16 @@ READ = {
 
 
 def flags(dataclass: type) -> dict[str, argparse.Action]:
-    """The flags that fairseq's parser makes of a dataclass."""
+    """Return the flags that fairseq's parser makes of a dataclass."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     gen_parser_from_dataclass(parser, dataclass())
     return {action.option_strings[0]: action for action in parser._actions if action.option_strings}
 
 
 def test_task_flags_are_frozen() -> None:
-    """The names and defaults beside fairseq's ``translation``: a change breaks users' scripts."""
+    """Names and defaults beside those of fairseq's ``translation`` are fixed, because users' scripts depend
+    on them.
+    """
     own, inherited = flags(TranslationWithTeacherConfig), flags(TranslationConfig)
     assert {
         name: action.default for name, action in own.items() if name not in {*inherited, *READ}
@@ -140,20 +155,20 @@ def test_task_flags_are_frozen() -> None:
 
 
 def test_methods_are_frozen() -> None:
-    """A name that is gone, or new and not in this table."""
+    """The table holds exactly the registered methods."""
     assert METHODS.keys() == METHOD_DEFAULTS.keys()
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_criterion_flags_are_frozen(name: str) -> None:
-    """Every method has every flag; the defaults are its paper's."""
+    """Every method has every flag, with its paper's defaults."""
     found = {flag: action.default for flag, action in flags(METHODS[name]).items() if flag not in READ}
     assert found == {**CRITERION_FLAGS, **METHOD_DEFAULTS[name]}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_choices_and_help(name: str) -> None:
-    """What a flag may be, and a help text for each, the same in every method."""
+    """Choices and help texts are the same for every method."""
     for flag, action in {
         **flags(METHODS[name]),
         **{f: a for f, a in flags(TranslationWithTeacherConfig).items() if f in TASK_FLAGS},
@@ -165,13 +180,15 @@ def test_choices_and_help(name: str) -> None:
 
 
 def test_every_divergence_is_named_in_the_flags_help() -> None:
-    """It is no fixed choice, since other packages add theirs."""
+    """The flag has no fixed choices, because other packages can add divergences."""
     assert all(f" {name}" in flags(METHODS["imitkd"])["--divergence"].help for name in DIVERGENCES)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_method_is_registered_under_its_own_class_and_cites_its_paper(name: str) -> None:
-    """fairseq keeps a criterion's dataclass on the class: a shared class would give one method another's defaults."""
+    """fairseq stores a criterion's dataclass on its class, so a shared class would mix up the methods'
+    defaults.
+    """
     registered = CRITERION_REGISTRY[name]
     assert issubclass(registered, DistillationCriterion)
     assert CRITERION_DATACLASS_REGISTRY[name] is METHODS[name]
@@ -184,20 +201,22 @@ def test_method_is_registered_under_its_own_class_and_cites_its_paper(name: str)
 
 
 def test_task_is_registered() -> None:
-    """Under the name that users write, and marked as one that holds a teacher."""
+    """It has the name that users write, and it is marked as a task with a teacher."""
     assert TASK_REGISTRY["translation_with_teacher"] is TranslationWithTeacherTask
     assert TranslationWithTeacherTask.has_teacher is True
 
 
 def test_documents_list_every_method() -> None:
-    """The table of docs/methods.md is the one that ``python -m fairseq_imitkd --methods`` prints; the README names all."""
+    """docs/methods.md holds the table that ``python -m fairseq_imitkd --methods`` prints. The README names
+    all methods.
+    """
     assert table() in (digit_corpus.REPO / "docs" / "methods.md").read_text(encoding="utf-8")
     readme = (digit_corpus.REPO / "README.md").read_text(encoding="utf-8")
     assert [name for name in METHODS if f"`{name}`" not in readme] == []
 
 
 def test_the_tables_tests_exist() -> None:
-    """Each method trains in one test; each divergence is checked by its definition in another."""
+    """Each method's training test and each divergence's definition test exist."""
     from tests.integration import test_methods as trainings
     from tests.losses import test_divergences as definitions
 
