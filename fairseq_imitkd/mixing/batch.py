@@ -1,10 +1,12 @@
-"""fairseq batches: take rows out, put rollouts in. Every function returns a new batch and leaves the given one alone.
+"""Operations on fairseq batches: take rows out, put rollouts in. Each returns a new batch and leaves the
+given one alone.
 
-On the CPU the batch is the data iterator's own object, and fairseq stores one as its dummy batch, so an edit in place
-would train on stale rollouts later.
+On the CPU a batch is the data iterator's own object, and fairseq keeps one as its filler batch. A batch that
+was changed in place would come back with old rollouts.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,95 +15,112 @@ from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.mixing.replay import PastRollout
-from fairseq_imitkd.rollout import Rollout
+from fairseq_imitkd.rollout import Rollout, SpecialSymbols
 
-# Word alignments between a source and its reference: they have no row a sentence, and no meaning for a rollout.
+# Keys of the word alignments between sources and references. They do not have one row per sentence, and do
+# not fit a rollout.
 ALIGNMENTS = ("alignments", "align_weights")
 
 
+@dataclass(frozen=True)
+class BatchLayout:
+    """How the batches of a task are padded.
+
+    Args:
+        source_pad: index of the padding symbol in the source dictionary.
+        target: padding and EOS of the target. Targets are padded on the right.
+        left_pad_source: whether sources are padded on the left.
+    """
+
+    source_pad: int
+    target: SpecialSymbols
+    left_pad_source: bool
+
+
 def first_decoder_inputs(sample: Batch) -> Tensor:
-    """What the decoder reads first, ``(B,)``: EOS, or a language tag. Targets are padded on the right."""
+    """Return the decoder's first inputs, ``(B,)``: EOS or a language tag."""
     return sample["net_input"]["prev_output_tokens"][:, 0]
 
 
 def encoder_inputs(sample: Batch, rows: Tensor, pad: int) -> dict[str, Any]:
-    """The encoder's arguments for some sentences, without source columns that hold only padding.
+    """Return the encoder's arguments for some sentences, without columns of padding only.
 
     Args:
         sample: a batch of ``B`` sentences.
-        rows: ``(R,)`` int64, the sentences wanted, rising, so that source lengths stay sorted.
-        pad: of the source dictionary.
+        rows: ``(R,)`` int64, the sentences, rising, so that source lengths stay sorted.
+        pad: index of the padding symbol in the source dictionary.
 
     Returns:
-        ``net_input`` without ``prev_output_tokens``; each tensor with ``B`` rows has ``R``.
+        ``net_input`` without ``prev_output_tokens``; each tensor that had ``B`` rows has ``R``.
     """
     net_input = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
-    chosen = _rows(net_input, rows, sample["target"].size(0))
+    chosen = _select_rows(net_input, rows, sample["target"].size(0))
     chosen["src_tokens"] = _without_empty_columns(chosen["src_tokens"], pad)
     return chosen
 
 
-def joined_encoder_inputs(
-    parts: Sequence[dict[str, Any]], pad: int, left_pad: bool
+def join_encoder_inputs(
+    parts: Sequence[dict[str, Any]], *, layout: BatchLayout
 ) -> tuple[dict[str, Any], Tensor]:
-    """The encoder's arguments for the sentences of several batches, sorted by falling source length (LSTMs need it).
+    """Join the encoder's arguments for several batches.
+
+    The result is sorted by falling source length, because LSTM encoders need that.
 
     Args:
-        parts: of :func:`encoder_inputs`, with ``src_tokens`` and ``src_lengths`` alone.
-        pad: of the source dictionary.
-        left_pad: whether sources are padded on the left.
+        parts: results of :func:`encoder_inputs` with ``src_tokens`` and ``src_lengths`` alone.
+        layout: how sources are padded.
 
     Returns:
-        the arguments for all ``B`` sentences, and ``(B,)`` their places in the order of the parts.
+        the arguments for all ``B`` sentences; and ``(B,)``, the index that each of them had in the
+        concatenated parts.
     """
     width = max(part["src_tokens"].size(1) for part in parts)
-    sources = []
-    for part in parts:
-        missing = width - part["src_tokens"].size(1)
-        sources.append(F.pad(part["src_tokens"], (missing, 0) if left_pad else (0, missing), value=pad))
+    sources = [
+        _padded_to(part["src_tokens"], width, layout.source_pad, left=layout.left_pad_source)
+        for part in parts
+    ]
     lengths = torch.cat([part["src_lengths"] for part in parts])
     order = lengths.argsort(descending=True, stable=True)
     return {"src_tokens": torch.cat(sources)[order], "src_lengths": lengths[order]}, order
 
 
-def take(sample: Batch, rows: Tensor, source_pad: int, target_pad: int) -> Batch:
-    """Some sentences of a batch, as a batch without columns that hold only padding.
+def take(sample: Batch, rows: Tensor, *, layout: BatchLayout) -> Batch:
+    """Return some sentences of a batch as a batch, without columns of padding only.
 
     Args:
-        sample: a batch of ``B`` sentences, targets padded on the right.
+        sample: a batch of ``B`` sentences.
         rows: ``(R,)`` int64, rising.
-        source_pad, target_pad: of the two dictionaries.
+        layout: how the batch is padded.
     """
-    size = sample["target"].size(0)
-    net_input = sample["net_input"]
-    part = _rows(
-        {name: value for name, value in sample.items() if name not in ("net_input", *ALIGNMENTS)}, rows, size
-    )
-    part["target"] = _without_empty_columns(part["target"], target_pad)
+    size, net_input = sample["target"].size(0), sample["net_input"]
+    others = {name: value for name, value in sample.items() if name not in ("net_input", *ALIGNMENTS)}
+    part = _select_rows(others, rows, size)
+    part["target"] = _without_empty_columns(part["target"], layout.target.pad)
     inputs = net_input["prev_output_tokens"].index_select(0, rows)[:, : part["target"].size(1)]
-    part["net_input"] = {**encoder_inputs(sample, rows, source_pad), "prev_output_tokens": inputs}
-    part["ntokens"] = int(part["target"].ne(target_pad).sum())
+    part["net_input"] = {**encoder_inputs(sample, rows, layout.source_pad), "prev_output_tokens": inputs}
+    part["ntokens"] = int(part["target"].ne(layout.target.pad).sum())
     part["nsentences"] = rows.numel()
     return part
 
 
-def parts_by_length(target: Tensor, pad: int, cost: int) -> list[Tensor]:
-    """Divide a batch into parts of like target length, so that little of the work goes to padding.
+def split_by_length(target: Tensor, pad: int, cost: int) -> list[Tensor]:
+    """Divide a batch into parts of similar target length, so that little work goes to padding.
 
-    The division has the least work, counted in target positions: of all positions, padding included, and of ``cost``
-    more for each part. Exact, by dynamic programming over the sentences in order of length.
+    The division minimises the number of target positions, padding included, plus ``cost`` for each part. It
+    is exact, by dynamic programming over the sentences in order of length.
 
     Args:
         target: ``(B, T)``.
-        pad: of the target dictionary.
-        cost: what a part costs beside its positions: a forward and a backward pass have work that no position adds to.
+        pad: index of the padding symbol in the target dictionary.
+        cost: the fixed cost of a part, in target positions: each has a forward and a backward pass of its
+            own.
 
     Returns:
-        for each part its rows, rising.
+        the rows of each part, rising.
     """
     lengths, order = target.ne(pad).sum(dim=-1).sort(stable=True)
     values, counts = lengths.unique_consecutive(return_counts=True)
-    widths, ends = values.tolist(), counts.cumsum(dim=0).tolist()  # of the sentences up to each length
+    widths, ends = values.tolist(), counts.cumsum(dim=0).tolist()  # the number of sentences up to each length
     least, cut_before = [0.0], [0]
     for stop, width in enumerate(widths):
         work = [
@@ -119,18 +138,18 @@ def parts_by_length(target: Tensor, pad: int, cost: int) -> list[Tensor]:
     return parts
 
 
-def with_rollouts(sample: Batch, rows: Tensor, rollout: Rollout, pad: int) -> Batch:
-    """The batch with some targets replaced by what the student wrote there.
+def with_rollouts(sample: Batch, rows: Tensor, rollout: Rollout, *, pad: int) -> Batch:
+    """Replace some targets by rollouts.
 
     Args:
         sample: a batch of ``B`` sentences, targets padded on the right.
         rows: ``(R,)`` int64, the sentences that were rolled out.
-        rollout: of ``R`` rows, in the order of ``rows``.
-        pad: of the target dictionary.
+        rollout: ``R`` rollouts in the order of ``rows``.
+        pad: index of the padding symbol in the target dictionary.
 
     Returns:
-        a new batch: ``target`` and ``net_input.prev_output_tokens`` ``(B, T)`` with ``T`` as long as needed, and
-        ``ntokens`` counted anew. A truncated rollout's target ends where it was cut, without an EOS.
+        a new batch: ``target`` and ``net_input.prev_output_tokens`` are ``(B, T)`` with ``T`` as long as
+        needed, and ``ntokens`` is counted again. A truncated rollout ends where it was cut, without an EOS.
     """
     target, inputs = sample["target"], sample["net_input"]["prev_output_tokens"]
     is_data = target.new_ones(target.size(0), dtype=bool)
@@ -159,47 +178,41 @@ def with_rollouts(sample: Batch, rows: Tensor, rollout: Rollout, pad: int) -> Ba
 
 
 def with_past_rollouts(
-    sample: Batch, rows: Tensor, past: Sequence[PastRollout], source_pad: int, target_pad: int, left_pad: bool
+    sample: Batch, rows: Tensor, past: Sequence[PastRollout], *, layout: BatchLayout
 ) -> tuple[Batch, Tensor]:
-    """The batch with some sentences, sources included, replaced by rollouts of earlier updates.
+    """Replace some sentences, sources included, by rollouts of earlier updates.
 
     Args:
-        sample: a batch of ``B`` sentences with ``src_tokens`` and ``src_lengths`` alone for its encoder.
+        sample: a batch of ``B`` sentences whose encoder reads ``src_tokens`` and ``src_lengths`` alone.
         rows: ``(R,)`` int64, the sentences to replace.
-        past: what takes their places, ``R`` of them.
-        source_pad, target_pad: of the two dictionaries.
-        left_pad: whether sources are padded on the left.
+        past: the ``R`` earlier rollouts.
+        layout: how the batch is padded.
 
     Returns:
-        a new batch, sorted by falling source length (LSTMs need it), and ``(B,)`` where each of its rows was before.
+        a new batch, sorted by falling source length (LSTM encoders need it); and ``(B,)``, the index that
+        each of its rows had in ``sample``.
     """
     target, net_input = sample["target"], sample["net_input"]
-    # Put together by the host, which would otherwise wait for the device at every sentence.
-    parts = (
-        net_input["src_tokens"],
-        net_input["prev_output_tokens"],
-        target,
-        sample["id"],
-        target.ne(target_pad).sum(dim=-1),
-    )
+    source_pad, target_pad = layout.source_pad, layout.target.pad
+    # This runs on the CPU: on a GPU, the host would wait for every sentence.
+    tensors = [part.cpu() for part in (net_input["src_tokens"], net_input["prev_output_tokens"], target)]
+    ids_and_lengths = [part.tolist() for part in (sample["id"], target.ne(target_pad).sum(dim=-1))]
     sentences = [
-        (source[source.ne(source_pad)], inputs[:kept], written[:kept], number)
-        for source, inputs, written, number, kept in zip(
-            *(part.cpu() for part in parts[:3]), *(part.tolist() for part in parts[3:]), strict=True
-        )
+        (source[source.ne(source_pad)], inputs[:length], written[:length], sentence_id)
+        for source, inputs, written, sentence_id, length in zip(*tensors, *ids_and_lengths, strict=True)
     ]
     for row, old in zip(rows.tolist(), past, strict=True):
-        sentences[row] = (old.source, old.inputs, old.target, old.number)
+        sentences[row] = (old.source, old.inputs, old.target, old.sentence_id)
     order = sorted(range(len(sentences)), key=lambda row: -sentences[row][0].numel())
-    sources, inputs, targets, numbers = zip(*(sentences[row] for row in order), strict=True)
-    new_target = _padded(targets, target_pad, left=False)
+    sources, inputs, targets, ids = zip(*(sentences[row] for row in order), strict=True)
+    new_target = _stack(targets, target_pad, left=False)
     new = {
         **{name: value for name, value in sample.items() if name not in ALIGNMENTS},
-        "id": torch.tensor(numbers).to(sample["id"]),
+        "id": torch.tensor(ids).to(sample["id"]),
         "net_input": {
-            "src_tokens": _padded(sources, source_pad, left_pad).to(target),
+            "src_tokens": _stack(sources, source_pad, layout.left_pad_source).to(target),
             "src_lengths": torch.tensor([source.numel() for source in sources]).to(net_input["src_lengths"]),
-            "prev_output_tokens": _padded(inputs, target_pad, left=False).to(target),
+            "prev_output_tokens": _stack(inputs, target_pad, left=False).to(target),
         },
         "target": new_target.to(target),
         "ntokens": int(new_target.ne(target_pad).sum()),
@@ -207,21 +220,19 @@ def with_past_rollouts(
     return new, torch.tensor(order, device=target.device)
 
 
-def _padded(sentences: Sequence[Tensor], pad: int, left: bool) -> Tensor:
-    """Sentences of any length as one tensor."""
+def _stack(sentences: Sequence[Tensor], pad: int, left: bool) -> Tensor:
+    """Sentences of any lengths as one padded tensor."""
     width = max(sentence.numel() for sentence in sentences)
-    return torch.stack(
-        [
-            F.pad(
-                sentence, (width - sentence.numel(), 0) if left else (0, width - sentence.numel()), value=pad
-            )
-            for sentence in sentences
-        ]
-    )
+    return torch.stack([_padded_to(sentence, width, pad, left=left) for sentence in sentences])
 
 
-def _rows(values: Batch, rows: Tensor, batch_size: int) -> Batch:
-    """The same with only some rows of every tensor that has one a sentence."""
+def _padded_to(tokens: Tensor, width: int, pad: int, *, left: bool) -> Tensor:
+    missing = width - tokens.size(-1)
+    return F.pad(tokens, (missing, 0) if left else (0, missing), value=pad)
+
+
+def _select_rows(values: Batch, rows: Tensor, batch_size: int) -> Batch:
+    """Select rows of every tensor that has one row per sentence."""
     return {
         name: value.index_select(0, rows)
         if isinstance(value, Tensor) and value.shape[:1] == (batch_size,)

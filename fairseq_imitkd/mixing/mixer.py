@@ -1,35 +1,37 @@
-"""Whose prefixes: which sentences of a batch the student writes itself, and what it writes there.
+"""Whose prefixes a batch has: references, the student's rollouts, earlier rollouts, or the teacher's samples.
 
-Each sentence keeps its reference or gives it up for a rollout of the student (Lin et al. 2020, algorithm 1), by a draw
-keyed by (seed, update, sentence id). Only the drawn ones are decoded: those of one batch, or of all the batches that the
-pool decodes together. Some of them may be old rollouts instead, and the sentences that are left may be the teacher's.
+Each sentence keeps its reference, or the student writes its target (Lin et al. 2020, algorithm 1). A random
+number decides, which depends on the seed, the update and the sentence's id alone. The student decodes only
+the drawn sentences: those of one batch, or those of several batches that a pool decodes together. Rollouts of
+earlier updates can replace some of these sentences. The teacher can write the targets of the others.
 """
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
 from fairseq import utils
 from fairseq.models import BaseFairseqModel
-from fairseq.tasks.translation import TranslationTask
 from torch import Tensor
 
-from fairseq_imitkd.criterion import DistillationCriterion
+from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.method.method import Method, Moment
 from fairseq_imitkd.mixing.batch import (
-    Batch,
+    BatchLayout,
     encoder_inputs,
     first_decoder_inputs,
-    joined_encoder_inputs,
+    join_encoder_inputs,
     with_past_rollouts,
     with_rollouts,
 )
-from fairseq_imitkd.mixing.pool import PooledRollout, RolloutPool
-from fairseq_imitkd.mixing.replay import PastRollout, ReplayBuffer, chosen
+from fairseq_imitkd.mixing.pool import BatchRollout, RolloutPool
+from fairseq_imitkd.mixing.replay import PastRollout, ReplayBuffer, choose
 from fairseq_imitkd.rollout import (
     Corrector,
     Ensemble,
+    Prompt,
     RandomKey,
     Rollout,
     RolloutPolicy,
@@ -43,13 +45,13 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Authors:
-    """Who writes.
+class Writers:
+    """The models that write targets.
 
     Args:
-        student: unwrapped.
-        teacher: who corrects a speculative student, or writes the sentences that the student does not.
-        max_target: the longest target, EOS included, that both can represent.
+        student: the student, without its distributed wrappers.
+        teacher: the teacher; it corrects speculative rollouts and writes teacher samples.
+        max_target: length of the longest target that both can represent, including its EOS.
     """
 
     student: BaseFairseqModel
@@ -58,315 +60,354 @@ class Authors:
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """A batch of ``B`` sentences to train on.
+class Draw:
+    """What was drawn for a batch of ``B`` sentences at one update.
 
     Args:
-        sample: the batch, some of its targets written by the student.
-        is_rollout: ``(B,)`` bool, which.
-        truncated: ``(B,)`` bool, which of those the length cap cut.
-        work: figures for the log, sums like the criterion's.
+        sample: the batch with its references.
+        now: the method's schedules at the update.
+        is_fresh: ``(B,)`` bool: the student writes a new rollout.
+        fresh_rows: ``(R,)`` int64, the indices of these sentences, rising.
+        past_rows: ``(P,)`` int64, the indices of the sentences that earlier rollouts replace, rising.
+        past: the ``P`` earlier rollouts.
+        pooled: the rollout of the batch, if the pool has decoded it already.
     """
 
     sample: Batch
-    is_rollout: Tensor
-    truncated: Tensor
-    work: dict[str, float]
+    now: Moment
+    is_fresh: Tensor
+    fresh_rows: Tensor
+    past_rows: Tensor
+    past: Sequence[PastRollout] = ()
+    pooled: BatchRollout | None = None
+
+    @property
+    def fresh_ids(self) -> Tensor:
+        """The ids of the sentences that the student writes, ``(R,)``."""
+        return self.sample["id"][self.fresh_rows]
 
 
+# The work of a batch without rollouts, to log.
 NO_WORK: dict[str, float] = {
     "rollout_rows_computed": 0,
     "rollout_staleness": 0,
     "rollout_out_of_memory": 0,
     "rollouts_replayed": 0,
-    "rollouts_kept": 0,  # whether rollouts are ever older than the update that learns from them
+    "rollouts_may_be_stale": 0,  # 1 if rollouts can be older than the update that trains on them
 }
 
 
 @dataclass(frozen=True)
-class _Request:
-    """A batch of which the student is to write the ``rows`` that were ``drawn``, with the randomness of ``key``."""
+class MixedBatch:
+    """A batch of ``B`` sentences to train on.
 
-    batch: Batch
-    drawn: Tensor
-    rows: Tensor
-    key: RandomKey
+    Args:
+        sample: the batch with its new targets.
+        is_rollout: ``(B,)`` bool: the student wrote the target.
+        truncated: ``(B,)`` bool: the target is a rollout that the maximum length cut.
+        work: sums to log.
+    """
+
+    sample: Batch
+    is_rollout: Tensor
+    truncated: Tensor
+    work: dict[str, float] = field(default_factory=lambda: dict(NO_WORK))
+
+    @property
+    def has_own_sources(self) -> bool:
+        """Whether the sources are those of the data's batch, and not of replayed rollouts."""
+        return self.work["rollouts_replayed"] == 0
+
+    def with_work(self, **work: float) -> "MixedBatch":
+        """Return the same batch with other values to log."""
+        return replace(self, work={**self.work, **work})
 
 
 class Mixer:
-    """Mixes references and rollouts for a task.
+    """Draws whose targets a batch has, and builds the batch.
 
     Args:
-        task: whose dictionaries and padding the batches have.
-        pool: which batches are decoded together; None decodes each by itself.
-        replay: where rollouts are kept to be learnt from again; None keeps none.
+        method: the method: seed, rollout policy, pooling, replay.
+        layout: how the task's batches are padded.
+        pool: which batches are decoded together; None decodes each batch on its own.
+        replay: the rollouts of earlier updates; None keeps none.
     """
 
     def __init__(
-        self, task: TranslationTask, pool: RolloutPool | None = None, replay: ReplayBuffer | None = None
-    ):
-        self.source_pad = task.source_dictionary.pad()
-        self.pad, self.eos = task.target_dictionary.pad(), task.target_dictionary.eos()
-        self.left_pad_source = task.cfg.left_pad_source
-        self.pool, self.replay = pool, replay
-
-    def mix(
         self,
-        sample: Batch,
-        authors: Authors,
-        criterion: DistillationCriterion,
-        update_num: int,
-    ) -> Mixed:
-        """Let the student write its share of a batch.
+        method: Method,
+        layout: BatchLayout,
+        pool: RolloutPool | None = None,
+        *,
+        replay: ReplayBuffer | None = None,
+    ):
+        self.method, self.layout, self.pool, self.replay = method, layout, pool, replay
+
+    @classmethod
+    def from_method(cls, method: Method, layout: BatchLayout) -> "Mixer":
+        """Return a mixer with the pool and the replay buffer that a method needs."""
+        pool = RolloutPool(method.pool_updates) if method.pools else None
+        replay = ReplayBuffer(method.replay_capacity) if method.replay_capacity else None
+        return cls(method, layout, pool, replay=replay)
+
+    # Drawing
+
+    def draw(self, sample: Batch, now: Moment) -> Draw:
+        """Draw which targets the student writes, and which of them are earlier rollouts.
 
         Args:
-            sample: of ``B`` sentences; it is left as it is.
-            authors: who writes.
-            criterion: the method: schedule, policy, seed.
-            update_num: 0 = first.
+            sample: a batch; it is not changed.
+            now: the method's schedules at this update.
         """
-        mixed = self._with_students(sample, authors, criterion, update_num)
-        if criterion.teacher_samples:
-            mixed = self._with_teachers(mixed, authors, criterion, update_num)
-        kept = int(self.replay is not None or criterion.rollout_pool_updates > 1)
-        return replace(mixed, work={**mixed.work, "rollouts_kept": kept})
-
-    def _with_students(
-        self,
-        sample: Batch,
-        authors: Authors,
-        criterion: DistillationCriterion,
-        update_num: int,
-    ) -> Mixed:
-        """The batch with the student's share of it, new and old."""
-        nothing = torch.zeros_like(sample["id"], dtype=torch.bool)
-        if criterion.student_share(update_num) == 0.0:
+        if now.student_share == 0.0:
             if self.pool is not None:
                 self.pool.forget()
-            return Mixed(sample, nothing, nothing, NO_WORK)
-        written = self._written(sample, authors, criterion, update_num)
-        if written is None:
-            return Mixed(sample, nothing, nothing, {**NO_WORK, "rollout_out_of_memory": 1})
-        rollout, rows = written.rollout, written.drawn.nonzero().squeeze(-1)
-        mixed = Mixed(sample, nothing, nothing, NO_WORK)
-        if rollout is not None:
-            work = {
-                **NO_WORK,
-                "rollout_rows_computed": rollout.rows_computed,
-                "rollout_staleness": (update_num - written.update_num) * rows.numel(),
-            }
-            truncated = nothing.index_copy(0, rows, rollout.truncated)
-            mixed = Mixed(with_rollouts(sample, rows, rollout, self.pad), written.drawn, truncated, work)
-        return self._with_replayed(sample, mixed, criterion, update_num) if self.replay is not None else mixed
+            none_fresh = torch.zeros_like(sample["id"], dtype=torch.bool)
+            no_rows = sample["id"].new_empty(0)
+            return Draw(sample, now, none_fresh, no_rows, no_rows)
+        waiting = self.pool.waiting(sample) if self.pool is not None else None
+        if waiting is not None:
+            rows = waiting.is_fresh.nonzero().squeeze(-1)
+            return Draw(sample, now, waiting.is_fresh, rows, rows.new_empty(0), pooled=waiting)
+        return self._draw_sentences(sample, now)
 
-    def _replayed(
-        self, sample: Batch, drawn: Tensor, criterion: DistillationCriterion, update_num: int
-    ) -> Tensor:
-        """Which of the sentences drawn for the student, ``(B,)`` bool, old rollouts take the places of."""
-        there = len(self._replayable(sample, update_num))
-        if there == 0:
-            return torch.zeros_like(drawn)
-        uniforms = RandomKey(criterion.seed, update_num, REPLAYING).uniforms(sample["id"])
-        replayed = drawn & (uniforms < criterion.replay_share(update_num))
-        # Each old one once: the student writes the others anew.
-        first = uniforms.masked_fill(~replayed, 2.0).argsort(stable=True)[:there]
-        return replayed & torch.zeros_like(drawn).index_fill_(0, first, True)
+    def _draw_sentences(self, sample: Batch, now: Moment) -> Draw:
+        """Draw for each sentence by its own random number."""
+        key = RandomKey(self.method.seed, now.update_num)
+        # With --share-by batch all sentences of an update share one draw, in every process.
+        ids = torch.zeros_like(sample["id"]) if self.method.share_by_batch else sample["id"]
+        is_students = key.uniforms(ids) < now.student_share
+        past = self._fitting(sample, now)
+        if not past:
+            rows = is_students.nonzero().squeeze(-1)
+            return Draw(sample, now, is_students, rows, rows.new_empty(0))
+        uniforms = RandomKey(self.method.seed, now.update_num, REPLAYING).uniforms(sample["id"])
+        is_past = is_students & (uniforms < now.replay_share)
+        # Each earlier rollout is used at most once in a batch. If there are too few, the student writes the
+        # other targets anew.
+        lowest = uniforms.masked_fill(~is_past, 2.0).argsort(stable=True)[: len(past)]
+        is_past = is_past & torch.zeros_like(is_past).index_fill_(0, lowest, True)
+        is_fresh, past_rows = is_students & ~is_past, is_past.nonzero().squeeze(-1)
+        chosen: Sequence[PastRollout] = ()
+        if past_rows.numel() > 0:
+            key = RandomKey(self.method.seed, now.update_num, REPLAYED)
+            chosen = choose(past, key.uniforms(sample["id"][past_rows]))
+        return Draw(sample, now, is_fresh, is_fresh.nonzero().squeeze(-1), past_rows, chosen)
 
-    def _replayable(self, sample: Batch, update_num: int) -> list[PastRollout]:
-        """The old rollouts that a batch has room for."""
+    def _fitting(self, sample: Batch, now: Moment) -> list[PastRollout]:
+        """Return the earlier rollouts that are short enough for a batch."""
         if self.replay is None:
             return []
-        return self.replay.fitting(
-            update_num, max(sample["net_input"]["src_tokens"].size(1), sample["target"].size(1))
+        width = max(sample["net_input"]["src_tokens"].size(1), sample["target"].size(1))
+        return self.replay.fitting(now.update_num, width)
+
+    # Building the batch
+
+    def roll_out(self, draw: Draw, writers: Writers) -> MixedBatch:
+        """Let the student, and with ``--teacher-samples`` the teacher, write targets; put them into a new
+        batch.
+
+        Args:
+            draw: the result of :meth:`draw`.
+            writers: the models that write.
+        """
+        batch = self._with_students_targets(draw, writers)
+        if self.method.teacher_samples:
+            batch = self._with_teacher_samples(batch, draw.now, writers)
+        may_be_stale = self.replay is not None or self.method.pool_updates > 1
+        return batch.with_work(rollouts_may_be_stale=int(may_be_stale))
+
+    def _with_students_targets(self, draw: Draw, writers: Writers) -> MixedBatch:
+        """Return the batch with new and earlier rollouts, or with its references if decoding needs too much
+        memory.
+        """
+        if draw.now.student_share == 0.0:  # is_fresh is False for all sentences
+            return MixedBatch(draw.sample, draw.is_fresh, draw.is_fresh)
+        none = torch.zeros_like(draw.is_fresh)
+        references = MixedBatch(draw.sample, none, none)
+        written = draw.pooled or self._write(draw, writers)
+        if written is None:
+            return references.with_work(rollout_out_of_memory=1)
+        batch = references
+        if written.rollout is not None:
+            rollout, rows = written.rollout, draw.fresh_rows
+            batch = MixedBatch(
+                with_rollouts(draw.sample, rows, rollout, pad=self.layout.target.pad),
+                draw.is_fresh,
+                none.index_copy(0, rows, rollout.truncated),
+            ).with_work(
+                rollout_rows_computed=rollout.rows_computed,
+                rollout_staleness=(draw.now.update_num - written.update_num) * rows.numel(),
+            )
+        if self.replay is not None:
+            self._keep(self.replay, batch, draw.now.update_num)
+        return self._with_past_rollouts(batch, draw) if draw.past else batch
+
+    def _with_past_rollouts(self, batch: MixedBatch, draw: Draw) -> MixedBatch:
+        """The batch with earlier rollouts in their rows."""
+        update_num = draw.now.update_num
+        sample, order = with_past_rollouts(batch.sample, draw.past_rows, draw.past, layout=self.layout)
+        is_rollout, truncated = batch.is_rollout.clone(), batch.truncated.clone()
+        is_rollout[draw.past_rows] = True
+        truncated[draw.past_rows] = torch.tensor(
+            [past.truncated for past in draw.past], device=truncated.device
+        )
+        staleness = sum(update_num - past.update_num for past in draw.past)
+        return replace(
+            batch, sample=sample, is_rollout=is_rollout[order], truncated=truncated[order]
+        ).with_work(
+            rollout_staleness=batch.work["rollout_staleness"] + staleness,
+            rollouts_replayed=len(draw.past),
         )
 
-    def _with_replayed(
-        self, given: Batch, mixed: Mixed, criterion: DistillationCriterion, update_num: int
-    ) -> Mixed:
-        """The batch with old rollouts in it; its new ones are kept for later. ``given``: as it was without rollouts."""
-        sample, written = mixed.sample, mixed.is_rollout
-        drawn = self._drawn(given, criterion, update_num)
-        replayed = self._replayed(given, drawn, criterion, update_num) & ~written
-        rows, past = replayed.nonzero().squeeze(-1), []
-        if rows.numel() > 0:
-            key = RandomKey(criterion.seed, update_num, REPLAYED)
-            past = chosen(self._replayable(given, update_num), key.uniforms(given["id"][rows]))
-        self._keep(mixed, update_num)
-        if not past:
-            return mixed
-        new, order = with_past_rollouts(sample, rows, past, self.source_pad, self.pad, self.left_pad_source)
-        truncated = mixed.truncated.clone()
-        truncated[rows] = torch.tensor([old.truncated for old in past], device=truncated.device)
-        staleness = sum(update_num - old.update_num for old in past)
-        work = {
-            **mixed.work,
-            "rollout_staleness": mixed.work["rollout_staleness"] + staleness,
-            "rollouts_replayed": len(past),
-        }
-        return Mixed(new, (written | replayed)[order], truncated[order], work)
-
-    def _keep(self, mixed: Mixed, update_num: int) -> None:
-        """Remember what the student has written in a batch."""
-        assert self.replay is not None
-        net_input = mixed.sample["net_input"]
-        tensors = (net_input["src_tokens"], net_input["prev_output_tokens"], mixed.sample["target"])
+    def _keep(self, replay: ReplayBuffer, batch: MixedBatch, update_num: int) -> None:
+        """Add a batch's new rollouts to the replay buffer."""
+        net_input = batch.sample["net_input"]
+        tensors = (net_input["src_tokens"], net_input["prev_output_tokens"], batch.sample["target"])
         sources, inputs, targets = (tensor.cpu() for tensor in tensors)
-        numbers, truncated = mixed.sample["id"].tolist(), mixed.truncated.tolist()
-        for row in mixed.is_rollout.nonzero().squeeze(-1).tolist():
+        ids, truncated = batch.sample["id"].tolist(), batch.truncated.tolist()
+        for row in batch.is_rollout.nonzero().squeeze(-1).tolist():
             target, source = targets[row], sources[row]
-            target, source = target[target.ne(self.pad)].clone(), source[source.ne(self.source_pad)].clone()
-            read = inputs[row, : target.numel()].clone()
-            self.replay.add(PastRollout(numbers[row], update_num, truncated[row], source, read, target))
+            target = target[target.ne(self.layout.target.pad)].clone()
+            source = source[source.ne(self.layout.source_pad)].clone()
+            decoder_inputs = inputs[row, : target.numel()].clone()
+            replay.add(PastRollout(ids[row], update_num, truncated[row], source, decoder_inputs, target))
 
-    def _with_teachers(
-        self, mixed: Mixed, authors: Authors, criterion: DistillationCriterion, update_num: int
-    ) -> Mixed:
-        """The batch with the teacher's samples in place of the references that are left."""
-        rows = (~mixed.is_rollout).nonzero().squeeze(-1)
+    def _with_teacher_samples(self, batch: MixedBatch, now: Moment, writers: Writers) -> MixedBatch:
+        """Return the batch with samples from the teacher in place of the references that are left."""
+        rows = (~batch.is_rollout).nonzero().squeeze(-1)
         if rows.numel() == 0:
-            return mixed
-        sample, policy = mixed.sample, criterion.rollout_policy
-        net_input = encoder_inputs(sample, rows, self.source_pad)
-        uniforms = sampling_uniforms(
-            [(RandomKey(criterion.seed, update_num), sample["id"][rows])], stream=TEACHER_SAMPLING
-        )
-        caps = policy.max_lengths(net_input["src_lengths"], authors.max_target)
+            return batch
+        sample, policy = batch.sample, self.method.rollout_policy
+        net_input = encoder_inputs(sample, rows, self.layout.source_pad)
+        sentences = [(RandomKey(self.method.seed, now.update_num), sample["id"][rows])]
+        max_lengths = policy.max_lengths(net_input["src_lengths"], writers.max_target)
         rollout = _if_it_fits(
             lambda: decode(
-                authors.teacher, net_input, first_decoder_inputs(sample)[rows], caps, RolloutPolicy("sampling"),
-                pad=self.pad, eos=self.eos, uniforms=uniforms, cuda_graphs=criterion.rollout_cuda_graphs,
+                writers.teacher,
+                Prompt(net_input, first_decoder_inputs(sample)[rows], max_lengths),
+                RolloutPolicy("sampling", cuda_graphs=policy.cuda_graphs),
+                symbols=self.layout.target,
+                uniforms=sampling_uniforms(sentences, stream=TEACHER_SAMPLING),
             )
-        )  # fmt: skip
+        )
         if rollout is None:
-            return replace(mixed, work={**mixed.work, "rollout_out_of_memory": 1})
-        return replace(mixed, sample=with_rollouts(sample, rows, rollout, self.pad))
+            return batch.with_work(rollout_out_of_memory=1)
+        return replace(batch, sample=with_rollouts(sample, rows, rollout, pad=self.layout.target.pad))
 
-    def _drawn(self, batch: Batch, criterion: DistillationCriterion, update_num: int) -> Tensor:
-        """Which sentences of a batch are the student's at an update, ``(B,)`` bool."""
-        key = RandomKey(criterion.seed, update_num)
-        # One draw for all sentences of the update, wherever they are: the same in every process.
-        ids = torch.zeros_like(batch["id"]) if criterion.share_by_batch else batch["id"]
-        return key.uniforms(ids) < criterion.student_share(update_num)
+    # Decoding
 
-    def _written(
-        self,
-        sample: Batch,
-        authors: Authors,
-        criterion: DistillationCriterion,
-        update_num: int,
-    ) -> PooledRollout | None:
-        """What the student wrote for a batch, now or together with others before; None if it does not fit in memory."""
+    def _write(self, draw: Draw, writers: Writers) -> BatchRollout | None:
+        """Return the student's rollout for a batch; None if decoding needs too much memory.
+
+        With a pool, the rollouts of the window's other batches are decoded too, and the pool keeps them. If
+        that needs too much memory, the batch is decoded alone.
+        """
         if self.pool is not None:
-            waiting = self.pool.waiting(sample)
-            if waiting is not None:
-                return waiting
-            batches = [(batch, update_num + later) for later, batch in self.pool.window(sample)]
-            together = self._decoded(batches, authors, criterion, update_num)
-            for (batch, _), written in zip(batches, together, strict=True):
+            window = self.pool.window(draw.sample)
+            others = (
+                self._draw_ahead(batch, later, draw.now, writers=writers) for later, batch in window[1:]
+            )
+            draws = [draw, *others]
+            together = self._write_together(draws, writers, draw.now)
+            for (_, batch), written in zip(window, together, strict=True):
                 if written is not None:
                     self.pool.keep(batch, written)
-            if together[0] is not None or len(batches) == 1:
+            if together[0] is not None or len(draws) == 1:
                 return together[0]
-        return self._decoded([(sample, update_num)], authors, criterion, update_num)[0]
+        return self._write_together([draw], writers, draw.now)[0]
 
-    def _decoded(
-        self,
-        batches: Sequence[tuple[Batch, int]],
-        authors: Authors,
-        criterion: DistillationCriterion,
-        update_num: int,
-    ) -> list[PooledRollout | None]:
-        """Draw each batch's sentences for the update of its turn, and let the student write all of them at once."""
-        device = next(authors.student.parameters()).device
-        requests = []
-        for batch, turn in batches:
-            if device.type == "cuda":  # the pool holds batches as the data set gave them
-                batch = utils.move_to_cuda(batch, device)
-            key = RandomKey(criterion.seed, turn)
-            drawn = self._drawn(batch, criterion, turn)
-            drawn = drawn & ~self._replayed(batch, drawn, criterion, turn)
-            requests.append(_Request(batch, drawn, drawn.nonzero().squeeze(-1), key))
-        asked = [request for request in requests if request.rows.numel() > 0]
-        rollouts = iter(self._rollouts(asked, authors, criterion) if asked else [])
-        found: list[PooledRollout | None] = []
-        for request in requests:
-            if request.rows.numel() == 0:
-                found.append(PooledRollout(request.drawn, None, update_num))
+    def _draw_ahead(self, batch: Batch, later: int, now: Moment, *, writers: Writers) -> Draw:
+        """Draw for a batch of the window as at its own update, which is ``later`` updates from now."""
+        device = next(writers.student.parameters()).device
+        if device.type == "cuda":  # the pool holds batches as the data set gave them
+            batch = utils.move_to_cuda(batch, device)
+        return self._draw_sentences(batch, self.method.at(now.update_num + later, now.epoch))
+
+    def _write_together(
+        self, draws: Sequence[Draw], writers: Writers, now: Moment
+    ) -> list[BatchRollout | None]:
+        """Decode the rollouts of several batches at once; None for each of them if this needs too much
+        memory.
+
+        A batch without drawn sentences always gets its empty :class:`BatchRollout`.
+        """
+        not_empty = [draw for draw in draws if draw.fresh_rows.numel() > 0]
+        rollouts = _if_it_fits(lambda: self._decode_together(not_empty, writers)) if not_empty else []
+        remaining = iter(rollouts or [])
+        written: list[BatchRollout | None] = []
+        for draw in draws:
+            if draw.fresh_rows.numel() == 0:
+                written.append(BatchRollout(draw.is_fresh, None, now.update_num))
+            elif rollouts is None:
+                written.append(None)
             else:
-                rollout = next(rollouts)
-                found.append(
-                    PooledRollout(request.drawn, rollout, update_num) if rollout is not None else None
-                )
-        return found
+                written.append(BatchRollout(draw.is_fresh, next(remaining), now.update_num))
+        return written
 
-    def _rollouts(
-        self,
-        requests: Sequence[_Request],
-        authors: Authors,
-        criterion: DistillationCriterion,
-    ) -> Sequence[Rollout | None]:
-        """The student's translations, or Nones when they do not fit in memory: the batches keep their references."""
-        found = _if_it_fits(lambda: self._rollouts_together(requests, authors, criterion))
-        return [None] * len(requests) if found is None else found
-
-    def _rollouts_together(
-        self,
-        requests: Sequence[_Request],
-        authors: Authors,
-        criterion: DistillationCriterion,
-    ) -> list[Rollout]:
-        """One decoding for all requests; each gets its own rows back, in its own order."""
-        inputs = [encoder_inputs(request.batch, request.rows, self.source_pad) for request in requests]
-        first_tokens = torch.cat([first_decoder_inputs(request.batch)[request.rows] for request in requests])
+    def _decode_together(self, draws: Sequence[Draw], writers: Writers) -> list[Rollout]:
+        """Decode the drawn sentences of several batches at once. Return a rollout for each batch, in its own
+        order.
+        """
+        inputs = [encoder_inputs(draw.sample, draw.fresh_rows, self.layout.source_pad) for draw in draws]
+        first_tokens = torch.cat([first_decoder_inputs(draw.sample)[draw.fresh_rows] for draw in draws])
         net_input, order = inputs[0], None
-        if len(requests) > 1:
-            if net_input.keys() != {
-                "src_tokens",
-                "src_lengths",
-            }:  # nobody knows how to join what else there is
-                return [self._rollouts_together([request], authors, criterion)[0] for request in requests]
-            net_input, order = joined_encoder_inputs(inputs, self.source_pad, self.left_pad_source)
+        if len(draws) > 1:
+            if net_input.keys() != {"src_tokens", "src_lengths"}:  # other arguments can't be joined
+                return [self._decode_together([draw], writers)[0] for draw in draws]
+            net_input, order = join_encoder_inputs(inputs, layout=self.layout)
             first_tokens = first_tokens[order]
-        sentences = [(request.key, request.batch["id"][request.rows]) for request in requests]
-        policy = criterion.rollout_policy
-        corrector = (
-            Corrector(authors.teacher, sampling_uniforms(sentences, order, TEACHER_SAMPLING))
-            if policy.speculates
-            else None
-        )
-        rollout = decode(
-            authors.student,
-            net_input,
-            first_tokens,
-            policy.max_lengths(net_input["src_lengths"], authors.max_target),
-            policy,
-            pad=self.pad,
-            eos=self.eos,
-            uniforms=sampling_uniforms(sentences, order) if policy.samples else None,
-            corrector=corrector,
-            cuda_graphs=criterion.rollout_cuda_graphs,
-        )
+        rollout = self._decode(draws, writers, net_input=net_input, first_tokens=first_tokens, order=order)
         if order is None:
             return [rollout]
-        places = order.argsort().split([request.rows.numel() for request in requests])
-        ends = [
-            int(end) * rollout.rows_computed // order.numel()
-            for end in torch.tensor([0, *map(len, places)]).cumsum(0)
+        rows_of_batches = order.argsort().split([draw.fresh_rows.numel() for draw in draws])
+        # The work is logged once: each batch gets a share of it in proportion to its sentences.
+        bounds = torch.tensor([0, *map(len, rows_of_batches)]).cumsum(0)
+        ends = [int(end) * rollout.rows_computed // order.numel() for end in bounds]
+        work = [end - start for start, end in itertools.pairwise(ends)]
+        pad = self.layout.target.pad
+        return [
+            rollout.part(rows, pad, computed) for rows, computed in zip(rows_of_batches, work, strict=True)
         ]
-        work = [end - start for start, end in itertools.pairwise(ends)]  # each its share, by sentences
-        return [rollout.part(rows, self.pad, computed) for rows, computed in zip(places, work, strict=True)]
+
+    def _decode(
+        self,
+        draws: Sequence[Draw],
+        writers: Writers,
+        *,
+        net_input: Batch,
+        first_tokens: Tensor,
+        order: Tensor | None,
+    ) -> Rollout:
+        """Decode with the method's policy. Each sentence uses the random numbers of its own update."""
+        policy = self.method.rollout_policy
+        sentences = [(RandomKey(self.method.seed, draw.now.update_num), draw.fresh_ids) for draw in draws]
+        corrector = None
+        if policy.speculates:
+            corrector = Corrector(writers.teacher, sampling_uniforms(sentences, order, TEACHER_SAMPLING))
+        return decode(
+            writers.student,
+            Prompt(net_input, first_tokens, policy.max_lengths(net_input["src_lengths"], writers.max_target)),
+            policy,
+            symbols=self.layout.target,
+            uniforms=sampling_uniforms(sentences, order) if policy.samples else None,
+            corrector=corrector,
+        )
 
 
 def _if_it_fits(decoding: Callable[[], T]) -> T | None:
-    """What a decoding gives; None when it does not fit in memory, also without what graphs of former ones held.
+    """Return what ``decoding`` returns, or None if it needs too much memory.
 
-    fairseq's own recovery would skip this process's backward and leave the others waiting, so it is handled here.
+    It is tried once more after CUDA graphs were released.
+
+    fairseq's own recovery would skip this process's backward pass, and the other processes would wait for it:
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/trainer.py#L861-L886
     """
     for _ in range(2):
         try:
             return decoding()
         except torch.OutOfMemoryError:
-            pass  # until the handler is left, the traceback keeps the caches alive
+            pass  # the traceback keeps the caches alive until the handler is left
         released = release_graphs()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -1,9 +1,9 @@
-"""Rollouts of several batches decoded as one.
+"""Rollouts of several batches decoded at once.
 
-fairseq hands a task one micro-batch at a time. To decode those of a whole update together, or those of several updates
-as the ImitKD paper does, the pool watches the training iterator: it remembers the batches of the group that fairseq
-has fetched for the coming update, and can look further ahead without the iterator's count of consumed batches, which
-checkpoints hold, running ahead too.
+fairseq hands a task one micro-batch at a time. To decode the rollouts of a whole update together, or of
+several updates as the ImitKD paper does, the pool watches the training iterator. It remembers the batches
+that fairseq has fetched for the coming update. It can also look further ahead, without changing the
+iterator's count of consumed batches, which checkpoints hold.
 """
 
 from collections import deque
@@ -18,22 +18,24 @@ from fairseq_imitkd.rollout import Rollout
 
 
 @dataclass(frozen=True)
-class PooledRollout:
-    """What the student wrote for one batch of ``B`` sentences.
+class BatchRollout:
+    """The student's rollouts for one batch of ``B`` sentences.
 
     Args:
-        drawn: ``(B,)`` bool, the sentences that were rolled out.
-        rollout: of those, in the batch's order; None when none was drawn.
-        update_num: the update before which the student wrote it.
+        is_fresh: ``(B,)`` bool: the student wrote the target.
+        rollout: the targets that it wrote, in the batch's order; None if there are none.
+        update_num: the student wrote them with its weights before this update.
     """
 
-    drawn: Tensor
+    is_fresh: Tensor
     rollout: Rollout | None
     update_num: int
 
 
 class LookAheadIterator(CountingIterator):
-    """An epoch's batches: counts those handed out, remembers the last of them, and can fetch some before their turn."""
+    """The batches of an epoch. It remembers those of the current update, and can fetch batches before their
+    turn.
+    """
 
     def __init__(self, batches: CountingIterator):
         super().__init__(batches, start=batches.n, total=len(batches))
@@ -51,13 +53,13 @@ class LookAheadIterator(CountingIterator):
         return batch
 
     def take(self, n: int) -> "LookAheadIterator":
-        """End the epoch after ``n`` batches at the latest."""
+        """End the epoch after at most ``n`` batches."""
         self.batches.take(n)
         self.total = min(self.total, n)
         return self
 
     def ahead(self, count: int) -> list[Batch]:
-        """The next ``count`` batches, or as many as the epoch still has; each still gets its turn."""
+        """Return the next ``count`` batches, or as many as the epoch still has. Each still gets its turn."""
         count = min(count, self.total - self.n)
         while len(self._ahead) < count:
             self._ahead.append(next(self.batches))
@@ -65,28 +67,30 @@ class LookAheadIterator(CountingIterator):
 
 
 class RolloutPool:
-    """Which batches to decode together, and the rollouts that wait for their batch's turn.
+    """Chooses which batches are decoded together, and keeps the rollouts until their batch has its turn.
 
     Args:
-        updates: how many updates' batches are decoded at once; 1 is exactly on-policy, more is not: the student has
-            changed by the time a rollout is learnt from.
+        updates: number of updates whose batches are decoded at once. 1 is exactly on-policy. More is not: the
+            student has changed by the time it trains on a rollout.
     """
 
     def __init__(self, updates: int = 1):
         self.updates = updates
         self._batches: LookAheadIterator | None = None
-        self._waiting: dict[tuple[int, ...], PooledRollout] = {}
+        self._waiting: dict[tuple[int, ...], BatchRollout] = {}
 
     def watch(self, epoch_itr: Any) -> Any:
         """Watch the batches of each epoch that an ``EpochBatchIterator`` begins from now on."""
-        if getattr(epoch_itr, "watching_pool", None) is self:  # fairseq hands out the same one every epoch
+        if getattr(epoch_itr, "watching_pool", None) is self:  # fairseq returns the same iterator every epoch
             return epoch_itr
         begin_epoch = epoch_itr.next_epoch_itr
 
         def next_epoch_itr(*args: Any, **kwargs: Any) -> LookAheadIterator:
             self._batches = LookAheadIterator(begin_epoch(*args, **kwargs))
             self._waiting.clear()
-            # What fairseq asks how far the epoch is, for its checkpoints and for its end.
+            # fairseq asks this attribute for the position in the epoch, for its checkpoints and for the
+            # epoch's end:
+            # https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/data/iterators.py#L428-L436
             epoch_itr._cur_epoch_itr = self._batches
             return self._batches
 
@@ -94,24 +98,27 @@ class RolloutPool:
         epoch_itr.watching_pool = self
         return epoch_itr
 
-    def waiting(self, sample: Batch) -> PooledRollout | None:
-        """The rollout that was decoded for a batch. It stays until the next window: a repeated update finds it again."""
-        found = self._waiting.get(_name(sample))
+    def waiting(self, sample: Batch) -> BatchRollout | None:
+        """Return the rollouts that were decoded for a batch, if any.
+
+        They stay until the next window, so that a repeated update finds them again.
+        """
+        found = self._waiting.get(_ids(sample))
         if found is not None:
             self.forget()
         return found
 
     def forget(self) -> None:
-        """Let go of the batches that fairseq fetched for this update: none of them needs a window."""
+        """Forget the batches that fairseq fetched for this update, because none of them needs a window."""
         if self._batches is not None:
             self._batches.handed_out.clear()
 
     def window(self, sample: Batch) -> list[tuple[int, Batch]]:
-        """The batches to decode together with one whose turn it is.
+        """Return the batches to decode together with the batch whose turn it is.
 
         Returns:
-            pairs of how many updates later a batch has its turn, and the batch, the given one first. A batch that the
-            iterator did not hand out is alone.
+            pairs: how many updates later a batch has its turn, and the batch. The given batch is the first. A
+            batch that the iterator did not hand out is decoded alone.
         """
         self._waiting.clear()
         group, ahead = self._group(sample), []
@@ -119,22 +126,21 @@ class RolloutPool:
             ahead = self._batches.ahead((self.updates - 1) * len(group))
         batches = [(0, sample)] + [(0, batch) for batch in group[1:]]
         batches += [(1 + number // len(group), batch) for number, batch in enumerate(ahead)]
-        return [
-            (later, batch) for later, batch in batches if batch
-        ]  # uneven shards are filled with empty ones
+        # A process that has run out of batches gets empty ones.
+        return [(later, batch) for later, batch in batches if batch]
 
-    def keep(self, sample: Batch, rollout: PooledRollout) -> None:
-        """Let a rollout wait for its batch's turn."""
-        self._waiting[_name(sample)] = rollout
+    def keep(self, sample: Batch, rollout: BatchRollout) -> None:
+        """Keep the rollouts of a batch until it has its turn."""
+        self._waiting[_ids(sample)] = rollout
 
     def _group(self, sample: Batch) -> list[Batch]:
-        """The batches that fairseq fetched for this update, from the given one on; they are forgotten."""
+        """Return the batches that fairseq fetched for this update, from the given one on, and forget them."""
         if self._batches is None:
             return []
         handed_out, self._batches.handed_out = self._batches.handed_out, []
-        names, name = [_name(batch) if batch else () for batch in handed_out], _name(sample)
+        names, name = [_ids(batch) if batch else () for batch in handed_out], _ids(sample)
         return handed_out[names.index(name) :] if name in names else []
 
 
-def _name(sample: Batch) -> tuple[int, ...]:
+def _ids(sample: Batch) -> tuple[int, ...]:
     return tuple(sample["id"].tolist())

@@ -1,4 +1,4 @@
-"""Rollouts of earlier updates, to learn from again (Ko et al. 2024, section 3.2): old ones cost no decoding."""
+"""Rollouts of earlier updates to train on again, without decoding (Ko et al. 2024, section 3.2)."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -10,18 +10,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PastRollout:
-    """A sentence that the student once wrote.
+    """A rollout of an earlier update, with its source.
 
     Args:
-        number: of the sentence in the data set.
-        update_num: when it was written.
+        sentence_id: index of the sentence in the data set.
+        update_num: the update at which it was written.
         truncated: whether the length cap cut it.
         source: ``(S,)`` int64 on the CPU, without padding.
-        inputs: ``(T,)``, what the decoder read: the first token, then the target's but the last.
-        target: ``(T,)``, what the student wrote.
+        inputs: ``(T,)``, the decoder's inputs: the first input, then the target without its last token.
+        target: ``(T,)``, the tokens that the student wrote.
     """
 
-    number: int
+    sentence_id: int
     update_num: int
     truncated: bool
     source: Tensor
@@ -30,45 +30,52 @@ class PastRollout:
 
     @property
     def width(self) -> int:
-        """Tokens of its longer side."""
+        """The number of tokens of the source or of the target, whichever is longer."""
         return max(self.source.numel(), self.target.numel())
 
 
 class ReplayBuffer:
-    """The last rollouts, first in first out.
+    """The most recent rollouts, first in first out.
 
-    What an update writes is there from the next one on, so that fairseq's second try of an update (after an overflow with
-    ``--amp``) finds what the first one found, and its micro-batches do not replay each other.
+    The rollouts of an update become available at the next one. So fairseq's second attempt at an update
+    (after an overflow with ``--amp``) finds what the first attempt found, and micro-batches of one update do
+    not replay each other.
 
     Args:
-        capacity: how many.
+        capacity: maximum number of rollouts.
     """
 
     def __init__(self, capacity: int):
+        self.capacity = capacity
         self._rollouts: deque[PastRollout] = deque(maxlen=capacity)
-        self._newest: dict[int, PastRollout] = {}  # of the update that is under way, by sentence
+        self._newest: dict[int, PastRollout] = {}  # rollouts of the current update, by sentence id
 
     def __len__(self) -> int:
         return len(self._all())
 
     def add(self, rollout: PastRollout) -> None:
-        """Keep a rollout, in place of the oldest when there is no room; one that its update has written before is kept once."""
+        """Keep a rollout, and drop the oldest one if the buffer is full.
+
+        A second rollout of a sentence at the same update replaces the first.
+        """
         self._settle(rollout.update_num)
-        self._newest[rollout.number] = rollout
+        self._newest[rollout.sentence_id] = rollout
 
     def fitting(self, update_num: int, width: int) -> list[PastRollout]:
-        """What an update may replay in a batch of ``width`` tokens a sentence, from the oldest to the newest.
+        """Return the rollouts that an update may replay in a batch of ``width`` tokens per sentence, oldest
+        first.
 
-        A longer one would pad all others, beyond ``--max-tokens``; where there are any, none is below half of it.
+        A longer rollout would pad all other sentences, and the batch would exceed ``--max-tokens``. Rollouts
+        of at most half the width are returned only if there are no longer ones.
         """
         self._settle(update_num)
         fitting = [past for past in self._rollouts if past.width <= width]
         return [past for past in fitting if 2 * past.width > width] or fitting
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: plain tensors, which torch's safe loader reads."""
+        """Return the state for a checkpoint: plain tensors, which torch's safe loader reads."""
         rollouts = self._all()
-        numbers = [[past.number, past.update_num, int(past.truncated)] for past in rollouts]
+        numbers = [[past.sentence_id, past.update_num, int(past.truncated)] for past in rollouts]
         tokens = [part for past in rollouts for part in (past.source, past.inputs, past.target)]
         return {
             "numbers": torch.tensor(numbers, dtype=torch.int64).view(-1, 3),
@@ -79,27 +86,30 @@ class ReplayBuffer:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a :meth:`state`; the newest are kept if this buffer is smaller."""
+        """Continue from the result of :meth:`state`; a smaller buffer keeps the newest rollouts."""
         parts = state["tokens"].long().split(state["lengths"].tolist())
         self._rollouts.clear()
         self._newest.clear()
-        for row, (number, update_num, truncated) in enumerate(state["numbers"].tolist()):
+        for row, (sentence_id, update_num, truncated) in enumerate(state["numbers"].tolist()):
             self._rollouts.append(
-                PastRollout(number, update_num, bool(truncated), *parts[3 * row : 3 * row + 3])
+                PastRollout(sentence_id, update_num, bool(truncated), *parts[3 * row : 3 * row + 3])
             )
 
     def _settle(self, update_num: int) -> None:
-        """Take in what was written before an update."""
+        """Make the rollouts of an earlier update available."""
         if self._newest and next(iter(self._newest.values())).update_num != update_num:
             self._rollouts.extend(self._newest.values())
             self._newest.clear()
 
     def _all(self) -> list[PastRollout]:
-        return [*self._rollouts, *self._newest.values()][-self._rollouts.maxlen :]  # type: ignore[operator]  # it has one
+        return [*self._rollouts, *self._newest.values()][-self.capacity :]
 
 
-def chosen(rollouts: Sequence[PastRollout], uniforms: Tensor) -> list[PastRollout]:
-    """One of the rollouts for each number in ``[0, 1)``, none twice, all alike probable; there must be as many."""
+def choose(rollouts: Sequence[PastRollout], uniforms: Tensor) -> list[PastRollout]:
+    """Choose one rollout for each number in ``[0, 1)``, uniformly and without repetition.
+
+    There must be at least as many rollouts as numbers.
+    """
     left = list(rollouts)
     found = []
     for uniform in uniforms.tolist():

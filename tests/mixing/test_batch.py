@@ -1,4 +1,6 @@
-"""Batches with rollouts in, exactly; the batch given is left alone. The letters' EOS is 2, padding 1, ``a`` is 4."""
+"""Batches with rollouts in them, compared exactly. In the letters' dictionary EOS is 2, padding is 1 and
+``a`` is 4.
+"""
 
 import copy
 import itertools
@@ -11,31 +13,31 @@ from torch import Tensor
 from fairseq_imitkd.mixing.batch import (
     encoder_inputs,
     first_decoder_inputs,
-    joined_encoder_inputs,
-    parts_by_length,
+    join_encoder_inputs,
+    split_by_length,
     take,
     with_rollouts,
 )
 from fairseq_imitkd.rollout import Rollout
-from tests.helpers.fairseq_models import make_batch, reversed_pairs
+from tests.helpers.fairseq_models import layout, make_batch, reversed_pairs
 
 PAD, EOS = 1, 2
 
 
 def rollout_of(*rows: list[int], truncated: list[bool] | None = None) -> Rollout:
-    """Rows of tokens, padded on the right."""
+    """Return a rollout of these rows of tokens, padded on the right."""
     width = max(map(len, rows))
     tokens = torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
     return Rollout(tokens, torch.tensor(truncated or [False] * len(rows)))
 
 
 def sample_of_three() -> dict[str, Any]:
-    """Targets ``b c d EOS``, ``e f EOS`` and ``g EOS``."""
+    """Return a batch with the targets ``b c d EOS``, ``e f EOS`` and ``g EOS``."""
     return make_batch([([1, 2, 3], [1, 2, 3]), ([4, 5], [4, 5]), ([6], [6])], ids=[70, 80, 90])
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Equal in every key, tensor and number."""
+    """Compare all keys, tensors and numbers of two batches."""
     if isinstance(one, dict):
         assert one.keys() == other.keys()
         for key in one:
@@ -48,8 +50,8 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 def test_rollout_rows_replace_data_rows() -> None:
-    """Row 1 becomes what the student wrote; the decoder reads it shifted by one. The others stay."""
-    new = with_rollouts(sample_of_three(), torch.tensor([1]), rollout_of([9, 8, EOS]), PAD)
+    """Row 1 becomes the rollout, and the decoder reads it shifted by one. The other rows stay."""
+    new = with_rollouts(sample_of_three(), torch.tensor([1]), rollout_of([9, 8, EOS]), pad=PAD)
     assert new["target"].tolist() == [[5, 6, 7, EOS], [9, 8, EOS, PAD], [10, EOS, PAD, PAD]]
     assert new["net_input"]["prev_output_tokens"].tolist() == [
         [EOS, 5, 6, 7],
@@ -62,8 +64,8 @@ def test_rollout_rows_replace_data_rows() -> None:
 
 
 def test_width_grows_to_a_longer_rollout() -> None:
-    """Data rows are padded further."""
-    new = with_rollouts(sample_of_three(), torch.tensor([2]), rollout_of([9, 8, 9, 8, 9, EOS]), PAD)
+    """Data rows get more padding."""
+    new = with_rollouts(sample_of_three(), torch.tensor([2]), rollout_of([9, 8, 9, 8, 9, EOS]), pad=PAD)
     assert new["target"].tolist() == [
         [5, 6, 7, EOS, PAD, PAD],
         [8, 9, EOS, PAD, PAD, PAD],
@@ -78,25 +80,30 @@ def test_width_grows_to_a_longer_rollout() -> None:
 
 
 def test_width_shrinks_to_what_is_needed() -> None:
-    """The longest reference is gone: no column of padding alone is left for the models to compute."""
-    new = with_rollouts(sample_of_three(), torch.tensor([0]), rollout_of([9, EOS]), PAD)
+    """When the longest reference is replaced, no column of padding alone is left."""
+    new = with_rollouts(sample_of_three(), torch.tensor([0]), rollout_of([9, EOS]), pad=PAD)
     assert new["target"].tolist() == [[9, EOS, PAD], [8, 9, EOS], [10, EOS, PAD]]
     assert new["net_input"]["prev_output_tokens"].tolist() == [[EOS, 9, PAD], [EOS, 8, 9], [EOS, 10, PAD]]
     assert new["ntokens"] == 7
 
 
 def test_all_rows_rolled_out() -> None:
-    """Nothing of the references is left; an empty sentence is an EOS alone."""
-    new = with_rollouts(sample_of_three(), torch.arange(3), rollout_of([EOS], [9, EOS], [EOS]), PAD)
+    """No reference is left. An empty rollout is a single EOS."""
+    new = with_rollouts(sample_of_three(), torch.arange(3), rollout_of([EOS], [9, EOS], [EOS]), pad=PAD)
     assert new["target"].tolist() == [[EOS, PAD], [9, EOS], [EOS, PAD]]
     assert new["net_input"]["prev_output_tokens"].tolist() == [[EOS, PAD], [EOS, 9], [EOS, PAD]]
     assert new["ntokens"] == 4
 
 
 def test_truncated_row_gets_no_end() -> None:
-    """The student did not choose to stop there: no EOS target, and its last token is a target but never an input."""
+    """The student did not end the sentence. So EOS is not a target, and the last token is a target but not an
+    input.
+    """
     new = with_rollouts(
-        sample_of_three(), torch.tensor([0, 1]), rollout_of([9, 9, 9], [8, EOS], truncated=[True, False]), PAD
+        sample_of_three(),
+        torch.tensor([0, 1]),
+        rollout_of([9, 9, 9], [8, EOS], truncated=[True, False]),
+        pad=PAD,
     )
     assert new["target"].tolist() == [[9, 9, 9], [8, EOS, PAD], [10, EOS, PAD]]
     assert new["net_input"]["prev_output_tokens"].tolist() == [[EOS, 9, 9], [EOS, 8, PAD], [EOS, 10, PAD]]
@@ -104,20 +111,20 @@ def test_truncated_row_gets_no_end() -> None:
 
 
 def test_language_tags_stay_the_first_input() -> None:
-    """Each row keeps its own first decoder input, whatever the student wrote after it."""
+    """Each row keeps its own first decoder input, whatever the student writes."""
     sample = sample_of_three()
     sample["net_input"]["prev_output_tokens"][:, 0] = torch.tensor([17, 18, 19])
     assert first_decoder_inputs(sample).tolist() == [17, 18, 19]
-    new = with_rollouts(sample, torch.tensor([0, 2]), rollout_of([9, EOS], [8, 8, EOS]), PAD)
+    new = with_rollouts(sample, torch.tensor([0, 2]), rollout_of([9, EOS], [8, 8, EOS]), pad=PAD)
     assert new["net_input"]["prev_output_tokens"].tolist() == [[17, 9, PAD], [18, 8, 9], [19, 8, 8]]
 
 
 @pytest.mark.parametrize("rows", [[0], [1], [2], [0, 1, 2]])
 def test_given_batch_is_untouched(rows: list[int]) -> None:
-    """On the CPU it is the data iterator's own object, and its tensors may be the dummy batch's."""
+    """On the CPU it belongs to the data iterator, and fairseq's dummy batch may share its tensors."""
     sample = sample_of_three()
     before = copy.deepcopy(sample)
-    new = with_rollouts(sample, torch.tensor(rows), rollout_of(*[[9, 8, 7, EOS]] * len(rows)), PAD)
+    new = with_rollouts(sample, torch.tensor(rows), rollout_of(*[[9, 8, 7, EOS]] * len(rows)), pad=PAD)
     new["target"].fill_(15)
     new["net_input"]["prev_output_tokens"].fill_(15)
     new["net_input"]["extra"] = 1
@@ -125,21 +132,23 @@ def test_given_batch_is_untouched(rows: list[int]) -> None:
 
 
 def test_alignments_of_the_references_are_dropped() -> None:
-    """They would point into targets that are gone; other keys stay."""
+    """They would point into targets that no longer exist. Other keys stay."""
     sample = {
         **sample_of_three(),
         "alignments": torch.zeros(3, 2),
         "align_weights": None,
         "something": "else",
     }
-    new = with_rollouts(sample, torch.tensor([0]), rollout_of([9, EOS]), PAD)
+    new = with_rollouts(sample, torch.tensor([0]), rollout_of([9, EOS]), pad=PAD)
     assert "alignments" not in new
     assert new["something"] == "else"
 
 
 @pytest.mark.parametrize("left_pad", [True, False])
 def test_encoder_inputs_drop_columns_of_padding(left_pad: bool) -> None:
-    """Without the long sentences, their width goes too, at whichever side the padding is; lengths stay the rows' own."""
+    """Without the long sentences the batch is narrower, on either side of padding. Lengths stay those of the
+    rows.
+    """
     sample = make_batch([([1, 2, 3, 4], [1]), ([5, 6], [2]), ([7], [3])], left_pad_source=left_pad)
     chosen = encoder_inputs(sample, torch.tensor([1, 2]), PAD)
     expected = [[9, 10, EOS], [PAD, 11, EOS]] if left_pad else [[9, 10, EOS], [11, EOS, PAD]]
@@ -149,7 +158,7 @@ def test_encoder_inputs_drop_columns_of_padding(left_pad: bool) -> None:
 
 
 def test_encoder_inputs_take_the_rows_of_every_tensor() -> None:
-    """What else a model reads of each sentence goes with it; what is of no sentence stays whole."""
+    """Other tensors with a row for each sentence are indexed too. Values without such rows stay whole."""
     sample = sample_of_three()
     sample["net_input"].update(
         weights=torch.tensor([0.1, 0.2, 0.3]), table=torch.arange(5), number=torch.tensor(7), flag=True
@@ -164,13 +173,15 @@ def test_encoder_inputs_take_the_rows_of_every_tensor() -> None:
 
 
 def varied_batch() -> dict[str, Any]:
-    """Eight sentences whose targets are of lengths 1 to 12, EOS counted, in no order; sources fall in length."""
+    """Return eight sentences with targets of 1 to 12 tokens in random order. Source lengths fall."""
     lengths = [5, 0, 11, 2, 8, 2, 0, 6]
     return make_batch([([1] * (9 - row), [2] * length) for row, length in enumerate(lengths)])
 
 
 def least_work(lengths: list[int], cost: int) -> int:
-    """The cheapest division, by trying every one of the sentences in order of length."""
+    """Return the cost of the cheapest division, found by trying every division of the sentences sorted by
+    length.
+    """
     lengths = sorted(lengths)
     best = None
     for cuts in itertools.product([False, True], repeat=len(lengths) - 1):
@@ -183,10 +194,10 @@ def least_work(lengths: list[int], cost: int) -> int:
 
 @pytest.mark.parametrize("cost", [0, 1, 3, 8, 20, 1000])
 def test_division_by_length_is_the_cheapest(cost: int) -> None:
-    """Against every possible division; each sentence is in one part, rows rise within a part."""
+    """No other division costs less. Each sentence is in one part, and rows rise within a part."""
     target = varied_batch()["target"]
     lengths = target.ne(PAD).sum(-1)
-    parts = parts_by_length(target, PAD, cost)
+    parts = split_by_length(target, PAD, cost)
     assert sorted(torch.cat(parts).tolist()) == list(range(8))
     assert all(part.tolist() == sorted(part.tolist()) for part in parts)
     assert sum(int(lengths[part].max()) * part.numel() + cost for part in parts) == least_work(
@@ -196,10 +207,10 @@ def test_division_by_length_is_the_cheapest(cost: int) -> None:
 
 
 def test_a_part_is_the_same_sentences_without_empty_columns() -> None:
-    """Source and target alike, each padded on its own side; the batch it came from is left alone."""
+    """Source and target keep their sides of padding. The original batch does not change."""
     sample, rows = varied_batch(), torch.tensor([1, 3, 6])
     before = copy.deepcopy(sample)
-    part = take({**sample, "alignments": torch.zeros(3, 2)}, rows, PAD, PAD)
+    part = take({**sample, "alignments": torch.zeros(3, 2)}, rows, layout=layout())
     assert part["id"].equal(sample["id"][rows])
     assert part["target"].shape == (3, 3)
     assert part["ntokens"] == 1 + 3 + 1
@@ -217,10 +228,12 @@ def test_a_part_is_the_same_sentences_without_empty_columns() -> None:
 
 @pytest.mark.parametrize("left_pad", [True, False])
 def test_joined_sources_are_sorted_and_padded_on_their_side(left_pad: bool) -> None:
-    """Every sentence of both batches, longest first; the order leads back."""
+    """The sentences of both batches are sorted by falling length. The returned order maps each to
+    its place.
+    """
     batches = [make_batch(reversed_pairs(5, seed), left_pad_source=left_pad) for seed in (1, 2)]
     inputs = [encoder_inputs(batch, torch.tensor([0, 2, 4]), PAD) for batch in batches]
-    joined, order = joined_encoder_inputs(inputs, PAD, left_pad)
+    joined, order = join_encoder_inputs(inputs, layout=layout(left_pad))
     expected = [row[row.ne(PAD)].tolist() for part in inputs for row in part["src_tokens"]]
     assert [row[row.ne(PAD)].tolist() for row in joined["src_tokens"]] == [
         expected[place] for place in order.tolist()

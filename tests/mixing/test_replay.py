@@ -1,4 +1,6 @@
-"""Old rollouts: what is kept and drawn, what a checkpoint holds of it, and batches in which they take the data's places."""
+"""The replay buffer: what it keeps, draws and saves, and batches in which earlier rollouts replace
+sentences.
+"""
 
 import copy
 import io
@@ -9,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fairseq_imitkd.mixing.batch import with_past_rollouts
-from fairseq_imitkd.mixing.replay import PastRollout, ReplayBuffer, chosen
-from tests.helpers.fairseq_models import make_batch, reversed_pairs
+from fairseq_imitkd.mixing.replay import PastRollout, ReplayBuffer, choose
+from tests.helpers.fairseq_models import layout, make_batch, reversed_pairs
 
 PAD, EOS = 1, 2
 
@@ -18,11 +20,11 @@ PAD, EOS = 1, 2
 def past(
     number: int, source: list[int] | None = None, target: list[int] | None = None, **changes: Any
 ) -> PastRollout:
-    """A rollout of sentence ``number``, written before update ``10 * number``."""
+    """Return a rollout of sentence ``number``, written before update ``10 * number``."""
     source, target = source or [4 + number % 7, EOS], target or [5 + number % 5, EOS]
     values = {"update_num": 10 * number, "truncated": number % 3 == 0, **changes}
     return PastRollout(
-        number=number,
+        sentence_id=number,
         source=torch.tensor(source),
         inputs=torch.tensor([EOS, *target[:-1]]),
         target=torch.tensor(target),
@@ -31,7 +33,7 @@ def past(
 
 
 def filled(capacity: int, count: int) -> ReplayBuffer:
-    """A buffer to which the rollouts 0, 1, … have been added, of varied lengths."""
+    """Return a buffer with the rollouts 0, 1, … of varied lengths."""
     buffer = ReplayBuffer(capacity)
     for number in range(count):
         buffer.add(past(number, source=[4] * (number % 4) + [9, EOS], target=[6] * (number % 3) + [8, EOS]))
@@ -39,11 +41,11 @@ def filled(capacity: int, count: int) -> ReplayBuffer:
 
 
 def contents(buffer: ReplayBuffer) -> list[tuple[Any, ...]]:
-    """Everything in it, from the oldest to the newest, as plain numbers."""
+    """Return all rollouts of a buffer as plain numbers, the oldest first."""
     every = copy.deepcopy(buffer).fitting(10**9, 10**9)
     return [
         (
-            old.number,
+            old.sentence_id,
             old.update_num,
             old.truncated,
             old.source.tolist(),
@@ -55,7 +57,7 @@ def contents(buffer: ReplayBuffer) -> list[tuple[Any, ...]]:
 
 
 def numbers(buffer: ReplayBuffer) -> list[int]:
-    """Whose rollouts it holds, from the oldest to the newest."""
+    """Return the sentence numbers of a buffer's rollouts, the oldest first."""
     return [entry[0] for entry in contents(buffer)]
 
 
@@ -64,41 +66,43 @@ def numbers(buffer: ReplayBuffer) -> list[int]:
     [(3, 0, []), (3, 2, [0, 1]), (3, 3, [0, 1, 2]), (3, 5, [2, 3, 4]), (1, 4, [3])],
 )
 def test_first_in_first_out(capacity: int, count: int, kept: list[int]) -> None:
-    """The newest stay, as many as there is room for."""
+    """A full buffer keeps the newest rollouts."""
     buffer = filled(capacity, count)
     assert len(buffer) == len(kept)
     assert numbers(buffer) == kept
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
-def test_each_is_chosen_alike_often_and_none_twice(count: int) -> None:
+def test_each_is_chosen_equally_often_and_never_twice(count: int) -> None:
     rollouts = [past(number) for number in range(count)]
     generator = torch.Generator().manual_seed(1)
     found = []
     for _ in range(600):
         uniforms = torch.rand(min(2, count), generator=generator, dtype=torch.float64)
-        numbers = [old.number for old in chosen(rollouts, uniforms)]
+        numbers = [old.sentence_id for old in choose(rollouts, uniforms)]
         assert len(set(numbers)) == len(numbers)
         found += numbers
     expected = len(found) / count
     assert all(abs(found.count(number) - expected) < 0.25 * expected + 1 for number in range(count))
-    assert [old.number for old in rollouts] == list(range(count))
-    assert chosen(rollouts, torch.empty(0)) == []
+    assert [old.sentence_id for old in rollouts] == list(range(count))
+    assert choose(rollouts, torch.empty(0)) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_ends_of_the_uniforms_choose_too(dtype: torch.dtype) -> None:
-    """0 is the oldest, and the largest number below 1 the newest that is left: never one beyond."""
+def test_extreme_uniforms_choose_a_rollout(dtype: torch.dtype) -> None:
+    """0 chooses the oldest rollout. The largest number below 1 chooses the newest one that is left."""
     largest = torch.nextafter(torch.ones((), dtype=dtype), torch.zeros((), dtype=dtype))
-    found = chosen(
+    found = choose(
         [past(number) for number in range(1000)],
         torch.stack([largest, torch.zeros((), dtype=dtype), largest]),
     )
-    assert [old.number for old in found] == [999, 0, 997]
+    assert [old.sentence_id for old in found] == [999, 0, 997]
 
 
-def test_what_fits_is_neither_wider_than_the_batch_nor_much_narrower() -> None:
-    """Where there are only narrower ones, those; the width is that of the longer side."""
+def test_fitting_rollouts_are_about_as_wide_as_the_batch() -> None:
+    """Rollouts wider than the batch never fit. Much narrower ones fit only if there are no others. The width
+    is that of the longer side.
+    """
     buffer = ReplayBuffer(20)
     for number, (source, target) in enumerate([(2, 2), (9, 3), (3, 10), (4, 5), (5, 6), (30, 2)]):
         buffer.add(past(number, source=[4] * source, target=[5] * target))
@@ -110,25 +114,25 @@ def test_what_fits_is_neither_wider_than_the_batch_nor_much_narrower() -> None:
         (10, [1, 2, 4]),
         (100, [0, 1, 2, 3, 4, 5]),
     ):
-        assert [old.number for old in buffer.fitting(1000, width)] == fitting, width
+        assert [old.sentence_id for old in buffer.fitting(1000, width)] == fitting, width
 
 
-def test_an_update_does_not_find_what_it_writes_itself() -> None:
-    """Not its other micro-batches, and not when it is tried again."""
+def test_an_update_does_not_replay_its_own_rollouts() -> None:
+    """This holds for its other micro-batches, and for an update that is tried again."""
     buffer = ReplayBuffer(3)
     for number in (1, 2):
         buffer.add(past(number, update_num=1))
     assert buffer.fitting(1, 9) == []
-    assert [old.number for old in buffer.fitting(2, 9)] == [1, 2]
+    assert [old.sentence_id for old in buffer.fitting(2, 9)] == [1, 2]
     for number in (3, 4):
         buffer.add(past(number, update_num=2))
-    assert [old.number for old in buffer.fitting(2, 9)] == [1, 2]
+    assert [old.sentence_id for old in buffer.fitting(2, 9)] == [1, 2]
     assert len(buffer) == 3
     assert numbers(buffer) == [2, 3, 4]
 
 
 def saved_and_loaded(state: Any) -> Any:
-    """What a checkpoint gives back."""
+    """Return a state after a checkpoint was saved and loaded."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -136,8 +140,8 @@ def saved_and_loaded(state: Any) -> Any:
 
 
 @pytest.mark.parametrize(("capacity", "count"), [(5, 0), (5, 1), (5, 5), (5, 12)])
-def test_goes_on_from_its_state(capacity: int, count: int) -> None:
-    """Every field of every rollout, through torch's safe loader, whatever the other buffer held before."""
+def test_state_restores_the_buffer(capacity: int, count: int) -> None:
+    """Every field of every rollout survives torch's safe loader. The previous contents are replaced."""
     one, other = filled(capacity, count), filled(capacity, 3)
     other.restore(saved_and_loaded(one.state()))
     assert contents(other) == contents(one)
@@ -152,7 +156,7 @@ def test_goes_on_from_its_state(capacity: int, count: int) -> None:
 
 
 def test_smaller_buffer_keeps_the_newest() -> None:
-    """A run that is resumed with less room; with more room it has what there was."""
+    """A run may resume with a smaller or a larger buffer."""
     state = saved_and_loaded(filled(6, 6).state())
     for capacity, kept in ((2, [4, 5]), (20, [0, 1, 2, 3, 4, 5])):
         buffer = ReplayBuffer(capacity)
@@ -162,7 +166,9 @@ def test_smaller_buffer_keeps_the_newest() -> None:
 
 
 def test_step_that_is_tried_again_adds_nothing() -> None:
-    """fairseq does so after an overflow with --amp; the next update's rollouts of the same sentences are others."""
+    """fairseq repeats a step after an overflow with --amp. The next update's rollouts of the same sentences
+    are added.
+    """
     buffer = ReplayBuffer(10)
     for update_num in (3, 3, 4, 5, 5):
         for number in (7, 8):
@@ -172,7 +178,7 @@ def test_step_that_is_tried_again_adds_nothing() -> None:
 
 
 def test_state_is_a_copy() -> None:
-    """What comes in later is not in a checkpoint that was made before."""
+    """A saved state does not change when rollouts are added later."""
     buffer = filled(3, 3)
     state = buffer.state()
     buffer.add(past(50))
@@ -182,7 +188,9 @@ def test_state_is_a_copy() -> None:
 
 
 def sample_of_three(left_pad_source: bool = True) -> dict[str, Any]:
-    """Sources ``b c d EOS``, ``e f EOS`` and ``g EOS``; targets the same letters last first."""
+    """Return a batch with the sources ``b c d EOS``, ``e f EOS`` and ``g EOS``. Each target is the source in
+    reverse.
+    """
     pairs = [([1, 2, 3], [3, 2, 1]), ([4, 5], [5, 4]), ([6], [6])]
     return make_batch(pairs, ids=[70, 80, 90], left_pad_source=left_pad_source)
 
@@ -190,13 +198,13 @@ def sample_of_three(left_pad_source: bool = True) -> dict[str, Any]:
 def replaced(
     sample: dict[str, Any], rows: list[int], rollouts: list[PastRollout], left_pad: bool = True
 ) -> tuple[dict[str, Any], list[int]]:
-    """The batch with old rollouts in, and where its rows were before."""
-    new, order = with_past_rollouts(sample, torch.tensor(rows), rollouts, PAD, PAD, left_pad)
+    """Return the batch with earlier rollouts, and the earlier index of each row."""
+    new, order = with_past_rollouts(sample, torch.tensor(rows), rollouts, layout=layout(left_pad))
     return new, order.tolist()
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Equal in every key, tensor and number."""
+    """Compare all keys, tensors and numbers of two batches."""
     if isinstance(one, dict):
         assert one.keys() == other.keys()
         for key in one:
@@ -209,8 +217,10 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 @pytest.mark.parametrize("left_pad", [True, False])
-def test_old_rollout_takes_a_rows_place(left_pad: bool) -> None:
-    """Source, decoder's inputs, target and number are the rollout's; rows are sorted by falling source length anew."""
+def test_past_rollout_replaces_a_row(left_pad: bool) -> None:
+    """Source, decoder inputs, target and id are the rollout's. Rows are sorted by falling source length
+    again.
+    """
     sample = sample_of_three(left_pad)
     new, order = replaced(sample, [1], [past(5, [11, 12, 13, 14, EOS], [9, 8, EOS])], left_pad)
     assert order == [1, 0, 2]
@@ -231,7 +241,7 @@ def test_old_rollout_takes_a_rows_place(left_pad: bool) -> None:
 
 @pytest.mark.parametrize("left_pad", [True, False])
 def test_widths_are_those_needed(left_pad: bool) -> None:
-    """Where the longest sentence goes, its columns go too; a longer one widens the batch."""
+    """The batch gets narrower when its longest sentence is replaced, and wider for a longer rollout."""
     new, order = replaced(sample_of_three(left_pad), [0], [past(5, [11, EOS], [9, EOS])], left_pad)
     assert order == [1, 0, 2], "of equal lengths the first comes first"
     assert new["net_input"]["src_tokens"].size(1) == 3
@@ -242,8 +252,8 @@ def test_widths_are_those_needed(left_pad: bool) -> None:
     assert wide["ntokens"] == 4 + 3 + 7
 
 
-def test_truncated_rollout_ends_without_an_end() -> None:
-    """It is learnt as it was written: no EOS is made up, and the inputs are its own but for the last."""
+def test_truncated_rollout_has_no_eos() -> None:
+    """No EOS is added. The inputs are the rollout's tokens except the last one."""
     new, _ = replaced(sample_of_three(), [2], [past(5, [11, EOS], [9, 8, 9, 8, 9])])
     assert new["target"][2].tolist() == [9, 8, 9, 8, 9]
     assert new["net_input"]["prev_output_tokens"][2].tolist() == [EOS, 9, 8, 9, 8]
@@ -259,7 +269,7 @@ def test_first_decoder_token_is_the_rollouts_own() -> None:
 
 
 def test_rows_get_the_rollouts_in_their_order() -> None:
-    """Also when the rows do not rise, and when the same rollout is drawn twice."""
+    """This holds for rows in any order, and for a rollout that is drawn twice."""
     one, other = past(5, [11, EOS], [9, EOS]), past(6, [12, EOS], [8, EOS])
     new, order = replaced(sample_of_three(), [2, 0], [one, other])
     assert {row: int(new["id"][order.index(row)]) for row in range(3)} == {0: 6, 1: 80, 2: 5}
@@ -271,8 +281,10 @@ def test_rows_get_the_rollouts_in_their_order() -> None:
 
 @pytest.mark.parametrize("left_pad", [True, False])
 @pytest.mark.parametrize("seed", range(5))
-def test_other_rows_stay_what_they_were(left_pad: bool, seed: int) -> None:
-    """Every row without its padding is the old batch's row that ``order`` names, or the rollout that took its place."""
+def test_other_rows_do_not_change(left_pad: bool, seed: int) -> None:
+    """Without padding, every row is either the old batch's row that ``order`` names, or the rollout that
+    replaced it.
+    """
     sample = make_batch(reversed_pairs(8, seed), left_pad_source=left_pad)
     rows = [1, 4, 5]
     rollouts = [past(100 + row, [4 + row] * (3 * row % 8) + [EOS], [5 + row] * (row % 6 + 1)) for row in rows]
@@ -283,11 +295,12 @@ def test_other_rows_stay_what_they_were(left_pad: bool, seed: int) -> None:
     assert new["ntokens"] == int(new["target"].ne(PAD).sum())
     for place, row in enumerate(order):
         found = [
-            new["net_input"]["src_tokens"][place], new["net_input"]["prev_output_tokens"][place], new["target"][place],
+            new["net_input"]["src_tokens"][place], new["net_input"]["prev_output_tokens"][place],
+            new["target"][place],
         ]  # fmt: skip
         if row in rows:
             old = rollouts[rows.index(row)]
-            expected, number = [old.source, old.inputs, old.target], old.number
+            expected, number = [old.source, old.inputs, old.target], old.sentence_id
         else:
             before = (
                 sample["net_input"]["src_tokens"][row],
@@ -305,8 +318,8 @@ def test_other_rows_stay_what_they_were(left_pad: bool, seed: int) -> None:
     assert all(value.dtype == sample["net_input"][key].dtype for key, value in new["net_input"].items())
 
 
-def test_given_batch_is_left_alone() -> None:
-    """It is the data iterator's own; alignments to the reference do not come along."""
+def test_given_batch_is_not_changed() -> None:
+    """It belongs to the data iterator. Alignments to the references are dropped."""
     sample = {**sample_of_three(), "alignments": torch.zeros(3, 2), "align_weights": torch.ones(3)}
     before = copy.deepcopy(sample)
     rollout = past(5, [11, 12, EOS], [9, 8, EOS])
@@ -320,3 +333,10 @@ def test_given_batch_is_left_alone() -> None:
     assert (rollout.source.tolist(), rollout.target.tolist()) == ([11, 12, EOS], [9, 8, EOS]), (
         "nor is the rollout"
     )
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_state_always_has_the_same_types(count: int) -> None:
+    """An empty buffer has them too. Tokens are int32, which halves the memory."""
+    types = {name: tensor.dtype for name, tensor in filled(3, count).state().items()}
+    assert types == {"numbers": torch.int64, "lengths": torch.int64, "tokens": torch.int32}

@@ -1,4 +1,6 @@
-"""Who writes a batch's sentences beside the student of today: a teacher, a teacher that corrects, the student of before."""
+"""Who else writes sentences: ensembles, the teacher that corrects or samples, and the student of earlier
+updates.
+"""
 
 from typing import Any
 
@@ -6,27 +8,37 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairseq_imitkd.mixing.mixer import Authors, Mixed, Mixer
+from fairseq_imitkd.mixing.mixer import MixedBatch, Mixer, Writers
 from fairseq_imitkd.mixing.replay import ReplayBuffer
-from fairseq_imitkd.rollout import Corrector, Ensemble, RandomKey, RolloutPolicy, decode, sampling_uniforms
+from fairseq_imitkd.rollout import (
+    Corrector,
+    Ensemble,
+    Prompt,
+    RandomKey,
+    RolloutPolicy,
+    SpecialSymbols,
+    decode,
+    sampling_uniforms,
+)
 from fairseq_imitkd.rollout.keyed_random import MIXING, TEACHER_SAMPLING
 from tests.helpers.fairseq_models import (
+    layout,
     letters,
     make_batch,
     reversed_pairs,
-    tiny_criterion,
-    tiny_task,
+    tiny_method,
     trained_student,
     written,
 )
 
 PAD, EOS = letters().pad(), letters().eos()
+SYMBOLS = SpecialSymbols(PAD, EOS)
 LOGITS = torch.tensor([[0.3, -1.0, 2.0, 0.9, -2.5, 1.4]])
 CAPS = {"rollout_max_len_a": 0.0, "rollout_max_len_b": 7}
 
 
 def ensemble(*names: str, weights: list[float] | None = None) -> Ensemble:
-    """Trained models as one author."""
+    """Return an ensemble of trained models."""
     weights = weights or [1.0 / len(names)] * len(names)
     return Ensemble([trained_student(name) for name in names], torch.tensor(weights).log())
 
@@ -34,20 +46,19 @@ def ensemble(*names: str, weights: list[float] | None = None) -> Ensemble:
 def decoded(author: Any, sample: dict[str, Any], policy: RolloutPolicy, **extra: Any) -> list[list[int]]:
     net_input = {key: value for key, value in sample["net_input"].items() if key != "prev_output_tokens"}
     count = sample["target"].size(0)
-    rollout = decode(
-        author, net_input, torch.full((count,), EOS), torch.full((count,), 9), policy, pad=PAD, eos=EOS,
-        uniforms=sampling_uniforms([(RandomKey(1, 0), sample["id"])]), **extra,
-    )  # fmt: skip
+    prompt = Prompt(net_input, torch.full((count,), EOS), torch.full((count,), 9))
+    uniforms = sampling_uniforms([(RandomKey(1, 0), sample["id"])])
+    rollout = decode(author, prompt, policy, symbols=SYMBOLS, uniforms=uniforms, **extra)
     return written(rollout)
 
 
 def mixed(
     sample: dict[str, Any], name: str, update_num: int = 3, mixer: Mixer | None = None, **settings: Any
-) -> Mixed:
-    """A batch as a method mixes it, the student a trained one and the teacher another."""
-    criterion = tiny_criterion(name, tiny_task(), **settings)
-    authors = Authors(trained_student("transformer"), ensemble("transformer-pre-norm"), max_target=20)
-    return (mixer or Mixer(tiny_task())).mix(sample, authors, criterion, update_num)
+) -> MixedBatch:
+    """Return a batch that a method mixes with a trained student and another trained model as the teacher."""
+    mixer = mixer or Mixer(tiny_method(name, **settings), layout())
+    writers = Writers(trained_student("transformer"), ensemble("transformer-pre-norm"), max_target=20)
+    return mixer.roll_out(mixer.draw(sample, mixer.method.at(update_num)), writers)
 
 
 def references(sample: dict[str, Any]) -> list[list[int]]:
@@ -58,7 +69,7 @@ def references(sample: dict[str, Any]) -> list[list[int]]:
 
 
 def test_ensemble_of_one_writes_what_the_model_writes() -> None:
-    """Token for token."""
+    """The tokens are identical."""
     sample = make_batch(reversed_pairs(8, seed=71))
     for policy in (RolloutPolicy(), RolloutPolicy("sampling")):
         assert decoded(ensemble("transformer"), sample, policy) == decoded(
@@ -67,7 +78,7 @@ def test_ensemble_of_one_writes_what_the_model_writes() -> None:
 
 
 def test_ensemble_writes_by_the_weighted_mean_of_probabilities() -> None:
-    """Step by step, with each member's logits at the whole prefix; of two kinds, one without a fast path."""
+    """At each step the members see the whole prefix. One of them has no fast decoder."""
     members, weights = ("transformer", "lstm"), [0.3, 0.7]
     sample = make_batch(reversed_pairs(6, seed=72))
     found = decoded(ensemble(*members, weights=weights), sample, RolloutPolicy())
@@ -92,7 +103,7 @@ def test_ensemble_writes_by_the_weighted_mean_of_probabilities() -> None:
 
 
 def test_ensemble_keeps_its_members_modes() -> None:
-    """A member in training mode is one again afterwards."""
+    """A member in training mode returns to it after decoding."""
     author = ensemble("transformer", "lstm")
     author.models[1].train()
     try:
@@ -108,8 +119,8 @@ def test_ensemble_keeps_its_members_modes() -> None:
 @pytest.mark.parametrize(
     ("topk", "kept"), [(1, {2}), (2, {2, 5}), (4, {2, 5, 3, 0}), (6, {0, 1, 2, 3, 4, 5}), (99, set(range(6)))]
 )
-def test_token_among_the_teachers_best_stands(topk: int, kept: set[int]) -> None:
-    """Any other becomes a sample of the teacher's whole distribution."""
+def test_token_among_the_teachers_best_is_accepted(topk: int, kept: set[int]) -> None:
+    """Any other token is replaced by a sample from the teacher's whole distribution."""
     policy = RolloutPolicy("speculative", teacher_topk=topk)
     grid = 5_000
     uniforms = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
@@ -132,7 +143,7 @@ def speculated(
     return decoded(trained_student("transformer"), sample, policy, corrector=corrector), sample
 
 
-def test_teacher_that_accepts_everything_leaves_the_students_samples() -> None:
+def test_teacher_that_accepts_every_token_keeps_the_students_samples() -> None:
     """K = V is on-policy (Xu et al. 2025, section 3)."""
     found, sample = speculated(10**6)
     assert found == decoded(trained_student("transformer"), sample, RolloutPolicy("sampling"))
@@ -140,7 +151,7 @@ def test_teacher_that_accepts_everything_leaves_the_students_samples() -> None:
 
 @pytest.mark.parametrize("teacher", ["transformer-pre-norm", "lstm"])
 def test_every_token_is_among_the_teachers_best_or_its_own_sample(teacher: str) -> None:
-    """With K = 1 a token is the teacher's argmax or was drawn by the teacher, at the prefix that both see."""
+    """With K = 1 a token is the teacher's argmax or the teacher's sample at the shared prefix."""
     author = ensemble(teacher)
     found, sample = speculated(1, teacher=author)
     plain = decoded(trained_student("transformer"), sample, RolloutPolicy("sampling"))
@@ -156,7 +167,7 @@ def test_every_token_is_among_the_teachers_best_or_its_own_sample(teacher: str) 
         for step, token in enumerate(text):
             if token == int(logits[row, step].argmax()):
                 stands += 1
-            else:  # the inverse of the teacher's cumulative distribution
+            else:  # the inverse of the teacher's cumulative distribution function
                 uniform = float(draws(step, torch.tensor([row])))
                 reached = logits[row, step].double().softmax(-1).cumsum(-1)
                 assert token == int((reached <= uniform).sum())
@@ -166,7 +177,7 @@ def test_every_token_is_among_the_teachers_best_or_its_own_sample(teacher: str) 
 
 
 def test_speculative_method_asks_its_teacher() -> None:
-    """What the mixer writes is what the engine writes with that corrector."""
+    """The mixer's text is that of the engine with this corrector."""
     sample = make_batch(reversed_pairs(8, seed=75))
     own = mixed(sample, "gkd", **CAPS).sample["target"]
     corrected = mixed(sample, "speculative_kd", rollout_teacher_topk=1, **CAPS).sample["target"]
@@ -176,8 +187,10 @@ def test_speculative_method_asks_its_teacher() -> None:
 # The teacher's samples
 
 
-def test_teacher_samples_take_the_references_places() -> None:
-    """Every sentence is written: the student's share by the student, the others by the teacher, none of those a rollout."""
+def test_teacher_samples_replace_the_references() -> None:
+    """The student writes its share of the sentences and the teacher writes all others. Only the student's are
+    rollouts.
+    """
     sample = make_batch(reversed_pairs(12, seed=76))
     both = mixed(sample, "f_distill", teacher_samples=True, **CAPS)
     students = mixed(sample, "f_distill", **CAPS)
@@ -186,12 +199,9 @@ def test_teacher_samples_take_the_references_places() -> None:
     key = RandomKey(1, 3)
     uniforms = sampling_uniforms([(key, sample["id"])], stream=TEACHER_SAMPLING)
     net_input = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
-    teachers = written(
-        decode(
-            ensemble("transformer-pre-norm"), net_input, torch.full((12,), EOS), torch.full((12,), 7),
-            RolloutPolicy("sampling"), pad=PAD, eos=EOS, uniforms=uniforms,
-        )
-    )  # fmt: skip
+    prompt = Prompt(net_input, torch.full((12,), EOS), torch.full((12,), 7))
+    teacher, policy = ensemble("transformer-pre-norm"), RolloutPolicy("sampling")
+    teachers = written(decode(teacher, prompt, policy, symbols=SYMBOLS, uniforms=uniforms))
     for row, text in enumerate(references(both.sample)):
         assert text == (references(students.sample)[row] if both.is_rollout[row] else teachers[row])
     assert references(both.sample) != references(students.sample)
@@ -199,7 +209,7 @@ def test_teacher_samples_take_the_references_places() -> None:
 
 
 def test_teacher_samples_follow_its_distribution() -> None:
-    """The first token's frequencies over many updates are the teacher's softmax, not its argmax."""
+    """Over many updates, the first token's frequencies are the teacher's softmax, not its argmax."""
     sample = make_batch([([1, 2, 3], [4])] * 200, ids=range(200))
     tokens = torch.cat(
         [mixed(sample, "f_distill_kl", n, teacher_samples=True).sample["target"][:, 0] for n in range(4)]
@@ -216,7 +226,7 @@ def test_teacher_samples_follow_its_distribution() -> None:
 
 
 def test_share_by_batch_takes_all_or_none() -> None:
-    """The same draw for every batch of an update, in its own proportion over updates."""
+    """All batches of an update have the same draw. Over updates the share is right."""
     samples = [make_batch(reversed_pairs(5, seed), ids=range(10 * seed, 10 * seed + 5)) for seed in (1, 2)]
     draws = []
     for update_num in range(60):
@@ -235,15 +245,15 @@ def test_share_by_batch_takes_all_or_none() -> None:
 # Replay
 
 
-def replaying(capacity: int = 50) -> Mixer:
-    return Mixer(tiny_task(), replay=ReplayBuffer(capacity))
-
-
 REPLAY = {"student_share": "0.8", "rollout_replay": 50, "rollout_replay_share": "0.5", **CAPS}
 
 
+def replaying(capacity: int = 50) -> Mixer:
+    return Mixer(tiny_method("distillm", **REPLAY), layout(), replay=ReplayBuffer(capacity))
+
+
 def pairs(sample: dict[str, Any], rows: Tensor) -> list[tuple[int, list[int], list[int]]]:
-    """Number, source and target of some rows."""
+    """Return number, source and target of some rows."""
     sources = [row[row.ne(PAD)].tolist() for row in sample["net_input"]["src_tokens"]]
     return [
         (int(sample["id"][row]), sources[row], references(sample)[row])
@@ -252,7 +262,7 @@ def pairs(sample: dict[str, Any], rows: Tensor) -> list[tuple[int, list[int], li
 
 
 def test_replayed_sentences_are_earlier_rollouts_with_their_sources() -> None:
-    """The first update has none; later ones take about half of the student's sentences from those before."""
+    """The first update replays none. Later updates replay about half of the student's sentences."""
     mixer, seen, replayed, fresh = replaying(), [], 0, 0
     for update_num in range(6):
         sample = make_batch(
@@ -279,8 +289,8 @@ def test_replayed_sentences_are_earlier_rollouts_with_their_sources() -> None:
     assert fresh > 10
 
 
-def test_replay_repeats_itself() -> None:
-    """Another run, or one resumed from a saved buffer, draws the same."""
+def test_replay_is_reproducible() -> None:
+    """A second run, and a run resumed from a saved buffer, draw the same rollouts."""
     batches = [
         make_batch(reversed_pairs(12, seed=90 + n), ids=range(100 * n, 100 * n + 12)) for n in range(4)
     ]
@@ -302,14 +312,14 @@ def test_replay_repeats_itself() -> None:
 
 
 def test_only_new_sentences_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is what replay is for."""
+    """A replayed sentence costs no decoding."""
     from fairseq_imitkd.mixing import mixer
 
     counts, plain = [], mixer.decode
 
-    def counted(author: Any, net_input: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        counts.append(net_input["src_tokens"].size(0))
-        return plain(author, net_input, *args, **kwargs)
+    def counted(writer: Any, prompt: Prompt, *args: Any, **kwargs: Any) -> Any:
+        counts.append(prompt.net_input["src_tokens"].size(0))
+        return plain(writer, prompt, *args, **kwargs)
 
     monkeypatch.setattr(mixer, "decode", counted)
     mixer = replaying()
