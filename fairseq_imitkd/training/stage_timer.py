@@ -1,4 +1,4 @@
-"""Where an update's time goes, without making a GPU wait."""
+"""How long the stages of a training step take, measured without making a GPU wait."""
 
 import time
 from collections.abc import Iterator
@@ -7,25 +7,26 @@ from contextlib import contextmanager
 import torch
 
 
-class StageClock:
+class StageTimer:
     """Seconds spent in named stages of a training step.
 
-    On a GPU, work is queued, so stages are marked by events on its stream and read a step later, when they have
-    passed: :meth:`read` tells of the steps before the last. On the CPU it tells of everything up to now.
-
-    Args:
-        device: where the stages' work runs.
+    On a GPU, work is queued. Events on its stream mark the stages, and are read a step later, when they have
+    passed. So :meth:`read` reports the steps before the last on a GPU, and everything so far on the CPU.
     """
 
-    def __init__(self, device: torch.device):
-        self._cuda = device.type == "cuda"
+    def __init__(self) -> None:
         self._open: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what happens inside."""
-        if self._cuda:
+    def stage(self, name: str, device: torch.device) -> Iterator[None]:
+        """Time the work inside the context.
+
+        Args:
+            name: the stage.
+            device: the device that the work runs on.
+        """
+        if device.type == "cuda":
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
             try:
@@ -40,8 +41,8 @@ class StageClock:
             finally:
                 self._add(name, time.perf_counter() - begun)
 
-    def read(self) -> dict[str, float]:
-        """Seconds by stage since the last call; starts anew."""
+    def read(self, *names: str) -> dict[str, float]:
+        """Return the seconds of these stages since the last call, and start again from 0."""
         waiting = []
         for name, begin, end in self._open:
             if end.query():
@@ -50,7 +51,7 @@ class StageClock:
                 waiting.append((name, begin, end))
         self._open = waiting
         seconds, self._seconds = self._seconds, {}
-        return seconds
+        return {name: seconds.get(name, 0.0) for name in names}
 
     def _add(self, name: str, seconds: float) -> None:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds

@@ -1,5 +1,7 @@
-"""What of a training can't be derived from the update number, kept in fairseq's checkpoints so that a resumed run goes on
-as it would have. Most methods have none of it."""
+"""Training state that can't be recomputed from the update number.
+
+It is saved in fairseq's checkpoints, so a resumed run continues exactly. Most methods have no such state.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,16 +13,17 @@ from fairseq_imitkd.text.rewards import RunningMean
 
 
 class TrainingState:
-    """The parts of a method that remember.
+    """The parts of a training that have a state.
 
-    All processes feed theirs the same summed figures. Only the replay buffer holds what its own process saw: a
-    checkpoint keeps the first process's, with which all go on.
+    The states of all processes are equal, because all of them read the same summed values. Only the replay
+    buffers differ: each holds the rollouts of its own process. A checkpoint keeps the first process's buffer,
+    and after a resume every process continues with that one.
 
     Args:
-        share: the student's share that validations move, or None.
-        baseline: the running mean of rewards, or None.
-        replay: past rollouts, or None.
-        selector: the policy that chooses among teachers, or None.
+        share: the student's share, if it depends on the validation loss.
+        baseline: the running mean of rewards, if the method has one.
+        replay: the rollouts of earlier updates, if the method replays them.
+        selector: the policy that chooses among teachers, if there is one.
     """
 
     def __init__(
@@ -28,52 +31,55 @@ class TrainingState:
         share: AdaptiveShare | None = None,
         baseline: RunningMean | None = None,
         replay: ReplayBuffer | None = None,
+        *,
         selector: TeacherSelector | None = None,
     ):
         self.share, self.baseline, self.replay, self.selector = share, baseline, replay, selector
-        self._validation = [0.0, 0.0]  # the loss of the validation that is going on, and its tokens
-        self._listening = True  # to it; not to that of further sets
+        self._loss, self._tokens = 0.0, 0.0  # sums of the current validation
+        self._is_first_set = True
 
     @property
-    def listens(self) -> bool:
-        """Whether figures matter to it."""
+    def reads_logs(self) -> bool:
+        """Whether the state depends on logged values."""
         return self.share is not None or self.baseline is not None
 
     def validation_begins(self) -> None:
-        """A new validation's figures follow."""
-        self._validation, self._listening = [0.0, 0.0], True
+        """Expect the values of a new validation."""
+        self._loss, self._tokens, self._is_first_set = 0.0, 0.0, True
 
     def validated(self) -> None:
-        """One set is through. Only the first --valid-subset counts, as for fairseq's best checkpoint: others may be tests."""
-        self._listening = False
+        """Ignore the rest of this validation: one ``--valid-subset`` is done, and only the first counts.
+
+        fairseq chooses its best checkpoint by the first one too. The others may be test sets.
+        """
+        self._is_first_set = False
 
     def logged(self, total: Mapping[str, float], training: bool) -> None:
-        """Take in the summed figures of an update, or of one batch of a validation."""
+        """Read the summed values of an update, or of one batch of a validation."""
         if training:
             if self.baseline is not None and total.get("rewarded", 0) > 0:
                 self.baseline.add(total["reward"] / total["rewarded"])
-        elif self._listening:
-            self._validation[0] += total.get("loss", 0.0)
-            self._validation[1] += total.get("ntokens", 0.0)
+        elif self._is_first_set:
+            self._loss += total.get("loss", 0.0)
+            self._tokens += total.get("ntokens", 0.0)
 
     def update_begins(self) -> None:
-        """What a validation found, if there was one, is taken in."""
-        loss, tokens = self._validation
-        if self.share is not None and tokens > 0:
-            self.share.validated(loss / tokens)
-        self._validation = [0.0, 0.0]
+        """Apply the result of the validation before this update, if there was one."""
+        if self.share is not None and self._tokens > 0:
+            self.share.validated(self._loss / self._tokens)
+        self._loss, self._tokens = 0.0, 0.0
 
     def saved(self) -> dict[str, Any]:
-        """Numbers and tensors for a checkpoint; empty where nothing is remembered."""
+        """Return numbers and tensors for a checkpoint; empty for a method without state."""
         saved = {name: part.state() for name, part in self._parts()}
-        return {**saved, "validation": list(self._validation)} if saved else {}
+        return {**saved, "validation": [self._loss, self._tokens]} if saved else {}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go on from what a checkpoint keeps; parts that it lacks stay as they are."""
+        """Continue from a checkpoint's state. Parts that the checkpoint lacks stay as they are."""
         for name, part in self._parts():
             if name in saved:
                 part.restore(saved[name])
-        self._validation = [float(number) for number in saved.get("validation", (0.0, 0.0))]
+        self._loss, self._tokens = (float(number) for number in saved.get("validation", (0.0, 0.0)))
 
     def _parts(self) -> list[tuple[str, Any]]:
         parts = {

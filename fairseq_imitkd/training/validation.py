@@ -1,25 +1,31 @@
-"""What validation decodes for: BLEU, chrF, TER and ROUGE of the student's translations, by which checkpoints can be chosen.
+"""BLEU, chrF, TER and ROUGE of the student's translations in validation. They can choose the best checkpoint.
 
-A batch is decoded once for all of them, under fairseq's flags of ``--eval-bleu``. Each process logs the same sums, and the
-scores are made of their totals.
+A batch is decoded once for all scores, under fairseq's flags of ``--eval-bleu``. Every process logs the same
+sums, and the scores are computed from their totals.
 """
 
+import json
 import logging
 import os
 import weakref
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
+import torch
 from fairseq import utils
-from fairseq.data import Dictionary
+from fairseq.data import Dictionary, encoders
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
+from fairseq.models import BaseFairseqModel
+from fairseq.tasks import FairseqTask
 from omegaconf import II
 from torch import Tensor
 
+from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.text.scores import (
     LESS_IS_BETTER,
@@ -28,40 +34,40 @@ from fairseq_imitkd.text.scores import (
     UNKNOWN_IN_REFERENCE,
     CorpusScores,
     check_installed,
-    flat,
+    named_values,
 )
 
 logger = logging.getLogger(__name__)
 
-# Of what every criterion logs, that which is better the less it is.
+# Values that every criterion logs and that are better when they are lower.
 LOSSES = ("loss", "nll_loss", "ppl")
 
 
 @dataclass
 class ValidationConfig(FairseqDataclass):
-    """What a task that translates can be told about its validation beside ``--eval-bleu`` and its settings."""
+    """The flags of a translation task's validation, beside ``--eval-bleu`` and its settings."""
 
     eval_metrics: Optional[str] = field(
         default=None,
         metadata={
-            "help": "scores of the validation set's translations, joined by commas: " + ", ".join(SCORES) + "; logged as "
-            + ", ".join(SCORES.values()) + ". The flags --eval-bleu-args, -detok, -detok-args, -remove-bpe and -print-samples "
-            "say how to decode, and each batch is decoded once for all"
+            "help": f"scores of the validation set's translations, joined by commas: {', '.join(SCORES)} "
+            f"(logged as {', '.join(SCORES.values())}); --eval-bleu-args, -detok, -detok-args, -remove-bpe "
+            "and -print-samples set the decoding, which is done once for all scores"
         },
-    )  # fmt: skip
+    )
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
     maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
     disable_validation: bool = II("dataset.disable_validation")
 
 
 def score_names(eval_metrics: str | None, eval_bleu: bool) -> list[str]:
-    """Which of :data:`~fairseq_imitkd.text.scores.SCORES` are asked for, each once.
+    """Return the scores of :data:`~fairseq_imitkd.text.scores.SCORES` that are asked for, without repetition.
 
     Args:
         eval_metrics, eval_bleu: the two flags.
 
     Raises:
-        UsageError: one is none of them.
+        UsageError: a name is not one of them.
     """
     given = [] if eval_metrics is None else eval_metrics.split(",")
     if any(name not in SCORES for name in given):
@@ -72,10 +78,10 @@ def score_names(eval_metrics: str | None, eval_bleu: bool) -> list[str]:
 
 
 def check_validation(cfg: Any) -> None:
-    """Refuse scores that don't exist or can't be computed, and a best checkpoint by what is not scored or is worst.
+    """Refuse scores that can't be computed, and flags that would not keep the best checkpoint.
 
     Args:
-        cfg: of the task: a :class:`ValidationConfig` with fairseq's ``eval_bleu``.
+        cfg: the task's settings: a :class:`ValidationConfig` with fairseq's ``eval_bleu``.
 
     Raises:
         UsageError: naming the flag, its value, and the remedy.
@@ -83,11 +89,12 @@ def check_validation(cfg: Any) -> None:
     names = score_names(cfg.eval_metrics, cfg.eval_bleu)
     if cfg.eval_metrics is not None and cfg.disable_validation:
         raise UsageError(
-            f"--eval-metrics {cfg.eval_metrics} changes nothing with --disable-validation: leave one of them out"
+            f"--eval-metrics {cfg.eval_metrics} changes nothing with --disable-validation: leave one of "
+            "them out"
         )
     check_installed(f"--eval-metrics {cfg.eval_metrics}", names)
     metric, maximize = cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric
-    # fairseq would find out when the first validation is over, after hours.
+    # fairseq would find out after the first validation, hours later.
     for name, logged in SCORES.items():
         if _plain(metric) == _plain(name):
             if name not in names:
@@ -101,27 +108,28 @@ def check_validation(cfg: Any) -> None:
 
 
 def check_direction(metric: str, maximize: bool) -> None:
-    """Refuse to keep the worst checkpoint.
+    """Refuse flags that would keep the worst checkpoint as the best.
 
     Args:
         metric, maximize: ``--best-checkpoint-metric`` and ``--maximize-best-checkpoint-metric``.
 
     Raises:
-        UsageError: more of the metric is better, and least is asked for, or the other way round.
+        UsageError: the direction is the wrong one for this metric.
     """
     if metric in (*SCORES.values(), "accuracy") and metric not in LESS_IS_BETTER and not maximize:
         raise UsageError(
-            f"--best-checkpoint-metric {metric} would keep the worst checkpoint: add --maximize-best-checkpoint-metric"
+            f"--best-checkpoint-metric {metric} would keep the worst checkpoint: add "
+            "--maximize-best-checkpoint-metric"
         )
     if metric in (*LESS_IS_BETTER, *LOSSES) and maximize:
         raise UsageError(
-            f"--maximize-best-checkpoint-metric would keep the worst checkpoint by --best-checkpoint-metric {metric}: leave it "
-            "out or name a metric of which more is better"
+            "--maximize-best-checkpoint-metric would keep the worst checkpoint by --best-checkpoint-metric "
+            f"{metric}: leave it out, or name a metric that is better when it is higher"
         )
 
 
 def _plain(name: str) -> str:
-    """``rouge-l``, ``rouge_l``, ``ROUGE-L`` and ``rougeL`` are one."""
+    """Normalise ``rouge-l``, ``rouge_l``, ``ROUGE-L`` and ``rougeL`` to one name."""
     return name.lower().replace("-", "").replace("_", "")
 
 
@@ -129,10 +137,10 @@ class ValidationScores:
     """The scores of a validation set.
 
     Args:
-        names: of :data:`~fairseq_imitkd.text.scores.SCORES`, one or more.
-        dictionary: of the target language.
-        remove_bpe: subword marks to undo, as fairseq names them; None leaves the text as it is.
-        tokenized_bleu: BLEU takes words as they are.
+        names: one or more of :data:`~fairseq_imitkd.text.scores.SCORES`.
+        dictionary: the target dictionary.
+        remove_bpe: subword marks to remove, as fairseq names them; None leaves the text unchanged.
+        tokenized_bleu: compute BLEU of the tokens as they are.
         print_samples: log one translation of each batch.
     """
 
@@ -140,26 +148,44 @@ class ValidationScores:
         self,
         names: Sequence[str],
         dictionary: Dictionary,
+        *,
         remove_bpe: str | None,
         tokenized_bleu: bool,
         print_samples: bool,
     ):
         self.names, self.dictionary, self.remove_bpe = names, dictionary, remove_bpe
         self.tokenized_bleu, self.print_samples = tokenized_bleu, print_samples
-        self._signed = False
+        self._will_log_signatures = False
+
+    @classmethod
+    def from_flags(cls, cfg: Any, dictionary: Dictionary) -> "ValidationScores | None":
+        """The scores that a task's flags ask for; None if they ask for none."""
+        names = score_names(cfg.eval_metrics, cfg.eval_bleu)
+        if not names:
+            return None
+        return cls(
+            names,
+            dictionary,
+            remove_bpe=cfg.eval_bleu_remove_bpe,
+            tokenized_bleu=cfg.eval_tokenized_bleu,
+            print_samples=cfg.eval_bleu_print_samples,
+        )
 
     @cached_property
     def corpus(self) -> CorpusScores:
         """The scores themselves."""
         return CorpusScores(self.names, self.tokenized_bleu)
 
-    def of_batch(self, written: Sequence[Tensor], references: Tensor, detokenizer: Any) -> dict[str, float]:
-        """What a batch adds to the sums.
+    def batch_sums(
+        self, hypotheses: Sequence[Tensor], references: Tensor, detokenizer: Any
+    ) -> dict[str, float]:
+        """Return what a batch adds to the sums.
 
         Args:
-            written: the best translation of each of ``B`` sentences, ``(T,)`` token ids.
+            hypotheses: the best translation of each of ``B`` sentences, ``(T,)`` token ids.
             references: ``(B, T)`` token ids, padded.
-            detokenizer: fairseq's tokeniser, whose ``decode`` is called on each line; None leaves lines as they are.
+            detokenizer: fairseq's tokeniser, whose ``decode`` is applied to each line; None leaves lines
+                unchanged.
         """
 
         def lines(rows: Sequence[Tensor], unknown: str) -> list[str]:
@@ -168,41 +194,41 @@ class ValidationScores:
             ]
             return [detokenizer.decode(text) for text in texts] if detokenizer else texts
 
-        hypotheses = lines(written, UNKNOWN_IN_HYPOTHESIS)
+        translations = lines(hypotheses, UNKNOWN_IN_HYPOTHESIS)
         texts = lines(
             [utils.strip_pad(row, self.dictionary.pad()) for row in references], UNKNOWN_IN_REFERENCE
         )
         if self.print_samples:
-            logger.info("example hypothesis: %s", hypotheses[0])
+            logger.info("example hypothesis: %s", translations[0])
             logger.info("example reference: %s", texts[0])
-        return flat(self.corpus.statistics(hypotheses, texts))
+        return named_values(self.corpus.statistics(translations, texts))
 
     def log(self, logging_outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Turn the sums of all processes and batches into the scores; a training step has none."""
+        """Turn the sums of all processes and batches into scores; a training step has none."""
         for name in self.corpus.names:
             sums: list[float] = []
             while any(f"_{name}_{len(sums)}" in log for log in logging_outputs):
                 sums.append(float(sum(log.get(f"_{name}_{len(sums)}", 0.0) for log in logging_outputs)))
             if sums:
-                metrics.log_scalar(
-                    f"_{name}", np.array(sums)
-                )  # a meter adds arrays up; what begins with _ is not shown
+                # fairseq adds arrays up, and does not show names that begin with _.
+                metrics.log_scalar(f"_{name}", np.array(sums))
                 metrics.log_derived(name, _scored(self.corpus, name))
-                self._sign()
+                self._log_signatures_at_the_end()
 
-    def _sign(self) -> None:
-        """Have the signatures logged once, when the training or validation is over.
+    def _log_signatures_at_the_end(self) -> None:
+        """Log the signatures once, when the training or validation is over.
 
-        fairseq calls nothing then, and whether a validation is the last one is decided after it (``--patience``,
-        ``--stop-time-hours``, the end of an epoch): it is when the task goes, at the latest at the process's end.
+        fairseq has no hook for that. Whether a validation is the last one is decided after it
+        (``--patience``, ``--stop-time-hours``, the end of an epoch). So the signatures are logged when the
+        task is deleted, at the latest at the end of the process.
         """
-        if not self._signed:
-            self._signed = True
+        if not self._will_log_signatures:
+            self._will_log_signatures = True
             weakref.finalize(self, _log_signatures, self.corpus.signatures(), os.getpid())
 
 
 def _scored(corpus: CorpusScores, name: str) -> Any:
-    # Not a method of what is to go when the task does: fairseq keeps some meters for ever.
+    # A function without a reference to ValidationScores: fairseq keeps some meters until the process ends.
     return lambda meters: corpus.score(name, meters[f"_{name}"].sum.tolist())
 
 
@@ -210,3 +236,56 @@ def _log_signatures(signatures: Mapping[str, str], process: int) -> None:
     if os.getpid() == process:  # a data loader's process has a copy of everything
         for name, signature in signatures.items():
             logger.info("signature of %s: %s", name, signature)
+
+
+if TYPE_CHECKING:
+    from fairseq.tasks import FairseqTask as _Task
+else:
+    _Task = object  # a mixin: the fairseq task class comes after it
+
+
+class WithScores(_Task):
+    """Mixin: a fairseq translation task whose validation computes the scores of ``--eval-metrics`` and
+    ``--eval-bleu``.
+
+    Inherit it before the fairseq task class. A batch is decoded once for all scores.
+    """
+
+    cfg: Any
+    tokenizer: Any
+    sequence_generator: Any
+
+    def __init__(self, cfg: Any, src_dict: Dictionary, tgt_dict: Dictionary):
+        super().__init__(cfg, src_dict, tgt_dict)
+        self._scores = ValidationScores.from_flags(cfg, tgt_dict)
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
+        """Build the model, and the detokeniser and generator that fairseq builds for ``--eval-bleu``
+        alone.
+        """
+        model = super().build_model(cfg, from_checkpoint)
+        if self._scores is not None and not self.cfg.eval_bleu:
+            flags = json.loads(self.cfg.eval_bleu_detok_args or "{}")
+            self.tokenizer = encoders.build_tokenizer(Namespace(tokenizer=self.cfg.eval_bleu_detok, **flags))
+            search = Namespace(**json.loads(self.cfg.eval_bleu_args or "{}"))
+            self.sequence_generator = self.build_generator([model], search)
+        return model
+
+    def valid_step(
+        self, sample: Batch, model: torch.nn.Module, criterion: Any
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """fairseq's own validation step, with the sums of the scores."""
+        if self._scores is None:
+            return super().valid_step(sample, model, criterion)
+        # Not TranslationTask.valid_step, which decodes for BLEU alone.
+        loss, sample_size, logs = FairseqTask.valid_step(self, sample, model, criterion)
+        found = self.inference_step(self.sequence_generator, [model], sample)
+        hypotheses = [best[0]["tokens"] for best in found]
+        sums = self._scores.batch_sums(hypotheses, sample["target"], self.tokenizer)
+        return loss, sample_size, {**logs, **sums}
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        """Log the values of all processes, and the scores."""
+        super().reduce_metrics(logging_outputs, criterion)
+        if self._scores is not None:
+            self._scores.log(logging_outputs)

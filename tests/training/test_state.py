@@ -1,4 +1,4 @@
-"""What a training remembers beside the weights: fed by the log, kept in checkpoints."""
+"""The state of a training beside the weights: logs update it, checkpoints keep it."""
 
 import io
 from typing import Any
@@ -13,21 +13,21 @@ from fairseq_imitkd.training.state import TrainingState
 
 
 def validate(state: TrainingState, *batches: tuple[float, int]) -> None:
-    """A validation whose batches have these summed losses and tokens."""
+    """Log a validation whose batches have these summed losses and token counts."""
     state.validation_begins()
     for loss, tokens in batches:
         state.logged({"loss": loss, "ntokens": tokens}, training=False)
 
 
-def update(state: TrainingState, micro_batches: int = 1, **figures: float) -> None:
-    """An update, and what it logs."""
+def update(state: TrainingState, micro_batches: int = 1, **logs: float) -> None:
+    """Log an update."""
     for _ in range(micro_batches):
         state.update_begins()
-    state.logged({"loss": 500.0, "ntokens": 10, **figures}, training=True)
+    state.logged({"loss": 500.0, "ntokens": 10, **logs}, training=True)
 
 
 def shares_after(*losses: float, start: float = 0.0) -> list[float]:
-    """The share after validations of one batch each, with an update after every one."""
+    """Return the share after validations of one batch each, with an update after each of them."""
     share, found = AdaptiveShare(start), []
     state = TrainingState(share)
     for loss in losses:
@@ -48,22 +48,22 @@ def shares_after(*losses: float, start: float = 0.0) -> list[float]:
         ([1.0, 3.0, 2.0, 1.5, 1.6], [0.2, 0.3, 0.3, 0.3, 0.4]),
     ],
 )
-def test_share_grows_when_the_validation_loss_has_become_worse(
-    losses: list[float], shares: list[float]
-) -> None:
-    """By 0.1, against the last validation (not the best); a first one has none to be worse than (Ko et al. 2024)."""
+def test_share_grows_when_the_validation_loss_rises(losses: list[float], shares: list[float]) -> None:
+    """It grows by 0.1 when the loss is above the last validation's, not above the best one. The first
+    validation changes nothing (Ko et al. 2024).
+    """
     assert shares_after(*losses, start=0.2) == pytest.approx(shares)
 
 
 def test_share_ends_at_one() -> None:
-    """However often it still becomes worse."""
+    """The share stays at 1 when the loss rises again."""
     shares = shares_after(*map(float, range(1, 15)), start=0.35)
     assert shares[:8] == pytest.approx([0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95, 1.0])
     assert shares[7:] == [1.0] * 7
 
 
 def test_validation_loss_is_the_mean_over_all_its_tokens() -> None:
-    """A short batch weighs less: the mean of the two ratios, 1.5 and then 1.4, would have fallen."""
+    """A short batch has less weight. The mean of the batches' ratios would fall from 1.5 to 1.4."""
     share = AdaptiveShare(0.0)
     state = TrainingState(share)
     validate(state, (100.0, 100), (20.0, 10))  # 120 / 110
@@ -75,7 +75,9 @@ def test_validation_loss_is_the_mean_over_all_its_tokens() -> None:
 
 
 def test_validation_counts_once_and_at_the_next_update() -> None:
-    """Not while it is going on; and micro-batches and later updates do not take it in again."""
+    """The share does not change during the validation. Micro-batches and later updates do not count
+    it again.
+    """
     share = AdaptiveShare(0.0)
     state = TrainingState(share)
     validate(state, (10.0, 10))
@@ -89,8 +91,8 @@ def test_validation_counts_once_and_at_the_next_update() -> None:
     assert share.last_loss == pytest.approx(3.0)
 
 
-def test_training_figures_are_no_validation() -> None:
-    """Their loss is another thing: updates alone never move the share, and leave the last validation's loss."""
+def test_training_logs_are_not_a_validation() -> None:
+    """Updates alone never change the share, nor the last validation's loss."""
     share = AdaptiveShare(0.3)
     state = TrainingState(share)
     for loss in (10.0, 20.0, 30.0):
@@ -104,7 +106,9 @@ def test_training_figures_are_no_validation() -> None:
 
 
 def test_only_the_first_validation_set_moves_the_share() -> None:
-    """Others of --valid-subset may be tests; fairseq's best checkpoint too is of the first alone."""
+    """Other sets of --valid-subset may be test sets. fairseq's best checkpoint depends on the first set alone
+    too.
+    """
     share = AdaptiveShare(0.0)
     state = TrainingState(share)
     for first, second in ((3.0, 1.0), (2.0, 9.0)):
@@ -116,8 +120,8 @@ def test_only_the_first_validation_set_moves_the_share() -> None:
     assert (share.share, share.last_loss) == (0.0, 2.0)
 
 
-def test_validation_begins_with_nothing() -> None:
-    """What an earlier one left, which no update followed, is not added."""
+def test_validation_begins_with_empty_sums() -> None:
+    """Sums of an earlier validation, which no update followed, are not added."""
     share = AdaptiveShare(0.0)
     state = TrainingState(share)
     validate(state, (90.0, 10))
@@ -126,8 +130,8 @@ def test_validation_begins_with_nothing() -> None:
     assert share.last_loss == pytest.approx(2.0)
 
 
-def test_empty_validation_is_none() -> None:
-    """Without a token there is no loss to compare."""
+def test_empty_validation_is_ignored() -> None:
+    """Without tokens, no loss can be compared."""
     share = AdaptiveShare(0.0)
     state = TrainingState(share)
     validate(state, (10.0, 10))
@@ -138,8 +142,10 @@ def test_empty_validation_is_none() -> None:
     assert share(0) == 0.0
 
 
-def test_baseline_is_fed_the_mean_of_an_updates_rewards() -> None:
-    """Summed over processes and micro-batches first; updates without rollouts and validations leave it."""
+def test_baseline_follows_the_mean_reward_of_each_update() -> None:
+    """Rewards are summed over processes and micro-batches first. Updates without rollouts and validations do
+    not change the baseline.
+    """
     baseline = RunningMean(memory=0.9)
     state = TrainingState(baseline=baseline)
     update(state, rewarded=4, reward=3.0)
@@ -153,12 +159,12 @@ def test_baseline_is_fed_the_mean_of_an_updates_rewards() -> None:
 
 
 def rollout(number: int) -> PastRollout:
-    """One of sentence ``number``."""
+    """Return a rollout of sentence ``number``."""
     return PastRollout(number, 3, False, torch.tensor([4, 2]), torch.tensor([2, 5]), torch.tensor([5, 2]))
 
 
 def full_state() -> TrainingState:
-    """A state of all three parts that has seen something."""
+    """Return a state that has all three parts and some history."""
     state = TrainingState(AdaptiveShare(0.2), RunningMean(), ReplayBuffer(4))
     assert state.replay is not None
     for number in range(6):
@@ -171,7 +177,7 @@ def full_state() -> TrainingState:
 
 
 def saved_and_loaded(state: TrainingState) -> Any:
-    """What a checkpoint gives back."""
+    """Return a state after a checkpoint was saved and loaded."""
     file = io.BytesIO()
     torch.save(state.saved(), file)
     file.seek(0)
@@ -179,16 +185,16 @@ def saved_and_loaded(state: TrainingState) -> Any:
 
 
 def memory(state: TrainingState) -> tuple[Any, ...]:
-    """All that it remembers."""
+    """Return the contents of all parts."""
     assert state.share is not None
     assert state.baseline is not None
     assert state.replay is not None
-    kept = [old.number for old in state.replay.fitting(10**9, 10**3)]
+    kept = [old.sentence_id for old in state.replay.fitting(10**9, 10**3)]
     return state.share(0), state.share.last_loss, state.baseline.mean, kept
 
 
-def test_goes_on_from_what_was_saved() -> None:
-    """Through torch's safe loader; what follows then moves both alike."""
+def test_restored_state_equals_the_saved_one() -> None:
+    """It survives torch's safe loader. Later logs change both states alike."""
     one, other = full_state(), TrainingState(AdaptiveShare(0.9), RunningMean(), ReplayBuffer(4))
     other.restore(saved_and_loaded(one))
     assert memory(other) == memory(one)
@@ -202,7 +208,9 @@ def test_goes_on_from_what_was_saved() -> None:
 
 
 def test_checkpoint_between_a_validation_and_the_next_update() -> None:
-    """Where fairseq saves: the validation is in it, not yet taken in, and the resumed run takes it in once."""
+    """fairseq saves at this point. The checkpoint holds the validation, and the resumed run counts
+    it once.
+    """
     one, other = full_state(), TrainingState(AdaptiveShare(0.9), RunningMean(), ReplayBuffer(4))
     validate(one, (30.0, 10), (50.0, 10))
     before = memory(one)
@@ -215,8 +223,8 @@ def test_checkpoint_between_a_validation_and_the_next_update() -> None:
     assert memory(one)[:2] == pytest.approx((0.4, 4.0))
 
 
-def test_checkpoint_amid_a_validation() -> None:
-    """Its later batches are added to what was saved of the earlier ones."""
+def test_checkpoint_during_a_validation() -> None:
+    """Later batches of the validation are added to the saved sums."""
     one, other = full_state(), TrainingState(AdaptiveShare(0.9), RunningMean(), ReplayBuffer(4))
     validate(one, (30.0, 10))
     other.restore(saved_and_loaded(one))
@@ -228,7 +236,7 @@ def test_checkpoint_amid_a_validation() -> None:
 
 
 def test_most_methods_save_nothing() -> None:
-    """What remembers nothing leaves nothing, whatever was logged."""
+    """A state without parts saves nothing, whatever is logged."""
     state = TrainingState()
     validate(state, (10.0, 10))
     update(state, rewarded=2, reward=1.0)
@@ -239,7 +247,7 @@ def test_most_methods_save_nothing() -> None:
 
 @pytest.mark.parametrize("part", ["share", "baseline", "replay"])
 def test_each_part_is_saved_by_itself(part: str) -> None:
-    """A method that has only one keeps that one."""
+    """A method with one part saves that part alone."""
     parts: dict[str, Any] = {
         "share": AdaptiveShare(0.5),
         "baseline": RunningMean(),
@@ -249,7 +257,7 @@ def test_each_part_is_saved_by_itself(part: str) -> None:
 
 
 def test_parts_that_a_checkpoint_lacks_stay_as_they_are() -> None:
-    """A run that is resumed with another method begins what it adds, and ignores what it no longer has."""
+    """A run that is resumed with another method starts the parts that it adds, and ignores the others."""
     saved = saved_and_loaded(full_state())
     baseline, fresh = RunningMean(), AdaptiveShare(0.7)
     TrainingState(baseline=baseline).restore(saved)
@@ -260,7 +268,7 @@ def test_parts_that_a_checkpoint_lacks_stay_as_they_are() -> None:
 
 
 def test_saved_state_is_a_copy() -> None:
-    """What is logged later does not change what was saved."""
+    """Later logs do not change it."""
     state = full_state()
     validate(state, (30.0, 10))
     saved = state.saved()
@@ -282,6 +290,6 @@ def test_saved_state_is_a_copy() -> None:
         ({"baseline": RunningMean()}, True),
     ],
 )
-def test_only_what_figures_move_listens_to_them(parts: dict[str, Any], listens: bool) -> None:
-    """Else nobody need fetch them from the device."""
-    assert TrainingState(**parts).listens is listens
+def test_only_parts_that_depend_on_logs_read_them(parts: dict[str, Any], listens: bool) -> None:
+    """For other methods the logs are not fetched from the device."""
+    assert TrainingState(**parts).reads_logs is listens

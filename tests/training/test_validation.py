@@ -1,4 +1,6 @@
-"""Scores in validation: what is asked for, what is refused, what a batch adds, and the signatures at the end."""
+"""Scores in validation: settings that are accepted or refused, the sums of a batch, and the signatures at the
+end.
+"""
 
 import gc
 import logging
@@ -26,10 +28,10 @@ MAXIMIZE = {"maximize_best_checkpoint_metric": True}
 
 
 def check(**settings: Any) -> None:
-    """The check of a task's settings, these changed."""
+    """Check a task's settings, changed by ``settings``."""
     defaults = {
-        "eval_metrics": None, "eval_bleu": False, "best_checkpoint_metric": "loss", "disable_validation": False,
-        "maximize_best_checkpoint_metric": False,
+        "eval_metrics": None, "eval_bleu": False, "best_checkpoint_metric": "loss",
+        "disable_validation": False, "maximize_best_checkpoint_metric": False,
     }  # fmt: skip
     check_validation(SimpleNamespace(**{**defaults, **settings}))
 
@@ -44,18 +46,19 @@ def check(**settings: Any) -> None:
         ("bleu,bleu,ter", False, ["bleu", "ter"]),
     ],
 )
-def test_which_scores(given: str | None, eval_bleu: bool, expected: list[str]) -> None:
-    """Each once; ``--eval-bleu`` is one of them."""
+def test_scores_of_the_flags(given: str | None, eval_bleu: bool, expected: list[str]) -> None:
+    """Each score is computed once. ``--eval-bleu`` adds BLEU."""
     assert score_names(given, eval_bleu) == expected
 
 
 @pytest.mark.parametrize("given", ["", "rougeL", "chrf, bleu", "chrf,", "meteor", "CHRF"])
-def test_no_such_score(given: str) -> None:
-    """One line with the flag, the value and the choices, when the task is built."""
+def test_unknown_score_is_refused(given: str) -> None:
+    """When the task is built, one line names the flag, the value and the choices."""
     with pytest.raises(UsageError) as caught:
         tiny_task(eval_metrics=given)
     assert str(caught.value) == (
-        f"--eval-metrics must be some of bleu, chrf, ter, rouge-1, rouge-2, rouge-l, joined by commas, but is '{given}'"
+        "--eval-metrics must be some of bleu, chrf, ter, rouge-1, rouge-2, rouge-l, joined by commas, but "
+        f"is '{given}'"
     )
 
 
@@ -73,8 +76,10 @@ def test_no_such_score(given: str) -> None:
         {"eval_metrics": "rouge-l,rouge-1", "best_checkpoint_metric": "rougeL", **MAXIMIZE},
     ],
 )
-def test_what_can_be_chosen_by(settings: dict[str, Any]) -> None:
-    """A criterion's own figures, of which the task knows nothing, and scores that are computed."""
+def test_accepted_checkpoint_metrics(settings: dict[str, Any]) -> None:
+    """Scores that are computed are accepted, and names that the task does not know, because a criterion may
+    log them.
+    """
     check(**settings)
 
 
@@ -99,21 +104,25 @@ def test_what_can_be_chosen_by(settings: dict[str, Any]) -> None:
         ),
         (
             {"best_checkpoint_metric": "chrf", "eval_metrics": "chrf"},
-            "--best-checkpoint-metric chrf would keep the worst checkpoint: add --maximize-best-checkpoint-metric",
+            "--best-checkpoint-metric chrf would keep the worst checkpoint: add "
+            "--maximize-best-checkpoint-metric",
         ),
         (
             {"best_checkpoint_metric": "accuracy"},
-            "--best-checkpoint-metric accuracy would keep the worst checkpoint: add --maximize-best-checkpoint-metric",
+            "--best-checkpoint-metric accuracy would keep the worst checkpoint: add "
+            "--maximize-best-checkpoint-metric",
         ),
         (
             {"best_checkpoint_metric": "bleu", "eval_bleu": True},
-            "--best-checkpoint-metric bleu would keep the worst checkpoint: add --maximize-best-checkpoint-metric",
+            "--best-checkpoint-metric bleu would keep the worst checkpoint: add "
+            "--maximize-best-checkpoint-metric",
         ),
         *(
             (
                 {"best_checkpoint_metric": name, "eval_metrics": "ter", **MAXIMIZE},
-                f"--maximize-best-checkpoint-metric would keep the worst checkpoint by --best-checkpoint-metric {name}: leave "
-                "it out or name a metric of which more is better",
+                "--maximize-best-checkpoint-metric would keep the worst checkpoint by "
+                f"--best-checkpoint-metric {name}: leave it "
+                "out, or name a metric that is better when it is higher",
             )
             for name in ("ter", "loss", "nll_loss")
         ),
@@ -123,22 +132,22 @@ def test_what_can_be_chosen_by(settings: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_what_is_refused(settings: dict[str, Any], message: str) -> None:
-    """fairseq would say so after the first validation, or never."""
+def test_refused_checkpoint_metrics(settings: dict[str, Any], message: str) -> None:
+    """fairseq would fail after the first validation, or not at all."""
     with pytest.raises(UsageError) as caught:
         check(**settings)
     assert str(caught.value) == message
 
 
 def scores(*names: str, **settings: Any) -> ValidationScores:
-    """Over the letters."""
+    """Return validation scores over the letters."""
     return ValidationScores(
         names, letters(), **{"remove_bpe": None, "tokenized_bleu": False, "print_samples": False, **settings}
     )
 
 
 def logged(*updates: list[dict[str, float]], of: ValidationScores) -> dict[str, float]:
-    """What fairseq shows of a validation whose batches logged these, each of several processes."""
+    """Return what fairseq shows of a validation. Each update holds the logs of several processes."""
     with metrics.aggregate(new_root=True) as aggregator:
         for update in updates:
             of.log(update)
@@ -153,7 +162,9 @@ class Joined:
 
 
 def test_lines_of_a_batch() -> None:
-    """Padding and EOS go, unknown words match nothing, the detokeniser is asked; the sums are of these lines."""
+    """Padding and EOS are removed, unknown words match nothing, and the detokeniser is called. The sums are
+    those of these lines.
+    """
     sample = make_batch([([1, 2, 3], [1, 2, 3, 4]), ([4], [5])])
     sample["target"][0, 1] = letters().unk()
     written = [torch.tensor([5, letters().unk(), 7, 2]), torch.tensor([9, 2])]
@@ -162,7 +173,7 @@ def test_lines_of_a_batch() -> None:
         (Joined(), ["bxzxzxd", "f"], ["bkvkvkde", "f"]),
     ):
         own = scores("chrf", "bleu")
-        found = logged([own.of_batch(written, sample["target"], detokenizer)], of=own)
+        found = logged([own.batch_sums(written, sample["target"], detokenizer)], of=own)
         assert found == {
             "chrf": round(sacrebleu.corpus_chrf(hypotheses, [references]).score, 2),
             "bleu": round(sacrebleu.corpus_bleu(hypotheses, [references]).score, 2),
@@ -170,24 +181,26 @@ def test_lines_of_a_batch() -> None:
 
 
 def test_subword_marks_are_undone() -> None:
-    """As fairseq undoes them for BLEU."""
-    own = ValidationScores(["chrf"], letters(["a@@", "b", "c"]), "@@ ", False, False)
-    found = logged([own.of_batch([torch.tensor([4, 5, 2])], torch.tensor([[4, 5, 6, 2]]), None)], of=own)
+    """They are undone as fairseq undoes them for BLEU."""
+    own = ValidationScores(
+        ["chrf"], letters(["a@@", "b", "c"]), remove_bpe="@@ ", tokenized_bleu=False, print_samples=False
+    )
+    found = logged([own.batch_sums([torch.tensor([4, 5, 2])], torch.tensor([[4, 5, 6, 2]]), None)], of=own)
     assert found == {"chrf": round(sacrebleu.corpus_chrf(["ab"], [["ab c"]]).score, 2)}
 
 
 def test_samples_are_printed(caplog: pytest.LogCaptureFixture) -> None:
-    """One a batch, where ``--eval-bleu-print-samples`` asks for it."""
+    """``--eval-bleu-print-samples`` prints one sample for each batch."""
     batch = ([torch.tensor([4, 2]), torch.tensor([5, 2])], torch.tensor([[6, 2], [7, 2]]), None)
     with caplog.at_level(logging.INFO, "fairseq_imitkd.training.validation"):
-        scores("chrf").of_batch(*batch)
+        scores("chrf").batch_sums(*batch)
         assert caplog.messages == []
-        scores("chrf", print_samples=True).of_batch(*batch)
+        scores("chrf", print_samples=True).batch_sums(*batch)
     assert caplog.messages == ["example hypothesis: a", "example reference: c"]
 
 
 def test_batches_and_processes_add_up() -> None:
-    """A process that has run out of sentences logs zeros, and a training step nothing."""
+    """A process without sentences logs zeros. A training step logs no score."""
     lines = [("a b c", "a b d"), ("e", "e f g h"), ("a a a a", "b b"), ("c d e f g", "c d e f g")]
     own = scores("rouge-l", "chrf")
 
@@ -196,7 +209,7 @@ def test_batches_and_processes_add_up() -> None:
             torch.tensor([letters().index(word) for word in text.split()] + [2])
             for text in (hypothesis, reference)
         ]
-        return own.of_batch([encoded[0]], encoded[1][None], None)
+        return own.batch_sums([encoded[0]], encoded[1][None], None)
 
     parts = [sums(*pair) for pair in lines]
     idle = dict.fromkeys(parts[0], 0.0)
@@ -212,7 +225,7 @@ def test_batches_and_processes_add_up() -> None:
     "settings", [{"eval_bleu": True}, {"eval_bleu": True, "eval_metrics": "rouge-2,chrf"}]
 )
 def test_bleu_is_fairseqs_with_unknown_words(settings: dict[str, Any], tokenized: bool) -> None:
-    """The same counts, by one decoding of the batch whatever is asked for beside it."""
+    """The counts are fairseq's. The batch is decoded once, whatever other scores are computed."""
     task = tiny_task(eval_tokenized_bleu=tokenized, **settings)
     model, criterion = build_student(), tiny_criterion("word_kd", task).eval()
     sample = make_batch([([1] * 6, [3, 2, 1, 5, 6, 7]), ([4, 5], [5, 4])])
@@ -238,16 +251,18 @@ def test_bleu_is_fairseqs_with_unknown_words(settings: dict[str, Any], tokenized
 
 
 def signed(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What of the signatures was logged so far."""
+    """Return the signatures that were logged so far."""
     gc.collect()
     return [message for message in caplog.messages if message.startswith("signature")]
 
 
 def test_signatures_are_logged_once_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
-    """When what scores goes, not at each validation; and nothing of what was never scored."""
+    """They are logged when the scores are deleted, not at each validation. Scores that were never computed
+    have none.
+    """
     caplog.set_level(logging.INFO, "fairseq_imitkd.training.validation")
     idle, own = scores("ter"), scores("chrf", "rouge-l")
-    sums = own.of_batch([torch.tensor([4, 2])], torch.tensor([[4, 2]]), None)
+    sums = own.batch_sums([torch.tensor([4, 2])], torch.tensor([[4, 2]]), None)
     for _ in range(3):
         logged([sums], [sums], of=own)
     expected = [f"signature of {name}: {signature}" for name, signature in own.corpus.signatures().items()]
@@ -259,7 +274,7 @@ def test_signatures_are_logged_once_at_the_end(caplog: pytest.LogCaptureFixture)
 
 
 def test_copy_of_a_process_signs_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """A data loader's, in which all of this may go too."""
+    """A data loader's process may delete a copy of the scores."""
     caplog.set_level(logging.INFO, "fairseq_imitkd.training.validation")
     _log_signatures({"chrf": "nrefs:1"}, os.getpid() + 1)
     assert caplog.messages == []

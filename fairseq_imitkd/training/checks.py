@@ -1,0 +1,74 @@
+"""What is refused before a teacher is loaded: flags and students that can't be trained."""
+
+import os
+from typing import Any
+
+from fairseq.models import BaseFairseqModel
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.method.method import Method
+from fairseq_imitkd.models.access import output_projection, unsupported_reason
+from fairseq_imitkd.teacher.initialise import parse_parts
+
+
+def check_student(student: BaseFairseqModel, method: Method) -> None:
+    """Refuse a student that the method can't train.
+
+    Raises:
+        UsageError: naming ``--arch`` or the flag that does not fit it.
+    """
+    reason = unsupported_reason(student)
+    if reason:
+        raise UsageError(reason)
+    if method.cfg.loss_chunk > 0 and output_projection(student.decoder) is None:
+        raise UsageError(
+            f"--loss-chunk {method.cfg.loss_chunk} can't be used with this --arch, whose logits are not the "
+            "product of hidden states and one matrix: leave it out"
+        )
+
+
+def check_selection(cfg: Any, method: Method) -> None:
+    """Refuse ``--teacher-selection`` with one teacher, or with rollouts that have no reference.
+
+    Args:
+        cfg: the task's settings.
+        method: the method that is trained.
+
+    Raises:
+        UsageError: naming the flag.
+    """
+    if str(cfg.teacher_selection) == "fixed":
+        return
+    flag = f"--teacher-selection {cfg.teacher_selection}"
+    if os.pathsep not in (cfg.teacher_path or ""):
+        raise UsageError(
+            f"{flag} chooses among several teachers: give --teacher-path several, joined by ':', or leave "
+            "it out"
+        )
+    if method.replay_capacity:
+        raise UsageError(
+            f"{flag} can't be used with replayed rollouts, which have no reference: add --rollout-replay 0"
+        )
+
+
+def parts_to_copy(cfg: Any) -> dict[str, list[int] | None]:
+    """Parse ``--init-from-teacher``; empty if it is not given.
+
+    Args:
+        cfg: the task's settings.
+
+    Raises:
+        UsageError: the flag does not parse, or can't be used with another.
+    """
+    if not cfg.init_from_teacher:
+        return {}
+    parts = parse_parts(cfg.init_from_teacher)
+    if cfg.finetune_from_model:
+        raise UsageError(
+            "--init-from-teacher changes nothing with --finetune-from-model, whose weights win: leave one out"
+        )
+    if cfg.teacher_cache:
+        raise UsageError(
+            "--init-from-teacher needs --teacher-path, not --teacher-cache, which holds no weights"
+        )
+    return parts
