@@ -1,16 +1,15 @@
-"""Knowledge distillation for fairseq's sequence-to-sequence models. Importing it registers tasks and methods."""
+"""Knowledge distillation for fairseq's models. Importing the package registers its tasks and methods."""
 
 from fairseq_imitkd.checkpoints import torch_compat
-
-__version__ = "0.1.0"
+from fairseq_imitkd.version import __version__
 
 torch_compat.silence_advice()
 torch_compat.allow_fairseq_checkpoints()
 
 from fairseq_imitkd import methods, models  # noqa: E402
-from fairseq_imitkd.checkpoints import safe_load  # noqa: E402
+from fairseq_imitkd.checkpoints import guard  # noqa: E402
 from fairseq_imitkd.tasks import sentence_prediction, translation  # noqa: E402
 
-safe_load.guard_fairseq()
+guard.guard_fairseq()
 
-__all__ = ["methods", "models", "sentence_prediction", "translation"]
+__all__ = ["__version__", "methods", "models", "sentence_prediction", "translation"]

@@ -1,4 +1,4 @@
-"""Sentences' classes with a teacher: losses by their definitions, the teacher's scores, figures, and what is refused."""
+"""Classification with a teacher: losses by their definitions, the teacher's scores, logs and refusals."""
 
 import math
 import random
@@ -23,15 +23,17 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.models.logits import WholeLogits
 from fairseq_imitkd.tasks.sentence_prediction import (
-    ClassifyingTeacher,
     SentencePredictionWithTeacherConfig,
     SentencePredictionWithTeacherTask,
 )
+from fairseq_imitkd.teacher.classifier import ClassifyingTeacher
 from tests.helpers import in_process
 from tests.helpers.fairseq_models import (
     LETTERS,
+    AtUpdate,
     build_student,
     checkpoint_state,
+    give_teacher,
     letters,
     tiny_criterion,
     training_config,
@@ -45,19 +47,20 @@ TINY_ROBERTA = {
     "encoder_layers": 1, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 16, "encoder_attention_heads": 2,
 }  # fmt: skip
 ROBERTA_FLAGS = (
-    "--arch", "roberta", *(word for name, value in TINY_ROBERTA.items() for word in ("--" + name.replace("_", "-"), value)),
+    "--arch", "roberta",
+    *(word for name, value in TINY_ROBERTA.items() for word in ("--" + name.replace("_", "-"), value)),
 )  # fmt: skip
 
 
 def read_as_fairseq_does(symbols: Sequence[str]) -> Dictionary:
-    """A dictionary with the mask that ``sentence_prediction`` adds."""
+    """Return a dictionary with the mask that ``sentence_prediction`` adds."""
     dictionary = letters(symbols)
     dictionary.add_symbol("<mask>")
     return dictionary
 
 
 def classifying_task(**settings: Any) -> SentencePredictionWithTeacherTask:
-    """Letters into three classes, with no data and no teacher loaded."""
+    """Return a task that sorts letters into three classes, without data or a teacher."""
     cfg = SentencePredictionWithTeacherConfig(
         data="", num_classes=CLASSES, init_token=0, max_positions=16, **settings
     )
@@ -65,7 +68,9 @@ def classifying_task(**settings: Any) -> SentencePredictionWithTeacherTask:
 
 
 def build_classifier(seed: int = 1, task: Any = None, **changes: Any) -> nn.Module:
-    """An untrained RoBERTa with a classification head and dropout, its weights far enough from 0 to have opinions."""
+    """Return an untrained RoBERTa with a classification head and dropout. Its weights are large enough for
+    distinct classes.
+    """
     args = Namespace(**{"arch": "roberta", **TINY_ROBERTA, "dropout": 0.1, "max_positions": 16, **changes})
     ARCH_CONFIG_REGISTRY["roberta"](args)
     torch.manual_seed(seed)
@@ -76,7 +81,7 @@ def build_classifier(seed: int = 1, task: Any = None, **changes: Any) -> nn.Modu
 
 
 def sentences(count: int = 7, seed: int = 1, classes: Sequence[int] | None = None) -> dict[str, Any]:
-    """A batch as fairseq's data set collates it: classes in ``(B, 1)``, counted from 0."""
+    """Return a batch like fairseq's collated ones: classes in ``(B, 1)``, counted from 0."""
     generator = random.Random(seed)
     rows = [
         [0, *(generator.randrange(4, 20) for _ in range(generator.randint(1, 6))), 2] for _ in range(count)
@@ -95,7 +100,7 @@ def sentences(count: int = 7, seed: int = 1, classes: Sequence[int] | None = Non
 
 
 class FixedStudent(nn.Module):
-    """A student that is nothing but its logits, called as a RoBERTa."""
+    """A student with fixed logits and the interface of a RoBERTa."""
 
     def __init__(self, logits: Tensor):
         super().__init__()
@@ -110,19 +115,19 @@ class FixedStudent(nn.Module):
 
 
 def with_teacher(sample: dict[str, Any], teacher_logits: Tensor | None, update: int) -> dict[str, Any]:
-    """What the task makes of a batch before the loss is taken."""
+    """Return the batch that the criterion gets from the task."""
     none = torch.zeros(sample["target"].size(0), dtype=torch.bool)
     scores = None if teacher_logits is None else WholeLogits(teacher_logits.clone())
-    return {**sample, DISTILLATION: Distillation(scores, none, none, update)}
+    return {**sample, DISTILLATION: Distillation(scores, none, none, AtUpdate(update))}
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """From the definition, over the last dimension."""
+    """The Kullback-Leibler divergence by its definition, over the last dimension."""
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 
 def defined_loss(name: str, update: int, student: Tensor, teacher: Tensor, gold: list[int]) -> Tensor:
-    """A method's loss of a batch, written down sentence by sentence from its paper's equations."""
+    """Return a method's loss of a batch, computed sentence by sentence from the paper's equations."""
     log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
     unsure = [-float(log_p[row, label]) for row, label in enumerate(gold)]
     median = sorted(unsure)[(len(gold) - 1) // 2]
@@ -155,7 +160,7 @@ def defined_loss(name: str, update: int, student: Tensor, teacher: Tensor, gold:
 @pytest.mark.parametrize("update", [0, 33, 66, 67, 99])
 @pytest.mark.parametrize("name", CLASSIFYING)
 def test_loss_and_gradient_follow_the_definition(name: str, update: int) -> None:
-    """In float64, to rounding: the loss, its count, and what it pulls each logit to."""
+    """Loss, count and the gradient of each logit are compared in float64."""
     generator = torch.Generator().manual_seed(update)
     own, theirs = 2.0 * torch.randn(2, 9, CLASSES, generator=generator, dtype=torch.float64)
     sample = sentences(9)
@@ -163,8 +168,8 @@ def test_loss_and_gradient_follow_the_definition(name: str, update: int) -> None
     assert set(gold) == {0, 1, 2}
     student = FixedStudent(own)
     criterion = tiny_criterion(name, classifying_task(), max_update=UPDATES)
-    asked = criterion.needs_teacher(update)
-    loss, count, figures = criterion(student, with_teacher(sample, theirs if asked else None, update))
+    asked = criterion.method.at(update).needs_teacher
+    loss, count, logs = criterion(student, with_teacher(sample, theirs if asked else None, update))
     loss.backward()
     again = own.clone().requires_grad_()
     expected = defined_loss(name, update, again, theirs, gold)
@@ -173,24 +178,20 @@ def test_loss_and_gradient_follow_the_definition(name: str, update: int) -> None
     assert float(expected.detach()) > 0.1
     torch.testing.assert_close(loss.detach(), expected.detach(), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(student.scores.grad, again.grad, rtol=1e-9, atol=1e-9)
-    assert int(figures["correct"]) == int((own.argmax(-1) == sample["target"].flatten()).sum())
-    assert int(figures["teacher_agrees"]) == (
-        int((own.argmax(-1) == theirs.argmax(-1)).sum()) if asked else 0
-    )
+    assert int(logs["correct"]) == int((own.argmax(-1) == sample["target"].flatten()).sum())
+    assert int(logs["teacher_agrees"]) == (int((own.argmax(-1) == theirs.argmax(-1)).sum()) if asked else 0)
 
 
 @pytest.mark.parametrize("name", CLASSIFYING)
 def test_class_number_one_counts_like_any_other(name: str) -> None:
-    """It is the number of padding in fairseq's text: swapping classes 0 and 1 everywhere changes nothing."""
+    """1 is the number of padding in fairseq's text. Swapping classes 0 and 1 everywhere changes nothing."""
     own, theirs = torch.randn(2, 6, CLASSES, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     criterion = tiny_criterion(name, classifying_task(), max_update=UPDATES)
     swap, found = [1, 0, 2], []
     for order in ([0, 1, 2], swap):
         sample = sentences(6, classes=[order[label] for label in (1, 1, 1, 1, 0, 2)])
-        loss, count, figures = criterion(
-            FixedStudent(own[:, order]), with_teacher(sample, theirs[:, order], 50)
-        )
-        found.append((float(loss), count, figures["ntokens"], int(figures["correct"])))
+        loss, count, logs = criterion(FixedStudent(own[:, order]), with_teacher(sample, theirs[:, order], 50))
+        found.append((float(loss), count, logs["ntokens"], int(logs["correct"])))
     assert found[0] == pytest.approx(found[1])
     assert found[0][1:3] == (6, 6)
     only_ones = with_teacher(sentences(4, classes=[1] * 4), theirs[:4], 50)
@@ -200,11 +201,13 @@ def test_class_number_one_counts_like_any_other(name: str) -> None:
 
 
 def test_teachers_scores_are_its_logits() -> None:
-    """Of the whole batch, in evaluation mode, frozen, in the precision of the student."""
+    """The teacher scores the whole batch in evaluation mode, without gradients, in the student's
+    precision.
+    """
     model, sample = build_classifier(seed=5).train(), sentences()
-    teacher = ClassifyingTeacher([model], HEAD, "auto", None)
+    teacher = ClassifyingTeacher([model], HEAD)
     teacher.place(torch.device("cpu"), torch.float64)
-    scores = teacher.classify(sample).logits(slice(None))
+    scores = teacher.score(sample).logits(slice(None))
     expected = (
         build_classifier(seed=5).double().eval()(**sample["net_input"], classification_head_name=HEAD)[0]
     )
@@ -216,7 +219,7 @@ def test_teachers_scores_are_its_logits() -> None:
 
 
 def test_ensemble_averages_probabilities_by_weight() -> None:
-    """A quarter of the one and three quarters of the other, as logarithms; without weights, half of each."""
+    """The weights are 1/4 and 3/4. Without weights they are equal."""
     models, sample = [build_classifier(seed).eval() for seed in (5, 6)], sentences()
     with torch.no_grad():
         first, second = (
@@ -224,12 +227,12 @@ def test_ensemble_averages_probabilities_by_weight() -> None:
         )
     assert float((first - second).abs().max()) > 0.05
     for weights, expected in (([0.25, 0.75], 0.25 * first + 0.75 * second), (None, (first + second) / 2)):
-        scores = ClassifyingTeacher(models, HEAD, "auto", weights).classify(sample)
+        scores = ClassifyingTeacher(models, HEAD, weights=weights).score(sample)
         torch.testing.assert_close(scores.logits(slice(None)).exp(), expected)
 
 
 class Optimizer:
-    """All of an optimizer that a training step asks for."""
+    """The part of fairseq's optimizer that a training step calls."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients."""
@@ -237,13 +240,15 @@ class Optimizer:
 
 
 def test_training_step_learns_from_the_teacher() -> None:
-    """Loss and gradient are those of the teacher's scores of this batch, which is left as it was."""
+    """Loss and gradient are those for the teacher's scores of this batch. The batch itself does not
+    change.
+    """
     task, model, sample = (
         classifying_task(),
         build_classifier(seed=1, dropout=0.0, attention_dropout=0.0),
         sentences(),
     )
-    task._teacher = ClassifyingTeacher([build_classifier(seed=9)], HEAD, "auto", None)
+    give_teacher(task, ClassifyingTeacher([build_classifier(seed=9)], HEAD))
     criterion, keys = tiny_criterion("word_kd", task), set(sample)
     loss, count, _ = task.train_step(sample, model, criterion, Optimizer(), 5)
     gradients = {
@@ -253,7 +258,8 @@ def test_training_step_learns_from_the_teacher() -> None:
     }
     model.zero_grad()
     logits = [
-        m(**sample["net_input"], classification_head_name=HEAD)[0] for m in (model, task._teacher.models[0])
+        m(**sample["net_input"], classification_head_name=HEAD)[0]
+        for m in (model, task.given_teacher.models[0])
     ]
     expected = defined_loss("word_kd", 5, *logits, sample["target"].flatten().tolist())
     expected.backward()
@@ -266,51 +272,58 @@ def test_training_step_learns_from_the_teacher() -> None:
     assert set(sample) == keys
 
 
-def test_stage_two_of_annealing_asks_no_teacher() -> None:
-    """The first two thirds do; then the labels alone teach, and the teacher's share of the log is empty."""
+def test_stage_two_of_annealing_does_not_ask_the_teacher() -> None:
+    """In the last third the labels alone are trained on, and the log counts no teacher token."""
     task, model, sample = classifying_task(), build_classifier(), sentences()
     asked = []
 
     class Teacher(ClassifyingTeacher):
-        def classify(self, *args: Any) -> Any:
+        def score(self, *args: Any, **settings: Any) -> Any:
             asked.append(True)
-            return super().classify(*args)
+            return super().score(*args, **settings)
 
-    task._teacher = Teacher([build_classifier(seed=9)], HEAD, "auto", None)
+    give_teacher(task, Teacher([build_classifier(seed=9)], HEAD))
     criterion = tiny_criterion("annealing_kd", task, max_update=UPDATES)
     found = {}
     for update in (0, 66, 67, 99):
         asked.clear()
-        figures = task.train_step(sample, model, criterion, Optimizer(), update)[2]
-        found[update] = (len(asked), int(figures["teacher_tokens"]))
+        logs = task.train_step(sample, model, criterion, Optimizer(), update)[2]
+        found[update] = (len(asked), int(logs["teacher_tokens"]))
     assert found == {0: (1, 7), 66: (1, 7), 67: (0, 0), 99: (0, 0)}
 
 
 @pytest.mark.parametrize("name", CLASSIFYING)
 def test_same_keys_in_every_batch(name: str) -> None:
-    """Processes add figures up by position: training, stage II, the empty batches of uneven shards, and validation."""
+    """Processes add logs up by position: in training, in stage II, for the empty batches of uneven shards,
+    and in validation.
+    """
     task, model, sample = classifying_task(), build_classifier(), sentences()
-    task._teacher = ClassifyingTeacher([build_classifier(seed=9)], HEAD, "auto", None)
+    give_teacher(task, ClassifyingTeacher([build_classifier(seed=9)], HEAD))
     criterion = tiny_criterion(name, task, max_update=UPDATES)
     training = [task.train_step(sample, model, criterion, Optimizer(), update)[2] for update in (0, 99)]
     empty = task.train_step(sample, model, criterion, Optimizer(), 0, ignore_grad=True)[2]
     validation = task.valid_step(sample, model, criterion)[2]
     kinds = [
-        [(key, isinstance(value, Tensor)) for key, value in figures.items()]
-        for figures in (*training, empty, validation)
+        [(key, isinstance(value, Tensor)) for key, value in logs.items()]
+        for logs in (*training, empty, validation)
     ]
-    assert kinds[0] == kinds[1] == kinds[2] == kinds[3]
+    assert kinds[0] == kinds[1] == kinds[2]
+    assert kinds[3] == [
+        kind for kind in kinds[0] if kind[0] in validation
+    ]  # without the work of a training step
 
 
 def test_validation_is_the_labels_likelihood_and_accuracy() -> None:
-    """No teacher is asked; per cent of sentences in which the most probable class is the right one."""
+    """The teacher is not asked. Accuracy is the percentage of sentences whose most probable class
+    is right.
+    """
     task, model = classifying_task(), build_classifier().eval()
     batches = [sentences(7, seed=1), sentences(4, seed=2)]
     criterion = tiny_criterion("annealing_kd", task)
     outputs, nll, right = [], 0.0, 0
     for sample in batches:
-        loss, _, figures = task.valid_step(sample, model, criterion)
-        outputs.append(figures)
+        loss, _, logs = task.valid_step(sample, model, criterion)
+        outputs.append(logs)
         with torch.no_grad():
             lprobs = model(**sample["net_input"], classification_head_name=HEAD)[0].double().log_softmax(-1)
         nll -= float(lprobs.gather(1, sample["target"]).sum())
@@ -323,11 +336,11 @@ def test_validation_is_the_labels_likelihood_and_accuracy() -> None:
     assert 0 < right < 11
 
 
-# What cannot work. There are dictionaries and no sentence: reading any would fail in another way.
+# Refusals. There are dictionaries but no sentences, so reading data would fail with another error.
 
 
 def write_dictionaries(folder: Path, symbols: Sequence[str] = LETTERS, labels: Sequence[str] = "01") -> Path:
-    """As ``fairseq-preprocess`` leaves them, with its padding to a multiple of eight."""
+    """Write dictionaries as ``fairseq-preprocess`` does, padded to a multiple of eight."""
     for part, listed in (("input0", symbols), ("label", labels)):
         (folder / part).mkdir(parents=True)
         dictionary = letters(listed)
@@ -342,7 +355,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def config(data: Path, *flags: object) -> Any:
-    """What ``fairseq-train`` makes of a command line for two classes."""
+    """Return the configuration that ``fairseq-train`` makes of a command line with two classes."""
     classes = ("--num-classes", 2, "--init-token", 0, "--max-positions", 16)
     return in_process.config(data, data / "saved", *ROBERTA_FLAGS, *classes, "--max-update", UPDATES, *flags)
 
@@ -351,7 +364,7 @@ STOCK = ("--task", "sentence_prediction", "--criterion", "sentence_prediction")
 
 
 def write_teacher(path: Path, data: Path, *flags: object, **changes: Any) -> Path:
-    """An untrained teacher's checkpoint, as the stock task leaves it."""
+    """Write the checkpoint of an untrained teacher, as the stock task saves it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cfg = config(data, *STOCK, *flags)
     torch.save(checkpoint_state(tasks.setup_task(cfg.task).build_model(cfg.model), cfg, **changes), path)
@@ -363,14 +376,14 @@ def teacher(data) -> Path:
     return write_teacher(data / "teacher.pt", data)
 
 
-def settle(
+def build_task_and_criterion(
     data: Path, method: str = "word_kd", criterion: dict[str, Any] | None = None, **settings: Any
 ) -> Any:
-    """What a training does before it reads any data: the task, and its criterion with the teacher."""
+    """Build the task, the criterion and the teacher, as training does before it reads data."""
     settings = {"num_classes": 2, "init_token": 0, "max_positions": 16, **settings}
     task = OmegaConf.structured(SentencePredictionWithTeacherConfig(data=str(data), seed=1, **settings))
     task._name = "sentence_prediction_with_teacher"
-    whole = OmegaConf.structured(FairseqConfig())  # from which both read the training's length and more
+    whole = OmegaConf.structured(FairseqConfig())  # both read the length of the training from it
     whole.task = task
     whole.optimization.max_update = UPDATES
     whole.criterion = OmegaConf.structured(METHODS[method](**(criterion or {})))
@@ -379,9 +392,9 @@ def settle(
 
 
 def refusal(data: Path, *args: Any, **settings: Any) -> str:
-    """The one line that ends it."""
+    """Return the message that ends it."""
     with pytest.raises(UsageError) as caught:
-        settle(
+        build_task_and_criterion(
             data,
             *args,
             **{name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},
@@ -395,8 +408,8 @@ def refusal(data: Path, *args: Any, **settings: Any) -> str:
 @pytest.mark.parametrize(
     "name", ["imitkd", "imitkd_full", "gkd", "f_distill", "f_distill_rkl", "distillm", "speculative_kd"]
 )
-def test_methods_with_rollouts(name: str, data: Path, teacher: Path) -> None:
-    """There is nothing to write."""
+def test_methods_with_rollouts_are_refused(name: str, data: Path, teacher: Path) -> None:
+    """The task writes no sentences."""
     message = refusal(data, name, teacher_path=teacher)
     for part in (
         f"--criterion {name}",
@@ -407,17 +420,21 @@ def test_methods_with_rollouts(name: str, data: Path, teacher: Path) -> None:
         assert part in message
 
 
-def test_teachers_samples(data: Path, teacher: Path) -> None:
-    """Nor for the teacher."""
+def test_teacher_samples_are_refused(data: Path, teacher: Path) -> None:
+    """The teacher writes no sentences either."""
     message = refusal(data, "f_distill_kl", {"teacher_samples": True}, teacher_path=teacher)
-    assert "--criterion f_distill_kl has the student or the teacher write" in message
+    assert "--criterion f_distill_kl lets the student or the teacher write" in message
 
 
 def test_the_remedy_for_methods_with_rollouts(data: Path, teacher: Path) -> None:
-    """``--student-share 0``, which the message names, is taken, and so is any method without rollouts."""
-    assert not settle(data, "imitkd", {"student_share": "0"}, teacher_path=str(teacher)).writes
+    """``--student-share 0``, which the message names, is accepted. Methods without rollouts are
+    accepted too.
+    """
+    assert not build_task_and_criterion(
+        data, "imitkd", {"student_share": "0"}, teacher_path=str(teacher)
+    ).method.writes
     for name in CLASSIFYING:
-        assert not settle(data, name, teacher_path=str(teacher)).writes
+        assert not build_task_and_criterion(data, name, teacher_path=str(teacher)).method.writes
 
 
 @pytest.mark.parametrize(
@@ -439,50 +456,54 @@ def test_the_remedy_for_methods_with_rollouts(data: Path, teacher: Path) -> None
         ),
         (
             {"max_positions": 17},
-            ("--max-positions 17", "give --max-positions 16", "--shorten-method truncate"),
+            ("--max-positions 17", "use --max-positions 16", "--shorten-method truncate"),
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_flags(settings: dict[str, Any], parts: tuple, data: Path, teacher: Path) -> None:
-    """Each names the flag, its value and the remedy."""
+def test_flags_without_effect_are_refused(
+    settings: dict[str, Any], parts: tuple, data: Path, teacher: Path
+) -> None:
+    """Each message has the flag, its value and the remedy."""
     message = refusal(data, teacher_path=teacher, **settings)
     for part in parts:
         assert part in message
 
 
 @pytest.mark.parametrize("topk", [2, 5])
-def test_as_many_of_the_teachers_best_as_there_are_classes(topk: int, data: Path, teacher: Path) -> None:
-    """That is all of them; one class fewer is taken."""
+def test_teacher_topk_must_be_below_the_number_of_classes(topk: int, data: Path, teacher: Path) -> None:
+    """Keeping all classes would have no effect. One class fewer is accepted."""
     message = refusal(data, "word_kd", {"teacher_topk": topk}, teacher_path=teacher)
-    assert (
-        message
-        == f"--teacher-topk {topk} changes nothing, of 2 classes (--num-classes): lower it or leave it out"
+    assert message == (
+        f"--teacher-topk {topk} changes nothing, because there are 2 classes (--num-classes): lower it or "
+        "leave it out"
     )
-    settle(data, "word_kd", {"teacher_topk": 1}, teacher_path=str(teacher))
+    build_task_and_criterion(data, "word_kd", {"teacher_topk": 1}, teacher_path=str(teacher))
 
 
-def test_fewer_classes_than_labels(tmp_path: Path) -> None:
+def test_fewer_classes_than_labels_are_refused(tmp_path: Path) -> None:
     """A third label would have no logit."""
     three = write_dictionaries(tmp_path / "three", labels="012")
     assert "give --num-classes 3" in refusal(three, teacher_path="never read")
 
 
-def test_teachers_of_another_kind(data: Path, teacher: Path, tmp_path: Path) -> None:
-    """Other classes, no head (fairseq would go on with random weights), a translation model, no model, no file."""
+def test_teachers_that_do_not_fit_are_refused(data: Path, teacher: Path, tmp_path: Path) -> None:
+    """They have other classes, no head (fairseq would make a random one), or are a translation model, not a
+    model, or not a file.
+    """
 
     def message(path: Path) -> str:
         text = refusal(data, teacher_path=path)
         assert f"--teacher-path '{path}'" in text
         return text
 
-    assert "is no file" in message(tmp_path / "missing.pt")
+    assert "is not a file" in message(tmp_path / "missing.pt")
     assert "--teacher-path is not given" in refusal(data)
-    assert "missing.pt' is no file" in refusal(data, teacher_path=f"{teacher}:{tmp_path / 'missing.pt'}")
+    assert "missing.pt' is not a file" in refusal(data, teacher_path=f"{teacher}:{tmp_path / 'missing.pt'}")
 
     three = write_dictionaries(tmp_path / "three", labels="012")
     other = write_teacher(tmp_path / "three.pt", three, "--num-classes", 3)
-    assert "tells 3 classes apart, the student 2 (--num-classes)" in message(other)
+    assert "has 3 classes, but the student 2 (--num-classes)" in message(other)
 
     state = torch.load(teacher, weights_only=True)
     headless = tmp_path / "headless.pt"
@@ -491,7 +512,7 @@ def test_teachers_of_another_kind(data: Path, teacher: Path, tmp_path: Path) -> 
     }
     torch.save({**state, "model": weights}, headless)
     assert (
-        f"no classification head '{HEAD}': give a teacher that was trained with --task sentence_prediction"
+        f"no classification head '{HEAD}'; use a teacher that was trained with --task sentence_prediction"
         in message(headless)
     )
 
@@ -502,7 +523,7 @@ def test_teachers_of_another_kind(data: Path, teacher: Path, tmp_path: Path) -> 
 
     bare = tmp_path / "bare.pt"
     torch.save(state["model"], bare)
-    assert "is no fairseq checkpoint: it lacks 'model'" in message(bare)
+    assert "is not a fairseq checkpoint: it lacks 'model'" in message(bare)
 
     half = tmp_path / "half.pt"
     torch.save(
@@ -516,8 +537,8 @@ def test_teachers_of_another_kind(data: Path, teacher: Path, tmp_path: Path) -> 
     assert "fc1" in message(half)
 
 
-def test_other_dictionaries(data: Path, teacher: Path, tmp_path: Path) -> None:
-    """Of the text or of the labels: two symbols in each other's place are as many, and mean something else."""
+def test_other_dictionaries_are_refused(data: Path, teacher: Path, tmp_path: Path) -> None:
+    """Two symbols are swapped, in the dictionary of the text or of the labels."""
     swapped = write_dictionaries(tmp_path / "swapped", symbols="ba" + LETTERS[2:])
     message = refusal(swapped, teacher_path=teacher)
     assert (
@@ -535,8 +556,8 @@ def test_other_dictionaries(data: Path, teacher: Path, tmp_path: Path) -> None:
     beside = shutil.copy(teacher, turned / "teacher.pt")
     message = refusal(turned, teacher_path=beside)
     assert (
-        f"lies beside {turned / 'label' / 'dict.txt'}, but names {data / 'label' / 'dict.txt'}, and they differ"
-        in message
+        f"lies beside {turned / 'label' / 'dict.txt'}, but names {data / 'label' / 'dict.txt'}, and they "
+        "differ" in message
     )
     (turned / "label" / "dict.txt").unlink()
     missing = refusal(data, teacher_path=teacher, teacher_data=turned)

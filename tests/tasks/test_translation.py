@@ -1,4 +1,6 @@
-"""One training step of the task: which rows are rolled out, what is trained on, and what is left alone."""
+"""A training step of the translation task: which rows are rolled out, what is trained on, and what does not
+change.
+"""
 
 import contextlib
 import copy
@@ -15,7 +17,6 @@ from fairseq.models import ARCH_CONFIG_REGISTRY
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-import fairseq_imitkd.tasks.translation as task_module
 from fairseq_imitkd.criterion import DISTILLATION, Distillation
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.methods import METHODS
@@ -24,11 +25,13 @@ from fairseq_imitkd.rollout import RandomKey, RolloutPolicy
 from fairseq_imitkd.tasks.translation import TranslationWithTeacherTask
 from fairseq_imitkd.teacher.encoder_cache import EncoderCache
 from fairseq_imitkd.teacher.teacher import Teacher
+from fairseq_imitkd.training import distiller as distiller_module
 from tests.helpers.fairseq_models import (
     POSITIONS,
     TOKENWISE,
     WIDTHS,
     build_student,
+    give_teacher,
     letters,
     make_batch,
     reversed_pairs,
@@ -42,7 +45,7 @@ UPDATE = 40
 
 
 class Optimizer:
-    """All of an optimizer that a training step asks for."""
+    """The part of fairseq's optimizer that a training step calls."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients."""
@@ -50,7 +53,7 @@ class Optimizer:
 
 
 class Recorder:
-    """A criterion's batches as it sees them."""
+    """Records the batches that a criterion gets."""
 
     def __init__(self, criterion: Any, monkeypatch: pytest.MonkeyPatch):
         self.samples: list[dict[str, Any]] = []
@@ -67,18 +70,18 @@ class Recorder:
 def task() -> TranslationWithTeacherTask:
     """A task whose teacher is in memory."""
     task = tiny_task()
-    task._teacher = Teacher([build_student(seed=9)])
+    give_teacher(task, Teacher([build_student(seed=9)]))
     return task
 
 
 @pytest.fixture
 def student() -> nn.Module:
-    """Untrained: a rollout differs from its reference."""
+    """An untrained student, whose rollouts differ from the references."""
     return build_student(seed=1)
 
 
 def short_rollouts(name: str = "imitkd", **settings: Any) -> Any:
-    """A criterion whose rollouts, where it has any, have at most six tokens."""
+    """Return a criterion whose rollouts have at most six tokens."""
     caps = {} if settings.get("student_share") == "0" else {"rollout_max_len_a": 0.0, "rollout_max_len_b": 6}
     return tiny_criterion(name, tiny_task(), **caps, **settings)
 
@@ -86,17 +89,19 @@ def short_rollouts(name: str = "imitkd", **settings: Any) -> Any:
 def step(
     task: Any, student: nn.Module, criterion: Any, sample: dict[str, Any], **settings: Any
 ) -> tuple[Tensor, int, dict[str, Any]]:
-    """A training step at a fixed update."""
+    """Run a training step at update 40."""
     return task.train_step(sample, student, criterion, Optimizer(), UPDATE, **settings)
 
 
 def test_drawn_rows_become_the_students_own_text(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each sentence by its own number against the share; the others keep their reference, and order and ids stay."""
+    """Each sentence is drawn by its own random number. The others keep their references. Order and
+    ids stay.
+    """
     criterion = short_rollouts(student_share="constant:0.5")
     recorder, sample = Recorder(criterion, monkeypatch), make_batch(reversed_pairs(12, seed=1))
-    _, sample_size, figures = step(task, student, criterion, sample)
+    _, sample_size, logs = step(task, student, criterion, sample)
     [seen] = recorder.samples
-    drawn = RandomKey(criterion.seed, UPDATE).uniforms(sample["id"]) < 0.5
+    drawn = RandomKey(criterion.method.seed, UPDATE).uniforms(sample["id"]) < 0.5
     assert 2 <= int(drawn.sum()) <= 10
     assert seen[DISTILLATION].is_rollout.equal(drawn)
     own = roll_out(student, sample, RolloutPolicy(max_len_a=0.0, max_len_b=6))
@@ -107,24 +112,24 @@ def test_drawn_rows_become_the_students_own_text(task, student, monkeypatch: pyt
         assert target[target.ne(1)].tolist() == expected
     assert seen["id"].equal(sample["id"])
     assert sample_size == int(seen["target"].ne(1).sum()) == seen["ntokens"]
-    assert int(figures["rollouts"]) == int(drawn.sum())
-    assert figures["rollouts_truncated"] == int(own.truncated[drawn].sum())
+    assert int(logs["rollouts"]) == int(drawn.sum())
+    assert logs["rollouts_truncated"] == int(own.truncated[drawn].sum())
 
 
 def test_teacher_scores_the_batch_that_is_trained_on(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its logits are those at the new prefixes, the student's own among them."""
+    """The teacher's logits are those at the new prefixes, which include the student's."""
     criterion = short_rollouts(student_share="1")
     recorder = Recorder(criterion, monkeypatch)
     step(task, student, criterion, make_batch(reversed_pairs(6, seed=2)))
     [seen] = recorder.samples
     with torch.no_grad():
-        expected = task._teacher.models[0](**seen["net_input"])[0]
+        expected = task.given_teacher.models[0](**seen["net_input"])[0]
     assert seen[DISTILLATION].teacher.logits(slice(None)).equal(expected.flatten(0, 1))
 
 
 @pytest.mark.parametrize(("share", "rollouts"), [("0", 0), ("1", 7), ("linear:0", None)])
 def test_share_is_the_schedules_at_this_update(task, student, share: str, rollouts: int | None) -> None:
-    """None, all, and what the line says at 40 of 100 updates."""
+    """No row, every row, or the linear schedule's share at update 40 of 100."""
     criterion, sample = short_rollouts(student_share=share), make_batch(reversed_pairs(7, seed=3))
     expected = (
         rollouts if rollouts is not None else int((RandomKey(1, UPDATE).uniforms(sample["id"]) < 0.4).sum())
@@ -135,7 +140,7 @@ def test_share_is_the_schedules_at_this_update(task, student, share: str, rollou
 def test_sampled_rollouts_are_keyed_by_seed_and_update(
     task, student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engine draws from the same (seed, update) as the mixing does, in a stream of its own."""
+    """Sampling uses the same seed and update as the draw, in another stream."""
     criterion = short_rollouts(student_share="1", rollout_policy="sampling", seed=5)
     recorder, sample = Recorder(criterion, monkeypatch), make_batch(reversed_pairs(6, seed=4))
     step(task, student, criterion, sample)
@@ -144,8 +149,8 @@ def test_sampled_rollouts_are_keyed_by_seed_and_update(
     assert [row[row.ne(1)].tolist() for row in recorder.samples[0]["target"]] == written(own)
 
 
-def test_given_batch_is_left_alone(task, student) -> None:
-    """On the CPU it is the data iterator's own, and fairseq's dummy batch may be the same object."""
+def test_given_batch_is_not_changed(task, student) -> None:
+    """On the CPU it belongs to the data iterator, and may be fairseq's dummy batch."""
     sample = make_batch(reversed_pairs(6, seed=5))
     before = copy.deepcopy(sample)
     step(task, student, short_rollouts(student_share="1"), sample)
@@ -157,34 +162,37 @@ def test_given_batch_is_left_alone(task, student) -> None:
 
 
 def test_only_the_student_gets_a_gradient(task, student) -> None:
-    """Every student parameter, no teacher parameter; the student goes on in training mode."""
+    """All of the student's parameters get one, and none of the teacher's. The student stays in
+    training mode.
+    """
     step(task, student, short_rollouts(student_share="constant:0.5"), make_batch(reversed_pairs(6, seed=6)))
     assert all(parameter.grad is not None for parameter in student.parameters())
-    assert all(parameter.grad is None for parameter in task._teacher.models[0].parameters())
+    assert all(parameter.grad is None for parameter in task.given_teacher.models[0].parameters())
     assert student.training
 
 
 def test_filler_batch_is_neither_rolled_out_nor_scored(
     task, student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """fairseq's filler for uneven shards: no work, a gradient of exactly zero, the same keys in the log."""
+    """fairseq's filler for uneven shards causes no work and a gradient of 0. Its log has the same keys."""
     sample, criterion = make_batch(reversed_pairs(6, seed=7)), short_rollouts(student_share="1")
     keys = list(step(task, student, criterion, sample)[2])
     monkeypatch.setattr(mixer, "decode", None)
-    monkeypatch.setattr(task._teacher, "score", None)
+    monkeypatch.setattr(task.given_teacher, "score", None)
     student.zero_grad(set_to_none=True)
-    loss, _, figures = step(task, student, criterion, sample, ignore_grad=True)
+    loss, _, logs = step(task, student, criterion, sample, ignore_grad=True)
     assert float(loss) == 0.0
     assert all(parameter.grad.abs().max() == 0.0 for parameter in student.parameters())
-    assert list(figures) == keys
+    assert list(logs) == keys
 
 
 def test_rollout_that_does_not_fit_keeps_the_references(
     task, student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Out of memory in decoding: the batch trains on its references with the teacher, and the log counts it.
+    """If decoding runs out of memory, the batch trains on its references, and the log counts it.
 
-    Nothing is raised: fairseq's own recovery would skip this process's backward while the others wait for it.
+    No error is raised: fairseq's own recovery would skip this process's backward pass, and the others would
+    wait for it.
     """
 
     def fails(*_: Any, **__: Any) -> None:
@@ -193,19 +201,19 @@ def test_rollout_that_does_not_fit_keeps_the_references(
     monkeypatch.setattr(mixer, "decode", fails)
     criterion, sample = short_rollouts(student_share="1"), make_batch(reversed_pairs(6, seed=8))
     recorder = Recorder(criterion, monkeypatch)
-    _, sample_size, figures = step(task, student, criterion, sample)
+    _, sample_size, logs = step(task, student, criterion, sample)
     [seen] = recorder.samples
     assert seen["target"].equal(sample["target"])
     assert isinstance(seen[DISTILLATION], Distillation)
     assert not seen[DISTILLATION].is_rollout.any()
     assert sample_size == sample["ntokens"]
-    assert figures["rollout_out_of_memory"] == 1
-    assert int(figures["rollouts"]) == figures["rollouts_truncated"] == 0
+    assert logs["rollout_out_of_memory"] == 1
+    assert int(logs["rollouts"]) == logs["rollouts_truncated"] == 0
     assert student.training
 
 
 def test_other_errors_of_a_rollout_are_raised(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only memory has a fallback: a bug must not silently turn distillation off."""
+    """Only a lack of memory has a fallback, because a bug must not switch distillation off."""
 
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("a bug")
@@ -216,38 +224,38 @@ def test_other_errors_of_a_rollout_are_raised(task, student, monkeypatch: pytest
 
 
 def test_teachers_positions_bound_rollouts(student) -> None:
-    """The student writes nothing that is too long for its teacher to read, however large its own cap."""
+    """The student writes no sentence that is too long for the teacher, even if its own cap is larger."""
     task, criterion = tiny_task(), short_rollouts(student_share="1")
-    task._teacher = Teacher([build_student(seed=9, max_source_positions=30, max_target_positions=5)])
+    give_teacher(task, Teacher([build_student(seed=9, max_source_positions=30, max_target_positions=5)]))
     sample = make_batch(reversed_pairs(6, seed=11))
-    own = roll_out(student, sample, criterion.rollout_policy)
+    own = roll_out(student, sample, criterion.method.rollout_policy)
     assert own.truncated.any()
-    figures = step(task, student, criterion, sample)[2]
-    assert int(figures["tokens_rollout"]) == sum(
+    logs = step(task, student, criterion, sample)[2]
+    assert int(logs["tokens_rollout"]) == sum(
         len(row) if len(row) <= 5 and row[-1] == 2 else 4 for row in written(own)
     )
 
 
 def test_stage_times_are_logged(task, student) -> None:
-    """Shares of a step that the meters can add up; no rollout, no time."""
+    """Each stage takes a part of the step's time. Without rollouts their time is 0."""
     criterion, sample = short_rollouts(student_share="1"), make_batch(reversed_pairs(6, seed=9))
-    figures = step(task, student, criterion, sample)[2]
-    assert 0.0 < figures["rollout_seconds"] < figures["step_seconds"]
-    assert 0.0 < figures["teacher_seconds"] < figures["step_seconds"]
+    logs = step(task, student, criterion, sample)[2]
+    assert 0.0 < logs["rollout_seconds"] < logs["step_seconds"]
+    assert 0.0 < logs["teacher_seconds"] < logs["step_seconds"]
     assert step(task, student, short_rollouts(student_share="0"), sample)[2]["rollout_seconds"] == 0.0
 
 
 def test_another_criterion_trains_without_a_teacher(student) -> None:
-    """The task is fairseq's translation to any criterion that does not distil."""
+    """With a criterion that does not distil, the task is fairseq's translation task."""
     task, sample = tiny_task(), make_batch(reversed_pairs(4, seed=10))
-    loss, sample_size, figures = step(task, student, CrossEntropyCriterion(task, sentence_avg=False), sample)
+    loss, sample_size, logs = step(task, student, CrossEntropyCriterion(task, sentence_avg=False), sample)
     assert float(loss) > 0.0
     assert sample_size == sample["ntokens"]
-    assert "rollouts" not in figures
+    assert "rollouts" not in logs
 
 
 def criterion_config(name: str = "imitkd") -> Any:
-    """A method's settings as the trainer hands them over."""
+    """Return a method's settings as the trainer passes them."""
     cfg = METHODS[name](
         seed=1,
         max_update=100,
@@ -262,17 +270,18 @@ def criterion_config(name: str = "imitkd") -> Any:
 
 
 @pytest.mark.parametrize(
-    ("path", "expected"), [(None, "--teacher-path is not given"), ("missing.pt", "'missing.pt' is no file")]
+    ("path", "expected"),
+    [(None, "--teacher-path is not given"), ("missing.pt", "'missing.pt' is not a file")],
 )
 def test_teachers_file_is_asked_for_when_training_begins(path: str | None, expected: str) -> None:
-    """When the criterion is built, before any data is read."""
+    """It is checked when the criterion is built, before any data is read."""
     task = tiny_task(teacher_path=path)
     with pytest.raises(UsageError, match=expected):
         task.build_criterion(criterion_config())
 
 
 def test_teachers_file_is_not_asked_for_when_decoding() -> None:
-    """A task rebuilt from a checkpoint validates and generates with its teacher gone."""
+    """A task rebuilt from a checkpoint validates and generates without its teacher."""
     task = tiny_task(teacher_path="missing.pt")
     task.for_training = False
     assert task.build_criterion(criterion_config()) is not None
@@ -280,7 +289,7 @@ def test_teachers_file_is_not_asked_for_when_decoding() -> None:
 
 
 def build_args() -> Any:
-    """A tiny transformer's settings."""
+    """Return the settings of a tiny transformer."""
     args = Namespace(
         arch="transformer", max_source_positions=POSITIONS, max_target_positions=POSITIONS, **WIDTHS
     )
@@ -289,7 +298,7 @@ def build_args() -> Any:
 
 
 def test_adaptive_softmax_student_is_refused(tmp_path: Path) -> None:
-    """It gives no logits over the whole vocabulary; the message names the flag."""
+    """It has no logits over the whole vocabulary. The message names the flag."""
     teacher = tmp_path / "teacher.pt"
     teacher.write_bytes(b"")
     task, args = tiny_task(teacher_path=str(teacher)), build_args()
@@ -308,10 +317,12 @@ def test_left_padded_targets_are_refused(tmp_path: Path) -> None:
         tiny_task(teacher_path=str(teacher), left_pad_target=True).build_criterion(criterion_config())
 
 
-def test_figures_have_the_same_keys_and_types_in_every_step(
+def test_logs_have_the_same_keys_and_types_in_every_step(
     task, student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Processes add them up by position: with rollouts, with some, without any, out of memory, and the filler."""
+    """Processes add them up by position. This holds with all, some or no rollouts, without memory, and for
+    the filler.
+    """
     sample = make_batch(reversed_pairs(6, seed=12))
     steps = {
         "rollouts": step(task, student, short_rollouts(student_share="1"), sample)[2],
@@ -329,18 +340,18 @@ def test_figures_have_the_same_keys_and_types_in_every_step(
     shapes = {
         name: [
             (key, type(value), getattr(value, "dtype", None), getattr(value, "shape", None))
-            for key, value in figures.items()
+            for key, value in logs.items()
         ]
-        for name, figures in steps.items()
+        for name, logs in steps.items()
     }
     for name, shape in shapes.items():
         assert shape == shapes["rollouts"], name
-    assert all(isinstance(figures["rollouts_truncated"], Tensor) for figures in steps.values())
-    assert [int(figures["rollouts"]) for figures in steps.values()][2:] == [0, 0, 0, 0]
+    assert all(isinstance(logs["rollouts_truncated"], Tensor) for logs in steps.values())
+    assert [int(logs["rollouts"]) for logs in steps.values()][2:] == [0, 0, 0, 0]
 
 
 def pair_dataset(lengths: list[tuple[int, int]]) -> LanguagePairDataset:
-    """Sentence pairs of these lengths in tokens, EOS counted."""
+    """Return sentence pairs of these lengths in tokens, including EOS."""
     dictionary = letters()
 
     def side(counts: list[int]) -> ListDataset:
@@ -361,7 +372,7 @@ def pair_dataset(lengths: list[tuple[int, int]]) -> LanguagePairDataset:
 
 
 def batched(task: Any, split: str, **settings: Any) -> list[int]:
-    """The numbers of the sentences that a split's batches hold."""
+    """Return the numbers of the sentences in a split's batches."""
     batches = task.get_batch_iterator(task.datasets[split], max_sentences=2, **settings).frozen_batches
     return sorted(int(number) for batch in batches for number in batch)
 
@@ -371,15 +382,18 @@ FIT_THE_TEACHER = [0, 1, 3, 6]
 
 
 def task_with_data() -> Any:
-    """A task with a training and a validation set alike, and a teacher of 30 source and 20 target positions."""
+    """Return a task with equal training and validation sets. Its teacher has 30 source and 20 target
+    positions.
+    """
     task = tiny_task(train_subset="train")
     task.datasets = {"train": pair_dataset(LENGTHS), "valid": pair_dataset(LENGTHS)}
-    task._teacher = Teacher([build_student(max_source_positions=30, max_target_positions=20)])
+    give_teacher(task, Teacher([build_student(max_source_positions=30, max_target_positions=20)]))
+    task.distiller_of(tiny_criterion("imitkd", task))
     return task
 
 
 def test_sentences_too_long_for_the_teacher_are_not_trained_on() -> None:
-    """It cannot score them: source and target each by its own limit, up to the very last position."""
+    """Source and target have a limit each. The last position is still used."""
     settings = {"max_positions": (POSITIONS, POSITIONS), "ignore_invalid_inputs": True}
     assert batched(task_with_data(), "train", **settings) == FIT_THE_TEACHER
     assert (
@@ -387,8 +401,8 @@ def test_sentences_too_long_for_the_teacher_are_not_trained_on() -> None:
     )
 
 
-def test_sentences_too_long_for_the_student_are_left_out_as_before() -> None:
-    """The tighter of the two limits holds."""
+def test_sentences_too_long_for_the_student_are_left_out() -> None:
+    """The lower of the two limits applies."""
     assert batched(task_with_data(), "train", max_positions=(10, POSITIONS), ignore_invalid_inputs=True) == [
         0,
         3,
@@ -396,16 +410,16 @@ def test_sentences_too_long_for_the_student_are_left_out_as_before() -> None:
 
 
 def test_validation_batches_are_fairseqs_own() -> None:
-    """Validation asks no teacher: a loss over fewer sentences could not be compared with another run's."""
+    """Validation does not ask the teacher. Its loss must be over the same sentences in all runs."""
     everything = list(range(len(LENGTHS)))
     assert batched(task_with_data(), "valid", max_positions=(POSITIONS, POSITIONS)) == everything
     assert batched(task_with_data(), "valid", max_positions=None) == everything
 
 
 def test_training_without_a_teacher_has_fairseqs_own_batches() -> None:
-    """Another criterion loads none."""
+    """A criterion that does not distil loads no teacher."""
     task = task_with_data()
-    task._teacher = None
+    task._distiller = None
     assert batched(task, "train", max_positions=(POSITIONS, POSITIONS)) == list(range(len(LENGTHS)))
 
 
@@ -424,7 +438,9 @@ def test_training_without_a_teacher_has_fairseqs_own_batches() -> None:
 def test_student_that_does_not_write_from_left_to_right_is_refused(
     tmp_path: Path, architecture: str, settings: dict[str, Any]
 ) -> None:
-    """Its decoder passes for an incremental one, and is none: refused before the teacher is read."""
+    """Its decoder is an incremental one by class, but not by behaviour. It is refused before the teacher is
+    loaded.
+    """
     teacher = tmp_path / "teacher.pt"
     teacher.write_bytes(b"")
     task, args = (
@@ -437,20 +453,20 @@ def test_student_that_does_not_write_from_left_to_right_is_refused(
     with pytest.raises(UsageError) as refusal:
         task.build_criterion(criterion_config())
     message = str(refusal.value)
-    assert f"--arch builds a {name}, which does not write from left to right" in message
+    assert f"--arch builds a {name}, which does not decode from left to right" in message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize(("path", "warnings"), [("missing.pt", 1), (None, 0)])
-def test_teacher_beside_a_stock_criterion_is_warned_of(
+def test_teacher_with_a_stock_criterion_causes_a_warning(
     path: str | None, warnings: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The run trains without it, so it must not look like a distillation; nor is the file asked for."""
+    """The run trains without the teacher and does not read its file."""
     cfg = OmegaConf.create({"_name": "cross_entropy", "sentence_avg": False})
     with caplog.at_level(logging.WARNING, logger="fairseq_imitkd"):
         criterion = tiny_task(teacher_path=path).build_criterion(cfg)
     assert isinstance(criterion, CrossEntropyCriterion)
-    own = [record for record in caplog.records if record.name == "fairseq_imitkd.tasks.translation"]
+    own = [record for record in caplog.records if record.name == "fairseq_imitkd.tasks.with_teacher"]
     assert len(own) == warnings
     assert all("--teacher-path is not used" in record.getMessage() for record in own)
 
@@ -460,8 +476,10 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", TOKENWISE)
-def test_parts_of_like_length_add_up_to_the_whole(task, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loss, count, gradient and every figure, but for the padding that is the parts' reason to be."""
+def test_parts_of_similar_length_add_up_to_the_whole(
+    task, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss, count, gradients and logs are the same, except for the number of padding positions."""
     student = build_student(seed=1, dropout=0.0)
     criterion = tiny_criterion(
         name, tiny_task(), rollout_max_len_a=0.0, rollout_max_len_b=9, student_share="constant:0.5"
@@ -469,11 +487,11 @@ def test_parts_of_like_length_add_up_to_the_whole(task, name: str, monkeypatch: 
     sample = make_batch(reversed_pairs(12, seed=13))
     found = {}
     for cost in (None, 0):
-        monkeypatch.setattr(task_module, "PART_COST", {} if cost is None else {"cpu": cost})
+        monkeypatch.setattr(distiller_module, "PART_COST", {} if cost is None else {"cpu": cost})
         recorder = Recorder(criterion, monkeypatch)
         student.zero_grad(set_to_none=True)
-        loss, sample_size, figures = step(task, student, criterion, sample)
-        found[cost] = (loss, sample_size, figures, gradients(student), len(recorder.samples))
+        loss, sample_size, logs = step(task, student, criterion, sample)
+        found[cost] = (loss, sample_size, logs, gradients(student), len(recorder.samples))
         monkeypatch.undo()
     whole, parts = found[None], found[0]
     assert whole[4] == 1
@@ -490,8 +508,8 @@ def test_parts_of_like_length_add_up_to_the_whole(task, name: str, monkeypatch: 
 
 
 def test_batch_whose_tokens_are_compared_stays_whole(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ATKD tells easy tokens from hard ones by the batch's median."""
-    monkeypatch.setattr(task_module, "PART_COST", {"cpu": 0})
+    """ATKD divides tokens into easy and hard ones by the batch's median."""
+    monkeypatch.setattr(distiller_module, "PART_COST", {"cpu": 0})
     criterion, sample = tiny_criterion("atkd", tiny_task()), make_batch(reversed_pairs(12, seed=13))
     recorder = Recorder(criterion, monkeypatch)
     step(task, student, criterion, sample)
@@ -499,8 +517,8 @@ def test_batch_whose_tokens_are_compared_stays_whole(task, student, monkeypatch:
 
 
 def test_processes_exchange_gradients_once(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the backward of the last part alone; the wrapper of several processes says how to hold them back."""
-    monkeypatch.setattr(task_module, "PART_COST", {"cpu": 0})
+    """Gradients are synchronised in the last part's backward pass alone."""
+    monkeypatch.setattr(distiller_module, "PART_COST", {"cpu": 0})
     held_back: list[bool] = []
 
     class Wrapper(nn.Module):
@@ -510,7 +528,7 @@ def test_processes_exchange_gradients_once(task, student, monkeypatch: pytest.Mo
             self.synchronises = True
 
         def set_num_updates(self, _: int) -> None:
-            """As fairseq's models have it."""
+            """Accept fairseq's call."""
 
         @contextlib.contextmanager
         def no_sync(self) -> Any:
@@ -530,23 +548,25 @@ def test_processes_exchange_gradients_once(task, student, monkeypatch: pytest.Mo
 
 
 def test_work_is_counted(task, student) -> None:
-    """Decoder rows over all steps, and target positions with padding."""
+    """The log counts the decoder's rows over all steps, and the target positions with padding."""
     criterion, sample = short_rollouts(student_share="1"), make_batch(reversed_pairs(12, seed=15))
-    figures = step(task, student, criterion, sample)[2]
-    own = roll_out(student, sample, criterion.rollout_policy)
-    assert figures["rollout_rows_computed"] == own.rows_computed
-    # Each row has a step for each token that it wrote, and one more where the cap cut it.
+    logs = step(task, student, criterion, sample)[2]
+    own = roll_out(student, sample, criterion.method.rollout_policy)
+    assert logs["rollout_rows_computed"] == own.rows_computed
+    # Each row has a step for each token, and another one if the cap cut it.
     written_tokens = sum(map(len, written(own)))
     assert own.rows_computed >= written_tokens + int(own.truncated.sum())
-    assert figures["positions"] >= figures["ntokens"] == written_tokens
+    assert logs["positions"] >= logs["ntokens"] == written_tokens
 
 
 @pytest.mark.parametrize("room", [0, 1 << 20])
 def test_teacher_encodes_a_batch_once(task, student, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the parts; and once for all updates, where ``--teacher-encoder-cache`` has room."""
-    monkeypatch.setattr(task_module, "PART_COST", {"cpu": 0})
-    task._teacher = Teacher([build_student(seed=9)], cache=EncoderCache(room) if room else None)
-    encoder, encoded = task._teacher.models[0].encoder, []
+    """This holds for any number of parts. With ``--teacher-encoder-cache`` it is encoded once for all
+    updates.
+    """
+    monkeypatch.setattr(distiller_module, "PART_COST", {"cpu": 0})
+    give_teacher(task, Teacher([build_student(seed=9)], cache=EncoderCache(room) if room else None))
+    encoder, encoded = task.given_teacher.models[0].encoder, []
     forward = encoder.forward
     monkeypatch.setattr(
         encoder, "forward", lambda *args, **kwargs: encoded.append(1) or forward(*args, **kwargs)
@@ -562,7 +582,7 @@ def test_teacher_encodes_a_batch_once(task, student, room: int, monkeypatch: pyt
 
 
 def test_cache_size_is_read_before_the_teacher(tmp_path: Path) -> None:
-    """A mistake ends the run before anything slow."""
+    """A mistake ends the run before any slow work."""
     teacher = tmp_path / "teacher.pt"
     teacher.write_bytes(b"")
     with pytest.raises(UsageError, match="--teacher-encoder-cache must be a size"):

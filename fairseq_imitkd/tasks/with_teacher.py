@@ -1,0 +1,181 @@
+"""The mixin that turns a fairseq task into one with a teacher."""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from fairseq import utils
+from fairseq.models import BaseFairseqModel
+from torch import Tensor
+
+from fairseq_imitkd.criterion import DistillationCriterion
+from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.losses.metrics import totals
+from fairseq_imitkd.method.method import Method
+from fairseq_imitkd.teacher.sentence_weights import SentenceWeights
+from fairseq_imitkd.training.adapter import AnyTeacher
+from fairseq_imitkd.training.distiller import Distiller, Learner
+from fairseq_imitkd.training.run_files import RunFiles
+
+logger = logging.getLogger(__name__)
+
+
+if TYPE_CHECKING:
+    from fairseq.tasks import FairseqTask as _Task
+else:
+    _Task = object  # a mixin: the fairseq task class comes after it
+
+
+class WithTeacher(_Task):
+    """A fairseq task with a frozen teacher beside the student.
+
+    Inherit it before the fairseq task class, and implement
+    :class:`~fairseq_imitkd.training.adapter.TaskAdapter`. With a criterion that distils, a
+    :class:`~fairseq_imitkd.training.distiller.Distiller` runs the training steps. The teacher is loaded when
+    this criterion is built for training. Any other criterion trains as in the fairseq task, without a
+    teacher. Decoding needs no teacher either.
+    """
+
+    has_teacher = True  # criteria that distil check it
+    for_training = True  # False for a task rebuilt from a checkpoint, to decode or validate
+    cfg: Any
+    datasets: Any
+    target_dictionary: Any
+    student: BaseFairseqModel
+
+    # The task class provides these (see TaskAdapter).
+    decodes: bool
+    open_teacher: Callable[[Method], AnyTeacher]
+    check_training: Callable[[Method], None]
+
+    def __init__(self, cfg: Any, *dictionaries: Any, **more: Any):
+        super().__init__(cfg, *dictionaries, **more)
+        self._distiller: Distiller | None = None  # built with a criterion that distils
+        self._run_files = RunFiles(cfg)
+        self._epoch = 1
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
+        """Build the student."""
+        self.student = super().build_model(cfg, from_checkpoint)
+        return self.student
+
+    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the criterion. If it distils, also check the flags and load the teacher.
+
+        So a mistake ends the run before any data is read.
+
+        Raises:
+            UsageError: the teacher, the student's architecture or a flag does not fit.
+        """
+        criterion = super().build_criterion(cfg, from_checkpoint)
+        if not isinstance(criterion, DistillationCriterion):
+            self._warn_of_unused_flags()
+        elif self.for_training and not from_checkpoint:
+            self.check_training(criterion.method)
+            self.distiller_of(criterion)
+        return criterion
+
+    def distiller_of(self, criterion: DistillationCriterion) -> Distiller:
+        """Return the distiller of a criterion's method; the first call loads the teacher."""
+        if self._distiller is None or self._distiller.method is not criterion.method:
+            teacher = self.open_teacher(criterion.method)
+            self._distiller = Distiller(
+                criterion.method,
+                self,
+                teacher,
+                sentence_weights=self.select_teachers(teacher, criterion.method),
+                dictionary=self.target_dictionary,
+            )
+        return self._distiller
+
+    def select_teachers(self, teacher: AnyTeacher, method: Method) -> SentenceWeights | None:
+        """Return weights of several teachers that differ between sentences; None if they are the same for all
+        sentences.
+        """
+        return None
+
+    def _warn_of_unused_flags(self) -> None:
+        for name in ("teacher_path", "teacher_cache"):
+            if getattr(self.cfg, name, None) and not getattr(self.cfg, "init_from_teacher", None):
+                logger.warning(
+                    "--%s is not used, because this --criterion does not distil; use --criterion word_kd or "
+                    "another one that distils",
+                    name.replace("_", "-"),
+                )
+
+    def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return fairseq's iterator over the batches of a data set.
+
+        In training it skips sentences that are too long for the teacher, and a rollout pool watches it.
+        """
+        distiller = self._distiller
+        if distiller is None or not self.decodes or dataset is not self.datasets.get(self.cfg.train_subset):
+            return super().get_batch_iterator(dataset, *args, **kwargs)
+        limits = kwargs.get("max_positions")
+        kwargs["max_positions"] = utils.resolve_max_positions(limits, distiller.teacher.max_positions)
+        batches = super().get_batch_iterator(dataset, *args, **kwargs)
+        pool = distiller.mixer.pool
+        return pool.watch(batches) if pool is not None else batches
+
+    def begin_epoch(self, epoch: int, model: Any) -> None:
+        """Remember the epoch, because schedules may depend on it."""
+        super().begin_epoch(epoch, model)
+        self._epoch = epoch
+        self._run_files.begin_epoch(epoch, model)
+
+    def train_step(
+        self,
+        sample: Batch,
+        model: torch.nn.Module,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """Train on one micro-batch, with the distiller if the criterion distils.
+
+        The arguments and results are those of :meth:`fairseq.tasks.FairseqTask.train_step`. ``ignore_grad``
+        marks a filler batch, which fairseq gives to a process that has run out of batches.
+        """
+        if not isinstance(criterion, DistillationCriterion):
+            return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        distiller, learner = self.distiller_of(criterion), Learner(model, criterion, optimizer, update_num)
+        distiller.epoch = self._epoch
+        return distiller.skip(sample, learner) if ignore_grad else distiller.step(sample, learner)
+
+    def train_on(
+        self, sample: Batch, model: torch.nn.Module, **arguments: Any
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """Run fairseq's own training step on a batch that the distiller has prepared."""
+        return super().train_step(sample, model, **arguments)
+
+    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
+        """Tell the training state and the run's files that a validation begins."""
+        super().begin_valid_epoch(epoch, model)
+        if self._distiller is not None:
+            self._distiller.state.validation_begins()
+        self._run_files.begin_valid_epoch()
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        """Log the values of all processes, and pass them to a training state that depends on them."""
+        super().reduce_metrics(logging_outputs, criterion)
+        distiller = self._distiller
+        if distiller is not None and logging_outputs and distiller.state.reads_logs:
+            distiller.state.logged(totals(logging_outputs), criterion.training)
+
+    def post_validate(self, model: Any, stats: Any, agg: Any) -> None:
+        """Tell the training state and the run's files that one of the validation sets is done."""
+        if self._distiller is not None:
+            self._distiller.state.validated()
+        self._run_files.post_validate(stats)
+
+    def get_checkpoint_dict(self) -> dict[str, Any]:
+        """Return the training state, which fairseq puts into its checkpoints; empty for most methods."""
+        saved = self._distiller.saved(self.student) if self._distiller is not None else {}
+        return {type(self).__name__: saved} if saved else {}
+
+    def set_checkpoint_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from a checkpoint's state."""
+        if self._distiller is not None:
+            self._distiller.state.restore(saved)
