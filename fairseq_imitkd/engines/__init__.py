@@ -1,1 +1,1 @@
-"""What translates: fairseq models, CTranslate2 and ONNX, behind one interface."""
+"""Inference engines behind one interface: fairseq, CTranslate2 and ONNX Runtime."""

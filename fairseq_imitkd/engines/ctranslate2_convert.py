@@ -1,4 +1,4 @@
-"""A fairseq transformer as a CTranslate2 model, made from the loaded model: no checkpoint is read by another package."""
+"""Conversion of a loaded fairseq transformer to a CTranslate2 model. CTranslate2 never reads a checkpoint."""
 
 import copy
 import shutil
@@ -16,13 +16,13 @@ from fairseq.modules.transformer_layer import TransformerEncoderLayer, Transform
 from torch import nn
 
 from fairseq_imitkd.data.files import partial
+from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.rollout import fast_transformer
-from fairseq_imitkd.rollout.beam import softmax_of_its_logits
+from fairseq_imitkd.rollout.beam import has_softmax_output
 
 PACKAGES = ("ctranslate2",)
-MISSING = "needs CTranslate2: pip install 'fairseq-imitkd[fast]'"
-PAD = "<blank>"  # CTranslate2's name for it
+PAD = "<blank>"  # CTranslate2's name of the padding symbol
 QUANTIZATIONS = (
     "float32",
     "int8",
@@ -37,10 +37,10 @@ ACTIVATIONS = {F.relu: "RELU", gelu: "GELU", gelu_accurate: "GELUTanh"}
 
 
 def library() -> Any:
-    """The package, which is not installed unless asked for.
+    """Import CTranslate2, an optional dependency.
 
     Raises:
-        ImportError: it is not there.
+        ImportError: CTranslate2 is not installed.
     """
     import ctranslate2
     import ctranslate2.converters.fairseq
@@ -49,25 +49,26 @@ def library() -> Any:
     return ctranslate2
 
 
-def why_not(model: BaseFairseqModel) -> str | None:
-    """Why a model is none that CTranslate2 computes, in a few words; None when it is.
+def unsupported_reason(model: BaseFairseqModel) -> str | None:
+    """Return in a few words why CTranslate2 cannot compute a model; None if it can.
 
-    It computes stock transformers, BART among them: post-norm or pre-norm, learned, sinusoidal or no positions, tied or untied
-    embeddings of any width, layer-norm embeddings, layers of any number, width and heads on either side.
+    CTranslate2 computes fairseq's transformers, BART among them: post-norm or pre-norm; learned, sinusoidal
+    or no positions; tied or untied embeddings of any width; layer-normalised embeddings; any number, width
+    and heads of layers on either side.
     """
     parts: Any = model
     if not hasattr(model, "encoder") or not hasattr(model, "decoder"):
-        return "it is no encoder-decoder model"
-    reason = fast_transformer.why_not(model) or _why_not_encoder(parts.encoder)
+        return "it is not an encoder-decoder model"
+    reason = fast_transformer.unsupported_reason(model) or _unsupported_encoder_reason(parts.encoder)
     if reason is not None:
         return reason
-    if not softmax_of_its_logits(model):
+    if not has_softmax_output(model):
         return "its probabilities are not the softmax of its logits"
     if type(parts.decoder.output_projection) is not nn.Linear:
         return f"its output projection is a {type(parts.decoder.output_projection).__name__}"
     for name, side in (("encoder", parts.encoder), ("decoder", parts.decoder)):
         if len({layer.self_attn.num_heads for layer in side.layers}) != 1:
-            return f"its {name} has layers of different heads, or none"
+            return f"its {name} has no layers, or layers with different numbers of heads"
         if any(layer.activation_fn not in ACTIVATIONS for layer in side.layers):
             return "its --activation-fn is not relu, gelu or gelu_accurate"
         if side.layer_norm is not None and not side.layers[0].normalize_before:
@@ -75,12 +76,12 @@ def why_not(model: BaseFairseqModel) -> str | None:
         if type(side.embed_tokens) is not nn.Embedding:
             return f"its {name}'s embedding is a {type(side.embed_tokens).__name__}"
     if any(layer.encoder_attn.num_heads != layer.self_attn.num_heads for layer in parts.decoder.layers):
-        return "its decoder's cross-attention has other heads than its self-attention"
+        return "its decoder's cross-attention and self-attention have different numbers of heads"
     return None
 
 
-def _why_not_encoder(encoder: Any) -> str | None:
-    """As :func:`~fairseq_imitkd.rollout.fast_transformer.why_not` of the decoder."""
+def _unsupported_encoder_reason(encoder: Any) -> str | None:
+    """Check the encoder as ``fast_transformer`` checks the decoder."""
     if type(encoder) not in (TransformerEncoderBase, TransformerEncoder):
         return f"its encoder is a {type(encoder).__name__}"
     if encoder.quant_noise is not None:
@@ -104,42 +105,44 @@ def _why_not_encoder(encoder: Any) -> str | None:
             layer.fc2,
         )
         if any(type(projection) is not nn.Linear for projection in projections):
-            return "an encoder's projection is no plain linear layer"
+            return "a projection of its encoder is not a plain linear layer"
     if any(module._forward_hooks or module._forward_pre_hooks for module in encoder.modules()):
-        return "something is hooked to its modules"
+        return "its modules have hooks"
     return None
 
 
-def convert(
-    model: BaseFairseqModel, source: Dictionary, target: Dictionary, folder: Path, quantization: str
-) -> None:
-    """Write a model that :func:`why_not` has no objection to: whole or not at all, also when it is killed.
+def convert(model: BaseFairseqModel, languages: LanguagePair, folder: Path, *, quantization: str) -> None:
+    """Write a model for which :func:`unsupported_reason` is None.
+
+    The folder appears whole or not at all, even if the process is killed. If another process has made it in
+    the meantime, it stays as it is.
 
     Args:
-        model: on the CPU, in float32.
-        source, target: its dictionaries.
-        folder: to make. If another process has made it meanwhile, it is left as it is.
-        quantization: of its weights, one of :data:`QUANTIZATIONS`.
+        model: model on the CPU, in float32.
+        languages: the language pair with its dictionaries.
+        folder: folder to create.
+        quantization: type of the stored weights, one of :data:`QUANTIZATIONS`.
     """
-    spec = _spec(copy.deepcopy(model))  # quantising writes into the weights that it is given
-    spec.register_source_vocabulary(vocabulary(source))
-    spec.register_target_vocabulary(vocabulary(target))
+    spec = _spec(copy.deepcopy(model))  # quantisation overwrites the weights
+    spec.register_source_vocabulary(vocabulary(languages.source_dictionary))
+    spec.register_target_vocabulary(vocabulary(languages.target_dictionary))
     spec.config.decoder_start_token = spec.config.eos_token
     spec.config.add_source_eos = True
     spec.validate()
     spec.optimize(quantization=quantization)
-    begun = partial(folder)
-    begun.mkdir(parents=True)
-    spec.save(str(begun))
+    unfinished = partial(folder)
+    unfinished.mkdir(parents=True)
+    spec.save(str(unfinished))
     try:
-        begun.rename(folder)
+        unfinished.rename(folder)
     except OSError:
-        shutil.rmtree(begun)
+        shutil.rmtree(unfinished)
         if not folder.is_dir():
             raise
 
 
 def _spec(model: Any) -> Any:
+    """Return CTranslate2's description of the model, which shares the model's weights."""
     ctranslate2 = library()
     specs, fill = ctranslate2.specs.transformer_spec, ctranslate2.converters.fairseq
 
@@ -161,18 +164,20 @@ def _spec(model: Any) -> Any:
     spec = specs.TransformerSpec(encoder, decoder)
     with torch.no_grad():
         for side in (model.encoder, model.decoder):
-            if side.embed_positions is None:  # CTranslate2 would make sinusoids of its own
-                width = side.layers[0].self_attn.embed_dim
-                side.embed_positions = nn.Embedding.from_pretrained(
-                    torch.zeros(side.max_positions() + 1, width), padding_idx=0
-                )
-        if projected:  # CTranslate2 has both or none
+            if side.embed_positions is None:  # without a table, CTranslate2 adds sinusoidal positions
+                side.embed_positions = _zero_positions(side)
+        if projected:  # CTranslate2 has both projections or neither
             model.decoder.project_in_dim, model.decoder.project_out_dim = (
                 each or _identity(model.decoder) for each in projections
             )
         fill.set_transformer_encoder(spec.encoder, model.encoder)
         fill.set_transformer_decoder(spec.decoder, model.decoder)
     return spec
+
+
+def _zero_positions(side: Any) -> nn.Embedding:
+    table = torch.zeros(side.max_positions() + 1, side.layers[0].self_attn.embed_dim)
+    return nn.Embedding.from_pretrained(table, padding_idx=0)
 
 
 def _identity(decoder: Any) -> nn.Linear:
@@ -182,17 +187,17 @@ def _identity(decoder: Any) -> nn.Linear:
 
 
 def vocabulary(dictionary: Dictionary) -> list[str]:
-    """Each symbol, by number.
+    """Return CTranslate2's symbols, in the order of the dictionary's indices.
 
     Raises:
-        UsageError: two are the same to CTranslate2.
+        UsageError: two symbols have the same name in CTranslate2.
     """
     symbols = [
-        PAD if number == dictionary.pad() else symbol for number, symbol in enumerate(dictionary.symbols)
+        PAD if index == dictionary.pad() else symbol for index, symbol in enumerate(dictionary.symbols)
     ]
     [symbol, times] = Counter(symbols).most_common(1)[0]
     if times > 1:
         raise UsageError(
-            f"a dictionary holds the symbol '{symbol}' twice, which CTranslate2 can't tell apart"
+            f"a dictionary holds the symbol '{symbol}' twice, so CTranslate2 can't tell the two apart"
         )
     return symbols

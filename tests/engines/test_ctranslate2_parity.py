@@ -1,4 +1,4 @@
-"""A converted model computes what fairseq's does; what CTranslate2 does not compute is refused before anything is written."""
+"""A converted model computes what fairseq's does; models that CTranslate2 can't compute are refused."""
 
 import copy
 import math
@@ -12,10 +12,12 @@ from fairseq.data import Dictionary
 from fairseq.modules import MultiheadAttention
 from torch import nn
 
-from fairseq_imitkd.engines.ctranslate2_convert import QUANTIZATIONS, convert, why_not
+from fairseq_imitkd.data.languages import LanguagePair
+from fairseq_imitkd.engines.ctranslate2_convert import QUANTIZATIONS, convert, unsupported_reason
 from fairseq_imitkd.errors import UsageError
 from tests.helpers.fairseq_models import POSITIONS, STUDENTS, WIDTHS, build_student, letters, trained_student
 
+LANGUAGES = LanguagePair("src", "tgt", letters(), letters())
 PRE_NORM = {"encoder_normalize_before": True, "decoder_normalize_before": True}
 COMPUTED: dict[str, dict[str, Any]] = {
     "post-norm": {},
@@ -29,15 +31,23 @@ COMPUTED: dict[str, dict[str, Any]] = {
     "no positions": {"no_token_positional_embeddings": True},
     "layer-norm embeddings": {"layernorm_embedding": True},
     "unscaled embeddings": {"no_scale_embedding": True},
-    "LayerDrop": {"encoder_layers": 3, "decoder_layers": 3, "encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5},
+    "LayerDrop": {
+        "encoder_layers": 3,
+        "decoder_layers": 3,
+        "encoder_layerdrop": 0.5,
+        "decoder_layerdrop": 0.5,
+    },
     "other sizes than the encoder": {
-        "encoder_embed_dim": 16, "encoder_layers": 2, "decoder_layers": 3, "decoder_ffn_embed_dim": 48,
+        "encoder_embed_dim": 16,
+        "encoder_layers": 2,
+        "decoder_layers": 3,
+        "decoder_ffn_embed_dim": 48,
     },
     "other heads than the encoder": {"decoder_attention_heads": 4},
     "another output width": {"decoder_output_dim": 24},
     "gelu": {"activation_fn": "gelu"},
     "gelu_accurate": {"activation_fn": "gelu_accurate"},
-}  # fmt: skip
+}
 REFUSED: dict[str, dict[str, Any]] = {
     "tanh": {"activation_fn": "tanh"},
     "adaptive softmax": {"adaptive_softmax_cutoff": "8", "share_decoder_input_output_embed": False},
@@ -49,7 +59,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 
 def student(settings: dict[str, Any]) -> Any:
-    """With weights that make every module's part in the result large."""
+    """A model whose weights make every module matter for the result."""
     model = build_student("transformer", 1, **{**WIDTHS, **settings}).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -60,7 +70,7 @@ def student(settings: dict[str, Any]) -> Any:
 
 
 def token_lprobs(model: Any, source: list[int], target: list[int]) -> list[float]:
-    """fairseq's, of a target with its EOS."""
+    """fairseq's log-probabilities of a target with its EOS."""
     eos = letters().eos()
     with torch.no_grad():
         net_output = model(
@@ -71,7 +81,7 @@ def token_lprobs(model: Any, source: list[int], target: list[int]) -> list[float
 
 
 def scores(folder: Path, source: list[int], target: list[int], quantization: str = "float32") -> list[float]:
-    """CTranslate2's."""
+    """CTranslate2's log-probabilities of a target with its EOS."""
     translator = ctranslate2.Translator(str(folder), compute_type=quantization, intra_threads=1)
     words = [[letters().symbols[number] for number in side] for side in (source, target)]
     [scored] = translator.score_batch([words[0]], [words[1]])
@@ -84,12 +94,12 @@ def sentence(length: int, seed: int) -> list[int]:
 
 @pytest.mark.parametrize("settings", COMPUTED.values(), ids=COMPUTED)
 def test_log_probabilities_are_fairseqs(settings: dict[str, Any], tmp_path: Path) -> None:
-    """To 1e-4, for sentences as long as the model takes, after which its weights are what they were."""
+    """Within 1e-4 up to the longest sentence; the conversion leaves the model's weights unchanged."""
     model = student(settings)
-    assert why_not(model) is None
+    assert unsupported_reason(model) is None
     before = copy.deepcopy(model.state_dict())
-    convert(model, letters(), letters(), tmp_path / "model", "float32")
-    convert(model, letters(), letters(), tmp_path / "int8", "int8")
+    convert(model, LANGUAGES, tmp_path / "model", quantization="float32")
+    convert(model, LANGUAGES, tmp_path / "int8", quantization="int8")
     assert all(torch.equal(values, model.state_dict()[name]) for name, values in before.items())
     assert {path.name for path in tmp_path.iterdir()} == {"model", "int8"}
     for length, seed in ((1, 1), (7, 2), (POSITIONS - 1, 3)):
@@ -101,25 +111,25 @@ def test_log_probabilities_are_fairseqs(settings: dict[str, Any], tmp_path: Path
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_which_students_can_be_converted(name: str, tmp_path: Path) -> None:
-    """Stock transformers, BART among them; no other model. BART's too are fairseq's numbers."""
+    """fairseq's transformers and BART, with fairseq's numbers; no other model."""
     model = trained_student(name)
-    assert (why_not(model) is None) == (name.startswith("transformer") or name == "bart")
-    if why_not(model) is None:
-        convert(model, letters(), letters(), tmp_path / "model", "float32")
+    assert (unsupported_reason(model) is None) == (name.startswith("transformer") or name == "bart")
+    if unsupported_reason(model) is None:
+        convert(model, LANGUAGES, tmp_path / "model", quantization="float32")
         expected = token_lprobs(model, sentence(5, 1), sentence(5, 2))
         assert scores(tmp_path / "model", sentence(5, 1), sentence(5, 2)) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("settings", REFUSED.values(), ids=REFUSED)
 def test_what_it_does_not_compute(settings: dict[str, Any]) -> None:
-    """Each of these would fail obscurely, or be wrong without a word."""
-    reason = why_not(build_student("transformer", 1, **{**WIDTHS, **settings}).eval())
+    """Each of these would fail obscurely or silently be wrong."""
+    reason = unsupported_reason(build_student("transformer", 1, **{**WIDTHS, **settings}).eval())
     assert reason is not None
     assert "\n" not in reason
 
 
 def test_changed_modules_are_noticed() -> None:
-    """Whatever someone did to the encoder; the decoder's are the fast path's to tell."""
+    """In the encoder; the fast transformer checks the decoder."""
 
     class OwnAttention(MultiheadAttention):
         pass
@@ -144,15 +154,15 @@ def test_changed_modules_are_noticed() -> None:
 
     for change in (other_attention, other_layer, other_projection, hook, embedding, output):
         model = student({"share_decoder_input_output_embed": False})
-        assert why_not(model) is None
+        assert unsupported_reason(model) is None
         change(model)
-        assert why_not(model) is not None, change.__name__
+        assert unsupported_reason(model) is not None, change.__name__
 
 
 def test_quantised_models_are_near(tmp_path: Path) -> None:
-    """int8's numbers are not fairseq's, but near."""
+    """int8 gives other numbers than fairseq, but close ones."""
     model = trained_student("transformer")
-    convert(model, letters(), letters(), tmp_path / "model", "int8")
+    convert(model, LANGUAGES, tmp_path / "model", quantization="int8")
     source = sentence(5, 1)
     expected = token_lprobs(model, source, source[::-1])
     found = scores(tmp_path / "model", source, source[::-1], "int8")
@@ -162,23 +172,22 @@ def test_quantised_models_are_near(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_another_process_made_stays(tmp_path: Path) -> None:
-    """Two machines that share the work may both convert: the first one's model is there already, in use."""
+    """Two machines that share the work may both convert; the first model may be in use."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.bin").write_text("theirs")
-    convert(trained_student("transformer"), letters(), letters(), tmp_path / "model", "float32")
+    convert(trained_student("transformer"), LANGUAGES, tmp_path / "model", quantization="float32")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (tmp_path / "model" / "model.bin").read_text() == "theirs"
 
 
 def test_symbols_that_are_one_to_it(tmp_path: Path) -> None:
-    """It knows the padding by a name that fairseq's dictionary may hold as a word."""
+    """A dictionary may hold CTranslate2's name of the padding as a word."""
     with pytest.raises(UsageError, match="a dictionary holds the symbol '<blank>' twice"):
         convert(
             trained_student("transformer"),
-            letters([*"abcdefghijklmno", "<blank>"]),
-            letters(),
+            LanguagePair("src", "tgt", letters([*"abcdefghijklmno", "<blank>"]), letters()),
             tmp_path / "m",
-            "float32",
+            quantization="float32",
         )
     assert not list(tmp_path.iterdir())
     assert isinstance(letters(), Dictionary)

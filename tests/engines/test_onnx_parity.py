@@ -1,4 +1,4 @@
-"""The graphs of a recurrent student compute what its modules do, whatever the sizes of a batch."""
+"""The graphs of a recurrent student compute what its modules do, for all sizes of a batch."""
 
 import logging
 from pathlib import Path
@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from fairseq_imitkd.data.corpus import Languages
-from fairseq_imitkd.engines import onnx
-from fairseq_imitkd.engines.base import Decoding
-from fairseq_imitkd.engines.exported import ModelEngine, OnnxEngine
+from fairseq_imitkd.engines import onnx, onnx_convert
+from fairseq_imitkd.engines.base import SearchSettings
+from fairseq_imitkd.engines.fairseq import FairseqEngine
+from fairseq_imitkd.engines.onnx import OnnxEngine
 from fairseq_imitkd.models.recurrent import SRUModel
 from fairseq_imitkd.rollout import RolloutGenerator, RolloutPolicy
 from tests.helpers.fairseq_models import (
@@ -25,20 +26,21 @@ from tests.helpers.fairseq_models import (
     written,
 )
 
+LANGUAGES = Languages("src", "tgt", letters(), letters(), Path("unused"))
 RECURRENT = ("gru", "sru", "sru-projected")
 
 
 @pytest.fixture(scope="module", params=RECURRENT)
 def both(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
-    """A student, the same computed by onnxruntime, and its files."""
+    """A student, its ONNX version, and the folder."""
     folder = tmp_path_factory.mktemp("onnx") / "model"
     student = trained_student(request.param)
-    onnx.convert(student, letters(), letters(), folder, "float32")
-    return student, onnx.load(folder, letters(), letters(), (POSITIONS, POSITIONS)), folder
+    onnx_convert.convert(student, LANGUAGES, folder, quantization="float32")
+    return student, onnx.load(folder, LANGUAGES, (POSITIONS, POSITIONS)), folder
 
 
 def lprobs(model: Any, sample: dict[str, Any]) -> torch.Tensor:
-    """Of every symbol at every real target position, ``(N, V)``."""
+    """Return the log-probabilities of all symbols at every real target position, ``(N, V)``."""
     with torch.no_grad():
         found = model.get_normalized_probs(model(**sample["net_input"]), log_probs=True)
     return found[sample["target"].ne(letters().pad())]
@@ -56,14 +58,16 @@ def lprobs(model: Any, sample: dict[str, Any]) -> torch.Tensor:
     ],
 )
 def test_log_probabilities_are_the_students(both: Any, pairs: Any, left_pad: bool) -> None:
-    """Of one sentence and of many, short and long, with padding on either side."""
+    """For batches of any size, short and long, with padding on either side."""
     student, exported, _ = both
     sample = make_batch(pairs, left_pad_source=left_pad)
     assert lprobs(exported, sample) == pytest.approx(lprobs(student, sample), abs=1e-5)
 
 
 def test_translations_are_the_students(both: Any) -> None:
-    """Greedy ones by the engine, which forgets finished sentences, and a beam, which puts rows in another order."""
+    """Greedy ones by the engine, which forgets finished sentences, and a beam, which puts rows in another
+    order.
+    """
     student, exported, _ = both
     sample = make_batch(reversed_pairs(20, 4))
     policy = RolloutPolicy("greedy", max_len_a=1.0, max_len_b=5)
@@ -87,15 +91,14 @@ def test_translations_are_the_students(both: Any) -> None:
     "settings", [{}, {"max_len_b": 3}, {"min_len": 8}, {"max_len_a": 0.5, "max_len_b": 1}, {"min_len": 0}]
 )
 def test_own_greedy_decoding_is_the_engines(both: Any, settings: dict[str, Any]) -> None:
-    """Tokens, scores, and which the cap has cut; also of one sentence alone."""
+    """Tokens, scores and cuts are the fairseq engine's, also for a single sentence."""
     student, exported, _ = both
-    languages = Languages("src", "tgt", letters(), letters(), Path("unused"))
-    decoding = Decoding(beam=1, **{"max_len_b": 12, **settings})
+    decoding = SearchSettings(beam=1, **{"max_len_b": 12, **settings})
     sources = [torch.tensor([4 + letter for letter in source] + [2]) for source, _ in reversed_pairs(25, 5)]
     sources.sort(key=len, reverse=True)
     for some in (sources, sources[:1], sources[-1:]):
-        own = OnnxEngine(exported, languages, decoding).translate(range(len(some)), some, 1)
-        theirs = ModelEngine(student, languages, decoding).translate(range(len(some)), some, 1)
+        own = OnnxEngine.of_model(exported, LANGUAGES, decoding).translate(range(len(some)), some, 1)
+        theirs = FairseqEngine.of_model(student, LANGUAGES, decoding).translate(range(len(some)), some, 1)
         for [mine], [other] in zip(own, theirs, strict=True):
             assert mine.tokens.tolist() == other.tokens.tolist()
             assert (mine.cut, mine.score) == (other.cut, pytest.approx(other.score, abs=1e-5))
@@ -104,21 +107,32 @@ def test_own_greedy_decoding_is_the_engines(both: Any, settings: dict[str, Any])
             len(
                 {
                     found[0].cut
-                    for found in OnnxEngine(exported, languages, decoding).translate(range(25), sources, 1)
+                    for found in OnnxEngine.of_model(exported, LANGUAGES, decoding).translate(
+                        range(25), sources, 1
+                    )
                 }
             )
             == 2
         )
 
 
-@pytest.mark.parametrize("name", RECURRENT)
-def test_quantised_students_are_near_and_smaller(name: str, tmp_path: Path) -> None:
-    """Every matrix, those in the loop over time too, is in int8."""
+def test_quantised_students_are_near_and_smaller(both: Any, tmp_path: Path, caplog: Any, capfd: Any) -> None:
+    """Every matrix is in int8, also those in the loop over time.
+
+    Neither torch's exporter nor onnxruntime's quantisation prints or logs anything. Logging works again
+    afterwards.
+    """
     import onnx as package
 
-    student = trained_student(name)
-    onnx.convert(student, letters(), letters(), tmp_path / "model", "int8")
-    quantised = onnx.load(tmp_path / "model", letters(), letters(), (POSITIONS, POSITIONS))
+    student = both[0]
+    onnx_convert.convert(student, LANGUAGES, tmp_path / "model", quantization="int8")
+    said = [
+        record for record in caplog.records if record.levelno > logging.DEBUG
+    ]  # torch's traces mind no level
+    assert (said, *capfd.readouterr()) == ([], "", "")
+    logging.getLogger("tests").warning("said")
+    assert "said" in caplog.text
+    quantised = onnx.load(tmp_path / "model", LANGUAGES, (POSITIONS, POSITIONS))
     sample = make_batch(reversed_pairs(20, 4))
     difference = (lprobs(quantised, sample) - lprobs(student, sample)).abs()
     assert 1e-3 < float(difference.max()) < 1.0
@@ -137,44 +151,33 @@ def test_quantised_students_are_near_and_smaller(name: str, tmp_path: Path) -> N
 
 
 def test_files_tell_nothing_of_the_machine(both: Any) -> None:
-    """torch writes into each node where its line of code stands."""
+    """torch records the file and line of each node."""
     for path in both[2].iterdir():
         assert b".py" not in path.read_bytes()
 
 
-def test_nothing_is_said(both: Any, caplog: Any, capfd: Any, tmp_path: Path) -> None:
-    """Neither by torch's exporter nor by onnxruntime's quantisation; logging works again afterwards."""
-    onnx.convert(both[0], letters(), letters(), tmp_path / "model", "int8")
-    said = [
-        record for record in caplog.records if record.levelno > logging.DEBUG
-    ]  # torch's traces mind no level
-    assert (said, *capfd.readouterr()) == ([], "", "")
-    logging.getLogger("tests").warning("said")
-    assert "said" in caplog.text
-
-
 @pytest.mark.parametrize("name", STUDENTS)
 def test_which_students_can_be_converted(name: str) -> None:
-    """The package's own recurrent ones."""
-    assert (onnx.why_not(trained_student(name)) is None) == (name in RECURRENT)
+    """The package's own recurrent students."""
+    assert (onnx_convert.unsupported_reason(trained_student(name)) is None) == (name in RECURRENT)
 
 
 def test_changed_models_are_noticed() -> None:
-    """A subclass may compute anything; whatever is hooked to a module would be lost."""
+    """A subclass may compute anything, and hooks would be lost."""
 
     class OwnModel(SRUModel):
         pass
 
     student = build_student("sru").eval()
     student.__class__ = OwnModel
-    assert onnx.why_not(student) == "it is a OwnModel, and neither an SRU nor a GRU of this package"
+    assert onnx_convert.unsupported_reason(student) == "it is a OwnModel, not an SRU or GRU of this package"
     student = build_student("sru").eval()
     student.encoder.reader.layers[0].transform.register_forward_hook(lambda *_: None)
-    assert onnx.why_not(student) == "something is hooked to its modules"
+    assert onnx_convert.unsupported_reason(student) == "its modules have hooks"
 
 
 def test_padding_is_never_written(both: Any) -> None:
-    """Though a model may find it the most probable."""
+    """Even if the model finds it most probable."""
     _, exported, _ = both
     pad, eos = letters().pad(), letters().eos()
 
@@ -190,9 +193,9 @@ def test_padding_is_never_written(both: Any) -> None:
     session = exported.decoder.session
     exported.decoder.session = Padding(session)
     try:
-        found = onnx.greedy(exported, [torch.tensor([4, 5, 6, eos])], 10, 1)
+        found = onnx.greedy(exported, [torch.tensor([4, 5, 6, eos])], max_length=10, min_length=1)
     finally:
         exported.decoder.session = session
-    plain = onnx.greedy(exported, [torch.tensor([4, 5, 6, eos])], 10, 1)
-    assert found[0][0].tolist() == plain[0][0].tolist()
-    assert found[0][1] < plain[0][1]  # the padding has its share of the probability
+    plain = onnx.greedy(exported, [torch.tensor([4, 5, 6, eos])], max_length=10, min_length=1)
+    assert found[0].tokens.tolist() == plain[0].tokens.tolist()
+    assert found[0].score < plain[0].score  # the padding has its share of the probability
