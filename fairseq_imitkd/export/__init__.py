@@ -1,1 +1,1 @@
-"""Trained models in the form of other engines."""
+"""Export of trained students to folders that translate raw text with CTranslate2 or ONNX."""

@@ -1,4 +1,4 @@
-"""Whether a student that is still to be trained could be exported, told from the flags of its training."""
+"""``imitkd-export --check``: whether the student that training flags describe could be exported."""
 
 import contextlib
 import difflib
@@ -8,114 +8,125 @@ from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import torch
 from fairseq import options, utils
 from fairseq.data import Dictionary
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_MODEL_REGISTRY, BaseFairseqModel
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 import fairseq_imitkd
-from fairseq_imitkd.engines.exported import form_of, why_none
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.engines.registry import engine_for, unsupported_reason
+from fairseq_imitkd.errors import UsageError, in_one_line
 
-SYMBOLS = 1000  # of the dictionary that the student is built over, at least
+SYMBOLS = 1000  # minimum size of the dictionary that the student is built over
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a student.
+    """Whether a student could be exported.
 
     Args:
-        form: to which it can be exported; None is to none.
-        reason: why not.
-        in_the_way: flags that keep it from being exported.
-        each: whether it would be enough to leave out any one of them.
+        engine: name of the engine that it could be exported to; None if there is none.
+        reason: why it could not be exported.
+        blocking_flags: the flags, with their values, that prevent the export.
+        any_one_suffices: whether leaving out any one of the blocking flags is enough; otherwise all must go.
     """
 
-    form: str | None
+    engine: str | None
     reason: str = ""
-    in_the_way: tuple[str, ...] = ()
-    each: bool = False
+    blocking_flags: tuple[str, ...] = ()
+    any_one_suffices: bool = False
 
 
 def judge(flags: Sequence[str]) -> Verdict:
-    """Build the student of a training's command line, and see.
+    """Build the student of a training command line without its weights, and look for an engine that takes it.
 
     Args:
-        flags: as ``fairseq-train`` takes them, with its data directory or without.
+        flags: arguments of ``fairseq-train``, with or without the data directory.
 
     Raises:
-        UsageError: they describe no student.
+        UsageError: the flags do not describe a student.
     """
     student = build(flags)
-    form = form_of(student)
-    if form is not None:
-        return Verdict(form)
-    given = {" ".join(flags[number] for number in words): words for words in _each_flag(flags)}
-    alone_in_the_way = [text for text, words in given.items() if _exportable(_without(flags, [words]))]
-    if alone_in_the_way:
-        return Verdict(None, why_none(student), tuple(alone_in_the_way), each=True)
-    bare = _without(flags, given.values())
-    together = [
+    engine = engine_for(student)
+    if engine is not None:
+        return Verdict(engine)
+    reason = unsupported_reason(student)
+    spans = {" ".join(flags[index] for index in span): span for span in _flag_spans(flags)}
+    sufficient = [text for text, span in spans.items() if _is_exportable(_without(flags, [span]))]
+    if sufficient:
+        return Verdict(None, reason, tuple(sufficient), any_one_suffices=True)
+    bare = _without(flags, spans.values())
+    if not _is_exportable(bare):
+        return Verdict(None, reason)
+    blocking = [
         text
-        for text, words in given.items()
-        if _exportable([*bare, *(flags[number] for number in words)]) is False
+        for text, span in spans.items()
+        if _is_exportable([*bare, *(flags[index] for index in span)]) is False
     ]
-    return Verdict(None, why_none(student), tuple(together) if _exportable(bare) else ())
+    return Verdict(None, reason, tuple(blocking))
 
 
 def _without(flags: Sequence[str], spans: Iterable[range]) -> list[str]:
-    left_out = {number for span in spans for number in span}
-    return [word for number, word in enumerate(flags) if number not in left_out]
+    left_out = {index for span in spans for index in span}
+    return [word for index, word in enumerate(flags) if index not in left_out]
 
 
-def _exportable(flags: Sequence[str]) -> bool | None:
-    """None where the flags describe no student."""
+def _is_exportable(flags: Sequence[str]) -> bool | None:
+    """Return whether an engine takes the student; None if the flags do not describe one."""
     try:
-        return form_of(build(flags)) is not None
+        return engine_for(build(flags)) is not None
     except UsageError:
         return None
 
 
 def build(flags: Sequence[str]) -> BaseFairseqModel:
-    """The student of a training's command line, over a small dictionary.
+    """Build the student of a training command line over a small dictionary, without weights if possible.
 
     Raises:
-        UsageError: they describe no student.
+        UsageError: the flags do not describe a student.
     """
-    args = _parsed(flags)
+    args = _parse_with_defaults(flags)
     try:
-        dictionary = Dictionary()
-        for number in range(max(SYMBOLS, _last_cutoff(args) + 1)):
-            dictionary.add_symbol(str(number))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of hydra's age
-            cfg = convert_namespace_to_omegaconf(args)
-        # Whichever task it will be trained by, it is built so.
-        return TranslationTask(TranslationConfig(), dictionary, dictionary).build_model(cfg.model).eval()
-    except UsageError:
-        raise
-    except Exception as error:  # whatever a model raises on settings that it can't have
-        raise UsageError(
-            f"the flags after --check describe no student: {' '.join(str(error).split())[:300]}"
-        ) from error
+        # The meta device gives the weights shapes but no memory. Some models can't be built there: BART's
+        # initialisation copies weights to the CPU.
+        with torch.device("meta"):
+            return _build(args)
+    except Exception:
+        try:
+            return _build(args)
+        except UsageError:
+            raise
+        except Exception as error:  # models raise many types for settings that they can't have
+            raise UsageError(
+                f"the flags after --check do not describe a student: {in_one_line(error)}"
+            ) from error
 
 
-def _last_cutoff(args: Any) -> int:
-    """An adaptive softmax is of more symbols than that."""
+def _build(args: Namespace) -> BaseFairseqModel:
+    dictionary = Dictionary()
+    for index in range(max(SYMBOLS, _last_cutoff(args) + 1)):
+        dictionary.add_symbol(str(index))
+    # The model does not depend on the task that will train it.
+    task = TranslationTask(TranslationConfig(), dictionary, dictionary)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return task.build_model(Namespace(**vars(args))).eval()
+
+
+def _last_cutoff(args: Namespace) -> int:
+    """Return the last cutoff of an adaptive softmax, which the dictionary must exceed; 0 without one."""
     cutoffs = getattr(args, "adaptive_softmax_cutoff", None) or [0]
     return int((cutoffs.split(",") if isinstance(cutoffs, str) else cutoffs)[-1])
 
 
-def _parsed(flags: Sequence[str]) -> Any:
-    flags = _with_user_module(flags)
+def _parse_with_defaults(flags: Sequence[str]) -> Namespace:
+    """Parse the flags; import ``--user-dir``, and add a task and a data directory where they are missing."""
+    flags = _import_user_dir(flags)
     arch = _value(flags, "--arch", "-a")
     if arch is None:
-        raise UsageError(
-            "--check needs the --arch of the student: give the flags that it will be trained with"
-        )
+        raise UsageError("--check needs the student's --arch; give the flags that it will be trained with")
     if arch not in ARCH_MODEL_REGISTRY:
         near = difflib.get_close_matches(arch, ARCH_MODEL_REGISTRY, n=3)
         raise UsageError(
@@ -130,47 +141,46 @@ def _parsed(flags: Sequence[str]) -> Any:
         return _parse(["DATA", *words])
 
 
-def _parse(words: Sequence[str]) -> Any:
-    said = io.StringIO()
+def _parse(words: Sequence[str]) -> Namespace:
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(stderr):
             return options.parse_args_and_arch(options.get_training_parser(), words)
     except SystemExit as error:
         if isinstance(error, UsageError):
             raise
-        detail = said.getvalue().strip().splitlines()[-1:] or ["?"]
+        detail = stderr.getvalue().strip().splitlines()[-1:] or ["?"]
         raise UsageError(
             f"the flags after --check are not fairseq-train's: {detail[0].partition('error: ')[2]}"
         ) from error
 
 
-def _with_user_module(flags: Sequence[str]) -> list[str]:
-    """The flags without ``--user-dir``, whose module is imported: it may hold the architecture."""
+def _import_user_dir(flags: Sequence[str]) -> list[str]:
+    """Import the module of ``--user-dir``, which may hold the architecture, and return the other flags."""
     folder = _value(flags, "--user-dir")
     if folder is None:
         return list(flags)
     try:
         if Path(folder).resolve() != Path(fairseq_imitkd.__file__).parent.resolve():
             utils.import_user_module(Namespace(user_dir=folder))
-    except Exception as error:  # whatever somebody's module raises
-        raise UsageError(
-            f"--user-dir '{folder}' can't be imported: {' '.join(str(error).split())[:300]}"
-        ) from error
-    place = next(number for number, word in enumerate(flags) if word.partition("=")[0] == "--user-dir")
-    return [*flags[:place], *flags[place + (1 if "=" in flags[place] else 2) :]]
+    except Exception as error:  # a user's module can raise anything
+        raise UsageError(f"--user-dir '{folder}' can't be imported: {in_one_line(error)}") from error
+    start = next(index for index, word in enumerate(flags) if word.partition("=")[0] == "--user-dir")
+    return [*flags[:start], *flags[start + (1 if "=" in flags[start] else 2) :]]
 
 
 def _value(flags: Sequence[str], *names: str) -> str | None:
-    for number, word in enumerate(flags):
+    """Return the value of the first flag with one of these names; None if there is none."""
+    for index, word in enumerate(flags):
         name, equals, value = word.partition("=")
         if name in names:
-            return value if equals else next(iter(flags[number + 1 : number + 2]), None)
+            return value if equals else next(iter(flags[index + 1 : index + 2]), None)
     return None
 
 
-def _each_flag(flags: Sequence[str]) -> list[range]:
-    """The words of each flag, its own and those of its value; the architecture's name stays."""
-    starts = [number for number, word in enumerate(flags) if word.startswith("-") and not word[1:2].isdigit()]
+def _flag_spans(flags: Sequence[str]) -> list[range]:
+    """Return the indices of each flag and its values, except for the architecture's."""
+    starts = [index for index, word in enumerate(flags) if word.startswith("-") and not word[1:2].isdigit()]
     ends = [*starts[1:], len(flags)]
     spans = [range(start, end) for start, end in zip(starts, ends, strict=True)]
     return [span for span in spans if flags[span.start].partition("=")[0] not in ("--arch", "-a")]

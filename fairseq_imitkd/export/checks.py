@@ -1,4 +1,4 @@
-"""Whether an exported student is still the student: its probabilities, its translations, its BLEU."""
+"""Comparison of an exported student with fairseq's: log-probabilities, greedy translations, BLEU."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import sacrebleu
 import torch
 from torch import Tensor
 
-from fairseq_imitkd.engines.exported import Engine
+from fairseq_imitkd.engines.base import Engine
 
 TOLERANCE = 1e-4  # of a log-probability, in nats
 BATCH = 32  # sentences
@@ -15,13 +15,13 @@ BATCH = 32  # sentences
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far one engine's greedy translations are another's.
+    """The agreement of two engines' greedy translations.
 
     Args:
-        sentences: that were translated.
-        identical: how many are the same.
-        tokens: the share of the other's tokens that are the same at the same place.
-        unexplained: where they part though the two tokens were no tie.
+        sentences: number of sentences.
+        identical: number of sentences with identical translations.
+        tokens: share of fairseq's tokens that the other engine has at the same position.
+        unexplained: number of sentences that first differ where the two tokens are not a tie.
     """
 
     sentences: int
@@ -31,20 +31,25 @@ class Agreement:
 
 
 def batches(sources: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Numbers of sentences, by falling length."""
+    """Yield the numbers of the sentences in batches, longest sentences first."""
     order = sorted(range(len(sources)), key=lambda number: -sources[number].numel())
     for start in range(0, len(order), BATCH):
         yield order[start : start + BATCH]
 
 
 def lprob_difference(
-    ours: Engine, fairseqs: Engine, sources: Sequence[Tensor], targets: Sequence[Tensor]
+    ours: Engine, fairseqs: Engine, *, sources: Sequence[Tensor], targets: Sequence[Tensor]
 ) -> float:
-    """The most by which a target's token differs in log-probability; infinity where one is no number.
+    """Return the largest difference between two engines' log-probabilities of a target token.
 
     Args:
-        ours, fairseqs: the two engines.
-        sources, targets: ``(S,)`` and ``(T,)`` int64 each, with an EOS.
+        ours: engine that is checked.
+        fairseqs: engine that it is compared with.
+        sources: ``N`` tensors ``(S,)`` int64 with an EOS.
+        targets: ``N`` tensors ``(T,)`` int64 with an EOS.
+
+    Returns:
+        the difference in nats; infinity if a log-probability is not a number.
     """
     largest = 0.0
     for numbers in batches(sources):
@@ -56,26 +61,28 @@ def lprob_difference(
 
 
 def translations(engine: Engine, sources: Sequence[Tensor]) -> list[Tensor]:
-    """Each sentence's best translation, ``(T,)`` with an EOS."""
+    """Return each sentence's best translation, ``(T,)`` int64 with an EOS, in the order of the sources."""
     found: dict[int, Tensor] = {}
     for numbers in batches(sources):
-        every = engine.translate(numbers, [sources[number] for number in numbers], 1)
-        found.update(zip(numbers, (best[0].tokens for best in every), strict=True))
+        hypotheses = engine.translate(numbers, [sources[number] for number in numbers], 1)
+        found.update(zip(numbers, (best[0].tokens for best in hypotheses), strict=True))
     return [found[number] for number in range(len(sources))]
 
 
 def agreement(
-    own: Sequence[Tensor], theirs: Sequence[Tensor], fairseqs: Engine, sources: Sequence[Tensor]
+    own: Sequence[Tensor], theirs: Sequence[Tensor], fairseqs: Engine, *, sources: Sequence[Tensor]
 ) -> Agreement:
     """Compare greedy translations of the same sentences.
 
-    Where probabilities agree within :data:`TOLERANCE`, two greedy decoders can part only at tokens that are as probable
-    within twice as much: anything else is a fault.
+    If two models' log-probabilities agree within :data:`TOLERANCE`, their greedy translations can first
+    differ only where the two tokens' log-probabilities differ by at most twice the tolerance. Any other
+    difference is a fault.
 
     Args:
-        own, theirs: the translations, theirs by fairseq.
-        fairseqs: what says how probable a token is.
-        sources: of the translations.
+        own: translations by the engine that is checked.
+        theirs: translations by fairseq.
+        fairseqs: engine that says how probable a token is.
+        sources: the sentences.
     """
     unexplained, same, total = 0, 0, 0
     for source, mine, other in zip(sources, own, theirs, strict=True):
@@ -84,15 +91,15 @@ def agreement(
         same, total = same + int(equal.sum()), total + other.numel()
         if torch.equal(mine, other):
             continue
-        place = int(equal.long().argmin()) if not bool(equal.all()) else shorter - 1
+        position = int(equal.long().argmin()) if not bool(equal.all()) else shorter - 1
         [first], [second] = fairseqs.score([source], [other]), fairseqs.score([source], [mine])
-        if not abs(float(first[place] - second[place])) <= 2 * TOLERANCE:
+        if not abs(float(first[position] - second[position])) <= 2 * TOLERANCE:
             unexplained += 1
     identical = sum(torch.equal(mine, other) for mine, other in zip(own, theirs, strict=True))
     return Agreement(len(own), identical, same / max(total, 1), unexplained)
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-    """sacreBLEU, and its signature."""
+    """Return sacreBLEU's score and its signature."""
     metric = sacrebleu.BLEU()
     return metric.corpus_score(list(hypotheses), [list(references)]).score, str(metric.get_signature())

@@ -1,10 +1,9 @@
-"""From a checkpoint to an exported student: converted, held against fairseq, and only then given its name."""
+"""Export of a checkpoint: convert it, compare it with fairseq's model, and keep it only if both agree."""
 
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,41 +16,44 @@ from torch import Tensor
 from tqdm import tqdm
 
 import fairseq_imitkd
-from fairseq_imitkd.data.corpus import Corpus, Languages, check_sentences, of_split
-from fairseq_imitkd.data.files import alone, sha256, sync, write_json
-from fairseq_imitkd.engines.base import Decoding
-from fairseq_imitkd.engines.exported import FORMS, ModelEngine, form_of, open_engine, why_none
+from fairseq_imitkd.checkpoints.translation import load_student
+from fairseq_imitkd.data.corpus import Corpus, Languages, check_sentences, read_split
+from fairseq_imitkd.data.files import sha256, write_json
+from fairseq_imitkd.data.output_folder import OutputFolder
+from fairseq_imitkd.engines.base import Engine, SearchSettings
+from fairseq_imitkd.engines.fairseq import FairseqEngine
+from fairseq_imitkd.engines.registry import CONVERTERS, engine_for, open_engine, unsupported_reason
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import checks
 from fairseq_imitkd.export.bundle import FORMAT, MANIFEST, MODEL, SUBWORD_FILES
-from fairseq_imitkd.teacher.loading import load_student
+from fairseq_imitkd.export.text_check import share_encoded_otherwise
 from fairseq_imitkd.text.subwords import Text, TextSettings
 
 logger = logging.getLogger(__name__)
 SCORED = 64  # sentences whose log-probabilities are compared
 EXACT = "float32"
-# Of sentences that were encoded again: Moses' tokens come back in about nine of ten of a noisy corpus, subwords in all; under a
-# tokeniser that the data never saw, hardly a sentence with a punctuation mark does.
-NATURAL, MOST_OTHER_WORDS = 0.05, 0.5
-QUANTIZATIONS = tuple(dict.fromkeys(name for form in FORMS.values() for name in form.QUANTIZATIONS))
+QUANTIZATIONS = tuple(dict.fromkeys(name for each in CONVERTERS.values() for name in each.QUANTIZATIONS))
 
 
 @dataclass(frozen=True)
-class Job:
-    """Everything ``imitkd-export`` is told.
+class ExportJob:
+    """The settings of one run of ``imitkd-export``.
 
     Args:
-        checkpoint: the student.
-        data: fairseq's data directory that it was trained on.
-        out: the folder to make.
-        quantization: of its weights, one of :data:`QUANTIZATIONS`.
-        text: how raw text is made symbols.
-        decoding: how the exported student is to translate.
-        split: whose sentences it is checked on.
-        sentences: how many of them; 0 is all.
-        max_bleu_loss: the most BLEU that the quantisation may cost on them.
-        source_lang, target_lang: None reads them off the data directory.
-        allow_globals: types that the checkpoint may hold beside fairseq's own.
+        checkpoint: file of the student.
+        data: fairseq's data directory that the student was trained on.
+        out: folder to create.
+        quantization: type of the stored weights, one of :data:`QUANTIZATIONS`.
+        text: how raw text becomes subwords.
+        search: how the exported student translates.
+        split: split whose sentences the export is checked on.
+        sentences: number of these sentences; 0 is all.
+        max_bleu_loss: maximum loss of BLEU by quantisation.
+        source_lang, target_lang: the languages; None infers them from the data directory.
+        allow_globals: types that the checkpoint may hold besides fairseq's own.
+
+    Raises:
+        UsageError: a value is out of range, or the folder can't be created.
     """
 
     checkpoint: str
@@ -59,7 +61,7 @@ class Job:
     out: Path
     quantization: str
     text: TextSettings
-    decoding: Decoding
+    search: SearchSettings
     split: str = "valid"
     sentences: int = 500
     max_bleu_loss: float = 0.5
@@ -76,142 +78,160 @@ class Job:
             raise UsageError(f"--sentences must be 0 (all) or more, but is {self.sentences}")
         if not 0.0 <= self.max_bleu_loss <= 100.0:
             raise UsageError(f"--max-bleu-loss must be in 0..100, but is {self.max_bleu_loss}")
-        check_out(self.out)
+        output_folder(self.out).check_new()
 
 
-def check_out(out: Path) -> None:
-    """Refuse a folder that can't be made.
-
-    Raises:
-        UsageError: it holds something, or its name is none.
-    """
-    try:
-        if out.is_symlink() or out.resolve() == Path.cwd() or out.name in ("", ".."):
-            raise UsageError(f"--out '{out}' must be the name of a folder to make: give another")
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(
-                f"--out '{out}' holds something already: give another folder, or delete it first"
-            )
-    except OSError as error:
-        raise UsageError(f"--out '{out}' can't be written to: {error.strerror}") from error
+def output_folder(out: Path) -> OutputFolder:
+    """Return the output folder at a path; it must be new or empty."""
+    return OutputFolder(out, "empty")
 
 
-def export(job: Job) -> dict[str, Any]:
-    """Make the folder, whole or not at all.
+def export(job: ExportJob) -> dict[str, Any]:
+    """Create the folder of an exported student; it appears whole or not at all.
 
     Returns:
         its manifest.
 
     Raises:
-        UsageError: something is wrong with what was given, or the exported student is not the student.
+        UsageError: the job's files and settings don't fit together, or the exported model differs from the
+            student.
     """
     languages = Languages.of(job.data, job.source_lang, job.target_lang)
     text = Text(job.text, languages.source, languages.target)
-    corpus = of_split(languages, job.split)
+    corpus = read_split(languages, job.split)
     if corpus.references is None:
         raise UsageError(
-            f"--gen-subset {job.split} has no target languages, which the checks need: give another split"
+            f"--gen-subset {job.split} has no target side, which the checks need; use another split"
         )
-    digest = sha256(job.checkpoint) if os.path.isfile(job.checkpoint) else None
-    student, arch = load_student(job.checkpoint, languages, job.allow_globals)
-    form = form_of(student)
-    if form is None:
-        raise UsageError(f"CHECKPOINT '{job.checkpoint}' can't be exported: {why_none(student)}")
-    if job.quantization not in FORMS[form].QUANTIZATIONS:
-        raise UsageError(
-            f"--quantization must be one of {', '.join(FORMS[form].QUANTIZATIONS)} for this student, which is exported to "
-            f"{form}, but is {job.quantization}"
-        )
-    if job.decoding.min_len >= student.max_positions()[1]:
-        raise UsageError(
-            f"--min-len must be below {student.max_positions()[1]}, the student's longest target, but is {job.decoding.min_len}"
-        )
-    packages = _packages(form)
-    sample = _sample(corpus, languages, student.max_positions(), job.sentences)
-    otherwise = _check_text(job, text, languages, sample)
-    with building(job.out) as folder:
-        checked = _converted(job, form, languages, text, student, sample, folder)
-        checked["checks"]["encoded_otherwise"] = round(otherwise, 4)
+    student = _load(job, languages)
+    packages = _package_versions(student.engine)
+    sample = _sample(corpus, languages, longest=student.longest, count=job.sentences)
+    encoded_otherwise = share_encoded_otherwise(job.text, languages, sample.sources, split=job.split)
+    with output_folder(job.out).built() as folder:
+        conversion = _Conversion(job, student, languages, text=text, sample=sample, folder=folder / MODEL)
+        converted = conversion.run()
+        converted["checks"]["encoded_otherwise"] = round(encoded_otherwise, 4)
         manifest = {
             "format": FORMAT,
-            "form": form,
-            **checked,
+            "form": student.engine,
+            **converted,
             "source_lang": languages.source,
             "target_lang": languages.target,
-            "longest_source": student.max_positions()[0],
-            "longest_target": student.max_positions()[1],
-            "decoding": asdict(job.decoding),
-            "text": _add_files(job, languages, folder),
-            "student": {
-                "arch": arch,
-                "parameters": sum(parameter.numel() for parameter in student.parameters()),
-                "sha256": digest,
-            },
+            "longest_source": student.longest[0],
+            "longest_target": student.longest[1],
+            "decoding": asdict(job.search),
+            "text": _copy_text_files(job, languages, folder),
+            "student": student.description(),
             "versions": {
                 "fairseq_imitkd": fairseq_imitkd.__version__,
                 "torch": torch.__version__,
                 **packages,
             },
-            "files": {
-                str(path.relative_to(folder)): sha256(path)
-                for path in sorted(folder.rglob("*"))
-                if path.is_file()
-            },
+            "files": _hashes(folder),
         }
-        if sha256(job.checkpoint) != digest:
+        if sha256(job.checkpoint) != student.sha256:
             raise UsageError(
-                f"CHECKPOINT '{job.checkpoint}' was changed meanwhile: give one that no training writes"
+                f"CHECKPOINT '{job.checkpoint}' changed during the export; use one that no training writes"
             )
         write_json(folder / MANIFEST, manifest)
     return manifest
 
 
-@contextmanager
-def building(out: Path) -> Iterator[Path]:
-    """A folder that gets the name ``out`` when all has gone well; nobody else makes the same one meanwhile."""
-    work = out.with_name(f".{out.name}.partial")
-    folder = work / "bundle"
-    try:
-        with ExitStack() as stack:
-            while True:
-                work.mkdir(parents=True, exist_ok=True)
-                try:
-                    stack.enter_context(alone(work))
-                    break
-                except FileNotFoundError:  # the run that was waited for has ended
-                    continue
-            check_out(out)  # it may have made it
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-            folder.mkdir()
-            try:
-                yield folder
-                for path in folder.rglob("*"):
-                    sync(path)
-                if out.exists():
-                    out.rmdir()  # it is empty
-                folder.rename(out)
-                sync(out.parent)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-    except OSError as error:
+@dataclass(frozen=True)
+class _Student:
+    """The student to export.
+
+    Args:
+        model: the model, on the CPU and in evaluation mode.
+        arch: name of its architecture.
+        engine: name of the engine that it is exported to.
+        sha256: hash of its checkpoint.
+    """
+
+    model: BaseFairseqModel
+    arch: str
+    engine: str
+    sha256: str | None
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        """Maximum numbers of tokens of a source and of a target."""
+        return self.model.max_positions()
+
+    @property
+    def converter(self) -> Any:
+        """Module that converts the model."""
+        return CONVERTERS[self.engine]
+
+    def description(self) -> dict[str, Any]:
+        """Return what the manifest says about the student."""
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return {"arch": self.arch, "parameters": parameters, "sha256": self.sha256}
+
+
+def _load(job: ExportJob, languages: Languages) -> _Student:
+    """Load the student and check that it can be exported as the job asks.
+
+    Raises:
+        UsageError: the checkpoint can't be loaded or exported, or a setting doesn't suit the student.
+    """
+    digest = sha256(job.checkpoint) if os.path.isfile(job.checkpoint) else None
+    model, arch = load_student(job.checkpoint, languages, job.allow_globals)
+    engine = engine_for(model)
+    if engine is None:
+        raise UsageError(f"CHECKPOINT '{job.checkpoint}' can't be exported: {unsupported_reason(model)}")
+    student = _Student(model, arch, engine, digest)
+    if job.quantization not in student.converter.QUANTIZATIONS:
         raise UsageError(
-            f"--out '{out}' can't be written to: {error.strerror} ({error.filename or out})"
-        ) from error
-    finally:
-        with suppress(OSError):  # another run is in it
-            work.rmdir()
+            f"--quantization must be one of {', '.join(student.converter.QUANTIZATIONS)} for this student, "
+            f"which is exported to {engine}, but is {job.quantization}"
+        )
+    if job.search.min_len >= student.longest[1]:
+        raise UsageError(
+            f"--min-len must be below {student.longest[1]}, the student's longest target, but is "
+            f"{job.search.min_len}"
+        )
+    return student
+
+
+def _package_versions(engine: str) -> dict[str, str]:
+    """Return the versions of the packages that an engine needs.
+
+    Raises:
+        UsageError: a package is not installed.
+    """
+    try:
+        return {name: str(import_module(name).__version__) for name in CONVERTERS[engine].PACKAGES}
+    except ImportError as error:
+        raise _missing_package(error) from error
+
+
+def _missing_package(error: ImportError) -> UsageError:
+    return UsageError(f"imitkd-export needs {error.name}: pip install 'fairseq-imitkd[fast]'")
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """``N`` sentences of the data: sources and references, ``(S,)`` and ``(T,)`` int64 each, with an EOS."""
+    """Sentences that the exported student is checked on.
+
+    Args:
+        sources: ``N`` tensors ``(S,)`` int64 with an EOS.
+        references: ``N`` tensors ``(T,)`` int64 with an EOS.
+    """
 
     sources: list[Tensor]
     references: list[Tensor]
 
 
-def _sample(corpus: Corpus, languages: Languages, longest: tuple[int, int], count: int) -> _Sample:
-    """Evenly spread ones, without those that the student can't represent."""
+def _sample(corpus: Corpus, languages: Languages, *, longest: tuple[int, int], count: int) -> _Sample:
+    """Choose evenly spaced sentences that are not empty and that the student can represent.
+
+    Args:
+        corpus: sentences with references.
+        languages: their dictionaries.
+        longest: maximum numbers of tokens of a source and of a target.
+        count: number of sentences to choose; 0 is all.
+    """
     references: Any = corpus.references
     fits = (
         (corpus.lengths > 1) & (corpus.lengths <= longest[0]) & (np.asarray(references.sizes) <= longest[1])
@@ -219,112 +239,160 @@ def _sample(corpus: Corpus, languages: Languages, longest: tuple[int, int], coun
     numbers = np.flatnonzero(fits)
     if not numbers.size:
         raise UsageError(
-            "--gen-subset holds no sentence that is not empty or too long for the student: give another split"
+            "--gen-subset holds only sentences that are empty or too long for the student; use another split"
         )
     if count and count < numbers.size:
         numbers = numbers[np.linspace(0, numbers.size - 1, count).round().astype(int)]
     ids = numbers.tolist()
     sources, references = ([data[number].long() for number in ids] for data in (corpus.sources, references))
-    check_sentences(ids, sources, languages.source_dictionary, languages.source)
-    check_sentences(ids, references, languages.target_dictionary, languages.target)
+    check_sentences(ids, sources, languages.source_dictionary, language=languages.source)
+    check_sentences(ids, references, languages.target_dictionary, language=languages.target)
     return _Sample(sources, references)
 
 
-def _converted(
-    job: Job,
-    form: str,
-    languages: Languages,
-    text: Text,
-    student: BaseFairseqModel,
-    sample: _Sample,
-    folder: Path,
-) -> dict[str, Any]:
-    """Write the model as small as its BLEU allows. The exact one is always made first: quantised ones can't tell a fault."""
-    greedy = Decoding(beam=1, max_len_a=job.decoding.max_len_a, max_len_b=job.decoding.max_len_b)
-    longest = student.max_positions()
-    dictionary = languages.target_dictionary
-    references = [text.decode(dictionary.string(tokens)) for tokens in sample.references]
+class _Conversion:
+    """The conversion of a student, and the comparison of each converted model with fairseq's.
 
-    def converted(quantization: str) -> Any:
-        shutil.rmtree(folder / MODEL, ignore_errors=True)
-        try:
-            FORMS[form].convert(
-                student, languages.source_dictionary, dictionary, folder / MODEL, quantization
-            )
-            return open_engine(form, folder / MODEL, languages, greedy, longest)
-        except ImportError as error:
-            raise UsageError(
-                f"imitkd-export needs {error.name}: pip install 'fairseq-imitkd[fast]'"
-            ) from error
+    Args:
+        job: what was asked for.
+        student: the student.
+        languages: its language pair with the dictionaries.
+        text: how tokens become raw text, which BLEU is computed on.
+        sample: sentences that both models translate.
+        folder: where the model is written.
+    """
 
-    def bleu(outputs: Sequence[Tensor]) -> tuple[float, str]:
-        return checks.bleu([text.decode(dictionary.string(tokens)) for tokens in outputs], references)
+    def __init__(
+        self,
+        job: ExportJob,
+        student: _Student,
+        languages: Languages,
+        *,
+        text: Text,
+        sample: _Sample,
+        folder: Path,
+    ):
+        self.job, self.student, self.languages = job, student, languages
+        self.text, self.sample, self.folder = text, sample, folder
+        self.greedy = SearchSettings(beam=1, max_len_a=job.search.max_len_a, max_len_b=job.search.max_len_b)
+        self.references = [self._raw_text(tokens) for tokens in sample.references]
 
-    wanted = list(
-        dict.fromkeys([job.quantization, *(q for q in ("float16", EXACT) if q in FORMS[form].QUANTIZATIONS)])
-    )
-    with tqdm(total=2 + len(wanted), desc="export", unit=" step", leave=False) as bar:
-        fairseqs = ModelEngine(student, languages, greedy)
-        expected = checks.translations(fairseqs, sample.sources)
-        bar.update()
-        exact = converted(EXACT)
-        scored = [part[:: max(1, len(part) // SCORED)] for part in (sample.sources, sample.references)]
-        difference = checks.lprob_difference(exact, fairseqs, *scored)
-        own = checks.translations(exact, sample.sources)
-        agreed = checks.agreement(own, expected, fairseqs, sample.sources)
-        _refuse_another(difference, agreed)
-        score, signature = bleu(own)
-        bar.update()
-        refused = {}
-        for quantization in wanted:
-            if quantization == EXACT:
-                found = score
-                if job.quantization != EXACT:
-                    converted(EXACT)
-            else:
-                found, _ = bleu(checks.translations(converted(quantization), sample.sources))
+    def run(self) -> dict[str, Any]:
+        """Write the model in the job's quantisation, or in the next larger one that keeps BLEU.
+
+        The float32 model always comes first: only its numbers are close enough to fairseq's to show a fault.
+
+        Returns:
+            what the manifest says about the quantisation and the checks.
+
+        Raises:
+            UsageError: the converted model differs from the student.
+        """
+        available = self.student.converter.QUANTIZATIONS
+        larger = [name for name in ("float16", EXACT) if name in available]
+        candidates = list(dict.fromkeys([self.job.quantization, *larger]))
+        with tqdm(total=2 + len(candidates), desc="export", unit=" step", leave=False) as bar:
+            fairseqs = FairseqEngine.of_model(self.student.model, self.languages, self.greedy)
+            expected = checks.translations(fairseqs, self.sample.sources)
             bar.update()
-            if score - found <= job.max_bleu_loss:
+            exact = self._convert(EXACT)
+            difference = self._lprob_difference(exact, fairseqs)
+            translations = checks.translations(exact, self.sample.sources)
+            agreement = checks.agreement(translations, expected, fairseqs, sources=self.sample.sources)
+            _refuse_another_model(difference, agreement)
+            exact_bleu, signature = self._bleu(translations)
+            bar.update()
+            quantization, found = self._smallest(candidates, exact_bleu, bar)
+        bleu = {EXACT: exact_bleu, quantization: found[quantization], **found}
+        return {
+            "quantization": quantization,
+            "asked": self.job.quantization,
+            "checks": {
+                "sentences": len(self.sample.sources),
+                "split": self.job.split,
+                "largest_lprob_difference": difference,
+                "greedy": asdict(agreement),
+                "bleu": {
+                    **{name: round(value, 2) for name, value in bleu.items()},
+                    "signature": signature,
+                },
+                "max_bleu_loss": self.job.max_bleu_loss,
+            },
+        }
+
+    def _smallest(
+        self, candidates: Sequence[str], exact_bleu: float, bar: tqdm
+    ) -> tuple[str, dict[str, float]]:
+        """Convert to one quantisation after another until BLEU is kept, which float32 always does.
+
+        Returns:
+            the quantisation that was written last, and the BLEU of each that was tried.
+        """
+        found: dict[str, float] = {}
+        for quantization in candidates:
+            if quantization == EXACT:
+                found[EXACT] = exact_bleu
+                if found.keys() != {EXACT}:  # a quantised model has replaced the float32 one
+                    self._convert(EXACT)
+            else:
+                engine = self._convert(quantization)
+                found[quantization], _ = self._bleu(checks.translations(engine, self.sample.sources))
+            bar.update()
+            loss = exact_bleu - found[quantization]
+            if loss <= self.job.max_bleu_loss:
                 break
             logger.warning(
                 "%s loses %.2f BLEU (%.2f from %.2f), more than --max-bleu-loss %g: refused",
-                *(quantization, score - found, found, score, job.max_bleu_loss),
+                *(quantization, loss, found[quantization], exact_bleu, self.job.max_bleu_loss),
             )
-            refused[quantization] = round(found, 2)
-    return {
-        "quantization": quantization,
-        "asked": job.quantization,
-        "checks": {
-            "sentences": len(sample.sources),
-            "split": job.split,
-            "largest_lprob_difference": difference,
-            "greedy": asdict(agreed),
-            "bleu": {
-                "float32": round(score, 2),
-                quantization: round(found, 2),
-                **refused,
-                "signature": signature,
-            },
-            "max_bleu_loss": job.max_bleu_loss,
-        },
-    }
+        return quantization, found
+
+    def _convert(self, quantization: str) -> Engine:
+        """Write the model in place of an earlier one, and load it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            self.student.converter.convert(
+                self.student.model, self.languages, self.folder, quantization=quantization
+            )
+        except ImportError as error:
+            raise _missing_package(error) from error
+        return open_engine(
+            self.student.engine,
+            self.folder,
+            self.languages,
+            settings=self.greedy,
+            longest=self.student.longest,
+        )
+
+    def _lprob_difference(self, exact: Engine, fairseqs: Engine) -> float:
+        step = max(1, len(self.sample.sources) // SCORED)
+        sources, references = self.sample.sources[::step], self.sample.references[::step]
+        return checks.lprob_difference(exact, fairseqs, sources=sources, targets=references)
+
+    def _bleu(self, translations: Sequence[Tensor]) -> tuple[float, str]:
+        return checks.bleu([self._raw_text(tokens) for tokens in translations], self.references)
+
+    def _raw_text(self, tokens: Tensor) -> str:
+        return self.text.decode(self.languages.target_dictionary.string(tokens))
 
 
-def _refuse_another(difference: float, agreed: checks.Agreement) -> None:
+def _refuse_another_model(difference: float, agreement: checks.Agreement) -> None:
     if not difference <= checks.TOLERANCE:
         raise UsageError(
-            f"the exported student is not the student: a log-probability differs by {difference:.2g}, more than "
-            f"{checks.TOLERANCE:g}; nothing was written. Please report it with the checkpoint's --arch and flags"
+            f"the exported student is not the student: a log-probability differs by {difference:.2g}, more "
+            f"than {checks.TOLERANCE:g}; nothing was written. Please report it with the checkpoint's --arch "
+            "and flags"
         )
-    if agreed.unexplained:
+    if agreement.unexplained:
         raise UsageError(
-            f"the exported student is not the student: {agreed.unexplained} of {agreed.sentences} greedy translations part at "
-            "a token that is no tie; nothing was written. Please report it with the checkpoint's --arch and flags"
+            f"the exported student is not the student: {agreement.unexplained} of {agreement.sentences} "
+            "greedy translations differ at a token that is not a tie; nothing was written. Please report it "
+            "with the checkpoint's --arch and flags"
         )
 
 
-def _add_files(job: Job, languages: Languages, folder: Path) -> dict[str, Any]:
-    """Dictionaries and subwords, copied; what the manifest says of them."""
+def _copy_text_files(job: ExportJob, languages: Languages, folder: Path) -> dict[str, Any]:
+    """Copy the dictionaries and the subword files, and return what the manifest says about text."""
     for language in (languages.source, languages.target):
         shutil.copyfile(languages.folder / f"dict.{language}.txt", folder / f"dict.{language}.txt")
     files = {}
@@ -335,68 +403,7 @@ def _add_files(job: Job, languages: Languages, folder: Path) -> dict[str, Any]:
     return {"bpe": job.text.bpe, "tokenizer": job.text.tokenizer, "files": files}
 
 
-def _packages(form: str) -> dict[str, str]:
-    """Versions of what a form needs.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    try:
-        return {name: str(import_module(name).__version__) for name in FORMS[form].PACKAGES}
-    except ImportError as error:
-        raise UsageError(f"imitkd-export needs {error.name}: pip install 'fairseq-imitkd[fast]'") from error
-
-
-def _check_text(job: Job, text: Text, languages: Languages, sample: _Sample) -> float:
-    """Whether raw text becomes the symbols that the student knows.
-
-    Returns:
-        the share of sentences whose text becomes other symbols than those of the data.
-
-    Raises:
-        UsageError: much of it becomes unknown symbols, or most of it other words.
-    """
-    dictionary = languages.source_dictionary
-    back = Text(
-        job.text, languages.target, languages.source
-    )  # of a source: what joins words minds their language
-    unknown, count, sentences, otherwise, other_words = 0, 0, 0, 0, 0
-    for source in sample.sources:
-        symbols = dictionary.string(source)
-        encoded = text.encode(back.decode(symbols))
-        again = dictionary.encode_line(encoded, add_if_not_exist=False).long()
-        unknown += max(0, int(again.eq(dictionary.unk()).sum()) - int(source.eq(dictionary.unk()).sum()))
-        count += again.numel()
-        if not source.eq(dictionary.unk()).any():  # the text of such a one is lost
-            sentences += 1
-            otherwise += not torch.equal(again, source)
-            other_words += _words(text, encoded) != _words(text, symbols)
-    if unknown > 0.01 * count:
-        raise UsageError(
-            f"{unknown / count:.1%} of the symbols of raw text would be unknown to the student: give the --bpe, its file and "
-            "the --tokenizer that --data was made with"
-        )
-    # Words: data may be of subwords that were drawn at random, which no model writes again.
-    if other_words > MOST_OTHER_WORDS * sentences:
-        raise UsageError(
-            f"{other_words / sentences:.1%} of the sentences of --gen-subset {job.split} are of other words than their own "
-            "text: give the --tokenizer that --data was made with, or none"
-        )
-    share = otherwise / max(1, sentences)
-    if share > NATURAL:
-        logger.warning(
-            "%.1f%% of the sentences of --gen-subset %s are of other symbols than their own text: see that --bpe, its file and "
-            "--tokenizer are those that --data was made with (only BPE dropout does the same)",
-            *(100.0 * share, job.split),
-        )
-    marked = sum(symbol.startswith("\u2581") or symbol.endswith("@@") for symbol in dictionary.symbols)
-    if text.bpe is None and marked > 0.1 * len(dictionary):
-        logger.warning(
-            "the student knows subwords, but there is no --bpe: what is translated must be made of subwords already"
-        )
-    return share
-
-
-def _words(text: Text, symbols: str) -> list[str]:
-    """What the subwords were made of."""
-    return (symbols if text.bpe is None else text.bpe.decode(symbols)).split()
+def _hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in the folder, by its path in the folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): sha256(path) for path in files}

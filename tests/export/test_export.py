@@ -1,4 +1,4 @@
-"""``imitkd-export``: what it writes, what it refuses, and that it notices a model that is not the student."""
+"""``imitkd-export``: what it writes and refuses, and that it notices a model that is not the student."""
 
 import json
 import shutil
@@ -14,15 +14,15 @@ import fairseq_imitkd
 from fairseq_imitkd.checkpoints import compact
 from fairseq_imitkd.cli import export as command
 from fairseq_imitkd.data.corpus import Languages
-from fairseq_imitkd.data.files import alone, sha256
+from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.engines import ctranslate2_convert
-from fairseq_imitkd.engines.base import Decoding
-from fairseq_imitkd.engines.exported import ModelEngine
+from fairseq_imitkd.engines.base import SearchSettings
+from fairseq_imitkd.engines.fairseq import FairseqEngine
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.export import checks, exporter
+from fairseq_imitkd.export import checks
 from fairseq_imitkd.export.architecture import judge
 from fairseq_imitkd.export.bundle import Bundle, text_settings
-from fairseq_imitkd.export.exporter import building, export
+from fairseq_imitkd.export.exporter import export, output_folder
 from fairseq_imitkd.text.subwords import TextSettings
 from tests.helpers.evaluations import hide
 from tests.helpers.exports import job, make_students, refusal
@@ -41,14 +41,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The transformer, in int8."""
+    """The transformer, exported in int8."""
     out = tmp_path_factory.mktemp("exported") / "out"
     export(job(root, out, quantization="int8", max_bleu_loss=100.0))
     return out
 
 
 def fairseqs_translations(name: str) -> list[str]:
-    engine = ModelEngine(trained_student(name), LANGUAGES, Decoding(beam=1, max_len_b=12))
+    engine = FairseqEngine.of_model(trained_student(name), LANGUAGES, SearchSettings(beam=1, max_len_b=12))
     sources = [letters().encode_line(text, add_if_not_exist=False).long() for text in SENTENCES]
     return [letters().string(engine.translate([0], [source], 1)[0][0].tokens) for source in sources]
 
@@ -69,7 +69,7 @@ def test_an_exported_student_translates_as_fairseq_does(
 
 
 def test_what_is_in_the_folder(root: Path, exported: Path) -> None:
-    """All that it needs, by contents: it works after everything else is gone. Nothing is left beside it."""
+    """Everything that the student needs, identified by hashes; nothing is left next to it."""
     manifest = json.loads((exported / "imitkd.json").read_text())
     there = {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
     assert there == {*manifest["files"], "imitkd.json"}
@@ -88,18 +88,18 @@ def test_what_is_in_the_folder(root: Path, exported: Path) -> None:
 
 
 def test_beam_and_length_are_kept(root: Path, tmp_path: Path) -> None:
-    """How it is to translate is exported too; another beam can be asked for."""
-    export(job(root, tmp_path / "out", decoding=Decoding(beam=4, max_len_b=3)))
+    """The search settings are exported too; another beam can be requested."""
+    export(job(root, tmp_path / "out", search=SearchSettings(beam=4, max_len_b=3)))
     bundle = Bundle.read(tmp_path / "out")
-    assert bundle.engine.decoding.beam == 4  # type: ignore[attr-defined]
+    assert bundle.engine.settings.beam == 4  # type: ignore[attr-defined]
     assert all(tokens.numel() <= 4 for tokens in bundle.translate([bundle.encode("a b c d e f g")]))
-    assert Bundle.read(tmp_path / "out", beam=1).engine.decoding.beam == 1  # type: ignore[attr-defined]
+    assert Bundle.read(tmp_path / "out", beam=1).engine.settings.beam == 1  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="--beam must be 1 or more, but is 0"):
         Bundle.read(tmp_path / "out", beam=0)
 
 
 def test_sentences_of_the_checks(root: Path, monkeypatch: Any, tmp_path: Path) -> None:
-    """Evenly spread over the split, without empty ones and those that the student can't represent."""
+    """Evenly spaced in the split, without empty ones and those too long for the student."""
     data = shutil.copytree(root / "data", tmp_path / "data")
     rows = [[4 + number % 16] * (70 if number == 9 else 1 + number % 5) for number in range(40)]
     rows[3] = []
@@ -110,9 +110,13 @@ def test_sentences_of_the_checks(root: Path, monkeypatch: Any, tmp_path: Path) -
     asked: list[list[int]] = []
     found = checks.translations
     monkeypatch.setattr(
-        checks, "translations",
-        lambda engine, sources: (asked.append([source.tolist() for source in sources]), found(engine, sources))[1],
-    )  # fmt: skip
+        checks,
+        "translations",
+        lambda engine, sources: (
+            asked.append([source.tolist() for source in sources]),
+            found(engine, sources),
+        )[1],
+    )
     export(job(root, tmp_path / "all", data=data, sentences=0))
     kept = [number for number in range(40) if number not in (3, 9, 30)]
     assert asked[0] == [[*rows[number], 2] for number in kept]
@@ -121,8 +125,10 @@ def test_sentences_of_the_checks(root: Path, monkeypatch: Any, tmp_path: Path) -
 
 
 def test_translations_come_in_the_order_given() -> None:
-    """Though batches are by falling length."""
-    engine = ModelEngine(trained_student("transformer"), LANGUAGES, Decoding(beam=1, max_len_b=12))
+    """Although batches hold the longest sentences first."""
+    engine = FairseqEngine.of_model(
+        trained_student("transformer"), LANGUAGES, SearchSettings(beam=1, max_len_b=12)
+    )
     sources = [letters().encode_line(text, add_if_not_exist=False).long() for text in SENTENCES]
     alone = [engine.translate([0], [source], 1)[0][0].tokens.tolist() for source in sources]
     assert [tokens.tolist() for tokens in checks.translations(engine, sources)] == alone
@@ -133,10 +139,10 @@ def test_translations_come_in_the_order_given() -> None:
 def test_a_model_that_is_not_the_student_is_never_written(
     change: str, root: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """Another model, one whose numbers are a little off, one that gives none."""
+    """Another model, one with slightly wrong weights, one with NaN."""
     convert = ctranslate2_convert.convert
 
-    def wrong(model: BaseFairseqModel, *args: Any) -> None:
+    def wrong(model: BaseFairseqModel, *args: Any, **settings: Any) -> None:
         model = (
             build_student("transformer", seed=5).eval()
             if change == "another"
@@ -144,7 +150,7 @@ def test_a_model_that_is_not_the_student_is_never_written(
         )
         if change != "another":
             model.decoder.layers[0].fc1.weight.data *= 1.01 if change == "noisy" else float("nan")
-        convert(model, *args)
+        convert(model, *args, **settings)
 
     monkeypatch.setattr(ctranslate2_convert, "convert", wrong)
     message = refusal(root, tmp_path / "out")
@@ -152,20 +158,24 @@ def test_a_model_that_is_not_the_student_is_never_written(
     assert "nothing was written" in message
 
 
-def test_translations_that_part_at_no_tie_are_noticed(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    """Though its log-probabilities are right, it may decode by other rules."""
+def test_translations_that_differ_without_a_tie_are_noticed(
+    root: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Its log-probabilities are right, but it may search by other rules."""
     found = checks.translations
     monkeypatch.setattr(
-        checks, "translations",
+        checks,
+        "translations",
         lambda engine, sources: [
-            tokens if isinstance(engine, ModelEngine) else tokens.flip(0) for tokens in found(engine, sources)
+            tokens if isinstance(engine, FairseqEngine) else tokens.flip(0)
+            for tokens in found(engine, sources)
         ],
-    )  # fmt: skip
-    assert "greedy translations part at a token that is no tie" in refusal(root, tmp_path / "out")
+    )
+    assert "greedy translations differ at a token that is not a tie" in refusal(root, tmp_path / "out")
 
 
 def test_agreement_tells_ties_from_faults() -> None:
-    """Two translations that part where both tokens are as probable are no fault."""
+    """A difference between two equally probable tokens is not a fault."""
 
     class Scripted:
         def __init__(self, gap: float):
@@ -178,7 +188,8 @@ def test_agreement_tells_ties_from_faults() -> None:
     theirs, own = torch.tensor([4, 5, 6, 2]), torch.tensor([4, 7, 2])
     sources = [torch.tensor([4, 2])] * 2
     for gap, faults in ((0.0, 0), (1e-4, 0), (3e-4, 1), (float("nan"), 1)):
-        agreed = checks.agreement([own, theirs], [theirs, theirs], Scripted(gap), sources)  # type: ignore[arg-type]
+        scripted: Any = Scripted(gap)
+        agreed = checks.agreement([own, theirs], [theirs, theirs], scripted, sources=sources)
         assert agreed == checks.Agreement(sentences=2, identical=1, tokens=5 / 8, unexplained=faults)
 
 
@@ -194,11 +205,16 @@ def test_agreement_tells_ties_from_faults() -> None:
 def test_a_quantisation_that_costs_too_much_is_refused(
     costs: dict[str, float], kept: str, root: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    """The next larger one is taken instead, and that is said."""
+    """The next larger one is used instead, and the report says so."""
     now: list[str] = []
     convert = ctranslate2_convert.convert
     monkeypatch.setattr(
-        ctranslate2_convert, "convert", lambda *args: (now.append(args[-1]), convert(*args))[1]
+        ctranslate2_convert,
+        "convert",
+        lambda *args, quantization: (
+            now.append(quantization),
+            convert(*args, quantization=quantization),
+        )[1],
     )
     monkeypatch.setattr(checks, "bleu", lambda *_: (30.0 - costs.get(now[-1], 0.0), "signature"))
     out = tmp_path / "out"
@@ -207,7 +223,9 @@ def test_a_quantisation_that_costs_too_much_is_refused(
     assert (manifest["quantization"], manifest["asked"]) == (kept, "int8")
     assert manifest["checks"]["bleu"]["float32"] == 30.0
     told = command.report(manifest, given, 1.0)
-    assert ("not int8, whose BLEU is 28.00: more than --max-bleu-loss 1 below" in told) == (kept != "int8")
+    assert (
+        f"{kept} instead of int8, which loses more BLEU than --max-bleu-loss 1: it has 28.00" in told
+    ) == (kept != "int8")
     assert Bundle.read(out).manifest == manifest
     assert (out / "model" / "model.bin").stat().st_size > {"int8": 0, "float16": 40_000, "float32": 80_000}[
         kept
@@ -215,7 +233,7 @@ def test_a_quantisation_that_costs_too_much_is_refused(
 
 
 def test_checkpoints_that_are_slim_compact_or_half(root: Path, tmp_path: Path) -> None:
-    """Without an optimizer's history, as ``imitkd-prune --sparse`` writes them, in float16: the same translations."""
+    """Without the optimizer, packed by imitkd-prune --sparse, or in float16: the same translations."""
     state = torch.load(root / "transformer.pt", weights_only=True)
     changes = {
         "slim": {name: state[name] for name in ("cfg", "args", "model")},
@@ -233,14 +251,14 @@ def test_checkpoints_that_are_slim_compact_or_half(root: Path, tmp_path: Path) -
 
 
 def test_what_is_refused_before_anything_is_read(root: Path, tmp_path: Path) -> None:
-    """A folder that holds something else, an unknown quantisation, numbers out of range."""
+    """A folder that is in use, an unknown quantisation, numbers out of range."""
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
     with pytest.raises(
-        UsageError, match=r"--out '.*taken' holds something already: give another folder, or delete it first"
+        UsageError, match=r"--out '.*taken' exists and is not empty; use a new or empty folder"
     ):
         job(root, tmp_path / "taken")
-    with pytest.raises(UsageError, match=r"--out '.*thesis.txt' holds something already"):
+    with pytest.raises(UsageError, match=r"--out '.*thesis.txt' exists and is not empty"):
         job(root, tmp_path / "taken" / "thesis.txt")
     for changes, message in (
         ({"quantization": "int4"}, "--quantization must be one of float32, int8, .*, but is int4"),
@@ -253,7 +271,7 @@ def test_what_is_refused_before_anything_is_read(root: Path, tmp_path: Path) -> 
 
 
 def test_what_is_refused(root: Path, tmp_path: Path) -> None:
-    """Checkpoints and data that do not go together, in one line each; nothing is left."""
+    """Checkpoints and data that don't fit together: one line each, and nothing is left behind."""
     out = tmp_path / "out"
     other = write_dictionaries(tmp_path / "other", "abcdefghijklmnoq", "abcdefghijklmnoq")
     small = write_dictionaries(tmp_path / "small", "abc", "abc")
@@ -261,9 +279,9 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
         for side in ("src", "tgt"):
             write_split(folder, "valid", [[4, 5], [5, 6]], side)
     assert "was trained with" in refusal(root, out, data=other)
-    assert "which has 'p' at index 19, but --data 'q'" in refusal(root, out, data=other)
-    assert "its encoder knows 20 symbols, but" in refusal(root, out, data=small)
-    assert "give the --data that it was trained on" in refusal(root, out, data=small)
+    assert "which has 'p' at index 19, but --data has 'q'" in refusal(root, out, data=other)
+    assert "its encoder has 20 symbols, but" in refusal(root, out, data=small)
+    assert "use the --data that it was trained on" in refusal(root, out, data=small)
     assert "it translates src-tgt, but --data is tgt-src" in refusal(
         root, out, source_lang="tgt", target_lang="src"
     )
@@ -276,31 +294,33 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
     assert "it translates src-tgt, but --data is tgt-src" in refusal(root, out, **other_way)
     state["model"]["decoder.embed_tokens.weight"][7] = float("nan")
     torch.save(state, tmp_path / "nan.pt")
-    assert "it holds weights that are no numbers: use another" in refusal(
+    assert "it holds weights that are infinite or not a number; use another" in refusal(
         root, out, checkpoint=tmp_path / "nan.pt"
     )
     assert "--min-len must be below 64, the student's longest target, but is 64" in refusal(
-        root, out, decoding=Decoding(beam=1, min_len=64)
+        root, out, search=SearchSettings(beam=1, min_len=64)
     )
     assert "--gen-subset 'test2' is not in DATA" in refusal(root, out, split="test2")
     assert (
-        "--quantization must be one of float32, int8 for this student, which is exported to onnx, but is int16"
-        in refusal(root, out, checkpoint=root / "gru.pt", quantization="int16")
+        "--quantization must be one of float32, int8 for this student, which is exported to onnx, but is "
+        "int16" in refusal(root, out, checkpoint=root / "gru.pt", quantization="int16")
     )
-    assert "is no file" in refusal(root, out, checkpoint=root / "none.pt")
+    assert "is not a file" in refusal(root, out, checkpoint=root / "none.pt")
     moved = tmp_path / "moved"  # its own data folder is gone, but the dictionaries lie beside it
     write_dictionaries(moved, "abcdefghijklmnqp", "abcdefghijklmnqp")
     state = torch.load(root / "transformer.pt", weights_only=True)
     state["cfg"]["task"]["data"] = str(tmp_path / "gone")
     torch.save(state, moved / "student.pt")
-    assert "which has 'q' at index 18, but --data 'o'" in refusal(root, out, checkpoint=moved / "student.pt")
+    assert "which has 'q' at index 18, but --data has 'o'" in refusal(
+        root, out, checkpoint=moved / "student.pt"
+    )
     write_dictionaries(
         moved
     )  # those are --data's, but the folder that it names was another's before, or is now
     state["cfg"]["task"]["data"] = str(other)
     torch.save(state, moved / "student.pt")
     assert (
-        f"it was trained with {other / 'dict.src.txt'}, which has 'q' at index 19, but --data 'p'"
+        f"it was trained with {other / 'dict.src.txt'}, which has 'q' at index 19, but --data has 'p'"
         in refusal(root, out, checkpoint=moved / "student.pt")
     )
     strange = shutil.copytree(root / "data", tmp_path / "strange")
@@ -322,39 +342,44 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
         root, out, checkpoint=tmp_path / "evil.pt"
     )
     (tmp_path / "garbage.pt").write_bytes(b"garbage")
-    assert "is damaged or no checkpoint" in refusal(root, out, checkpoint=tmp_path / "garbage.pt")
+    assert "is damaged or not a checkpoint" in refusal(root, out, checkpoint=tmp_path / "garbage.pt")
 
 
-def test_a_student_that_has_no_form(root: Path, tmp_path: Path) -> None:
+def test_a_student_that_no_engine_takes(root: Path, tmp_path: Path) -> None:
     """The reason is CTranslate2's."""
     state = torch.load(root / "transformer.pt", weights_only=True)
     state["cfg"]["model"].activation_fn = "tanh"
     torch.save(state, tmp_path / "tanh.pt")
     message = refusal(root, tmp_path / "out", checkpoint=tmp_path / "tanh.pt")
-    assert "can't be exported: CTranslate2 can't compute it, for its --activation-fn is not relu" in message
+    assert (
+        "can't be exported: CTranslate2 can't compute it because its --activation-fn is not relu" in message
+    )
 
 
-def test_a_checkpoint_that_changes_meanwhile(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    """A training may write a newer one in its place: what is exported would be called by the other's hash."""
+def test_a_checkpoint_that_changes_during_the_export(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """A training may replace it, and the hash would be that of another model."""
     path = shutil.copy(root / "transformer.pt", tmp_path / "student.pt")
     bleu = checks.bleu
     monkeypatch.setattr(checks, "bleu", lambda *texts: (shutil.copy(root / "gru.pt", path), bleu(*texts))[1])
-    assert "was changed meanwhile: give one that no training writes" in refusal(
+    assert "changed during the export; use one that no training writes" in refusal(
         root, tmp_path / "out", checkpoint=path
     )
 
 
-def test_names_that_are_no_folders(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_names_that_cannot_be_folders(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """The current folder, a link, a name that is too long."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    for out, message in ((".", "must be the name of a folder to make"), ("link", "must be the name of a folder"),
-                         ("x" * 300, "can't be written to: File name too long")):  # fmt: skip
+    for out, message in (
+        (".", "must be the name of a new folder"),
+        ("link", "must be the name of a new"),
+        ("x" * 300, r"can't be written \(File name too long"),
+    ):
         with pytest.raises(UsageError, match=message):
             job(root, Path(out))
 
 
-def test_missing_references_are_told(root: Path, tmp_path: Path) -> None:
+def test_missing_references_are_refused(root: Path, tmp_path: Path) -> None:
     """The checks need them."""
     shutil.copytree(root / "data", tmp_path / "data")
     for path in tmp_path.glob("data/valid.*.tgt.*"):
@@ -363,9 +388,9 @@ def test_missing_references_are_told(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_killed(root: Path, tmp_path: Path) -> None:
-    """What it left is thrown away by the next one; until then there is no folder of that name. Two at once: one waits."""
+    """The next run deletes what it left; until then the folder does not exist."""
     out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt), building(out):
+    with pytest.raises(KeyboardInterrupt), output_folder(out).built():
         raise KeyboardInterrupt
     assert not out.exists()
     left = tmp_path / ".out.partial" / "bundle"
@@ -376,27 +401,8 @@ def test_a_run_that_was_killed(root: Path, tmp_path: Path) -> None:
     assert not (out / "half").exists()
 
 
-def test_two_runs_do_not_build_the_same_folder(tmp_path: Path, monkeypatch: Any) -> None:
-    """The second says so."""
-    monkeypatch.setattr(exporter, "alone", lambda folder: alone(folder, patience=0.0))
-    with (
-        building(tmp_path / "out"),
-        pytest.raises(UsageError, match="another run is writing"),
-        building(tmp_path / "out"),
-    ):
-        pass
-    with building(tmp_path / "out") as folder:
-        (folder / "it").write_text("")
-    with (
-        pytest.raises(UsageError, match="holds something already"),
-        building(tmp_path / "out"),
-    ):  # one that has waited
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
 def test_an_empty_folder_and_missing_parents_are_taken(root: Path, tmp_path: Path) -> None:
-    """As every tool does."""
+    """Parents are created."""
     (tmp_path / "empty").mkdir()
     export(job(root, tmp_path / "empty"))
     export(job(root, tmp_path / "a" / "b"))
@@ -404,7 +410,7 @@ def test_an_empty_folder_and_missing_parents_are_taken(root: Path, tmp_path: Pat
 
 
 def test_subwords_go_along(root: Path, tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
-    """Their model is in the folder; raw text goes in and comes out, and BLEU is of such text. Others, or none, are noticed."""
+    """The folder holds the subword model, BLEU is on raw text, and wrong or missing subwords are noticed."""
     text = tmp_path / "text"
     text.write_text("abc def gab had bag cab\n" * 20)
     sentencepiece.SentencePieceTrainer.train(
@@ -426,7 +432,7 @@ def test_subwords_go_along(root: Path, tmp_path: Path, monkeypatch: Any, caplog:
     assert any(" " in line for line in scored[0][1])
     changed = {"checkpoint": tmp_path / "student.pt", "data": data}
     export(job(root, tmp_path / "plain", **changed))
-    assert "the student knows subwords, but there is no --bpe" in caplog.text
+    assert "the student's dictionary holds subwords, but --bpe is not given" in caplog.text
     (tmp_path / "text").write_text("xyz uvw\n" * 20)
     sentencepiece.SentencePieceTrainer.train(
         input=str(tmp_path / "text"),
@@ -436,7 +442,7 @@ def test_subwords_go_along(root: Path, tmp_path: Path, monkeypatch: Any, caplog:
         minloglevel=2,
     )
     others = TextSettings("sentencepiece", {"sentencepiece_model": tmp_path / "others.model"})
-    assert "of the symbols of raw text would be unknown to the student: give the --bpe" in refusal(
+    assert "of the symbols of raw text would be unknown to the student; use the --bpe" in refusal(
         root, tmp_path / "other", **changed, text=others
     )
     (tmp_path / "pieces.model").unlink()
@@ -452,7 +458,7 @@ def test_subwords_go_along(root: Path, tmp_path: Path, monkeypatch: Any, caplog:
 def test_text_that_does_not_come_back_is_noticed(
     kind: str, root: Path, tmp_path: Path, monkeypatch: Any, caplog: Any
 ) -> None:
-    """A tokeniser that the data never saw is refused: sentencepiece has a symbol for all it makes. Dropout is warned of."""
+    """A tokeniser that the data never saw is refused; BPE dropout causes a warning."""
     lines = ["ab, cab. dab", "bad, ab", "dab. cab, ab", "cab"]
     (tmp_path / "text").write_text("\n".join([*lines, "a b c d , .", "ab ,", "cab ."] * 20))
     sentencepiece.SentencePieceTrainer.train(
@@ -484,28 +490,29 @@ def test_text_that_does_not_come_back_is_noticed(
     changed = {"checkpoint": tmp_path / "student.pt", "data": data, "text": settings}
     if kind == "tokenizer":
         assert refusal(root, tmp_path / "out", **changed) == (
-            "75.0% of the sentences of --gen-subset valid are of other words than their own text: give the --tokenizer that "
-            "--data was made with, or none"
+            "75.0% of the sentences of --gen-subset valid change their words when they are decoded to text "
+            "and encoded again; "
+            "use the --tokenizer that --data was made with, or none"
         )
         return
     manifest = export(job(root, tmp_path / "out", **changed))
     assert manifest["checks"]["encoded_otherwise"] == (0.25 if kind == "dropout" else 0.0)
-    warned = "25.0% of the sentences of --gen-subset valid are of other symbols than their own text: see that --bpe"
+    warned = "25.0% of the sentences of --gen-subset valid change their symbols when they are decoded to text"
     assert (warned in caplog.text) == (kind == "dropout")
 
 
-def test_a_folder_that_may_not_be_looked_into_is_no_student(
+def test_a_folder_without_permission_is_not_a_student(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Path.is_file raises there, up to Python 3.13."""
     (tmp_path / "imitkd.json").write_text("{}")
     hide(monkeypatch, tmp_path)
-    with pytest.raises(UsageError, match=r"DIR '.*' is no exported student: there is no imitkd.json"):
+    with pytest.raises(UsageError, match=r"DIR '.*' is not an exported student: it has no imitkd.json"):
         Bundle.read(tmp_path)
 
 
 def test_subwords_are_the_folders_own(exported: Path, tmp_path: Path) -> None:
-    """Whatever path a manifest names: no file outside is read."""
+    """Whatever path a manifest names, no file outside is read."""
     (tmp_path / "outside.model").write_text("")
     said = {
         "bpe": "sentencepiece",
@@ -518,8 +525,8 @@ def test_subwords_are_the_folders_own(exported: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_folders_are_refused(exported: Path, tmp_path: Path) -> None:
-    """Whatever was done to it: one line that names the file."""
-    with pytest.raises(UsageError, match=r"DIR '.*' is no exported student: there is no imitkd.json"):
+    """One line names the file."""
+    with pytest.raises(UsageError, match=r"DIR '.*' is not an exported student: it has no imitkd.json"):
         Bundle.read(tmp_path)
 
     def damaged(change: Any) -> str:
@@ -539,33 +546,46 @@ def test_damaged_folders_are_refused(exported: Path, tmp_path: Path) -> None:
 
         return change
 
-    assert "model.bin is not what imitkd.json says any more" in damaged(
+    assert "model.bin is not the file that imitkd.json describes" in damaged(
         lambda f: (f / "model/model.bin").write_bytes(b"x")
     )
-    assert "dict.src.txt is not what" in damaged(lambda f: (f / "dict.src.txt").unlink())
+    assert "dict.src.txt is not the file that" in damaged(lambda f: (f / "dict.src.txt").unlink())
     assert "can't be read" in damaged(lambda f: (f / "imitkd.json").write_text("{"))
     assert "can't be read" in damaged(lambda f: (f / "imitkd.json").write_text("[" * 100_000))
     assert "is damaged" in damaged(lambda f: (f / "imitkd.json").write_text("[]"))
-    assert "is of format 2, not 1: use the release that wrote it" in damaged(manifest(format=2))
+    assert "is of format 2, not 1; use the release that wrote it" in damaged(manifest(format=2))
     assert "is damaged" in damaged(manifest(form="pickle"))
     assert "is damaged" in damaged(manifest(decoding={"beam": "many"}))
     assert "is damaged" in damaged(manifest(text={"bpe": "evil", "tokenizer": None, "files": {}}))
     assert "is damaged" in damaged(manifest(longest_source=None))
-    assert "its list of files is not one of an exported student" in damaged(manifest(files={}))
+    assert "its list of files is not that of an exported student" in damaged(manifest(files={}))
     said = json.loads((exported / "imitkd.json").read_text())
     for files in (
         {"dict.src.txt": said["files"]["dict.src.txt"]},
         {**said["files"], "../x": ""},
         {**said["files"], "/etc/x": ""},
     ):
-        assert "its list of files is not one of an exported student" in damaged(manifest(files=files))
+        assert "its list of files is not that of an exported student" in damaged(manifest(files=files))
     for changes in (
-        {"longest_target": 0}, {"longest_source": 1e400}, {"source_lang": None}, {"source_lang": "a\nb"}, {"files": []},
-        *({"decoding": {**said["decoding"], name: value}} for name, value in
-          (("beam", 1.5), ("beam", 10**6), ("min_len", 0.5), ("min_len", 64), ("max_len_b", 1e400), ("lenpen", "x"))),
-    ):  # fmt: skip
+        {"longest_target": 0},
+        {"longest_source": 1e400},
+        {"source_lang": None},
+        {"source_lang": "a\nb"},
+        {"files": []},
+        *(
+            {"decoding": {**said["decoding"], name: value}}
+            for name, value in (
+                ("beam", 1.5),
+                ("beam", 10**6),
+                ("min_len", 0.5),
+                ("min_len", 64),
+                ("max_len_b", 1e400),
+                ("lenpen", "x"),
+            )
+        ),
+    ):
         assert "is damaged" in damaged(manifest(**changes)), changes
-    assert "vocab.txt is not what" in damaged(lambda f: (f / "model/vocab.txt").write_text("more"))
+    assert "vocab.txt is not the file that" in damaged(lambda f: (f / "model/vocab.txt").write_text("more"))
     said = json.loads((exported / "imitkd.json").read_text())["files"]
     junk = b"no model"
 
@@ -578,13 +598,13 @@ def test_damaged_folders_are_refused(exported: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "form", "in_the_way"),
+    ("flags", "engine", "blocking"),
     [
         (["--arch", "transformer"], "ctranslate2", ()),
         (["DATA", "--arch=transformer_imitkd_6_1", "--max-update", "10"], "ctranslate2", ()),
         (["--arch", "sru_2"], "onnx", ()),
         (["-a", "gru_3", "--criterion", "imitkd"], "onnx", ()),
-        (["--arch", "bart_base"], "ctranslate2", ()),
+        (["--arch", "bart_base", "--encoder-layers", "1", "--decoder-layers", "1"], "ctranslate2", ()),
         (["--arch", "lstm"], None, ()),
         (
             ["--arch", "transformer", "--quant-noise-pq", "0.1", "--dropout", "0.3"],
@@ -631,33 +651,34 @@ def test_damaged_folders_are_refused(exported: Path, tmp_path: Path) -> None:
     ],
 )
 def test_architectures_are_judged_before_training(
-    flags: list[str], form: str | None, in_the_way: tuple[str, ...]
+    flags: list[str], engine: str | None, blocking: tuple[str, ...]
 ) -> None:
-    """By the flags of the training; those in the way are named."""
+    """By the flags of the training; those that prevent the export are named."""
     verdict = judge(flags)
-    assert (verdict.form, verdict.in_the_way, verdict.each) == (form, in_the_way, len(in_the_way) == 1)
-    told = command.told(verdict)
-    assert all(flag in told for flag in in_the_way)
-    assert ("can be exported" in told) == (form is not None)
+    assert (verdict.engine, verdict.blocking_flags) == (engine, blocking)
+    assert verdict.any_one_suffices == (len(blocking) == 1)
+    line = command.verdict_line(verdict)
+    assert all(flag in line for flag in blocking)
+    assert ("can be exported" in line) == (engine is not None)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "--check needs the --arch of the student"),
+        ([], "--check needs the student's --arch"),
         (["--arch", "transformr"], "--arch transformr is unknown: did you mean transformer"),
         (
             ["--arch", "transformer", "--encoder-layrs", "2"],
             "are not fairseq-train's: unrecognized arguments: --encoder-layrs",
         ),
         (["--arch", "transformer", "--encoder-layers", "many"], "invalid int value: 'many'"),
-        (["--arch", "transformer", "--encoder-embed-dim", "10"], "describe no student"),
+        (["--arch", "transformer", "--encoder-embed-dim", "10"], "do not describe a student"),
         (["--arch", "sru_2", "--user-dir", "nowhere"], "--user-dir 'nowhere' can't be imported"),
         (["--arch", "sru_2", "--dropout", "2"], "--dropout must be at least 0 and below 1"),
     ],
 )
-def test_flags_that_describe_no_student(flags: list[str], message: str) -> None:
-    """One line, fairseq's own usage not among it."""
+def test_flags_that_do_not_describe_a_student(flags: list[str], message: str) -> None:
+    """One line without fairseq's usage text."""
     with pytest.raises(UsageError) as error:
         judge(flags)
     assert message in str(error.value)
@@ -665,7 +686,7 @@ def test_flags_that_describe_no_student(flags: list[str], message: str) -> None:
 
 
 def test_command_lines(root: Path, tmp_path: Path, capsys: Any) -> None:
-    """From flags to a folder, and what is printed; ``--check`` tells by its exit status too."""
+    """From flags to a folder and a report; ``--check`` also tells by its exit status."""
     given = [str(root / "transformer.pt"), "--data", str(root / "data"), "--out", str(tmp_path / "out")]
     command.main(
         [*given, "--quantization", "float32", "--max-len-b", "12", "--beam", "2", "--sentences", "10"]
@@ -675,11 +696,11 @@ def test_command_lines(root: Path, tmp_path: Path, capsys: Any) -> None:
     assert "on 10 sentences of valid: log-probabilities within" in said
     assert Bundle.read(tmp_path / "out").manifest["decoding"]["max_len_b"] == 12
     for flags, message in (
-        (["--bpe", "sentencepiece"], "--bpe sentencepiece needs a --sentencepiece-model: give its file"),
+        (["--bpe", "sentencepiece"], "--bpe sentencepiece needs --sentencepiece-model; add it"),
         (["--bpe-codes", "x"], "--bpe-codes changes nothing without --bpe fastbpe or subword_nmt"),
         (
             ["--bpe", "gpt2", "--gpt2-encoder-json", str(root / "transformer.pt")],
-            "--bpe gpt2 needs a --gpt2-vocab-bpe",
+            "--bpe gpt2 needs --gpt2-vocab-bpe",
         ),
         (["--beam", "0"], "--beam must be 1 or more, but is 0"),
     ):

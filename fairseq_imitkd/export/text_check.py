@@ -1,0 +1,114 @@
+"""The check that raw text becomes the subwords that a student was trained on."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairseq_imitkd.data.languages import LanguagePair
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.text.subwords import Text, TextSettings
+
+logger = logging.getLogger(__name__)
+MOST_UNKNOWN = 0.01  # share of symbols
+# Shares of sentences. Subwords are always restored; Moses' tokens are restored in about nine of ten sentences
+# of a noisy corpus. With a tokeniser that the data never saw, hardly any sentence with a punctuation mark is
+# restored.
+WARN_OTHER_SYMBOLS, MOST_OTHER_WORDS = 0.05, 0.5
+
+
+@dataclass
+class _Counts:
+    """Counts over sentences that were decoded to text and encoded again.
+
+    Args:
+        symbols: symbols after encoding again.
+        unknown: unknown symbols that the sentences did not have before.
+        sentences: sentences without unknown symbols, whose text is complete.
+        other_symbols: those of them that have other symbols now.
+        other_words: those of them that have other words now.
+    """
+
+    symbols: int = 0
+    unknown: int = 0
+    sentences: int = 0
+    other_symbols: int = 0
+    other_words: int = 0
+
+
+def share_encoded_otherwise(
+    settings: TextSettings, languages: LanguagePair, sources: Sequence[Tensor], *, split: str
+) -> float:
+    """Decode sentences to text, encode them again, and compare.
+
+    Args:
+        settings: how raw text becomes subwords.
+        languages: the language pair with its dictionaries.
+        sources: ``N`` tensors ``(S,)`` int64 with an EOS.
+        split: name of their split, for messages.
+
+    Returns:
+        the share of sentences whose text becomes other symbols than those of the data.
+
+    Raises:
+        UsageError: too many symbols become unknown, or too many sentences become other words.
+    """
+    counts = _count(settings, languages, sources)
+    if counts.unknown > MOST_UNKNOWN * counts.symbols:
+        raise UsageError(
+            f"{counts.unknown / counts.symbols:.1%} of the symbols of raw text would be unknown to the "
+            "student; use the --bpe, its file and the --tokenizer that --data was made with"
+        )
+    # Words are compared, because data made with BPE dropout holds subwords that no model writes again.
+    if counts.other_words > MOST_OTHER_WORDS * counts.sentences:
+        raise UsageError(
+            f"{counts.other_words / counts.sentences:.1%} of the sentences of --gen-subset {split} change "
+            "their words when they are decoded to text and encoded again; use the --tokenizer that --data "
+            "was made with, or none"
+        )
+    share = counts.other_symbols / max(1, counts.sentences)
+    if share > WARN_OTHER_SYMBOLS:
+        logger.warning(
+            "%.1f%% of the sentences of --gen-subset %s change their symbols when they are decoded to text "
+            "and encoded again: check that --bpe, its file and --tokenizer are those that --data was made "
+            "with (BPE dropout has this effect too)",
+            *(100.0 * share, split),
+        )
+    _warn_without_bpe(settings, languages)
+    return share
+
+
+def _count(settings: TextSettings, languages: LanguagePair, sources: Sequence[Tensor]) -> _Counts:
+    dictionary, counts = languages.source_dictionary, _Counts()
+    encoder = Text(settings, languages.source, languages.target)
+    # Detokenisers depend on the language that they write, so the source is decoded as a target.
+    decoder = Text(settings, languages.target, languages.source)
+    for source in sources:
+        symbols = dictionary.string(source)
+        encoded = encoder.encode(decoder.decode(symbols))
+        again = dictionary.encode_line(encoded, add_if_not_exist=False).long()
+        unknown_before, unknown_now = (int(each.eq(dictionary.unk()).sum()) for each in (source, again))
+        counts.symbols += again.numel()
+        counts.unknown += max(0, unknown_now - unknown_before)
+        if not unknown_before:
+            counts.sentences += 1
+            counts.other_symbols += not torch.equal(again, source)
+            counts.other_words += _words(encoder, encoded) != _words(encoder, symbols)
+    return counts
+
+
+def _words(text: Text, symbols: str) -> list[str]:
+    """Return the words that the subwords make."""
+    return (symbols if text.bpe is None else text.bpe.decode(symbols)).split()
+
+
+def _warn_without_bpe(settings: TextSettings, languages: LanguagePair) -> None:
+    dictionary = languages.source_dictionary
+    marked = sum(symbol.startswith("\u2581") or symbol.endswith("@@") for symbol in dictionary.symbols)
+    if settings.bpe is None and marked > 0.1 * len(dictionary):
+        logger.warning(
+            "the student's dictionary holds subwords, but --bpe is not given: text to translate must already "
+            "be in subwords"
+        )
