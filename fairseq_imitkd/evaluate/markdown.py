@@ -1,219 +1,253 @@
-"""An evaluation as Markdown that goes into a README as it is."""
+"""Shows an evaluation as Markdown, ready for a README."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from fairseq_imitkd.evaluate.probes import LEAST
-from fairseq_imitkd.evaluate.quality import ROUGE
+from fairseq_imitkd.evaluate.schema import (
+    EXPOSURE,
+    ROUGE,
+    EvaluationResults,
+    ModelResults,
+    ProbeResults,
+    QualityScore,
+    SearchResults,
+    SpeedResult,
+    TeacherDistance,
+)
 from fairseq_imitkd.evaluate.speed import SEED
 
-TESTED = ("chrf", "ter", *ROUGE)  # what has an interval and a p, as BLEU
+TESTED = ("chrf", "ter", *ROUGE)  # metrics with an interval and a p, beside BLEU
 TITLES = {"chrf": "chrF", "ter": "TER", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
+Models = Mapping[str, ModelResults]
 
-def markdown(results: dict[str, Any]) -> str:
-    """Tables of quality, speed, size and probes, and what a reader needs to get the same numbers.
 
-    Args:
-        results: what ``evaluation.json`` holds.
-    """
-    data, models = results["data"], results["models"]
+def markdown(results: EvaluationResults) -> str:
+    """Return tables of quality, speed, size and probes, and what a reader needs to get the same numbers."""
+    data, models = results.data, results.models
+    languages = f"{data.source_lang} to {data.target_lang}"
     parts = [
-        f"{_counted(data['sentences'], 'sentence')} of `{data['split']}`, {data['source_lang']} to {data['target_lang']}.",
+        f"{_counted(data.sentences, 'sentence')} of `{data.split}`, {languages}.",
         _quality(models),
         _by_length(models),
-        _speed(models, results["baseline"]),
+        _speed(models, results.baseline),
         _size(models),
     ]
-    if any(model["probes"] for model in models.values()):
-        parts.append(_probes(models, results["teacher"], data["probe_sentences"]))
-    if _has_positions(models):
-        parts.append(_by_position(models))
-    parts += [f"`{name}` failed {_cell(why)}" for name, why in results["failed"].items()]
-    return "\n\n".join([*parts, _notes(results), f"```\n{results['command']}\n```"])
+    probes = {name: model.probes for name, model in models.items() if model.probes}
+    if probes:
+        parts.append(_probes(probes, results.teacher, data.probe_sentences))
+    if any(each.by_position for each in probes.values()):
+        parts.append(_by_position(probes))
+    parts += [f"`{name}` failed {_cell(why)}" for name, why in results.failed.items()]
+    return "\n\n".join([*parts, _notes(results), f"```\n{results.command}\n```"])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """A table whose first ``words`` columns lie to the left and whose numbers lie to the right."""
+    """Return a table whose first ``words`` columns are aligned left and whose numbers are aligned right."""
     rule = "|" + "|".join(["---"] * words + ["--:"] * (len(header) - words)) + "|"
     lines = ["| " + " | ".join(map(_cell, cells)) + " |" for cells in (header, *rows)]
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def _cell(text: str) -> str:
-    """What a file says of itself, such as its architecture, ends no cell and is no mark-up."""
+    """Return a text that ends no cell and holds no mark-up, whatever a file says, for example as an
+    architecture.
+    """
     return re.sub(r"[|`<>\[\]\\]", lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
 
 
-def _quality(models: dict[str, Any]) -> str:
-    every = [
-        (name, search, found) for name, model in models.items() for search, found in model["decoding"].items()
+def _number(value: float | None, form: str) -> str:
+    """Return a number in a format; empty text for None."""
+    return "" if value is None else f"{value:{form}}"
+
+
+def _searches(models: Models) -> list[tuple[str, str, SearchResults]]:
+    return [
+        (name, search, found) for name, model in models.items() for search, found in model.searches.items()
     ]
-    tested = [each for each in TESTED if any(each in found for *_, found in every)]
-    comet = any("comet" in found for *_, found in every)
-    header = [
-        "model",
-        "decoding",
-        "BLEU (95%)",
-        "p",
-        *(word for each in tested for word in (TITLES[each], "p")),
-    ]
-    header += ["COMET"] if comet else []
+
+
+def _quality(models: Models) -> str:
+    every = _searches(models)
+    tested = [metric for metric in TESTED if any(metric in found.scores for *_, found in every)]
+    has_comet = any("comet" in found.scores for *_, found in every)
+    header = ["model", "decoding", "BLEU (95%)", "p"]
+    header += [word for metric in tested for word in (TITLES[metric], "p")]
+    header += ["COMET"] * has_comet
     rows = []
     for name, search, found in every:
-        bleu = found["bleu"]
-        row = [name, search, f"{bleu['score']:.2f} ({bleu['low']:.1f} to {bleu['high']:.1f})", _chance(bleu)]
+        row = [name, search, *_bleu(found.scores.get("bleu"))]
         for metric in tested:
-            row += [f"{found[metric]['score']:.{4 if metric in ROUGE else 2}f}", _chance(found[metric])]
-        if comet:
-            row.append(f"{found['comet']['score']:.4f}" if "comet" in found else "")
-        rows.append([*row, *(str(found[fault]) for fault in ("empty", "truncated", "repeating"))])
+            score = found.scores.get(metric)
+            row.append(_number(score.score if score else None, ".4f" if metric in ROUGE else ".2f"))
+            row.append(_number(score.p if score else None, ".3f"))
+        if has_comet:
+            comet = found.scores.get("comet")
+            row.append(_number(comet.score if comet else None, ".4f"))
+        faults = (found.empty, found.truncated, found.repeating)
+        rows.append([*row, *(_number(count, "d") for count in faults)])
     return table([*header, "empty", "truncated", "repeating"], rows, 2)
 
 
-def _chance(score: dict[str, Any]) -> str:
-    return "" if score["p"] is None else f"{score['p']:.3f}"
+def _bleu(score: QualityScore | None) -> tuple[str, str]:
+    """Return BLEU with its interval, and its p."""
+    if score is None:
+        return "", ""
+    return f"{score.score:.2f}{_between(score.low, score.high, '.1f')}", _number(score.p, ".3f")
 
 
-def _by_length(models: dict[str, Any]) -> str:
-    groups = next(iter(next(iter(models.values()))["decoding"].values()))["by_length"]
+def _between(low: float | None, high: float | None, form: str) -> str:
+    """Return an interval in brackets; empty text if an end is missing."""
+    return "" if low is None or high is None else f" ({low:{form}} to {high:{form}})"
+
+
+def _by_length(models: Models) -> str:
+    every = _searches(models)
+    groups = next((found.by_length for *_, found in every), [])
     header = ["BLEU by tokens of the source", "decoding"]
-    for group in groups:
-        header.append(f"{_range(group['from'], group['to'])} ({group['sentences']:,})")
+    header += [f"{_range(group.first, group.last)} ({group.sentences:,})" for group in groups]
     rows = [
-        [name, search, *(f"{group['bleu']:.2f}" for group in found["by_length"])]
-        for name, model in models.items()
-        for search, found in model["decoding"].items()
+        [name, search, *(f"{group.bleu:.2f}" for group in found.by_length)] for name, search, found in every
     ]
     return table(header, rows, 2)
 
 
-def _speed(models: dict[str, Any], baseline: str | None) -> str:
+def _speed(models: Models, baseline: str | None) -> str:
     header = ["model", "decoding", "batch", "sentences/s (quartiles)", "tokens/s", "p50 ms", "p95 ms"]
     rows = []
     for name, model in models.items():
-        every = list(model["speed"].items())
-        beams = [found["speed"] for found in model["decoding"].values() if "speed" in found]
-        for size, speed in [*every, *((str(beam["batch_size"]), beam) for beam in beams)]:
-            row = [
-                name,
-                speed["decoding"],
-                size,
-                _with_quartiles(speed["sentences_per_second"], speed["rounds"], 1),
-            ]
-            row.append(f"{speed['tokens_per_second']:,.0f}")
-            row += ["" if speed[each] is None else f"{speed[each]:.1f}" for each in ("p50_ms", "p95_ms")]
+        beams = [found.speed for found in model.searches.values() if found.speed]
+        for size, speed in [*model.speeds.items(), *((beam.batch_size, beam) for beam in beams)]:
+            row = [name, speed.decoding or "", str(size), *_rates(speed)]
+            times = speed.times_baseline
             if baseline:
-                row.append(_with_quartiles(speed["times_baseline"]["median"], speed["times_baseline"], 2))
+                row.append(f"{times.median:.2f}{_between(times.low, times.high, '.2f')}" if times else "")
             rows.append(row)
     return table([*header, *([f"x {baseline} (quartiles)"] if baseline else [])], rows, 2)
 
 
-def _with_quartiles(value: float, some: dict[str, float], digits: int) -> str:
-    return f"{value:.{digits}f} ({some['low']:.{digits}f} to {some['high']:.{digits}f})"
+def _rates(speed: SpeedResult) -> list[str]:
+    rounds = speed.rounds
+    low, high = (rounds.low, rounds.high) if rounds else (None, None)
+    return [
+        f"{speed.sentences_per_second:.1f}{_between(low, high, '.1f')}",
+        _number(speed.tokens_per_second, ",.0f"),
+        _number(speed.p50_ms, ".1f"),
+        _number(speed.p95_ms, ".1f"),
+    ]
 
 
-def _size(models: dict[str, Any]) -> str:
+def _size(models: Models) -> str:
     header = ["model", "kind", "architecture", "parameters", "MB on disk", "MB of weights", "peak memory MB"]
     rows = []
     for name, model in models.items():
-        kind = model["kind"] + (f", {model['quantization']}" if model["quantization"] else "")
-        sizes = [
-            "" if model[each] is None else f"{model[each] / 1e6:.2f}"
-            for each in ("bytes", "weight_bytes", "peak_memory_bytes")
-        ]
-        rows.append([name, kind, model["arch"] or "", f"{model['parameters']:,}", *sizes])
+        kind = ", ".join(part for part in (model.kind, model.quantization) if part)
+        sizes = (model.bytes, model.weight_bytes, model.peak_memory_bytes)
+        megabytes = ("" if size is None else f"{size / 1e6:.2f}" for size in sizes)
+        rows.append([name, kind, model.arch or "", _number(model.parameters, ",d"), *megabytes])
     return table(header, rows, 3)
 
 
-def _probes(models: dict[str, Any], teacher: str, sentences: int) -> str:
+def _probes(probes: Mapping[str, ProbeResults], teacher: str | None, sentences: int | None) -> str:
     header = [
-        f"beside {teacher}, {_counted(sentences, 'sentence')}", "agreement, gold", "agreement, own", "KL, gold", "KL, own",
-        "BLEU alone", f"it, then {teacher}", f"{teacher}, then it", f"{teacher} alone",
-    ]  # fmt: skip
+        f"beside {teacher}, {_counted(sentences, 'sentence')}",
+        "agreement, gold",
+        "agreement, own",
+        "KL, gold",
+        "KL, own",
+        "BLEU alone",
+        f"it, then {teacher}",
+        f"{teacher}, then it",
+        f"{teacher} alone",
+    ]
     rows = []
-    for name, model in models.items():
-        if model["probes"]:
-            probes = model["probes"]
-            row = [name, *(f"{100 * probes[each]:.1f}%" for each in ("agreement_gold", "agreement_own"))]
-            row += [f"{probes[each]:.3f}" for each in ("kl_gold", "kl_own")]
-            exposure = ("student", "student_then_teacher", "teacher_then_student", "teacher")
-            rows.append([*row, *(f"{probes['exposure'][each]:.2f}" for each in exposure)])
+    for name, found in probes.items():
+        agreements = (found.agreement_gold, found.agreement_own)
+        row = [name, *("" if share is None else f"{100 * share:.1f}%" for share in agreements)]
+        row += [_number(kl, ".3f") for kl in (found.kl_gold, found.kl_own)]
+        rows.append([*row, *(_number(found.exposure.get(each), ".2f") for each in EXPOSURE)])
     return table(header, rows)
 
 
-def _has_positions(models: dict[str, Any]) -> bool:
-    """Evaluations of earlier versions have none."""
-    return any(model["probes"] and model["probes"].get("by_position") for model in models.values())
-
-
-def _by_position(models: dict[str, Any]) -> str:
-    """Agreement after own prefixes, and how far it is from that after references': what drifts, drifts more the later."""
-    probed = {
-        name: model["probes"].get("by_position", []) for name, model in models.items() if model["probes"]
-    }
-    tokens = {
-        (group["from"], group["to"]): group["gold"]["tokens"] for each in probed.values() for group in each
-    }
+def _by_position(probes: Mapping[str, ProbeResults]) -> str:
+    """Agreement after own prefixes, and its difference from that after references': drift grows with the
+    position.
+    """
+    every = [group for found in probes.values() for group in found.by_position]
+    tokens = {(group.first, group.last): group.gold.tokens for group in every}
     groups = sorted(tokens, key=lambda group: group[0])
-    header = [
-        "agreement, own (over gold), by token",
-        *(f"{_range(*group)} ({tokens[group]:,})" for group in groups),
-    ]
+    header = ["agreement, own (over gold), by token"]
+    header += [f"{_range(*group)} ({_number(tokens[group], ',d')})" for group in groups]
     rows = []
-    for name, each in probed.items():
-        cells = {group["from"]: _over_gold(group["own"], group["gold"]) for group in each}
+    for name, found in probes.items():
+        cells = {group.first: _over_gold(group.own, group.gold) for group in found.by_position}
         rows.append([name, *(cells.get(first, "") for first, _ in groups)])
     return table(header, rows)
 
 
-def _over_gold(own: dict[str, Any], gold: dict[str, Any]) -> str:
-    """With how many tokens of its own a model has there: late ones may be few, or those of sentences that never end."""
-    share, other = (100 * each["agreement"] for each in (own, gold))
-    return f"{share:.1f}% of {own['tokens']:,} ({share - other:+.1f})"
+def _over_gold(own: TeacherDistance, gold: TeacherDistance) -> str:
+    """Return a cell with the number of the model's own tokens: late ones may be few, or of sentences without
+    end.
+    """
+    share, other = 100 * own.agreement, 100 * gold.agreement
+    return f"{share:.1f}% of {_number(own.tokens, ',d')} ({share - other:+.1f})"
 
 
 def _range(first: int, last: int | None) -> str:
     return f"{first} to {last}" if last else f"{first} or more"
 
 
-def _notes(results: dict[str, Any]) -> str:
-    machine, versions, seconds = results["machine"], results["versions"], results["seconds"]
-    lines = [f"{name}: `{signature}`" for name, signature in results["signatures"].items()]
-    if results["baseline"]:
-        lines.append(f"p: paired bootstrap against `{results['baseline']}`, decoded alike")
+def _notes(results: EvaluationResults) -> str:
+    lines = [f"{name}: `{signature}`" for name, signature in results.signatures.items()]
+    if results.baseline:
+        lines.append(f"p: paired bootstrap against `{results.baseline}`, same search")
     lines += [
-        "speed: models interleaved, a batch each in turn, in an order drawn with seed "
-        f"{SEED}; quartiles are of {_rounds(results['models'])}; tokens are of the output",
+        f"speed: the models take turns batch by batch, in an order drawn with seed {SEED}; quartiles are of "
+        f"{_rounds(results.models)}; tokens are of the output",
         "repeating: the same words three times or more in a row; truncated: ended by the length cap",
-        "peak memory: what loading it and translating one batch adds to a process that has imported everything",
+        "peak memory: what loading it and translating one batch adds to a process that has imported "
+        "everything",
     ]
-    if results["teacher"]:
+    if results.teacher:
         lines.append(
-            "agreement: share of tokens for which teacher and student prefer the same; KL(teacher || student) in nats"
+            "agreement: share of tokens for which teacher and student prefer the same; KL(teacher || "
+            "student) in nats"
         )
-    if _has_positions(results["models"]):
+    if any(model.probes and model.probes.by_position for model in results.models.values()):
         lines.append(
-            "by token: its position; in brackets how many the references have there, in a cell how many the model wrote; "
-            f"groups of fewer than {LEAST} are left out"
+            "by token: position in the target; in brackets the number of the references' tokens, in a cell "
+            f"the number of the model's own; groups of fewer than {LEAST} are left out"
         )
-    lines += [
-        f"machine: {machine['processor']}, {_counted(machine['cores'], 'core')}; {_counted(machine['threads'], 'thread')}",
-        f"commit {results['commit'] or 'unknown'}; "
-        + ", ".join(f"{name} {number}" for name, number in versions.items()),
-        f"{seconds['total']:,.0f} s, of which {seconds['decoding']:,.0f} decoding"
-        + (f" and {seconds['probes']:,.0f} probes" if results["teacher"] else ""),
-    ]
+    lines += [*_origin(results), _time(results)]
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _rounds(models: dict[str, Any]) -> str:
-    speed = next(iter(models.values()))["speed"]
+def _origin(results: EvaluationResults) -> list[str]:
+    machine = results.machine
+    cores, threads = _counted(machine.cores, "core"), _counted(machine.threads, "thread")
+    versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
+    return [
+        f"machine: {machine.processor}, {cores}; {threads}",
+        f"commit {results.commit or 'unknown'}; {versions}",
+    ]
+
+
+def _time(results: EvaluationResults) -> str:
+    seconds = results.seconds
+    probes = f", {_number(seconds.probes, ',.0f')} s probes" if results.teacher else ""
+    total, decoding = _number(seconds.total, ",.0f"), _number(seconds.decoding, ",.0f")
+    return f"{total} s in all: {decoding} s decoding{probes}"
+
+
+def _rounds(models: Models) -> str:
+    speeds = next(iter(models.values())).speeds
     return ", ".join(
-        f"{_counted(each['rounds']['count'], 'round')} at batch size {size}" for size, each in speed.items()
+        f"{_counted(speed.rounds.count, 'round')} at batch size {size}"
+        for size, speed in speeds.items()
+        if speed.rounds
     )
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
+def _counted(count: int | None, what: str) -> str:
+    return f"{_number(count, ',d')} {what}{'s' * (count != 1)}"

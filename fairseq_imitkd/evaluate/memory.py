@@ -1,9 +1,10 @@
-"""How much memory a model needs: it is loaded and translates a batch in a process of its own.
+"""Measures the memory that a model needs, in a process that loads it and translates one batch.
 
-``python -m fairseq_imitkd.evaluate.memory`` imports what all models need, once. Each model is then loaded in a fork of that
-process, which has imported the same and no model. What it needs is the most memory that the fork ever has resident (``VmHWM``
-of Linux) less what it had before: the weights, what loading them takes besides, and the states of one batch. Python, torch
-and the other libraries are in both, all of their code read in, so that code which a model is the first to run is none of it.
+``python -m fairseq_imitkd.evaluate.memory`` imports what all models need, once. Each model is then loaded in
+a fork of that process, which has the same imports and no model. The model's need is the fork's peak of
+resident memory minus its resident memory before: the weights, what loading them takes besides, and the states
+of one batch. Python, torch and the other libraries are in both numbers. All of their code is read in first,
+so a model is not charged for code that it is the first to run.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -26,32 +28,33 @@ from torch import Tensor
 
 import fairseq_imitkd
 from fairseq_imitkd.data.corpus import Languages
-from fairseq_imitkd.engines.base import Decoding
+from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.evaluate import models
 
 logger = logging.getLogger(__name__)
 PACKAGES = {"ctranslate2": "ctranslate2", "onnx": "onnxruntime"}  # of exported students, by kind
-POPULATE_READ = 22  # Linux's MADV_POPULATE_READ; a system that has none does nothing
+POPULATE_READ = 22  # Linux's MADV_POPULATE_READ; older systems ignore it
 SECONDS = 600  # that all models together may take
 
 
-class Measurement:
+class MemoryMeasurement:
     """Measures models in another process, while this one does other things.
 
     Args:
-        found: the models, by name.
+        found: models by name.
         languages: the dictionaries.
-        decoding: how they translate.
-        batch: ``(S,)`` int64 each, with an EOS, by falling length.
-        threads: to compute with.
+        decoding: how the models translate.
+        batch: ``(S,)`` int64 tokens each, with an EOS; the longest first.
+        threads: number of threads.
         allow_globals: types that a checkpoint may hold beside fairseq's own.
     """
 
     def __init__(
         self,
-        found: Mapping[str, models.Model],
+        found: Mapping[str, models.EvaluatedModel],
         languages: Languages,
-        decoding: Decoding,
+        *,
+        decoding: SearchSettings,
         batch: list[Tensor],
         threads: int,
         allow_globals: str | None,
@@ -62,30 +65,22 @@ class Measurement:
             "decoding": asdict(decoding), "batch": [source.tolist() for source in batch], "threads": threads,
             "allow_globals": allow_globals,
         }  # fmt: skip
-        places = {
+        paths = {
             name: {"path": str(model.path.resolve()), "kind": model.kind} for name, model in found.items()
         }
-        paths = [
-            str(Path(fairseq_imitkd.__file__).parent.parent),
-            *filter(None, [os.environ.get("PYTHONPATH")]),
-        ]
-        environment = {
-            **os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore",
-            "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",  # a process that has threads can't be forked
-        }  # fmt: skip
         with tempfile.TemporaryFile("w+", encoding="utf-8") as jobs:
-            json.dump({"common": common, "models": places}, jobs)
+            json.dump({"common": common, "models": paths}, jobs)
             jobs.seek(0)
             self.process = subprocess.Popen(
                 [sys.executable, "-m", __name__],
                 stdin=jobs,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=environment,
+                env=_environment(),
             )
 
     def peaks(self) -> dict[str, int | None]:
-        """What each model needs; None where it could not be measured."""
+        """Return the bytes that each model needs; None if they could not be measured."""
         try:
             output, _ = self.process.communicate(timeout=SECONDS)
             found = json.loads(output)
@@ -99,16 +94,25 @@ class Measurement:
         return {name: found.get(name) for name in self.names}
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process at once."""
         self.process.kill()
         self.process.communicate()
 
 
+def _environment() -> dict[str, str]:
+    """Return the variables of a process that finds this package and, to be forked, has one thread."""
+    paths = [str(Path(fairseq_imitkd.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
 def main() -> None:
-    """Measure the models of the jobs that are read from the standard input."""
+    """Measure the models of the jobs on the standard input."""
     jobs = json.load(sys.stdin)
     gc.collect()
-    gc.freeze()  # a fork has nothing to collect that was there before it
+    gc.freeze()  # so that a fork's collector does not touch, and copy, what was there before
     found = {name: _in_a_fork({**jobs["common"], **job}) for name, job in jobs["models"].items()}
     print(json.dumps(found))
 
@@ -118,7 +122,7 @@ def _in_a_fork(job: dict[str, Any]) -> int | None:
     child = os.fork()
     if child == 0:
         try:
-            os.dup2(2, 1)  # what libraries print is no result
+            os.dup2(2, 1)  # libraries may print
             os.write(writing, str(_needed(job)).encode())
         finally:
             os._exit(0)
@@ -136,16 +140,18 @@ def _needed(job: dict[str, Any]) -> int:
         import_module(PACKAGES[job["kind"]])
     batch = [torch.tensor(source) for source in job["batch"]]
     _read_in_all_code()
-    with suppress(OSError):  # not everywhere allowed; the highest so far is then that of the imports
+    # Sets the peak back to what is resident now. Where that is not allowed, it is the peak of the imports.
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    before = _highest()
-    model = models.load(Path(job["path"]), languages, Decoding(**job["decoding"]), job["allow_globals"])
+    before = _peak()
+    decoding = SearchSettings(**job["decoding"])
+    model = models.load(Path(job["path"]), languages, decoding, allow_globals=job["allow_globals"])
     model.engine.translate(range(len(batch)), batch, 1)
-    return _highest() - before
+    return _peak() - before
 
 
 def _read_in_all_code() -> None:
-    """A page of a library is resident once it was used: without this, a model would be charged for those it is first to use."""
+    """Make every page of the libraries resident, as otherwise a model's first use of it would."""
     library = ctypes.CDLL(None)
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, mode, *_, name = line.split(maxsplit=5)
@@ -154,12 +160,9 @@ def _read_in_all_code() -> None:
             library.madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), POPULATE_READ)
 
 
-def _highest() -> int:
-    """The most bytes that this process had resident."""
-    [line] = [
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")
-    ]
-    return 1024 * int(line.split()[1])
+def _peak() -> int:
+    """Return the most bytes that this process has had resident."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

@@ -1,42 +1,42 @@
-"""What is evaluated: fairseq checkpoints and exported students, all over the dictionaries of one data directory."""
+"""The models that are evaluated: fairseq checkpoints and exported students, with one data directory's
+dictionaries.
+"""
 
-import copy
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.checkpoints import compact
-from fairseq_imitkd.checkpoints.safe_load import first_difference
+from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.data.corpus import Languages
-from fairseq_imitkd.engines.base import Decoding
-from fairseq_imitkd.engines.exported import Engine, ModelEngine
+from fairseq_imitkd.data.dictionaries import first_difference
+from fairseq_imitkd.engines.base import Engine, SearchSettings
+from fairseq_imitkd.engines.fairseq import FairseqEngine
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export.bundle import MANIFEST, Bundle
-from fairseq_imitkd.teacher.loading import load_student
 
 FAIRSEQ = "fairseq"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 @dataclass(frozen=True)
-class Model:
+class EvaluatedModel:
     """A model that is ready to translate.
 
     Args:
         path: the checkpoint, or the exported student's folder.
-        kind: ``fairseq``, or one of :data:`~fairseq_imitkd.engines.exported.FORMS`.
-        quantization: of an exported student's weights.
-        arch: the name of its architecture.
-        parameters: how many it has; shared ones count once.
+        kind: ``fairseq``, or one of :data:`~fairseq_imitkd.engines.registry.CONVERTERS`.
+        quantization: type of an exported student's weights.
+        arch: name of its architecture.
+        parameters: number of its parameters; shared ones count once.
         longest: the most tokens of a source and of a target.
-        engine: what translates, greedily.
-        fairseq: the model itself, of a checkpoint.
+        engine: engine that translates greedily.
+        fairseq: the model itself if it is a checkpoint.
     """
 
     path: Path
@@ -48,76 +48,92 @@ class Model:
     engine: Engine
     fairseq: BaseFairseqModel | None = None
 
-    def translating(self, languages: Languages, decoding: Decoding) -> Engine:
-        """The same weights, translating by another search."""
-        if isinstance(self.engine, ModelEngine):
-            return type(self.engine)(self.engine.model, languages, decoding)
-        other: Any = copy.copy(self.engine)
-        other.decoding = decoding
-        return other
+    def translating(self, settings: SearchSettings) -> Engine:
+        """Return an engine of the same weights that translates by another search."""
+        return self.engine.with_settings(settings)
 
     @property
     def bytes_on_disk(self) -> int:
-        """Of the file, or of all files of the folder."""
-        files = (
-            [self.path] if self.path.is_file() else [path for path in self.path.rglob("*") if path.is_file()]
-        )
-        return sum(path.stat().st_size for path in files)
+        """The size of the file, or of all files of the folder."""
+        if self.path.is_file():
+            return self.path.stat().st_size
+        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
 
 
 def parse(texts: list[str]) -> dict[str, Path]:
-    """What ``--model NAME=PATH``, given several times, names.
+    """Return the paths of models by name.
+
+    Args:
+        texts: values of ``--model``, each ``NAME=PATH``.
 
     Raises:
-        UsageError: a name is none or comes twice, or a path is not there.
+        UsageError: a name is missing, not valid or used twice, or a path does not exist.
     """
     found: dict[str, Path] = {}
     for text in texts:
         name, equals, path = text.partition("=")
         if not equals or not path:
-            raise UsageError(f"--model must be NAME=PATH, but is '{text}': give a name before the path")
+            raise UsageError(f"--model must be NAME=PATH, but is '{text}'; put a name before the path")
         if not _NAME.fullmatch(name):
             raise UsageError(
-                f"--model '{text}': its name must be of letters, digits, '.', '_', '+' and '-', but is '{name}'"
+                f"--model '{text}': its name must consist of letters, digits, '.', '_', '+' and '-', but "
+                f"is '{name}'"
             )
-        if any(
-            name.lower() == other.lower() for other in found
-        ):  # files are named by them, and case is not everywhere told
-            raise UsageError(f"--model {name} is given twice: give each model a name of its own")
+        # Files are named after the models, and some file systems ignore case.
+        if any(name.lower() == other.lower() for other in found):
+            raise UsageError(f"--model {name} is given twice; use a name of its own for each model")
         found[name] = Path(path)
         if not os.path.exists(path):
             raise UsageError(
-                f"--model {name}: '{path}' is not there: give a fairseq checkpoint, or a folder that imitkd-export made"
+                f"--model {name}: '{path}' does not exist; use a fairseq checkpoint or a folder of "
+                "imitkd-export"
             )
     return found
 
 
-def load(path: Path, languages: Languages, decoding: Decoding, allow_globals: str | None = None) -> Model:
-    """A model that reads and writes the symbols of a data directory.
+def load(
+    path: Path, languages: Languages, decoding: SearchSettings, *, allow_globals: str | None = None
+) -> EvaluatedModel:
+    """Load a model that reads and writes the symbols of a data directory.
 
     Args:
         path: a checkpoint of fairseq, or a folder that ``imitkd-export`` made.
-        languages: the data directory's.
-        decoding: how it is to translate.
+        languages: dictionaries of the data directory.
+        decoding: search settings.
         allow_globals: types that a checkpoint may hold beside fairseq's own.
 
     Raises:
-        UsageError: it is none, is damaged, or is of other dictionaries.
+        UsageError: it is not a model, is damaged, or has other dictionaries.
     """
     if os.path.isdir(path):
-        return _exported(path, languages, decoding)
+        return _load_exported(path, languages, decoding)
     model, arch = load_student(str(path), languages, allow_globals)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    engine = ModelEngine(model, languages, decoding)
-    return Model(path, FAIRSEQ, None, arch, parameters, model.max_positions(), engine, model)
+    engine = FairseqEngine.of_model(model, languages, decoding)
+    return EvaluatedModel(path, FAIRSEQ, None, arch, parameters, model.max_positions(), engine, model)
 
 
-def _exported(folder: Path, languages: Languages, decoding: Decoding) -> Model:
+def _load_exported(folder: Path, languages: Languages, decoding: SearchSettings) -> EvaluatedModel:
     bundle = Bundle.read(folder)
+    _check_languages(folder, bundle, languages)
+    try:
+        student = bundle.manifest["student"]
+        longest = (bundle.longest_source, int(bundle.manifest["longest_target"]))
+        quantization = str(bundle.manifest["quantization"])
+        parameters, arch = int(student["parameters"]), str(student["arch"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{folder / MANIFEST} is damaged ({error}); export the student again") from error
+    form = bundle.manifest["form"]
+    model = EvaluatedModel(folder, form, quantization, arch, parameters, longest, bundle.engine)
+    return replace(model, engine=model.translating(decoding))
+
+
+def _check_languages(folder: Path, bundle: Bundle, languages: Languages) -> None:
     theirs = (bundle.languages.source, bundle.languages.target)
     if theirs != (languages.source, languages.target):
         raise UsageError(
-            f"'{folder}' translates {'-'.join(theirs)}, but --data is {languages.pairs[0]}: give a student of these languages"
+            f"'{folder}' translates {'-'.join(theirs)}, but --data is {languages.pairs[0]}; use a student of "
+            "these languages"
         )
     for language, own, other in (
         (languages.source, languages.source_dictionary, bundle.languages.source_dictionary),
@@ -126,23 +142,12 @@ def _exported(folder: Path, languages: Languages, decoding: Decoding) -> Model:
         difference = first_difference(other.symbols, own.symbols)
         if difference is not None:
             raise UsageError(
-                f"'{folder}' has '{difference[1]}' at index {difference[0]} of its dict.{language}.txt, but --data "
-                f"'{difference[2]}': give the --data that the student was trained on"
+                f"'{folder}' has '{difference[1]}' at index {difference[0]} of its dict.{language}.txt, but "
+                f"--data has '{difference[2]}'; use the --data that the student was trained on"
             )
-    try:
-        said, longest = (
-            bundle.manifest["student"],
-            (bundle.longest_source, int(bundle.manifest["longest_target"])),
-        )
-        quantization = str(bundle.manifest["quantization"])
-        parameters, arch = int(said["parameters"]), str(said["arch"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{folder / MANIFEST} is damaged ({error}): export the student again") from error
-    model = Model(folder, bundle.manifest["form"], quantization, arch, parameters, longest, bundle.engine)
-    return replace(model, engine=model.translating(languages, decoding))
 
 
 def weight_bytes(path: Path, allow_globals: str | None = None) -> int:
-    """What a checkpoint's model takes without all else that the file holds, shared weights once."""
+    """Return the size of a checkpoint's weights without all else in the file; shared weights count once."""
     weights: Mapping[str, torch.Tensor] = compact.read(str(path), allow_globals)["model"]
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in weights.values()}.values())

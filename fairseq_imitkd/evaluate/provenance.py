@@ -1,4 +1,4 @@
-"""Where figures come from: the commit, the machine, the versions of what computed them."""
+"""Where results come from: the commit, the machine, and the versions of what computed them."""
 
 import os
 import platform
@@ -7,13 +7,14 @@ import subprocess
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import fairseq_imitkd
+from fairseq_imitkd.evaluate.schema import Machine
+from fairseq_imitkd.training import run_files
 
-# What is used only by some evaluations: names of kinds of models and of metrics, and the packages.
+# Packages that only some evaluations use, by kind of model and by metric.
 PACKAGES = {
     "ctranslate2": "ctranslate2",
     "onnx": "onnxruntime",
@@ -23,7 +24,7 @@ PACKAGES = {
 
 
 def commit() -> str | None:
-    """Of this package, where it is a checkout of its repository and no installed copy."""
+    """Return the commit of this package; None if it is an installed copy, not a checkout."""
     folder = Path(fairseq_imitkd.__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -40,9 +41,9 @@ def commit() -> str | None:
     return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
 
 
-def machine() -> dict[str, Any]:
-    """What computes, on as many threads as torch has."""
-    return {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+def machine() -> Machine:
+    """Return the processor, its cores, and the number of torch's threads."""
+    return Machine(_processor(), os.cpu_count(), torch.get_num_threads())
 
 
 def _processor() -> str:
@@ -54,19 +55,17 @@ def _processor() -> str:
 
 
 def versions(used: Collection[str]) -> dict[str, str]:
-    """Of everything that figures depend on; ``used`` are some of :data:`PACKAGES`."""
-    packages = {"fairseq": "fairseq-fixed", "sacrebleu": "sacrebleu"}
-    packages.update({package: package for name, package in PACKAGES.items() if name in used})
-    return {
-        "fairseq_imitkd": fairseq_imitkd.__version__,
-        "Python": platform.python_version(),
-        "torch": torch.__version__,
-        **{name: _version(package) for name, package in packages.items()},
-    }
+    """Return the versions of all packages that results depend on.
+
+    Args:
+        used: kinds of models and metrics; those in :data:`PACKAGES` add their packages.
+    """
+    packages = ["sacrebleu", *(package for name, package in PACKAGES.items() if name in used)]
+    return {**run_files.versions(), **{name: _version(name) for name in packages}}
 
 
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # it came under another name, as onnxruntime-gpu does
+    except PackageNotFoundError:  # installed under another name, such as onnxruntime-gpu
         return "unknown"

@@ -1,31 +1,31 @@
-"""Curves, by update and by length, each with its name at its end."""
+"""Figures of curves: metrics by update, and quality by length, each with a legend."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from fairseq_imitkd.report.evaluations import Evaluation, Group
-from fairseq_imitkd.report.logs import Points, Run
+from fairseq_imitkd.report.evaluations import Evaluation
 from fairseq_imitkd.report.picture import MIDDLE, SMALL, STEPS, WIDE, Picture, Styles
-from fairseq_imitkd.report.svg import SIZE, SOFT, Drawing, clean, spread, width_of
+from fairseq_imitkd.report.runs import Points, Run
+from fairseq_imitkd.report.svg import SOFT, SvgFigure, clean, legend_room
 from fairseq_imitkd.report.tables import Cell, Table, named, signed
 
 POINTS = 240  # of a curve; more are averaged
-# What the plugin logs, in the order in which it is shown: a title, and what its values are, if that is not plain.
+# The plugin's metrics in the order of the page: title, and unit or explanation.
 ROLLOUTS = {
-    "student_share": ("Student's share", "of sentences, which it writes itself"),
+    "student_share": ("Student's share", "of sentences whose prefixes it writes itself"),
     "agreement": ("Agreement with the teacher", "share of tokens for which both prefer the same"),
-    "loss_data": ("Loss on the data's prefixes", "bits a token"),
-    "loss_rollout": ("Loss on the student's prefixes", "bits a token"),
+    "loss_data": ("Loss on the data's prefixes", "bits per token"),
+    "loss_rollout": ("Loss on the student's prefixes", "bits per token"),
     "rollout_len": ("Length of rollouts", "tokens"),
-    "truncated": ("Truncated rollouts", "share that the length cap cuts"),
+    "truncated": ("Truncated rollouts", "share cut by the length cap"),
     "rollout_time": ("Time for rollouts", "share of the training step"),
     "teacher_time": ("Time for the teacher", "share of the training step"),
-    "rollout_work": ("Decoder's work", "rows computed for each token written"),
-    "padding": ("Padding", "target positions for each real token"),
+    "rollout_work": ("Decoder's work", "rows computed per token written"),
+    "padding": ("Padding", "target positions per real token"),
     "reward": ("Reward", "of sampled rollouts"),
     "reward_spread": ("Spread of the reward", "its standard deviation"),
     "rollout_staleness": ("Age of rollouts", "updates"),
@@ -36,112 +36,123 @@ ROLLOUTS = {
 FROM_ZERO = ("student_share", "truncated", "rollout_time", "teacher_time", "rollouts_replayed", "sparsity")
 
 
+Group = tuple[int, int | None]  # first and last token; None is without end
+
+
 @dataclass(frozen=True)
-class Labelled:
-    """A curve with its name."""
+class Curve:
+    """A run's or model's values."""
 
     name: str
     points: Points
 
 
-def training(every: Sequence[Run], styles: Styles) -> list[Picture]:
-    """Loss while training, and on the validation set, and what the best checkpoint is chosen by."""
-    pictures = []
-    metrics = dict.fromkeys(run.metric for run in every if run.metric != "loss" and run.best)
-    for metric in metrics:
-        curves = [
-            Labelled(run.name, run.validated(metric)) for run in every if run.metric == metric and run.best
-        ]
-        best = {run.name: run.best for run in every if run.metric == metric and run.best}
-        if all(len(curve.points) < 2 for curve in curves):
-            continue  # the table says as much
-        more = next(run.more_is_better for run in every if run.name in best)
-        leader = (max if more else min)(best, key=lambda name: best[name][1])
-        update, value = best[leader]
-        title = f"Validation {named(metric)} is best for {leader}: {value:.2f} at update {update:,}"
-        pictures.append(_by_update(curves, styles, title, named(metric), markers=True, size=WIDE))
-    for name, curves in (
-        ("training", [Labelled(run.name, run.training("loss")) for run in every]),
-        ("validation", [Labelled(run.name, run.validated("loss")) for run in every]),
-    ):
-        curves = [curve for curve in curves if curve.points]
-        if any(len(curve.points) > 1 for curve in curves):
-            lowest = min(curves, key=lambda curve: curve.points[-1][1])
-            title = f"{name.capitalize()} loss ends at {lowest.points[-1][1]:.2f} for {lowest.name}"
-            title += ", the lowest" if len(curves) > 1 else ""
-            pictures.append(
-                _by_update(curves, styles, title, "bits a token", markers=name == "validation", clip=True)
-            )
-    return pictures
+def training(runs: Sequence[Run], styles: Styles) -> list[Picture]:
+    """Show the metrics that choose the best checkpoints, and the losses of training and validation."""
+    metrics = dict.fromkeys(run.best_metric for run in runs if run.best_metric != "loss" and run.best)
+    pictures = [_best_metric(metric, runs, styles) for metric in metrics]
+    curves = {
+        "training": [Curve(run.name, run.training("loss")) for run in runs],
+        "validation": [Curve(run.name, run.validated("loss")) for run in runs],
+    }
+    pictures += [_losses(kind, each, styles) for kind, each in curves.items()]
+    return [picture for picture in pictures if picture]
 
 
-def rollouts(every: Sequence[Run], styles: Styles) -> list[Picture]:
-    """Each figure of the plugin, over time, of those runs that log it."""
+def _best_metric(metric: str, runs: Sequence[Run], styles: Styles) -> Picture | None:
+    of_metric = [run for run in runs if run.best_metric == metric and run.best]
+    curves = [Curve(run.name, run.validated(metric)) for run in of_metric]
+    if all(len(curve.points) < 2 for curve in curves):
+        return None  # the table says as much
+    best = {run.name: run.best for run in of_metric if run.best}
+    choose = max if of_metric[0].more_is_better else min
+    leader = choose(best, key=lambda name: best[name][1])
+    update, value = best[leader]
+    title = f"Validation {named(metric)} is best for {leader}: {value:.2f} at update {update:,}"
+    figure = _by_update(curves, styles, size=WIDE, unit=named(metric), markers=True)
+    return _picture(figure, curves, title=title, is_wide=True)
+
+
+def _losses(kind: str, curves: Iterable[Curve], styles: Styles) -> Picture | None:
+    curves = [curve for curve in curves if curve.points]
+    if all(len(curve.points) < 2 for curve in curves):
+        return None
+    lowest = min(curves, key=lambda curve: curve.points[-1][1])
+    title = f"{kind.capitalize()} loss ends at {lowest.points[-1][1]:.2f} for {lowest.name}"
+    title += ", the lowest" if len(curves) > 1 else ""
+    figure = _by_update(curves, styles, size=MIDDLE, unit="bits per token", markers=kind == "validation")
+    limits = _late(curves)
+    if limits:
+        figure.axes.set_ylim(limits)
+    note = "Higher losses of the first updates are above the figure." if limits else ""
+    return _picture(figure, curves, title=title, note=note)
+
+
+def rollouts(runs: Sequence[Run], styles: Styles) -> list[Picture]:
+    """Show each of the plugin's metrics over time, for the runs that log it."""
     pictures = []
     for name, (title, unit) in ROLLOUTS.items():
-        curves = [Labelled(run.name, run.training(name)) for run in every]
+        curves = [Curve(run.name, run.training(name)) for run in runs]
         curves = [curve for curve in curves if curve.points]
         if curves:
-            pictures.append(_by_update(curves, styles, title, unit, size=SMALL, from_zero=name in FROM_ZERO))
+            figure = _by_update(curves, styles, size=SMALL)
+            if name in FROM_ZERO:
+                figure.axes.set_ylim(bottom=0.0, top=max(figure.axes.get_ylim()[1], 0.01))
+            pictures.append(_picture(figure, curves, title=title, note=unit))
     return pictures
 
 
 def by_length(evaluation: Evaluation, styles: Styles) -> Picture | None:
-    """BLEU by the length of the source."""
-    found = {
-        name: model.first.by_length
-        for name, model in evaluation.models.items()
-        if model.first and model.first.by_length
-    }
-    groups = sorted({group for each in found.values() for group in each}, key=lambda group: group[0])
+    """Show BLEU by the length of the source."""
+    found: dict[str, dict[Group, float]] = {}
+    counts: dict[Group, int] = {}
+    for name, model in evaluation.models.items():
+        for group in model.main.by_length if model.main else []:
+            key = (group.first, group.last)
+            found.setdefault(name, {})[key] = group.bleu
+            counts[key] = max(group.sentences, counts.get(key, 0))
+    groups = sorted(counts, key=lambda group: group[0])
     if len(groups) < 2:
         return None
-    counts = {group: max(each[group][0] for each in found.values() if group in each) for group in groups}
-    curves = [
-        Labelled(name, [(place, each[group][1]) for place, group in enumerate(groups) if group in each])
-        for name, each in found.items()
-    ]
     labels = [f"{_tokens(group)} tokens\n{counts[group]:,} sentences" for group in groups]
-    drawing = _by_group(curves, labels, "BLEU", styles)
-    first, last = groups[0], groups[-1]
-    falls = {
-        name: each[last][1] - each[first][1] for name, each in found.items() if first in each and last in each
-    }
-    if len({signed(fall) for fall in falls.values()}) > 1:
-        most, least = min(falls, key=falls.__getitem__), max(falls, key=falls.__getitem__)
-        title = f"From the shortest sources to the longest, {most} changes by {signed(falls[most])} BLEU"
-        title += f" and {least} by {signed(falls[least])}"
-    else:
-        title = "BLEU by the length of the source"
+    figure = _by_group(_group_curves(found, groups), labels, styles, unit="BLEU")
+    title = _falls(found, groups[0], groups[-1])
     rows = [
-        [Cell(name), *(Cell(f"{each[group][1]:.2f}" if group in each else "") for group in groups)]
+        [Cell(name), *(Cell(f"{each[group]:.2f}" if group in each else "") for group in groups)]
         for name, each in found.items()
     ]
     table = Table(["model", *(f"{_tokens(group)} ({counts[group]:,})" for group in groups)], rows)
-    return Picture(
-        title,
-        drawing.svg(f"BLEU by tokens of the source. {title}."),
-        table,
-        "Groups of few sentences say little.",
-    )
+    svg = figure.svg(f"BLEU by tokens of the source. {title}.")
+    return Picture(title, svg, table, "Groups of few sentences say little.")
+
+
+def _falls(found: Mapping[str, Mapping[Group, float]], first: Group, last: Group) -> str:
+    """Return a title about the change from the shortest group to the longest."""
+    falls = {name: each[last] - each[first] for name, each in found.items() if first in each and last in each}
+    if len({signed(fall) for fall in falls.values()}) < 2:
+        return "BLEU by the length of the source"
+    most, least = min(falls, key=falls.__getitem__), max(falls, key=falls.__getitem__)
+    changes = f"{most} changes by {signed(falls[most])} BLEU and {least} by {signed(falls[least])}"
+    return f"From the shortest sources to the longest, {changes}"
 
 
 def by_position(evaluation: Evaluation, styles: Styles) -> Picture | None:
-    """How much more often a student agrees with the teacher after its own prefixes than after the references', by position."""
+    """Show how much more often students agree with the teacher after their own prefixes, by position."""
     found = {
-        name: {group: (100 * gold, 100 * own) for group, (gold, own) in model.drift.items()}
+        name: {
+            (group.first, group.last): (100 * group.gold.agreement, 100 * group.own.agreement)
+            for group in model.probes.by_position
+        }
         for name, model in evaluation.models.items()
-        if model.drift
+        if model.probes and model.probes.by_position
     }
     groups = sorted({group for each in found.values() for group in each}, key=lambda group: group[0])
     if len(groups) < 2:
         return None
     gains = {name: {group: own - gold for group, (gold, own) in each.items()} for name, each in found.items()}
-    curves = [
-        Labelled(name, [(place, each[group]) for place, group in enumerate(groups) if group in each])
-        for name, each in gains.items()
-    ]
-    drawing = _by_group(curves, [f"tokens {_tokens(group)}" for group in groups], "points", styles, zero=True)
+    labels = [f"tokens {_tokens(group)}" for group in groups]
+    figure = _by_group(_group_curves(gains, groups), labels, styles, unit="percentage points")
+    figure.axes.axhline(0.0, color=SOFT, linewidth=0.8, linestyle=":")
     title = _drift(gains, groups)
     rows = [
         [
@@ -150,15 +161,16 @@ def by_position(evaluation: Evaluation, styles: Styles) -> Picture | None:
         ]
         for name, each in found.items()
     ]
-    table = Table(
-        ["agreement on own prefixes (references')", *(f"tokens {_tokens(group)}" for group in groups)], rows
+    table = Table(["agreement on own prefixes (references')", *labels], rows)
+    note = (
+        "How much more often a student prefers the teacher's token after its own prefixes than after the "
+        "references'."
     )
-    note = "How much more often a student prefers the teacher's token after its own prefixes than after the references'."
-    return Picture(title, drawing.svg(f"Agreement by position. {title}."), table, note, is_wide=True)
+    return Picture(title, figure.svg(f"Agreement by position. {title}."), table, note, is_wide=True)
 
 
 def _drift(gains: Mapping[str, Mapping[Group, float]], groups: Sequence[Group]) -> str:
-    """What the last position that all students have shows."""
+    """Return a title about the last position that all students have."""
     shared = [group for group in groups if all(group in each for each in gains.values())]
     if not shared:
         return "Agreement with the teacher on own prefixes, by position"
@@ -168,23 +180,26 @@ def _drift(gains: Mapping[str, Mapping[Group, float]], groups: Sequence[Group]) 
     if len(last) > 1:
         verb = "loses most agreement" if change < 0 else "gains least agreement"
         return f"On its own prefixes, {least} {verb} with the teacher {where}: {signed(change)} points"
-    return f"On its own prefixes, {least}'s agreement with the teacher changes by {signed(change)} points {where}"
+    changes = f"changes by {signed(change)} points {where}"
+    return f"On its own prefixes, {least}'s agreement with the teacher {changes}"
 
 
-def _by_group(
-    curves: Sequence[Labelled], labels: Sequence[str], unit: str, styles: Styles, zero: bool = False
-) -> Drawing:
-    """Curves over groups by length, the shortest first; ``zero`` draws a line there."""
-    drawing = _curves(curves, styles, *WIDE, markers=True)
-    axes = drawing.axes
-    if zero:
-        axes.axhline(0.0, color=SOFT, linewidth=0.8, linestyle=":")
+def _group_curves(found: Mapping[str, Mapping[Group, float]], groups: Sequence[Group]) -> list[Curve]:
+    return [
+        Curve(name, [(place, each[group]) for place, group in enumerate(groups) if group in each])
+        for name, each in found.items()
+    ]
+
+
+def _by_group(curves: Sequence[Curve], labels: Sequence[str], styles: Styles, *, unit: str) -> SvgFigure:
+    """Return a figure of curves over groups by length, the shortest first."""
+    figure = _figure(curves, styles, size=WIDE, markers=True)
+    axes = figure.axes
     axes.set_xlim(-0.15, len(labels) - 1 + 0.1)
     axes.xaxis.set_major_locator(FixedLocator(range(len(labels))))
     axes.set_xticklabels(labels)
     axes.set_ylabel(unit)
-    _label_ends(drawing, curves, styles)
-    return drawing
+    return figure
 
 
 def _tokens(group: Group) -> str:
@@ -193,48 +208,49 @@ def _tokens(group: Group) -> str:
 
 
 def _by_update(
-    curves: Sequence[Labelled], styles: Styles, title: str, unit: str, markers: bool = False, clip: bool = False,
-    size: tuple[float, float] = MIDDLE, from_zero: bool = False,
-) -> Picture:  # fmt: skip
-    drawing = _curves(curves, styles, *size, markers=markers)
-    small = size == SMALL
-    axes, note = drawing.axes, ""
-    if from_zero:
-        axes.set_ylim(bottom=0.0, top=max(axes.get_ylim()[1], 0.01))
-    if clip and (limits := _late(curves)):
-        axes.set_ylim(limits)
-        note = "Higher losses of the first updates are above the figure."
-    axes.xaxis.set_major_locator(MaxNLocator(4 if small else 6, integer=True, steps=STEPS))
+    curves: Sequence[Curve],
+    styles: Styles,
+    *,
+    size: tuple[float, float],
+    unit: str = "",
+    markers: bool = False,
+) -> SvgFigure:
+    """Return a figure of curves over updates."""
+    figure = _figure(curves, styles, size=size, markers=markers)
+    axes = figure.axes
+    axes.xaxis.set_major_locator(MaxNLocator(4 if size == SMALL else 6, integer=True, steps=STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlabel("updates")
-    if unit and not small:
-        axes.set_ylabel(unit)
-    _label_ends(drawing, curves, styles)
+    axes.set_ylabel(unit)
+    return figure
+
+
+def _picture(
+    figure: SvgFigure, curves: Sequence[Curve], *, title: str, note: str = "", is_wide: bool = False
+) -> Picture:
+    """Return a figure of curves over updates with a table of their values."""
     rows = []
     for curve in curves:
         values = [value for _, value in curve.points]
         numbers = (len(values), values[0], min(values), max(values), values[-1])
         rows.append([Cell(curve.name), *(Cell(f"{number:,.4g}") for number in numbers)])
     table = Table(["run", "values", "first", "least", "most", "last"], rows)
-    return Picture(title, drawing.svg(f"{title}, by update."), table, unit if small else note, size == WIDE)
+    return Picture(title, figure.svg(f"{title}, by update."), table, note, is_wide)
 
 
-def _late(curves: Sequence[Labelled]) -> tuple[float, float] | None:
-    """Where to cut an axis whose first values would press all others flat."""
-    late = [
-        value for curve in curves for _, value in thinned(curve.points)[len(thinned(curve.points)) // 12 :]
-    ]
-    low, high, highest = (
-        min(late),
-        max(late),
-        max(value for curve in curves for _, value in thinned(curve.points)),
-    )
+def _late(curves: Sequence[Curve]) -> tuple[float, float] | None:
+    """Return where to cut an axis whose first values would flatten all others; None if they would not."""
+    thin = [[value for _, value in thinned(curve.points)] for curve in curves]
+    late = [value for values in thin for value in values[len(values) // 12 :]]
+    low, high, highest = min(late), max(late), max(value for values in thin for value in values)
     pad = 0.06 * (high - low)
     return (low - pad, high + pad) if highest - high > 0.35 * (high - low) > 0 else None
 
 
 def thinned(points: Points, count: int = POINTS) -> list[tuple[float, float]]:
-    """A curve of no more points than that, each the mean of its neighbours, from the first update to the last."""
+    """Return a curve of at most ``count`` points, each the mean of neighbours, from the first update to the
+    last.
+    """
     if len(points) <= count:
         return [(float(x), y) for x, y in points]
     size = math.ceil(len(points) / count)
@@ -243,44 +259,38 @@ def thinned(points: Points, count: int = POINTS) -> list[tuple[float, float]]:
     return [(float(points[0][0]), means[0][1]), *means[1:-1], (float(points[-1][0]), means[-1][1])]
 
 
-def _curves(
-    curves: Sequence[Labelled], styles: Styles, width: float, height: float, markers: bool = False
-) -> Drawing:
-    """Curves in a drawing with room for their names at the right."""
-    right = max(width_of(_end(curve, len(curves))) for curve in curves) + 22
-    drawing = Drawing(width, height, right=right)
-    axes = drawing.axes
+def _figure(
+    curves: Sequence[Curve], styles: Styles, *, size: tuple[float, float], markers: bool
+) -> SvgFigure:
+    """Return a figure of curves, with a legend in the order of their ends."""
+    texts = {curve.name: _text(curve, len(curves)) for curve in curves}
+    right, legend_height = legend_room(texts.values())
+    figure = SvgFigure(size[0], max(size[1], legend_height + 50), right=right)
+    axes = figure.axes
     for curve in curves:
         style, points = styles[curve.name], thinned(curve.points)
-        look: Any = {"color": style.colour, "linestyle": style.dashes, "linewidth": 1.8}
+        look: dict[str, Any] = {"color": style.colour, "linestyle": style.dashes, "linewidth": 1.8}
         if len(points) == 1 or (markers and len(points) <= 30):
             look |= {"marker": style.marker, "markersize": 4.5}
         axes.plot(*zip(*points, strict=True), **look)
     axes.margins(x=0.02, y=0.08)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(_tick))
     values = [value for curve in curves for _, value in curve.points]
     if max(values) - min(values) < 1e-9 + 1e-3 * abs(max(values)):  # all the same
         middle, pad = values[0], max(abs(values[0]) * 0.1, 0.5)
         axes.set_ylim(middle - pad, middle + pad)
-    return drawing
+    names = [curve.name for curve in sorted(curves, key=lambda curve: -curve.points[-1][1])]
+    figure.legend(names, styles, texts=texts, linewidth=1.8, markersize=5 if markers else 0)
+    return figure
 
 
-def _label_ends(drawing: Drawing, curves: Sequence[Labelled], styles: Styles) -> None:
-    """Each curve's name at its end, names pushed apart."""
-    _, bottom, right, top = drawing.axes.get_window_extent().extents
-    low, high = drawing.axes.get_ylim()
-    last = [thinned(curve.points)[-1] for curve in curves]
-    ends = [drawing.at(x, min(max(y, low), high)) for x, y in last]
-    heights = spread([y for _, y in ends], SIZE + 3, bottom + 4, top - 2)
-    for curve, (x, y), height in zip(curves, ends, heights, strict=True):
-        colour = styles[curve.name].colour
-        if right - x > 16 or abs(height - y) > 3:  # else it is plain whose end it is
-            drawing.lead((x + 5, y), (right + 8, height), colour)
-        drawing.write(_end(curve, len(curves)), right + 11, height, colour)
+def _tick(value: float, _: int | None = None) -> str:
+    """Return what the vertical axis says at a value."""
+    return f"{value:,.4g}".replace("-", "\N{MINUS SIGN}")
 
 
-def _end(curve: Labelled, count: int) -> str:
-    """What stands at a curve's end; where it is the only one, its last value too."""
+def _text(curve: Curve, count: int) -> str:
+    """Return what the legend says of a curve; of a single one, its last value too."""
     name = clean(curve.name, 20 if count > 1 else 16)
     return name if count > 1 else f"{name} {curve.points[-1][1]:.4g}"

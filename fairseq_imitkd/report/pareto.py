@@ -1,4 +1,4 @@
-"""Quality against speed, and what nothing surpasses in both."""
+"""Quality against speed, and the models that none surpasses in both."""
 
 import math
 from collections.abc import Sequence
@@ -7,91 +7,75 @@ from itertools import pairwise
 
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from fairseq_imitkd.report.evaluations import GREEDY, Evaluation, Model, Score
+from fairseq_imitkd.evaluate.schema import GREEDY, QualityScore
+from fairseq_imitkd.report.evaluations import Evaluation
 from fairseq_imitkd.report.picture import STEPS, Picture, Styles, listed
-from fairseq_imitkd.report.svg import (
-    CARD,
-    SIZE,
-    SOFT,
-    Box,
-    Drawing,
-    clean,
-    distance,
-    nearest,
-    place,
-    width_of,
-)
+from fairseq_imitkd.report.svg import CARD, SOFT, SvgFigure, clean, legend_room
 from fairseq_imitkd.report.tables import Cell, Table
 
 
 @dataclass(frozen=True)
 class Point:
-    """A model that decodes in some way: its sentences a second, and its BLEU."""
+    """A model with one search.
 
-    model: Model
+    Args:
+        name: name of the model.
+        search: name of the search.
+        x: sentences a second.
+        bleu: BLEU with its interval.
+        is_main: whether it is the model's main search, whose marker is filled.
+    """
+
+    name: str
     search: str
     x: float
-    bleu: Score
+    bleu: QualityScore
+    is_main: bool
 
     @property
     def y(self) -> float:
-        """Its BLEU as a number."""
+        """BLEU as a number."""
         return self.bleu.score
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Of its interval; itself where there is none."""
-        known = self.bleu.low is not None and self.bleu.high is not None
-        return (self.bleu.low, self.bleu.high) if known else (self.y, self.y)  # type: ignore[return-value]
-
-    @property
-    def is_first(self) -> bool:
-        """Whether it is the model's point with a name."""
-        return self.search == (GREEDY if GREEDY in self.model.decodings else next(iter(self.model.decodings)))
+        """The ends of BLEU's interval; BLEU itself if there is none."""
+        low, high = self.bleu.low, self.bleu.high
+        return (self.y, self.y) if low is None or high is None else (low, high)
 
 
 def pareto(evaluation: Evaluation, styles: Styles) -> Picture | None:
-    """The figure, if there is a model of which both are known."""
+    """Return the figure; None if no model has both BLEU and a speed."""
     points = [
-        Point(model, search, speed.sentences, decoding.bleu)
-        for model in evaluation.models.values()
-        for search, decoding in model.decodings.items()
-        if decoding.bleu and (speed := model.fast(search))
+        Point(name, search, speed.sentences_per_second, found.bleu, search == model.main_search)
+        for name, model in evaluation.models.items()
+        for search, found in model.searches.items()
+        if found.bleu and (speed := model.speed(search))
     ]
     if not points:
         return None
     best = [points[number] for number in front([(point.x, point.y) for point in points])]
-    drawing = _axes(points)
-    taken = _draw_front(drawing, best)
+    names = sorted(
+        {point.name for point in points}, key=lambda name: -max(p.y for p in points if p.name == name)
+    )
+    figure = _figure(points, names)
+    _draw_front(figure, best)
     for point in points:
-        taken += _draw_point(drawing, point, styles)
-    _draw_names(drawing, points, taken, styles)
-
-    names = list(dict.fromkeys(point.model.name for point in best))
-    title = _title(names, len({point.model.name for point in points}))
-    note = "Vertical lines are 95% intervals; the dotted line is the front."
-    others = list(dict.fromkeys(point.search for point in points if point.search != GREEDY))
-    if 0 < len(others) < len({point.search for point in points}):
-        note += f" Filled: greedy decoding. Hollow: {listed(others)}."
-    rows = [
-        [
-            Cell(each)
-            for each in (
-                point.model.name,
-                point.search,
-                f"{point.x:,.1f}",
-                f"{point.y:.2f}",
-                "yes" * (point in best),
-            )
-        ]
-        for point in points
-    ]
-    table = Table(["model", "decoding", "sentences/s", "BLEU", "on the front"], rows, words=2)
-    return Picture(title, drawing.svg(f"BLEU against sentences a second. {title}."), table, note)
+        _draw_point(figure, point, styles)
+    figure.legend(names, styles, texts={name: clean(name) for name in names}, linestyle="none", markersize=8)
+    title = _title(list(dict.fromkeys(point.name for point in best)), len(names))
+    table = Table(
+        ["model", "decoding", "sentences/s", "BLEU", "on the front"],
+        [_row(point, point in best) for point in points],
+        words=2,
+    )
+    return Picture(title, figure.svg(f"BLEU against sentences a second. {title}."), table, _note(points))
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Those that no other is beside or above in both coordinates, by the first one."""
+    """Return the numbers of the points that no other point surpasses or equals in both coordinates, by the
+    first.
+    """
     return sorted(
         (
             number
@@ -102,39 +86,53 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     )
 
 
+def _row(point: Point, is_on_front: bool) -> list[Cell]:
+    texts = (point.name, point.search, f"{point.x:,.1f}", f"{point.y:.2f}", "yes" if is_on_front else "")
+    return list(map(Cell, texts))
+
+
+def _note(points: Sequence[Point]) -> str:
+    note = "Vertical lines are 95% intervals; the dotted line is the front."
+    others = list(dict.fromkeys(point.search for point in points if point.search != GREEDY))
+    if 0 < len(others) < len({point.search for point in points}):
+        note += f" Filled markers: greedy decoding. Hollow markers: {listed(others)}."
+    return note
+
+
 def _title(names: Sequence[str], count: int) -> str:
-    """What the front says.
+    """Return what the front says.
 
     Args:
-        names: of the models on it.
-        count: of all models.
+        names: names of the models on it.
+        count: number of all models.
     """
     if count == 1:
         return "Quality and speed"
     if len(names) == count:
-        return "Every model is on the front: what is faster is worse"
+        return "All models are on the front: the faster, the worse"
     if len(names) <= 3:
-        return f"Nothing is both faster and better than {listed(names)}"
-    return f"Nothing surpasses {len(names)} of {count} models in both speed and quality"
+        return f"No model is both faster and better than {listed(names)}"
+    return f"{len(names)} of {count} models are on the front of speed and quality"
 
 
-def _axes(points: Sequence[Point]) -> Drawing:
-    """With some room on all sides."""
-    drawing = Drawing(820, 400, left=52, right=24, bottom=46, top=14)
-    axes = drawing.axes
+def _figure(points: Sequence[Point], names: Sequence[str]) -> SvgFigure:
+    """Return a figure with room on all sides of the points."""
+    right, legend_height = legend_room(map(clean, names))
+    figure = SvgFigure(820, max(400, legend_height + 60), left=52, right=right, bottom=46, top=14)
+    axes = figure.axes
     low, high = min(point.ends[0] for point in points), max(point.ends[1] for point in points)
     pad = max((high - low) * 0.08, 0.25)
     axes.set_ylim(low - pad, high + pad)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
     axes.set_ylabel("BLEU")
-    slowest, quickest = min(point.x for point in points), max(point.x for point in points)
-    room = max((quickest / slowest) ** 0.12, 1.25)
+    slowest, fastest = min(point.x for point in points), max(point.x for point in points)
+    room = max((fastest / slowest) ** 0.12, 1.25)
     axes.set_xscale("log")
-    axes.set_xlim(slowest / room, quickest * room)
+    axes.set_xlim(slowest / room, fastest * room)
     axes.set_xlabel("sentences a second, on a logarithmic scale")
     axes.grid(axis="x")
     # As many numbers such as 20 and 500 as there is room for.
-    decades = math.log10(quickest * room / (slowest / room))
+    decades = math.log10(fastest * room / (slowest / room))
     steps: tuple[float, ...] = (
         (1,) if decades > 5 else (1, 2, 5) if decades > 0.9 else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
     )
@@ -142,46 +140,29 @@ def _axes(points: Sequence[Point]) -> Drawing:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    return drawing
+    return figure
 
 
-def _draw_front(drawing: Drawing, best: Sequence[Point]) -> list[Box]:
-    """A staircase down to the right; where it lies."""
-    corners = [(drawing.axes.get_xlim()[0], best[0].y), (best[0].x, best[0].y)]
+def _draw_front(figure: SvgFigure, best: Sequence[Point]) -> None:
+    """Draw a staircase down to the right."""
+    corners = [(figure.axes.get_xlim()[0], best[0].y), (best[0].x, best[0].y)]
     for before, point in pairwise(best):
         corners += [(before.x, point.y), (point.x, point.y)]
-    corners.append((best[-1].x, drawing.axes.get_ylim()[0]))
-    drawing.axes.plot(*zip(*corners, strict=True), color=SOFT, linewidth=1.1, linestyle=(0, (2, 3)), zorder=1)
-    places = [drawing.at(*corner) for corner in corners]
-    return [
-        (min(x, a) - 1, min(y, b) - 1, max(x, a) + 1, max(y, b) + 1) for (x, y), (a, b) in pairwise(places)
-    ]
+    corners.append((best[-1].x, figure.axes.get_ylim()[0]))
+    figure.axes.plot(*zip(*corners, strict=True), color=SOFT, linewidth=1.1, linestyle=(0, (2, 3)), zorder=1)
 
 
-def _draw_point(drawing: Drawing, point: Point, styles: Styles) -> list[Box]:
-    """Its interval and marker; where they lie."""
-    style = styles[point.model.name]
-    drawing.axes.plot([point.x, point.x], point.ends, color=style.colour, linewidth=1.2, alpha=0.6)
-    drawing.axes.plot(
-        point.x, point.y, marker=style.marker, markersize=9, markeredgewidth=1.6, markeredgecolor=style.colour,
-        markerfacecolor=style.colour if point.is_first else CARD, linestyle="none",
-    )  # fmt: skip
-    (x, low), (_, y), (_, high) = (
-        drawing.at(point.x, each) for each in (point.ends[0], point.y, point.ends[1])
+def _draw_point(figure: SvgFigure, point: Point, styles: Styles) -> None:
+    """Draw the marker and the interval."""
+    style = styles[point.name]
+    figure.axes.plot([point.x, point.x], point.ends, color=style.colour, linewidth=1.2, alpha=0.6)
+    figure.axes.plot(
+        point.x,
+        point.y,
+        marker=style.marker,
+        markersize=9,
+        markeredgewidth=1.6,
+        markeredgecolor=style.colour,
+        markerfacecolor=style.colour if point.is_main else CARD,
+        linestyle="none",
     )
-    return [(x - 2, low, x + 2, high), (x - 6, y - 6, x + 6, y + 6)]
-
-
-def _draw_names(drawing: Drawing, points: Sequence[Point], taken: Sequence[Box], styles: Styles) -> None:
-    """Each near its model's first point, with a line to it where it had to go farther."""
-    first = [point for point in points if point.is_first]
-    names = [clean(point.model.name, 34) for point in first]
-    places = [drawing.at(point.x, point.y) for point in first]
-    others = [drawing.at(point.x, point.y) for point in points if not point.is_first]
-    room = (54.0, 50.0, drawing.width - 2, drawing.height - 2)
-    boxes = place(places, [(width_of(name) + 2, SIZE + 3) for name in names], taken, room, others)
-    for point, name, at, box in zip(first, names, places, boxes, strict=True):
-        colour = styles[point.model.name].colour
-        if distance(at, box) > 16:
-            drawing.lead(at, nearest(at, box), colour)
-        drawing.write(name, box[0] + 1, (box[1] + box[3]) / 2, colour)

@@ -1,15 +1,21 @@
-"""Paths as a page that others may read shows them: as much as tells one from another, and nothing of whose machine it was."""
+"""Paths as a page for others shows them: enough to tell them apart, and nothing about the machine they are
+on.
+"""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-# Absolute ones of two parts and more, wherever they stand in a text, but not those of an address such as https://a.b/c.
+# Absolute paths of two or more parts, anywhere in a text, but not the path of an address such as
+# https://a.b/c.
 _PATH = re.compile(r"""(?<![\w.~/-])(?:/[^\s'"`/:,;=<>|(){}\[\]]+){2,}""")
 
 
 def shortened(text: object) -> str:
-    """A text whose absolute paths have but their last two parts, and never the first two, such as home and somebody."""
+    """Return a text with its absolute paths cut to their last two parts.
+
+    The first two parts, such as ``home`` and a user's name, are always removed.
+    """
 
     def ends(found: re.Match[str]) -> str:
         parts = found[0].split("/")[1:]
@@ -18,8 +24,8 @@ def shortened(text: object) -> str:
     return _PATH.sub(ends, str(text))
 
 
-def told_apart(paths: Sequence[Path]) -> list[str]:
-    """For each path its last part, or as many of them as no other has."""
+def disambiguate(paths: Sequence[Path]) -> list[str]:
+    """Return each path's last part, or as many of its last parts as no other path has."""
     every = [path.resolve().parts for path in paths]
 
     def name(parts: tuple[str, ...]) -> str:

@@ -1,13 +1,13 @@
-"""How far students are from their teacher, and what that costs: the exposure bias."""
+"""Figures of the exposure bias: how far students are from their teacher, and what that costs."""
 
 from collections.abc import Mapping, Sequence
 
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from fairseq_imitkd.report.evaluations import EXPOSURE, Evaluation
+from fairseq_imitkd.evaluate.schema import EXPOSURE
+from fairseq_imitkd.report.evaluations import Evaluation
 from fairseq_imitkd.report.picture import MIDDLE, STEPS, Picture, Styles
-from fairseq_imitkd.report.svg import CARD, SIZE, SOFT, Drawing, clean, width_of
+from fairseq_imitkd.report.svg import CARD, SIZE, SOFT, SvgFigure, clean, width_of
 from fairseq_imitkd.report.tables import Cell, Table, signed
 
 SAME = "% of tokens for which student and teacher prefer the same"
@@ -16,15 +16,18 @@ HOLLOW = ("D", "s")
 
 
 def agreement(evaluation: Evaluation, styles: Styles) -> Picture | None:
-    """How often students prefer the teacher's token, after the references' prefixes and after their own."""
-    names = ("agreement_gold", "agreement_own", "kl_gold", "kl_own")
-    found = {
-        name: model.probes for name, model in evaluation.models.items() if {*names[:2]} <= {*model.probes}
-    }
-    if not found:
+    """Show how often students prefer the teacher's token, after references' prefixes and their own."""
+    rows, cells = {}, []
+    for name, model in evaluation.models.items():
+        probes = model.probes
+        if probes and probes.agreement_gold is not None and probes.agreement_own is not None:
+            rows[name] = [100 * probes.agreement_gold, 100 * probes.agreement_own]
+            divergences = ("" if kl is None else f"{kl:.3f}" for kl in (probes.kl_gold, probes.kl_own))
+            shares = (f"{share:.1f}%" for share in rows[name])
+            cells.append([Cell(name), *map(Cell, shares), *map(Cell, divergences)])
+    if not rows:
         return None
-    rows = {name: [100 * probes[each] for each in names[:2]] for name, probes in found.items()}
-    drawing = _rows(rows, ["references' prefixes", "own prefixes"], styles, SAME)
+    figure = _figure(rows, ["references' prefixes", "own prefixes"], styles, label=SAME)
     losses = {name: gold - own for name, (gold, own) in rows.items()}
     least = min(losses, key=losses.__getitem__)
     title = (
@@ -32,13 +35,8 @@ def agreement(evaluation: Evaluation, styles: Styles) -> Picture | None:
         if len(losses) == 1
         else f"From the references' prefixes to its own, {least} keeps most of its agreement with the teacher"
     )
-    shown = {name: "{:.1%}" if name in names[:2] else "{:.3f}" for name in names}
-    cells = [
-        [Cell(student), *(Cell(shown[name].format(probes[name]) if name in probes else "") for name in names)]
-        for student, probes in found.items()
-    ]
     table = Table(["student", "agreement, references", "agreement, own", "KL, references", "KL, own"], cells)
-    return Picture(title, drawing.svg(f"Agreement with the teacher. {title}."), table)
+    return Picture(title, figure.svg(f"Agreement with the teacher. {title}."), table)
 
 
 def _points(change: float) -> str:
@@ -46,36 +44,44 @@ def _points(change: float) -> str:
 
 
 def exposure(evaluation: Evaluation, styles: Styles) -> Picture | None:
-    """What a good or bad beginning of a translation does to its end."""
+    """Show what a good or bad first half of a translation does to the second half."""
     found = {
-        name: model.probes for name, model in evaluation.models.items() if {*EXPOSURE} <= {*model.probes}
+        name: model.probes.exposure
+        for name, model in evaluation.models.items()
+        if model.probes and {*EXPOSURE} <= {*model.probes.exposure}
     }
     if not found:
         return None
     titles = ["student alone", "student, then teacher", "teacher, then student", "teacher alone"]
-    rows = {name: [probes[each] for each in EXPOSURE] for name, probes in found.items()}
-    drawing = _rows(rows, titles, styles, "BLEU; halves of translations, one's beginning and the other's end")
-    gains = {name: probes["teacher_then_student"] - probes["student"] for name, probes in found.items()}
+    rows = {name: [bleu[each] for each in EXPOSURE] for name, bleu in found.items()}
+    label = "BLEU; one model writes the first half, another the second"
+    figure = _figure(rows, titles, styles, label=label)
+    gains = {name: bleu["teacher_then_student"] - bleu["student"] for name, bleu in found.items()}
     least, most = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
-    if signed(gains[least]) == signed(gains[most]):
-        who = most if len(gains) == 1 else "each student"
-        title = f"The teacher's first half changes {who} by {signed(gains[most])} BLEU"
-    else:
-        title = f"The teacher's first half changes {most} by {signed(gains[most])} BLEU and {least} by {signed(gains[least])}"
-    cells = [
-        [Cell(name), *(Cell(f"{probes[each]:.2f}") for each in EXPOSURE)] for name, probes in found.items()
-    ]
-    return Picture(
-        title, drawing.svg(f"BLEU of mixed translations. {title}."), Table(["student", *titles], cells)
-    )
+    changes = f"{most if len(gains) == 1 else 'each student'} by {signed(gains[most])} BLEU"
+    if signed(gains[least]) != signed(gains[most]):
+        changes = f"{most} by {signed(gains[most])} BLEU and {least} by {signed(gains[least])}"
+    title = f"The teacher's first half changes {changes}"
+    cells = [[Cell(name), *(Cell(f"{value:.2f}") for value in values)] for name, values in rows.items()]
+    table = Table(["student", *titles], cells)
+    return Picture(title, figure.svg(f"BLEU of mixed translations. {title}."), table)
 
 
-def _rows(rows: Mapping[str, Sequence[float]], titles: Sequence[str], styles: Styles, label: str) -> Drawing:
-    """A row of markers for each student, each kind of them named above the first row."""
+def _figure(
+    rows: Mapping[str, Sequence[float]], titles: Sequence[str], styles: Styles, *, label: str
+) -> SvgFigure:
+    """Return a figure with a row of markers for each student, and the markers' titles above.
+
+    Args:
+        rows: values by student.
+        titles: what each value is.
+        styles: style of each student.
+        label: label of the horizontal axis.
+    """
     left = max(width_of(clean(name, 24)) for name in rows) + 16
     height = 30 * len(rows) + 92
-    drawing = Drawing(MIDDLE[0], height, left=left, right=18, top=44, bottom=40)
-    axes = drawing.axes
+    figure = SvgFigure(MIDDLE[0], height, left=left, right=18, top=44, bottom=40)
+    axes = figure.axes
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x")
     values = [value for each in rows.values() for value in each]
@@ -93,22 +99,21 @@ def _rows(rows: Mapping[str, Sequence[float]], titles: Sequence[str], styles: St
                 value, row, marker=kind, markersize=8, markeredgewidth=1.6, markeredgecolor=colour,
                 markerfacecolor=CARD if kind in HOLLOW else colour, linestyle="none",
             )  # fmt: skip
-        drawing.write(clean(name, 24), left - 12, drawing.at(0, row)[1], ha="right")
-    # The markers' names, in a line or two above.
-    x, y = 6.0, height - 12.0
+        figure.write(clean(name, 24), (left - 12, figure.at(0, row)[1]), ha="right")
+    _write_titles(figure, titles)
+    return figure
+
+
+def _write_titles(figure: SvgFigure, titles: Sequence[str]) -> None:
+    """Write each marker with its title, in one or two lines at the top."""
+    x, y = 6.0, figure.height - 12.0
     for kind, title in zip(KINDS, titles, strict=False):
         width = width_of(title, SIZE - 0.5) + 30
-        if x + width > drawing.width:
+        if x + width > figure.width:
             x, y = 6.0, y - 17
-        drawing.figure.add_artist(_marker(drawing, kind, x + 5, y))
-        drawing.write(title, x + 15, y, SOFT, SIZE - 0.5)
+        figure.mark(
+            (x + 5, y), marker=kind, markersize=7, markerfacecolor=CARD if kind in HOLLOW else SOFT,
+            markeredgecolor=SOFT, markeredgewidth=1.4,
+        )  # fmt: skip
+        figure.write(title, (x + 15, y), colour=SOFT, size=SIZE - 0.5)
         x += width
-    return drawing
-
-
-def _marker(drawing: Drawing, kind: str, x: float, y: float) -> Line2D:
-    return Line2D(
-        [x / drawing.width], [y / drawing.height], marker=kind, markersize=7, color=SOFT,
-        markerfacecolor=CARD if kind in HOLLOW else SOFT, markeredgecolor=SOFT, markeredgewidth=1.4, linestyle="none",
-        transform=drawing.figure.transFigure,
-    )  # fmt: skip

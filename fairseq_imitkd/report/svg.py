@@ -1,13 +1,12 @@
-"""Figures as SVG that belongs to the page: its letters, its colours in light and dark, no name that another figure has."""
+"""Figures as SVG in the style of the page: its font, its colours in light and dark, and ids of their own."""
 
 import hashlib
 import io
 import logging
-import math
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -21,10 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
+from matplotlib.transforms import Affine2D, Transform
 
-SIZE = 11.0  # of letters, in the units of a figure
+SIZE = 11.0  # of letters
+LEGEND_LINE, _LEGEND_GAP, _HANDLE = 15.0, 12.0, 18.0
 SERIES = 8  # colours of the style sheet
-# What stands for a colour of the style sheet until the figure is written.
+# Placeholders, which are replaced with the style sheet's colours when the figure is written.
 INK, SOFT, LINE, CARD, NEUTRAL = (f"#0101{number:02x}" for number in range(5))
 _VARIABLES = dict(zip((INK, SOFT, LINE, CARD, NEUTRAL), ("ink", "soft", "line", "card", "soft"), strict=True))
 _VARIABLES.update({f"#0102{number:02x}": f"series-{number}" for number in range(SERIES)})
@@ -42,19 +43,31 @@ _SHAPES = {
     "*": "M9 0 10.3 3.5 14 3.6 11.1 5.9 12.1 9.5 9 7.4 5.9 9.5 6.9 5.9 4 3.6 7.7 3.5Z",
 }  # fmt: skip
 _SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "imitkd", "text.parse_math": False, "font.size": SIZE,
-    "font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": LINE, "axes.labelcolor": SOFT, "axes.facecolor": "none",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "imitkd",
+    "text.parse_math": False,
+    "font.size": SIZE,
+    "font.family": "DejaVu Sans",
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": SOFT,
+    "axes.facecolor": "none",
     "figure.facecolor": "none",
-    "xtick.color": SOFT, "ytick.color": SOFT, "grid.color": LINE, "grid.linewidth": 0.8, "axes.linewidth": 0.8,
-    "axes.unicode_minus": True, "path.simplify": True,
-}  # fmt: skip
-
-Box = tuple[float, float, float, float]  # left, bottom, right, top
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+    "axes.linewidth": 0.8,
+    "axes.unicode_minus": True,
+    "path.simplify": True,
+}
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a model or run looks in every figure: colour, dashes and marker, so that it is known without colours too."""
+    """The look of a model or run in all figures: colour, dashes and marker, which tell it apart without
+    colours too.
+    """
 
     colour: str
     dashes: str | tuple[int, tuple[float, ...]]
@@ -63,17 +76,17 @@ class Style:
 
     @property
     def shape(self) -> str:
-        """The marker's outline, for the page: 8 wide and high, its middle at 9, 5."""
+        """The marker's outline for the page, as the path of an SVG: 8 wide and high, its middle at 9, 5."""
         return _SHAPES[self.marker]
 
     @property
     def strokes(self) -> str:
-        """The dashes, for the page."""
+        """The dashes for the page, as an SVG has them."""
         return "none" if isinstance(self.dashes, str) else " ".join(f"{each:g}" for each in self.dashes[1])
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
-    """One for each name."""
+    """Return a style for each name."""
     return {
         name: Style(
             f"#0102{number % SERIES:02x}",
@@ -86,8 +99,8 @@ def styles(names: Sequence[str]) -> dict[str, Style]:
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
-    """matplotlib as all figures here want it, whatever the user's settings are, and silent about letters that it lacks."""
+def figure_settings() -> Iterator[None]:
+    """Set matplotlib up for the page, whatever the user's settings are; missing letters cause no warnings."""
     logger = logging.getLogger("matplotlib")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -101,74 +114,116 @@ def drawing() -> Iterator[None]:
             logger.setLevel(level)
 
 
-class Drawing:
-    """A figure with one pair of axes.
+class SvgFigure:
+    """A figure with one pair of axes. Its unit is about a pixel, and it counts from the lower left corner.
 
     Args:
-        width, height: in units that are about a pixel.
-        left, right, top, bottom: between its edges and the axes.
+        width, height: size of the figure.
+        left, right, top, bottom: room between its edges and the axes.
     """
 
     def __init__(
         self,
         width: float,
         height: float,
+        *,
         left: float = 46,
         right: float = 12,
         top: float = 10,
         bottom: float = 40,
     ):
-        self.figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        self._figure = Figure(figsize=(width / 72, height / 72), dpi=72)
         self.width, self.height = width, height
-        rectangle = (
-            left / width,
-            bottom / height,
-            (width - left - right) / width,
-            (height - top - bottom) / height,
+        axes_width, axes_height = width - left - right, height - top - bottom
+        self.axes: Axes = self._figure.add_axes(
+            (left / width, bottom / height, axes_width / width, axes_height / height)
         )
-        self.axes: Axes = self.figure.add_axes(rectangle)
         self.axes.spines[["top", "right", "left"]].set_visible(False)
         self.axes.tick_params(length=0, pad=5)
         self.axes.grid(axis="y")
         self.axes.set_axisbelow(True)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point lies, from the lower left corner."""
+        """Return where a point of the axes lies in the figure."""
         across, up = self.axes.transData.transform((x, y))
         return float(across), float(up)
 
     def write(
-        self, text: str, x: float, y: float, colour: str = INK, size: float = SIZE, **more: str
+        self, text: str, at: tuple[float, float], *, colour: str = INK, size: float = SIZE, **more: str
     ) -> None:
-        """Text at a place counted from the lower left corner; in its middle upwards."""
-        settings = {"va": "center_baseline", "ha": "left", **more}
-        self.figure.text(x / self.width, y / self.height, text, color=colour, fontsize=size, **settings)  # type: ignore[arg-type]
+        """Write a text, vertically centred at a place of the figure."""
+        settings: dict[str, Any] = {"va": "center_baseline", "ha": "left", **more}
+        x, y = at[0] / self.width, at[1] / self.height
+        self._figure.text(x, y, text, color=colour, fontsize=size, **settings)
 
-    def lead(self, start: tuple[float, float], end: tuple[float, float], colour: str = SOFT) -> None:
-        """A thin line from a point to its label, both counted from the lower left corner."""
-        xs, ys = zip(start, end, strict=True)
-        line = Line2D(
-            [x / self.width for x in xs], [y / self.height for y in ys], color=colour, linewidth=0.9,
-            linestyle=(0, (1, 2.5)),
-            transform=self.figure.transFigure,
-        )  # fmt: skip
-        self.figure.add_artist(line)
+    def mark(self, at: tuple[float, float], **look: Any) -> None:
+        """Draw a marker at a place of the figure; ``look`` is matplotlib's."""
+        x, y = at[0] / self.width, at[1] / self.height
+        self._figure.add_artist(
+            Line2D([x], [y], linestyle="none", transform=self._figure.transFigure, **look)
+        )
+
+    def legend(
+        self, names: Sequence[str], styles: Mapping[str, "Style"], *, texts: Mapping[str, str], **look: Any
+    ) -> None:
+        """List names right of the axes, each with its line or marker.
+
+        Args:
+            names: names from top to bottom.
+            styles: style of each name.
+            texts: what is written for each name.
+            look: further settings of the lines, by matplotlib's names.
+        """
+        handles = [
+            Line2D(
+                [],
+                [],
+                color=styles[name].colour,
+                **{"linestyle": styles[name].dashes, "marker": styles[name].marker, **look},
+            )
+            for name in names
+        ]
+        legend = self.axes.legend(
+            handles,
+            [texts[name] for name in names],
+            loc="upper left",
+            bbox_to_anchor=(1.0, 1.0),
+            frameon=False,
+            borderaxespad=0.0,
+            borderpad=0.0,
+            handlelength=_HANDLE / SIZE,
+            handletextpad=6 / SIZE,
+            labelspacing=(LEGEND_LINE - SIZE) / SIZE,
+            fontsize=SIZE,
+            bbox_transform=self._beside_axes(),
+        )
+        legend.set_in_layout(False)
+
+    def _beside_axes(self) -> Transform:
+        """Return the axes' coordinates, moved right by the gap to the legend."""
+        return self.axes.transAxes + Affine2D().translate(_LEGEND_GAP, 0)
 
     def svg(self, label: str) -> Markup:
-        """The figure for the page.
+        """Return the figure for the page.
 
         Args:
             label: what it shows, for those who can't see it.
         """
         file = io.StringIO()
-        FigureCanvasSVG(self.figure).print_svg(
+        FigureCanvasSVG(self._figure).print_svg(
             file, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
         )
         return finished(file.getvalue(), label)
 
 
+def legend_room(texts: Iterable[str]) -> tuple[float, float]:
+    """Return the width right of the axes, and the height, that a legend of these texts needs."""
+    every = list(texts)
+    return _LEGEND_GAP + _HANDLE + 12 + max(map(width_of, every), default=0.0), LEGEND_LINE * len(every)
+
+
 def finished(svg: str, label: str) -> Markup:
-    """matplotlib's file as a part of a page."""
+    """Return matplotlib's file as a part of a page."""
     own = hashlib.sha256(svg.encode()).hexdigest()[:8]
     body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     box = re.search(r'viewBox="([^"]+)"', body)
@@ -187,9 +242,8 @@ def finished(svg: str, label: str) -> Markup:
     body = re.sub(r"<[^>]+>", tag, body[body.index(">") + 1 :])
     body = re.sub(r"\n\s*", "\n", body)
     width = float(box[1].split()[2]) if box else 0
-    return Markup(
-        f'<svg viewBox="{box[1] if box else ""}" style="--width: {width:.0f}" role="img" aria-label="{escape(label)}">{body}'
-    )
+    attributes = f'viewBox="{box[1] if box else ""}" style="--width: {width:.0f}" role="img"'
+    return Markup(f'<svg {attributes} aria-label="{escape(label)}">{body}')
 
 
 def _font(found: re.Match[str]) -> str:
@@ -197,98 +251,17 @@ def _font(found: re.Match[str]) -> str:
 
 
 def clean(text: str, longest: int = 28) -> str:
-    """A name that a figure has room for: in one line, without what is not to be seen."""
+    """Return a name in one line, without control characters, cut to a length."""
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def width_of(text: str, size: float = SIZE) -> float:
-    """How wide a text is at most: DejaVu's letters are wider than those of most systems, and lack some scripts."""
+    """Return how wide a text is at most. DejaVu's letters are wider than most fonts', but it lacks some
+    scripts.
+    """
     width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
     return max(
         float(width),
         sum(size if unicodedata.east_asian_width(letter) in "WF" else 0.45 * size for letter in text),
     )
-
-
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places that are at least ``gap`` apart, in the same order and as near to those wanted as a push allows."""
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    if not order:
-        return []
-    gap = min(gap, (high - low) / max(len(order) - 1, 1))
-    # Groups of places that have been pushed against each other: their middle is where their members want to be.
-    groups: list[list[int]] = []
-    for index in order:
-        groups.append([index])
-        while len(groups) > 1 and _start(groups[-2], wanted, gap, low, high) + gap * len(groups[-2]) > _start(
-            groups[-1], wanted, gap, low, high
-        ):
-            last = groups.pop()
-            groups[-1] += last
-    places = [0.0] * len(wanted)
-    for group in groups:
-        start = _start(group, wanted, gap, low, high)
-        for rank, index in enumerate(group):
-            places[index] = start + rank * gap
-    return places
-
-
-def _start(group: Sequence[int], wanted: Sequence[float], gap: float, low: float, high: float) -> float:
-    """Where the lowest of a group lies."""
-    middle = sum(wanted[index] - rank * gap for rank, index in enumerate(group)) / len(group)
-    return min(max(middle, low), high - gap * (len(group) - 1))
-
-
-def place(
-    points: Sequence[tuple[float, float]],
-    sizes: Sequence[tuple[float, float]],
-    taken: Sequence[Box],
-    room: Box,
-    others: Sequence[tuple[float, float]] = (),
-) -> list[Box]:
-    """A box for each point's label that overlaps no other, nor what is taken, where there is such a place.
-
-    Args:
-        points: what is labelled.
-        sizes: of the labels: width and height.
-        taken: by other things, the points among them.
-        room: for all labels.
-        others: points without a label, to which none should seem to belong.
-    """
-    every = [*points, *others]
-    placed: list[Box] = []
-    for (x, y), (width, height) in zip(points, sizes, strict=True):
-        candidates = []
-        for ring in range(1, 13):
-            for step in range(16):
-                angle = math.pi * step / 8
-                across, up = math.cos(angle), math.sin(angle)
-                # Farther rings go farther; the label's near edge lies on the ring.
-                left = x + across * (5 + 5 * ring) - width * (1 - across) / 2
-                low = y + up * (5 + 5 * ring) - height * (1 - up) / 2
-                box = (left, low, left + width, low + height)
-                outside = max(room[0] - box[0], room[1] - box[1], box[2] - room[2], box[3] - room[3], 0.0)
-                crowd = sum(overlap(box, other) for other in (*placed, *taken))
-                own = distance((x, y), box)
-                crowd += sum(25 for other in every if other != (x, y) and distance(other, box) < own + 6)
-                candidates.append((outside * 100 + crowd, ring, abs(up), -across, box))
-        placed.append(min(candidates)[-1])
-    return placed
-
-
-def distance(point: tuple[float, float], box: Box) -> float:
-    """From a point to the nearest of a box."""
-    return math.dist(point, nearest(point, box))
-
-
-def nearest(point: tuple[float, float], box: Box) -> tuple[float, float]:
-    """The place in a box that is nearest to a point."""
-    return min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3])
-
-
-def overlap(one: Box, other: Box) -> float:
-    """The area that two boxes share."""
-    across = min(one[2], other[2]) - max(one[0], other[0])
-    up = min(one[3], other[3]) - max(one[1], other[1])
-    return across * up if across > 0 and up > 0 else 0.0

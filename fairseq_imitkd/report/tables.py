@@ -1,24 +1,25 @@
-"""The page's tables, beside those that belong to a figure."""
+"""The page's tables, except those that belong to a figure."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fairseq_imitkd.evaluate.schema import GREEDY, ModelResults, QualityScore, SearchResults, SpeedResult
 from fairseq_imitkd.report import settings
-from fairseq_imitkd.report.evaluations import GREEDY, METRICS, Decoding, Evaluation, Model, Speed
-from fairseq_imitkd.report.logs import Run
+from fairseq_imitkd.report.evaluations import METRICS, Evaluation
+from fairseq_imitkd.report.runs import Run
 from fairseq_imitkd.report.svg import Style
 
 
 @dataclass
 class Cell:
-    """What a table says at one place.
+    """A cell of a table.
 
     Args:
-        text: of it.
-        aside: smaller, behind it.
-        best: of its column.
-        style: of the model or run that it names.
-        again: it is as in the row above, which need not be seen twice.
+        text: its text.
+        aside: smaller text behind it.
+        best: whether it is the best of its column.
+        style: style of the model or run that it names.
+        again: whether the cell above says the same, so it is not shown twice.
     """
 
     text: str
@@ -33,10 +34,10 @@ class Table:
     """Rows under a header.
 
     Args:
-        header: a title for each column.
-        rows: their cells.
-        words: how many columns, the first ones, hold words and no numbers.
-        notes: what is to be said beneath it.
+        header: titles of the columns.
+        rows: cells of each row.
+        words: number of columns, from the first, that hold words and not numbers.
+        notes: remarks below the table.
     """
 
     header: list[str]
@@ -50,234 +51,271 @@ def _nothing(*_: object) -> str:
 
 
 @dataclass(frozen=True)
+class _Row:
+    """A model with one search."""
+
+    name: str
+    model: ModelResults
+    search: str
+    found: SearchResults
+
+    @property
+    def speed(self) -> SpeedResult | None:
+        """The speed of the search."""
+        return self.model.speed(self.search)
+
+    def score(self, metric: str) -> QualityScore | None:
+        """The score of a metric."""
+        return self.found.scores.get(metric)
+
+
+@dataclass(frozen=True)
 class _Column:
-    """A column of numbers: how to find one, how to show it, and which is best."""
+    """A column of numbers.
+
+    Args:
+        title: its title.
+        find: returns the number of a row.
+        show: formats the number.
+        more_is_better: which numbers are better; None marks none as best.
+        aside: returns what stands behind the number.
+        of_model: whether a model has the same number for all searches.
+    """
 
     title: str
-    find: Callable[[Model, str, Decoding], float | None]
+    find: Callable[[_Row], float | None]
     show: Callable[[float], str]
     more_is_better: bool | None = True
-    aside: Callable[[Model, str, Decoding], str] = _nothing
-    of_model: bool = False  # however it decodes
+    aside: Callable[[_Row], str] = _nothing
+    of_model: bool = False
+
+
+def _rows(evaluation: Evaluation) -> list[_Row]:
+    return [
+        _Row(name, model, search, found)
+        for name, model in evaluation.models.items()
+        for search, found in model.searches.items()
+    ]
 
 
 def models(evaluation: Evaluation, styles: Mapping[str, Style]) -> Table | None:
-    """Quality, speed and size of every model, the best of each column marked; only columns with something in them."""
-    every = [
-        (model, search, decoding)
-        for model in evaluation.models.values()
-        for search, decoding in model.decodings.items()
-    ]
+    """Show quality, speed and size of the models with the best of each column marked; empty columns are left
+    out.
+    """
+    every = _rows(evaluation)
     if not every:
         return None
-    columns = [each for each in _columns(evaluation) if any(each.find(*row) is not None for row in every)]
-    with_search = len({search for _, search, _ in every}) > 1
-    table = Table(
-        ["model", *(["decoding"] if with_search else []), *(column.title for column in columns)], []
-    )
-    table.words = 2 if with_search else 1
+    columns = [each for each in _columns(evaluation) if any(each.find(row) is not None for row in every)]
+    with_search = len({row.search for row in every}) > 1
     best = {}
     for column in columns:
-        value = _best([column.find(*row) for row in every], column.more_is_better)
+        value = _best([column.find(row) for row in every], column.more_is_better)
         best[column.title] = None if value is None else column.show(value)
+    header = ["model", *["decoding"] * with_search, *(column.title for column in columns)]
+    table = Table(header, [], words=1 + with_search, notes=_notes(evaluation, every))
     before = None
-    for model, search, decoding in every:
-        again, before = model is before, model
-        about = ", ".join(part for part in (model.arch, model.quantization or model.kind) if part)
-        row = [
-            Cell(model.name, about, style=styles.get(model.name), again=again),
-            *([Cell(search)] if with_search else []),
+    for row in every:
+        again, before = row.model is before, row.model
+        about = ", ".join(part for part in (row.model.arch, row.model.quantization or row.model.kind) if part)
+        cells = [
+            Cell(row.name, about, style=styles.get(row.name), again=again),
+            *[Cell(row.search)] * with_search,
         ]
-        for column in columns:
-            value = column.find(model, search, decoding)
-            if value is None or (again and column.of_model):
-                row.append(Cell(""))
-            else:
-                text = column.show(value)  # what looks alike is as good
-                row.append(Cell(text, column.aside(model, search, decoding), best=text == best[column.title]))
-        table.rows.append(row)
-    table.notes = list(_notes(evaluation))
+        table.rows.append(
+            [*cells, *(_cell(column, row, again=again, best=best[column.title]) for column in columns)]
+        )
     return table
 
 
+def _cell(column: _Column, row: _Row, *, again: bool, best: str | None) -> Cell:
+    value = column.find(row)
+    if value is None or (again and column.of_model):
+        return Cell("")
+    text = column.show(value)  # numbers that look the same are equally good
+    return Cell(text, column.aside(row), best=text == best)
+
+
 def _columns(evaluation: Evaluation) -> list[_Column]:
-    found: list[_Column] = []
-    baseline = evaluation.baseline.name if evaluation.baseline else "baseline"
-
-    def score(metric: str, title: str, better: bool, digits: int) -> None:
-        def interval(model: Model, search: str, decoding: Decoding) -> str:
-            one = decoding.scores[metric]
-            return "" if one.low is None or one.high is None else f"{one.low:.1f} to {one.high:.1f}"
-
-        def find(model: Model, search: str, decoding: Decoding) -> float | None:
-            return decoding.scores[metric].score if metric in decoding.scores else None
-
-        def chance(model: Model, search: str, decoding: Decoding) -> float | None:
-            return decoding.scores[metric].p if metric in decoding.scores else None
-
-        aside = interval if metric == "bleu" else _nothing
-        found.append(_Column(title, find, lambda value: f"{value:.{digits}f}", better, aside))
-        if metric == "bleu":
-            found.append(_Column("p", chance, lambda value: probability(value).removeprefix("= "), None))
-
-    def speed(
-        title: str,
-        get: Callable[[Speed], float | None],
-        show: Callable[[float], str],
-        aside: Callable[..., str] = _nothing,
-    ) -> None:
-        def find(model: Model, search: str, decoding: Decoding) -> float | None:
-            fast = model.fast(search)
-            return get(fast) if fast else None
-
-        found.append(_Column(title, find, show, True, aside))
-
-    def times(model: Model, search: str, decoding: Decoding) -> str:
-        fast = model.fast(search)
-        if (
-            fast is None or fast.low is None or fast.high is None or fast.low == fast.high
-        ):  # the baseline's own
-            return ""
-        return f"{fast.low:.2f} to {fast.high:.2f}"
-
-    for metric, (title, better, digits) in METRICS.items():
-        score(metric, title, better, digits)
-    speed("sentences/s", lambda each: each.sentences, lambda value: f"{value:,.{0 if value >= 100 else 1}f}")
-    speed(f"\N{MULTIPLICATION SIGN} {baseline}", lambda each: each.times, lambda value: f"{value:.2f}", times)
-    found += [
+    baseline = evaluation.baseline or "baseline"
+    columns = [column for metric in METRICS for column in _score_columns(metric)]
+    return [
+        *columns,
+        _Column("sentences/s", _rate, lambda value: f"{value:,.{0 if value >= 100 else 1}f}"),
+        _Column(
+            f"\N{MULTIPLICATION SIGN} {baseline}", _times, lambda value: f"{value:.2f}", aside=_quartiles
+        ),
         _Column("ms", _latency, lambda value: f"{value:,.1f}", False),
         _Column(
             "parameters",
-            lambda model, *_: model.parameters,
+            lambda row: row.model.parameters,
             lambda value: f"{value:,.0f}",
             False,
             of_model=True,
         ),
-        _Column("MB", lambda model, *_: model.size, megabytes, False, of_model=True),
-        _Column("memory MB", lambda model, *_: model.memory, megabytes, False, of_model=True),
+        _Column("MB", lambda row: row.model.bytes, megabytes, False, of_model=True),
+        _Column("memory MB", lambda row: row.model.peak_memory_bytes, megabytes, False, of_model=True),
     ]
-    return found
 
 
-def _latency(model: Model, search: str, decoding: Decoding) -> float | None:
-    return model.speeds[1].p50 if search == GREEDY and 1 in model.speeds else None
+def _score_columns(metric: str) -> list[_Column]:
+    """Return a metric's column; for BLEU, its interval and a column of p too."""
+    title, more_is_better, digits = METRICS[metric]
+
+    def score(row: _Row) -> float | None:
+        found = row.score(metric)
+        return found.score if found else None
+
+    def interval(row: _Row) -> str:
+        found = row.score(metric)
+        known = found is not None and found.low is not None and found.high is not None
+        return f"{found.low:.1f} to {found.high:.1f}" if found and known else ""
+
+    def p(row: _Row) -> float | None:
+        found = row.score(metric)
+        return found.p if found else None
+
+    def show(value: float) -> str:
+        return f"{value:.{digits}f}"
+
+    if metric != "bleu":
+        return [_Column(title, score, show, more_is_better)]
+    return [
+        _Column(title, score, show, more_is_better, aside=interval),
+        _Column("p", p, lambda value: probability(value).removeprefix("= "), None),
+    ]
+
+
+def _rate(row: _Row) -> float | None:
+    return row.speed.sentences_per_second if row.speed else None
+
+
+def _times(row: _Row) -> float | None:
+    return row.speed.times_baseline.median if row.speed and row.speed.times_baseline else None
+
+
+def _quartiles(row: _Row) -> str:
+    times = row.speed.times_baseline if row.speed else None
+    if times is None or times.low is None or times.high is None or times.low == times.high:
+        return ""  # the baseline's own are all 1
+    return f"{times.low:.2f} to {times.high:.2f}"
+
+
+def _latency(row: _Row) -> float | None:
+    return row.model.speeds[1].p50_ms if row.search == GREEDY and 1 in row.model.speeds else None
 
 
 def megabytes(size: float) -> str:
-    """Bytes as millions of them, to three places that matter."""
+    """Return bytes as megabytes, with three significant digits."""
     return (
         f"{size / 1e6:,.0f}" if size >= 1e8 else f"{size / 1e6:.1f}" if size >= 1e7 else f"{size / 1e6:.2f}"
     )
 
 
 def _best(values: Sequence[float | None], more_is_better: bool | None) -> float | None:
-    """None where nothing is better than something else."""
+    """Return the best value; None if none is better than another."""
     known = [value for value in values if value is not None]
     if more_is_better is None or len(set(known)) < 2:
         return None
     return max(known) if more_is_better else min(known)
 
 
-def _notes(evaluation: Evaluation) -> list[str]:
-    every = [decoding for model in evaluation.models.values() for decoding in model.decodings.values()]
-    notes = ["● is the best of its column; the range after BLEU is its 95% interval."]
-    if evaluation.baseline and any(
-        one.p is not None for decoding in every for one in decoding.scores.values()
-    ):
+def _notes(evaluation: Evaluation, rows: Sequence[_Row]) -> list[str]:
+    notes = ["● marks the best value of a column; the range after BLEU is its 95% interval."]
+    has_p = any(score.p is not None for row in rows for score in row.found.scores.values())
+    if evaluation.baseline and has_p:
         notes.append(
-            f"p: how often a difference from {evaluation.baseline.name} this large comes by chance (paired bootstrap)."
+            f"p: chance of a difference this large from {evaluation.baseline} if the two are equally good "
+            "(paired bootstrap)."
         )
     batches = {model.batch for model in evaluation.models.values() if model.batch}
-    if len(batches) == 1:
-        [batch] = batches
-        if batch > 1:
-            notes.append(
-                f"Speed is with {batch} sentences a batch; ms, the median of a sentence's time, with one."
-            )
+    if len(batches) == 1 and max(batches) > 1:
+        notes.append(
+            f"Speed is measured in batches of {max(batches)} sentences; ms is the median time of a "
+            "sentence alone."
+        )
     return notes
 
 
 def faults(evaluation: Evaluation) -> Table | None:
-    """Translations that are visibly wrong."""
-    every = [
-        (model.name, search, decoding.faults)
-        for model in evaluation.models.values()
-        for search, decoding in model.decodings.items()
-        if decoding.faults
-    ]
+    """Show the numbers of translations that are visibly wrong."""
+    names = ("empty", "truncated", "repeating")
+    every = [(row, [getattr(row.found, name) for name in names]) for row in _rows(evaluation)]
+    every = [(row, counts) for row, counts in every if any(count is not None for count in counts)]
     if not every:
         return None
-    names = [
-        name for name in ("empty", "truncated", "repeating") if any(name in found for *_, found in every)
-    ]
+    shown = [place for place in range(len(names)) if any(counts[place] is not None for _, counts in every)]
     rows = [
-        [Cell(model), Cell(search), *(Cell(f"{found[name]:,}" if name in found else "") for name in names)]
-        for model, search, found in every
+        [
+            Cell(row.name),
+            Cell(row.search),
+            *(Cell("" if counts[place] is None else f"{counts[place]:,}") for place in shown),
+        ]
+        for row, counts in every
     ]
     notes = ["Truncated: ended by the length cap. Repeating: the same words three times or more in a row."]
-    return Table(["model", "decoding", *names], rows, 2, notes)
+    return Table(["model", "decoding", *(names[place] for place in shown)], rows, 2, notes)
 
 
 def runs(every: Sequence[Run], styles: Mapping[str, Style]) -> Table:
-    """What each training was and came to."""
-    metrics = list(dict.fromkeys(run.metric for run in every if run.best))
+    """Show what each training was and what it reached."""
+    metrics = list(dict.fromkeys(run.best_metric for run in every if run.best))
     header = ["run", "criterion", "architecture", "parameters", "updates", "last loss"]
     header += [f"best validation {named(metric)}" for metric in metrics] + ["hours"]
+    best = {}
+    for metric in metrics:
+        of_metric = [run for run in every if run.best_metric == metric]
+        values = [run.best[1] for run in of_metric if run.best]
+        best[metric] = None if metric == "loss" else _best(values, of_metric[0].more_is_better)
     rows = []
-    best = {
-        metric: _best(
-            [run.best[1] for run in every if run.best and run.metric == metric], _better(every, metric)
-        )
-        for metric in metrics
-    }
     for run in every:
-        state = "" if run.finished or not run.settings else "not finished"
-        if run.starts > 1:
-            state = ", ".join(part for part in (f"{run.starts} starts", state) if part)
         losses, wall = run.training("loss"), run.training("wall")
-        row = [
-            Cell(run.name, style=styles.get(run.name)),
-            *(Cell(str(run.settings.get(name, ""))) for name in ("criterion", "arch")),
-        ]
-        row.append(Cell("" if run.parameters is None else f"{run.parameters:,}"))
-        row += [Cell(f"{run.updates:,}", state), Cell(f"{losses[-1][1]:.3f}" if losses else "")]
-        for metric in metrics:
-            if run.best and run.metric == metric:
-                update, value = run.best
-                row.append(
-                    Cell(f"{value:.2f}", f"at {update:,}", best=value == best[metric] and metric != "loss")
-                )
-            else:
-                row.append(Cell(""))
-        rows.append([*row, Cell(f"{wall[-1][1] / 3600:.2f}" if wall else "")])
+        rows.append(
+            [
+                Cell(run.name, style=styles.get(run.name)),
+                *(Cell(str(run.settings.get(name, ""))) for name in ("criterion", "arch")),
+                Cell("" if run.parameters is None else f"{run.parameters:,}"),
+                Cell(f"{run.updates:,}", _state(run)),
+                Cell(f"{losses[-1][1]:.3f}" if losses else ""),
+                *(_best_cell(run, metric, best[metric]) for metric in metrics),
+                Cell(f"{wall[-1][1] / 3600:.2f}" if wall else ""),
+            ]
+        )
     return Table(header, rows, 3)
 
 
-def _better(every: Sequence[Run], metric: str) -> bool:
-    return next(run.more_is_better for run in every if run.metric == metric)
+def _state(run: Run) -> str:
+    parts = [f"{run.starts} starts"] if run.starts > 1 else []
+    return ", ".join([*parts, "not finished"] if run.is_finished is False else parts)
+
+
+def _best_cell(run: Run, metric: str, best: float | None) -> Cell:
+    if run.best is None or run.best_metric != metric:
+        return Cell("")
+    update, value = run.best
+    return Cell(f"{value:.2f}", f"at {update:,}", best=value == best)
 
 
 def named(metric: str) -> str:
-    """A figure's name in words."""
+    """Return the name of a metric in words."""
     return {"bleu": "BLEU", "ppl": "perplexity", "nll_loss": "likelihood loss"}.get(
         metric, metric.replace("_", " ")
     )
 
 
 def probability(p: float) -> str:
-    """With its sign, as it follows "p": what rounds to nothing is still more than that."""
+    """Return what follows "p", with its sign; a value that rounds to zero is shown as less than 0.001."""
     return f"= {p:.3f}" if p >= 0.0005 else "< 0.001"
 
 
 def signed(value: float) -> str:
-    """A difference, with a sign as wide as a plus."""
+    """Return a difference with its sign; the minus is as wide as a plus."""
     return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def differences(every: Sequence[Run]) -> Table | None:
-    """The settings side by side, those in which runs differ marked."""
-    told = [run for run in every if run.settings]
-    rows = settings.compared([run.settings for run in told])
+    """Show settings side by side, with those marked in which runs differ."""
+    known = [run for run in every if run.settings]
+    rows = settings.compared([run.settings for run in known])
     if not rows:
         return None
     cells = [
@@ -287,4 +325,4 @@ def differences(every: Sequence[Run]) -> Table | None:
         ]
         for name, values in rows
     ]
-    return Table(["setting", *(run.name for run in told)], cells, words=1 + len(told))
+    return Table(["setting", *(run.name for run in known)], cells, words=1 + len(known))

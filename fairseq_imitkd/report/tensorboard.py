@@ -1,36 +1,41 @@
-"""What fairseq's ``--tensorboard-logdir`` leaves: a folder for each tag, with TensorBoard's event files."""
+"""Reads the event files of fairseq's ``--tensorboard-logdir``, which has a folder for each tag."""
 
 import math
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
 from fairseq_imitkd.errors import UsageError
 
 
-def files(path: Path) -> list[Path]:
-    """The event files in a run's folder and the folders in it."""
+def event_files(path: Path) -> list[Path]:
+    """Return the event files in a folder and in the folders below it."""
     return sorted(path.rglob("events.out.tfevents.*")) if path.is_dir() else []
 
 
-def read(path: Path, found: list[Path]) -> dict[str, dict[int, dict[str, float]]]:
-    """Their figures by tag, update and name.
+def read(path: Path, files: Iterable[Path]) -> dict[str, dict[int, dict[str, float]]]:
+    """Read the metrics of event files.
 
     Args:
-        path: the run's folder.
-        found: its files.
+        path: folder of the run, for messages.
+        files: its event files.
+
+    Returns:
+        finite values by tag, update and name.
 
     Raises:
-        UsageError: TensorBoard is not installed, or can't read them.
+        UsageError: TensorBoard is not installed, or can't read the files.
     """
     try:
         reader = import_module("tensorboard.backend.event_processing.event_accumulator")
     except ImportError as error:
         raise UsageError(
-            f"RUN_DIR '{path}' has TensorBoard's files and no log, which needs tensorboard: pip install tensorboard"
+            f"RUN_DIR '{path}' has only TensorBoard's files, and reading them needs tensorboard: "
+            "pip install tensorboard"
         ) from error
-    figures: dict[str, dict[int, dict[str, float]]] = {}
-    for folder in dict.fromkeys(file.parent for file in found):
-        rows = figures.setdefault(folder.name, {})
+    metrics: dict[str, dict[int, dict[str, float]]] = {}
+    for folder in dict.fromkeys(file.parent for file in files):
+        rows = metrics.setdefault(folder.name, {})
         try:
             events = reader.EventAccumulator(str(folder), size_guidance={reader.SCALARS: 0})
             events.Reload()
@@ -38,8 +43,8 @@ def read(path: Path, found: list[Path]) -> dict[str, dict[int, dict[str, float]]
                 for event in events.Scalars(name):
                     if math.isfinite(event.value):
                         rows.setdefault(event.step, {})[name] = event.value
-        except Exception as error:  # whatever its many layers raise on a file that is damaged
+        except Exception as error:  # its many layers raise all kinds of errors on a damaged file
             raise UsageError(
                 f"'{folder}' has event files that tensorboard can't read: {type(error).__name__}"
             ) from error
-    return {tag: rows for tag, rows in figures.items() if rows}
+    return {tag: rows for tag, rows in metrics.items() if rows}

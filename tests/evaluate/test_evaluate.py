@@ -21,18 +21,21 @@ from tqdm import tqdm
 
 from fairseq_imitkd.cli.evaluate import main
 from fairseq_imitkd.data.corpus import Languages
-from fairseq_imitkd.engines.base import Decoding
-from fairseq_imitkd.engines.ctranslate2 import CTranslateBackend
+from fairseq_imitkd.data.output_folder import OutputFolder
+from fairseq_imitkd.engines.base import SearchSettings
+from fairseq_imitkd.engines.ctranslate2 import CTranslate2Engine
 from fairseq_imitkd.engines.ctranslate2_convert import convert
-from fairseq_imitkd.engines.exported import ModelEngine, OnnxEngine
+from fairseq_imitkd.engines.fairseq import FairseqEngine
+from fairseq_imitkd.engines.onnx import OnnxEngine
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate import evaluation, folder, memory, models, provenance, quality
 from fairseq_imitkd.evaluate.markdown import markdown
 from fairseq_imitkd.evaluate.quality import Metrics, repeats
+from fairseq_imitkd.evaluate.schema import EvaluationResults, QualityScore, Quartiles, from_json
 from fairseq_imitkd.evaluate.sentences import Detokenizer, read, spread
-from fairseq_imitkd.evaluate.speed import Failures, Timing, figures, interleave, quartiles
+from fairseq_imitkd.evaluate.speed import Failures, Timing, interleave, quartiles, speed_result
 from fairseq_imitkd.text.subwords import TextSettings
-from tests.helpers.evaluations import EOS, Scripted, hide, said_by, sentences, tokens, write
+from tests.helpers.evaluations import EOS, ScriptedModel, hide, output_of, sentences, tokens, write
 from tests.helpers.exports import make_students
 from tests.helpers.fairseq_models import (
     build_student,
@@ -59,7 +62,7 @@ WORDS = [
     "park.",
     "people",
 ]
-GREEDY = Decoding(beam=1, max_len_b=12)
+GREEDY = SearchSettings(beam=1, max_len_b=12)
 
 
 @pytest.fixture(scope="module")
@@ -149,16 +152,20 @@ def test_an_unknown_word_of_a_reference_matches_no_translation(tmp_path: Path) -
 def test_sentences_that_a_model_can_not_read_are_left_out_for_all(
     root: Path, languages: Languages, caplog
 ) -> None:
-    """With a warning that names it; the others keep their order, and those asked for are evenly spread among them."""
+    """With a warning that names it; the others keep their order, and those asked for are evenly spread among
+    them.
+    """
     whole = models.load(root / "transformer.pt", languages, GREEDY)
     found = {"far": whole, "near": replace(whole, longest=(4, 64))}
     text = Detokenizer(languages, TextSettings())
-    every, short = (read(languages, "test", 0, some, text) for some in ({"far": whole}, found))
+    every, short = (
+        read(languages, "test", count=0, models=some, detokenizer=text) for some in ({"far": whole}, found)
+    )
     assert len(every) == 60
     assert short.source_texts == [line for line in every.source_texts if len(line.split()) < 4]
-    assert f"{60 - len(short)} of 60 sentences are left out, for all models" in caplog.text
+    assert f"{60 - len(short)} of 60 sentences are left out for all models" in caplog.text
     assert "the 4 tokens that near can read" in caplog.text
-    some = read(languages, "test", 3, found, text)
+    some = read(languages, "test", count=3, models=found, detokenizer=text)
     assert list(some.reference_texts) == [short.reference_texts[place] for place in spread(len(short), 3)]
 
 
@@ -173,17 +180,21 @@ def run_interleaved(
         [" ".join("a" * length) for length in (5, 1, 4, 2, 3, 6, 7, 8, 9, 10, 12, 11)], [""] * 12
     )
     engines = {
-        (name, "greedy"): Scripted(name, asked, (fails or {}).get(name), score if name == "b" else -1.0)
+        (name, "greedy"): ScriptedModel(name, asked, (fails or {}).get(name), score if name == "b" else -1.0)
         for name in "abc"
     }
     failures = Failures()
     with tqdm(disable=True) as bar:
-        timings, found = interleave(engines, some, some.batches(some.translatable(), 2), failures, bar)
+        timings, found = interleave(
+            engines, some, some.batches(some.translatable(), 2), failures=failures, bar=bar
+        )
     return asked, failures, timings, found
 
 
 def test_models_take_turns_in_an_order_drawn_for_each_batch() -> None:
-    """Every model translates a batch before any sees the next; the first one, of the shortest sentences, is not measured."""
+    """Every model translates a batch before any sees the next; the first one, of the shortest sentences, is
+    not measured.
+    """
     asked, failures, timings, found = run_interleaved()
     rounds = [asked[start : start + 3] for start in range(0, len(asked), 3)]
     assert all(len({tuple(ids) for _, ids in turn}) == 1 for turn in rounds)
@@ -214,29 +225,29 @@ def test_a_model_that_fails_leaves_the_others_alone() -> None:
 def test_scores_that_are_no_numbers_are_a_failure() -> None:
     """Else a damaged model would be reported as one that writes nonsense."""
     _, failures, timings, _ = run_interleaved(score=float("nan"))
-    assert "no numbers" in failures.reasons["b"]
+    assert "not finite numbers" in failures.reasons["b"]
     assert ("b", "greedy") not in timings
 
 
-def test_figures_of_known_times() -> None:
+def test_speed_of_known_times() -> None:
     """Totals over totals, ratios of the same rounds, latencies of single sentences alone."""
     own = [Timing(2, 10, 1.0), Timing(2, 20, 2.0), Timing(2, 30, 4.0), Timing(1, 4, 1.0)]
     base = [Timing(2, 10, 2.0), Timing(2, 20, 2.0), Timing(2, 30, 2.0), Timing(1, 4, 4.0)]
-    found = figures(own, base, "greedy")
-    assert found["sentences_per_second"] == 7 / 8
-    assert found["tokens_per_second"] == 8.0
-    assert found["times_baseline"] == {"median": 1.5, "low": 0.875, "high": 2.5}
-    assert found["p50_ms"] is None
-    single = figures([Timing(1, 5, 0.1), Timing(1, 5, 0.2), Timing(1, 5, 0.3)], None, "greedy")
-    assert single["times_baseline"] is None
-    assert single["p50_ms"] == pytest.approx(200.0)
-    assert single["p95_ms"] == pytest.approx(290.0)
-    assert single["rounds"]["count"] == 3
+    found = speed_result(own, base, "greedy")
+    assert found.sentences_per_second == 7 / 8
+    assert found.tokens_per_second == 8.0
+    assert found.times_baseline == Quartiles(median=1.5, low=0.875, high=2.5)
+    assert found.p50_ms is None
+    single = speed_result([Timing(1, 5, 0.1), Timing(1, 5, 0.2), Timing(1, 5, 0.3)], None, "greedy")
+    assert single.times_baseline is None
+    assert single.p50_ms == pytest.approx(200.0)
+    assert single.p95_ms == pytest.approx(290.0)
+    assert single.rounds.count == 3
 
 
 def test_quartiles_of_one_value() -> None:
     """Where the test set is one batch."""
-    assert quartiles([3.0]) == {"median": 3.0, "low": 3.0, "high": 3.0}
+    assert quartiles([3.0]) == Quartiles(median=3.0, low=3.0, high=3.0)
 
 
 # Quality.
@@ -249,32 +260,34 @@ def test_scores_are_those_of_sacrebleus_command_line(tmp_path: Path) -> None:
     metrics = Metrics(sentences(references, references), "en")
     compared = metrics.compare(found, "good")
     command = ("sacrebleu", paths["references"], "-m", "bleu", "chrf", "ter", "-w", "12")
-    alone = said_by(*command, "--confidence", "-i", paths["good"])
+    alone = output_of(*command, "--confidence", "-i", paths["good"])
     for said, key in zip(
         sorted(json.loads(alone), key=lambda each: each["name"]), ("bleu", "ter", "chrf"), strict=True
     ):
         score, own = compared["good"][key], said["score"]
-        assert round(score["score"], 12) == own
+        assert round(score.score, 12) == own
         # Its paired test takes means in single precision, its test of one system does not.
-        middle, half = (score["low"] + score["high"]) / 2, (score["high"] - score["low"]) / 2
+        middle, half = (score.low + score.high) / 2, (score.high - score.low) / 2
         assert (middle, half) == pytest.approx((said["confidence_mean"], said["confidence_var"]), abs=1e-4)
         assert metrics.signatures[key] == said["signature"]
     paired = (*command, "--paired-bs", "--no-color", "-f", "text", "-i", *(paths[name] for name in found))
-    rows = [line for line in said_by(*paired).splitlines() if line.startswith("│") and "95% CI" not in line]
+    rows = [line for line in output_of(*paired).splitlines() if line.startswith("│") and "95% CI" not in line]
     scored = [re.findall(r"([\d.]+) \(([\d.]+) ± ([\d.]+)\)", row) for row in rows if "±" in row]
     chances = [re.findall(r"\(p = ([\d.]+)\)", row) for row in rows if "(p = " in row]
     for name, said, p in zip(found, scored, [[None] * 3, *chances], strict=True):
         for key, (score, mean, half), chance in zip(("bleu", "chrf", "ter"), said, p, strict=True):
             own = compared[name][key]
-            assert f"{own['score']:.12f}" == score
-            assert (own["low"], own["high"]) == pytest.approx(
+            assert f"{own.score:.12f}" == score
+            assert (own.low, own.high) == pytest.approx(
                 (float(mean) - float(half), float(mean) + float(half)), abs=1e-11
             )
-            assert (own["p"] if chance is None else f"{own['p']:.4f}") == chance
+            assert (own.p if chance is None else f"{own.p:.4f}") == chance
 
 
 def test_each_system_is_read_and_resampled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By each metric: TER alone takes seconds for thousands of sentences, and the bootstrap computes thousands of scores."""
+    """By each metric: TER alone takes seconds for thousands of sentences, and the bootstrap computes
+    thousands of scores.
+    """
     references, found = systems(20)
     metrics = Metrics(sentences(references, references), "en")
     counts: dict[str, int] = {}
@@ -307,8 +320,7 @@ def test_ter_can_be_left_out(caplog) -> None:
     long = [" ".join(WORDS * 3)] * 2
     Metrics(sentences(long, long), "en")
     assert (
-        "TER of references of 42 words takes long, hours if they are thousands: --no-ter leaves it out"
-        in caplog.text
+        "TER of references of 42 words is slow: thousands take hours; --no-ter leaves it out" in caplog.text
     )
     caplog.clear()
     metrics = Metrics(sentences(long, long), "en", ter=False)
@@ -324,11 +336,11 @@ def test_without_a_baseline_there_is_no_p_but_the_same_intervals() -> None:
     compared, alone = metrics.compare({**found, "again": found["good"]}, "good"), metrics.compare(found, None)
     for name in found:
         for metric in ("bleu", "chrf", "ter"):
-            assert alone[name][metric]["p"] is None
-            assert {**alone[name][metric], "p": compared[name][metric]["p"]} == pytest.approx(
-                compared[name][metric]
+            assert alone[name][metric].p is None
+            assert vars(replace(alone[name][metric], p=compared[name][metric].p)) == pytest.approx(
+                vars(compared[name][metric])
             )
-    assert [compared["again"][metric]["p"] for metric in ("bleu", "chrf", "ter")] == [None] * 3
+    assert [compared["again"][metric].p for metric in ("bleu", "chrf", "ter")] == [None] * 3
 
 
 def test_rouge_is_that_of_its_own_command_line(tmp_path: Path) -> None:
@@ -338,21 +350,27 @@ def test_rouge_is_that_of_its_own_command_line(tmp_path: Path) -> None:
     metrics = Metrics(sentences(references, references), "en", extra=["rouge"])
     scores = metrics.compare({"bad": found["bad"]}, None)["bad"]
     out = tmp_path / "rouge.csv"
-    said_by(
-        "rouge_score.rouge", f"--target_filepattern={paths['references']}", f"--prediction_filepattern={paths['bad']}",
-        f"--output_filename={out}", "--use_stemmer", "--noaggregate",
-    )  # fmt: skip
+    output_of(
+        "rouge_score.rouge",
+        f"--target_filepattern={paths['references']}",
+        f"--prediction_filepattern={paths['bad']}",
+        f"--output_filename={out}",
+        "--use_stemmer",
+        "--noaggregate",
+    )
     header, *rows = [line.split(",") for line in out.read_text().splitlines()]
     for kind in quality.ROUGE:
         column = header.index(f"{kind}-F")
         printed = [float(row[column]) for row in rows]
-        assert scores[kind]["score"] == pytest.approx(sum(printed) / len(printed), abs=1e-6)
-        assert scores[kind]["score"] < 0.99
+        assert scores[kind].score == pytest.approx(sum(printed) / len(printed), abs=1e-6)
+        assert scores[kind].score < 0.99
     assert "rouge" in metrics.signatures
 
 
 def test_rouge_has_the_interval_and_p_of_the_same_resamples() -> None:
-    """Against the bootstrap's definition, sentence by sentence; a mean's interval is that of its standard error."""
+    """Against the bootstrap's definition, sentence by sentence; a mean's interval is that of its standard
+    error.
+    """
     references, found = systems(30)
     metrics = Metrics(sentences(references, references), "en", extra=["rouge"], ter=False)
     scores = metrics.compare(found, "good")
@@ -366,14 +384,14 @@ def test_rouge_has_the_interval_and_p_of_the_same_resamples() -> None:
         for name in found
     }
     ordered = sorted(means["bad"])
-    low, high = scores["bad"]["rougeL"]["low"], scores["bad"]["rougeL"]["high"]
+    low, high = scores["bad"]["rougeL"].low, scores["bad"]["rougeL"].high
     assert (low + high) / 2 == pytest.approx(means["bad"].mean())
     assert (high - low) / 2 == pytest.approx((ordered[974] - ordered[25]) / 2, rel=0.02)
     real = abs(np.mean(each["bad"]) - np.mean(each["good"]))
     differences = np.abs(means["bad"] - means["good"])
     expected = ((differences - differences.mean() > real).sum() + 1) / (quality.RESAMPLES + 1)
-    assert scores["bad"]["rougeL"]["p"] == pytest.approx(expected)
-    assert scores["good"]["rougeL"]["p"] is None
+    assert scores["bad"]["rougeL"].p == pytest.approx(expected)
+    assert scores["good"]["rougeL"].p is None
 
 
 def test_bleu_by_length_is_of_just_those_sentences() -> None:
@@ -383,17 +401,17 @@ def test_bleu_by_length_is_of_just_those_sentences() -> None:
     spoilt = [text if number % 2 else text.replace("man", "dog") for number, text in enumerate(texts)]
     metrics = Metrics(sentences(texts, texts), "en")
     groups = metrics.by_length(spoilt)
-    assert [(group["from"], group["to"]) for group in groups] == [
+    assert [(group.first, group.last) for group in groups] == [
         (0, 10),
         (11, 20),
         (21, 30),
         (31, 50),
         (51, None),
     ]
-    assert [group["sentences"] for group in groups] == [2] * 5
+    assert [group.sentences for group in groups] == [2] * 5
     for start, group in zip(range(0, 10, 2), groups, strict=True):
-        assert group["bleu"] == metrics.bleu(spoilt[start : start + 2], [start, start + 1])
-    assert groups[1]["bleu"] < 100.0
+        assert group.bleu == metrics.bleu(spoilt[start : start + 2], [start, start + 1])
+    assert groups[1].bleu < 100.0
 
 
 def test_comet_is_asked_for_its_own_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,7 +444,7 @@ def test_comet_is_asked_for_its_own_score(tmp_path: Path, monkeypatch: pytest.Mo
         metrics.signatures["comet"]
         == f"unbabel-comet|model:{hashlib.sha256(b'weights').hexdigest()[:12]}|version:1"
     )
-    assert metrics.compare({"one": ["t1", "t2"]}, None)["one"]["comet"] == {"score": 0.5}
+    assert metrics.compare({"one": ["t1", "t2"]}, None)["one"]["comet"] == QualityScore(0.5)
     assert seen == [[{"src": "s1", "mt": "t1", "ref": "r1"}, {"src": "s2", "mt": "t2", "ref": "r2"}]]
     scores = metrics.compare({"one": ["t1", "t2"], "two": ["t1", "t2"]}, None)
     assert (len(seen), metrics.failed) == (2, {"comet": "scoring: no more"})
@@ -503,22 +521,19 @@ def test_the_same_weights_translate_by_another_search(
     """Whatever the engine; the first one goes on as before."""
     beam = replace(GREEDY, beam=3)
     loaded = models.load(root / "gru.pt", languages, GREEDY)
-    for engine in (loaded.engine, OnnxEngine(loaded.fairseq, languages, GREEDY)):
-        other = replace(loaded, engine=engine).translating(languages, beam)
+    for engine in (loaded.engine, OnnxEngine.of_model(loaded.fairseq, languages, GREEDY)):
+        other = replace(loaded, engine=engine).translating(beam)
         assert type(other) is type(engine)
-        assert isinstance(other, ModelEngine)
-        assert (other.model, other.decoding, other.generator.beam_size) == (loaded.fairseq, beam, 3)
-    convert(
-        trained_student("transformer"),
-        languages.source_dictionary,
-        languages.target_dictionary,
-        tmp_path / "m",
-        "float32",
+        assert isinstance(other, FairseqEngine)
+        assert (other.writer.models, other.settings) == ([loaded.fairseq], beam)
+        assert other._generator.beam_size == 3
+    convert(trained_student("transformer"), languages, tmp_path / "m", quantization="float32")
+    backend = CTranslate2Engine(
+        tmp_path / "m", languages, GREEDY, longest_target=64, device=torch.device("cpu")
     )
-    backend = CTranslateBackend(tmp_path / "m", languages, GREEDY, 64, torch.device("cpu"), "float32")
-    other = replace(loaded, engine=backend).translating(languages, beam)
-    assert (other.decoding.beam, backend.decoding.beam) == (3, 1)
-    assert other.translator is backend.translator
+    other = replace(loaded, engine=backend).translating(beam)
+    assert (other.settings.beam, backend.settings.beam) == (3, 1)
+    assert other._translator is backend._translator
     sources = [tokens(5, 6, 7, 8, 9)]
     by_beam = other.translate([0], sources, 1)[0][0].score
     assert by_beam >= backend.translate([0], sources, 1)[0][0].score
@@ -528,7 +543,9 @@ def test_the_same_weights_translate_by_another_search(
     not Path("/proc/self/clear_refs").exists(), reason="Linux tells how much memory a process had"
 )
 def test_peak_memory_is_the_models_own(root: Path, languages: Languages, tmp_path: Path) -> None:
-    """At least its weights; little more than twice them, which loading takes; and next to nothing for a small one."""
+    """At least its weights; little more than twice them, which loading takes; and next to nothing for a small
+    one.
+    """
     wide = {"encoder_ffn_embed_dim": 120_000, "decoder_ffn_embed_dim": 120_000}
     flags = [word for name, size in wide.items() for word in ("--" + name.replace("_", "-"), size)]
     positions = ("--max-source-positions", 64, "--max-target-positions", 64)
@@ -591,7 +608,7 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
         (["--model", "One=other"], "--model One is given twice"),
         (["--model", "../two=other"], "but is '../two'"),
         (["--model", "other"], "--model must be NAME=PATH, but is 'other'"),
-        (["--model", "two=/not/there"], "--model two: '/not/there' is not there"),
+        (["--model", "two=/not/there"], "--model two: '/not/there' does not exist"),
         (
             ["--batch-sizes", "1,0"],
             "--batch-sizes must be whole numbers of 1 or more, joined by commas, but is '1,0'",
@@ -608,10 +625,10 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
         ),
         (["--metrics", "bertscore"], "--metrics must be some of rouge, comet, but has 'bertscore'"),
         (["--metrics", "comet"], "--metrics comet and --comet-model FILE need each other"),
-        (["--metrics", "comet", "--comet-model", "/not/there"], "--comet-model '/not/there' is no file"),
-        (["--remove-bpe", "nothing"], "--remove-bpe must be a mark of subwords"),
-        (["--bpe", "sentencepiece"], "--bpe sentencepiece needs a --sentencepiece-model"),
-        (["--out", "pyproject.toml"], "holds something that is no evaluation"),
+        (["--metrics", "comet", "--comet-model", "/not/there"], "--comet-model '/not/there' is not a file"),
+        (["--remove-bpe", "nothing"], "--remove-bpe must be a subword mark"),
+        (["--bpe", "sentencepiece"], "--bpe sentencepiece needs --sentencepiece-model"),
+        (["--out", "pyproject.toml"], "exists and is not an evaluation"),
     ],
 )
 def test_what_is_refused(root: Path, tmp_path: Path, capsys, flags: list[str], expected: str) -> None:
@@ -621,7 +638,7 @@ def test_what_is_refused(root: Path, tmp_path: Path, capsys, flags: list[str], e
 
 
 def test_data_and_models_that_do_not_fit_are_refused(root: Path, tmp_path: Path, capsys) -> None:
-    """Of other dictionaries, without references, without sentences; a folder that is no exported student."""
+    """Other dictionaries, no references, no sentences; a folder that is not an exported student."""
     other = write_dictionaries(tmp_path / "other", target="abcdefghijklmnxy")
     write_split(other, "test", [[4]], "src")
     write_split(other, "test", [[4]], "tgt")
@@ -630,7 +647,7 @@ def test_data_and_models_that_do_not_fit_are_refused(root: Path, tmp_path: Path,
         ["--model", f"one={root / 'transformer.pt'}", "--data", str(other), "--out", str(out)], capsys
     )
     assert said.startswith("error: --model one: CHECKPOINT")
-    assert "has 'o' at index 18, but --data 'x'" in said
+    assert "has 'o' at index 18, but --data has 'x'" in said
     alone = write_dictionaries(tmp_path / "alone")
     write_split(alone, "test", [[4]], "src")
     given = ["--model", f"one={root / 'transformer.pt'}", "--out", str(out), "--data"]
@@ -640,8 +657,8 @@ def test_data_and_models_that_do_not_fit_are_refused(root: Path, tmp_path: Path,
     nothing = write_dictionaries(tmp_path / "nothing")
     for side in ("src", "tgt"):
         write_split(nothing, "test", [[]], side)
-    assert "holds no sentence that can be translated" in refusal([*given, str(nothing)], capsys)
-    assert "is no exported student" in refusal(command(root, out, model=f"one={alone}"), capsys)
+    assert "has no sentence with words" in refusal([*given, str(nothing)], capsys)
+    assert "is not an exported student" in refusal(command(root, out, model=f"one={alone}"), capsys)
     assert "--teacher one is an exported model" in refusal(
         command(root, out, "--teacher", "one", model=f"one={alone}"), capsys
     )
@@ -650,9 +667,11 @@ def test_data_and_models_that_do_not_fit_are_refused(root: Path, tmp_path: Path,
 def test_a_folder_that_holds_something_else_stays_as_it_is(root: Path, tmp_path: Path, capsys) -> None:
     """Also one whose evaluation.json is none; leftovers of a run that was killed are nothing."""
     (tmp_path / "notes.txt").touch()
-    assert "holds something that is no evaluation" in refusal(command(root, tmp_path), capsys)
+    assert "exists and is not an evaluation" in refusal(command(root, tmp_path), capsys)
     (tmp_path / "evaluation.json").write_text("[]")
-    assert "holds something that is no evaluation" in refusal(command(root, tmp_path), capsys)
+    assert "is damaged or another program's file" in refusal(command(root, tmp_path), capsys)
+    (tmp_path / "evaluation.json").write_text("{}")
+    assert "its evaluation.json is another program's" in refusal(command(root, tmp_path), capsys)
     left = tmp_path / "left"
     left.mkdir()
     (left / ".lock").touch()
@@ -676,7 +695,10 @@ def write_evaluation(out: Path, name: str) -> None:
     """Of one model, which writes its name."""
     found = {"format": 1, "models": {name: {"decoding": {"greedy": {"outputs": f"{name}.greedy.txt"}}}}}
     folder.write(
-        out, sentences([f"source of {name}"], [f"reference of {name}"]), {(name, "greedy"): [name]}, found
+        out,
+        sentences([f"source of {name}"], [f"reference of {name}"]),
+        {(name, "greedy"): [name]},
+        results=found,
     )
 
 
@@ -695,7 +717,7 @@ def test_a_full_disk_leaves_the_former_evaluation(
 
     monkeypatch.setattr(os, "fsync", full)
     message = (
-        rf"--out '{tmp_path}' can't be written \(No space left on device\): make room, or give another folder"
+        rf"--out '{tmp_path}' can't be written \(No space left on device\); make room or use another folder"
     )
     with pytest.raises(UsageError, match=message):
         write_evaluation(tmp_path, "new")
@@ -714,12 +736,16 @@ def test_what_can_not_be_written_is_refused_before_models_are_loaded(
     def denied(path: Path, *_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    said = f"error: --out '{tmp_path / 'out'}' can't be written (Permission denied): make room, or give another folder"
-    for name, of in (("mkdir", Path), ("alone", folder), ("iterdir", Path)):
+    def denied_folder(folder: OutputFolder, _: Path) -> None:
+        denied(folder.path)
+
+    out = tmp_path / "out"
+    said = f"error: --out '{out}' can't be written (Permission denied); use another folder"
+    for name, of in (("mkdir", Path), ("_held", OutputFolder), ("iterdir", Path)):
         with monkeypatch.context() as patch:
             if name == "iterdir":
                 (tmp_path / "out").mkdir()
-            patch.setattr(of, name, denied)
+            patch.setattr(of, name, denied_folder if of is OutputFolder else denied)
             assert refusal(command(root, tmp_path / "out"), capsys) == said
         assert (tmp_path / "out").exists() == (name == "iterdir")
 
@@ -731,7 +757,7 @@ def test_a_model_that_may_not_be_looked_at_is_not_there(
     (tmp_path / "model.pt").touch()
     hide(monkeypatch, tmp_path)
     with pytest.raises(
-        UsageError, match=r"--model one: '.*model.pt' is not there: give a fairseq checkpoint, or a folder"
+        UsageError, match=r"--model one: '.*model.pt' does not exist; use a fairseq checkpoint or a folder"
     ):
         models.parse([f"one={tmp_path / 'model.pt'}"])
 
@@ -739,8 +765,8 @@ def test_a_model_that_may_not_be_looked_at_is_not_there(
 def test_both_ways_to_undo_subwords_are_one_too_many(tmp_path: Path) -> None:
     """They would be undone twice."""
     with pytest.raises(UsageError, match="--remove-bpe and --bpe both undo subwords"):
-        evaluation.Job(
-            "", {}, tmp_path, tmp_path / "o", Decoding(remove_bpe="@@ "), TextSettings("sentencepiece")
+        evaluation.EvaluationJob(
+            "", {}, tmp_path, tmp_path / "o", SearchSettings(remove_bpe="@@ "), TextSettings("sentencepiece")
         )
 
 
@@ -757,9 +783,14 @@ def results(**changes: Any) -> dict[str, Any]:
     faults = {"empty": 1, "truncated": 2, "repeating": 3, "by_length": by_length, "outputs": "one.greedy.txt"}
     quarters = {"median": 2.0, "low": 1.5, "high": 2.5}
     speed = {
-        "decoding": "greedy", "sentences_per_second": 123.456, "tokens_per_second": 4567.8, "rounds": {"count": 4, **quarters},
-        "times_baseline": quarters, "p50_ms": 8.25, "p95_ms": 9.75,
-    }  # fmt: skip
+        "decoding": "greedy",
+        "sentences_per_second": 123.456,
+        "tokens_per_second": 4567.8,
+        "rounds": {"count": 4, **quarters},
+        "times_baseline": quarters,
+        "p50_ms": 8.25,
+        "p95_ms": 9.75,
+    }
     greedy = {
         "bleu": score,
         "chrf": {**score, "score": 55.5},
@@ -786,23 +817,49 @@ def results(**changes: Any) -> dict[str, Any]:
         "by_position": by_position,
     }  # fmt: skip
     one = {
-        "kind": "fairseq", "quantization": None, "path": "one.pt", "arch": "transformer", "parameters": 1234567,
-        "bytes": 5_000_000, "weight_bytes": 2_500_000, "peak_memory_bytes": None, "speed": {"1": speed}, "probes": probes,
+        "kind": "fairseq",
+        "quantization": None,
+        "path": "one.pt",
+        "arch": "transformer",
+        "parameters": 1234567,
+        "bytes": 5_000_000,
+        "weight_bytes": 2_500_000,
+        "peak_memory_bytes": None,
+        "speed": {"1": speed},
+        "probes": probes,
         "decoding": {"greedy": greedy},
-    }  # fmt: skip
+    }
     beam = {
         **greedy,
         "speed": {"batch_size": 32, **speed, "decoding": "beam 5", "p50_ms": None, "p95_ms": None},
     }
     two = {**one, "kind": "onnx", "quantization": "int8", "weight_bytes": None, "probes": None}
     return {
-        "format": 1, "command": "imitkd-evaluate --model one=one.pt", "commit": None, "versions": {"torch": "2"},
+        "format": 1,
+        "command": "imitkd-evaluate --model one=one.pt",
+        "commit": None,
+        "versions": {"torch": "2"},
         "machine": {"processor": "P", "cores": 2, "threads": 1},
-        "data": {"split": "test", "source_lang": "de", "target_lang": "en", "sentences": 1000, "probe_sentences": 250},
-        "baseline": "one", "teacher": "two", "signatures": {"bleu": "nrefs:1|case:mixed"},
-        "models": {"one": one, "two": {**two, "decoding": {"greedy": greedy, "beam 5": beam}}}, "failed": {},
-        "seconds": {"decoding": 10.0, "probes": 2.0, "total": 12.0}, **changes,
-    }  # fmt: skip
+        "data": {
+            "split": "test",
+            "source_lang": "de",
+            "target_lang": "en",
+            "sentences": 1000,
+            "probe_sentences": 250,
+        },
+        "baseline": "one",
+        "teacher": "two",
+        "signatures": {"bleu": "nrefs:1|case:mixed"},
+        "models": {"one": one, "two": {**two, "decoding": {"greedy": greedy, "beam 5": beam}}},
+        "failed": {},
+        "seconds": {"decoding": 10.0, "probes": 2.0, "total": 12.0},
+        **changes,
+    }
+
+
+def shown(content: dict[str, Any]) -> EvaluationResults:
+    """Return a file's content as it is read."""
+    return from_json(content, "evaluation.json")
 
 
 def tables(text: str) -> list[list[list[str]]]:
@@ -821,7 +878,7 @@ def tables(text: str) -> list[list[list[str]]]:
 
 def test_markdown_shows_what_the_file_holds() -> None:
     """Well-formed tables, in this order, each number from its place."""
-    text = markdown(results())
+    text = markdown(shown(results()))
     scores, by_length, speed, size, probes, by_position = tables(text)
     assert scores[1] == [
         "one",
@@ -864,7 +921,7 @@ def test_what_a_file_says_is_no_markdown() -> None:
     """An exported folder's manifest names an architecture, and whoever made it could name it so."""
     hostile = results(failed={"three": "loading: <img src=x>\n# no"})
     hostile["models"]["one"].update(arch="a|b\n# <script>[x](y)", quantization="`int8")
-    text = markdown(hostile)
+    text = markdown(shown(hostile))
     assert tables(text)[3][1][1:3] == ["fairseq, &#96;int8", "a&#124;b # &#60;script&#62;&#91;x&#93;(y)"]
     assert "`three` failed loading: &#60;img src=x&#62; # no" in text
     assert "<" not in text
@@ -880,7 +937,7 @@ def test_markdown_of_other_metrics() -> None:
         **some["models"]["one"]["decoding"]["greedy"],
         "comet": {"score": 0.5},
     }
-    scores = tables(markdown(some))[0]
+    scores = tables(markdown(shown(some)))[0]
     assert scores[0] == [
         "model", "decoding", "BLEU (95%)", "p", "chrF", "p", "COMET", "empty", "truncated", "repeating",
     ]  # fmt: skip
@@ -888,13 +945,13 @@ def test_markdown_of_other_metrics() -> None:
 
 
 def test_markdown_counts_in_words() -> None:
-    """One is no plural."""
+    """One is singular."""
     one = results()
     one["data"]["sentences"] = one["machine"]["cores"] = 1
     for model in one["models"].values():
         for speed in model["speed"].values():
             speed["rounds"]["count"] = 1
-    text = markdown(one)
+    text = markdown(shown(one))
     assert text.startswith("1 sentence of `test`")
     assert "1 round at batch size 1;" in text
     assert "P, 1 core; 1 thread" in text
@@ -909,6 +966,6 @@ def test_markdown_without_a_baseline_and_with_a_model_that_failed() -> None:
             *(each["speed"] for each in model["decoding"].values() if "speed" in each),
         ):
             speed["times_baseline"] = None
-    text = markdown(alone)
+    text = markdown(shown(alone))
     assert len(tables(text)[2][0]) == 7
     assert "`three` failed translating (greedy): no more" in text

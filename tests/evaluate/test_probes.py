@@ -1,4 +1,6 @@
-"""What a teacher is asked about a student, against the definitions: one sentence and one prefix at a time, in float64."""
+"""What a teacher is asked about a student, against the definitions: one sentence and one prefix at a time, in
+float64.
+"""
 
 from pathlib import Path
 
@@ -6,8 +8,9 @@ import pytest
 import torch
 
 from fairseq_imitkd.data.corpus import Languages
-from fairseq_imitkd.engines.base import Decoding
-from fairseq_imitkd.evaluate.probes import POSITIONS, Distance, Prober
+from fairseq_imitkd.engines.base import SearchSettings
+from fairseq_imitkd.evaluate import schema
+from fairseq_imitkd.evaluate.probes import POSITIONS, Prober, mean_distance
 from tests.helpers.evaluations import EOS, tokens
 from tests.helpers.fairseq_models import (
     LETTERS,
@@ -18,7 +21,7 @@ from tests.helpers.fairseq_models import (
 )
 
 CAP = 12
-GREEDY = Decoding(beam=1, max_len_b=CAP)
+GREEDY = SearchSettings(beam=1, max_len_b=CAP)
 PAIRS = sorted(reversed_pairs(9, 5), key=lambda pair: -len(pair[0]))
 SOURCES, REFERENCES = ([tokens(*(4 + letter for letter in pair[side])) for pair in PAIRS] for side in (0, 1))
 
@@ -54,7 +57,12 @@ def two():
 @pytest.fixture
 def prober(two, tmp_path: Path) -> Prober:
     return Prober(
-        two[1], Languages.of(write_dictionaries(tmp_path), "src", "tgt"), GREEDY, SOURCES, REFERENCES, 4
+        two[1],
+        Languages.of(write_dictionaries(tmp_path), "src", "tgt"),
+        decoding=GREEDY,
+        sources=SOURCES,
+        references=REFERENCES,
+        size=4,
     )
 
 
@@ -87,14 +95,17 @@ def test_agreement_and_divergence_are_those_of_the_definition(two, prober: Probe
             # fairseq's probabilities are of single precision, whatever the model's.
             assert found.tolist() == pytest.approx(expected, rel=1e-5)
         assert 0 < sum(same) < len(same)
-        assert Distance.of(sums.sum(dim=0)) == pytest.approx(
+        whole = mean_distance(sums.sum(dim=0))
+        assert (whole.tokens, whole.agreement, whole.kl) == pytest.approx(
             (len(same), sum(same) / len(same), sum(divergences) / len(divergences)), rel=1e-5
         )
 
 
 @torch.no_grad()
 def test_the_second_half_is_by_another(two, prober: Prober) -> None:
-    """Of the first one's own translations the first half, rounded up, is kept; batches of ragged prefixes change nothing."""
+    """Of the first one's own translations the first half, rounded up, is kept; batches of ragged prefixes
+    change nothing.
+    """
     student, teacher = two
     alone = {author: [continued(author, source, []) for source in SOURCES] for author in (student, teacher)}
     changed = 0
@@ -115,7 +126,8 @@ def test_a_teacher_beside_itself(two, prober: Prober) -> None:
     """Agrees with itself, diverges from nothing, and completes what it began."""
     teacher = two[1]
     own = [torch.tensor(continued(teacher, source, [])) for source in SOURCES]
-    assert Distance.of(prober.distance(teacher, REFERENCES).sum(dim=0))[1:] == (1.0, 0.0)
+    whole = mean_distance(prober.distance(teacher, REFERENCES).sum(dim=0))
+    assert (whole.agreement, whole.kl) == (1.0, 0.0)
     assert [each.tolist() for each in prober.completed(teacher, own)] == [each.tolist() for each in own]
 
 
@@ -134,7 +146,7 @@ def test_all_figures_are_of_their_prefixes(two, prober: Prober, monkeypatch: pyt
         prober, "distance", lambda model, targets: gold if targets is REFERENCES else after_own
     )
     monkeypatch.setattr(prober, "completed", lambda author, begun: (author is teacher, begun is own))
-    found = prober.probe(student, own, teachers, lambda made: made)
+    found = schema.plain(prober.probe(student, own=own, teachers=teachers, bleu=lambda made: made))
     assert tuple(
         found[f"{what}_{prefix}"] for prefix in ("gold", "own") for what in ("agreement", "kl")
     ) == pytest.approx((152 / 349, 202 / 349, 127 / 349, 202 / 349))
@@ -144,8 +156,11 @@ def test_all_figures_are_of_their_prefixes(two, prober: Prober, monkeypatch: pyt
         {"from": 6, "to": 10, "gold": second, "own": second},
     ]
     assert found["exposure"] == {
-        "student": own, "student_then_teacher": (True, True), "teacher_then_student": (False, False), "teacher": teachers,
-    }  # fmt: skip
+        "student": own,
+        "student_then_teacher": (True, True),
+        "teacher_then_student": (False, False),
+        "teacher": teachers,
+    }
 
 
 def test_probabilities_that_are_no_numbers_are_said_so(prober: Prober) -> None:
@@ -154,5 +169,5 @@ def test_probabilities_that_are_no_numbers_are_said_so(prober: Prober) -> None:
     with torch.no_grad():
         broken.decoder.embed_tokens.weight[4:] = float("nan")
     assert len(LETTERS) == 16
-    with pytest.raises(ValueError, match="no number"):
+    with pytest.raises(ValueError, match="not a number"):
         prober.distance(broken, REFERENCES)

@@ -47,8 +47,8 @@ class Reader(HTMLParser):
 def test_a_page_of_everything(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """All sections, well-formed, nothing from elsewhere, and nothing that runs."""
     runs = [
-        report_files.log(tmp_path / name, seed=seed, form=form)
-        for seed, (name, form) in enumerate((("a", "simple"), ("b", "json")))
+        report_files.run(tmp_path / name, seed=seed, from_log=from_log)
+        for seed, (name, from_log) in enumerate((("a", False), ("b", True)))
     ]
     page = make(tmp_path, *runs, "--evaluation", report_files.evaluation(tmp_path / "ev"))
     reader = Reader(page)
@@ -74,11 +74,9 @@ def test_a_page_of_everything(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
 
 def test_whatever_is_in_files_is_text(tmp_path: Path) -> None:
     """Names, settings, translations and everything else that a page shows of them."""
-    run = report_files.log(tmp_path / "<b>run")
-    log = (run / "train.log").read_text()
-    (run / "train.log").write_text(
-        log.replace("'imitkd'", repr(HOSTILE)).replace("/home/someone/run", HOSTILE)
-    )
+    run = report_files.run(tmp_path / "<b>run")
+    config = run / "config.json"
+    config.write_text(config.read_text().replace("imitkd", HOSTILE).replace("/home/someone/run", HOSTILE))
     folder = report_files.evaluation(tmp_path / "ev")
     content = (folder / "evaluation.json").read_text().replace('"m1"', f'"{HOSTILE}"')
     for harmless in ("A fast one", "nrefs:1", "transformer", "imitkd-evaluate …"):
@@ -102,14 +100,14 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Sections without data are left out."""
-    page = make(tmp_path, report_files.log(tmp_path / "plain", rollouts=False))
+    page = make(tmp_path, report_files.run(tmp_path / "plain", rollouts=False))
     assert re.findall(r'<section id="(\w+)"', page) == ["training", "settings"]
     assert "imitkd-evaluate measures them" in page
     assert "no run was trained by one of the plugin" in page
-    log = tmp_path / "plain" / "train.log"
+    log = tmp_path / "plain" / "metrics.jsonl"
     assert (
         capsys.readouterr().err
-        == f"note: no figures of the plugin's criteria, such as student_share, in '{log}'\n"
+        == f"note: no metrics of the plugin's criteria, such as student_share, in '{log}'\n"
     )
 
     page = make(tmp_path, "--evaluation", report_files.evaluation(tmp_path / "ev"))
@@ -120,7 +118,7 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) 
         "examples",
         "settings",
     ]
-    assert "Nothing of training" in page
+    assert "Training is missing" in page
 
 
 def test_the_rest_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -128,7 +126,7 @@ def test_the_rest_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     (tmp_path / "ev").mkdir()
     (tmp_path / "ev" / "evaluation.json").write_text("{")
     page = make(
-        tmp_path, tmp_path / "gone", report_files.log(tmp_path / "good"), "--evaluation", tmp_path / "ev"
+        tmp_path, tmp_path / "gone", report_files.run(tmp_path / "good"), "--evaluation", tmp_path / "ev"
     )
     warnings = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in warnings] == ["warning"] * 2
@@ -140,22 +138,22 @@ def test_the_rest_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
     """Ends with a line, and no page."""
-    with pytest.raises(UsageError, match=r"nothing could be reported: RUN_DIR '.*gone' is not there"):
+    with pytest.raises(UsageError, match=r"nothing could be read: RUN_DIR '.*gone' does not exist"):
         make(tmp_path, tmp_path / "gone")
     with pytest.raises(
-        UsageError, match="there is nothing to report: give folders of trainings, --evaluation DIR, or both"
+        UsageError, match="there is nothing to report; give folders of trainings, --evaluation DIR, or both"
     ):
         make(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 
 def test_out_that_cannot_be_written(tmp_path: Path) -> None:
-    """Is refused before anything is read; what is no report is not overwritten, and a report is."""
-    run = report_files.log(tmp_path / "run")
+    """Is refused before anything is read. Only a former report is overwritten."""
+    run = report_files.run(tmp_path / "run")
     for out, said in (
-        (tmp_path, "is a folder: give the name of a file, such as"),
-        (tmp_path / "no" / "report.html", "can't be written: its folder is not there; make it first"),
-        (run / "train.log", "is there already and no report: give another name, or delete it first"),
+        (tmp_path, "is a folder; use a file, such as"),
+        (tmp_path / "no" / "report.html", "can't be written: its folder does not exist; create it"),
+        (run / "metrics.jsonl", "exists and is not a report; use another file, or delete it first"),
     ):
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(UsageError, match=re.escape(f"--out '{out}' {said}")):
@@ -176,7 +174,7 @@ def test_a_full_disk_leaves_the_former_report(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
-        UsageError, match=r"can't be written \(No space left on device\): make room, or give another file"
+        UsageError, match=r"can't be written \(No space left on device\); make room, or use another file"
     ):
         report.write(out, "new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["former"]
@@ -196,12 +194,12 @@ def test_paths_of_the_machine(tmp_path: Path) -> None:
     """Are not for those who read a page; their last parts are."""
     folder = report_files.evaluation(tmp_path / "ev")
     report_files.change(folder, command="imitkd-evaluate --model one=/home/someone/runs/one/best.pt --out ev")
-    page = make(tmp_path, report_files.log(tmp_path / "student"), "--evaluation", folder)
+    page = make(tmp_path, report_files.run(tmp_path / "student"), "--evaluation", folder)
     assert "someone" not in page
     assert str(tmp_path) not in page
     assert "--model one=…/one/best.pt --out ev" in page
-    assert f"…/{tmp_path.name}/student/train.log" not in page
-    assert "…/student/train.log" in page
+    assert f"…/{tmp_path.name}/student/metrics.jsonl" not in page
+    assert "…/student/metrics.jsonl" in page
     assert "save_dir = …/run" in page
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from fairseq_imitkd.evaluate.schema import FILE, LengthGroup
 from fairseq_imitkd.report import tables
-from fairseq_imitkd.report.evaluations import FILE, read_evaluation, read_evaluations
+from fairseq_imitkd.report.evaluations import read_evaluation, read_evaluations
 from fairseq_imitkd.report.examples import compared, examples
 from fairseq_imitkd.report.page import summary
 from fairseq_imitkd.report.svg import styles
@@ -17,12 +18,12 @@ def test_everything_of_an_evaluation(tmp_path: Path) -> None:
     """As the command writes it."""
     found = read_evaluation(report_files.evaluation(tmp_path))
     one = found.models["m1"]
-    assert (found.baseline, found.teacher) == (one, found.models["m0"])
+    assert (found.baseline, found.teacher) == ("m1", "m0")
     assert found.data == "20 sentences of test from de to en"
-    assert (one.parameters, one.size, one.memory, one.batch) == (5_000_000, 20_000_000, None, 32)
-    assert one.fast("greedy") == one.speeds[32]
-    assert one.fast("beam 5") == one.decodings["beam 5"].speed
-    assert one.decodings["greedy"].by_length[21, None] == (20, pytest.approx(32.8))
+    assert (one.parameters, one.bytes, one.peak_memory_bytes, one.batch) == (5_000_000, 20_000_000, None, 32)
+    assert one.speed("greedy") == one.speeds[32]
+    assert one.speed("beam 5") == one.searches["beam 5"].speed
+    assert one.searches["greedy"].by_length[-1] == LengthGroup(21, None, 20, pytest.approx(32.8))
     assert found.signatures["BLEU"] == "nrefs:1|case:mixed|version:2.6.0"
     assert found.signatures["machine"] == "A fast one, 2 cores, 1 thread"
 
@@ -30,12 +31,12 @@ def test_everything_of_an_evaluation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "is damaged, it is no JSON"),
-        ("[" * 100_000, "is damaged, it is no JSON"),
-        ("[]", "must be of format 1, but is of None"),
-        ('{"format": 2, "models": {}}', "must be of format 1, but is of 2"),
-        ('{"format": 1}', "has no figures of any model"),
-        ('{"format": 1, "models": {"a": {"decoding": 3}, "b": null}}', "has no figures of any model"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "must have format 1, but has None"),
+        ('{"format": 2, "models": {}}', "must have format 1, but has 2"),
+        ('{"format": 1}', "has no results of any model"),
+        ('{"format": 1, "models": {"a": {"decoding": 3}, "b": null}}', "has no results of any model"),
     ],
 )
 def test_evaluations_that_cannot_be_shown(content: str, said: str, tmp_path: Path) -> None:
@@ -47,9 +48,10 @@ def test_evaluations_that_cannot_be_shown(content: str, said: str, tmp_path: Pat
     assert [each.path for each in found] == [good]
     remedy = "let imitkd-evaluate write it again"
     assert notes == [
-        f"--evaluation '{tmp_path / 'bad' / FILE}' {said}: {remedy}",
-        f"--evaluation '{tmp_path / 'gone' / FILE}' can't be read (No such file or directory): give imitkd-evaluate's --out",
-        f"--evaluation '{good}' is there twice; it is shown once",
+        f"--evaluation '{tmp_path / 'bad' / FILE}' {said}; {remedy}",
+        f"--evaluation '{tmp_path / 'gone' / FILE}' can't be read (No such file or directory); use "
+        "imitkd-evaluate's --out",
+        f"--evaluation '{good}' is given twice; it is shown once",
     ]
 
 
@@ -57,17 +59,26 @@ def test_missing_figures(tmp_path: Path) -> None:
     """Leave out what they are of, and nothing else."""
     folder = report_files.evaluation(tmp_path)
     odd = {
-        "decoding": {"greedy": {"bleu": {"score": 20.0}, "chrf": {"score": float("nan")}, "ter": True, "by_length": [7, {}]}},
-        "speed": {"1": None, "x": {}, "9" * 5000: {}}, "parameters": "many", "bytes": 10**400,
-    }  # fmt: skip
+        "decoding": {
+            "greedy": {
+                "bleu": {"score": 20.0},
+                "chrf": {"score": float("nan")},
+                "ter": True,
+                "by_length": [7, {}],
+            }
+        },
+        "speed": {"1": None, "x": {}, "9" * 5000: {}},
+        "parameters": "many",
+        "bytes": 10**400,
+    }
     report_files.change(
         folder, models={"odd": odd}, baseline=None, teacher="gone", signatures=None, machine=None, data=None
     )
     found = read_evaluation(folder)
     one = found.models["odd"]
     assert (found.baseline, found.teacher, found.data) == (None, None, "")
-    assert list(one.decodings["greedy"].scores) == ["bleu"]
-    assert (one.speeds, one.parameters, one.size, one.decodings["greedy"].by_length) == ({}, None, None, {})
+    assert list(one.searches["greedy"].scores) == ["bleu"]
+    assert (one.speeds, one.parameters, one.bytes, one.searches["greedy"].by_length) == ({}, None, None, [])
     assert (summary(found), examples(found)) == (("", []), [])
     table = tables.models(found, styles(["odd"]))
     assert table is not None
@@ -94,7 +105,7 @@ def write(folder: Path, **texts: list[str]) -> None:
 
 
 def test_the_worst_regressions_come_first(tmp_path: Path) -> None:
-    """By how much worse a student's sentence is than the baseline's; the teacher is no regression, nor is an equal."""
+    """By what a student loses against the baseline; neither the teacher nor an equal sentence counts."""
     folder = report_files.evaluation(tmp_path, sentences=4)
     references = ["one two three four"] * 4
     write(folder, sources=list("abcd"), references=references, m0_greedy=["x"] * 4, m1_greedy=references,
@@ -121,17 +132,24 @@ def test_outputs_that_do_not_fit(tmp_path: Path) -> None:
     found = read_evaluation(folder)
     assert {output.name for one in examples(found) for output in one.outputs} == {"m1"}
     assert found.notes == [
-        f"'{folder / 'm0.greedy.txt'}' can't be read (No such file or directory): there are no examples of it",
-        f"'{folder / 'm2.greedy.txt'}' has 1 lines, but there are 20 references: there are no examples of it",
+        f"'{folder / 'm0.greedy.txt'}' can't be read (No such file or directory), so there are no "
+        "examples of it",
+        f"'{folder / 'm2.greedy.txt'}' has 1 lines, but there are 20 references, so there are no examples "
+        "of it",
     ]
 
 
 def test_words_that_differ() -> None:
     """What is missing stands before what is there instead."""
     assert compared("a small brown dog runs", "a brown cat runs fast") == [
-        ("both", "a"), ("missing", "small"), ("both", "brown"), ("missing", "dog"), ("extra", "cat"), ("both", "runs"),
+        ("both", "a"),
+        ("missing", "small"),
+        ("both", "brown"),
+        ("missing", "dog"),
+        ("extra", "cat"),
+        ("both", "runs"),
         ("extra", "fast"),
-    ]  # fmt: skip
+    ]
     assert compared("a b", "") == [("missing", "a b")]
     assert compared("", "") == []
     assert compared("a", "b " * 1000)[-1][1].split() == ["b"] * 150 + ["…"]
@@ -145,12 +163,24 @@ def test_a_teacher_that_is_no_name(tmp_path: Path) -> None:
 
 
 def test_the_table_of_models(tmp_path: Path) -> None:
-    """The best of each column is marked, what is lower where lower is better; columns without a figure are not there."""
+    """The best of each column is marked, what is lower where lower is better; columns without a figure are
+    not there.
+    """
     table = tables.models(read_evaluation(report_files.evaluation(tmp_path)), styles(["m0", "m1", "m2"]))
     assert table is not None
     assert table.header == [
-        "model", "decoding", "BLEU", "p", "chrF", "TER", "sentences/s", "\N{MULTIPLICATION SIGN} m1", "ms", "parameters", "MB",
-    ]  # fmt: skip
+        "model",
+        "decoding",
+        "BLEU",
+        "p",
+        "chrF",
+        "TER",
+        "sentences/s",
+        "\N{MULTIPLICATION SIGN} m1",
+        "ms",
+        "parameters",
+        "MB",
+    ]
     best = {
         title: {(row[0].text, row[1].text) for row in table.rows if row[place].best}
         for place, title in enumerate(table.header)
@@ -158,9 +188,18 @@ def test_the_table_of_models(tmp_path: Path) -> None:
     both = {("m0", "greedy"), ("m0", "beam 5")}
     quick = {("m2", "greedy")}
     assert best == {
-        "model": set(), "decoding": set(), "BLEU": {("m0", "beam 5")}, "p": set(), "chrF": both, "TER": both,
-        "sentences/s": quick, "\N{MULTIPLICATION SIGN} m1": quick, "ms": quick, "parameters": quick, "MB": quick,
-    }  # fmt: skip
+        "model": set(),
+        "decoding": set(),
+        "BLEU": {("m0", "beam 5")},
+        "p": set(),
+        "chrF": both,
+        "TER": both,
+        "sentences/s": quick,
+        "\N{MULTIPLICATION SIGN} m1": quick,
+        "ms": quick,
+        "parameters": quick,
+        "MB": quick,
+    }
     assert table.rows[0][2].aside == "36.5 to 39.5"
 
 

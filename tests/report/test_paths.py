@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_imitkd.report.paths import shortened, told_apart
+from fairseq_imitkd.report.paths import disambiguate, shortened
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,6 @@ def test_absolute_paths_are_shortened(text: object, expected: str) -> None:
 def test_names_have_as_many_parts_as_tell_them_apart() -> None:
     """No more, and all of them where nothing does."""
     paths = [Path("/a/x/run"), Path("/b/x/run"), Path("/b/y/run"), Path("/b/other")]
-    assert told_apart(paths) == ["a/x/run", "b/x/run", "y/run", "other"]
-    assert told_apart([Path("/a/b"), Path("/a/b")]) == ["/a/b"] * 2
-    assert told_apart([]) == []
+    assert disambiguate(paths) == ["a/x/run", "b/x/run", "y/run", "other"]
+    assert disambiguate([Path("/a/b"), Path("/a/b")]) == ["/a/b"] * 2
+    assert disambiguate([]) == []
