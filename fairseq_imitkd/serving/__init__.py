@@ -1,1 +1,1 @@
-"""A model over HTTP: what ``imitkd-serve`` runs."""
+"""The HTTP server of ``imitkd-serve``."""

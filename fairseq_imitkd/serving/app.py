@@ -1,4 +1,6 @@
-"""The server's paths: ``POST /translate``, and ``GET`` of ``/health``, ``/metrics`` and the page, ``/``."""
+"""The server's application: ``POST /translate``, and ``GET`` of ``/health``, ``/metrics`` and the page at
+``/``.
+"""
 
 import asyncio
 import logging
@@ -22,74 +24,86 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fairseq_imitkd import __version__
 from fairseq_imitkd.serving.batching import (
     Batcher,
-    Batching,
-    Model,
+    BatchingSettings,
     ModelFailed,
     QueueFull,
     TooLong,
-    Translated,
-    facts,
+    TranslatedRequest,
 )
 from fairseq_imitkd.serving.metrics import CONTENT_TYPE, Metrics
-from fairseq_imitkd.serving.requests import JSON, Limits, Refused, media_type, sentences, text_of
+from fairseq_imitkd.serving.model import ServedModel, model_facts
+from fairseq_imitkd.serving.requests import (
+    JSON,
+    Refused,
+    RequestLimits,
+    as_lines,
+    media_type,
+    parse_sentences,
+)
 
 PAGE = {"/": "index.html", "/style.css": "style.css", "/page.js": "page.js", "/icon.svg": "icon.svg"}
 PATHS = ("/translate", "/health", "/metrics", *PAGE)
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
-GONE = 499  # what others log for a client that did not wait; nobody reads it
+CLIENT_GONE = 499  # nginx's status for a client that did not wait; only the metrics show it
 
-HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")  # name and port
+HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")  # name and port of a Host header
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
 def application(
-    model: Model, limits: Limits, batching: Batching, hosts: Collection[str] | None = None
+    model: ServedModel,
+    limits: RequestLimits,
+    batching: BatchingSettings,
+    *,
+    hosts: Collection[str] | None = None,
 ) -> Starlette:
-    """The whole server, but for its socket.
+    """Return the server's application.
 
     Args:
         model: what translates.
-        limits: of requests.
-        batching: how their sentences come together.
-        hosts: the only names that a request may call the server by, in lower case and without port; None: any.
+        limits: limits of requests.
+        batching: limits of batches and queue.
+        hosts: names that ``Host`` may have, in lower case and without port; None allows any.
 
     Returns:
-        Its ``state.metrics`` are for what the socket answers by itself.
+        the application; its ``state.metrics`` also count what the connections answer without it.
     """
     service = _Service(model, limits, batching)
     routes = [
         Route("/translate", service.translate, methods=["POST"]),
         Route("/health", service.health),
-        Route("/metrics", service.figures),
+        Route("/metrics", service.metrics_text),
         *(Route(path, _file(name)) for path, name in PAGE.items()),
     ]
-    handlers: dict[Any, Any] = {Refused: _refused, HTTPException: _no_such_path, Exception: _unexpected}
-    around = Middleware(_Around, metrics=service.metrics, hosts=hosts)
-    app = Starlette(
-        routes=routes, middleware=[around], exception_handlers=handlers, lifespan=service.lifespan
-    )
+    handlers: dict[Any, Any] = {
+        Refused: _refused,
+        HTTPException: _http_error,
+        Exception: _unexpected_error,
+    }
+    guard = Middleware(_Guard, metrics=service.metrics, hosts=hosts)
+    app = Starlette(routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=service.lifespan)
     app.router.redirect_slashes = False
     app.state.metrics = service.metrics
     return app
 
 
 class _Service:
-    """What the paths answer."""
+    """The endpoints of ``/translate``, ``/health`` and ``/metrics``."""
 
-    def __init__(self, model: Model, limits: Limits, batching: Batching):
+    def __init__(self, model: ServedModel, limits: RequestLimits, batching: BatchingSettings):
         self.model, self.limits = model, limits
         self.metrics = Metrics(lambda: self.batcher.waiting)
-        self.batcher = Batcher(model, batching, self.metrics.batch)
+        self.batcher = Batcher(model, batching, self.metrics.observe_batch)
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -101,47 +115,47 @@ class _Service:
             {
                 "status": "ok",
                 "version": __version__,
-                "model": facts(self.model),
+                "model": model_facts(self.model),
                 "limits": asdict(self.limits),
                 "waiting": self.batcher.waiting,
             }
         )
 
-    async def figures(self, request: Request) -> Response:
+    async def metrics_text(self, request: Request) -> Response:
         return Response(self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def translate(self, request: Request) -> Response:
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             return await self._translate(request)
         except ClientDisconnect:
-            return Response(status_code=GONE)
+            return Response(status_code=CLIENT_GONE)
         finally:
-            self.metrics.asked(time.perf_counter() - began)
+            self.metrics.observe_request(time.perf_counter() - start)
 
     async def _translate(self, request: Request) -> Response:
         if request.headers.get("content-encoding", "identity") != "identity":
-            raise Refused(415, "Content-Encoding must be identity: send the body as it is")
+            raise Refused(415, "Content-Encoding must be identity; send the body as it is")
         kind = media_type(request.headers.get("content-type", ""))
-        until = asyncio.get_running_loop().time() + self.limits.seconds
-        body = await self._body(request, until)
-        done = await self._translated(request, sentences(body, kind, self.limits), until)
-        self.metrics.translated(len(done.texts), done.source_tokens, done.target_tokens)
+        deadline = asyncio.get_running_loop().time() + self.limits.seconds
+        sentences = parse_sentences(await self._body(request, deadline), kind, self.limits)
+        done = await self._translate_sentences(request, sentences, deadline)
+        self.metrics.count_translations(len(done.texts), done.source_tokens, done.target_tokens)
         if kind != JSON:
-            return Response(text_of(done.texts), media_type="text/plain")
+            return Response(as_lines(done.texts), media_type="text/plain")
         counts = {"source_tokens": done.source_tokens, "target_tokens": done.target_tokens}
         return JSONResponse({"translations": done.texts, **counts})
 
-    async def _body(self, request: Request, until: float) -> bytes:
-        """Never more of it in memory than it may have."""
+    async def _body(self, request: Request, deadline: float) -> bytes:
+        """Read the body; never hold more of it in memory than the limit."""
         limit = self.limits.request_bytes
-        too_large = Refused(413, f"a request may have {limit} bytes: send fewer sentences at once")
+        too_large = Refused(413, f"a request may have {limit} bytes; send fewer sentences at once")
         length = request.headers.get("content-length", "")
-        if length.isdecimal() and float(length) > limit:  # int would refuse thousands of digits
+        if length.isdecimal() and float(length) > limit:  # int refuses thousands of digits
             raise too_large
         body = bytearray()
         try:
-            async with asyncio.timeout_at(until):
+            async with asyncio.timeout_at(deadline):
                 async for part in request.stream():
                     if len(body) + len(part) > limit:
                         raise too_large
@@ -152,38 +166,43 @@ class _Service:
             ) from None
         return bytes(body)
 
-    async def _translated(self, request: Request, texts: list[str], until: float) -> Translated:
+    async def _translate_sentences(
+        self, request: Request, texts: list[str], deadline: float
+    ) -> TranslatedRequest:
         try:
-            async with asyncio.timeout_at(until):
+            async with asyncio.timeout_at(deadline):
                 return await _unless_gone(request, self.batcher.translate(texts))
         except TimeoutError:
             raise Refused(
-                504, f"not translated within {self.limits.seconds:g} seconds: send fewer sentences at once"
+                504, f"not translated within {self.limits.seconds:g} seconds; send fewer sentences at once"
             ) from None
         except QueueFull:
             raise Refused(
-                503, "too many sentences are waiting: try again later", {"Retry-After": "1"}
+                503, "too many sentences are waiting; try again later", {"Retry-After": "1"}
             ) from None
         except TooLong as error:
-            text = f"sentence {error.place} has {error.tokens} tokens, but may have {self.limits.tokens}: split it"
-            raise Refused(413, text) from None
+            raise Refused(
+                413,
+                f"sentence {error.place} has {error.tokens} tokens, but may have {self.limits.tokens}; "
+                "split it",
+            ) from None
         except ModelFailed as error:
             logger.error("a request of %d sentences failed", len(texts), exc_info=error.__cause__)
             raise Refused(500, "the model failed on this request; the server's log has the reason") from None
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Do the work, unless the client goes away meanwhile.
+    """Return the result of some work.
 
     Raises:
-        ClientDisconnect: it did.
+        ClientDisconnect: the client disconnected before the work was done; the work is cancelled.
     """
 
-    async def gone() -> None:
+    async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    working, leaving = asyncio.create_task(work), asyncio.create_task(gone())
+    working, leaving = asyncio.create_task(work), asyncio.create_task(disconnected())
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -195,7 +214,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> R
 
 
 def _file(name: str) -> Any:
-    """An endpoint that answers with a file of the page, which is read once."""
+    """Return an endpoint that answers with a file of the page; the file is read once."""
     content = (files("fairseq_imitkd.serving") / "page" / name).read_bytes()
     media = TYPES[name.rpartition(".")[2]]
 
@@ -206,7 +225,7 @@ def _file(name: str) -> Any:
 
 
 def error_response(status: int, message: str, headers: Any = None) -> Response:
-    """As every error is answered; the message is one line."""
+    """Return the answer that every error has; the message is one line."""
     return JSONResponse({"error": message}, status, headers)
 
 
@@ -214,25 +233,26 @@ async def _refused(request: Request, error: Refused) -> Response:
     return error_response(error.status, error.message, error.headers)
 
 
-async def _no_such_path(request: Request, error: HTTPException) -> Response:
+async def _http_error(request: Request, error: HTTPException) -> Response:
     message = error.detail
     if error.status_code == 404:
-        message = "there is nothing here: the paths are /translate, /health, /metrics and /"
+        message = "this path does not exist; use /translate, /health, /metrics or /"
     elif error.status_code == 405:
         message = f"this path answers {(error.headers or {}).get('Allow')}, not {request.method}"
     return error_response(error.status_code, message, error.headers)
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
-    """Its traceback is logged by the server that runs the application."""
+async def _unexpected_error(request: Request, error: Exception) -> Response:
+    """The server that runs the application logs the traceback."""
     return error_response(500, "the server failed on this request; its log has the reason")
 
 
-class _Around:
-    """Around every request: it is counted, its answer gets the headers, and pages of other sites get none.
+class _Guard:
+    """Middleware that counts requests, adds the security headers, and refuses pages of other sites.
 
-    Another site's page can send to a loopback address by a name of its own that it lets point there (DNS rebinding), which
-    shows in ``Host``, or openly, which browsers mark.
+    A page of another site can reach a loopback address in two ways. It can point a name of its own to the
+    address (DNS rebinding), which shows in ``Host``. Or it can send there openly, which browsers mark in
+    ``Sec-Fetch-Site``.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, hosts: Collection[str] | None):
@@ -256,7 +276,7 @@ class _Around:
             app = self._refusal(scope["method"], Headers(scope=scope)) or self.app
             await app(scope, receive, with_headers)
         finally:
-            self.metrics.answered(scope["path"] if scope["path"] in PATHS else "other", status)
+            self.metrics.count_answer(scope["path"] if scope["path"] in PATHS else "other", status)
 
     def _refusal(self, method: str, headers: Headers) -> Response | None:
         host = headers.get("host", "")

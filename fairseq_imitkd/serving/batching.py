@@ -1,83 +1,40 @@
-"""Sentences of many requests, translated by one model in batches that they share."""
+"""Dynamic batching: sentences of many requests are translated together."""
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice, zip_longest
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-WINDOW = 4  # batches' worth of sentences, among which those of like length are looked for
-TEXTS = 32  # made tokens of, or text, before another request has its turn
+from fairseq_imitkd.serving.model import ServedModel
+
+WINDOW = 4  # a batch is chosen among this many batches' worth of sentences, by length
+TEXTS = 32  # texts that are encoded or decoded before another request gets its turn
 THREADS = "imitkd-serve"
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
-Made = TypeVar("Made")
-
-
-class Model(Protocol):
-    """What translates: a :class:`~fairseq_imitkd.export.bundle.Bundle`, or what a test has in its place.
-
-    ``encode`` and ``decode`` run in one thread, ``translate`` in another.
-    """
-
-    manifest: dict[str, Any]
-    longest_source: int
-
-    def encode(self, text: str) -> Tensor:
-        """A sentence's tokens with its EOS, ``(S,)``."""
-
-    def decode(self, tokens: Tensor) -> str:
-        """The text of a translation's tokens."""
-
-    def translate(self, sources: Sequence[Tensor]) -> list[Tensor]:
-        """The translations of one batch, in its order."""
-
-
-def facts(model: Model) -> dict[str, Any]:
-    """What there is to say of a model, each None if its manifest does not say it."""
-    said = model.manifest
-    return {
-        "source_lang": said.get("source_lang"),
-        "target_lang": said.get("target_lang"),
-        "engine": said.get("form"),
-        "quantization": said.get("quantization"),
-        "parameters": said.get("student", {}).get("parameters"),
-    }
-
-
-def misstated(model: Model) -> str | None:
-    """What its manifest says that :func:`facts` can't be made of, or JSON has no word for; the server reads it nowhere else."""
-    student, quantization = model.manifest.get("student", {}), model.manifest.get("quantization")
-    if not isinstance(student, dict):
-        return f"its student is {student!r:.50}"
-    if not isinstance(parameters := student.get("parameters"), int | None):
-        return f"its student's parameters are {parameters!r:.50}"
-    if not (
-        quantization is None or (isinstance(quantization, str) and re.fullmatch(r"\w{1,100}", quantization))
-    ):
-        return f"its quantization is {quantization!r:.50}"
-    return None
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Batching:
-    """How sentences come together.
+class BatchingSettings:
+    """The limits of a batch and of the queue.
 
     Attributes:
-        sentences: most of a batch.
-        tokens: most of a batch, padding included; a longer sentence is a batch of its own.
-        wait: seconds that a sentence waits for company.
-        queue: most sentences waiting.
-        longest: most tokens of a sentence, EOS included.
+        sentences: maximum number of sentences in a batch.
+        tokens: maximum number of tokens in a batch, padding included; a longer sentence is a batch of its
+            own.
+        wait: seconds that a sentence waits for others.
+        queue: maximum number of waiting sentences.
+        longest: maximum number of tokens in a sentence, EOS included.
     """
 
     sentences: int = 32
@@ -88,8 +45,13 @@ class Batching:
 
 
 @dataclass(frozen=True)
-class Translated:
-    """A request's translations in its order, and how many tokens went in and came out."""
+class TranslatedRequest:
+    """The translations of a request, in its order.
+
+    Attributes:
+        texts: the translations.
+        source_tokens, target_tokens: numbers of tokens read and written, each EOS included.
+    """
 
     texts: list[str]
     source_tokens: int
@@ -97,11 +59,16 @@ class Translated:
 
 
 class QueueFull(Exception):
-    """A request's sentences would be more than may wait."""
+    """The request has more sentences than the queue has room for."""
 
 
 class TooLong(Exception):
-    """A sentence, by its place from 1, has more tokens than it may have."""
+    """A sentence has too many tokens.
+
+    Attributes:
+        place: the sentence's place in its request, from 1.
+        tokens: how many it has.
+    """
 
     def __init__(self, place: int, tokens: int):
         super().__init__(place, tokens)
@@ -109,18 +76,18 @@ class TooLong(Exception):
 
 
 class ModelFailed(Exception):
-    """The model raised the error that is the cause of this one."""
+    """The model raised an error, the cause of this one."""
 
 
 @dataclass(eq=False)
 class _Sentence:
-    """One that waits, with the request that it is of.
+    """A waiting sentence.
 
     Attributes:
-        source: ``(S,)``.
-        arrived: by the event loop's clock.
-        target: what it is to become.
-        request: all sentences of it that still wait.
+        source: its tokens ``(S,)``.
+        arrived: time of arrival by the event loop's clock.
+        target: future of its translation.
+        request: all waiting sentences of its request.
     """
 
     source: Tensor
@@ -130,18 +97,23 @@ class _Sentence:
 
 
 class Batcher:
-    """Lets a model translate for many requests at once. All that it remembers belongs to the event loop's thread.
+    """Translates the sentences of many requests in shared batches.
+
+    All its state belongs to the event loop's thread.
 
     Args:
         model: what translates.
-        batching: how sentences come together.
-        on_batch: told of each batch how many sentences it had and how many seconds the model took.
+        settings: limits of batches and queue.
+        on_batch: called after each batch with its number of sentences and the model's seconds.
     """
 
     def __init__(
-        self, model: Model, batching: Batching, on_batch: Callable[[int, float], None] = lambda *_: None
+        self,
+        model: ServedModel,
+        settings: BatchingSettings,
+        on_batch: Callable[[int, float], None] = lambda *_: None,
     ):
-        self.model, self.batching, self.on_batch = model, batching, on_batch
+        self.model, self.settings, self.on_batch = model, settings, on_batch
         self._requests: list[list[_Sentence]] = []
         self._encoding = 0
         self._arrived = asyncio.Event()
@@ -150,15 +122,15 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Sentences taken on that the model has not begun."""
-        return self._encoding + self._in_line()
+        """Number of accepted sentences that the model has not started."""
+        return self._encoding + self._queued()
 
-    def _in_line(self) -> int:
+    def _queued(self) -> int:
         return sum(map(len, self._requests))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Translate what is asked for meanwhile."""
+        """Translate requests within this context."""
         worker = asyncio.create_task(self._run())
         try:
             yield
@@ -167,47 +139,54 @@ class Batcher:
             for thread in (self._text_thread, self._model_thread):
                 thread.shutdown(wait=False, cancel_futures=True)
 
-    async def translate(self, texts: Sequence[str]) -> Translated:
-        """Translate a request's sentences; blank ones stay empty. Cancelled, it takes back those that are not begun.
+    async def translate(self, texts: Sequence[str]) -> TranslatedRequest:
+        """Translate the sentences of a request; blank ones stay empty.
+
+        If the call is cancelled, its sentences leave the queue, except for those that the model has started.
 
         Raises:
-            QueueFull: too many are waiting.
-            TooLong: one has too many tokens.
+            QueueFull: too many sentences are waiting.
+            TooLong: a sentence has too many tokens.
             ModelFailed: the model raised an error.
         """
-        if self.waiting + len(texts) > self.batching.queue:
+        if self.waiting + len(texts) > self.settings.queue:
             raise QueueFull
         self._encoding += len(texts)
         try:
-            sources = await self._by_texts(self._encode, texts)
+            sources = await self._in_text_thread(self._encode, texts)
         finally:
             self._encoding -= len(texts)
         for place, source in enumerate(sources, 1):
-            if len(source) > self.batching.longest:
+            if len(source) > self.settings.longest:
                 raise TooLong(place, len(source))
         targets = await self._in_batches([source for source in sources if len(source) > 1])
-        translations = iter(await self._by_texts(self.model.decode, targets))
-        return Translated(
+        translations = iter(await self._in_text_thread(self.model.decode, targets))
+        return TranslatedRequest(
             [next(translations) if len(source) > 1 else "" for source in sources],
-            sum(map(len, sources)),
-            sum(map(len, targets)),
+            source_tokens=sum(map(len, sources)),
+            target_tokens=sum(map(len, targets)),
         )
 
     def _encode(self, text: str) -> Tensor:
-        """No token at all for a blank text, of which a model might make something."""
+        """Encode a text; a blank one has no tokens, because a model might translate its EOS into words."""
         return self.model.encode(text) if text.strip() else torch.empty(0, dtype=torch.long)
 
-    async def _by_texts(self, function: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
-        """Call it for each in the text thread, some at a time: a request of many leaves others in between."""
-        made: list[Made] = []
+    async def _in_text_thread(
+        self, function: Callable[[Item], Result], items: Sequence[Item]
+    ) -> list[Result]:
+        """Call a function for each item, a few at a time.
+
+        A request with many items does not block others.
+        """
+        results: list[Result] = []
         for start in range(0, len(items), TEXTS):
-            made += await _call(
+            results += await _call(
                 self._text_thread, lambda part: list(map(function, part)), items[start : start + TEXTS]
             )
-        return made
+        return results
 
     async def _in_batches(self, sources: Sequence[Tensor]) -> list[Tensor]:
-        """Stand in line with others' sentences until all are translated."""
+        """Queue a request's sentences until all are translated."""
         loop = asyncio.get_running_loop()
         request: list[_Sentence] = []
         request += [_Sentence(source, loop.time(), loop.create_future(), request) for source in sources]
@@ -215,46 +194,46 @@ class Batcher:
         self._arrived.set()
         try:
             return await asyncio.gather(*(sentence.target for sentence in request))
-        finally:  # also when it was abandoned or one of them failed: nobody wants the others
+        finally:  # if the request was cancelled or one of its sentences failed, the others are not needed
             request.clear()
 
     async def _run(self) -> None:
         while True:
-            await self._company()
+            await self._wait_for_batch()
             if batch := self._next_batch():
                 await self._translate(batch)
 
-    async def _company(self) -> None:
-        """Return when there is a full batch, or the sentence that came first has waited long enough."""
-        while self._in_line() < self.batching.sentences:
+    async def _wait_for_batch(self) -> None:
+        """Return when a batch is full or the first sentence has waited long enough."""
+        while self._queued() < self.settings.sentences:
             first = min((request[0].arrived for request in self._requests if request), default=None)
             self._arrived.clear()
             try:
-                async with asyncio.timeout_at(None if first is None else first + self.batching.wait):
+                async with asyncio.timeout_at(None if first is None else first + self.settings.wait):
                     await self._arrived.wait()
             except TimeoutError:
                 return
 
     def _next_batch(self) -> list[_Sentence]:
-        """The sentence whose turn it is, and of those next in turn the ones most like it in length.
+        """Take the sentence whose turn it is, and the sentences closest in length among the next in turn.
 
-        Requests take turns, a sentence each, and the next batch begins with the next request. So a request is begun after no
-        more batches than there are requests before it, and goes on in every round, however many sentences the others have.
+        Requests take turns, one sentence each, and the next batch starts with the next request. So a request
+        starts after at most as many batches as there are requests before it, and advances in every round,
+        however many sentences the others have.
         """
         self._requests = [request for request in self._requests if request]
         in_turn = (
             sentence for row in zip_longest(*self._requests) for sentence in row if sentence is not None
         )
-        near = list(islice(in_turn, WINDOW * self.batching.sentences))
+        near = list(islice(in_turn, WINDOW * self.settings.sentences))
         if not near:
             return []
         wanted, longest = len(near[0].source), 0
+        near.sort(key=lambda sentence: abs(len(sentence.source) - wanted))
         batch: list[_Sentence] = []
-        for sentence in sorted(near, key=lambda sentence: abs(len(sentence.source) - wanted))[
-            : self.batching.sentences
-        ]:
+        for sentence in near[: self.settings.sentences]:
             longest = max(longest, len(sentence.source))
-            if batch and longest * (len(batch) + 1) > self.batching.tokens:
+            if batch and longest * (len(batch) + 1) > self.settings.tokens:
                 break
             batch.append(sentence)
         taken = set(batch)
@@ -264,7 +243,10 @@ class Batcher:
         return batch
 
     async def _translate(self, batch: Sequence[_Sentence]) -> None:
-        """Give every sentence its translation. Where the model fails, no request fails by another's sentences."""
+        """Translate a batch. If the model fails, try each request alone.
+
+        So no request fails because of another.
+        """
         try:
             targets, seconds = await _call(
                 self._model_thread, self._timed, [sentence.source for sentence in batch]
@@ -272,7 +254,7 @@ class Batcher:
         except ModelFailed as error:
             requests = {id(sentence.request): sentence.request for sentence in batch}.values()
             if len(requests) > 1:
-                logger.warning("a batch of %d requests failed: each is tried by itself", len(requests))
+                logger.warning("a batch of %d requests failed; each is tried alone", len(requests))
                 for request in requests:
                     await self._translate([sentence for sentence in batch if sentence.request is request])
                 return
@@ -286,18 +268,19 @@ class Batcher:
                 sentence.target.set_result(target)
 
     def _timed(self, sources: list[Tensor]) -> tuple[list[Tensor], float]:
-        began = time.perf_counter()
+        start = time.perf_counter()
         targets = self.model.translate(sources)
         if len(targets) != len(sources):
             raise ValueError(f"the model made {len(targets)} translations of {len(sources)} sentences")
-        return targets, time.perf_counter() - began
+        return targets, time.perf_counter() - start
 
 
-async def _call(thread: ThreadPoolExecutor, function: Callable[[Item], Made], item: Item) -> Made:
-    """Call it in a thread.
+async def _call(thread: ThreadPoolExecutor, function: Callable[[Item], Result], item: Item) -> Result:
+    """Call a function in a thread.
 
     Raises:
-        ModelFailed: it raised an error. The error itself might be one that ends an event loop, as ``SystemExit`` does.
+        ModelFailed: the function raised an error. The error itself might end the event loop, as a
+            ``SystemExit`` does, so it becomes the cause.
     """
     try:
         return await asyncio.get_running_loop().run_in_executor(thread, function, item)

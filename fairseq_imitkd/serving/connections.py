@@ -1,4 +1,10 @@
-"""The server's connections: how long one may keep it waiting, how many there may be, and what is answered to no HTTP."""
+"""The server's connections: deadlines for slow clients, a limit on their number, and answers to malformed
+HTTP.
+
+uvicorn has no deadline for a request's headers (https://github.com/Kludex/uvicorn/issues/157) or for a client
+that does not read its answer, and its ``limit_concurrency`` counts idle connections. The classes here extend
+its h11 protocol, which is not a public interface, so ``setup.py`` pins uvicorn.
+"""
 
 import asyncio
 import resource
@@ -10,6 +16,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
+from fairseq_imitkd.errors import in_one_line
 from fairseq_imitkd.serving.app import HEADERS, error_response
 from fairseq_imitkd.serving.metrics import Metrics
 
@@ -17,145 +24,160 @@ MOST = 1000
 
 
 def most_connections() -> int:
-    """How many there may be. The process may have more descriptors afterwards, if it has few of those it can have."""
+    """Return the maximum number of connections.
+
+    The process's limit on file descriptors is raised first, where it is low and may be raised.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 4 * MOST if hard == resource.RLIM_INFINITY else min(4 * MOST, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
-    # The other half is for files, and for connections that are accepted before those that gave way to them are closed.
+    # Half of the descriptors is left for files, and for connections that are accepted before others have
+    # closed.
     return MOST if soft == resource.RLIM_INFINITY else max(1, min(MOST, soft // 2))
 
 
-def protocol(metrics: Metrics, seconds: float, most: int) -> Any:
-    """What uvicorn makes a server's connections with, in the place of a class.
+def connection_factory(metrics: Metrics, *, seconds: float, most: int) -> Any:
+    """Return what uvicorn calls in place of a protocol class.
 
     Args:
-        metrics: which count what is answered here.
-        seconds: that a client may keep the server waiting, outside of a request's body.
-        most: connections at once.
+        metrics: metrics that count what the connections answer.
+        seconds: deadline for a client to send the headers of a request, and to read an answer.
+        most: maximum number of connections.
     """
-    return partial(Connection, _Room(metrics, seconds, most))
+    return partial(Connection, _Shared(metrics, seconds, most))
 
 
 @dataclass(eq=False)
-class _Room:
-    """What a server's connections share; ``taken`` has them by when they were opened, or answered last."""
+class _Shared:
+    """The state that connections share; ``open`` is in the order of their opening or last answer."""
 
     metrics: Metrics
     seconds: float
     most: int
-    taken: dict["Connection", None] = field(default_factory=dict)
+    open: dict["Connection", None] = field(default_factory=dict)
 
 
 class Connection(H11Protocol):
-    """One that doesn't wait for ever for a request, nor for its client to read the answer."""
+    """A connection with a deadline for its client to send a request and to read the answer.
 
-    def __init__(self, room: _Room, **of_uvicorn: Any):
+    Args:
+        shared: state of the server's connections.
+        of_uvicorn: uvicorn's own arguments.
+    """
+
+    def __init__(self, shared: _Shared, **of_uvicorn: Any):
         super().__init__(**of_uvicorn)
-        self.room = room
+        self.shared = shared
         self.deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Where there is no room, the one that has let the server wait longest goes, or this one is told to come later."""
+        """Close the connection that has been idle longest if there are too many.
+
+        If none is idle, refuse this one.
+        """
         super().connection_made(transport)
-        self.room.taken[self] = None
-        if len(self.room.taken) > self.room.most:
+        self.shared.open[self] = None
+        if len(self.shared.open) > self.shared.most:
             idle = next(
-                (other for other in self.room.taken if other is not self and not other._is_served()), None
+                (other for other in self.shared.open if other is not self and not other._is_served()), None
             )
             if idle is None:
-                del self.room.taken[self]
-                self._refuse(503, "too many requests at once: try again later", {"Retry-After": "1"})
+                del self.shared.open[self]
+                self._refuse(503, "too many requests at once; try again later", {"Retry-After": "1"})
             else:
-                idle._give_way()
-        self._watch()
+                idle._close_for_another()
+        self._update_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Its place is free."""
-        self.room.taken.pop(self, None)
-        self._unwatch()
+        """Free the connection's place."""
+        self.shared.open.pop(self, None)
+        self._clear_deadline()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """A request may now be complete, and have no deadline any more."""
+        """Lift the deadline if the headers are complete now."""
         super().data_received(data)
-        self._watch()
+        self._update_deadline()
 
     def on_response_complete(self) -> None:
-        """The next request's deadline begins; of those who may have to go it is the last."""
-        if self in self.room.taken:
-            self.room.taken[self] = self.room.taken.pop(self)
-        self._unwatch()
+        """Start the next request's deadline; this connection is now the last that makes room for another."""
+        if self in self.shared.open:
+            self.shared.open[self] = self.shared.open.pop(self)
+        self._clear_deadline()
         super().on_response_complete()
-        self._watch()
+        self._update_deadline()
 
     def pause_writing(self) -> None:
-        """The client does not read its answer: it has until the deadline."""
+        """Start a deadline: the client does not read its answer."""
         super().pause_writing()
-        self._watch()
+        self._update_deadline()
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """Lift the deadline: the client reads again."""
         super().resume_writing()
-        self._watch()
+        self._update_deadline()
 
     def send_400_response(self, msg: str) -> None:
-        """Called while h11's error is handled, which says more."""
+        """Answer malformed HTTP. uvicorn calls this while it handles h11's error, which says more than
+        ``msg``.
+        """
         error, status = sys.exception(), 400
         if isinstance(error, h11.RemoteProtocolError):
-            msg, status = " ".join(str(error).split())[:200], error.error_status_hint
-        self._refuse(status, f"this is no HTTP: {msg}")
+            msg, status = in_one_line(error, 200), error.error_status_hint
+        self._refuse(status, f"the request is not valid HTTP: {msg}")
 
-    def _is_asked(self) -> bool:
-        """Whether there is a request that is not answered."""
+    def _has_request(self) -> bool:
+        """Return whether there is a request that is not answered yet."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def _is_served(self) -> bool:
-        """Whether the client waits for the server, not the server for the client."""
-        return self._is_asked() and not self.cycle.more_body and not self.flow.write_paused
+        """Return whether the client waits for the server, not the server for the client."""
+        return self._has_request() and not self.cycle.more_body and not self.flow.write_paused
 
-    def _watch(self) -> None:
-        """The application has an eye on a request's body; all else that a client is slow with has its deadline here."""
-        if self._is_asked() and not self.flow.write_paused:
-            self._unwatch()
+    def _update_deadline(self) -> None:
+        """Run a deadline while the client keeps the server waiting; the application times the body itself."""
+        if self._has_request() and not self.flow.write_paused:
+            self._clear_deadline()
         elif self.deadline is None:
-            self.deadline = self.loop.call_later(self.room.seconds, self._is_late)
+            self.deadline = self.loop.call_later(self.shared.seconds, self._on_deadline)
 
-    def _unwatch(self) -> None:
+    def _clear_deadline(self) -> None:
         if self.deadline is not None:
             self.deadline.cancel()
             self.deadline = None
 
-    def _is_late(self) -> None:
+    def _on_deadline(self) -> None:
         self.deadline = None
         if self.transport.is_closing() or self.flow.write_paused:
-            self.transport.abort()  # to close it would wait for the client to read
+            self.transport.abort()  # close() would wait for the client to read
             return
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
-            self._refuse(408, f"the request's headers were not complete within {self.room.seconds:g} seconds")
+            self._refuse(
+                408, f"the request's headers were not complete within {self.shared.seconds:g} seconds"
+            )
         self.transport.close()
-        self._watch()
+        self._update_deadline()
 
-    def _give_way(self) -> None:
-        """To another, at once."""
-        self.room.taken.pop(self, None)
+    def _close_for_another(self) -> None:
+        self.shared.open.pop(self, None)
         self.connections.discard(self)
         self.transport.abort()
 
     def _refuse(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
-        """Answer what the application is not asked, or can't be asked to the end, and close."""
-        asked = self._is_asked()
+        """Answer in place of the application, and close the connection."""
+        in_application = self._has_request()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             answer = error_response(status, message, {**HEADERS, "Connection": "close", **(headers or {})})
             fields = [*self.server_state.default_headers, *answer.raw_headers]
-            body = b"" if asked and self.scope["method"] == "HEAD" else bytes(answer.body)
+            body = b"" if in_application and self.scope["method"] == "HEAD" else bytes(answer.body)
             response = h11.Response(status_code=status, headers=fields, reason=STATUS_PHRASES[status])
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
-            if not asked:  # else the application counts it
-                self.room.metrics.answered("other", status)
-        if asked:  # so that the application sends no more
+            if not in_application:  # the application counts its own requests
+                self.shared.metrics.count_answer("other", status)
+        if in_application:  # the application must not send any more
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()

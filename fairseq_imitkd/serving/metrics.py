@@ -1,4 +1,4 @@
-"""What a server has done so far, for Prometheus."""
+"""The server's metrics for Prometheus."""
 
 from collections.abc import Callable
 
@@ -12,68 +12,68 @@ __all__ = ["CONTENT_TYPE", "Metrics"]
 
 
 class Metrics:
-    """Counts of one server, apart from those of others in the process.
+    """The metrics of one server, in a registry of their own.
 
     Args:
-        waiting: how many sentences wait at the moment.
+        waiting: returns the current number of waiting sentences.
     """
 
     def __init__(self, waiting: Callable[[], float]):
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "imitkd_requests",
-            "Requests answered, by path and status",
+            "Answered requests, by path and status",
             ["path", "status"],
             registry=self.registry,
         )
         self._seconds = Histogram(
             "imitkd_request_seconds",
-            "From a request for translations to its answer",
+            "Time from a translation request to its answer",
             buckets=SECONDS,
             registry=self.registry,
         )
         self._sentences = Counter(
-            "imitkd_sentences", "Sentences translated, empty ones included", registry=self.registry
+            "imitkd_sentences", "Translated sentences, empty ones included", registry=self.registry
         )
-        self._source_tokens = Counter("imitkd_source_tokens", "Tokens that they had", registry=self.registry)
+        self._source_tokens = Counter(
+            "imitkd_source_tokens", "Tokens of the translated sentences", registry=self.registry
+        )
         self._target_tokens = Counter(
-            "imitkd_target_tokens", "Tokens of their translations", registry=self.registry
+            "imitkd_target_tokens", "Tokens of the translations", registry=self.registry
         )
         self._batches = Histogram(
-            "imitkd_batch_sentences",
-            "Sentences that the model translated at once",
-            buckets=SENTENCES,
-            registry=self.registry,
+            "imitkd_batch_sentences", "Sentences per batch", buckets=SENTENCES, registry=self.registry
         )
         self._model = Histogram(
             "imitkd_translate_seconds",
-            "Time that a batch took the model",
+            "Time that the model takes for a batch",
             buckets=SECONDS,
             registry=self.registry,
         )
-        Gauge("imitkd_waiting_sentences", "Sentences not yet begun", registry=self.registry).set_function(
-            waiting
+        gauge = Gauge(
+            "imitkd_waiting_sentences", "Sentences that the model has not started", registry=self.registry
         )
+        gauge.set_function(waiting)
 
-    def answered(self, path: str, status: int) -> None:
-        """A request to this path, or to another if it is none of the server's."""
+    def count_answer(self, path: str, status: int) -> None:
+        """Count an answered request; ``path`` is one of the server's, or ``other``."""
         self._requests.labels(path, str(status)).inc()
 
-    def asked(self, seconds: float) -> None:
-        """A request for translations, whatever became of it."""
+    def observe_request(self, seconds: float) -> None:
+        """Record the time of a translation request, successful or not."""
         self._seconds.observe(seconds)
 
-    def translated(self, sentences: int, source_tokens: int, target_tokens: int) -> None:
-        """A request's sentences."""
+    def count_translations(self, sentences: int, source_tokens: int, target_tokens: int) -> None:
+        """Count the sentences and tokens of a translated request."""
         self._sentences.inc(sentences)
         self._source_tokens.inc(source_tokens)
         self._target_tokens.inc(target_tokens)
 
-    def batch(self, sentences: int, seconds: float) -> None:
-        """One that the model has translated."""
+    def observe_batch(self, sentences: int, seconds: float) -> None:
+        """Record the size of a batch and the time that the model took for it."""
         self._batches.observe(sentences)
         self._model.observe(seconds)
 
     def text(self) -> bytes:
-        """All of it in Prometheus' format, whose media type is :data:`CONTENT_TYPE`."""
+        """Return all metrics in Prometheus's format, whose media type is :data:`CONTENT_TYPE`."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""The sentences that a request holds, and what it is refused for."""
+"""Parsing of requests: the sentences that a request holds, and the reasons to refuse it."""
 
 import json
 import re
@@ -7,21 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 JSON, TEXT = "application/json", "text/plain"
-CHARACTERS = 16  # of a sentence for each token that it may have: as many as a subword has at most
-# White space among them stands in a sentence like a space does.
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
+CHARACTERS = 16  # maximum number of characters of a sentence per token, the longest that subwords get
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")  # without white space, which may stand in a sentence
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a request may hold and take.
+class RequestLimits:
+    """The limits of a request.
 
     Attributes:
-        request_bytes: of its body.
-        sentences: of it, empty ones counted.
-        tokens: of a sentence, EOS included.
-        seconds: for its headers, and again from these to the last translation.
+        request_bytes: maximum size of its body.
+        sentences: maximum number of sentences, empty ones included.
+        tokens: maximum number of tokens of a sentence, EOS included.
+        seconds: maximum time to receive its headers, and from then to the last translation.
     """
 
     request_bytes: int = 1_000_000
@@ -31,7 +30,13 @@ class Limits:
 
 
 class Refused(Exception):
-    """A request that is not answered with translations: the status and the line that it is answered with."""
+    """A request is refused.
+
+    Attributes:
+        status: HTTP status of the answer.
+        message: one line that says why.
+        headers: further headers of the answer.
+    """
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
         super().__init__(message)
@@ -39,10 +44,10 @@ class Refused(Exception):
 
 
 def media_type(header: str) -> str:
-    """:data:`JSON` or :data:`TEXT`, whichever a ``Content-Type`` says.
+    """Return :data:`JSON` or :data:`TEXT`, by a ``Content-Type`` header.
 
     Raises:
-        Refused: it says neither, or another character set than UTF-8.
+        Refused: the header names another type, or another character set than UTF-8.
     """
     kind, *parameters = (part.strip().lower() for part in header.split(";"))
     charsets = {part.partition("=")[2].strip('" ') for part in parameters if part.startswith("charset")}
@@ -51,36 +56,37 @@ def media_type(header: str) -> str:
     return kind
 
 
-def sentences(body: bytes, kind: str, limits: Limits) -> list[str]:
-    """What is to be translated: the lines of a text, or the ``"text"`` of a JSON object.
+def parse_sentences(body: bytes, kind: str, limits: RequestLimits) -> list[str]:
+    """Return the sentences of a request: the lines of a text, or the ``"text"`` of a JSON object.
 
     Args:
-        body: of the request.
+        body: the request's body.
         kind: :data:`JSON` or :data:`TEXT`.
-        limits: what it may hold.
+        limits: what the request may hold.
 
     Raises:
-        Refused: it holds nothing, too much, or anything else.
+        Refused: the body is empty, too large or malformed.
     """
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Refused(400, f"the body must be UTF-8, but byte {error.start + 1} of it is not") from None
+        raise Refused(400, f"the body must be UTF-8, but byte {error.start + 1} is not") from None
     found = _lines(text) if kind == TEXT else _items(text)
     if len(found) > limits.sentences:
         raise Refused(
             413,
-            f"a request may have {limits.sentences} sentences, but this one has {len(found)}: send fewer at once",
+            f"a request may have {limits.sentences} sentences, but this one has {len(found)}; send fewer at "
+            "once",
         )
     if not any(map(str.strip, found)):
-        raise Refused(400, "there is nothing to translate: send a sentence that is not empty")
+        raise Refused(400, "there is nothing to translate; send a sentence that is not empty")
     for place, sentence in enumerate(found, 1):
         _check(place, sentence, limits)
     return found
 
 
 def _lines(text: str) -> list[str]:
-    """Not by ``splitlines``, to which a dozen other characters, which may stand in a sentence, are ends too."""
+    """Split at line feeds only; ``splitlines`` splits at a dozen characters that may stand in a sentence."""
     lines = re.split(r"\r?\n", text)
     return lines if lines[-1] else lines[:-1]
 
@@ -88,11 +94,11 @@ def _lines(text: str) -> list[str]:
 def _items(text: str) -> list[str]:
     try:
         found: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:  # a number of too many digits is a ValueError too
+    except (ValueError, RecursionError) as error:  # a number with too many digits is a ValueError too
         where = (
             f": line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         )
-        raise Refused(400, f"the body is no JSON{where}") from None
+        raise Refused(400, f"the body is not JSON{where}") from None
     if not isinstance(found, dict) or found.keys() != {"text"}:
         raise Refused(
             422,
@@ -104,21 +110,21 @@ def _items(text: str) -> list[str]:
     return items
 
 
-def _check(place: int, sentence: str, limits: Limits) -> None:
+def _check(place: int, sentence: str, limits: RequestLimits) -> None:
     if "\n" in sentence:
-        raise Refused(422, f"sentence {place} has a line break in it: give each line as a string of its own")
+        raise Refused(422, f"sentence {place} contains a line break; send each line as a string of its own")
     for pattern, what in ((_CONTROL, "a control character"), (_SURROGATE, "half of a surrogate pair")):
         if strange := pattern.search(sentence):
-            raise Refused(422, f"sentence {place} has {what} in it, U+{ord(strange[0]):04X}: leave it out")
-    # Some subword models take a time that grows with the square of a word's length.
+            raise Refused(422, f"sentence {place} contains {what}, U+{ord(strange[0]):04X}; leave it out")
+    # The time of some subword models grows with the square of a word's length.
     if len(sentence) > CHARACTERS * limits.tokens:
         raise Refused(
             413,
             f"sentence {place} has {len(sentence)} characters, but may have {CHARACTERS * limits.tokens}, "
-            f"{CHARACTERS} for each of {limits.tokens} tokens: split it",
+            f"{CHARACTERS} for each of {limits.tokens} tokens; split it",
         )
 
 
-def text_of(translations: Sequence[str]) -> str:
-    """A line each, whatever a model may have written."""
+def as_lines(translations: Sequence[str]) -> str:
+    """Return one line per translation; a line break that a model wrote becomes a space."""
     return "".join(" ".join(re.split(r"[\r\n]+", translation)) + "\n" for translation in translations)

@@ -1,4 +1,4 @@
-"""The server's paths, asked in the process: what they answer, what they refuse and how, and what is counted."""
+"""The application in this process: what it answers, what it refuses and how, and what it counts."""
 
 import argparse
 import asyncio
@@ -24,28 +24,28 @@ from fairseq_imitkd import __version__
 from fairseq_imitkd.cli import serve
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.serving import app as application
-from fairseq_imitkd.serving.batching import Batching
-from fairseq_imitkd.serving.requests import Limits, text_of
+from fairseq_imitkd.serving.batching import BatchingSettings
+from fairseq_imitkd.serving.requests import RequestLimits, as_lines
 from tests.helpers.served_model import FakeModel, client, in_loop, until
 
 JSON, TEXT = {"Content-Type": "application/json"}, {"Content-Type": "text/plain; charset=utf-8"}
 SHAPE = 'the JSON must be an object with "text" and nothing else: {"text": "…"} or {"text": ["…", "…"]}'
 TYPES = "Content-Type must be application/json or text/plain; charset=utf-8, but is"
-LIMITS = Limits(request_bytes=2000, sentences=5, tokens=20, seconds=30.0)
+LIMITS = RequestLimits(request_bytes=2000, sentences=5, tokens=20, seconds=30.0)
 
 
 async def ask(
-    body: Any, headers: dict[str, str] = JSON, limits: Limits = LIMITS, **others: Any
+    body: Any, headers: dict[str, str] = JSON, limits: RequestLimits = LIMITS, **others: Any
 ) -> httpx.Response:
-    """The answer of a fresh server with a fresh model to one request for translations."""
-    batching = Batching(longest=limits.tokens, **others)
+    """Return the answer of a new server with a new model to one translation request."""
+    batching = BatchingSettings(longest=limits.tokens, **others)
     async with client(FakeModel(), limits, batching) as asked:
         content = body if isinstance(body, bytes | str) or hasattr(body, "__aiter__") else json.dumps(body)
         return await asked.post("/translate", content=content, headers=headers)
 
 
 def refusal(answer: httpx.Response) -> tuple[int, str]:
-    """The status and the one line of an error, which is in JSON."""
+    """Return the status and the message of an error, which is one line in JSON."""
     assert answer.headers["content-type"] == "application/json"
     assert answer.json().keys() == {"error"}
     assert "\n" not in answer.json()["error"]
@@ -54,7 +54,7 @@ def refusal(answer: httpx.Response) -> tuple[int, str]:
 
 @in_loop
 async def test_json() -> None:
-    """A sentence, or several in their order; blank ones stay empty. Tokens are counted with the EOS."""
+    """One sentence or several, in order; blank ones stay empty. Token counts include each EOS."""
     answer = await ask({"text": "hallo"})
     assert answer.status_code == 200
     assert answer.json() == {"translations": ["HALLO"], "source_tokens": 6, "target_tokens": 6}
@@ -83,26 +83,26 @@ async def test_json() -> None:
     ids=["two", "ended", "CRLF", "empty", "other separators", "byte order mark"],
 )
 async def test_plain_text(sent: str, answered: str) -> None:
-    """A line for each line, which only a line feed ends."""
+    """The answer has one line per line of the request; only a line feed ends a line."""
     answer = await ask(sent.encode(), TEXT)
     assert (answer.status_code, answer.content.decode()) == (200, answered)
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
 
 
 def test_a_line_break_in_a_translation_makes_no_line() -> None:
-    """A model of bytes may write one."""
-    assert text_of(["a\nb", "", "c\r\n"]) == "a b\n\nc \n"
+    """A byte-level model may write a line break."""
+    assert as_lines(["a\nb", "", "c\r\n"]) == "a b\n\nc \n"
 
 
 @in_loop
 @pytest.mark.parametrize(
     ("body", "headers", "status", "message"),
     [
-        (b"", JSON, 400, "the body is no JSON: line 1, column 1"),
-        (b'{"text": "a"', JSON, 400, "the body is no JSON: line 1, column 13"),
+        (b"", JSON, 400, "the body is not JSON: line 1, column 1"),
+        (b'{"text": "a"', JSON, 400, "the body is not JSON: line 1, column 13"),
         (b'{"text": 1e999}', JSON, 422, '"text" must be a string or a list of strings'),
-        (b'{"text": "\xff"}', JSON, 400, "the body must be UTF-8, but byte 11 of it is not"),
-        (b"a\xc3", TEXT, 400, "the body must be UTF-8, but byte 2 of it is not"),
+        (b'{"text": "\xff"}', JSON, 400, "the body must be UTF-8, but byte 11 is not"),
+        (b"a\xc3", TEXT, 400, "the body must be UTF-8, but byte 2 is not"),
         ([], JSON, 422, SHAPE),
         ({}, JSON, 422, SHAPE),
         ({"text": "a", "beam": 1}, JSON, 422, SHAPE),
@@ -110,29 +110,64 @@ def test_a_line_break_in_a_translation_makes_no_line() -> None:
         ({"text": {"a": "b"}}, JSON, 422, '"text" must be a string or a list of strings'),
         ({"text": ["a", 1]}, JSON, 422, '"text" must be a string or a list of strings'),
         ({"text": ["a", ["b"]]}, JSON, 422, '"text" must be a string or a list of strings'),
-        ({"text": ["a", "b\nc"]}, JSON, 422, "sentence 2 has a line break in it: give each line as a string of its own"),
-        ({"text": "a\0"}, JSON, 422, "sentence 1 has a control character in it, U+0000: leave it out"),
-        (b"a\nb\x1b", TEXT, 422, "sentence 2 has a control character in it, U+001B: leave it out"),
-        (b'{"text": "\\ud800"}', JSON, 422, "sentence 1 has half of a surrogate pair in it, U+D800: leave it out"),
-        ({"text": ""}, JSON, 400, "there is nothing to translate: send a sentence that is not empty"),
-        ({"text": []}, JSON, 400, "there is nothing to translate: send a sentence that is not empty"),
-        ({"text": [" ", "\t"]}, JSON, 400, "there is nothing to translate: send a sentence that is not empty"),
-        (b"", TEXT, 400, "there is nothing to translate: send a sentence that is not empty"),
-        (b"\n \r\n\n", TEXT, 400, "there is nothing to translate: send a sentence that is not empty"),
-        ({"text": ["a"] * 6}, JSON, 413, "a request may have 5 sentences, but this one has 6: send fewer at once"),
-        (b"a\n" * 6, TEXT, 413, "a request may have 5 sentences, but this one has 6: send fewer at once"),
-        ({"text": ["a", "b" * 20]}, JSON, 413, "sentence 2 has 21 tokens, but may have 20: split it"),
-        (b"\n\na\n" + b"b" * 25, TEXT, 413, "sentence 4 has 26 tokens, but may have 20: split it"),
-        ({"text": "a" * 321}, JSON, 413, "sentence 1 has 321 characters, but may have 320, 16 for each of 20 tokens: split it"),
-        (b"a" * 2001, TEXT, 413, "a request may have 2000 bytes: send fewer sentences at once"),
+        (
+            {"text": ["a", "b\nc"]},
+            JSON,
+            422,
+            "sentence 2 contains a line break; send each line as a string of its own",
+        ),
+        ({"text": "a\0"}, JSON, 422, "sentence 1 contains a control character, U+0000; leave it out"),
+        (b"a\nb\x1b", TEXT, 422, "sentence 2 contains a control character, U+001B; leave it out"),
+        (
+            b'{"text": "\\ud800"}',
+            JSON,
+            422,
+            "sentence 1 contains half of a surrogate pair, U+D800; leave it out",
+        ),
+        ({"text": ""}, JSON, 400, "there is nothing to translate; send a sentence that is not empty"),
+        ({"text": []}, JSON, 400, "there is nothing to translate; send a sentence that is not empty"),
+        (
+            {"text": [" ", "\t"]},
+            JSON,
+            400,
+            "there is nothing to translate; send a sentence that is not empty",
+        ),
+        (b"", TEXT, 400, "there is nothing to translate; send a sentence that is not empty"),
+        (b"\n \r\n\n", TEXT, 400, "there is nothing to translate; send a sentence that is not empty"),
+        (
+            {"text": ["a"] * 6},
+            JSON,
+            413,
+            "a request may have 5 sentences, but this one has 6; send fewer at once",
+        ),
+        (b"a\n" * 6, TEXT, 413, "a request may have 5 sentences, but this one has 6; send fewer at once"),
+        ({"text": ["a", "b" * 20]}, JSON, 413, "sentence 2 has 21 tokens, but may have 20; split it"),
+        (b"\n\na\n" + b"b" * 25, TEXT, 413, "sentence 4 has 26 tokens, but may have 20; split it"),
+        (
+            {"text": "a" * 321},
+            JSON,
+            413,
+            "sentence 1 has 321 characters, but may have 320, 16 for each of 20 tokens; split it",
+        ),
+        (b"a" * 2001, TEXT, 413, "a request may have 2000 bytes; send fewer sentences at once"),
         ({"text": "a"}, {"Content-Type": "text/html"}, 415, f"{TYPES} 'text/html'"),
         ({"text": "a"}, {}, 415, f"{TYPES} ''"),
-        (b"a", {"Content-Type": "text/plain; charset=latin-1"}, 415, f"{TYPES} 'text/plain; charset=latin-1'"),
-        (b"a", {**TEXT, "Content-Encoding": "gzip"}, 415, "Content-Encoding must be identity: send the body as it is"),
+        (
+            b"a",
+            {"Content-Type": "text/plain; charset=latin-1"},
+            415,
+            f"{TYPES} 'text/plain; charset=latin-1'",
+        ),
+        (
+            b"a",
+            {**TEXT, "Content-Encoding": "gzip"},
+            415,
+            "Content-Encoding must be identity; send the body as it is",
+        ),
     ],
-)  # fmt: skip
+)
 async def test_what_is_refused(body: Any, headers: dict[str, str], status: int, message: str) -> None:
-    """In JSON, whatever the request was in; the model has nothing to do with it."""
+    """Errors are in JSON, whatever the request was in, and the model is not called."""
     assert refusal(await ask(body, headers)) == (status, message)
 
 
@@ -147,10 +182,10 @@ async def test_what_is_refused(body: Any, headers: dict[str, str], status: int, 
     ],
     ids=["lists", "objects", "digits", "values"],
 )
-async def test_json_that_is_meant_to_harm(body: bytes, status: int) -> None:
-    """Depth and numbers without end; the parser's own limits are the answer's reason."""
-    code, message = refusal(await ask(body, limits=Limits()))
-    assert (code, message.partition(":")[0]) == (status, "the body is no JSON")
+async def test_malicious_json(body: bytes, status: int) -> None:
+    """Deep nesting and endless numbers meet the JSON parser's own limits."""
+    code, message = refusal(await ask(body, limits=RequestLimits()))
+    assert (code, message.partition(":")[0]) == (status, "the body is not JSON")
 
 
 @in_loop
@@ -158,21 +193,23 @@ async def test_json_that_is_meant_to_harm(body: bytes, status: int) -> None:
     "kind", ['application/JSON;charset="UTF-8"', "text/plain", "Text/Plain ; charset = us-ascii"]
 )
 async def test_other_spellings_of_the_content_type(kind: str) -> None:
-    """They mean the same."""
+    """They have the same meaning."""
     body = b'{"text": "a"}' if "JSON" in kind else b"a"
     assert (await ask(body, {"Content-Type": kind})).status_code == 200
 
 
 @in_loop
 async def test_a_request_that_is_just_as_large_as_it_may_be() -> None:
-    """Bytes, sentences and tokens."""
-    answer = await ask(b"\n".join([b"a" * 19] * 5), TEXT, Limits(request_bytes=99, sentences=5, tokens=20))
+    """At the limits of bytes, sentences and tokens, it is accepted."""
+    answer = await ask(
+        b"\n".join([b"a" * 19] * 5), TEXT, RequestLimits(request_bytes=99, sentences=5, tokens=20)
+    )
     assert answer.content == b"\n".join([b"A" * 19] * 5) + b"\n"
 
 
 @in_loop
 async def test_a_body_of_unknown_length_is_counted_as_it_comes() -> None:
-    """And not read to its end, which may never come."""
+    """It is not read to its end, which might never come."""
     sent = 0
 
     async def parts() -> AsyncIterator[bytes]:
@@ -182,14 +219,14 @@ async def test_a_body_of_unknown_length_is_counted_as_it_comes() -> None:
             yield b"a" * 500
 
     answer = await ask(parts(), TEXT)
-    assert refusal(answer) == (413, "a request may have 2000 bytes: send fewer sentences at once")
+    assert refusal(answer) == (413, "a request may have 2000 bytes; send fewer sentences at once")
     assert "content-length" not in answer.request.headers
     assert sent <= 3000
 
 
 @in_loop
 async def test_fifty_clients_at_once() -> None:
-    """Each has its own answer, none fails, and their sentences came in few batches."""
+    """Each gets its own answer, none fails, and their sentences share batches."""
     model = FakeModel(seconds=0.01)
     async with client(model) as asked:
 
@@ -210,9 +247,9 @@ async def test_fifty_clients_at_once() -> None:
 
 @in_loop
 async def test_too_many_sentences_waiting() -> None:
-    """503, with when to come back; those that wait are answered."""
+    """The answer is 503 with Retry-After; the waiting sentences are translated."""
     model = FakeModel()
-    async with client(model, LIMITS, Batching(queue=5)) as asked:
+    async with client(model, LIMITS, BatchingSettings(queue=5)) as asked:
         model.may_go.clear()
         tasks = [asyncio.create_task(asked.post("/translate", json={"text": ["a"]}))]
         await until(lambda: model.batches)
@@ -220,39 +257,48 @@ async def test_too_many_sentences_waiting() -> None:
         while (await asked.get("/health")).json()["waiting"] != 4:
             await asyncio.sleep(0.001)
         refused = await asked.post("/translate", json={"text": ["c"] * 2})
-        assert refusal(refused) == (503, "too many sentences are waiting: try again later")
+        assert refusal(refused) == (503, "too many sentences are waiting; try again later")
         assert refused.headers["retry-after"] == "1"
         model.may_go.set()
         assert [(await task).status_code for task in tasks] == [200, 200]
 
 
 @in_loop
-async def test_what_takes_too_long_is_given_up() -> None:
-    """504, and what of it is not begun never is; the server goes on."""
+async def test_a_translation_that_takes_too_long_is_given_up() -> None:
+    """The answer is 504; sentences that are not started are dropped, and the server goes on."""
     model = FakeModel()
-    limits = Limits(seconds=0.2)
-    async with client(model, limits, Batching(sentences=1)) as asked:
+    limits = RequestLimits(seconds=0.2)
+    async with client(model, limits, BatchingSettings(sentences=1)) as asked:
         model.may_go.clear()
         answer = await asked.post("/translate", json={"text": ["a", "b"]})
-        assert refusal(answer) == (504, "not translated within 0.2 seconds: send fewer sentences at once")
+        assert refusal(answer) == (504, "not translated within 0.2 seconds; send fewer sentences at once")
         model.may_go.set()
         assert (await asked.post("/translate", json={"text": "c"})).json()["translations"] == ["C"]
     assert model.batches == [["a"], ["c"]]
 
 
 def scope(app: Any) -> dict[str, Any]:
-    """Of a request for translations, as a server makes it."""
+    """Return the ASGI scope of a translation request."""
     return {
-        "type": "http", "scheme": "http", "method": "POST", "path": "/translate", "raw_path": b"/translate",
-        "http_version": "1.1", "root_path": "", "headers": [(b"content-type", b"text/plain"), (b"host", b"127.0.0.1")],
-        "query_string": b"", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "app": app,
-    }  # fmt: skip
+        "type": "http",
+        "scheme": "http",
+        "method": "POST",
+        "path": "/translate",
+        "raw_path": b"/translate",
+        "http_version": "1.1",
+        "root_path": "",
+        "headers": [(b"content-type", b"text/plain"), (b"host", b"127.0.0.1")],
+        "query_string": b"",
+        "server": ("127.0.0.1", 80),
+        "client": ("127.0.0.1", 1),
+        "app": app,
+    }
 
 
 @in_loop
 async def test_a_request_that_never_ends_is_given_up() -> None:
-    """408: a client that sends a byte now and then holds no place for ever."""
-    app = application.application(FakeModel(), Limits(seconds=0.1), Batching())
+    """A client that sends a byte now and then gets 408."""
+    app = application.application(FakeModel(), RequestLimits(seconds=0.1), BatchingSettings())
     sent = []
 
     async def receive() -> dict[str, Any]:
@@ -271,8 +317,8 @@ async def test_a_request_that_never_ends_is_given_up() -> None:
 @in_loop
 @pytest.mark.parametrize("length", [b"2001", b"9" * 5000])
 async def test_a_body_that_says_that_it_is_too_large_is_not_read(length: bytes) -> None:
-    """Not a byte of it."""
-    app, sent = application.application(FakeModel(), LIMITS, Batching()), []
+    """None of its bytes is read."""
+    app, sent = application.application(FakeModel(), LIMITS, BatchingSettings()), []
     asked = scope(app)
     asked["headers"].append((b"content-length", length))
 
@@ -290,9 +336,9 @@ async def test_a_body_that_says_that_it_is_too_large_is_not_read(length: bytes) 
 @in_loop
 @pytest.mark.parametrize("when", ["in its body", "while it waits"])
 async def test_a_client_that_goes_away(when: str) -> None:
-    """Its sentences are not translated if they are not begun."""
+    """Its sentences are dropped if the model has not started them."""
     model = FakeModel()
-    app = application.application(model, Limits(), Batching(sentences=1))
+    app = application.application(model, RequestLimits(), BatchingSettings(sentences=1))
     gone = asyncio.Event()
     messages = [{"type": "http.request", "body": b"a\nb\nc", "more_body": when == "in its body"}]
 
@@ -319,7 +365,7 @@ async def test_a_client_that_goes_away(when: str) -> None:
 
 @in_loop
 async def test_a_model_that_fails(caplog: pytest.LogCaptureFixture) -> None:
-    """500 without a word of the error, which is logged with its traceback; the server goes on."""
+    """The answer is 500 without the error, which is logged with its traceback; the server goes on."""
     async with client(FakeModel()) as asked:
         for text in ("fail", "unreadable"):
             answer = await asked.post("/translate", json={"text": text})
@@ -337,8 +383,8 @@ async def test_a_model_that_fails(caplog: pytest.LogCaptureFixture) -> None:
 
 @in_loop
 async def test_an_error_of_the_server_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In JSON too, and as silent."""
-    monkeypatch.setattr(application, "sentences", lambda *_: 1 / 0)
+    """The answer is 500 in JSON too, without details."""
+    monkeypatch.setattr(application, "parse_sentences", lambda *_: 1 / 0)
     assert refusal(await ask({"text": "a"})) == (
         500,
         "the server failed on this request; its log has the reason",
@@ -347,22 +393,26 @@ async def test_an_error_of_the_server_itself(monkeypatch: pytest.MonkeyPatch) ->
 
 @in_loop
 async def test_health() -> None:
-    """What the model is, what may be asked of it, and how much waits."""
+    """It describes the model, the limits and the queue."""
     async with client(FakeModel(), LIMITS) as asked:
         answer = await asked.get("/health")
     assert answer.json() == {
         "status": "ok",
         "version": __version__,
         "model": {
-            "source_lang": "de", "target_lang": "en", "engine": "ctranslate2", "quantization": "int8", "parameters": 6543210
+            "source_lang": "de",
+            "target_lang": "en",
+            "engine": "ctranslate2",
+            "quantization": "int8",
+            "parameters": 6543210,
         },
         "limits": {"request_bytes": 2000, "sentences": 5, "tokens": 20, "seconds": 30.0},
         "waiting": 0,
-    }  # fmt: skip
+    }
 
 
 async def counted(asked: httpx.AsyncClient) -> dict[str, float]:
-    """What Prometheus reads of the server's metrics."""
+    """Return the samples that Prometheus reads from the server's metrics."""
     answer = await asked.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=")
     samples = [sample for family in text_string_to_metric_families(answer.text) for sample in family.samples]
@@ -371,7 +421,7 @@ async def counted(asked: httpx.AsyncClient) -> dict[str, float]:
 
 @in_loop
 async def test_metrics() -> None:
-    """Of everything once; those of another server in the process are its own."""
+    """Everything is counted once, and two servers in one process count separately."""
     model = FakeModel()
     async with client(model) as asked, client(FakeModel()) as other:
         await asked.post("/translate", json={"text": ["ab", "", "cde"]})
@@ -404,9 +454,9 @@ async def test_metrics() -> None:
 
 @in_loop
 async def test_other_paths_and_methods() -> None:
-    """In JSON, with the methods that there are; no path leads to another."""
+    """The error is in JSON with the allowed methods, and no path redirects to another."""
     async with client(FakeModel()) as asked:
-        nothing = (404, "there is nothing here: the paths are /translate, /health, /metrics and /")
+        nothing = (404, "this path does not exist; use /translate, /health, /metrics or /")
         for path in ("/nothing", "/translate/", "/page/index.html", "/..%2fapp.py", "/static/../app.py"):
             assert refusal(await asked.get(path)) == nothing
         answer = await asked.get("/translate")
@@ -418,7 +468,7 @@ async def test_other_paths_and_methods() -> None:
 
 @in_loop
 async def test_the_page_and_its_files() -> None:
-    """Each of its type, and nothing in them comes from elsewhere or is a script within the page."""
+    """Each file has its type, and nothing in them is inline or comes from elsewhere."""
     async with client(FakeModel()) as asked:
         page = (await asked.get("/")).text
         linked = re.findall(r'(?:src|href)="([^"]+)"', page)
@@ -439,7 +489,7 @@ async def test_the_page_and_its_files() -> None:
 
 @in_loop
 async def test_headers_of_every_answer() -> None:
-    """The page may use its own files alone, nobody may guess types, and no other site may read anything."""
+    """The page may load its own files only, and other sites may read nothing."""
     async with client(FakeModel(), hosts={"127.0.0.1"}) as asked:
         for path, host in (
             ("/", "127.0.0.1"),
@@ -463,13 +513,22 @@ async def test_headers_of_every_answer() -> None:
 @pytest.mark.parametrize(
     ("host", "status"),
     [
-        ("127.0.0.1", 200), ("127.0.0.1:8080", 200), ("LocalHost:1", 200), ("[::1]", 200), ("[::1]:80", 200),
-        ("evil.example", 400), ("localhost.evil.example", 400), ("127.0.0.1.evil.example:80", 400), ("", 400), ("[::1]x", 400),
-        ("localhost:80:80", 400), ("[::2]", 400),
+        ("127.0.0.1", 200),
+        ("127.0.0.1:8080", 200),
+        ("LocalHost:1", 200),
+        ("[::1]", 200),
+        ("[::1]:80", 200),
+        ("evil.example", 400),
+        ("localhost.evil.example", 400),
+        ("127.0.0.1.evil.example:80", 400),
+        ("", 400),
+        ("[::1]x", 400),
+        ("localhost:80:80", 400),
+        ("[::2]", 400),
     ],
-)  # fmt: skip
+)
 async def test_a_name_that_leads_to_this_machine_is_not_enough(host: str, status: int) -> None:
-    """The page of another site can let its own name point here (DNS rebinding)."""
+    """Another site's page can point its own name here (DNS rebinding)."""
     async with client(FakeModel(), hosts={"127.0.0.1", "localhost", "[::1]"}) as asked:
         for answer in (
             await asked.get("/health", headers={"Host": host}),
@@ -482,7 +541,7 @@ async def test_a_name_that_leads_to_this_machine_is_not_enough(host: str, status
 
 @in_loop
 async def test_any_name_where_none_is_asked_for() -> None:
-    """On an address that others reach, which has names that the server can't know."""
+    """The server can't know the names of an address that other machines reach."""
     async with client(FakeModel()) as asked:
         assert (await asked.get("/health", headers={"Host": "translate.example"})).status_code == 200
 
@@ -490,7 +549,7 @@ async def test_any_name_where_none_is_asked_for() -> None:
 @in_loop
 @pytest.mark.parametrize(("site", "status"), [("cross-site", 403), ("same-origin", 200), ("none", 200)])
 async def test_other_sites_may_not_use_the_server(site: str, status: int) -> None:
-    """A browser sends plain text anywhere without asking, but says from where."""
+    """Browsers send plain text to any site without asking, but say which site it comes from."""
     async with client(FakeModel()) as asked:
         answer = await asked.post("/translate", content="a", headers={**TEXT, "Sec-Fetch-Site": site})
         assert answer.status_code == status
@@ -498,22 +557,22 @@ async def test_other_sites_may_not_use_the_server(site: str, status: int) -> Non
 
 
 def bind_refused(host: str, port: int) -> str:
-    """Why."""
+    """Return the message of the refusal."""
     with pytest.raises(UsageError) as refused:
         serve.bind(host, port)
     return str(refused.value)
 
 
 def test_a_port_in_use_is_refused() -> None:
-    """By a server of ours as by others; a free one is found."""
+    """By our own server or another; port 0 finds a free one."""
     with serve.bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        expected = f"--port {port} is in use on 127.0.0.1: give another, or 0 for one that is free"
+        expected = f"--port {port} is in use on 127.0.0.1; use another, or 0 for any free port"
         assert bind_refused("127.0.0.1", port) == expected
 
 
 def test_a_port_is_free_again_at_once() -> None:
-    """Though connections of the server before are still being closed."""
+    """Even while connections of the previous server are closing."""
     with serve.bind("127.0.0.1", 0) as listener:
         address = listener.getsockname()
         with socket.create_connection(address) as connection:
@@ -524,29 +583,29 @@ def test_a_port_is_free_again_at_once() -> None:
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "256.1.1.1", "a" * 300, "x..y"])
-def test_a_host_that_is_none_is_refused(host: str) -> None:
-    """Whatever it is that it is not."""
+def test_a_host_that_is_not_an_address_is_refused(host: str) -> None:
+    """The message quotes it."""
     assert (
         bind_refused(host, 0)
-        == f"--host '{host}' is no address: give one of this machine's, such as 127.0.0.1"
+        == f"--host '{host}' is not an address; use one of this machine's, such as 127.0.0.1"
     )
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    """One that is set aside for examples."""
-    expected = "--host '192.0.2.1' is not this machine's: give an address of this machine, such as 127.0.0.1"
+    """The address is reserved for documentation."""
+    expected = "--host '192.0.2.1' is not an address of this machine; use one of its own, such as 127.0.0.1"
     assert bind_refused("192.0.2.1", 0) == expected
 
 
 def test_a_privileged_port_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's refusal, which a test as root would not see."""
+    """The test imitates the system's refusal, which root does not get."""
 
     class Unprivileged(socket.socket):
         def bind(self, address: Any) -> None:
             raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(serve.socket, "socket", Unprivileged)
-    assert bind_refused("127.0.0.1", 80) == "--port 80 is only for privileged users: give one of 1024 or more"
+    assert bind_refused("127.0.0.1", 80) == "--port 80 is reserved for privileged users; use 1024 or more"
 
 
 @pytest.mark.parametrize(
@@ -561,7 +620,7 @@ def test_a_privileged_port_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_flags_out_of_range(flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture) -> None:
-    """In one line."""
+    """The message is one line."""
     with pytest.raises(SystemExit) as end:
         serve.main(["DIR", *flags])
     assert end.value.code == 2
@@ -569,7 +628,7 @@ def test_flags_out_of_range(flags: tuple[str, ...], message: str, capsys: pytest
 
 
 def parsed(*flags: str) -> argparse.Namespace:
-    """The flags of a command."""
+    """Parse the flags."""
     return serve.argument_parser().parse_args(["DIR", *flags])
 
 
@@ -582,13 +641,13 @@ def parsed(*flags: str) -> argparse.Namespace:
         ),
         (
             ("--queue", "10"),
-            "--max-request-sentences 1000 must be at most --queue, which is 10: a request of more would never have room; "
-            "lower the one or raise the other",
+            "--max-request-sentences 1000 must be at most --queue, which is 10: the queue would never have "
+            "room for a larger request; lower it or raise --queue",
         ),
     ],
 )
 def test_flags_that_cannot_work(flags: tuple[str, ...], message: str) -> None:
-    """Before anything is bound or read."""
+    """They are refused before anything is bound or read."""
     with pytest.raises(UsageError) as refused:
         serve._check(parsed(*flags))
     assert str(refused.value) == message
@@ -596,7 +655,7 @@ def test_flags_that_cannot_work(flags: tuple[str, ...], message: str) -> None:
 
 @pytest.mark.parametrize("name", ["starlette", "uvicorn", "prometheus_client"])
 def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what installs it."""
+    """The message says how to install it."""
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UsageError) as refused:
         serve.main(["nowhere"])
@@ -604,32 +663,50 @@ def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_server_has_the_flags_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits and batches; the model's own length where no flag shortens it."""
+    """Without a flag, the longest sentence is the model's own."""
 
-    def settings(*given: Any) -> SimpleNamespace:
-        return SimpleNamespace(given=given[1:], state=SimpleNamespace(metrics=None))
+    def settings(*given: Any, hosts: Any) -> SimpleNamespace:
+        return SimpleNamespace(given=(*given[1:], hosts), state=SimpleNamespace(metrics=None))
 
     monkeypatch.setattr(application, "application", settings)
     flags = (
-        "--max-batch-sentences", "2", "--max-batch-tokens", "3", "--batch-wait", "4", "--queue", "2000",
-        "--max-request-bytes", "6", "--max-request-sentences", "7", "--timeout", "8", "--shutdown-timeout", "9",
-    )  # fmt: skip
+        "--max-batch-sentences",
+        "2",
+        "--max-batch-tokens",
+        "3",
+        "--batch-wait",
+        "4",
+        "--queue",
+        "2000",
+        "--max-request-bytes",
+        "6",
+        "--max-request-sentences",
+        "7",
+        "--timeout",
+        "8",
+        "--shutdown-timeout",
+        "9",
+    )
     config = serve._server(parsed(*flags), FakeModel(), {"localhost"}).config
-    assert config.app.given == (Limits(6, 7, 100, 8.0), Batching(2, 3, 0.004, 2000, 100), {"localhost"})
+    assert config.app.given == (
+        RequestLimits(6, 7, 100, 8.0),
+        BatchingSettings(2, 3, 0.004, 2000, 100),
+        {"localhost"},
+    )
     assert config.timeout_graceful_shutdown == 9
     limits, batching, _ = serve._server(
         parsed("--max-sentence-tokens", "50"), FakeModel(), None
     ).config.app.given
     assert (limits.tokens, batching.longest) == (50, 50)
     assert serve._server(parsed(), FakeModel(), None).config.app.given[:2] == (
-        Limits(tokens=100),
-        Batching(longest=100),
+        RequestLimits(tokens=100),
+        BatchingSettings(longest=100),
     )
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """``imitkd-serve`` with a fake bundle, and nothing but this record in the place of the server."""
+    """``imitkd-serve`` with a fake model, and a record of its calls in place of the server."""
     record: dict[str, Any] = {}
     handlers: dict[int, Any] = {}
 
@@ -640,7 +717,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             if str(folder) == "slow":
                 handlers[signal.SIGTERM](signal.SIGTERM, None)
             if str(folder) == "nothing":
-                raise UsageError("DIR 'nothing' is no folder")
+                raise UsageError("DIR 'nothing' is not a folder")
             model = cls()
             model.manifest.update(record.get("says", {}))
             return model
@@ -665,7 +742,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_the_command(
     command: dict[str, Any], capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It says where it serves what, in one line, and listens for this machine alone unless told otherwise."""
+    """It prints one line that says what it serves where, and listens on this machine only."""
     serve.main(["DIR", "--port", "0"])
     port = command["address"][1]
     assert capsys.readouterr().out == f"serving de-en (ctranslate2, int8) on http://127.0.0.1:{port}\n"
@@ -681,7 +758,7 @@ def test_the_command(
 
 
 def test_the_models_settings(command: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The threads are torch's when the model is read."""
+    """torch has its threads before the model is loaded."""
     threads = []
     monkeypatch.setattr(serve.torch, "set_num_threads", threads.append)
     serve.main(["DIR", "--port", "0", "--device", "cuda", "--beam", "3", "--threads", "2"])
@@ -691,19 +768,19 @@ def test_the_models_settings(command: dict[str, Any], monkeypatch: pytest.Monkey
 def test_an_address_that_others_reach(
     command: dict[str, Any], capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line warns of it; any name may be asked for."""
+    """One line warns about it, and any Host is allowed."""
     serve.main(["DIR", "--host", "0.0.0.0", "--port", "0"])
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert (
-        warning
-        == "--host 0.0.0.0 lets everyone in who reaches this machine: put a proxy with a password and TLS before it"
+        warning == "--host 0.0.0.0 accepts requests from every machine that can reach this one: "
+        "put a proxy with a password and TLS in front of it"
     )
     assert command["hosts"] is None
     assert " on http://0.0.0.0:" in capsys.readouterr().out
 
 
 def test_loopback_of_the_other_kind(command: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
-    """In brackets, as addresses of the web have it."""
+    """An IPv6 address is shown in brackets, as in URLs."""
     try:
         serve.bind("::1", 0).close()
     except UsageError:
@@ -714,15 +791,15 @@ def test_loopback_of_the_other_kind(command: dict[str, Any], capsys: pytest.Capt
 
 
 def test_the_port_is_taken_before_the_model_is_read(command: dict[str, Any]) -> None:
-    """Whoever gave the wrong one needn't wait."""
+    """A wrong port is reported without waiting for the model."""
     with serve.bind("127.0.0.1", 0) as listener, pytest.raises(UsageError, match="is in use on"):
         serve.main(["DIR", "--port", str(listener.getsockname()[1])])
     assert command == {}
 
 
 def test_a_model_that_cannot_be_read(command: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
-    """Its own line ends the command, before the one that says where it serves."""
-    with pytest.raises(UsageError, match=r"^DIR 'nothing' is no folder$"):
+    """Its message ends the command before the line that says where it serves."""
+    with pytest.raises(UsageError, match=r"^DIR 'nothing' is not a folder$"):
         serve.main(["nothing", "--port", "0"])
     assert capsys.readouterr().out == ""
     assert "hosts" not in command
@@ -741,11 +818,11 @@ def test_a_model_that_cannot_be_read(command: dict[str, Any], capsys: pytest.Cap
 def test_a_model_whose_folder_says_nonsense(
     says: dict[str, Any], wrong: str, command: dict[str, Any]
 ) -> None:
-    """In what nothing but ``/health`` reads."""
+    """In fields that only ``/health`` reads."""
     command["says"] = says
     with pytest.raises(UsageError) as refused:
         serve.main(["DIR", "--port", "0"])
-    assert str(refused.value) == f"DIR/imitkd.json is damaged ({wrong}): export the student again"
+    assert str(refused.value) == f"DIR/imitkd.json is damaged ({wrong}); export the student again"
     assert "hosts" not in command
 
 
@@ -757,7 +834,7 @@ def test_a_model_whose_folder_says_little(command: dict[str, Any], capsys: pytes
 
 
 def test_a_signal_while_the_model_is_read(command: dict[str, Any]) -> None:
-    """There is nothing to finish yet: the command ends at once, as a server that is told to stop."""
+    """The command ends at once with status 0."""
     with pytest.raises(SystemExit) as end:
         serve.main(["slow", "--port", "0"])
     assert end.value.code == 0
@@ -765,9 +842,12 @@ def test_a_signal_while_the_model_is_read(command: dict[str, Any]) -> None:
 
 
 def test_more_tokens_than_the_model_can_read_are_refused(command: dict[str, Any]) -> None:
-    """As many as it can are not."""
+    """The model's own limit is accepted."""
     serve.main(["DIR", "--port", "0", "--max-sentence-tokens", "100"])
     with pytest.raises(UsageError) as refused:
         serve.main(["DIR", "--port", "0", "--max-sentence-tokens", "101"])
-    expected = "--max-sentence-tokens 101 must be at most what the model can read, 100: give that or less, or leave it out"
+    expected = (
+        "--max-sentence-tokens 101 must be at most the 100 tokens that the model can represent; lower it or "
+        "leave it out"
+    )
     assert str(refused.value) == expected

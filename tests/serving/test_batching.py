@@ -1,4 +1,4 @@
-"""Sentences of many requests in common batches: which come together, who waits, who fails, who is left out."""
+"""Shared batches: which sentences they hold, which requests wait or fail, and what is cancelled."""
 
 import asyncio
 import logging
@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.serving.batching import TEXTS, Batcher, Batching, ModelFailed, QueueFull, TooLong
+from fairseq_imitkd.serving.batching import TEXTS, Batcher, BatchingSettings, ModelFailed, QueueFull, TooLong
 from tests.helpers.served_model import FakeModel, in_loop, until
 
 
 @asynccontextmanager
 async def running(model: FakeModel, on_batch=lambda *_: None, **batching) -> AsyncIterator[Batcher]:
-    """A batcher at work."""
-    batcher = Batcher(model, Batching(**batching), on_batch)
+    """Run a batcher."""
+    batcher = Batcher(model, BatchingSettings(**batching), on_batch)
     async with batcher.running():
         yield batcher
     model.may_go.set()
@@ -24,7 +24,7 @@ async def running(model: FakeModel, on_batch=lambda *_: None, **batching) -> Asy
 
 @asynccontextmanager
 async def held(batcher: Batcher, model: FakeModel) -> AsyncIterator[None]:
-    """The model is kept at the sentence "first", so that all that is asked for meanwhile waits; then it may go on."""
+    """Keep the model busy with the sentence "first", so that other requests wait, then let it go on."""
     model.may_go.clear()
     first = asyncio.create_task(batcher.translate(["first"]))
     await until(lambda: model.batches == [["first"]])
@@ -34,7 +34,7 @@ async def held(batcher: Batcher, model: FakeModel) -> AsyncIterator[None]:
 
 
 async def waiting(batcher: Batcher, *requests: list[str]) -> list[asyncio.Task]:
-    """Requests that stand in line, in this order."""
+    """Queue requests in this order."""
     tasks = []
     for request in requests:
         wanted = batcher.waiting + len(request)
@@ -45,7 +45,7 @@ async def waiting(batcher: Batcher, *requests: list[str]) -> list[asyncio.Task]:
 
 @in_loop
 async def test_requests_share_a_batch_and_each_gets_its_own() -> None:
-    """In its own order, whatever the order in the batch."""
+    """Each request's translations are in its own order."""
     model = FakeModel()
     async with running(model) as batcher:
         async with held(batcher, model):
@@ -58,7 +58,7 @@ async def test_requests_share_a_batch_and_each_gets_its_own() -> None:
 
 @in_loop
 async def test_batches_have_at_most_so_many_sentences() -> None:
-    """And no fewer, as long as there are enough."""
+    """And no fewer while enough are waiting."""
     model = FakeModel()
     async with running(model, sentences=3) as batcher:
         assert (await batcher.translate(list("abcdefg"))).texts == list("ABCDEFG")
@@ -67,7 +67,7 @@ async def test_batches_have_at_most_so_many_sentences() -> None:
 
 @in_loop
 async def test_batches_have_at_most_so_many_tokens_with_padding() -> None:
-    """Each as wide as the longest; a sentence that is longer than that is one of its own."""
+    """A batch is as wide as its longest sentence; one above the limit is alone."""
     model = FakeModel()
     texts = [
         "aaaa",
@@ -86,7 +86,7 @@ async def test_batches_have_at_most_so_many_tokens_with_padding() -> None:
 
 @in_loop
 async def test_sentences_of_like_length_come_together() -> None:
-    """Of those that wait, whoever asked for them."""
+    """Whichever request they belong to."""
     model = FakeModel()
     async with running(model, sentences=3) as batcher:
         async with held(batcher, model):
@@ -97,7 +97,7 @@ async def test_sentences_of_like_length_come_together() -> None:
 
 @in_loop
 async def test_a_full_batch_does_not_wait_and_others_wait_for_company() -> None:
-    """Two sentences fill a batch here; one by itself would wait for an hour."""
+    """Two sentences fill a batch here; one alone would wait an hour."""
     model = FakeModel()
     async with running(model, sentences=2, wait=3600.0) as batcher:
         [first] = await waiting(batcher, ["a"])
@@ -110,7 +110,7 @@ async def test_a_full_batch_does_not_wait_and_others_wait_for_company() -> None:
 
 @in_loop
 async def test_one_sentence_does_not_wait_for_ever() -> None:
-    """Company is waited for, but not long."""
+    """It is translated after the configured wait."""
     model = FakeModel()
     async with running(model, wait=0.01) as batcher:
         assert (await batcher.translate(["a"])).texts == ["A"]
@@ -121,7 +121,7 @@ async def test_one_sentence_does_not_wait_for_ever() -> None:
     ("small", "batch"), [("b", 1), ("b" * 50, 2)], ids=["like the others", "of another length"]
 )
 async def test_a_request_of_many_sentences_does_not_starve_a_small_one(small: str, batch: int) -> None:
-    """That came after it: the small one is in the next batch, or in the one after that, not behind a hundred."""
+    """A small request behind a large one is in the next batch or the one after it."""
     model = FakeModel()
     async with running(model, sentences=4) as batcher:
         async with held(batcher, model):
@@ -133,7 +133,7 @@ async def test_a_request_of_many_sentences_does_not_starve_a_small_one(small: st
 
 @in_loop
 async def test_small_requests_do_not_starve_one_of_many_sentences() -> None:
-    """Though more of them than a batch holds are always waiting, and none is like it in length."""
+    """More of them than fit in a batch always wait, and none is close to it in length."""
     model = FakeModel()
     async with running(model, sentences=2) as batcher:
         large = asyncio.create_task(batcher.translate(["a" * 40] * 8))
@@ -150,7 +150,7 @@ async def test_small_requests_do_not_starve_one_of_many_sentences() -> None:
 
 @in_loop
 async def test_an_abandoned_request_is_left_out_if_not_begun() -> None:
-    """Others in the line are not."""
+    """The other requests in the queue are translated."""
     model = FakeModel()
     async with running(model) as batcher:
         async with held(batcher, model):
@@ -167,7 +167,7 @@ async def test_an_abandoned_request_is_left_out_if_not_begun() -> None:
 @in_loop
 @pytest.mark.parametrize("text", ["gone", "fail"])
 async def test_a_request_abandoned_in_its_batch_harms_nobody(text: str) -> None:
-    """Its translation, or its failure, is thrown away, and the next request has its own."""
+    """Its result or failure is dropped, and the next request gets its own."""
     model = FakeModel()
     async with running(model) as batcher:
         model.may_go.clear()
@@ -181,7 +181,7 @@ async def test_a_request_abandoned_in_its_batch_harms_nobody(text: str) -> None:
 
 @in_loop
 async def test_more_sentences_than_may_wait_are_refused() -> None:
-    """At once; as soon as there is room they are taken."""
+    """They are refused at once, and accepted as soon as there is room."""
     model = FakeModel()
     async with running(model, queue=3) as batcher:
         async with held(batcher, model):
@@ -196,7 +196,7 @@ async def test_more_sentences_than_may_wait_are_refused() -> None:
 
 @in_loop
 async def test_sentences_that_are_being_encoded_wait_too() -> None:
-    """Or any number of requests could be in memory at once."""
+    """Otherwise any number of requests could be in memory."""
     model = FakeModel()
     async with running(model, queue=3) as batcher:
         tasks = [asyncio.create_task(batcher.translate(["a", "b"])) for _ in range(2)]
@@ -206,7 +206,7 @@ async def test_sentences_that_are_being_encoded_wait_too() -> None:
 
 @in_loop
 async def test_a_sentence_of_too_many_tokens_is_named() -> None:
-    """By its place among the request's sentences; one that is just as long as it may be is translated."""
+    """By its place in the request; a sentence at the limit is translated."""
     model = FakeModel()
     async with running(model, longest=5) as batcher:
         assert (await batcher.translate(["aaaa"])).texts == ["AAAA"]
@@ -219,7 +219,7 @@ async def test_a_sentence_of_too_many_tokens_is_named() -> None:
 
 @in_loop
 async def test_a_request_that_fails_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
-    """Though others are in its batch; the model is used again after that."""
+    """The others in its batch succeed, and the model is used again."""
     model = FakeModel()
     async with running(model) as batcher:
         async with held(batcher, model):
@@ -230,7 +230,7 @@ async def test_a_request_that_fails_fails_alone(caplog: pytest.LogCaptureFixture
     assert isinstance(results[1], ModelFailed)
     assert str(results[1].__cause__) == "secret of the model"
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == ["a batch of 3 requests failed: each is tried by itself"]
+    assert warnings == ["a batch of 3 requests failed; each is tried alone"]
 
 
 @in_loop
@@ -247,7 +247,7 @@ async def test_an_error_that_would_end_the_process_ends_a_request() -> None:
 
 @in_loop
 async def test_a_model_that_loses_a_translation_fails() -> None:
-    """Nobody gets another's."""
+    """No sentence gets the translation of another."""
     model = FakeModel()
     model.translate = lambda sources: [torch.tensor([65, 2])]  # type: ignore[method-assign]
     async with running(model) as batcher:
@@ -258,7 +258,7 @@ async def test_a_model_that_loses_a_translation_fails() -> None:
 
 @in_loop
 async def test_blank_sentences_stay_empty_and_are_not_translated() -> None:
-    """Nor are those of which the subword model leaves nothing but an EOS."""
+    """Neither are sentences that the subword model reduces to an EOS."""
     model = FakeModel()
     async with running(model) as batcher:
         assert (await batcher.translate(["", "a", " \t\u2028", "\u200b", "b"])).texts == [
@@ -274,7 +274,7 @@ async def test_blank_sentences_stay_empty_and_are_not_translated() -> None:
 
 @in_loop
 async def test_text_has_one_thread_and_the_model_another() -> None:
-    """Neither is the event loop's."""
+    """Neither is the event loop's thread."""
     model = FakeModel()
     async with running(model) as batcher:
         await batcher.translate([str(number) for number in range(3 * TEXTS)])
@@ -287,7 +287,7 @@ async def test_text_has_one_thread_and_the_model_another() -> None:
 
 @in_loop
 async def test_a_request_of_many_sentences_leaves_the_text_thread_to_others() -> None:
-    """In between, not only at its end."""
+    """They get their turn before it ends."""
     model, seen, encode = FakeModel(), [], FakeModel.encode
     model.encode = lambda text: seen.append(text) or encode(model, text)  # type: ignore[method-assign]
     async with running(model) as batcher:
@@ -297,7 +297,7 @@ async def test_a_request_of_many_sentences_leaves_the_text_thread_to_others() ->
 
 @in_loop
 async def test_every_batch_is_reported() -> None:
-    """With its size, and the time that the model alone took."""
+    """With its size and the time that the model took."""
     reported = []
     async with running(FakeModel(), lambda *batch: reported.append(batch), sentences=2) as batcher:
         await batcher.translate(["a", "b", "slow 0.05"])

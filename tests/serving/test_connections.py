@@ -1,4 +1,4 @@
-"""The server's sockets: what is sent there half, never read or no HTTP keeps nobody else from being answered."""
+"""Clients that send half a request, never read, or speak no HTTP do not keep others from being answered."""
 
 import asyncio
 import contextlib
@@ -24,14 +24,14 @@ IN_TIME = ("--timeout", "300")  # nothing here takes so long
 
 
 class Served:
-    """A server, and its clients that are no browsers."""
+    """A server in this process, and raw clients for it."""
 
     def __init__(self, server: Any, port: int):
         self.server, self.port = server, port
 
     @asynccontextmanager
     async def connected(self, sent: bytes, buffer: int | None = None) -> AsyncIterator[tuple[Any, Any]]:
-        """A connection that has sent this; ``buffer`` bytes come in unless they are read."""
+        """Open a connection and send something; ``buffer`` limits the bytes that arrive unread."""
         there = socket.socket()
         if buffer is not None:
             there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
@@ -47,17 +47,17 @@ class Served:
                 await writer.wait_closed()
 
     async def said(self, sent: bytes) -> bytes:
-        """All that the server says to this until it closes the connection."""
+        """Return everything that the server answers until it closes the connection."""
         async with self.connected(sent) as (reader, _):
             return await reader.read()
 
     async def asked(self, method: str, path: str, **content: Any) -> httpx.Response:
-        """Answered over a connection of its own."""
+        """Send a request over a connection of its own and return the answer."""
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=60) as client:
             return await client.request(method, path, **content)
 
     async def counted(self, path: str) -> dict[str, float]:
-        """How often each status was answered there."""
+        """Return how often each status was answered on a path."""
         lines = (await self.asked("GET", "/metrics")).text.splitlines()
         start = f'imitkd_requests_total{{path="{path}",status="'
         return {line.split('"')[3]: float(line.split()[-1]) for line in lines if line.startswith(start)}
@@ -65,7 +65,7 @@ class Served:
 
 @asynccontextmanager
 async def served(*flags: str, model: FakeModel | None = None) -> AsyncIterator[Served]:
-    """``imitkd-serve`` in this event loop."""
+    """Run ``imitkd-serve`` in this event loop."""
     with serve.bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         server = serve._server(
@@ -81,7 +81,7 @@ async def served(*flags: str, model: FakeModel | None = None) -> AsyncIterator[S
 
 
 def error(said: bytes) -> tuple[int, str]:
-    """The status and the line of an answer that is the last of its connection."""
+    """Return the status and the message of an answer that is the last of its connection."""
     head, _, body = said.partition(b"\r\n\r\n")
     status, *fields = head.decode().lower().split("\r\n")
     assert {"content-type: application/json", "connection: close", "x-content-type-options: nosniff"} <= {
@@ -93,7 +93,7 @@ def error(said: bytes) -> tuple[int, str]:
 
 @in_loop
 async def test_headers_that_are_not_complete_in_time() -> None:
-    """408 from the connection's begin, or from its last answer; a connection without a request just ends."""
+    """408, counted from the opening or the last answer; without any bytes, the connection just closes."""
     late = (408, "the request's headers were not complete within 3 seconds")
     async with served("--timeout", "3") as server:
         nothing, half = await asyncio.gather(server.said(b""), server.said(HALF))
@@ -107,7 +107,7 @@ async def test_headers_that_are_not_complete_in_time() -> None:
 
 
 async def answered(reader: asyncio.StreamReader) -> bytes:
-    """The status line of one answer, which is read to its end."""
+    """Read one answer to its end and return its status line."""
     head = await reader.readuntil(b"\r\n\r\n")
     [length] = [
         int(field[15:]) for field in head.lower().split(b"\r\n") if field.startswith(b"content-length:")
@@ -120,8 +120,8 @@ async def answered(reader: asyncio.StreamReader) -> bytes:
 @pytest.mark.parametrize(
     "begun", [HALF, b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\n"]
 )
-async def test_a_byte_now_and_then_is_not_in_time(begun: bytes) -> None:
-    """Of headers, or of a body that nobody reads any more."""
+async def test_dripping_bytes_do_not_extend_the_deadline(begun: bytes) -> None:
+    """In headers, or in a body that the application does not read."""
     async with served("--timeout", "0.5") as server, server.connected(begun) as (reader, writer):
 
         async def drip() -> None:
@@ -139,7 +139,7 @@ async def test_a_byte_now_and_then_is_not_in_time(begun: bytes) -> None:
 @in_loop
 @pytest.mark.parametrize("requests", [1, 3])
 async def test_an_answer_that_is_not_read_in_time(requests: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection is not kept for ever, nor does the next answer wait for it."""
+    """The connection is closed, and the next answer does not wait for it."""
     model = FakeModel()
     monkeypatch.setattr(model, "decode", lambda tokens: "x" * 20_000_000)  # more than a socket holds
     sent = requests * (b"POST /translate HTTP/1.1\r\nHost: a\r\n" + TEXT + b"Content-Length: 1\r\n\r\na")
@@ -165,12 +165,12 @@ async def test_an_answer_that_is_not_read_in_time(requests: int, monkeypatch: py
         (b"GET / HTTP/1.1\r\nHost: a\r\nb: " + 100_000 * b"c", 431, "Receive buffer too long"),
     ],
 )
-async def test_what_is_no_http(sent: bytes, status: int, why: str) -> None:
-    """Like every error, answered in a line of JSON, and counted."""
+async def test_malformed_http(sent: bytes, status: int, why: str) -> None:
+    """It is answered with one line of JSON, like every error, and counted."""
     async with served(*IN_TIME) as server:
         found, message = error(await server.said(sent))
         assert found == status
-        assert message.startswith(f"this is no HTTP: {why}")
+        assert message.startswith(f"the request is not valid HTTP: {why}")
         assert "\n" not in message
         assert await server.counted("other") == {str(status): 1}
 
@@ -185,10 +185,10 @@ async def test_what_is_no_http(sent: bytes, status: int, why: str) -> None:
     ],
 )
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_a_body_that_is_no_http(
+async def test_a_malformed_body(
     asked: bytes, answer: bytes, counted: str, at_once: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whether its request is answered already or not: once at most, counted once, and no error of the server."""
+    """It is answered at most once and counted once, answered already or not, and it is not a server error."""
     async with served(*IN_TIME) as server:
         async with server.connected(asked + b"\r\n") as (reader, writer):
             if not at_once:
@@ -217,8 +217,8 @@ async def test_a_body_that_is_no_http(
     "kept",
     [b"", HALF, HEALTH, b"POST /translate HTTP/1.1\r\nHost: a\r\n" + TEXT + b"Content-Length: 9\r\n\r\na"],
 )
-async def test_connections_that_wait_give_way(kept: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first of them to another client, whatever is missing; and there are never more than there may be."""
+async def test_idle_connections_make_room(kept: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest-idle one makes room for a new client, and the limit always holds."""
     monkeypatch.setattr(connections, "most_connections", lambda: 5)
     async with served(*IN_TIME) as server, contextlib.AsyncExitStack() as clients:
         opened = []
@@ -239,7 +239,7 @@ async def test_connections_that_wait_give_way(kept: bytes, monkeypatch: pytest.M
 
 @in_loop
 async def test_a_connection_that_was_answered_last_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that gives way has had nothing for longer, though it is younger."""
+    """The other one closes: it has been idle longer, though it is younger."""
     monkeypatch.setattr(connections, "most_connections", lambda: 2)
     async with served(*IN_TIME) as server, server.connected(HEALTH) as (first, asks):
         assert await answered(first) == b"HTTP/1.1 200 OK"
@@ -256,8 +256,8 @@ async def test_a_connection_that_was_answered_last_stays(monkeypatch: pytest.Mon
 
 
 @in_loop
-async def test_requests_do_not_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """503 to another one, as long as all that there may be wait for the model."""
+async def test_running_requests_do_not_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While all connections wait for the model, a new one gets 503."""
     monkeypatch.setattr(connections, "most_connections", lambda: 2)
     model = FakeModel()
     async with served(*IN_TIME, "--batch-wait", "0", model=model) as server:
@@ -271,7 +271,7 @@ async def test_requests_do_not_give_way(monkeypatch: pytest.MonkeyPatch) -> None
             each for each in server.server.server_state.connections if each.deadline
         ]  # the application has its own
         said = await server.said(b"")
-        assert error(said) == (503, "too many requests at once: try again later")
+        assert error(said) == (503, "too many requests at once; try again later")
         assert b"\r\nretry-after: 1\r\n" in said.lower()
         model.may_go.set()
         assert [answer.json()["translations"] for answer in await asyncio.gather(*begun)] == [["A"], ["B"]]
@@ -297,7 +297,7 @@ UNLIMITED = resource.RLIM_INFINITY
 def test_as_many_connections_as_descriptors_allow(
     soft: int, hard: int, raised: int | None, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of these the process has as many as it can have and need."""
+    """The process raises its limit of descriptors as far as it needs and may."""
     limits = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
     monkeypatch.setattr(resource, "setrlimit", lambda _, to: limits.append(to))

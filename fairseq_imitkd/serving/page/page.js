@@ -1,12 +1,12 @@
 "use strict";
 
-const at = (id) => document.getElementById(id);
+const element = (id) => document.getElementById(id);
 const [form, source, button, result, copy, status, error] =
-  ["form", "source", "translate", "result", "copy", "status", "error"].map(at);
+  ["form", "source", "translate", "result", "copy", "status", "error"].map(element);
 const number = new Intl.NumberFormat("en");
 let translations = [];
 
-/** What a server says in JSON; an Error with its own words, or with what kept it from answering. */
+/** Return a JSON answer of the server; throw an Error with the server's message, or with what went wrong. */
 async function ask(path, options) {
   let response;
   try {
@@ -28,7 +28,7 @@ function complain(message) {
   error.scrollIntoView({ block: "nearest" });
 }
 
-/** A language's English name; what stands for it in the model where it is none. */
+/** Return a language's English name, or the model's code if it has none. */
 function language(code) {
   try {
     return new Intl.DisplayNames(["en"], { type: "language" }).of(code.replace("_", "-"));
@@ -42,7 +42,7 @@ function setLanguage(code, name, text) {
   try {
     [text.lang] = Intl.getCanonicalLocales(code.replace("_", "-"));
   } catch {
-    // Not one that a browser or a screen reader knows.
+    // The browser does not know this language.
   }
 }
 
@@ -50,20 +50,20 @@ async function describe() {
   const { model, limits, version } = await ask("health");
   const [from, to] = [model.source_lang, model.target_lang];
   if (from && to) {
-    setLanguage(from, at("source-language"), source);
-    setLanguage(to, at("target-language"), result);
-    at("languages").textContent = `${language(from)} to ${language(to)}`;
-    document.title = at("languages").textContent;
+    setLanguage(from, element("source-language"), source);
+    setLanguage(to, element("target-language"), result);
+    element("languages").textContent = `${language(from)} to ${language(to)}`;
+    document.title = element("languages").textContent;
   }
   const size = Number.isFinite(model.parameters) &&
     `${new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 }).format(model.parameters)} parameters`;
   for (const fact of [model.engine, model.quantization, size, `fairseq-imitkd ${version}`]) {
     if (fact) {
-      at("model").append(Object.assign(document.createElement("li"), { textContent: fact }));
+      element("model").append(Object.assign(document.createElement("li"), { textContent: fact }));
     }
   }
-  at("limits").textContent =
-    `At most ${number.format(limits.sentences)} lines at once, and ${number.format(limits.tokens)} tokens a line.`;
+  element("limits").textContent =
+    `At most ${number.format(limits.sentences)} lines at once and ${number.format(limits.tokens)} tokens per line.`;
 }
 
 function show(lines) {
@@ -72,7 +72,7 @@ function show(lines) {
     Object.assign(document.createElement("p"), { textContent: line, dir: "auto" })));
   copy.hidden = !lines.length;
   if (lines.length) {
-    result.parentElement.scrollIntoView({ block: "nearest" }); // on a phone it is below what is seen
+    result.parentElement.scrollIntoView({ block: "nearest" }); // on a phone, it is below the visible part
   }
 }
 
@@ -110,7 +110,7 @@ async function copyAll() {
   const text = translations.join("\n");
   try {
     await navigator.clipboard.writeText(text);
-  } catch { // not over plain HTTP from another machine
+  } catch { // browsers refuse this over plain HTTP from another machine
     const holder = Object.assign(document.createElement("textarea"), { value: text });
     document.body.append(holder);
     holder.select();
@@ -122,7 +122,7 @@ async function copyAll() {
   setTimeout(() => { copy.textContent = "Copy"; }, 1500);
 }
 
-form.noValidate = true; // the server says what is wrong
+form.noValidate = true; // the server reports what is wrong
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   translate();
@@ -134,6 +134,6 @@ source.addEventListener("keydown", (event) => {
   }
 });
 copy.addEventListener("click", copyAll);
-at("example").textContent =
+element("example").textContent =
   `curl ${new URL("translate", location.href)} -H 'Content-Type: application/json' \\\n  -d '{"text": ["…", "…"]}'`;
 describe().catch((reason) => complain(reason.message));
