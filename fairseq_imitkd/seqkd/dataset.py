@@ -1,10 +1,11 @@
-"""Translations made a data set: chosen, filtered, counted, and written as text and as fairseq's data directory."""
+"""The data set made of translations: which pairs it holds, their counts, and the files."""
 
 import hashlib
 import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,27 +15,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fairseq_imitkd.data.corpus import Corpus, Languages, lines, whole_dataset
+from fairseq_imitkd.data.corpus import Corpus, Languages, dataset_builder, read_lines
 from fairseq_imitkd.data.files import sha256
-from fairseq_imitkd.engines.base import Translated
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.rollout import RandomKey
+from fairseq_imitkd.rollout.keyed_random import MIXING_GOLD
+from fairseq_imitkd.seqkd.translator import TranslatedBatch
 
-GOLD = 7  # the stream of random numbers that draws the references to keep
-_SEPARATORS = re.compile(
-    "[\r\v\f\x1c-\x1e\x85\u2028\u2029]"
-)  # beside a line feed, where some tools end a line
+# Some tools end a line at these characters too.
+_SEPARATORS = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Which pairs are left out, and which references are added.
+    """Which pairs are dropped, and which references are added.
 
     Args:
-        max_ratio: of the longer side's tokens to the shorter's; 0 lets all pass.
-        dedup: leave out a pair that was there before.
-        mix_gold: share of the translated sentences whose reference is written too, beside the translation.
-        seed: which ones.
+        max_ratio: most tokens of the longer side per token of the shorter side; 0 means unlimited.
+        dedup: whether to drop a pair that occurred before.
+        mix_gold: share of the translated sentences whose reference is added to their translations.
+        seed: seed of the choice of these sentences.
 
     Raises:
         UsageError: a value is out of range.
@@ -47,31 +47,43 @@ class Filters:
 
     def __post_init__(self) -> None:
         if self.max_ratio != 0.0 and not 1.0 <= self.max_ratio < math.inf:
-            raise UsageError(f"--max-ratio must be 1 or more, or 0 to let all pass, but is {self.max_ratio}")
+            raise UsageError(f"--max-ratio must be 1 or more, or 0 for no limit, but is {self.max_ratio}")
         if not 0.0 <= self.mix_gold <= 1.0:
             raise UsageError(f"--mix-gold must be in 0..1, but is {self.mix_gold}")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A line of the output.
+    """A source and one of its targets.
 
     Args:
-        sentence: its number in the corpus.
-        origin: ``teacher`` or ``gold``.
-        score: of a translation.
-        target: ``(T,)`` int64 with its EOS.
+        sentence: number of the source in the corpus.
+        origin: who wrote the target, ``teacher`` or ``gold``.
+        score: score of a translation; None for a reference.
+        target: ``(T,)`` int64, EOS included.
+        cut: whether the length limit ended the target.
     """
 
     sentence: int
     origin: str
     score: float | None
     target: Tensor
+    cut: bool = False
 
 
 @dataclass
 class Counts:
-    """What became of every sentence, for the manifest. References that were drawn are ``gold``, dropped or not."""
+    """What became of every sentence, for the manifest.
+
+    Args:
+        sentences: sentences in the corpus.
+        too_long: sources that are too long for the teacher.
+        empty_sources: sources without words.
+        translations: translations, before any is dropped.
+        dropped: dropped pairs by reason.
+        gold: references that were added, before any is dropped.
+        written: pairs in the data set.
+    """
 
     sentences: int = 0
     too_long: int = 0
@@ -83,14 +95,18 @@ class Counts:
     gold: int = 0
     written: int = 0
 
-    def check(self, translated_sentences: int, of_each: int) -> None:
-        """Nothing may be lost or doubled.
+    def check(self, translated_sentences: int, per_sentence: int) -> None:
+        """Check that no sentence is lost or doubled.
+
+        Args:
+            translated_sentences: sentences that have translations.
+            per_sentence: translations of each of them.
 
         Raises:
-            RuntimeError: a sentence is unaccounted for. This is a defect of ours, never the user's mistake.
+            RuntimeError: a sentence is unaccounted for, which is a defect of this program.
         """
-        expected = (self.sentences - self.too_long - self.empty_sources) * of_each
-        if self.translations != expected or translated_sentences * of_each != expected:
+        expected = (self.sentences - self.too_long - self.empty_sources) * per_sentence
+        if self.translations != expected or translated_sentences * per_sentence != expected:
             raise RuntimeError(f"{expected} translations were expected, but {self.translations} are there")
         if self.written != self.translations + self.gold - sum(self.dropped.values()):
             raise RuntimeError(f"the counts do not add up: {self}")
@@ -98,39 +114,33 @@ class Counts:
 
 def pairs(
     corpus: Corpus,
-    found: Sequence[Translated],
+    batches: Sequence[TranslatedBatch],
     filters: Filters,
+    *,
     counts: Counts,
     text: Callable[[Tensor], str],
 ) -> Iterator[Pair]:
-    """All pairs in the corpus' order, a sentence's translations before its reference; what is left out is counted.
+    """Yield the pairs that are kept, in the order of the corpus; a reference comes after the translations.
 
-    ``text`` makes a target words.
+    Args:
+        corpus: the sentences.
+        batches: their translations.
+        filters: which pairs to drop, and which references to add.
+        counts: counts of dropped and kept pairs, which are updated.
+        text: turns a target into text.
     """
-    place = np.full((len(corpus), 2), -1, dtype=np.int64)  # (batch, row in it)
-    starts = []
-    for number, batch in enumerate(found):
-        place[batch.ids] = np.stack([np.full_like(batch.ids, number), np.arange(batch.ids.size)], axis=1)
-        hypothesis = np.concatenate([[0], batch.counts.cumsum()])
-        starts.append((hypothesis, np.concatenate([[0], batch.lengths.cumsum()])))
-    draws = RandomKey(filters.seed, 0, GOLD).uniforms(torch.arange(len(corpus)))
+    draws = RandomKey(filters.seed, 0, MIXING_GOLD).uniforms(torch.arange(len(corpus)))
     is_gold = draws.lt(filters.mix_gold).tolist()
-    seen: set[bytes] = set()
-    for sentence, (number, row) in enumerate(place.tolist()):
-        if number < 0:
-            continue
-        batch, (first_of_row, first_token) = found[number], starts[number]
-        its = []
-        for h in range(first_of_row[row], first_of_row[row + 1]):
-            counts.translations += 1
-            tokens = torch.from_numpy(batch.tokens[first_token[h] : first_token[h + 1]].astype(np.int64))
-            its.append((Pair(sentence, "teacher", float(batch.scores[h]), tokens), bool(batch.cut[h])))
+    drop_reason = _DropReason(corpus, filters, text)
+    for sentence, translations in _by_sentence(len(corpus), batches):
+        found = list(translations)
+        counts.translations += len(found)
         if is_gold[sentence]:
             assert corpus.references is not None
             counts.gold += 1
-            its.append((Pair(sentence, "gold", None, corpus.references[sentence].long()), False))
-        for pair, cut in its:
-            reason = _why_not(pair, cut, corpus, filters, seen, text)
+            found.append(Pair(sentence, "gold", None, corpus.references[sentence].long()))
+        for pair in found:
+            reason = drop_reason(pair)
             if reason:
                 counts.dropped[reason] += 1
             else:
@@ -138,87 +148,161 @@ def pairs(
                 yield pair
 
 
-def _why_not(
-    pair: Pair, cut: bool, corpus: Corpus, filters: Filters, seen: set[bytes], text: Callable[[Tensor], str]
-) -> str | None:
-    """What a pair is left out for."""
-    if cut:
-        return "cut"
-    words, source_words = pair.target.numel() - 1, int(corpus.lengths[pair.sentence]) - 1
-    if words == 0 or (words <= 2 and not text(pair.target).strip()):  # subwords may be marks alone
-        return "empty"
-    if filters.max_ratio and max(words, source_words) > filters.max_ratio * min(words, source_words):
-        return "ratio"
-    if filters.dedup:
-        source = corpus.sources[pair.sentence].numpy().astype(np.int64).tobytes()
-        digest = hashlib.blake2b(
-            source + b"\xff" * 8 + pair.target.numpy().tobytes(), digest_size=16
-        ).digest()
-        if digest in seen:
+def _by_sentence(sentences: int, batches: Sequence[TranslatedBatch]) -> Iterator[tuple[int, Iterator[Pair]]]:
+    """Yield each translated sentence's number and translations, in the order of the corpus."""
+    place = np.full((sentences, 2), -1, dtype=np.int64)  # batch of each sentence, and its row there
+    starts = []  # per batch: the first hypothesis of each row, and the first token of each hypothesis
+    for number, batch in enumerate(batches):
+        place[batch.ids] = np.stack([np.full_like(batch.ids, number), np.arange(batch.ids.size)], axis=1)
+        starts.append([np.concatenate([[0], sizes.cumsum()]) for sizes in (batch.counts, batch.lengths)])
+    for sentence, (number, row) in enumerate(place.tolist()):
+        if number >= 0:
+            hypotheses = range(starts[number][0][row], starts[number][0][row + 1])
+            yield (
+                sentence,
+                _translations(sentence, batches[number], hypotheses, first_token=starts[number][1]),
+            )
+
+
+def _translations(
+    sentence: int, batch: TranslatedBatch, hypotheses: range, *, first_token: np.ndarray
+) -> Iterator[Pair]:
+    for number in hypotheses:
+        tokens = batch.tokens[first_token[number] : first_token[number + 1]].astype(np.int64)
+        yield Pair(
+            sentence,
+            "teacher",
+            float(batch.scores[number]),
+            torch.from_numpy(tokens),
+            bool(batch.cut[number]),
+        )
+
+
+class _DropReason:
+    """Returns the reason to drop a pair, or None. It remembers the pairs that it has seen.
+
+    Args:
+        corpus: the sentences.
+        filters: which pairs to drop.
+        text: turns a target into text.
+    """
+
+    def __init__(self, corpus: Corpus, filters: Filters, text: Callable[[Tensor], str]):
+        self.corpus, self.filters, self.text = corpus, filters, text
+        self._seen: set[bytes] = set()
+
+    def __call__(self, pair: Pair) -> str | None:
+        if pair.cut:
+            return "cut"
+        words, source_words = pair.target.numel() - 1, int(self.corpus.lengths[pair.sentence]) - 1
+        # A short target may consist of subword marks only.
+        if words == 0 or (words <= 2 and not self.text(pair.target).strip()):
+            return "empty"
+        longer, shorter = max(words, source_words), min(words, source_words)
+        if self.filters.max_ratio and longer > self.filters.max_ratio * shorter:
+            return "ratio"
+        if self.filters.dedup and self._is_duplicate(pair):
             return "duplicate"
-        seen.add(digest)
-    return None
+        return None
+
+    def _is_duplicate(self, pair: Pair) -> bool:
+        source = self.corpus.sources[pair.sentence].numpy().astype(np.int64).tobytes()
+        both = source + b"\xff" * 8 + pair.target.numpy().tobytes()
+        digest = hashlib.blake2b(both, digest_size=16).digest()
+        is_known = digest in self._seen
+        self._seen.add(digest)
+        return is_known
 
 
 def write(
     folder: Path,
-    languages: Languages,
     corpus: Corpus,
+    kept: Iterator[Pair],
+    *,
+    languages: Languages,
     split: str,
-    written: Iterator[Pair],
     remove_bpe: str | None,
     total: int,
 ) -> None:
-    """Text and a data directory, in ``folder/text`` and ``folder/data-bin``.
+    """Write pairs as text into ``folder/text`` and as a data directory into ``folder/data-bin``.
 
-    ``text`` holds ``SPLIT.SOURCE`` and ``SPLIT.TARGET``, line by line, and ``SPLIT.tsv``: the sentence's number from 0,
-    whose the target is, its score, source and target. Sources that were given as text are that text, with blanks for what
-    some tools take for a line's end. ``data-bin`` holds
-    the same sentences binarised, the dictionaries, and the other splits of the data directory that they came from.
+    ``text`` holds ``SPLIT.SOURCE`` and ``SPLIT.TARGET``, line by line, and ``SPLIT.tsv`` with the columns
+    sentence number from 0, origin, score, source and target. Sources that were given as text are that text;
+    characters that some tools take for the end of a line become blanks. ``data-bin`` holds the same sentences
+    binarised, the dictionaries, and the other splits of the data directory.
+
+    Args:
+        folder: where the two folders are made.
+        corpus: the sources.
+        kept: the pairs.
+        languages: the languages and dictionaries of the data.
+        split: name of the split.
+        remove_bpe: subword mark to remove from text, by fairseq's name.
+        total: number of pairs at most, for the progress bar.
     """
     text, data = folder / "text", folder / "data-bin"
     text.mkdir(parents=True)
     data.mkdir()
-    source_dictionary, target_dictionary = languages.source_dictionary, languages.target_dictionary
     prefix = data / f"{split}.{languages.source}-{languages.target}"
-    sides = (languages.source, languages.target)
-    with (
-        open(text / f"{split}.{languages.source}", "w", encoding="utf-8", newline="\n") as source_text,
-        open(text / f"{split}.{languages.target}", "w", encoding="utf-8", newline="\n") as target_text,
-        open(text / f"{split}.tsv", "w", encoding="utf-8", newline="\n") as table,
-        whole_dataset(Path(f"{prefix}.{languages.source}"), len(source_dictionary)) as source_bin,
-        whole_dataset(Path(f"{prefix}.{languages.target}"), len(target_dictionary)) as target_bin,
-    ):
-        given = enumerate(lines(corpus.text)) if corpus.text else None
-        at, source = -1, ""
-        for pair in tqdm(written, total=total, desc="write", unit=" pairs", mininterval=1.0):
-            ids = corpus.sources[pair.sentence].long()
-            target = _SEPARATORS.sub(" ", target_dictionary.string(pair.target, remove_bpe))
-            if given is None:
-                source = source_dictionary.string(ids, remove_bpe)
-            while given is not None and at < pair.sentence:
-                at, source = next(given)
-            source = _SEPARATORS.sub(" ", source)
+    with ExitStack() as opened:
+        source_text, target_text, table = (
+            opened.enter_context(open(text / f"{split}.{end}", "w", encoding="utf-8", newline="\n"))
+            for end in (languages.source, languages.target, "tsv")
+        )
+        source_bin, target_bin = (
+            opened.enter_context(dataset_builder(Path(f"{prefix}.{language}"), len(dictionary)))
+            for language, dictionary in (
+                (languages.source, languages.source_dictionary),
+                (languages.target, languages.target_dictionary),
+            )
+        )
+        sources = _source_texts(corpus, languages, remove_bpe)
+        for pair in tqdm(kept, total=total, desc="write", unit=" pairs", mininterval=1.0):
+            source = _SEPARATORS.sub(" ", sources(pair.sentence))
+            target = languages.target_dictionary.string(pair.target, remove_bpe)
+            target = _SEPARATORS.sub(" ", target)
             score = "" if pair.score is None else f"{pair.score:.4f}"
             print(source, file=source_text)
             print(target, file=target_text)
             print(pair.sentence, pair.origin, score, source.replace("\t", " "), target, sep="\t", file=table)
-            source_bin.add_item(ids)
+            source_bin.add_item(corpus.sources[pair.sentence].long())
             target_bin.add_item(pair.target)
-    for language in sides:
+    _copy_rest(languages, data)
+
+
+def _source_texts(corpus: Corpus, languages: Languages, remove_bpe: str | None) -> Callable[[int], str]:
+    """Return a function from sentence numbers, which must not decrease, to the text of the sources."""
+    if corpus.text is None:
+        dictionary = languages.source_dictionary
+        return lambda sentence: dictionary.string(corpus.sources[sentence].long(), remove_bpe)
+    given, at, line = enumerate(read_lines(corpus.text)), -1, ""
+
+    def read_on(sentence: int) -> str:
+        nonlocal at, line
+        while at < sentence:
+            at, line = next(given)
+        return line
+
+    return read_on
+
+
+def _copy_rest(languages: Languages, data: Path) -> None:
+    """Copy the dictionaries and the validation and test splits of the data directory."""
+    for language in (languages.source, languages.target):
         shutil.copy(languages.folder / f"dict.{language}.txt", data)
     for path in sorted(languages.folder.iterdir()):
-        for pair_name in languages.pairs:
-            # Under one name for both directions: fairseq takes the languages from any file's.
-            found = re.fullmatch(
-                rf"((?:valid|test)\d*)\.{re.escape(pair_name)}(\..+\.(?:bin|idx))", path.name
-            )
-            if found and not (copy := data / f"{found[1]}.{languages.pairs[0]}{found[2]}").exists():
-                shutil.copy(path, copy)
+        for pair in languages.pairs:
+            found = re.fullmatch(rf"((?:valid|test)\d*)\.{re.escape(pair)}(\..+\.(?:bin|idx))", path.name)
+            if found:
+                # fairseq takes the languages from any file's name, so all files are named by one direction:
+                # https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/data/data_utils.py#L28-L35
+                copy = data / f"{found[1]}.{languages.pairs[0]}{found[2]}"
+                if not copy.exists():
+                    shutil.copy(path, copy)
 
 
 def summary(counts: Counts, folder: Path) -> dict[str, Any]:
-    """What the manifest says of the finished data set: counts, and each file's bytes and SHA-256."""
+    """Return what the manifest says about a data set: counts, and each file's size in bytes and SHA-256."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         "counts": asdict(counts),

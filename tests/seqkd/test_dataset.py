@@ -1,4 +1,4 @@
-"""The data set that is written: order, filters and their counts, text, ids, binarised data, references mixed in."""
+"""The data set of imitkd-seqkd: order, filters, counts, text, ids, binarised data, added references."""
 
 import dataclasses
 import math
@@ -12,11 +12,11 @@ import torch
 from fairseq.data import data_utils
 from torch import Tensor
 
-from fairseq_imitkd.data.corpus import Corpus, Languages, whole_dataset
+from fairseq_imitkd.data.corpus import Corpus, Languages, dataset_builder
 from fairseq_imitkd.data.files import sha256
-from fairseq_imitkd.engines.base import Translated
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.seqkd.dataset import Counts, Filters, Pair, pairs, summary, write
+from fairseq_imitkd.seqkd.translator import TranslatedBatch
 from tests.helpers.fairseq_models import LETTERS, letters, write_dictionaries
 
 EOS = 2
@@ -42,14 +42,14 @@ def corpus(*sources: str, references: Sequence[str] | None = None) -> Corpus:
     )
 
 
-def found(*batches: dict[int, Sequence[str]]) -> list[Translated]:
-    """Batches of sentence number -> translations, those that end in ``!`` cut; scores count from -0.5 downwards."""
+def found(*batches: dict[int, Sequence[str]]) -> list[TranslatedBatch]:
+    """Batches of sentence number -> translations; ``!`` at the end means cut; scores count down from -0.5."""
     made, count = [], 0
     for batch in batches:
         texts = [text for some in batch.values() for text in some]
         tokens = [ids(text.removesuffix("!")) for text in texts]
         made.append(
-            Translated(
+            TranslatedBatch(
                 ids=np.array(list(batch), dtype=np.int64),
                 counts=np.array([len(some) for some in batch.values()], dtype=np.int32),
                 lengths=np.array([each.numel() for each in tokens], dtype=np.int32),
@@ -70,10 +70,10 @@ def as_text(target: torch.Tensor) -> str:
 
 
 def listed(
-    some: Corpus, translated: Sequence[Translated], counts: Counts | None = None, **settings: Any
+    some: Corpus, translated: Sequence[TranslatedBatch], counts: Counts | None = None, **settings: Any
 ) -> list[tuple[int, str, str]]:
     """Sentence, origin and letters of each pair."""
-    every = pairs(some, translated, Filters(**settings), counts or Counts(), as_text)
+    every = pairs(some, translated, Filters(**settings), counts=counts or Counts(), text=as_text)
     return [
         (pair.sentence, pair.origin, "".join(LETTERS[token - 4] for token in pair.target[:-1]))
         for pair in every
@@ -91,14 +91,14 @@ def test_blank_translations_are_empty() -> None:
 
 
 def test_order_is_the_corpus() -> None:
-    """Whatever batches they were translated in; a sentence that was not translated is left out; scores stay with them."""
+    """Batches do not matter; sentences without translations are left out; scores stay with their pairs."""
     some = corpus("a", "bb", "", "ccc", "d")
     translated = found({3: ["c", "cc"], 1: ["b", "a"]}, {4: ["d", "e"], 0: ["a", "f"]})
     expected = [(0, "a"), (0, "f"), (1, "b"), (1, "a"), (3, "c"), (3, "cc"), (4, "d"), (4, "e")]
     assert listed(some, translated) == [(number, "teacher", text) for number, text in expected]
-    scores = [pair.score for pair in pairs(some, translated, Filters(), Counts(), as_text)]
+    scores = [pair.score for pair in pairs(some, translated, Filters(), counts=Counts(), text=as_text)]
     assert scores == [-6.5, -7.5, -2.5, -3.5, -0.5, -1.5, -4.5, -5.5]
-    every = list(pairs(some, translated, Filters(), Counts(), as_text))
+    every = list(pairs(some, translated, Filters(), counts=Counts(), text=as_text))
     assert all(pair.target.dtype == torch.int64 and pair.target[-1] == EOS for pair in every)
 
 
@@ -115,7 +115,7 @@ def test_order_is_the_corpus() -> None:
     ids=str,
 )
 def test_filters(settings: dict[str, Any], left: list[int], dropped: dict[str, int]) -> None:
-    """What each leaves, and that all are counted: too long a target and too long a source, empty, cut, and there before."""
+    """Each filter drops the right pairs and counts them by its reason."""
     some = corpus("ab", "ab", "abc", "a", "abcdef", "ab", "abcd", "b")
     translated = found(
         {0: ["ba"], 1: ["ba"], 2: [""], 3: ["bbbb"], 4: ["ab"], 5: ["b"], 6: ["ba" * 2], 7: ["a!"]}
@@ -139,8 +139,13 @@ def test_duplicates_are_of_source_and_target() -> None:
     some = corpus("ab", "a", "ab", "b")
     translated = found({0: ["c", "c"], 1: ["c", "bc"], 2: ["c", "d"], 3: ["c", "d"]})
     assert [entry[::2] for entry in listed(some, translated, dedup=True)] == [
-        (0, "c"), (1, "c"), (1, "bc"), (2, "d"), (3, "c"), (3, "d"),
-    ]  # fmt: skip
+        (0, "c"),
+        (1, "c"),
+        (1, "bc"),
+        (2, "d"),
+        (3, "c"),
+        (3, "d"),
+    ]
     # The place where source ends and target begins matters.
     assert len(listed(corpus("ab", "a"), found({0: ["c"], 1: ["bc"]}), dedup=True)) == 2
 
@@ -151,22 +156,29 @@ def test_gold_comes_after_its_translation() -> None:
     translated = found({0: ["ba"], 1: ["aa!"], 2: ["c"], 4: ["d"]})
     counts = Counts(sentences=5, empty_sources=1)
     assert listed(some, translated, counts, mix_gold=1.0) == [
-        (0, "teacher", "ba"), (0, "gold", "ba"), (1, "gold", "b"), (2, "teacher", "c"), (4, "teacher", "d"),
+        (0, "teacher", "ba"),
+        (0, "gold", "ba"),
+        (1, "gold", "b"),
+        (2, "teacher", "c"),
+        (4, "teacher", "d"),
         (4, "gold", "dddd"),
-    ]  # fmt: skip
+    ]
     assert counts.dropped == {**NOTHING, "cut": 1, "empty": 1}
     assert (counts.translations, counts.gold, counts.written) == (4, 4, 6)
     counts.check(4, 1)
     counts = Counts(sentences=5, empty_sources=1)
     assert listed(some, translated, counts, mix_gold=1.0, dedup=True, max_ratio=3.0) == [
-        (0, "teacher", "ba"), (1, "gold", "b"), (2, "teacher", "c"), (4, "teacher", "d"),
-    ]  # fmt: skip
+        (0, "teacher", "ba"),
+        (1, "gold", "b"),
+        (2, "teacher", "c"),
+        (4, "teacher", "d"),
+    ]
     assert counts.dropped == {"cut": 1, "empty": 1, "ratio": 1, "duplicate": 1}
     counts.check(4, 1)
 
 
 def test_share_of_gold() -> None:
-    """About the share that was asked for, the same sentences again under the same seed, and those of a smaller share."""
+    """About the given share, the same sentences under one seed, and all of those of a smaller share."""
     number = 4000
     some = corpus(*["a"] * number, references=["b"] * number)
     translated = found({sentence: ["c"] for sentence in range(number)})
@@ -209,10 +221,10 @@ def test_counts_that_do_not_add_up() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_ratio": 0.5}, "--max-ratio must be 1 or more, or 0 to let all pass, but is 0.5"),
-        ({"max_ratio": -1.0}, "--max-ratio must be 1 or more, or 0 to let all pass, but is -1.0"),
-        ({"max_ratio": math.nan}, "--max-ratio must be 1 or more, or 0 to let all pass, but is nan"),
-        ({"max_ratio": math.inf}, "--max-ratio must be 1 or more, or 0 to let all pass, but is inf"),
+        ({"max_ratio": 0.5}, "--max-ratio must be 1 or more, or 0 for no limit, but is 0.5"),
+        ({"max_ratio": -1.0}, "--max-ratio must be 1 or more, or 0 for no limit, but is -1.0"),
+        ({"max_ratio": math.nan}, "--max-ratio must be 1 or more, or 0 for no limit, but is nan"),
+        ({"max_ratio": math.inf}, "--max-ratio must be 1 or more, or 0 for no limit, but is inf"),
         ({"mix_gold": -0.1}, "--mix-gold must be in 0..1, but is -0.1"),
         ({"mix_gold": 1.1}, "--mix-gold must be in 0..1, but is 1.1"),
         ({"mix_gold": math.nan}, "--mix-gold must be in 0..1, but is nan"),
@@ -231,6 +243,11 @@ def languages(folder: Path) -> Languages:
     return Languages.of(folder, "src", "tgt")
 
 
+def write_pairs(folder: Path, some: Corpus, every: list[Pair], **settings: Any) -> None:
+    settings = {"split": "train", "remove_bpe": None, **settings}
+    write(folder, some, iter(every), total=len(every), **settings)
+
+
 @pytest.mark.parametrize(
     ("marks", "targets"),
     [(None, ["c a@@ c", "d", "b@@ b@@ c"]), ("@@ ", ["c ac", "d", "bbc"])],
@@ -240,9 +257,12 @@ def test_text_and_data_say_the_same(tmp_path: Path, marks: str | None, targets: 
     """Line by line, subword marks undone in the text alone; the ids are in the third file."""
     both = languages(tmp_path / "data")
     some = corpus("ab", "c", "ddd")
-    every = [Pair(0, "teacher", -0.25, ids("cac").long()), Pair(0, "gold", None, ids("d").long()),
-             Pair(2, "teacher", -1.5, ids("bbc").long())]  # fmt: skip
-    write(tmp_path / "out", both, some, "train", iter(every), marks, 3)
+    every = [
+        Pair(0, "teacher", -0.25, ids("cac").long()),
+        Pair(0, "gold", None, ids("d").long()),
+        Pair(2, "teacher", -1.5, ids("bbc").long()),
+    ]
+    write_pairs(tmp_path / "out", some, every, languages=both, remove_bpe=marks)
     text = tmp_path / "out" / "text"
     sources = ["a b", "a b", "d d d"]
     assert (text / "train.src").read_text().splitlines() == sources
@@ -271,7 +291,7 @@ def test_a_pair_is_a_line(tmp_path: Path) -> None:
     both = languages(tmp_path / "data")
     some = Corpus(Sentences([ids("a"), ids("b")]), None, raw)
     every = [Pair(0, "teacher", -0.25, ids("c").long()), Pair(1, "teacher", -0.5, ids("d").long())]
-    write(tmp_path / "out", both, some, "train", iter(every), None, 2)
+    write_pairs(tmp_path / "out", some, every, languages=both)
     text = tmp_path / "out" / "text"
     assert (text / "train.src").read_text(encoding="utf-8").splitlines() == ["a b", "c d e"]
     rows = (text / "train.tsv").read_text(encoding="utf-8").splitlines()
@@ -279,7 +299,7 @@ def test_a_pair_is_a_line(tmp_path: Path) -> None:
 
 
 def test_other_splits_come_along(tmp_path: Path) -> None:
-    """Validation and test data of these languages, under one name for both directions, but for the split that is made."""
+    """Validation and test splits are copied under one name for both directions, except the new split."""
     both = languages(tmp_path / "data")
     kept = (
         "valid.tgt-src.src.bin",
@@ -290,20 +310,17 @@ def test_other_splits_come_along(tmp_path: Path) -> None:
     others = ("train.tgt-src.src.bin", "valid.en-de.en.bin", "validation.txt", "test.tgt-src.src.bin.partial")
     for name in (*kept, *others):
         (tmp_path / "data" / name).write_text(name)
-    write(
-        tmp_path / "out",
-        both,
-        corpus("a"),
-        "test",
-        iter([Pair(0, "teacher", -1.0, ids("b").long())]),
-        None,
-        1,
-    )
+    pair = Pair(0, "teacher", -1.0, ids("b").long())
+    write_pairs(tmp_path / "out", corpus("a"), [pair], languages=both, split="test")
     made = {path.name: path for path in (tmp_path / "out" / "data-bin").iterdir()}
     assert made.keys() == {
-        "dict.src.txt", "dict.tgt.txt", *(f"test.src-tgt.{side}.{end}" for side in ("src", "tgt") for end in ("bin", "idx")),
-        "valid.src-tgt.src.bin", "valid.src-tgt.tgt.idx", "valid1.src-tgt.src.idx",
-    }  # fmt: skip
+        "dict.src.txt",
+        "dict.tgt.txt",
+        *(f"test.src-tgt.{side}.{end}" for side in ("src", "tgt") for end in ("bin", "idx")),
+        "valid.src-tgt.src.bin",
+        "valid.src-tgt.tgt.idx",
+        "valid1.src-tgt.src.idx",
+    }
     assert made["valid.src-tgt.tgt.idx"].read_text() == "valid.tgt-src.tgt.idx"
     assert made["test.src-tgt.src.bin"].read_bytes() == np.array([4, EOS], dtype=np.uint16).tobytes()
 
@@ -311,20 +328,20 @@ def test_other_splits_come_along(tmp_path: Path) -> None:
 def test_file_has_its_name_only_when_whole(tmp_path: Path) -> None:
     """Not before, and not if something goes wrong."""
     prefix = tmp_path / "source"
-    with whole_dataset(prefix, 20) as builder:
+    with dataset_builder(prefix, 20) as builder:
         builder.add_item(ids("a"))
         assert all(path.name.endswith(".partial") for path in tmp_path.iterdir())
     assert {path.name for path in tmp_path.iterdir()} == {"source.bin", "source.idx"}
-    with pytest.raises(ZeroDivisionError), whole_dataset(tmp_path / "other", 20):
+    with pytest.raises(ZeroDivisionError), dataset_builder(tmp_path / "other", 20):
         raise ZeroDivisionError
     assert not list(tmp_path.glob("other.bin")) + list(tmp_path.glob("other.idx"))
 
 
 def test_two_write_the_same_at_once(tmp_path: Path) -> None:
     """As machines that share a folder do: neither reads half of the other's."""
-    with whole_dataset(tmp_path / "source", 20) as slow:
+    with dataset_builder(tmp_path / "source", 20) as slow:
         slow.add_item(ids("abcd"))
-        with whole_dataset(tmp_path / "source", 20) as fast:
+        with dataset_builder(tmp_path / "source", 20) as fast:
             fast.add_item(ids("abcd"))
             fast.add_item(ids("b"))
         dataset = data_utils.load_indexed_dataset(str(tmp_path / "source"), letters())
@@ -338,6 +355,12 @@ def test_summary(tmp_path: Path) -> None:
     (tmp_path / "text" / "a").write_text("one")
     made = summary(Counts(sentences=3, written=2), tmp_path)
     assert made["counts"] == {
-        "sentences": 3, "too_long": 0, "empty_sources": 0, "translations": 0, "dropped": NOTHING, "gold": 0, "written": 2,
-    }  # fmt: skip
+        "sentences": 3,
+        "too_long": 0,
+        "empty_sources": 0,
+        "translations": 0,
+        "dropped": NOTHING,
+        "gold": 0,
+        "written": 2,
+    }
     assert made["files"] == {"text/a": {"bytes": 3, "sha256": sha256(tmp_path / "text" / "a")}}

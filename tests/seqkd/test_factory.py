@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import functools
 import json
 import os
 import shutil
@@ -20,13 +19,17 @@ from fairseq.data import Dictionary, data_utils
 
 import fairseq_imitkd
 from fairseq_imitkd.cli import seqkd as command
-from fairseq_imitkd.data.corpus import Corpus, Languages, of_split
-from fairseq_imitkd.data.files import alone, sha256
-from fairseq_imitkd.engines.base import Translator
+from fairseq_imitkd.data import output_folder as output_folder_module
+from fairseq_imitkd.data.corpus import Corpus, Languages, read_split
+from fairseq_imitkd.data.files import partial, sha256
+from fairseq_imitkd.data.output_folder import OutputFolder
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.seqkd import factory
-from fairseq_imitkd.seqkd.factory import Job, Result, claim, make, plan
-from fairseq_imitkd.seqkd.journal import Journal, records
+from fairseq_imitkd.seqkd import factory, workers
+from fairseq_imitkd.seqkd.factory import Result, make
+from fairseq_imitkd.seqkd.folder import output_folder, saved_batches
+from fairseq_imitkd.seqkd.job import Job
+from fairseq_imitkd.seqkd.translator import Translator
+from fairseq_imitkd.seqkd.work import plan
 from fairseq_imitkd.tasks.translation import TranslationWithTeacherConfig, TranslationWithTeacherTask
 from tests.helpers.evaluations import hide
 from tests.helpers.fairseq_models import (
@@ -36,7 +39,7 @@ from tests.helpers.fairseq_models import (
     write_dictionaries,
 )
 from tests.helpers.killable import tree
-from tests.helpers.seqkd_jobs import EOS, SENTENCES, apart, job, make_root, refusal, write_split
+from tests.helpers.seqkd_jobs import EOS, SENTENCES, job, make_root, refusal, start_command, write_split
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +62,12 @@ def listed(out: Path, split: str = "test") -> list[list[str]]:
 
 def test_whole_run(root: Path, whole: dict[str, bytes | None]) -> None:
     """Exactly these files; every sentence once and in order; the manifest says how they were made."""
-    data = {f"data-bin/{split}.src-tgt.{side}.{end}" for split in ("test", "valid") for side in ("src", "tgt")
-            for end in ("bin", "idx")}  # fmt: skip
+    data = {
+        f"data-bin/{split}.src-tgt.{side}.{end}"
+        for split in ("test", "valid")
+        for side in ("src", "tgt")
+        for end in ("bin", "idx")
+    }
     text = {f"text/test.{end}" for end in ("src", "tgt", "tsv")}
     dictionaries = {f"data-bin/dict.{side}.txt" for side in ("src", "tgt")}
     assert whole.keys() == {"job.json", "manifest.json", "text", "data-bin"} | data | text | dictionaries
@@ -68,7 +75,7 @@ def test_whole_run(root: Path, whole: dict[str, bytes | None]) -> None:
     numbers = [int(line[0]) for line in lines]
     assert numbers == sorted(set(numbers)), "in order, none doubled"
     assert set(numbers) < set(range(SENTENCES)) - {7}
-    sources = of_split(Languages.of(root / "data", "src", "tgt"), "test").sources
+    sources = read_split(Languages.of(root / "data", "src", "tgt"), "test").sources
     assert all(line[3] == letters().string(sources[int(line[0])]) for line in lines)
     manifest = json.loads(whole["manifest.json"] or b"")
     assert manifest["versions"]["fairseq_imitkd"] == fairseq_imitkd.__version__
@@ -91,7 +98,7 @@ def test_whole_run(root: Path, whole: dict[str, bytes | None]) -> None:
 
 
 def test_run_after_the_end_changes_nothing(root: Path, whole: dict[str, bytes | None], capsys: Any) -> None:
-    """Not even a time stamp; and it says so. Another teacher or search is refused, and changes nothing either."""
+    """No time stamp changes, and the command says so. Another teacher or search is refused."""
 
     def stamps() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in sorted((root / "whole").rglob("*"))}
@@ -118,7 +125,7 @@ def test_run_after_the_end_changes_nothing(root: Path, whole: dict[str, bytes | 
     assert said[-1] == "this was done before: nothing is changed"
     assert make(job(root, root / "whole", num_shards=2, shard_id=1)).fresh is False
     with pytest.raises(
-        UsageError, match=r"was begun with decoding\.beam = 3, but now it is 4: give another --out"
+        UsageError, match=r"was begun with decoding\.beam = 3, but now it is 4; use another folder"
     ):
         command.main([*map(str, arguments), "--beam", "4"])
     assert stamps() == before
@@ -131,7 +138,7 @@ def corpus(lengths: list[int]) -> Corpus:
 
 @pytest.mark.parametrize(("max_tokens", "batch_size"), [(40, 0), (0, 3), (40, 3), (12, 0)])
 def test_plan(root: Path, tmp_path: Path, max_tokens: int, batch_size: int) -> None:
-    """Every sentence that can be translated once, the longest first, within bounds; and the same plan again."""
+    """Every sentence that can be translated is there once, the longest first; the plan repeats."""
     random = np.random.default_rng(3)
     lengths = random.integers(1, 15, 200)
     lengths[:3] = 1, 30, 12
@@ -157,29 +164,28 @@ def test_plan(root: Path, tmp_path: Path, max_tokens: int, batch_size: int) -> N
             plan(corpus([3, max_tokens + 1]), some, longest=100)
 
 
-@pytest.mark.parametrize("workers", [2, 40])
+@pytest.mark.parametrize("count", [2, 9])
 def test_workers_write_the_same(
-    root: Path, whole: dict[str, bytes | None], tmp_path: Path, workers: int
+    root: Path, whole: dict[str, bytes | None], tmp_path: Path, count: int
 ) -> None:
     """Each batch is translated by one; more workers than there are batches are not started."""
     for shard in (0, 1):
         assert (
-            apart(root, tmp_path, flags=("--workers", workers, "--num-shards", 2, "--shard-id", shard)).end()
+            start_command(
+                root, tmp_path, flags=("--workers", count, "--num-shards", 2, "--shard-id", shard)
+            ).end()
             == 0
         )
-    journals = list((tmp_path / "out" / "decoded").glob("*.journal"))
-    assert len(journals) == min(workers, 8) + min(workers, 7)
-    assert all(path.stat().st_size for path in journals)
-    assert len(list(records(tmp_path / "out" / "decoded"))) == 15
-    assert apart(root, tmp_path, flags=("--workers", workers)).end() == 0
+    assert [number for number, _ in saved_batches(tmp_path / "out")] == list(range(15))
+    assert start_command(root, tmp_path, flags=("--workers", count)).end() == 0
     assert tree(tmp_path / "out") == whole
-    assert apart(root, tmp_path, flags=("--workers", workers)).end() == 0
+    assert start_command(root, tmp_path, flags=("--workers", count)).end() == 0
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("full disk", "error: --out '{}': no space is left on the device"),
+        ("full disk", "error: --out '{}' can't be written (No space left on device); make room"),
         ("death", "worker {} of --workers 2 ended with code 3"),
     ],
 )
@@ -187,16 +193,16 @@ def test_fault_of_a_worker(
     root: Path, whole: dict[str, bytes | None], tmp_path: Path, fault: str, message: str
 ) -> None:
     """Is the command's own one line, and the command goes on afterwards."""
-    said = apart(root, tmp_path, fault=fault).refusal()
+    said = start_command(root, tmp_path, fault=fault).refusal()
     assert any(message.format(what) in said for what in (tmp_path / "out", 0, 1))
-    assert apart(root, tmp_path).end() == 0
+    assert start_command(root, tmp_path).end() == 0
     assert tree(tmp_path / "out") == whole
 
 
 def test_shards_and_a_last_run_write_the_same(
     root: Path, whole: dict[str, bytes | None], tmp_path: Path
 ) -> None:
-    """In any order, one of them twice; each does its own share alone; the last run finds nothing left to translate."""
+    """In any order, one of them twice; each does only its own share; the last run has nothing left."""
     done = []
     for shard in (2, 0, 0, 1):
         some = job(root, tmp_path, num_shards=3, shard_id=shard)
@@ -223,13 +229,15 @@ def translated_only(some: Job) -> None:
 def test_goes_on_where_it_stopped(
     root: Path, whole: dict[str, bytes | None], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """Whole batches are kept, the one that was being written and the others are translated; by other processes too."""
+    """Saved batches are kept, the one that was being written and the others are translated; by shares too."""
     translated_only(job(root, tmp_path))
-    kept = tree(tmp_path / "decoded")
-    path = tmp_path / "decoded" / "000-000.journal"
-    path.write_bytes((kept[path.name] or b"")[:-300])
-    left = [number for number, _ in records(tmp_path / "decoded")]
-    assert 3 < len(left) < 15
+    for number in (3, 9):
+        path = tmp_path / "decoded" / f"{number:07d}.npz"
+        path.rename(partial(path))
+    for number in (10, 11, 12):
+        (tmp_path / "decoded" / f"{number:07d}.npz").unlink()
+    left = [number for number, _ in saved_batches(tmp_path)]
+    assert len(left) == 10
     translated = []
     original = Translator.translate
     monkeypatch.setattr(
@@ -272,7 +280,7 @@ def test_other_settings(root: Path, tmp_path: Path, changes: dict[str, Any]) -> 
 
 
 def test_parts_of_a_split(root: Path, tmp_path: Path) -> None:
-    """``train`` and ``train1`` one after another, as fairseq trains on them; an uneven part is refused. No other split."""
+    """``train`` and ``train1`` are joined, as in training; other splits are not; uneven parts are refused."""
     data = write_dictionaries(tmp_path / "data")
     halves: dict[str, list[list[int]]] = {"train": [[4, 5], [6]], "train1": [[7, 8, 9], [4], [5]]}
     for split, rows in {**halves, "test": halves["train"], "test1": halves["train1"]}.items():
@@ -307,7 +315,7 @@ def test_target_side_is_not_needed(root: Path, whole: dict[str, bytes | None], t
         )
         text = tmp_path / "text"
         text.write_text("a b\n")
-        with pytest.raises(UsageError, match=f"{flag} needs references, which --source-text has none of"):
+        with pytest.raises(UsageError, match=f"{flag} needs references, but --source-text has none"):
             job(root, tmp_path / "new", source_text=text, **some)
 
 
@@ -320,15 +328,15 @@ def test_target_side_is_not_needed(root: Path, whole: dict[str, bytes | None], t
         ({"num_shards": 0}, "--num-shards must be 1 or more, but is 0"),
         (
             {"max_tokens": 0, "batch_size": 0},
-            "--max-tokens 0 needs a --batch-size: one of them must bound a batch",
+            "--max-tokens 0 needs a --batch-size; one of them must limit a batch",
         ),
         (
             {"num_shards": 2},
-            "--shard-id needs a --num-shards of 2 or more, and that a --shard-id: give both or none",
+            "--shard-id needs a --num-shards of 2 or more, and the other way round; use both or neither",
         ),
         (
             {"shard_id": 0},
-            "--shard-id needs a --num-shards of 2 or more, and that a --shard-id: give both or none",
+            "--shard-id needs a --num-shards of 2 or more, and the other way round; use both or neither",
         ),
         ({"num_shards": 2, "shard_id": 2}, "--shard-id must be in 0..1, but is 2"),
         ({"num_shards": 2, "shard_id": -1}, "--shard-id must be in 0..1, but is -1"),
@@ -336,7 +344,7 @@ def test_target_side_is_not_needed(root: Path, whole: dict[str, bytes | None], t
         ({"split": ""}, "--gen-subset must be the name of a split, like train, but is ''"),
         (
             {"source_text": Path("/")},
-            "--source-text '/' is no file: give one with a sentence a line, in UTF-8",
+            "--source-text '/' is not a file; use a UTF-8 file with one sentence per line",
         ),
     ],
     ids=str,
@@ -348,46 +356,25 @@ def test_refused_flags(root: Path, tmp_path: Path, changes: dict[str, Any], mess
     assert str(error.value) == message
 
 
-def test_claim(tmp_path: Path) -> None:
-    """An empty or missing folder becomes the job's, and is found to be; any other setting, at any depth, is told apart."""
-    out = tmp_path / "some" / "out"
-    identity = {"teachers": ["abc"], "decoding": {"beam": 5, "metric": None}}
-    assert claim(out, identity) is True
-    assert claim(out, identity) is False
-    before = tree(out)
-    for other, part in (
-        ({**identity, "teachers": ["abc", "d"]}, "teachers = ['abc'], but now it is ['abc', 'd']"),
-        ({**identity, "decoding": {"beam": 4, "metric": None}}, "decoding.beam = 5, but now it is 4"),
-        ({**identity, "decoding": {"beam": 5}, "new": 1}, "new = None, but now it is 1"),
-    ):
-        with pytest.raises(UsageError) as error:
-            claim(out, other)
-        assert part in str(error.value)
-        assert tree(out) == before
-    (tmp_path / "killed").mkdir()
-    (tmp_path / "killed" / "job.json.123.partial").write_text("{")
-    assert claim(tmp_path / "killed", identity) is True
-
-
 @pytest.mark.parametrize("kind", ["file", "others", "below a file", "job", "manifest"])
 def test_folder_of_something_else(root: Path, tmp_path: Path, kind: str) -> None:
     """Refused, and not touched."""
     out = tmp_path / "out"
     if kind == "file":
         out.write_text("mine")
-        expected = f"--out '{out}' is there and no folder of this command's"
+        expected = f"--out '{out}' exists and is not a folder of imitkd-seqkd; use a new or empty folder"
     elif kind == "others":
         out.mkdir()
         (out / "mine").write_text("mine")
-        expected = f"--out '{out}' is there and no folder of this command's"
+        expected = f"--out '{out}' exists and is not a folder of imitkd-seqkd; use a new or empty folder"
     elif kind == "below a file":
         (tmp_path / "file").write_text("mine")
         out = tmp_path / "file" / "out"
-        expected = f"--out '{out}' can't be written to: Not a directory"
+        expected = f"--out '{out}' can't be written (Not a directory); use another folder"
     else:
         make(job(root, out))
         (out / f"{kind}.json").write_text("{")
-        expected = f"{out / kind}.json is damaged: give another --out"
+        expected = f"'{out / kind}.json' is damaged or another program's file; use another --out"
     before = tree(tmp_path)
     assert refusal(job(root, out)).startswith(expected)
     assert tree(tmp_path) == before
@@ -404,30 +391,8 @@ def test_file_elsewhere_that_may_not_be_read(
 
     monkeypatch.setattr("fairseq_imitkd.seqkd.dataset.shutil.copy", forbidden)
     message = refusal(job(root, tmp_path / "out", data=data))
-    assert message == f"'{data / 'dict.src.txt'}' can't be read: Permission denied"
-
-
-@pytest.mark.parametrize(
-    ("file", "concerns"),
-    [
-        ("out", True),
-        ("out/a/b", True),
-        ("./out/../out/a", True),
-        (".", True),
-        ("data/x", False),
-        ("out2", False),
-        (None, True),
-    ],
-)
-def test_whom_an_error_concerns(
-    file: str | None, concerns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The folder itself, what is in it, what it is in; what names no file may be of it too."""
-    monkeypatch.chdir(tmp_path)
-    expected = "--out 'out' can't be written to: Denied" if concerns else f"'{file}' can't be read: Denied"
-    with pytest.raises(UsageError) as error, factory.one_line(Path("out")):
-        raise OSError(errno.EACCES, "Denied", file)
-    assert str(error.value).startswith(expected)
+    path = data / "dict.src.txt"
+    assert message == f"'{path}' can't be read (Permission denied); check the file and its permissions"
 
 
 def test_folder_that_may_not_be_written(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,25 +403,26 @@ def test_folder_that_may_not_be_written(root: Path, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Path, "mkdir", forbidden)
     message = refusal(job(root, tmp_path / "out"))
-    assert (
-        message == f"--out '{tmp_path / 'out'}' can't be written to: Permission denied ({tmp_path / 'out'})"
+    assert message.startswith(
+        f"--out '{tmp_path / 'out'}' can't be written (Permission denied); use another folder"
     )
 
 
 def test_two_runs_at_once(
     root: Path, whole: dict[str, bytes | None], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """The second is refused while the first is there; a share is refused while the last run is, but not by other shares."""
-    monkeypatch.setattr(factory, "alone", functools.partial(alone, patience=0.1))
+    """The second is refused while the first is there; shares are refused by it, but not by other shares."""
+    monkeypatch.setattr(output_folder_module, "PATIENCE", 0.1)
     first = job(root, tmp_path)
-    claim(tmp_path, factory.identify(first, Languages.of(first.data, None, None)))
-    with alone(tmp_path):
+    folder = output_folder(tmp_path)
+    folder.claim(first.identity(first.languages()))
+    with folder.lock():
         for second in (first, job(root, tmp_path, num_shards=2, shard_id=0)):
             assert (
                 refusal(second)
-                == f"another run is writing {tmp_path}: wait for it, or give --out another folder"
+                == f"another run is writing --out '{tmp_path}'; wait for it or use another folder"
             )
-    with alone(tmp_path, shared=True):
+    with folder.lock("0"):
         make(job(root, tmp_path, num_shards=2, shard_id=1))
         assert "another run is writing" in refusal(first)
     make(first)
@@ -475,12 +441,12 @@ def test_refused_inputs_leave_the_folder_free(
     assert "index 4: teacher 'a', student 'b'" in message
     garbage = tmp_path / "garbage.pt"
     garbage.write_text("no checkpoint")
-    assert f"--teacher-path '{garbage}' is damaged or no checkpoint" in refusal(
+    assert f"--teacher-path '{garbage}' is damaged or not a checkpoint" in refusal(
         job(root, tmp_path / "out", teacher=garbage)
     )
     text = tmp_path / "text"
     text.write_bytes("a b é\n".encode("latin1"))
-    message = f"--source-text '{text}': line 1 is not UTF-8: convert the file (iconv)"
+    message = f"--source-text '{text}': line 1 is not UTF-8; convert the file (iconv)"
     assert refusal(job(root, tmp_path / "out", source_text=text)) == message
     text.write_bytes(b"a b\n" * 30000 + "é\n".encode("latin1"))
     assert "line 30001 is not UTF-8" in refusal(job(root, tmp_path / "out", source_text=text))
@@ -500,7 +466,7 @@ def damaged(data: Path, kind: str) -> str:
     prefix = data / "test.src-tgt.src"
     if kind == "lengths":
         write_split(data, "test", [[4]] * 3, "tgt")
-        return f"must have as many sentences, but {prefix}.idx has {SENTENCES} and {data / 'test.src-tgt.tgt'}.idx 3"
+        return f"but {prefix}.idx has {SENTENCES} and {data / 'test.src-tgt.tgt'}.idx 3; binarise"
     if kind == "cut data":
         Path(f"{prefix}.bin").write_bytes(Path(f"{prefix}.bin").read_bytes()[:-1])
     elif kind in ("cut index", "cut head", "head of another"):
@@ -512,7 +478,7 @@ def damaged(data: Path, kind: str) -> str:
         }[kind]
         Path(f"{prefix}.idx").write_bytes(cut)
         said = "is damaged" if kind == "head of another" else "ends early"
-        return f"{prefix}.idx {said}: copy it again, or binarise again"
+        return f"{prefix}.idx {said}; copy it again, or binarise again"
     elif kind == "garbage":
         Path(f"{prefix}.idx").write_bytes(b"garbage" * 50)
     elif kind == "empty index":
@@ -523,16 +489,16 @@ def damaged(data: Path, kind: str) -> str:
     elif kind == "empty":
         for side in ("src", "tgt"):
             write_split(data, "test", [], side)
-        return f"{prefix}.bin is empty: give a split that has sentences"
+        return f"{prefix}.bin is empty; use a split that has sentences"
     elif kind == "symbols":
         write_split(data, "test", [[4, 500]] * SENTENCES, "src")
-        return "sentence 0 of DATA holds symbol 500, but dict.src.txt has only 20: binarise the data with"
+        return "sentence 0 of DATA holds symbol 500, but dict.src.txt has only 20; binarise the data with"
     elif kind == "target symbols":
         write_split(data, "test", [[4, 500]] * SENTENCES, "tgt")
-        return "of DATA holds symbol 500, but dict.tgt.txt has only 20: binarise the data with"
+        return "of DATA holds symbol 500, but dict.tgt.txt has only 20; binarise the data with"
     elif kind == "dictionary":
         (data / "dict.tgt.txt").write_text("one two three\n")
-        return f"{data / 'dict.tgt.txt'} is no dictionary of fairseq's: Incorrect dictionary format"
+        return f"'{data / 'dict.tgt.txt'}' is not a dictionary of fairseq (Incorrect dictionary format"
     return f"{prefix}.idx and .bin can't be read: "
 
 
@@ -573,8 +539,9 @@ def test_damaged_data(root: Path, tmp_path: Path, kind: str, capfd: Any) -> None
         (None, "src", ("tgt", "src")),
         ("tgt", "src", ("tgt", "src")),
         ("src", "src", "--source-lang and --target-lang must be two languages, but both are src"),
-        ("de", None, "can't be told from its files: give --source-lang and --target-lang"),
-        ("de", "en", "has no dict.de.txt: name a directory that fairseq-preprocess has made"),
+        ("de", None, "--source-lang de is not in DATA '.*', whose files are of src-tgt; use one of these"),
+        (None, "en", "--target-lang en is not in DATA '.*', whose files are of src-tgt; use one of these"),
+        ("de", "en", "has no dict.de.txt; use a directory that fairseq-preprocess has made"),
     ],
 )
 def test_languages(root: Path, source: str | None, target: str | None, expected: Any) -> None:
@@ -593,65 +560,76 @@ def test_a_side_without_its_bin(root: Path, tmp_path: Path) -> None:
     binary = data / "test.src-tgt.tgt.bin"
     binary.unlink()
     with pytest.raises(UsageError) as error:
-        of_split(Languages.of(data, "src", "tgt"), "test")
-    assert str(error.value) == f"{binary} is not there: copy it, or binarise again"
+        read_split(Languages.of(data, "src", "tgt"), "test")
+    assert str(error.value) == f"{binary} is not there; copy it, or binarise again"
 
 
 def test_folders_that_may_not_be_searched(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line, where Path.is_file raises up to Python 3.13; a folder may also be one that can't be listed."""
+    """The message is one line, though Path.is_file raises up to Python 3.13."""
     text = tmp_path / "text"
     text.write_text("a b\n")
     data = shutil.copytree(root / "data", tmp_path / "data")
     with monkeypatch.context() as patch:
         hide(patch, tmp_path)
-        for said, languages in (("is no directory", (None, None)), ("is no directory", ("src", "tgt"))):
-            with pytest.raises(UsageError, match=said):
+        for languages in ((None, None), ("src", "tgt")):
+            with pytest.raises(UsageError, match=r"DATA '.*' can't be looked at \(Permission denied\); make"):
                 Languages.of(data, *languages)
-        with pytest.raises(UsageError, match=r"--source-text '.*' is no file"):
+        with pytest.raises(UsageError, match=r"--source-text '.*' is not a file"):
             job(root, tmp_path / "out", source_text=text)
-    with monkeypatch.context() as patch:
-        hide(patch, data)
-        with pytest.raises(UsageError, match=r"has no dict\.src\.txt"):
-            Languages.of(data, "src", "tgt")
 
     def denied(path: str) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", path)
 
     monkeypatch.setattr(data_utils, "infer_language_pair", denied)
-    with pytest.raises(UsageError, match=rf"DATA '{data}' can't be read: Permission denied"):
+    with pytest.raises(UsageError, match=rf"DATA '{data}' can't be read \(Permission denied\); check its"):
         Languages.of(data, None, None)
 
 
 def test_missing_data(root: Path, tmp_path: Path) -> None:
     """No directory, one without files, a split that is not there."""
-    assert "is no directory: name one" in refusal(job(root, tmp_path / "out", data=tmp_path / "none"))
+    assert "is not a directory; use a directory" in refusal(
+        job(root, tmp_path / "out", data=tmp_path / "none")
+    )
     (tmp_path / "empty").mkdir()
-    assert "can't be told from its files" in refusal(job(root, tmp_path / "out", data=tmp_path / "empty"))
+    assert "has no file such as train.de-en.de.idx" in refusal(
+        job(root, tmp_path / "out", data=tmp_path / "empty")
+    )
     message = refusal(job(root, tmp_path / "out", split="train"))
     assert (
-        message == f"--gen-subset 'train' is not in DATA '{root / 'data'}': there is no train.src-tgt.src.idx"
+        message == f"--gen-subset 'train' is not in DATA '{root / 'data'}', which lacks train.src-tgt.src.idx"
     )
     assert not (tmp_path / "out").exists()
 
 
-def test_damaged_journal(root: Path, whole: dict[str, bytes | None], tmp_path: Path) -> None:
-    """Refused with the file's name; nothing is overwritten; without the file the rest is kept and the end is the same."""
+def test_damaged_batch(root: Path, whole: dict[str, bytes | None], tmp_path: Path) -> None:
+    """It is refused by name. Without the file, only that batch is translated again."""
     for shard in (0, 1):
         make(job(root, tmp_path, num_shards=2, shard_id=shard))
-    path = tmp_path / "decoded" / "000-000.journal"
+    path = tmp_path / "decoded" / "0000004.npz"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     before = tree(tmp_path)
     for some in (job(root, tmp_path), job(root, tmp_path, num_shards=2, shard_id=0)):
-        assert f"{path} is damaged at byte " in refusal(some)
-        assert "delete the file and run the same command again" in refusal(some)
+        assert refusal(some).startswith(
+            f"'{path}' is damaged; delete the file and run the same command again"
+        )
     assert tree(tmp_path) == before
     path.unlink()
     make(job(root, tmp_path))
     assert tree(tmp_path) == whole
+
+
+def test_folder_that_an_older_version_began(root: Path, tmp_path: Path) -> None:
+    """It kept journals. A finished folder of an older version has none, and is accepted."""
+    translated_only(job(root, tmp_path))
+    (tmp_path / "decoded" / "000-000.journal").touch()
+    assert refusal(job(root, tmp_path)).startswith(
+        f"--out '{tmp_path}' was begun by an older version of fairseq-imitkd, whose 000-000.journal can't be "
+        "read"
+    )
 
 
 @contextlib.contextmanager
@@ -665,9 +643,9 @@ def full_disk(place: str) -> Iterator[None]:
         if place == "fourth batch":
             calls: list[int] = []
             sync = os.fsync
-            # The first two are of job.json and its folder.
+            # Two calls for each file, job.json among them: one for the file and one for its folder.
             patch.setattr(
-                os, "fsync", lambda file: full() if len(calls) == 5 else calls.append(file) or sync(file)
+                os, "fsync", lambda file: full() if len(calls) == 8 else calls.append(file) or sync(file)
             )
         else:
             patch.setattr(place, full)
@@ -692,11 +670,12 @@ def test_full_disk(root: Path, whole: dict[str, bytes | None], tmp_path: Path, p
     with full_disk(place):
         message = refusal(job(root, out))
     assert message == (
-        f"--out '{out}': no space is left on the device; make room and run the same command again: it goes on where it stopped"
+        f"--out '{out}' can't be written (No space left on device); make room or use another folder; "
+        "the same command then continues where it stopped"
     )
     assert not (out / "manifest.json").exists()
     if place == "fourth batch":
-        assert len(list(records(out / "decoded"))) == 4
+        assert len(list(saved_batches(out))) == 3
     make(job(root, out))
     assert tree(out) == whole
 
@@ -706,17 +685,17 @@ def test_killed_at_the_very_end(
     root: Path, whole: dict[str, bytes | None], tmp_path: Path, left: str
 ) -> None:
     """What was decoded is kept until the manifest is there, and thrown away in every case."""
-    write = factory.write_json
+    write = OutputFolder.write_json
 
-    def killed(path: Path, content: Any, replace: bool = True) -> bool:
-        if path.name == "manifest.json":
+    def killed(folder: OutputFolder, name: str, content: Any, replace: bool = True) -> bool:
+        if name == "manifest.json":
             if left == "tidying":
-                write(path, content)
+                write(folder, name, content)
             raise SystemExit
-        return write(path, content, replace)
+        return write(folder, name, content, replace)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(factory, "write_json", killed)
+        patch.setattr(OutputFolder, "write_json", killed)
         with pytest.raises(SystemExit):
             make(job(root, tmp_path))
     assert (tmp_path / "building" / "decoded").is_dir()
@@ -751,43 +730,21 @@ def test_finished_folder_that_was_changed(root: Path, tmp_path: Path, change: st
     before = tree(tmp_path)
     if change in ("other job", "no files"):
         assert refusal(job(root, tmp_path)).startswith(
-            f"{manifest} is not of this folder's job: give another --out"
+            f"'{manifest}' belongs to another job than '{tmp_path / 'job.json'}'; use another --out"
         )
     else:
         assert refusal(job(root, tmp_path)).startswith(
-            f"{path} is not what manifest.json says any more: delete '{tmp_path}'"
+            f"'{path}' is not what manifest.json says any more; delete '{tmp_path}'"
         )
     assert tree(tmp_path) == before
-
-
-def test_machines_that_begin_at_once(tmp_path: Path, monkeypatch: Any) -> None:
-    """Both find the folder empty; one makes it its own, and the other sees whether that is its job too."""
-    is_file, looked = Path.is_file, []
-
-    def once(path: Path) -> bool:
-        if path.name == "job.json" and not looked:
-            looked.append(path)
-            assert claim(tmp_path / "out", others) is True
-            return False
-        return is_file(path)
-
-    monkeypatch.setattr(Path, "is_file", once)
-    others = {"format": 1}
-    assert claim(tmp_path / "out", {"format": 1}) is False
-    looked.clear()
-    shutil.rmtree(tmp_path / "out")
-    others = {"format": 2}
-    with pytest.raises(UsageError, match="was begun with format = 2, but now it is 1"):
-        claim(tmp_path / "out", {"format": 1})
-    assert not list((tmp_path / "out").glob("*.partial"))
 
 
 def test_most_pairs_left_out(root: Path, tmp_path: Path, caplog: Any) -> None:
     """Is said; so is a split that is named for the other direction."""
     make(job(root, tmp_path / "out", decoding={"max_len_b": 2}))
-    assert "most pairs are left out: " in caplog.text
+    assert "most pairs are dropped: " in caplog.text
     assert "make sure that this is the teacher's direction" not in caplog.text
-    of_split(Languages.of(root / "data", "tgt", "src"), "test")
+    read_split(Languages.of(root / "data", "tgt", "src"), "test")
     assert (
         "the files are of src-tgt, but are read as tgt-src: make sure that this is the teacher's direction"
         in caplog.text
@@ -795,8 +752,8 @@ def test_most_pairs_left_out(root: Path, tmp_path: Path, caplog: Any) -> None:
 
 
 def test_lost_batch_is_noticed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A defect of ours must not pass for a data set."""
-    monkeypatch.setattr(Journal, "add", lambda *_: None)
+    """A defect of this program must not pass for a data set."""
+    monkeypatch.setattr(workers, "save_batch", lambda *_: None)
     with pytest.raises(RuntimeError, match="15 batches were translated, but 0 are there"):
         make(job(root, tmp_path))
     assert not (tmp_path / "manifest.json").exists()
@@ -813,7 +770,8 @@ def test_long_sources_are_counted(root: Path, tmp_path: Path) -> None:
     assert "1 too long" in command.report(result, tmp_path, 1.0)
     write_split(data, "test", [[], []], "src")
     assert refusal(job(root, tmp_path / "none", data=data)).startswith(
-        "no pair is left to train on: of 2 sentences 2 have an empty source, 0 one that is too long; "
+        "no pair is left to train on: of 2 sentences, 2 have an empty source and 0 a source that is too "
+        "long; "
     )
 
 
@@ -822,10 +780,14 @@ TEXT = "\ufeffthe cat sat\r\n\r\na dog ran to the cat\n\nthe dog"
 
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small sentencepiece model, a data directory with its pieces for dictionaries, and a teacher of them."""
+    """A small sentencepiece model, a data directory whose dictionaries are its pieces, and a teacher."""
     root = tmp_path_factory.mktemp("pieces")
-    lines = [f"{who} {what} to {where}" for who in ("the cat", "a dog", "the rat") for what in ("sat", "ran")
-             for where in ("the cat", "a mat", "the dog")]  # fmt: skip
+    lines = [
+        f"{who} {what} to {where}"
+        for who in ("the cat", "a dog", "the rat")
+        for what in ("sat", "ran")
+        for where in ("the cat", "a mat", "the dog")
+    ]
     (root / "lines").write_text("\n".join(lines) + "\n")
     sentencepiece.SentencePieceTrainer.train(
         input=str(root / "lines"),
@@ -848,7 +810,7 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_text_through_sentencepiece(pieces: Path, tmp_path: Path) -> None:
-    """Each line is made the model's own pieces; empty lines keep their numbers; what comes out is a split's translation."""
+    """Lines become the model's pieces, empty lines keep their numbers, and the result is that of a split."""
     text = tmp_path / "raw.txt"
     text.write_text(TEXT, encoding="utf-8", newline="")
     flags = (
@@ -883,8 +845,14 @@ def test_text_through_sentencepiece(pieces: Path, tmp_path: Path) -> None:
     assert manifest["counts"]["sentences"] == 5
     assert manifest["counts"]["empty_sources"] == 2
     assert manifest["counts"]["written"] == 3, "an untrained teacher's samples end by chance"
-    some = job(pieces, tmp_path / "split", data=tmp_path / "data", source_lang="src", target_lang="tgt",
-               decoding={"select": "sample", "beam": 5, "max_len_b": 200, "remove_bpe": "sentencepiece"})  # fmt: skip
+    some = job(
+        pieces,
+        tmp_path / "split",
+        data=tmp_path / "data",
+        source_lang="src",
+        target_lang="tgt",
+        decoding={"select": "sample", "beam": 5, "max_len_b": 200, "remove_bpe": "sentencepiece"},
+    )
     data = write_dictionaries(tmp_path / "data")
     for side in ("src", "tgt"):
         (data / f"dict.{side}.txt").write_bytes((pieces / "data" / f"dict.{side}.txt").read_bytes())
@@ -935,14 +903,15 @@ def test_text_of_words(root: Path, tmp_path: Path, caplog: Any) -> None:
     [
         (
             ("--bpe", "sentencepiece"),
-            "--bpe changes nothing without --source-text: a split of DATA is made of subwords already",
+            "--bpe changes nothing without --source-text: a split of DATA consists of subwords already",
         ),
         (("--sentencepiece-model", "x"), "--sentencepiece-model changes nothing without --bpe sentencepiece"),
         (("--bpe-codes", "x"), "--bpe-codes changes nothing without --bpe fastbpe or subword_nmt"),
-        (("--source-text", "TEXT", "--bpe", "fastbpe"), "--bpe fastbpe needs a --bpe-codes: give its file"),
+        (("--source-text", "TEXT", "--bpe", "fastbpe"), "--bpe fastbpe needs --bpe-codes; add it"),
         (
             ("--source-text", "TEXT", "--bpe", "sentencepiece", "--sentencepiece-model", "/none"),
-            "--sentencepiece-model '/none' is no file: give the one that --bpe sentencepiece was made with",
+            "--sentencepiece-model '/none' is not a file; use the file that --bpe sentencepiece was made "
+            "with",
         ),
         (
             ("--source-text", "TEXT", "--bpe", "sentencepiece", "--sentencepiece-model", "TEXT"),
@@ -950,9 +919,12 @@ def test_text_of_words(root: Path, tmp_path: Path, caplog: Any) -> None:
         ),
         (
             ("--source-text", "TEXT", "--bpe", "fastbpe", "--bpe-codes", "CODES"),
-            "--bpe-codes 'CODES' must hold two subwords a line to be merged, but not in line 3",
+            "--bpe-codes 'CODES' must hold two subwords to merge in each line, but line 3 does not",
         ),
-        (("--seed", "5"), "--seed 5 changes nothing: only --select sample and --mix-gold draw; leave it out"),
+        (
+            ("--seed", "5"),
+            "--seed 5 changes nothing: only --select sample and --mix-gold are random; leave it out",
+        ),
         (("--nbest", "0", "--select", "best", "--metric", "chrf"), "--nbest must be 1 or more, but is 0"),
         (("--beam", "0"), "--beam must be 1 or more, but is 0"),
         (("--lenpen", "nan"), "--lenpen must be a number, but is nan"),

@@ -1,0 +1,188 @@
+"""A job of ``imitkd-seqkd``: its flags, and the identity that tells its output from another job's."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fairseq_imitkd.data.corpus import Languages, split_hashes
+from fairseq_imitkd.data.files import sha256
+from fairseq_imitkd.engines.base import SearchSettings
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.seqkd.dataset import Filters
+from fairseq_imitkd.seqkd.translator import check_ctranslate2
+from fairseq_imitkd.teacher.source import check_files
+from fairseq_imitkd.text.subwords import TextSettings
+
+FORMAT = 1  # version of the files in the output folder
+BACKENDS = ("fairseq", "ctranslate2")
+
+
+@dataclass(frozen=True)
+class Job:
+    """The flags of ``imitkd-seqkd``.
+
+    Args:
+        data: fairseq's data directory, made with the teacher's dictionaries.
+        teacher_path: checkpoints joined by ``:``.
+        out: the output folder.
+        decoding: how to translate, and which hypothesis to keep.
+        filters: which pairs to drop, and how many references to add.
+        split: the split to translate; with ``source_text``, the name of the split that is made.
+        source_text: a file of raw sentences to translate instead.
+        text: how raw text is tokenised and split into subwords.
+        source_lang, target_lang: the languages; None reads them from the names of the data files.
+        teacher_dtype, teacher_data, teacher_allow_globals: as in training.
+        backend: the engine that translates, one of :data:`BACKENDS`.
+        quantization: the type that the backend ``ctranslate2`` computes in.
+        min_agreement: least chrF of the first outputs of ``ctranslate2``, with those of fairseq as
+            references.
+        max_tokens: most source tokens in a batch; 0 means unlimited.
+        batch_size: most sentences in a batch; 0 means unlimited.
+        workers: number of processes on this machine.
+        num_shards: number of machines that share the work and ``out``.
+        shard_id: number of this machine, from 0; None if ``num_shards`` is 1.
+        cpu: whether to translate on the CPU even if there is a GPU.
+
+    Raises:
+        UsageError: a value is out of range, or two flags exclude each other.
+    """
+
+    data: Path
+    teacher_path: str
+    out: Path
+    decoding: SearchSettings
+    filters: Filters
+    split: str = "train"
+    source_text: Path | None = None
+    text: TextSettings = field(default_factory=TextSettings)
+    source_lang: str | None = None
+    target_lang: str | None = None
+    teacher_dtype: str = "fp32"
+    teacher_data: str | None = None
+    teacher_allow_globals: str | None = None
+    backend: str = "fairseq"
+    quantization: str = "float32"
+    min_agreement: float = 90.0
+    max_tokens: int = 4096
+    batch_size: int = 0
+    workers: int = 1
+    num_shards: int = 1
+    shard_id: int | None = None
+    cpu: bool = False
+
+    def __post_init__(self) -> None:
+        for valid, message in (*self._work_checks(), *self._source_checks(), *self._backend_checks()):
+            if not valid:
+                raise UsageError(message)
+        if self.backend == "ctranslate2":
+            check_ctranslate2(self.quantization, self.device)
+
+    def _work_checks(self) -> Iterator[tuple[bool, str]]:
+        """Yield whether a condition holds, and the message if it does not."""
+        for name, least in (("max_tokens", 0), ("batch_size", 0), ("workers", 1), ("num_shards", 1)):
+            flag, value = f"--{name.replace('_', '-')}", getattr(self, name)
+            yield value >= least, f"{flag} must be {least} or more, but is {value}"
+        yield (
+            self.max_tokens > 0 or self.batch_size > 0,
+            "--max-tokens 0 needs a --batch-size; one of them must limit a batch",
+        )
+        yield (
+            (self.shard_id is None) == (self.num_shards == 1),
+            "--shard-id needs a --num-shards of 2 or more, and the other way round; use both or neither",
+        )
+        yield (
+            self.shard_id is None or 0 <= self.shard_id < self.num_shards,
+            f"--shard-id must be in 0..{self.num_shards - 1}, but is {self.shard_id}",
+        )
+
+    def _source_checks(self) -> Iterator[tuple[bool, str]]:
+        """Yield the same as :meth:`_work_checks`."""
+        yield (
+            bool(self.split) and "/" not in self.split,
+            f"--gen-subset must be the name of a split, like train, but is '{self.split}'",
+        )
+        if self.source_text is not None:
+            yield (
+                os.path.isfile(self.source_text),
+                f"--source-text '{self.source_text}' is not a file; use a UTF-8 file with one sentence per "
+                "line",
+            )
+            yield (
+                not self.reference_flag,
+                f"{self.reference_flag} needs references, but --source-text has none; leave one of them out",
+            )
+
+    def _backend_checks(self) -> Iterator[tuple[bool, str]]:
+        """Yield the same as :meth:`_work_checks`."""
+        yield (
+            self.backend in BACKENDS,
+            f"--backend must be one of {', '.join(BACKENDS)}, but is {self.backend}",
+        )
+        yield (
+            0.0 <= self.min_agreement <= 100.0,
+            f"--min-agreement must be in 0..100, but is {self.min_agreement}",
+        )
+        if self.backend == "ctranslate2":
+            for flag, value, supported in (
+                ("--select", self.decoding.select, ("first", "best")),
+                ("--unkpen", self.decoding.unkpen, (0.0,)),
+                ("--teacher-dtype", self.teacher_dtype, ("fp32",)),
+            ):
+                yield (
+                    value in supported,
+                    f"{flag} must be {' or '.join(map(str, supported))} with --backend ctranslate2, but is "
+                    f"{value}; use --backend fairseq",
+                )
+            yield (
+                os.pathsep not in self.teacher_path,
+                "--backend ctranslate2 translates with one model, not an ensemble; use --backend fairseq",
+            )
+
+    @property
+    def reference_flag(self) -> str:
+        """The flag that makes the job need references; empty if there is none."""
+        if self.decoding.select == "best":
+            return "--select best"
+        return "--mix-gold" if self.filters.mix_gold else ""
+
+    @property
+    def device(self) -> str:
+        """``cuda`` or ``cpu``, where the teacher translates."""
+        return "cuda" if torch.cuda.is_available() and not self.cpu else "cpu"
+
+    def device_of(self, worker: int) -> torch.device:
+        """Return the device of a worker; workers share the GPUs in turn."""
+        if self.device == "cpu":
+            return torch.device("cpu")
+        return torch.device(f"cuda:{worker % torch.cuda.device_count()}")
+
+    def languages(self) -> Languages:
+        """Read the languages and dictionaries of the data."""
+        return Languages.of(self.data, self.source_lang, self.target_lang)
+
+    def identity(self, languages: Languages) -> dict[str, Any]:
+        """Return everything that decides the output, by content and not by the names of files."""
+        check_files(self.teacher_path)
+        files = {name: sha256(path) for name, path in self.text.files.items()}
+        if self.source_text is not None:
+            data = {"source_text": sha256(self.source_text)}
+        else:
+            data = split_hashes(languages, self.split)
+        return {
+            "format": FORMAT,
+            "teachers": [sha256(path) for path in self.teacher_path.split(os.pathsep)],
+            "teacher_dtype": self.teacher_dtype,
+            "backend": {"name": self.backend, "quantization": self.quantization},
+            "languages": [languages.source, languages.target],
+            "dictionaries": languages.dictionary_hashes(),
+            "split": self.split,
+            "data": data,
+            "bpe": {} if self.text.bpe is None else {"_name": self.text.bpe, **files},
+            "decoding": asdict(self.decoding),
+            "filters": asdict(self.filters),
+            "batches": {"max_tokens": self.max_tokens, "batch_size": self.batch_size},
+        }

@@ -1,0 +1,120 @@
+"""The engine that translates as the teacher: fairseq, or CTranslate2, which is first compared with it."""
+
+import logging
+
+import torch
+
+from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.engines import ctranslate2_convert
+from fairseq_imitkd.engines.base import Engine
+from fairseq_imitkd.engines.ctranslate2 import CTranslate2Engine
+from fairseq_imitkd.engines.fairseq import FairseqEngine
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.seqkd.folder import AGREEMENT, CONVERTED, output_folder
+from fairseq_imitkd.seqkd.job import Job
+from fairseq_imitkd.seqkd.translator import COMPARED, Translator, agreement
+from fairseq_imitkd.seqkd.work import Work
+from fairseq_imitkd.teacher.loading import load_teacher
+from fairseq_imitkd.teacher.source import TeacherSource
+from fairseq_imitkd.teacher.teacher import Teacher
+
+logger = logging.getLogger(__name__)
+
+
+def load(job: Job, languages: Languages) -> Teacher:
+    """Load the teacher.
+
+    Raises:
+        UsageError: the teacher can't be used, or its longest target is too short.
+    """
+    source = TeacherSource(
+        job.teacher_path,
+        dtype=job.teacher_dtype,
+        data=job.teacher_data,
+        allow_globals=job.teacher_allow_globals,
+    )
+    teacher = load_teacher(source, languages)
+    longest = teacher.max_positions[1]
+    if job.decoding.min_len >= longest:
+        raise UsageError(
+            f"--min-len must be below {longest}, the teacher's longest target, but is {job.decoding.min_len}"
+        )
+    return teacher
+
+
+def open_translator(work: Work, worker: int, teacher: Teacher | None = None) -> Translator:
+    """Return what translates in one process.
+
+    Args:
+        work: what there is to translate.
+        worker: number of the process.
+        teacher: the teacher, if this process has loaded it; CTranslate2 needs none.
+    """
+    if work.job.backend == "ctranslate2":
+        engine: Engine = _ctranslate2(work, worker)
+    else:
+        engine = _fairseq(work, worker, teacher or load(work.job, work.languages))
+    return Translator(engine, work.languages.target_dictionary)
+
+
+def _fairseq(work: Work, worker: int, teacher: Teacher) -> FairseqEngine:
+    teacher.place(work.job.device_of(worker), torch.float32)
+    return FairseqEngine(
+        teacher.writer, work.languages, work.job.decoding, longest_target=teacher.max_positions[1]
+    )
+
+
+def _ctranslate2(work: Work, worker: int) -> CTranslate2Engine:
+    job = work.job
+    return CTranslate2Engine(
+        job.out / CONVERTED,
+        work.languages,
+        job.decoding,
+        longest_target=work.limits[1],
+        device=job.device_of(worker),
+        compute_type=job.quantization,
+    )
+
+
+def convert(work: Work, teacher: Teacher) -> None:
+    """Convert the teacher to a CTranslate2 model once, and compare its first outputs with fairseq's.
+
+    Raises:
+        UsageError: the teacher can't be converted, or the outputs differ too much.
+    """
+    job, folder = work.job, output_folder(work.job.out)
+    found = folder.read(AGREEMENT)
+    if found is None or not (job.out / CONVERTED).is_dir():
+        _convert(job, work.languages, teacher)
+        ours, fairseqs = (
+            Translator(engine, work.languages.target_dictionary)
+            for engine in (_ctranslate2(work, 0), _fairseq(work, 0, teacher))
+        )
+        found = agreement(ours, fairseqs, [work.read(numbers) for numbers in work.first_batches(COMPARED)])
+        folder.write_json(AGREEMENT, found)
+    logger.info(
+        "%d of the first %d outputs of CTranslate2 are those of fairseq, chrF %.2f",
+        found["identical"],
+        found["sentences"],
+        found["chrf"],
+    )
+    if found["chrf"] < job.min_agreement:
+        other = "" if job.quantization == "float32" else f"another --quantization than {job.quantization}, "
+        raise UsageError(
+            f"--backend ctranslate2: its first {found['sentences']} outputs differ too much from fairseq's, "
+            f"chrF {found['chrf']} with --min-agreement {job.min_agreement:g}; use {other}a lower "
+            "--min-agreement, or --backend fairseq"
+        )
+
+
+def _convert(job: Job, languages: Languages, teacher: Teacher) -> None:
+    reason = ctranslate2_convert.unsupported_reason(teacher.models[0])
+    if reason is not None:
+        raise UsageError(
+            f"--backend ctranslate2 can't compute --teacher-path '{job.teacher_path}': {reason}; "
+            "use --backend fairseq"
+        )
+    if not (job.out / CONVERTED).is_dir():
+        ctranslate2_convert.convert(
+            teacher.models[0], languages, job.out / CONVERTED, quantization=job.quantization
+        )

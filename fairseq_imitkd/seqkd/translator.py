@@ -1,0 +1,200 @@
+"""Translation of batches for a data set: which hypotheses are kept, and the agreement of two engines."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.data import Dictionary
+from sacrebleu.metrics import CHRF
+from torch import Tensor
+
+from fairseq_imitkd.engines import ctranslate2_convert
+from fairseq_imitkd.engines.base import Engine, Hypothesis
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.text.rewards import REWARDS
+from fairseq_imitkd.text.scores import UNKNOWN_IN_HYPOTHESIS, UNKNOWN_IN_REFERENCE
+
+COMPARED = 100  # sentences that two engines are compared on
+NO_NUMBERS = (
+    "the teacher's scores are not finite: its --teacher-path is damaged, or it needs --teacher-dtype fp32"
+)
+OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "failed to allocate memory")
+TYPES = {  # dimensions and types of the arrays of a TranslatedBatch
+    "ids": (1, np.int64),
+    "counts": (1, np.int32),
+    "lengths": (1, np.int32),
+    "scores": (1, np.float32),
+    "cut": (1, np.uint8),
+    "tokens": (1, np.int32),
+}
+
+
+@dataclass(frozen=True)
+class TranslatedBatch:
+    """The hypotheses of a batch of ``B`` sentences: ``H`` hypotheses with ``T`` tokens in all.
+
+    Args:
+        ids: ``(B,)`` int64, numbers of the sentences.
+        counts: ``(B,)`` int32, number of hypotheses per sentence; they are stored best first.
+        lengths: ``(H,)`` int32, number of tokens per hypothesis, EOS included.
+        scores: ``(H,)`` float32, mean log-probability per token as fairseq reports it, in nats.
+        cut: ``(H,)`` uint8, 1 where the length limit ended the hypothesis.
+        tokens: ``(T,)`` int32.
+    """
+
+    ids: np.ndarray
+    counts: np.ndarray
+    lengths: np.ndarray
+    scores: np.ndarray
+    cut: np.ndarray
+    tokens: np.ndarray
+
+    @classmethod
+    def of(cls, ids: Sequence[int], hypotheses: Sequence[Sequence[Hypothesis]]) -> "TranslatedBatch":
+        """Pack the hypotheses of each sentence."""
+        flat = [hypothesis for some in hypotheses for hypothesis in some]
+        return cls(
+            ids=np.asarray(ids, dtype=np.int64),
+            counts=np.asarray([len(some) for some in hypotheses], dtype=np.int32),
+            lengths=np.asarray([hypothesis.tokens.numel() for hypothesis in flat], dtype=np.int32),
+            scores=np.asarray([hypothesis.score for hypothesis in flat], dtype=np.float32),
+            cut=np.asarray([hypothesis.cut for hypothesis in flat], dtype=np.uint8),
+            tokens=torch.cat([hypothesis.tokens for hypothesis in flat]).numpy().astype(np.int32),
+        )
+
+    @classmethod
+    def checked(cls, arrays: Mapping[str, np.ndarray]) -> "TranslatedBatch":
+        """Return a batch of arrays that were read from a file.
+
+        Raises:
+            ValueError: the arrays do not fit together.
+        """
+        if {name: (array.ndim, array.dtype) for name, array in arrays.items()} != TYPES:
+            raise ValueError("the arrays are not those of a batch")
+        batch = cls(**arrays)
+        hypotheses = batch.lengths.size
+        sizes = (
+            batch.counts.size,
+            batch.counts.sum(),
+            batch.scores.size,
+            batch.cut.size,
+            batch.lengths.sum(),
+        )
+        if sizes != (batch.ids.size, hypotheses, hypotheses, hypotheses, batch.tokens.size):
+            raise ValueError("the sizes of the arrays do not fit together")
+        return batch
+
+    def token_tensors(self) -> list[Tensor]:
+        """Return the tokens of each hypothesis, ``H`` int64 tensors."""
+        return list(torch.from_numpy(self.tokens.astype(np.int64)).split(self.lengths.tolist()))
+
+
+class Translator:
+    """Translates batches with an engine and keeps the hypotheses that the engine's settings ask for.
+
+    Args:
+        engine: what translates.
+        dictionary: target dictionary.
+    """
+
+    def __init__(self, engine: Engine, dictionary: Dictionary):
+        self.engine, self.settings, self.dictionary = engine, engine.settings, dictionary
+
+    def translate(
+        self, ids: Sequence[int], sources: Sequence[Tensor], references: Sequence[Tensor] | None
+    ) -> TranslatedBatch:
+        """Translate a batch of ``B`` sentences.
+
+        Args:
+            ids, sources: as for :meth:`~fairseq_imitkd.engines.base.Engine.translate`.
+            references: ``B`` tensors ``(T,)``, which ``select="best"`` compares with.
+
+        Raises:
+            UsageError: a score is not finite, or the batch does not fit in memory.
+        """
+        try:
+            hypotheses = self.engine.translate(ids, sources, self.settings.nbest)
+        except AssertionError as error:  # fairseq's search asserts that some score is a number
+            raise UsageError(NO_NUMBERS) from error
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise UsageError(
+                f"a batch of {len(ids)} sentences does not fit in memory: lower --max-tokens, --batch-size "
+                "or --beam, and give another --out"
+            ) from error
+        scores = [hypothesis.score for some in hypotheses for hypothesis in some]
+        if not all(map(math.isfinite, scores)) or not all(hypotheses):
+            raise UsageError(NO_NUMBERS)
+        if self.settings.select == "best":
+            assert references is not None
+            hypotheses = [
+                [self._most_similar(some, reference)]
+                for some, reference in zip(hypotheses, references, strict=True)
+            ]
+        return TranslatedBatch.of(ids, hypotheses)
+
+    def _most_similar(self, hypotheses: Sequence[Hypothesis], reference: Tensor) -> Hypothesis:
+        """Return the hypothesis most similar to the reference; ties go to the more probable one.
+
+        This is sequence-level interpolation (Kim & Rush 2016, section 3.3).
+        """
+        similarity, mark = REWARDS[self.settings.metric or ""], self.settings.remove_bpe
+        # Unknown words get different names on the two sides, so they never match.
+        text = self.dictionary.string(reference, mark, unk_string=UNKNOWN_IN_REFERENCE)
+        scores = [
+            similarity(self.dictionary.string(each.tokens, mark, unk_string=UNKNOWN_IN_HYPOTHESIS), text)
+            for each in hypotheses
+        ]
+        return hypotheses[scores.index(max(scores))]
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def agreement(ours: Translator, fairseqs: Translator, batches: Sequence[Any]) -> dict[str, Any]:
+    """Compare the translations that two engines keep, with the same settings.
+
+    Args:
+        ours: translator that is checked.
+        fairseqs: translator that it is compared with.
+        batches: arguments of :meth:`Translator.translate`.
+
+    Returns:
+        the number of ``sentences``, how many of them are ``identical``, and ``chrf``, the chrF of ours
+        against fairseq's.
+    """
+    own, theirs = (
+        [tokens for batch in batches for tokens in translator.translate(*batch).token_tensors()]
+        for translator in (ours, fairseqs)
+    )
+    mark = ours.settings.remove_bpe
+    texts = [[ours.dictionary.string(tokens, mark) for tokens in some] for some in (own, theirs)]
+    return {
+        "sentences": len(own),
+        "identical": sum(torch.equal(a, b) for a, b in zip(own, theirs, strict=True)),
+        "chrf": round(CHRF().corpus_score(texts[0], [texts[1]]).score, 2),
+    }
+
+
+def check_ctranslate2(quantization: str, device: str) -> None:
+    """Check that CTranslate2 is installed and computes in a type on this device.
+
+    Raises:
+        UsageError: one of the two is not the case.
+    """
+    try:
+        known = ctranslate2_convert.library().get_supported_compute_types(device)
+    except ImportError as error:
+        raise UsageError(
+            "--backend ctranslate2 needs CTranslate2: pip install 'fairseq-imitkd[fast]'"
+        ) from error
+    if quantization not in known:
+        raise UsageError(
+            f"--quantization must be one of {', '.join(sorted(known))} on this {device}, but is "
+            f"{quantization}"
+        )
