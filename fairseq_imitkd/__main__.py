@@ -1,4 +1,4 @@
-"""``python -m fairseq_imitkd --version``: what a bug report needs. ``--methods``: every method and its settings."""
+"""``python -m fairseq_imitkd``: the versions for a bug report, and a table of all methods."""
 
 import argparse
 import importlib.util
@@ -15,7 +15,7 @@ from fairseq_imitkd import methods
 
 
 def versions() -> str:
-    """Versions of everything that a result depends on, a line each."""
+    """Return the versions of everything that a result depends on, one per line."""
     kernels = {
         "FusedLayerNorm": layer_norm.has_fused_layernorm,
         "FusedAdam": get_fused_adam_class() is not None,
@@ -36,7 +36,7 @@ def versions() -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m fairseq_imitkd", description=fairseq_imitkd.__doc__)
     parser.add_argument(
         "--version", action="store_true", help="print the versions of everything that a result depends on"

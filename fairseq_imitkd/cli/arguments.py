@@ -1,4 +1,4 @@
-"""What the command lines of our own commands have in common."""
+"""What the command lines of this package's own commands have in common."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,27 +11,27 @@ from fairseq_imitkd.text.subwords import SUBWORDS, TextSettings
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes flags by their full names alone, and says in one line what is wrong with a command line.
+    """A parser that takes only full names of flags, and reports a wrong command line in one line.
 
     Args:
-        prog: the command's name.
-        description: what it does.
+        prog: name of the command.
+        description: what the command does.
     """
 
     def __init__(self, prog: str, description: str):
-        # A part of a name would mean another flag, or none, as soon as a release adds one.
+        # An abbreviation changes its meaning when a release adds a flag.
         super().__init__(prog, description=description, allow_abbrev=False, formatter_class=HelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        """End the command with status 2; the usage, dozens of lines, would hide what is wrong."""
+        """End the command with status 2, without the usage: its dozens of lines would hide the message."""
         self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())}; see {self.prog} --help\n")
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Shows a flag's default, unless there is none to speak of or its help tells it."""
+    """Shows the default of each flag, unless it is None or False or the help text already has it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        # Not `in`, by which 0 is False. A default of None or False says what a flag does only in words.
+        # `in` would compare by equality, and 0 equals False.
         silent = any(action.default is value for value in (None, False, argparse.SUPPRESS))
         if silent or not action.option_strings or action.help is None or "default" in action.help:
             return action.help
@@ -39,10 +39,10 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 def positive(text: str) -> int:
-    """The ``type`` of a flag that takes 1, 2, 3, …
+    """Parse a whole number of 1 or more; the ``type`` of such a flag.
 
     Raises:
-        argparse.ArgumentTypeError: the text is no such number.
+        argparse.ArgumentTypeError: the text is not such a number.
     """
     try:
         number = int(text)
@@ -54,31 +54,37 @@ def positive(text: str) -> int:
 
 
 def add_subword_flags(group: Any, of: str, kinds: Sequence[str] = tuple(SUBWORDS)) -> None:
-    """``--bpe`` and the flags that name its files.
+    """Add ``--bpe`` and the flags that name its files.
 
     Args:
-        group: of a parser.
-        of: what is made subwords.
-        kinds: of subwords, among :data:`~fairseq_imitkd.text.subwords.SUBWORDS`.
+        group: a parser, or a group of one.
+        of: the text that is split into subwords.
+        kinds: kinds of subwords, among :data:`~fairseq_imitkd.text.subwords.SUBWORDS`.
     """
     helps = {
-        "sentencepiece_model": "file of the model of --bpe sentencepiece",
-        "bpe_codes": "file of the merges of --bpe fastbpe or subword_nmt",
-        "gpt2_encoder_json": "file of the symbols of --bpe gpt2",
-        "gpt2_vocab_bpe": "file of the merges of --bpe gpt2",
+        "sentencepiece_model": "model file for --bpe sentencepiece",
+        "bpe_codes": "file of merges for --bpe fastbpe or subword_nmt",
+        "gpt2_encoder_json": "file of symbols for --bpe gpt2",
+        "gpt2_vocab_bpe": "file of merges for --bpe gpt2",
     }
     group.add_argument(
-        "--bpe", choices=list(kinds), help=f"how to make subwords of {of} (default: it is of subwords)"
+        "--bpe",
+        choices=list(kinds),
+        help=f"how to split {of} into subwords (default: it consists of subwords already)",
     )
     for name in dict.fromkeys(name for kind in kinds for name in SUBWORDS[kind]):
         group.add_argument(_flag(name), type=Path, help=helps[name])
 
 
 def text_settings(args: argparse.Namespace, tokenizer: str | None = None) -> TextSettings:
-    """What the flags of :func:`add_subword_flags` ask for.
+    """Return the settings that the flags of :func:`add_subword_flags` describe.
+
+    Args:
+        args: the parsed flags.
+        tokenizer: the tokeniser; None is none.
 
     Raises:
-        UsageError: one changes nothing, is missing, or names no file.
+        UsageError: a flag changes nothing, is missing, or does not name a file.
     """
     wanted = SUBWORDS.get(args.bpe, ())
     for name in dict.fromkeys(name for names in SUBWORDS.values() for name in names):
@@ -89,10 +95,10 @@ def text_settings(args: argparse.Namespace, tokenizer: str | None = None) -> Tex
     for name in wanted:
         path = getattr(args, name)
         if path is None:
-            raise UsageError(f"--bpe {args.bpe} needs a {_flag(name)}: give its file")
+            raise UsageError(f"--bpe {args.bpe} needs {_flag(name)}; add it")
         if kind_of(path, _flag(name)) != "file":
             raise UsageError(
-                f"{_flag(name)} '{path}' is no file: give the one that --bpe {args.bpe} was made with"
+                f"{_flag(name)} '{path}' is not a file; use the file that --bpe {args.bpe} was made with"
             )
         files[name] = path
     return TextSettings(args.bpe, files, tokenizer)
@@ -103,19 +109,33 @@ def _flag(name: str) -> str:
 
 
 def add_search_flags(group: Any, beam: int | None, beam_help: str = "beam size") -> None:
-    """How a translation is searched for, by fairseq-generate's names.
+    """Add the flags of the search, by fairseq-generate's names.
 
     Args:
-        group: of a parser.
-        beam: the default of ``--beam``; None leaves it to the command, whose ``beam_help`` says what it then is.
+        group: a parser, or a group of one.
+        beam: default of ``--beam``; None leaves it to the command.
+        beam_help: help of ``--beam``; it says what the default is if ``beam`` is None.
     """
     group.add_argument("--beam", type=int, default=beam, help=beam_help)
     group.add_argument(
-        "--lenpen", type=float, default=1.0, help="length penalty: below 1 favours shorter translations"
+        "--lenpen", type=float, default=1.0, help="length penalty; values below 1 favour shorter translations"
     )
-    group.add_argument("--max-len-a", type=float, default=0.0, help="at most A * source length + B tokens: A")
-    group.add_argument("--max-len-b", type=int, default=200, help="at most A * source length + B tokens: B")
-    group.add_argument("--min-len", type=int, default=1, help="least tokens")
     group.add_argument(
-        "--no-repeat-ngram-size", type=int, default=0, help="no n-gram of this size comes twice (0: off)"
+        "--max-len-a",
+        type=float,
+        default=0.0,
+        help="a translation has at most A * source length + B tokens; this is A",
+    )
+    group.add_argument(
+        "--max-len-b",
+        type=int,
+        default=200,
+        help="a translation has at most A * source length + B tokens; this is B",
+    )
+    group.add_argument("--min-len", type=int, default=1, help="fewest tokens of a translation")
+    group.add_argument(
+        "--no-repeat-ngram-size",
+        type=int,
+        default=0,
+        help="forbid that an n-gram of this size occurs twice (0: off)",
     )

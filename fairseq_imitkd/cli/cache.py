@@ -1,7 +1,8 @@
-"""``imitkd-cache``: the teacher's answers on a data set's own targets, for training with ``--teacher-cache``."""
+"""``imitkd-cache``: save the teacher's answers on a data set's references, for ``--teacher-cache``."""
 
 import argparse
 import logging
+from typing import Any
 
 import torch
 
@@ -11,27 +12,33 @@ from fairseq_imitkd.teacher.cache.format import DTYPES
 from fairseq_imitkd.teacher.cache.writer import CacheRequest, write_cache
 from fairseq_imitkd.teacher.teacher import DTYPES as TEACHER_DTYPES
 
+DEFAULTS = CacheRequest("", "", "", "")
 
-@interruptible("; the same command goes on where this one was")
+
+@interruptible("; the same command continues where it stopped")
 def main(arguments: list[str] | None = None) -> None:
-    """The command; ``arguments`` are those of the command line unless given."""
+    """Run the command.
+
+    Args:
+        arguments: its arguments; None takes those of the command line.
+    """
     args = argument_parser().parse_args(arguments)
     logging.basicConfig(format="%(asctime)s | %(levelname)s | %(name)s | %(message)s", level=logging.INFO)
-    asked = request(args)
-    manifest = write_cache(asked)
+    wanted = request(args)
+    manifest = write_cache(wanted)
     size = manifest["tokens"] * manifest["bytes_a_token"]
     print(
-        f"{asked.out} is complete: {asked.keep} of {manifest['sentences'] - manifest['absent']:,} sentences, "
-        f"{manifest['tokens']:,} tokens of {manifest['bytes_a_token']} bytes ({size / 2**20:,.1f} MB); "
-        f"{manifest['absent']:,} sentences are too long for the teacher and absent"
+        f"{wanted.out} is complete: {wanted.keep} of {manifest['sentences'] - manifest['absent']:,} "
+        f"sentences, {manifest['tokens']:,} tokens of {manifest['bytes_a_token']} bytes ({size / 2**20:,.1f} "
+        f"MB); {manifest['absent']:,} sentences are too long for the teacher and absent"
     )
 
 
 def request(args: argparse.Namespace) -> CacheRequest:
-    """What the flags ask for.
+    """Return the request that the flags describe.
 
     Raises:
-        UsageError: they do not fit together.
+        UsageError: the flags do not fit together.
     """
     given = vars(args).copy()
     cpu = given.pop("cpu")
@@ -39,44 +46,51 @@ def request(args: argparse.Namespace) -> CacheRequest:
         del given["max_source_positions"]
     elif not args.truncate_source:
         raise UsageError(
-            f"--max-source-positions {args.max_source_positions} changes nothing without --truncate-source: add it, "
-            "or leave this out"
+            f"--max-source-positions {args.max_source_positions} changes nothing without --truncate-source; "
+            "add it, or leave this out"
         )
     return CacheRequest(**given, device="cuda" if torch.cuda.is_available() and not cpu else "cpu")
 
 
 def argument_parser() -> Parser:
-    """Its flags, which have the names that fairseq and training with a teacher give them."""
+    """Return the parser; flags have the names that they have in fairseq and in training."""
     parser = Parser(
         "imitkd-cache",
-        "Ask the teacher about every sentence of a split, once: imitkd-train --teacher-cache then needs none. "
-        "A command that was stopped goes on where it was when it is given again.",
+        "Ask the teacher about every sentence of a split once, so that imitkd-train --teacher-cache needs no "
+        "teacher. Run the same command again to resume.",
     )
-    defaults = CacheRequest("", "", "", "")
-    parser.add_argument("data", metavar="DATA_BIN", help="folder that fairseq-preprocess wrote")
-    parser.add_argument(
-        "--teacher-path", required=True, help="checkpoint, or several joined by ':' to be averaged"
-    )
+    _add_data_flags(parser)
+    _add_teacher_flags(parser)
+    return parser
+
+
+def _add_data_flags(parser: Any) -> None:
+    parser.add_argument("data", metavar="DATA_BIN", help="fairseq's data directory")
     parser.add_argument("--out", required=True, help="folder of the cache, new or empty")
     parser.add_argument(
         "--keep",
         required=True,
-        help="topk:K, the K most probable symbols of each prefix and the others' sum; or hidden, the decoder's hidden states, "
-        "from which every score can be made again (of one teacher)",
+        help="topk:K keeps the K most probable symbols at each prefix, and the probability of all others "
+        "together; hidden keeps the decoder's hidden states, which give every score (one teacher only)",
     )
-    parser.add_argument("--gen-subset", default=defaults.gen_subset, help="the split")
+    parser.add_argument("--gen-subset", default=DEFAULTS.gen_subset, help="split of DATA_BIN")
     parser.add_argument(
-        "--dtype", choices=[*DTYPES], default=defaults.dtype, help="precision of the numbers in the cache"
-    )
-    parser.add_argument(
-        "--max-tokens", type=positive, default=defaults.max_tokens, help="tokens of a batch, padding included"
-    )
-    parser.add_argument("--cpu", action="store_true", help="run the teacher on the CPU though there is a GPU")
-    parser.add_argument(
-        "-s", "--source-lang", help="language translated from (default: as the data's files are named)"
+        "--dtype", choices=[*DTYPES], default=DEFAULTS.dtype, help="precision of the numbers in the cache"
     )
     parser.add_argument(
-        "-t", "--target-lang", help="language translated into (default: as the data's files are named)"
+        "--max-tokens",
+        type=positive,
+        default=DEFAULTS.max_tokens,
+        help="most tokens in a batch, padding included",
+    )
+    parser.add_argument(
+        "--cpu", action="store_true", help="run the teacher on the CPU even if there is a GPU"
+    )
+    parser.add_argument(
+        "-s", "--source-lang", help="source language (default: read from the names of the data files)"
+    )
+    parser.add_argument(
+        "-t", "--target-lang", help="target language (default: read from the names of the data files)"
     )
     parser.add_argument(
         "--truncate-source", action="store_true", help="cut long sources, as training on the cache will"
@@ -84,24 +98,31 @@ def argument_parser() -> Parser:
     parser.add_argument(
         "--max-source-positions",
         type=positive,
-        help="most tokens that --truncate-source leaves of a source, its end-of-sentence symbol included "
-        f"(default: {defaults.max_source_positions})",
+        help="most tokens of a source that --truncate-source cuts, EOS included (default: "
+        f"{DEFAULTS.max_source_positions})",
+    )
+
+
+def _add_teacher_flags(parser: Any) -> None:
+    parser.add_argument(
+        "--teacher-path",
+        required=True,
+        help="teacher's checkpoint, or several joined by ':', whose probabilities are averaged",
     )
     parser.add_argument(
         "--teacher-dtype",
         choices=[*TEACHER_DTYPES],
-        default=defaults.teacher_dtype,
-        help="precision that the teacher computes in",
+        default=DEFAULTS.teacher_dtype,
+        help="teacher's precision",
     )
     parser.add_argument(
         "--teacher-weights",
-        help="weights of several teachers in their average, joined by ':' (default: all alike)",
+        help="weights of several teachers in their average, joined by ':' (default: equal weights)",
     )
     parser.add_argument(
         "--teacher-data", help="folder with the dictionaries that the teacher was trained with"
     )
     parser.add_argument(
         "--teacher-allow-globals",
-        help="types that the teacher's file may hold beside fairseq's own: module.name,…",
+        help="types that the checkpoint may hold besides fairseq's own: module.name,… (trusted files only)",
     )
-    return parser

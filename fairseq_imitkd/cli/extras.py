@@ -1,4 +1,4 @@
-"""What some commands need beside what is always installed."""
+"""Packages that some commands need in addition to those that are always installed."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -7,10 +7,15 @@ from fairseq_imitkd.errors import UsageError
 
 
 def check_extra(command: str, extra: str, packages: Sequence[str]) -> None:
-    """Whether the packages of an extra are installed, before the work is begun.
+    """Check that the packages of an extra are installed, before any work begins.
+
+    Args:
+        command: name of the command, for the message.
+        extra: name of the extra.
+        packages: names of the packages.
 
     Raises:
-        UsageError: naming the one that is not, and what installs it.
+        UsageError: a package is not installed; the message says how to install it.
     """
     for name in packages:
         try:

@@ -1,4 +1,4 @@
-"""fairseq's own commands with the plugin loaded: ``imitkd-train``, ``imitkd-generate``, ``imitkd-interactive``."""
+"""fairseq's commands with the plugin: ``imitkd-train``, ``imitkd-generate``, ``imitkd-interactive``."""
 
 import importlib
 import logging
@@ -13,16 +13,18 @@ from typing import Any
 from fairseq import checkpoint_utils, options, utils
 
 import fairseq_imitkd
-from fairseq_imitkd.checkpoints.safe_load import all_are_trusted, check_files, read_checkpoint
+from fairseq_imitkd.checkpoints.guard import all_are_trusted
+from fairseq_imitkd.checkpoints.safe_load import read_checkpoint
 from fairseq_imitkd.data.directory import check_data, check_splits
 from fairseq_imitkd.errors import UsageError, interruptible
+from fairseq_imitkd.teacher.source import check_files
 
-TASKS = ("translation", "translation_with_teacher")  # whose data lie as those that are checked here
+TASKS = ("translation", "translation_with_teacher")  # tasks whose data directories are checked here
 
 
-@interruptible("; the same command goes on from its last checkpoint, if it has written one")
+@interruptible("; the same command continues from its last checkpoint, if it has written one")
 def train() -> None:
-    """``fairseq-train`` with the plugin loaded, for ``--task translation_with_teacher`` unless another is given."""
+    """Run ``fairseq-train`` with the plugin loaded; the default task is ``translation_with_teacher``."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         _show_help()
     _run("fairseq_cli.train")
@@ -30,18 +32,18 @@ def train() -> None:
 
 @interruptible()
 def generate() -> None:
-    """``fairseq-generate`` likewise; decoding, the task asks for no teacher."""
+    """Run ``fairseq-generate`` with the plugin loaded; the task needs no teacher to decode."""
     _run("fairseq_cli.generate")
 
 
 @interruptible()
 def interactive() -> None:
-    """``fairseq-interactive`` likewise."""
+    """Run ``fairseq-interactive`` with the plugin loaded."""
     _run("fairseq_cli.interactive")
 
 
 def _show_help() -> None:
-    """Every flag of the task, criterion and architecture that were typed; fairseq shows its own before it knows them."""
+    """Show the flags of the task, criterion and architecture too, which fairseq's own help leaves out."""
     arguments = [argument for argument in _with_defaults() if argument not in ("-h", "--help")]
     typed = {argument.split("=", 1)[0] for argument in arguments}
     arguments += [] if "--criterion" in typed else ["--criterion", "imitkd"]
@@ -49,7 +51,7 @@ def _show_help() -> None:
     seen: list[ArgumentParser] = []
 
     def show(parser: ArgumentParser) -> None:
-        """fairseq asks twice: before it adds the flags of what was typed, and after."""
+        """fairseq calls this twice: before it adds the flags of the task and the others, and after."""
         seen.append(parser)
         if len(seen) > 1:
             parser.print_help()
@@ -59,7 +61,7 @@ def _show_help() -> None:
 
 
 def _with_defaults() -> list[str]:
-    """The command line, and the default flags that the user did not type."""
+    """Return the command line, and the default flags that the user did not type."""
     defaults = {"--user-dir": str(Path(fairseq_imitkd.__file__).parent), "--task": "translation_with_teacher"}
     typed = {argument.split("=", 1)[0] for argument in sys.argv[1:]}
     return sys.argv[1:] + [
@@ -68,10 +70,10 @@ def _with_defaults() -> list[str]:
 
 
 def _run(module: str) -> None:
-    """Call a fairseq command as if the user had typed the default flags that they did not type."""
+    """Call a fairseq command as if the user had typed the default flags."""
     sys.argv[1:] = _with_defaults()
-    # A fairseq command sets up its logging when it is imported, but only if nothing logs yet; importing the plugin made
-    # some of fairseq's modules do so.
+    # A fairseq command configures logging when it is imported, unless something logs already. The import of
+    # the plugin has loaded modules of fairseq that do.
     logging.root.handlers.clear()
     command = importlib.import_module(module)
     with _parsed_with_care(module.rpartition(".")[2]):
@@ -80,9 +82,10 @@ def _run(module: str) -> None:
 
 @contextmanager
 def _parsed_with_care(command: str) -> Iterator[None]:
-    """Before a command begins: its flags mean what they say, and the files that they name are there.
+    """Check the files that flags name before a command begins, and let ``--bf16`` work without a TPU.
 
-    ``--bf16`` is for whatever device there is: fairseq's command line takes it for ``--tpu`` as well, and dies without one.
+    fairseq's command line takes ``--bf16`` for ``--tpu`` too, and then fails without a TPU:
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/options.py#L200-L201
     """
     parse = options.parse_args_and_arch
 
@@ -101,18 +104,23 @@ def _parsed_with_care(command: str) -> Iterator[None]:
 
 
 def _check(command: str, args: Namespace) -> None:
-    """What is named on the command line, before models are built: fairseq ends in a traceback where it is not there.
+    """Check the files that the command line names; fairseq reports missing files by a traceback.
+
+    Args:
+        command: ``train``, ``generate`` or ``interactive``.
+        args: the parsed command line.
 
     Raises:
         UsageError: a directory, a split or a checkpoint can't be used.
     """
     if getattr(args, "task", None) in TASKS and "://" not in (args.data or ""):
         languages = check_data(args.data, args.source_lang, args.target_lang)
-        check_splits(args.data, *languages, _splits(command, args), args.dataset_impl)
+        check_splits(args.data, languages, _splits(command, args), dataset_impl=args.dataset_impl)
     if command == "train":
         if args.max_tokens is None and args.batch_size is None:
             raise UsageError(
-                "--max-tokens is not given: say how many tokens a batch may hold, such as --max-tokens 4096"
+                "--max-tokens is not given; add the most tokens that a batch may hold, such as --max-tokens "
+                "4096"
             )
         return
     for flag, paths in (("--path", args.path), ("--lm-path", args.lm_path)):
@@ -129,7 +137,7 @@ def _check(command: str, args: Namespace) -> None:
 
 
 def _splits(command: str, args: Namespace) -> list[tuple[str, str]]:
-    """Flags, and the splits that a command reads by them."""
+    """Return the flags that name splits, and the splits that the command reads."""
     if command == "generate":
         return [("--gen-subset", args.gen_subset)]
     if command != "train":

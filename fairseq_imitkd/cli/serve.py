@@ -1,4 +1,4 @@
-"""``imitkd-serve``: an exported model over HTTP, with a page to try it."""
+"""``imitkd-serve``: an exported student over HTTP, with a page to try it."""
 
 import argparse
 import errno
@@ -19,8 +19,9 @@ import torch
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.errors import UsageError, interruptible
-from fairseq_imitkd.serving.batching import THREADS, Batching, Model, facts, misstated
-from fairseq_imitkd.serving.requests import Limits
+from fairseq_imitkd.serving.batching import THREADS, BatchingSettings
+from fairseq_imitkd.serving.model import ServedModel, manifest_error, model_facts
+from fairseq_imitkd.serving.requests import RequestLimits
 
 EXTRA = ("starlette", "uvicorn", "prometheus_client")
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -28,7 +29,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 @interruptible()
 def main(arguments: list[str] | None = None) -> None:
-    """The command; ``arguments`` are those of the command line unless given."""
+    """Run the command; ``arguments`` default to those of the command line."""
     args = argument_parser().parse_args(arguments)
     logging.basicConfig(
         format="%(asctime)s | %(levelname)s | %(name)s | %(message)s",
@@ -37,22 +38,22 @@ def main(arguments: list[str] | None = None) -> None:
     )
     _check(args)
     check_extra("imitkd-serve", "serve", EXTRA)
-    with bind(args.host, args.port) as listener:  # first, since a model takes long to load
+    with bind(args.host, args.port) as listener:  # before the model, which takes long to load
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _leave)
+            signal.signal(number, _exit)
         host, port = listener.getsockname()[:2]
-        local = ipaddress.ip_address(host).is_loopback
-        shown = f"[{host}]" if ":" in host else host
-        if not local:
+        is_local = ipaddress.ip_address(host).is_loopback
+        shown_host = f"[{host}]" if ":" in host else host
+        if not is_local:
             logging.warning(
-                "--host %s lets everyone in who reaches this machine: put a proxy with a password and TLS before it",
+                "--host %s accepts requests from every machine that can reach this one: put a proxy with a "
+                "password and TLS in front of it",
                 args.host,
             )
         model = _model(args)
-        server = _server(args, model, {*LOOPBACK, shown, args.host.lower()} if local else None)
-        said = facts(model)
-        name = "{source_lang}-{target_lang} ({engine}, {quantization})".format(**said)
-        print(f"serving {name} on http://{shown}:{port}", flush=True)
+        server = _server(args, model, {*LOOPBACK, shown_host, args.host.lower()} if is_local else None)
+        name = "{source_lang}-{target_lang} ({engine}, {quantization})".format(**model_facts(model))
+        print(f"serving {name} on http://{shown_host}:{port}", flush=True)
         try:
             server.run(sockets=[listener])
         finally:
@@ -60,82 +61,97 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def argument_parser() -> Parser:
-    """Every flag."""
+    """Return the parser."""
     parser = Parser(
-        "imitkd-serve", "Translate over HTTP with an exported model: POST /translate, or the page at /."
+        "imitkd-serve",
+        "Translate over HTTP with an exported student: POST /translate, or the page at /.",
     )
-    batching, limits = Batching(), Limits()
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the exported model")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the exported student")
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on; 127.0.0.1 is reached from this machine alone",
+        help="address to listen on; only this machine can reach 127.0.0.1",
     )
-    parser.add_argument("--port", type=_port, default=8080, help="to listen on; 0 takes a free one")
+    parser.add_argument("--port", type=_port, default=8080, help="port to listen on (0: any free port)")
     parser.add_argument(
-        "--log-level", choices=("debug", "info", "warning", "error"), default="warning",
-        help="what is written to stderr; with info, a line for each request",
-    )  # fmt: skip
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="warning",
+        help="least level of messages on stderr; info logs each request",
+    )
+    _add_model_flags(parser.add_argument_group("model"))
+    _add_batching_flags(parser.add_argument_group("batches"))
+    _add_request_flags(parser.add_argument_group("limits of a request"))
+    return parser
 
-    model = parser.add_argument_group("the model")
-    model.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what computes")
-    model.add_argument(
-        "--threads", type=positive, metavar="N", help="of the model on the CPU (default: torch's own choice)"
-    )
-    model.add_argument("--beam", type=positive, metavar="N", help="beam size (default: the exported model's)")
 
-    together = parser.add_argument_group("how sentences come together")
-    together.add_argument(
-        "--max-batch-sentences",
-        type=positive,
-        metavar="N",
-        default=batching.sentences,
-        help="sentences translated at once",
+def _add_model_flags(group: Any) -> None:
+    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device that computes")
+    group.add_argument(
+        "--threads", type=positive, metavar="N", help="threads of the model on the CPU (default: torch's)"
     )
-    together.add_argument(
-        "--max-batch-tokens",
-        type=positive,
-        metavar="N",
-        default=batching.tokens,
-        help="their tokens, padding included",
-    )
-    together.add_argument(
-        "--batch-wait", type=_number, default=1000 * batching.wait, metavar="MILLISECONDS",
-        help="that a sentence waits for company",
-    )  # fmt: skip
-    together.add_argument(
-        "--queue",
-        type=positive,
-        metavar="N",
-        default=batching.queue,
-        help="sentences that may wait; more are answered with 503",
+    group.add_argument(
+        "--beam", type=positive, metavar="N", help="beam size (default: that of the exported student)"
     )
 
-    request = parser.add_argument_group("what a request may hold and take")
-    request.add_argument(
-        "--max-request-bytes", type=positive, metavar="N", default=limits.request_bytes, help="of its body"
+
+def _add_batching_flags(group: Any) -> None:
+    default = BatchingSettings()
+    for flag, value, text in (
+        ("--max-batch-sentences", default.sentences, "maximum number of sentences in a batch"),
+        ("--max-batch-tokens", default.tokens, "maximum number of tokens in a batch, padding included"),
+        (
+            "--queue",
+            default.queue,
+            "maximum number of waiting sentences; requests beyond it are answered with 503",
+        ),
+    ):
+        group.add_argument(flag, type=positive, metavar="N", default=value, help=text)
+    group.add_argument(
+        "--batch-wait",
+        type=_number,
+        default=1000 * default.wait,
+        metavar="MILLISECONDS",
+        help="time that a sentence waits for others to fill a batch",
     )
-    request.add_argument(
-        "--max-request-sentences", type=positive, metavar="N", default=limits.sentences, help="or lines"
+
+
+def _add_request_flags(group: Any) -> None:
+    default = RequestLimits()
+    group.add_argument(
+        "--max-request-bytes",
+        type=positive,
+        metavar="N",
+        default=default.request_bytes,
+        help="maximum size of its body",
     )
-    request.add_argument(
+    group.add_argument(
+        "--max-request-sentences",
+        type=positive,
+        metavar="N",
+        default=default.sentences,
+        help="maximum number of its sentences or lines",
+    )
+    group.add_argument(
         "--max-sentence-tokens",
         type=positive,
         metavar="N",
-        help="of a sentence, its EOS included (default: what the model can read)",
+        help="maximum number of tokens in a sentence, EOS included (default: what the model can represent)",
     )
-    request.add_argument(
+    group.add_argument(
         "--timeout",
         type=_number,
-        default=limits.seconds,
+        default=default.seconds,
         metavar="SECONDS",
-        help="for its headers, and again from these to the last translation",
+        help="maximum time to receive its headers, and from then to the last translation",
     )
-    request.add_argument(
-        "--shutdown-timeout", type=positive, default=10, metavar="SECONDS",
-        help="that requests are given to be answered when the server is told to stop",
-    )  # fmt: skip
-    return parser
+    group.add_argument(
+        "--shutdown-timeout",
+        type=positive,
+        default=10,
+        metavar="SECONDS",
+        help="time to answer running requests after the server is told to stop",
+    )
 
 
 def _port(text: str) -> int:
@@ -159,21 +175,21 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--timeout must be more than 0 seconds, but is 0.0: no request could be answered")
     if args.max_request_sentences > args.queue:
         raise UsageError(
-            f"--max-request-sentences {args.max_request_sentences} must be at most --queue, which is {args.queue}: "
-            "a request of more would never have room; lower the one or raise the other"
+            f"--max-request-sentences {args.max_request_sentences} must be at most --queue, which is "
+            f"{args.queue}: the queue would never have room for a larger request; lower it or raise --queue"
         )
 
 
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    """The server stops by itself at a signal, and raises it again at the end; before it runs there is nothing to finish."""
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    """End the command at a signal before the server runs; a running server handles signals itself."""
     raise SystemExit(0)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens, so that no other server can take its port meanwhile.
+    """Return a listening socket.
 
     Raises:
-        UsageError: there is no such address, or it is not to be had.
+        UsageError: the address does not exist or can't be used.
     """
     try:
         [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(
@@ -182,7 +198,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
         raise UsageError(
-            f"--host '{host}' is no address: give one of this machine's, such as 127.0.0.1"
+            f"--host '{host}' is not an address; use one of this machine's, such as 127.0.0.1"
         ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -190,61 +206,77 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        if error.errno == errno.EADDRINUSE:
-            message = f"--port {port} is in use on {host}: give another, or 0 for one that is free"
-        elif error.errno == errno.EADDRNOTAVAIL:
-            message = (
-                f"--host '{host}' is not this machine's: give an address of this machine, such as 127.0.0.1"
-            )
-        elif error.errno in (errno.EACCES, errno.EPERM):
-            message = f"--port {port} is only for privileged users: give one of 1024 or more"
-        else:
-            message = (
-                f"--host '{host}' with --port {port} can't be listened on ({error.strerror}): give others"
-            )
-        raise UsageError(message) from error
+        raise UsageError(_bind_error(error, host, port)) from error
     return listener
 
 
-def _model(args: argparse.Namespace) -> Model:
+def _bind_error(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"--port {port} is in use on {host}; use another, or 0 for any free port"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"--host '{host}' is not an address of this machine; use one of its own, such as 127.0.0.1"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"--port {port} is reserved for privileged users; use 1024 or more"
+    return f"--host '{host}' with --port {port} can't be used ({error.strerror}); use others"
+
+
+def _model(args: argparse.Namespace) -> ServedModel:
     from fairseq_imitkd.export.bundle import Bundle
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     model = Bundle.read(args.folder, device=args.device, beam=args.beam)
-    if wrong := misstated(model):
-        raise UsageError(f"{args.folder / 'imitkd.json'} is damaged ({wrong}): export the student again")
+    if wrong := manifest_error(model):
+        raise UsageError(f"{args.folder / 'imitkd.json'} is damaged ({wrong}); export the student again")
     if args.max_sentence_tokens is not None and args.max_sentence_tokens > model.longest_source:
         raise UsageError(
-            f"--max-sentence-tokens {args.max_sentence_tokens} must be at most what the model can read, "
-            f"{model.longest_source}: give that or less, or leave it out"
+            f"--max-sentence-tokens {args.max_sentence_tokens} must be at most the {model.longest_source} "
+            "tokens that the model can represent; lower it or leave it out"
         )
     return model
 
 
-def _server(args: argparse.Namespace, model: Model, hosts: set[str] | None) -> Any:
+def _server(args: argparse.Namespace, model: ServedModel, hosts: set[str] | None) -> Any:
+    """Return uvicorn's server; ``hosts`` are the names that ``Host`` may have, None allows any."""
     import uvicorn
 
     from fairseq_imitkd.serving.app import application
-    from fairseq_imitkd.serving.connections import most_connections, protocol
+    from fairseq_imitkd.serving.connections import connection_factory, most_connections
 
     longest = args.max_sentence_tokens or model.longest_source
-    limits = Limits(args.max_request_bytes, args.max_request_sentences, longest, args.timeout)
-    batching = Batching(
-        args.max_batch_sentences, args.max_batch_tokens, args.batch_wait / 1000, args.queue, longest
+    limits = RequestLimits(
+        request_bytes=args.max_request_bytes,
+        sentences=args.max_request_sentences,
+        tokens=longest,
+        seconds=args.timeout,
     )
-    app = application(model, limits, batching, hosts)
+    batching = BatchingSettings(
+        sentences=args.max_batch_sentences,
+        tokens=args.max_batch_tokens,
+        wait=args.batch_wait / 1000,
+        queue=args.queue,
+        longest=longest,
+    )
+    app = application(model, limits, batching, hosts=hosts)
     most = most_connections()
     config = uvicorn.Config(
-        app, http=protocol(app.state.metrics, args.timeout, most), ws="none", loop="asyncio", lifespan="on", log_config=None,
-        server_header=False, proxy_headers=False, timeout_graceful_shutdown=args.shutdown_timeout,
-        backlog=max(1, min(128, most // 8)),  # three times as many may be accepted before the first gives way
-    )  # fmt: skip
+        app,
+        http=connection_factory(app.state.metrics, seconds=args.timeout, most=most),
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=args.shutdown_timeout,
+        # The event loop accepts up to three times as many connections before it closes the first.
+        backlog=max(1, min(128, most // 8)),
+    )
     return uvicorn.Server(config)
 
 
 def _end_threads() -> None:
-    """Leave at once where a model is still computing what nobody waits for: Python would wait for its thread."""
+    """End the process at once if the model still computes, where Python would wait for its thread."""
     threads = [thread for thread in threading.enumerate() if thread.name.startswith(THREADS)]
     for thread in threads:
         thread.join(timeout=0.5)

@@ -102,8 +102,8 @@ def test_what_is_no_positive_number_is_refused(text: str, capsys: Any) -> None:
     """By the flag's name, with what it must be."""
     with pytest.raises(SystemExit):
         cache.argument_parser().parse_args([*GIVEN["imitkd-cache"], f"--max-tokens={text}"])
-    expected = f"argument --max-tokens: must be a whole number of 1 or more, but is '{text}'; see imitkd-cache --help\n"
-    assert capsys.readouterr().err == f"imitkd-cache: error: {expected}"
+    told = f"argument --max-tokens: must be a whole number of 1 or more, but is '{text}'"
+    assert capsys.readouterr().err == f"imitkd-cache: error: {told}; see imitkd-cache --help\n"
 
 
 def test_positive_numbers_are_read() -> None:
@@ -130,7 +130,7 @@ def test_cache_refuses_a_length_that_cuts_nothing(value: str, monkeypatch: pytes
     with pytest.raises(UsageError) as refused:
         cache.main([*GIVEN["imitkd-cache"], "--max-source-positions", value])
     expected = (
-        f"--max-source-positions {value} changes nothing without --truncate-source: add it, or leave this out"
+        f"--max-source-positions {value} changes nothing without --truncate-source; add it, or leave this out"
     )
     assert str(refused.value) == expected
 

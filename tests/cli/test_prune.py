@@ -79,7 +79,7 @@ def test_pruned_checkpoint_is_whole(run: Any, checkpoint: Path, tmp_path: Path, 
 
 
 def test_report_counts_parameters_once(run: Any, checkpoint: Path, tmp_path: Path) -> None:
-    """As the model itself counts them: shared weights once, no buffer; zeros, and the share of each matrix."""
+    """As the model counts them: shared weights once, no buffers; zeros, and the share of each matrix."""
     model = build_student("transformer-shared-embeddings")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     count = sum(weight.count for weight in weights_of_model(model).values())
@@ -98,16 +98,14 @@ def test_report_counts_parameters_once(run: Any, checkpoint: Path, tmp_path: Pat
         sum(round(0.75 * weight.count) for weight in weights_of_model(model).values()),
     )
     assert lines[-1].startswith(f"{out}: ")
-    assert (
-        lines[-2]
-        == f"parameters: {parameters:,}, {dense - zeros:,} of them not zero ({(dense - zeros) / parameters:.2%})"
-    )
+    left = dense - zeros
+    assert lines[-2] == f"parameters: {parameters:,}, {left:,} of them not zero ({left / parameters:.2%})"
     assert lines[-3] == f"prunable weights: {count:,}, {zeros:,} of them zero ({zeros / count:.2%})"
     assert all(line.endswith("75.00% zero") for line in lines[:-3])
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Negative zeros and whatever is no number, too."""
+    """Negative zeros and NaN too."""
     return (
         one.shape == other.shape
         and one.dtype == other.dtype
@@ -186,9 +184,9 @@ def test_damaged_compact_file_is_refused(
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        (5, torch.ones(3, 4), "5 is no parameter's name"),
+        (5, torch.ones(3, 4), "5 is not a parameter's name"),
         (("a",) * 100, torch.ones(3, 4), "('a', 'a', "),
-        ("a\n\x1b[2J", torch.ones(3, 4), r"'a\n\x1b[2J' is no parameter's name"),
+        ("a\n\x1b[2J", torch.ones(3, 4), r"'a\n\x1b[2J' is not a parameter's name"),
         ("w", None, "a NoneType in place of a tensor"),
         ("w", [1.0, 2.0], "a list in place of a tensor"),
         ("w", {"shape": [3, 4]}, "a matrix without its nonzero and values"),
@@ -236,15 +234,16 @@ def test_what_is_no_model_is_refused(run: Any, checkpoint: Path, model: Any) -> 
 
 
 def test_strange_shapes_are_counted(run: Any, checkpoint: Path) -> None:
-    """A matrix of nothing is no weight; an embedding of one row has no padding."""
+    """An empty matrix does not count as a weight; an embedding of one row has no padding."""
     state = saved(checkpoint)
     before = run(checkpoint).splitlines()
     state["model"].update({"nothing": torch.ones(3, 4, 0), "embed_tokens.weight": torch.ones(1, 2, 3)})
     torch.save(state, checkpoint)
     after = run(checkpoint).splitlines()
     assert [line.split() for line in after[:-3]] == [
-        *(line.split() for line in before[:-3]), ["embed_tokens.weight", "1x2x3", "0.00%", "zero"]
-    ]  # fmt: skip
+        *(line.split() for line in before[:-3]),
+        ["embed_tokens.weight", "1x2x3", "0.00%", "zero"],
+    ]
 
 
 def test_files_are_read_safely(run: Any, checkpoint: Path, tmp_path: Path) -> None:
@@ -258,10 +257,10 @@ def test_files_are_read_safely(run: Any, checkpoint: Path, tmp_path: Path) -> No
     unsafe = tmp_path / "unsafe.pt"
     torch.save({**saved(checkpoint), "extra": Path("x")}, unsafe)
     for path, message in (
-        (tmp_path / "none.pt", "is no file"),
-        (text, "is damaged or no checkpoint: copy it again, or give another"),
-        (later, "is of the compact format 2, not 1: use the release that wrote it"),
-        (empty, "holds no weight matrix: give that of a model"),
+        (tmp_path / "none.pt", "is not a file"),
+        (text, "is damaged or not a checkpoint; copy it again, or use another"),
+        (later, "is of the compact format 2, not 1; use the release that wrote"),
+        (empty, "holds no weight matrix; use a model's checkpoint"),
         (unsafe, "add --allow-globals pathlib"),
     ):
         with pytest.raises(UsageError) as refused:
@@ -286,32 +285,32 @@ def test_flags_that_make_no_sense_are_refused(run: Any, checkpoint: Path, tmp_pa
             ("none.pt", "--sparsity", "nan", "--out", out),
             "--sparsity must be at least 0 and below 1, but is nan",
         ),
-        (("none.pt", "--sparsity", 0.5), "--sparsity 0.5 needs --out: say where the new checkpoint shall be"),
-        (("none.pt", "--sparse"), "--sparse needs --out: say where the new checkpoint shall be"),
+        (("none.pt", "--sparsity", 0.5), "--sparsity 0.5 needs --out; add the path of the new checkpoint"),
+        (("none.pt", "--sparse"), "--sparse needs --out; add the path of the new checkpoint"),
         (
             ("none.pt", "--scope", "layer", "--out", out),
-            "--scope layer changes nothing without --sparsity: say what share of the weights shall be zero",
+            "--scope layer changes nothing without --sparsity; add the share of weights to set to zero",
         ),
         (
             ("none.pt", "--out", pruned),
-            f"--out '{pruned}' is there already: give another name, or delete it first",
+            f"--out '{pruned}' exists already; use another name, or delete it first",
         ),
         (
             ("none.pt", "--out", tmp_path / "no" / "out.pt"),
-            f"--out '{tmp_path}/no/out.pt' can't be written: its folder is not there; make it first",
+            f"--out '{tmp_path}/no/out.pt' can't be written: its folder is missing; make it first",
         ),
-        (("none.pt", "--out", ""), "--out '' names no file: give the name of the new checkpoint"),
+        (("none.pt", "--out", ""), "--out '' is not the name of a file; use the name of the new checkpoint"),
         (
             ("none.pt", "--out", f"{out}/"),
-            f"--out '{out}/' names no file: give the name of the new checkpoint",
+            f"--out '{out}/' is not the name of a file; use the name of the new checkpoint",
         ),
         (
             ("none.pt", "--out", "x" * 300 + "/out.pt"),
-            f"--out '{'x' * 300}/out.pt' can't be written: its folder is not there; make it first",
+            f"--out '{'x' * 300}/out.pt' can't be written: its folder is missing; make it first",
         ),
         (
             (pruned, "--sparsity", 0.5, "--out", out),
-            "--sparsity 0.5 changes nothing: as many weights are zero already; give a larger share",
+            "--sparsity 0.5 changes nothing: as many weights are zero already; use a larger share",
         ),
     ):
         with pytest.raises(UsageError) as refused:
@@ -337,7 +336,7 @@ def test_file_is_there_whole_or_not_at_all(
     with pytest.raises(UsageError) as refused:
         run(checkpoint, "--sparsity", 0.5, "--out", tmp_path / "out.pt")
     reason = error.strerror if isinstance(error, OSError) else "unexpected pos 768"
-    expected = f"--out '{tmp_path}/out.pt' can't be written ({reason}): make room, or give another file"
+    expected = f"--out '{tmp_path}/out.pt' can't be written ({reason}); make room or use another file"
     assert str(refused.value) == expected
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
@@ -345,16 +344,15 @@ def test_file_is_there_whole_or_not_at_all(
 def test_new_name_is_given_to_what_is_on_the_disk(
     run: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of it is written out before, so that a machine that stops leaves no half of a file under that name."""
+    """The file is on the disk before it gets its name, and the name is before the command ends."""
     out, synced = tmp_path / "out.pt", []
 
     def fsync(descriptor: int) -> None:
-        assert not out.exists()
-        synced.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+        synced.append((os.fstat(descriptor).st_ino, out.exists()))
 
     monkeypatch.setattr(command.os, "fsync", fsync)
     run(checkpoint, "--sparsity", 0.5, "--out", out)
-    assert synced == [(out.stat().st_ino, out.stat().st_size)]
+    assert synced == [(out.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
 
 
 @pytest.mark.parametrize(
@@ -369,7 +367,7 @@ def test_place_that_takes_no_file(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as refused:
         run(checkpoint, "--sparsity", 0.5, "--out", out)
-    assert str(refused.value) == f"--out '{out}' can't be written ({reason}): make room, or give another file"
+    assert str(refused.value) == f"--out '{out}' can't be written ({reason}); make room or use another file"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
@@ -382,13 +380,17 @@ def test_limit_of_a_files_size(checkpoint: Path, tmp_path: Path, limit: int) -> 
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, checkpoint, "--sparsity", "0.5", "--out", "out.pt"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 1
     reason = "File too large"
     assert (
         done.stderr.splitlines()[-1]
-        == f"error: --out 'out.pt' can't be written ({reason}): make room, or give another file"
+        == f"error: --out 'out.pt' can't be written ({reason}); make room or use another file"
     )
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
