@@ -1,23 +1,46 @@
-"""What many tests share and is made once: the digit corpus, a teacher that knows it, and a student trained by a command."""
+"""Fixtures that many tests share: the digit corpus and a teacher trained on it. Each is made once
+in a run.
+"""
 
+import copy
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.helpers import digit_corpus, in_process
+from tests.helpers.shared import made_once
+
+PARSER = OverridesParser.create()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """The models are tiny: threads that wait for each other cost more than they bring, and may change the last bit."""
+    """Compute with one thread. For tiny models more threads are slower, and they may change the last bit."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_setting_is_parsed_once():
+    """Make hydra cache what it has parsed, because fairseq parses the same 300 settings for every
+    training.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        parse = functools.cache(OverridesParser.parse_rule)
+        patch.setattr(
+            OverridesParser, "parse_rule", lambda _, text, rule: copy.copy(parse(PARSER, text, rule))
+        )
+        yield
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Digits to the same digits as words, last first. ``dictionaries`` is ``data`` without a single sentence."""
+    """Digits as sources, and the same digits as words in reverse as targets. ``dictionaries`` is ``data``
+    without sentences.
+    """
 
     text: Path
     data: Path
@@ -29,10 +52,16 @@ class Corpus:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Corpus:
-    root = tmp_path_factory.mktemp("digits")
+    root = made_once(tmp_path_factory, "digits", write_digits)
+    return Corpus(root / "text", root / "data", root / "dictionaries")
+
+
+def write_digits(root: Path) -> None:
+    """Write the text, the data and the dictionaries of the digit corpus."""
     made = Corpus(root / "text", root / "data", root / "dictionaries")
     made.text.mkdir()
-    # Multiples of 8: fairseq drops a last batch that is no multiple of --required-batch-size-multiple, in testing too.
+    # Multiples of 8: fairseq drops a last batch whose size is not a multiple of
+    # --required-batch-size-multiple, also when it tests.
     for split, sentences, seed in (("train", 3000, 1), ("valid", 104, 2), ("test", 104, 3)):
         digit_corpus.write_text(made.text, split, sentences, seed, longest=6)
     digit_corpus.binarise(made.text, made.data)
@@ -40,16 +69,20 @@ def digits(tmp_path_factory) -> Corpus:
     for language in ("src", "tgt"):
         name = f"dict.{language}.txt"
         (made.dictionaries / name).write_bytes((made.data / name).read_bytes())
-    return made
 
 
 @pytest.fixture(scope="session")
 def teacher(digits, tmp_path_factory) -> Path:
-    """A stock transformer of the stock ``translation`` task."""
-    folder = tmp_path_factory.mktemp("teacher")
+    """The checkpoint of a stock transformer, trained with the stock ``translation`` task."""
+    return (
+        made_once(tmp_path_factory, "teacher", lambda folder: train_teacher(digits, folder))
+        / "checkpoint_last.pt"
+    )
+
+
+def train_teacher(digits: Corpus, folder: Path) -> None:
     in_process.train(
-        digits.data, folder, "--task", "translation", "--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1",
-        "--max-update", "450", "--max-tokens", "1200", "--lr", "1e-2", "--warmup-updates", "100",
-        "--disable-validation", "--save-interval", "1000",
+        digits.data, folder, "--task", "translation", "--criterion", "label_smoothed_cross_entropy",
+        "--label-smoothing", "0.1", "--max-update", "450", "--max-tokens", "1200", "--lr", "1e-2",
+        "--warmup-updates", "100", "--disable-validation", "--save-interval", "1000",
     )  # fmt: skip
-    return folder / "checkpoint_last.pt"

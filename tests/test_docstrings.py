@@ -1,4 +1,4 @@
-"""Every public function, class and module of the package says what it is for."""
+"""Every public function, class and module of the package has a docstring."""
 
 import ast
 from pathlib import Path
@@ -9,12 +9,12 @@ import fairseq_imitkd
 
 PACKAGE = Path(fairseq_imitkd.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
-# What fairseq or Python defines, and documents, elsewhere.
+# Defined and documented by fairseq or Python.
 OVERRIDES = {"build_model", "__init__", "__post_init__"}
 
 
 def undocumented(node: ast.AST, prefix: str = "") -> list[str]:
-    """Public definitions without a docstring, those inside public classes too."""
+    """Yield public definitions without a docstring, including those in public classes."""
     found = []
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -30,7 +30,7 @@ def undocumented(node: ast.AST, prefix: str = "") -> list[str]:
 
 @pytest.mark.parametrize("module", MODULES, ids=[str(module.relative_to(PACKAGE)) for module in MODULES])
 def test_public_definitions_have_docstrings(module: Path) -> None:
-    """Named here when one lacks."""
+    """The failure lists those that lack one."""
     tree = ast.parse(module.read_text(encoding="utf-8"))
     missing = undocumented(tree)
     if ast.get_docstring(tree) is None and tree.body:
@@ -39,6 +39,6 @@ def test_public_definitions_have_docstrings(module: Path) -> None:
 
 
 def test_the_check_sees_a_missing_docstring() -> None:
-    """On a function, a class and a method."""
+    """It sees functions, classes and methods."""
     tree = ast.parse("def f(): pass\nclass A:\n  def g(self): pass\n  def _h(self): pass\ndef _i(): pass")
     assert undocumented(tree) == ["f", "A", "A.g"]

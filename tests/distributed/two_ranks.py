@@ -1,7 +1,7 @@
-"""One of two gloo processes that train together in memory: ``python -m tests.distributed.two_ranks RANK FOLDER``.
+"""One of two gloo processes that train together: ``python -m tests.distributed.two_ranks RANK FOLDER``.
 
-Leaves what it saw in ``FOLDER/rank-RANK.pt``. It is a program of its own, so that both ranks pay one start-up for all
-the cases, and a rank that hangs can be ended from outside.
+It writes its results to ``FOLDER/rank-RANK.pt``. As a separate program it starts once for all cases, and a
+rank that hangs can be ended from outside.
 """
 
 import sys
@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fairseq_imitkd.teacher.teacher import Teacher
 from tests.helpers.fairseq_models import (
     build_student,
+    give_teacher,
     make_batch,
     reversed_pairs,
     tiny_criterion,
@@ -32,7 +33,7 @@ BACKENDS = ("legacy_ddp", "pytorch_ddp")
 
 
 class Optimizer:
-    """All of an optimizer that a training step asks for."""
+    """The part of fairseq's optimizer that a training step calls."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients."""
@@ -40,7 +41,9 @@ class Optimizer:
 
 
 def sentences() -> list[dict[str, Any]]:
-    """A batch for each rank: other lengths, another number of sentences, the ids running on."""
+    """Return a batch for each rank, with different lengths and numbers of sentences and with
+    consecutive ids.
+    """
     pairs = reversed_pairs(9, seed=31)
     return [
         make_batch(pairs[:6], ids=range(6)),
@@ -49,38 +52,39 @@ def sentences() -> list[dict[str, Any]]:
 
 
 def student(**settings: Any) -> nn.Module:
-    """The same weights everywhere, and no dropout, whose noise would differ."""
+    """Return a student with the same weights on all ranks, and without dropout, whose noise would differ."""
     return build_student(seed=1, dropout=0.0, **settings)
 
 
 def task() -> Any:
-    """With its teacher in memory."""
+    """Return a task whose teacher is in memory."""
     task = tiny_task()
-    task._teacher = Teacher([build_student(seed=9)])
+    give_teacher(task, Teacher([build_student(seed=9)]))
     return task
 
 
 def criterion(**settings: Any) -> Any:
-    """Half of the sentences are rolled out, to caps of their own sources."""
+    """Return a criterion that rolls out half of the sentences, with caps that depend on their sources."""
     return tiny_criterion(
         "imitkd_full", task(), student_share="0.5", rollout_max_len_a=1.0, rollout_max_len_b=2, **settings
     )
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Of every parameter, by name."""
+    """Return the gradients of all parameters by name."""
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def plain(figures: dict[str, Any]) -> dict[str, float]:
-    """A log without the times."""
-    return {key: float(value) for key, value in figures.items() if not key.endswith("seconds")}
+def plain(metrics: dict[str, Any]) -> dict[str, float]:
+    """Return a log without the times."""
+    return {key: float(value) for key, value in metrics.items() if not key.endswith("seconds")}
 
 
 def wrapped(model: nn.Module, backend: str) -> Any:
-    """The model in fairseq's distributed wrapper.
+    """Wrap a model as fairseq does.
 
-    For ``pytorch_ddp`` fairseq also names a GPU, which torch refuses on the CPU: the same two classes, without it.
+    For ``pytorch_ddp`` fairseq also names a GPU, which torch refuses on the CPU. These are the same classes
+    without it.
     """
     if backend == "legacy_ddp":
         args = Namespace(tpu=False, ddp_backend=backend, heartbeat_timeout=-1)
@@ -89,23 +93,23 @@ def wrapped(model: nn.Module, backend: str) -> Any:
 
 
 def wrapped_step(backend: str, rank: int, ignore_grad: bool, **settings: Any) -> dict[str, Any]:
-    """One step through the wrapper: the averaged gradients, the count and the log of this rank."""
+    """Run one step through the wrapper. Return this rank's averaged gradients, count and log."""
     model = student()
     outer = wrapped(model, backend)
     sample = sentences()[rank]
-    _, count, figures = task().train_step(
+    _, count, metrics = task().train_step(
         sample, outer, criterion(**settings), Optimizer(), UPDATE, ignore_grad=ignore_grad and rank == 1
     )
     if backend == "legacy_ddp":
         outer.all_reduce_grads()
-    return {"gradients": gradients(model), "count": count, "figures": plain(figures), "keys": list(figures)}
+    return {"gradients": gradients(model), "count": count, "metrics": plain(metrics), "keys": list(metrics)}
 
 
 def trainer_steps(rank: int, folder: Path) -> dict[str, Any]:
-    """fairseq's own trainer: a full update, then one in which the second rank has no batch left (uneven shards)."""
+    """Run two updates of fairseq's trainer. In the second one, rank 1 has no batch left (uneven shards)."""
     cfg = training_config(
-        folder, "--task", "translation_with_teacher", "--criterion", "imitkd_full", "--optimizer", "sgd", "--lr", "0.5",
-        "--max-update", "100", "--ddp-backend", "legacy_ddp", "--clip-norm", "0",
+        folder, "--task", "translation_with_teacher", "--criterion", "imitkd_full", "--optimizer", "sgd",
+        "--lr", "0.5", "--max-update", "100", "--ddp-backend", "legacy_ddp", "--clip-norm", "0",
     )  # fmt: skip
     cfg.distributed_training.distributed_world_size = 2
     cfg.distributed_training.distributed_rank = rank
@@ -122,9 +126,9 @@ def trainer_steps(rank: int, folder: Path) -> dict[str, Any]:
 
 
 def policy_over_teachers(rank: int) -> list[float]:
-    """Three updates under two teachers, the second rank out of batches in the middle one: what the policy has become."""
+    """Return the policy after three updates with two teachers; in the second update, rank 1 has no batch."""
     own = tiny_task(teacher_selection="reinforced")
-    own._teacher = Teacher([build_student(seed=9), build_student(seed=8)])
+    give_teacher(own, Teacher([build_student(seed=9), build_student(seed=8)]))
     model, method = student(), tiny_criterion("word_kd", own)
     outer = wrapped(model, "legacy_ddp")
     for update in range(UPDATE, UPDATE + 3):
@@ -140,20 +144,20 @@ def policy_over_teachers(rank: int) -> list[float]:
         outer.all_reduce_grads()
         for parameter in model.parameters():
             parameter.data -= 0.05 * parameter.grad
-    return own._state.selector.state()
+    return own.distiller_of(method).state.selector.state()
 
 
 class Adam(Optimizer):
-    """With momentum, and decay that moves every weight."""
+    """Adam with momentum and with weight decay, which changes every weight."""
 
     def __init__(self, model: nn.Module):
         self.step = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1).step
 
 
 def pruned(rank: int, backend: str) -> list[dict[str, Tensor]]:
-    """The weights after each of six updates with gradual pruning, each rank on its own sentences."""
+    """Return the weights after each of six updates with gradual pruning, each rank on its own sentences."""
     own = tiny_task(prune_sparsity=0.7, prune_start=1, prune_end=5, prune_every=2)
-    own._teacher = Teacher([build_student(seed=9)])
+    give_teacher(own, Teacher([build_student(seed=9)]))
     model, method, found = student(share_all_embeddings=True), tiny_criterion("word_kd", own), []
     outer, optimizer = wrapped(model, backend), Adam(model)
     for update in range(6):
@@ -167,7 +171,7 @@ def pruned(rank: int, backend: str) -> list[dict[str, Tensor]]:
 
 
 def main(rank: int, folder: Path) -> None:
-    """All cases, one after another."""
+    """Run all cases."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     results: dict[str, Any] = {}

@@ -10,14 +10,20 @@ import pytest
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 @contextmanager
 def running(folder: Path) -> Iterator[Any]:
-    """Chromium with nothing in it, which keeps what it must in a folder. Where it is not installed, the test is skipped."""
+    """Run Chromium with an empty profile in a folder. Skip the test if it is not installed."""
     if not (BROWSER and DRIVER):
         pytest.skip("no chromium and chromedriver on PATH")
     webdriver = pytest.importorskip("selenium.webdriver")
@@ -33,8 +39,8 @@ def running(folder: Path) -> Iterator[Any]:
         driver.quit()
 
 
-def see(browser: Any, width: int = 1200, scheme: str = "light") -> None:
-    """A screen of this width that prefers light or dark."""
+def set_screen(browser: Any, width: int = 1200, scheme: str = "light") -> None:
+    """Set the width of the screen and the preferred colour scheme."""
     screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     preferred = {"name": "prefers-color-scheme", "value": scheme}

@@ -1,4 +1,4 @@
-"""A generated digit corpus and the real commands on it, shared by the tests that train."""
+"""A generated digit corpus, and the real commands on it, for all tests that train."""
 
 import os
 import random
@@ -7,15 +7,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.helpers import warm_commands
+
 REPO = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
-# One thread each: the tests' models are tiny, and threads that wait for each other cost more than they bring.
+# One thread for each process: with tiny models, more threads are slower.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "ignore"}
 
 
 def write_text(folder: Path, split: str, sentences: int, seed: int, longest: int = 8) -> None:
-    """Digits on the source side, the same digits as words, last first, on the target side."""
+    """Write lines of digits as sources. The target is the same digits as words in reverse order."""
     words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     generator = random.Random(seed)
     with open(folder / f"{split}.src", "w") as source, open(folder / f"{split}.tgt", "w") as target:
@@ -26,18 +28,28 @@ def write_text(folder: Path, split: str, sentences: int, seed: int, longest: int
 
 
 def binarise(text: Path, destination: Path, *flags: str) -> None:
-    """``fairseq-preprocess`` of train, valid and test."""
+    """Run ``fairseq-preprocess`` on train, valid and test."""
     run(
         "fairseq-preprocess", "--source-lang", "src", "--target-lang", "tgt", "--destdir", destination,
         "--trainpref", text / "train", "--validpref", text / "valid", "--testpref", text / "test", *flags,
     )  # fmt: skip
 
 
-def run(command: str, *arguments: object, check: bool = True, **kwargs) -> subprocess.CompletedProcess:
-    """A console command of this environment, its output captured. A failure shows the end of the output."""
+def run(
+    command: str, *arguments: object, check: bool = True, real: bool = False, **kwargs
+) -> subprocess.CompletedProcess:
+    """Run a console command of this environment and capture its output. Show its end on failure.
+
+    Args:
+        command: its name.
+        arguments: its arguments.
+        check: fail when its exit status is not 0.
+        real: start a new Python instead of a fork of a process that has imported the package.
+        kwargs: passed to ``subprocess.run``.
+    """
     kwargs.setdefault("timeout", 300)
     done = subprocess.run(
-        [BIN / command, *map(str, arguments)],
+        [(BIN if real else warm_commands.folder()) / command, *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**ENVIRONMENT, **kwargs.pop("env", {})},
@@ -59,12 +71,13 @@ TINY = (
 ARCHITECTURES: dict[str, Sequence[str]] = {
     "transformer": TINY,
     "lstm": (
-        "--arch", "lstm", "--encoder-embed-dim", "32", "--encoder-hidden-size", "48", "--decoder-embed-dim", "32",
-        "--decoder-hidden-size", "48", "--decoder-out-embed-dim", "32", "--encoder-layers", "1", "--decoder-layers", "1",
+        "--arch", "lstm", "--encoder-embed-dim", "32", "--encoder-hidden-size", "48", "--decoder-embed-dim",
+        "32", "--decoder-hidden-size", "48", "--decoder-out-embed-dim", "32", "--encoder-layers", "1",
+        "--decoder-layers", "1",
     ),
     "fconv": (
-        "--arch", "fconv", "--encoder-embed-dim", "32", "--encoder-layers", "[(48, 3)] * 2", "--decoder-embed-dim", "32",
-        "--decoder-layers", "[(48, 3)] * 2", "--decoder-out-embed-dim", "32",
+        "--arch", "fconv", "--encoder-embed-dim", "32", "--encoder-layers", "[(48, 3)] * 2",
+        "--decoder-embed-dim", "32", "--decoder-layers", "[(48, 3)] * 2", "--decoder-out-embed-dim", "32",
     ),
 }  # fmt: skip
 
@@ -72,9 +85,10 @@ ARCHITECTURES: dict[str, Sequence[str]] = {
 def train(
     data: Path, save_dir: Path, *flags: object, command: str = "imitkd-train", **kwargs
 ) -> subprocess.CompletedProcess:
-    """A short training on the CPU with settings that suit the digit corpus."""
+    """Run a short training on the CPU with settings for the digit corpus."""
     return run(
-        command, data, "--save-dir", save_dir, "--cpu", "--optimizer", "adam", "--lr", "5e-3", "--lr-scheduler", "inverse_sqrt",
-        "--warmup-updates", "20", "--max-tokens", "400", "--dropout", "0.1", "--log-format", "json", "--log-interval", "5",
-        "--no-epoch-checkpoints", "--num-workers", "0", *flags, **kwargs,
+        command, data, "--save-dir", save_dir, "--cpu", "--optimizer", "adam", "--lr", "5e-3",
+        "--lr-scheduler", "inverse_sqrt", "--warmup-updates", "20", "--max-tokens", "400", "--dropout", "0.1",
+        "--log-format", "json", "--log-interval", "5", "--no-epoch-checkpoints", "--num-workers", "0", *flags,
+        **kwargs,
     )  # fmt: skip

@@ -1,14 +1,14 @@
-"""A CUDA device that is not there: tensors that say they are on ``cuda:0`` while the CPU computes.
+"""An emulated CUDA device: tensors that claim to be on ``cuda:0`` while the CPU computes.
 
-What goes wrong on a GPU alone can so be met without one. As on the real device, tensors of the host and of the device do
-not mix, a value must be waited for before Python can look at it (each wait is noted), and a captured graph
+It finds errors that would otherwise occur only on a GPU. As on a real device, tensors of host and device
+can't be mixed, Python must wait for the device to read a value (each wait is recorded), and a captured graph
 
-- holds what was computed and not why: Python does not run again, and sizes and numbers stay what they were;
+- repeats its operations without running Python, with the sizes and numbers of the capture;
 - reads and writes the same memory at each replay;
-- has computed nothing when the capture ends, and can't wait for the device.
+- computes nothing during the capture, and can't wait for the device.
 
-What it can't show is a kernel's own error, its rounding and its speed; several streams; what becomes of memory that a graph
-reads, or of a capture that failed; and autocast's lists, which are the CPU's (softmax stays in half precision).
+It does not emulate errors, rounding and speed of kernels, several streams, the fate of a graph's memory, or
+failed captures. Autocast uses the CPU's lists, which leave softmax in half precision.
 """
 
 import itertools
@@ -27,7 +27,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 DEVICE = torch.device("cuda", 0)
 aten = torch.ops.aten
 
-# Operations whose result's size, or whose value in Python, has to come from the device.
+# Operations for which the host waits: the size of their result, or their value in Python, comes from the
+# device.
 WAITS = {
     aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten._unique2.default,
     aten.equal.default, aten.is_nonzero.default, aten.repeat_interleave.Tensor,
@@ -43,13 +44,13 @@ FACTORIES = {
     torch.randn,
     torch.zeros,
 }
-# Functions that may be given tensors of both; a packed sequence's sizes are the host's.
+# Functions that accept tensors of both devices; the sizes of a packed sequence are on the host.
 MIXING = {"__getitem__", "__setitem__", "copy_", "_has_compatible_shallow_copy_type", "_pack_padded_sequence",
           "_pad_packed_sequence", "lstm", "gru"}  # fmt: skip
 
 
 class DeviceTensor(Tensor):
-    """A tensor on the emulated device; ``inner`` is where its values really are."""
+    """A tensor on the emulated device. ``inner`` holds its values."""
 
     inner: Tensor
     device = DEVICE  # type: ignore[assignment]
@@ -58,7 +59,7 @@ class DeviceTensor(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "DeviceTensor":
-        """C++ takes it for a CPU tensor, or autograd would ask for a CUDA stream."""
+        """Make a CPU tensor for C++, because autograd would need a CUDA stream for a CUDA tensor."""
         made: DeviceTensor = Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
@@ -81,7 +82,7 @@ class DeviceTensor(Tensor):
 
 
 class _ToDevice(torch.autograd.Function):
-    """``Tensor.to`` the device, with its gradient."""
+    """``Tensor.to(device)`` with its gradient."""
 
     @staticmethod
     def forward(ctx: Any, host: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ class _ToDevice(torch.autograd.Function):
 
 
 class _ToHost(torch.autograd.Function):
-    """``Tensor.cpu``, with its gradient."""
+    """``Tensor.cpu`` with its gradient."""
 
     @staticmethod
     def forward(ctx: Any, there: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ class _ToHost(torch.autograd.Function):
 
 
 class Graph:
-    """``torch.cuda.CUDAGraph``: a list of operations and the very tensors they read and write."""
+    """``torch.cuda.CUDAGraph``: a list of operations and the tensors that they read and write."""
 
     def __init__(self) -> None:
         self.operations: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = []
@@ -121,12 +122,12 @@ class Graph:
 
 
 class Emulation(TorchFunctionMode):
-    """The device, while it is there."""
+    """The emulated device."""
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
-        self.launches = 0  # of kernels, more or less: operations that compute, and replays
+        self.launches = 0  # operations that compute, and replays: about the number of kernel launches
         self.capturing: Graph | None = None
 
     def __torch_function__(
@@ -162,14 +163,13 @@ class Emulation(TorchFunctionMode):
                     f"Expected all tensors to be on the same device, but {name} got some that are not"
                 )
         result = func(*args, **kwargs)
-        if (
-            there and getattr(func, "__name__", "") == "_pad_packed_sequence"
-        ):  # C++ made it for what it took for the CPU
+        # C++ returns a CPU tensor, because it considers its arguments CPU tensors.
+        if there and getattr(func, "__name__", "") == "_pad_packed_sequence":
             return _ToDevice.apply(result[0]), result[1]
         return result
 
     def computed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One operation of ATen, some of its arguments on the device."""
+        """Run an operation of ATen that has arguments on the device."""
         inner_args, inner_kwargs = tree_map_only(DeviceTensor, lambda tensor: tensor.inner, (args, kwargs))
         if func in WAITS or (
             func is aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
@@ -190,7 +190,7 @@ class Emulation(TorchFunctionMode):
         return return_and_correct_aliasing(func, args, kwargs, wrapped)
 
     def _captured(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Note an operation and compute nothing: memory that it would have written holds what no one should read."""
+        """Record an operation without computing it. Its results hold NaN or 0, which must not be read."""
         assert self.capturing is not None
         writes = func._schema.is_mutable
         written = [
@@ -206,7 +206,7 @@ class Emulation(TorchFunctionMode):
         return made
 
     def _made(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A new tensor on the device."""
+        """Make a new tensor on the device."""
         if self.capturing is not None and func not in FACTORIES:
             raise RuntimeError(
                 f"{func.__name__} copies from the host: operation not permitted when stream is capturing"
@@ -219,7 +219,7 @@ class Emulation(TorchFunctionMode):
         return DeviceTensor(made) if not made.requires_grad else DeviceTensor(made.detach()).requires_grad_()
 
     def _moved(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """``tensor.cuda()``, ``tensor.cpu()`` and ``tensor.to(…)``."""
+        """Run ``tensor.cuda()``, ``tensor.cpu()`` or ``tensor.to(…)``."""
         tensor, *rest = args
         rest = [DEVICE if _is_cuda(value) else value for value in rest]
         named = {name: value for name, value in kwargs.items() if name != "device"}
@@ -228,7 +228,7 @@ class Emulation(TorchFunctionMode):
         target: Any = (
             DEVICE if func is Tensor.cuda else "cpu" if func is Tensor.cpu else (devices or [None])[0]
         )
-        if rest and isinstance(rest[0], Tensor):  # the other tensor's
+        if rest and isinstance(rest[0], Tensor):  # use the device of the other tensor
             target, rest, func = rest[0].device, [rest[0].dtype, *rest[1:]], Tensor.to
         if target is not None and _is_cuda(target) != isinstance(tensor, DeviceTensor):
             if _is_cuda(target):
@@ -259,7 +259,7 @@ _running: list[Emulation] = []
 
 
 def current() -> Emulation:
-    """The device that is there."""
+    """Return the device that is emulated now."""
     return _running[-1]
 
 
@@ -269,7 +269,7 @@ def _is_cuda(device: Any) -> bool:
 
 
 def _argument(func: Any, args: Sequence[Any], kwargs: dict[str, Any], number: int) -> Tensor | None:
-    """An argument that an operation writes to; None for others."""
+    """Return an argument if the operation writes to it, else None."""
     argument = func._schema.arguments[number]
     if argument.alias_info is None or not argument.alias_info.is_write:
         return None
@@ -283,7 +283,7 @@ def _spoil(made: Any) -> None:
 
 
 class _Moment:
-    """``torch.cuda.Event`` and ``torch.cuda.Stream``: everything has happened, in order."""
+    """``torch.cuda.Event`` and ``torch.cuda.Stream``, where everything is complete and in order."""
 
     _moments = itertools.count()
 
@@ -297,7 +297,7 @@ class _Moment:
         return True
 
     def elapsed_time(self, other: Self) -> float:
-        """Milliseconds."""
+        """Return milliseconds."""
         return float(other.moment - self.moment)
 
     def wait_stream(self, _: Self) -> None:
@@ -308,7 +308,7 @@ class _Moment:
 
 
 def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """``nn.Module._apply`` with parameters made anew: torch's own changes what C++ holds, where a device tensor is Python's."""
+    """``nn.Module._apply`` with new parameters; torch's would change the C++ tensor of a device tensor."""
     made: dict[Tensor, nn.Parameter] = {}
     for module in self.modules():
         for name, parameter in module._parameters.items():
@@ -332,7 +332,7 @@ def _stream(_: Any) -> Iterator[None]:
 @contextmanager
 def _graph(graph: Graph, pool: Any = None, stream: Any = None, **_: Any) -> Iterator[None]:
     device = current()
-    assert device.capturing is None, "one capture within another"
+    assert device.capturing is None, "a capture began within another"
     device.capturing = graph
     try:
         yield
@@ -355,7 +355,7 @@ def _autocast_dtype(_: str) -> torch.dtype:
 def _autocast(
     self: torch.autocast, device_type: str, dtype: torch.dtype | None = None, **settings: Any
 ) -> None:
-    """The device's autocast is the CPU's, as C++ takes device tensors for."""
+    """Use the CPU's autocast for the device, because C++ considers device tensors CPU tensors."""
     if device_type == "cuda":
         device_type, dtype = (
             "cpu",
@@ -366,16 +366,33 @@ def _autocast(
 
 @contextmanager
 def emulated_cuda() -> Iterator[Emulation]:
-    """A CUDA device inside, which models and batches can be moved to as to a real one."""
+    """Emulate a CUDA device, to which models and batches can be moved."""
     replaced = {
-        "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0, "synchronize": lambda *_: None,
-        "empty_cache": lambda: None, "Event": _Moment, "Stream": _Moment, "current_stream": lambda *_: _Moment(),
-        "stream": _stream, "CUDAGraph": Graph, "graph": _graph, "graph_pool_handle": object, "_lazy_init": lambda: None,
-        "is_current_stream_capturing": lambda: bool(current().capturing), "get_device_name": lambda *_: "emulated",
-        "get_rng_state": lambda *_: torch.empty(0), "set_rng_state": lambda *_: None, "manual_seed": lambda *_: None,
-        "get_device_properties": lambda *_: SimpleNamespace(name="emulated", major=9, minor=0, total_memory=2**30),
-        "max_memory_allocated": lambda *_: 0, "reset_peak_memory_stats": lambda *_: None, "set_device": lambda *_: None,
-    }  # fmt: skip
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "synchronize": lambda *_: None,
+        "empty_cache": lambda: None,
+        "Event": _Moment,
+        "Stream": _Moment,
+        "current_stream": lambda *_: _Moment(),
+        "stream": _stream,
+        "CUDAGraph": Graph,
+        "graph": _graph,
+        "graph_pool_handle": object,
+        "_lazy_init": lambda: None,
+        "is_current_stream_capturing": lambda: bool(current().capturing),
+        "get_device_name": lambda *_: "emulated",
+        "get_rng_state": lambda *_: torch.empty(0),
+        "set_rng_state": lambda *_: None,
+        "manual_seed": lambda *_: None,
+        "get_device_properties": lambda *_: SimpleNamespace(
+            name="emulated", major=9, minor=0, total_memory=2**30
+        ),
+        "max_memory_allocated": lambda *_: 0,
+        "reset_peak_memory_stats": lambda *_: None,
+        "set_device": lambda *_: None,
+    }
     with ExitStack() as stack:
         for name, replacement in replaced.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, replacement))

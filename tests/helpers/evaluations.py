@@ -1,4 +1,4 @@
-"""What the tests of evaluations share: sentences without a data directory, and what translates them by a script."""
+"""Helpers for tests of evaluations: sentences without a data directory, and a scripted translator."""
 
 import errno
 import os
@@ -20,18 +20,18 @@ EOS = 2
 
 
 def tokens(*numbers: int) -> Tensor:
-    """A sentence with its EOS."""
+    """Return a sentence's tokens with EOS."""
     return torch.tensor([*numbers, EOS])
 
 
 def sentences(sources: Sequence[str], references: Sequence[str]) -> Sentences:
-    """Of text; a source has as many tokens as words."""
+    """Return sentences of text. A source has as many tokens as words."""
     numbers = [tokens(*range(4, 4 + len(source.split()))) for source in sources]
     return Sentences(numbers, numbers, sources, references)
 
 
-class Scripted:
-    """Writes a token for each sentence, and notes what it was asked for, in what order."""
+class ScriptedModel:
+    """Writes one token for each sentence and records its calls in order."""
 
     def __init__(
         self, name: str, asked: list[tuple[str, list[int]]], fails_at: int | None = None, score: float = -1.0
@@ -46,15 +46,15 @@ class Scripted:
 
 
 def write(folder: Path, **texts: Sequence[str]) -> dict[str, Path]:
-    """Text files, a line a sentence."""
+    """Write text files with a sentence in each line."""
     paths = {name: folder / f"{name}.txt" for name in texts}
     for name, lines in texts.items():
         paths[name].write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return paths
 
 
-def said_by(*command: object) -> str:
-    """The output of another tool's own command line, run as a module."""
+def output_of(*command: object) -> str:
+    """Return the output of another tool's command line, run as a module."""
     given = [sys.executable, "-m", *map(str, command)]
     done = subprocess.run(given, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -62,7 +62,7 @@ def said_by(*command: object) -> str:
 
 
 def hide(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """As to a user who may not search the folder: permissions themselves do not keep out a superuser."""
+    """Make a folder look unreadable. A superuser ignores real permissions."""
     stat = os.stat
 
     def denied(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:

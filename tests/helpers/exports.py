@@ -1,4 +1,4 @@
-"""Students to export: a small corpus of random letters, their checkpoints, and jobs of ``imitkd-export`` over them."""
+"""Students to export: a small corpus of random letters, their checkpoints, and export jobs."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,9 @@ import torch
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
-from fairseq_imitkd.engines.base import Decoding
+from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.export.exporter import Job, export
+from fairseq_imitkd.export.exporter import ExportJob, export
 from fairseq_imitkd.text.subwords import TextSettings
 from tests.helpers.fairseq_models import RECURRENT, checkpoint_state, trained_student
 from tests.helpers.seqkd_jobs import make_root
@@ -19,7 +19,7 @@ POSITIONS = ("--max-source-positions", "64", "--max-target-positions", "64")
 
 
 def make_students(root: Path) -> Path:
-    """``data``, ``transformer.pt`` and ``gru.pt``: students that have begun to reverse letters."""
+    """Make ``data``, ``transformer.pt`` and ``gru.pt``: students that have started to reverse letters."""
     make_root(root)
     (root / "teacher.pt").rename(root / "transformer.pt")
     sizes = [
@@ -43,17 +43,21 @@ def make_students(root: Path) -> Path:
     return root
 
 
-def job(root: Path, out: Path, **changes: Any) -> Job:
-    """An export of the transformer, in float32 unless told otherwise."""
+def job(root: Path, out: Path, **changes: Any) -> ExportJob:
+    """Return an export of the transformer, in float32 by default."""
     settings = {
-        "checkpoint": root / "transformer.pt", "data": root / "data", "quantization": "float32", "text": TextSettings(),
-        "decoding": Decoding(beam=1, max_len_b=12), **changes,
-    }  # fmt: skip
-    return Job(out=out, **{**settings, "checkpoint": str(settings["checkpoint"])})
+        "checkpoint": root / "transformer.pt",
+        "data": root / "data",
+        "quantization": "float32",
+        "text": TextSettings(),
+        "search": SearchSettings(beam=1, max_len_b=12),
+        **changes,
+    }
+    return ExportJob(out=out, **{**settings, "checkpoint": str(settings["checkpoint"])})
 
 
 def refusal(root: Path, out: Path, **changes: Any) -> str:
-    """What an export ends with, which leaves nothing behind."""
+    """Return the message of an export that is refused and leaves nothing behind."""
     there = set(out.parent.iterdir())
     with pytest.raises(UsageError) as error:
         export(job(root, out, **changes))

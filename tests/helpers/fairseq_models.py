@@ -1,9 +1,10 @@
-"""Tiny tasks, batches and students built in-process, so that a test need not start a command."""
+"""Small tasks, batches and students that tests build in their own process."""
 
 import functools
 import random
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,52 +25,99 @@ from fairseq.models import (
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from fairseq_imitkd.criterion import DistillationCriterion
+from fairseq_imitkd.criterion import DISTILLATION, DistillationCriterion
+from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.methods import METHODS
+from fairseq_imitkd.mixing import BatchLayout
 from fairseq_imitkd.mixing.batch import encoder_inputs, first_decoder_inputs
-from fairseq_imitkd.rollout import RandomKey, Rollout, RolloutPolicy, decode, sampling_uniforms
+from fairseq_imitkd.rollout import (
+    Prompt,
+    RandomKey,
+    Rollout,
+    RolloutPolicy,
+    SpecialSymbols,
+    decode,
+    sampling_uniforms,
+)
 from fairseq_imitkd.tasks.translation import TranslationWithTeacherConfig, TranslationWithTeacherTask
 from fairseq_imitkd.teacher.teacher import Teacher
 
-# Methods in which a token's loss has nothing to do with the batch's others.
+# Methods in which a token's loss does not depend on other tokens of the batch.
 TOKENWISE = [name for name in METHODS if name != "atkd"]
 
 LETTERS = "abcdefghijklmnop"
-POSITIONS = 64  # the longest source and target that a tiny student can represent
+POSITIONS = 64  # maximum source and target length of a student
 WIDTHS = {
-    "encoder_layers": 1, "decoder_layers": 1, "encoder_embed_dim": 32, "decoder_embed_dim": 32, "encoder_ffn_embed_dim": 32,
-    "decoder_ffn_embed_dim": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-}  # fmt: skip
-LSTM = {"encoder_embed_dim": 16, "encoder_hidden_size": 32, "decoder_embed_dim": 16, "decoder_hidden_size": 32,
-        "decoder_out_embed_dim": 16}  # fmt: skip
-RECURRENT = {"encoder_embed_dim": 32, "encoder_hidden_size": 16, "decoder_hidden_size": 32, "encoder_layers": 1,
-             "decoder_layers": 1}  # fmt: skip
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_embed_dim": 32,
+    "decoder_embed_dim": 32,
+    "encoder_ffn_embed_dim": 32,
+    "decoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+}
+LSTM = {
+    "encoder_embed_dim": 16,
+    "encoder_hidden_size": 32,
+    "decoder_embed_dim": 16,
+    "decoder_hidden_size": 32,
+    "decoder_out_embed_dim": 16,
+}
+RECURRENT = {
+    "encoder_embed_dim": 32,
+    "encoder_hidden_size": 16,
+    "decoder_hidden_size": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+}
 
-# Every kind of decoder cache and of position that fairseq has: name -> (architecture, settings).
+# name -> (architecture, settings), for every kind of decoder cache and of position embedding
 STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "transformer": ("transformer", WIDTHS),
-    "transformer-pre-norm": ("transformer", {**WIDTHS, "encoder_normalize_before": True, "decoder_normalize_before": True}),
-    "transformer-learned-positions": ("transformer", {**WIDTHS, "encoder_learned_pos": True, "decoder_learned_pos": True}),
-    "transformer-shared-embeddings": ("transformer", {**WIDTHS, "share_all_embeddings": True, "decoder_layers": 2}),
+    "transformer-pre-norm": (
+        "transformer",
+        {**WIDTHS, "encoder_normalize_before": True, "decoder_normalize_before": True},
+    ),
+    "transformer-learned-positions": (
+        "transformer",
+        {**WIDTHS, "encoder_learned_pos": True, "decoder_learned_pos": True},
+    ),
+    "transformer-shared-embeddings": (
+        "transformer",
+        {**WIDTHS, "share_all_embeddings": True, "decoder_layers": 2},
+    ),
     "transformer-embedding-norm": ("transformer", {**WIDTHS, "layernorm_embedding": True}),
-    "bart": ("bart_base", {**WIDTHS, "share_all_embeddings": False, "share_decoder_input_output_embed": False}),
+    "bart": (
+        "bart_base",
+        {**WIDTHS, "share_all_embeddings": False, "share_decoder_input_output_embed": False},
+    ),
     "lstm": ("lstm", {**LSTM, "encoder_layers": 1, "decoder_layers": 1}),
-    "lstm-bidirectional": ("lstm", {**LSTM, "encoder_layers": 2, "decoder_layers": 2, "encoder_bidirectional": True}),
+    "lstm-bidirectional": (
+        "lstm",
+        {**LSTM, "encoder_layers": 2, "decoder_layers": 2, "encoder_bidirectional": True},
+    ),
     "gru": ("gru", RECURRENT),
     "sru": ("sru", {**RECURRENT, "encoder_layers": 2, "decoder_layers": 2}),
-    "sru-projected": ("sru", {**RECURRENT, "projection_size": 8, "layer_norm": True, "decoder_hidden_size": 24}),
+    "sru-projected": (
+        "sru",
+        {**RECURRENT, "projection_size": 8, "layer_norm": True, "decoder_hidden_size": 24},
+    ),
     "fconv": (
         "fconv",
         {
-            "encoder_embed_dim": 32, "encoder_layers": "[(32, 3)] * 2", "decoder_embed_dim": 32,
-            "decoder_layers": "[(32, 3)] * 2", "decoder_out_embed_dim": 32,
+            "encoder_embed_dim": 32,
+            "encoder_layers": "[(32, 3)] * 2",
+            "decoder_embed_dim": 32,
+            "decoder_layers": "[(32, 3)] * 2",
+            "decoder_out_embed_dim": 32,
         },
     ),
-}  # fmt: skip
+}
 
 
 def letters(symbols: Sequence[str] = LETTERS) -> Dictionary:
-    """A dictionary of these symbols after fairseq's four special ones."""
+    """Return a dictionary of these symbols, after fairseq's four special symbols."""
     dictionary = Dictionary()
     for symbol in symbols:
         dictionary.add_symbol(symbol)
@@ -77,11 +125,28 @@ def letters(symbols: Sequence[str] = LETTERS) -> Dictionary:
 
 
 def tiny_task(**settings: Any) -> TranslationWithTeacherTask:
-    """A task over the letters, the same dictionary on both sides, with no data and no teacher loaded."""
+    """Return a task with the letters as both dictionaries, without data and teacher."""
     dictionary = letters()
     return TranslationWithTeacherTask(
         TranslationWithTeacherConfig(source_lang="src", target_lang="tgt", **settings), dictionary, dictionary
     )
+
+
+@dataclass(frozen=True)
+class AtUpdate:
+    """A method's schedules at an update, for batches that several methods get. See :func:`tiny_criterion`."""
+
+    update_num: int = 0
+
+
+def _with_schedules(criterion: DistillationCriterion, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Replace :class:`AtUpdate` in a batch by the schedules of this criterion's method."""
+    model, sample, *rest = arguments
+    given = sample.get(DISTILLATION)
+    if given is not None and isinstance(given.now, AtUpdate):
+        now = criterion.method.at(given.now.update_num)
+        sample = {**sample, DISTILLATION: replace(given, now=now)}
+    return (model, sample, *rest)
 
 
 def tiny_criterion(
@@ -94,7 +159,7 @@ def tiny_criterion(
     ddp_backend: str = "legacy_ddp",
     **settings: Any,
 ) -> DistillationCriterion:
-    """A method's criterion with its own defaults, but for the settings given."""
+    """Return a method's criterion, with its defaults except for these settings."""
     read = {"seed": seed, "max_update": max_update, "max_epoch": max_epoch, "ddp_backend": ddp_backend}
     cfg = METHODS[name](
         **{
@@ -106,11 +171,29 @@ def tiny_criterion(
         }
     )
     cfg._name = name
-    return CRITERION_REGISTRY[name](cfg, task)
+    criterion = CRITERION_REGISTRY[name](cfg, task)
+    criterion.register_forward_pre_hook(_with_schedules)
+    return criterion
+
+
+def tiny_method(name: str, **settings: Any) -> Method:
+    """Return a method with its defaults, except for these settings."""
+    return tiny_criterion(name, tiny_task(), **settings).method
+
+
+def layout(left_pad_source: bool = True) -> BatchLayout:
+    """Return how batches of letters are padded."""
+    return BatchLayout(letters().pad(), SpecialSymbols.from_dictionary(letters()), left_pad_source)
+
+
+def give_teacher(task: Any, teacher: Any) -> None:
+    """Let a task open this teacher, which is in memory."""
+    task.given_teacher = teacher
+    task.open_teacher = lambda method: teacher
 
 
 def build_student(name: str = "transformer", seed: int = 1, **changes: Any) -> BaseFairseqModel:
-    """An untrained student of a kind that :data:`STUDENTS` names. It has dropout, so that its mode matters."""
+    """Return an untrained student of a kind in :data:`STUDENTS`. It has dropout, so its mode matters."""
     architecture, settings = STUDENTS[name]
     positions = {"max_source_positions": POSITIONS, "max_target_positions": POSITIONS}
     args = Namespace(
@@ -124,9 +207,9 @@ def build_student(name: str = "transformer", seed: int = 1, **changes: Any) -> B
 def make_batch(
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]], ids: Sequence[int] | None = None, **flags: Any
 ) -> dict[str, Any]:
-    """fairseq's own collation of (source, target) letter numbers (0 = ``a``), an EOS put after each.
+    """Collate (source, target) letter numbers (0 = ``a``) with fairseq, an EOS after each.
 
-    Sentences come out sorted by falling source length, their ids with them.
+    Sentences and ids are sorted by decreasing source length.
     """
     dictionary = letters()
 
@@ -147,7 +230,7 @@ def make_batch(
 
 
 def reversed_pairs(count: int, seed: int, longest: int = 6) -> list[tuple[list[int], list[int]]]:
-    """Random letters, and the same letters last first."""
+    """Return random letters, each with the same letters in reverse order."""
     generator = random.Random(seed)
     sources = [
         [generator.randrange(len(LETTERS)) for _ in range(generator.randint(1, longest))]
@@ -157,12 +240,12 @@ def reversed_pairs(count: int, seed: int, longest: int = 6) -> list[tuple[list[i
 
 
 def trained_student(name: str) -> BaseFairseqModel:
-    """A student that has begun to learn to reverse: it writes varied text and ends it by itself. In evaluation mode.
+    """Return a student in evaluation mode that has started to learn to reverse. Its texts vary and end.
 
-    Each caller gets one of its own: a ``SequenceGenerator`` leaves its beam size in some models (BART).
+    Each caller gets its own copy, because a ``SequenceGenerator`` leaves its beam size in BART.
     """
     model = build_student(name)
-    nn.Module.load_state_dict(model, _trained_weights(name))  # BART's own wants a task
+    nn.Module.load_state_dict(model, _trained_weights(name))  # BART's own method needs a task
     return model.eval()
 
 
@@ -171,7 +254,7 @@ def _trained_weights(name: str) -> dict[str, Any]:
     model, updates = build_student(name), 60
     if name.startswith(
         "lstm"
-    ):  # from fairseq's small initial weights it would for long write one letter over and over
+    ):  # with fairseq's small initial weights it would repeat one letter for a long time
         updates = 120
         for parameter in model.parameters():
             parameter.data *= 3.0
@@ -195,34 +278,32 @@ def roll_out(
     key: RandomKey | None = None,
     max_positions: int | None = None,
 ) -> Rollout:
-    """Decode every sentence of a batch as the task does."""
+    """Decode every sentence of a batch, as the task does."""
     dictionary = letters()
     net_input = encoder_inputs(sample, torch.arange(sample["target"].size(0)), dictionary.pad())
+    max_lengths = policy.max_lengths(net_input["src_lengths"], max_positions or model.max_decoder_positions())
     return decode(
         model,
-        net_input,
-        first_decoder_inputs(sample),
-        policy.max_lengths(net_input["src_lengths"], max_positions or model.max_decoder_positions()),
+        Prompt(net_input, first_decoder_inputs(sample), max_lengths),
         policy,
-        pad=dictionary.pad(),
-        eos=dictionary.eos(),
+        symbols=SpecialSymbols.from_dictionary(dictionary),
         uniforms=sampling_uniforms([(key or RandomKey(seed=1, update=0), sample["id"])]),
     )
 
 
 def teacher_logits(teacher: Teacher, sample: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-    """What a teacher says at every prefix of a batch, ``(B, T, V)``."""
+    """Return a teacher's logits at every prefix of a batch, ``(B, T, V)``."""
     return teacher.score(sample, *args, **kwargs).logits(slice(None)).unflatten(0, sample["target"].shape)
 
 
 def written(rollout: Rollout) -> list[list[int]]:
-    """Each row's tokens without the padding."""
+    """Return each row's tokens without padding."""
     pad = letters().pad()
     return [row[row.ne(pad)].tolist() for row in rollout.tokens]
 
 
 class _CountEncoder(FairseqEncoder):
-    """Passes on each sentence's first source letter as a number."""
+    """Returns the number of each sentence's first source letter."""
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor, **_: Any) -> dict[str, list[Tensor]]:
         first = torch.stack([row[row.ne(self.dictionary.pad())][0] for row in src_tokens])
@@ -238,7 +319,9 @@ class _CountEncoder(FairseqEncoder):
 
 
 class _CountDecoder(FairseqIncrementalDecoder):
-    """Writes as many letters ``b`` as it was told, then EOS; notes how many rows it is asked for at each step."""
+    """Writes as many letters ``b`` as the encoder returns, then EOS. It records the number of rows at each
+    step.
+    """
 
     def __init__(self, dictionary: Dictionary):
         super().__init__(dictionary)
@@ -260,7 +343,7 @@ class _CountDecoder(FairseqIncrementalDecoder):
 
 
 def counting_student() -> FairseqEncoderDecoderModel:
-    """A scripted student: a source that begins with letter number ``n`` makes it write ``n`` letters and then EOS."""
+    """Return a student that writes ``n`` letters and EOS if the source begins with letter number ``n``."""
     dictionary = letters()
     return FairseqEncoderDecoderModel(_CountEncoder(dictionary), _CountDecoder(dictionary))
 
@@ -273,7 +356,7 @@ TINY_TRANSFORMER_FLAGS = (
 
 
 def training_args(data: Path, *flags: object) -> Namespace:
-    """What ``fairseq-train`` reads from its command line."""
+    """Return the arguments that ``fairseq-train`` parses from its command line."""
     arguments = [
         str(data),
         "--source-lang",
@@ -288,14 +371,14 @@ def training_args(data: Path, *flags: object) -> Namespace:
 
 
 def training_config(data: Path, *flags: object) -> Any:
-    """The configuration that ``fairseq-train`` makes of it."""
+    """Return the configuration of ``fairseq-train`` with these flags."""
     return convert_namespace_to_omegaconf(training_args(data, *flags))
 
 
 def write_dictionaries(
     folder: Path, source: Sequence[str] = LETTERS, target: Sequence[str] = LETTERS
 ) -> Path:
-    """Dictionary files as ``fairseq-preprocess`` leaves them."""
+    """Write dictionary files like ``fairseq-preprocess``, and return their folder."""
     folder.mkdir(parents=True, exist_ok=True)
     letters(source).save(str(folder / "dict.src.txt"))
     letters(target).save(str(folder / "dict.tgt.txt"))
@@ -303,7 +386,7 @@ def write_dictionaries(
 
 
 def checkpoint_state(model: nn.Module, cfg: Any, **changes: Any) -> dict[str, Any]:
-    """What fairseq's trainer writes, for a model built from ``cfg``."""
+    """Return the checkpoint that fairseq's trainer writes for a model built from ``cfg``."""
     state = {
         "args": None,
         "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)

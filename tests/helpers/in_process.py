@@ -1,4 +1,4 @@
-"""fairseq's own main functions inside the test's process: a start-up costs seconds, and a test can look inside."""
+"""fairseq's main functions in the test's own process. This saves seconds, and tests can inspect objects."""
 
 import contextlib
 import json
@@ -20,21 +20,21 @@ import fairseq_imitkd  # noqa: F401  (registers the task and the criteria)
 from tests.helpers.digit_corpus import TINY
 
 SETTINGS = (
-    "--cpu", "--optimizer", "adam", "--lr", "5e-3", "--lr-scheduler", "inverse_sqrt", "--warmup-updates", "20",
-    "--max-tokens", "400", "--dropout", "0.1", "--log-format", "json", "--log-interval", "1", "--no-epoch-checkpoints",
-    "--num-workers", "0",
+    "--cpu", "--optimizer", "adam", "--lr", "5e-3", "--lr-scheduler", "inverse_sqrt", "--warmup-updates",
+    "20", "--max-tokens", "400", "--dropout", "0.1", "--log-format", "json", "--log-interval", "1",
+    "--no-epoch-checkpoints", "--num-workers", "0",
 )  # fmt: skip
 
-# The multiple of 1 matters: at the default of 8 fairseq leaves out the last few sentences of a test set.
+# With the default multiple of 8, fairseq leaves out the last few sentences of a test set.
 DECODE = ("--cpu", "--batch-size", "50", "--required-batch-size-multiple", "1")
 
 
 @dataclass
 class Training:
-    """What a training inside the process left behind: its trainer, and the figures it logged by tag."""
+    """The results of a training in this process: its trainer, and its logged metrics by tag."""
 
     trainer: Trainer | None = None
-    figures: dict[str, list[dict[str, float]]] = field(
+    metrics: dict[str, list[dict[str, float]]] = field(
         default_factory=lambda: {"train_inner": [], "valid": []}
     )
 
@@ -42,18 +42,20 @@ class Training:
         return {name: value.clone() for name, value in self.trainer.get_model().state_dict().items()}
 
 
-def read_figures(output: str) -> dict[str, list[dict[str, float]]]:
-    """The figures that a command logged with ``--log-format json``, by tag."""
+def read_metrics(output: str) -> dict[str, list[dict[str, float]]]:
+    """Return the metrics that a command logged with ``--log-format json``, by tag."""
     found: dict[str, list[dict[str, float]]] = {"train_inner": [], "valid": []}
     for line in output.splitlines():
-        for tag, figures in found.items():
+        for tag, metrics in found.items():
             if f"| INFO | {tag} | {{" in line:
-                figures.append(_numbers(line.split(f"| {tag} | ", 1)[1]))
+                metrics.append(_numbers(line.split(f"| {tag} | ", 1)[1]))
     return found
 
 
 def config(data: Path, save_dir: Path, *flags: object) -> DictConfig:
-    """The configuration that ``fairseq-train`` makes of these flags; a later flag wins."""
+    """Return the configuration that ``fairseq-train`` makes of these flags. Later flags override earlier
+    ones.
+    """
     parser = options.get_training_parser()
     architecture = () if "--arch" in flags else TINY
     arguments = [str(data), "--save-dir", str(save_dir), *SETTINGS, *architecture, *map(str, flags)]
@@ -67,12 +69,12 @@ def train(
     around_step: Callable[[Trainer, Callable[[], Any], list], Any] | None = None,
     common: dict[str, Any] | None = None,
 ) -> Training:
-    """``fairseq-train`` without the process.
+    """Run ``fairseq-train`` in this process.
 
     Args:
         common: settings of ``common`` that only a hydra configuration can reach.
-        around_step: called for each update with the trainer, the update as a function without arguments, and the
-            update's batches; it must call the function and return its result.
+        around_step: called for each update with the trainer, the update as a function without arguments, and
+            the update's batches; it must call the function and return its result.
     """
     training = Training()
 
@@ -91,7 +93,7 @@ def train(
     cfg.common.update(common or {})
     for function in (checkpoint_utils.save_checkpoint, fairseq_train.should_stop_early):
         function.__dict__.pop("best", None)  # both remember the best score of the process
-    with logged(training.figures):
+    with logged(training.metrics):
         fairseq_train.Trainer, stock = WatchedTrainer, fairseq_train.Trainer
         try:
             fairseq_train.main(cfg)
@@ -101,7 +103,7 @@ def train(
 
 
 def generate(data: Path, checkpoint: Path, results: Path, *flags: object) -> list[str]:
-    """Hypotheses of the test split, or of ``--gen-subset``, in its own order, by ``fairseq-generate`` without the process."""
+    """Run ``fairseq-generate`` in this process. Return the hypotheses of the split in the data's order."""
     parser = options.get_generation_parser()
     arguments = [data, "--path", checkpoint, *DECODE, "--results-path", results, *flags]
     fairseq_generate.main(options.parse_args_and_arch(parser, input_args=list(map(str, arguments))))
@@ -110,19 +112,19 @@ def generate(data: Path, checkpoint: Path, results: Path, *flags: object) -> lis
 
 
 def hypotheses(output: str) -> list[str]:
-    """The hypotheses that fairseq's commands print, in the data's order."""
+    """Return the hypotheses that fairseq's commands print, in the data's order."""
     lines = [line.split("\t") for line in output.splitlines() if line.startswith("H-")]
     return [text for _, text in sorted((int(number[2:]), text) for number, _, text in lines)]
 
 
 def exact_matches(found: list[str], references: list[str]) -> float:
-    """The share of sentences that equal their reference word for word."""
+    """Return the share of sentences that equal their references word for word."""
     assert len(found) == len(references)
     return sum(a.split() == b.split() for a, b in zip(found, references, strict=True)) / len(references)
 
 
 def load_models(*paths: Path) -> list[torch.nn.Module]:
-    """Models by stock fairseq's loader, in evaluation mode."""
+    """Load models by stock fairseq's loader, in evaluation mode."""
     models, _, _ = checkpoint_utils.load_model_ensemble_and_task(list(map(str, paths)))
     return [model.eval() for model in models]
 
@@ -136,14 +138,14 @@ def _numbers(text: str) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def logged(figures: dict[str, list[dict[str, float]]]) -> Iterator[None]:
+def logged(metrics: dict[str, list[dict[str, float]]]) -> Iterator[None]:
     """Collect what fairseq's progress bars log under these tags."""
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             text = record.getMessage()
-            if record.name in figures and text.startswith("{"):
-                figures[record.name].append(_numbers(text))
+            if record.name in metrics and text.startswith("{"):
+                metrics[record.name].append(_numbers(text))
 
     root, collector = logging.getLogger(), Collector()
     level = root.level

@@ -1,7 +1,7 @@
-"""``imitkd-seqkd`` in processes that can be killed and start at once: a start-up costs seconds, nearly all of it imports.
+"""``imitkd-seqkd`` in processes that can be killed. They start at once, without seconds of imports.
 
-They are forked from a server that has imported everything and done nothing else: it has one thread, and no lock is held.
-The command's own workers are forks too here, of a process that has not yet computed anything.
+They are forked from a server that has imported everything and has one thread and no locks. The command's own
+workers are forks too, of a process that has not computed anything yet.
 """
 
 import errno
@@ -20,11 +20,13 @@ import torch
 import tqdm
 
 from fairseq_imitkd.cli import seqkd
-from fairseq_imitkd.engines.base import Translator
-from fairseq_imitkd.seqkd import factory
+from fairseq_imitkd.seqkd import workers
+from fairseq_imitkd.seqkd.translator import Translator
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["pytest", "fairseq_imitkd.cli.seqkd", "tests.helpers.killable"])
+_server.set_forkserver_preload(
+    ["pytest", "fairseq_imitkd.cli.seqkd", "ctranslate2", "torch._dynamo", "tests.helpers.killable"]
+)
 
 CHANGES = {
     "os.mkdir",
@@ -38,7 +40,7 @@ CHANGES = {
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
-    """Every file's bytes, and the folders."""
+    """Return the bytes of every file, and the folders."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
@@ -46,13 +48,13 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 class Command:
-    """One run.
+    """One run of the command.
 
     Args:
-        arguments: of the command line.
-        log: where its output goes.
-        stop_at: it kills itself before the so-many-th change of files.
-        fault: something that goes wrong in a worker: ``full disk`` or ``death``.
+        arguments: arguments of the command line.
+        log: file for its output.
+        stop_at: number of the change of files before which it kills itself.
+        fault: a fault in a worker: ``full disk`` or ``death``.
     """
 
     def __init__(self, arguments: Sequence[object], log: Path, stop_at: int = 0, fault: str = ""):
@@ -62,26 +64,26 @@ class Command:
         self.process.start()
 
     def killed_after(self, seconds: float) -> bool:
-        """Kill the process, and it alone, so long after its start. False if it had ended by itself, and well."""
+        """Kill this process alone this many seconds after its start. Return False if it had succeeded."""
         self.process.join(max(0.0, seconds - (time.monotonic() - self.began)))
         self.process.kill()
         return self.end() != 0
 
     def end(self) -> int:
-        """Its exit code: the signal's, negative, if it was killed. Anything but that and success is a failure."""
+        """Return its exit code, 0 or -SIGKILL. Any other code fails the test."""
         self.process.join(120)
         code = self.process.exitcode
-        assert code in (0, -signal.SIGKILL), f"ended with {code}:\n{self.said()}"
+        assert code in (0, -signal.SIGKILL), f"ended with {code}:\n{self.output()}"
         return code
 
     def refusal(self) -> str:
-        """What a run that was refused said last."""
+        """Return the last line of a run that was refused."""
         self.process.join(120)
         assert self.process.exitcode == 1
-        return self.said().splitlines()[-1]
+        return self.output().splitlines()[-1]
 
-    def said(self) -> str:
-        """All of its output."""
+    def output(self) -> str:
+        """Return all of its output."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
 
@@ -95,7 +97,7 @@ def _main(arguments: list[str], log: Path, stop_at: int, fault: str) -> None:
     torch.set_num_threads(1)
     tqdm.tqdm.monitor_interval = 0  # no thread that watches the bar
     fork = multiprocessing.get_context("fork")
-    factory.multiprocessing = SimpleNamespace(  # type: ignore[assignment]
+    workers.multiprocessing = SimpleNamespace(  # type: ignore[assignment]
         get_context=lambda _: fork, parent_process=multiprocessing.parent_process
     )
     if fault == "full disk":
@@ -112,7 +114,7 @@ def _full_disk(*_: Any) -> None:
 
 
 def _killer(stop_at: int, folder: str) -> Any:
-    """Counts what is about to be changed, by this process's own thread."""
+    """Count changes of files in this process's own thread, and kill the process before one of them."""
     left = stop_at
     thread = threading.get_ident()
 

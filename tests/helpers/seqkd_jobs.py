@@ -1,4 +1,4 @@
-"""A small corpus, a teacher that has begun to learn it, and jobs of ``imitkd-seqkd`` over them."""
+"""A small corpus, a teacher that has started to learn it, and jobs of ``imitkd-seqkd`` on them."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,12 @@ import pytest
 import torch
 from fairseq.models import BaseFairseqModel
 
-from fairseq_imitkd.data.corpus import whole_dataset
-from fairseq_imitkd.engines.base import Decoding
+from fairseq_imitkd.data.corpus import dataset_builder
+from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.seqkd.dataset import Filters
-from fairseq_imitkd.seqkd.factory import Job, make
+from fairseq_imitkd.seqkd.factory import make
+from fairseq_imitkd.seqkd.job import Job
 from tests.helpers.fairseq_models import (
     checkpoint_state,
     reversed_pairs,
@@ -25,10 +26,10 @@ EOS, SENTENCES = 2, 60
 
 
 def make_root(root: Path, teacher: BaseFairseqModel | None = None, *flags: str) -> Path:
-    """``data``: splits test and valid of random letters; ``teacher.pt``: a model that has begun to reverse them.
+    """Make ``data``, two splits of random letters, and ``teacher.pt``, which has started to reverse them.
 
     Args:
-        root: where to make them.
+        root: folder to fill.
         teacher: another one, of these architecture's flags.
     """
     data = write_dictionaries(root / "data")
@@ -44,22 +45,28 @@ def make_root(root: Path, teacher: BaseFairseqModel | None = None, *flags: str) 
 
 
 def write_split(data: Path, split: str, rows: list[list[int]], side: str) -> None:
-    with whole_dataset(data / f"{split}.src-tgt.{side}", 20) as builder:
+    with dataset_builder(data / f"{split}.src-tgt.{side}", 20) as builder:
         for row in rows:
             builder.add_item(torch.tensor([*row, EOS]))
 
 
 def job(root: Path, out: Path, **changes: Any) -> Job:
-    """Of about 15 batches, short translations."""
-    decoding = Decoding(**{"beam": 3, "max_len_b": 12, **changes.pop("decoding", {})})
+    """Return a job of about 15 batches with short translations."""
+    decoding = SearchSettings(**{"beam": 3, "max_len_b": 12, **changes.pop("decoding", {})})
     filters = Filters(**changes.pop("filters", {}))
     settings = {"split": "test", "batch_size": 4, "cpu": True, **changes}
-    return Job(settings.pop("data", root / "data"), str(settings.pop("teacher", root / "teacher.pt")), out, decoding, filters,
-               **settings)  # fmt: skip
+    return Job(
+        settings.pop("data", root / "data"),
+        str(settings.pop("teacher", root / "teacher.pt")),
+        out,
+        decoding,
+        filters,
+        **settings,
+    )
 
 
-def apart(root: Path, out: Path, **settings: Any) -> Command:
-    """The same job by its command line, in three processes of which two translate."""
+def start_command(root: Path, out: Path, **settings: Any) -> Command:
+    """Start the same job by its command line, in three processes. Two of them translate."""
     flags = (
         "--gen-subset",
         "test",

@@ -1,8 +1,11 @@
-"""A model to serve that is quick, remembers what it was asked, and can be told to fail; as a script, its server."""
+"""A fast model for the server that records its requests and can fail. As a script, this module runs the
+server.
+"""
 
 import asyncio
 import functools
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -19,17 +22,20 @@ from torch import Tensor
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.serving.app import application
-from fairseq_imitkd.serving.batching import Batching
-from fairseq_imitkd.serving.requests import Limits
+from fairseq_imitkd.serving.batching import BatchingSettings
+from fairseq_imitkd.serving.requests import RequestLimits
+from tests.helpers import warm_commands
+from tests.helpers.digit_corpus import ENVIRONMENT
 
 EOS = 2
 ROOT = Path(__file__).parents[2]
 
 
 class FakeModel:
-    """Translates into upper case. A token is a character; ``batches`` are the texts it was given.
+    """Translates into upper case. Each character is a token. ``batches`` holds the texts of each batch.
 
-    Sentences that begin with ``fail`` raise an error, those with ``slow`` take as many seconds as the next word says.
+    Sentences that begin with ``fail`` raise an error. Those that begin with ``slow`` take as many seconds as
+    their next word says.
     """
 
     def __init__(self, seconds: float = 0.0, longest_source: int = 100):
@@ -40,7 +46,7 @@ class FakeModel:
         self.seconds, self.longest_source = seconds, longest_source
         self.batches: list[list[str]] = []
         self.threads: set[tuple[str, str]] = set()
-        self.may_go = threading.Event()  # a test may keep the model from its work
+        self.may_go = threading.Event()  # a test may block the model
         self.may_go.set()
 
     def encode(self, text: str) -> Tensor:
@@ -73,12 +79,14 @@ class FakeModel:
 @asynccontextmanager
 async def client(
     model: FakeModel,
-    limits: Limits | None = None,
-    batching: Batching | None = None,
+    limits: RequestLimits | None = None,
+    batching: BatchingSettings | None = None,
     hosts: set[str] | None = None,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """Asks an application in the same event loop."""
-    app = application(model, limits or Limits(tokens=100), batching or Batching(longest=100), hosts)
+    """Return a client of an application in the same event loop."""
+    app = application(
+        model, limits or RequestLimits(tokens=100), batching or BatchingSettings(longest=100), hosts=hosts
+    )
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
@@ -88,7 +96,7 @@ async def client(
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """A test that is a coroutine, as one that pytest can run, and that ends."""
+    """Turn a test that is a coroutine into one that pytest can run, with a time limit."""
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -98,7 +106,7 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 
 
 async def until(condition: Any) -> None:
-    """Return when it holds; a failure if that takes long."""
+    """Wait until a condition holds. Fail if it takes too long."""
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.001)
@@ -106,11 +114,19 @@ async def until(condition: Any) -> None:
 
 @contextmanager
 def server(*flags: object, descriptors: int | None = None) -> Iterator[tuple[subprocess.Popen, str]]:
-    """``imitkd-serve`` with this model on a free port, in a process of its own that is ready, and its address."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
-    limited = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh"] if descriptors else []
+    """Run ``imitkd-serve`` with this model in its own process on a free port, and wait until it is ready.
+
+    Args:
+        flags: further flags of the command.
+        descriptors: the most file descriptors that the process may open (default: the system's limit).
+
+    Returns:
+        The process and the server's address.
+    """
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": "", "DESCRIPTORS": str(descriptors or "")}
+    python = warm_commands.folder() / "python"
     process = subprocess.Popen(
-        [*limited, sys.executable, "-W", "ignore", "-m", "tests.helpers.served_model", str(ROOT), "--port", "0", *map(str, flags)],
+        [python, "-m", "tests.helpers.served_model", str(ROOT), "--port", "0", *map(str, flags)],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     patience = threading.Timer(120, process.kill)
@@ -127,18 +143,20 @@ def server(*flags: object, descriptors: int | None = None) -> Iterator[tuple[sub
 
 
 def main() -> None:
-    """``imitkd-serve`` with this model, whatever the folder."""
+    """Run ``imitkd-serve`` with this model for any folder."""
 
     class Bundle(FakeModel):
         @classmethod
         def read(cls, folder: Path, *, device: str = "cpu", beam: int | None = None) -> "Bundle":
             if not folder.is_dir():
-                raise UsageError(f"DIR '{folder}' is no folder: give an exported model")
+                raise UsageError(f"DIR '{folder}' is not a folder; use an exported model")
             return cls()
 
     module = types.ModuleType("fairseq_imitkd.export.bundle")
     module.Bundle = Bundle  # type: ignore[attr-defined]
     sys.modules[module.__name__] = module
+    if descriptors := os.environ["DESCRIPTORS"]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(descriptors), int(descriptors)))
     from fairseq_imitkd.cli import serve
 
     serve.main()

@@ -1,4 +1,4 @@
-"""That the device which tests emulate fails where a real one would."""
+"""The emulated device fails where a real one would."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_tensors_of_host_and_device_do_not_mix() -> None:
         for wrong in (lambda: there + torch.ones(3), lambda: torch.where(there > 0, torch.ones(3), there)):
             with pytest.raises(RuntimeError, match="same device"):
                 wrong()
-        assert (there + torch.tensor(1.0)).tolist() == [2, 2, 2]  # a number is no tensor
+        assert (there + torch.tensor(1.0)).tolist() == [2, 2, 2]  # a scalar tensor may be on the host
         with pytest.raises(TypeError, match="cuda"):
             there.numpy()
 
@@ -58,7 +58,9 @@ def test_gradients_are_the_hosts() -> None:
 
 
 def test_autocast_computes_in_half_precision() -> None:
-    """And keeps its copy of a weight until its context is left, so that it does not see the weight change."""
+    """It keeps its half-precision copy of a weight until the context ends, so it does not see later
+    changes.
+    """
     with emulated_cuda():
         layer, inputs = nn.Linear(3, 2).cuda(), torch.ones(4, 3, device="cuda")
         assert not torch.is_autocast_enabled("cuda")
@@ -75,14 +77,14 @@ def test_autocast_computes_in_half_precision() -> None:
 
 
 def test_a_graph_repeats_what_was_computed() -> None:
-    """With the values that its inputs have by then, and the Python of the capture: a 3 stays a 3."""
+    """It uses the current values of its inputs. Python values are those of the capture."""
     with emulated_cuda():
         given, out, number = torch.ones(3, device="cuda"), torch.zeros(3, device="cuda"), 3
         graph = Graph()
         with torch.cuda.graph(graph):
             out.copy_((given.cumsum(0) * number)[:2].sum() + torch.zeros(3, device="cuda"))
             out[1:].add_(1)
-        assert out.tolist() == [0, 0, 0]  # nothing is computed by a capture
+        assert out.tolist() == [0, 0, 0]  # a capture computes nothing
         graph.replay()
         assert out.tolist() == [9, 10, 10]
         given.fill_(2)

@@ -1,4 +1,4 @@
-"""A student's checkpoint is stock fairseq's: no teacher in it, and every command decodes it without the teacher."""
+"""A student's checkpoint is a stock fairseq checkpoint. Every command decodes it without the teacher."""
 
 import pytest
 import torch
@@ -8,8 +8,10 @@ from tests.helpers import digit_corpus, in_process
 PLUGIN = digit_corpus.REPO / "fairseq_imitkd"
 
 
-def test_checkpoint_equals_a_stock_one_in_kind(digits, student, tmp_path):
-    """The same keys, shapes and size as cross_entropy's checkpoint of this model; the optimizer holds the student alone."""
+def test_checkpoint_has_the_contents_of_a_stock_one(digits, student, tmp_path):
+    """Keys, shapes and size are those of a cross_entropy checkpoint of this model. The optimizer holds the
+    student alone.
+    """
     flags = (
         "--task",
         "translation",
@@ -39,18 +41,18 @@ def test_checkpoint_equals_a_stock_one_in_kind(digits, student, tmp_path):
         weight.numel() for weight in parameters
     )
 
-    def size_without_figures(state) -> int:
+    def size_without_metrics(state) -> int:
         kept = tmp_path / "kept.pt"
-        # The meters' history depends on how often a run validated, and so says nothing about the plugin.
+        # The meters' history depends on how often a run validated, not on the plugin.
         torch.save({**state, "extra_state": None}, kept)
         return kept.stat().st_size
 
-    assert size_without_figures(ours) == pytest.approx(size_without_figures(stock), rel=0.02)
+    assert size_without_metrics(ours) == pytest.approx(size_without_metrics(stock), rel=0.02)
 
 
 @pytest.fixture(scope="module")
 def expected(digits, student, tmp_path_factory) -> list[str]:
-    """Greedy hypotheses of the student."""
+    """The student's greedy hypotheses."""
     found = in_process.generate(
         digits.data, student.checkpoint, tmp_path_factory.mktemp("decoded"), "--beam", 1
     )
@@ -67,23 +69,23 @@ DECODE = (*in_process.DECODE, "--beam", 1)
 
 
 def test_imitkd_generate(digits, student, expected):
-    done = digit_corpus.run(
-        "imitkd-generate", digits.data, "--path", student.checkpoint, *DECODE, timeout=200
-    )
+    done = digit_corpus.run("imitkd-generate", digits.data, "--path", student.checkpoint, *DECODE, real=True)
     assert in_process.hypotheses(done.stdout) == expected
 
 
 def test_fairseq_generate_with_user_dir(digits, student, expected):
-    """Under our own task, whose teacher the checkpoint still names."""
+    """It uses the plugin's task. The checkpoint still names the teacher."""
     done = digit_corpus.run(
         "fairseq-generate", digits.data, "--user-dir", PLUGIN, "--task", "translation_with_teacher", "--path",
-        student.checkpoint, *DECODE, timeout=200,
+        student.checkpoint, *DECODE, real=True,
     )  # fmt: skip
     assert in_process.hypotheses(done.stdout) == expected
 
 
 def test_fairseq_generate_without_the_plugin(digits, student, expected, tmp_path):
-    """A student is a plain fairseq model. Since torch 2.6 stock fairseq must be told to load its own checkpoints."""
+    """A student is a plain fairseq model. With torch 2.6 or later, stock fairseq needs a setting to load its
+    own checkpoints.
+    """
     environment = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", "PYTHONPATH": ""}
     done = digit_corpus.run(
         "fairseq-generate",
@@ -93,25 +95,26 @@ def test_fairseq_generate_without_the_plugin(digits, student, expected, tmp_path
         *DECODE,
         env=environment,
         cwd=tmp_path,
-        timeout=200,
+        real=True,
     )
     assert in_process.hypotheses(done.stdout) == expected
 
 
 def test_imitkd_interactive(digits, student, expected):
-    """Sentences from standard input."""
+    """It reads sentences from standard input."""
     done = digit_corpus.run(
         "imitkd-interactive", digits.data, "--path", student.checkpoint, *DECODE, "--buffer-size", 100,
-        "--source-lang", "src", "--target-lang", "tgt", input=(digits.text / "test.src").read_text(), timeout=200,
+        "--source-lang", "src", "--target-lang", "tgt", input=(digits.text / "test.src").read_text(),
+        real=True,
     )  # fmt: skip
     assert in_process.hypotheses(done.stdout) == expected
 
 
 def test_fairseq_validate(digits, student):
-    """``fairseq-validate`` rebuilds task and criterion from the checkpoint, without the teacher, to the loss of training."""
+    """It rebuilds task and criterion without the teacher, and gives the loss of the training."""
     done = digit_corpus.run(
         "fairseq-validate", digits.data, "--user-dir", PLUGIN, "--task", "translation_with_teacher", "--path",
-        student.checkpoint, "--cpu", "--max-tokens", 400, "--log-format", "json", timeout=200,
+        student.checkpoint, "--cpu", "--max-tokens", 400, "--log-format", "json", real=True,
     )  # fmt: skip
-    (figures,) = in_process.read_figures(done.stdout)["valid"]
-    assert figures["loss"] == pytest.approx(student.figures()["valid"][-1]["loss"], abs=0.001)
+    (metrics,) = in_process.read_metrics(done.stdout)["valid"]
+    assert metrics["loss"] == pytest.approx(student.metrics()["valid"][-1]["loss"], abs=0.001)

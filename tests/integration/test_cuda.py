@@ -1,7 +1,7 @@
-"""Everything that runs on a GPU, on an emulated one: nothing is left on the host, and it comes to what the CPU computes.
+"""Everything that runs on a GPU, on an emulated one: no tensor stays on the host, and results are the CPU's.
 
-An emulation has the CPU's arithmetic, so in float32 only the order of sums differs, where the device is given larger
-pieces.
+The emulation has the CPU's arithmetic. In float32 results differ only by the order of sums, where larger
+pieces are computed at once.
 """
 
 from collections import Counter
@@ -44,7 +44,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulation]:
 
 @pytest.fixture(scope="module")
 def on_host(digits, teacher, tmp_path_factory) -> Any:
-    """The weights after a training on the CPU, computed once for each set of flags."""
+    """Return the weights after a training on the CPU, computed once for each set of flags."""
     trained: dict[tuple[object, ...], dict[str, Tensor]] = {}
 
     def train(*flags: object) -> dict[str, Tensor]:
@@ -63,7 +63,7 @@ def assert_close(found: in_process.Training, expected: dict[str, Tensor], tolera
         torch.testing.assert_close(value.cpu().float(), expected[name], rtol=tolerance, atol=tolerance)
 
 
-# Their divergences are other methods' too, or they have flags of their own below.
+# Other methods have one of these divergences, or are trained below with their own flags.
 WITH_FLAGS = ("f_distill_rkl", "f_distill_tvd", "f_distill_kl", "distillm", "annealing_kd")
 FEATURES: dict[str, tuple[str, tuple[object, ...]]] = {
     **{name: (name, ("--student-share", HALF)) for name in METHODS if name not in WITH_FLAGS},
@@ -100,7 +100,7 @@ def test_trains_as_on_the_host(feature, digits, teacher, on_host, tmp_path, requ
 
 @pytest.mark.parametrize("precision", ["--fp16", "--memory-efficient-fp16", "--amp", "bf16"])
 def test_trains_in_every_precision(precision, digits, teacher, on_host, tmp_path, request):
-    """Near to what float32 comes to: the loss scale and the copies of weights are fairseq's for GPUs."""
+    """Results are near those of float32. Loss scale and copies of weights are fairseq's for GPUs."""
     flags = ("--criterion", "imitkd_full", "--student-share", HALF)
     expected = on_host(*flags)
     request.getfixturevalue("device")
@@ -116,7 +116,9 @@ def test_trains_in_every_precision(precision, digits, teacher, on_host, tmp_path
     [("greedy", ()), ("greedy", ("--fp16",)), ("greedy", ("--amp",)), ("speculative", ())],
 )
 def test_trains_with_cuda_graphs(policy, precision, digits, teacher, on_host, tmp_path, request):
-    """``--rollout-cuda-graphs``: the weights move under the graphs, and the rollouts are those of the new ones."""
+    """With ``--rollout-cuda-graphs`` the weights change between replays, and the rollouts are those of the
+    new weights.
+    """
     flags = ("--criterion", "imitkd", "--student-share", "constant:1", "--rollout-policy", policy)
     expected = on_host(*flags)
     request.getfixturevalue("device")
@@ -126,7 +128,7 @@ def test_trains_with_cuda_graphs(policy, precision, digits, teacher, on_host, tm
     assert_close(found, expected, 1e-2 if precision else 1e-4)
     decoders = [found.trainer.get_model().decoder]
     if policy == "speculative":
-        decoders.append(found.trainer.task._teacher.models[0].decoder)
+        decoders.append(found.trainer.task._distiller.teacher.models[0].decoder)
     assert all(graphs_of(decoder).replays for decoder in decoders)
 
 
@@ -143,11 +145,12 @@ def test_resumes_as_if_uninterrupted(digits, teacher, tmp_path, device):
 
 def test_validates_and_chooses_by_bleu(digits, teacher, tmp_path, device):
     done = in_process.train(
-        digits.data, tmp_path, "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", "distillm",
-        "--max-update", 4, "--validate-interval-updates", 2, "--eval-bleu", "--eval-bleu-args", '{"beam": 1}', "--no-save",
+        digits.data, tmp_path, "--task", "translation_with_teacher", "--teacher-path", teacher,
+        "--criterion", "distillm", "--max-update", 4, "--validate-interval-updates", 2, "--eval-bleu",
+        "--eval-bleu-args", '{"beam": 1}', "--no-save",
     )  # fmt: skip
-    assert len(done.figures["valid"]) >= 2
-    assert all("bleu" in figures for figures in done.figures["valid"])
+    assert len(done.metrics["valid"]) >= 2
+    assert all("bleu" in metrics for metrics in done.metrics["valid"])
 
 
 @pytest.mark.parametrize("search", [("--beam", 1), ("--beam", 2)], ids=["greedy", "beam"])
@@ -167,8 +170,8 @@ def test_generates_as_on_the_host(search, digits, teacher, tmp_path, request):
 @pytest.mark.parametrize("keep", ["topk:8", "hidden"])
 def test_caches_a_teacher_and_learns_from_it(keep, digits, teacher, tmp_path, device):
     where = tmp_path / "cache"
-    cache.main([str(digits.data), "--teacher-path", str(teacher), "--teacher-data", str(digits.data), "--out", str(where),
-                "--keep", keep])  # fmt: skip
+    cache.main([str(digits.data), "--teacher-path", str(teacher), "--teacher-data", str(digits.data),
+                "--out", str(where), "--keep", keep])  # fmt: skip
     bucket = ("--teacher-topk", 4, "--teacher-tail", "bucket") if keep != "hidden" else ()
     live, cached = (
         in_process.train(digits.data, tmp_path / name, *TASK, "--criterion", "word_kd", *bucket, *flags)
@@ -199,13 +202,16 @@ def test_translates_a_corpus(digits, teacher, tmp_path, device):
     "flags", [(), ("--rollout-replay", 60, "--rollout-replay-share", "constant:0.5")], ids=["", "replay"]
 )
 def test_waits_for_the_device_do_not_grow_with_the_batch(flags, digits, teacher, tmp_path, device):
-    """However many sentences there are, the host waits as often: at most once more for each few steps of a longer rollout."""
+    """The host waits as often for more sentences. A longer rollout adds at most one wait for every
+    few steps.
+    """
     counts = []
     for tokens in (200, 1600):
         device.waits.clear()
         in_process.train(
             digits.data, tmp_path / str(tokens), *TASK, "--teacher-path", teacher, "--criterion", "imitkd",
-            "--student-share", HALF, "--rollout-max-len-a", 0, "--rollout-max-len-b", 5, "--max-tokens", tokens, *flags,
+            "--student-share", HALF, "--rollout-max-len-a", 0, "--rollout-max-len-b", 5,
+            "--max-tokens", tokens, *flags,
         )  # fmt: skip
         counts.append(Counter(device.waits))
     few, many = counts

@@ -1,7 +1,8 @@
-"""imitkd-evaluate, end to end: a teacher, a student and an exported student on a small test set."""
+"""``imitkd-evaluate`` of a teacher, a student and an exported student on a small test set."""
 
 import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from fairseq_imitkd.evaluate import evaluation
 from fairseq_imitkd.export.exporter import export
 from tests.evaluate.test_evaluate import tables
 from tests.helpers.digit_corpus import ENVIRONMENT
-from tests.helpers.evaluations import said_by
+from tests.helpers.evaluations import output_of
 from tests.helpers.exports import job, make_students
 
 SENTENCES = 60
@@ -25,7 +26,7 @@ SENTENCES = 60
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """``data``, ``transformer.pt``, ``gru.pt``, and the transformer exported to ``int8``."""
+    """A folder with ``data``, ``transformer.pt``, ``gru.pt``, and the transformer exported to ``int8``."""
     made = make_students(tmp_path_factory.mktemp("students"))
     export(job(made, made / "int8", quantization="int8", max_bleu_loss=100.0))
     return made
@@ -43,9 +44,9 @@ def flags(root: Path, out: Path, *more: object) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def evaluated(root: Path, tmp_path_factory) -> tuple[Path, dict[str, Any], str]:
-    """By the command line in a process of its own: the folder, what its file holds, and what was printed."""
-    out = tmp_path_factory.mktemp("evaluated") / "out"
+def evaluation_run(root: Path, tmp_path_factory) -> tuple[Path, dict[str, Any], str]:
+    """The folder, the contents of its file, and the output of the command in its own process."""
+    out = tmp_path_factory.mktemp("evaluation") / "out"
     more = (
         "--teacher",
         "big",
@@ -73,21 +74,28 @@ def lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
-def test_everything_is_there(root: Path, evaluated) -> None:
-    """Every figure of the file's format, and no place of this machine but in the command."""
-    out, found, _ = evaluated
+def test_every_value_of_the_format_is_there(root: Path, evaluation_run) -> None:
+    """The file names no path of this machine, except in the command."""
+    out, found, _ = evaluation_run
     assert found["format"] == 1
     assert found["command"].startswith("imitkd-evaluate --model=big=")
     assert found["data"] == {
-        "split": "test", "source_lang": "src", "target_lang": "tgt", "sentences": SENTENCES, "probe_sentences": 20,
-    }  # fmt: skip
+        "split": "test",
+        "source_lang": "src",
+        "target_lang": "tgt",
+        "sentences": SENTENCES,
+        "probe_sentences": 20,
+    }
     assert (found["baseline"], found["teacher"], found["failed"]) == ("gru", "big", {})
     assert found["machine"]["threads"] == 1
     assert {"fairseq_imitkd", "torch", "sacrebleu", "ctranslate2"} <= set(found["versions"])
-    assert {name: (model["kind"], model["quantization"], model["path"]) for name, model in found["models"].items()} == {
-        "big": ("fairseq", None, "transformer.pt"), "gru": ("fairseq", None, "gru.pt"),
+    assert {
+        name: (model["kind"], model["quantization"], model["path"]) for name, model in found["models"].items()
+    } == {
+        "big": ("fairseq", None, "transformer.pt"),
+        "gru": ("fairseq", None, "gru.pt"),
         "small": ("ctranslate2", "int8", "int8"),
-    }  # fmt: skip
+    }
     assert str(root) not in json.dumps({**found, "command": ""})
     files = {"evaluation.json", "sources.txt", "references.txt"}
     for name, model in found["models"].items():
@@ -117,9 +125,9 @@ def test_everything_is_there(root: Path, evaluated) -> None:
     assert [bool(model["probes"]) for model in found["models"].values()] == [False, True, False]
 
 
-def test_scores_are_sacrebleus_of_the_files(evaluated) -> None:
-    """By its own command line on what was written, all digits."""
-    out, found, _ = evaluated
+def test_scores_are_sacrebleus_of_the_files(evaluation_run) -> None:
+    """sacreBLEU's own command gives the same scores for the written files, to all digits."""
+    out, found, _ = evaluation_run
     for search in ("greedy", "beam 3"):
         outputs = [
             out / found["models"][name]["decoding"][search]["outputs"] for name in ("gru", "big", "small")
@@ -139,7 +147,7 @@ def test_scores_are_sacrebleus_of_the_files(evaluated) -> None:
             *outputs,
         )
         said = re.findall(
-            r"([\d.]+) \([\d.]+ ± [\d.]+\)", said_by("sacrebleu", out / "references.txt", *paired)
+            r"([\d.]+) \([\d.]+ ± [\d.]+\)", output_of("sacrebleu", out / "references.txt", *paired)
         )
         own = [found["models"][name]["decoding"][search] for name in ("gru", "big", "small")]
         assert said == [f"{each[metric]['score']:.10f}" for each in own for metric in ("bleu", "chrf", "ter")]
@@ -147,22 +155,22 @@ def test_scores_are_sacrebleus_of_the_files(evaluated) -> None:
     assert lines(out / "sources.txt")[7] == lines(out / "gru.greedy.txt")[7] == ""
 
 
-def test_outputs_are_fairseqs_own(root: Path, evaluated, tmp_path: Path) -> None:
-    """Of the same search, in the data's order; fairseq-generate leaves the empty sentence out, or not, as it likes."""
+def test_outputs_are_fairseqs_own(root: Path, evaluation_run, tmp_path: Path) -> None:
+    """They are those of fairseq-generate with the same search. It may leave out the empty sentence."""
     from tests.helpers import in_process
 
     more = ("--task", "translation", "--max-len-b", 12, "--source-lang", "src", "--target-lang", "tgt")
     for search, beam in (("greedy", 1), ("beam3", 3)):
         theirs = in_process.generate(root / "data", root / "gru.pt", tmp_path / search, "--beam", beam, *more)
-        own = lines(evaluated[0] / f"gru.{search}.txt")
+        own = lines(evaluation_run[0] / f"gru.{search}.txt")
         assert [text for number, text in enumerate(theirs) if number != 7] == [
             t for n, t in enumerate(own) if n != 7
         ]
 
 
-def test_markdown_is_printed_from_the_file(evaluated) -> None:
-    """Its tables are well-formed, and its figures are the file's."""
-    _, found, printed = evaluated
+def test_markdown_is_printed_from_the_file(evaluation_run) -> None:
+    """The tables are well-formed, and their values are the file's."""
+    _, found, printed = evaluation_run
     scores, _, speed, size, probes, by_token = tables(printed)
     for row in scores[1:]:
         decoding = found["models"][row[0]]["decoding"][row[1]]
@@ -181,9 +189,9 @@ def test_markdown_is_printed_from_the_file(evaluated) -> None:
 
 
 class NoMeasurement:
-    """Instead of a process that imports everything again."""
+    """Replaces the process that measures memory, which would import everything again."""
 
-    def __init__(self, found, *_):
+    def __init__(self, found, *_, **__):
         self.names = list(found)
 
     def peaks(self) -> dict[str, int | None]:
@@ -193,14 +201,14 @@ class NoMeasurement:
         pass
 
 
-def test_a_model_that_fails_does_not_spoil_the_others(
+def test_a_model_that_fails_does_not_affect_the_others(
     root: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    """It is named, the status is 1, and what was compared with it is compared with nothing."""
-    monkeypatch.setattr(evaluation, "Measurement", NoMeasurement)
+    """The output names it, the exit status is 1, and no model is compared with it."""
+    monkeypatch.setattr(evaluation, "MemoryMeasurement", NoMeasurement)
     state = torch.load(root / "gru.pt", weights_only=True)
     for weight in state["model"].values():
-        weight.fill_(3e38)  # numbers, of which none can be computed with
+        weight.fill_(3e38)  # numbers whose products overflow
     torch.save(state, tmp_path / "broken.pt")
     out, more = (
         tmp_path / "out",
@@ -212,19 +220,21 @@ def test_a_model_that_fails_does_not_spoil_the_others(
     found = json.loads((out / "evaluation.json").read_text())
     assert set(found["models"]) == {"big", "gru", "small"}
     assert (found["baseline"], found["teacher"]) == (None, None)
-    assert "no numbers" in found["failed"]["broken"]
-    assert "`broken` failed translating (greedy): its scores are no numbers" in capsys.readouterr().out
+    assert "not finite numbers" in found["failed"]["broken"]
+    assert (
+        "`broken` failed translating (greedy): its scores are not finite numbers" in capsys.readouterr().out
+    )
     for model in found["models"].values():
         assert list(model["decoding"]) == ["greedy"]
         assert model["decoding"]["greedy"]["bleu"]["p"] is None
         assert model["speed"]["32"]["times_baseline"] is None
 
 
-def test_a_model_that_can_not_be_loaded_does_not_spoil_the_others(
+def test_a_model_that_cannot_be_loaded_does_not_affect_the_others(
     root: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    """It is named with its file, at once, and the status is 1; but nothing can be compared with it."""
-    monkeypatch.setattr(evaluation, "Measurement", NoMeasurement)
+    """The output names its file at once, the exit status is 1, and no model is compared with it."""
+    monkeypatch.setattr(evaluation, "MemoryMeasurement", NoMeasurement)
     (tmp_path / "bad.pt").write_text("no weights")
     more = (f"--model=bad={tmp_path / 'bad.pt'}", "--quick", "--sentences", 10, "--no-ter")
     with pytest.raises(SystemExit) as ended:
@@ -233,22 +243,22 @@ def test_a_model_that_can_not_be_loaded_does_not_spoil_the_others(
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert set(found["models"]) == {"big", "gru", "small"}
     assert found["failed"]["bad"].startswith(
-        f"loading: CHECKPOINT '{tmp_path / 'bad.pt'}' is damaged or no checkpoint"
+        f"loading: CHECKPOINT '{tmp_path / 'bad.pt'}' is damaged or not a checkpoint"
     )
     assert "`bad` failed loading: CHECKPOINT" in capsys.readouterr().out
     assert "ter" not in found["signatures"]
     assert not any("ter" in model["decoding"]["greedy"] for model in found["models"].values())
     for flag in ("--baseline", "--teacher"):
         with pytest.raises(
-            UsageError, match=r"--model bad: CHECKPOINT '.*bad\.pt' is damaged or no checkpoint"
+            UsageError, match=r"--model bad: CHECKPOINT '.*bad\.pt' is damaged or not a checkpoint"
         ):
             main(flags(root, tmp_path / "other", *more, flag, "bad"))
     assert not (tmp_path / "other").exists()
 
 
 def test_a_former_evaluation_is_overwritten(root: Path, tmp_path: Path, monkeypatch) -> None:
-    """With other models: nothing of the former ones is left, and what else lies there stays."""
-    monkeypatch.setattr(evaluation, "Measurement", NoMeasurement)
+    """The new one has other models. No file of the old ones is left, and other files stay."""
+    monkeypatch.setattr(evaluation, "MemoryMeasurement", NoMeasurement)
     common = [
         "--data",
         str(root / "data"),
@@ -268,22 +278,22 @@ def test_a_former_evaluation_is_overwritten(root: Path, tmp_path: Path, monkeypa
     }  # fmt: skip
     outputs = lines(tmp_path / "two.greedy.txt")
     decoding = json.loads((tmp_path / "evaluation.json").read_text())["models"]["two"]["decoding"]["greedy"]
-    # A cap of one token cuts them all, but for the empty sentence, which nobody was asked about.
+    # A cap of one token cuts all translations except that of the empty sentence.
     assert [len(output.split()) for output in outputs] == [1, 0, 1, 1, 1, 1, 1, 1, 1, 1]
     assert (decoding["truncated"], decoding["empty"], decoding["repeating"]) == (9, 1, 0)
 
 
-def test_a_student_that_can_not_be_probed_keeps_its_other_figures(
+def test_a_student_that_cannot_be_probed_keeps_its_other_results(
     root: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    """And the others their probes."""
-    monkeypatch.setattr(evaluation, "Measurement", NoMeasurement)
+    """The other models keep their probes."""
+    monkeypatch.setattr(evaluation, "MemoryMeasurement", NoMeasurement)
     stock = evaluation.Prober.probe
 
-    def probe(self, student, *others):
+    def probe(self, student, **others):
         if type(student).__name__ == "GRUModel":
             raise RuntimeError("no probe")
-        return stock(self, student, *others)
+        return stock(self, student, **others)
 
     monkeypatch.setattr(evaluation.Prober, "probe", probe)
     again = f"--model=again={root / 'transformer.pt'}"
@@ -296,21 +306,21 @@ def test_a_student_that_can_not_be_probed_keeps_its_other_figures(
     probes = found["models"]["again"]["probes"]
     assert (probes["agreement_own"], probes["kl_own"]) == (1.0, 0.0)
     assert len(set(probes["exposure"].values())) == 1
-    assert found["baseline"] == "big"  # the teacher, where no other is named
+    assert found["baseline"] == "big"  # the teacher by default
     assert "`gru` failed being probed: no probe" in capsys.readouterr().out
 
 
 def test_a_full_disk_costs_no_results(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    """They are printed all the same, and nothing is left."""
-    monkeypatch.setattr(evaluation, "Measurement", NoMeasurement)
+    """The results are printed, and no file is left."""
+    monkeypatch.setattr(evaluation, "MemoryMeasurement", NoMeasurement)
 
     def full(*_) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(evaluation.folder, "write_json", full)
+    monkeypatch.setattr(os, "fsync", full)
     out = tmp_path / "out"
     with pytest.raises(
-        UsageError, match=rf"--out '{out}' can't be written \(No space left on device\): make room"
+        UsageError, match=rf"--out '{out}' can't be written \(No space left on device\); make room"
     ):
         main(flags(root, out, "--quick", "--sentences", 10, "--no-ter"))
     assert [row[0] for row in tables(capsys.readouterr().out)[0][1:]] == ["big", "gru", "small"]

@@ -1,4 +1,4 @@
-"""Every method in a whole training: fairseq's own loop, data and checkpoints."""
+"""Whole trainings of every method, with fairseq's own loop, data and checkpoints."""
 
 from typing import Any
 
@@ -26,12 +26,14 @@ def distil(digits: Any, folder: Any, teacher: Any, name: str, *flags: Any) -> in
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_it_trains(name: str, digits, teacher, tmp_path) -> None:
-    """By its own defaults, from nothing: the references' likelihood rises though most methods never read them."""
+def test_every_method_trains(name: str, digits, teacher, tmp_path) -> None:
+    """With its defaults and from random weights, the references' likelihood rises. Most methods never read
+    them.
+    """
     training = distil(
         digits, tmp_path, teacher, name, "--max-update", UPDATES, "--validate-interval-updates", 10
     )
-    losses = [figures["nll_loss"] for figures in training.figures["valid"]]
+    losses = [metrics["nll_loss"] for metrics in training.metrics["valid"]]
     assert losses[-1] < 0.9 * losses[0]
 
 
@@ -63,27 +65,29 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_train(variant: str, digits, teacher, tmp_path) -> None:
-    """Flags that change what a method is."""
+    """These flags change the method."""
     name, *flags = VARIANTS[variant]
     training = distil(
         digits, tmp_path, teacher, name, "--max-update", 40, "--validate-interval-updates", 10, *flags
     )
-    losses = [figures["nll_loss"] for figures in training.figures["valid"]]
+    losses = [metrics["nll_loss"] for metrics in training.metrics["valid"]]
     assert losses[-1] < 0.95 * losses[0]
-    figures = training.figures["train_inner"]
+    metrics = training.metrics["train_inner"]
     if "--reward" in flags:
-        assert all(0.0 < shown["reward"] < 1.0 for shown in figures[5:])
-        assert any(shown["reward_spread"] > 0.01 for shown in figures)
+        assert all(0.0 < shown["reward"] < 1.0 for shown in metrics[5:])
+        assert any(shown["reward_spread"] > 0.01 for shown in metrics)
     else:
-        assert "reward" not in figures[-1]
+        assert "reward" not in metrics[-1]
     if name == "distillm":
-        replayed = [shown.get("rollouts_replayed", 0.0) for shown in figures]
+        replayed = [shown.get("rollouts_replayed", 0.0) for shown in metrics]
         assert replayed[0] == 0.0
         assert 0.5 < replayed[-1] <= 1.0
 
 
-def test_teachers_weighed_by_sentence(digits, teacher, student, tmp_path) -> None:
-    """Two teachers, of which the better one (by the references) counts more: the loss is not that of equal weights."""
+def test_teachers_weighted_by_sentence(digits, teacher, student, tmp_path) -> None:
+    """Of two teachers, the one with more probable references has more weight. The loss is not that of equal
+    weights.
+    """
     pair = f"{teacher}:{student.checkpoint}"
     runs = {}
     for selection in ("fixed", "agreement", "reinforced"):
@@ -91,7 +95,7 @@ def test_teachers_weighed_by_sentence(digits, teacher, student, tmp_path) -> Non
             digits, tmp_path / selection, pair, "imitkd_full", "--student-share", 0.5, "--max-update", 4,
             "--teacher-selection", selection, "--disable-validation",
         )  # fmt: skip
-        runs[selection] = training.figures["train_inner"][-1]
+        runs[selection] = training.metrics["train_inner"][-1]
     assert len({run["loss"] for run in runs.values()}) == 3
     assert len({run["student_share"] for run in runs.values()}) == 1
 
@@ -104,14 +108,16 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("case", RESUMED)
-def test_what_can_not_be_derived_is_in_the_checkpoint(case: str, digits, teacher, student, tmp_path) -> None:
-    """Replayed rollouts, a share that validations move, a mean of rewards, a policy: a run taken up goes on to the last bit."""
+def test_state_is_in_the_checkpoint(case: str, digits, teacher, student, tmp_path) -> None:
+    """The state is replayed rollouts, an adaptive share, a mean of rewards, or a policy. A resumed run is
+    equal to the last bit.
+    """
     name, *flags = RESUMED[case]
     if "--teacher-selection" in flags:
         teacher = f"{teacher}:{student.checkpoint}"
     common = (
         *flags, "--save-interval-updates", 6, "--validate-interval-updates", 3, "--keep-interval-updates", -1,
-        "--lr", 0.05,  # bad enough for a validation to be worse than the one before
+        "--lr", 0.05,  # high enough that a validation is worse than the previous one
     )  # fmt: skip
     whole = distil(digits, tmp_path / "whole", teacher, name, *common, "--max-update", 18)
     assert len(list((tmp_path / "whole").glob("checkpoint_*_12.pt"))) == 1
@@ -121,13 +127,13 @@ def test_what_can_not_be_derived_is_in_the_checkpoint(case: str, digits, teacher
     (folder / "checkpoint_last.pt").write_bytes(halfway.read_bytes())
     state = torch.load(halfway, weights_only=True)["extra_state"]["TranslationWithTeacherTask"]
     resumed = distil(digits, folder, teacher, name, *common, "--max-update", 18)
-    assert resumed.figures["train_inner"][0]["num_updates"] == 13
+    assert resumed.metrics["train_inner"][0]["num_updates"] == 13
     for key, value in whole.weights().items():
         assert torch.equal(value, resumed.weights()[key]), key
     if name == "distillm":
         assert state["share"][0] > 0.4, "a validation must have moved it"
         assert len(state["replay"]["numbers"]) == 40
-        assert sum(figures.get("rollouts_replayed", 0.0) for figures in resumed.figures["train_inner"]) > 0.0
+        assert sum(metrics.get("rollouts_replayed", 0.0) for metrics in resumed.metrics["train_inner"]) > 0.0
     elif name == "gkd":
         assert state["baseline"][1] > 0.0
     else:
@@ -135,7 +141,7 @@ def test_what_can_not_be_derived_is_in_the_checkpoint(case: str, digits, teacher
 
 
 def test_most_methods_leave_nothing_in_the_checkpoint(student) -> None:
-    """Whatever can be derived from the update number is."""
+    """Their only state is the update number."""
     assert (
         "TranslationWithTeacherTask" not in torch.load(student.checkpoint, weights_only=True)["extra_state"]
     )

@@ -1,4 +1,4 @@
-"""A method of somebody else's, in a package of their own, as CONTRIBUTING.md shows it."""
+"""A method in another package, as CONTRIBUTING.md shows it."""
 
 import re
 
@@ -6,7 +6,7 @@ from tests.helpers import digit_corpus
 
 
 def test_contributings_example_trains(digits, teacher, tmp_path):
-    """The code there, word for word, is a ``--user-dir`` whose method trains by the real command."""
+    """The example's code, unchanged, is a ``--user-dir``. The real command trains its method."""
     guide = (digit_corpus.REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
     [example] = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
     package = tmp_path / "brier_kd"

@@ -1,4 +1,4 @@
-"""Rollouts of several batches decoded at once, in real trainings."""
+"""Rollouts of several batches decoded at once, in whole trainings."""
 
 import pytest
 import torch
@@ -7,64 +7,70 @@ import fairseq_imitkd.mixing.mixer
 from tests.helpers import in_process
 
 FLAGS = (
-    "--task", "translation_with_teacher", "--criterion", "imitkd", "--student-share", "constant:0.5", "--rollout-policy",
-    "sampling", "--rollout-topk", 5, "--max-update", 6, "--batch-size", 16, "--disable-validation", "--save-interval", "100",
+    "--task", "translation_with_teacher", "--criterion", "imitkd", "--student-share", "constant:0.5",
+    "--rollout-policy", "sampling", "--rollout-topk", 5, "--max-update", 6, "--batch-size", 16,
+    "--disable-validation", "--save-interval", "100",
 )  # fmt: skip
 
 
 @pytest.fixture
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many sentences each decoding writes."""
+    """Record the number of sentences of each decoding."""
     calls: list[int] = []
     decode = fairseq_imitkd.mixing.mixer.decode
 
-    def counted(student, net_input, *args, **kwargs):
-        calls.append(net_input["src_tokens"].size(0))
-        return decode(student, net_input, *args, **kwargs)
+    def counted(student, prompt, *args, **kwargs):
+        calls.append(prompt.net_input["src_tokens"].size(0))
+        return decode(student, prompt, *args, **kwargs)
 
     monkeypatch.setattr(fairseq_imitkd.mixing.mixer, "decode", counted)
     return calls
 
 
 def test_pooled_update_is_the_same_update(digits, teacher, tmp_path, decodings):
-    """``--rollout-pool``: one decoding for the micro-batches of an update, the same sentences, weights equal to the bit."""
+    """``--rollout-pool`` decodes the micro-batches of an update at once. Sentences and weights are equal to
+    the bit.
+    """
     flags = (*FLAGS, "--teacher-path", teacher, "--update-freq", 3)
-    apart = in_process.train(digits.data, tmp_path / "apart", *flags)
+    separate = in_process.train(digits.data, tmp_path / "separate", *flags)
     calls, decodings[:] = decodings[:], []
     pooled = in_process.train(digits.data, tmp_path / "pooled", *flags, "--rollout-pool")
     assert len(calls) == 3 * 6
     assert decodings == [sum(calls[start : start + 3]) for start in range(0, 18, 3)]
-    torch.testing.assert_close(pooled.weights(), apart.weights(), rtol=0, atol=0)
-    for one, other in zip(pooled.figures["train_inner"], apart.figures["train_inner"], strict=True):
+    torch.testing.assert_close(pooled.weights(), separate.weights(), rtol=0, atol=0)
+    for one, other in zip(pooled.metrics["train_inner"], separate.metrics["train_inner"], strict=True):
         assert {name: one[name] for name in ("loss", "student_share", "rollout_len")} == {
             name: other[name] for name in ("loss", "student_share", "rollout_len")
         }
         assert "rollout_staleness" not in one
 
 
-def test_updates_pooled_are_stale_and_say_so(digits, teacher, tmp_path, decodings):
-    """``--rollout-pool-updates 3``: a decoding every third update, whose text is then 0, 1 and 2 updates old."""
+def test_pooled_updates_log_their_staleness(digits, teacher, tmp_path, decodings):
+    """``--rollout-pool-updates 3`` decodes every third update. Its rollouts are 0, 1 and 2 updates old when
+    they are used.
+    """
     flags = (*FLAGS, "--teacher-path", teacher, "--update-freq", 2)
     training = in_process.train(digits.data, tmp_path / "pooled", *flags, "--rollout-pool-updates", 3)
     assert len(decodings) == 2
-    figures = training.figures["train_inner"]
-    assert [round(figure.get("rollout_staleness", 0.0)) for figure in figures] == [0, 1, 2, 0, 1, 2]
-    assert all(0.3 < figure["student_share"] < 0.7 for figure in figures)
-    apart = in_process.train(digits.data, tmp_path / "apart", *flags)
-    # Each sentence is drawn for the update of its turn: the same ones as without a pool.
-    assert [figure["student_share"] for figure in figures] == [
-        figure["student_share"] for figure in apart.figures["train_inner"]
+    metrics = training.metrics["train_inner"]
+    assert [round(interval.get("rollout_staleness", 0.0)) for interval in metrics] == [0, 1, 2, 0, 1, 2]
+    assert all(0.3 < interval["student_share"] < 0.7 for interval in metrics)
+    separate = in_process.train(digits.data, tmp_path / "separate", *flags)
+    # Each sentence is drawn for its own update, as without a pool.
+    assert [interval["student_share"] for interval in metrics] == [
+        interval["student_share"] for interval in separate.metrics["train_inner"]
     ]
-    assert figures[0]["loss"] == apart.figures["train_inner"][0]["loss"]
-    assert figures[2]["loss"] != apart.figures["train_inner"][2]["loss"]
+    assert metrics[0]["loss"] == separate.metrics["train_inner"][0]["loss"]
+    assert metrics[2]["loss"] != separate.metrics["train_inner"][2]["loss"]
 
 
 def test_epochs_of_pooled_trainings_hold_every_batch_once(digits, teacher, tmp_path):
-    """Looking ahead loses no batch and repeats none, over the end of an epoch, a stop and a resumption."""
+    """No batch is lost or repeated at the end of an epoch, or by a stop and a resumption."""
     flags = (
-        "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", "imitkd", "--student-share",
-        "constant:0.1", "--batch-size", 250, "--max-tokens", 4000, "--disable-validation", "--rollout-pool-updates", 4,
-        "--save-interval", 100, "--rollout-max-len-a", 0, "--rollout-max-len-b", 3,
+        "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", "imitkd",
+        "--student-share", "constant:0.1", "--batch-size", 250, "--max-tokens", 4000, "--disable-validation",
+        "--rollout-pool-updates", 4, "--save-interval", 100, "--rollout-max-len-a", 0,
+        "--rollout-max-len-b", 3,
     )  # fmt: skip
 
     def trained(folder: str, updates: int) -> list[list[int]]:

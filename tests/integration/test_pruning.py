@@ -1,4 +1,4 @@
-"""Pruning by the real commands: the zeros in checkpoints, through resumes, retraining and decoding."""
+"""Pruning by the real commands: zeros in checkpoints, through resumed runs, retraining and decoding."""
 
 import itertools
 from pathlib import Path
@@ -10,7 +10,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.models.pruning import Weight, weights_of_checkpoint
 from tests.helpers import digit_corpus, in_process
 
-# Any criterion of the task; Adam's momentum and weight decay pull at every weight.
+# Any criterion works. Adam's momentum and weight decay change every weight.
 PLAIN = (
     "--task",
     "translation_with_teacher",
@@ -24,34 +24,36 @@ RESTORE = ("--reset-optimizer", "--reset-dataloader", "--reset-meters", "--reset
 
 
 def weights(checkpoint: Path) -> dict[str, Weight]:
-    """The prunable weights of a checkpoint."""
+    """Return the prunable weights of a checkpoint."""
     return weights_of_checkpoint(torch.load(checkpoint, weights_only=True)["model"])[0]
 
 
 def pruned(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The masks of a checkpoint's zeros."""
+    """Return the masks of a checkpoint's zeros."""
     return {name: weight.zeros() for name, weight in weights(checkpoint).items()}
 
 
 def share(checkpoint: Path) -> tuple[int, int]:
-    """How many of the weights are zero, and how many there are."""
+    """Return the share of zeros and the number of weights."""
     return sum(int(mask.sum()) for mask in pruned(checkpoint).values()), sum(
         w.count for w in weights(checkpoint).values()
     )
 
 
 def test_pruned_at_once_by_the_command(digits, tmp_path):
-    """``imitkd-train --prune-sparsity``: exactly that share in the checkpoint, and in the log from that update on."""
+    """With ``imitkd-train --prune-sparsity`` the checkpoint has exactly this share of zeros. The log shows it
+    from that update on.
+    """
     done = digit_corpus.train(
-        digits.data, tmp_path, *PLAIN[2:], "--max-update", 30, "--prune-sparsity", 0.8, "--prune-scope", "layer",
-        "--prune-start", 10, *digit_corpus.TINY, timeout=300,
+        digits.data, tmp_path, *PLAIN[2:], "--max-update", 30, "--prune-sparsity", 0.8,
+        "--prune-scope", "layer", "--prune-start", 10, *digit_corpus.TINY, timeout=300,
     )  # fmt: skip
     checkpoint = tmp_path / "checkpoint_last.pt"
     for name, weight in weights(checkpoint).items():
         assert int(weight.zeros().sum()) == round(0.8 * weight.count), name
     logged = {
         int(line["num_updates"]): line["sparsity"]
-        for line in in_process.read_figures(done.stdout)["train_inner"]
+        for line in in_process.read_metrics(done.stdout)["train_inner"]
     }
     expected = share(checkpoint)[0] / share(checkpoint)[1]
     assert logged == {
@@ -71,7 +73,9 @@ def test_pruned_at_once_by_the_command(digits, tmp_path):
     ids=lambda flags: flags[0] if flags else "fp32",
 )
 def test_gradual_pruning_in_every_precision(flags, digits, tmp_path):
-    """The cubic's shares after each pruning and between them, and a checkpoint with the last one's zeros."""
+    """Sparsities follow the cubic schedule and stay between prunings. The checkpoint has the last one's
+    zeros.
+    """
     zeros = []
 
     def around_step(trainer, update, samples):
@@ -93,15 +97,15 @@ def test_gradual_pruning_in_every_precision(flags, digits, tmp_path):
         "--prune-every",
         4,
     )
-    figures = in_process.train(
+    metrics = in_process.train(
         digits.data, tmp_path, *PLAIN, *settings, *flags, around_step=around_step
-    ).figures["train_inner"]
+    ).metrics["train_inner"]
 
     def expected(update):
         last = 20 if update >= 20 else max(update - update % 4, 4)
         return 0.6 * (1 - (1 - (last - 4) / 16) ** 3)
 
-    assert [line["sparsity"] for line in figures] == pytest.approx(
+    assert [line["sparsity"] for line in metrics] == pytest.approx(
         [expected(update) for update in range(1, 27)], abs=2e-4
     )
     found, count = share(tmp_path / "checkpoint_last.pt")
@@ -115,13 +119,15 @@ def test_gradual_pruning_in_every_precision(flags, digits, tmp_path):
 
 
 class Crash(Exception):
-    """What ends a run between two updates."""
+    """Ends a run between two updates."""
 
 
-def test_resumed_run_is_pruned_as_one_that_was_not_stopped(digits, tmp_path):
-    """The schedule's state is the weights: after a crash between two prunings, all bits of model and optimizer."""
-    flags = (*PLAIN, "--max-update", 24, "--save-interval-updates", 5, "--keep-interval-updates", 1, "--prune-sparsity", 0.7,
-             "--prune-start", 2, "--prune-end", 18, "--prune-every", 3)  # fmt: skip
+def test_resumed_run_is_pruned_like_an_uninterrupted_one(digits, tmp_path):
+    """The weights hold the schedule's state. After a crash between two prunings, model and optimizer are
+    equal to the bit.
+    """
+    flags = (*PLAIN, "--max-update", 24, "--save-interval-updates", 5, "--keep-interval-updates", 1,
+             "--prune-sparsity", 0.7, "--prune-start", 2, "--prune-end", 18, "--prune-every", 3)  # fmt: skip
     in_process.train(digits.data, tmp_path / "whole", *flags)
 
     def crash_at_13(trainer, update, samples):
@@ -134,7 +140,7 @@ def test_resumed_run_is_pruned_as_one_that_was_not_stopped(digits, tmp_path):
     found, count = share(tmp_path / "crashed" / "checkpoint_last.pt")
     assert 0.5 < found / count < 0.7
     resumed = in_process.train(digits.data, tmp_path / "crashed", *flags)
-    assert [line["num_updates"] for line in resumed.figures["train_inner"]] == list(range(11, 25))
+    assert [line["num_updates"] for line in resumed.metrics["train_inner"]] == list(range(11, 25))
     ends = [
         torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True) for name in ("whole", "crashed")
     ]
@@ -146,22 +152,24 @@ def test_resumed_run_is_pruned_as_one_that_was_not_stopped(digits, tmp_path):
 
 
 def test_pruned_checkpoint_is_retrained_and_decoded(digits, teacher, tmp_path):
-    """``imitkd-prune``, then ImitKD from there with its zeros held, a compact file and back, ``imitkd-generate``.
+    """``imitkd-prune``, ImitKD with the zeros fixed, a compact file and back, and ``imitkd-generate`` work in
+    sequence.
 
-    A teacher that is pruned this far has forgotten; its retrained self, as sparse, translates.
+    A teacher pruned this far translates badly. After retraining, it translates well with the same sparsity.
     """
     small, retrained = tmp_path / "pruned.pt", tmp_path / "retrained"
-    output = digit_corpus.run("imitkd-prune", teacher, "--sparsity", 0.7, "--out", small).stdout
+    output = digit_corpus.run("imitkd-prune", teacher, "--sparsity", 0.7, "--out", small, real=True).stdout
     found, count = share(small)
     assert found == round(0.7 * count)
     assert f"prunable weights: {count:,}, {found:,} of them zero (70.00%)" in output
 
-    figures = in_process.train(
-        digits.data, retrained, "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", "imitkd_full",
-        "--student-share", "0.3", "--max-update", 120, "--weight-decay", "0.001", "--disable-validation", "--restore-file",
-        small, *RESTORE, "--prune-sparsity", 0.7, "--save-interval", 1000,
-    ).figures["train_inner"]  # fmt: skip
-    assert [line["sparsity"] for line in figures] == pytest.approx([found / count] * 120, abs=1e-4)
+    metrics = in_process.train(
+        digits.data, retrained, "--task", "translation_with_teacher", "--teacher-path", teacher,
+        "--criterion", "imitkd_full", "--student-share", "0.3", "--max-update", 120,
+        "--weight-decay", "0.001", "--disable-validation", "--restore-file", small, *RESTORE,
+        "--prune-sparsity", 0.7, "--save-interval", 1000,
+    ).metrics["train_inner"]  # fmt: skip
+    assert [line["sparsity"] for line in metrics] == pytest.approx([found / count] * 120, abs=1e-4)
     last = retrained / "checkpoint_last.pt"
     before, after = pruned(small), pruned(last)
     assert all(after[name].equal(mask) for name, mask in before.items())
@@ -182,14 +190,14 @@ def test_pruned_checkpoint_is_retrained_and_decoded(digits, teacher, tmp_path):
 
 
 def test_refused_before_any_sentence_is_read(digits, tmp_path):
-    """Over dictionaries alone: reading data would fail in another way."""
+    """There are dictionaries alone, so reading data would fail with another error."""
     languages = ("--source-lang", "src", "--target-lang", "tgt", "--max-update", 10)
     for flags, message in (
         (("--prune-sparsity", 1.5), "--prune-sparsity must be at least 0 and below 1, but is 1.5"),
         (("--prune-start", 3), "--prune-start 3 changes nothing without --prune-sparsity"),
         (
             ("--prune-sparsity", 0.5, "--prune-end", 11),
-            "--prune-end 11 is after the end of the training, --max-update 10",
+            "--prune-end 11 is after the end of training, --max-update 10",
         ),
     ):
         with pytest.raises(UsageError) as refused:

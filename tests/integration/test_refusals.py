@@ -1,4 +1,4 @@
-"""What cannot work is refused in one line that names the flag and the remedy, before a sentence is read."""
+"""Runs that can't work are refused in one line that names the flag and the remedy, before data is read."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from tests.helpers import digit_corpus, in_process
 
 
 class WholeSequenceDecoder(FairseqDecoder):
-    """Reads a whole target or nothing."""
+    """A decoder that reads whole targets only."""
 
     def __init__(self, decoder):
         super().__init__(decoder.dictionary)
@@ -32,7 +32,7 @@ class WholeSequenceDecoder(FairseqDecoder):
 
 @register_model("no_incremental_decoder")
 class NoIncrementalDecoder(FairseqEncoderDecoderModel):
-    """An encoder-decoder that cannot write token by token."""
+    """An encoder-decoder that can't write token by token."""
 
     @staticmethod
     def add_args(parser):
@@ -52,11 +52,13 @@ def no_incremental_decoder(args):
 
 
 def refusal(data, save_dir, *flags) -> str:
-    """The message that ends a training over dictionaries alone: reading any sentence would fail in another way."""
+    """Return the message that ends a training. There are dictionaries alone, so reading data would fail with
+    another error.
+    """
     with pytest.raises(UsageError) as caught:
         in_process.train(
-            data, save_dir, "--source-lang", "src", "--target-lang", "tgt", "--task", "translation_with_teacher",
-            "--criterion", "imitkd", "--max-update", 10, *flags,
+            data, save_dir, "--source-lang", "src", "--target-lang", "tgt",
+            "--task", "translation_with_teacher", "--criterion", "imitkd", "--max-update", 10, *flags,
         )  # fmt: skip
     message = str(caught.value)
     assert "\n" not in message
@@ -101,7 +103,7 @@ def test_flags(flags, parts, digits, teacher, tmp_path):
 
 
 def test_another_task(digits, tmp_path):
-    """A task without a teacher: the message names the one that has it."""
+    """The message names the task that has a teacher."""
     message = refusal(digits.dictionaries, tmp_path, "--task", "translation")
     for part in (
         "--criterion imitkd",
@@ -112,7 +114,9 @@ def test_another_task(digits, tmp_path):
 
 
 def test_fully_sharded(digits, teacher, tmp_path):
-    """Parameters in shards leave no whole student. fairseq itself wants fairscale earlier, so the criterion is asked."""
+    """No process has a whole student. fairseq itself would ask for fairscale first, so the test builds the
+    criterion.
+    """
     flags = (
         "--task",
         "translation_with_teacher",
@@ -139,7 +143,7 @@ class Harmful:
 
 
 def test_teacher_files(digits, teacher, tmp_path, monkeypatch):
-    """Whatever lies at --teacher-path, the message names the flag and the file, and nothing in the file is run."""
+    """For any file at --teacher-path, the message names the flag and the file. No code in the file is run."""
 
     def message(path) -> str:
         text = refusal(digits.dictionaries, tmp_path / "saved", "--teacher-path", path)
@@ -147,21 +151,21 @@ def test_teacher_files(digits, teacher, tmp_path, monkeypatch):
         return text
 
     assert "--teacher-path is not given" in refusal(digits.dictionaries, tmp_path / "saved")
-    assert "is no file" in message(tmp_path / "missing.pt")
-    assert "is no file" in message(tmp_path)
+    assert "is not a file" in message(tmp_path / "missing.pt")
+    assert "is not a file" in message(tmp_path)
 
     text = tmp_path / "text.pt"
     text.write_text("not a checkpoint\n")
-    assert "is damaged or no checkpoint" in message(text)
+    assert "is damaged or not a checkpoint" in message(text)
     empty = tmp_path / "empty.pt"
     empty.touch()
-    assert "is empty: copy it again" in message(empty)
+    assert "is empty; copy it again" in message(empty)
     cut = tmp_path / "cut.pt"
     cut.write_bytes(teacher.read_bytes()[:50_000])
-    assert "is damaged or no checkpoint" in message(cut)
+    assert "is damaged or not a checkpoint" in message(cut)
     tensors = tmp_path / "tensors.pt"
     torch.save({"weight": torch.ones(2)}, tensors)
-    assert "is no fairseq checkpoint: it lacks 'model'" in message(tensors)
+    assert "is not a fairseq checkpoint: it lacks 'model'" in message(tensors)
 
     harmful = tmp_path / "harmful.pt"
     torch.save({"model": {}, "cfg": Harmful(tmp_path / "made")}, harmful)
@@ -169,7 +173,7 @@ def test_teacher_files(digits, teacher, tmp_path, monkeypatch):
     assert not (tmp_path / "made").exists()
 
     second = f"{teacher}:{tmp_path / 'missing.pt'}"
-    assert "missing.pt' is no file" in refusal(
+    assert "missing.pt' is not a file" in refusal(
         digits.dictionaries, tmp_path / "saved", "--teacher-path", second
     )
 
@@ -179,11 +183,13 @@ def test_teacher_files(digits, teacher, tmp_path, monkeypatch):
         "access",
         lambda path, mode: str(path) != str(teacher) and access(path, mode),
     )
-    assert "can't be read: check the file's permissions" in message(teacher)
+    assert "can't be read; check the file's permissions" in message(teacher)
 
 
 def test_other_dictionaries(digits, teacher, tmp_path):
-    """Two symbols in each other's place: as many symbols, and a teacher that would speak nonsense."""
+    """Two symbols are swapped. The number of symbols is right, but the teacher's output would be
+    meaningless.
+    """
     other = tmp_path / "other"
     shutil.copytree(digits.dictionaries, other)
     first, second, *rest = (other / "dict.tgt.txt").read_text().splitlines()
@@ -217,7 +223,7 @@ def test_other_dictionaries(digits, teacher, tmp_path):
                 "--teacher-path",
                 "none.pt",
             ),
-            "error: --teacher-path 'none.pt' is no file",
+            "error: --teacher-path 'none.pt' is not a file",
         ),
         (
             "imitkd-train",
@@ -227,7 +233,7 @@ def test_other_dictionaries(digits, teacher, tmp_path):
     ],
 )
 def test_commands_end_with_the_one_line(command, flags, start, digits, tmp_path):
-    """Standard error ends with the line itself, and holds no traceback."""
+    """Standard error ends with this line and holds no traceback."""
     flags = (
         "--source-lang",
         "src",
@@ -239,9 +245,7 @@ def test_commands_end_with_the_one_line(command, flags, start, digits, tmp_path)
         10,
         *flags,
     )
-    done = digit_corpus.train(
-        digits.data, tmp_path, *flags, *digit_corpus.TINY, command=command, check=False, timeout=200
-    )
+    done = digit_corpus.train(digits.data, tmp_path, *flags, *digit_corpus.TINY, command=command, check=False)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(start)
     assert "Traceback" not in done.stderr + done.stdout

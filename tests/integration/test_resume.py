@@ -1,4 +1,4 @@
-"""A run that was killed goes on as if nothing had happened."""
+"""A killed run resumes exactly."""
 
 import re
 import subprocess
@@ -12,17 +12,18 @@ UPDATES = 24
 
 
 def test_killed_and_resumed_equals_uninterrupted(digits, teacher, tmp_path):
-    """Sampled rollouts and a moving share need no saved state: weights and optimizer end the same to the last bit.
+    """Sampled rollouts and a schedule need no saved state. Weights and optimizer are equal to the last bit.
 
-    The first process is killed for good once it has saved update 6, and another command takes its checkpoint up.
+    The first process is killed once it has saved update 6. Another command resumes from its checkpoint.
     """
     flags = (
-        "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", "imitkd_full", "--rollout-policy",
-        "sampling", "--rollout-topk", 5, "--student-share", "exponential:0.005", "--max-update", UPDATES,
-        "--save-interval-updates", 3, "--keep-interval-updates", 1, "--disable-validation",
+        "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", "imitkd_full",
+        "--rollout-policy", "sampling", "--rollout-topk", 5, "--student-share", "exponential:0.005",
+        "--max-update", UPDATES, "--save-interval-updates", 3, "--keep-interval-updates", 1,
+        "--disable-validation",
     )  # fmt: skip
     whole = in_process.train(digits.data, tmp_path / "whole", *flags)
-    assert whole.figures["train_inner"][-1]["student_share"] > 0.9
+    assert whole.metrics["train_inner"][-1]["student_share"] > 0.9
 
     arguments = list(
         map(

@@ -1,4 +1,6 @@
-"""``imitkd-cache`` and then ``imitkd-train --teacher-cache``: the live teacher's training, with its file gone."""
+"""``imitkd-cache`` and then ``imitkd-train --teacher-cache`` give the same training without the teacher's
+file.
+"""
 
 import argparse
 import json
@@ -20,7 +22,7 @@ BUCKET = ("--teacher-topk", 4, "--teacher-tail", "bucket")
 
 @pytest.fixture(scope="module")
 def caches(digits, teacher, tmp_path_factory) -> dict[str, Path]:
-    """Made by the command, of a teacher whose file is gone afterwards."""
+    """Caches made by the command. The teacher's file is deleted afterwards."""
     root = tmp_path_factory.mktemp("caches")
     gone = root / "teacher.pt"
     shutil.copy(teacher, gone)
@@ -53,22 +55,34 @@ def run_flags(criterion, updates, *flags):
     )
 
 
-def losses(figures) -> list[float]:
-    return [interval["loss"] for interval in figures["train_inner"]]
+def losses(metrics) -> list[float]:
+    return [interval["loss"] for interval in metrics["train_inner"]]
 
 
 @pytest.mark.parametrize(
     ("kind", "flags", "tolerance"), [("hidden", (), 1e-5), ("topk", BUCKET, 5e-4)], ids=["hidden", "topk"]
-)  # fmt: skip
+)
 def test_command_trains_as_with_the_live_teacher(kind, flags, tolerance, digits, teacher, caches, tmp_path):
-    """``word_kd``: the same losses and weights, to the cache's precision, where every part of it is a command.
+    """``word_kd`` gives the same losses and weights, up to the cache's precision. All parts are real
+    commands.
 
-    Plain gradient descent keeps roundings small; the references alone lead elsewhere.
+    Plain gradient descent keeps rounding errors small. Training on the references alone gives other weights.
     """
     flags = (
-        *flags, "--optimizer", "sgd", "--lr", "0.1", "--lr-scheduler", "fixed", "--warmup-updates", 0, "--dropout", "0",
-        "--log-interval", 1,
-    )  # fmt: skip
+        *flags,
+        "--optimizer",
+        "sgd",
+        "--lr",
+        "0.1",
+        "--lr-scheduler",
+        "fixed",
+        "--warmup-updates",
+        0,
+        "--dropout",
+        "0",
+        "--log-interval",
+        1,
+    )
     live, untaught = (
         in_process.train(
             digits.data,
@@ -78,9 +92,12 @@ def test_command_trains_as_with_the_live_teacher(kind, flags, tolerance, digits,
         for more in ((), ("--gold-weight", 0.999))
     )
     done = digit_corpus.train(
-        digits.data, tmp_path, *run_flags("word_kd", 20, "--teacher-cache", caches[kind], *flags), *digit_corpus.TINY
-    )  # fmt: skip
-    assert losses(in_process.read_figures(done.stdout)) == pytest.approx(losses(live.figures), abs=2e-3)
+        digits.data,
+        tmp_path,
+        *run_flags("word_kd", 20, "--teacher-cache", caches[kind], *flags),
+        *digit_corpus.TINY,
+    )
+    assert losses(in_process.read_metrics(done.stdout)) == pytest.approx(losses(live.metrics), abs=2e-3)
     weights = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)["model"]
     torch.testing.assert_close(weights, live.weights(), rtol=0, atol=tolerance)
     assert (
@@ -90,14 +107,16 @@ def test_command_trains_as_with_the_live_teacher(kind, flags, tolerance, digits,
 
 
 def test_annealing_kd_needs_hidden_states(digits, teacher, caches, tmp_path):
-    """Its loss is of logits: from hidden states they are the live teacher's, from the best symbols it is refused."""
+    """Its loss compares logits. Hidden states give the live teacher's logits, and a cache of symbols is
+    refused.
+    """
     trained = [
         in_process.train(digits.data, tmp_path, *run_flags("annealing_kd", 9, *source, "--no-save"))
         for source in (("--teacher-path", teacher), ("--teacher-cache", caches["hidden"]))
     ]
-    assert losses(trained[1].figures) == pytest.approx(losses(trained[0].figures), abs=2e-3)
+    assert losses(trained[1].metrics) == pytest.approx(losses(trained[0].metrics), abs=2e-3)
     torch.testing.assert_close(trained[1].weights(), trained[0].weights(), rtol=0, atol=2e-3)
-    assert isinstance(trained[1].trainer.task._teacher, CachedTeacher)
+    assert isinstance(trained[1].trainer.task._distiller.teacher, CachedTeacher)
     with pytest.raises(UsageError, match=r"--divergence logit-mse needs more .* --keep hidden"):
         in_process.train(
             digits.data, tmp_path, *run_flags("annealing_kd", 9, "--teacher-cache", caches["topk"])
@@ -106,11 +125,13 @@ def test_annealing_kd_needs_hidden_states(digits, teacher, caches, tmp_path):
 
 @pytest.mark.slow
 def test_sentences_too_long_for_the_teacher_are_left_out_alike(digits, teacher, tmp_path):
-    """The same batches as under the live teacher that can't take them, and the same weights in the end."""
+    """The batches and the final weights are those with a live teacher of the same limit."""
     state = torch.load(teacher, weights_only=True)
     model = state["cfg"]["model"]
     settings = vars(model) if isinstance(model, argparse.Namespace) else model
-    settings.update(max_source_positions=5, max_target_positions=5)  # EOS included, of up to 7 tokens
+    settings.update(
+        max_source_positions=5, max_target_positions=5
+    )  # targets have up to 7 tokens, including EOS
     torch.save(state, tmp_path / "short.pt")
     done = cache(digits, tmp_path / "short.pt", tmp_path / "cache", "--keep", "hidden", "--dtype", "fp32")
     long = sum(len(line.split()) > 4 for line in (digits.text / "train.src").read_text().splitlines())
@@ -123,7 +144,7 @@ def test_sentences_too_long_for_the_teacher_are_left_out_alike(digits, teacher, 
         )
     )
     sizes = [
-        [(interval["wpb"], interval["bsz"]) for interval in run.figures["train_inner"]]
+        [(interval["wpb"], interval["bsz"]) for interval in run.metrics["train_inner"]]
         for run in (live, cached)
     ]
     assert sizes[0] == sizes[1]
@@ -131,7 +152,7 @@ def test_sentences_too_long_for_the_teacher_are_left_out_alike(digits, teacher, 
 
 
 def test_both_teacher_and_cache_are_refused(digits, teacher, caches, tmp_path):
-    """Before any data: one of them would be ignored."""
+    """One of them would be ignored. The run ends before data is read."""
     flags = (
         "--source-lang",
         "src",
@@ -147,17 +168,19 @@ def test_both_teacher_and_cache_are_refused(digits, teacher, caches, tmp_path):
 
 
 def test_validation_data_is_not_the_caches(digits, caches, tmp_path):
-    """Validation asks no teacher, so that its sentences, whose numbers are the training's too, are not looked up."""
+    """Validation does not ask the teacher. Its sentences have the numbers of training sentences, but no
+    answers.
+    """
     flags = run_flags("word_kd", 4, "--teacher-cache", caches["hidden"], "--no-save")
     flags = [flag for flag in flags if flag != "--disable-validation"]
     trained = in_process.train(digits.data, tmp_path, *flags, "--validate-interval-updates", 2)
-    assert len(trained.figures["valid"]) >= 2
+    assert len(trained.metrics["valid"]) >= 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "kind"), [("fp16", "hidden"), ("fp16", "topk"), ("amp", "hidden")])
 def test_half_precision_student(precision, kind, digits, teacher, caches, tmp_path):
-    """A cache answers in the student's precision, as a teacher of ``--teacher-dtype auto`` does."""
+    """A cache answers in the student's precision, like a teacher of ``--teacher-dtype auto``."""
     flags = {"fp16": ("--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", 4), "amp": ("--amp",)}[
         precision
     ]
@@ -166,16 +189,30 @@ def test_half_precision_student(precision, kind, digits, teacher, caches, tmp_pa
         in_process.train(digits.data, tmp_path, *run_flags("word_kd", 4, *source, *flags))
         for source in (("--teacher-path", teacher), ("--teacher-cache", caches[kind]))
     ]
-    assert losses(trained[1].figures) == pytest.approx(losses(trained[0].figures), abs=0.02)
+    assert losses(trained[1].metrics) == pytest.approx(losses(trained[0].metrics), abs=0.02)
 
 
 @pytest.mark.slow
 def test_update_freq_and_chunks(digits, caches, tmp_path):
-    """Two micro-batches in chunks of positions are the double batch, as with a live teacher."""
+    """Two micro-batches in chunks equal the double batch, as with a live teacher."""
     flags = (
-        "--teacher-cache", caches["topk"], *BUCKET, "--dropout", "0", "--optimizer", "sgd", "--lr", "0.5", "--lr-scheduler",
-        "fixed", "--warmup-updates", 0, "--curriculum", 9, "--no-save",
-    )  # fmt: skip
+        "--teacher-cache",
+        caches["topk"],
+        *BUCKET,
+        "--dropout",
+        "0",
+        "--optimizer",
+        "sgd",
+        "--lr",
+        "0.5",
+        "--lr-scheduler",
+        "fixed",
+        "--warmup-updates",
+        0,
+        "--curriculum",
+        9,
+        "--no-save",
+    )
     double = in_process.train(
         digits.data, tmp_path, *run_flags("word_kd", 3, *flags, "--batch-size", 32)
     ).weights()
@@ -188,7 +225,7 @@ def test_update_freq_and_chunks(digits, caches, tmp_path):
 
 
 def test_stopped_and_resumed_equals_uninterrupted(digits, caches, tmp_path):
-    """A cache has no state: weights end the same to the last bit."""
+    """A cache has no state. The weights are equal to the last bit."""
     flags = ("--teacher-cache", caches["hidden"], "--save-interval-updates", 5, "--keep-interval-updates", 1)
     whole = in_process.train(digits.data, tmp_path / "whole", *run_flags("word_kd", 10, *flags)).weights()
 
@@ -205,30 +242,53 @@ def test_stopped_and_resumed_equals_uninterrupted(digits, caches, tmp_path):
             digits.data, tmp_path / "stopped", *run_flags("word_kd", 10, *flags), around_step=stop
         )
     resumed = in_process.train(digits.data, tmp_path / "stopped", *run_flags("word_kd", 10, *flags))
-    assert len(resumed.figures["train_inner"]) == 5
+    assert len(resumed.metrics["train_inner"]) == 5
     torch.testing.assert_close(resumed.weights(), whole, rtol=0, atol=0)
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(digits, caches, tmp_path):
-    """Each reads the sentences of its own batches."""
+    """Each process reads the answers for its own batches."""
 
     def command(name: str, *flags: object) -> list[str]:
         common = run_flags(
-            "word_kd", 4, "--teacher-cache", caches["hidden"], "--dropout", "0", "--optimizer", "sgd", "--lr", "0.5",
-            "--lr-scheduler", "fixed", "--warmup-updates", 0, *digit_corpus.TINY,
-        )  # fmt: skip
+            "word_kd",
+            4,
+            "--teacher-cache",
+            caches["hidden"],
+            "--dropout",
+            "0",
+            "--optimizer",
+            "sgd",
+            "--lr",
+            "0.5",
+            "--lr-scheduler",
+            "fixed",
+            "--warmup-updates",
+            0,
+            *digit_corpus.TINY,
+        )
         arguments = (digits.data, "--save-dir", tmp_path / name, *in_process.SETTINGS, *common, *flags)
         return list(map(str, (digit_corpus.BIN / "imitkd-train", *arguments)))
 
     meeting = f"tcp://127.0.0.1:{free_port()}"
     two = [
         command(
-            "two", "--distributed-init-method", meeting, "--distributed-rank", rank, "--distributed-world-size", 2,
-            "--distributed-no-spawn", "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp",
+            "two",
+            "--distributed-init-method",
+            meeting,
+            "--distributed-rank",
+            rank,
+            "--distributed-world-size",
+            2,
+            "--distributed-no-spawn",
+            "--distributed-backend",
+            "gloo",
+            "--ddp-backend",
+            "legacy_ddp",
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     run_together([*two, command("one", "--update-freq", 2)], tmp_path)
     models = [
         torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True)["model"]
@@ -238,8 +298,8 @@ def test_two_processes_train_as_one(digits, caches, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_command_goes_on(digits, teacher, tmp_path):
-    """``kill -9`` amid its batches: no run takes what there is, and the same command ends in the same bytes."""
+def test_killed_command_continues(digits, teacher, tmp_path):
+    """After ``kill -9`` no run accepts the unfinished cache. The same command completes it."""
     flags = ("--keep", "topk:8", "--max-tokens", 8)
     out = tmp_path / "killed"
     arguments = [digits.data, "--teacher-path", teacher, "--teacher-data", digits.data, "--out", out, *flags]
@@ -270,13 +330,13 @@ def test_killed_command_goes_on(digits, teacher, tmp_path):
 
 
 def noted(out: Path) -> int:
-    """How many batches a command has noted as done."""
+    """Return the number of batches that a command has recorded as done."""
     path = out / "progress.json"
     return (json.loads(path.read_text())["batches"] or 0) if path.exists() else 0
 
 
 def test_full_disk_is_one_line(digits, teacher, tmp_path):
-    """A real limit on what a file may hold: the command says so, and leaves no torn cache."""
+    """The file size is really limited. The command names the problem and leaves no torn cache."""
     out = tmp_path / "full"
     command = [
         digit_corpus.BIN / "imitkd-cache",

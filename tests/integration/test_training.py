@@ -1,4 +1,4 @@
-"""Training through fairseq's own trainer: what it logs, what it leaves alone, and what it computes."""
+"""Training by fairseq's own trainer: its logs, its results, and what it must not change."""
 
 import argparse
 import copy
@@ -21,53 +21,57 @@ QUICK = ("--disable-validation", "--no-save")
 
 def distil(digits, save_dir, teacher, criterion, *flags, **kwargs):
     return in_process.train(
-        digits.data, save_dir, "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", criterion,
-        *flags, **kwargs,
+        digits.data, save_dir, "--task", "translation_with_teacher", "--teacher-path", teacher,
+        "--criterion", criterion, *flags, **kwargs,
     )  # fmt: skip
 
 
-def check_figures(figures: dict[str, float]) -> None:
-    """Figures of an interval in which both references and rollouts were trained on agree with each other."""
-    tokens = figures["tokens_data"] + figures["tokens_rollout"]
-    assert figures["tokens_data"] > 0
-    assert figures["tokens_rollout"] > 0
-    assert tokens == pytest.approx(figures["wpb"], abs=0.3)
+def check_metrics(metrics: dict[str, float]) -> None:
+    """Check that the metrics of an interval with references and rollouts agree with each other."""
+    tokens = metrics["tokens_data"] + metrics["tokens_rollout"]
+    assert metrics["tokens_data"] > 0
+    assert metrics["tokens_rollout"] > 0
+    assert tokens == pytest.approx(metrics["wpb"], abs=0.3)
     parts = (
-        figures["loss_data"] * figures["tokens_data"] + figures["loss_rollout"] * figures["tokens_rollout"]
+        metrics["loss_data"] * metrics["tokens_data"] + metrics["loss_rollout"] * metrics["tokens_rollout"]
     )
-    assert figures["loss"] == pytest.approx(parts / tokens, abs=0.01)
-    rollouts = figures["student_share"] * figures["bsz"]
-    assert figures["rollout_len"] == pytest.approx(figures["tokens_rollout"] / rollouts, rel=0.05, abs=0.1)
-    assert 1 <= figures["rollout_len"] <= 1.2 * 7 + 10 + 1
-    assert 0 <= figures["truncated"] <= 1
-    assert 0 < figures["agreement"] <= 1
-    assert 0 < figures["rollout_time"] < 1
-    assert 0 < figures["teacher_time"] < 1
-    assert figures["rollout_time"] + figures["teacher_time"] < 1
+    assert metrics["loss"] == pytest.approx(parts / tokens, abs=0.01)
+    rollouts = metrics["student_share"] * metrics["bsz"]
+    assert metrics["rollout_len"] == pytest.approx(metrics["tokens_rollout"] / rollouts, rel=0.05, abs=0.1)
+    assert 1 <= metrics["rollout_len"] <= 1.2 * 7 + 10 + 1
+    assert 0 <= metrics["truncated"] <= 1
+    assert 0 < metrics["agreement"] <= 1
+    assert 0 < metrics["rollout_time"] < 1
+    assert 0 < metrics["teacher_time"] < 1
+    assert metrics["rollout_time"] + metrics["teacher_time"] < 1
 
 
 def test_imitkd_train_logs_what_it_did(student):
-    """``imitkd-train`` needs no --user-dir and no --task; each interval's figures fit together."""
-    intervals = student.figures()["train_inner"]
+    """``imitkd-train`` needs neither --user-dir nor --task. The metrics of each interval agree with each
+    other.
+    """
+    intervals = student.metrics()["train_inner"]
     assert len(intervals) == student.updates // 5
-    for figures in intervals[1:]:
-        check_figures(figures)
+    for metrics in intervals[1:]:
+        check_metrics(metrics)
     assert intervals[-1]["agreement"] > intervals[0]["agreement"]
 
 
 def test_share_of_rollouts_follows_the_schedule(student):
-    """The method's default: at update i of I a sentence is a rollout with probability 1 - 0.005^(i/I)."""
-    intervals = student.figures()["train_inner"]
-    for number, figures in enumerate(intervals):
+    """By the method's default, a sentence is a rollout at update i of I with probability 1 - 0.005^(i/I)."""
+    intervals = student.metrics()["train_inner"]
+    for number, metrics in enumerate(intervals):
         updates = range(5 * number, 5 * number + 5)
         expected = sum(1 - 0.005 ** (update / student.updates) for update in updates) / 5
-        # 5 updates of some 80 sentences: four standard deviations of a fair draw are below 0.1.
-        assert figures["student_share"] == pytest.approx(expected, abs=0.1)
+        # 5 updates of about 80 sentences: four standard deviations of the draw are below 0.1.
+        assert metrics["student_share"] == pytest.approx(expected, abs=0.1)
 
 
 def test_best_checkpoint_is_the_one_of_best_bleu(student):
-    """``--eval-bleu --best-checkpoint-metric bleu`` keeps the best validation BLEU in checkpoint_best.pt."""
-    scores = [figures["bleu"] for figures in student.figures()["valid"]]
+    """With ``--eval-bleu --best-checkpoint-metric bleu``, checkpoint_best.pt is that of the best validation
+    BLEU.
+    """
+    scores = [metrics["bleu"] for metrics in student.metrics()["valid"]]
     best = torch.load(student.folder / "checkpoint_best.pt", weights_only=True)["extra_state"]
     assert len(scores) >= 3
     assert best["best"] == pytest.approx(max(scores), abs=0.01)
@@ -75,7 +79,7 @@ def test_best_checkpoint_is_the_one_of_best_bleu(student):
 
 
 def stock_validation_loss(data: Path, checkpoint: Path) -> float:
-    """Bits per reference token under fairseq's cross_entropy and its translation task."""
+    """Return the loss of fairseq's cross_entropy and translation task, in bits per reference token."""
     cfg = in_process.config(data, checkpoint.parent, "--task", "translation", "--criterion", "cross_entropy")
     task = tasks.setup_task(cfg.task)
     task.load_dataset("valid")
@@ -93,8 +97,10 @@ def stock_validation_loss(data: Path, checkpoint: Path) -> float:
 
 
 def test_validation_loss_is_the_references_nll(digits, student):
-    """Validation knows no teacher: its loss is what stock cross_entropy gives for the same checkpoint."""
-    logged = student.figures()["valid"][-1]
+    """Validation does not ask the teacher. Stock cross_entropy gives the same loss for the same
+    checkpoint.
+    """
+    logged = student.metrics()["valid"][-1]
     expected = stock_validation_loss(digits.data, student.checkpoint)
     assert logged["num_updates"] == student.updates
     assert logged["loss"] == pytest.approx(expected, abs=0.001)
@@ -102,23 +108,24 @@ def test_validation_loss_is_the_references_nll(digits, student):
 
 
 def test_fairseq_train_with_user_dir(digits, teacher, tmp_path):
-    """Stock ``fairseq-train --user-dir`` trains imitkd_full and logs the same figures."""
+    """Stock ``fairseq-train --user-dir`` trains imitkd_full and logs the same metrics."""
     done = digit_corpus.train(
-        digits.data, tmp_path, "--user-dir", PLUGIN, "--task", "translation_with_teacher", "--teacher-path", teacher,
-        "--criterion", "imitkd_full", "--max-update", 15, "--student-share", "constant:0.5", "--disable-validation",
-        *digit_corpus.TINY, command="fairseq-train", timeout=300,
+        digits.data, tmp_path, "--user-dir", PLUGIN, "--task", "translation_with_teacher",
+        "--teacher-path", teacher, "--criterion", "imitkd_full", "--max-update", 15,
+        "--student-share", "constant:0.5", "--disable-validation", *digit_corpus.TINY,
+        command="fairseq-train", real=True,
     )  # fmt: skip
-    intervals = in_process.read_figures(done.stdout)["train_inner"]
+    intervals = in_process.read_metrics(done.stdout)["train_inner"]
     assert len(intervals) == 3
-    for figures in intervals:
-        check_figures(figures)
-        assert figures["student_share"] == pytest.approx(0.5, abs=0.12)
+    for metrics in intervals:
+        check_metrics(metrics)
+        assert metrics["student_share"] == pytest.approx(0.5, abs=0.12)
     assert intervals[-1]["loss"] < intervals[0]["loss"]
     assert (tmp_path / "checkpoint_last.pt").exists()
 
 
 def test_fairseq_hydra_train(digits, teacher, tmp_path):
-    """``fairseq-hydra-train`` reads task, criterion and --user-dir from YAML, bf16 among it.
+    """``fairseq-hydra-train`` reads task, criterion, --user-dir and bf16 from YAML.
 
     The task sees by which metric the best checkpoint is chosen.
     """
@@ -148,8 +155,8 @@ optimization: {{max_update: 4, lr: [0.005]}}
 dataset: {{max_tokens: 400, num_workers: 0}}
 """)
     done = digit_corpus.run(
-        "fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", "distil", f"hydra.run.dir={tmp_path}",
-        cwd=tmp_path, timeout=300,
+        "fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", "distil",
+        f"hydra.run.dir={tmp_path}", cwd=tmp_path, real=True,
     )  # fmt: skip
     log = done.stdout + done.stderr + "".join(file.read_text() for file in tmp_path.glob("*.log"))
     losses = [float(loss) for loss in re.findall(r'"loss": "([^"]+)"', log)]
@@ -160,27 +167,27 @@ dataset: {{max_tokens: 400, num_workers: 0}}
     seen = state["cfg"]["task"]
     assert (seen["best_checkpoint_metric"], seen["maximize_best_checkpoint_metric"]) == ("chrf", True)
     assert len(set(re.findall("signature of chrf: nrefs:1.*", log))) == 1
-    # fairseq saves float32 whatever the training's precision: what was bf16 loses nothing by rounding to it.
+    # fairseq always saves float32. Weights that were bf16 do not change when they are rounded to bf16.
     assert all(torch.equal(value, value.bfloat16().float()) for value in state["model"].values())
     assert len(losses) >= 4
     assert all(map(math.isfinite, losses))
 
 
 def test_word_kd_trains_on_references_only(digits, teacher, tmp_path, monkeypatch):
-    """No rollout is decoded, and none is logged; half the loss is the references', half the teacher's."""
+    """No rollout is decoded or logged. The loss is half the references' and half the teacher's."""
     monkeypatch.setattr(fairseq_imitkd.mixing.mixer, "decode", refuse_to_decode)
-    intervals = distil(digits, tmp_path, teacher, "word_kd", "--max-update", 10, *QUICK).figures[
+    intervals = distil(digits, tmp_path, teacher, "word_kd", "--max-update", 10, *QUICK).metrics[
         "train_inner"
     ]
     assert len(intervals) == 10
-    for figures in intervals:
-        assert figures["student_share"] == 0
-        assert figures["tokens_rollout"] == 0
-        assert figures["tokens_data"] == pytest.approx(figures["wpb"], abs=0.3)
-        assert figures["loss"] == pytest.approx(figures["loss_data"], abs=0.002)
-        assert "loss_rollout" not in figures
-        assert "rollout_len" not in figures
-        assert figures["loss"] < figures["nll_loss"]
+    for metrics in intervals:
+        assert metrics["student_share"] == 0
+        assert metrics["tokens_rollout"] == 0
+        assert metrics["tokens_data"] == pytest.approx(metrics["wpb"], abs=0.3)
+        assert metrics["loss"] == pytest.approx(metrics["loss_data"], abs=0.002)
+        assert "loss_rollout" not in metrics
+        assert "rollout_len" not in metrics
+        assert metrics["loss"] < metrics["nll_loss"]
     assert intervals[-1]["loss"] < intervals[0]["loss"]
 
 
@@ -190,7 +197,9 @@ def refuse_to_decode(*arguments, **kwargs):
 
 @pytest.mark.parametrize(("share", "decodes"), [("constant:0", False), ("linear:0.5", True)])
 def test_share_zero_decodes_nothing(share, decodes, digits, teacher, tmp_path, monkeypatch):
-    """A share of 0 costs no decoding at all; linear starts at 0 and decodes from its second update on."""
+    """At share 0 nothing is decoded. The linear share starts at 0, so it decodes from the second
+    update on.
+    """
     monkeypatch.setattr(fairseq_imitkd.mixing.mixer, "decode", refuse_to_decode)
     updates = []
 
@@ -223,36 +232,40 @@ def test_share_zero_decodes_nothing(share, decodes, digits, teacher, tmp_path, m
 
 
 def test_patience_stops_training(digits, teacher, tmp_path):
-    """A learning rate of nothing: BLEU never rises, and ``--patience 2`` ends the run two validations after the first.
+    """With a learning rate near 0, BLEU never rises, and ``--patience 2`` ends the run two validations after
+    the first.
 
-    The BLEU is an untrained student's, so the validation did not decode with the teacher, who scores far higher.
+    The BLEU is that of an untrained student. The teacher's would be far higher, so the student decoded.
     """
     training = distil(
-        digits, tmp_path, teacher, "imitkd", "--student-share", "constant:0.5", "--max-update", 50, "--lr", "1e-12",
-        "--validate-interval-updates", 2, "--patience", 2, "--no-save", "--eval-bleu", "--eval-bleu-args",
-        '{"beam": 1, "max_len_a": 0, "max_len_b": 8}', "--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric",
+        digits, tmp_path, teacher, "imitkd", "--student-share", "constant:0.5", "--max-update", 50,
+        "--lr", "1e-12", "--validate-interval-updates", 2, "--patience", 2, "--no-save", "--eval-bleu",
+        "--eval-bleu-args", '{"beam": 1, "max_len_a": 0, "max_len_b": 8}', "--best-checkpoint-metric", "bleu",
+        "--maximize-best-checkpoint-metric",
     )  # fmt: skip
     assert training.trainer.get_num_updates() == 6
-    assert max(figures["bleu"] for figures in training.figures["valid"]) < 15
+    assert max(metrics["bleu"] for metrics in training.metrics["valid"]) < 15
 
 
 def test_update_freq_equals_the_double_batch(digits, teacher, tmp_path, monkeypatch):
-    """Two micro-batches are summed and divided once by all their target tokens, rollouts' included."""
+    """The sum of two micro-batches is divided once, by all their target tokens including those of
+    rollouts.
+    """
     counts = []
     train_step = TranslationWithTeacherTask.train_step
 
     def counting(self, *args, **kwargs):
-        loss, sample_size, figures = train_step(self, *args, **kwargs)
+        loss, sample_size, metrics = train_step(self, *args, **kwargs)
         counts.append(sample_size)
-        return loss, sample_size, figures
+        return loss, sample_size, metrics
 
     monkeypatch.setattr(TranslationWithTeacherTask, "train_step", counting)
 
     def trained(*flags, **kwargs):
         return distil(
-            digits, tmp_path, teacher, "imitkd_full", "--student-share", "constant:0.5", "--dropout", "0", "--optimizer", "sgd",
-            "--lr", "0.5", "--lr-scheduler", "fixed", "--warmup-updates", 0, "--max-update", 3, "--curriculum", 9,
-            *flags, *QUICK, **kwargs,
+            digits, tmp_path, teacher, "imitkd_full", "--student-share", "constant:0.5", "--dropout", "0",
+            "--optimizer", "sgd", "--lr", "0.5", "--lr-scheduler", "fixed", "--warmup-updates", 0,
+            "--max-update", 3, "--curriculum", 9, *flags, *QUICK, **kwargs,
         )  # fmt: skip
 
     before = {}
@@ -271,7 +284,7 @@ def test_update_freq_equals_the_double_batch(digits, teacher, tmp_path, monkeypa
 
 
 def equal(one, other) -> bool:
-    """Whether two batches hold the same keys and values."""
+    """Return whether two batches hold the same keys and values."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
     if isinstance(one, list):
@@ -280,8 +293,8 @@ def equal(one, other) -> bool:
 
 
 @pytest.mark.parametrize("criterion", ["imitkd", "word_kd"])
-def test_the_iterators_batch_is_left_alone(criterion, digits, teacher, tmp_path):
-    """On the CPU the batch is the iterator's own object and later the dummy batch: an edit in place would stay there."""
+def test_the_iterators_batch_does_not_change(criterion, digits, teacher, tmp_path):
+    """On the CPU the batch is the iterator's own object, and later fairseq's dummy batch."""
     seen = []
 
     def watch(trainer, update, samples):
@@ -296,15 +309,17 @@ def test_the_iterators_batch_is_left_alone(criterion, digits, teacher, tmp_path)
 
 
 def test_stock_criterion_needs_no_teacher(digits, tmp_path):
-    """cross_entropy under our task is cross_entropy under ``translation``, bit for bit, and asks for no teacher."""
+    """cross_entropy with the plugin's task equals cross_entropy with ``translation`` to the bit. No teacher
+    is needed.
+    """
     flags = ("--criterion", "cross_entropy", "--max-update", 3, *QUICK)
     ours = in_process.train(digits.data, tmp_path, "--task", "translation_with_teacher", *flags).weights()
     stock = in_process.train(digits.data, tmp_path, "--task", "translation", *flags).weights()
     assert equal(ours, stock)
 
 
-def restless(teacher: Path, folder: Path) -> Path:
-    """The teacher's checkpoint with dropout and layerdrop in its configuration, as it is after a usual training."""
+def teacher_with_dropout(teacher: Path, folder: Path) -> Path:
+    """The teacher's checkpoint with dropout and layerdrop in its configuration, as usual after training."""
     state = torch.load(teacher, weights_only=True)
     model = state["cfg"]["model"]
     settings = vars(model) if isinstance(model, argparse.Namespace) else model
@@ -314,13 +329,13 @@ def restless(teacher: Path, folder: Path) -> Path:
 
 
 def test_the_teacher_never_changes(digits, teacher, tmp_path):
-    """Its weights stay, no optimizer holds them, and it scores in evaluation mode whatever its own dropout."""
-    path = restless(teacher, tmp_path)
+    """Its weights stay, no optimizer holds them, and it scores in evaluation mode despite its own dropout."""
+    path = teacher_with_dropout(teacher, tmp_path)
     (stock,) = in_process.load_models(teacher)
     scores = []
 
     def watch(trainer, update, samples):
-        held = trainer.task._teacher
+        held = trainer.task._distiller.teacher
         result = update()
         scores.append([teacher_logits(held, samples[0]), teacher_logits(held, samples[0])])
         with torch.no_grad():
@@ -339,7 +354,7 @@ def test_the_teacher_never_changes(digits, teacher, tmp_path):
         *QUICK,
         around_step=watch,
     ).trainer
-    (model,) = trainer.task._teacher.models
+    (model,) = trainer.task._distiller.teacher.models
     assert len(scores) == 3
     for first, second, expected in scores:
         assert torch.equal(first, second)
@@ -358,42 +373,44 @@ def test_the_teacher_never_changes(digits, teacher, tmp_path):
 
 
 def test_ensemble_of_teachers(digits, teacher, student, tmp_path):
-    """``A.pt:B.pt`` averages probabilities; B was itself a student of our task, whose own teacher is gone."""
+    """``A.pt:B.pt`` averages probabilities. B was a student of the plugin's task, and its teacher
+    is deleted.
+    """
     members = in_process.load_models(teacher, student.checkpoint)
     scores = []
 
     def watch(trainer, update, samples):
         with torch.no_grad():
             probs = [model(**samples[0]["net_input"])[0].softmax(-1) for model in members]
-        scores.append((teacher_logits(trainer.task._teacher, samples[0]).exp(), sum(probs) / 2))
+        scores.append((teacher_logits(trainer.task._distiller.teacher, samples[0]).exp(), sum(probs) / 2))
         return update()
 
     pair = f"{teacher}:{student.checkpoint}"
     flags = ("--student-share", "constant:0.5", "--max-update", 3, *QUICK)
-    figures = distil(digits, tmp_path, pair, "imitkd_full", *flags, around_step=watch).figures["train_inner"]
+    metrics = distil(digits, tmp_path, pair, "imitkd_full", *flags, around_step=watch).metrics["train_inner"]
     assert len(scores) == 3
     for found, expected in scores:
         torch.testing.assert_close(found, expected)
-    assert figures[-1]["loss"] < figures[0]["loss"]
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
 
 
 @pytest.mark.parametrize("architecture", ["lstm", "fconv"])
 def test_students_of_other_architectures(architecture, digits, teacher, tmp_path):
-    """A recurrent and a convolutional student roll out, train and decode under a transformer teacher."""
-    figures = distil(
-        digits, tmp_path, teacher, "imitkd_full", *digit_corpus.ARCHITECTURES[architecture], "--student-share", "constant:0.6",
-        "--max-update", 12, "--warmup-updates", 2, "--disable-validation",
-    ).figures["train_inner"]  # fmt: skip
-    for interval in figures:
-        check_figures(interval)
-    nll = [interval["nll_loss"] for interval in figures]
+    """A recurrent and a convolutional student roll out, train and decode with a transformer teacher."""
+    metrics = distil(
+        digits, tmp_path, teacher, "imitkd_full", *digit_corpus.ARCHITECTURES[architecture],
+        "--student-share", "constant:0.6", "--max-update", 12, "--warmup-updates", 2, "--disable-validation",
+    ).metrics["train_inner"]  # fmt: skip
+    for interval in metrics:
+        check_metrics(interval)
+    nll = [interval["nll_loss"] for interval in metrics]
     assert sum(nll[-4:]) < sum(nll[:4])
     found = in_process.generate(digits.data, tmp_path / "checkpoint_last.pt", tmp_path, "--beam", 1)
     assert len(found) == len(digits.references())
 
 
 PRECISIONS = {
-    # fairseq flattens fp16 gradients on the current GPU, also under --cpu, unless told not to.
+    # By default fairseq flattens fp16 gradients on the current GPU, even with --cpu.
     "fp16": (("--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", 4), {}, torch.float16),
     "memory-efficient-fp16": (("--memory-efficient-fp16", "--fp16-init-scale", 4), {}, torch.float16),
     "amp": (("--amp",), {}, torch.float32),
@@ -404,7 +421,9 @@ PRECISIONS = {
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_precision(precision, digits, teacher, tmp_path):
-    """What stock cross_entropy can do on the CPU in this precision, distillation can too; ``auto`` gives the teacher it."""
+    """Distillation works on the CPU in every precision in which stock cross_entropy does. With ``auto`` the
+    teacher has the student's.
+    """
     flags, common, dtype = PRECISIONS[precision]
     flags = (*flags, "--max-update", 3, *QUICK)
     in_process.train(
@@ -413,16 +432,16 @@ def test_precision(precision, digits, teacher, tmp_path):
     training = distil(
         digits, tmp_path, teacher, "imitkd_full", "--student-share", "constant:0.5", *flags, common=common
     )
-    losses = [figures["loss"] for figures in training.figures["train_inner"]]
+    losses = [metrics["loss"] for metrics in training.metrics["train_inner"]]
     assert training.trainer.get_num_updates() == 3
     assert all(map(math.isfinite, losses))
     assert losses[-1] < losses[0] + 0.5
     assert next(training.trainer.get_model().parameters()).dtype == dtype
-    assert next(training.trainer.task._teacher.models[0].parameters()).dtype == dtype
+    assert next(training.trainer.task._distiller.teacher.models[0].parameters()).dtype == dtype
 
 
 def test_bf16_typed_on_the_command_line(digits, teacher, tmp_path):
-    """fairseq's own command takes it for a TPU's, and dies without one."""
+    """fairseq's own command takes bf16 for a TPU's and fails without a TPU."""
     flags = (
         "--teacher-path",
         teacher,
@@ -441,14 +460,16 @@ def test_bf16_typed_on_the_command_line(digits, teacher, tmp_path):
 
 
 def test_teacher_dtype(digits, teacher, tmp_path):
-    """``--teacher-dtype bf16`` halves the teacher and leaves the student in float32; the loss hardly moves."""
+    """``--teacher-dtype bf16`` halves the teacher and leaves the student in float32. The loss
+    hardly changes.
+    """
     losses, weights = {}, {}
     for dtype in ("fp32", "bf16"):
         flags = ("--student-share", "constant:0.5", "--max-update", 2, "--teacher-dtype", dtype, *QUICK)
         training = distil(digits, tmp_path, teacher, "imitkd_full", *flags)
-        losses[dtype], weights[dtype] = training.figures["train_inner"][0]["loss"], training.weights()
+        losses[dtype], weights[dtype] = training.metrics["train_inner"][0]["loss"], training.weights()
         expected = torch.bfloat16 if dtype == "bf16" else torch.float32
-        assert next(training.trainer.task._teacher.models[0].parameters()).dtype == expected
+        assert next(training.trainer.task._distiller.teacher.models[0].parameters()).dtype == expected
         assert next(training.trainer.get_model().parameters()).dtype == torch.float32
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
     assert any(not weights["bf16"][name].equal(weight) for name, weight in weights["fp32"].items())

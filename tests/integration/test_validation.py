@@ -1,4 +1,4 @@
-"""Checkpoints chosen by scores of the validation set's translations, in real trainings."""
+"""Checkpoints chosen by scores of the validation set's translations, in whole trainings."""
 
 import re
 
@@ -15,31 +15,32 @@ from tests.helpers import digit_corpus, in_process
 
 SEARCH = ("--eval-bleu-args", '{"beam": 1, "max_len_a": 0, "max_len_b": 12}')
 PLAIN = (
-    "--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--max-update", 40, "--lr", "1e-2",
-    "--validate-interval-updates", 20, *SEARCH,
+    "--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--max-update", 40,
+    "--lr", "1e-2", "--validate-interval-updates", 20, *SEARCH,
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def summariser(digits, tmp_path_factory):
-    """A model without a teacher, by ``fairseq-train`` and a criterion of fairseq's: its folder and what was printed."""
+    """A model without a teacher, by ``fairseq-train`` and a stock criterion: its folder and the output."""
     folder = tmp_path_factory.mktemp("summariser")
     done = digit_corpus.train(
-        digits.data, folder, "--user-dir", digit_corpus.REPO / "fairseq_imitkd", "--task", "translation_with_teacher", *PLAIN,
-        "--eval-bleu", "--eval-metrics", "chrf,rouge-1,rouge-l", "--best-checkpoint-metric", "rougeL",
-        "--maximize-best-checkpoint-metric", *digit_corpus.TINY, command="fairseq-train",
+        digits.data, folder, "--user-dir", digit_corpus.REPO / "fairseq_imitkd",
+        "--task", "translation_with_teacher", *PLAIN, "--eval-bleu", "--eval-metrics", "chrf,rouge-1,rouge-l",
+        "--best-checkpoint-metric", "rougeL", "--maximize-best-checkpoint-metric", *digit_corpus.TINY,
+        command="fairseq-train",
     )  # fmt: skip
     return folder, done.stdout
 
 
 def validated(output: str) -> list[dict[str, float]]:
-    return in_process.read_figures(output)["valid"]
+    return in_process.read_metrics(output)["valid"]
 
 
 def test_best_checkpoint_is_the_one_of_best_rouge(summariser):
-    """``--best-checkpoint-metric rougeL``, with no teacher and another's criterion."""
+    """``--best-checkpoint-metric rougeL`` works without a teacher and with a stock criterion."""
     folder, output = summariser
-    scores = {int(figures["num_updates"]): figures["rougeL"] for figures in validated(output)}
+    scores = {int(metrics["num_updates"]): metrics["rougeL"] for metrics in validated(output)}
     best = torch.load(folder / "checkpoint_best.pt", weights_only=True)
     assert len(set(scores.values())) >= 3
     assert best["optimizer_history"][-1]["num_updates"] == max(scores, key=scores.get)
@@ -47,10 +48,13 @@ def test_best_checkpoint_is_the_one_of_best_rouge(summariser):
 
 
 def test_scores_are_those_of_the_decoded_lines(summariser, digits):
-    """What ``fairseq-generate`` makes of the last checkpoint, scored by sacreBLEU and rouge-score themselves."""
+    """sacreBLEU and rouge-score give the same scores for the output of ``fairseq-generate`` with the last
+    checkpoint.
+    """
     folder, output = summariser
     lines = in_process.generate(
-        digits.data, folder / "checkpoint_last.pt", folder, "--gen-subset", "valid", "--beam", 1, "--max-len-b", 12
+        digits.data, folder / "checkpoint_last.pt", folder, "--gen-subset", "valid", "--beam", 1,
+        "--max-len-b", 12
     )  # fmt: skip
     references = (digits.text / "valid.tgt").read_text().splitlines()
     scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
@@ -63,18 +67,18 @@ def test_scores_are_those_of_the_decoded_lines(summariser, digits):
 
 
 def test_bleu_is_fairseqs(summariser, digits, tmp_path):
-    """To the last digit at every validation, beside other scores, as the stock task logs it without them."""
+    """At every validation, BLEU beside other scores equals the stock task's BLEU to the last digit."""
     stock = in_process.train(
         digits.data, tmp_path, "--task", "translation", *PLAIN, "--eval-bleu", "--no-save"
-    ).figures["valid"]
+    ).metrics["valid"]
     ours = validated(summariser[1])
     for name in ("bleu", "loss", "num_updates"):
-        assert [figures[name] for figures in ours] == [figures[name] for figures in stock]
+        assert [metrics[name] for metrics in ours] == [metrics[name] for metrics in stock]
     assert stock[-1]["bleu"] > 1
 
 
 def test_signatures_are_the_last_lines(summariser):
-    """One of each score, after fairseq said that it is done."""
+    """Each score has one, after fairseq's last line."""
     lines = summariser[1].splitlines()
     found = [line.split(" | ")[-1] for line in lines if "signature of" in line]
     assert found == [line.split(" | ")[-1] for line in lines[-4:]]
@@ -86,7 +90,7 @@ def test_signatures_are_the_last_lines(summariser):
 
 
 def test_fairseq_validate_scores_a_checkpoint(summariser, digits):
-    """With the settings that it was trained with; no teacher is asked for, nor a best checkpoint."""
+    """It uses the settings of the training. It asks neither for the teacher nor for a best checkpoint."""
     folder, output = summariser
     arguments = [
         digits.data,
@@ -100,26 +104,26 @@ def test_fairseq_validate_scores_a_checkpoint(summariser, digits):
     given = list(map(str, arguments))
     cfg = options.parse_args_and_arch(options.get_validation_parser(), given)
     override = options.parse_args_and_arch(options.get_validation_parser(), given, suppress_defaults=True)
-    figures: dict[str, list[dict[str, float]]] = {"valid": []}
-    with in_process.logged(figures):
+    metrics: dict[str, list[dict[str, float]]] = {"valid": []}
+    with in_process.logged(metrics):
         fairseq_validate.main(convert_namespace_to_omegaconf(cfg), override)
     last = validated(output)[-1]
     for name in ("bleu", "chrf", "rouge1", "rougeL"):
-        assert figures["valid"][-1][name] == last[name]
+        assert metrics["valid"][-1][name] == last[name]
 
 
 def test_patience_by_chrf(digits, teacher, tmp_path):
-    """A distilling criterion: a learning rate of nothing, and chrF never rises."""
+    """The criterion distils. With a learning rate near 0, chrF never rises."""
     training = in_process.train(
-        digits.data, tmp_path, "--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", "imitkd",
-        "--student-share", "constant:0.5", "--max-update", 50, "--lr", "1e-12", "--validate-interval-updates", 2,
-        "--patience", 2, *SEARCH, "--eval-metrics", "chrf", "--best-checkpoint-metric", "chrf",
-        "--maximize-best-checkpoint-metric",
+        digits.data, tmp_path, "--task", "translation_with_teacher", "--teacher-path", teacher,
+        "--criterion", "imitkd", "--student-share", "constant:0.5", "--max-update", 50, "--lr", "1e-12",
+        "--validate-interval-updates", 2, "--patience", 2, *SEARCH, "--eval-metrics", "chrf",
+        "--best-checkpoint-metric", "chrf", "--maximize-best-checkpoint-metric",
     )  # fmt: skip
     assert training.trainer.get_num_updates() == 6
-    scores = [figures["chrf"] for figures in training.figures["valid"]]
+    scores = [metrics["chrf"] for metrics in training.metrics["valid"]]
     assert len(set(scores)) == 1
-    assert "bleu" not in training.figures["valid"][0]
+    assert "bleu" not in training.metrics["valid"][0]
     assert (tmp_path / "checkpoint_best.pt").exists()
 
 
@@ -133,7 +137,8 @@ def test_patience_by_chrf(digits, teacher, tmp_path):
         (("--eval-metrics", "chrf,f1"), "--eval-metrics must be some of bleu, chrf"),
         (
             ("--eval-metrics", "chrf", "--best-checkpoint-metric", "chrf"),
-            "--best-checkpoint-metric chrf would keep the worst checkpoint: add --maximize-best-checkpoint-metric",
+            "--best-checkpoint-metric chrf would keep the worst checkpoint: add "
+            "--maximize-best-checkpoint-metric",
         ),
         (
             ("--eval-metrics", "chrf", "--disable-validation"),
@@ -146,7 +151,7 @@ def test_patience_by_chrf(digits, teacher, tmp_path):
     ],
 )
 def test_mistakes_end_the_run_before_the_data(flags, message, digits, tmp_path):
-    """Over dictionaries alone: reading any sentence would fail in another way."""
+    """There are dictionaries alone, so reading data would fail with another error."""
     languages = ("--source-lang", "src", "--target-lang", "tgt")
     with pytest.raises(UsageError, match=re.escape(message)) as caught:
         in_process.train(

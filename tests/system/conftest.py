@@ -10,6 +10,6 @@ from tests.helpers.browser import running
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """One for all tests of a file."""
+    """One browser for all tests of a file."""
     with running(tmp_path_factory.mktemp("browser")) as driver:
         yield driver

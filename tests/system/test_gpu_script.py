@@ -1,20 +1,19 @@
-"""``benchmarks/gpu.sh`` without a GPU: every step small, so that it is whole when there is one."""
+"""``benchmarks/gpu.sh`` without a GPU: every step runs with tiny models, so the script is complete."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
+import pytest
+
+from tests.helpers import scripts
 from tests.helpers.digit_corpus import REPO
 
 
-def test_every_step_runs_and_is_not_done_again(tmp_path: Path) -> None:
-    environment = {**os.environ, "DEVICE": "cpu", "RUN": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = ["bash", str(REPO / "benchmarks" / "gpu.sh")]
-    first, again = (
-        subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-        for _ in range(2)
-    )
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["forked", "real"])
+def test_every_step_runs_and_is_not_done_again(real: bool, tmp_path: Path) -> None:
+    """Commands are forks of a process that has imported the package, or each is a new Python (slow)."""
+    environment = scripts.environment(tmp_path, real=real)
+    first, again = (scripts.call(REPO / "benchmarks" / "gpu.sh", env=environment) for _ in range(2))
     for done in (first, again):
         assert done.returncode == 0, done.stderr[-4000:]
         for row in (
@@ -25,6 +24,6 @@ def test_every_step_runs_and_is_not_done_again(tmp_path: Path) -> None:
             "imitkd_bf16:",
         ):
             assert row in done.stdout, row
-    assert first.stdout.endswith(again.stdout)  # the first also tells of the text
+    assert first.stdout.endswith(again.stdout)  # the first call also prints facts about the text
     for name in ("update_cost", "rollout_speed", "memory"):
         assert json.loads((tmp_path / f"{name}.json").read_text())

@@ -9,7 +9,7 @@ import pytest
 
 from fairseq_imitkd.cli import report
 from tests.helpers import report_files
-from tests.helpers.browser import see
+from tests.helpers.browser import set_screen
 
 RUNS = 10
 LONG = "a_name_that_is_very_long_and_has_nowhere_to_break_because_somebody_put_all_settings_in_it"
@@ -17,15 +17,15 @@ LONG = "a_name_that_is_very_long_and_has_nowhere_to_break_because_somebody_put_a
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of ten runs, one of them of a very long name, with much in it, and a note."""
+    """A report of ten runs and a note. One run has a very long name."""
     folder = tmp_path_factory.mktemp("report")
     runs = [
-        report_files.log(
+        report_files.run(
             folder / (f"m{seed}" if seed else LONG),
-            range(20, 20_001, 20),
-            seed,
-            "json" if seed % 2 else "simple",
-            seed > 1,
+            updates=range(20, 20_001, 20),
+            seed=seed,
+            rollouts=seed > 1,
+            from_log=seed == 3,
         )
         for seed in range(RUNS)
     ]
@@ -40,16 +40,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Page:
-    """What a person sees."""
+    """The page as a person sees it."""
 
     def __init__(self, browser: Any, path: Path):
         self.browser = browser
-        self.see()
-        browser.get_log("browser")  # what was before
+        self.set_screen()
+        browser.get_log("browser")  # drop earlier messages
         browser.get(path.as_uri())
 
-    def see(self, width: int = 1200, scheme: str = "light") -> None:
-        see(self.browser, width, scheme)
+    def set_screen(self, width: int = 1200, scheme: str = "light") -> None:
+        set_screen(self.browser, width, scheme)
 
     def run(self, script: str) -> Any:
         return self.browser.execute_script(script)
@@ -69,7 +69,7 @@ def page(browser: Any, written: Path) -> Iterator[Page]:
 
 
 def test_it_is_small_and_opens_at_once(page: Page, written: Path) -> None:
-    """Ten runs: less than 3 MB, less than 2 seconds, and nothing but the file itself."""
+    """With ten runs it has less than 3 MB, opens in less than 2 seconds, and loads no other file."""
     assert written.stat().st_size < 3e6
     page.run("return document.body.offsetHeight")  # laid out
     timing = page.run("return performance.getEntriesByType('navigation')[0].toJSON()")
@@ -78,7 +78,7 @@ def test_it_is_small_and_opens_at_once(page: Page, written: Path) -> None:
 
 
 def test_figures_are_drawn(page: Page) -> None:
-    """Each with lines that are to be seen, and text that lies within it."""
+    """Each figure has visible lines, and its text is within it."""
     script = """
         return [...document.querySelectorAll("figure svg")].map((svg) => {
           const frame = svg.getBoundingClientRect();
@@ -89,7 +89,8 @@ def test_figures_are_drawn(page: Page) -> None:
             return box.left < frame.left - 1 || box.right > frame.right + 1 ||
               box.top < frame.top - 1 || box.bottom > frame.bottom + 1;
           });
-          return [svg.getAttribute("aria-label"), frame.width, frame.height, seen.length, out.map((text) => text.textContent)];
+          const outside = out.map((text) => text.textContent);
+          return [svg.getAttribute("aria-label"), frame.width, frame.height, seen.length, outside];
         });"""
     found = page.run(script)
     assert len(found) == 5 + 3 + 10
@@ -102,10 +103,11 @@ def test_figures_are_drawn(page: Page) -> None:
 
 
 def test_labels_do_not_overlap(page: Page) -> None:
-    """In no figure, whatever letters the browser has."""
+    """This holds in every figure with the browser's fonts."""
     script = """
         return [...document.querySelectorAll("figure svg")].flatMap((svg) => {
-          const boxes = [...svg.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect()]);
+          const boxes = [...svg.querySelectorAll("text")].map(
+            (text) => [text.textContent, text.getBoundingClientRect()]);
           return boxes.flatMap(([name, a], i) => boxes.slice(i + 1).filter(([other, b]) =>
             Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
             Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4).map(([other]) => [name, other]));
@@ -116,10 +118,11 @@ def test_labels_do_not_overlap(page: Page) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 360, 768, 1200, 2560])
 def test_it_fits(page: Page, width: int, scheme: str) -> None:
-    """Nothing is wider than the screen but what scrolls in its own box; and light is light and dark is dark."""
-    page.see(width, scheme)
+    """Only boxes with their own scroll bar are wider than the screen. The colour scheme is followed."""
+    page.set_screen(width, scheme)
     page.open_all()
-    wide = """return [...document.querySelectorAll("body *")].filter((part) => !part.parentElement.closest(".scroll, pre") &&
+    wide = """return [...document.querySelectorAll("body *")].filter((part) =>
+        !part.parentElement.closest(".scroll, pre") &&
         part.getBoundingClientRect().right > innerWidth + 1).map((part) => part.outerHTML.slice(0, 300))"""
     assert page.run("return document.documentElement.scrollWidth") <= width
     assert page.run(wide) == []
@@ -129,7 +132,7 @@ def test_it_fits(page: Page, width: int, scheme: str) -> None:
 
 
 def test_contrast(page: Page) -> None:
-    """Of text with what it is on, in figures too: at least 4.5, as WCAG 2.2 asks for; light and dark."""
+    """Text has a contrast of at least 4.5, as WCAG 2.2 requires, in figures too, light and dark."""
     script = """
         const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
         const known = {};
@@ -144,7 +147,8 @@ def test_contrast(page: Page) -> None:
           const colour = getComputedStyle(part).backgroundColor;
           return colour === "rgba(0, 0, 0, 0)" ? under(part.parentElement) : colour;
         };
-        const texts = [...document.querySelectorAll("body *")].filter((part) => part.getClientRects().length &&
+        const texts = [...document.querySelectorAll("body *")].filter((part) =>
+          part.getClientRects().length &&
           [...part.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
         return texts.map((part) => {
           const style = getComputedStyle(part);
@@ -153,7 +157,7 @@ def test_contrast(page: Page) -> None:
         });"""
     page.open_all()
     for scheme in ("light", "dark"):
-        page.see(1200, scheme)
+        page.set_screen(1200, scheme)
         found = page.run(script)
         assert len(found) > 1000
         assert sum(html.startswith("<text") for html, _ in found) > 150
@@ -161,7 +165,9 @@ def test_contrast(page: Page) -> None:
 
 
 def test_differences_are_seen_without_colours(page: Page) -> None:
-    """What is extra is underlined, what is missing is struck through, and can be hidden; no markup of a translation is."""
+    """Extra words are underlined. Missing words are struck through and can be hidden. Markup in translations
+    is escaped.
+    """
     decorations = """return ["ins", "del"].map((name) =>
         getComputedStyle(document.querySelector(`article ${name}`)).textDecorationLine)"""
     assert page.run(decorations) == ["underline", "line-through"]
@@ -173,7 +179,9 @@ def test_differences_are_seen_without_colours(page: Page) -> None:
 
 
 def test_everything_has_a_name(page: Page) -> None:
-    """For those who hear the page: figures, tables, boxes that scroll; headings go down by steps of one."""
+    """Screen readers need names for figures, tables and scrolling boxes. Levels of headings fall in steps of
+    one.
+    """
     page.open_all()
     for part in page.browser.find_elements("css selector", "figure svg, .scroll, nav, section, input"):
         assert part.accessible_name, part.get_attribute("outerHTML")[:200]
@@ -188,8 +196,8 @@ def test_everything_has_a_name(page: Page) -> None:
 
 
 def test_it_prints(page: Page) -> None:
-    """Black on white, whatever the screen is like, and all of it."""
-    page.see(1200, "dark")
+    """The print is black on white for every colour scheme, and complete."""
+    page.set_screen(1200, "dark")
     features = [{"name": "prefers-color-scheme", "value": "light"}]
     page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": features})
     assert page.run("return getComputedStyle(document.querySelector('nav')).display") == "none"
@@ -198,7 +206,7 @@ def test_it_prints(page: Page) -> None:
 
 
 def test_it_works_without_scripts(browser: Any, written: Path) -> None:
-    """The same page, and it has none."""
+    """The page has no scripts."""
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         made = Page(browser, written)

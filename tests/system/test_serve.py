@@ -1,4 +1,4 @@
-"""``imitkd-serve`` as a process on a real port: it answers many at once, and ends when it is told to."""
+"""``imitkd-serve`` as a process on a real port answers many clients at once and stops on request."""
 
 import contextlib
 import re
@@ -15,12 +15,13 @@ import httpx
 import pytest
 
 from fairseq_imitkd.export.bundle import Bundle
+from tests.helpers import warm_commands
 from tests.helpers.exports import make_students
 from tests.helpers.served_model import server
 
 
 def test_an_exported_student_is_served(tmp_path: Path) -> None:
-    """From a checkpoint to an answer, by the commands that people type; the answer is the student's own."""
+    """Console commands lead from a checkpoint to an answer, which is the student's own."""
     root = make_students(tmp_path)
     bin_folder = Path(sys.executable).parent
     flags = (
@@ -48,19 +49,20 @@ def test_an_exported_student_is_served(tmp_path: Path) -> None:
             )
             expected = [bundle.decode(bundle.translate([bundle.encode(text)])[0]) for text in ("a b c", "g")]
             assert answer.json()["translations"] == [expected[0], "", expected[1]]
-            taken = run(*command[:-4], "--port", port)
+            taken = run(warm_commands.folder() / "imitkd-serve", tmp_path / "exported", "--port", port)
             assert (taken.returncode, taken.stdout) == (1, "")
             assert (
-                f"error: --port {port} is in use on 127.0.0.1: give another, or 0 for one that is free"
+                f"error: --port {port} is in use on 127.0.0.1; use another, or 0 for any free port"
                 in taken.stderr
             )
         finally:
             process.terminate()
     assert process.returncode == 0
-    nothing = run(bin_folder / "imitkd-serve", tmp_path, "--port", 0)
+    nothing = run(warm_commands.folder() / "imitkd-serve", tmp_path, "--port", 0)
     assert (nothing.returncode, nothing.stdout) == (1, "")
     assert (
-        "is no exported student: there is no imitkd.json; give one that imitkd-export made" in nothing.stderr
+        "is not an exported student: it has no imitkd.json; use a folder that imitkd-export made"
+        in nothing.stderr
     )
 
 
@@ -69,15 +71,17 @@ def run(*command: object) -> subprocess.CompletedProcess:
 
 
 def wait_for(address: str, waiting: int) -> None:
-    """Return when so many sentences wait."""
+    """Return when this many sentences wait."""
     until = time.monotonic() + 30
     while httpx.get(f"{address}/health").json()["waiting"] != waiting:
         assert time.monotonic() < until
         time.sleep(0.02)
 
 
-def test_it_answers_and_finishes_what_runs_when_told_to_stop() -> None:
-    """Over connections that stay open as over new ones; what it has begun, it finishes; nothing else is said."""
+def test_it_finishes_running_requests_when_it_is_stopped() -> None:
+    """It answers over kept and new connections. It finishes requests that it has started, and prints nothing
+    else.
+    """
     with server("--max-batch-sentences", 4) as (process, address):
         host, port = urlsplit(address).hostname, urlsplit(address).port
         with httpx.Client(base_url=address) as stays, ThreadPoolExecutor(20) as threads:
@@ -104,7 +108,9 @@ def test_it_answers_and_finishes_what_runs_when_told_to_stop() -> None:
             [sentences] = re.findall(
                 r"^imitkd_batch_sentences_sum (\S+)$", stays.get("/metrics").text, re.MULTILINE
             )
-            assert 62 <= float(sentences) < 200  # the client had gone: what was not begun is left out
+            assert (
+                62 <= float(sentences) < 200
+            )  # the client has gone, so sentences that were not begun are left out
 
             slow = ["slow 0.4", "slow 0.4 too", "slow 0.4 as well", "slow 0.4 again", "last"]
             begun = threads.submit(httpx.post, f"{address}/translate", json={"text": slow}, timeout=60)
@@ -123,8 +129,10 @@ def test_it_answers_and_finishes_what_runs_when_told_to_stop() -> None:
         assert errors == ""
 
 
-def test_half_requests_keep_nobody_out() -> None:
-    """More of them than the process has descriptors: others are answered, it ends when told to, and nothing is said."""
+def test_half_requests_do_not_block_others() -> None:
+    """There are more of them than file descriptors. Other requests are answered, and the server stops
+    silently.
+    """
     with server("--timeout", 300, descriptors=200) as (process, address), contextlib.ExitStack() as open_ones:
         for _ in range(260):
             half = socket.create_connection((urlsplit(address).hostname, urlsplit(address).port), timeout=60)
@@ -138,7 +146,7 @@ def test_half_requests_keep_nobody_out() -> None:
 
 
 def test_it_ends_though_the_model_does_not() -> None:
-    """Within its time, as if all were well, whatever is still to be done."""
+    """It ends in time with status 0 while the model still computes."""
     with (
         server("--shutdown-timeout", 1, "--max-batch-sentences", 1) as (process, address),
         ThreadPoolExecutor(1) as threads,

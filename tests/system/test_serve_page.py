@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.browser import see
+from tests.helpers.browser import set_screen
 from tests.helpers.served_model import server
 
 
@@ -18,17 +18,17 @@ def address() -> Iterator[str]:
 
 
 class Page:
-    """What a person sees and does."""
+    """The page as a person sees and uses it."""
 
     def __init__(self, browser: Any, address: str):
         self.browser = browser
-        self.see()
-        browser.get_log("browser")  # what was before
+        self.set_screen()
+        browser.get_log("browser")  # drop earlier messages
         browser.get(address)
         self.until(lambda: self.text("languages") != "Translate")
 
-    def see(self, width: int = 1200, scheme: str = "light") -> None:
-        see(self.browser, width, scheme)
+    def set_screen(self, width: int = 1200, scheme: str = "light") -> None:
+        set_screen(self.browser, width, scheme)
 
     def at(self, name: str) -> Any:
         return self.browser.find_element("id", name)
@@ -37,7 +37,7 @@ class Page:
         return self.at(name).text
 
     def ask(self, text: str, press: str = "") -> None:
-        """Type it in place of what was there, and press the button, or these keys."""
+        """Replace the text, then press the button or these keys."""
         self.at("source").clear()
         self.at("source").send_keys(text)
         if press:
@@ -52,7 +52,7 @@ class Page:
             time.sleep(0.02)
 
     def complaints(self) -> list[str]:
-        """Of the browser: errors in scripts, files that are not there, what the security policy forbids."""
+        """Return the browser's errors: in scripts, missing files, violations of the security policy."""
         return [entry["message"] for entry in self.browser.get_log("browser")]
 
 
@@ -64,17 +64,17 @@ def page(browser: Any, address: str) -> Iterator[Page]:
 
 
 def test_it_shows_the_model(page: Page) -> None:
-    """Its languages, engine, quantisation, size, and what it can take."""
+    """Its languages, engine, quantisation, size and limits."""
     assert page.text("languages") == page.browser.title == "German to English"
     assert (page.text("source-language"), page.text("target-language")) == ("German", "English")
     assert page.text("model").split("\n")[:3] == ["ctranslate2", "int8", "6.5M parameters"]
-    assert page.text("limits") == "At most 1,000 lines at once, and 100 tokens a line."
+    assert page.text("limits") == "At most 1,000 lines at once and 100 tokens per line."
     assert (page.at("source").get_attribute("lang"), page.at("result").get_attribute("lang")) == ("de", "en")
 
 
 @pytest.mark.parametrize("press", ["", "\ue009\ue007"], ids=["button", "Ctrl+Enter"])
 def test_it_translates_line_by_line(page: Page, press: str) -> None:
-    """An empty line stays one; beside it is how long that took; the keyboard is enough."""
+    """Empty lines stay empty, the time is shown, and the keyboard is enough."""
     page.ask("ein Hund\n\nzwei <b>Hunde</b>\n", press)
     page.until(lambda: page.text("status").startswith("3 lines, "))
     lines = [line.text for line in page.at("result").find_elements("tag name", "p")]
@@ -85,7 +85,7 @@ def test_it_translates_line_by_line(page: Page, press: str) -> None:
 
 
 def test_it_copies_the_translation(page: Page) -> None:
-    """All lines of it; before there are any there is no button."""
+    """It copies all lines. Without a translation the button is hidden."""
     assert not page.at("copy").is_displayed()
     page.ask("a\nb")
     page.until(lambda: page.at("copy").is_displayed())
@@ -98,12 +98,12 @@ def test_it_copies_the_translation(page: Page) -> None:
 
 
 def test_it_shows_errors_and_goes_on(page: Page) -> None:
-    """In the server's words, in place of an old translation; the next one takes them away."""
+    """The server's message replaces an old translation; the next translation removes it."""
     page.ask("a")
     page.until(lambda: page.text("result") == "A")
     for text, error in (
-        ("a\n" + "b" * 100, "Sentence 2 has 101 tokens, but may have 100: split it"),
-        ("", "There is nothing to translate: send a sentence that is not empty"),
+        ("a\n" + "b" * 100, "Sentence 2 has 101 tokens, but may have 100; split it"),
+        ("", "There is nothing to translate; send a sentence that is not empty"),
         ("fail", "The model failed on this request; the server's log has the reason"),
     ):
         page.ask(text)
@@ -117,12 +117,12 @@ def test_it_shows_errors_and_goes_on(page: Page) -> None:
     assert not page.at("error").is_displayed()
 
 
-def test_it_says_that_the_server_is_gone(browser: Any) -> None:
-    """Not "Failed to fetch"."""
+def test_it_reports_that_the_server_is_gone(browser: Any) -> None:
+    """The message is not "Failed to fetch"."""
     with server() as (process, address):
         page = Page(browser, address)
         process.kill()
-        process.wait()
+        process.communicate()  # returns when the pipes are closed: then the server has ended
         page.ask("a")
         page.until(lambda: page.text("error") == "The server does not answer. Is it still running?")
 
@@ -130,8 +130,8 @@ def test_it_says_that_the_server_is_gone(browser: Any) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 360, 768, 1200, 2560])
 def test_it_fits(page: Page, width: int, scheme: str, tmp_path: Path) -> None:
-    """No part is wider than the screen, whatever is in it; and light is light and dark is dark."""
-    page.see(width, scheme)
+    """Nothing is wider than the screen, and the colour scheme is followed."""
+    page.set_screen(width, scheme)
     page.ask("w" * 90)
     page.until(lambda: page.text("result") == "W" * 90)
     page.at("source").send_keys("\ue009a")
@@ -148,7 +148,7 @@ def test_it_fits(page: Page, width: int, scheme: str, tmp_path: Path) -> None:
 
 
 def test_contrast(page: Page) -> None:
-    """Of text with what it is on: at least 4.5, as WCAG 2.2 asks for; light and dark."""
+    """Text has a contrast of at least 4.5, as WCAG 2.2 requires, light and dark."""
     script = """
         const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
         const light = (colour) => {
@@ -162,7 +162,8 @@ def test_contrast(page: Page) -> None:
           const colour = getComputedStyle(part).backgroundColor;
           return colour === "rgba(0, 0, 0, 0)" ? under(part.parentElement) : colour;
         };
-        const texts = [...document.querySelectorAll("body *")].filter((part) => part.getClientRects().length &&
+        const texts = [...document.querySelectorAll("body *")].filter((part) => part.getClientRects().length
+        &&
           [...part.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
         return texts.map((part) => {
           const [a, b] = [light(getComputedStyle(part).color), light(under(part))];
@@ -173,25 +174,25 @@ def test_contrast(page: Page) -> None:
     page.complaints()
     page.browser.execute_script("document.querySelector('details').open = true")
     for scheme in ("light", "dark"):
-        page.see(1200, scheme)
+        page.set_screen(1200, scheme)
         found = page.browser.execute_script(script)
         assert len(found) > 15
         assert [(part, contrast) for part, contrast in found if contrast < 4.5] == []
 
 
 def test_every_control_has_a_name(page: Page) -> None:
-    """For those who hear the page instead of seeing it."""
+    """Screen readers need one."""
     page.ask("a")
     page.until(lambda: page.text("result") == "A")
     page.browser.execute_script("document.querySelector('details').open = true")
     controls = page.browser.find_elements("css selector", "textarea, button, a, summary, #result")
     names = [control.accessible_name for control in controls]
     assert names == [
-        "German a sentence a line",
+        "German one sentence per line",
         "Translate",
         "English",
         "Copy",
-        "From a program",
+        "Use from a program",
         "health",
         "metrics",
     ]
