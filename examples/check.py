@@ -1,8 +1,9 @@
-"""Check parallel text before it is trained on: ``check.py DIR SOURCE TARGET [--max-ratio 3]``.
+"""Checks parallel text before training: ``check.py DIR SOURCE TARGET [--max-ratio 3]``.
 
-Reads ``DIR/{train,valid,test}.{SOURCE,TARGET}``. Sides of unequal length, lines without text, carriage returns and bytes that
-are no UTF-8 end it with an error; all else is counted: a table in Markdown, and with each file's SHA-256 in
-``DIR/check.json``. A pair "in train" is one that training has seen word by word.
+The script reads ``DIR/{train,valid,test}.{SOURCE,TARGET}``. It fails on sides of unequal length, lines
+without text, carriage returns and bytes that are not UTF-8. It counts everything else, prints a Markdown
+table, and writes the counts and each file's SHA-256 to ``DIR/check.json``. A pair is "in train" if the
+training data holds exactly the same pair.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def main() -> None:
         "--max-ratio",
         type=float,
         default=3.0,
-        help="of characters a side, above which a pair counts; 0: none does",
+        help="ratio of characters above which a pair is counted as an outlier; 0: count none",
     )
     args = parser.parse_args()
 
@@ -44,7 +45,8 @@ def main() -> None:
 
 
 def check(folder: Path, sides: tuple[str, str], max_ratio: float) -> dict[str, Any]:
-    # What valid and test hold is looked for while train passes by: train may be too large to keep.
+    """Check and count the three splits; see the module docstring."""
+    # Only valid and test are kept in memory, because train may be too large.
     held = {split: Held() for split in corpora.SPLITS[1:]}
     files: dict[str, str] = {}
     splits = {}
@@ -72,7 +74,7 @@ def check(folder: Path, sides: tuple[str, str], max_ratio: float) -> dict[str, A
 
 
 def pairs(paths: list[Path], digests: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Both files' lines side by side; then their SHA-256 in `digests`."""
+    """Yield the lines of both files in pairs, then add the files' SHA-256 to ``digests``."""
     readers = [lines(path, digests) for path in paths]
     number = 0
     while True:
@@ -81,7 +83,7 @@ def pairs(paths: list[Path], digests: dict[str, str]) -> Iterator[tuple[str, str
         match pair:
             case [None, None]:
                 if number == 1:
-                    corpora.refuse(f"{paths[0]} has no line: it must have text; make it again")
+                    corpora.refuse(f"{paths[0]} must have text, but is empty; make it again")
                 return
             case [str(source), str(target)]:
                 yield source, target
@@ -91,11 +93,13 @@ def pairs(paths: list[Path], digests: dict[str, str]) -> Iterator[tuple[str, str
                     for line, reader in zip(pair, readers, strict=True)
                 ]
                 corpora.refuse(
-                    f"{paths[0]} has {counts[0]} lines and {paths[1]} {counts[1]}: they must be as many; make both again"
+                    f"{paths[0]} and {paths[1]} must have equally many lines, but have {counts[0]} and "
+                    f"{counts[1]}; make both again"
                 )
 
 
 def lines(path: Path, digests: dict[str, str]) -> Iterator[str]:
+    """Yield the checked lines of a file, then add its SHA-256 to ``digests``."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -104,15 +108,16 @@ def lines(path: Path, digests: dict[str, str]) -> Iterator[str]:
                 text = line.removesuffix(b"\n").decode()
                 if not text.strip():
                     corpora.refuse(
-                        f"{path}, line {number}: must have text, but is empty; leave the pair out on both sides"
+                        f"{path}, line {number}: must have text, but is empty; drop the pair on both sides"
                     )
                 if "\r" in text:
                     corpora.refuse(
-                        f"{path}, line {number}: must not hold a carriage return (fairseq ends a line there); delete it"
+                        f"{path}, line {number}: must not hold a carriage return, because fairseq ends a "
+                        "line there; delete it"
                     )
                 yield text
     except OSError as error:
-        corpora.refuse(f"{path} cannot be read ({error.strerror}): make it first")
+        corpora.refuse(f"{path} cannot be read ({error.strerror}); make it first")
     except UnicodeDecodeError as error:
         corpora.refuse(f"{path}, line {number}: must be UTF-8, but is not ({error.reason}); convert it")
     digests[path.name] = digest.hexdigest()
@@ -169,7 +174,7 @@ class Side:
 
 
 class Unwanted:
-    """Lines with characters that no text needs."""
+    """Counts lines with unwanted characters."""
 
     def __init__(self, characters: re.Pattern[str]) -> None:
         self.characters = characters
@@ -183,7 +188,7 @@ class Unwanted:
 
 
 class Held:
-    """Lines of valid or test, and which of them train has."""
+    """The lines of valid or test, and which of them are in train."""
 
     def __init__(self) -> None:
         self.kept: dict[str, Counter[object]] = {"source": Counter(), "target": Counter(), "pair": Counter()}
@@ -199,7 +204,7 @@ class Held:
                 self.seen[kind].add(text)
 
     def seen_lines(self) -> dict[str, int]:
-        """Lines of this split, not of train."""
+        """Return how many lines of this split are in train."""
         return {kind: sum(self.kept[kind][text] for text in seen) for kind, seen in self.seen.items()}
 
 
@@ -208,6 +213,7 @@ def short_hash(text: str) -> int:
 
 
 def table(found: dict[str, Any]) -> str:
+    """Return the counts as a Markdown table."""
     source, target, splits = found["source"], found["target"], found["splits"]
 
     def both(kind: str) -> list[str]:
@@ -231,11 +237,11 @@ def table(found: dict[str, Any]) -> str:
     outliers = f"one side over {found['max_ratio']:g} times the other, in characters"
     rows = {
         "pairs": plain("pairs"),
-        f"words a line, {source} / {target}": both("words_a_line"),
+        f"words per line, {source} / {target}": both("words_a_line"),
         f"longest line in words, {source} / {target}": both("longest"),
         outliers: plain("ratio_above"),
         "both sides the same": plain("same_on_both_sides"),
-        "pair stands there before": plain("repeated"),
+        "repeated pairs": plain("repeated"),
         f"{source} is in train": in_train("source"),
         f"{target} is in train": in_train("target"),
         "pair is in train": in_train("pair"),

@@ -1,4 +1,4 @@
-"""What the recipes' data scripts share: text in one line, splits without leaks, files that are there only once whole."""
+"""Shared by the recipes' data scripts: text cleaning, splits without leaks, and atomically written files."""
 
 import functools
 import hashlib
@@ -20,32 +20,32 @@ INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 
 
 def refuse(message: str) -> NoReturn:
-    """End the script with one line that names the file, what is wrong with it and the way out."""
+    """Exit with a one-line message, which names the file, the error and the remedy."""
     sys.exit(f"{Path(sys.argv[0]).name}: {message}")
 
 
 def digest(text: str) -> str:
-    """What text is ordered and chosen by where its own order means something."""
+    """Return the SHA-256 of a text. It orders and selects texts independently of their order in a file."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def one_line(text: str) -> str:
-    """Without line breaks and doubled blanks."""
+    """Return the text without line breaks and repeated blanks."""
     return " ".join(text.split())
 
 
 def cleared(text: str) -> str:
-    """One line, with blanks for control characters and without invisible ones."""
+    """Return the text in one line, with control characters as blanks and without invisible characters."""
     return one_line(CONTROL.sub(" ", INVISIBLE.sub("", text)))
 
 
 def comparable(text: str) -> str:
-    """What two texts share that differ only in case, punctuation and width."""
+    """Return a form that is equal for texts that differ only in case, punctuation and width."""
     return one_line(NOT_A_LETTER_OR_DIGIT.sub(" ", unicodedata.normalize("NFKC", text).casefold()))
 
 
 def linked(keys: Iterable[Sequence[Hashable]]) -> list[list[int]]:
-    """Groups of items by number: two are in one group if they share a key, or through others that do."""
+    """Group items by their keys: items that share a key, directly or through others, are in one group."""
     parents: dict[Hashable, Hashable] = {}
 
     def root(key: Hashable) -> Hashable:
@@ -65,10 +65,18 @@ def linked(keys: Iterable[Sequence[Hashable]]) -> list[list[int]]:
 
 
 def deal(
-    groups: Iterable[list[int]], largest: int, order: Callable[[list[int]], str], sizes: dict[str, int]
+    groups: Iterable[list[int]], *, largest: int, order: Callable[[list[int]], str], sizes: dict[str, int]
 ) -> dict[str, list[int]]:
-    """Whole groups to each split of `sizes` until it has that many items, in `order`; what is left, and groups over
-    `largest`, are ``train``.
+    """Deal whole groups of items to splits.
+
+    Args:
+        groups: groups of item numbers.
+        largest: size above which a group belongs to ``train``.
+        order: sort key of a group.
+        sizes: number of items of each split; a split gets groups until it has at least that many.
+
+    Returns:
+        the items of each split, and of ``train``, which gets the rest.
     """
     groups = list(groups)
     dealt: dict[str, list[int]] = {
@@ -81,7 +89,8 @@ def deal(
             group = next(rest, None)
             if group is None:
                 refuse(
-                    f"{split} is to have {size} pairs, but only {len(dealt[split])} are left: get the whole data"
+                    f"{split} must have {size} pairs, but only {len(dealt[split])} are left; "
+                    "use the complete data"
                 )
             dealt[split] += group
     dealt["train"] += [item for group in rest for item in group]
@@ -90,16 +99,17 @@ def deal(
 
 @functools.cache
 def moses(language: str) -> Callable[[str], str]:
-    """Moses's tokenizer.perl, with its ``&apos;`` and the like, by sacremoses."""
+    """Return a function that tokenises like Moses's tokenizer.perl, with its escapes such as ``&apos;``."""
     try:
         from sacremoses import MosesTokenizer
     except ImportError:
-        refuse("sacremoses is missing: pip install 'fairseq-imitkd[recipes]'")
+        refuse("sacremoses is not installed; run pip install 'fairseq-imitkd[recipes]'")
     tokenizer = MosesTokenizer(lang=language)
 
     def tokenize(text: str) -> str:
         tokens = tokenizer.tokenize(text)
-        # The one difference of the two: tokenizer.perl always cuts the full stop off the last word, abbreviation or not.
+        # The two differ in one point: tokenizer.perl separates the last word's full stop even in an
+        # abbreviation.
         if tokens and tokens[-1].endswith(".") and tokens[-1].strip("."):
             tokens[-1:] = [tokens[-1].removesuffix("."), "."]
         return " ".join(tokens)
@@ -107,8 +117,16 @@ def moses(language: str) -> Callable[[str], str]:
     return tokenize
 
 
-def clean(source: str, target: str, longest: int, ratio: float) -> bool:
-    """Whether Moses's clean-corpus-n.perl keeps a pair: 1 to `longest` words a side, one not `ratio` times as long."""
+def clean(source: str, target: str, *, longest: int, ratio: float) -> bool:
+    """Return whether Moses's clean-corpus-n.perl keeps a pair:
+
+    https://github.com/moses-smt/mosesdecoder/blob/1f82a438377e03b71697f195494a9ae4f618fe63/scripts/training/clean-corpus-n.perl
+
+    Args:
+        source, target: the sides, tokenised.
+        longest: most words per side; a side has at least one.
+        ratio: most times that one side may be as long as the other.
+    """
     counts = len(source.split()), len(target.split())
     words = [*source.split(), *target.split()]
     return (
@@ -120,7 +138,7 @@ def clean(source: str, target: str, longest: int, ratio: float) -> bool:
 
 
 class Pairs:
-    """Writes ``OUT/SPLIT.{SOURCE,TARGET}``: UTF-8, a pair a line. The files are there only once all of it is."""
+    """Writes ``OUT/SPLIT.{SOURCE,TARGET}``, UTF-8, one pair per line. The files appear when complete."""
 
     def __init__(self, out: Path, split: str, sides: tuple[str, str]) -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -133,7 +151,8 @@ class Pairs:
         for text, path in zip(pair, self.paths, strict=True):
             if not text.strip() or "\n" in text or "\r" in text:
                 refuse(
-                    f"{path}, line {self.count + 1}: must be a line of text, but is {text[:80]!r}: mend it in the raw text"
+                    f"{path}, line {self.count + 1}: must be a line of text, but is {text[:80]!r}; "
+                    "correct the raw text"
                 )
         for text, file in zip(pair, self.files, strict=True):
             file.write(text + "\n")

@@ -1,4 +1,8 @@
-"""``flags.py COMMAND COMMAND``: ends with 0 if both trainings have the same flags, in whatever order and on whatever device."""
+"""Compares the flags of two training commands: ``flags.py COMMAND COMMAND`` exits with 0 if they are the
+same.
+
+Their order and the device do not matter.
+"""
 
 import shlex
 import sys
@@ -10,7 +14,7 @@ def main() -> None:
 
 
 def flags(command: str) -> dict[str, list[str]]:
-    """Flag -> its values, of which the last ones count; what stands before the first flag is named ``""``."""
+    """Return the last values of each flag; the words before the first flag have the key ``""``."""
     found: dict[str, list[str]] = {"": []}
     name = ""
     for word in shlex.split(command):

@@ -1,7 +1,8 @@
-"""Run a command and note the most memory that it held: ``peak.py FILE COMMAND…``.
+"""Runs a command and records its peak memory: ``peak.py FILE COMMAND…``.
 
-FILE gets the bytes of its process that held most (of its own and its children, as the system counts resident memory), unless an
-earlier call, of which this one is the continuation, has noted more. Signals go on to the command, whose status is the call's.
+FILE gets the resident memory, in bytes, of the largest process among the command and its children. A larger
+value that an earlier call left there is kept: this call may resume its work. Signals are passed on to the
+command. The exit status is the command's.
 """
 
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 def main() -> None:
     path, command = Path(sys.argv[1]), sys.argv[2:]
     running = subprocess.Popen(command)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the command as well
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command too
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: running.send_signal(received))
     status = running.wait()

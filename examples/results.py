@@ -1,9 +1,10 @@
-"""Gather a recipe's run into its results.json and print its table: ``results.py RUN --recipe NAME``.
+"""Collects the results of a run into its results.json and prints the table: ``results.py RUN --recipe NAME``.
 
-RUN holds ``evaluation/`` (imitkd-evaluate's) and a folder for each model with its checkpoints and ``commands`` (common.sh's
-``noted``). Computed here is how probably a student's difference from `scratch` and from `seqkd` of its own seed is chance.
-With --tokenised-bleu BLEU is also given as the ImitKD paper's tables have it: of words as Moses tokenises them, lower-case.
-``tables.py RUN`` puts it into the recipe's folder and the READMEs.
+RUN holds the output of imitkd-evaluate in ``evaluation/`` and a folder for each model, with its checkpoints
+and ``commands`` (see ``noted`` in common.sh). This script adds the p-values of each student's difference from
+``scratch`` and from ``seqkd`` of the same seed. With --tokenised-bleu it adds BLEU of lower-case text
+tokenised by Moses, as in the ImitKD paper's tables. ``tables.py RUN`` copies the results into the recipe's
+folder and the READMEs.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def came_to_be(run: Path, name: str) -> dict[str, Any]:
-    """How a model was trained, if it was: a downloaded teacher and an exported student have no ``commands``."""
+    """Return how a model was trained. A downloaded teacher and an exported student have no ``commands``."""
     if (run / name / "commands").exists():
         return training(run, name)
     return {
@@ -64,7 +65,10 @@ def came_to_be(run: Path, name: str) -> dict[str, Any]:
 
 
 def chance(folder: Path, evaluation: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """For every student: p of its difference from each of :data:`RIVALS` of its seed, greedy, by the table's first score."""
+    """Return the p-value of each student's difference from each of :data:`RIVALS` of the same seed.
+
+    The score is the table's first one, with greedy decoding.
+    """
     references = lines(folder / evaluation["files"]["references"])
     nothing = [torch.empty(0)] * len(references)
     metric = tables.headline(evaluation)
@@ -86,12 +90,15 @@ def chance(folder: Path, evaluation: dict[str, Any]) -> dict[str, dict[str, floa
         for rival in RIVALS & outputs.keys():
             for row, scores in metrics.compare(outputs, rival).items():
                 if row != rival:
-                    found[names[row]][rival] = scores[metric]["p"]
+                    found[names[row]][rival] = scores[metric].p
     return found
 
 
 def tokenised(folder: Path, evaluation: dict[str, Any], language: str) -> dict[str, Any]:
-    """Greedy BLEU of every model as papers of the time gave it, and its signature: to be compared with theirs alone."""
+    """Return each model's greedy BLEU on tokenised, lower-case text, and its signature.
+
+    Papers of that time report BLEU this way. Compare it only with such figures.
+    """
     from corpora import moses
 
     tokenise = moses(language)
@@ -107,11 +114,11 @@ def tokenised(folder: Path, evaluation: dict[str, Any], language: str) -> dict[s
 
 
 def lines(path: Path, expected: int | None = None) -> list[str]:
-    """A file's lines. Not splitlines(), which also splits at characters that may stand in a sentence."""
+    """Return a file's lines. splitlines() would also split at characters that a sentence may contain."""
     found = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     if expected is not None and len(found) != expected:
         raise SystemExit(
-            f"{path} must have {expected} lines, one for each reference, but has {len(found)}: evaluate again"
+            f"{path} must have {expected} lines, one for each reference, but has {len(found)}; evaluate again"
         )
     return found
 

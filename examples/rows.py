@@ -1,4 +1,4 @@
-"""``rows.py ROW…`` refuses what is no row of common.sh's ``learn``, before hours of training a teacher have passed."""
+"""Refuses unknown rows of common.sh's ``learn``, before hours of teacher training: ``rows.py ROW…``."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ PLAIN = ("scratch", "continued", "seqkd", "seq_inter", "seqkd_pruned")
 
 
 def main() -> None:
-    logging.disable()  # what fairseq says while it is imported
+    logging.disable()  # fairseq logs while it is imported
     from fairseq.criterions import CRITERION_REGISTRY
 
     import fairseq_imitkd  # noqa: F401 (registers the methods)
@@ -20,8 +20,8 @@ def main() -> None:
     for row in sys.argv[1:]:
         if row not in known:
             sys.exit(
-                f"run.sh: a row must be scratch, seqkd, seq_inter, seqkd_pruned, METHOD or seqkd_METHOD, but is '{row}'; "
-                f"METHOD is one of {', '.join(methods)}"
+                "run.sh: a row must be scratch, seqkd, seq_inter, seqkd_pruned, METHOD or seqkd_METHOD, "
+                f"but is '{row}'; METHOD is one of {', '.join(methods)}"
             )
 
 

@@ -1,4 +1,8 @@
-"""SentencePiece for the recipes: ``subwords.py train PREFIX SIZE TEXT…`` and ``subwords.py encode MODEL < text``."""
+"""Trains and applies SentencePiece for the recipes.
+
+subwords.py train PREFIX SIZE TEXT…
+subwords.py encode MODEL < text
+"""
 
 import sys
 
@@ -19,7 +23,8 @@ def main() -> None:
                 )
             except RuntimeError as error:
                 sys.exit(
-                    f"subwords.py: no vocabulary of {size} (VOCABULARY) can be made of {', '.join(texts)}: {error}"
+                    f"subwords.py: {', '.join(texts)} must allow a VOCABULARY of {size}, but do not "
+                    f"({error}); use a smaller one"
                 )
         case ["encode", model]:
             processor = sentencepiece.SentencePieceProcessor(model_file=model)

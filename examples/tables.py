@@ -1,12 +1,12 @@
-"""The tables of the READMEs, out of each recipe's results.json: ``tables.py [RUN…]``.
+"""Writes the tables of the READMEs from each recipe's results.json: ``tables.py [RUN…]``.
 
-Each RUN's results.json, which a recipe's evaluation writes, first becomes its recipe's. ``tables.py --check`` writes nothing,
-and names what is stale. In a README a table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; nobody types into it. A
-recipe's ``evaluation.md``, all that imitkd-evaluate prints of the run, is made from the same file. A recipe whose table is like
-no other's has a ``table.py`` of its own.
+The results.json of each RUN, which a recipe's evaluation writes, is first copied into the recipe's folder.
+``tables.py --check`` writes nothing and names the stale files. In a README a table is between
+``<!-- NAME -->`` and ``<!-- /NAME -->``; do not edit it by hand. A recipe's ``evaluation.md`` is made from
+the same file and holds what imitkd-evaluate prints. A recipe with a special table has its own ``table.py``.
 
-A recipe's runs beside its own, with a teacher of their own, come by ``tables.py RUN --beside NAME``: ``results-NAME.json`` and
-``evaluation-NAME.md``, and a table at ``<!-- results-NAME -->`` of the recipe's README alone.
+``tables.py RUN --beside NAME`` adds a further run with a teacher of its own. It writes ``results-NAME.json``
+and ``evaluation-NAME.md``, and a table at ``<!-- results-NAME -->`` of the recipe's README only.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from types import ModuleType
 from typing import Any
 
 EXAMPLES = Path(__file__).parent
-KINDS = ("_sru_3", "_sru", "_transformer")  # ends of rows' names where a recipe has several kinds of students
-EXPORTED = "_exported"  # the end of an exported student's
+KINDS = ("_sru_3", "_sru", "_transformer")  # suffixes of the rows of recipes with several kinds of students
+EXPORTED = "_exported"  # suffix of exported students
 TITLES = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-# From a teacher to a served student: a script, what it makes, and whose time, size and score that is.
+# From a teacher to an exported student: a script, what it makes, and the model whose figures are shown
 JOURNEY = (
     ("prepare.sh", "checked text, subwords, binary data", ""),
     ("teacher.sh", "the teacher", "teacher"),
-    ("distill.sh imitkd_full", "a student, taught on its own prefixes", "imitkd_full"),
+    ("distill.sh imitkd_full", "a student, trained on its own prefixes", "imitkd_full"),
     ("export.sh imitkd_full", "a folder that translates raw text, in int8", "imitkd_full_exported"),
 )
 
@@ -37,18 +37,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN")
     parser.add_argument(
-        "--beside", metavar="NAME", help="RUN's are not the recipe's results, but results-NAME.json"
+        "--beside", metavar="NAME", help="publish RUN as results-NAME.json instead of the recipe's results"
     )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with 1 if a README is stale"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is stale")
     args = parser.parse_args()
     if args.check and args.runs:
-        parser.error("--check writes nothing: give it no RUN")
+        parser.error("--check writes nothing; use it without RUN")
     if args.beside is not None and not (args.runs and re.fullmatch(r"[\w-]+", args.beside)):
-        parser.error(
-            f"--beside must be letters and digits, and have a RUN that it names, but is '{args.beside}'"
-        )
+        parser.error(f"--beside must be letters and digits, and needs a RUN, but is '{args.beside}'")
 
     published = dict(published_by(run, args.beside) for run in args.runs)
     wanted = {
@@ -58,7 +54,7 @@ def main() -> None:
     stale = {path: text for path, text in wanted.items() if not path.exists() or path.read_text() != text}
     for path, text in stale.items():
         if args.check:
-            print(f"{path} is not what its results.json says: run examples/tables.py", file=sys.stderr)
+            print(f"{path} is stale; run examples/tables.py", file=sys.stderr)
         else:
             temporary = path.with_suffix(".part")
             temporary.write_text(text)
@@ -68,14 +64,12 @@ def main() -> None:
 
 
 def published_by(run: Path, beside: str | None = None) -> tuple[Path, dict[str, Any]]:
-    """A run's results, and where its recipe has them."""
+    """Return the file in the recipe's folder that a run's results go to, and the results."""
     source = run / "results.json"
     if not source.exists():
-        raise SystemExit(
-            f"{source} does not exist: let the recipe's evaluate.sh, or its run.sh, write it first"
-        )
+        raise SystemExit(f"{source} does not exist; run the recipe's evaluate.sh or run.sh first")
     if (run / ".smoke").exists():
-        raise SystemExit(f"{run} is a run with SMOKE=1: its figures say nothing")
+        raise SystemExit(f"{run} is a run with SMOKE=1, whose figures mean nothing; use another")
     try:
         results = json.loads(source.read_text())
         recipe = EXAMPLES / results["recipe"]
@@ -84,17 +78,23 @@ def published_by(run: Path, beside: str | None = None) -> tuple[Path, dict[str, 
         if not trained or not models:
             raise KeyError(source)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise SystemExit(f"{source} is not what a recipe's evaluation writes: evaluate again") from None
+        raise SystemExit(f"{source} is not what a recipe's evaluation writes; evaluate again") from None
     if not (recipe / "README.md").exists():
-        raise SystemExit(f"{source} is of the recipe {recipe.name}, but there is no {recipe / 'README.md'}")
+        raise SystemExit(
+            f"{source} names the recipe {recipe.name}, but {recipe / 'README.md'} does not exist"
+        )
     target = recipe / (f"results-{beside}.json" if beside else source.name)
     if target.exists() and "recipe" not in json.loads(target.read_text()):
-        raise SystemExit(f"--beside '{beside}' is a study's of {recipe / 'studies.md'}: take another name")
+        raise SystemExit(f"--beside '{beside}' is a study in {recipe / 'studies.md'}; use another name")
     return target, results
 
 
 def documents(published: dict[Path, dict[str, Any]]) -> dict[Path, str]:
-    """Every file that shows results, as it should be; ``published`` are results that are not in their place yet."""
+    """Return the up-to-date text of every file that shows results.
+
+    Args:
+        published: new results by the file that they go to.
+    """
     found = {path: json.loads(path.read_text()) for path in EXAMPLES.glob("*/results*.json")} | published
     runs = {path: each for path, each in sorted(found.items()) if "evaluation" in each}
     every = [each for path, each in runs.items() if path.stem == "results"]
@@ -125,7 +125,7 @@ def documents(published: dict[Path, dict[str, Any]]) -> dict[Path, str]:
 
 
 def loaded(path: Path) -> ModuleType:
-    """A recipe's own script."""
+    """Import a recipe's own script."""
     spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -135,6 +135,7 @@ def loaded(path: Path) -> ModuleType:
 
 
 def filled(path: Path, tables: dict[str, str]) -> str:
+    """Return the text of a document with these tables at their places."""
     text = path.read_text()
     for name, table in tables.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
@@ -146,19 +147,22 @@ def filled(path: Path, tables: dict[str, str]) -> str:
 
 
 def printed(results: dict[str, Any]) -> str:
+    """Return what imitkd-evaluate prints of a run."""
     from fairseq_imitkd.evaluate.markdown import markdown
+    from fairseq_imitkd.evaluate.schema import from_json
 
-    return f"# What imitkd-evaluate prints of the run\n\n{markdown(results['evaluation'])}\n"
+    evaluation = from_json(results["evaluation"], "evaluation.json")
+    return f"# What imitkd-evaluate prints of the run\n\n{markdown(evaluation)}\n"
 
 
 def row_and_seed(name: str) -> tuple[str, int]:
-    """``imitkd-seed2`` is ``imitkd``'s second seed."""
+    """Split a model's name into its row and seed: ``imitkd-seed2`` is the second seed of ``imitkd``."""
     row, _, seed = name.partition("-seed")
     return row, int(seed or 1)
 
 
 def by_row(models: Iterable[str]) -> dict[str, list[str]]:
-    """Rows in the order of the table -> their models by seed."""
+    """Return the models of each row, sorted by seed."""
     rows: dict[str, list[str]] = {}
     for name in models:
         rows.setdefault(row_and_seed(name)[0], []).append(name)
@@ -166,18 +170,18 @@ def by_row(models: Iterable[str]) -> dict[str, list[str]]:
 
 
 def kind(row: str) -> str:
-    """Which kind of student a row is of: only those of one kind are compared with each other."""
+    """Return the kind of student of a row. Only students of one kind are compared with each other."""
     return next((end for end in KINDS if row.removesuffix(EXPORTED).endswith(end)), "")
 
 
 def headline(evaluation: dict[str, Any]) -> str:
-    """What a recipe's models are compared by: ROUGE-L for summaries, else BLEU."""
+    """Return the score that a recipe compares its models by: ROUGE-L for summaries, else BLEU."""
     first = next(iter(evaluation["models"].values()))
     return "rougeL" if "rougeL" in first["decoding"]["greedy"] else "bleu"
 
 
 def recipe_table(results: dict[str, Any], source: str = "results.json") -> str:
-    """One run's models, a line each, what the columns are, and where the figures come from."""
+    """Return the table of one run, with one line per model, and notes on its columns and origin."""
     evaluation, trainings = results["evaluation"], results["trainings"]
     metric = headline(evaluation)
     others = ["chrf"] if metric == "bleu" else ["rouge1", "rouge2", "bleu"]
@@ -212,31 +216,49 @@ def recipe_table(results: dict[str, Any], source: str = "results.json") -> str:
             markdown(head, rows, left=1),
             "",
             *spread(results, metric),
-            f"Greedy decoding where nothing else is said; {evaluation['data']['sentences']:,} sentences; "
-            "MB: of the weights, or of an exported folder; "
-            "p: paired bootstrap against the model of the same seed (1,000 resamples); speed: sentences a second, greedy, "
-            f"batches of {batch}, by fairseq (an exported student by its own engine), rounds of all models in turn, "
-            f"{evaluation['machine']['threads']} thread; "
-            "updates: of the best checkpoint; minutes: of training alone, beside whatever else the machine did"
-            f"{'; GB: the most memory of the host that the training held' if any(peaks.values()) else ''}. "
-            f"{signatures(evaluation, tokenised)} {origin(trainings, evaluation, source)}",
+            recipe_notes(results, batch, memory=any(peaks.values()))
+            + " "
+            + origin(trainings, evaluation, source),
         ]
     )
 
 
+def recipe_notes(results: dict[str, Any], batch: str, *, memory: bool) -> str:
+    """Return the notes on the columns of a recipe's table.
+
+    Args:
+        results: results of the run.
+        batch: batch size of the speed column.
+        memory: whether the table has a column of peak memory.
+    """
+    evaluation = results["evaluation"]
+    return (
+        f"Greedy decoding unless stated otherwise; {evaluation['data']['sentences']:,} sentences. "
+        "MB: size of the weights, or of an exported folder. "
+        "p: paired bootstrap against the model of the same seed (1,000 resamples). "
+        f"Speed: sentences per second with greedy decoding in batches of {batch}, by fairseq "
+        "(an exported student by its own engine), all models taking turns, "
+        f"{evaluation['machine']['threads']} thread. Updates: up to the best checkpoint. "
+        "Minutes: training time, on a machine that also did other work. "
+        f"{'GB: peak host memory of the training. ' if memory else ''}"
+        f"{signatures(evaluation, results.get('tokenised'))}"
+    )
+
+
 def origin(trainings: dict[str, Any], evaluation: dict[str, Any], source: str) -> str:
-    """Where a table's figures come from."""
+    """Return a sentence on the commits, the machine and the versions of a table's figures."""
     found = dict.fromkeys(commit for training in trainings.values() for commit in training["commits"])
     machine = evaluation["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items())
     return (
-        f"Trained at {', '.join(found) or 'no commit of this repository'}, evaluated at {evaluation['commit']} on "
-        f"{machine['processor']}, {machine['cores']} cores; {versions}. All commands and figures: [{source}]({source})."
+        f"Trained at {', '.join(found) or 'an unknown commit'}, evaluated at {evaluation['commit']} on "
+        f"{machine['processor']}, {machine['cores']} cores; {versions}. "
+        f"All commands and figures: [{source}]({source})."
     )
 
 
 def overview(results: list[dict[str, Any]]) -> str:
-    """All recipes' models in one table, a line for each row, every seed shown."""
+    """Return all recipes' models in one table, with one line per row and all seeds."""
     rows: list[list[Any]] = []
     for found in results:
         models = found["evaluation"]["models"]
@@ -273,7 +295,7 @@ def overview(results: list[dict[str, Any]]) -> str:
 
 
 def alike(names: list[str], others: list[str]) -> list[tuple[str, str]]:
-    """Pairs of the same seed, one of each; a teacher, whose seed says nothing, is beside all."""
+    """Return pairs of models of the same seed. A teacher is paired with every model."""
     if names == ["teacher"]:
         return [("teacher", other) for other in others]
     by_seed = {row_and_seed(other)[1]: other for other in others}
@@ -281,7 +303,7 @@ def alike(names: list[str], others: list[str]) -> list[tuple[str, str]]:
 
 
 def headlines(every: list[dict[str, Any]]) -> str:
-    """A line for each training, a column for each recipe, every seed shown."""
+    """Return a table with one line per row, one column per recipe, and all seeds."""
     scores: dict[str, dict[str, list[str]]] = {}
     for found in every:
         models, metric = found["evaluation"]["models"], headline(found["evaluation"])
@@ -301,7 +323,7 @@ def headlines(every: list[dict[str, Any]]) -> str:
 
 
 def journey(results: dict[str, Any]) -> str:
-    """From a teacher to an exported student, a command a line."""
+    """Return the table of the way from a teacher to an exported student, one command per line."""
     models, metric = results["evaluation"]["models"], headline(results["evaluation"])
     rows = []
     for script, makes, name in JOURNEY:
@@ -319,12 +341,12 @@ def journey(results: dict[str, Any]) -> str:
 
 
 def in_bf16(results: dict[str, Any]) -> bool:
-    """Whether the teacher was trained so."""
+    """Return whether the teacher was trained in bf16."""
     return "--bf16" in (results["trainings"]["teacher"]["command"] or "").split()
 
 
 def spread(results: dict[str, Any], metric: str) -> list[str]:
-    """Means over seeds, of the rows that have several."""
+    """Return the line with the means of the rows that have several seeds, if there are any."""
     models = results["evaluation"]["models"]
     means = [
         f"`{row}` {mean(models, names, metric):.2f}"
@@ -340,7 +362,7 @@ def mean(models: dict[str, Any], names: list[str], metric: str) -> float:
 
 
 def scale(metric: str) -> float:
-    """ROUGE comes as a fraction; papers give it in points, as BLEU is."""
+    """Return the factor to points: ROUGE is a fraction, but papers give it in points like BLEU."""
     return 100.0 if metric.startswith("rouge") else 1.0
 
 
@@ -360,7 +382,7 @@ def chance_cell(p: float | None) -> str:
 
 
 def megabytes(model: dict[str, Any]) -> str:
-    """Of the weights; a checkpoint also has the optimizer's state."""
+    """Return the size of the weights, without the optimizer's state in the checkpoint."""
     return f"{(model['weight_bytes'] or model['bytes']) / 1e6:.1f}"
 
 
@@ -369,7 +391,7 @@ def minutes(spent: float | None) -> str:
 
 
 def speed(evaluation: dict[str, Any], name: str, batch: str) -> float:
-    """How many times the teacher's sentences a second."""
+    """Return a model's speed as a multiple of the teacher's."""
     rates = {
         model: evaluation["models"][model]["speed"][batch]["sentences_per_second"]
         for model in (name, "teacher")
@@ -385,7 +407,7 @@ def signatures(evaluation: dict[str, Any], tokenised: dict[str, Any] | None) -> 
 
 
 def markdown(head: list[str], rows: list[list[Any]], left: int) -> str:
-    """A table whose first ``left`` columns are words and the others numbers."""
+    """Return a Markdown table; the first ``left`` columns are aligned left, the others right."""
     rule = "|" + "|".join("---" if place < left else "--:" for place in range(len(head))) + "|"
     return "\n".join(
         ["| " + " | ".join(map(str, cells)) + " |" if cells else rule for cells in (head, [], *rows)]

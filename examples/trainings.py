@@ -1,4 +1,4 @@
-"""Where a run's figures come from: how its models were trained, and by what they were evaluated."""
+"""Records how the models of a run were trained, and what evaluated them."""
 
 import shlex
 from itertools import pairwise
@@ -11,18 +11,19 @@ from fairseq_imitkd.evaluate import provenance
 
 
 def training(run: Path, name: str) -> dict[str, Any]:
-    """How a model came to be, by ``commands`` in its folder (common.sh's ``noted``) and its checkpoints."""
+    """Return how a model was trained, from its checkpoints and ``commands`` (see ``noted`` in common.sh)."""
     log = run / name / "commands"
     if not log.exists():
         raise SystemExit(
-            f"{log} must say how {name} was trained: delete {run}/.done/{name}, and train it again"
+            f"{log} must hold the training command of {name}, but does not exist; delete "
+            f"{run}/.done/{name} and train it again"
         )
     calls = [line.split("\t") for line in log.read_text().splitlines()]
     commands = [shlex.join(shlex.split(call[1].replace(str(run.resolve()), "run"))) for call in calls]
     best = checkpoint_utils.load_checkpoint_to_cpu(str(run / name / "checkpoint_best.pt"))
     last = checkpoint_utils.load_checkpoint_to_cpu(str(run / name / "checkpoint_last.pt"))
     return {
-        # More than one where a later commit went on with a training.
+        # More than one if a later commit resumed the training.
         "commits": list(dict.fromkeys(call[0] for call in calls)),
         "command": commands[-1],
         "earlier_commands": [command for command in dict.fromkeys(commands) if command != commands[-1]],
@@ -37,24 +38,27 @@ def training(run: Path, name: str) -> dict[str, Any]:
 
 
 def spent(checkpoint: dict[str, Any]) -> float:
-    """Seconds of training, as fairseq counts: on from those of the checkpoint that it started from."""
+    """Return the seconds of training; fairseq includes those of the checkpoint that it started from:
+
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/trainer.py#L638-L639
+    """
     return float(checkpoint["extra_state"].get("previous_training_time", 0.0))
 
 
 def before(command: str) -> float | None:
-    """Seconds that the checkpoint which a training started from had already; None if that file is gone."""
+    """Return the seconds of the checkpoint that a training started from; None if the file is gone."""
     words = shlex.split(command)
     starts = [value for flag, value in pairwise(words) if flag in ("--restore-file", "--finetune-from-model")]
     if not starts:
         return 0.0
-    path = Path(starts[-1])  # as fairseq takes it where a flag stands twice
+    path = Path(starts[-1])  # like fairseq, take the last value of a repeated flag
     return spent(checkpoint_utils.load_checkpoint_to_cpu(str(path))) if path.exists() else None
 
 
 def origin() -> dict[str, Any]:
-    """What evaluates: the commit, the machine, the versions."""
+    """Return what evaluates: the commit, the machine and the versions."""
     return {
         "commit": provenance.commit(),
-        "machine": provenance.machine(),
+        "machine": vars(provenance.machine()),
         "versions": provenance.versions(()),
     }

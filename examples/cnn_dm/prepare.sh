@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# CNN/DailyMail, version 3.0.0: text, SentencePiece, fairseq's binary data in $RUN/data-bin. Needs pip install 'fairseq-imitkd[recipes]'.
-#   RAW_DIR=DIR   a folder with the five Parquet files instead of the download
+# Prepare CNN/DailyMail, version 3.0.0: text, SentencePiece, fairseq's binary data in $RUN/data-bin.
+# Requires pip install 'fairseq-imitkd[recipes]'.
+#   RAW_DIR=DIR   folder with the five Parquet files, instead of a download
 source "$(dirname "$0")/../common.sh"
 ORIGIN=https://huggingface.co/datasets/abisee/cnn_dailymail/resolve/96df5e686bee6baa90b8bee7c28b81fa3fa6223d/3.0.0
 PIECES="

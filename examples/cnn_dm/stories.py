@@ -1,9 +1,9 @@
-"""CNN/DailyMail, version 3.0.0 (not anonymised), out of its Parquet files: ``stories.py DIR OUT``.
+"""Extracts CNN/DailyMail, version 3.0.0 (not anonymised), from its Parquet files: ``stories.py DIR OUT``.
 
-DIR holds ``{train,validation,test}-*-of-*.parquet`` with columns ``article`` and ``highlights``. Writes
-``OUT/{train,valid,test}.{source,target}``: an article and its highlights, one after the other, a line. Articles end after 400
-words and, in train alone, summaries after 100: what a model writes is compared with all of a summary. Pairs without text on a
-side are left out. Takes a few minutes.
+DIR holds ``{train,validation,test}-*-of-*.parquet`` with columns ``article`` and ``highlights``. The script
+writes ``OUT/{train,valid,test}.{source,target}``, one article and its joined highlights per line. Articles
+are cut after 400 words. Summaries are cut after 100 words in train only, because evaluation compares with
+complete summaries. Pairs without text on one side are dropped. A run takes a few minutes.
 """
 
 import argparse
@@ -42,32 +42,35 @@ def main() -> None:
                 else:
                     left_out += 1
         if left_out:
-            print(f"{split}: left out {left_out} without article or highlights")
+            print(f"{split}: dropped {left_out} pairs without article or highlights")
 
 
 def find(folder: Path, name: str) -> list[Path]:
-    """All pieces of a split, in order."""
+    """Return all files of a split, in order."""
     found = {path.name.removeprefix(name): path for path in folder.glob(f"{name}-*-of-*.parquet")}
     numbers = sorted(match.groups() for match in map(PIECE.fullmatch, found) if match)
     if not numbers or [int(number) for number, _ in numbers] != list(range(int(numbers[0][1]))):
         corpora.refuse(
-            f"{folder} must hold every {name}-*-of-*.parquet, but has {sorted(path.name for path in found.values())}"
+            f"{folder} must hold all {name}-*-of-*.parquet, "
+            f"but has {sorted(path.name for path in found.values())}; add the missing ones"
         )
     return [found[f"-{number}-of-{count}.parquet"] for number, count in numbers]
 
 
 def stories(paths: list[Path]) -> Iterator[tuple[str, str]]:
+    """Yield the articles and highlights of some files."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        corpora.refuse("pyarrow is missing: pip install 'fairseq-imitkd[recipes]'")
+        corpora.refuse("pyarrow is not installed; run pip install 'fairseq-imitkd[recipes]'")
     for path in paths:
         try:
             with parquet.ParquetFile(path) as file:
                 missing = set(COLUMNS) - set(file.schema_arrow.names)
                 if missing:
                     corpora.refuse(
-                        f"{path} must have the columns {COLUMNS}, but has not {sorted(missing)}: download it again"
+                        f"{path} must have the columns {COLUMNS}, but lacks {sorted(missing)}; "
+                        "download it again"
                     )
                 for batch in file.iter_batches(batch_size=1000, columns=COLUMNS):
                     for row in batch.to_pylist():
@@ -75,12 +78,13 @@ def stories(paths: list[Path]) -> Iterator[tuple[str, str]]:
         except ArrowException as error:
             reason = str(error).splitlines()[0]
             corpora.refuse(
-                f"{path} must be a whole Parquet file, but is not ({reason}): delete it and download it again"
+                f"{path} must be a complete Parquet file, but is not ({reason}); "
+                "delete it and download it again"
             )
 
 
 def shortened(text: str, words: int | None) -> str:
-    """One line of at most so many words; None: all."""
+    """Return a text in one line of at most ``words`` words; None keeps all."""
     return " ".join(corpora.cleared(text).split()[:words])
 
 

@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# The teacher: a transformer of 6+6 layers, 512 dimensions, on the references.
+# Train the teacher on the references: a transformer of 6+6 layers and 512 dimensions.
 source "$(dirname "$0")/../common.sh"
 teach "$@"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# IWSLT'14's German and English talks, tokenised by Moses and lower-case; SentencePiece, fairseq's binary data in $RUN/data-bin.
-#   RAW_DIR=DIR   a folder with de-en.tgz, or with {train,valid,test}.{de,en}.gz in that form, instead of the download
+# Prepare IWSLT'14's German and English talks: tokenised, lower-case text, SentencePiece, fairseq's binary data in $RUN/data-bin.
+#   RAW_DIR=DIR   folder with de-en.tgz or with the prepared {train,valid,test}.{de,en}.gz, instead of a download
 source "$(dirname "$0")/../common.sh"
 ORIGIN=http://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz
-PAIRS=174272 # of all three splits
+PAIRS=174272 # all three splits
 
 talks() {
   local archive=${RAW_DIR:-$RUN/raw/downloaded}/de-en.tgz split side
   if [ -n "${RAW_DIR:-}" ] && [ ! -e "$archive" ]; then
-    # The test sets' sums are those of fairseq's own preparation; of the training set none is known.
+    # Checksums of fairseq's own preparation. Those of the training set are not known.
     from_raw_dir <<'FILES'
 valid.de  3f051579c9d8c7281a6ea8c72ad4ae09dbaa9bb24dfd41166f2c3a3df7cd940a
 valid.en  e6d7317a9772cd1ed970910c611e9e7dada1f34439269b44a9d801334bff948d
@@ -21,7 +21,7 @@ FILES
     python "$RECIPE/ted.py" "$archive" "$RUN/raw"
   fi
   [ -n "${ANY_TEXT:-}" ] || [ "$(cat "$RUN"/raw/{train,valid,test}.de | wc -l)" = "$PAIRS" ] ||
-    die "$RUN/raw must hold $PAIRS pairs in all: fetch the data again, or take them as they are with ANY_TEXT=1"
+    die "$RUN/raw must hold $PAIRS pairs in total; fetch the data again, or accept it with ANY_TEXT=1"
 }
 
 prepare talks

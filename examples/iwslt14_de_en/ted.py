@@ -1,8 +1,11 @@
-"""IWSLT'14's German and English talks as fairseq's prepare-iwslt14.sh has them before its BPE: ``ted.py de-en.tgz OUT``.
+"""Prepares IWSLT'14's German and English talks: ``ted.py de-en.tgz OUT``.
 
-Writes ``OUT/{train,valid,test}.{de,en}``, tokenised as by Moses and lower-case. Training pairs have 1 to 175 words a side,
-one side at most 1.5 times as long as the other; every 23rd of them is valid's. test is dev2010, dev2012 and tst2010 to
-tst2012. Takes a few minutes.
+The result is that of fairseq's prepare-iwslt14.sh before its BPE:
+https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/examples/translation/prepare-iwslt14.sh#L49-L98
+
+The script writes ``OUT/{train,valid,test}.{de,en}``, tokenised by Moses and lower-case. Training pairs have 1
+to 175 words per side, and one side is at most 1.5 times as long as the other. Every 23rd of them goes to
+valid. test is dev2010, dev2012 and tst2010 to tst2012. A run takes a few minutes.
 """
 
 import argparse
@@ -37,7 +40,11 @@ def main() -> None:
     tokenizers = [corpora.moses(side) for side in SIDES]
     with corpora.Pairs(args.out, "train", SIDES) as train, corpora.Pairs(args.out, "valid", SIDES) as valid:
         tagged = parallel(files, "train.tags.de-en.{}", sentences)
-        usable = (pair for pair in tokenised(tagged, tokenizers) if corpora.clean(*pair, LONGEST, RATIO))
+        usable = (
+            pair
+            for pair in tokenised(tagged, tokenizers)
+            if corpora.clean(*pair, longest=LONGEST, ratio=RATIO)
+        )
         for number, pair in enumerate(usable, 1):
             (train if number % VALID_EVERY else valid).add(*(text.lower() for text in pair))
     with corpora.Pairs(args.out, "test", SIDES) as test:
@@ -47,7 +54,7 @@ def main() -> None:
 
 
 def read(path: Path) -> dict[str, str]:
-    """The archive's texts by file name."""
+    """Return the archive's texts by file name."""
     try:
         with tarfile.open(path) as archive:
             files = {
@@ -59,40 +66,44 @@ def read(path: Path) -> dict[str, str]:
                 if file and name.startswith(("train.", "IWSLT14."))
             }
     except OSError as error:
-        corpora.refuse(f"{path} cannot be read ({error.strerror or error}): download it, or name another")
+        corpora.refuse(f"{path} cannot be read ({error.strerror or error}); download it, or use another")
     except (tarfile.TarError, EOFError) as error:
         corpora.refuse(
-            f"{path} must be a whole tar archive, but is not ({error}): delete it and download it again"
+            f"{path} must be a complete tar archive, but is not ({error}); delete it and download it again"
         )
 
 
 def parallel(
     files: dict[str, str], name: str, lines: Callable[[str], Iterator[str]]
 ) -> list[tuple[str, str]]:
-    """Pairs of lines of both sides' files, as `lines` takes them out."""
+    """Return the pairs of lines that ``lines`` extracts from both sides' files."""
     names = [name.format(side) for side in SIDES]
     for side in names:
         if side not in files:
             corpora.refuse(
-                f"the archive must hold {side}, but does not: download de-en.tgz of IWSLT'14 again"
+                f"the archive must hold {side}, but does not; download de-en.tgz of IWSLT'14 again"
             )
     german, english = (list(lines(files[side])) for side in names)
     if len(german) != len(english):
         corpora.refuse(
-            f"{names[0]} has {len(german)} sentences, {names[1]} {len(english)}: they must be as many; download them again"
+            f"{names[0]} and {names[1]} must have equally many sentences, but have {len(german)} and "
+            f"{len(english)}; download them again"
         )
     return list(zip(german, english, strict=True))
 
 
 def sentences(text: str) -> Iterator[str]:
-    """The training file's: title, description, and what is said, line by line."""
+    """Yield the lines of a training file: title, description and what is said."""
     for line in text.removesuffix("\n").split("\n"):
         if not any(tag in line for tag in NO_SENTENCE):
             yield TAGS.sub("", line)
 
 
 def segments(text: str) -> Iterator[str]:
-    """An XML file's; entities are left as they are, as fairseq leaves them."""
+    """Yield the segments of an XML file. Entities stay as they are:
+
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/examples/translation/prepare-iwslt14.sh#L76-L79
+    """
     for line in text.split("\n"):
         if "<seg id" in line:
             yield SEGMENT.sub("", line).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")

@@ -1,4 +1,4 @@
-"""Decode both tasks' test sets with every model of RUN; write its table, table.md, and results.json."""
+"""Decodes both tasks' test sets with every model of RUN, and writes results.json and table.md."""
 
 import logging
 from pathlib import Path
@@ -22,7 +22,9 @@ MODELS = {
 def main() -> None:
     run, seed, device = asked(__doc__)
     trainings = {folder: training(run, folder) for folder in ("scratch", *MODELS.values())}
-    logging.disable(logging.INFO)  # fairseq logs into the first of the outputs, closed or not
+    # fairseq logs into its first output file, even after closing it:
+    # https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq_cli/generate.py#L61-L65
+    logging.disable(logging.INFO)
     models = {
         label: {"folder": folder, **{task: quality(run, folder, task, device) for task in TASKS}}
         for label, folder in MODELS.items()
@@ -31,7 +33,7 @@ def main() -> None:
 
 
 def quality(run: Path, folder: str, task: str, device: list[str]) -> dict[str, Any]:
-    """Of one model on one task's test set."""
+    """Return the scores of one model on one task's test set."""
     out = run / folder / task
     paths = [
         str(run / "data-bin" / task),

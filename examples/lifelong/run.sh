@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Two tasks, one after the other, each with a teacher of its own: does the student still know the first after the second?
-#   SEED=N   other languages, other sentences, other initial weights (default 1)
+# Learn two tasks in sequence, each with its own teacher: does the student still know the first after the second?
+#   SEED=N   seed of languages, sentences and initial weights (default: 1)
 source "$(dirname "$0")/../common.sh"
 source "$REPO/examples/quickstart/models.sh"
 TEACHER_UPDATES=${TEACHER_UPDATES:-2000} STUDENT_UPDATES=${STUDENT_UPDATES:-1000} MORE_UPDATES=${MORE_UPDATES:-400} TASK_UPDATES=${TASK_UPDATES:-1000}
-REPLAYED=5000 # sentences of the first task that the second one's training still sees, of 20,000
+REPLAYED=5000 # of the first task's 20,000 sentences, in the second task's training
 
-# first, second: a pair of languages each. both: the second, and what is kept of the first. One dictionary a side for all.
+# first, second: a pair of languages each. both: the second with the replayed part of the first. All share one dictionary per side.
 data() {
   python "$REPO/examples/quickstart/language.py" "$RUN/text/first" --seed "$SEED"
   python "$REPO/examples/quickstart/language.py" "$RUN/text/second" --seed "$((SEED + 1000))"
-  rm -rf "$RUN/data-bin" # fairseq-preprocess refuses a folder that a killed call left half done
+  rm -rf "$RUN/data-bin" # fairseq-preprocess refuses a folder that a killed call left incomplete
   mkdir -p "$RUN/text/both" "$RUN/text/all"
   for side in src tgt; do
     head -n "$REPLAYED" "$RUN/text/first/train.$side" | cat - "$RUN/text/second/train.$side" >"$RUN/text/both/train.$side"
@@ -23,7 +23,7 @@ data() {
   binarise both valid --srcdict "$RUN/data-bin/all/dict.src.txt" --tgtdict "$RUN/data-bin/all/dict.tgt.txt"
 }
 
-# binarise NAME [valid] [test] [FLAGS…]
+# binarise NAME [valid] [test] [FLAGS…]: write fairseq's data directory of a task.
 binarise() {
   local name=$1 splits=()
   shift
@@ -33,7 +33,7 @@ binarise() {
     { tail -5 "$RUN/preprocess.log" >&2; return 1; }
 }
 
-# on TASK STAGE…: the stage on the data of a task.
+# on TASK STAGE…: run a stage on the data of a task.
 on() {
   DATA=$RUN/data-bin/$1
   shift
@@ -56,11 +56,11 @@ wait "$teacher_first"
 from scratch; imitkd "${TEACHERS[0]}"
 awaited on first first fit first "$MORE_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}"
 wait "$teacher_second"
-# The second task by its own teacher, as if there had been no first.
+# The second task with only its own teacher.
 from first; imitkd "${TEACHERS[1]}"
 beside on second forgetful fit forgetful "$TASK_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}"
 forgetful=$BESIDE
-# The second task and some of the first, by both teachers: each sentence listens to the one that knows its reference.
+# The second task and a part of the first with both teachers. Each sentence uses the teacher that knows its reference better.
 imitkd "${TEACHERS[0]}:${TEACHERS[1]}" --teacher-selection agreement
 awaited on both lifelong fit lifelong "$TASK_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM[@]}"
 wait "$forgetful"

@@ -1,4 +1,4 @@
-"""The table of both tasks, in Markdown."""
+"""The lifelong recipe's table, in Markdown."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ TASKS = ("first", "second")
 
 
 def table(results: dict[str, Any]) -> str:
-    """All models, a line each, and what the columns are; ``results`` is a results.json of evaluate.py."""
+    """Return the table of evaluate.py's results.json, one line per model, and notes on its columns."""
     rows = [
         "| model | first: BLEU | right | second: BLEU | right | updates | training, s |",
         "|---|--:|--:|--:|--:|--:|--:|",
@@ -21,13 +21,13 @@ def table(results: dict[str, Any]) -> str:
             f"| {' | '.join([label, *cells])} | {training['updates_in_all']:,} | {seconds(training)} |"
         )
     notes = (
-        f"BLEU ± 95% bootstrap interval: `{results['signatures']['bleu']}`; right: the share of sentences that equal one of "
-        "the right translations; greedy decoding; training: of this model alone, up to three of them at a time; "
-        f"seed {results['seed']}."
+        f"BLEU ± 95% bootstrap interval: `{results['signatures']['bleu']}`; right: share of translations "
+        "that equal a right translation; greedy decoding; training: training time of this model, with up to "
+        f"three trainings at a time; seed {results['seed']}."
     )
     return "\n".join([*rows, "", notes])
 
 
 def seconds(training: dict[str, Any]) -> str:
-    """Unknown where the model that it began as is gone."""
+    """Return the training time; it is unknown if the model that the training started from is gone."""
     return "" if training["minutes"] is None else f"{training['minutes'] * 60:.0f}"

@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Every model that is there on the test set: $RUN/evaluation, $RUN/results.json, and the table.
+# Evaluate all models on the test set: write $RUN/evaluation and $RUN/results.json, and print the table.
 source "$(dirname "$0")/../common.sh"
 evaluate

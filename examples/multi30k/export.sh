@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A trained student as a folder that translates raw text: export.sh [NAME] (default: imitkd_full), in $RUN/NAME/exported.
-#   QUANTIZATION=int8|float32|…; STUDENT=sru and SEED=N as of distill.sh
+# Export a trained student to a folder that translates raw text: export.sh [NAME] (default: imitkd_full) writes $RUN/NAME/exported.
+#   QUANTIZATION=int8|float32|…; STUDENT=sru and SEED=N as in distill.sh
 source "$(dirname "$0")/../common.sh"
 student=$(named "${1:-imitkd_full}")
 
@@ -12,4 +12,4 @@ exported() {
     --bpe sentencepiece --sentencepiece-model "$RUN/spm.model" "${DECODING[@]}"
 }
 stage "export-$student-${QUANTIZATION:-int8}-$(sha256sum <"$checkpoint" | cut -c 1-16)" exported
-say "to try it in a browser, and to serve it: imitkd-serve $RUN/$student/exported"
+say "serve it, with a page to try it in a browser: imitkd-serve $RUN/$student/exported"

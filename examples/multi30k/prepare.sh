@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Multi30k German to English: raw text, SentencePiece, fairseq's binary data in $RUN/data-bin.
-#   RAW_DIR=DIR   a folder with {train,valid,test2016}.{de,en}.gz instead of the download
+# Prepare Multi30k German to English: raw text, SentencePiece, fairseq's binary data in $RUN/data-bin.
+#   RAW_DIR=DIR   folder with {train,valid,test2016}.{de,en}.gz, instead of a download
 source "$(dirname "$0")/../common.sh"
 
-# Task 1 of the data set's own repository, pinned: the train, valid and test 2016 files; sha256 of the text, not of its gzip.
+# Train, valid and test 2016 of task 1, from a pinned commit of the data set's repository; sha256 of the text, not of its gzip.
 ORIGIN=https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw
 FILES="
 train.de  2c2b73fd2b548fbcde3a875e0a78d6ee94d498bfdee6bd3eae3945779e9ddf72  train.de

@@ -1,4 +1,4 @@
-# What the recipe's trainings are. Sourced by ../common.sh, which says what each name means.
+# The settings of the recipe's trainings. ../common.sh sources this file and explains the names.
 # shellcheck shell=bash disable=SC2034
 SOURCE=de TARGET=en
 VOCABULARY=4000
@@ -12,7 +12,7 @@ TRAINING=(
 )
 TEACHER_MODEL=("${TRANSFORMER_3_3_256[@]}")
 TEACHER_TRAINING=(--dropout 0.3 --lr 2e-3 --max-update "${TEACHER_UPDATES:-1500}")
-# STUDENT=sru: recurrent students of about that size, which get names of their own (scratch_sru, imitkd_sru, …).
+# STUDENT=sru: recurrent students of about the same size, with their own names (scratch_sru, imitkd_sru, …).
 case ${STUDENT:-transformer} in
   transformer)
     STUDENT_MODEL=("${TRANSFORMER_1_1_64[@]}") ;;
@@ -21,14 +21,14 @@ case ${STUDENT:-transformer} in
     STUDENT_MODEL=(--arch sru_2 --encoder-embed-dim 64 --encoder-hidden-size 64 --decoder-hidden-size 128) ;;
   *) die "STUDENT must be transformer or sru, but is '$STUDENT'" ;;
 esac
-DISTILLATION=(--teacher-encoder-cache 2GB) # all batches of an epoch: the teacher reads each once
+DISTILLATION=(--teacher-encoder-cache 2GB) # holds all batches of an epoch, so the teacher encodes each once
 STUDENT_TRAINING=(--dropout 0.1 --lr 4e-3 --max-update "${UPDATES:-1500}")
 
 ROWS=(scratch seqkd word_kd imitkd imitkd_full gkd seqkd_imitkd_full)
 HEADLINES=(scratch seqkd imitkd_full)
 own() {
   case $1 in
-    # Its paper starts from a student that can already write: here it learns from the references first.
+    # Its paper starts from a trained student. Here the student learns from the references first.
     gkd) OWN=(--student-share "constant:1,warmup=0.4") ;;
     *) OWN=() ;;
   esac

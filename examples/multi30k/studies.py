@@ -1,6 +1,6 @@
-"""The tables of studies.md, out of the results that were kept of each study (results-first.json and so on).
+"""The tables of studies.md, from the stored results of each study (results-first.json and so on).
 
-Those files are from before results.py, and are not written any more.
+These files are older than results.py; no script writes them any more.
 """
 
 import json
@@ -15,7 +15,7 @@ ENGINES = {"ctranslate2": "CTranslate2", "onnx": "ONNX", "imitkd-generate": "`im
 
 
 def tables() -> dict[str, str]:
-    """Places in studies.md -> what stands there."""
+    """Return the tables by their place in studies.md."""
     studies = {
         name: json.loads((HERE / f"{name}.json").read_text()) for name in (*STUDIES, "results-exported")
     }
@@ -30,7 +30,7 @@ def tables() -> dict[str, str]:
 
 
 def models(results: dict[str, Any]) -> str:
-    """A line for each model."""
+    """Return a table with one line per model."""
     tested = compared(results)
     head = "| model | seed | parameters | updates to best | valid BLEU | test BLEU (95%) | chrF |"
     rows = [f"{head} p |" if tested else head, "|---" + "|--:" * (7 if tested else 6) + "|"]
@@ -49,17 +49,17 @@ def models(results: dict[str, Any]) -> str:
 
 
 def compared(results: dict[str, Any]) -> bool:
-    """Whether any model was, with the baseline."""
+    """Return whether any model was compared with the baseline."""
     return any("p_against_baseline" in model for model in results["models"].values())
 
 
 def row(name: str) -> str:
-    """``imitkd-seed2`` is ``imitkd``'s second seed."""
+    """Return the row of a model: ``imitkd-seed2`` is the second seed of ``imitkd``."""
     return name.partition("-seed")[0]
 
 
 def means(results: dict[str, Any]) -> str:
-    """Over seeds, best first below the models that all others are compared with."""
+    """Return the means over seeds: first the models that all others are compared with, then the best ones."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for name, model in results["models"].items():
         runs.setdefault(row(name), []).append(model)
@@ -78,7 +78,7 @@ def means(results: dict[str, Any]) -> str:
 
 
 def speed(measured: dict[str, Any]) -> str:
-    """How many times as fast as the teacher's beam search, and BLEU of the same sentences."""
+    """Return speeds as multiples of the teacher's beam search, and BLEU of the same sentences."""
     single, batches = measured["speed"]["batch 1"], measured["speed"]["batch 32"]
     reference, *others = single
     rows = ["| | batches of 1 | batches of 32 | BLEU of these |", "|---|--:|--:|--:|"]
@@ -93,15 +93,16 @@ def speed(measured: dict[str, Any]) -> str:
 
 
 def notes(results: dict[str, Any], name: str) -> str:
-    """What the columns are, and where the figures come from."""
+    """Return notes on the columns and on the origin of the figures."""
     first = next(iter(results["models"].values()))
     return (
-        f"BLEU with half its 95% bootstrap interval: `{first['bleu_signature']}`; chrF: `{first['chrf_signature']}`; "
+        f"BLEU with half its 95% bootstrap interval: `{first['bleu_signature']}`; "
+        f"chrF: `{first['chrf_signature']}`; "
         + (
             f"p: paired bootstrap of BLEU against `{results['baseline']}` of the same seed; "
             if compared(results)
             else ""
         )
-        + f"scored at commit {results['commit']}; {results['machine'].replace('1 threads', '1 thread')}, torch "
-        f"{results['versions']['torch']}; [{name}.json]({name}.json)."
+        + f"scored at commit {results['commit']}; {results['machine'].replace('1 threads', '1 thread')}, "
+        f"torch {results['versions']['torch']}; [{name}.json]({name}.json)."
     )

@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# The teacher: a transformer of 3+3 layers, 256 dimensions, on the references.
+# Train the teacher on the references: a transformer of 3+3 layers and 256 dimensions.
 source "$(dirname "$0")/../common.sh"
 teach "$@"

@@ -1,5 +1,6 @@
-"""Decode the test set with every model in the same way; score, time and count. Writes results.json, table.md and
-quickstart.png into RUN.
+"""Decodes the test set with every model, and scores and times them.
+
+Writes results.json, table.md and quickstart.png into RUN.
 """
 
 import logging
@@ -17,7 +18,7 @@ from scoring import DECODING, asked, score, write
 from table import table
 from trainings import training
 
-warnings.simplefilter("ignore")  # of hydra and torch, about how fairseq calls them
+warnings.simplefilter("ignore")  # hydra and torch warn of how fairseq calls them
 
 MODELS = {
     "teacher": "teacher",
@@ -42,18 +43,18 @@ def main() -> None:
 
 
 class Speed(logging.Handler):
-    """Reads in fairseq's log how fast it decoded, start-up and loading not counted."""
+    """Reads the decoding speed from fairseq's log; start-up and loading are not counted."""
 
     last = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the number of the latest "(… sentences/s"."""
+        """Keep the number of the last "(… sentences/s"."""
         if found := re.search(r"\(([\d.]+) sentences/s", record.getMessage()):
             self.last = float(found[1])
 
 
 def measure(run: Path, device: list[str]) -> dict[str, dict[str, Any]]:
-    """Everything about every model. The rounds of decoding are interleaved, so that a busy machine hurts all alike."""
+    """Return the results of every model. The models take turns, so a busy machine slows all of them alike."""
     speed = Speed()
     logging.basicConfig(handlers=[speed], level=logging.INFO, force=True)
     speeds: dict[str, list[float]] = {label: [] for label in MODELS}
@@ -80,7 +81,7 @@ def measure(run: Path, device: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def figure(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """Left: BLEU and right sentences of every model. Right: BLEU by source length, where drifting shows."""
+    """Draw the figure. Left: BLEU and right sentences of every model. Right: BLEU by source length."""
     pyplot.switch_backend("Agg")
     whole, (bars, lines) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for i, (colour, (label, result)) in enumerate(zip(COLOURS, results.items(), strict=True)):

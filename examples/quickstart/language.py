@@ -1,16 +1,21 @@
-"""An artificial pair of languages: learnt in minutes by a teacher, and yet a lot for a very small student.
+"""An artificial pair of languages. A teacher learns it in minutes, but it is hard for a very small student.
 
-What a translator has to get right:
+A translator must handle:
 
-- order: the source puts the verb last and adjectives before their noun. The target puts the verb second, or first in
+- order: the source puts the verb last and adjectives before their noun. The target puts the verb second, or
+first in
   the clause after a conjunction and in a relative clause;
-- agreement: the source has no gender. In the target, determiners, adjectives and relative pronouns agree with their
+- agreement: the source has no gender. In the target, determiners, adjectives and relative pronouns agree with
+their
   noun, and verbs with their subject, in gender and number;
-- ambiguity: some source nouns have two translations, of different gender. Which one is meant depends on the verb of the
-  noun's own clause, which the source says last: whoever misreads it gets determiner, noun, adjectives and verb wrong;
-- freedom: as in most languages, one sentence has several right translations. Subject, object, place or adverb may open
-  it, and adjectives stand before or after their nouns, the same way throughout a sentence. The corpus holds one of them,
-  drawn at random; a translator has to choose one and then stay with it.
+- ambiguity: some source nouns have two translations of different gender. The verb of the noun's clause, which
+comes last
+  in the source, decides which one is meant. A wrong reading makes determiner, noun, adjectives and verb
+  wrong;
+- freedom: as in most languages, one sentence has several right translations. Subject, object, place or adverb
+may open
+  it, and adjectives stand before or after their nouns, in the same way throughout a sentence. The corpus
+  holds one translation, drawn at random. A translator has to choose one and keep to it.
 """
 
 import argparse
@@ -21,12 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Pair = tuple[str, str]
-#: A source sentence and all its right translations; the first is the one that the corpus holds.
+# A source sentence and all its right translations; the first one is in the corpus.
 Sentence = tuple[str, list[str]]
-#: What may open a sentence, in the order in which the target says what does not, and how often it does.
+# Parts that may open a sentence -> relative frequency. The other parts follow in this order.
 OPENINGS = {"subject": 6, "object": 2, "place": 2, "adverb": 2}
 ADJECTIVE_FIRST = 0.3
-#: Target endings of agreeing words: gender -> (singular, plural).
+# Target endings of agreeing words: gender -> (singular, plural)
 ENDINGS = {"m": ("o", "oi"), "f": ("a", "ai"), "n": ("e", "ei")}
 LONGEST = 25  # words of a target sentence, the full stop included
 SOURCE_SOUNDS = ("ptkmswj", "aiu", "nlt")
@@ -35,7 +40,12 @@ TARGET_SOUNDS = ("bdgvzrf", "aeou", "nrlks")
 
 @dataclass(frozen=True)
 class Noun:
-    """A noun: its source stem, and its readings as (target stem, gender). Two readings: the clause's verb chooses."""
+    """A noun.
+
+    Args:
+        source: source stem.
+        readings: (target stem, gender) of each reading; the clause's verb chooses among two.
+    """
 
     source: str
     readings: tuple[Pair, ...]
@@ -43,7 +53,13 @@ class Noun:
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: source stem, target stem, and the number of the reading that it gives to its clause's nouns."""
+    """A verb.
+
+    Args:
+        source: source stem.
+        target: target stem.
+        reading: number of the reading that it gives to the nouns of its clause.
+    """
 
     source: str
     target: str
@@ -52,7 +68,7 @@ class Verb:
 
 @dataclass(frozen=True)
 class Phrase:
-    """A noun phrase; ``relative`` is the verb and the object of a relative clause, whose subject is the noun."""
+    """A noun phrase. ``relative`` holds verb and object of a relative clause, whose subject is the noun."""
 
     noun: Noun
     determiner: Pair
@@ -61,13 +77,13 @@ class Phrase:
     relative: "tuple[Verb, Phrase] | None" = None
 
     def ending(self, reading: int) -> str:
-        """The target ending of what agrees with this phrase."""
+        """Return the target ending of words that agree with this phrase."""
         return ENDINGS[self.noun.readings[reading % len(self.noun.readings)][1]][self.plural]
 
 
 @dataclass(frozen=True)
 class Clause:
-    """A verb, its tense, its subject and its object; before them an adverb, after them a preposition's phrase."""
+    """A verb with tense, subject and object. An adverb may precede, and a prepositional phrase may follow."""
 
     verb: Verb
     past: bool
@@ -78,7 +94,7 @@ class Clause:
 
 
 class Language:
-    """A pair of languages, and an endless source of its sentences. All chance comes from ``seed``."""
+    """A pair of languages and an endless source of sentences. ``seed`` decides all random choices."""
 
     def __init__(
         self, seed: int, nouns: int = 40, ambiguous: int = 12, adjectives: int = 16, verbs: int = 20
@@ -101,7 +117,7 @@ class Language:
         self.relative = words(1)[0]
 
     def _stems(self, onsets: str, vowels: str, codas: str) -> Iterator[str]:
-        """New pronounceable stems for ever; all end in a consonant, so that no two take endings to the same word."""
+        """Yield new pronounceable stems. All end in a consonant, so stem and ending are unambiguous."""
         pick, seen = self.chance.choice, set()
         while True:
             stem = "".join(pick(onsets) + pick(vowels) for _ in range(pick((1, 2, 2)))) + pick(codas)
@@ -122,7 +138,7 @@ class Language:
         return Clause(pick(self.verbs), chance() < 0.5, self._phrase(True), self._phrase(True), adverb, place)
 
     def sentence(self) -> Sentence:
-        """A new sentence: one clause, or two joined by a conjunction. Its first translation is drawn, the rest follow."""
+        """Return a new sentence of one or two clauses. Its first translation is drawn; the others follow."""
         first = self._clause()
         source, second_target = self._source_clause(first), [[], []]
         if self.chance.random() < 0.4:
@@ -157,7 +173,7 @@ class Language:
         return [*words, clause.verb.source + ("o" if clause.past else "e")]
 
     def _target_phrase(self, phrase: Phrase, reading: int, early: bool) -> list[str]:
-        """``early``: adjectives before their noun."""
+        """Return the words of a phrase; ``early`` puts adjectives before their noun."""
         stem, ending = phrase.noun.readings[reading % len(phrase.noun.readings)][0], phrase.ending(reading)
         adjectives = [adjective[1] + ending for adjective in phrase.adjectives]
         noun = [stem + "u" * phrase.plural]
@@ -172,7 +188,7 @@ class Language:
         return words
 
     def _target_clause(self, clause: Clause, opening: str | None, early: bool) -> list[str]:
-        """The verb comes second, after the ``opening``; without one, first."""
+        """Return the words of a clause. The verb follows the ``opening``; without one it comes first."""
         reading = clause.verb.reading
         verb = clause.verb.target + "t" * clause.past + clause.subject.ending(reading)
         parts = {
@@ -186,7 +202,7 @@ class Language:
 
 
 def corpus(seed: int, sizes: dict[str, int]) -> dict[str, list[Sentence]]:
-    """Draw the splits of ``sizes`` (name -> sentences), in its order; no source sentence comes twice, in any split.
+    """Draw splits in the order of ``sizes`` (name -> number of sentences). Source sentences never repeat.
 
     Raises:
         ValueError: a size is not positive.
@@ -206,13 +222,15 @@ def corpus(seed: int, sizes: dict[str, int]) -> dict[str, list[Sentence]]:
 
 
 def main() -> None:
-    """Write OUT/{test,valid,train}.{src,tgt}, and all right translations of the test set, tab-separated, in OUT/test.all."""
+    """Write OUT/{test,valid,train}.{src,tgt}, and the test set's translations in OUT/test.all."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("out", type=Path)
-    # Test first: a longer training set then leaves the test set as it is.
+    # Test comes first, so that a larger training set does not change it.
     sizes = {"test": 1000, "valid": 500, "train": 20000}
     for name, size in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=size, help="sentences (default: %(default)s)")
+        parser.add_argument(
+            f"--{name}", type=int, default=size, help="number of sentences (default: %(default)s)"
+        )
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     try:

@@ -1,8 +1,8 @@
-# The made-up languages' teachers and students, and how they are trained. Source it after common.sh.
+# Models of the made-up languages and their training. Source it after common.sh.
 # shellcheck shell=bash disable=SC2034
 SEED=${SEED:-1}
 [ "$(cat "$RUN/seed" 2>/dev/null || echo "$SEED")" = "$SEED" ] ||
-  die "$RUN holds a run with SEED=$(cat "$RUN/seed"): give SEED=$SEED another RUN=DIR"
+  die "$RUN holds a run with SEED=$(cat "$RUN/seed"); use another RUN=DIR for SEED=$SEED"
 echo "$SEED" >"$RUN/seed"
 
 TEACHER_MODEL=(
@@ -14,14 +14,14 @@ STUDENT_MODEL=(
   --encoder-embed-dim 32 --decoder-embed-dim 32 --encoder-ffn-embed-dim 64 --decoder-ffn-embed-dim 64
 )
 
-# beside COMMAND…: in the background, as process BESIDE, in a group of its own that ends when the script does.
+# beside COMMAND…: run a command in the background as process BESIDE, in its own process group, which ends with the script.
 beside() {
   set -m
   "$@" &
   set +m
   BESIDE=$!
 }
-# awaited COMMAND…: to its end. In the foreground it would go on when the script alone is killed.
+# awaited COMMAND…: run a command and wait for it. A foreground command would survive a kill of the script.
 awaited() {
   beside "$@"
   wait "$BESIDE"
@@ -32,8 +32,8 @@ end_of_all() {
   for group in $(jobs -p); do kill -- "-$group" 2>/dev/null || true; done
 }
 
-# fit NAME UPDATES FLAGS…: one training of $DATA, from its beginning, in $RUN/NAME; the full log is $RUN/NAME/train.log.
-# Models this small gain nothing from a second thread: two of them train side by side, a core each.
+# fit NAME UPDATES FLAGS…: train a model on $DATA from the start in $RUN/NAME; the full log is $RUN/NAME/train.log.
+# Such small models gain nothing from a second thread, so two of them train side by side with one core each.
 export OMP_NUM_THREADS=1
 fit() {
   local name=$1 updates=$2

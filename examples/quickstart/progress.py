@@ -1,4 +1,4 @@
-"""Read fairseq's training log on stdin: all of it goes to a file, and a short line every few seconds to the console.
+"""Copies fairseq's training log from stdin to a file, and prints a short line every few seconds.
 
 Usage: imitkd-train … --log-format simple 2>&1 | python progress.py LOG NAME MAX_UPDATE
 """
@@ -11,14 +11,13 @@ from collections import deque
 
 SECONDS_BETWEEN_LINES = 3.0
 LAST_LINES = 12
-LONGEST_LINE = 400  # what is longer is fairseq's dump of its settings
+LONGEST_LINE = 400  # longer lines are fairseq's dump of its settings
 
 
 def main(log_path: str, name: str, max_update: int) -> None:
-    """Filter stdin to its end. If the training never said that it was done, show the last lines that it wrote."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches both sides of the pipe; what fairseq says then counts
+    """Filter stdin to its end. If the training did not finish, show its last lines."""
+    # Ctrl-C reaches both sides of the pipe. fairseq's last lines still have to be read.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     last: deque[str] = deque(maxlen=LAST_LINES)
     begin, shown, done = None, 0.0, False
     with open(log_path, "a", encoding="utf-8") as log:
@@ -31,7 +30,7 @@ def main(log_path: str, name: str, max_update: int) -> None:
             if not step:
                 continue
             now, update = time.monotonic(), int(step[2])
-            begin = begin or (now, update)  # the time before the first step is not in the ETA
+            begin = begin or (now, update)  # the ETA ignores the time before the first step
             if now - shown < SECONDS_BETWEEN_LINES and update < max_update:
                 continue
             shown = now
@@ -39,9 +38,7 @@ def main(log_path: str, name: str, max_update: int) -> None:
             eta = f"{left:4.0f} s left" if update > begin[1] else ""
             print(f"{name:>12} {update:5d}/{max_update}  loss {float(step[1]):6.3f}  {eta}", flush=True)
     if not done:
-        sys.stderr.write(
-            "".join(last) + f"{name}: the training did not finish; its whole log is {log_path}\n"
-        )
+        sys.stderr.write("".join(last) + f"{name}: the training did not finish; see {log_path}\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The quickstart's models side by side on its test set, and its trainings, as a page: run/report.html. After run.sh.
+# Write run/report.html, a page that compares the quickstart's models and trainings. Run run.sh first.
 source "$(dirname "$0")/../common.sh"
 NAMES=(teacher scratch continued on_corpus imitkd)
 
 models=()
 for name in "${NAMES[@]}"; do
-  [ -e "$RUN/$name/checkpoint_last.pt" ] || die "no $name in $RUN: run run.sh first"
+  [ -e "$RUN/$name/checkpoint_last.pt" ] || die "$RUN/$name/checkpoint_last.pt does not exist; run run.sh first"
   models+=(--model "$name=$RUN/$name/checkpoint_last.pt")
 done
 imitkd-evaluate "${models[@]}" --data "$RUN/data-bin" --teacher teacher --baseline scratch --bleu-tokenize none \

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# The whole idea in minutes on a CPU: two made-up languages, a teacher, a student, the student by ImitKD, a table.
-#   SEED=N   other languages, other sentences, other initial weights (default 1)
+# ImitKD in minutes on a CPU: two made-up languages, a teacher, a student, the student with ImitKD, a table.
+#   run.sh [FLAG…]   FLAG: added to every imitkd-train command
+#   SEED=N   seed of languages, sentences and initial weights (default: 1)
 source "$(dirname "$0")/../common.sh"
 source "$(dirname "$0")/models.sh"
 TEACHER_UPDATES=${TEACHER_UPDATES:-2000} STUDENT_UPDATES=${STUDENT_UPDATES:-1000} MORE_UPDATES=${MORE_UPDATES:-400}
 DATA=$RUN/data-bin
 
-# From the scratch student's weights, with a new optimiser: what all of its successors start from.
+# All further students start from the scratch student's weights with a new optimiser.
 FROM_SCRATCH_STUDENT=(
   --restore-file "$RUN/scratch/checkpoint_last.pt"
   --reset-optimizer --reset-lr-scheduler --reset-dataloader --reset-meters
@@ -14,14 +15,14 @@ FROM_SCRATCH_STUDENT=(
 
 data() {
   python "$RECIPE/language.py" "$RUN/text" --seed "$SEED"
-  rm -rf "$DATA" # fairseq-preprocess refuses a folder that a killed call left half done
+  rm -rf "$DATA" # fairseq-preprocess refuses a folder that a killed call left incomplete
   fairseq-preprocess --source-lang src --target-lang tgt --destdir "$DATA" \
     --trainpref "$RUN/text/train" --validpref "$RUN/text/valid" --testpref "$RUN/text/test" >"$RUN/preprocess.log" 2>&1 ||
     { tail -5 "$RUN/preprocess.log" >&2; return 1; }
 }
 
-PLAIN=(--task translation --criterion cross_entropy)
-TAUGHT=(--task translation_with_teacher --teacher-path "$RUN/teacher/checkpoint_last.pt" --criterion imitkd)
+PLAIN=(--task translation_with_teacher --criterion cross_entropy "$@") # this task writes metrics.jsonl, which report.sh shows
+TAUGHT=(--task translation_with_teacher --teacher-path "$RUN/teacher/checkpoint_last.pt" --criterion imitkd "$@")
 IMITKD=("${TAUGHT[@]}") # the method's flags
 STUDENT=("${STUDENT_MODEL[@]}" --lr 1e-2)
 
@@ -31,7 +32,7 @@ teacher=$BESIDE
 awaited stage scratch fit scratch "$STUDENT_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}"
 awaited stage continued fit continued "$MORE_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
 wait "$teacher"
-# The teacher's words at the corpus' prefixes, and more and more of them at the student's own.
+# on_corpus learns the teacher's words on the corpus's prefixes, imitkd increasingly on the student's own prefixes.
 beside stage on_corpus fit on_corpus "$MORE_UPDATES" "${TAUGHT[@]}" --student-share constant:0 "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
 on_corpus=$BESIDE
 awaited stage imitkd fit imitkd "$MORE_UPDATES" "${IMITKD[@]}" "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"

@@ -1,4 +1,4 @@
-"""How translations of the made-up languages are decoded and scored, and what is written of a run."""
+"""Decoding flags, scores and result files for the made-up languages."""
 
 import argparse
 import re
@@ -13,14 +13,14 @@ from trainings import origin
 from fairseq_imitkd.data.files import write_json
 
 BUCKETS = ((1, 8), (9, 12), (13, 16), (17, 20), (21, 99))
-BLEU = sacrebleu.BLEU(tokenize="none", force=True)  # the text is made of words already
+BLEU = sacrebleu.BLEU(tokenize="none", force=True)  # the text is already tokenised
 CHRF = sacrebleu.CHRF()
 GREEDY = ["--beam", "1", "--batch-size", "100", "--max-len-a", "1.2", "--max-len-b", "10"]
 DECODING = ["--task", "translation", "--gen-subset", "test", *GREEDY]
 
 
 def asked(description: str | None) -> tuple[Path, int, list[str]]:
-    """What an evaluation is called with: the run, its seed, fairseq's flags of the device."""
+    """Return an evaluation's arguments: the run, its seed, and fairseq's flags of the device."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("run", type=Path)
     parser.add_argument("--seed", type=int, required=True)
@@ -32,13 +32,13 @@ def asked(description: str | None) -> tuple[Path, int, list[str]]:
 def write(
     run: Path, results: dict[str, Any], device: list[str], table: Callable[[dict[str, Any]], str]
 ) -> None:
-    """A run's results.json and table.md, after scoring: only then do the metrics have signatures.
+    """Write a run's results.json and table.md. Score first, because only then the metrics have signatures.
 
     Args:
-        run: the folder.
+        run: the run's folder.
         results: recipe, seed, trainings and models.
-        device: fairseq's flags of it.
-        table: makes the table of all this.
+        device: fairseq's flags of the device.
+        table: function from the results to their table.
     """
     signatures = {"bleu": str(BLEU.get_signature()), "chrf": str(CHRF.get_signature())}
     whole = {**origin(), "signatures": signatures, "decoding": " ".join([*DECODING, *device]), **results}
@@ -47,11 +47,11 @@ def write(
 
 
 def score(text: Path, generated: Path) -> dict[str, Any]:
-    """The quality of a decoded test set.
+    """Return the scores of a decoded test set.
 
     Args:
-        text: the folder of the languages, where ``test.src`` and ``test.all`` are.
-        generated: the output of ``fairseq-generate``.
+        text: folder with ``test.src`` and ``test.all``.
+        generated: output file of ``fairseq-generate``.
     """
     sources = (text / "test.src").read_text(encoding="utf-8").splitlines()
     right = [line.split("\t") for line in (text / "test.all").read_text(encoding="utf-8").splitlines()]
@@ -59,15 +59,18 @@ def score(text: Path, generated: Path) -> dict[str, Any]:
 
 
 def read_hypotheses(path: Path) -> list[str]:
-    """The hypotheses in an output of ``fairseq-generate``, in the order of the test set."""
+    """Return the hypotheses in an output of ``fairseq-generate``, in the order of the test set."""
     found = re.findall(r"^H-(\d+)\t[^\t]*\t(.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return [text for _, text in sorted((int(number), text) for number, text in found)]
 
 
 def quality(sources: list[str], right: list[list[str]], hypotheses: list[str]) -> dict[str, Any]:
-    """BLEU with its 95% bootstrap interval, chrF, the share of right sentences, BLEU by the source's length.
+    """Return BLEU with its 95% bootstrap interval, chrF, the share of right sentences, and BLEU by length.
 
-    ``right`` holds all right translations of each source: BLEU and chrF take each sentence against all of them.
+    Args:
+        sources: source sentences.
+        right: all right translations of each source, which are the references of BLEU and chrF.
+        hypotheses: translations to score.
     """
     most = max(map(len, right))
     references = [[every[min(i, len(every) - 1)] for every in right] for i in range(most)]

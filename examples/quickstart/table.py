@@ -1,4 +1,4 @@
-"""The quickstart's table: Markdown with aligned columns, which a console shows as well."""
+"""The quickstart's table, in Markdown with aligned columns that are readable in a console."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ HEAD = ("", "BLEU", "chrF", "right", "parameters", "MB", "sentences/s", "updates
 
 
 def table(results: dict[str, Any]) -> str:
-    """All models, a line each, and what the columns are; ``results`` is a results.json of evaluate.py."""
+    """Return the table of evaluate.py's results.json, one line per model, and notes on its columns."""
     rows = [HEAD]
     for label, model in results["models"].items():
         training = results["trainings"][model["folder"]]
@@ -33,14 +33,16 @@ def table(results: dict[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     notes = (
-        f"right: equals one of the right translations. BLEU ± 95% bootstrap interval: `{results['signatures']['bleu']}`. "
+        "right: share of translations that equal a right translation. "
+        f"BLEU ± 95% bootstrap interval: `{results['signatures']['bleu']}`. "
         f"chrF: `{results['signatures']['chrf']}`. "
-        "MB: of the checkpoint. training: of this model alone, beside whatever else the machine did. "
+        "MB: size of the checkpoint. training: training time of this model, on a machine that also did other "
+        "work. "
         f"Seed {results['seed']}."
     )
     return "\n".join([lines[0], f"|{rule}|", *lines[1:], "", notes])
 
 
 def seconds(training: dict[str, Any]) -> str:
-    """Unknown where the model that it began as is gone."""
+    """Return the training time; it is unknown if the model that the training started from is gone."""
     return "" if training["minutes"] is None else f"{training['minutes'] * 60:.0f}"

@@ -1,9 +1,9 @@
-"""News of Reuters-21578 and their headlines: ``headlines.py DIR OUT``.
+"""Extracts news and their headlines from Reuters-21578: ``headlines.py DIR OUT``.
 
-DIR holds ``reut2-000.sgm`` to ``reut2-021.sgm``. Writes ``OUT/{train,valid,test}.{src,tgt}``, a body and its headline a line.
-Left out are headlines under 3 words, bodies under 20, and repetitions. News with the same headline or the same first 12 words
-are in one split, more than five such in train; a SHA-256 chooses for the others. Case, punctuation and width do not count as
-a difference.
+DIR holds ``reut2-000.sgm`` to ``reut2-021.sgm``. The script writes ``OUT/{train,valid,test}.{src,tgt}``, one
+body and its headline per line. It drops headlines of fewer than 3 words, bodies of fewer than 20, and
+repetitions. News with the same headline or the same first 12 words are in one split, regardless of case,
+punctuation and width. Groups of more than five are in train; a SHA-256 chooses the split of the others.
 """
 
 import argparse
@@ -51,16 +51,16 @@ def main() -> None:
 
 
 def read(path: Path) -> list[News]:
-    """All of a file that has a headline and a body."""
+    """Return a file's news that have a headline and a body."""
     try:
         documents = DOCUMENT.findall(path.read_text(encoding="latin-1"))
     except OSError as error:
         corpora.refuse(
-            f"{path} cannot be read ({error.strerror}): the folder must hold reut2-000.sgm to reut2-021.sgm"
+            f"{path} cannot be read ({error.strerror}); the folder must hold reut2-000.sgm to reut2-021.sgm"
         )
     if not documents:
         corpora.refuse(
-            f"{path} holds no <REUTERS …> document: it must be a file of Reuters-21578, Distribution 1.0"
+            f"{path} must be a file of Reuters-21578, Distribution 1.0, but holds no <REUTERS …> document"
         )
     found = []
     for number, document in documents:
@@ -71,15 +71,14 @@ def read(path: Path) -> list[News]:
 
 
 def clean(text: str) -> str:
-    """One line, with characters for their references and blanks for control characters."""
-    decoded = REFERENCE.sub(
-        lambda reference: chr(int(reference[1])), text
-    )  # html.unescape drops control characters
+    """Return a text in one line, with references resolved and control characters as blanks."""
+    # html.unescape drops control characters, so numeric references are resolved first.
+    decoded = REFERENCE.sub(lambda reference: chr(int(reference[1])), text)
     return corpora.one_line(corpora.CONTROL.sub(" ", html.unescape(decoded)))
 
 
 def usable(news: list[News]) -> list[News]:
-    """Each of enough words once."""
+    """Return the news with enough words, each of them once."""
     first: dict[tuple[str, str], News] = {}
     for item in news:
         if len(item.headline.split()) >= HEADLINE_WORDS and len(item.body.split()) >= BODY_WORDS:
@@ -88,7 +87,7 @@ def usable(news: list[News]) -> list[News]:
 
 
 def splits(news: list[News], sizes: dict[str, int] = SIZES) -> dict[str, list[int]]:
-    """Each split's news by their place in `news`."""
+    """Return each split's news as indices of ``news``."""
 
     def lead(body: str) -> str:
         return " ".join(corpora.comparable(body).split()[:LEAD_WORDS])
@@ -96,9 +95,9 @@ def splits(news: list[News], sizes: dict[str, int] = SIZES) -> dict[str, list[in
     keys = ((("headline", corpora.comparable(item.headline)), ("lead", lead(item.body))) for item in news)
     return corpora.deal(
         corpora.linked(keys),
-        LARGEST,
-        lambda group: corpora.digest(str(min(news[place].number for place in group))),
-        sizes,
+        largest=LARGEST,
+        order=lambda group: corpora.digest(str(min(news[place].number for place in group))),
+        sizes=sizes,
     )
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# News of Reuters-21578 and their headlines: text, SentencePiece, fairseq's binary data in $RUN/data-bin.
-#   RAW_DIR=DIR   a folder with {train,valid,test}.{src,tgt}.gz instead of the download
+# Prepare Reuters-21578's news and their headlines: text, SentencePiece, fairseq's binary data in $RUN/data-bin.
+#   RAW_DIR=DIR   folder with {train,valid,test}.{src,tgt}.gz, instead of a download
 source "$(dirname "$0")/../common.sh"
 
-# Reuters-21578, Distribution 1.0, as a repository keeps it.
+# Reuters-21578, Distribution 1.0, from a pinned commit of a repository that holds it.
 ORIGIN=https://raw.githubusercontent.com/colibri17/TextCategorization/b6c2ca3d46a2540843400890792e5165448b4516/reuters21578
-# In upper and lower case, and whole, as headlines.py writes them.
+# The uncut text in its original case, as headlines.py writes it.
 FILES="
 whole.train.src  75763b0f8bc168dd1ab37856acdc1f475bff4e904c2b44fd33f2c6c3e49053a2  train.src
 whole.train.tgt  7809642ecaa815ffda78955f249e54fa6828d5b47d27c069988a3e965afee4a6  train.tgt
@@ -25,9 +25,9 @@ news() {
     RAW_DIR=$RUN/raw/whole
   fi
   from_raw_dir <<<"$FILES"
-  # Headlines are in upper case: both sides become lower case, so that a model learns words. Of a body, what a headline says.
+  # Headlines are in upper case, so both sides are lower-cased. Of a body, only the beginning is kept.
   for split in train valid test; do
-    # shellcheck disable=SC2018,SC2019 # the same letters whatever the machine's language is
+    # shellcheck disable=SC2018,SC2019 # the same letters in every locale
     for side in src tgt; do tr A-Z a-z <"$RUN/raw/whole.$split.$side" | cut -d' ' -f1-"$WORDS" >"$RUN/raw/$split.$side"; done
   done
 }

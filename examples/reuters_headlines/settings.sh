@@ -1,10 +1,10 @@
-# What the recipe's trainings are. Sourced by ../common.sh, which says what each name means.
+# The settings of the recipe's trainings. ../common.sh sources this file and explains the names.
 # shellcheck shell=bash disable=SC2034
 SOURCE=src TARGET=tgt
 VOCABULARY=4000
-WORDS=60 # of a body that are read: its beginning says what a headline says
+WORDS=60 # words read of a body; its beginning holds what a headline says
 DECODING=(--max-len-b 40)
-CHECK=(--max-ratio 0) # a summary is shorter than its text
+CHECK=(--max-ratio 0) # summaries are shorter than their texts
 EVALUATION=(--metrics rouge --probe-sentences 1000)
 PLAIN=(--task translation_with_teacher --criterion label_smoothed_cross_entropy --label-smoothing 0.1)
 # Greedy ROUGE-L on the validation set chooses checkpoint_best.pt.
@@ -15,10 +15,10 @@ TRAINING=(
 )
 TEACHER_MODEL=("${TRANSFORMER_3_3_256[@]}")
 TEACHER_TRAINING=(--dropout 0.1 --lr 7e-4 --max-update "${TEACHER_UPDATES:-2500}")
-# The one kind of student here.
+# This recipe has one kind of student.
 [ "${STUDENT:-transformer}" = transformer ] || die "STUDENT must be transformer, but is '$STUDENT'"
 STUDENT_MODEL=("${TRANSFORMER_1_1_64[@]}")
-DISTILLATION=(--teacher-encoder-cache 2GB) # all batches of an epoch: the teacher reads each once
+DISTILLATION=(--teacher-encoder-cache 2GB) # holds all batches of an epoch, so the teacher encodes each once
 STUDENT_TRAINING=(--dropout 0.1 --lr 4e-3 --max-update "${UPDATES:-2500}")
 
 ROWS=(scratch seqkd imitkd imitkd_full)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One distilled student: distill.sh METHOD [FLAGS…], METHOD word_kd, annealing_kd, continuation_kd or atkd. It starts from
-# nothing and gets as many updates as `scratch`. SEED=2 makes METHOD-seed2.
+# Train one student with a teacher: distill.sh METHOD [FLAGS…]. METHOD is word_kd, annealing_kd, continuation_kd or atkd. The
+# student starts from random weights and gets as many updates as `scratch`. SEED=2 makes METHOD-seed2.
 source "$(dirname "$0")/../common.sh"
 [ $# -gt 0 ] || die "usage: distill.sh METHOD [FLAGS…], METHOD a --criterion without rollouts"
 method=$1

@@ -1,6 +1,8 @@
-"""Classify dev and test with the models of a run and print a table in Markdown: ``evaluate.py --run DIR NAME…``.
+"""Classifies dev and test with the models of a run and prints a Markdown table:
+``evaluate.py --run DIR NAME…``.
 
-Each NAME is a folder of DIR with ``checkpoint_best.pt``, ``NAME-seed2`` another seed's. Writes ``results.json`` into DIR.
+Each NAME is a folder of DIR with ``checkpoint_best.pt``; ``NAME-seed2`` is another seed. The script writes
+``results.json`` into DIR.
 """
 
 import argparse
@@ -24,13 +26,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument(
-        "--baseline", default="scratch", help="whose seed each model of that seed is compared with"
+        "--baseline", default="scratch", help="model that all others of the same seed are compared with"
     )
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("names", nargs="+")
     args = parser.parse_args()
 
-    logging.disable(logging.INFO)  # fairseq tells much of each file that it opens
+    logging.disable(logging.INFO)  # fairseq logs much about each file that it opens
     trainings = {name: training(args.run, name) for name in args.names}
     models, right = {}, {}
     for name in sorted(args.names, key=lambda name: order(name, args.baseline)):
@@ -52,13 +54,13 @@ def main() -> None:
 
 
 def order(name: str, baseline: str) -> tuple[int, str]:
-    """The teacher first, then the baseline, then all others."""
+    """Return a sort key: the teacher first, then the baseline, then all others."""
     method = name.partition("-")[0]
     return {"teacher": 0, baseline: 1}.get(method, 2), name
 
 
 def describe(run: Path, name: str, device: str) -> tuple[dict[str, Any], Tensor]:
-    """Everything the table says of one model, and which test sentences it gets right, by their number."""
+    """Return the figures of one model, and which test sentences it classifies correctly, ``(N,)`` bool."""
     path = str(run / name / "checkpoint_best.pt")
     [model], cfg, task = checkpoint_utils.load_model_ensemble_and_task(
         [path], arg_overrides={"data": str(run / "data-bin")}
@@ -80,7 +82,7 @@ def describe(run: Path, name: str, device: str) -> tuple[dict[str, Any], Tensor]
 
 @torch.no_grad()
 def classify(model: torch.nn.Module, task: Any, split: str, device: str) -> Tensor:
-    """Which sentences of a split get their own class, ``(N,)`` bool in the data's order."""
+    """Return which sentences of a split are classified correctly, ``(N,)`` bool in the data's order."""
     task.load_dataset(split)
     data = task.dataset(split)
     right = torch.zeros(len(data), dtype=torch.bool)
@@ -96,7 +98,7 @@ def classify(model: torch.nn.Module, task: Any, split: str, device: str) -> Tens
 
 
 def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95% interval of a share (Wilson 1927)."""
+    """Return Wilson's 95% interval of a proportion (Wilson 1927)."""
     share, shrink = right / total, 1.0 + z * z / total
     middle = (share + z * z / (2 * total)) / shrink
     half = z * math.sqrt(share * (1.0 - share) / total + (z / (2 * total)) ** 2) / shrink
@@ -104,7 +106,7 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def mcnemar(baseline: Tensor, system: Tensor) -> dict[str, Any]:
-    """McNemar's exact test: on how many sentences only one of two models is right, and how probably that is chance."""
+    """Return McNemar's exact test: the sentences that only one of two models gets right, and the p-value."""
     gained, lost = int((system & ~baseline).sum()), int((baseline & ~system).sum())
     tail = sum(math.comb(gained + lost, k) for k in range(min(gained, lost) + 1)) / 2 ** (gained + lost)
     return {"gained": gained, "lost": lost, "p": min(1.0, 2.0 * tail)}

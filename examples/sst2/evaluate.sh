@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The table: every model that is there, on the dev set and on the labelled test set. Writes results.json.
+# Evaluate all models on the dev set and the labelled test set: print the table and write results.json.
 source "$(dirname "$0")/../common.sh"
 
 models=()
@@ -7,5 +7,5 @@ for done in "$RUN"/.done/*; do
   name=$(basename "$done")
   case $name in raw | encode | binarise) ;; *) models+=("$name") ;; esac
 done
-[ ${#models[@]} -gt 0 ] || die "no trained model in $RUN: run teacher.sh, student.sh and distill.sh first"
+[ ${#models[@]} -gt 0 ] || die "$RUN holds no trained model; run teacher.sh, student.sh and distill.sh first"
 PYTHONPATH="$REPO/examples${PYTHONPATH:+:$PYTHONPATH}" python "$RECIPE/evaluate.py" --run "$RUN" "${DEVICE_FLAGS[@]}" "${models[@]}"

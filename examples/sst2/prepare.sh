@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# SST-2: raw text, SentencePiece, fairseq's binary data in $RUN/data-bin.
-#   RAW_DIR=DIR   a folder with {train,dev,test_labeled}.tsv.gz instead of the download
+# Prepare SST-2: raw text, SentencePiece, fairseq's binary data in $RUN/data-bin.
+#   RAW_DIR=DIR   folder with {train,dev,test_labeled}.tsv.gz, instead of a download
 source "$(dirname "$0")/../common.sh"
 RAW_DIR=${RAW_DIR:-}
 VOCABULARY=${VOCABULARY:-4000}
 
-# GLUE's files and the labelled test set as this repository keeps them, pinned; sha256 of the text, not of its gzip.
+# GLUE's files and the labelled test set, from a pinned commit of a repository that holds them; sha256 of the text, not of its gzip.
 ORIGIN=https://raw.githubusercontent.com/eyalbd2/Reproducing-AutoPrompt/6288fb5bec9c572f2492875ae0111df5b6daed11/glue_data/SST-2
 FILES="
 train         train_full    48eac26399f8456935f81dd9e3a745c1430adb6c62e233ccfe22db4a0d15d1d1
@@ -20,17 +20,17 @@ fetch_raw() {
     [ -n "$name" ] || continue
     local tsv=$RUN/raw/$name.tsv
     if [ -n "$RAW_DIR" ]; then
-      [ -r "$RAW_DIR/$name.tsv.gz" ] || die "RAW_DIR must hold $name.tsv.gz, but $RAW_DIR does not"
-      gzip -dc "$RAW_DIR/$name.tsv.gz" >"$tsv" || die "$RAW_DIR/$name.tsv.gz is no gzip file"
+      [ -r "$RAW_DIR/$name.tsv.gz" ] || die "RAW_DIR must hold $name.tsv.gz, but '$RAW_DIR' does not"
+      gzip -dc "$RAW_DIR/$name.tsv.gz" >"$tsv" || die "$RAW_DIR/$name.tsv.gz is not a complete gzip file; fetch it again"
     else
       curl -fsSL --retry 3 -o "$tsv" "$ORIGIN/$origin.tsv" ||
-        die "could not download $ORIGIN/$origin.tsv: get it there, gzip it as $name.tsv.gz, and give RAW_DIR=DIR with the three files"
+        die "could not download $ORIGIN/$origin.tsv; fetch it, gzip it as $name.tsv.gz, and use RAW_DIR=DIR with the three files"
     fi
-    echo "$sha  $tsv" | sha256sum --check --quiet || die "$tsv is not the file this recipe was written for (sha256)"
+    echo "$sha  $tsv" | sha256sum --check --quiet || die "$tsv is not the file that this recipe was written for (sha256 $sha); fetch it again"
   done <<<"$FILES"
 }
 
-# Each line of a .tsv is SENTENCE TAB LABEL, below a header; the test set's end with CR.
+# A .tsv has a header and lines of SENTENCE TAB LABEL. Those of the test set end with CR.
 sentences() { tail -n +2 "$RUN/raw/$1.tsv" | tr -d '\r' | cut -f1 | sed 's/ *$//'; }
 labels() { tail -n +2 "$RUN/raw/$1.tsv" | tr -d '\r' | cut -f2; }
 
@@ -39,7 +39,7 @@ encode() {
   python "$REPO/examples/subwords.py" train "$RUN/spm" "$VOCABULARY" "$RUN/raw/train.txt"
   mkdir -p "$RUN/encoded"
   for split in train dev test_labeled; do
-    # Sorted by length: fairseq batches the sentences of this task in their own order, and most of a batch would be padding.
+    # Sort by length: fairseq batches this task's sentences in the order of the file, so most of a batch would be padding.
     paste <(labels "$split") <(sentences "$split" | python "$REPO/examples/subwords.py" encode "$RUN/spm.model") |
       awk '{print NF "\t" $0}' | LC_ALL=C sort -s -n -k1,1 | cut -f2- >"$RUN/encoded/$split.tsv"
     cut -f1 "$RUN/encoded/$split.tsv" >"$RUN/encoded/$split.label"
@@ -48,7 +48,7 @@ encode() {
 }
 
 binarise() {
-  rm -rf "$RUN/data-bin" # fairseq-preprocess refuses a folder that a killed call left half done
+  rm -rf "$RUN/data-bin" # fairseq-preprocess refuses a folder that a killed call left incomplete
   for part in input0 label; do
     fairseq-preprocess --only-source --workers 1 --destdir "$RUN/data-bin/$part" \
       --trainpref "$RUN/encoded/train.$part" --validpref "$RUN/encoded/dev.$part" --testpref "$RUN/encoded/test_labeled.$part"

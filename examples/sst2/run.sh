@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The recipe, stage by stage: run.sh [METHOD…] (default: word_kd annealing_kd continuation_kd), two seeds of each student.
-# A second call goes on where the first one stopped. RAW_DIR=DIR, DEVICE=cpu|cuda, SEEDS="1 2".
+# Run the recipe stage by stage: run.sh [METHOD…] (default: word_kd annealing_kd continuation_kd), two seeds of each student.
+# A second call continues where the first one stopped. RAW_DIR=DIR, DEVICE=cpu|cuda, SEEDS="1 2".
 here=$(cd "$(dirname "$0")" && pwd)
 set -euo pipefail
 [ $# -gt 0 ] || set -- word_kd annealing_kd continuation_kd

@@ -1,8 +1,9 @@
-# What the recipe's trainings share. Sourced by ../common.sh.
+# The settings of the recipe's trainings. ../common.sh sources this file.
 # shellcheck shell=bash disable=SC2034
 CLASSES=(
   --num-classes 2 --init-token 0 --max-positions 128 --shorten-method truncate
-  # Sentences lie sorted by length (prepare.sh), which fairseq's shuffle would undo; the order of batches it still draws.
+  # prepare.sh sorts the sentences by length, which fairseq's shuffle would undo. fairseq still shuffles the batches:
+  # https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/tasks/sentence_prediction.py#L261-L267
   --no-shuffle
 )
 OPTIMISER=(
@@ -21,7 +22,7 @@ TEACHER_MODEL=(
 STUDENT_MODEL=(
   --arch roberta --encoder-layers 1 --encoder-attention-heads 4 --encoder-embed-dim 64 --encoder-ffn-embed-dim 256
 )
-# All students alike, whatever they learn from.
+# The same for all students.
 STUDENT=(
   "${STUDENT_MODEL[@]}" --dropout 0.1 --max-tokens 1024 --lr 2e-3 --warmup-updates 200
   --max-update "${STUDENT_UPDATES:-1200}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The student without a teacher: 1 layer, 64 dimensions, cross-entropy on the labels. SEED=2 makes scratch-seed2.
+# Train the student without a teacher: 1 layer, 64 dimensions, cross-entropy on the labels. SEED=2 makes scratch-seed2.
 source "$(dirname "$0")/../common.sh"
 
 name=$(named scratch)

@@ -1,13 +1,14 @@
-"""The table of all models and the means over seeds, in Markdown."""
+"""SST-2's table of all models and the means over seeds, in Markdown."""
 
 import statistics
 from typing import Any
 
 
 def table(results: dict[str, Any]) -> str:
-    """All models, a line each, and what the columns are; ``results`` is a results.json of evaluate.py."""
+    """Return the tables of evaluate.py's results.json, and notes on their columns."""
     rows = [
-        "| model | seed | parameters | updates to best | dev | test (95%) | gained / lost | p | minutes | GB |",
+        "| model | seed | parameters | updates to best | dev | test (95%) | gained / lost | p | minutes "
+        "| GB |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     seeds: dict[str, list[dict[str, Any]]] = {}
@@ -20,9 +21,10 @@ def table(results: dict[str, Any]) -> str:
             "| |" if against is None else f"{against['gained']} / {against['lost']} | {against['p']:.3f} |"
         )
         rows.append(
-            f"| {row} | {model['seed']} | {model['parameters']:,} | {training['updates']} | {model['dev_accuracy']:.1f} | "
-            f"{model['test_accuracy']:.1f} ({low:.1f} to {high:.1f}) | {compared} {rounded(training['minutes'], 0)} | "
-            f"{rounded(training['peak_bytes'], 1, 1e9)} |"
+            f"| {row} | {model['seed']} | {model['parameters']:,} | {training['updates']} "
+            f"| {model['dev_accuracy']:.1f} | {model['test_accuracy']:.1f} ({low:.1f} to {high:.1f}) "
+            f"| {compared} {rounded(training['minutes'], 0)} "
+            f"| {rounded(training['peak_bytes'], 1, 1e9)} |"
         )
     rows += ["", "| mean over seeds | dev | test |", "|---|--:|--:|"]
     for row, runs in seeds.items():
@@ -30,14 +32,14 @@ def table(results: dict[str, Any]) -> str:
         rows.append(f"| {row} ({len(runs)}) | {dev:.1f} | {test:.1f} |")
     rows += [
         "",
-        "Accuracy in per cent; interval: Wilson's, 95%; gained / lost: test sentences that only the model, or only "
-        f"`{results['baseline']}` of the same seed, gets right; p: McNemar's exact test of these; minutes: of training alone, "
-        "beside whatever else the machine did; GB: the most memory of the host that the training held. Parameters without the "
-        "head for masked words, which fairseq builds and classification leaves alone.",
+        "Accuracy in per cent. Interval: Wilson's, 95%. Gained / lost: test sentences that only the model, "
+        f"or only `{results['baseline']}` of the same seed, gets right. p: McNemar's exact test. Minutes: "
+        "training time, on a machine that also did other work. GB: peak host memory of the training. "
+        "Parameters exclude the head for masked words, which fairseq builds but classification does not use.",
     ]
     return "\n".join(rows)
 
 
 def rounded(number: float | None, digits: int, unit: float = 1.0) -> str:
-    """Nothing where it is not known."""
+    """Return a rounded number, or an empty cell if it is unknown."""
     return "" if number is None else f"{number / unit:.{digits}f}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The teacher: RoBERTa's architecture with 2 layers, 256 dimensions, trained from nothing on the labels. One for all seeds.
+# Train the teacher on the labels: RoBERTa's architecture, 2 layers, 256 dimensions, random weights. All seeds share it.
 SEED=1
 source "$(dirname "$0")/../common.sh"
 

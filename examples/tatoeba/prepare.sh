@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Tatoeba's German and English pairs: raw text, SentencePiece, fairseq's binary data in $RUN/data-bin.
-#   RAW_DIR=DIR   a folder with {train,valid,test}.{de,en}.gz instead of the download
+# Prepare Tatoeba's German and English pairs: raw text, SentencePiece, fairseq's binary data in $RUN/data-bin.
+#   RAW_DIR=DIR   folder with {train,valid,test}.{de,en}.gz, instead of a download
 source "$(dirname "$0")/../common.sh"
 
-# The list of manythings.org/anki of 2018-05-13, as a repository keeps it.
+# The list of manythings.org/anki of 2018-05-13, from a pinned commit of a repository that holds it.
 ORIGIN=https://raw.githubusercontent.com/rioyshky/translation/de48b7027f7318d77010a6e08ed928c10748c23d/deu-eng.zip
 FILES="
 train.de  453acd2dc2ce7c03ba632d389a99c816035f33d9f4a04d74f3733abf2ffdbd0b

@@ -1,4 +1,4 @@
-# What the recipe's trainings are. Sourced by ../common.sh, which says what each name means.
+# The settings of the recipe's trainings. ../common.sh sources this file and explains the names.
 # shellcheck shell=bash disable=SC2034
 SOURCE=de TARGET=en
 VOCABULARY=4000
@@ -12,7 +12,7 @@ TRAINING=(
 )
 TEACHER_MODEL=("${TRANSFORMER_3_3_256[@]}")
 TEACHER_TRAINING=(--dropout 0.2 --lr 2e-3 --max-update "${TEACHER_UPDATES:-2000}")
-# The one kind of student here.
+# This recipe has one kind of student.
 [ "${STUDENT:-transformer}" = transformer ] || die "STUDENT must be transformer, but is '$STUDENT'"
 STUDENT_MODEL=("${TRANSFORMER_1_1_64[@]}")
 STUDENT_TRAINING=(--dropout 0.1 --lr 4e-3 --max-update "${UPDATES:-1500}")
@@ -21,7 +21,7 @@ ROWS=(scratch seqkd word_kd imitkd imitkd_full gkd seqkd_imitkd_full)
 HEADLINES=(scratch seqkd imitkd_full)
 own() {
   case $1 in
-    # Its paper starts from a student that can already write: here it learns from the references first.
+    # Its paper starts from a trained student. Here the student learns from the references first.
     gkd) OWN=(--student-share "constant:1,warmup=0.4") ;;
     *) OWN=() ;;
   esac

@@ -1,9 +1,9 @@
-"""Tatoeba's German and English pairs out of manythings.org's list: ``split.py deu-eng.zip OUT``.
+"""Splits Tatoeba's German and English pairs of manythings.org's list: ``split.py deu-eng.zip OUT``.
 
-Writes ``OUT/{train,valid,test}.{de,en}``. Two pairs are linked when their English or their German sides agree but for case,
-punctuation and width, and all linked pairs are in one split: no sentence of valid or test is in train, on either side. More
-than ten linked pairs are train's; a SHA-256 chooses for the others, so that the same list always gives the same files. 3,000
-pairs are in no split.
+The script writes ``OUT/{train,valid,test}.{de,en}``. Two pairs are linked if their English or their German
+sides are the same apart from case, punctuation and width. All linked pairs are in one split, so no sentence
+of valid or test is in train, on either side. Groups of more than ten pairs are in train. A SHA-256 chooses
+the split of the others, so the same list always gives the same files. 3,000 pairs are held out of all splits.
 """
 
 import argparse
@@ -38,14 +38,14 @@ def main() -> None:
 
 
 def read(path: Path) -> list[tuple[str, str]]:
-    """English and German of each line "ENGLISH TAB GERMAN" of the list in the archive."""
+    """Return the pairs of the archive's list, whose lines are "ENGLISH TAB GERMAN"."""
     try:
         with zipfile.ZipFile(path) as archive:
             text = archive.read("deu.txt").decode()
     except OSError as error:
-        corpora.refuse(f"{path} cannot be read ({error.strerror}): download it, or name another")
+        corpora.refuse(f"{path} cannot be read ({error.strerror}); download it, or use another")
     except (zipfile.BadZipFile, KeyError):
-        corpora.refuse(f"{path} must be a zip archive with deu.txt in it, but is not: download it again")
+        corpora.refuse(f"{path} must be a zip archive that holds deu.txt, but is not; download it again")
     pairs = []
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         columns = [corpora.one_line(column) for column in line.split("\t")[:2]]
@@ -58,15 +58,15 @@ def read(path: Path) -> list[tuple[str, str]]:
 
 
 def splits(pairs: list[tuple[str, str]], sizes: dict[str, int] = SIZES) -> dict[str, list[int]]:
-    """Each split's pairs by number, with ``apart`` for those that are in none."""
+    """Return each split's pairs as indices of ``pairs``; ``apart`` are those held out of all splits."""
     keys = (
         (("en", corpora.comparable(english)), ("de", corpora.comparable(german))) for english, german in pairs
     )
     return corpora.deal(
         corpora.linked(keys),
-        LARGEST,
-        lambda group: corpora.digest("\t".join(min(pairs[number] for number in group))),
-        sizes,
+        largest=LARGEST,
+        order=lambda group: corpora.digest("\t".join(min(pairs[number] for number in group))),
+        sizes=sizes,
     )
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# WMT'16 English to German as fairseq's published model knows it: its subwords and dictionary, binary data in $RUN/data-bin.
-# Needs pip install 'fairseq-imitkd[recipes]'.
-#   RAW_DIR=DIR     europarl-v7-de-en.tgz, training-parallel-commoncrawl.tgz, training-parallel-nc-v11.tgz and
-#                   newstest201{3,4}.{en,de}, or Google's unpacked wmt16_en_de.tar.gz, instead of the downloads
-#   PUBLISHED=DIR   fairseq's unpacked wmt16.en-de.joined-dict.transformer instead of the download
+# Prepare WMT'16 English to German for fairseq's published model: its subwords and dictionary, binary data in $RUN/data-bin.
+# Requires pip install 'fairseq-imitkd[recipes]'.
+#   RAW_DIR=DIR     folder with europarl-v7-de-en.tgz, training-parallel-commoncrawl.tgz, training-parallel-nc-v11.tgz and
+#                   newstest201{3,4}.{en,de}, or with Google's unpacked wmt16_en_de.tar.gz, instead of the downloads
+#   PUBLISHED=DIR   folder with fairseq's unpacked wmt16.en-de.joined-dict.transformer, instead of a download
 source "$(dirname "$0")/../common.sh"
 MODEL_URL=https://dl.fbaipublicfiles.com/fairseq/models/wmt16.en-de.joined-dict.transformer.tar.bz2
 CPUS=$(nproc)
@@ -25,7 +25,7 @@ published() {
 news() {
   local raw=${RAW_DIR:-$RUN/raw/downloaded} side year set
   if [ -r "$raw/train.tok.clean.bpe.32000.en" ]; then
-    for side in en de; do # the same words; `encode` cuts them again
+    for side in en de; do # join the subwords; `encode` splits the words again
       sed -E 's/@@( |$)//g' "$raw/train.tok.clean.bpe.32000.$side" >"$RUN/raw/train.$side"
       sed -E 's/@@( |$)//g' "$raw/newstest2013.tok.bpe.32000.$side" >"$RUN/raw/valid.$side"
       sed -E 's/@@( |$)//g' "$raw/newstest2014.tok.bpe.32000.$side" >"$RUN/raw/test.$side"
@@ -45,7 +45,7 @@ news() {
   python "$RECIPE/wmt.py" "$raw" "$RUN/raw" --workers "$CPUS"
 }
 
-# The published model's own merges and dictionary: with others its embeddings mean nothing.
+# The published model's embeddings need its own merges and dictionary.
 encode() {
   local split side
   mkdir -p "$RUN/encoded" "$RUN/published"

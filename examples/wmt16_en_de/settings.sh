@@ -1,8 +1,8 @@
-# The settings of the ImitKD paper (Lin et al., EMNLP 2020) and its code. Sourced by ../common.sh, which says what each name means.
+# The settings of the ImitKD paper (Lin et al., EMNLP 2020) and its code. ../common.sh sources this file and explains the names.
 # shellcheck shell=bash disable=SC2034
 SOURCE=en TARGET=de
 DECODING=(--max-len-a 1.2 --max-len-b 10)
-# Text is tokenised by Moses and cut by the published model's merges; sacreBLEU scores it detokenised.
+# Text is tokenised by Moses and split by the published model's merges. sacreBLEU scores detokenised text.
 SUBWORDS=(--remove-bpe '@@ ')
 TEXT=(--bpe subword_nmt --bpe-codes published/bpecodes --tokenizer moses)
 TOKENISED_BLEU=de
@@ -14,10 +14,10 @@ TRAINING=(
   --validate-interval-updates 4000 --validate-interval 100000 --save-interval 100000
   --save-interval-updates 4000 --keep-interval-updates 1 --no-epoch-checkpoints
 )
-# A stand-in, with SMOKE=1 alone: the teacher is fairseq's published one.
+# Only SMOKE=1 trains this teacher. Otherwise the teacher is fairseq's published model.
 TEACHER_MODEL=(--arch transformer)
 TEACHER_TRAINING=(--max-tokens 4096 --lr 5e-4)
-# STUDENT=sru (the paper's, of 4 layers) or transformer (its 2+2 layers of 256), part of the students' names.
+# STUDENT=sru (the paper's 4 layers) or transformer (2+2 layers of 256); part of the students' names.
 STUDENT=${STUDENT:-sru}
 case $STUDENT in
   sru) STUDENT_MODEL=(--arch sru_wmt) ;;
@@ -25,7 +25,8 @@ case $STUDENT in
   *) die "STUDENT must be sru or transformer, but is '$STUDENT'" ;;
 esac
 KIND=_$STUDENT
-# 15 epochs of 4.5 million pairs, 512 a batch. As in the paper's code there is no label smoothing, and Adam's second beta is torch's.
+# 15 epochs of 4.5 million pairs, 512 per batch. The paper's code uses no label smoothing, and torch's default for Adam's second
+# beta: https://github.com/asappresearch/imitkd/blob/8b9fadded0e9eed7e16bf6ce6c3235f3ad5132e8/configs/wmt/vanilla.yaml#L79-L83
 STUDENT_TRAINING=(
   --batch-size 512 --lr 8e-4 --warmup-updates 4000 --clip-norm 2 --dropout 0.1 --adam-betas '(0.9, 0.999)'
   --label-smoothing 0 --max-epoch 15 --max-update "${UPDATES:-132000}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The teacher: fairseq's published transformer (Ott et al., 2018), which prepare.sh fetched. With SMOKE=1 a tiny one is trained.
+# Use fairseq's published transformer (Ott et al., 2018) as the teacher; prepare.sh downloads it. SMOKE=1 trains a tiny one.
 source "$(dirname "$0")/../common.sh"
 
 published_teacher() {

@@ -1,4 +1,4 @@
-"""The quickstart's languages: reproducible, without leaks, and really agreeing, reordered and ambiguous."""
+"""Tests of the quickstart's languages: reproducible, no leaks, agreement, word order and ambiguity."""
 
 import functools
 import importlib.util
@@ -22,7 +22,7 @@ def language() -> Iterator[ModuleType]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
@@ -36,7 +36,7 @@ def sentences(language: ModuleType) -> list[tuple[list[str], list[list[str]]]]:
 
 @pytest.fixture(scope="module")
 def pairs(sentences: list) -> list[tuple[list[str], list[str]]]:
-    """What the corpus holds."""
+    """The sentence pairs of the corpus."""
     return [(source, targets[0]) for source, targets in sentences]
 
 
@@ -51,7 +51,8 @@ def test_files_are_aligned_and_the_same_in_every_process(tmp_path: Path) -> None
     assert written[0] == written[1]
     lines = {name: text.splitlines() for name, text in written[0].items()}
     assert {name: len(rows) for name, rows in lines.items()} == {
-        "train.src": 60, "train.tgt": 60, "valid.src": 20, "valid.tgt": 20, "test.src": 30, "test.tgt": 30, "test.all": 30
+        "train.src": 60, "train.tgt": 60, "valid.src": 20, "valid.tgt": 20,
+        "test.src": 30, "test.tgt": 30, "test.all": 30,
     }  # fmt: skip
     assert all(row.strip() for rows in lines.values() for row in rows)
     assert [row.split("\t")[0] for row in lines["test.all"]] == lines["test.tgt"]
@@ -99,9 +100,8 @@ def test_words_agree_with_the_noun_that_they_belong_to(language: ModuleType, pai
     determiners, adjectives = ({word[1] for word in words} for words in (drawn.determiners, drawn.adjectives))
     checked = Counter()
     for _, target in pairs:
-        agreed = (
-            None  # a determiner opens its phrase, so all up to the next one agrees with the noun between them
-        )
+        # A determiner opens its phrase. All words up to the next one agree with the noun between them.
+        agreed = None
         for position, word in enumerate(target):
             stem, ending = word.rstrip("aeoi"), word[len(word.rstrip("aeoi")) :]
             if stem in determiners:
@@ -119,7 +119,7 @@ def test_words_agree_with_the_noun_that_they_belong_to(language: ModuleType, pai
 
 
 def plain(drawn: Any, sentences: list) -> Iterator[tuple[list[str], Any]]:
-    """The sentences of one clause, without relative clauses."""
+    """Return the sentences with one clause and no relative clauses."""
     joining = {drawn.relative[0], *(source for source, _ in drawn.conjunctions)}
     return ((source, target) for source, target in sentences if not joining & set(source))
 
@@ -163,7 +163,7 @@ def test_every_right_translation_is_another_order_of_the_same_words(
         assert len({tuple(target) for target in targets}) == len(targets)
         assert len({tuple(sorted(target)) for target in targets}) == 1
         if len(said := [word for word in source if word.removesuffix("e") in nouns]) > len(set(said)):
-            continue  # two phrases may be the same, and then some orders are
+            continue  # two phrases may be the same, and then some orders are the same too
         openings = 2 + any(word in adverbs for word in source) + any(word in prepositions for word in source)
         assert len(targets) == openings * (2 if any(word in adjectives for word in source) else 1), source
 

@@ -1,5 +1,6 @@
-"""The scripts of the recipes: every row is a command that fairseq and the method accept; tables say what the JSON says."""
+"""Tests of the recipes' scripts: fairseq and the method accept every row, and tables match their JSON."""
 
+import functools
 import gzip
 import importlib.util
 import json
@@ -9,6 +10,8 @@ import shlex
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,18 +22,39 @@ from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 from fairseq_imitkd.criterion import DistillationCriterion
-from fairseq_imitkd.method.config import check
+from fairseq_imitkd.method.checks import check
+from tests.helpers import scripts, warm_commands
+from tests.helpers.scripts import EXAMPLES
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = sorted(
     path.parent.name for path in EXAMPLES.glob("*/settings.sh") if (path.parent / "seqkd.sh").exists()
 )
 STAGES = {"prepare.sh", "teacher.sh", "student.sh", "seqkd.sh", "distill.sh", "evaluate.sh", "run.sh"}
 
 
-def trainings(recipe: str, run: Path, **environment: str) -> dict[str, list[str]]:
-    """What a recipe would train: name -> arguments of imitkd-train."""
-    return run_dry(EXAMPLES / recipe / "run.sh", run, **environment)
+@dataclass(frozen=True)
+class DryRun:
+    """The trainings of a recipe.
+
+    Args:
+        run: the recipe's ``RUN``.
+        commands: arguments of ``imitkd-train`` by the training's name.
+    """
+
+    run: Path
+    commands: dict[str, list[str]]
+
+
+@pytest.fixture(scope="module")
+def dry_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], DryRun]:
+    """A function from a recipe's name to its dry run, which is made once."""
+
+    @functools.cache
+    def dry_run(recipe: str) -> DryRun:
+        run = tmp_path_factory.mktemp(recipe)
+        return DryRun(run, run_dry(EXAMPLES / recipe / "run.sh", run))
+
+    return dry_run
 
 
 def run_dry(script: Path, run: Path, *arguments: str, **environment: str) -> dict[str, list[str]]:
@@ -41,7 +65,7 @@ def run_dry(script: Path, run: Path, *arguments: str, **environment: str) -> dic
 
 
 def call(script: Path, run: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "DEVICE": "cpu", "RUN": str(run), **environment}
+    variables = {**scripts.environment(run), **environment}
     command = ["bash", str(script), *arguments]
     return subprocess.run(command, env=variables, cwd=run.parent, capture_output=True, text=True, timeout=60)
 
@@ -49,15 +73,15 @@ def call(script: Path, run: Path, *arguments: str, **environment: str) -> subpro
 def common(
     run: Path, commands: str, recipe: str = "multi30k", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Bash commands after common.sh, as a recipe's script."""
-    variables = {**os.environ, "DEVICE": "cpu", "RUN": str(run), **environment}
+    """Run bash commands after common.sh, as a recipe's script does."""
+    variables = {**scripts.environment(run), **environment}
     script = f'source "{EXAMPLES}/common.sh"\n{commands}'
     command = ["bash", "-c", script, str(EXAMPLES / recipe / "probe.sh")]
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
 
 
 def value_of(flag: str, command: list[str]) -> str:
-    """The last one counts."""
+    """Return a flag's last value."""
     return command[len(command) - command[::-1].index(flag)]
 
 
@@ -82,9 +106,10 @@ def test_all_recipes_have_the_same_stages() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_row_is_a_command_that_is_accepted(recipe: str, tmp_path: Path) -> None:
-    commands = trainings(recipe, tmp_path)
-    for name, command in commands.items():
+def test_every_row_is_a_command_that_is_accepted(recipe: str, dry_runs: Callable[[str], DryRun]) -> None:
+    for name, command in dry_runs(recipe).commands.items():
+        if name.endswith("-seed2"):
+            continue  # the next test shows that only the seed differs
         parser = options.get_training_parser()
         cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=command))
         distils = issubclass(CRITERION_REGISTRY[cfg.criterion._name], DistillationCriterion)
@@ -96,8 +121,10 @@ def test_every_row_is_a_command_that_is_accepted(recipe: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_headlines_are_trained_twice_and_differ_only_in_the_seed(recipe: str, tmp_path: Path) -> None:
-    commands = trainings(recipe, tmp_path)
+def test_headlines_are_trained_twice_and_differ_only_in_the_seed(
+    recipe: str, dry_runs: Callable[[str], DryRun]
+) -> None:
+    commands = dry_runs(recipe).commands
     doubled = {name: command for name, command in commands.items() if name.endswith("-seed2")}
     assert len(doubled) == 3
     for name, command in doubled.items():
@@ -108,8 +135,9 @@ def test_headlines_are_trained_twice_and_differ_only_in_the_seed(recipe: str, tm
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_students_learn_from_what_their_row_says(recipe: str, tmp_path: Path) -> None:
-    for name, command in trainings(recipe, tmp_path).items():
+def test_students_learn_from_what_their_row_says(recipe: str, dry_runs: Callable[[str], DryRun]) -> None:
+    made = dry_runs(recipe)
+    for name, command in made.commands.items():
         expected = (
             "data_seqkd"
             if name.startswith("seqkd")
@@ -117,7 +145,7 @@ def test_students_learn_from_what_their_row_says(recipe: str, tmp_path: Path) ->
             if name.startswith("seq_inter")
             else ""
         )
-        assert command[0] == str(tmp_path / expected / "data-bin"), name
+        assert command[0] == str(made.run / expected / "data-bin"), name
         if (
             name != "teacher"
             and not name.startswith(("scratch", "seqkd_", "seqkd-", "seq_inter"))
@@ -141,8 +169,8 @@ def test_a_start_is_another_student(tmp_path: Path) -> None:
 
 def test_rows_without_a_second_seed_have_the_first_that_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
-    (tmp_path / "scratch" / "checkpoint_best.pt").touch()  # the first seed's, which the table needs
-    asked = trainings("tatoeba", tmp_path, SEEDS="2 3")
+    (tmp_path / "scratch" / "checkpoint_best.pt").touch()  # the table needs the first seed
+    asked = run_dry(EXAMPLES / "tatoeba" / "run.sh", tmp_path, SEEDS="2 3")
     assert {"gkd-seed2", "scratch-seed2", "scratch-seed3"} <= asked.keys()
     assert "gkd-seed3" not in asked
 
@@ -159,8 +187,8 @@ def test_f_distill_has_the_teacher_s_samples(recipe: str, tmp_path: Path) -> Non
         assert ("--teacher-samples" in command) == has
 
 
-def test_a_published_teacher_is_not_trained(tmp_path: Path) -> None:
-    assert "teacher" not in trainings("wmt16_en_de", tmp_path)
+def test_a_published_teacher_is_not_trained(dry_runs: Callable[[str], DryRun]) -> None:
+    assert "teacher" not in dry_runs("wmt16_en_de").commands
 
 
 @pytest.mark.parametrize(
@@ -171,7 +199,7 @@ def test_a_published_teacher_is_not_trained(tmp_path: Path) -> None:
         ("multi30k/student.sh", {"STUDENT": "rnn"}, "STUDENT must be transformer or sru, but is 'rnn'"),
         ("tatoeba/student.sh", {"STUDENT": "sru"}, "STUDENT must be transformer, but is 'sru'"),
         ("multi30k/student.sh", {"UPDATES": "abc"}, "UPDATES must be a whole number above 0, but is 'abc'"),
-        # fairseq would train without end
+        # fairseq would train forever
         (
             "multi30k/student.sh",
             {"TEACHER_UPDATES": "0"},
@@ -180,12 +208,12 @@ def test_a_published_teacher_is_not_trained(tmp_path: Path) -> None:
         (
             "sst2/teacher.sh",
             {"SMOKE": "1"},
-            "SMOKE is nothing that this recipe minds, but is '1': leave it out",
+            "SMOKE is not used by this recipe, but is '1'; leave it out",
         ),
         (
             "quickstart/run.sh",
             {"DRY_RUN": "1"},
-            "DRY_RUN is nothing that this recipe minds, but is '1': leave it out",
+            "DRY_RUN is not used by this recipe, but is '1'; leave it out",
         ),
         (
             "multi30k/student.sh",
@@ -201,7 +229,7 @@ def test_a_published_teacher_is_not_trained(tmp_path: Path) -> None:
         (
             "multi30k/run.sh",
             {"SEED": "2"},
-            "SEED is of one student: run.sh takes SEEDS=\"1 2\", but SEED is '2'",
+            "run.sh takes SEEDS instead of SEED, but SEED is '2'; use SEEDS=\"1 2\"",
         ),
     ],
 )
@@ -221,7 +249,7 @@ def test_wrong_variables_are_refused(
             "a row must be scratch, .* but is 'nonsense'; METHOD is one of annealing_kd, ",
         ),
         (["scratch", "seqkd_nonsense"], "but is 'seqkd_nonsense'"),
-        (["gkd"], r"the rows must have scratch with seed 1, .* but are 'gkd' with SEEDS '1 2'"),
+        (["gkd"], r"the rows must include scratch with seed 1, .* but are 'gkd' with SEEDS '1 2'"),
     ],
 )
 def test_wrong_rows_are_refused_before_anything_is_trained(
@@ -238,7 +266,7 @@ def test_a_relative_folder_with_a_blank_in_its_name(tmp_path: Path) -> None:
 
 
 def test_precision_of_the_teacher(tmp_path: Path) -> None:
-    """It is the teacher's alone: what has no teacher beside it is trained as before."""
+    """The precision is the teacher's. Models without a teacher are trained as before."""
     run = EXAMPLES / "multi30k" / "run.sh"
     plain, half = (
         call(run, tmp_path, DRY_RUN="1", **given).stdout.splitlines()
@@ -262,7 +290,7 @@ def test_precision_of_the_teacher(tmp_path: Path) -> None:
     )
 
 
-def test_what_was_trained_otherwise_is_not_taken_for_the_same(tmp_path: Path) -> None:
+def test_a_training_with_other_flags_is_reported(tmp_path: Path) -> None:
     script = EXAMPLES / "multi30k" / "student.sh"
     command = call(script, tmp_path, DRY_RUN="1").stdout
     for folder in (".done", "scratch"):
@@ -270,14 +298,14 @@ def test_what_was_trained_otherwise_is_not_taken_for_the_same(tmp_path: Path) ->
     (tmp_path / ".done" / "scratch").touch()
     (tmp_path / "scratch" / "commands").write_text(f"abc\told\nabc\t{command}")
     for same in ({}, {"DEVICE": "cuda"}):
-        assert call(script, tmp_path, **same).stderr.strip() == "== scratch: done before"
+        assert call(script, tmp_path, **same).stderr.strip() == "== scratch: already done"
     other = call(script, tmp_path, UPDATES="7")
     assert other.returncode == 0
-    assert "scratch: done before with other flags, and left as it is" in other.stderr
+    assert "scratch: already done with other flags, so it is not trained again" in other.stderr
 
 
-def test_small_models_that_were_trained_otherwise(tmp_path: Path) -> None:
-    """``fit`` of the made-up languages, as ``train`` of the other recipes."""
+def test_a_small_model_with_other_flags_is_reported(tmp_path: Path) -> None:
+    """``fit`` of the made-up languages behaves like ``train`` of the other recipes."""
 
     def fit(flags: str, dry_run: str = "") -> subprocess.CompletedProcess[str]:
         models = f"DATA=data DRY_RUN={dry_run}; source {EXAMPLES}/quickstart/models.sh"
@@ -289,8 +317,8 @@ def test_small_models_that_were_trained_otherwise(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     (tmp_path / ".done" / "scratch").touch()
     (tmp_path / "scratch" / "commands").write_text(f"abc\t{command.stdout}")
-    assert fit("--lr 1").stderr.strip() == "== scratch: done before"
-    assert "scratch: done before with other flags, and left as it is" in fit("--lr 2").stderr
+    assert fit("--lr 1").stderr.strip() == "== scratch: already done"
+    assert "scratch: already done with other flags, so it is not trained again" in fit("--lr 2").stderr
 
 
 def test_checkpoints_that_a_kill_left_half_copied(tmp_path: Path) -> None:
@@ -313,14 +341,14 @@ def test_checkpoints_that_a_kill_left_half_copied(tmp_path: Path) -> None:
     checkpoint("checkpoint_best.pt", 0, whole=False)
     checkpoint("checkpoint_last.pt", 250)
     assert common(tmp_path, "resumable scratch").returncode == 0
-    assert data() == b"checkpoint_last.pt"  # the one that fairseq would take
+    assert data() == b"checkpoint_last.pt"  # the one that fairseq would load
     assert not (folder / "checkpoint_best.pt").exists()
     checkpoint("checkpoint_last.pt", 0, whole=False)
     assert common(tmp_path, "resumable scratch").returncode == 0
     assert data() == b"checkpoint_2_500.pt"
 
 
-def test_a_training_that_has_not_ended_teaches_nobody(tmp_path: Path) -> None:
+def test_an_unfinished_training_is_not_used_as_a_teacher(tmp_path: Path) -> None:
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "checkpoint_best.pt").touch()
     assert (
@@ -329,7 +357,7 @@ def test_a_training_that_has_not_ended_teaches_nobody(tmp_path: Path) -> None:
     (tmp_path / "teacher" / "commands").touch()
     done = call(EXAMPLES / "multi30k" / "distill.sh", tmp_path, "gkd")
     assert done.returncode == 1
-    assert done.stderr.strip().endswith("of a training that has ended: train teacher first")
+    assert done.stderr.strip().endswith("of a finished training does not exist; train teacher first")
     done = call(EXAMPLES / "multi30k" / "distill.sh", tmp_path, "gkd", START="teacher")
     assert "START must name a model" in done.stderr
     assert not (tmp_path / "gkd").exists()
@@ -341,14 +369,14 @@ def test_a_training_that_has_not_ended_teaches_nobody(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("held", "message"),
     [
-        ({}, r"RAW_DIR must hold test2016\.de\.gz, or that unzipped, but '.*' does not"),
+        ({}, r"RAW_DIR must hold test2016\.de\.gz or test2016\.de, but '.*' does not"),
         (
             {"test2016.de.gz": gzip.compress(b"Ein Satz.\n" * 99)[:-9]},
-            r".*/test2016\.de\.gz is no whole gzip file: delete it",
+            r".*/test2016\.de\.gz is not a complete gzip file; delete it",
         ),
         (
             {"test2016.de": b"Ein Satz.\n"},
-            r".*/test2016\.de is not the text that .* or take it as it is with ANY_TEXT=1",
+            r".*/test2016\.de is not the text that .* or accept it with ANY_TEXT=1",
         ),
         (
             {"test2016.de.gz": gzip.compress(b"Ein Satz.\n")},
@@ -356,7 +384,7 @@ def test_a_training_that_has_not_ended_teaches_nobody(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_text_that_is_not_the_recipe_s(held: dict[str, bytes], message: str, tmp_path: Path) -> None:
+def test_other_text_is_refused(held: dict[str, bytes], message: str, tmp_path: Path) -> None:
     given = tmp_path / "given"
     (tmp_path / "run" / "raw").mkdir(parents=True)
     given.mkdir()
@@ -371,7 +399,7 @@ def test_text_that_is_not_the_recipe_s(held: dict[str, bytes], message: str, tmp
         assert (tmp_path / "run" / "raw" / "test.de").read_bytes() == held["test2016.de"]
 
 
-def test_what_is_downloaded_already_is_not_downloaded_again(tmp_path: Path) -> None:
+def test_a_file_is_downloaded_once(tmp_path: Path) -> None:
     (tmp_path / "origin").write_text("text\n")
     commands = f"download file://{tmp_path}/origin {tmp_path}/run/text"
     assert common(tmp_path / "run", f"{commands} {'0' * 64}").returncode == 1
@@ -433,7 +461,10 @@ def test_what_is_downloaded_already_is_not_downloaded_again(tmp_path: Path) -> N
 def test_the_paper_s_settings(
     recipe: str, training: dict[str, str], rows: dict[str, tuple[str, int, int, int]], tmp_path: Path
 ) -> None:
-    """As the configurations have them that the paper's authors released."""
+    """The values are those of the authors' configurations:
+
+    https://github.com/asappresearch/imitkd/tree/8b9fadded0e9eed7e16bf6ce6c3235f3ad5132e8/configs
+    """
     commands = run_dry(EXAMPLES / recipe / "run.sh", tmp_path, "scratch", *rows, SEEDS="1")
     smoothing = "0.1" if recipe == "cnn_dm" else "0"
     assert value_of("--label-smoothing", commands["scratch_sru"]) == smoothing
@@ -456,14 +487,14 @@ def test_the_paper_s_settings(
             assert cfg.model.projection_size == 256
 
 
-def test_a_vocabulary_that_the_text_is_too_small_for(tmp_path: Path) -> None:
+def test_a_vocabulary_that_is_too_large_for_the_text(tmp_path: Path) -> None:
     folder = tmp_path / "a, b"
     folder.mkdir()
     (folder / "text").write_text("".join(f"ein satz {number}\n" for number in range(50)))
 
     def train(size: int) -> subprocess.CompletedProcess[str]:
         command = [
-            sys.executable,
+            str(warm_commands.folder() / "python"),
             str(EXAMPLES / "subwords.py"),
             "train",
             str(folder / "spm"),
@@ -477,7 +508,7 @@ def test_a_vocabulary_that_the_text_is_too_small_for(tmp_path: Path) -> None:
     done = train(4000)
     assert done.returncode == 1
     assert re.match(
-        r"subwords\.py: no vocabulary of 4000 \(VOCABULARY\) can be made of .*", done.stderr.splitlines()[-1]
+        r"subwords\.py: .* must allow a VOCABULARY of 4000, but do not .*", done.stderr.splitlines()[-1]
     )
 
 
@@ -488,7 +519,7 @@ def test_a_smoke_run_and_a_real_one_do_not_share_a_folder(tmp_path: Path) -> Non
     assert "holds a run with SMOKE=1" in done.stderr
 
 
-def test_the_tables_of_the_readmes_are_those_of_the_results() -> None:
+def test_the_tables_of_the_readmes_match_the_results() -> None:
     documents = module("tables").documents({})
     assert {path.name for path in documents} >= {"README.md", "evaluation.md"}
     for path, text in documents.items():
@@ -528,7 +559,7 @@ def test_a_table_shows_every_seed_and_the_readmes_are_filled_between_their_marks
 
 
 def test_the_journey_has_the_figures_of_its_models() -> None:
-    """The teacher's and the exported student's, each in its line; nothing where a stage has none."""
+    """The teacher and the exported student have their figures; a stage without a model has none."""
     lines = module("tables").journey(made_results()).splitlines()
     assert lines[2] == "| `examples/made/prepare.sh` | checked text, subwords, binary data |  |  |  |  |"
     assert lines[3] == "| `examples/made/teacher.sh` | the teacher | 1,000 | 2 min | 4.0 | 40.00 |"
@@ -536,7 +567,7 @@ def test_the_journey_has_the_figures_of_its_models() -> None:
 
 
 def test_a_run_becomes_the_recipe_s_only_when_it_can(tmp_path: Path) -> None:
-    """None that is not evaluated, not ours, or was tiny: one line each."""
+    """A run that was not evaluated, is not ours, or was a smoke run is refused in one line."""
     tables = module("tables")
     with pytest.raises(SystemExit, match="does not exist"):
         tables.published_by(tmp_path)
@@ -545,7 +576,7 @@ def test_a_run_becomes_the_recipe_s_only_when_it_can(tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match=r"is not what a recipe's evaluation writes"):
             tables.published_by(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps(made_results()))
-    with pytest.raises(SystemExit, match="is of the recipe made, but there is no"):
+    with pytest.raises(SystemExit, match=r"names the recipe made, but .*README\.md does not exist"):
         tables.published_by(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps({**made_results(), "recipe": "tatoeba"}))
     assert tables.published_by(tmp_path) == (
@@ -558,7 +589,7 @@ def test_a_run_becomes_the_recipe_s_only_when_it_can(tmp_path: Path) -> None:
 
 
 def test_publishing_fills_every_document_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recipe's README and evaluation, the overview, the project's README; where a place is missing nothing is written."""
+    """All documents are written; if a place for a table is missing, none is."""
     tables = module("tables")
     place = "<!-- results -->\n<!-- /results -->\n"
     for path in ("README.md", "examples/README.md", "examples/multi30k/README.md", "run/results.json"):
@@ -594,7 +625,7 @@ def test_publishing_fills_every_document_or_none(tmp_path: Path, monkeypatch: py
 def test_a_run_beside_the_recipe_s_own_has_a_place_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the recipe's README alone: what else shows the recipe's results goes on showing those."""
+    """It appears only in the recipe's README. Other documents still show the recipe's own results."""
     tables = module("tables")
     own, other = made_results(), made_results()
     other["evaluation"]["models"]["scratch"]["decoding"]["greedy"]["bleu"]["score"] = 29.0
@@ -635,7 +666,7 @@ def test_a_run_beside_the_recipe_s_own_has_a_place_of_its_own(
         assert "29.00" not in (tmp_path / path).read_text()
 
 
-def test_seeds_stand_in_their_order() -> None:
+def test_seeds_are_sorted() -> None:
     assert module("tables").by_row(["b-seed2", "a", "b", "b-seed10"]) == {
         "b": ["b", "b-seed2", "b-seed10"],
         "a": ["a"],
@@ -708,7 +739,7 @@ def made_results() -> dict[str, Any]:
 def test_training_facts_come_from_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
     results = module("results")
-    assert results.came_to_be(tmp_path, "teacher")["command"] is None  # a downloaded one
+    assert results.came_to_be(tmp_path, "teacher")["command"] is None  # a downloaded teacher
     text = tmp_path / "text"
     text.write_text("one\u2028still one\ntwo\n")
     assert results.lines(text, 2) == ["one\u2028still one", "two"]
@@ -716,7 +747,7 @@ def test_training_facts_come_from_the_checkpoints(tmp_path: Path, monkeypatch: p
         results.lines(text, 3)
 
 
-def test_the_memory_of_a_training_is_the_most_that_any_of_its_calls_held(tmp_path: Path) -> None:
+def test_the_memory_of_a_training_is_the_peak_of_all_calls(tmp_path: Path) -> None:
     def call(code: str) -> tuple[int, int]:
         command = [
             sys.executable,
@@ -729,14 +760,14 @@ def test_the_memory_of_a_training_is_the_most_that_any_of_its_calls_held(tmp_pat
         status = subprocess.run(command, check=False).returncode
         return status, int((tmp_path / "peak").read_text())
 
-    (tmp_path / "peak").write_text("")  # a kill in the middle of writing
+    (tmp_path / "peak").write_text("")  # as after a kill while writing
     status, held = call("held = b'1' * 200_000_000; raise SystemExit(3)")
     assert status == 3
     assert 200_000_000 < held < 300_000_000
     assert call("import os, signal; os.kill(os.getpid(), signal.SIGKILL)") == (
         137,
         held,
-    )  # one that held less, and was killed
+    )  # it held less memory and was killed
     tables = module("tables")
     results = made_results()
     assert "| GB |" not in tables.recipe_table(results)
@@ -748,7 +779,7 @@ def test_the_memory_of_a_training_is_the_most_that_any_of_its_calls_held(tmp_pat
 
 
 def test_an_evaluation_stays_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until tables.py is told to publish it: nothing of the repository changes."""
+    """The repository does not change until tables.py publishes the evaluation."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     evaluation = made_results()["evaluation"]
     (tmp_path / "evaluation").mkdir()
@@ -768,14 +799,15 @@ def test_an_evaluation_stays_in_its_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert found["trainings"]["scratch"]["commits"] == []
 
 
-def test_chance_is_of_the_same_seed_and_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_p_values_compare_the_same_seed_and_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
     results = module("results")
     references = [f"this is sentence number {number} of the test" for number in range(40)]
     worse = [line.replace("number", "word") if number % 3 else line for number, line in enumerate(references)]
     texts = {
-        "teacher": references, "scratch": worse, "imitkd": references, "seqkd": worse[::-1], "scratch-seed2": references,
-        "imitkd-seed2": references, "scratch_sru": worse, "imitkd_sru": references,
+        "teacher": references, "scratch": worse, "imitkd": references, "seqkd": worse[::-1],
+        "scratch-seed2": references, "imitkd-seed2": references,
+        "scratch_sru": worse, "imitkd_sru": references,
     }  # fmt: skip
     for name, written in {**texts, "references": references}.items():
         (tmp_path / f"{name}.txt").write_text("\n".join(written) + "\n")
@@ -784,16 +816,15 @@ def test_chance_is_of_the_same_seed_and_kind(tmp_path: Path, monkeypatch: pytest
     found = results.chance(tmp_path, evaluation)
     assert found["imitkd"]["scratch"] < 0.01
     assert found["imitkd"]["seqkd"] < 0.01
-    assert found["imitkd-seed2"] == {
-        "scratch": None
-    }  # they write the same, and there is no seqkd of that seed
+    # Both write the same text, and seqkd has no second seed.
+    assert found["imitkd-seed2"] == {"scratch": None}
     assert found["imitkd_sru"]["scratch"] < 0.01
     assert "seqkd" not in found["imitkd_sru"]
     assert found["teacher"] == {}
     assert found["scratch"].keys() == {"seqkd"}
 
 
-def test_no_results_are_left_of_a_recipe_that_is_gone() -> None:
+def test_results_belong_to_their_recipe() -> None:
     for path in EXAMPLES.glob("*/results.json"):
         found = json.loads(path.read_text())
         assert found["recipe"] == path.parent.name

@@ -1,4 +1,4 @@
-"""What the recipes make of what was downloaded: no leak between splits, the published preparations, and the check of both."""
+"""Tests of the recipes' data scripts: splits without leaks, published preparations, checks of the text."""
 
 import hashlib
 import importlib.util
@@ -21,7 +21,7 @@ Load = Callable[[str], ModuleType]
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """A script as a module. What the scripts share is gone after the test, as their place on the path is."""
+    """A function that imports a script. Afterwards the shared module and the path are restored."""
     monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
 
     def load(script: str) -> ModuleType:
@@ -70,7 +70,7 @@ SIZES = {"valid": 12, "test": 12, "apart": 6}
 
 
 def linked_pairs() -> list[tuple[str, str]]:
-    """40 groups of three pairs, each linked to the next by one side but for case and punctuation; and a group of twelve."""
+    """40 groups of three pairs, each linked to the next by one normalised side, and a group of twelve."""
     pairs = []
     for n in range(40):
         pairs += [
@@ -146,17 +146,17 @@ def test_sha256_chooses_and_orders(split: ModuleType, run: Callable[..., None], 
     )
 
 
-def test_a_list_that_is_none(split: ModuleType, run: Callable[..., None], tmp_path: Path) -> None:
+def test_a_damaged_list_is_refused(split: ModuleType, run: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / "page.zip").write_text("<html>not found</html>")
     with pytest.raises(
         SystemExit,
-        match=r"page\.zip must be a zip archive with deu\.txt in it, but is not: download it again",
+        match=r"page\.zip must be a zip archive that holds deu\.txt, but is not; download it again",
     ):
         run(split, tmp_path / "page.zip", tmp_path / "out")
     with pytest.raises(SystemExit, match=r"deu\.txt, line 2: must be ENGLISH TAB GERMAN, but is 'Hi\.\\t'"):
         run(split, split_list(tmp_path, [("Hi.", "Hallo."), ("Hi.", "")]), tmp_path / "out")
     with pytest.raises(
-        SystemExit, match="valid is to have 12 pairs, but only 1 are left: get the whole data"
+        SystemExit, match="valid must have 12 pairs, but only 1 are left; use the complete data"
     ):
         run(split, split_list(tmp_path, [("Hi.", "Hallo.")]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -199,7 +199,7 @@ def test_news_that_start_alike_are_in_one_split(
     }
     assert {name: len(numbers) for name, numbers in found.items()} == {"train": 40, "valid": 5, "test": 5}
     assert len(set.union(*found.values())) == 50
-    # The smallest number of a group chooses, each one's own number orders.
+    # The smallest number of a group selects it; each news' own number orders.
     chosen = sorted(range(50), key=lambda n: sha256(str(2 * n + 1)))[:5]
     expected = sorted(
         (item for n in chosen for item in (first[n], second[n])), key=lambda item: sha256(str(item[0]))
@@ -209,6 +209,7 @@ def test_news_that_start_alike_are_in_one_split(
 
 def test_what_is_left_out_and_cleaned(news: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "reut2-000.sgm"
+    without_body = '<REUTERS NEWID="6"><TEXT><TITLE>NO BODY HERE</TITLE></TEXT></REUTERS>'
     path.write_text(
         sgm([
             (1, "GROSS &amp; CO &lt;GRO> SEE\n PROFIT", f"A sum&#22;of 5&#127;pct\nwas named. {BODY}"),
@@ -216,7 +217,7 @@ def test_what_is_left_out_and_cleaned(news: ModuleType, tmp_path: Path) -> None:
             (3, "A SHORT BODY", "word " * 19),
             (4, "THE SAME AGAIN", BODY),
             (5, "THE SAME AGAIN", BODY),
-        ]).replace("</REUTERS>", '</REUTERS>\n<REUTERS NEWID="6"><TEXT><TITLE>NO BODY HERE</TITLE></TEXT></REUTERS>', 1)
+        ]).replace("</REUTERS>", f"</REUTERS>\n{without_body}", 1)
     )  # fmt: skip
     found = news.usable(news.read(path))
     assert [item.number for item in found] == [1, 4]
@@ -239,7 +240,7 @@ def test_news_of_all_files(news: ModuleType, run: Callable[..., None], tmp_path:
     assert lines(tmp_path / "out" / "test.src")[0].startswith("News ")
     (tmp_path / "reut2-001.sgm").unlink()
     with pytest.raises(
-        SystemExit, match=r"reut2-001\.sgm cannot be read \(No such file or directory\): the folder must hold"
+        SystemExit, match=r"reut2-001\.sgm cannot be read \(No such file or directory\); the folder must hold"
     ):
         run(news, tmp_path, tmp_path / "out")
 
@@ -250,7 +251,8 @@ def test_news_of_all_files(news: ModuleType, run: Callable[..., None], tmp_path:
 def talks(path: Path, german: list[str], english: list[str]) -> Path:
     files = {}
     for side, texts in (("de", german), ("en", english)):
-        head = f"<url>http://example.com</url>\n<keywords>a, b</keywords>\n<talkid>1</talkid>\n<title>{side} Title</title>\n"
+        head = "<url>http://example.com</url>\n<keywords>a, b</keywords>\n<talkid>1</talkid>\n"
+        head += f"<title>{side} Title</title>\n"
         files[f"de-en/train.tags.de-en.{side}"] = head + "".join(f"{text}\n" for text in texts)
         for number, name in enumerate(
             ("TED.tst2012", "TED.tst2011", "TED.tst2010", "TED.dev2010", "TEDX.dev2012")
@@ -272,11 +274,11 @@ def test_talks_are_prepared_as_fairseq_prepares_them(
     english += ["word " * 100, "Nobody said this.", "", "one two three"]
     run(load("iwslt14_de_en/ted.py"), talks(tmp_path / "de-en.tgz", german, english), tmp_path)
     train, valid = lines(tmp_path / "train.en"), lines(tmp_path / "valid.en")
-    assert len(train) + len(valid) == 1 + 45 + 1  # the title; one side is 1.5 times the other at most
+    assert len(train) + len(valid) == 1 + 45 + 1  # with the title; one side is at most 1.5 times the other
     assert [train[0], train[-1]] == ["en title", "one two three"]
     assert [line.split()[3] for line in valid] == ["21", "44"]  # lines 23 and 46
     assert train[1] == "it &apos;s sentence 0 \N{EM DASH} so to speak ."
-    # tokenizer.perl always cuts the last full stop off, and no other of an abbreviation.
+    # tokenizer.perl separates the last full stop, but no other one of an abbreviation.
     assert lines(tmp_path / "train.de")[1] == "das ist satz 0 , z.b. in den u.s ."
     assert lines(tmp_path / "test.de") == [f"de &apos; s test {number} ." for number in (3, 4, 2, 1, 0)]
 
@@ -285,13 +287,13 @@ def test_talks_that_do_not_fit(load: Load, run: Callable[..., None], tmp_path: P
     pytest.importorskip("sacremoses")
     ted = load("iwslt14_de_en/ted.py")
     with pytest.raises(
-        SystemExit, match=r"de-en\.de has 3 sentences, train\.tags\.de-en\.en 2: they must be as many"
+        SystemExit, match=r"de-en\.de and train\.tags\.de-en\.en must have equally many .*, but have 3 and 2"
     ):
         run(ted, talks(tmp_path / "uneven.tgz", ["Eins.", "Zwei."], ["One."]), tmp_path / "out")
     with pytest.raises(SystemExit, match=r"the archive must hold train\.tags\.de-en\.de, but does not"):
         run(ted, tar(tmp_path / "other.tgz", {"readme": "x"}), tmp_path / "out")
     (tmp_path / "page.tgz").write_text("<html>not found</html>")
-    with pytest.raises(SystemExit, match=r"page\.tgz must be a whole tar archive, but is not"):
+    with pytest.raises(SystemExit, match=r"page\.tgz must be a complete tar archive, but is not"):
         run(ted, tmp_path / "page.tgz", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -338,12 +340,14 @@ def test_three_corpora_one_after_the_other(wmt: ModuleType, run: Callable[..., N
 def test_corpora_of_unequal_sides(wmt: ModuleType, run: Callable[..., None], tmp_path: Path) -> None:
     with pytest.raises(
         SystemExit,
-        match=r"both commoncrawl\.de-en\.\* must have as many lines, but have not: download it again",
+        match=r"both commoncrawl\.de-en\.\* must have equally many lines, but do not; download it again",
     ):
         run(wmt, wmt_folder(tmp_path, german="Zwei.\n"), tmp_path / "out")
     assert not (tmp_path / "out" / "train.en").exists()
     (tmp_path / "newstest2013.de").write_text("one\n")
-    with pytest.raises(SystemExit, match=r"newstest2013\.en has 2 lines, \.de 1: they must be as many"):
+    with pytest.raises(
+        SystemExit, match=r"newstest2013\.en and \.de must have equally many lines, but have 2 and 1"
+    ):
         run(wmt, tmp_path, tmp_path / "out")
 
 
@@ -381,14 +385,14 @@ def test_stories_are_cut_and_test_s_summaries_are_not(
     assert text["train.source"] == "LONDON -- A story. " + "word " * 395 + "word\n"
     assert text["train.target"] == "First . Second . " + "more " * 95 + "more\n"
     assert text["valid.target"] == text["test.target"] == "First . Second . " + "more " * 199 + "more\n"
-    assert "test: left out 1 without article or highlights" in capsys.readouterr().out
+    assert "test: dropped 1 pairs without article or highlights" in capsys.readouterr().out
 
 
 def test_a_piece_of_a_split_is_missing(load: Load, run: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / "train-00001-of-00002.parquet").touch()
     with pytest.raises(
         SystemExit,
-        match=r"must hold every train-\*-of-\*\.parquet, but has \['train-00001-of-00002\.parquet'\]",
+        match=r"must hold all train-\*-of-\*\.parquet, but has \['train-00001-of-00002\.parquet'\]",
     ):
         run(load("cnn_dm/stories.py"), tmp_path, tmp_path / "out")
 
@@ -408,7 +412,7 @@ def test_parquet(load: Load, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"must have the columns \['article', 'highlights'\]"):
         list(stories.stories([tmp_path / "other.parquet"]))
     (tmp_path / "page.parquet").write_text("<html>not found</html>")
-    with pytest.raises(SystemExit, match=r"page\.parquet must be a whole Parquet file, but is not"):
+    with pytest.raises(SystemExit, match=r"page\.parquet must be a complete Parquet file, but is not"):
         list(stories.stories([tmp_path / "page.parquet"]))
 
 
@@ -450,12 +454,13 @@ def test_what_a_check_counts(
         0,
         2,
     ]  # zwei/2, viel zu viel/m; eins/1, viel/m
-    # A line of test is counted as often as it stands there, however often train has it.
+    # A line of test counts as often as it occurs in test, however often train has it.
     assert splits["valid"]["in_train"] == {"source": 1, "target": 2, "pair": 1}
     assert splits["test"]["in_train"] == {"source": 2, "target": 1, "pair": 0}
     german, english = splits["train"]["sides"].values()
     assert german == {
-        "words_a_line": 1.5, "longest": 3, "control": {"lines": 1, "first": 6}, "invisible": {"lines": 0, "first": None}
+        "words_a_line": 1.5, "longest": 3,
+        "control": {"lines": 1, "first": 6}, "invisible": {"lines": 0, "first": None},
     }  # fmt: skip
     assert english["invisible"] == {"lines": 1, "first": 6}
     assert found["sha256"]["test.en"] == sha256("1\nneither\ngleich\nm\n")
@@ -474,17 +479,17 @@ def test_what_a_check_counts(
         (
             "valid.en",
             b"one\ntwo\n",
-            r"valid\.de has 3 lines and .*valid\.en 2: they must be as many; make both again",
+            r"valid\.de and .*valid\.en must have equally many lines, but have 3 and 2; make both again",
         ),
-        ("train.de", b"eins\n" * 9, r"train\.de has 9 lines and .*train\.en 6"),
+        ("train.de", b"eins\n" * 9, r"train\.de and .*train\.en must .*, but have 9 and 6"),
         (
             "test.en",
             b"a\n \nc\nd\n",
-            r"test\.en, line 2: must have text, but is empty; leave the pair out on both sides",
+            r"test\.en, line 2: must have text, but is empty; drop the pair on both sides",
         ),
         ("test.en", b"a\nb\rb\nc\nd\n", r"test\.en, line 2: must not hold a carriage return"),
         ("test.de", b"a\nb\nc\n\xff\n", r"test\.de, line 4: must be UTF-8, but is not"),
-        ("test.de", b"", r"test\.de has 0 lines and .*test\.en 4"),
+        ("test.de", b"", r"test\.de and .*test\.en must .*, but have 0 and 4"),
         ("test.de", None, r"test\.de cannot be read \(No such file or directory\)"),
     ],
 )
@@ -504,7 +509,7 @@ def test_what_a_check_refuses(
 # ---- corpora.py
 
 
-def test_files_are_there_only_once_whole(load: Load, tmp_path: Path) -> None:
+def test_files_appear_when_complete(load: Load, tmp_path: Path) -> None:
     pairs = load("corpora.py").Pairs
 
     def write(*text: tuple[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The tables of the recipes whose results are like no other's: quickstart, lifelong, SST-2, and Multi30k's earlier studies."""
+"""Tests of the special tables: quickstart, lifelong, SST-2, and Multi30k's earlier studies."""
 
 import importlib
 import json
@@ -25,7 +25,7 @@ TRAINING = {
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], ModuleType]]:
-    """A script of a recipe, which finds those beside it as when it is called; other recipes have some of the same names."""
+    """A function that imports a recipe's script, until the test ends: recipes share script names."""
     before = set(sys.modules)
 
     def load(recipe: str, name: str) -> ModuleType:
@@ -46,7 +46,7 @@ def cells(line: str) -> list[str]:
 def test_the_quickstart_s_evaluation_is_written_whole(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of models that were decoded already: results.json, the table, the figure."""
+    """After decoding, results.json, the table and the figure are written."""
     evaluate, scoring = script("quickstart", "evaluate"), script("quickstart", "scoring")
     sources = [" ".join("w" * length) for length in (3, 10, 14, 18, 25)]
     right = [[source, f"{source} x"] for source in sources]
@@ -72,7 +72,7 @@ def test_the_quickstart_s_evaluation_is_written_whole(
     assert len({len(line) for line in lines[:7]}) == 1  # aligned
     assert cells(lines[2])[0] == "teacher"
     assert cells(lines[2])[3:] == ["80.0%", "1,234", "0.25", "100", "1,000", "120"]
-    assert cells(lines[4])[-1] == ""  # what it began as is gone
+    assert cells(lines[4])[-1] == ""  # the model that it started from is gone
     assert (tmp_path / "quickstart.png").stat().st_size > 10_000
 
 
@@ -124,7 +124,7 @@ def test_sst2_s_table_and_means(script: Any) -> None:
 
 
 def test_sst2_s_statistics(script: Any) -> None:
-    """By other ways: Wilson's bounds are where the score test's z is 1.96; McNemar's p is the binomial's two tails."""
+    """At Wilson's bounds the score test's z is 1.96. McNemar's p is both tails of the binomial."""
     evaluate = script("sst2", "evaluate")
     for end in evaluate.wilson(30, 100):
         assert abs(0.3 - end) / (end * (1 - end) / 100) ** 0.5 == pytest.approx(1.96)
@@ -140,10 +140,10 @@ def test_sst2_s_statistics(script: Any) -> None:
     ]
 
 
-def test_the_time_of_a_training_is_without_that_of_what_it_began_as(
+def test_the_time_of_a_training_excludes_that_of_its_start(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """fairseq goes on counting, whatever is reset."""
+    """fairseq adds the time of the checkpoint that a training starts from."""
     trainings = script("quickstart", "trainings")
     spent = {"parent": 60.0, "child": 180.0}
 
@@ -171,20 +171,22 @@ def test_the_time_of_a_training_is_without_that_of_what_it_began_as(
         assert found["command"] == f"imitkd-train run/data-bin {flag} run/parent/checkpoint_last.pt"
         assert (found["threads"], found["updates_in_all"]) == (["1"], 7)
     for start, minutes in (("published/checkpoint_last.pt", 3.0), ("gone.pt", None)):
-        twice = f"--finetune-from-model {tmp_path}/parent/checkpoint_last.pt --finetune-from-model {tmp_path}/{start}"
+        paths = ("parent/checkpoint_last.pt", start)
+        twice = " ".join(f"--finetune-from-model {tmp_path}/{path}" for path in paths)
         (tmp_path / "child" / "commands").write_text(f"abc\timitkd-train {twice}\t1\n")
         assert trainings.training(tmp_path, "child")["minutes"] == minutes
 
 
-def test_a_run_that_does_not_say_how_it_was_trained(script: Any, tmp_path: Path) -> None:
+def test_a_run_without_training_commands_is_refused(script: Any, tmp_path: Path) -> None:
     with pytest.raises(
-        SystemExit, match=r"teacher/commands must say how teacher was trained: delete .*/\.done/teacher"
+        SystemExit,
+        match=r"teacher/commands must hold the training command of teacher, .*; delete .*/\.done/teacher",
     ):
         script("quickstart", "trainings").training(tmp_path, "teacher")
 
 
 def test_means_of_the_studies(script: Any) -> None:
-    """Best first, below what all are compared with."""
+    """The models that all others are compared with come first, then the best ones."""
     means = script("multi30k", "studies").means
     scores = {"teacher": 40.0, "scratch": 30.0, "a": 31.0, "a-seed2": 33.0, "continued": 30.5, "b": 35.0}
     models = {name: {"valid_bleu": 1.0, "bleu": score, "chrf": 2.0} for name, score in scores.items()}
@@ -212,7 +214,5 @@ def test_no_place_for_a_table_is_empty() -> None:
 def test_a_study_s_results_stay(script: Any, tmp_path: Path) -> None:
     results = {"recipe": "multi30k", "trainings": {"a": {}}, "evaluation": {"models": {"a": {}}}}
     (tmp_path / "results.json").write_text(json.dumps(results))
-    with pytest.raises(
-        SystemExit, match=r"--beside 'compare' is a study's of .*studies\.md: take another name"
-    ):
+    with pytest.raises(SystemExit, match=r"--beside 'compare' is a study in .*studies\.md; use another name"):
         script("multi30k", "tables").published_by(tmp_path, "compare")
