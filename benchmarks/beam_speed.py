@@ -1,16 +1,17 @@
-"""How fast a corpus is translated by beam search: what imitkd-seqkd decodes with, beside fairseq's own generator.
+"""Compares the speed of ``imitkd-seqkd``'s beam search with that of fairseq's generator.
 
-    python benchmarks/beam_speed.py DATA_BIN --teacher TEACHER.pt [--beam 5] [--sentences 2000] [--commands ROUNDS]
+    python benchmarks/beam_speed.py DATA_BIN --teacher TEACHER.pt
+        [--beam 5] [--sentences 2000] [--commands N]
 
-The first sentences of the training data, in ``imitkd-seqkd``'s own batches, are translated by fairseq's ``SequenceGenerator``,
-which is what ``fairseq-generate`` calls, and by both backends of ``imitkd-seqkd``: fairseq's, and CTranslate2's in float32 and
-int8. First the hypotheses are compared: the fairseq backend's must be the ``SequenceGenerator``'s on every sentence, or the
-exit status is 1. Then each round takes one batch and lets everything translate it once, in an order drawn anew; a speed is the
-``SequenceGenerator``'s time over another's in the same round, and it runs twice, so that the row ``(again)`` shows what noise
-alone does.
+The first sentences of the training data, in the batches of ``imitkd-seqkd``, are translated by fairseq's
+``SequenceGenerator`` (which ``fairseq-generate`` calls) and by both backends of ``imitkd-seqkd``: fairseq,
+and CTranslate2 in float32 and int8. First the hypotheses are compared. The exit status is 1 if the fairseq
+backend's differ from the ``SequenceGenerator``'s on any sentence. Then every engine translates one batch in
+each round, in a new random order. A speed is the ``SequenceGenerator``'s time divided by the engine's time in
+the same round. The ``SequenceGenerator`` runs twice, so the row ``(again)`` shows the noise.
 
-With ``--commands`` whole commands are run so many times, one after another, on these sentences: ``fairseq-generate`` and
-``imitkd-seqkd`` by each backend, start and end included.
+With ``--commands N`` complete commands run N times on these sentences, start-up included:
+``fairseq-generate``, and ``imitkd-seqkd`` with each backend.
 """
 
 import argparse
@@ -39,36 +40,41 @@ from common import (
 )
 from fairseq.data import data_utils
 from fairseq.sequence_generator import SequenceGenerator
-from fairseq_imitkd.data.directory.corpus import Corpus, Languages, of_split, whole_dataset
-from fairseq_imitkd.teacher.teacher.loading import load_teacher
 from sacrebleu.metrics import CHRF
 from tqdm import tqdm
 
 import fairseq_imitkd
+from fairseq_imitkd.data.corpus import Corpus, Languages, dataset_builder, read_split
 from fairseq_imitkd.engines import ctranslate2_convert
-from fairseq_imitkd.engines.base import Decoding, FairseqBackend, Hypothesis
-from fairseq_imitkd.engines.ctranslate2 import CTranslateBackend
+from fairseq_imitkd.engines.base import Hypothesis, SearchSettings
+from fairseq_imitkd.engines.ctranslate2 import CTranslate2Engine
+from fairseq_imitkd.engines.fairseq import FairseqEngine
 from fairseq_imitkd.seqkd.dataset import Filters
-from fairseq_imitkd.seqkd.factory import Job, plan
+from fairseq_imitkd.seqkd.job import Job
+from fairseq_imitkd.seqkd.work import plan
+from fairseq_imitkd.teacher.loading import load_teacher
+from fairseq_imitkd.teacher.source import TeacherSource
+from fairseq_imitkd.teacher.teacher import Teacher
 
 BASE, OURS = "SequenceGenerator", "fairseq backend"
 QUANTIZATIONS = ("float32", "int8")
-SPLIT = "test"  # what the first sentences are called, of a folder of their own
+SPLIT = "test"  # name of the split that holds the first sentences, in a folder for the commands
 Batch = tuple[list[int], list[torch.Tensor]]
+Translate = Callable[[Batch], list[Hypothesis]]
 
 
 def main() -> None:
     parser = argument_parser(__doc__, "beam_speed.json", max_tokens=4096, student=False)
     parser.add_argument("--teacher", type=Path, default=TEACHER, help="default: %(default)s")
     parser.add_argument(
-        "--sentences", type=int, default=2000, help="how many of the training data (default: %(default)s)"
+        "--sentences", type=int, default=2000, help="number of training sentences (default: %(default)s)"
     )
-    parser.add_argument("--beam", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--beam", type=int, default=5, help="beam size (default: %(default)s)")
     parser.add_argument(
-        "--rounds", type=int, default=2, help="measured rounds for each batch (default: %(default)s)"
+        "--rounds", type=int, default=2, help="measured rounds per batch (default: %(default)s)"
     )
     parser.add_argument(
-        "--commands", type=int, default=0, metavar="ROUNDS", help="runs of whole commands (default: none)"
+        "--commands", type=int, default=0, metavar="N", help="runs of complete commands (default: none)"
     )
     args = parser.parse_args()
     check_arguments(args, rounds=1, sentences=1, beam=1, commands=0)
@@ -88,10 +94,12 @@ def main() -> None:
 
 
 def first_sentences(args: argparse.Namespace, languages: Languages) -> Corpus:
-    whole = of_split(languages, "train")
+    """Return the first training sentences."""
+    whole = read_split(languages, "train")
     if len(whole) < args.sentences:
         sys.exit(
-            f"--sentences must be at most {len(whole)}, all of the training data, but is {args.sentences}"
+            f"--sentences must be at most {len(whole)}, the size of the training data, "
+            f"but is {args.sentences}"
         )
     return Corpus(Head(whole.sources, args.sentences), None)
 
@@ -111,57 +119,74 @@ class Head:
 
 def build_engines(
     args: argparse.Namespace, languages: Languages, corpus: Corpus, folder: Path
-) -> tuple[dict[str, Callable[[Batch], list[Hypothesis]]], list[Batch]]:
-    """Everything that translates, by name, each the best of every sentence of a batch; and the batches."""
-    decoding, device = Decoding(beam=args.beam), torch.device(args.device)
-    teacher = load_teacher(str(args.teacher), languages, "fp32", None, None)
-    longest = teacher.max_positions
-    backends: dict[str, Any] = {}
-    for quantization in QUANTIZATIONS:
-        model = folder / quantization
-        ctranslate2_convert.convert(
-            teacher.models[0], languages.source_dictionary, languages.target_dictionary, model, quantization
-        )
-        name = f"CTranslate2, {quantization}"
-        backends[name] = CTranslateBackend(model, languages, decoding, longest[1], device, quantization)
-    teacher.place(device, torch.float32)
-    backends = {OURS: FairseqBackend(teacher.writer, languages, decoding, longest[1]), **backends}
-
-    _, task = configured(args, [])
-    stock_model = load_model(args.teacher, task).eval().to(device)
-    settings = argparse.Namespace(
-        beam=args.beam, max_len_a=decoding.max_len_a, max_len_b=decoding.max_len_b, min_len=1
-    )
-    generator = task.build_generator([stock_model], settings, seq_gen_cls=SequenceGenerator)
-    pad, eos = languages.source_dictionary.pad(), languages.source_dictionary.eos()
-
-    def stock(batch: Batch) -> list[Hypothesis]:
-        tokens = data_utils.collate_tokens(batch[1], pad, eos, left_pad=True).to(device)
-        lengths = torch.tensor([source.numel() for source in batch[1]], device=device)
-        made = generator.generate(
-            [stock_model], {"net_input": {"src_tokens": tokens, "src_lengths": lengths}}
-        )
-        return [Hypothesis(some[0]["tokens"].cpu(), float(some[0]["score"]), False) for some in made]
-
-    def through(backend: Any) -> Callable[[Batch], list[Hypothesis]]:
-        return lambda batch: [some[0] for some in backend.translate(*batch, 1)]
-
+) -> tuple[dict[str, Translate], list[Batch]]:
+    """Return all engines by name, each a function from a batch to its best hypotheses, and the batches."""
+    decoding = SearchSettings(beam=args.beam)
+    teacher = load_teacher(TeacherSource(str(args.teacher), dtype="fp32"), languages)
     job = Job(args.data, str(args.teacher), folder / "out", decoding, Filters(), max_tokens=args.max_tokens)
     batches = [
         (numbers.tolist(), [corpus.sources[number].long() for number in numbers])
-        for numbers in plan(corpus, job, longest[0])
+        for numbers in plan(corpus, job, teacher.max_positions[0])
     ]
-    return {
-        BASE: stock,
-        f"{BASE} (again)": stock,
-        **{name: through(each) for name, each in backends.items()},
-    }, batches
+    stock = stock_engine(args, languages, decoding)
+    ours = our_engines(args, languages, decoding, teacher=teacher, folder=folder)
+    return {BASE: stock, f"{BASE} (again)": stock, **ours}, batches
+
+
+def our_engines(
+    args: argparse.Namespace,
+    languages: Languages,
+    decoding: SearchSettings,
+    *,
+    teacher: Teacher,
+    folder: Path,
+) -> dict[str, Translate]:
+    """Return both backends of ``imitkd-seqkd``; CTranslate2's models are written to the folder."""
+    device, longest = torch.device(args.device), teacher.max_positions[1]
+    backends: dict[str, Any] = {}
+    for quantization in QUANTIZATIONS:
+        model = folder / quantization
+        ctranslate2_convert.convert(teacher.models[0], languages, model, quantization=quantization)
+        backends[f"CTranslate2, {quantization}"] = CTranslate2Engine(
+            model, languages, decoding, longest_target=longest, device=device, compute_type=quantization
+        )
+    teacher.place(device, torch.float32)
+    backends = {OURS: FairseqEngine(teacher.writer, languages, decoding, longest_target=longest), **backends}
+
+    def through(backend: Any) -> Translate:
+        return lambda batch: [some[0] for some in backend.translate(*batch, 1)]
+
+    return {name: through(backend) for name, backend in backends.items()}
+
+
+def stock_engine(args: argparse.Namespace, languages: Languages, decoding: SearchSettings) -> Translate:
+    """Return fairseq's ``SequenceGenerator`` with the teacher."""
+    _, task = configured(args, [])
+    model = load_model(args.teacher, task).eval().to(args.device)
+    settings = argparse.Namespace(
+        beam=args.beam, max_len_a=decoding.max_len_a, max_len_b=decoding.max_len_b, min_len=1
+    )
+    generator = task.build_generator([model], settings, seq_gen_cls=SequenceGenerator)
+    pad, eos = languages.source_dictionary.pad(), languages.source_dictionary.eos()
+
+    def translate(batch: Batch) -> list[Hypothesis]:
+        tokens = data_utils.collate_tokens(batch[1], pad, eos, left_pad=True).to(args.device)
+        lengths = torch.tensor([source.numel() for source in batch[1]], device=args.device)
+        found = generator.generate([model], {"net_input": {"src_tokens": tokens, "src_lengths": lengths}})
+        return [Hypothesis(some[0]["tokens"].cpu(), float(some[0]["score"]), False) for some in found]
+
+    return translate
 
 
 def compare(
-    engines: dict[str, Callable[[Batch], list[Hypothesis]]], batches: Sequence[Batch], languages: Languages
+    engines: dict[str, Translate], batches: Sequence[Batch], languages: Languages
 ) -> tuple[list[list[str]], bool]:
-    """How many of each engine's best hypotheses are the base's; and whether those differ that must not."""
+    """Compare the best hypotheses.
+
+    Returns:
+        a row for each engine with the number of hypotheses that are the base's, and whether the fairseq
+        backend's differ, which must not happen.
+    """
     outputs: dict[str, list[list[int]]] = {}
     for name, engine in engines.items():
         if "again" not in name:
@@ -186,11 +211,11 @@ def compare(
 
 def measure(
     args: argparse.Namespace,
-    engines: dict[str, Callable[[Batch], list[Hypothesis]]],
+    engines: dict[str, Translate],
     batches: Sequence[Batch],
 ) -> dict[str, list[float]]:
-    """Print how many times as fast as the base each engine is."""
-    seconds, _ = interleave(engines, list(batches) * args.rounds, 0, args.device, keep=len)
+    """Print the speed of each engine as a multiple of the base's."""
+    seconds, _ = interleave(engines, list(batches) * args.rounds, warmup=0, device=args.device, keep=len)
     speeds = {
         name: [base / own for base, own in zip(seconds[BASE], times, strict=True)]
         for name, times in seconds.items()
@@ -208,32 +233,13 @@ def measure(
 def run_commands(
     args: argparse.Namespace, languages: Languages, corpus: Corpus, folder: Path
 ) -> dict[str, list[float]]:
-    """Print how many times as fast as ``fairseq-generate`` whole runs of ``imitkd-seqkd`` are."""
-    data = folder / "data"
-    data.mkdir()
-    for language, dictionary in (
-        (languages.source, languages.source_dictionary),
-        (languages.target, languages.target_dictionary),
-    ):
-        shutil.copy(languages.folder / f"dict.{language}.txt", data)
-        with whole_dataset(data / f"{SPLIT}.{languages.pairs[0]}.{language}", len(dictionary)) as builder:
-            for number in range(len(corpus)):
-                builder.add_item(corpus.sources[number].int())
-    common = ["--beam", str(args.beam), "--max-tokens", str(args.max_tokens), "--gen-subset", SPLIT]
-    common += ["--cpu"] if args.device == "cpu" else []
-    bin_folder, out = Path(sys.executable).parent, folder / "made"
-    ours = [bin_folder / "imitkd-seqkd", data, "--teacher-path", args.teacher, "--out", out, *common]
-    by_ctranslate2 = [[*ours, "--backend", "ctranslate2", "--quantization", name] for name in QUANTIZATIONS]
-    # The plugin lets fairseq read checkpoints with this torch; a checkpoint of task translation keeps fairseq's generator.
-    stock = [bin_folder / "fairseq-generate", data, "--path", args.teacher, *common]
-    stock += ["--user-dir", Path(fairseq_imitkd.__file__).parent, "--task", "translation"]
-    commands = (stock, ours, *by_ctranslate2, [*ours, "--workers", "2"])
-    known = {str(part) for part in (data, args.teacher, out, *common)}
+    """Print the speed of complete runs of ``imitkd-seqkd`` as a multiple of ``fairseq-generate``'s."""
+    commands, known = written_commands(args, write_corpus(languages, corpus, folder), folder / "made")
     runs = {" ".join(_shown(command, known)): command for command in commands}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in tqdm(range(args.commands), unit="round", desc="commands"):
         for name, command in runs.items():
-            shutil.rmtree(out, ignore_errors=True)
+            shutil.rmtree(folder / "made", ignore_errors=True)
             begun = time.perf_counter()
             done = subprocess.run(
                 [str(part) for part in command], capture_output=True, text=True, check=False
@@ -250,8 +256,40 @@ def run_commands(
     return seconds
 
 
+def write_corpus(languages: Languages, corpus: Corpus, folder: Path) -> Path:
+    """Write the sentences as a data directory of fairseq and return it."""
+    data = folder / "data"
+    data.mkdir()
+    for language, dictionary in (
+        (languages.source, languages.source_dictionary),
+        (languages.target, languages.target_dictionary),
+    ):
+        shutil.copy(languages.folder / f"dict.{language}.txt", data)
+        with dataset_builder(data / f"{SPLIT}.{languages.pairs[0]}.{language}", len(dictionary)) as builder:
+            for number in range(len(corpus)):
+                builder.add_item(corpus.sources[number].int())
+    return data
+
+
+def written_commands(
+    args: argparse.Namespace, data: Path, out: Path
+) -> tuple[tuple[list[Any], ...], set[str]]:
+    """Return the commands to measure, fairseq-generate first, and the words that they share."""
+    common = ["--beam", str(args.beam), "--max-tokens", str(args.max_tokens), "--gen-subset", SPLIT]
+    common += ["--cpu"] if args.device == "cpu" else []
+    bin_folder = Path(sys.executable).parent
+    ours = [bin_folder / "imitkd-seqkd", data, "--teacher-path", args.teacher, "--out", out, *common]
+    by_ctranslate2 = [[*ours, "--backend", "ctranslate2", "--quantization", name] for name in QUANTIZATIONS]
+    # With the plugin, fairseq can read checkpoints with this torch. The task translation keeps fairseq's
+    # generator.
+    stock = [bin_folder / "fairseq-generate", data, "--path", args.teacher, *common]
+    stock += ["--user-dir", Path(fairseq_imitkd.__file__).parent, "--task", "translation"]
+    commands = (stock, ours, *by_ctranslate2, [*ours, "--workers", "2"])
+    return commands, {str(part) for part in (data, args.teacher, out, *common)}
+
+
 def _shown(command: Sequence[Any], known: set[str]) -> list[str]:
-    """A command's name and the flags in which it differs from the others."""
+    """Return a command's name and the flags that distinguish it from the others."""
     name, *flags = map(str, command)
     alike = (
         *known,

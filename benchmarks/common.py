@@ -1,4 +1,4 @@
-"""What the benchmarks share: fairseq's own trainer around a student, interleaved measurement, tables and JSON."""
+"""Shared by the benchmarks: fairseq's trainer around a student, interleaved measurement, tables and JSON."""
 
 import argparse
 import json
@@ -29,9 +29,16 @@ TEACHER = RECIPE / "teacher" / "checkpoint_best.pt"
 
 
 def argument_parser(
-    description: str, json_file: str, max_tokens: int, student: bool = True
+    description: str, json_file: str, *, max_tokens: int, student: bool = True
 ) -> argparse.ArgumentParser:
-    """The arguments of every benchmark; each adds its own. One of the teacher alone has no ``--student``."""
+    """Return a parser with the arguments that all benchmarks have.
+
+    Args:
+        description: the benchmark's docstring; its first line becomes the help text.
+        json_file: default of ``--json``.
+        max_tokens: default of ``--max-tokens``.
+        student: whether to add ``--student``.
+    """
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument(
         "data",
@@ -43,24 +50,24 @@ def argument_parser(
     if student:
         parser.add_argument("--student", type=Path, default=STUDENT, help="default: %(default)s")
     parser.add_argument(
-        "--max-tokens", type=int, default=max_tokens, help="tokens a batch (default: %(default)s)"
+        "--max-tokens", type=int, default=max_tokens, help="tokens per batch (default: %(default)s)"
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument(
         "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
     )
     parser.add_argument(
-        "--json", type=Path, default=Path(json_file), help="all figures (default: %(default)s)"
+        "--json", type=Path, default=Path(json_file), help="file for all figures (default: %(default)s)"
     )
     return parser
 
 
 def check_arguments(args: argparse.Namespace, **least: int) -> None:
-    """End with one line where a file is missing or a count is out of range, before anything slow happens.
+    """Check the arguments before anything slow happens; exit with a one-line message if one is wrong.
 
     Args:
-        args: of :func:`argument_parser`.
-        least: the least that other counts may be, by name.
+        args: parsed arguments of :func:`argument_parser`.
+        least: smallest allowed value of each further count, by argument name.
     """
     for flag, lowest in {"max_tokens": 1, "threads": 1, **least}.items():
         if getattr(args, flag) < lowest:
@@ -70,21 +77,24 @@ def check_arguments(args: argparse.Namespace, **least: int) -> None:
         *((f"--{model}", getattr(args, model)) for model in ("student", "teacher") if model in args),
     ):
         if not path.exists():
-            sys.exit(f"{name} {path} does not exist: give one, or run examples/multi30k/run.sh first")
+            sys.exit(
+                f"{name} {path} does not exist; name an existing one, or run examples/multi30k/run.sh first"
+            )
     if not list(args.data.glob("dict.*.txt")):
-        sys.exit(f"DATA_BIN {args.data} holds no dict.*.txt: give a folder that fairseq-preprocess wrote")
+        sys.exit(f"DATA_BIN {args.data} holds no dict.*.txt; name a folder that fairseq-preprocess wrote")
     if not args.json.absolute().parent.is_dir():
-        sys.exit(f"--json {args.json} is in no folder that exists: create it first")
+        sys.exit(f"--json {args.json} is in a folder that does not exist; create it first")
     if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("--device is cuda, but torch sees no GPU: use --device cpu")
+        sys.exit("--device is cuda, but torch sees no GPU; use --device cpu")
 
 
 def configured(args: argparse.Namespace, flags: Sequence[str]) -> tuple[Any, Any]:
-    """fairseq's configuration of a training run with these flags, and its task."""
+    """Return fairseq's configuration of a training run with these flags, and its task."""
     parser = options.get_training_parser()
     command = [
-        str(args.data), "--user-dir", str(Path(fairseq_imitkd.__file__).parent), "--task", "translation_with_teacher",
-        "--arch", "transformer", "--optimizer", "adam", "--lr", "0", "--clip-norm", "1",
+        str(args.data), "--user-dir", str(Path(fairseq_imitkd.__file__).parent),
+        "--task", "translation_with_teacher", "--arch", "transformer",
+        "--optimizer", "adam", "--lr", "0", "--clip-norm", "1",
         "--max-tokens", str(args.max_tokens), *(["--cpu"] if args.device == "cpu" else []), *flags,
     ]  # fmt: skip
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=command))
@@ -92,34 +102,35 @@ def configured(args: argparse.Namespace, flags: Sequence[str]) -> tuple[Any, Any
 
 
 def load_model(path: Path, task: Any) -> BaseFairseqModel:
-    """A fresh copy of a checkpoint's model, of whatever architecture it is."""
+    """Load a fresh copy of a checkpoint's model, of any architecture."""
     [model], _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], task=task)
     return model
 
 
 def build_trainer(args: argparse.Namespace, flags: Sequence[str]) -> Trainer:
-    """fairseq's own trainer around a fresh copy of the student."""
+    """Build fairseq's trainer around a fresh copy of the student."""
     cfg, task = configured(args, ["--teacher-path", str(args.teacher), *flags])
     return Trainer(cfg, task, load_model(args.student, task), task.build_criterion(cfg.criterion))
 
 
 def first_batches(trainer: Trainer, count: int) -> list[Batch]:
-    """The first training batches in fairseq's own shuffled order."""
+    """Return the first training batches in fairseq's shuffled order."""
     iterator = trainer.get_train_iterator(epoch=1, load_dataset=True).next_epoch_itr(shuffle=True)
     if len(iterator) < count:
         sys.exit(
-            f"{count} batches are wanted, but the training data holds {len(iterator)}: ask for fewer, or smaller ones"
+            f"{count} batches are needed, but the training data has only {len(iterator)}; "
+            "use fewer rounds or a smaller --max-tokens"
         )
     return [next(iterator) for _ in range(count)]
 
 
 def on_device(sample: Batch, device: str) -> Batch:
-    """The same batch where the models are."""
+    """Return the batch on the models' device."""
     return utils.move_to_cuda(sample) if device == "cuda" else sample
 
 
 def update(trainer: Trainer, batch: Batch) -> dict[str, Any]:
-    """One whole update on a batch (forward, backward, clipping, Adam); what fairseq logs of it."""
+    """Do one complete update on a batch (forward, backward, clipping, Adam); return what fairseq logs."""
     with metrics.aggregate(new_root=True):
         return trainer.train_step([batch])
 
@@ -127,21 +138,24 @@ def update(trainer: Trainer, batch: Batch) -> dict[str, Any]:
 def interleave(
     runs: Mapping[str, Callable[[Any], Any]],
     batches: Sequence[Any],
+    *,
     warmup: int,
     device: str,
     keep: Callable[[Any], Any] = lambda result: result,
 ) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
-    """Let every run do each batch, in an order drawn anew, so that what slows the machine for a while slows all of them.
+    """Measure several functions on the same batches, in a new random order in each round.
+
+    Whatever slows the machine for a while then slows all of them alike.
 
     Args:
-        runs: what to measure, by name; each takes a batch.
-        batches: one a round.
-        warmup: rounds at the start that are not measured.
-        device: ``cuda`` is waited for.
-        keep: what to keep of what a run returns; not measured.
+        runs: functions to measure, by name; each takes a batch.
+        batches: one batch per round.
+        warmup: number of rounds at the start that are not measured.
+        device: ``cpu`` or ``cuda``; the clock waits for a GPU to finish.
+        keep: function that selects what to keep of a result; its time is not measured.
 
     Returns:
-        for each run its seconds, and what was kept, in each measured round.
+        the seconds of each function in each measured round, and the kept results.
     """
     names = list(runs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -159,30 +173,30 @@ def interleave(
 
 
 def over(values: Sequence[float], base: Sequence[float]) -> list[float]:
-    """Each round's value over the base's of the same round."""
+    """Divide each round's value by the base's value of the same round."""
     return [value / other for value, other in zip(values, base, strict=True)]
 
 
 def quartiles(ratios: Sequence[float]) -> tuple[str, str]:
-    """The median, and the range from the first to the third quartile, as a table shows them."""
+    """Return the median and the range from the first to the third quartile, formatted for a table."""
     low, middle, high = statistics.quantiles(ratios, n=4)
     return f"{middle:.2f}", f"{low:.2f} to {high:.2f}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown, the first column to the left and the others to the right."""
+    """Return a Markdown table; the first column is aligned left, the others right."""
     rule = "|" + "|".join(["---", *["--:"] * (len(header) - 1)]) + "|"
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def conditions(args: argparse.Namespace) -> str:
-    """What a figure was measured under."""
+    """Return the conditions of a measurement: threads, device, processor."""
     return f"{args.threads} threads; {args.device}; {platform.machine()}"
 
 
 def write_json(args: argparse.Namespace, **figures: Any) -> None:
-    """Everything that was measured, with the settings and versions that it came from."""
+    """Write the figures to ``--json``, with the settings and versions."""
     settings = {key: str(value) for key, value in vars(args).items()}
     result = {"settings": settings, "versions": versions().splitlines(), **figures}
     args.json.write_text(json.dumps(result, indent=1) + "\n")

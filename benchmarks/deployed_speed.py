@@ -1,12 +1,14 @@
-"""How fast students translate beside their teacher: in fairseq, and exported; and what that costs in BLEU.
+"""Compares the speed and BLEU of students, in fairseq and exported, with those of their teacher.
 
-    python benchmarks/deployed_speed.py DATA_BIN --teacher TEACHER.pt --student NAME=STUDENT.pt … [--batch-sizes 1,32]
+    python benchmarks/deployed_speed.py DATA_BIN --teacher TEACHER.pt --student NAME=STUDENT.pt …
+        [--batch-sizes 1,32]
 
-Sentences of the test set, a batch at a time by falling length, are translated by the teacher (fairseq's ``SequenceGenerator``,
-by beam search and greedily), and greedily by each student: by the ``SequenceGenerator``, by the rollout engine, which is what
-``imitkd-generate --beam 1`` decodes with, and exported, in float32 and int8. Each round takes one batch and lets everything
-translate it once, in an order drawn anew; a speed is the teacher's time for the same sentences over another's in the same
-round, and the teacher runs twice, so that the row ``(again)`` shows what noise alone does. BLEU is that of these sentences.
+The sentences are from the test set, in batches by decreasing length. The teacher translates them with
+fairseq's ``SequenceGenerator``, by beam search and greedily. Each student translates them greedily: with the
+``SequenceGenerator``, with the rollout engine (as ``imitkd-generate --beam 1`` does), and exported in float32
+and int8. In each round every model translates one batch, in a new random order. A speed is the teacher's time
+divided by the model's time in the same round. The teacher runs twice, so the row ``(again)`` shows the noise.
+BLEU is computed on the same sentences.
 """
 
 import argparse
@@ -29,15 +31,16 @@ from common import (
 )
 from fairseq.data import data_utils
 from fairseq.sequence_generator import SequenceGenerator
-from fairseq_imitkd.data.directory.corpus import Languages, of_split
-from fairseq_imitkd.teacher.teacher.loading import load_student
 from tqdm import tqdm
 
-from fairseq_imitkd.engines.base import Decoding
-from fairseq_imitkd.engines.exported import FORMS, ModelEngine, form_of, open_engine, why_none
+from fairseq_imitkd.checkpoints.translation import load_student
+from fairseq_imitkd.data.corpus import Languages, read_split
+from fairseq_imitkd.engines.base import SearchSettings
+from fairseq_imitkd.engines.fairseq import FairseqEngine
+from fairseq_imitkd.engines.registry import CONVERTERS, engine_for, open_engine, unsupported_reason
 from fairseq_imitkd.errors import UsageError
 
-GREEDY = Decoding(beam=1)
+GREEDY = SearchSettings(beam=1)
 Batch = list[torch.Tensor]
 Engine = Callable[[Batch], list[torch.Tensor]]
 
@@ -51,12 +54,19 @@ def main() -> None:
         action="append",
         required=True,
         metavar="NAME=FILE",
-        help="as often as there are students",
+        help="a student's name and checkpoint; may be repeated",
     )
-    parser.add_argument("--beam", type=int, default=5, help="the teacher's (default: %(default)s)")
-    parser.add_argument("--batch-sizes", default="1,32", help="sentences of a batch (default: %(default)s)")
+    parser.add_argument("--beam", type=int, default=5, help="beam size of the teacher (default: %(default)s)")
     parser.add_argument(
-        "--sentences", type=int, default=320, help="of the test set, evenly spread (default: %(default)s)"
+        "--batch-sizes",
+        default="1,32",
+        help="batch sizes in sentences, joined by commas (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sentences",
+        type=int,
+        default=320,
+        help="number of test sentences, evenly spread (default: %(default)s)",
     )
     parser.add_argument("--remove-bpe", default="sentencepiece", help="default: %(default)s")
     args = parser.parse_args()
@@ -69,18 +79,18 @@ def main() -> None:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         engines = build(args, languages, Path(temporary))
-        bleu = scores(args, engines, languages, sources, references, max(sizes))
+        bleu = scores(args, engines, languages, sources=sources, references=references, size=max(sizes))
         for size in sizes:
             batches = [sources[start : start + size] for start in range(0, len(sources), size)]
-            seconds, _ = interleave(engines, batches, 1 if len(batches) > 1 else 0, "cpu", keep=len)
+            seconds, _ = interleave(engines, batches, warmup=int(len(batches) > 1), device="cpu", keep=len)
             figures[f"batch {size}"] = seconds
-            report(args, seconds, bleu, size)
+            report(args, seconds, bleu=bleu, size=size)
     write_json(args, seconds=figures, bleu=bleu)
 
 
 def sample(args: argparse.Namespace, languages: Languages) -> tuple[list[torch.Tensor], list[str]]:
-    """Sentences by falling length, and their references' text."""
-    corpus = of_split(languages, "test")
+    """Return sources by decreasing length, and the text of their references."""
+    corpus = read_split(languages, "test")
     assert corpus.references is not None
     step = max(1, len(corpus) // args.sentences)
     numbers = sorted(
@@ -93,7 +103,7 @@ def sample(args: argparse.Namespace, languages: Languages) -> tuple[list[torch.T
 
 
 def build(args: argparse.Namespace, languages: Languages, folder: Path) -> dict[str, Engine]:
-    """Everything that translates, by name, the teacher first."""
+    """Return all translators by name, the teacher first."""
     teacher, _ = load_student(str(args.teacher), languages)
     base = stock(teacher, languages, args.beam)
     name = f"teacher, fairseq, beam {args.beam}"
@@ -102,22 +112,22 @@ def build(args: argparse.Namespace, languages: Languages, folder: Path) -> dict[
         name, _, path = given.partition("=")
         student, _ = load_student(path, languages)
         engines[f"{name}, fairseq, greedy"] = stock(student, languages, 1)
-        engines[f"{name}, imitkd-generate, greedy"] = through(ModelEngine(student, languages, GREEDY))
-        form = form_of(student)
+        engines[f"{name}, imitkd-generate, greedy"] = through(
+            FairseqEngine.of_model(student, languages, GREEDY)
+        )
+        form = engine_for(student)
         if form is None:
-            raise UsageError(f"--student {given} can't be exported: {why_none(student)}")
+            raise UsageError(f"--student {given} can't be exported: {unsupported_reason(student)}")
         for quantization in ("float32", "int8"):
             place = folder / f"{name}-{quantization}"
-            FORMS[form].convert(
-                student, languages.source_dictionary, languages.target_dictionary, place, quantization
-            )
-            engine = open_engine(form, place, languages, GREEDY, student.max_positions())
+            CONVERTERS[form].convert(student, languages, place, quantization=quantization)
+            engine = open_engine(form, place, languages, settings=GREEDY, longest=student.max_positions())
             engines[f"{name}, {form}, {quantization}"] = through(engine)
     return engines
 
 
 def stock(model: Any, languages: Languages, beam: int) -> Engine:
-    """fairseq's own generator."""
+    """Return a translator by fairseq's ``SequenceGenerator``."""
     generator = SequenceGenerator([model], languages.target_dictionary, beam_size=beam)
     pad, eos = languages.source_dictionary.pad(), languages.source_dictionary.eos()
 
@@ -138,11 +148,12 @@ def scores(
     args: argparse.Namespace,
     engines: dict[str, Engine],
     languages: Languages,
+    *,
     sources: Batch,
     references: Sequence[str],
     size: int,
 ) -> dict[str, float]:
-    """BLEU of everything that translates."""
+    """Return the BLEU of each translator."""
     found = {}
     for name, engine in engines.items():
         batches = [sources[start : start + size] for start in range(0, len(sources), size)]
@@ -153,8 +164,9 @@ def scores(
 
 
 def report(
-    args: argparse.Namespace, seconds: dict[str, list[float]], bleu: dict[str, float], size: int
+    args: argparse.Namespace, seconds: dict[str, list[float]], *, bleu: dict[str, float], size: int
 ) -> None:
+    """Print the speeds at one batch size."""
     base = next(iter(seconds.values()))
     rows = []
     for name, times in seconds.items():

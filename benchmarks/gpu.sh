@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What distillation costs on a GPU, for a student and a teacher of transformer_iwslt_de_en's size on Multi30k: gpu.sh, in one call of
-# under ten minutes, which goes on where an earlier one was cut off. Its tables come last; $RUN has all figures as JSON.
-#   RUN=DIR       everything it makes (default: benchmarks/run-gpu)
-#   RAW_DIR=DIR   Multi30k's text, as examples/multi30k/prepare.sh takes it (default: that downloads it)
-#   DEVICE=cpu    every step small, on made-up text: that it runs, no figures
+# Measures the cost of distillation on a GPU, with a student and a teacher of transformer_iwslt_de_en's size on Multi30k.
+# A call takes less than ten minutes and resumes an interrupted one. It prints its tables at the end; $RUN has all figures as JSON.
+#   RUN=DIR       folder for everything it makes (default: benchmarks/run-gpu)
+#   RAW_DIR=DIR   folder with Multi30k's text for examples/multi30k/prepare.sh (default: download it)
+#   DEVICE=cpu    run every step with small models on made-up text, to test the script; its figures mean nothing
 RUN=${RUN:-$(dirname "$0")/run-gpu}
 [ "${DEVICE:-}" != cpu ] || export SMOKE=1
 source "$(dirname "$0")/../examples/common.sh"
@@ -17,9 +17,9 @@ measure() {
   mv "$RUN/$1.part" "$RUN/$1.md"
 }
 
-# Before anything is measured: rollouts by CUDA graphs write what those without do.
+# Before any measurement: rollouts with CUDA graphs must write the same tokens as those without.
 check_graphs() {
-  python -c 'import torch; torch.zeros(1, device="cuda")' # without a device all would be skipped
+  python -c 'import torch; torch.zeros(1, device="cuda")' # without a device, pytest would skip all tests
   (cd "$REPO" && python -m pytest -q -k real tests/rollout/test_cuda_graphs.py)
 }
 GRAPHS=()
@@ -39,7 +39,7 @@ MODEL_FILE=$RUN/teacher/checkpoint_last.pt
 stage update_cost measure update_cost --teacher "$MODEL_FILE" --max-tokens "$MAX_TOKENS" --rounds "$ROUNDS"
 stage rollout_speed measure rollout_speed --sentences "$SENTENCES" --rounds 1
 stage memory measure memory --teacher "$MODEL_FILE" --max-tokens "$MAX_TOKENS" --rounds 2 --updates 4
-# Every precision that fairseq has for a GPU must train, the student rolled out as it is in that precision, by CUDA graphs.
+# Every precision that fairseq offers on a GPU must train, with rollouts in that precision and with CUDA graphs.
 for precision in "${PRECISIONS[@]}"; do
   flags=()
   [ "$precision" = fp32 ] || flags=("--$precision")

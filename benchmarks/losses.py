@@ -1,11 +1,12 @@
-"""What a loss over the vocabulary costs in memory and time, taken in chunks and taken whole.
+"""Compares the memory and time of a loss over the vocabulary computed in chunks and computed whole.
 
     python benchmarks/losses.py [--threads 1] [--divergences forward-kl jsd …] [--json FILE]
 
-Both ways begin with hidden states of student and teacher, ``(N, D)``, and their output matrices, ``(V, D)``, and end with
-the gradients of the student's: half the reference's negative log-likelihood, half the divergence. Memory is the peak of a
-fresh process beyond these tensors and their gradients. Time is the whole loss, forward and backward: each round takes
-the two ways, and the whole way once more, in an order drawn anew; a ratio is that of one round.
+Both ways start from the hidden states of student and teacher, ``(N, D)``, and their output matrices,
+``(V, D)``. Both end with the student's gradients. The loss is half the reference's negative log-likelihood
+and half the divergence. Memory is the peak of a fresh process beyond these tensors and their gradients. Time
+covers the forward and the backward pass. Each round runs both ways, and the whole way a second time, in a new
+random order; a ratio compares two times of one round.
 """
 
 import argparse
@@ -23,35 +24,54 @@ from memory import MEGABYTE, forget_peak, held, peak
 from torch import Tensor
 from tqdm import tqdm
 
-from fairseq_imitkd.losses.chunked import Figures, chunk_size, chunked_loss
+from fairseq_imitkd.losses.chunked import TokenValues, chunked_loss
 from fairseq_imitkd.losses.divergences import DIVERGENCES
-from fairseq_imitkd.models.logits import ProjectedLogits, TokenLogits
+from fairseq_imitkd.models.logits import ProjectedLogits, TokenLogits, chunk_size
 
 SETTINGS = {"jsd_weight": 0.1, "skew": 0.1, "annealing": 0.5, "logit_margin": 0.0}
 WIDTH = 512
+WARMUP = 2  # rounds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--divergences", nargs="+", choices=list(DIVERGENCES), default=list(DIVERGENCES), metavar="NAME"
+        "--divergences",
+        nargs="+",
+        choices=list(DIVERGENCES),
+        default=list(DIVERGENCES),
+        metavar="NAME",
+        help="divergences to measure (default: all)",
     )
-    parser.add_argument("--positions", type=int, default=8192, help="N, for memory (default: %(default)s)")
-    parser.add_argument("--symbols", type=int, default=32000, help="V, for memory (default: %(default)s)")
     parser.add_argument(
-        "--timed-positions", type=int, default=2048, help="N, for time (default: %(default)s)"
+        "--positions", type=int, default=8192, help="N of the memory measurement (default: %(default)s)"
     )
-    parser.add_argument("--timed-symbols", type=int, default=10000, help="V, for time (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=12, help="of time (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--symbols", type=int, default=32000, help="V of the memory measurement (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timed-positions", type=int, default=2048, help="N of the time measurement (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timed-symbols", type=int, default=10000, help="V of the time measurement (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=12,
+        help="rounds of the time measurement, the first two unmeasured (default: %(default)s)",
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument(
         "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
     )
     parser.add_argument(
-        "--json", type=Path, default=Path("losses.json"), help="all figures (default: %(default)s)"
+        "--json", type=Path, default=Path("losses.json"), help="file for all figures (default: %(default)s)"
     )
-    parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)  # this is a fresh process: one way
+    parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)  # in a fresh process
     args = parser.parse_args()
+    if args.rounds < WARMUP + 2:
+        sys.exit(f"--rounds must be at least {WARMUP + 2}, but is {args.rounds}")
     torch.set_num_threads(args.threads)
     if args.peak_of:
         print(json.dumps(measured_peak(args, *args.peak_of)))
@@ -73,7 +93,7 @@ def compare(args: argparse.Namespace) -> None:
             "whole": lambda given: whole(*given),
             "whole again": lambda given: whole(*given),
         }
-        seconds, _ = interleave(ways, [given] * args.rounds, 2, args.device)
+        seconds, _ = interleave(ways, [given] * args.rounds, warmup=WARMUP, device=args.device)
         ratios[name] = over(seconds["chunks"], seconds["whole"])
         again[name] = over(seconds["whole again"], seconds["whole"])
     rows = []
@@ -102,9 +122,9 @@ def in_fresh_process(name: str, way: str) -> int:
 
 
 def measured_peak(args: argparse.Namespace, name: str, way: str) -> int:
-    """The most bytes held during one loss, beyond its inputs and their gradients."""
+    """Return the peak memory of one loss in bytes, beyond its inputs and their gradients."""
     small = tensors(64, args.symbols, args.device)
-    (chunks if way == "chunks" else whole)(name, *small)  # what torch itself keeps is there from now on
+    (chunks if way == "chunks" else whole)(name, *small)  # torch allocates its own buffers here
     student, teacher, gold = tensors(args.positions, args.symbols, args.device)
     for tensor in (student.features, student.weight):
         tensor.grad = torch.ones_like(tensor)
@@ -115,7 +135,7 @@ def measured_peak(args: argparse.Namespace, name: str, way: str) -> int:
 
 
 def tensors(positions: int, symbols: int, device: str) -> tuple[ProjectedLogits, ProjectedLogits, Tensor]:
-    """Student and teacher of the same shape, and references."""
+    """Return random student and teacher logits of the same shape, and references."""
     torch.manual_seed(1)
     made = [
         torch.randn(rows, WIDTH, device=device) * scale
@@ -141,7 +161,7 @@ def whole(name: str, student: ProjectedLogits, teacher: TokenLogits, gold: Tenso
 
 def token_loss(
     name: str, logits: Tensor, teacher: TokenLogits, gold: Tensor, at: slice
-) -> tuple[Tensor, Figures]:
+) -> tuple[Tensor, TokenValues]:
     divergence, target = DIVERGENCES[name], gold[at]
     given: dict[str, Any] = {
         **SETTINGS,

@@ -1,21 +1,22 @@
-"""Peak memory of an update beside a plain cross-entropy update's, and whether it grows.
+"""Compares the peak memory of an update with that of a cross-entropy update, and shows whether it grows.
 
     python benchmarks/memory.py DATA_BIN --student STUDENT.pt --teacher TEACHER.pt [--json FILE]
     python benchmarks/memory.py DATA_BIN --student STUDENT.pt --teacher TEACHER.pt --growth 1000
 
-Every variant does the same few updates (the same batches, a learning rate of 0) in a fresh process of its own, whose
-memory before it loads a model is subtracted. A distilling update can't do without the teacher, so its ratio is its peak
-over the peak of cross-entropy *plus the bytes of the teacher's weights*: what is above 1 is spent on rollouts, on the
-teacher's logits and on the divergence. Each round takes other batches; cross-entropy runs twice a round, so the row
-``cross_entropy (again)`` shows what chance alone does.
+Every variant does the same few updates (same batches, learning rate 0) in a fresh process. The memory that
+the process holds before it loads a model is subtracted. A distilling update needs the teacher, so its peak is
+divided by the peak of cross-entropy *plus the bytes of the teacher's weights*. A ratio above 1 is spent on
+rollouts, the teacher's logits and the divergence. Each round uses other batches. Cross-entropy runs twice per
+round, so the row ``cross_entropy (again)`` shows the noise.
 
-On the CPU the figure is the process's resident memory, as Linux tells it in ``/proc/self/status``: the peak there can be
-set back once everything is loaded, and unlike ``ru_maxrss`` it never is that of the process that started this one. On a
-GPU it is what torch has allocated. The C library is told to give freed blocks back at once (``MALLOC_MMAP_THRESHOLD_``):
-else the same updates differ by a sixth from one process to the next, by how the heap happens to be cut up.
+On the CPU the figure is the process's resident memory in Linux's ``/proc/self/status``. Its peak can be reset
+once everything is loaded, and unlike ``ru_maxrss`` it is never inherited from the parent process. On a GPU
+the figure is the memory that torch has allocated. The C library returns freed blocks at once
+(``MALLOC_MMAP_THRESHOLD_``). Otherwise heap fragmentation makes the same updates differ by a sixth between
+processes.
 
-``--growth N`` does N imitkd updates in one process, over and over on the same batches, and tells how much more memory
-is held after the last of them than after the hundredth.
+``--growth N`` does N imitkd updates in one process, on the same batches over and over. It compares the memory
+held after the last update with that after the hundredth.
 """
 
 import argparse
@@ -67,21 +68,27 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=3, help="fresh processes for each variant (default: %(default)s)"
     )
-    parser.add_argument("--updates", type=int, default=8, help="in each process (default: %(default)s)")
     parser.add_argument(
-        "--growth", type=int, default=0, metavar="N", help="instead: memory over N updates in one process"
+        "--updates", type=int, default=8, help="updates in each process (default: %(default)s)"
     )
     parser.add_argument(
-        "--only", choices=list(VARIANTS), help=argparse.SUPPRESS
-    )  # this is a fresh process: one variant
-    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)  # its first batch
+        "--growth",
+        type=int,
+        default=0,
+        metavar="N",
+        help="instead, measure memory over N updates in one process",
+    )
+    # The arguments of a fresh process: its variant and its first batch
+    parser.add_argument("--only", choices=list(VARIANTS), help=argparse.SUPPRESS)
+    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     check_arguments(args, rounds=2, updates=1, growth=0)
     if args.growth and args.growth < 2 * SETTLED:
         sys.exit(f"--growth must be at least {2 * SETTLED} updates, but is {args.growth}")
     if args.device == "cpu" and not (PROCESS / "clear_refs").exists():
         sys.exit(
-            "memory on the CPU is read from Linux's /proc, which this system lacks: use Linux or --device cuda"
+            "memory on the CPU is read from Linux's /proc, which this system lacks; "
+            "use Linux or --device cuda"
         )
 
     torch.set_num_threads(args.threads)
@@ -94,7 +101,7 @@ def main() -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Every variant's peak, and the table."""
+    """Measure the peak of every variant and print the table."""
     _, task = configured(args, [])
     teacher = sum(
         weight.numel() * weight.element_size() for weight in load_model(args.teacher, task).parameters()
@@ -118,13 +125,22 @@ def compare(args: argparse.Namespace) -> None:
     print(table(["update", "highest peak, MB", "over", "ratio (median)", "quartiles"], rows))
     print(f"\nteacher's weights: {teacher / MEGABYTE:.0f} MB; target: a median of at most {TARGET}")
     print(
-        f"{args.rounds} rounds of {args.updates} updates of up to {args.max_tokens} tokens; {conditions(args)}"
+        f"{args.rounds} rounds of {args.updates} updates of up to {args.max_tokens} tokens; "
+        f"{conditions(args)}"
     )
     write_json(args, peaks=peaks, teacher=teacher, ratios=ratios, target=TARGET)
 
 
 def in_fresh_process(*arguments: str, show: bool = False) -> Any:
-    """What this script, called as it was but with these arguments too, says of one variant; its progress if asked for."""
+    """Run this script again with further arguments, in a fresh process.
+
+    Args:
+        arguments: arguments to add.
+        show: whether to show the progress of the process.
+
+    Returns:
+        the JSON of its last line.
+    """
     done = subprocess.run(
         [sys.executable, *sys.argv, *arguments],
         stdout=subprocess.PIPE,
@@ -139,12 +155,12 @@ def in_fresh_process(*arguments: str, show: bool = False) -> Any:
 
 
 def peak_of_updates(args: argparse.Namespace) -> int:
-    """The most bytes held at once during the updates, beyond those held before a model was loaded."""
-    configured(args, [])  # fairseq's plugins are imported now
+    """Return the peak memory of the updates in bytes, beyond that held before a model was loaded."""
+    configured(args, [])  # imports fairseq's plugins
     before = held(args.device)
     trainer = build_trainer(args, VARIANTS[args.only])
     batches = first_batches(trainer, args.first + args.updates)[args.first :]
-    update(trainer, batches[0])  # Adam's state is made in the first update
+    update(trainer, batches[0])  # the first update allocates Adam's state
     forget_peak(args.device)
     for batch in batches:
         update(trainer, batch)
@@ -152,7 +168,7 @@ def peak_of_updates(args: argparse.Namespace) -> int:
 
 
 def grow(args: argparse.Namespace) -> None:
-    """Print how much memory many updates hold, beyond what the first hundred did."""
+    """Print by how much the memory of many updates exceeds that of the first hundred."""
     readings = in_fresh_process("--only", GROWING, show=True)
     updates = sorted(map(int, readings))
     begun, ended = (readings[str(number)] for number in (SETTLED, updates[-1]))
@@ -167,13 +183,14 @@ def grow(args: argparse.Namespace) -> None:
         )
     )
     print(
-        f"\n{GROWING}; the same {CYCLE} batches of up to {args.max_tokens} tokens over and over; {conditions(args)}"
+        f"\n{GROWING}; the same {CYCLE} batches of up to {args.max_tokens} tokens over and over; "
+        f"{conditions(args)}"
     )
     write_json(args, readings=readings)
 
 
 def memory_over_updates(args: argparse.Namespace) -> dict[int, dict[str, int]]:
-    """Bytes held, and the peak so far, after every cycle of batches."""
+    """Return the bytes held, and the peak so far, after every cycle of batches."""
     trainer = build_trainer(args, VARIANTS[args.only])
     batches = first_batches(trainer, CYCLE)
     readings = {}
@@ -186,17 +203,17 @@ def memory_over_updates(args: argparse.Namespace) -> dict[int, dict[str, int]]:
 
 
 def held(device: str) -> int:
-    """Bytes held now."""
+    """Return the bytes held now."""
     return torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
 
 
 def peak(device: str) -> int:
-    """The most bytes held at once since :func:`forget_peak`."""
+    """Return the most bytes held at once since :func:`forget_peak`."""
     return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
 
 
 def forget_peak(device: str) -> None:
-    """From now on the peak is counted anew."""
+    """Reset the peak."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:

@@ -1,16 +1,19 @@
-"""What other ways to roll out would cost this package's update: ratios of interleaved pairs, on the same batches.
+"""Compares this package's rollouts with other ways to roll out, on the same batches.
 
     python benchmarks/peers.py DATA_BIN --student STUDENT.pt --teacher TEACHER.pt [--json FILE]
 
-An implementation of imitation-style distillation may decode without a cache, to a fixed length, every sentence whether it
-was drawn or not, or with a generator built anew at every step. Here each of these habits in turn replaces our decoding
-inside the same ``imitkd`` update of the same trainer, everything else being ours. See peers.md.
+Implementations of imitation-style distillation may decode without a cache, to a fixed length, every sentence
+whether it was drawn or not, or with a generator that is built anew at every step. Here each of these habits
+replaces our decoding inside the same ``imitkd`` update of the same trainer; everything else stays ours. See
+peers.md.
 
-Each round takes one batch and lets every variant do one whole update on it, in an order drawn anew, at a learning rate of
-0. A ratio is an update's time over the cross-entropy update's of the same round; that one runs twice a round, so the row
-``cross_entropy (again)`` shows what noise alone does. The figures after it are the same over our own update.
+In each round every variant does one complete update on one batch, in a new random order, at a learning rate
+of 0. A ratio is an update's time divided by that of the cross-entropy update of the same round. Cross-entropy
+runs twice per round, so the row ``cross_entropy (again)`` shows the noise. The last column divides by our own
+update instead.
 """
 
+import argparse
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,13 +42,13 @@ from common import (
 from fairseq.models import BaseFairseqModel
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.trainer import Trainer
-from fairseq_imitkd.mixing.mixer.batch import encoder_inputs, first_decoder_inputs
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fairseq_imitkd.mixing.mixer import mixer
-from fairseq_imitkd.rollout import RandomKey, Rollout, RolloutPolicy, engine
-from fairseq_imitkd.tasks import translation as task_module
+from fairseq_imitkd.mixing import mixer
+from fairseq_imitkd.mixing.batch import encoder_inputs, first_decoder_inputs
+from fairseq_imitkd.rollout import Prompt, Rollout, RolloutPolicy, SpecialSymbols, engine
+from fairseq_imitkd.training import distiller
 
 FIXED_LENGTH = 125  # tokens
 SHARES = ("0.5", "1")
@@ -57,21 +60,30 @@ Turn = tuple[int, Batch]
 
 @dataclass(frozen=True)
 class Habits:
-    """What an update does otherwise than ours: all of these off."""
+    """How an update's decoding differs from ours.
 
-    no_cache: bool = False  # each step decodes the whole prefix
-    fixed_length: bool = False  # decoded and padded to FIXED_LENGTH
-    every_sentence: bool = False  # decoded before the draw
-    new_generator: bool = False  # fairseq's, built for each batch
-    all_stay: bool = False  # finished sentences are decoded on until the last one is
-    undivided: bool = False  # one forward and backward pass, padded to the longest sentence
+    Args:
+        no_cache: each step decodes the whole prefix.
+        fixed_length: every sentence is decoded and padded to ``FIXED_LENGTH``.
+        every_sentence: all sentences are decoded before the draw.
+        new_generator: fairseq's generator decodes; it is built for each batch.
+        all_stay: finished sentences stay in the batch until the last one has ended.
+        undivided: one forward and backward pass, padded to the longest sentence.
+    """
+
+    no_cache: bool = False
+    fixed_length: bool = False
+    every_sentence: bool = False
+    new_generator: bool = False
+    all_stay: bool = False
+    undivided: bool = False
 
 
 OURS = "imitkd, ours"
 VARIANTS = {
     OURS: Habits(),
     "no cache": Habits(no_cache=True),
-    # Divided into parts of like length, a padded batch would lose its padding again.
+    # Dividing a padded batch into parts of similar length would remove its padding.
     f"fixed length of {FIXED_LENGTH}": Habits(fixed_length=True, undivided=True),
     "every sentence, then the draw": Habits(every_sentence=True),
     "a new SequenceGenerator each step": Habits(new_generator=True),
@@ -89,7 +101,7 @@ def main() -> None:
         "--rounds", type=int, default=6, help="measured rounds, one batch each (default: %(default)s)"
     )
     parser.add_argument(
-        "--warmup", type=int, default=1, help="rounds before, not measured (default: %(default)s)"
+        "--warmup", type=int, default=1, help="unmeasured rounds at the start (default: %(default)s)"
     )
     args = parser.parse_args()
     check_arguments(args, rounds=2, warmup=0)
@@ -104,8 +116,20 @@ def main() -> None:
         for name, habits in VARIANTS.items():
             runs[f"{name}, share {share}"] = functools.partial(update_with, habits, trainer)
     batches = [on_device(batch, args.device) for batch in first_batches(plain, args.warmup + args.rounds)]
-    seconds, logged = interleave(runs, list(enumerate(batches)), args.warmup, args.device)
+    seconds, logged = interleave(runs, list(enumerate(batches)), warmup=args.warmup, device=args.device)
+    figures = show_ratios(args, seconds)
+    names = ("rollout_len", "padding", "truncated")
+    work = {
+        variant: {name: [log[name] for log in logs if name in log] for name in names}
+        for variant, logs in logged.items()
+    }
+    write_json(args, seconds=seconds, **figures, work=work)
 
+
+def show_ratios(
+    args: argparse.Namespace, seconds: dict[str, list[float]]
+) -> dict[str, dict[str, list[float]]]:
+    """Print the table; return all ratios over cross-entropy and over our update."""
     ratios = {name: over(times, seconds[BASE]) for name, times in seconds.items()}
     rows = [[name, *quartiles(ratios[name]), "", *quartiles(ratios[name]), ""] for name in (BASE, AGAIN)]
     over_ours = {}
@@ -123,16 +147,11 @@ def main() -> None:
     ]
     print(table(["update", *header], rows))
     print(f"\n{args.rounds} rounds of up to {args.max_tokens} tokens; {conditions(args)}")
-    figures = ("rollout_len", "padding", "truncated")
-    work = {
-        name: {key: [log[key] for log in logs if key in log] for key in figures}
-        for name, logs in logged.items()
-    }
-    write_json(args, seconds=seconds, ratios=ratios, over_ours=over_ours, work=work)
+    return {"ratios": ratios, "over_ours": over_ours}
 
 
 def update_with(habits: Habits, trainer: Trainer, turn: Turn) -> dict[str, Any]:
-    """One whole update whose rollouts are written in another way, but of the same sentences: the draw is the update's."""
+    """Do one update with these habits. The update number decides which sentences are drawn."""
     number, batch = turn
     trainer.set_num_updates(number)
     with in_place_of_ours(habits, trainer, batch):
@@ -141,15 +160,15 @@ def update_with(habits: Habits, trainer: Trainer, turn: Turn) -> dict[str, Any]:
 
 @contextmanager
 def in_place_of_ours(habits: Habits, trainer: Trainer, batch: Batch) -> Iterator[None]:
-    """The task decodes with these habits inside; with none of them nothing is replaced."""
+    """Replace our decoding by one with these habits; without any of them nothing is replaced."""
     decode: Decode = engine.decode
     with ExitStack() as replaced:
         if habits.no_cache:
-            replaced.enter_context(mock.patch.object(engine, "begin", WithoutCache))
+            replaced.enter_context(mock.patch.object(engine, "begin_decoding", WithoutCache))
         if habits.all_stay:
             replaced.enter_context(mock.patch.object(engine, "COMPACT_SHARE", 1.0))
         if habits.undivided:
-            replaced.enter_context(mock.patch.dict(task_module.PART_COST, clear=True))
+            replaced.enter_context(mock.patch.dict(distiller.PART_COST, clear=True))
         if habits.fixed_length:
             decode = to_fixed_length
         if habits.new_generator:
@@ -162,14 +181,15 @@ def in_place_of_ours(habits: Habits, trainer: Trainer, batch: Batch) -> Iterator
 
 
 class WithoutCache:
-    """The engine's steps, each of which decodes the whole prefix, and asks for the logits of the last token alone."""
+    """Steps that run the decoder on the whole prefix and compute the logits of its last token only."""
 
-    def __init__(self, student: BaseFairseqModel, net_input: dict[str, Any], longest: int, samples: int = 1):
+    def __init__(self, student: BaseFairseqModel, net_input: dict[str, Any], *, samples: int, **others: Any):
         assert samples == 1
-        self.student = student
+        self.student, self.rows_computed = student, 0
         self.encoder_out = student.encoder.forward_torchscript(net_input)
 
     def logits(self, tokens: Tensor) -> Tensor:
+        self.rows_computed += tokens.numel()
         features = self.student.decoder.extract_features(tokens, encoder_out=self.encoder_out)[0]
         return self.student.decoder.output_layer(features[:, -1])
 
@@ -180,53 +200,50 @@ class WithoutCache:
 @torch.no_grad()
 def to_fixed_length(
     student: BaseFairseqModel,
-    net_input: dict[str, Any],
-    first_tokens: Tensor,
-    max_lengths: Tensor,
+    prompt: Prompt,
     policy: RolloutPolicy,
     *,
-    pad: int,
-    eos: int,
+    symbols: SpecialSymbols,
     **others: Any,
 ) -> Rollout:
-    """All rows to the same length, whether they ended long before or not, and padded to it."""
+    """Decode all rows to the same length, even if they end earlier, and pad them to it."""
     length = min(FIXED_LENGTH, student.max_decoder_positions() - 1)
-    tokens = first_tokens.unsqueeze(-1)
+    tokens = prompt.first_tokens.unsqueeze(-1)
     with engine.evaluating(student):
-        steps = engine.begin(student, net_input, length)
+        steps = engine.begin_decoding(student, prompt.net_input, longest=length, samples=prompt.samples)
         for _ in range(length):
             logits = steps.logits(tokens)
-            logits[:, pad] = float("-inf")
+            logits[:, symbols.pad] = float("-inf")
             tokens = torch.cat([tokens, policy.choose(logits, None).unsqueeze(-1)], dim=-1)
     tokens = tokens[:, 1:]
-    is_eos = tokens.eq(eos)
+    is_eos = tokens.eq(symbols.eos)
     after_eos = is_eos.cumsum(dim=-1) - is_eos.long() > 0
-    return Rollout(tokens.masked_fill(after_eos, pad), ~is_eos.any(dim=-1), rows_computed=tokens.numel())
+    return Rollout(
+        tokens.masked_fill(after_eos, symbols.pad), ~is_eos.any(dim=-1), rows_computed=tokens.numel()
+    )
 
 
 @torch.no_grad()
 def by_new_generator(
     dictionary: Any,
     student: BaseFairseqModel,
-    net_input: dict[str, Any],
-    first_tokens: Tensor,
-    max_lengths: Tensor,
+    prompt: Prompt,
     policy: RolloutPolicy,
     *,
-    pad: int,
+    symbols: SpecialSymbols,
     **others: Any,
 ) -> Rollout:
-    """fairseq's generator, built for this one batch; where its cap cuts, it puts an EOS."""
+    """Decode by a new generator of fairseq, which adds an EOS where its maximum length cuts a row."""
     lengths = {"max_len_a": policy.max_len_a, "max_len_b": policy.max_len_b}
     with engine.evaluating(student):
         generator = SequenceGenerator([student], dictionary, beam_size=1, **lengths)
-        found = generator.generate([student], {"net_input": net_input}, bos_token=int(first_tokens[0]))
+        bos_token = int(prompt.first_tokens[0])
+        found = generator.generate([student], {"net_input": prompt.net_input}, bos_token=bos_token)
     tokens = pad_sequence(
-        [hypotheses[0]["tokens"] for hypotheses in found], batch_first=True, padding_value=pad
+        [hypotheses[0]["tokens"] for hypotheses in found], batch_first=True, padding_value=symbols.pad
     )
-    return Rollout(
-        tokens, torch.zeros_like(first_tokens, dtype=torch.bool), rows_computed=int(tokens.ne(pad).sum())
-    )
+    truncated = torch.zeros_like(prompt.first_tokens, dtype=torch.bool)
+    return Rollout(tokens, truncated, rows_computed=int(tokens.ne(symbols.pad).sum()))
 
 
 @torch.no_grad()
@@ -235,26 +252,25 @@ def before_the_draw(
     trainer: Trainer,
     batch: Batch,
     student: BaseFairseqModel,
-    net_input: dict[str, Any],
-    first_tokens: Tensor,
-    max_lengths: Tensor,
+    prompt: Prompt,
     policy: RolloutPolicy,
     *,
-    pad: int,
-    eos: int,
+    symbols: SpecialSymbols,
     **others: Any,
 ) -> Rollout:
-    """Every sentence of the batch is decoded, and then those that were drawn are taken."""
-    criterion, update_num = trainer.get_criterion(), trainer.get_num_updates()
-    drawn = RandomKey(criterion.seed, update_num).uniforms(batch["id"]) < criterion.student_share(update_num)
-    assert int(drawn.sum()) == first_tokens.size(0), "the draw is not the task's"
+    """Decode every sentence of the batch, then keep those that were drawn."""
+    distiller_in_use = trainer.task.distiller_of(trainer.get_criterion())
+    now = distiller_in_use.method.at(trainer.get_num_updates(), distiller_in_use.epoch)
+    drawn = distiller_in_use.mixer.draw(batch, now).is_fresh
+    assert int(drawn.sum()) == prompt.first_tokens.size(0), "the draw is not the task's"
     everyone = torch.arange(drawn.numel(), device=drawn.device)
     inputs = encoder_inputs(batch, everyone, trainer.task.source_dictionary.pad())
     caps = policy.max_lengths(inputs["src_lengths"], student.max_decoder_positions())
-    rollout = decode(student, inputs, first_decoder_inputs(batch), caps, policy, pad=pad, eos=eos)
+    everything = Prompt(inputs, first_decoder_inputs(batch), caps)
+    rollout = decode(student, everything, policy, symbols=symbols)
     tokens = rollout.tokens[drawn]
     if decode is not to_fixed_length:
-        tokens = tokens[:, : int(tokens.ne(pad).sum(dim=-1).max())]
+        tokens = tokens[:, : int(tokens.ne(symbols.pad).sum(dim=-1).max())]
     return Rollout(tokens, rollout.truncated[drawn], rollout.rows_computed)
 
 

@@ -1,10 +1,11 @@
-"""How fast the package's recurrent layers are beside torch's own LSTM, in training and in decoding.
+"""Compares the speed of the package's recurrent layers with torch's LSTM, in training and in decoding.
 
     python benchmarks/recurrent.py [--width 512] [--layers 2] [--steps 30] [--sentences 128] [--rounds 20]
 
-In a round each kind of layers, of the same width, does all of this once, in an order drawn anew: a forward pass over a batch
-and the backward pass; a forward pass alone; and single steps one after another, as decoding takes them. A speed is the LSTM's
-time over another's in the same round; the LSTM runs twice, so that its row ``(again)`` shows what noise alone does.
+All layers have the same width. In each round every kind of layer runs once, in a new random order: a forward
+and backward pass over a batch, a forward pass alone, and single steps as in decoding. A speed is the LSTM's
+time divided by the layer's time in the same round. The LSTM runs twice, so the row ``(again)`` shows the
+noise.
 """
 
 import argparse
@@ -23,15 +24,22 @@ from fairseq_imitkd.models.sru import SRU
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--width", type=int, default=512, help="of inputs and states (default: %(default)s)")
+    parser.add_argument(
+        "--width", type=int, default=512, help="width of inputs and states (default: %(default)s)"
+    )
     parser.add_argument("--layers", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=30, help="tokens of a sentence (default: %(default)s)")
-    parser.add_argument("--sentences", type=int, default=128, help="of a batch (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=30, help="tokens per sentence (default: %(default)s)")
+    parser.add_argument(
+        "--sentences", type=int, default=128, help="sentences per batch (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=20, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
-        "--json", type=Path, default=Path("recurrent.json"), help="all figures (default: %(default)s)"
+        "--json",
+        type=Path,
+        default=Path("recurrent.json"),
+        help="file for all figures (default: %(default)s)",
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -49,7 +57,9 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for name, work in (("forward and backward", both), ("forward", forward), ("step by step", steps)):
         runs = {kind: runner(work, layer) for kind, layer in kinds.items()}
-        seconds, _ = interleave(runs, [batch] * (args.rounds + 2), 2, args.device, keep=lambda _: None)
+        seconds, _ = interleave(
+            runs, [batch] * (args.rounds + 2), warmup=2, device=args.device, keep=lambda _: None
+        )
         figures[name] = seconds
     for kind in kinds:
         cells = []
@@ -59,7 +69,8 @@ def main() -> None:
         rows.append([kind, *cells])
     print(table([f"x torch's LSTM, {layers} layers of {width}", *figures], rows))
     print(
-        f"\n{args.steps} steps of {args.sentences} sentences; medians of {args.rounds} rounds; {conditions(args)}"
+        f"\n{args.steps} steps of {args.sentences} sentences; medians of {args.rounds} rounds; "
+        f"{conditions(args)}"
     )
     write_json(args, seconds=figures)
 

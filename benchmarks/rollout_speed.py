@@ -1,18 +1,20 @@
-"""How fast rollouts are written beside fairseq's own SequenceGenerator: ratios of interleaved pairs, on the same batches.
+"""Compares the speed of rollouts with that of fairseq's ``SequenceGenerator`` on the same batches.
 
-    python benchmarks/rollout_speed.py DATA_BIN --student STUDENT.pt [--sentences 2000] [--split train] [--json FILE]
+    python benchmarks/rollout_speed.py DATA_BIN --student STUDENT.pt
+        [--sentences 2000] [--split train] [--json FILE]
 
-The first sentences of a split, in fairseq's own batches of like length, are decoded greedily by fairseq's
-``SequenceGenerator`` (beam 1), by the generator that ``fairseq-generate`` gets from this task, by the rollout engine as
-training calls it, and by the engine's generic steps, which every student without a fast path takes; they are sampled by
-fairseq's ``search.Sampling`` and by both of ours. On a GPU the engine decodes them by CUDA graphs as well. A teacher-forced
-forward pass over the very tokens that were written is the least that the same arithmetic costs when nothing has to wait for
-the token before.
+The first sentences of a split, in fairseq's batches of similar length, are decoded greedily by four engines:
+fairseq's ``SequenceGenerator`` (beam 1), the generator that ``fairseq-generate`` gets from this task, the
+rollout engine as training calls it, and the engine's generic steps, which any student without a fast path
+uses. Sentences are sampled by fairseq's ``search.Sampling`` and by both of ours. On a GPU the engine also
+decodes with CUDA graphs. A teacher-forced forward pass over the written tokens gives the time that the same
+arithmetic takes when no token has to wait for the one before.
 
-First the tokens are compared: all greedy ones must be fairseq's, on every sentence, under the same caps, or the exit
-status is 1. Then each round takes one batch and lets everything decode it once, in an order drawn anew. A speed is in
-tokens written per second, over that of the ``SequenceGenerator`` in the same round; it runs twice a round, so the rows
-``(again)`` show what noise alone does (of sampling, also that every run writes something else).
+First the tokens are compared. The exit status is 1 if any greedy translation differs from fairseq's under the
+same maximum lengths. Then every engine decodes one batch in each round, in a new random order. A speed is in
+tokens written per second, divided by that of the ``SequenceGenerator`` in the same round. The
+``SequenceGenerator`` runs twice per round, so the rows ``(again)`` show the noise. For sampling, this noise
+includes that every run writes other tokens.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -42,27 +44,30 @@ from fairseq import utils
 from fairseq.data import data_utils
 from fairseq.models import BaseFairseqModel
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
-from fairseq_imitkd.mixing.mixer.batch import (
+from tqdm import tqdm
+
+from fairseq_imitkd.mixing.batch import (
+    BatchLayout,
     encoder_inputs,
     first_decoder_inputs,
-    parts_by_length,
+    split_by_length,
     take,
     with_rollouts,
 )
-from tqdm import tqdm
-
 from fairseq_imitkd.rollout import (
+    Prompt,
     RandomKey,
     Rollout,
     RolloutPolicy,
+    SpecialSymbols,
     decode,
     generator,
     sampling_uniforms,
     steps,
 )
-from fairseq_imitkd.tasks.translation import PART_COST
+from fairseq_imitkd.training.distiller import PART_COST
 
-MIN_LENGTH = 1  # fairseq's default: no empty translation
+MIN_LENGTH = 1  # fairseq's default: translations are not empty
 GREEDY_BASE, SAMPLING_BASE = "SequenceGenerator", "SequenceGenerator, sampling"
 OURS, ENGINE, GENERIC = "our generator", "rollout engine", "rollout engine, generic steps"
 GRAPHS, GRAPHS_SAMPLING = "rollout engine, CUDA graphs", "rollout engine, CUDA graphs, sampling"
@@ -72,7 +77,7 @@ FORWARD = "teacher-forced forward"
 
 @dataclass(frozen=True)
 class Round:
-    """A batch to decode, and the same sentences with what was written as their targets, in parts of like length."""
+    """A batch to decode, and the same sentences with the written targets, in parts of similar length."""
 
     sample: Batch
     written: list[Batch]
@@ -80,30 +85,23 @@ class Round:
 
 @dataclass
 class Check:
-    """What the comparison found, over all batches."""
+    """The result of the comparison over all batches.
+
+    Args:
+        sentences: number of sentences.
+        differing: ids of the sentences that differ from the ``SequenceGenerator``'s, by engine.
+        rows: number of decoder rows computed, by engine.
+        tokens: number of tokens that the ``SequenceGenerator`` wrote.
+    """
 
     sentences: int
-    differing: dict[str, list[int]]  # ids of sentences that came out otherwise than the SequenceGenerator's
-    rows: dict[str, int]  # decoder rows computed
-    tokens: int  # written by the SequenceGenerator
+    differing: dict[str, list[int]]
+    rows: dict[str, int]
+    tokens: int
 
 
 def main() -> None:
-    parser = argument_parser(__doc__, "rollout_speed.json", max_tokens=4096)
-    parser.add_argument("--split", default="train", help="of the data folder (default: %(default)s)")
-    parser.add_argument(
-        "--sentences", type=int, default=2000, help="how many, from its start; 0: all (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=3, help="measured rounds for each batch (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-len-a", type=float, default=1.2, help="at most A * source length + B tokens: A"
-    )
-    parser.add_argument("--max-len-b", type=int, default=10, help="at most A * source length + B tokens: B")
-    args = parser.parse_args()
-    check_arguments(args, rounds=1, sentences=0)
-
+    args = arguments()
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     _, task = configured(args, [])
@@ -114,41 +112,20 @@ def main() -> None:
     engines = build_engines(args, task, student)
 
     check, written = compare(engines, samples, task)
-    print(report(check, steps.why_not(student)))
+    print(report(check, steps.unsupported_reason(student)))
 
-    for name in engines.keys() & {
-        GRAPHS,
-        GRAPHS_SAMPLING,
-    }:  # the second time that a size is met it is captured
+    # A CUDA graph is captured when a size is met for the second time.
+    for name in engines.keys() & {GRAPHS, GRAPHS_SAMPLING}:
         for sample in samples * 2:
             engines[name](sample)
-    work = [Round(sample, target) for sample, target in zip(samples, written, strict=True)]
     runs = {name: (lambda turn, engine=engine: engine(turn.sample)) for name, engine in engines.items()}
     runs[FORWARD] = lambda turn: forward(student, turn.written)
+    work = [Round(sample, target) for sample, target in zip(samples, written, strict=True)]
     pad = task.target_dictionary.pad()
     seconds, tokens = interleave(
-        runs, work * args.rounds, 0, args.device, keep=lambda result: count(result, pad)
+        runs, work * args.rounds, warmup=0, device=args.device, keep=lambda result: count(result, pad)
     )
-    paces = {
-        name: [time / n for time, n in zip(times, tokens[name], strict=True)]
-        for name, times in seconds.items()
-    }
-
-    speeds, rows = {}, []
-    for name, values in paces.items():
-        base = SAMPLING_BASE if "sampling" in name else GREEDY_BASE
-        speeds[name] = [other / value for value, other in zip(values, paces[base], strict=True)]
-        together = (sum(seconds[base]) / sum(tokens[base])) / (sum(seconds[name]) / sum(tokens[name]))
-        per_token = f"{check.rows[name] / check.tokens:.3f}" if name in check.rows else ""
-        rows.append([name, *quartiles(speeds[name]), f"{together:.2f}", per_token])
-    header = [
-        "decoding",
-        "x SequenceGenerator (median)",
-        "quartiles",
-        "all batches together",
-        "rows computed a token",
-    ]
-    print(table(header, rows))
+    speeds = show_speeds(check, seconds, tokens)
     size = statistics.mean(len(sample["id"]) for sample in samples)
     batches = f"{len(samples)} batches of up to {args.max_tokens} tokens, {size:.0f} sentences each"
     print(f"\n{args.rounds} rounds of {batches}; {conditions(args)}")
@@ -157,8 +134,52 @@ def main() -> None:
     sys.exit(1 if any(check.differing.values()) else 0)
 
 
+def arguments() -> argparse.Namespace:
+    """Return the checked arguments of the command line."""
+    parser = argument_parser(__doc__, "rollout_speed.json", max_tokens=4096)
+    parser.add_argument("--split", default="train", help="split of the data (default: %(default)s)")
+    parser.add_argument(
+        "--sentences",
+        type=int,
+        default=2000,
+        help="number of sentences from its start; 0: all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="measured rounds per batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-len-a", type=float, default=1.2, help="A of the maximum length, A * source length + B tokens"
+    )
+    parser.add_argument(
+        "--max-len-b", type=int, default=10, help="B of the maximum length, A * source length + B tokens"
+    )
+    args = parser.parse_args()
+    check_arguments(args, rounds=1, sentences=0)
+    return args
+
+
+def show_speeds(
+    check: Check, seconds: dict[str, list[float]], tokens: dict[str, list[int]]
+) -> dict[str, list[float]]:
+    """Print each engine's speed as a multiple of fairseq's, and return it for each measurement."""
+    paces = {
+        name: [time / n for time, n in zip(times, tokens[name], strict=True)]
+        for name, times in seconds.items()
+    }
+    speeds, rows = {}, []
+    for name, values in paces.items():
+        base = SAMPLING_BASE if "sampling" in name else GREEDY_BASE
+        speeds[name] = [other / value for value, other in zip(values, paces[base], strict=True)]
+        together = (sum(seconds[base]) / sum(tokens[base])) / (sum(seconds[name]) / sum(tokens[name]))
+        per_token = f"{check.rows[name] / check.tokens:.3f}" if name in check.rows else ""
+        rows.append([name, *quartiles(speeds[name]), f"{together:.2f}", per_token])
+    header = ["decoding", "x SequenceGenerator (median)", "quartiles", "all batches together"]
+    print(table([*header, "rows computed per token"], rows))
+    return speeds
+
+
 def first_sentences(args: argparse.Namespace, task: Any, student: BaseFairseqModel) -> list[Batch]:
-    """The first sentences of the split in fairseq's own batches, none left out but those too long for the student."""
+    """Return the first sentences of the split in fairseq's batches, except those too long for the student."""
     try:
         task.load_dataset(args.split)
     except FileNotFoundError as error:
@@ -171,12 +192,14 @@ def first_sentences(args: argparse.Namespace, task: Any, student: BaseFairseqMod
     indices, left_out = dataset.filter_indices_by_size(indices, longest)
     if left_out:
         print(
-            f"{len(left_out)} sentences left out: longer than the student or --max-tokens {args.max_tokens} allows"
+            f"{len(left_out)} sentences are left out: they are too long for the student or for "
+            f"--max-tokens {args.max_tokens}"
         )
     batches = dataset.batch_by_size(indices, max_tokens=args.max_tokens)
     if len(batches) * args.rounds < 2:
         sys.exit(
-            f"--sentences {args.sentences} and --rounds {args.rounds} leave fewer than two measurements: raise one"
+            f"--sentences {args.sentences} and --rounds {args.rounds} give fewer than two measurements; "
+            "raise one of them"
         )
     samples = [dataset.collater([dataset[int(index)] for index in batch]) for batch in batches]
     return [on_device(sample, args.device) for sample in samples]
@@ -185,7 +208,7 @@ def first_sentences(args: argparse.Namespace, task: Any, student: BaseFairseqMod
 def build_engines(
     args: argparse.Namespace, task: Any, student: BaseFairseqModel
 ) -> dict[str, Callable[[Batch], Any]]:
-    """Everything that decodes, by name; each takes a batch. The generators are built here, once."""
+    """Return all engines by name, each a function of a batch. The generators are built here once."""
 
     def generate(seq_gen_cls: Any, sampling: bool) -> Callable[[Batch], Any]:
         lengths = {"max_len_a": args.max_len_a, "max_len_b": args.max_len_b, "min_len": MIN_LENGTH}
@@ -193,10 +216,8 @@ def build_engines(
         built = task.build_generator([student], settings, seq_gen_cls=seq_gen_cls)
         return lambda sample: built.generate([student], sample)
 
-    def roll_out(policy: RolloutPolicy, cuda_graphs: bool = False) -> Callable[[Batch], Rollout]:
-        return lambda sample: write(
-            student, sample, policy, task.source_dictionary, task.target_dictionary, cuda_graphs
-        )
+    def roll_out(policy: RolloutPolicy) -> Callable[[Batch], Rollout]:
+        return lambda sample: write(student, sample, policy, task)
 
     lengths = {"max_len_a": args.max_len_a, "max_len_b": args.max_len_b}
     greedy, sampling = RolloutPolicy("greedy", **lengths), RolloutPolicy("sampling", **lengths)
@@ -206,11 +227,8 @@ def build_engines(
         with without_fast_path():
             return engine(sample)
 
-    on_gpus = (
-        {GRAPHS: roll_out(greedy, True), GRAPHS_SAMPLING: roll_out(sampling, True)}
-        if args.device == "cuda"
-        else {}
-    )
+    with_graphs = {GRAPHS: greedy, GRAPHS_SAMPLING: sampling} if args.device == "cuda" else {}
+    on_gpus = {name: roll_out(replace(policy, cuda_graphs=True)) for name, policy in with_graphs.items()}
     return {
         GREEDY_BASE: generate(SequenceGenerator, sampling=False),
         f"{GREEDY_BASE} (again)": generate(SequenceGenerator, sampling=False),
@@ -225,62 +243,55 @@ def build_engines(
     }
 
 
-def write(
-    student: BaseFairseqModel,
-    sample: Batch,
-    policy: RolloutPolicy,
-    source: Any,
-    target: Any,
-    cuda_graphs: bool,
-) -> Rollout:
-    """Roll a whole batch out as training does, but under ``SequenceGenerator``'s limits: one cap for all its sentences."""
-    net_input = encoder_inputs(
-        sample, torch.arange(len(sample["id"]), device=sample["id"].device), source.pad()
-    )
+def write(student: BaseFairseqModel, sample: Batch, policy: RolloutPolicy, task: Any) -> Rollout:
+    """Roll out a batch as in training, but with the ``SequenceGenerator``'s one maximum length per batch."""
+    rows = torch.arange(len(sample["id"]), device=sample["id"].device)
+    net_input = encoder_inputs(sample, rows, task.source_dictionary.pad())
     width = torch.full_like(net_input["src_lengths"], net_input["src_tokens"].size(1))
+    max_lengths = policy.max_lengths(width, student.max_decoder_positions())
     return decode(
         student,
-        net_input,
-        first_decoder_inputs(sample),
-        policy.max_lengths(width, student.max_decoder_positions()),
+        Prompt(net_input, first_decoder_inputs(sample), max_lengths),
         policy,
-        pad=target.pad(),
-        eos=target.eos(),
+        symbols=SpecialSymbols.from_dictionary(task.target_dictionary),
         uniforms=sampling_uniforms([(RandomKey(seed=1, update=0), sample["id"])]),
         min_length=MIN_LENGTH,
-        cuda_graphs=cuda_graphs,
     )
 
 
 @contextmanager
 def without_fast_path() -> Iterator[None]:
-    """The engine finds an objection to every student inside, and so takes the steps that any decoder can take."""
-    with mock.patch.object(steps, "why_not", return_value="the benchmark says so"):
+    """Make the engine use its generic steps, as for a student that the fast path does not support."""
+    with mock.patch.object(steps, "unsupported_reason", return_value="the benchmark asks for them"):
         yield
 
 
 @torch.no_grad()
 def forward(student: BaseFairseqModel, written: list[Batch]) -> list[Batch]:
-    """Logits after every prefix of what was written, all of a part at once."""
+    """Compute the logits after every prefix of the written targets, part by part."""
     for part in written:
         student(**part["net_input"])
     return written
 
 
-def in_parts(sample: Batch, rollout: Rollout, source_pad: int, target_pad: int) -> list[Batch]:
-    """A batch with what was written in it, divided as training divides it, so that hardly any padding is computed."""
+def in_parts(sample: Batch, rollout: Rollout, layout: BatchLayout) -> list[Batch]:
+    """Return a batch with the written targets, divided as in training, so that little padding is computed."""
     rows = torch.arange(len(sample["id"]), device=sample["id"].device)
-    whole = with_rollouts(sample, rows, rollout, target_pad)
+    whole = with_rollouts(sample, rows, rollout, pad=layout.target.pad)
     if sample["id"].device.type not in PART_COST:
         return [whole]
-    parts = parts_by_length(whole["target"], target_pad, PART_COST[sample["id"].device.type])
-    return [take(whole, part, source_pad, target_pad) for part in parts]
+    parts = split_by_length(whole["target"], layout.target.pad, PART_COST[sample["id"].device.type])
+    return [take(whole, part, layout=layout) for part in parts]
 
 
 def compare(
     engines: dict[str, Callable[[Batch], Any]], samples: list[Batch], task: Any
 ) -> tuple[Check, list[list[Batch]]]:
-    """Whether everything greedy writes fairseq's tokens, the work it does for them, and each batch with them in it."""
+    """Compare the tokens of all greedy engines with fairseq's, and count the rows that each computes.
+
+    Returns:
+        the result, and each batch with the rollout engine's targets.
+    """
     greedy = [name for name in (GREEDY_BASE, OURS, ENGINE, GENERIC, GRAPHS) if name in engines]
     check = Check(0, {name: [] for name in greedy[1:]}, dict.fromkeys((*greedy, FORWARD), 0), 0)
     target, written = task.target_dictionary, []
@@ -293,10 +304,11 @@ def compare(
             texts[name] = sentences(result, target)
             if name == OURS and not counted:
                 sys.exit(
-                    "the task's generator does not use the rollout engine for this student: there is nothing to measure"
+                    "the task's generator does not use the rollout engine for this student; "
+                    "use another --student"
                 )
             if name == ENGINE:
-                written.append(in_parts(sample, result, task.source_dictionary.pad(), target.pad()))
+                written.append(in_parts(sample, result, task.layout))
         check.sentences += len(texts[GREEDY_BASE])
         check.tokens += sum(map(len, texts[GREEDY_BASE]))
         check.rows[FORWARD] += sum(part["target"].numel() for part in written[-1])
@@ -310,7 +322,7 @@ def compare(
 
 @contextmanager
 def counting_rows() -> Iterator[list[int]]:
-    """Note the decoder rows that a ``SequenceGenerator`` or the rollout engine computes inside."""
+    """Collect the decoder rows that a ``SequenceGenerator`` or the rollout engine computes."""
     counted: list[int] = []
     forward_decoder, engine = EnsembleModel.forward_decoder, generator.decode
 
@@ -332,7 +344,7 @@ def counting_rows() -> Iterator[list[int]]:
 
 
 def sentences(result: Any, target: Any) -> list[list[int]]:
-    """Each row's tokens, EOS last; the engine leaves it out where the cap cut, fairseq puts it there."""
+    """Return each row's tokens with a final EOS; the engine omits it in rows that are cut."""
     if not isinstance(result, Rollout):
         return [hypotheses[0]["tokens"].tolist() for hypotheses in result]
     rows = [row[row.ne(target.pad())].tolist() for row in result.tokens]
@@ -340,7 +352,7 @@ def sentences(result: Any, target: Any) -> list[list[int]]:
 
 
 def count(result: Any, pad: int) -> int:
-    """Tokens written, with an EOS for every sentence."""
+    """Return the number of tokens written, counting an EOS for every sentence."""
     if isinstance(result, Rollout):
         return int(result.tokens.ne(pad).sum() + result.truncated.sum())
     if isinstance(result[0], dict):
@@ -348,10 +360,10 @@ def count(result: Any, pad: int) -> int:
     return sum(hypotheses[0]["tokens"].numel() for hypotheses in result)
 
 
-def report(check: Check, objection: str | None) -> str:
-    """The comparison in words, and which steps the engine takes."""
+def report(check: Check, reason: str | None) -> str:
+    """Describe the comparison and the engine's steps; ``reason`` says why the fast path is not used."""
     lines = [
-        f"steps of the rollout engine: {'the fast path' if objection is None else f'generic, since {objection}'}"
+        f"steps of the rollout engine: {'the fast path' if reason is None else f'generic, because {reason}'}"
     ]
     for name, differing in check.differing.items():
         where = (

@@ -1,10 +1,12 @@
-"""Whether ``imitkd-serve`` holds many clients at once: sentences a second, latencies, and requests that failed.
+"""Measures ``imitkd-serve`` under many clients: sentences per second, latencies and failed requests.
 
-    python benchmarks/serve_load.py EXPORTED --text sentences.de [--clients 50] [--seconds 60] [--serve-flags "--threads 1"]
+    python benchmarks/serve_load.py EXPORTED --text sentences.de [--clients 50] [--seconds 60]
+        [--serve-flags "--threads 1"]
 
-Starts the server on a free port. Each client posts one sentence of the text after another, waiting for each answer. Answers are
-compared with what the exported student makes of a sentence by itself; the sentences that it was batched with may change a
-rounding. The exit status is 1 if a request failed.
+The script starts the server on a free port. Each client posts one sentence after another and waits for each
+answer. The answers are compared with the exported student's translation of the sentence alone. They may
+differ by rounding, because the server translates sentences in batches. The exit status is 1 if a request
+failed.
 """
 
 import argparse
@@ -29,13 +31,16 @@ from fairseq_imitkd.export.bundle import Bundle
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("exported", type=Path, help="folder that imitkd-export made")
-    parser.add_argument("--text", type=Path, required=True, help="raw sentences, a line each")
-    parser.add_argument("--clients", type=int, default=50, help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=60.0, help="default: %(default)s")
-    parser.add_argument("--serve-flags", default="", help="of imitkd-serve")
+    parser.add_argument("exported", type=Path, help="folder that imitkd-export wrote")
+    parser.add_argument("--text", type=Path, required=True, help="file of raw sentences, one per line")
+    parser.add_argument("--clients", type=int, default=50, help="number of clients (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="duration (default: %(default)s)")
+    parser.add_argument("--serve-flags", default="", help="flags for imitkd-serve")
     parser.add_argument(
-        "--json", type=Path, default=Path("serve_load.json"), help="all figures (default: %(default)s)"
+        "--json",
+        type=Path,
+        default=Path("serve_load.json"),
+        help="file for all figures (default: %(default)s)",
     )
     args = parser.parse_args()
     lines = [line for line in args.text.read_text(encoding="utf-8").split("\n") if line.strip()]
@@ -67,9 +72,9 @@ def main() -> None:
     cuts = statistics.quantiles(latencies, n=100)
     print(
         f"{args.clients} clients for {taken:.0f} s: {len(latencies):,} requests answered, {failed} failed; "
-        f"{len(latencies) / taken:,.0f} sentences a second; latency p50 {1000 * cuts[49]:.0f} ms, "
+        f"{len(latencies) / taken:,.0f} sentences per second; latency p50 {1000 * cuts[49]:.0f} ms, "
         f"p95 {1000 * cuts[94]:.0f} ms, longest {1000 * max(latencies):.0f} ms; {others} answers "
-        f"other than alone; {platform.machine()}"
+        f"differ from the translation alone; {platform.machine()}"
     )
     figures = {
         "latencies": latencies,
@@ -85,7 +90,12 @@ def main() -> None:
 async def load(
     args: argparse.Namespace, address: tuple[Any, Any], lines: list[str], expected: dict[str, str]
 ) -> tuple[list[float], int, int]:
-    """Latencies of the requests that were answered, how many were not, and how many answers are other than expected."""
+    """Send requests until the time is over.
+
+    Returns:
+        the latencies of the answered requests in seconds, the number of failed ones, and the number of
+        answers that are not the expected ones.
+    """
     latencies: list[float] = []
     failed, others = 0, 0
     until = time.perf_counter() + args.seconds
@@ -115,7 +125,7 @@ async def load(
 async def post(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, content: dict[str, str]
 ) -> dict[str, Any]:
-    """The answer to a request; by hand, since a whole client takes more of the two cores than the server does."""
+    """Return the answer to a request. A full HTTP client would use more CPU time than the server."""
     body = json.dumps(content).encode()
     writer.write(b"POST /translate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
     writer.write(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))

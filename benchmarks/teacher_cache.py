@@ -1,12 +1,14 @@
-"""What a cache of the teacher's answers takes and saves: bytes a token, and an update beside the live teacher's.
+"""Measures caches of the teacher's answers: their bytes per token, and an update's time with and without one.
 
-    python benchmarks/teacher_cache.py DATA_BIN --student STUDENT.pt --teacher TEACHER.pt [--caches FOLDER] [--json FILE]
+    python benchmarks/teacher_cache.py DATA_BIN --student STUDENT.pt --teacher TEACHER.pt
+        [--caches FOLDER] [--json FILE]
 
-Writes a cache of the training data for each kind, which takes a few passes of the teacher over it; with ``--caches`` they
-stay, and a second call takes them as they are. Then, as in ``update_cost.py``, each round takes one batch and lets every
-variant do one whole update on it, in an order drawn anew, at a learning rate of 0. A variant's ratio is its time over the
-live teacher's ``word_kd`` update of the same round, which runs twice, so that the row ``live (again)`` shows what the
-machine's noise alone does. The live teacher also tells only its best 8 or 64 symbols apart, as the caches of so many do.
+The script first writes a cache of the training data for each kind; this takes a few passes of the teacher.
+With ``--caches`` the caches are kept, and a second call reuses them. Then, as in ``update_cost.py``, every
+variant does one complete update on the same batch in each round, in a new random order, at a learning rate of
+0. A ratio is a variant's time divided by that of ``word_kd`` with the live teacher in the same round. The
+latter runs twice, so the row ``live (again)`` shows the noise. The live teacher is also measured with only
+its 8 or 64 most probable tokens, as in the caches of that size.
 """
 
 import argparse
@@ -35,7 +37,7 @@ from fairseq.trainer import Trainer
 
 from fairseq_imitkd.teacher.cache.writer import CacheRequest, write_cache
 
-# name -> what is kept, and in which numbers
+# name -> --keep, --dtype
 CACHES = {"topk:8": ("topk:8", "fp16"), "topk:64": ("topk:64", "fp16")} | {
     f"hidden, {dtype}": ("hidden", dtype) for dtype in ("fp16", "fp32")
 }
@@ -46,7 +48,7 @@ def best(count: int) -> list[str]:
     return ["--teacher-topk", str(count), "--teacher-tail", "bucket"]
 
 
-# name -> the cache, None for the live teacher; and flags
+# name -> cache (None: the live teacher), flags
 VARIANTS: dict[str, tuple[str | None, list[str]]] = {
     BASE: (None, []),
     "live (again)": (None, []),
@@ -62,9 +64,15 @@ VARIANTS: dict[str, tuple[str | None, list[str]]] = {
 def main() -> None:
     parser = argument_parser(__doc__, "teacher_cache.json", max_tokens=2048)
     parser.add_argument("--teacher", type=Path, default=TEACHER, help="default: %(default)s")
-    parser.add_argument("--caches", type=Path, help="where to leave the caches (default: nowhere)")
-    parser.add_argument("--rounds", type=int, default=20, help="measured rounds, one batch each")
-    parser.add_argument("--warmup", type=int, default=2, help="rounds before, not measured")
+    parser.add_argument(
+        "--caches", type=Path, help="folder to keep the caches in (default: they are deleted)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="measured rounds, one batch each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--warmup", type=int, default=2, help="unmeasured rounds at the start (default: %(default)s)"
+    )
     args = parser.parse_args()
     check_arguments(args, rounds=2, warmup=0)
 
@@ -77,7 +85,7 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     manifests = {name: cache(args, folder, *CACHES[name]) for name in CACHES}
     print(
         table(
-            ["cache", "bytes a token", "MB of this data"],
+            ["cache", "bytes per token", "MB for this data"],
             [size(name, manifest) for name, manifest in manifests.items()],
         )
     )
@@ -85,7 +93,7 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     trainers = {name: trainer(args, folder, cached, flags) for name, (cached, flags) in VARIANTS.items()}
     batches = first_batches(trainers[BASE], args.warmup + args.rounds)
     updates = {name: functools.partial(update, own) for name, own in trainers.items()}
-    seconds, _ = interleave(updates, batches, args.warmup, args.device)
+    seconds, _ = interleave(updates, batches, warmup=args.warmup, device=args.device)
     ratios = {name: over(times, seconds[BASE]) for name, times in seconds.items()}
 
     rows = [[name, *quartiles(ratios[name]), f"{statistics.median(seconds[name]):.3f}"] for name in VARIANTS]
@@ -99,7 +107,7 @@ def place_of(folder: Path, keep: str, dtype: str) -> Path:
 
 
 def cache(args: argparse.Namespace, folder: Path, keep: str, dtype: str) -> dict:
-    """A cache's manifest; it is written if it is not there."""
+    """Return a cache's manifest; write the cache if it does not exist."""
     out = place_of(folder, keep, dtype)
     return write_cache(
         CacheRequest(str(args.data), str(args.teacher), str(out), keep, dtype=dtype, device=args.device)
@@ -107,15 +115,15 @@ def cache(args: argparse.Namespace, folder: Path, keep: str, dtype: str) -> dict
 
 
 def size(name: str, manifest: dict) -> list[str]:
-    """A row of the table of sizes; beside hidden states there is the output projection, once."""
-    columns = manifest["width"] + ("bias" in manifest["projection"])  # none without hidden states
+    """Return a row of the table of sizes. A cache of hidden states also holds the output projection once."""
+    columns = manifest["width"] + ("bias" in manifest["projection"])  # 0 without hidden states
     once = 4 * manifest["symbols"] * columns
     everything = manifest["tokens"] * manifest["bytes_a_token"] + once
     return [name, str(manifest["bytes_a_token"]), f"{everything / 2**20:,.1f}"]
 
 
 def trainer(args: argparse.Namespace, folder: Path, cached: str | None, flags: list[str]) -> Trainer:
-    """fairseq's own trainer around a fresh copy of the student, under the live teacher or a cache of it."""
+    """Build fairseq's trainer around a fresh copy of the student, with the live teacher or a cache."""
     source = ["--teacher-path", str(args.teacher)]
     if cached is not None:
         source = ["--teacher-cache", str(place_of(folder, *CACHES[cached]))]

@@ -1,15 +1,15 @@
-"""What an update costs beside a plain cross-entropy update: ratios of interleaved pairs, in one process, on the same batches.
+"""Compares the time of an update with that of a plain cross-entropy update on the same batches.
 
     python benchmarks/update_cost.py DATA_BIN --student STUDENT.pt --teacher TEACHER.pt [--json FILE]
 
-Each round takes one batch and lets every variant do one whole update on it (forward, backward, clipping, Adam), in an
-order drawn anew; a variant's ratio is its time over the cross-entropy update's of the same round. Cross-entropy runs
-twice a round, so the row ``cross_entropy (again)`` shows what the machine's noise alone does. The learning rate is 0:
-the work of an update without moving the weights, so that every round measures the same student. Use a *trained*
-student: one that never ends a sentence decodes to the length cap.
+In each round every variant does one complete update on one batch (forward, backward, clipping, Adam), in a
+new random order. A ratio is a variant's time divided by that of the cross-entropy update of the same round.
+Cross-entropy runs twice per round, so the row ``cross_entropy (again)`` shows the noise. The learning rate is
+0: an update does its work but leaves the weights alone, so every round measures the same student. Use a
+*trained* student, because an untrained one does not end its sentences and decodes to the maximum length.
 
-Two columns tell the work beside the time, as fairseq's log does: ``padding``, target positions computed for each token
-that is learnt from, and ``rollout_work``, decoder rows computed for each token written.
+Two columns show the work beside the time, as fairseq's log does: ``padding``, the target positions computed
+per token that is learnt from, and ``rollout_work``, the decoder rows computed per token written.
 """
 
 import functools
@@ -48,8 +48,12 @@ ON_GPUS = {"imitkd, share 1, CUDA graphs": [*VARIANTS["imitkd, share 1"], "--rol
 def main() -> None:
     parser = argument_parser(__doc__, "update_cost.json", max_tokens=2048)
     parser.add_argument("--teacher", type=Path, default=TEACHER, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=20, help="measured rounds, one batch each")
-    parser.add_argument("--warmup", type=int, default=2, help="rounds before, not measured")
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="measured rounds, one batch each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--warmup", type=int, default=2, help="unmeasured rounds at the start (default: %(default)s)"
+    )
     args = parser.parse_args()
     check_arguments(args, rounds=2, warmup=0)
 
@@ -58,12 +62,11 @@ def main() -> None:
     trainers = {name: build_trainer(args, flags) for name, flags in variants.items()}
     batches = first_batches(trainers[BASE], args.warmup + args.rounds)
     updates = {name: functools.partial(update, trainer) for name, trainer in trainers.items()}
-    for name in (
-        variants.keys() & ON_GPUS.keys()
-    ):  # the second time that a size is met it is captured: that is no update's work
+    # A CUDA graph is captured when a size is met for the second time. That is not part of an update's work.
+    for name in variants.keys() & ON_GPUS.keys():
         for batch in batches * 2:
             updates[name](batch)
-    seconds, logged = interleave(updates, batches, args.warmup, args.device)
+    seconds, logged = interleave(updates, batches, warmup=args.warmup, device=args.device)
     ratios = {name: over(times, seconds[BASE]) for name, times in seconds.items()}
     work = {
         name: {key: mean_of(key, logs) for key in ("padding", "rollout_work")}
@@ -93,7 +96,7 @@ def main() -> None:
 
 
 def mean_of(key: str, logs: list[dict[str, Any]]) -> float | None:
-    """A logged figure's mean over the rounds; None where an update logs no such figure."""
+    """Return the mean of a logged figure over the rounds; None if the update does not log it."""
     values = [float(log[key]) for log in logs if key in log]
     return statistics.mean(values) if values else None
 

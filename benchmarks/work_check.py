@@ -1,25 +1,25 @@
-"""Does an update do more work than it used to? Counted, not timed, so that every machine gives the same answer.
+"""Checks that an update does no more work than before. It counts instead of timing, so all machines agree.
 
     python benchmarks/work_check.py                            # compare with benchmarks/expected_work.json
-    python benchmarks/work_check.py --profile imitkd_share_1   # a variant's work by operator
-    python benchmarks/work_check.py --update                   # the work has changed, and should have
+    python benchmarks/work_check.py --profile imitkd_share_1   # show a variant's work by operator
+    python benchmarks/work_check.py --update                   # write new expected totals
 
-One whole update of each method and one greedy decoding are counted: calls of torch's operators, floating point
-operations of matrix products, and elements touched. The check fails when a total is more than 2% above the expected
-one. An unchanged tree gives exactly the expected numbers; the 2% are room for harmless changes, such as one more logged
-figure, and small enough to catch what costs 5%. A total more than 2% below asks for a new expectation: later losses
-would hide behind the gain.
+The script counts one update of each method and one greedy decoding: calls of torch's operators, floating
+point operations of matrix products, and elements touched. The check fails when a total is more than 2% above
+the expected one. An unchanged tree gives exactly the expected totals. The 2% allow harmless changes, such as
+one more logged figure, and still catch a change that costs 5%. When a total is more than 2% below, renew the
+expected totals. Otherwise later losses would go unnoticed.
 
-An element is touched when an operator reads or writes it:
+An operator touches the elements that it reads or writes:
 
 - views and allocations touch nothing;
-- a look-up or an assignment by index touches what it finds or writes, not the whole table;
-- every other operator touches all tensors that it takes and all that it gives.
+- a look-up or an assignment by index touches the elements that it reads or writes, not the whole table;
+- every other operator touches all its input and output tensors.
 
-The student is untrained, but its weights are scripted (see ``script``): no length of a rollout hangs on a rounding.
-Counted is the second update, on a batch not seen before; the first one also makes the optimizer's state. What is lost
-outside of torch's operators, or to slower memory layouts and wider data types, is not seen here: ``update_cost.py``
-measures time.
+The student is untrained, but its weights are scripted (see ``script``), so no rollout's length depends on
+rounding. The second update is counted, on a new batch, because the first one also allocates the optimizer's
+state. Costs outside of torch's operators, and those of slower memory layouts or wider data types, are not
+seen here. ``update_cost.py`` measures time.
 """
 
 import argparse
@@ -85,7 +85,7 @@ MODEL = (
     "--encoder-attention-heads", "4", "--decoder-attention-heads", "4", "--dropout", "0.1",
     "--max-source-positions", "128", "--max-target-positions", "128",
 )  # fmt: skip
-# Without layer norms between the layers, what the script makes loud stays loud.
+# Without layer norms between the layers, the scripted activations keep their large norms.
 STUDENT = ("--encoder-normalize-before", "--decoder-normalize-before")
 
 ALLOCATIONS = {
@@ -98,7 +98,7 @@ ASSIGNMENTS = {"aten::index_put_", "aten::_index_put_impl_"}
 
 @dataclass
 class Work:
-    """Calls of operators, floating point operations of matrix products, elements touched."""
+    """Operator calls, floating point operations of matrix products, and elements touched."""
 
     operators: int = 0
     flop: int = 0
@@ -109,7 +109,7 @@ FIGURES = {"operators": "operator calls", "flop": "floating point operations", "
 
 
 class WorkCounter(TorchDispatchMode):
-    """Counts the work inside, by operator. Backward passes count: on the CPU they run in the thread that asks for them."""
+    """Counts the work by operator. Backward passes count too: on the CPU they run in the calling thread."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class WorkCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if is_composite(func):  # they come whole in inference mode, elsewhere in parts
+        if is_composite(func):  # inference mode dispatches them undivided
             with self:
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
@@ -128,7 +128,7 @@ class WorkCounter(TorchDispatchMode):
         return result
 
     def total(self) -> Work:
-        """Over all operators."""
+        """Return the sum over all operators."""
         return Work(
             **{figure: sum(getattr(work, figure) for work in self.by_operator.values()) for figure in FIGURES}
         )
@@ -136,13 +136,13 @@ class WorkCounter(TorchDispatchMode):
 
 @functools.cache
 def is_composite(func: Any) -> bool:
-    """Whether an operator only calls others."""
+    """Return whether an operator only calls others."""
     return func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
 @functools.cache
 def is_view(func: Any) -> bool:
-    """Whether an operator's result is its argument's memory, looked at in another way."""
+    """Return whether an operator's result shares the memory of its argument."""
     aliases = [result.alias_info for result in func._schema.returns]
     return torch.Tag.inplace_view in func.tags or any(
         alias is not None and not alias.is_write for alias in aliases
@@ -150,7 +150,7 @@ def is_view(func: Any) -> bool:
 
 
 def flop(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """By torch's formulas; it has registered none for its CPU attention."""
+    """Return the floating point operations by torch's formulas; torch has none for its CPU attention."""
     packet = func.overloadpacket
     if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
         return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
@@ -160,7 +160,7 @@ def flop(func: Any, args: Any, kwargs: Any, result: Any) -> int:
 
 
 def touched(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """The elements that an operator reads and writes, by the rules above."""
+    """Return the number of elements that an operator touches, by the rules of the module docstring."""
     name = func._schema.name
     if name in ALLOCATIONS or is_view(func):
         return 0
@@ -172,7 +172,7 @@ def touched(func: Any, args: Any, kwargs: Any, result: Any) -> int:
 
 
 def elements(value: Any) -> int:
-    """Of all tensors in nested lists and dictionaries."""
+    """Return the number of elements of all tensors in nested lists and dictionaries."""
     if isinstance(value, Tensor):
         return value.numel()
     if isinstance(value, dict):
@@ -181,7 +181,7 @@ def elements(value: Any) -> int:
 
 
 def measure(names: Sequence[str]) -> dict[str, WorkCounter]:
-    """The work of these variants, with models and data made for it."""
+    """Count the work of some variants, with made-up models and data."""
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), without_gpu():
         data = Path(folder)
         for language in ("src", "tgt"):
@@ -191,7 +191,7 @@ def measure(names: Sequence[str]) -> dict[str, WorkCounter]:
 
 
 def count(work: Callable[[dict[str, Any]], Any]) -> WorkCounter:
-    """The work on a second batch."""
+    """Count the work on a second batch."""
     first, second, counter = make_batch(FIRST_BATCH), make_batch(COUNTED_BATCH), WorkCounter()
     with metrics.aggregate(new_root=True):
         work(first)
@@ -202,7 +202,7 @@ def count(work: Callable[[dict[str, Any]], Any]) -> WorkCounter:
 
 @contextlib.contextmanager
 def without_gpu() -> Iterator[None]:
-    """Even for ``--cpu``, fairseq takes other operators where it sees a GPU or apex."""
+    """Hide GPUs and apex: even with ``--cpu``, fairseq uses other operators where it finds them."""
     with (
         mock.patch.object(torch.cuda, "is_available", return_value=False),
         mock.patch.object(utils, "multi_tensor_l2norm_available", False),
@@ -211,7 +211,7 @@ def without_gpu() -> Iterator[None]:
 
 
 def variant(name: str, data: Path, teacher: Path) -> Callable[[dict[str, Any]], Any]:
-    """What a variant does with a batch."""
+    """Return a variant as a function of a batch."""
     flags = UPDATES.get(name, UPDATES["cross_entropy"])
     trainer = build_trainer(
         data, "--task", "translation_with_teacher", "--teacher-path", str(teacher), *STUDENT, *flags
@@ -225,10 +225,11 @@ def variant(name: str, data: Path, teacher: Path) -> Callable[[dict[str, Any]], 
 
 
 def build_trainer(data: Path, *flags: str) -> Trainer:
-    """fairseq's own, around a new model. At a learning rate of 0 all work is done, and the script stays as it is."""
+    """Build fairseq's trainer around a new model. A learning rate of 0 leaves the scripted weights alone."""
     command = [
-        str(data), "--source-lang", "src", "--target-lang", "tgt", "--save-dir", str(data), "--cpu", "--seed", "1",
-        "--optimizer", "adam", "--lr", "0", "--clip-norm", "1", "--max-tokens", "10000", *MODEL, *flags,
+        str(data), "--source-lang", "src", "--target-lang", "tgt", "--save-dir", str(data), "--cpu",
+        "--seed", "1", "--optimizer", "adam", "--lr", "0", "--clip-norm", "1", "--max-tokens", "10000",
+        *MODEL, *flags,
     ]  # fmt: skip
     cfg = convert_namespace_to_omegaconf(
         options.parse_args_and_arch(options.get_training_parser(), input_args=command)
@@ -239,7 +240,7 @@ def build_trainer(data: Path, *flags: str) -> Trainer:
 
 
 def write_teacher(data: Path) -> Path:
-    """An untrained teacher's checkpoint."""
+    """Write an untrained teacher's checkpoint and return its path."""
     path = data / "teacher.pt"
     trainer = build_trainer(data, "--task", "translation", "--criterion", "cross_entropy")
     cfg = OmegaConf.to_container(trainer.cfg, resolve=True, enum_to_str=True)
@@ -249,7 +250,7 @@ def write_teacher(data: Path) -> Path:
 
 @functools.cache
 def dictionary() -> Dictionary:
-    """Numbers after fairseq's own symbols, the same on both sides."""
+    """Return the dictionary of both sides: numbers after fairseq's own symbols."""
     symbols = Dictionary()
     for number in range(len(symbols), SYMBOLS):
         symbols.add_symbol(str(number))
@@ -257,7 +258,7 @@ def dictionary() -> Dictionary:
 
 
 def make_batch(sentences: Iterable[int]) -> dict[str, Any]:
-    """Sentences of many lengths. A source repeats one word, by which the scripted student knows how much to write."""
+    """Return sentences of many lengths. A source repeats one word, which tells the student what to write."""
     pad, eos = dictionary().pad(), dictionary().eos()
     rows = []
     for sentence in sentences:
@@ -268,22 +269,23 @@ def make_batch(sentences: Iterable[int]) -> dict[str, Any]:
 
 
 def source_words(sentence: int) -> int:
-    """Without the EOS."""
+    """Return the number of source words, without the EOS."""
     return 4 + 7 * sentence % 27
 
 
 def tokens_written(sentence: int) -> int:
-    """With the EOS, where no cap cuts; the default cap of a rollout cuts a few."""
+    """Return the length of a rollout with its EOS. The default maximum length cuts a few rollouts."""
     return 2 + 5 * sentence % 31
 
 
 def script(student: Any) -> None:
     """Make a student count down, from the symbol before the source's word to EOS.
 
-    A token's output weights are the embedding of the symbol after it, so the student writes the symbol before the one
-    that it hears best. That is the token it wrote last: its embedding is by far the loudest. At the start that token is
-    EOS, which is silent, and the source's word is heard, through the first cross-attention, spread evenly over the
-    source. All other layers stay as they were, a whisper.
+    A token's output weights are the embedding of the next symbol. So the student writes the symbol before the
+    one whose embedding dominates the decoder's state. That is the last token written, because its embedding
+    has by far the largest norm. At the start the last token is EOS, whose embedding is zero. Then the
+    source's word dominates: the first cross-attention spreads evenly over the source. All other layers keep
+    their small initial weights.
     """
     decoder = student.decoder
     words = F.normalize(decoder.embed_tokens.weight.detach())
@@ -301,7 +303,7 @@ def script(student: Any) -> None:
 
 
 def table(found: dict[str, Work], expected: dict[str, Work]) -> str:
-    """Markdown: each total and its change from the expected one."""
+    """Return a Markdown table of the totals and their changes from the expected ones."""
     lines = ["| variant | operators | GFLOP | million elements |", "|---|--:|--:|--:|"]
     for name, work in found.items():
         totals = (f"{work.operators:,}", f"{work.flop / 1e9:.3f}", f"{work.elements / 1e6:.2f}")
@@ -312,17 +314,17 @@ def table(found: dict[str, Work], expected: dict[str, Work]) -> str:
 
 
 def change(value: int, before: int) -> float:
-    """As a share of the value before."""
+    """Return the change relative to the value before."""
     return value / before - 1.0
 
 
 def outside(found: dict[str, Work], expected: dict[str, Work]) -> tuple[list[str], list[str]]:
-    """A line for each total above what is allowed, and one for each as far below the expected one."""
+    """Return a line for each total above the tolerance, and one for each total below it."""
     above, below = [], []
     for name, work in found.items():
         for figure, words in FIGURES.items():
             value, before = getattr(work, figure), getattr(expected[name], figure)
-            line = f"{name}: {change(value, before):+.1%} {words}, {value:,} where {before:,} are expected"
+            line = f"{name}: {change(value, before):+.1%} {words}, {value:,} instead of {before:,}"
             if value - before > TOLERANCE * before:
                 above.append(line)
             elif before - value > TOLERANCE * before:
@@ -331,13 +333,14 @@ def outside(found: dict[str, Work], expected: dict[str, Work]) -> tuple[list[str
 
 
 def profile(counter: WorkCounter) -> str:
-    """Markdown: a variant's operators, those that touch the most elements first."""
+    """Return a Markdown table of a variant's operators, those that touch the most elements first."""
     total = counter.total()
     lines = ["| operator | calls | GFLOP | million elements | share of elements |", "|---|--:|--:|--:|--:|"]
     for name, work in sorted(counter.by_operator.items(), key=lambda item: item[1].elements, reverse=True):
         share = work.elements / total.elements
         lines.append(
-            f"| {name} | {work.operators:,} | {work.flop / 1e9:.3f} | {work.elements / 1e6:.2f} | {share:.1%} |"
+            f"| {name} | {work.operators:,} | {work.flop / 1e9:.3f} | {work.elements / 1e6:.2f} "
+            f"| {share:.1%} |"
         )
     lines.append(
         f"| total | {total.operators:,} | {total.flop / 1e9:.3f} | {total.elements / 1e6:.2f} | 100.0% |"
@@ -346,31 +349,32 @@ def profile(counter: WorkCounter) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What decides, beside this package, which operators run."""
+    """Return the versions of the packages that decide which operators run."""
     return {"torch": torch.__version__.split("+")[0], "fairseq": version("fairseq-fixed")}
 
 
 def read_expected() -> dict[str, Work]:
-    """The expected totals.
+    """Read the expected totals.
 
     Raises:
-        SystemExit: with one line, when they can't be read or were counted with other versions.
+        SystemExit: they can't be read or were counted with other versions.
     """
     try:
         content = json.loads(EXPECTED.read_text(encoding="utf-8"))
         expected = {name: Work(**content["work"][name]) for name in VARIANTS}
         theirs = content["versions"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        sys.exit(f"{EXPECTED} can't be used ({type(error).__name__}: {error}): write it with --update")
+        sys.exit(f"{EXPECTED} can't be used ({type(error).__name__}: {error}); write it with --update")
     if theirs != versions():
         sys.exit(
-            f"{EXPECTED} was counted with {theirs}, but here is {versions()}: run make install, or renew it with --update"
+            f"{EXPECTED} was counted with {theirs}, but the installed versions are {versions()}; "
+            "run make install, or renew it with --update"
         )
     return expected
 
 
 def write_expected(found: dict[str, Work]) -> None:
-    """Whole or not at all."""
+    """Write the expected totals atomically."""
     content = {"versions": versions(), "work": {name: asdict(work) for name, work in found.items()}}
     new = EXPECTED.with_name(EXPECTED.name + ".new")
     new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -378,18 +382,18 @@ def write_expected(found: dict[str, Work]) -> None:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the arguments."""
+    """A parser that reports wrong arguments in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """End the program."""
+        """Exit with the message."""
         self.exit(2, f"error: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     parser = OneLineParser(description=(__doc__ or "").split("\n")[0])
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--update", action="store_true", help=f"write what is counted to {EXPECTED.name}")
+    choice.add_argument("--update", action="store_true", help=f"write the totals to {EXPECTED.name}")
     choice.add_argument(
         "--profile",
         choices=VARIANTS,
@@ -404,17 +408,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = {name: counter.total() for name, counter in measure(VARIANTS).items()}
     if args.update:
         write_expected(found)
-        print(f"{EXPECTED} is written: commit it with the change that it is for")
+        print(f"wrote {EXPECTED}; commit it with the change that causes it")
         return 0
     print(table(found, expected))
     above, below = outside(found, expected)
     for line in below:
-        print(f"less work: {line}; renew the expectation: --update")
+        print(f"less work: {line}; renew the expected totals with --update")
     for line in above:
-        print(f"MORE WORK: {line} ({TOLERANCE:.0%} more are allowed)")
+        print(f"MORE WORK: {line} (at most {TOLERANCE:.0%} more is allowed)")
     if above:
         print(
-            "--profile VARIANT, before and after the change, shows where; if the work is worth it, --update"
+            "run --profile VARIANT before and after the change to see where; "
+            "if the work is worth it, use --update"
         )
     return 1 if above else 0
 

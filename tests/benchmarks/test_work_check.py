@@ -1,4 +1,4 @@
-"""``make bench-check``: this tree does the expected work, a twentieth more is caught, and what counts as work."""
+"""Tests of ``make bench-check``: the expected work, the detection of 5% more, and the counting rules."""
 
 import json
 from collections.abc import Callable
@@ -20,32 +20,32 @@ CONSTRAINTS = Path(__file__).parent.parent.parent / "constraints.txt"
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Work]:
-    """The numbers are those of one torch; any other, such as a container's own, runs other operators."""
+    """The expected totals. They hold for one version of torch, because others run other operators."""
     if f"torch=={work_check.versions()['torch']}" not in CONSTRAINTS.read_text().splitlines():
-        pytest.skip(f"the expected work is that of constraints.txt's torch, but here is {torch.__version__}")
+        pytest.skip(f"the expected work is for constraints.txt's torch, but {torch.__version__} is installed")
     return work_check.read_expected()
 
 
 @pytest.fixture(scope="module")
 def counted() -> dict[str, WorkCounter]:
-    """The work of the tree as it is."""
+    """The work of the current tree."""
     return work_check.measure(VARIANTS)
 
 
 def test_this_tree_does_no_more_than_the_expected_work(counted, expected) -> None:
-    """When this fails: python benchmarks/work_check.py says more."""
+    """If this fails, run python benchmarks/work_check.py for details."""
     above, _ = work_check.outside({name: counter.total() for name, counter in counted.items()}, expected)
     assert above == []
 
 
 def test_the_count_is_the_same_again(counted) -> None:
-    """By operator, not only in total."""
+    """The counts agree for each operator, not only in total."""
     name = "imitkd_share_1_sampling"
     assert work_check.measure([name])[name].by_operator == counted[name].by_operator
 
 
 def test_backward_passes_and_the_optimizer_are_counted(counted) -> None:
-    """An autograd that ran in another thread would be missed in silence."""
+    """Backward passes in another thread would not be counted."""
     for name in work_check.UPDATES:
         calls = {operator: work.operators for operator, work in counted[name].by_operator.items()}
         for operator in (
@@ -59,7 +59,7 @@ def test_backward_passes_and_the_optimizer_are_counted(counted) -> None:
 
 
 def plant_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The divergence makes the student's distribution, and looks for its maximum, for nothing."""
+    """Let the divergence compute the student's distribution and its maximum for nothing."""
     divergence = DIVERGENCES["teacher-argmax"]
 
     def slow(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def plant_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plant_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every fifth decoding step of a rollout is done twice."""
+    """Do every fifth decoding step of a rollout twice."""
     logits = TransformerSteps.logits
 
     def slow(steps: TransformerSteps, tokens: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def plant_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_twentieth_more_work_is_caught(
     plant: Callable[..., None], figure: str, counted, monkeypatch
 ) -> None:
-    """Each plant adds about 5% to one total, and to none so much that anything would notice."""
+    """Each change adds about 5% to one total, and never so much that any check would notice."""
     name = "imitkd_share_1"
     before = {name: counted[name].total()}
     plant(monkeypatch)
@@ -102,7 +102,7 @@ def test_a_twentieth_more_work_is_caught(
 
 
 def test_the_student_writes_what_it_is_told(tmp_path) -> None:
-    """By a wide margin, so that no machine's rounding changes how much work a rollout is."""
+    """The margin is wide, so rounding on other machines does not change the work of a rollout."""
     for language in ("src", "tgt"):
         work_check.dictionary().save(str(tmp_path / f"dict.{language}.txt"))
     trainer = work_check.build_trainer(
@@ -151,21 +151,21 @@ TABLE, PLACES = torch.ones(100, 4), torch.tensor([7, 9])
     ],
 )
 def test_what_counts_as_work(function: Callable[[], Any], expected_work: Work) -> None:
-    """Views and allocations touch nothing, and an index only what it finds."""
+    """Views and allocations touch nothing, and an index touches only the selected elements."""
     assert work_of(function) == expected_work
 
 
-def test_attention_counts_as_the_matrix_products_that_it_is() -> None:
-    """torch registers no formula for its CPU operators."""
+def test_attention_counts_as_matrix_products() -> None:
+    """torch has no formula for its CPU operators."""
     query, keys = torch.ones(2, 4, 1, 16, requires_grad=True), torch.ones(2, 4, 7, 16, requires_grad=True)
-    products = 2 * 4 * 2 * 1 * 7 * 16  # of one batched matrix product
+    products = 2 * 4 * 2 * 1 * 7 * 16  # one batched matrix product
     assert work_of(lambda: F.scaled_dot_product_attention(query, keys, keys)).flop == 2 * products
     attended = F.scaled_dot_product_attention(query, keys, keys).sum()
     assert work_of(attended.backward).flop >= 4 * products
 
 
 def test_inference_mode_does_the_same_work() -> None:
-    """There a linear layer arrives as one operator, without a formula of its own."""
+    """In inference mode a linear layer is one operator, which has no formula of its own."""
     layer = torch.nn.Linear(3, 5)
     with torch.no_grad():
         outside = work_of(lambda: layer(MATRIX))
@@ -179,7 +179,7 @@ USUAL = {name: Work(1000, 1000, 1000) for name in VARIANTS}
 
 @pytest.fixture
 def canned(tmp_path, monkeypatch) -> Callable[[Work], None]:
-    """An expectation of 1,000 of everything, and the work that is counted for ``word_kd``."""
+    """Expect 1,000 everywhere; return a function that sets the work counted for ``word_kd``."""
     monkeypatch.setattr(work_check, "EXPECTED", tmp_path / "expected_work.json")
     work_check.write_expected(USUAL)
 
@@ -199,7 +199,7 @@ def canned(tmp_path, monkeypatch) -> Callable[[Work], None]:
         (
             Work(1021, 1000, 1000),
             1,
-            ["MORE WORK: word_kd: +2.1% operator calls, 1,021 where 1,000 are expected"],
+            ["MORE WORK: word_kd: +2.1% operator calls, 1,021 instead of 1,000"],
         ),
         (
             Work(1000, 1050, 1100),
@@ -217,7 +217,7 @@ def canned(tmp_path, monkeypatch) -> Callable[[Work], None]:
 def test_the_check_fails_above_two_percent_only(
     work: Work, status: int, lines: list[str], canned, capsys
 ) -> None:
-    """One line a total; less work is said and passes."""
+    """Each total has one line; less work is reported and passes."""
     canned(work)
     assert work_check.main([]) == status
     printed = capsys.readouterr().out.splitlines()
@@ -228,7 +228,7 @@ def test_the_check_fails_above_two_percent_only(
 
 
 def test_update_writes_what_is_counted(canned) -> None:
-    """And leaves no other file behind."""
+    """No other file is left behind."""
     canned(Work(1500, 1500, 1500))
     assert work_check.main([]) == 1
     assert work_check.main(["--update"]) == 0
@@ -238,7 +238,7 @@ def test_update_writes_what_is_counted(canned) -> None:
 
 
 def test_profile_names_the_operators(canned, capsys) -> None:
-    """The most elements first."""
+    """The operators with the most elements come first."""
     canned(Work(10, 2_000_000_000, 3_000_000))
     assert work_check.main(["--profile", "word_kd"]) == 0
     assert "| aten::mm | 10 | 2.000 | 3.00 | 100.0% |" in capsys.readouterr().out
@@ -247,8 +247,8 @@ def test_profile_names_the_operators(canned, capsys) -> None:
 @pytest.mark.parametrize(
     "arguments", [["--profile", "nothing"], ["--profile"], ["--update", "--profile", "word_kd"], ["what"]]
 )
-def test_wrong_arguments_are_told_in_a_line(arguments: list[str], capsys) -> None:
-    """Nothing is counted first."""
+def test_wrong_arguments_are_reported_in_one_line(arguments: list[str], capsys) -> None:
+    """Nothing is counted before."""
     with pytest.raises(SystemExit) as ended:
         work_check.main(arguments)
     assert ended.value.code == 2
@@ -257,17 +257,17 @@ def test_wrong_arguments_are_told_in_a_line(arguments: list[str], capsys) -> Non
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"work": {}, "versions": {}}', '{"work": []}'])
-def test_an_expectation_that_cant_be_read_is_told_in_a_line(content: str | None, canned) -> None:
-    """Missing, cut short, or of other variants."""
+def test_unreadable_expected_totals_are_reported_in_one_line(content: str | None, canned) -> None:
+    """The file is missing, truncated, or has other variants."""
     work_check.EXPECTED.unlink()
     if content is not None:
         work_check.EXPECTED.write_text(content)
-    with pytest.raises(SystemExit, match=r"can't be used \(.*\): write it with --update$"):
+    with pytest.raises(SystemExit, match=r"can't be used \(.*\); write it with --update$"):
         work_check.main([])
 
 
 def test_another_torch_is_not_compared(canned) -> None:
-    """Its operators are others."""
+    """Another torch has other operators."""
     content = json.loads(work_check.EXPECTED.read_text())
     content["versions"]["torch"] = "1.0"
     work_check.EXPECTED.write_text(json.dumps(content))
