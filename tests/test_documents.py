@@ -1,8 +1,10 @@
-"""The project's Markdown: what it links to is there."""
+"""The project's Markdown: targets of links exist, and documents agree with the code."""
 
+import importlib.util
 import re
 import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,7 +17,7 @@ DOCUMENTS = LISTED or [str(path.relative_to(REPO)) for path in REPO.glob("*.md")
 
 
 def anchors(path: Path) -> set[str]:
-    """Of a document's headings, as GitHub makes them."""
+    """Return the anchors that GitHub makes of a document's headings."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -38,3 +40,50 @@ def test_links_lead_somewhere(document: str) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             dead.append(link)
     assert dead == []
+
+
+def script(name: str) -> ModuleType:
+    """Import a script of ``docs/`` as a module."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", REPO / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestOneUpdate:
+    """``docs/one-update.md`` agrees with the code."""
+
+    PAGE = REPO / "docs" / "one-update.md"
+    TEXT = PAGE.read_text(encoding="utf-8")
+
+    def test_output_is_what_the_script_prints(self) -> None:
+        """``python docs/one_update.py --write`` updates the page."""
+        shown = re.findall(r"^```text\n(.*?)^```$", self.TEXT, re.MULTILINE | re.DOTALL)
+        assert [block.rstrip("\n") for block in shown] == script("one_update").blocks()
+
+    def test_quoted_lines_are_lines_of_the_package(self) -> None:
+        """Each quoted line of Python is in a file that the page links to."""
+        linked = {self.PAGE.parent / link for link in re.findall(r"\]\((\.\./[^)]+\.py)\)", self.TEXT)}
+        lines = {line.strip() for path in linked for line in path.read_text(encoding="utf-8").splitlines()}
+        quoted = re.findall(r"^```python\n(.*?)^```$", self.TEXT, re.MULTILINE | re.DOTALL)
+        assert quoted
+        assert [line for block in quoted for line in block.splitlines() if line.strip() not in lines] == []
+
+    def test_linked_names_are_defined_in_the_linked_files(self) -> None:
+        """The text of a link to a file is a name that the file defines."""
+        links = re.findall(r"\[`([\w.]+)`\]\((\.\./fairseq_imitkd/[^)]+\.py)\)", self.TEXT)
+        assert len(links) > 20
+        missing = []
+        for name, link in links:
+            source = (self.PAGE.parent / link).read_text(encoding="utf-8")
+            if not all(re.search(rf"^ *(def|class) {part}\b", source, re.M) for part in name.split(".")):
+                missing.append((name, link))
+        assert missing == []
+
+
+def test_picture_of_the_rooms_is_drawn_from_the_code() -> None:
+    """``python docs/rooms.py`` updates the picture."""
+    rooms = script("rooms")
+    assert rooms.PICTURE.read_text(encoding="utf-8") == rooms.picture()
