@@ -202,11 +202,9 @@ def test_translates_a_corpus(digits, teacher, tmp_path, device):
     "flags", [(), ("--rollout-replay", 60, "--rollout-replay-share", "constant:0.5")], ids=["", "replay"]
 )
 def test_waits_for_the_device_do_not_grow_with_the_batch(flags, digits, teacher, tmp_path, device):
-    """The host waits as often for more sentences. A longer rollout adds at most one wait for every
-    few steps.
-    """
+    """The host waits as often for eight times as many sentences; both runs replay in as many updates."""
     counts = []
-    for tokens in (200, 1600):
+    for tokens in (300, 2400):
         device.waits.clear()
         in_process.train(
             digits.data, tmp_path / str(tokens), *TASK, "--teacher-path", teacher, "--criterion", "imitkd",
@@ -215,4 +213,4 @@ def test_waits_for_the_device_do_not_grow_with_the_batch(flags, digits, teacher,
         )  # fmt: skip
         counts.append(Counter(device.waits))
     few, many = counts
-    assert many.total() <= few.total() + 6, (few, many)
+    assert many.total() <= few.total() + 2, (few, many)
