@@ -4,6 +4,7 @@ in a run.
 
 import copy
 import functools
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,15 @@ PARSER = OverridesParser.create()
 def one_thread():
     """Compute with one thread. For tiny models more threads are slower, and they may change the last bit."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts_are_not_ignored():
+    """Let the commands that tests start end at SIGINT. They inherit that it is ignored from a shell that
+    runs the tests in the background.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

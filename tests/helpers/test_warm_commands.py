@@ -58,7 +58,11 @@ def test_signals_reach_it(number: signal.Signals) -> None:
         assert process.stdout is not None
         forked = int(process.stdout.readline())
         process.send_signal(number)
-        status = process.wait(timeout=60)
+        try:
+            status = process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()  # else the test would wait until the process has slept its fill
+            raise
         process.stdout.read()  # ends when the forked process has ended
     assert status == {signal.SIGTERM: 5, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[number]
     until = time.monotonic() + 60
