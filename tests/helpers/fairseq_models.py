@@ -407,3 +407,16 @@ def checkpoint_state(model: nn.Module, cfg: Any, **changes: Any) -> dict[str, An
         "last_optimizer_state": {"state": {0: {"step": 1, "exp_avg": torch.zeros(8)}}, "param_groups": []},
     }
     return {**state, **changes}
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Compare all keys, tensors and numbers of two batches."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, Tensor):
+        assert one.dtype == other.dtype
+        assert one.equal(other)
+    else:
+        assert one == other

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fairseq_imitkd.mixing.batch import (
     encoder_inputs,
@@ -19,7 +18,7 @@ from fairseq_imitkd.mixing.batch import (
     with_rollouts,
 )
 from fairseq_imitkd.rollout import Rollout
-from tests.helpers.fairseq_models import layout, make_batch, reversed_pairs
+from tests.helpers.fairseq_models import assert_same, layout, make_batch, reversed_pairs
 
 PAD, EOS = 1, 2
 
@@ -34,19 +33,6 @@ def rollout_of(*rows: list[int], truncated: list[bool] | None = None) -> Rollout
 def sample_of_three() -> dict[str, Any]:
     """Return a batch with the targets ``b c d EOS``, ``e f EOS`` and ``g EOS``."""
     return make_batch([([1, 2, 3], [1, 2, 3]), ([4, 5], [4, 5]), ([6], [6])], ids=[70, 80, 90])
-
-
-def assert_same(one: Any, other: Any) -> None:
-    """Compare all keys, tensors and numbers of two batches."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, Tensor):
-        assert one.dtype == other.dtype
-        assert one.equal(other)
-    else:
-        assert one == other
 
 
 def test_rollout_rows_replace_data_rows() -> None:

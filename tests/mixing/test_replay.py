@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fairseq_imitkd.mixing.batch import with_past_rollouts
 from fairseq_imitkd.mixing.replay import PastRollout, ReplayBuffer, choose
-from tests.helpers.fairseq_models import layout, make_batch, reversed_pairs
+from tests.helpers.fairseq_models import assert_same, layout, make_batch, reversed_pairs
 
 PAD, EOS = 1, 2
 
@@ -201,19 +200,6 @@ def replaced(
     """Return the batch with earlier rollouts, and the earlier index of each row."""
     new, order = with_past_rollouts(sample, torch.tensor(rows), rollouts, layout=layout(left_pad))
     return new, order.tolist()
-
-
-def assert_same(one: Any, other: Any) -> None:
-    """Compare all keys, tensors and numbers of two batches."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, Tensor):
-        assert one.dtype == other.dtype
-        assert one.equal(other)
-    else:
-        assert one == other
 
 
 @pytest.mark.parametrize("left_pad", [True, False])

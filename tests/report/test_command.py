@@ -89,7 +89,7 @@ def test_whatever_is_in_files_is_text(tmp_path: Path) -> None:
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 20
 
 
-def test_names_that_are_no_text(tmp_path: Path) -> None:
+def test_names_that_are_not_text(tmp_path: Path) -> None:
     """A file system's bytes and JSON's halves of letters can't be written; the page can."""
     folder = report_files.evaluation(tmp_path / "ev")
     content = (folder / "evaluation.json").read_text()

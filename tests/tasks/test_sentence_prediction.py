@@ -1,7 +1,6 @@
 """Classification with a teacher: losses by their definitions, the teacher's scores, logs and refusals."""
 
 import math
-import random
 import shutil
 from argparse import Namespace
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from fairseq_imitkd.tasks.sentence_prediction import (
 )
 from fairseq_imitkd.teacher.classifier import ClassifyingTeacher
 from tests.helpers import in_process
+from tests.helpers.classifiers import CLASSES, HEAD, sentences
 from tests.helpers.fairseq_models import (
     LETTERS,
     AtUpdate,
@@ -39,8 +39,6 @@ from tests.helpers.fairseq_models import (
     training_config,
 )
 
-CLASSES = 3
-HEAD = "sentence_classification_head"
 UPDATES = 100
 CLASSIFYING = ["word_kd", "annealing_kd", "continuation_kd", "atkd"]
 TINY_ROBERTA = {
@@ -78,25 +76,6 @@ def build_classifier(seed: int = 1, task: Any = None, **changes: Any) -> nn.Modu
     for parameter in model.classification_heads.parameters():
         parameter.data.normal_(std=0.5)
     return model
-
-
-def sentences(count: int = 7, seed: int = 1, classes: Sequence[int] | None = None) -> dict[str, Any]:
-    """Return a batch like fairseq's collated ones: classes in ``(B, 1)``, counted from 0."""
-    generator = random.Random(seed)
-    rows = [
-        [0, *(generator.randrange(4, 20) for _ in range(generator.randint(1, 6))), 2] for _ in range(count)
-    ]
-    longest = max(map(len, rows))
-    return {
-        "id": torch.arange(count),
-        "net_input": {
-            "src_tokens": torch.tensor([row + [1] * (longest - len(row)) for row in rows]),
-            "src_lengths": torch.tensor([len(row) for row in rows]),
-        },
-        "target": torch.tensor(classes or [generator.randrange(CLASSES) for _ in range(count)]).unsqueeze(-1),
-        "nsentences": count,
-        "ntokens": sum(map(len, rows)),
-    }
 
 
 class FixedStudent(nn.Module):
