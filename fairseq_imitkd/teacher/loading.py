@@ -79,7 +79,7 @@ def dictionary_folder(path: str, cfg: Any, names: Sequence[str], *, data: str | 
     Args:
         path: checkpoint file.
         cfg: configuration of the checkpoint.
-        names: file names of the dictionaries, all of which must be in the folder.
+        names: file names of the dictionaries. All of them must be in the folder.
         data: ``--teacher-data``; by default the checkpoint's folder or the one that the checkpoint names.
 
     Raises:

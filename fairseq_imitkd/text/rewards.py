@@ -16,7 +16,7 @@ from fairseq_imitkd.text.scores import UNKNOWN_IN_HYPOTHESIS, UNKNOWN_IN_REFEREN
 
 logger = logging.getLogger(__name__)
 
-EQUAL_BEFORE_WARNING = 20  # successive batches in each of which all rewards are equal
+EQUAL_BEFORE_WARNING = 20  # successive batches; in each batch all rewards are equal
 
 
 def sentence_bleu(hypothesis: str, reference: str) -> float:

@@ -533,7 +533,7 @@ def student(kind: str) -> BaseFairseqModel:
 def training_batch(
     teacher: str, seed: int = 1, update_num: int = 30, advantages: bool = False
 ) -> dict[str, Any]:
-    """Six sentences, two of which the student wrote, with a float64 teacher; new in every call."""
+    """Six sentences, with a float64 teacher. The student wrote two of them. Each call makes them anew."""
     sample = make_batch(reversed_pairs(6, seed))
     rows = torch.tensor([1, 3])
     rollout = Rollout(torch.tensor([[9, 8, 2, PAD, PAD], [7, 7, 7, 7, 7]]), torch.tensor([False, True]))
