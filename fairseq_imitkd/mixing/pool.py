@@ -7,9 +7,11 @@ iterator's count of consumed batches, which checkpoints hold.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from fairseq.data.iterators import CountingIterator
 from torch import Tensor
 
@@ -31,6 +33,13 @@ class BatchRollout:
     rollout: Rollout | None
     update_num: int
 
+    def to(self, device: torch.device) -> "BatchRollout":
+        """Return the same rollouts on a device; they are on the CPU after a resume."""
+        if self.is_fresh.device == device:
+            return self
+        rollout = None if self.rollout is None else self.rollout.to(device)
+        return replace(self, is_fresh=self.is_fresh.to(device), rollout=rollout)
+
 
 class LookAheadIterator(CountingIterator):
     """The batches of an epoch. It remembers those of the current update, and can fetch batches before their
@@ -51,6 +60,11 @@ class LookAheadIterator(CountingIterator):
         self.n += 1
         self.handed_out.append(batch)
         return batch
+
+    @property
+    def fetched(self) -> list[Batch]:
+        """The batches that were fetched before their turn."""
+        return [batch for batch in self._ahead if batch]
 
     def take(self, n: int) -> "LookAheadIterator":
         """End the epoch after at most ``n`` batches."""
@@ -78,6 +92,7 @@ class RolloutPool:
         self.updates = updates
         self._batches: LookAheadIterator | None = None
         self._waiting: dict[tuple[int, ...], BatchRollout] = {}
+        self._restored: dict[tuple[int, ...], BatchRollout] = {}  # for the epoch that is resumed
 
     def watch(self, epoch_itr: Any) -> Any:
         """Watch the batches of each epoch that an ``EpochBatchIterator`` begins from now on."""
@@ -87,7 +102,7 @@ class RolloutPool:
 
         def next_epoch_itr(*args: Any, **kwargs: Any) -> LookAheadIterator:
             self._batches = LookAheadIterator(begin_epoch(*args, **kwargs))
-            self._waiting.clear()
+            self._waiting, self._restored = self._restored, {}
             # fairseq asks this attribute for the position in the epoch, for its checkpoints and for the
             # epoch's end:
             # https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/data/iterators.py#L428-L436
@@ -104,9 +119,10 @@ class RolloutPool:
         They stay until the next window, so that a repeated update finds them again.
         """
         found = self._waiting.get(_ids(sample))
-        if found is not None:
-            self.forget()
-        return found
+        if found is None:
+            return None
+        self.forget()
+        return found.to(sample["id"].device)
 
     def forget(self) -> None:
         """Forget the batches that fairseq fetched for this update, because none of them needs a window."""
@@ -132,6 +148,31 @@ class RolloutPool:
     def keep(self, sample: Batch, rollout: BatchRollout) -> None:
         """Keep the rollouts of a batch until it has its turn."""
         self._waiting[_ids(sample)] = rollout
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return the rollouts of batches that have not had their turn, as a checkpoint can hold them."""
+        ahead = self._batches.fetched if self._batches is not None else []
+        return [
+            {
+                "ids": batch["id"].tolist(),
+                "is_fresh": rollout.is_fresh.cpu(),
+                "update_num": rollout.update_num,
+                "rollout": None if rollout.rollout is None else rollout.rollout.state(),
+            }
+            for batch in ahead
+            if (rollout := self._waiting.get(_ids(batch))) is not None
+        ]
+
+    def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Continue from the result of :meth:`state`, when the resumed epoch begins."""
+        self._restored = {
+            tuple(saved["ids"]): BatchRollout(
+                saved["is_fresh"],
+                None if saved["rollout"] is None else Rollout(**saved["rollout"]),
+                saved["update_num"],
+            )
+            for saved in state
+        }
 
     def _group(self, sample: Batch) -> list[Batch]:
         """Return the batches that fairseq fetched for this update, from the given one on, and forget them."""

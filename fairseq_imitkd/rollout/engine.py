@@ -89,6 +89,15 @@ class Rollout:
         width = int(tokens.ne(pad).sum(dim=-1).max())
         return Rollout(tokens[:, :width], self.truncated[rows], rows_computed)
 
+    def to(self, device: torch.device) -> "Rollout":
+        """Return the same rollout on a device, without log-probabilities."""
+        return Rollout(self.tokens.to(device), self.truncated.to(device), self.rows_computed)
+
+    def state(self) -> dict[str, Any]:
+        """Return the arguments of an equal rollout on the CPU, without log-probabilities."""
+        on_cpu = self.to(torch.device("cpu"))
+        return {"tokens": on_cpu.tokens, "truncated": on_cpu.truncated, "rows_computed": self.rows_computed}
+
 
 @dataclass(frozen=True)
 class Corrector:

@@ -14,6 +14,7 @@ from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.losses.metrics import totals
 from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.teacher.sentence_weights import SentenceWeights
+from fairseq_imitkd.training import fairseq_state
 from fairseq_imitkd.training.adapter import AnyTeacher
 from fairseq_imitkd.training.distiller import Distiller, Learner
 from fairseq_imitkd.training.run_files import RunFiles
@@ -54,6 +55,7 @@ class WithTeacher(_Task):
         self._distiller: Distiller | None = None  # built with a criterion that distils
         self._run_files = RunFiles(cfg)
         self._epoch = 1
+        self._fairseq_state: dict[str, Any] = {}
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
         """Build the student."""
@@ -108,7 +110,24 @@ class WithTeacher(_Task):
         """Return fairseq's iterator over the batches of a data set.
 
         In training it skips sentences that are too long for the teacher, and a rollout pool watches it.
+
+        fairseq makes the batches of a training once, and draws the order of sentences of equal length by the
+        seed and the epoch in which it makes them. That is the first epoch, or the one that is resumed, which
+        would have other batches. So here the order does not depend on the epoch:
+        https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/tasks/fairseq_task.py#L286-L287
         """
+        if self._makes_batches_once(dataset, kwargs):
+            seed, epoch = kwargs.get("seed", 1), kwargs.get("epoch", 1)
+            batches = self._get_batch_iterator(dataset, *args, **{**kwargs, "seed": seed + 1 - epoch})
+            batches.seed = seed  # of the shuffling, which differs from epoch to epoch
+            return batches
+        return self._get_batch_iterator(dataset, *args, **kwargs)
+
+    def _makes_batches_once(self, dataset: Any, arguments: dict[str, Any]) -> bool:
+        each_epoch = ("disable_iterator_cache", "update_epoch_batch_itr")
+        return self.can_reuse_epoch_itr(dataset) and not any(arguments.get(name) for name in each_epoch)
+
+    def _get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         distiller = self._distiller
         if distiller is None or not self.decodes or dataset is not self.datasets.get(self.cfg.train_subset):
             return super().get_batch_iterator(dataset, *args, **kwargs)
@@ -170,12 +189,35 @@ class WithTeacher(_Task):
             self._distiller.state.validated()
         self._run_files.post_validate(stats)
 
+    def prepare_checkpoint(self, trainer: Any, epoch_loss: float | None) -> None:
+        """Collect what a checkpoint must hold beside fairseq's own state. All processes call this together.
+
+        Args:
+            trainer: fairseq's trainer.
+            epoch_loss: the validation loss of the epoch that ends with this checkpoint, if one does.
+        """
+        self._fairseq_state = fairseq_state.read(trainer, epoch_loss)
+        if self._distiller is not None:
+            self._distiller.prepare_checkpoint(self.student)
+
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """Return the training state, which fairseq puts into its checkpoints; empty for most methods."""
-        saved = self._distiller.saved(self.student) if self._distiller is not None else {}
+        saved = self._distiller.state.saved() if self._distiller is not None else {}
+        if self._fairseq_state:
+            saved["fairseq"] = self._fairseq_state
         return {type(self).__name__: saved} if saved else {}
 
     def set_checkpoint_dict(self, saved: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
+        self._fairseq_state = saved.get("fairseq", {})
         if self._distiller is not None:
             self._distiller.state.restore(saved)
+
+    def checkpoint_loaded(self, trainer: Any, epoch: int) -> None:
+        """Continue fairseq's own state, when the trainer has loaded a checkpoint or found none.
+
+        Args:
+            trainer: fairseq's trainer.
+            epoch: the epoch that follows.
+        """
+        fairseq_state.restore(trainer, epoch, self._fairseq_state)

@@ -6,7 +6,7 @@ from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
-from fairseq_imitkd.teacher.selection import TeacherSelector, several_processes
+from fairseq_imitkd.teacher.selection import TeacherSelector
 from fairseq_imitkd.teacher.teacher import Teacher
 
 
@@ -45,16 +45,6 @@ class SentenceWeights:
     def learn(self, student: BaseFairseqModel) -> None:
         """Reward the choices of the last update. All processes must call this together."""
         if self.selector is not None:
-            self.selector.learn(student)
-
-    def finish(self, student: BaseFairseqModel) -> None:
-        """Reward the choices of the last update before a checkpoint is saved.
-
-        A checkpoint does not hold choices that wait for their reward. With several processes this does
-        nothing, because all processes must learn together and only the first one saves. A resumed run then
-        continues without the reward of the last update.
-        """
-        if self.selector is not None and not several_processes():
             self.selector.learn(student)
 
 

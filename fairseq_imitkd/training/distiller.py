@@ -88,6 +88,7 @@ class Distiller:
             method.adaptive_share,
             baseline,
             self.mixer.replay,
+            pool=self.mixer.pool if method.pool_updates > 1 else None,
             selector=sentence_weights.selector if sentence_weights else None,
         )
         self.timer = StageTimer()
@@ -130,11 +131,11 @@ class Distiller:
             loss, count, logs = self._train_on(sample, learner, ignore_grad=True)
         return loss, count, {**logs, **NO_WORK, **NO_REWARDS, **self._seconds()}
 
-    def saved(self, student: BaseFairseqModel) -> dict[str, Any]:
-        """Return the state for a checkpoint; empty for most methods."""
+    def prepare_checkpoint(self, student: BaseFairseqModel) -> None:
+        """Collect the state of all processes for a checkpoint; all of them must call this together."""
         if self.sentence_weights is not None:
-            self.sentence_weights.finish(student)
-        return self.state.saved()
+            self.sentence_weights.learn(student)  # a checkpoint does not hold choices that wait for a reward
+        self.state.gather()
 
     # The stages of a step
 

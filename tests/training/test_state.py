@@ -253,7 +253,33 @@ def test_each_part_is_saved_by_itself(part: str) -> None:
         "baseline": RunningMean(),
         "replay": ReplayBuffer(2),
     }
-    assert TrainingState(**{part: parts[part]}).saved().keys() == {part, "validation"}
+    name = "processes" if part == "replay" else part
+    assert TrainingState(**{part: parts[part]}).saved().keys() == {name, "validation"}
+
+
+def test_checkpoints_of_the_first_process_alone_are_read() -> None:
+    """Older versions saved the first process's replay buffer beside the other parts."""
+    buffer, other = ReplayBuffer(4), ReplayBuffer(4)
+    buffer.add(rollout(7))
+    TrainingState(replay=other).restore({"replay": buffer.state(), "validation": [0.0, 0.0]})
+    assert [past.sentence_id for past in other.fitting(10**9, 10**3)] == [7]
+
+
+@pytest.mark.parametrize(("rank", "found"), [(0, 10), (1, 11), (2, 10)])
+def test_each_process_continues_with_its_own_rollouts(
+    rank: int, found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that the checkpoint does not know continues with those of another one."""
+    processes = []
+    for number in (10, 11):
+        buffer = ReplayBuffer(4)
+        buffer.add(rollout(number))
+        processes.append({"replay": buffer.state()})
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    own = ReplayBuffer(4)
+    TrainingState(replay=own).restore({"processes": processes})
+    assert [past.sentence_id for past in own.fitting(10**9, 10**3)] == [found]
 
 
 def test_parts_that_a_checkpoint_lacks_stay_as_they_are() -> None:

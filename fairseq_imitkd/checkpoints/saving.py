@@ -1,0 +1,250 @@
+"""Makes fairseq's checkpoints survive kills and full disks, and continues from the newest whole one."""
+
+import functools
+import logging
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+
+from fairseq_imitkd.checkpoints.safe_load import read_untrusted
+from fairseq_imitkd.data.files import atomic_files
+from fairseq_imitkd.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+# What a run that was killed while it wrote has left (see files.partial).
+_LEFTOVER = re.compile(r"checkpoint.*\.pt\.[0-9a-f]{16}\.partial")
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's format before 1.6 begins
+
+
+def guard_saving() -> None:
+    """Replace fairseq's functions that write a checkpoint, copy it, and continue from it.
+
+    fairseq writes a checkpoint once and copies it to its other names in place. A kill or a full disk can
+    leave half a ``checkpoint_last.pt``, which the next run can't read:
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/checkpoint_utils.py#L138-L140
+
+    The replacements hold for the whole process. They are made when the package is imported, because
+    ``fairseq-train --user-dir fairseq_imitkd`` runs no other code of this package before it needs them.
+    """
+    save, load = checkpoint_utils.save_checkpoint, checkpoint_utils.load_checkpoint
+    write = checkpoint_utils.torch_persistent_save
+
+    @functools.wraps(write)
+    def write_atomically(obj: Any, filename: str, async_write: bool = False) -> None:
+        if async_write or PathManager.path_requires_pathmanager(filename):
+            return write(obj, filename, async_write)
+        return _write(Path(filename), obj)
+
+    # fairseq keeps the best score as an attribute of the module's function of this name, so of this one.
+    @functools.wraps(save)
+    def save_all_ranks(cfg: Any, trainer: Any, epoch_itr: Any, val_loss: float | None) -> str | None:
+        prepare = getattr(trainer.task, "prepare_checkpoint", None)
+        if prepare is not None and not cfg.no_save:
+            prepare(trainer, val_loss if epoch_itr.end_of_epoch() else None)
+        return save(cfg, trainer, epoch_itr, val_loss)
+
+    @functools.wraps(load)
+    def load_newest_whole(cfg: Any, trainer: Any, **arguments: Any) -> Any:
+        is_default = cfg.restore_file == "checkpoint_last.pt"
+        if is_default and not PathManager.path_requires_pathmanager(cfg.save_dir):
+            _on_first_rank(trainer, lambda: prepare_folder(Path(cfg.save_dir), trainer.checkpoint_suffix))
+        extra_state, epoch_itr = load(cfg, trainer, **arguments)
+        loaded = getattr(trainer.task, "checkpoint_loaded", None)
+        if loaded is not None:
+            loaded(trainer, epoch_itr.next_epoch_idx)
+        return extra_state, epoch_itr
+
+    checkpoint_utils.torch_persistent_save = write_atomically
+    checkpoint_utils.PathManager = _AtomicCopies
+    checkpoint_utils.save_checkpoint = save_all_ranks
+    checkpoint_utils.load_checkpoint = load_newest_whole
+
+
+class _AtomicCopies(PathManager):
+    """fairseq's ``PathManager`` for checkpoints: a copy is complete or absent."""
+
+    @staticmethod
+    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> Any:
+        """Copy a file atomically, unless one of the paths is remote."""
+        if any(PathManager.path_requires_pathmanager(path) for path in (src_path, dst_path)):
+            return PathManager.copy(src_path, dst_path, overwrite)
+        copy_atomically(Path(src_path), Path(dst_path))
+        return True
+
+
+def copy_atomically(source: Path, target: Path) -> None:
+    """Copy a checkpoint; the copy is complete or absent.
+
+    Raises:
+        UsageError: the copy can't be written.
+    """
+    with _reported(target), open(source, "rb") as original, atomic_files(target) as [copy]:
+        shutil.copyfileobj(original, copy, 1 << 22)
+
+
+def _write(path: Path, content: Any) -> None:
+    """Write a checkpoint that is complete or absent.
+
+    torch turns an error of the file into an error about its own format, so the file remembers it.
+    """
+    with _reported(path), atomic_files(path) as [file]:
+        remembering = _RemembersError(file)
+        try:
+            torch.save(content, cast(BinaryIO, remembering))
+        except Exception:
+            if remembering.error is not None:
+                raise remembering.error from None
+            raise
+
+
+class _RemembersError:
+    """A binary file for ``torch.save`` that remembers why it could not be written."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write bytes."""
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Flush the file."""
+        self._file.flush()
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Turn an error of the file system while a checkpoint is written into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"--save-dir '{path.parent}': {path.name} can't be written ({error.strerror or error}); the "
+            "checkpoints that are there are whole: free some space, then run the same command to continue"
+        ) from error
+
+
+def prepare_folder(folder: Path, suffix: str = "") -> None:
+    """Make ``checkpoint_last.pt`` whole before a training continues from it.
+
+    Files that a killed run has left half-written are removed. If ``checkpoint_last.pt`` is damaged, the
+    newest whole checkpoint of the folder takes its place. The damaged file is kept under another name.
+
+    Args:
+        folder: ``--save-dir``.
+        suffix: fairseq's suffix of checkpoint names, for sharded models.
+
+    Raises:
+        UsageError: ``checkpoint_last.pt`` is damaged, and no other checkpoint is whole.
+    """
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if _LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    last = folder / f"checkpoint_last{suffix}.pt"
+    if not last.exists():
+        _warn_of_new_start(folder, last)
+        return
+    damage = find_damage(last)
+    if damage is None:
+        return
+    whole = newest_whole(folder, last)
+    if whole is None:
+        raise UsageError(
+            f"--save-dir '{folder}': {last.name} is damaged ({damage}), and no other checkpoint there is "
+            "whole; remove it to train from the start, or use another --save-dir"
+        )
+    update, source = whole
+    copy_atomically(last, last.with_name(f"{last.name}.damaged"))
+    copy_atomically(source, last)
+    logger.warning(
+        "--save-dir '%s': %s is damaged (%s); training continues from %s, at update %s, and the damaged file "
+        "is kept as %s.damaged",
+        folder, last.name, damage, source.name, f"{update:,}", last.name,
+    )  # fmt: skip
+
+
+def find_damage(path: Path) -> str | None:
+    """Return why a checkpoint can't be whole; None if all of its bytes are those that were written.
+
+    The file is read once: torch stores a check sum of each part of it. torch's own loader does not compare
+    them.
+    """
+    try:
+        with open(path, "rb") as file:
+            begins = file.read(len(_LEGACY))
+        if begins == _LEGACY:
+            return None
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except OSError as error:
+        return error.strerror or "it can't be read"
+    except Exception:  # a damaged directory of the archive can raise anything
+        return "it is empty" if not begins else "a part of it is missing"
+    return None if broken is None else f"the check sum of its part {broken[:60]!r} is wrong"
+
+
+def newest_whole(folder: Path, last: Path) -> tuple[int, Path] | None:
+    """Return the update number and path of the newest whole checkpoint that a training can continue from.
+
+    Args:
+        folder: ``--save-dir``.
+        last: the checkpoint that is not considered.
+    """
+    found = []
+    for path in folder.glob("checkpoint*.pt"):
+        update = _update_of(path) if path != last and find_damage(path) is None else None
+        if update is not None:
+            found.append((update, path))
+    return max(found, default=None)
+
+
+def _update_of(path: Path) -> int | None:
+    """Return the update number of a checkpoint; None if no training can continue from it."""
+    try:
+        state = read_untrusted(str(path), None, ("checkpoint", None))
+        is_resumable = state["extra_state"]["train_iterator"] and state["last_optimizer_state"]
+        return int(state["optimizer_history"][-1]["num_updates"]) if is_resumable else None
+    except (UsageError, KeyError, TypeError, IndexError, ValueError):
+        return None
+
+
+def _warn_of_new_start(folder: Path, last: Path) -> None:
+    whole = newest_whole(folder, last)
+    if whole is not None:
+        logger.warning(
+            "--save-dir '%s' has no %s, so training starts from update 0 and replaces the checkpoints there; "
+            "to continue from update %s, add --restore-file %s",
+            folder, last.name, f"{whole[0]:,}", whole[1],
+        )  # fmt: skip
+
+
+def _on_first_rank(trainer: Any, work: Callable[[], None]) -> None:
+    """Run ``work`` on the first process, and end all processes if it raises a :class:`UsageError`."""
+    message = None
+    if trainer.data_parallel_rank == 0:
+        try:
+            work()
+        except UsageError as error:
+            message = str(error)
+    if trainer.data_parallel_world_size > 1:
+        messages = [message]
+        torch.distributed.broadcast_object_list(messages, src=0, device=trainer.device)
+        message = messages[0]
+    if message is not None:
+        raise UsageError(message)
