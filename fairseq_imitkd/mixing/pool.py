@@ -61,11 +61,6 @@ class LookAheadIterator(CountingIterator):
         self.handed_out.append(batch)
         return batch
 
-    @property
-    def fetched(self) -> list[Batch]:
-        """The batches that were fetched before their turn."""
-        return [batch for batch in self._ahead if batch]
-
     def take(self, n: int) -> "LookAheadIterator":
         """End the epoch after at most ``n`` batches."""
         self.batches.take(n)
@@ -92,6 +87,7 @@ class RolloutPool:
         self.updates = updates
         self._batches: LookAheadIterator | None = None
         self._waiting: dict[tuple[int, ...], BatchRollout] = {}
+        self._had_turn: set[tuple[int, ...]] = set()
         self._restored: dict[tuple[int, ...], BatchRollout] = {}  # for the epoch that is resumed
 
     def watch(self, epoch_itr: Any) -> Any:
@@ -102,7 +98,8 @@ class RolloutPool:
 
         def next_epoch_itr(*args: Any, **kwargs: Any) -> LookAheadIterator:
             self._batches = LookAheadIterator(begin_epoch(*args, **kwargs))
-            self._waiting, self._restored = self._restored, {}
+            self._begin_window(self._restored)
+            self._restored = {}
             # fairseq asks this attribute for the position in the epoch, for its checkpoints and for the
             # epoch's end:
             # https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/data/iterators.py#L428-L436
@@ -122,6 +119,7 @@ class RolloutPool:
         if found is None:
             return None
         self.forget()
+        self._had_turn.add(_ids(sample))
         return found.to(sample["id"].device)
 
     def forget(self) -> None:
@@ -136,7 +134,8 @@ class RolloutPool:
             pairs: how many updates later a batch has its turn, and the batch. The given batch is the first. A
             batch that the iterator did not hand out is decoded alone.
         """
-        self._waiting.clear()
+        self._begin_window({})
+        self._had_turn.add(_ids(sample))
         group, ahead = self._group(sample), []
         if self._batches is not None and self.updates > 1 and len(group) > 0:
             ahead = self._batches.ahead((self.updates - 1) * len(group))
@@ -151,16 +150,15 @@ class RolloutPool:
 
     def state(self) -> list[dict[str, Any]]:
         """Return the rollouts of batches that have not had their turn, as a checkpoint can hold them."""
-        ahead = self._batches.fetched if self._batches is not None else []
         return [
             {
-                "ids": batch["id"].tolist(),
-                "is_fresh": rollout.is_fresh.cpu(),
-                "update_num": rollout.update_num,
-                "rollout": None if rollout.rollout is None else rollout.rollout.state(),
+                "ids": list(ids),
+                "is_fresh": written.is_fresh.cpu(),
+                "update_num": written.update_num,
+                "rollout": None if written.rollout is None else written.rollout.state(),
             }
-            for batch in ahead
-            if (rollout := self._waiting.get(_ids(batch))) is not None
+            for ids, written in self._waiting.items()
+            if ids not in self._had_turn
         ]
 
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
@@ -173,6 +171,10 @@ class RolloutPool:
             )
             for saved in state
         }
+
+    def _begin_window(self, waiting: dict[tuple[int, ...], BatchRollout]) -> None:
+        self._waiting = waiting
+        self._had_turn.clear()
 
     def _group(self, sample: Batch) -> list[Batch]:
         """Return the batches that fairseq fetched for this update, from the given one on, and forget them."""

@@ -94,9 +94,14 @@ class Rollout:
         return Rollout(self.tokens.to(device), self.truncated.to(device), self.rows_computed)
 
     def state(self) -> dict[str, Any]:
-        """Return the arguments of an equal rollout on the CPU, without log-probabilities."""
+        """Return the arguments of an equal rollout on the CPU, without log-probabilities.
+
+        The tensors are contiguous, because fairseq broadcasts others wrongly when several processes resume:
+        https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/distributed/utils.py#L743-L755
+        """
         on_cpu = self.to(torch.device("cpu"))
-        return {"tokens": on_cpu.tokens, "truncated": on_cpu.truncated, "rows_computed": self.rows_computed}
+        tokens, truncated = on_cpu.tokens.contiguous(), on_cpu.truncated.contiguous()
+        return {"tokens": tokens, "truncated": truncated, "rows_computed": self.rows_computed}
 
 
 @dataclass(frozen=True)
