@@ -1,4 +1,6 @@
-"""``imitkd-seqkd`` in processes that can be killed. They start at once, without seconds of imports.
+"""``imitkd-seqkd`` and ``imitkd-train`` in processes that can be killed.
+
+They start at once, without seconds of imports.
 
 They are forked from a server that has imported everything and has one thread and no locks. The command's own
 workers are forks too, of a process that has not computed anything yet.
@@ -19,13 +21,20 @@ from typing import Any
 import torch
 import tqdm
 
-from fairseq_imitkd.cli import seqkd
+from fairseq_imitkd.cli import fairseq_commands, seqkd
 from fairseq_imitkd.seqkd import workers
 from fairseq_imitkd.seqkd.translator import Translator
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["pytest", "fairseq_imitkd.cli.seqkd", "ctranslate2", "torch._dynamo", "tests.helpers.killable"]
+    [
+        "pytest",
+        "fairseq_imitkd.cli.fairseq_commands",
+        "fairseq_imitkd.cli.seqkd",
+        "ctranslate2",
+        "torch._dynamo",
+        "tests.helpers.killable",
+    ]
 )
 
 CHANGES = {
@@ -55,11 +64,21 @@ class Command:
         log: file for its output.
         stop_at: number of the change of files before which it kills itself.
         fault: a fault in a worker: ``full disk`` or ``death``.
+        train: run ``imitkd-train`` instead of ``imitkd-seqkd``; it has no faults.
     """
 
-    def __init__(self, arguments: Sequence[object], log: Path, stop_at: int = 0, fault: str = ""):
-        self.log = log
-        self.process = _server.Process(target=_main, args=(list(map(str, arguments)), log, stop_at, fault))
+    def __init__(
+        self,
+        arguments: Sequence[object],
+        log: Path,
+        stop_at: int = 0,
+        *,
+        fault: str = "",
+        train: bool = False,
+    ):
+        self.log, texts = log, list(map(str, arguments))
+        target, more = (_train, ()) if train else (_main, (stop_at, fault))
+        self.process = _server.Process(target=target, args=(texts, log, *more))
         self.began = time.monotonic()
         self.process.start()
 
@@ -87,7 +106,13 @@ class Command:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
 
-def _main(arguments: list[str], log: Path, stop_at: int, fault: str) -> None:
+def _train(arguments: list[str], log: Path) -> None:
+    _write_output_to(log)
+    sys.argv = ["imitkd-train", *arguments]
+    fairseq_commands.train()
+
+
+def _write_output_to(log: Path) -> None:
     assert len(os.listdir(f"/proc/{os.getppid()}/task")) == 1, "a process with threads can't be forked safely"
     out = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
@@ -95,6 +120,10 @@ def _main(arguments: list[str], log: Path, stop_at: int, fault: str) -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
     torch.set_num_threads(1)
+
+
+def _main(arguments: list[str], log: Path, stop_at: int, fault: str) -> None:
+    _write_output_to(log)
     tqdm.tqdm.monitor_interval = 0  # no thread that watches the bar
     fork = multiprocessing.get_context("fork")
     workers.multiprocessing = SimpleNamespace(  # type: ignore[assignment]
