@@ -166,7 +166,7 @@ def test_state_and_rewarder_share_their_parts() -> None:
     rewarded, _ = distiller_and_learner("gkd", **REWARD, reward_baseline="running", reward_remove_bpe="@@ ")
     assert isinstance(rewarded.state.baseline, RunningMean)
     assert rewarded.rewarder.baseline is rewarded.state.baseline
-    assert rewarded.rewarder.remove_bpe == "@@ "
+    assert rewarded.rewarder.text.remove_bpe == "@@ "
     assert rewarded.state.replay is None
     assert rewarded.state.share is None
     replaying, _ = distiller_and_learner("gkd", rollout_replay=5, rollout_replay_share="0.5")

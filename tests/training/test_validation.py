@@ -169,8 +169,8 @@ def test_lines_of_a_batch() -> None:
     sample["target"][0, 1] = letters().unk()
     written = [torch.tensor([5, letters().unk(), 7, 2]), torch.tensor([9, 2])]
     for detokenizer, hypotheses, references in (
-        (None, ["b xzxzx d", "f"], ["b kvkvk d e", "f"]),
-        (Joined(), ["bxzxzxd", "f"], ["bkvkvkde", "f"]),
+        (None, ["b ZJZJZ d", "f"], ["b QXQXQ d e", "f"]),
+        (Joined(), ["bZJZJZd", "f"], ["bQXQXQde", "f"]),
     ):
         own = scores("chrf", "bleu")
         found = logged([own.batch_sums(written, sample["target"], detokenizer)], of=own)
