@@ -251,13 +251,18 @@ class WithScores(_Task):
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
         """Build the model, and the detokeniser and generator that fairseq builds for ``--eval-bleu``
         alone.
+
+        The detokeniser is of the data's languages, as in imitkd-evaluate, unless ``--eval-bleu-detok-args``
+        says otherwise. fairseq's is of English.
         """
         model = super().build_model(cfg, from_checkpoint)
-        if self._scores is not None and not self.cfg.eval_bleu:
-            flags = json.loads(self.cfg.eval_bleu_detok_args or "{}")
+        if self._scores is not None:
+            languages = {"source_lang": self.cfg.source_lang, "target_lang": self.cfg.target_lang}
+            flags = {**languages, **json.loads(self.cfg.eval_bleu_detok_args or "{}")}
             self.tokenizer = encoders.build_tokenizer(Namespace(tokenizer=self.cfg.eval_bleu_detok, **flags))
-            search = Namespace(**json.loads(self.cfg.eval_bleu_args or "{}"))
-            self.sequence_generator = self.build_generator([model], search)
+            if not self.cfg.eval_bleu:
+                search = Namespace(**json.loads(self.cfg.eval_bleu_args or "{}"))
+                self.sequence_generator = self.build_generator([model], search)
         return model
 
     def valid_step(
