@@ -55,6 +55,7 @@ from fairseq_imitkd.seqkd.work import plan
 from fairseq_imitkd.teacher.loading import load_teacher
 from fairseq_imitkd.teacher.source import TeacherSource
 from fairseq_imitkd.teacher.teacher import Teacher
+from fairseq_imitkd.text.scored import ScoredText
 
 BASE, OURS = "SequenceGenerator", "fairseq backend"
 QUANTIZATIONS = ("float32", "int8")
@@ -192,10 +193,8 @@ def compare(
         if "again" not in name:
             translated = [engine(batch) for batch in tqdm(batches, unit="batch", desc=name, mininterval=2.0)]
             outputs[name] = [hypothesis.tokens.tolist() for some in translated for hypothesis in some]
-    texts = {
-        name: [languages.target_dictionary.string(torch.tensor(tokens)) for tokens in some]
-        for name, some in outputs.items()
-    }
+    text = ScoredText(languages.target_dictionary)
+    texts = {name: text.hypotheses(map(torch.tensor, some)) for name, some in outputs.items()}
     rows = []
     for name, some in outputs.items():
         same = sum(one == other for one, other in zip(some, outputs[BASE], strict=True))

@@ -39,6 +39,7 @@ from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.engines.fairseq import FairseqEngine
 from fairseq_imitkd.engines.registry import CONVERTERS, engine_for, open_engine, unsupported_reason
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.text.scored import ScoredText
 
 GREEDY = SearchSettings(beam=1)
 Batch = list[torch.Tensor]
@@ -96,9 +97,8 @@ def sample(args: argparse.Namespace, languages: Languages) -> tuple[list[torch.T
     numbers = sorted(
         range(0, len(corpus), step)[: args.sentences], key=lambda number: -corpus.lengths[number]
     )
-    texts = [
-        languages.target_dictionary.string(corpus.references[number], args.remove_bpe) for number in numbers
-    ]
+    text = ScoredText(languages.target_dictionary, args.remove_bpe)
+    texts = text.references(corpus.references[number] for number in numbers)
     return [corpus.sources[number].long() for number in numbers], texts
 
 
@@ -158,7 +158,7 @@ def scores(
     for name, engine in engines.items():
         batches = [sources[start : start + size] for start in range(0, len(sources), size)]
         outputs = [tokens for batch in tqdm(batches, desc=name, leave=False) for tokens in engine(batch)]
-        texts = [languages.target_dictionary.string(tokens, args.remove_bpe) for tokens in outputs]
+        texts = ScoredText(languages.target_dictionary, args.remove_bpe).hypotheses(outputs)
         found[name] = sacrebleu.corpus_bleu(texts, [list(references)]).score
     return found
 

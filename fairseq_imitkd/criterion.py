@@ -47,7 +47,8 @@ class Distillation:
         is_rollout: ``(B,)`` bool: the student wrote the target.
         truncated: ``(B,)`` bool: the target is a rollout that the maximum length cut.
         now: the method's schedules at this update.
-        advantages: ``(B,)``, each rollout's reward minus the baseline; None without rewards.
+        advantages: ``(B,)``, each rollout's reward minus the baseline; under ``--loss-average token`` times
+            the tokens per sentence of the whole batch. None without rewards.
     """
 
     teacher: TokenLogits | None

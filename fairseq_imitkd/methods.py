@@ -151,9 +151,9 @@ class DistiLLMConfig(DistillationConfig):
     """DistiLLM (Ko, Kim, Chen & Yun, ICML 2024, sections 3.1 and 3.2): skew reverse KL, adaptive share,
     replay.
 
-    The student's share starts at 0 and grows by 0.1 whenever the validation loss rises. A growing part of its
-    sentences are rollouts of earlier updates, drawn from the last 1,000. ``--divergence skew-forward-kl`` is
-    the paper's other divergence.
+    The student's share starts at 0. It grows by 0.1 when the validation loss is 0.1 nats per token above the
+    level that counted last, as in the authors' code. A growing part of its sentences are rollouts of earlier
+    updates, drawn from the last 1,000. ``--divergence skew-forward-kl`` is the paper's other divergence.
     """
 
     student_share: str = default("student_share", "adaptive:0")

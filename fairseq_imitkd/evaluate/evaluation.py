@@ -222,7 +222,7 @@ class _Evaluation:
             if run[0] in self.models:
                 hypotheses = [by_number.get(number, empty) for number in range(len(self.sentences))]
                 self.translations[run] = hypotheses
-                self.texts[run] = self.text.targets(hypothesis.tokens for hypothesis in hypotheses)
+                self.texts[run] = self.text.target.hypotheses(hypothesis.tokens for hypothesis in hypotheses)
 
     def _engines(self) -> dict[Run, Engine]:
         return {
@@ -282,6 +282,7 @@ class _Evaluation:
             source_lang=self.languages.source,
             target_lang=self.languages.target,
             sentences=len(self.sentences),
+            unknown_words=self.sentences.unknown,
             probe_sentences=len(self._probed()) if self.teacher else None,
         )
 
@@ -370,7 +371,7 @@ class _Evaluation:
             return [self.translations[name, GREEDY][number].tokens for number in numbers]
 
         def bleu(tokens: Sequence[Tensor]) -> float:
-            return self.metrics.bleu(self.text.targets(tokens), numbers)
+            return self.metrics.bleu(self.text.target.hypotheses(tokens), numbers)
 
         found, teachers = {}, greedy(self.teacher)
         for name, student in tqdm(students.items(), desc="probe", unit=" student", leave=False):

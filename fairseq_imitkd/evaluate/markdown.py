@@ -200,6 +200,12 @@ def _range(first: int, last: int | None) -> str:
 
 def _notes(results: EvaluationResults) -> str:
     lines = [f"{name}: `{signature}`" for name, signature in results.signatures.items()]
+    if results.data.unknown_words:
+        unknown = _counted(results.data.unknown_words, "unknown word")
+        lines.append(
+            f"the references have {unknown}, which match no translation: scores against raw text are other "
+            "ones"
+        )
     if results.baseline:
         lines.append(f"p: paired bootstrap against `{results.baseline}`, same search")
     lines += [

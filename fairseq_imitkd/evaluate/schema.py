@@ -232,14 +232,22 @@ class Machine:
 
 @dataclass(frozen=True)
 class EvaluatedData:
-    """What was translated: a split, and the number of its sentences; ``probe_sentences`` are those of the
-    probes.
+    """What was translated.
+
+    Args:
+        split: name of the split.
+        source_lang, target_lang: its languages.
+        sentences: number of its sentences.
+        unknown_words: number of the references' words that the dictionary lacks. They match no translation.
+            Files of early versions have none.
+        probe_sentences: number of the probes' sentences.
     """
 
     split: str | None = None
     source_lang: str | None = None
     target_lang: str | None = None
     sentences: int | None = None
+    unknown_words: int | None = field(default=None, metadata=_LEFT_OUT)
     probe_sentences: int | None = None
 
 

@@ -1,8 +1,7 @@
 """The test set: sentences to translate and their references, as tokens and as text."""
 
 import logging
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,51 +10,29 @@ from torch import Tensor
 from fairseq_imitkd.data.corpus import Languages, check_sentences, read_split
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate.models import EvaluatedModel
+from fairseq_imitkd.text.scored import ScoredText
 from fairseq_imitkd.text.subwords import Text, TextSettings
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class Detokenizer:
-    """Makes text of tokens, one line a sentence.
+    """The text of both languages.
 
     Args:
         languages: the dictionaries.
         settings: subwords and tokenisation to undo.
         remove_bpe: subword marks to undo first, by fairseq's names; None leaves them.
+
+    Attributes:
+        source, target: the text of each language's tokens.
     """
 
-    languages: Languages
-    settings: TextSettings
-    remove_bpe: str | None = None
-
-    def targets(self, sentences: Iterable[Tensor], reference: bool = False) -> list[str]:
-        """Return the text of target sentences.
-
-        Args:
-            sentences: ``(T,)`` tokens each.
-            reference: write unknown words so that no translation matches them.
-        """
-        text = Text(self.settings, self.languages.source, self.languages.target)
-        dictionary = self.languages.target_dictionary
-        return [
-            _line(text.decode(dictionary.string(tokens.tolist(), self.remove_bpe, escape_unk=reference)))
-            for tokens in sentences
-        ]
-
-    def sources(self, sentences: Iterable[Tensor]) -> list[str]:
-        """Return the text of source sentences, ``(S,)`` tokens each."""
-        text = Text(self.settings, self.languages.target, self.languages.source)
-        dictionary = self.languages.source_dictionary
-        return [
-            _line(text.decode(dictionary.string(tokens.tolist(), self.remove_bpe))) for tokens in sentences
-        ]
-
-
-def _line(text: str) -> str:
-    """Return a text without line breaks, for tools that read one sentence a line."""
-    return re.sub(r"[\r\n]+", " ", text).strip()
+    def __init__(self, languages: Languages, settings: TextSettings, remove_bpe: str | None = None):
+        names = languages.source, languages.target
+        source, target = Text(settings, *names[::-1]), Text(settings, *names)
+        self.source = ScoredText(languages.source_dictionary, remove_bpe, source.decode)
+        self.target = ScoredText(languages.target_dictionary, remove_bpe, target.decode)
 
 
 @dataclass(frozen=True)
@@ -64,13 +41,15 @@ class Sentences:
 
     Args:
         sources, references: ``(S,)`` and ``(T,)`` int64 tokens each, with an EOS.
-        source_texts, reference_texts: the same as text.
+        source_texts, reference_texts: the same as text, as scores read it.
+        unknown: number of the references' words that the dictionary lacks.
     """
 
     sources: Sequence[Tensor]
     references: Sequence[Tensor]
     source_texts: Sequence[str]
     reference_texts: Sequence[str]
+    unknown: int = 0
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -133,13 +112,14 @@ def read(
     check_sentences(ids, references, languages.target_dictionary, language=languages.target)
     if not any(source.numel() > 1 for source in sources):
         raise UsageError(f"--gen-subset {split} has no sentence with words; use another split")
-    texts = detokenizer.targets(references, reference=True)
+    texts = detokenizer.target.references(references)
     if any("▁" in text or "@@ " in text for text in texts):
         logger.warning(
             "the references consist of subwords, so scores mean nothing; add --bpe with its files, or "
             "--remove-bpe"
         )
-    return Sentences(sources, references, detokenizer.sources(sources), texts)
+    unknown = detokenizer.target.unknown(references)
+    return Sentences(sources, references, detokenizer.source.sources(sources), texts, unknown)
 
 
 def spread(among: int, count: int) -> np.ndarray:

@@ -27,6 +27,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import checks
 from fairseq_imitkd.export.bundle import FORMAT, MANIFEST, MODEL, SUBWORD_FILES
 from fairseq_imitkd.export.text_check import share_encoded_otherwise
+from fairseq_imitkd.text.scored import ScoredText
 from fairseq_imitkd.text.subwords import Text, TextSettings
 
 logger = logging.getLogger(__name__)
@@ -273,9 +274,10 @@ class _Conversion:
         folder: Path,
     ):
         self.job, self.student, self.languages = job, student, languages
-        self.text, self.sample, self.folder = text, sample, folder
+        self.sample, self.folder = sample, folder
         self.greedy = SearchSettings(beam=1, max_len_a=job.search.max_len_a, max_len_b=job.search.max_len_b)
-        self.references = [self._raw_text(tokens) for tokens in sample.references]
+        self.scored = ScoredText(languages.target_dictionary, decode=text.decode)
+        self.references = self.scored.references(sample.references)
 
     def run(self) -> dict[str, Any]:
         """Write the model in the job's quantisation, or in the next larger one that keeps BLEU.
@@ -370,10 +372,7 @@ class _Conversion:
         return checks.lprob_difference(exact, fairseqs, sources=sources, targets=references)
 
     def _bleu(self, translations: Sequence[Tensor]) -> tuple[float, str]:
-        return checks.bleu([self._raw_text(tokens) for tokens in translations], self.references)
-
-    def _raw_text(self, tokens: Tensor) -> str:
-        return self.text.decode(self.languages.target_dictionary.string(tokens))
+        return checks.bleu(self.scored.hypotheses(translations), self.references)
 
 
 def _refuse_another_model(difference: float, agreement: checks.Agreement) -> None:

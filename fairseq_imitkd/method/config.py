@@ -66,7 +66,8 @@ class DistillationConfig(FairseqDataclass):
         "constant:0",
         "share of sentences whose target is the student's own rollout: SHARE, constant:SHARE, "
         "exponential:FINAL_DATA_SHARE, linear:FINAL_DATA_SHARE or reverse-sigmoid, each with an optional "
-        ",warmup=FRACTION; or adaptive:START, which adds 0.1 whenever the validation loss rises",
+        ",warmup=FRACTION; or adaptive:START, which adds 0.1 when the validation loss is 0.1 nats per token "
+        "above the level that counted last (adaptive:START,tolerance=NATS changes the 0.1 nats)",
     )
     share_by: ShareUnit = _flag(
         "sentence",
@@ -147,7 +148,8 @@ class DistillationConfig(FairseqDataclass):
     reward: RewardName = _flag("none", "reward of sampled rollouts against their references (REINFORCE)")
     reward_weight: float = _flag(
         0.5,
-        "weight of the reward against the divergence, in 0..1",
+        "weight of the reward against the divergence, in 0..1; the reward is averaged over sentences, the "
+        "divergence by --loss-average",
         Range(0.0, 1.0, "above 0 and at most 1", above_low=True),
     )
     reward_baseline: BaselineName = _flag(

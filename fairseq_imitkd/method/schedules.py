@@ -87,51 +87,73 @@ def moves(schedule: Schedule, end: int) -> bool:
 
 
 class AdaptiveShare:
-    """A share that grows whenever the validation loss rises (Ko et al. 2024, section 3.2).
+    """A share that grows when the validation loss has risen by more than noise (Ko et al. 2024, section 3.2).
+
+    The rule is that of the authors' code. A validation counts if its loss is at least ``tolerance`` above the
+    level. Then the share grows by ``step``, and this loss is the new level. Any other validation changes
+    neither, so the level never falls. The first level is the loss of the first validation; the authors'
+    code has a validation before the training.
+    https://github.com/jongwooko/distillm/blob/d47e77ff9d27721783b32213be38c1204230cc0a/finetune.py#L411-L417
 
     Args:
         start: the first share, in 0..1.
         step: how much is added to the share each time.
+        tolerance: rise of the loss that counts, in nats per token.
     """
 
-    def __init__(self, start: float, step: float = 0.1):
-        self.share, self.step = start, step
-        self.last_loss: float | None = None
+    def __init__(self, start: float, step: float = 0.1, tolerance: float = 0.1):
+        self.share, self.step, self.tolerance = start, step, tolerance
+        self.level: float | None = None
 
     def __call__(self, now: int) -> float:
         """The current share; the update number is ignored."""
         return self.share
 
     def validated(self, loss: float) -> None:
-        """Raise the share if this validation's loss is above the last one's."""
-        if self.last_loss is not None and loss > self.last_loss:
+        """Read the loss of a validation, in nats per token."""
+        if self.level is None:
+            self.level = loss
+        elif loss >= self.level + self.tolerance:
             self.share = min(1.0, self.share + self.step)
-        self.last_loss = loss
+            self.level = loss
 
     def state(self) -> list[float]:
         """Return the state for a checkpoint."""
-        return [self.share] if self.last_loss is None else [self.share, self.last_loss]
+        return [self.share] if self.level is None else [self.share, self.level]
 
     def restore(self, state: Sequence[float]) -> None:
-        """Continue from the result of :meth:`state`."""
+        """Continue from the result of :meth:`state`.
+
+        Earlier versions stored the last validation's loss in the level's place. It becomes the level.
+        """
         self.share = float(state[0])
-        self.last_loss = float(state[1]) if len(state) > 1 else None
+        self.level = float(state[1]) if len(state) > 1 else None
 
 
 def parse_share(
     text: str, end: int, *, flag: str = "--student-share", end_flag: str = "--max-update"
 ) -> Schedule:
-    """Parse a schedule of :func:`parse_schedule`, or ``adaptive:START``.
+    """Parse a schedule of :func:`parse_schedule`, or ``adaptive:START`` with an optional
+    ``,tolerance=NATS``.
 
     Raises:
         UsageError: as in :func:`parse_schedule`.
     """
-    name, _, argument = text.strip().partition(":")
+    form, *options = (part.strip() for part in text.split(","))
+    name, _, argument = form.partition(":")
     if name != "adaptive":
         return parse_schedule(text, end, flag=flag, end_flag=end_flag, forms=FORMS + "; or adaptive:START")
     if not argument:
         raise UsageError(f"{flag} '{text}': adaptive takes the first share, as in adaptive:0")
-    return AdaptiveShare(_fraction(argument, text, flag))
+    share = AdaptiveShare(_fraction(argument, text, flag))
+    if options:
+        key, _, value = options[0].partition("=")
+        if len(options) > 1 or key != "tolerance":
+            raise UsageError(f"{flag} '{text}': the only option of adaptive is ,tolerance=NATS, once")
+        if not _is_number(value) or float(value) < 0.0:
+            raise UsageError(f"{flag} '{text}': '{value}' must be a number, 0 or more")
+        share.tolerance = float(value)
+    return share
 
 
 def _argument(name: str, argument: str, text: str, *, flag: str) -> float:

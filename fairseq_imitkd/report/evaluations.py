@@ -70,6 +70,8 @@ class Evaluation:
         """What a reader needs to get the same numbers, by title."""
         results = self.results
         found = {METRICS.get(name, (name,))[0]: value for name, value in results.signatures.items()}
+        if results.data.unknown_words:
+            found["references"] = f"{results.data.unknown_words:,} unknown words, which match no translation"
         found["machine"] = _machine(results.machine)
         found["versions"] = ", ".join(f"{name} {number}" for name, number in results.versions.items())
         found |= {"commit": results.commit or "", "command": results.command}

@@ -7,6 +7,7 @@ from difflib import SequenceMatcher
 from sacrebleu.metrics import CHRF
 
 from fairseq_imitkd.report.evaluations import Evaluation
+from fairseq_imitkd.text.scored import readable
 
 COUNT = 12
 LONGEST = 150  # words of a sentence that are shown
@@ -75,12 +76,16 @@ def examples(evaluation: Evaluation, count: int = COUNT) -> list[Example]:
     for number, worst, drop in _ranked(evaluation, scores)[:count]:
         reference = references[number]
         outputs = [
-            Output(name, scores[name][number], compared(reference, lines[number]))
+            Output(name, scores[name][number], _readable(compared(reference, lines[number])))
             for name, lines in texts.items()
         ]
         source = sources[number] if sources and number < len(sources) else ""
-        found.append(Example(number, source, reference, outputs, worst, drop))
+        found.append(Example(number, source, readable(reference), outputs, worst, drop))
     return found
+
+
+def _readable(parts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(kind, readable(words)) for kind, words in parts]
 
 
 def _outputs(evaluation: Evaluation, references: Sequence[str]) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ from fairseq_imitkd.engines import ctranslate2_convert
 from fairseq_imitkd.engines.base import Engine, Hypothesis
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.text.rewards import REWARDS
-from fairseq_imitkd.text.scores import UNKNOWN_IN_HYPOTHESIS, UNKNOWN_IN_REFERENCE
+from fairseq_imitkd.text.scored import ScoredText
 
 COMPARED = 100  # sentences that two engines are compared on
 NO_NUMBERS = (
@@ -101,7 +101,8 @@ class Translator:
     """
 
     def __init__(self, engine: Engine, dictionary: Dictionary):
-        self.engine, self.settings, self.dictionary = engine, engine.settings, dictionary
+        self.engine, self.settings = engine, engine.settings
+        self.text = ScoredText(dictionary, self.settings.remove_bpe)
 
     def translate(
         self, ids: Sequence[int], sources: Sequence[Tensor], references: Sequence[Tensor] | None
@@ -142,13 +143,10 @@ class Translator:
 
         This is sequence-level interpolation (Kim & Rush 2016, section 3.3).
         """
-        similarity, mark = REWARDS[self.settings.metric or ""], self.settings.remove_bpe
-        # Unknown words get different names on the two sides, so they never match.
-        text = self.dictionary.string(reference, mark, unk_string=UNKNOWN_IN_REFERENCE)
-        scores = [
-            similarity(self.dictionary.string(each.tokens, mark, unk_string=UNKNOWN_IN_HYPOTHESIS), text)
-            for each in hypotheses
-        ]
+        similarity = REWARDS[self.settings.metric or ""]
+        [text] = self.text.references([reference])
+        texts = self.text.hypotheses(each.tokens for each in hypotheses)
+        scores = [similarity(own, text) for own in texts]
         return hypotheses[scores.index(max(scores))]
 
 
@@ -172,8 +170,8 @@ def agreement(ours: Translator, fairseqs: Translator, batches: Sequence[Any]) ->
         [tokens for batch in batches for tokens in translator.translate(*batch).token_tensors()]
         for translator in (ours, fairseqs)
     )
-    mark = ours.settings.remove_bpe
-    texts = [[ours.dictionary.string(tokens, mark) for tokens in some] for some in (own, theirs)]
+    # Both are outputs, so an unknown word of one is that of the other.
+    texts = [ours.text.hypotheses(some) for some in (own, theirs)]
     return {
         "sentences": len(own),
         "identical": sum(torch.equal(a, b) for a, b in zip(own, theirs, strict=True)),

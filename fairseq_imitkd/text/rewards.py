@@ -12,7 +12,8 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
-from fairseq_imitkd.text.scores import UNKNOWN_IN_HYPOTHESIS, UNKNOWN_IN_REFERENCE, rouge_scorer
+from fairseq_imitkd.text.scored import ScoredText
+from fairseq_imitkd.text.scores import rouge_scorer
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class Rewarder:
         self, name: str, dictionary: Dictionary, *, remove_bpe: str | None, baseline: RunningMean | None
     ):
         self.name, self.score = name, REWARDS[name]
-        self.dictionary, self.remove_bpe, self.baseline = dictionary, remove_bpe, baseline
+        self.text, self.baseline = ScoredText(dictionary, remove_bpe), baseline
         self._equal = 0  # successive batches whose rewards were all equal
 
     def advantages(
@@ -131,8 +132,7 @@ class Rewarder:
             the advantages, ``(B,)`` float32, 0 for other sentences; and sums for the log.
         """
         rows = is_rollout.nonzero().squeeze(-1)
-        hypotheses = self._texts(written[rows], unknown=UNKNOWN_IN_HYPOTHESIS)
-        texts = self._texts(references[rows], unknown=UNKNOWN_IN_REFERENCE)
+        hypotheses, texts = self.text.hypotheses(written[rows]), self.text.references(references[rows])
         rewards = torch.tensor(
             [self.score(*pair) for pair in zip(hypotheses, texts, strict=True)], dtype=torch.float64
         )
@@ -146,14 +146,6 @@ class Rewarder:
             "reward_squared": float(rewards.square().sum()),
         }
         return advantages, sums
-
-    def _texts(self, sentences: Tensor, *, unknown: str) -> list[str]:
-        """Return the sentences as text. Padding is removed first, because fairseq would write it as a word.
-
-        https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/data/dictionary.py#L112-L116
-        """
-        rows = (sentence[sentence.ne(self.dictionary.pad())] for sentence in sentences.cpu())
-        return [self.dictionary.string(row, self.remove_bpe, unk_string=unknown) for row in rows]
 
     def _warn_of_equal_rewards(self, rewards: Tensor) -> None:
         """Warn once if the rewards of many successive batches were all equal."""

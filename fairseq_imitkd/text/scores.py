@@ -13,9 +13,6 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 
 from fairseq_imitkd.errors import UsageError
 
-# Replacements for an unknown word. They share no letter, so they match in no metric.
-UNKNOWN_IN_HYPOTHESIS, UNKNOWN_IN_REFERENCE = "xzxzx", "kvkvk"
-
 # The name of a score on the command line, and its name in logs and in imitkd-evaluate.
 SCORES = {
     "bleu": "bleu",

@@ -3,6 +3,7 @@
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Text:
 
     def __init__(self, settings: TextSettings, source: str = "en", target: str = "en"):
         self.bpe: Any = None
+        self._is_gpt2 = settings.bpe == "gpt2"
         self.tokenizer: Any = None
         if settings.bpe is not None:
             bpe_settings = _bpe_settings(settings)
@@ -69,8 +71,17 @@ class Text:
 
     def decode(self, symbols: str) -> str:
         """Return the text of a target sentence."""
-        words = symbols if self.bpe is None else self.bpe.decode(symbols)
+        words = symbols
+        if self.bpe is not None:
+            words = self._decode_numbers(symbols) if self._is_gpt2 else self.bpe.decode(symbols)
         return words if self.tokenizer is None else self.tokenizer.decode(words)
+
+    def _decode_numbers(self, symbols: str) -> str:
+        """Return the text of GPT-2's numbers. Other symbols, such as an unknown word, stay as they are."""
+        runs = groupby(symbols.split(), key=str.isdecimal)
+        return "".join(
+            self.bpe.decode(" ".join(run)) if are_numbers else "".join(run) for are_numbers, run in runs
+        )
 
 
 def _bpe_settings(settings: TextSettings) -> Namespace:

@@ -164,10 +164,18 @@ class Distiller:
     def _reward(self, references: Batch, batch: MixedBatch) -> tuple[Tensor | None, dict[str, float]]:
         """Return each rollout's reward minus the baseline, ``(B,)``, or None without rewards; and sums to
         log.
+
+        Under ``--loss-average token`` the trainer divides by the number of tokens, but the reward is averaged
+        over sentences (Agarwal et al. 2023, equation 4). So it is multiplied by the batch's tokens per
+        sentence.
         """
         if self.rewarder is None:
             return None, NO_REWARDS
-        return self.rewarder.advantages(references["target"], batch.sample["target"], batch.is_rollout)
+        target = batch.sample["target"]
+        advantages, sums = self.rewarder.advantages(references["target"], target, batch.is_rollout)
+        if str(self.method.cfg.loss_average) == "token":
+            advantages = advantages * (target.ne(self.task.uncounted).sum() / target.size(0))
+        return advantages, sums
 
     def _encode(
         self,
@@ -271,7 +279,7 @@ class _EncodedBatch:
     Args:
         batch: the mixed batch of ``B`` sentences.
         now: the method's schedules.
-        advantages: ``(B,)``, each rollout's reward minus the baseline; None without rewards.
+        advantages: ``(B,)``, each rollout's advantage (see ``Distillation``); None without rewards.
         encoder_outs: the encoder output of each teacher; None if the update needs no teacher.
         log_weights: ``(B, M)``, logarithms of the teachers' weights for each sentence; None if all have the
             same.

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 import torch
-from fairseq import utils
 from fairseq.data import Dictionary, encoders
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
@@ -27,15 +26,8 @@ from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.text.scores import (
-    LESS_IS_BETTER,
-    SCORES,
-    UNKNOWN_IN_HYPOTHESIS,
-    UNKNOWN_IN_REFERENCE,
-    CorpusScores,
-    check_installed,
-    named_values,
-)
+from fairseq_imitkd.text.scored import ScoredText
+from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES, CorpusScores, check_installed, named_values
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +147,7 @@ class ValidationScores:
     ):
         self.names, self.dictionary, self.remove_bpe = names, dictionary, remove_bpe
         self.tokenized_bleu, self.print_samples = tokenized_bleu, print_samples
-        self._will_log_signatures = False
+        self._will_log_signatures, self._told_of_unknown = False, False
 
     @classmethod
     def from_flags(cls, cfg: Any, dictionary: Dictionary) -> "ValidationScores | None":
@@ -187,17 +179,14 @@ class ValidationScores:
             detokenizer: fairseq's tokeniser, whose ``decode`` is applied to each line; None leaves lines
                 unchanged.
         """
-
-        def lines(rows: Sequence[Tensor], unknown: str) -> list[str]:
-            texts = [
-                self.dictionary.string(row.int().cpu(), self.remove_bpe, unk_string=unknown) for row in rows
-            ]
-            return [detokenizer.decode(text) for text in texts] if detokenizer else texts
-
-        translations = lines(hypotheses, UNKNOWN_IN_HYPOTHESIS)
-        texts = lines(
-            [utils.strip_pad(row, self.dictionary.pad()) for row in references], UNKNOWN_IN_REFERENCE
-        )
+        text = ScoredText(self.dictionary, self.remove_bpe, detokenizer.decode if detokenizer else None)
+        translations, texts = text.hypotheses(hypotheses), text.references(references)
+        if not self._told_of_unknown and text.unknown(references):
+            self._told_of_unknown = True
+            logger.info(
+                "the references have unknown words, which match no translation: scores against raw text are "
+                "other ones"
+            )
         if self.print_samples:
             logger.info("example hypothesis: %s", translations[0])
             logger.info("example reference: %s", texts[0])
@@ -262,13 +251,18 @@ class WithScores(_Task):
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
         """Build the model, and the detokeniser and generator that fairseq builds for ``--eval-bleu``
         alone.
+
+        The detokeniser is of the data's languages, as in imitkd-evaluate, unless ``--eval-bleu-detok-args``
+        says otherwise. fairseq's is of English.
         """
         model = super().build_model(cfg, from_checkpoint)
-        if self._scores is not None and not self.cfg.eval_bleu:
-            flags = json.loads(self.cfg.eval_bleu_detok_args or "{}")
+        if self._scores is not None:
+            languages = {"source_lang": self.cfg.source_lang, "target_lang": self.cfg.target_lang}
+            flags = {**languages, **json.loads(self.cfg.eval_bleu_detok_args or "{}")}
             self.tokenizer = encoders.build_tokenizer(Namespace(tokenizer=self.cfg.eval_bleu_detok, **flags))
-            search = Namespace(**json.loads(self.cfg.eval_bleu_args or "{}"))
-            self.sequence_generator = self.build_generator([model], search)
+            if not self.cfg.eval_bleu:
+                search = Namespace(**json.loads(self.cfg.eval_bleu_args or "{}"))
+                self.sequence_generator = self.build_generator([model], search)
         return model
 
     def valid_step(
@@ -280,7 +274,9 @@ class WithScores(_Task):
         # Not TranslationTask.valid_step, which decodes for BLEU alone.
         loss, sample_size, logs = FairseqTask.valid_step(self, sample, model, criterion)
         found = self.inference_step(self.sequence_generator, [model], sample)
-        hypotheses = [best[0]["tokens"] for best in found]
+        # A source without words has an empty translation, as in imitkd-evaluate.
+        words = (sample["net_input"]["src_lengths"] - 1).tolist()
+        hypotheses = [best[0]["tokens"][: None if n else 0] for best, n in zip(found, words, strict=True)]
         sums = self._scores.batch_sums(hypotheses, sample["target"], self.tokenizer)
         return loss, sample_size, {**logs, **sums}
 

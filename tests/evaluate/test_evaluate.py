@@ -139,14 +139,14 @@ def test_batches_hold_each_sentence_once_the_longest_first() -> None:
 
 
 def test_an_unknown_word_of_a_reference_matches_no_translation(tmp_path: Path) -> None:
-    """As fairseq-generate has it; and a sentence is a line."""
+    """As in validation; and a sentence is a line."""
     languages = Languages.of(write_dictionaries(tmp_path), "src", "tgt")
     text = Detokenizer(languages, TextSettings())
     unknown = languages.target_dictionary.unk()
-    assert text.targets([tokens(4, unknown)]) == ["a <unk>"]
-    assert text.targets([tokens(4, unknown)], reference=True) == ["a <<unk>>"]
+    assert text.target.hypotheses([tokens(4, unknown)]) == ["a ZJZJZ"]
+    assert text.target.references([tokens(4, unknown)]) == ["a QXQXQ"]
     languages.source_dictionary.symbols[4] = "x\r\ny"
-    assert text.sources([tokens(4, 5)]) == ["x y b"]
+    assert text.source.sources([tokens(4, 5, unknown)]) == ["x y b <unk>"]
 
 
 def test_sentences_that_a_model_can_not_read_are_left_out_for_all(

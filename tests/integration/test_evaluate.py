@@ -84,6 +84,7 @@ def test_every_value_of_the_format_is_there(root: Path, evaluation_run) -> None:
         "source_lang": "src",
         "target_lang": "tgt",
         "sentences": SENTENCES,
+        "unknown_words": 0,
         "probe_sentences": 20,
     }
     assert (found["baseline"], found["teacher"], found["failed"]) == ("gru", "big", {})

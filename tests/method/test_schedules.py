@@ -1,6 +1,8 @@
 """Schedules of the student's share: their formulas, and the messages that refuse malformed ones."""
 
 import math
+import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -375,6 +377,82 @@ def test_equal_losses_leave_an_adaptive_share() -> None:
     for _ in range(3):
         share.validated(1.5)
     assert share(0) == 0.2
+
+
+def authors_shares(losses: Sequence[float], start: float, loss_eps: float) -> list[float]:
+    """The rule of DistiLLM's code, line by line: ``finetune.py``, lines 265, 266 and 411 to 417."""
+    adaptive_threshold, prev_avg_loss, found = start, losses[0], [start]
+    for curr_avg_loss in losses[1:]:
+        if curr_avg_loss >= prev_avg_loss + loss_eps:
+            adaptive_threshold += 0.1
+            adaptive_threshold = min(adaptive_threshold, 1.0)
+            prev_avg_loss = curr_avg_loss
+        found.append(adaptive_threshold)
+    return found
+
+
+def curves() -> dict[str, list[float]]:
+    """Losses of 60 validations."""
+    draw, count = random.Random(3), 60
+    noise = [draw.gauss(0.0, 0.03) for _ in range(count)]
+    return {
+        "plateau": [2.0] * count,
+        "noise": [2.0 + each for each in noise],
+        "falling": [2.0 + 3.0 * 0.9**n + each for n, each in enumerate(noise)],
+        "rising": [2.0 + 0.03 * n + each for n, each in enumerate(noise)],
+        "falls, then rises": [2.0 + 0.002 * (n - 25) ** 2 + each for n, each in enumerate(noise)],
+        "jumps": [draw.choice([1.5, 2.0, 2.5, 3.0]) for _ in range(count)],
+    }
+
+
+@pytest.mark.parametrize(("curve", "end"), [
+    ("plateau", 0.0), ("noise", 0.0), ("falling", 0.0), ("rising", 1.0), ("falls, then rises", 0.5),
+    ("jumps", 0.2),
+])  # fmt: skip
+@pytest.mark.parametrize("tolerance", [None, 0.2, 0.0])
+def test_adaptive_share_is_the_authors(curve: str, end: float, tolerance: float | None) -> None:
+    """After every validation, also of a run that is resumed in the middle. It does not grow on noise."""
+    losses, text = (
+        curves()[curve],
+        "adaptive:0" + (f",tolerance={tolerance}" if tolerance is not None else ""),
+    )
+    share, found = parse_share(text, 0), []
+    for number, loss in enumerate(losses):
+        if number == len(losses) // 2:
+            state, share = share.state(), parse_share(text, 0)
+            share.restore(state)
+        share.validated(loss)
+        found.append(share(0))
+    assert found == authors_shares(losses, 0.0, 0.1 if tolerance is None else tolerance)
+    if tolerance is None:
+        assert found[-1] == pytest.approx(end)
+
+
+def test_state_of_earlier_versions_is_restored() -> None:
+    """It held the loss of the last validation, which is the level from now on."""
+    share = AdaptiveShare(0.9)
+    share.restore([0.4, 2.0])
+    share.validated(2.05)
+    assert share.state() == [0.4, 2.0]
+    share.validated(2.1)
+    assert share.state() == [0.5, 2.1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("adaptive:0,warmup=1", "the only option of adaptive is ,tolerance=NATS, once"),
+        ("adaptive:0,tolerance=1,tolerance=1", "the only option of adaptive is ,tolerance=NATS, once"),
+        ("adaptive:0,tolerance=-1", "'-1' must be a number, 0 or more"),
+        ("adaptive:0,tolerance=nan", "'nan' must be a number, 0 or more"),
+        ("adaptive:0,tolerance", "'' must be a number, 0 or more"),
+    ],
+)
+def test_refused_tolerance(text: str, message: str) -> None:
+    """The message names the wrong part."""
+    with pytest.raises(UsageError) as refusal:
+        parse_share(text, 100, flag="--f")
+    assert str(refusal.value) == f"--f '{text}': {message}"
 
 
 def test_restored_adaptive_share_without_a_loss() -> None:

@@ -4,6 +4,7 @@ survives kills.
 
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from fairseq_imitkd.data.output_folder import OutputFolder
 from fairseq_imitkd.errors import RefusedUpdate, UsageError
 from fairseq_imitkd.losses.divergences import DIVERGENCES, most_probable_only, needs
 from fairseq_imitkd.mixing.batch import take
-from fairseq_imitkd.models.logits import TokenLogits
+from fairseq_imitkd.models.logits import TokenLogits, WholeLogits
 from fairseq_imitkd.tasks.translation import TranslationWithTeacherConfig
 from fairseq_imitkd.teacher.cache import format, writer
 from fairseq_imitkd.teacher.cache.format import as_tensor, bytes_a_token, token_arrays
@@ -296,7 +297,84 @@ def test_rounded_tail_never_exceeds_a_kept_symbol() -> None:
     kept = torch.tensor([[lprob, lprob]]).half().float()
     tail = torch.tensor([math.log(1998 / 2000)]).half().float() + 0.01
     scores = TopKLogits(torch.tensor([[1500, 7]]), kept, tail, size)
-    assert sorted(scores.logits(slice(None)).topk(2).indices[0].tolist()) == [7, 1500]
+    assert scores.logits(slice(None)).topk(2).indices[0].tolist() == [1500, 7]
+
+
+def stored(logits: Tensor, topk: int, dtype: torch.dtype) -> TopKLogits:
+    """Return a teacher's scores after they were written to a cache and read."""
+    found = writer.most_probable(WholeLogits(logits), len(logits), topk, chunk=64)
+    lprobs, tail = (found[name].to(dtype).float() for name in ("lprobs", "tail"))
+    return TopKLogits(found["symbols"], lprobs, tail, logits.size(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_stored_order_is_read(dtype: torch.dtype) -> None:
+    """The two best of 20,000 labels differ by 1e-4 and are a tie in half precision. Other symbols are close
+    too, and some are equal before they are stored. The best one is the live teacher's, at other temperatures
+    too, and no probability changes by more than rounding does.
+    """
+    count, size, topk = 20_000, 50, 8
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(count, size, generator=generator) * 2.0
+    rows = torch.arange(count)
+    order = torch.stack([torch.randperm(size, generator=generator) for _ in range(100)]).repeat(200, 1)
+    logits[rows, order[:, 0]] = 8.0
+    logits[rows, order[:, 1]] = 8.0 - 1e-4
+    logits[rows[::2], order[::2, 2]] = 8.0 - 2e-4
+    logits[rows[::3], order[::3, 3]] = logits[rows[::3], order[::3, 0]]
+    logits[rows[::7], :] = 1.0
+    cache = stored(logits, topk, dtype)
+    if dtype is torch.float16:
+        assert float(cache.lprobs[:, 0].eq(cache.lprobs[:, 1]).float().mean()) > 0.9
+    read = cache.logits(slice(None))
+    assert torch.equal(read.argmax(dim=-1), logits.argmax(dim=-1))
+    for temperature in (1.0, 0.7, 3.0):
+        assert torch.equal((read / temperature).topk(topk, sorted=True).indices, cache.symbols)
+    torch.testing.assert_close(read.gather(-1, cache.symbols), cache.lprobs, rtol=1e-4, atol=0.0)
+
+
+def test_symbols_without_probability_and_padding_are_read() -> None:
+    """Their logits are -inf; no NaN comes of them, nor of the zeros that stand at padding."""
+    logits = torch.full((2, 9), -torch.inf)
+    logits[:, 4] = logits[:, 2] = 0.0
+    read = stored(logits, 4, torch.float16).logits(slice(None))
+    assert read.argsort(dim=-1, descending=True, stable=True)[0, :2].tolist() == [2, 4]
+    assert torch.equal(read.isinf(), logits.isinf())
+    zeros = TopKLogits(torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3), torch.zeros(1), 9)
+    assert bool(zeros.logits(slice(None)).isfinite().all())
+
+
+def test_more_equal_symbols_than_are_kept() -> None:
+    """The first in the dictionary is the best, as for a live teacher."""
+    for size, topk in itertools.product((5, 200), (1, 2, 3)):
+        logits = torch.zeros(6, size)
+        logits[1:, 0] = -1.0
+        found = writer.most_probable(WholeLogits(logits), 6, topk, chunk=4)
+        assert found["symbols"][:, 0].tolist() == [0, 1, 1, 1, 1, 1]
+        assert all(len(set(row)) == topk for row in found["symbols"].tolist())
+
+
+def test_half_precision_cache_has_the_live_teachers_labels(data, tmp_path) -> None:
+    """The whole way, of a teacher whose symbols come in pairs that half precision can't tell apart."""
+    path = tmp_path / "pairs.pt"
+    state = torch.load(data / "teacher.pt", weights_only=True)
+    weight = state["model"]["decoder.output_projection.weight"]
+    weight[4::2] = weight[5::2] * (1.0 - 1e-5)
+    torch.save(state, path)
+    write_cache(
+        request(data, tmp_path / "cache", dtype="fp16", teacher_path=str(path), teacher_data=str(data))
+    )
+    sample = batch([*range(len(PAIRS))])
+    counted = sample["target"].flatten().ne(1)
+    live = load_teacher(
+        TeacherSource(str(path), data=str(data)), LanguagePair("src", "tgt", letters(), letters())
+    )
+    expected, found = (
+        teacher.score(sample).logits(slice(None))[counted].argmax(dim=-1)
+        for teacher in (live, cached_teacher(tmp_path / "cache"))
+    )
+    assert torch.equal(found, expected)
+    assert len(set(expected.remainder(2).tolist())) == 2, "the best is not always the first of its pair"
 
 
 @pytest.mark.parametrize(("symbols", "kind"), [(2**16, np.uint16), (2**16 + 1, np.int32)])
@@ -877,13 +955,15 @@ def test_message_never_tells_to_delete_other_files(data, tmp_path) -> None:
     )
 
 
-@pytest.mark.parametrize("damage", ["never written", "other numbers", "symbols", "hidden"])
+@pytest.mark.parametrize("damage", ["never written", "other numbers", "symbols", "order", "hidden"])
 def test_answers_that_are_not_distributions_are_refused(data, caches, tmp_path, damage: str) -> None:
     """Rows of zeros, of another sentence's symbols, or without a valid distribution are not trained on."""
     folder = copied(caches["hidden" if damage == "hidden" else "topk"], tmp_path / "copy")
     name = {"symbols": "symbols", "hidden": "features"}.get(damage, "lprobs")
     array, first = np.load(folder / f"{name}.npy", mmap_mode="r+"), int(np.load(folder / "offsets.npy")[3])
-    array[first] = {"symbols": SYMBOLS, "other numbers": array[first] + 1.0}.get(damage, 0)
+    array[first] = {
+        "symbols": SYMBOLS, "other numbers": array[first] + 1.0, "order": array[first, ::-1]
+    }.get(damage, 0)  # fmt: skip
     array.flush()
     assert cached_teacher(folder).score(batch([2, 4]))
     with pytest.raises(

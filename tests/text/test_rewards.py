@@ -243,7 +243,7 @@ def test_padding_does_not_change_rewards() -> None:
 def test_unknown_word_is_not_the_references(name: str) -> None:
     """Two unknown words do not match, so a student gains nothing from writing them."""
     rewarder = rewarder_of("one", "two", name=name, baseline=RunningMean())
-    unknown, sentence = rewarder.dictionary.unk(), [4, 5, 4, 5]
+    unknown, sentence = rewarder.text.dictionary.unk(), [4, 5, 4, 5]
     both = padded([[unknown, EOS], [unknown, *sentence, EOS]])
     alone, beside = rewarder.advantages(both, both.clone(), torch.ones(2, dtype=torch.bool))[0].tolist()
     assert alone == 0.0

@@ -10,10 +10,9 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.text.rewards import chrf, rouge_l
+from fairseq_imitkd.text.scored import UNKNOWN_IN_HYPOTHESIS, UNKNOWN_IN_REFERENCE
 from fairseq_imitkd.text.scores import (
     SCORES,
-    UNKNOWN_IN_HYPOTHESIS,
-    UNKNOWN_IN_REFERENCE,
     CorpusScores,
     check_installed,
     named_values,

@@ -51,6 +51,14 @@ def test_text_survives_a_round_trip(name: str, files: Path) -> None:
     assert text.decode(" ".join(symbols)) == LINE
 
 
+def test_gpt2_numbers_with_unknown_words(files: Path) -> None:
+    """fairseq's decoder of GPT-2's numbers takes no other symbol."""
+    gpt2 = Text(settings("gpt2", files))
+    first, second, *rest = gpt2.encode("Ä he").split()
+    assert gpt2.decode(" ".join(["x", first, second, *rest, "y", "<unk>"])) == "xÄ hey<unk>"
+    assert gpt2.decode(" ".join([first, "x", second])) == "\ufffdx\ufffd", "parts of a character"
+
+
 def test_symbols_are_the_packages_own(files: Path) -> None:
     """The symbols of the training data."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(files / "pieces.model"))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from fairseq_imitkd.rollout import RandomKey
@@ -166,7 +167,7 @@ def test_state_and_rewarder_share_their_parts() -> None:
     rewarded, _ = distiller_and_learner("gkd", **REWARD, reward_baseline="running", reward_remove_bpe="@@ ")
     assert isinstance(rewarded.state.baseline, RunningMean)
     assert rewarded.rewarder.baseline is rewarded.state.baseline
-    assert rewarded.rewarder.remove_bpe == "@@ "
+    assert rewarded.rewarder.text.remove_bpe == "@@ "
     assert rewarded.state.replay is None
     assert rewarded.state.share is None
     replaying, _ = distiller_and_learner("gkd", rollout_replay=5, rollout_replay_share="0.5")
@@ -238,3 +239,56 @@ def test_teachers_are_weighed_by_the_references(monkeypatch: pytest.MonkeyPatch)
     assert update_num == 7
     assert weights.shape == (4, 2)
     assert arguments["log_weights"] is weights
+
+
+@pytest.mark.parametrize("average", ["token", "sentence"])
+@pytest.mark.parametrize("parts", ["whole", "parts"])
+def test_gradient_of_a_step_is_that_of_equation_4(
+    average: str, parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``weight * mean over sentences of reward - (1 - weight) * divergence`` in float64, by the loss that is
+    written here. The divergence alone is averaged by tokens or by sentences. The batch may be divided.
+    """
+    monkeypatch.setattr(distiller_module, "PART_COST", {} if parts == "whole" else {"cpu": 0})
+    weight, task = 0.3, tiny_task()
+    give_teacher(task, Teacher([build_student(seed=9).double()]))
+    criterion = tiny_criterion(
+        "gkd", task, share_by="sentence", student_share="0.7", divergence="forward-kl", loss_average=average,
+        reward="chrf", reward_weight=weight, reward_baseline="running", rollout_max_len_a=0.0,
+        rollout_max_len_b=9,
+    )  # fmt: skip
+    student = build_student(dropout=0.0).double()
+    distiller, learner = task.distiller_of(criterion), Learner(student, criterion, Optimizer(), 0)
+    calls = dict[str, Any]()
+    for owner, name in ((distiller.mixer, "roll_out"), (distiller.rewarder, "advantages")):
+        original = getattr(owner, name)
+
+        def recording(*args: Any, name: str = name, original: Any = original) -> Any:
+            calls[name] = original(*args)
+            return calls[name]
+
+        monkeypatch.setattr(owner, name, recording)
+    count = distiller.step(make_batch(reversed_pairs(12, seed=1)), learner)[1]
+    found = {name: each.grad / count for name, each in student.named_parameters()}
+
+    batch = calls["roll_out"]
+    target, advantage = batch.sample["target"], calls["advantages"][0].double()
+    counted, is_rollout = target.ne(1), batch.is_rollout
+    lengths = counted.sum(dim=-1)
+    assert 2 <= int(is_rollout.sum()) < 12
+    assert len(set(lengths.tolist())) > 3
+    student.zero_grad(set_to_none=True)
+    log_q = student(**batch.sample["net_input"])[0].log_softmax(-1)
+    log_p = distiller.teacher.models[0](**batch.sample["net_input"])[0].log_softmax(-1).detach()
+    of_sentence = (log_q.gather(-1, target.unsqueeze(-1)).squeeze(-1) * counted).sum(dim=-1)
+    divergence = (log_p.exp() * (log_p - log_q)).sum(dim=-1) * counted
+    per_sentence = divergence.sum(dim=-1) * torch.where(is_rollout, 1.0 - weight, 1.0)
+    if average == "token":
+        mean_divergence = per_sentence.sum() / counted.sum()
+    else:
+        mean_divergence = (per_sentence / lengths).mean()
+    objective = weight * (advantage * of_sentence * is_rollout).mean() - mean_divergence
+    (-objective).backward()
+    for name, parameter in student.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-6, atol=1e-9)
+    assert max(float(each.abs().max()) for each in found.values()) > 1e-3

@@ -12,6 +12,7 @@ import pytest
 import sacrebleu
 import torch
 from fairseq.logging import metrics
+from fairseq.tasks import FairseqTask
 from fairseq.tasks.translation import TranslationTask
 
 from fairseq_imitkd.errors import UsageError
@@ -169,8 +170,8 @@ def test_lines_of_a_batch() -> None:
     sample["target"][0, 1] = letters().unk()
     written = [torch.tensor([5, letters().unk(), 7, 2]), torch.tensor([9, 2])]
     for detokenizer, hypotheses, references in (
-        (None, ["b xzxzx d", "f"], ["b kvkvk d e", "f"]),
-        (Joined(), ["bxzxzxd", "f"], ["bkvkvkde", "f"]),
+        (None, ["b ZJZJZ d", "f"], ["b QXQXQ d e", "f"]),
+        (Joined(), ["bZJZJZd", "f"], ["bQXQXQde", "f"]),
     ):
         own = scores("chrf", "bleu")
         found = logged([own.batch_sums(written, sample["target"], detokenizer)], of=own)
@@ -278,3 +279,16 @@ def test_copy_of_a_process_signs_nothing(caplog: pytest.LogCaptureFixture) -> No
     caplog.set_level(logging.INFO, "fairseq_imitkd.training.validation")
     _log_signatures({"chrf": "nrefs:1"}, os.getpid() + 1)
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("settings", [{"eval_bleu": True}, {"eval_metrics": "chrf"}])
+def test_detokeniser_is_of_the_datas_languages(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in imitkd-evaluate; ``--eval-bleu-detok-args`` names others. fairseq's own would be English."""
+    student = build_student()
+    monkeypatch.setattr(FairseqTask, "build_model", lambda *_: student)
+    for given, languages in (("{}", ("src", "tgt")), ('{"target_lang": "fr"}', ("src", "fr"))):
+        task = tiny_task(eval_bleu_detok="moses", eval_bleu_detok_args=given, **settings)
+        task.build_model(None)
+        assert (task.tokenizer.cfg.source_lang, task.tokenizer.cfg.target_lang) == languages

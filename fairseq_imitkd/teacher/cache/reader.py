@@ -36,6 +36,7 @@ from fairseq_imitkd.teacher.cache.format import (
 
 logger = logging.getLogger(__name__)
 
+STEP = 8  # float32 numbers between two symbols; fewer could become one number by --teacher-temperature
 TOLERANCE = 0.02  # how far half-precision probabilities may sum to something else than 1
 
 
@@ -58,17 +59,32 @@ class TopKLogits:
     def logits(self, positions: slice) -> Tensor:
         """See :class:`~fairseq_imitkd.models.logits.TokenLogits`: log-probabilities, with the tail spread
         evenly.
+
+        The symbols are in the stored order, and those of the tail come after them. Without the order,
+        log-probabilities that half precision rounds to one value would be a tie.
         """
         symbols, lprobs = self.symbols[positions], self.lprobs[positions]
         each = self.tail[positions].unsqueeze(-1) - math.log(self.size - symbols.size(-1))
-        # The mean of the tail is below the least stored value. After rounding it may not be, and a symbol of
-        # the tail would pass for one of the K best.
-        each = torch.minimum(each, torch.nextafter(lprobs[:, -1:], torch.full_like(each, -math.inf)))
-        return each.repeat(1, self.size).scatter_(-1, symbols, lprobs)
+        ordered = falling(torch.cat([lprobs, each], dim=-1))
+        return ordered[:, -1:].repeat(1, self.size).scatter_(-1, symbols, ordered[:, :-1])
 
     def at(self, positions: Tensor) -> "TopKLogits":
         """See :class:`~fairseq_imitkd.models.logits.TokenLogits`."""
         return TopKLogits(self.symbols[positions], self.lprobs[positions], self.tail[positions], self.size)
+
+
+def falling(values: Tensor) -> Tensor:
+    """Lower values so that each row falls, by :data:`STEP` representable numbers at each place or more.
+
+    Args:
+        values: ``(N, K)`` float32. Rows that fall are returned unchanged, and so are values of ``-inf``.
+    """
+    bits, largest = values.view(torch.int32), torch.iinfo(torch.int32).max
+    order = torch.where(bits < 0, bits ^ largest, bits)  # whole numbers in the order of the values
+    steps = STEP * torch.arange(values.size(-1), dtype=torch.int32, device=values.device)
+    order = (order + steps).cummin(dim=-1).values - steps
+    lowered = torch.where(order < 0, order ^ largest, order).view(torch.float32)
+    return torch.where(values.isinf(), values, lowered)
 
 
 class CachedTeacher:
@@ -169,7 +185,9 @@ class CachedTeacher:
         else:
             total = np.exp(found["lprobs"].astype(np.float32)).sum(axis=-1)
             total += np.exp(found["tail"].astype(np.float32))
-            bad = ~(np.abs(total - 1.0) < TOLERANCE) | (found["symbols"] >= self.symbols).any(axis=-1)
+            rises = (found["lprobs"][:, 1:] > found["lprobs"][:, :-1]).any(axis=-1)
+            strange = (found["symbols"] >= self.symbols).any(axis=-1)
+            bad = ~(np.abs(total - 1.0) < TOLERANCE) | strange | rises
         if bad.any():
             raise RefusedUpdate(
                 f"--teacher-cache '{self.folder}' is damaged: its values for sentence "

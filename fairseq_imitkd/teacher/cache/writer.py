@@ -16,6 +16,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from torch import Tensor
 from tqdm import tqdm
 
+from fairseq_imitkd import vocab_ops
 from fairseq_imitkd.data.corpus import Languages, check_sentences, read_split
 from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.data.languages import LanguagePair
@@ -446,18 +447,34 @@ def most_probable(scores: TokenLogits, positions: int, topk: int, *, chunk: int)
         chunk: positions whose logits are in memory at the same time.
 
     Returns:
-        ``symbols`` ``(n, K)`` int64, the best first; ``lprobs`` ``(n, K)``, their log-probabilities; ``tail``
-        ``(n,)``, the logarithm of the others' probability. In float32, or float64 for float64 scores.
+        ``symbols`` ``(n, K)`` int64, the best first, of equals the first in the dictionary; ``lprobs``
+        ``(n, K)``, their log-probabilities; ``tail`` ``(n,)``, the logarithm of the others' probability. In
+        float32, or float64 for float64 scores.
     """
     parts = []
     for start in range(0, positions, chunk):
         logits = full_precision(scores.logits(slice(start, start + chunk)))
         whole = logits.logsumexp(dim=-1, keepdim=True)
         # A live teacher's symbols are chosen by logits too; log-probabilities round more of them to equals.
-        best, symbols = logits.topk(topk, dim=-1)
+        best, symbols = _best_symbols(logits, topk)
         others = logits.scatter(-1, symbols, float("-inf")).logsumexp(dim=-1)
         parts.append((symbols, best - whole, others - whole.squeeze(-1)))
     return {
         name: torch.cat(part)
         for name, part in zip(("symbols", "lprobs", "tail"), zip(*parts, strict=True), strict=True)
     }
+
+
+def _best_symbols(logits: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+    """Return the greatest logits ``(n, K)`` and their symbols.
+
+    Of equal logits, the first in the dictionary comes first, so the first symbol is a live teacher's most
+    probable one. ``Tensor.topk`` has any order.
+    """
+    symbols = logits.topk(topk, dim=-1).indices.sort(dim=-1).values
+    best, places = logits.gather(-1, symbols).sort(dim=-1, descending=True, stable=True)
+    symbols = symbols.gather(-1, places)
+    # If more than K symbols are the best together, the very first may not be among the K.
+    first = vocab_ops.most_probable(logits).unsqueeze(-1)
+    shifted = torch.cat([first, symbols[:, :-1]], dim=-1)
+    return best, torch.where(symbols[:, :1] == first, symbols, shifted)
