@@ -1,7 +1,7 @@
 """Refuses checkpoints of models that do not translate as this package reads them.
 
-Such a model writes from left to right and begins with EOS, reads a source that ends with EOS, and needs nothing
-else, such as language tags.
+This package reads models that write from left to right, begin with EOS, and get a source that ends with EOS.
+They need nothing else, such as language tags.
 """
 
 from collections.abc import Mapping
@@ -34,8 +34,8 @@ def check_kind(cfg: Any, pair: tuple[str | None, str | None] = (None, None)) -> 
         pair: source and target language, for the names of tags.
 
     Raises:
-        ValueError: its architecture or task is unknown, it was trained for something other than translation, or
-            with language tags.
+        ValueError: its architecture or task is unknown, or it was trained with language tags or for something
+            other than translation.
     """
     names = [getattr(cfg.model, name, None) for name in ("arch", "_name")]
     if not any(name in registry for name in names for registry in (ARCH_MODEL_REGISTRY, MODEL_REGISTRY)):
@@ -49,8 +49,8 @@ def check_kind(cfg: Any, pair: tuple[str | None, str | None] = (None, None)) -> 
     tags = language_tags(cfg.task, pair)
     if tags:
         raise ValueError(
-            f"it was trained by --task {name} with the language tags {tags}, which nothing here feeds to it; use "
-            "a model that was trained on one language pair without tags (--task translation)"
+            f"it was trained by --task {name} with the language tags {tags}, which nothing here feeds to it; "
+            "use a model that was trained on one language pair without tags (--task translation)"
         )
     if issubclass(kind, TranslationLevenshteinTask):
         raise ValueError(_not_in_order(f"models of --task {name}"))
@@ -95,10 +95,16 @@ def language_tags(task: Any, pair: tuple[str | None, str | None] = (None, None))
 
 
 def _languages(task: Any, pair: tuple[str | None, str | None]) -> tuple[str, str]:
-    """Return the names of both languages; ``SRC`` and ``TGT`` where nothing tells them."""
-    own = (getattr(task, "source_lang", None), getattr(task, "target_lang", None))
-    source, target = (given or known for given, known in zip(pair, own, strict=True))
-    return str(source or "SRC"), str(target or "TGT")
+    """Return the names of both languages; ``SOURCE`` and ``TARGET`` where nothing tells them."""
+    pairs = getattr(task, "lang_pairs", None)
+    pairs = pairs.split(",") if isinstance(pairs, str) else pairs
+    only = str(pairs[0]).split("-") if isinstance(pairs, list | tuple) and len(pairs) == 1 else []
+    known = only if len(only) == 2 else [None, None]
+    names = [
+        pair[number] or getattr(task, f"{side}_lang", None) or known[number] or side.upper()
+        for number, side in enumerate(("source", "target"))
+    ]
+    return str(names[0]), str(names[1])
 
 
 def check_model(model: BaseFairseqModel, pair: LanguagePair) -> None:

@@ -19,10 +19,9 @@ class UnusableWeights(ValueError):
 def check_all_loads() -> None:
     """Make every model of fairseq check the weights that it loads.
 
-    A model that was loaded by any command then computes what it was trained to compute: students and teachers
-    here, models of ``fairseq-generate``, ``-interactive`` and ``-validate``, and checkpoints that a training
-    starts from. All of them use this method, and none has another place where the model and the content of the
-    file are known. A load that is not strict is left alone.
+    Students and teachers are loaded by this method, as are the models of ``fairseq-generate``,
+    ``-interactive`` and ``-validate``, and the checkpoints that a training starts from. It is the only place
+    where both the model and the content of the file are known. A load that is not strict is left alone.
     """
     load = BaseFairseqModel.load_state_dict
 
@@ -52,8 +51,8 @@ def check_all_loads() -> None:
 def add_versions(model: BaseFairseqModel, weights: dict[str, Any]) -> None:
     """Add the versions that a file lacks although its weights are in today's form.
 
-    Converters of other libraries leave the buffer ``encoder.version`` out. fairseq then takes the file for one
-    of 2017 and drops the last layer norm without a word, or divides convolutions by another norm:
+    Converters of other libraries leave the buffer ``encoder.version`` out. fairseq then takes the file for
+    one of 2017 and drops the last layer norm without a word, or divides convolutions by another norm:
     https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/models/transformer/transformer_encoder.py#L340-L345
     The layer norm's weights, and the shapes, show which form a file has.
 

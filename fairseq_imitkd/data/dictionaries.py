@@ -75,8 +75,8 @@ def symbols_sha256(symbols: Sequence[str]) -> str:
 def fingerprint(dictionary: Dictionary) -> dict[str, Any]:
     """Return what a checkpoint stores about a dictionary: the number of its symbols, and their SHA-256.
 
-    fairseq's pre-training adds ``<mask>`` at the end, and its fine-tuning drops it again. So it does not count
-    there:
+    fairseq's pre-training adds ``<mask>`` at the end, and its fine-tuning drops it again. So it does not
+    count there:
     https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/models/bart/model.py#L230-L237
     """
     symbols = list(dictionary.symbols)
@@ -99,8 +99,9 @@ def fingerprints(dictionaries: Mapping[str, Dictionary]) -> dict[str, Any]:
 def check_fingerprints(state: Mapping[str, Any], dictionaries: Mapping[str, Dictionary]) -> None:
     """Refuse a checkpoint that was trained with other dictionaries.
 
-    A checkpoint of fairseq alone has no fingerprints and passes. Symbols that follow those of the training are
-    allowed, because fairseq's fine-tuning adds language tags there; the shapes of the weights decide on them.
+    A checkpoint of fairseq alone has no fingerprints and passes. Symbols that follow those of the training
+    are allowed, because fairseq's fine-tuning adds language tags there; the shapes of the weights decide on
+    them.
 
     Args:
         state: content of the checkpoint.
@@ -118,9 +119,9 @@ def check_fingerprints(state: Mapping[str, Any], dictionaries: Mapping[str, Dict
         own = symbols_sha256(dictionary.symbols[:count])
         if digest not in (None, own):
             raise ValueError(
-                f"it was trained with another {name} dictionary ({count:,} symbols, SHA-256 {digest[:12]}) than "
-                f"that of the data ({len(dictionary):,} symbols, {own[:12]}); use the data that it was trained "
-                "on, or binarise with its dictionaries (fairseq-preprocess --srcdict --tgtdict)"
+                f"it was trained with another {name} dictionary ({count:,} symbols, SHA-256 {digest[:12]}) "
+                f"than that of the data ({len(dictionary):,} symbols, {own[:12]}); use the data that it was "
+                "trained on, or binarise with its dictionaries (fairseq-preprocess --srcdict --tgtdict)"
             )
 
 
