@@ -7,13 +7,14 @@ from typing import Any
 from fairseq import tasks
 from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass.utils import overwrite_args_by_name
-from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, BaseFairseqModel, FairseqEncoderDecoderModel
+from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.checkpoints import compact
 from fairseq_imitkd.checkpoints.build import build_model, configuration, refuse_expressions
+from fairseq_imitkd.checkpoints.kinds import check_kind, check_model
 from fairseq_imitkd.checkpoints.safe_load import reported
 from fairseq_imitkd.data.corpus import Languages
-from fairseq_imitkd.data.dictionaries import first_difference
+from fairseq_imitkd.data.dictionaries import check_fingerprints, dictionaries_of, first_difference
 
 
 def load_student(
@@ -37,14 +38,12 @@ def load_student(
     with reported(path, "CHECKPOINT"):
         cfg = configuration(state)
         refuse_expressions(cfg)
-        _check_architecture(cfg)
+        check_kind(cfg, (data.source, data.target))
         _check_languages(cfg, data)
         _check_dictionaries(path, cfg, weights=state["model"], data=data)
+        check_fingerprints(state, dictionaries_of(data))
         model = build_model(state, cfg, translation_task(cfg, data.folder, pair=(data.source, data.target)))
-        if not isinstance(model, FairseqEncoderDecoderModel):
-            raise ValueError(f"it holds a {type(model).__name__}, but must hold an encoder-decoder model")
-        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-            raise ValueError("it holds weights that are infinite or not a number; use another")
+        check_model(model, data)
     architecture = getattr(cfg.model, "arch", None) or getattr(cfg.model, "_name", None)
     return model.eval().requires_grad_(False), str(architecture)
 
@@ -81,14 +80,6 @@ def dictionary_folders(path: str, cfg: Any) -> list[Path]:
     if named and isinstance(named, str):
         folders.append(Path(named.split(os.pathsep)[0]))
     return folders
-
-
-def _check_architecture(cfg: Any) -> None:
-    names = [getattr(cfg.model, name, None) for name in ("arch", "_name")]
-    if not any(name in registry for name in names for registry in (ARCH_MODEL_REGISTRY, MODEL_REGISTRY)):
-        raise ValueError(
-            f"its architecture {names[0] or names[1]!r} is unknown to fairseq and to this package"
-        )
 
 
 def _check_languages(cfg: Any, data: Languages) -> None:

@@ -126,3 +126,9 @@ def _add_teacher_flags(parser: Any) -> None:
         "--teacher-allow-globals",
         help="types that the checkpoint may hold besides fairseq's own: module.name,… (trusted files only)",
     )
+    parser.add_argument(
+        "--teacher-allow-poor",
+        action="store_true",
+        help="go on although the teacher predicts the first references worse than the frequencies of their "
+        "symbols, or as well from other sources",
+    )

@@ -73,6 +73,12 @@ def _add_teacher_flags(group: Any) -> None:
         "--teacher-allow-globals",
         help="types that the checkpoint may hold besides fairseq's own: module.name,… (trusted files only)",
     )
+    group.add_argument(
+        "--teacher-allow-poor",
+        action="store_true",
+        help="go on although the teacher predicts the first references worse than the frequencies of their "
+        "symbols, or as well from other sources",
+    )
 
 
 def _add_source_flags(group: Any) -> None:
@@ -203,6 +209,7 @@ def job(args: argparse.Namespace) -> Job:
         teacher_dtype=args.teacher_dtype,
         teacher_data=args.teacher_data,
         teacher_allow_globals=args.teacher_allow_globals,
+        teacher_allow_poor=args.teacher_allow_poor,
         backend=args.backend,
         max_tokens=args.max_tokens,
         batch_size=args.batch_size,

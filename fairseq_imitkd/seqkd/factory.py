@@ -27,7 +27,7 @@ from fairseq_imitkd.seqkd.folder import (
     saved_batches,
 )
 from fairseq_imitkd.seqkd.job import Job
-from fairseq_imitkd.seqkd.teacher_engine import convert, load
+from fairseq_imitkd.seqkd.teacher_engine import check_teacher, convert, load
 from fairseq_imitkd.seqkd.work import Work, read_corpus
 from fairseq_imitkd.seqkd.workers import translate
 from fairseq_imitkd.teacher.teacher import Teacher
@@ -86,6 +86,7 @@ def _prepare(job: Job, languages: Languages) -> tuple[Work, Teacher]:
     corpus = read_corpus(job, languages)
     teacher = load(job, languages)
     work = Work(job, languages, corpus, teacher.max_positions)
+    check_teacher(work, teacher)
     if work.batches and job.backend == "ctranslate2":
         convert(work, teacher)
     return work, teacher

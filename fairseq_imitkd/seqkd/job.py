@@ -35,7 +35,7 @@ class Job:
         source_text: a file of raw sentences to translate instead.
         text: how raw text is tokenised and split into subwords.
         source_lang, target_lang: the languages; None reads them from the names of the data files.
-        teacher_dtype, teacher_data, teacher_allow_globals: as in training.
+        teacher_dtype, teacher_data, teacher_allow_globals, teacher_allow_poor: as in training.
         backend: the engine that translates, one of :data:`BACKENDS`.
         quantization: the type that the backend ``ctranslate2`` computes in.
         min_agreement: least chrF of the first outputs of ``ctranslate2``, with those of fairseq as
@@ -64,6 +64,7 @@ class Job:
     teacher_dtype: str = "fp32"
     teacher_data: str | None = None
     teacher_allow_globals: str | None = None
+    teacher_allow_poor: bool = False
     backend: str = "fairseq"
     quantization: str = "float32"
     min_agreement: float = 90.0

@@ -1,8 +1,11 @@
 """The engine that translates as the teacher: fairseq, or CTranslate2, which is first compared with it."""
 
 import logging
+import os
 
+import numpy as np
 import torch
+from fairseq.data import LanguagePairDataset
 
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.engines import ctranslate2_convert
@@ -14,6 +17,7 @@ from fairseq_imitkd.seqkd.folder import AGREEMENT, CONVERTED, output_folder
 from fairseq_imitkd.seqkd.job import Job
 from fairseq_imitkd.seqkd.translator import COMPARED, Translator, agreement
 from fairseq_imitkd.seqkd.work import Work
+from fairseq_imitkd.teacher.likelihood import SENTENCES, check_likelihood
 from fairseq_imitkd.teacher.loading import load_teacher
 from fairseq_imitkd.teacher.source import TeacherSource
 from fairseq_imitkd.teacher.teacher import Teacher
@@ -40,6 +44,36 @@ def load(job: Job, languages: Languages) -> Teacher:
             f"--min-len must be below {longest}, the teacher's longest target, but is {job.decoding.min_len}"
         )
     return teacher
+
+
+def check_teacher(work: Work, teacher: Teacher) -> None:
+    """Refuse a teacher that does not know the data. Sentences without references show nothing.
+
+    Raises:
+        UsageError: it does not.
+    """
+    job, languages, corpus = work.job, work.languages, work.corpus
+    if corpus.references is None:
+        logger.info("there are no references, so the teacher's likelihood of them is not checked")
+        return
+    work.read(np.arange(min(SENTENCES, len(corpus))))
+    alone = job.backend == "fairseq" and job.workers == 1  # else other models need the device's memory
+    teacher.place(job.device_of(0) if alone else torch.device("cpu"), torch.float32)
+    check_likelihood(
+        teacher,
+        LanguagePairDataset(
+            corpus.sources,
+            corpus.lengths,
+            languages.source_dictionary,
+            corpus.references,
+            np.asarray(corpus.references.sizes),
+            languages.target_dictionary,
+        ),
+        paths=job.teacher_path.split(os.pathsep),
+        pad=languages.target_dictionary.pad(),
+        symbols=len(languages.target_dictionary),
+        allow_poor=job.teacher_allow_poor,
+    )
 
 
 def open_translator(work: Work, worker: int, teacher: Teacher | None = None) -> Translator:

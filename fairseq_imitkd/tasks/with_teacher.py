@@ -1,6 +1,7 @@
 """The mixin that turns a fairseq task into one with a teacher."""
 
 import logging
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,13 @@ from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.losses.metrics import totals
 from fairseq_imitkd.method.method import Method
+from fairseq_imitkd.models.access import placement
+from fairseq_imitkd.teacher.likelihood import check_likelihood
 from fairseq_imitkd.teacher.sentence_weights import SentenceWeights
+from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training import fairseq_state
 from fairseq_imitkd.training.adapter import AnyTeacher
-from fairseq_imitkd.training.distiller import Distiller, Learner
+from fairseq_imitkd.training.distiller import Distiller, Learner, autocast
 from fairseq_imitkd.training.run_files import RunFiles
 
 logger = logging.getLogger(__name__)
@@ -53,6 +57,7 @@ class WithTeacher(_Task):
     def __init__(self, cfg: Any, *dictionaries: Any, **more: Any):
         super().__init__(cfg, *dictionaries, **more)
         self._distiller: Distiller | None = None  # built with a criterion that distils
+        self._teacher_is_checked = False
         self._run_files = RunFiles(cfg)
         self._epoch = 1
         self._fairseq_state: dict[str, Any] = {}
@@ -161,7 +166,31 @@ class WithTeacher(_Task):
             return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
         distiller, learner = self.distiller_of(criterion), Learner(model, criterion, optimizer, update_num)
         distiller.epoch = self._epoch
+        if not self._teacher_is_checked:
+            self._check_teacher(distiller, learner)
         return distiller.skip(sample, learner) if ignore_grad else distiller.step(sample, learner)
+
+    def _check_teacher(self, distiller: Distiller, learner: Learner) -> None:
+        """Refuse a teacher that does not know the training data, before the first update.
+
+        All processes do this, with a filler batch too, and get the same result. The answers of a cache were
+        checked when it was written.
+        """
+        self._teacher_is_checked = True
+        dataset, teacher = self.datasets.get(self.cfg.train_subset), distiller.teacher
+        if dataset is None or not isinstance(teacher, Teacher):
+            return
+        with autocast(learner.optimizer):
+            teacher.place(*placement(learner.student))
+            check_likelihood(
+                teacher,
+                dataset,
+                paths=self.cfg.teacher_path.split(os.pathsep),
+                pad=distiller.task.uncounted,
+                symbols=len(self.target_dictionary),
+                writes=self.decodes,
+                allow_poor=self.cfg.teacher_allow_poor,
+            )
 
     def train_on(
         self, sample: Batch, model: torch.nn.Module, **arguments: Any

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fairseq_imitkd.checkpoints.build import build_model
 from fairseq_imitkd.data.batch_type import Batch
-from fairseq_imitkd.data.dictionaries import check_dictionary
+from fairseq_imitkd.data.dictionaries import check_dictionary, check_fingerprints, dictionaries_of
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.models.logits import TokenLogits, WholeLogits
 from fairseq_imitkd.rollout import Ensemble
@@ -107,7 +107,9 @@ def load_classifier(source: TeacherSource, student: SentencePredictionTask) -> C
     def build(path: str, state: dict[str, Any], cfg: Any) -> BaseFairseqModel:
         _check_head(path, state["model"], student.cfg)
         _check_input_format(path, cfg.task, student.cfg)
-        model = build_model(state, cfg, _task_of_teacher(path, cfg, student, data=source.data))
+        task = _task_of_teacher(path, cfg, student, data=source.data)
+        check_fingerprints(state, dictionaries_of(student))
+        model = build_model(state, cfg, task)
         longest = longest_sentence(model)
         if longest < student.cfg.max_positions:
             raise UsageError(

@@ -46,6 +46,14 @@ class TeacherConfig(FairseqDataclass):
             "(only for files that you trust)"
         },
     )
+    teacher_allow_poor: bool = field(
+        default=False,
+        metadata={
+            "help": "train although the teacher predicts the first references worse than the frequencies of "
+            "their symbols do, or as well from other sources (default: refuse, because its dictionaries or "
+            "languages are then not those of the data)"
+        },
+    )
     train_subset: str = II("dataset.train_subset")
 
 

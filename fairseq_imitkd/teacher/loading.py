@@ -11,9 +11,15 @@ from fairseq.data import Dictionary, data_utils
 from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.checkpoints.build import build_model, configuration, refuse_expressions
+from fairseq_imitkd.checkpoints.kinds import check_kind, check_model
 from fairseq_imitkd.checkpoints.safe_load import read_checkpoint, reported
 from fairseq_imitkd.checkpoints.translation import dictionary_folders, translation_task
-from fairseq_imitkd.data.dictionaries import check_dictionary, first_difference
+from fairseq_imitkd.data.dictionaries import (
+    check_dictionary,
+    check_fingerprints,
+    dictionaries_of,
+    first_difference,
+)
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher.encoder_cache import EncoderCache
@@ -39,6 +45,7 @@ def load_teacher(source: TeacherSource, student: LanguagePair, *, encoder_cache:
     """
 
     def build(path: str, state: dict[str, Any], cfg: Any) -> BaseFairseqModel:
+        check_kind(cfg, (student.source, student.target))
         _check_languages(cfg, student)
         return _build_member(path, state, cfg, student=student, data=source.data)
 
@@ -150,9 +157,7 @@ def _build_member(
     task = translation_task(cfg, folder, pair=(source_lang, target_lang))
     check_dictionary(f"{folder}/{names[0]}", task.source_dictionary, student.source_dictionary)
     check_dictionary(f"{folder}/{names[1]}", task.target_dictionary, student.target_dictionary)
+    check_fingerprints(state, dictionaries_of(student))
     model = build_model(state, cfg, task)
-    if not hasattr(model, "encoder") or not hasattr(model, "decoder"):
-        raise ValueError(f"it holds a {type(model).__name__}, but must hold an encoder-decoder model")
-    if getattr(model.decoder, "adaptive_softmax", None) is not None:
-        raise ValueError("it has an adaptive softmax, which gives no logits over the whole vocabulary")
+    check_model(model, student)
     return model

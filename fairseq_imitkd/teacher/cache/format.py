@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from fairseq import utils
-from fairseq.data import Dictionary
 from fairseq.tasks.translation import TranslationTask
 from torch import Tensor
 
 from fairseq_imitkd.data import output_folder
+from fairseq_imitkd.data.dictionaries import symbols_sha256
 from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.data.output_folder import shown
 from fairseq_imitkd.errors import UsageError, in_one_line
@@ -96,8 +96,8 @@ def data_identity(task: TranslationTask, split: str) -> dict[str, Any]:
         "data_sha256": hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest(),
         "source_lang": cfg.source_lang,
         "target_lang": cfg.target_lang,
-        "source_dictionary_sha256": _dictionary_sha256(task.source_dictionary),
-        "target_dictionary_sha256": _dictionary_sha256(task.target_dictionary),
+        "source_dictionary_sha256": symbols_sha256(task.source_dictionary.symbols),
+        "target_dictionary_sha256": symbols_sha256(task.target_dictionary.symbols),
         "truncate_source": cfg.max_source_positions if cfg.truncate_source else 0,
         "left_pad_source": cfg.left_pad_source,
     }
@@ -239,8 +239,3 @@ def _split_files(folder: Path, split: str, languages: tuple[str, str]) -> list[P
         if found:
             return found
     return []
-
-
-def _dictionary_sha256(dictionary: Dictionary) -> str:
-    """Hash a dictionary's symbols in their order; their counts don't matter."""
-    return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()

@@ -37,6 +37,7 @@ from fairseq_imitkd.teacher.cache.format import (
     token_arrays,
 )
 from fairseq_imitkd.teacher.cache.reader import CachedTeacher
+from fairseq_imitkd.teacher.likelihood import check_likelihood
 from fairseq_imitkd.teacher.loading import load_teacher
 from fairseq_imitkd.teacher.source import TeacherSource, check_files, parse_weights
 from fairseq_imitkd.teacher.teacher import Teacher
@@ -67,6 +68,7 @@ class CacheRequest:
         max_source_positions: most tokens of a source that is cut.
         teacher_dtype, teacher_weights, teacher_data, teacher_allow_globals: as in training with a live
             teacher.
+        teacher_allow_poor: as in training.
     """
 
     data: str
@@ -85,6 +87,7 @@ class CacheRequest:
     teacher_weights: str | None = None
     teacher_data: str | None = None
     teacher_allow_globals: str | None = None
+    teacher_allow_poor: bool = False
 
 
 def write_cache(request: CacheRequest) -> dict[str, Any]:
@@ -211,6 +214,14 @@ class _Writer:
         task.load_dataset(request.gen_subset)
         self.dataset = task.dataset(request.gen_subset)
         self.plan = _plan(self.dataset, self.teacher.max_positions, request)
+        check_likelihood(
+            self.teacher,
+            self.dataset,
+            paths=request.teacher_path.split(os.pathsep),
+            pad=task.target_dictionary.pad(),
+            symbols=self.symbols,
+            allow_poor=request.teacher_allow_poor,
+        )
         self.tokens = int(self.plan.offsets[-1])
         self.width = self.projection[0].size(1) if self.projection is not None else 0
 
