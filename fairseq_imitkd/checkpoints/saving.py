@@ -13,15 +13,18 @@ from typing import Any, BinaryIO, cast
 import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
+from filelock import FileLock, Timeout
 
 from fairseq_imitkd.checkpoints.safe_load import read_untrusted
 from fairseq_imitkd.data.files import atomic_files
+from fairseq_imitkd.data.output_folder import NO_LOCKS
 from fairseq_imitkd.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 # What a run that was killed while it wrote has left (see files.partial).
 _LEFTOVER = re.compile(r"checkpoint.*\.pt\.[0-9a-f]{16}\.partial")
+PATIENCE = 30.0  # seconds to wait for a lock: a run that was killed may leave a process that is just ending
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's format before 1.6 begins
 
 
@@ -54,9 +57,8 @@ def guard_saving() -> None:
 
     @functools.wraps(load)
     def load_newest_whole(cfg: Any, trainer: Any, **arguments: Any) -> Any:
-        is_default = cfg.restore_file == "checkpoint_last.pt"
-        if is_default and not PathManager.path_requires_pathmanager(cfg.save_dir):
-            _on_first_rank(trainer, lambda: prepare_folder(Path(cfg.save_dir), trainer.checkpoint_suffix))
+        if not cfg.no_save and not PathManager.path_requires_pathmanager(cfg.save_dir):
+            _on_first_rank(trainer, lambda: _begin_run(cfg, trainer))
         extra_state, epoch_itr = load(cfg, trainer, **arguments)
         loaded = getattr(trainer.task, "checkpoint_loaded", None)
         if loaded is not None:
@@ -136,6 +138,45 @@ def _reported(path: Path) -> Iterator[None]:
             f"--save-dir '{path.parent}': {path.name} can't be written ({error.strerror or error}); the "
             "checkpoints that are there are whole: free some space, then run the same command to continue"
         ) from error
+
+
+def _begin_run(cfg: Any, trainer: Any) -> None:
+    """Take the save directory for this run. If the run continues, make its last checkpoint whole."""
+    folder = Path(cfg.save_dir)
+    trainer.save_dir_lock = take_folder(folder)  # it is released with the trainer
+    if cfg.restore_file == "checkpoint_last.pt":
+        prepare_folder(folder, trainer.checkpoint_suffix)
+
+
+def take_folder(folder: Path) -> FileLock | None:
+    """Lock a save directory, so that no other training writes to it.
+
+    The operating system releases the lock of a process that was killed. A file system without locks is used
+    without one.
+
+    Args:
+        folder: ``--save-dir``.
+
+    Returns:
+        the lock, which is released when it is garbage.
+
+    Raises:
+        UsageError: another training has the lock.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", is_singleton=True, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise UsageError(
+            f"--save-dir '{folder}' is in use by another training; wait until it ends, or use another "
+            "--save-dir"
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
+    return lock
 
 
 def prepare_folder(folder: Path, suffix: str = "") -> None:
