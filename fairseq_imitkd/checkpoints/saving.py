@@ -38,8 +38,15 @@ def guard_saving() -> None:
     The replacements hold for the whole process. They are made when the package is imported, because
     ``fairseq-train --user-dir fairseq_imitkd`` runs no other code of this package before it needs them.
     """
-    save, load = checkpoint_utils.save_checkpoint, checkpoint_utils.load_checkpoint
-    write = checkpoint_utils.torch_persistent_save
+    checkpoint_utils.torch_persistent_save = _atomic(checkpoint_utils.torch_persistent_save)
+    checkpoint_utils.PathManager = _AtomicCopies
+    # fairseq keeps the best score as an attribute of the module's function of this name, so of the new one.
+    checkpoint_utils.save_checkpoint = _on_all_ranks(checkpoint_utils.save_checkpoint)
+    checkpoint_utils.load_checkpoint = _from_newest_whole(checkpoint_utils.load_checkpoint)
+
+
+def _atomic(write: Callable[..., None]) -> Callable[..., None]:
+    """Return fairseq's function that writes a checkpoint; the file is complete or absent."""
 
     @functools.wraps(write)
     def write_atomically(obj: Any, filename: str, async_write: bool = False) -> None:
@@ -47,13 +54,24 @@ def guard_saving() -> None:
             return write(obj, filename, async_write)
         return _write(Path(filename), obj)
 
-    # fairseq keeps the best score as an attribute of the module's function of this name, so of this one.
+    return write_atomically
+
+
+def _on_all_ranks(save: Callable[..., Any]) -> Callable[..., Any]:
+    """Return fairseq's function that saves; the task first collects the state of all processes."""
+
     @functools.wraps(save)
     def save_all_ranks(cfg: Any, trainer: Any, epoch_itr: Any, val_loss: float | None) -> str | None:
         prepare = getattr(trainer.task, "prepare_checkpoint", None)
         if prepare is not None and not cfg.no_save:
             prepare(trainer, val_loss if epoch_itr.end_of_epoch() else None)
         return save(cfg, trainer, epoch_itr, val_loss)
+
+    return save_all_ranks
+
+
+def _from_newest_whole(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Return fairseq's function that continues a run; the run first takes its folder, and the task its state."""
 
     @functools.wraps(load)
     def load_newest_whole(cfg: Any, trainer: Any, **arguments: Any) -> Any:
@@ -65,10 +83,7 @@ def guard_saving() -> None:
             loaded(trainer, epoch_itr.next_epoch_idx)
         return extra_state, epoch_itr
 
-    checkpoint_utils.torch_persistent_save = write_atomically
-    checkpoint_utils.PathManager = _AtomicCopies
-    checkpoint_utils.save_checkpoint = save_all_ranks
-    checkpoint_utils.load_checkpoint = load_newest_whole
+    return load_newest_whole
 
 
 class _AtomicCopies(PathManager):

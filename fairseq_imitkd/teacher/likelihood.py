@@ -192,8 +192,8 @@ def _first_batches(dataset: Any, limits: tuple[int, int]) -> Iterator[Batch]:
         source = row["source"] if "source" in row else row["net_input.src_tokens"]
         if row.get("target") is None:
             return
-        _check_symbols(number, source, getattr(dataset, "src_dict", None), "source")
-        _check_symbols(number, row["target"], getattr(dataset, "tgt_dict", None), "target")
+        _check_symbols(number, source, getattr(dataset, "src_dict", None), side="source")
+        _check_symbols(number, row["target"], getattr(dataset, "tgt_dict", None), side="target")
         lengths = source.numel(), row["target"].numel()
         if lengths[0] > limits[0] or lengths[1] > limits[1]:
             continue
@@ -210,7 +210,7 @@ def _first_batches(dataset: Any, limits: tuple[int, int]) -> Iterator[Batch]:
         yield dataset.collater(rows)
 
 
-def _check_symbols(number: int, tokens: Tensor, dictionary: Dictionary | None, side: str) -> None:
+def _check_symbols(number: int, tokens: Tensor, dictionary: Dictionary | None, *, side: str) -> None:
     """Refuse a sentence that was binarised with a larger dictionary.
 
     Raises:
