@@ -61,11 +61,12 @@ def _on_all_ranks(save: Callable[..., Any]) -> Callable[..., Any]:
     """Return fairseq's function that saves; the task first collects the state of all processes."""
 
     @functools.wraps(save)
-    def save_all_ranks(cfg: Any, trainer: Any, epoch_itr: Any, val_loss: float | None) -> str | None:
+    def save_all_ranks(cfg: Any, trainer: Any, *more: Any) -> str | None:
+        epoch_itr, val_loss = more
         prepare = getattr(trainer.task, "prepare_checkpoint", None)
         if prepare is not None and not cfg.no_save:
             prepare(trainer, val_loss if epoch_itr.end_of_epoch() else None)
-        return save(cfg, trainer, epoch_itr, val_loss)
+        return save(cfg, trainer, *more)
 
     return save_all_ranks
 
