@@ -18,6 +18,7 @@ from fairseq_imitkd.checkpoints.safe_load import read_checkpoint
 from fairseq_imitkd.data.directory import check_data, check_splits
 from fairseq_imitkd.errors import UsageError, interruptible
 from fairseq_imitkd.teacher.source import check_files
+from fairseq_imitkd.training.ranks import together
 
 TASKS = ("translation", "translation_with_teacher")  # tasks whose data directories are checked here
 
@@ -76,7 +77,7 @@ def _run(module: str) -> None:
     # the plugin has loaded modules of fairseq that do.
     logging.root.handlers.clear()
     command = importlib.import_module(module)
-    with _parsed_with_care(module.rpartition(".")[2]):
+    with together(sys.argv[1:]), _parsed_with_care(module.rpartition(".")[2]):
         command.cli_main()
 
 
