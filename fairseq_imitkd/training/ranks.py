@@ -18,7 +18,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed
 from fairseq.distributed import utils
@@ -271,7 +271,7 @@ def _meeting_by(store: Any) -> Iterator[None]:
     def init(*, init_method: str, **settings: Any) -> None:
         original(**{**settings, "store": store})
 
-    torch.distributed.init_process_group = init
+    torch.distributed.init_process_group = cast(Any, init)
     try:
         yield
     finally:
