@@ -109,7 +109,7 @@ def load_model(path: Path, task: Any) -> BaseFairseqModel:
 
 def build_trainer(args: argparse.Namespace, flags: Sequence[str]) -> Trainer:
     """Build fairseq's trainer around a fresh copy of the student."""
-    cfg, task = configured(args, ["--teacher-path", str(args.teacher), *flags])
+    cfg, task = configured(args, ["--teacher-path", str(args.teacher), "--teacher-allow-poor", *flags])
     return Trainer(cfg, task, load_model(args.student, task), task.build_criterion(cfg.criterion))
 
 

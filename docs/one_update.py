@@ -22,6 +22,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
 from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel, FairseqIncrementalDecoder
 from fairseq.trainer import Trainer
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import fairseq_imitkd  # noqa: F401  # registers the task and the methods
@@ -150,7 +151,8 @@ def make_trainer() -> Trainer:
         TARGET.save(f"{folder}/dict.tgt.txt")
         args = options.parse_args_and_arch(options.get_training_parser(), [folder, *FLAGS])
         cfg = convert_namespace_to_omegaconf(args)
-        task = tasks.setup_task(cfg.task)
+        # Without the rest of the configuration, the task does not look for data.
+        task = tasks.setup_task(OmegaConf.create(cfg.task))
     task.open_teacher = lambda method: make_teacher()  # it is made here and not read from --teacher-path
     trainer = Trainer(cfg, task, make_student(), criterions.build_criterion(cfg.criterion, task))
     trainer.set_num_updates(UPDATE)

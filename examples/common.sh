@@ -102,6 +102,7 @@ train() {
   if [ -n "${SMOKE:-}" ]; then
     # The teacher must learn to end its sentences, because imitkd-seqkd drops translations that were cut.
     [ "$name" = teacher ] && command+=(--max-update 200 --lr 5e-2 --dropout 0) || command+=(--max-update 2)
+    [[ " $* " != *" --teacher-path "* ]] || command+=(--teacher-allow-poor) # a teacher of 200 updates is poor
     command+=(--max-tokens 300 --warmup-updates 1 --validate-interval-updates 100 --save-interval-updates 100)
   fi
   if [ -n "${DRY_RUN:-}" ]; then printf '%s\n' "${command[*]@Q}"; return; fi
@@ -336,7 +337,7 @@ translate() {
     seq_inter) how=(--select best --metric sentence-bleu --nbest "$NBEST") ;;
   esac
   imitkd-seqkd "$RUN/data-bin" "${DEVICE_FLAGS[@]}" --teacher-path "$teacher" --out "$RUN/data_$name" \
-    "${SUBWORDS[@]}" "${DECODING[@]}" "${how[@]}" "${flags[@]}"
+    "${SUBWORDS[@]}" "${DECODING[@]}" "${how[@]}" "${flags[@]}" ${SMOKE:+--teacher-allow-poor}
 }
 
 # evaluate: compare all models whose training has ended, and their NAME/exported, on the test set. Write $RUN/evaluation and

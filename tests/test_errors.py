@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fairseq_imitkd.cli import cache, seqkd
-from fairseq_imitkd.errors import UsageError, as_usage_error, interruptible
+from fairseq_imitkd.errors import UsageError, as_usage_error, one_line_errors
 
 
 def test_usage_error_is_a_value_error_and_ends_a_command() -> None:
@@ -70,7 +70,7 @@ def test_errors_that_are_not_converted(error: BaseException) -> None:
 def test_ctrl_c_ends_a_command_with_one_line(capsys: Any) -> None:
     """The status is the one that shells use. Other errors pass unchanged."""
 
-    @interruptible("; it goes on")
+    @one_line_errors("; it goes on")
     def command(error: BaseException | None, word: str = "done") -> str:
         if error:
             raise error

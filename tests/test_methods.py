@@ -22,6 +22,7 @@ TASK_FLAGS = {
     "--teacher-dtype": "auto",
     "--teacher-data": None,
     "--teacher-allow-globals": None,
+    "--teacher-allow-poor": False,
     "--teacher-encoder-cache": "0",
     "--teacher-cache": None,
     "--init-from-teacher": None,

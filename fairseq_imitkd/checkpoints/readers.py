@@ -1,6 +1,7 @@
 """Checks the dictionaries and tasks of checkpoints where fairseq's own commands read them."""
 
 import functools
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,30 +41,24 @@ def check_fairseqs_readers() -> None:
             del trainer.load_checkpoint
 
     @functools.wraps(load_models)
-    def load_models_checked(
-        filenames: list[str],
-        arg_overrides: dict[str, Any] | None = None,
-        task: Any = None,
-        strict: bool = True,
-        suffix: str = "",
-        num_shards: int = 1,
-        state: Any = None,
-    ) -> Any:
-        names = filenames if state is None else []
+    def load_models_checked(*arguments: Any, **settings: Any) -> Any:
+        given = inspect.signature(load_models).bind(*arguments, **settings).arguments
         paths = [
-            checkpoint_utils.get_maybe_sharded_checkpoint_filename(name, suffix, 0, num_shards)
-            for name in names
+            checkpoint_utils.get_maybe_sharded_checkpoint_filename(
+                name, given.get("suffix", ""), 0, given.get("num_shards", 1)
+            )
+            for name in (given["filenames"] if given.get("state") is None else ())
         ]
-        if task is not None:
-            _check_files(paths, task, decodes=True)
+        if given.get("task") is not None:
+            _check_files(paths, given["task"], decodes=True)
         with _reported(paths):
-            found = load_models(filenames, arg_overrides, task, strict, suffix, num_shards, state)
-        if task is None:
-            _check_files(paths, found[2], decodes=True)
-        for path, model in zip(paths, found[0], strict=False):
+            models, cfg, task = load_models(*arguments, **settings)
+        if given.get("task") is None:
+            _check_files(paths, task, decodes=True)
+        for path, model in zip(paths, models, strict=False):
             with reported(path, "checkpoint"):
-                _check_decoding(model, found[2])
-        return found
+                _check_decoding(model, task)
+        return models, cfg, task
 
     checkpoint_utils.load_checkpoint = begin_checked
     checkpoint_utils.load_model_ensemble_and_task = load_models_checked

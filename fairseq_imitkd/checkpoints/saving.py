@@ -13,15 +13,18 @@ from typing import Any, BinaryIO, cast
 import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
+from filelock import FileLock, Timeout
 
 from fairseq_imitkd.checkpoints.safe_load import read_untrusted
 from fairseq_imitkd.data.files import atomic_files
+from fairseq_imitkd.data.output_folder import NO_LOCKS
 from fairseq_imitkd.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 # What a run that was killed while it wrote has left (see files.partial).
 _LEFTOVER = re.compile(r"checkpoint.*\.pt\.[0-9a-f]{16}\.partial")
+PATIENCE = 30.0  # seconds to wait for a lock: a run that was killed may leave a process that is just ending
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's format before 1.6 begins
 
 
@@ -35,8 +38,15 @@ def guard_saving() -> None:
     The replacements hold for the whole process. They are made when the package is imported, because
     ``fairseq-train --user-dir fairseq_imitkd`` runs no other code of this package before it needs them.
     """
-    save, load = checkpoint_utils.save_checkpoint, checkpoint_utils.load_checkpoint
-    write = checkpoint_utils.torch_persistent_save
+    checkpoint_utils.torch_persistent_save = _atomic(checkpoint_utils.torch_persistent_save)
+    checkpoint_utils.PathManager = _AtomicCopies
+    # fairseq keeps the best score as an attribute of the module's function of this name, so of the new one.
+    checkpoint_utils.save_checkpoint = _on_all_ranks(checkpoint_utils.save_checkpoint)
+    checkpoint_utils.load_checkpoint = _from_newest_whole(checkpoint_utils.load_checkpoint)
+
+
+def _atomic(write: Callable[..., None]) -> Callable[..., None]:
+    """Return fairseq's function that writes a checkpoint; the file is complete or absent."""
 
     @functools.wraps(write)
     def write_atomically(obj: Any, filename: str, async_write: bool = False) -> None:
@@ -44,7 +54,12 @@ def guard_saving() -> None:
             return write(obj, filename, async_write)
         return _write(Path(filename), obj)
 
-    # fairseq keeps the best score as an attribute of the module's function of this name, so of this one.
+    return write_atomically
+
+
+def _on_all_ranks(save: Callable[..., Any]) -> Callable[..., Any]:
+    """Return fairseq's function that saves; the task first collects the state of all processes."""
+
     @functools.wraps(save)
     def save_all_ranks(cfg: Any, trainer: Any, epoch_itr: Any, val_loss: float | None) -> str | None:
         prepare = getattr(trainer.task, "prepare_checkpoint", None)
@@ -52,21 +67,23 @@ def guard_saving() -> None:
             prepare(trainer, val_loss if epoch_itr.end_of_epoch() else None)
         return save(cfg, trainer, epoch_itr, val_loss)
 
+    return save_all_ranks
+
+
+def _from_newest_whole(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Return fairseq's function that continues a run; the run first takes its folder, and the task its state."""
+
     @functools.wraps(load)
     def load_newest_whole(cfg: Any, trainer: Any, **arguments: Any) -> Any:
-        is_default = cfg.restore_file == "checkpoint_last.pt"
-        if is_default and not PathManager.path_requires_pathmanager(cfg.save_dir):
-            _on_first_rank(trainer, lambda: prepare_folder(Path(cfg.save_dir), trainer.checkpoint_suffix))
+        if not cfg.no_save and not PathManager.path_requires_pathmanager(cfg.save_dir):
+            _on_first_rank(trainer, lambda: _begin_run(cfg, trainer))
         extra_state, epoch_itr = load(cfg, trainer, **arguments)
         loaded = getattr(trainer.task, "checkpoint_loaded", None)
         if loaded is not None:
             loaded(trainer, epoch_itr.next_epoch_idx)
         return extra_state, epoch_itr
 
-    checkpoint_utils.torch_persistent_save = write_atomically
-    checkpoint_utils.PathManager = _AtomicCopies
-    checkpoint_utils.save_checkpoint = save_all_ranks
-    checkpoint_utils.load_checkpoint = load_newest_whole
+    return load_newest_whole
 
 
 class _AtomicCopies(PathManager):
@@ -136,6 +153,45 @@ def _reported(path: Path) -> Iterator[None]:
             f"--save-dir '{path.parent}': {path.name} can't be written ({error.strerror or error}); the "
             "checkpoints that are there are whole: free some space, then run the same command to continue"
         ) from error
+
+
+def _begin_run(cfg: Any, trainer: Any) -> None:
+    """Take the save directory for this run. If the run continues, make its last checkpoint whole."""
+    folder = Path(cfg.save_dir)
+    trainer.save_dir_lock = take_folder(folder)  # it is released with the trainer
+    if cfg.restore_file == "checkpoint_last.pt":
+        prepare_folder(folder, trainer.checkpoint_suffix)
+
+
+def take_folder(folder: Path) -> FileLock | None:
+    """Lock a save directory, so that no other training writes to it.
+
+    The operating system releases the lock of a process that was killed. A file system without locks is used
+    without one.
+
+    Args:
+        folder: ``--save-dir``.
+
+    Returns:
+        the lock, which is released when it is garbage.
+
+    Raises:
+        UsageError: another training has the lock.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", is_singleton=True, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise UsageError(
+            f"--save-dir '{folder}' is in use by another training; wait until it ends, or use another "
+            "--save-dir"
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
+    return lock
 
 
 def prepare_folder(folder: Path, suffix: str = "") -> None:

@@ -30,16 +30,16 @@ def check_all_loads() -> None:
         self: BaseFairseqModel,
         state_dict: dict[str, Any],
         strict: bool = True,
-        model_cfg: Any = None,
-        args: Any = None,
+        *more: Any,
+        **settings: Any,
     ) -> Any:
         if not strict:
-            return load(self, state_dict, strict, model_cfg, args)
+            return load(self, state_dict, strict, *more, **settings)
         add_versions(self, state_dict)
         read: dict[str, Any] = {}  # the weights as fairseq has renamed and pruned them
         hook = self.register_load_state_dict_pre_hook(lambda _, state, *__: read.update(state))
         try:
-            result = load(self, state_dict, strict, model_cfg, args)
+            result = load(self, state_dict, strict, *more, **settings)
         finally:
             hook.remove()
         check_weights(self, read)

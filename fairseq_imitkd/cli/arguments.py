@@ -21,10 +21,21 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str):
         # An abbreviation changes its meaning when a release adds a flag.
         super().__init__(prog, description=description, allow_abbrev=False, formatter_class=HelpFormatter)
+        add_traceback_flag(self)
 
     def error(self, message: str) -> NoReturn:
         """End the command with status 2, without the usage: its dozens of lines would hide the message."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.splitlines())}; see {self.prog} --help\n")
+        self.exit(2, f"error: {' '.join(message.splitlines())}; see {self.prog} --help\n")
+
+
+def add_traceback_flag(parser: Any) -> None:
+    """Show ``--traceback`` in the help; :func:`~fairseq_imitkd.errors.one_line_errors` reads the flag."""
+    parser.add_argument(
+        "--traceback",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show the whole exception before the line of an error",
+    )
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -102,6 +113,22 @@ def text_settings(args: argparse.Namespace, tokenizer: str | None = None) -> Tex
             )
         files[name] = path
     return TextSettings(args.bpe, files, tokenizer)
+
+
+def add_remove_bpe_flag(group: Any, what: str) -> None:
+    """Add ``--remove-bpe``, which may stand alone, as in fairseq.
+
+    Args:
+        group: a parser, or a group of one.
+        what: what the flag does, for the help.
+    """
+    group.add_argument(
+        "--remove-bpe",
+        nargs="?",
+        const="@@ ",
+        metavar="MARK",
+        help=f"{what}, by fairseq's name: sentencepiece, '@@ ', … (alone: '@@ ')",
+    )
 
 
 def _flag(name: str) -> str:

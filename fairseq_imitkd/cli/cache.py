@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fairseq_imitkd.cli.arguments import Parser, positive
-from fairseq_imitkd.errors import UsageError, interruptible
+from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.teacher.cache.format import DTYPES
 from fairseq_imitkd.teacher.cache.writer import CacheRequest, write_cache
 from fairseq_imitkd.teacher.teacher import DTYPES as TEACHER_DTYPES
@@ -15,7 +15,7 @@ from fairseq_imitkd.teacher.teacher import DTYPES as TEACHER_DTYPES
 DEFAULTS = CacheRequest("", "", "", "")
 
 
-@interruptible("; the same command continues where it stopped")
+@one_line_errors("; the same command continues where it stopped")
 def main(arguments: list[str] | None = None) -> None:
     """Run the command.
 

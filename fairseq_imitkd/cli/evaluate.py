@@ -6,9 +6,16 @@ import shlex
 import sys
 from pathlib import Path
 
-from fairseq_imitkd.cli.arguments import Parser, add_search_flags, add_subword_flags, positive, text_settings
+from fairseq_imitkd.cli.arguments import (
+    Parser,
+    add_remove_bpe_flag,
+    add_search_flags,
+    add_subword_flags,
+    positive,
+    text_settings,
+)
 from fairseq_imitkd.engines.base import SearchSettings
-from fairseq_imitkd.errors import UsageError, interruptible
+from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.evaluate import models, quality
 from fairseq_imitkd.evaluate.evaluation import EvaluationJob, evaluate
 from fairseq_imitkd.evaluate.markdown import markdown
@@ -19,7 +26,7 @@ DEFAULTS = {"sentences": 0, "beam": 5, "speed_sentences": 100, "probe_sentences"
 QUICK = {"sentences": 200, "beam": 1, "speed_sentences": 20, "probe_sentences": 100}
 
 
-@interruptible()
+@one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; its status is 1 if a model failed.
 
@@ -104,11 +111,7 @@ def _add_text(made: Parser) -> None:
         choices=TOKENIZERS,
         help="tokenizer before the subwords (moses needs pip install sacremoses)",
     )
-    text.add_argument(
-        "--remove-bpe",
-        metavar="MARK",
-        help="subword marks to undo, in place of --bpe: '@@ ', sentencepiece, …",
-    )
+    add_remove_bpe_flag(text, "subword marks to undo, in place of --bpe")
 
 
 def _add_scores(made: Parser) -> None:

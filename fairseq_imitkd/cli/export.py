@@ -9,7 +9,7 @@ from typing import Any
 
 from fairseq_imitkd.cli.arguments import Parser, add_search_flags, add_subword_flags, text_settings
 from fairseq_imitkd.engines.base import SearchSettings
-from fairseq_imitkd.errors import interruptible
+from fairseq_imitkd.errors import one_line_errors
 from fairseq_imitkd.export.architecture import Verdict, judge
 from fairseq_imitkd.export.exporter import QUANTIZATIONS, ExportJob, export
 from fairseq_imitkd.text.subwords import TOKENIZERS
@@ -17,7 +17,7 @@ from fairseq_imitkd.text.subwords import TOKENIZERS
 ENGINES = {"ctranslate2": "CTranslate2", "onnx": "ONNX"}
 
 
-@interruptible()
+@one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; ``arguments`` default to those of the command line."""
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -3,9 +3,10 @@
 import importlib
 import logging
 import os
+import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,16 @@ from fairseq import checkpoint_utils, options, utils
 import fairseq_imitkd
 from fairseq_imitkd.checkpoints.guard import all_are_trusted
 from fairseq_imitkd.checkpoints.safe_load import read_checkpoint
-from fairseq_imitkd.data.directory import check_data, check_splits
-from fairseq_imitkd.errors import UsageError, interruptible
+from fairseq_imitkd.cli.arguments import add_traceback_flag
+from fairseq_imitkd.cli.fairseq_parser import check_texts, one_line_parsers, parse_carefully
+from fairseq_imitkd.errors import UsageError, as_usage_error, one_line_errors
 from fairseq_imitkd.teacher.source import check_files
+from fairseq_imitkd.training.configuration import check_configuration
+from fairseq_imitkd.training.configuration.data import TASKS
 from fairseq_imitkd.training.ranks import together
 
-TASKS = ("translation", "translation_with_teacher")  # tasks whose data directories are checked here
 
-
-@interruptible("; the same command continues from its last checkpoint, if it has written one")
+@one_line_errors("; the same command continues from its last checkpoint, if it has written one")
 def train() -> None:
     """Run ``fairseq-train`` with the plugin loaded; the default task is ``translation_with_teacher``."""
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -31,13 +33,13 @@ def train() -> None:
     _run("fairseq_cli.train")
 
 
-@interruptible()
+@one_line_errors()
 def generate() -> None:
     """Run ``fairseq-generate`` with the plugin loaded; the task needs no teacher to decode."""
     _run("fairseq_cli.generate")
 
 
-@interruptible()
+@one_line_errors()
 def interactive() -> None:
     """Run ``fairseq-interactive`` with the plugin loaded."""
     _run("fairseq_cli.interactive")
@@ -46,28 +48,38 @@ def interactive() -> None:
 def _show_help() -> None:
     """Show the flags of the task, criterion and architecture too, which fairseq's own help leaves out."""
     arguments = [argument for argument in _with_defaults() if argument not in ("-h", "--help")]
-    typed = {argument.split("=", 1)[0] for argument in arguments}
+    typed = _flags(arguments)
     arguments += [] if "--criterion" in typed else ["--criterion", "imitkd"]
-    arguments += [] if {"--arch", "-a"} & typed else ["--arch", "transformer"]
+    arguments += [] if _has_arch(arguments) else ["--arch", "transformer"]
     seen: list[ArgumentParser] = []
 
     def show(parser: ArgumentParser) -> None:
         """fairseq calls this twice: before it adds the flags of the task and the others, and after."""
         seen.append(parser)
         if len(seen) > 1:
+            add_traceback_flag(parser)
             parser.print_help()
             parser.exit()
 
-    options.parse_args_and_arch(options.get_training_parser(), ["data", *arguments], modify_parser=show)
+    with one_line_parsers("imitkd-train"):
+        options.parse_args_and_arch(options.get_training_parser(), ["data", *arguments], modify_parser=show)
 
 
 def _with_defaults() -> list[str]:
     """Return the command line, and the default flags that the user did not type."""
     defaults = {"--user-dir": str(Path(fairseq_imitkd.__file__).parent), "--task": "translation_with_teacher"}
-    typed = {argument.split("=", 1)[0] for argument in sys.argv[1:]}
+    typed = _flags(sys.argv[1:])
     return sys.argv[1:] + [
         word for flag, value in defaults.items() if flag not in typed for word in (flag, value)
     ]
+
+
+def _flags(arguments: Sequence[str]) -> set[str]:
+    return {argument.split("=", 1)[0] for argument in arguments}
+
+
+def _has_arch(arguments: Sequence[str]) -> bool:
+    return any(re.match("--arch(=|$)|-a", argument) for argument in arguments)
 
 
 def _run(module: str) -> None:
@@ -83,65 +95,88 @@ def _run(module: str) -> None:
 
 @contextmanager
 def _parsed_with_care(command: str) -> Iterator[None]:
-    """Check the files that flags name before a command begins, and let ``--bf16`` work without a TPU.
+    """Check the whole command line before a command begins, and let ``--bf16`` work without a TPU.
 
     fairseq's command line takes ``--bf16`` for ``--tpu`` too, and then fails without a TPU:
     https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/options.py#L200-L201
+
+    Args:
+        command: ``train``, ``generate`` or ``interactive``.
     """
     parse = options.parse_args_and_arch
 
-    def parse_and_check(*arguments: Any, **settings: Any) -> Namespace:
-        args = parse(*arguments, **settings)
+    def parse_and_check(
+        parser: ArgumentParser, input_args: list[str] | None = None, **settings: Any
+    ) -> Namespace:
+        if command == "train" and not _has_arch(sys.argv[1:] if input_args is None else input_args):
+            raise UsageError(
+                "--arch is not given; add the student's architecture, such as --arch transformer"
+            )
+        # fairseq calls it before it parses, and when it has added the flags of the task and the others.
+        args = parse(parser, input_args, **{"modify_parser": parse_carefully, **settings})
         if utils.xm is None and "--tpu" not in sys.argv:  # no torch_xla
             args.tpu = False
+        check_texts(args)
         _check(command, args)
         return args
 
     options.parse_args_and_arch = parse_and_check
+    # When hydra refuses a value, fairseq logs the values of all flags first.
+    logged = logging.getLogger("fairseq.dataclass.utils")
+    disabled, logged.disabled = logged.disabled, True
     try:
-        yield
+        with one_line_parsers(f"imitkd-{command}"):
+            _check_user_dir()
+            yield
     finally:
-        options.parse_args_and_arch = parse
+        options.parse_args_and_arch, logged.disabled = parse, disabled
+
+
+def _check_user_dir() -> None:
+    """Import the package that ``--user-dir`` names, so that its errors name the flag."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--user-dir")
+    args, _ = parser.parse_known_args()
+    name = f"--user-dir '{args.user_dir}'"
+    if not os.path.isdir(args.user_dir or "") and not _is_fairseqs(args.user_dir):
+        raise UsageError(f"{name} is not a directory; use a Python package, or leave it out")
+    with as_usage_error(f"{name} can't be imported", "mend it, or leave the flag out"):
+        utils.import_user_module(args)
+
+
+def _is_fairseqs(folder: str) -> bool:
+    """Whether fairseq finds a folder beside its own code."""
+    here = os.path.dirname(utils.__file__)
+    return bool(folder) and any(os.path.isdir(os.path.join(here, up, folder)) for up in ("", ".."))
 
 
 def _check(command: str, args: Namespace) -> None:
-    """Check the files that the command line names; fairseq reports missing files by a traceback.
+    """Check the command line, and the checkpoints that it decodes with.
 
     Args:
         command: ``train``, ``generate`` or ``interactive``.
         args: the parsed command line.
 
     Raises:
-        UsageError: a directory, a split or a checkpoint can't be used.
+        UsageError: a flag, a directory, a split or a checkpoint can't be used.
     """
-    if getattr(args, "task", None) in TASKS and "://" not in (args.data or ""):
-        languages = check_data(args.data, args.source_lang, args.target_lang)
-        check_splits(args.data, languages, _splits(command, args), dataset_impl=args.dataset_impl)
+    if command != "train" and not args.path:
+        check_files(args.path, "--path", "student")
+    check_configuration(vars(args), command)
     if command == "train":
-        if args.max_tokens is None and args.batch_size is None:
-            raise UsageError(
-                "--max-tokens is not given; add the most tokens that a batch may hold, such as --max-tokens "
-                "4096"
-            )
+        if args.task in TASKS:
+            # The check has refused validation sets that nobody named. fairseq's own refuses those that are
+            # named, too.
+            args.ignore_unused_valid_subsets = True
         return
     for flag, paths in (("--path", args.path), ("--lm-path", args.lm_path)):
-        if "://" in (paths or "") or (paths is None and flag == "--lm-path"):
+        if paths is None or "://" in paths:
             continue
         suffixed = (args.checkpoint_suffix, 0, args.checkpoint_shard_count)
         names = [
             checkpoint_utils.get_maybe_sharded_checkpoint_filename(path, *suffixed)
-            for path in (paths or "").split(os.pathsep)
+            for path in paths.split(os.pathsep)
         ]  # fmt: skip
         check_files(os.pathsep.join(names), flag, "student")
         for name in names if not all_are_trusted() else ():
             read_checkpoint(name, None, (flag, None))
-
-
-def _splits(command: str, args: Namespace) -> list[tuple[str, str]]:
-    """Return the flags that name splits, and the splits that the command reads."""
-    if command == "generate":
-        return [("--gen-subset", args.gen_subset)]
-    if command != "train":
-        return []
-    validated = [] if args.disable_validation or args.combine_valid_subsets else args.valid_subset.split(",")
-    return [("--train-subset", args.train_subset), *(("--valid-subset", split) for split in validated)]

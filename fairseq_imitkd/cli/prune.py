@@ -13,14 +13,14 @@ from torch import Tensor
 from fairseq_imitkd.checkpoints.compact import packed_state, read
 from fairseq_imitkd.cli.arguments import Parser
 from fairseq_imitkd.data.files import atomic_files
-from fairseq_imitkd.errors import UsageError, in_one_line, interruptible
+from fairseq_imitkd.errors import UsageError, in_one_line, one_line_errors
 from fairseq_imitkd.models.pruning import SCOPES, Weight, check_sparsity, prune, weights_of_checkpoint
 
 # Buffers that fairseq's models keep besides their parameters.
 _BUFFER = re.compile(r"(.*\.)?(version|_float_tensor)")
 
 
-@interruptible()
+@one_line_errors()
 def main() -> None:
     """Run the command."""
     args = _parser().parse_args()

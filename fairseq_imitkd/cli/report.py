@@ -8,12 +8,12 @@ from pathlib import Path
 from fairseq_imitkd.cli.arguments import Parser
 from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.data.files import atomic_files, kind_of
-from fairseq_imitkd.errors import UsageError, interruptible
+from fairseq_imitkd.errors import UsageError, one_line_errors
 
 EXTRA = ("jinja2", "matplotlib")
 
 
-@interruptible()
+@one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the command.
 

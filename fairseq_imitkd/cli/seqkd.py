@@ -6,10 +6,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fairseq_imitkd.cli.arguments import Parser, add_search_flags, add_subword_flags, text_settings
+from fairseq_imitkd.cli.arguments import (
+    Parser,
+    add_remove_bpe_flag,
+    add_search_flags,
+    add_subword_flags,
+    text_settings,
+)
 from fairseq_imitkd.engines.base import SELECTIONS, SearchSettings
 from fairseq_imitkd.engines.ctranslate2_convert import QUANTIZATIONS
-from fairseq_imitkd.errors import UsageError, interruptible
+from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.seqkd.dataset import Filters
 from fairseq_imitkd.seqkd.factory import Result, make
 from fairseq_imitkd.seqkd.job import BACKENDS, Job
@@ -17,7 +23,7 @@ from fairseq_imitkd.teacher.config import DTYPES
 from fairseq_imitkd.text.rewards import REWARDS
 
 
-@interruptible("; the same command continues where it stopped")
+@one_line_errors("; the same command continues where it stopped")
 def main(arguments: list[str] | None = None) -> None:
     """Run the command.
 
@@ -152,10 +158,7 @@ def _add_engine_flags(group: Any) -> None:
 
 
 def _add_output_flags(group: Any) -> None:
-    group.add_argument(
-        "--remove-bpe",
-        help="subword mark to remove in text/ and for --metric, by fairseq's name: '@@ ', sentencepiece, …",
-    )
+    add_remove_bpe_flag(group, "subword mark to remove in text/ and for --metric")
     group.add_argument(
         "--max-ratio",
         type=float,

@@ -18,7 +18,7 @@ import torch
 
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.cli.extras import check_extra
-from fairseq_imitkd.errors import UsageError, interruptible
+from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.serving.batching import THREADS, BatchingSettings
 from fairseq_imitkd.serving.model import ServedModel, manifest_error, model_facts
 from fairseq_imitkd.serving.requests import RequestLimits
@@ -27,7 +27,7 @@ EXTRA = ("starlette", "uvicorn", "prometheus_client")
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
-@interruptible()
+@one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; ``arguments`` default to those of the command line."""
     args = argument_parser().parse_args(arguments)

@@ -8,10 +8,18 @@ from pathlib import Path
 from fairseq.data import data_utils, indexed_dataset
 
 from fairseq_imitkd.data.dictionaries import load_dictionary
-from fairseq_imitkd.data.files import kind_of
+from fairseq_imitkd.data.files import kind_of, sha256
 from fairseq_imitkd.errors import UsageError, in_one_line
 
 ADVICE = "use a directory that fairseq-preprocess has made"
+# For each kind of files, the values of --dataset-impl that read it.
+_READERS = {
+    "raw": ("raw",),
+    "cached": ("cached", "lazy"),
+    "mmap": ("mmap",),
+    "huffman": ("huffman",),
+    "fasta": ("fasta",),
+}
 
 
 def check_data(data: str | None, source: str | None, target: str | None) -> tuple[str, str]:
@@ -30,13 +38,20 @@ def check_data(data: str | None, source: str | None, target: str | None) -> tupl
     """
     if not data:
         raise UsageError(f"DATA is not given; {ADVICE}")
-    folders = data.split(os.pathsep)
+    folders = folders_of(data)
     for folder in folders:
         check_folder(folder)
     # https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/tasks/translation.py#L300-L302
     languages = (source, target) if source and target else languages_of_files(folders[0])
     check_dictionaries(folders[0], languages)
+    for folder in folders[1:]:
+        _check_same_dictionaries(folders[0], folder, languages)
     return languages
+
+
+def folders_of(data: str) -> list[str]:
+    """Return the directories of ``DATA``, which are joined by ``:``."""
+    return data.split(os.pathsep)
 
 
 def check_folder(folder: str | Path) -> None:
@@ -45,8 +60,43 @@ def check_folder(folder: str | Path) -> None:
     Raises:
         UsageError: it is not, or it may not be looked at.
     """
-    if kind_of(folder, "DATA") != "folder":
-        raise UsageError(f"DATA '{folder}' is not a directory; {ADVICE}")
+    if kind_of(folder, "DATA") == "folder":
+        return
+    parts = folders_of(str(folder))
+    if len(parts) > 1 and all(kind_of(part, "DATA") == "folder" for part in parts):
+        raise UsageError(
+            f"DATA '{folder}' names {len(parts)} directories, but this command reads one; run it once for "
+            "each, with "
+            "another --out"
+        )
+    raise UsageError(f"DATA '{folder}' is not a directory; {ADVICE}")
+
+
+def splits_of(folder: str | Path) -> set[str]:
+    """Return the names of the splits of a directory: those before the first dot of an index's name.
+
+    Raises:
+        UsageError: the directory can't be read.
+    """
+    try:
+        return {name.split(".")[0] for name in os.listdir(folder) if name.endswith((".idx", ".bin"))}
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _check_same_dictionaries(first: str, other: str, languages: tuple[str, str]) -> None:
+    """Refuse a shard of data that was binarised with other dictionaries than the first one.
+
+    fairseq reads the dictionaries of the first directory alone. A shard need not have any.
+    """
+    for name in (f"dict.{language}.txt" for language in languages):
+        own, shard = Path(first) / name, Path(other) / name
+        if kind_of(shard, "DATA") == "file" and sha256(shard) != sha256(own):
+            raise UsageError(
+                f"'{shard}' is not '{own}', which is used for all directories of DATA; binarise '{other}' "
+                "with "
+                "--srcdict and --tgtdict"
+            )
 
 
 def languages_of_files(folder: str | Path) -> tuple[str, str]:
@@ -101,7 +151,7 @@ def dictionaries_read(data: str) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:  # fairseq raises Exception itself
-        folder = Path(data.split(os.pathsep)[0])
+        folder = Path(folders_of(data)[0])
         for path in sorted(folder.glob("dict.*.txt")):
             load_dictionary(path)
         raise UsageError(
@@ -123,11 +173,30 @@ def check_splits(
     Raises:
         UsageError: a split is missing.
     """
-    folder, (source, target) = Path(data.split(os.pathsep)[0]), languages
+    source, target = languages
     pairs = (f"{source}-{target}", f"{target}-{source}")
     for flag, split in splits:
-        prefixes = [str(folder / f"{split}.{pair}.{source}") for pair in pairs]
-        if not any(indexed_dataset.dataset_exists(prefix, dataset_impl) for prefix in prefixes):
-            found = {path.name.split(".")[0] for pair in pairs for path in folder.glob(f"*.{pair}.{source}*")}
-            has = f"it has {', '.join(sorted(found))}" if found else "it has none"
-            raise UsageError(f"{flag} '{split}' is not in DATA '{folder}'; use a split that is there: {has}")
+        # Only the training data is read from each directory.
+        folders = folders_of(data) if flag == "--train-subset" else folders_of(data)[:1]
+        for folder in map(Path, folders):
+            prefixes = [str(folder / f"{split}.{pair}.{source}") for pair in pairs]
+            found = [prefix for prefix in prefixes if indexed_dataset.dataset_exists(prefix, dataset_impl)]
+            if not found:
+                there = {
+                    path.name.split(".")[0] for pair in pairs for path in folder.glob(f"*.{pair}.{source}*")
+                }
+                has = f"it has {', '.join(sorted(there))}" if there else "it has none"
+                raise UsageError(
+                    f"{flag} '{split}' is not in DATA '{folder}'; use a split that is there: {has}"
+                )
+            _check_kind(found[0], dataset_impl)
+
+
+def _check_kind(prefix: str, dataset_impl: str | None) -> None:
+    """Refuse ``--dataset-impl`` for files of another kind."""
+    kind = None if dataset_impl is None else indexed_dataset.infer_dataset_impl(prefix)
+    if kind is not None and dataset_impl not in _READERS[kind]:
+        raise UsageError(
+            f"--dataset-impl {dataset_impl} does not fit '{prefix}.idx', which is of kind {kind}: leave it "
+            "out"
+        )

@@ -33,7 +33,7 @@ from fairseq_imitkd.errors import UsageError
 LOCK = ".lock"
 PATIENCE = 30.0  # seconds to wait for a lock: a run that was killed may leave a process that is just ending
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class OutputFolder:
                     ) from None
                 time.sleep(0.1)
             except OSError as error:
-                if error.errno not in _NO_LOCKS:
+                if error.errno not in NO_LOCKS:
                     raise
                 raise UsageError(
                     f"--out '{self.path}' is on a file system that can't lock files ({error.strerror}); "

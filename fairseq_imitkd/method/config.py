@@ -29,6 +29,7 @@ class Range:
         words: how a message describes the range.
         above_low: whether ``low`` itself is excluded.
         below_high: whether ``high`` itself is excluded.
+        also: numbers beside the range.
     """
 
     low: float
@@ -36,8 +37,11 @@ class Range:
     words: str
     above_low: bool = False
     below_high: bool = False
+    also: tuple[float, ...] = ()
 
     def __contains__(self, value: float) -> bool:
+        if value in self.also:
+            return True
         low = self.low < value if self.above_low else self.low <= value
         return low and (value < self.high if self.below_high else value <= self.high)
 

@@ -26,6 +26,7 @@ from fairseq_imitkd.teacher.classifier import class_logits, load_classifier
 from fairseq_imitkd.teacher.config import TeacherConfig
 from fairseq_imitkd.teacher.source import TeacherSource, check_files
 from fairseq_imitkd.training.adapter import AnyTeacher
+from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
 from fairseq_imitkd.training.validation import check_direction
 
 
@@ -47,7 +48,7 @@ class SentencePredictionWithTeacherConfig(TeacherConfig, SentencePredictionConfi
 
 
 @register_task("sentence_prediction_with_teacher", dataclass=SentencePredictionWithTeacherConfig)
-class SentencePredictionWithTeacherTask(WithTeacher, SentencePredictionTask):
+class SentencePredictionWithTeacherTask(WithTeacher, WithPlainErrors, SentencePredictionTask):
     """Classification of sentences with a teacher, without rollouts."""
 
     decodes = False
@@ -67,6 +68,7 @@ class SentencePredictionWithTeacherTask(WithTeacher, SentencePredictionTask):
         """
         for_training = not kwargs.get("from_checkpoint", False)
         if for_training:
+            check_run(cfg)
             check_direction(cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric)
         if cfg.num_classes < 2:
             raise UsageError(f"--num-classes must be 2 or more, but is {cfg.num_classes}")

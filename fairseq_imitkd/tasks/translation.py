@@ -26,6 +26,7 @@ from fairseq_imitkd.teacher.source import TeacherSource, check_files, parse_byte
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training.adapter import AnyTeacher
 from fairseq_imitkd.training.checks import check_selection, check_student, parts_to_copy
+from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
 from fairseq_imitkd.training.validation import ValidationConfig, WithScores, check_validation
 
 
@@ -35,7 +36,7 @@ class TranslationWithTeacherConfig(SequenceTeacherConfig, PruningConfig, Validat
 
 
 @register_task("translation_with_teacher", dataclass=TranslationWithTeacherConfig)
-class TranslationWithTeacherTask(WithTeacher, WithScores, TranslationTask):
+class TranslationWithTeacherTask(WithTeacher, WithScores, WithPlainErrors, TranslationTask):
     """Translation with a teacher. The student's targets can be written by the student itself."""
 
     decodes = True
@@ -51,6 +52,7 @@ class TranslationWithTeacherTask(WithTeacher, WithScores, TranslationTask):
         """Load the dictionaries. A task rebuilt from a checkpoint needs no teacher."""
         for_training = not kwargs.get("from_checkpoint", False)
         if for_training:
+            check_run(cfg)
             check_pruning(cfg)
             check_validation(cfg)
         if "://" not in (cfg.data or ""):

@@ -196,6 +196,7 @@ class WithTeacher(_Task):
                 pad=distiller.task.uncounted,
                 symbols=len(self.target_dictionary),
                 writes=self.decodes,
+                selects=str(getattr(self.cfg, "teacher_selection", "fixed")) != "fixed",
                 allow_poor=self.cfg.teacher_allow_poor,
             )
 

@@ -5,12 +5,14 @@ this, but its likelihoods do.
 """
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from fairseq import utils
+from fairseq.data import Dictionary
 from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 SENTENCES = 64  # references that the teacher is asked about
 TOKENS, BATCHES = 4096, 2  # most tokens in a batch of them, padding included, and most batches
+LEAST = 32  # references that show anything
 COUNTED = 2000  # references whose symbols are counted
 WORSE = 0.25  # nats a token by which a teacher may be worse than the frequencies
 SHARE = 0.25  # least share of a teacher's knowledge that comes from the source
@@ -51,6 +54,8 @@ class Likelihood:
         other words with confidence, so it is worse. A teacher whose source dictionary is permuted writes
         fluently whatever it reads: nearly all that it knows, it knows without the source.
         """
+        if self.sentences < LEAST:
+            return ""
         knowledge = self.frequencies - self.own
         if not knowledge >= -WORSE:  # NaN too
             return "it predicts them worse than the frequencies of the symbols do"
@@ -73,6 +78,7 @@ def check_likelihood(
     pad: int,
     symbols: int,
     writes: bool = True,
+    selects: bool = False,
     allow_poor: bool = False,
 ) -> None:
     """Log how well each member of a teacher predicts the first references, and refuse one that does not.
@@ -87,13 +93,15 @@ def check_likelihood(
         pad: target value of positions that do not count.
         symbols: size of the target dictionary.
         writes: whether the teacher writes the references, so that ``prev_output_tokens`` belong to them.
+        selects: whether members are chosen for each sentence (``--teacher-selection``), so that it is enough
+            if one of them knows it.
         allow_poor: ``--teacher-allow-poor``: only warn.
 
     Raises:
         UsageError: a member does not know the data.
     """
-    found = likelihoods(teacher, dataset, pad=pad, symbols=symbols, writes=writes)
-    for path, likelihood in zip(paths, found, strict=False):
+    found = likelihoods(teacher, dataset, pad=pad, symbols=symbols, writes=writes, selects=selects)
+    for path, likelihood in zip([os.pathsep.join(paths)] if selects else paths, found, strict=False):
         logger.info("teacher %s: %s", path, likelihood)
         if not likelihood.problem:
             continue
@@ -107,18 +115,19 @@ def check_likelihood(
 
 
 def likelihoods(
-    teacher: Teacher, dataset: Any, *, pad: int, symbols: int, writes: bool = True
+    teacher: Teacher, dataset: Any, *, pad: int, symbols: int, writes: bool = True, selects: bool = False
 ) -> list[Likelihood]:
-    """Return how well each of ``M`` members predicts the first references; empty if there are none.
+    """Return how well each member predicts the first references; empty if there are none.
 
-    The arguments are those of :func:`check_likelihood`.
+    With ``selects`` there is one result, that of each sentence's best member. The arguments are those of
+    :func:`check_likelihood`.
     """
     parts: list[_Losses] = []
     targets: list[Tensor] = []
     with torch.random.fork_rng(devices=[]):  # LayerDrop draws in evaluation mode too
         for batch in _first_batches(dataset, teacher.max_positions):
             targets += [row[row.ne(pad)] for row in batch["target"]]
-            parts.append(_losses(teacher, batch, pad=pad, symbols=symbols, writes=writes))
+            parts.append(_losses(teacher, batch, pad=pad, symbols=symbols, writes=writes, selects=selects))
     if not parts:
         return []
     frequencies = _frequency_loss(targets, _targets(dataset, COUNTED), symbols)
@@ -134,7 +143,7 @@ def likelihoods(
 
 @dataclass(frozen=True)
 class _Losses:
-    """The negative log-probabilities of a batch of ``B`` references by ``M`` members, float64.
+    """The negative log-probabilities of a batch of ``B`` references by ``M`` members or by the best, float64.
 
     Args:
         own: ``(B, M)``, summed over a reference's tokens.
@@ -149,7 +158,9 @@ class _Losses:
     moved: Tensor
 
 
-def _losses(teacher: Teacher, batch: Batch, *, pad: int, symbols: int, writes: bool) -> _Losses:
+def _losses(
+    teacher: Teacher, batch: Batch, *, pad: int, symbols: int, writes: bool, selects: bool
+) -> _Losses:
     """Score the references of a batch, and again with the source of the sentence half a batch away."""
     sample = utils.move_to_cuda(batch) if teacher.log_weights.is_cuda else batch
     encoded = teacher.encode(sample, cacheable=False)
@@ -163,7 +174,8 @@ def _losses(teacher: Teacher, batch: Batch, *, pad: int, symbols: int, writes: b
         chunk = chunk_size(scored["target"].numel(), symbols, scored["target"].device)
         mean = teacher.agreement(scored, encoded, pad=pad, chunk=chunk).double().cpu()
         tokens = scored["target"].ne(pad).sum(dim=-1).double().cpu()
-        return -mean * tokens.unsqueeze(-1), tokens
+        losses = -mean * tokens.unsqueeze(-1)
+        return losses.amin(dim=-1, keepdim=True) if selects else losses, tokens
 
     own, tokens = loss(sample)
     other, moved_tokens = loss(moved)
@@ -180,6 +192,8 @@ def _first_batches(dataset: Any, limits: tuple[int, int]) -> Iterator[Batch]:
         source = row["source"] if "source" in row else row["net_input.src_tokens"]
         if row.get("target") is None:
             return
+        _check_symbols(number, source, getattr(dataset, "src_dict", None), side="source")
+        _check_symbols(number, row["target"], getattr(dataset, "tgt_dict", None), side="target")
         lengths = source.numel(), row["target"].numel()
         if lengths[0] > limits[0] or lengths[1] > limits[1]:
             continue
@@ -194,6 +208,19 @@ def _first_batches(dataset: Any, limits: tuple[int, int]) -> Iterator[Batch]:
             break
     if rows:
         yield dataset.collater(rows)
+
+
+def _check_symbols(number: int, tokens: Tensor, dictionary: Dictionary | None, *, side: str) -> None:
+    """Refuse a sentence that was binarised with a larger dictionary.
+
+    Raises:
+        UsageError: it holds a symbol that the dictionary lacks.
+    """
+    if dictionary is not None and tokens.numel() and int(tokens.max()) >= len(dictionary):
+        raise UsageError(
+            f"sentence {number} of DATA holds symbol {int(tokens.max())}, but its {side} dictionary has only "
+            f"{len(dictionary):,}; binarise the data again (fairseq-preprocess --srcdict --tgtdict)"
+        )
 
 
 def _targets(dataset: Any, count: int) -> list[Tensor]:

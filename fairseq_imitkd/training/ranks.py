@@ -23,7 +23,7 @@ from typing import Any, cast
 import torch.distributed
 from fairseq.distributed import utils
 
-from fairseq_imitkd.errors import RefusedUpdate, UsageError, in_one_line
+from fairseq_imitkd.errors import RefusedUpdate, UsageError, described, in_one_line
 from fairseq_imitkd.training.rank_links import PATIENCE, Links, Meeting
 from fairseq_imitkd.training.same_settings import check_same_settings
 
@@ -194,7 +194,7 @@ def _watched(meeting: Meeting | None) -> Iterator[None]:
         watch.fail(f"its status is {error.code}; see its own output")
         raise
     except Exception as error:
-        raise RankFailed(watch.fail(_why(error), error)) from error
+        raise RankFailed(watch.fail(described(error), error)) from error
     else:
         watch.done()
     finally:
@@ -314,15 +314,6 @@ def _meeting(method: str | None, rank: Any, count: Any, environment: Mapping[str
             return None
         host, port = found[1], int(found[2])
     return Meeting(host, port, rank, count, hosts_store=hosts_store, attempt=attempt)
-
-
-def _why(error: Exception) -> str:
-    """Return an exception's text in one line; of another process's traceback, its last line."""
-    text = str(error).strip()
-    if "Traceback (most recent call last)" in text:
-        return in_one_line(Exception(text.splitlines()[-1]))
-    says_enough = isinstance(error, RuntimeError | ValueError | OSError)
-    return in_one_line(error) if says_enough or not text else f"{type(error).__name__}: {in_one_line(error)}"
 
 
 def _end_now(line: str, status: int) -> None:

@@ -91,7 +91,7 @@ class RunFiles:
             self._validated += 1
 
     def _begin(self, model: torch.nn.Module) -> None:
-        config = _whole_config(self._task_config)
+        config = whole_config(self._task_config)
         if config is None or not is_master(config.distributed_training):
             return
         self._valid_subsets = config.dataset.valid_subset.split(",")
@@ -183,7 +183,8 @@ def _update() -> int:
     return 0 if meter is None else int(meter.val)
 
 
-def _whole_config(task_config: Any) -> DictConfig | None:
+def whole_config(task_config: Any) -> DictConfig | None:
+    """Return the configuration of the whole run, of which a task's is a part; None if it is of no run."""
     root = task_config._get_root() if isinstance(task_config, DictConfig) else {}
     return root if {"checkpoint", "dataset", "distributed_training"} <= set(root) else None
 

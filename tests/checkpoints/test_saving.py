@@ -2,9 +2,11 @@
 
 import errno
 import logging
+import multiprocessing
 import resource
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,30 @@ from typing import Any
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from filelock import FileLock
 
-from fairseq_imitkd.checkpoints.saving import find_damage, newest_whole, prepare_folder
+from fairseq_imitkd.checkpoints import saving
+from fairseq_imitkd.checkpoints.saving import find_damage, newest_whole, prepare_folder, take_folder
 from fairseq_imitkd.errors import UsageError
 from tests.helpers import in_process
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one is refused, and begins when the first one has ended. A process may take it twice."""
+    monkeypatch.setattr(saving, "PATIENCE", 0.2)
+    first = take_folder(tmp_path)
+    take_folder(tmp_path)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as other:
+        with pytest.raises(UsageError, match="is in use by another training; wait until it ends"):
+            other.submit(take_anew, tmp_path).result()
+        first.release(force=True)
+        assert other.submit(take_anew, tmp_path).result()
+
+
+def take_anew(folder: Path) -> bool:
+    """Take a folder as a process that has no lock yet."""
+    FileLock._instances.clear()
+    return take_folder(folder) is not None
 
 
 def checkpoint(update: int) -> dict[str, Any]:

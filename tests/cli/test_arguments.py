@@ -51,7 +51,7 @@ def test_wrong_command_line_ends_in_one_line(
     with pytest.raises(SystemExit) as end:
         PARSERS[name]().parse_args([*GIVEN[name], *(words.get(word, word) for word in flags)])
     assert end.value.code == 2
-    assert capsys.readouterr() == ("", f"{name}: error: {message}; see {name} --help\n")
+    assert capsys.readouterr() == ("", f"error: {message}; see {name} --help\n")
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -103,7 +103,7 @@ def test_what_is_no_positive_number_is_refused(text: str, capsys: Any) -> None:
     with pytest.raises(SystemExit):
         cache.argument_parser().parse_args([*GIVEN["imitkd-cache"], f"--max-tokens={text}"])
     told = f"argument --max-tokens: must be a whole number of 1 or more, but is '{text}'"
-    assert capsys.readouterr().err == f"imitkd-cache: error: {told}; see imitkd-cache --help\n"
+    assert capsys.readouterr().err == f"error: {told}; see imitkd-cache --help\n"
 
 
 def test_positive_numbers_are_read() -> None:

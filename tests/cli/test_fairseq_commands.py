@@ -23,7 +23,7 @@ PLUGIN = str(Path(fairseq_imitkd.__file__).parent)
     [
         (["data"], ["--user-dir", PLUGIN, "--task", "translation_with_teacher"]),
         (["data", "--task", "translation"], ["--user-dir", PLUGIN]),
-        (["data", "--task=translation", "--user-dir=mine"], []),
+        (["data", "--task=translation", f"--user-dir={PLUGIN}"], []),
     ],
     ids=["neither", "task", "both"],
 )
@@ -53,7 +53,7 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("typed", "xla", "tpu"), [([], None, False), (["--tpu"], None, True), ([], "torch_xla", True)]
+    ("typed", "xla", "tpu"), [([], None, False), (["--tpu"], "torch_xla", True), ([], "torch_xla", True)]
 )
 def test_bf16_is_a_tpu_s_only_where_there_may_be_one(
     typed: list[str], xla: str | None, tpu: bool, data: Path, monkeypatch: pytest.MonkeyPatch
@@ -70,6 +70,8 @@ def test_bf16_is_a_tpu_s_only_where_there_may_be_one(
             "cross_entropy",
             "--batch-size",
             "1",
+            "--optimizer",
+            "adam",
             "--bf16",
             *typed,
         ]
@@ -98,7 +100,9 @@ def test_help_shows_the_methods_flags(monkeypatch: pytest.MonkeyPatch, capsys: p
         assert flag in shown
 
 
-TRAINING = ("--arch", "transformer", "--criterion", "cross_entropy", "--max-tokens", "100")
+TRAINING = (
+    "--arch", "transformer", "--criterion", "cross_entropy", "--optimizer", "adam", "--max-tokens", "100",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

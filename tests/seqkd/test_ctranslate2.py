@@ -172,7 +172,7 @@ def test_agreement_of_what_is_kept(root: Path, tmp_path: Path) -> None:
     broken = trained_student("transformer")
     broken.decoder.layers[0].fc1.weight.data.fill_(float("nan"))
     damaged = make_root(tmp_path / "damaged", broken)
-    assert "the teacher's scores are not finite" in refusal(
+    assert "its decoder.layers.0.fc1.weight holds numbers that are infinite or not a number" in refusal(
         job(damaged, tmp_path / "nan", backend="ctranslate2")
     )
 
@@ -261,7 +261,7 @@ def test_teacher_that_it_does_not_compute(root: Path, tmp_path: Path) -> None:
     other = make_root(
         tmp_path / "tanh", build_student("transformer", activation_fn="tanh"), "--activation-fn", "tanh"
     )
-    said = refusal(job(other, tmp_path / "out", backend="ctranslate2"))
+    said = refusal(job(other, tmp_path / "out", backend="ctranslate2", teacher_allow_poor=True))
     assert said == (
         f"--backend ctranslate2 can't compute --teacher-path '{other / 'teacher.pt'}': "
         "its --activation-fn is not relu, gelu or gelu_accurate; use --backend fairseq"

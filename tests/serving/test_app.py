@@ -624,7 +624,7 @@ def test_flags_out_of_range(flags: tuple[str, ...], message: str, capsys: pytest
     with pytest.raises(SystemExit) as end:
         serve.main(["DIR", *flags])
     assert end.value.code == 2
-    assert capsys.readouterr().err == f"imitkd-serve: error: {message}; see imitkd-serve --help\n"
+    assert capsys.readouterr().err == f"error: {message}; see imitkd-serve --help\n"
 
 
 def parsed(*flags: str) -> argparse.Namespace:

@@ -364,7 +364,8 @@ def build_task_and_criterion(
     task._name = "sentence_prediction_with_teacher"
     whole = OmegaConf.structured(FairseqConfig())  # both read the length of the training from it
     whole.task = task
-    whole.optimization.max_update = UPDATES
+    whole.optimization.max_update, whole.dataset.max_tokens = UPDATES, 100
+    whole.optimizer = {"_name": "adam"}
     whole.criterion = OmegaConf.structured(METHODS[method](**(criterion or {})))
     whole.criterion._name = method
     return tasks.setup_task(whole.task).build_criterion(whole.criterion)

@@ -105,6 +105,7 @@ def request(data: Path, out: Path, **changes: Any) -> CacheRequest:
         "dtype": "fp32",
         "max_tokens": 60,
         "teacher_path": str(data / "teacher.pt"),
+        "teacher_allow_poor": True,
         **changes,
     }
     return CacheRequest(data=str(data), out=str(out), **settings)

@@ -1,0 +1,142 @@
+"""fairseq's command-line parser, whose errors it makes one line each."""
+
+import difflib
+import inspect
+import re
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from fairseq_imitkd.errors import UsageError, in_one_line
+
+_PLAIN = re.compile(r"[\w\s./:;,@%+=~()\[\]{}\"<>*!?#&|-]*")  # texts that hydra takes as they are
+_KINDS = {"int": "a whole number", "float": "a number", "numbers": "numbers joined by commas"}
+
+
+@contextmanager
+def one_line_parsers(command: str) -> Iterator[None]:
+    """Make every parser of argparse end with one line and status 2, without its usage of 200 lines.
+
+    fairseq makes several parsers, some of them where no caller can reach them.
+
+    Args:
+        command: name of the command, whose help the line names.
+    """
+
+    def error(parser: ArgumentParser, message: str) -> NoReturn:
+        parser.exit(2, f"error: {in_one_line(ValueError(said(parser, message)))}; see {command} --help\n")
+
+    stock = ArgumentParser.error
+    ArgumentParser.error = error  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        ArgumentParser.error = stock  # type: ignore[method-assign]
+
+
+def said(parser: ArgumentParser, message: str) -> str:
+    """Return a message of argparse in this package's form: the flag, what it must be, and its value.
+
+    Args:
+        parser: the parser that found the error.
+        message: argparse's message.
+    """
+    found = re.fullmatch(r"argument (\S+): (.*)", message, flags=re.DOTALL)
+    if found is None:
+        return _unknown(parser, message)
+    # All names of the flag are there, such as --batch-size/--max-sentences.
+    flag, problem = max(found[1].split("/"), key=lambda name: name.startswith("--")), found[2]
+    if problem == "expected one argument":
+        return f"{flag} needs a value"
+    wrong = re.fullmatch(r"invalid (\S+) value: (.*)", problem, flags=re.DOTALL)
+    if wrong is not None and wrong[1] in _KINDS:
+        if wrong[2] == "'???'":  # how fairseq marks a value that must be given
+            return f"{flag} is not given; add it"
+        return f"{flag} must be {_KINDS[wrong[1]]}, but is {_short(wrong[2])}"
+    wrong = re.match(r"invalid choice: (.*?) \(choose from", problem, flags=re.DOTALL)
+    action = parser._option_string_actions.get(flag)
+    if wrong is not None and action is not None and action.choices is not None:
+        return f"{flag} must be {_some(list(map(str, action.choices)), wrong[1])}, but is {_short(wrong[1])}"
+    return f"{flag}: {problem}"
+
+
+def _unknown(parser: ArgumentParser, message: str) -> str:
+    if not message.startswith("unrecognized arguments: "):
+        return message.replace(
+            "the following arguments are required: data", "DATA is not given; name a directory"
+        )
+    words = message.removeprefix("unrecognized arguments: ").split()
+    flag = next((word for word in words if word.startswith("--")), None)
+    if flag is None:
+        return message
+    close = difflib.get_close_matches(flag.split("=")[0], parser._option_string_actions, 2)
+    hint = (
+        f": did you mean {' or '.join(close)}?"
+        if close
+        else ", or belongs to another task, criterion or architecture"
+    )
+    return f"{flag} is not a flag of this command{hint}"
+
+
+def _some(choices: Sequence[str], value: str, most: int = 12) -> str:
+    """Return the choices in words: all of a few, or those of many that are most like the value."""
+    if len(choices) <= most:
+        return "one of " + ", ".join(choices)
+    close = difflib.get_close_matches(value.strip("'"), choices, 5, cutoff=0.3) or list(choices)[:5]
+    return f"one of {len(choices)}, such as {', '.join(close)}"
+
+
+def _short(value: str, longest: int = 80) -> str:
+    return value if len(value) <= longest else f"{value[:longest]}…'"
+
+
+def check_texts(args: Namespace) -> None:
+    """Refuse texts that hydra, to which fairseq passes all values on, can't read.
+
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/dataclass/utils.py#L317-L319
+
+    Args:
+        args: the parsed command line.
+
+    Raises:
+        UsageError: naming the flag and its text.
+    """
+    for name, value in vars(args).items():
+        if not isinstance(value, str) or _PLAIN.fullmatch(value):
+            continue
+        quoted = value.replace("'", r"\'")
+        try:
+            OverridesParser.create().parse_override(f"x='{quoted}'")
+            OmegaConf.to_container(OmegaConf.create({"x": value}), resolve=True)
+        except Exception as error:  # of antlr, hydra or omegaconf
+            flag = "DATA" if name == "data" else "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{flag} can't hold backslashes, or ${{…}} that is not defined, but is {_short(repr(value))}"
+            ) from error
+
+
+def parse_carefully(parser: ArgumentParser) -> None:
+    """Let a parser report lists that do not parse as errors of their flags.
+
+    fairseq reads them as Python's literals, whose syntax errors are not errors of argparse.
+    """
+    for action in parser._actions:
+        kind = action.type
+        if inspect.isfunction(kind) and kind.__name__ in ("<lambda>", "eval_bool"):
+            action.type = _careful(kind)
+
+
+def _careful(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def numbers(text: str) -> Any:
+        try:
+            return kind(text)
+        except ArgumentTypeError:
+            raise
+        except Exception as error:
+            raise ValueError(text) from error
+
+    return numbers

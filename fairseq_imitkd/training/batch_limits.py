@@ -1,0 +1,104 @@
+"""Data sets that fairseq's batches end in an exception at: sentences that are too long, and too few "
+"sentences."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fairseq_imitkd.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """How messages call a data set.
+
+    Args:
+        flag: the flag that names it; empty for sentences that are typed.
+        name: its name.
+        is_training: whether it is trained on. Only then does fairseq skip sentences that are too long.
+    """
+
+    flag: str
+    name: str
+    is_training: bool
+
+    def __str__(self) -> str:
+        return f"{self.flag} '{self.name}'" if self.flag else "the input"
+
+
+def fitting(dataset: Any, split: Split, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``get_batch_iterator`` with which fairseq makes batches of a data set.
+
+    Sentences beyond the positions of the model are left out, with a warning. A set of fewer sentences than
+    ``--required-batch-size-multiple`` is one batch, where fairseq would drop it.
+
+    Args:
+        dataset: the data set.
+        split: how messages call it.
+        arguments: the arguments, by name.
+
+    Raises:
+        UsageError: a sentence is longer than ``--max-tokens``, or no sentence is left.
+    """
+    limits = arguments.get("max_positions")
+    kept = np.arange(len(dataset), dtype=np.int64)
+    if limits is not None:
+        kept, too_long = dataset.filter_indices_by_size(kept, limits)
+        if len(too_long) and not split.is_training:
+            _warn_of_long_ones(split, too_long, limits)
+            arguments = {**arguments, "ignore_invalid_inputs": True}
+    if not len(kept):
+        if not split.flag:
+            return arguments
+        what = (
+            f"holds no sentence of at most {_shown(limits)} tokens" if len(dataset) else "holds no sentence"
+        )
+        raise UsageError(
+            f"{split} {what} (source, target): use other data, or raise --max-tokens, "
+            "--max-source-positions and "
+            "--max-target-positions"
+        )
+    _check_tokens(dataset, split, arguments.get("max_tokens"), kept=kept)
+    multiple = arguments.get("required_batch_size_multiple", 1)
+    if len(kept) < multiple:
+        logger.warning(
+            "%s has %d sentences, fewer than --required-batch-size-multiple %d, which is not used for it",
+            split, len(kept), multiple,
+        )  # fmt: skip
+        arguments = {**arguments, "required_batch_size_multiple": 1}
+    return arguments
+
+
+def _warn_of_long_ones(split: Split, sentences: Any, limits: Any) -> None:
+    if not split.flag:
+        logger.warning("a line of more than %s tokens (source) is not translated", _shown(limits))
+        return
+    shown = ", ".join(str(number) for number in list(sentences)[:5]) + (", …" if len(sentences) > 5 else "")
+    logger.warning(
+        "%d of the sentences of %s have more than %s tokens (source, target) and are left out: %s",
+        len(sentences), split, _shown(limits), shown,
+    )  # fmt: skip
+
+
+def _check_tokens(dataset: Any, split: Split, max_tokens: int | None, *, kept: np.ndarray) -> None:
+    """Refuse a sentence that no batch can hold."""
+    if max_tokens is None or split.is_training:  # the trainer counts --max-tokens among the positions
+        return
+    try:
+        longest = int(dataset.num_tokens_vec(kept).max())
+    except NotImplementedError:
+        longest = max(int(dataset.num_tokens(number)) for number in kept.tolist())
+    if longest > max_tokens:
+        raise UsageError(
+            f"--max-tokens {max_tokens} is below the longest sentence of {split}, which has {longest} "
+            "tokens: raise it"
+        )
+
+
+def _shown(limits: Any) -> str:
+    values = limits if isinstance(limits, tuple | list) else (limits,)
+    return "/".join(str(value) for value in values)

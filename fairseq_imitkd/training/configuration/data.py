@@ -1,0 +1,75 @@
+"""The data directories of a translation: their splits, languages and dictionaries."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fairseq_imitkd.data.directory import check_data, check_splits, folders_of, splits_of
+from fairseq_imitkd.errors import UsageError
+
+TASKS = ("translation", "translation_with_teacher")  # tasks whose directories are known here
+
+
+def check(settings: Mapping[str, Any], command: str) -> None:
+    """Refuse directories, splits and dictionaries that are not there.
+
+    Args:
+        settings: the settings.
+        command: the command, as in :func:`~fairseq_imitkd.training.configuration.check_configuration`.
+
+    Raises:
+        UsageError: naming the flag or the directory.
+    """
+    data = settings.get("data") or ""
+    if settings.get("task") not in TASKS or "://" in data:
+        return
+    languages = check_data(data, settings.get("source_lang"), settings.get("target_lang"))
+    check_splits(data, languages, list(_splits(settings, command)), dataset_impl=settings.get("dataset_impl"))
+    if command == "train" and not settings.get("disable_validation"):
+        _check_unused(settings, data)
+
+
+def _splits(settings: Mapping[str, Any], command: str) -> Iterator[tuple[str, str]]:
+    """Yield the flags that name splits, and the splits that the command reads."""
+    if command == "generate":
+        yield "--gen-subset", settings["gen_subset"]
+    if command != "train":
+        return
+    yield "--train-subset", settings["train_subset"]
+    if settings.get("disable_validation"):
+        return
+    if settings.get("combine_valid_subsets"):
+        if settings["valid_subset"] != "valid":
+            raise UsageError(
+                "--valid-subset must be valid with --combine-valid-subsets, but is "
+                f"'{settings['valid_subset']}'"
+            )
+        yield "--combine-valid-subsets", "valid"
+        return
+    names = settings["valid_subset"].split(",")
+    for split in names:
+        yield "--valid-subset", split
+    if len(set(names)) < len(names):
+        raise UsageError(
+            f"--valid-subset '{settings['valid_subset']}' names a split twice: leave one of them out"
+        )
+
+
+def _check_unused(settings: Mapping[str, Any], data: str) -> None:
+    """Refuse validation sets beside those that are named, as fairseq does.
+
+    fairseq compares the names of files with those of splits, so it refuses them even if they are named:
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/data/data_utils.py#L918-L924
+    """
+    if settings.get("ignore_unused_valid_subsets") or settings.get("combine_valid_subsets"):
+        return
+    named = settings["valid_subset"].split(",")
+    there = {
+        split for folder in folders_of(data) for split in splits_of(folder) if re.match("valid*[0-9]", split)
+    }
+    unused = sorted(there - set(named))
+    if unused:
+        raise UsageError(
+            f"DATA '{data}' has the validation sets {', '.join(unused)} too: add --valid-subset "
+            f"{','.join([*named, *unused])}, --combine-valid-subsets or --ignore-unused-valid-subsets"
+        )

@@ -1,0 +1,102 @@
+"""Flags that need a GPU, another package, or other processes."""
+
+import os
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq import utils
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.training.configuration.ranges import flag
+
+# fairseq can decode with --fp16 on a CPU, but not train. With --amp it would train in fp32 without a word.
+_ON_A_GPU = ("profile", "pipeline_model_parallel", "fp16_adam_stats", "quant_noise_scalar")
+_TRAINED_ON_A_GPU = ("fp16", "memory_efficient_fp16", "amp")
+# (name of a flag; its value, or None for a switch; the package that it needs)
+_PACKAGES = (
+    ("zero_sharding", "os", "fairscale"),
+    ("ddp_backend", "fully_sharded", "fairscale"),
+    ("ddp_backend", "slowmo", "fairscale"),
+    ("pipeline_model_parallel", None, "fairscale"),
+    ("write_checkpoints_asynchronously", None, "iopath"),
+    ("optimizer", "cpu_adam", "deepspeed"),
+    ("optimizer", "lamb", "apex"),
+    ("fp16_adam_stats", None, "apex"),
+)
+_LAUNCHERS = ("WORLD_SIZE", "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
+
+
+def check(settings: Mapping[str, Any], command: str) -> None:
+    """Refuse flags that this machine can't serve.
+
+    Args:
+        settings: the settings.
+        command: the command, as in :func:`~fairseq_imitkd.training.configuration.check_configuration`.
+
+    Raises:
+        UsageError: naming the flag and what is missing.
+    """
+    on_cpu = bool(settings.get("cpu") or not torch.cuda.is_available())
+    why = "--cpu is given" if settings.get("cpu") else "no GPU is visible"
+    for name in (*_ON_A_GPU, *_TRAINED_ON_A_GPU) if command == "train" else _ON_A_GPU:
+        if on_cpu and settings.get(name):
+            raise UsageError(f"{flag(name)} needs a GPU, but {why}: leave it out")
+    for name, value, package in _PACKAGES:
+        given = settings.get(name)
+        if (given == value if value is not None else given) and find_spec(package) is None:
+            shown = flag(name) if value is None else f"{flag(name)} {value}"
+            raise UsageError(
+                f"{shown} needs the package {package}, which is not installed: install it or leave it out"
+            )
+    for problem in (*_problems(settings), *_problems_of_processes(settings, on_cpu)):
+        raise UsageError(problem)
+
+
+def _problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    if settings.get("tpu") and utils.xm is None:
+        yield "--tpu needs the package torch_xla, which is not installed: install it or leave it out"
+    if settings.get("use_plasma_view"):
+        yield "--use-plasma-view needs pyarrow's plasma store, which is no longer released: leave it out"
+    if settings.get("model_parallel_size", 1) not in (1, None):
+        yield (
+            f"--model-parallel-size {settings['model_parallel_size']} needs Megatron, which is not "
+            "installed: "
+            "leave it out"
+        )
+    if settings.get("cpu_offload") and settings.get("ddp_backend") != "fully_sharded":
+        yield "--cpu-offload changes nothing without --ddp-backend fully_sharded: leave it out"
+    if settings.get("num_batch_buckets") and np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+        yield (  # fairseq calls np.percentile(interpolation=...), which numpy 2 has no more
+            f"--num-batch-buckets {settings['num_batch_buckets']} can't be used with numpy "
+            f"{np.__version__}: leave it "
+            "out, or install numpy<2"
+        )
+    if settings.get("base_layers") and settings.get("distributed_init_method") is None:
+        yield f"--base-layers {settings['base_layers']} needs several processes: use --base-layers 0"
+
+
+def _problems_of_processes(settings: Mapping[str, Any], on_cpu: bool) -> Iterator[str]:
+    size, rank = settings.get("distributed_world_size"), settings.get("distributed_rank")
+    meeting, gpus = settings.get("distributed_init_method"), torch.cuda.device_count()
+    if any(name in os.environ for name in _LAUNCHERS):  # torchrun or Slurm sets size and rank later
+        return
+    if isinstance(size, int) and isinstance(rank, int) and rank >= size:
+        yield (
+            f"--distributed-rank must be below --distributed-world-size, which is {size}, but is {rank}: "
+            "lower it"
+        )
+    if meeting is None and isinstance(size, int) and size > max(1, gpus):
+        yield (
+            f"--distributed-world-size {size} is more than the number of GPUs here, {gpus}: add "
+            "--distributed-init-method and start one command for each process, or leave it out"
+        )
+    if meeting is not None and on_cpu and not settings.get("distributed_no_spawn"):
+        yield (  # fairseq would start no process, and end with status 0
+            f"--distributed-init-method {meeting} starts one process for each GPU, but there is none: add "
+            "--distributed-no-spawn and start one command for each process"
+        )
+    if meeting is not None and on_cpu and settings.get("distributed_backend") == "nccl":
+        yield "--distributed-backend nccl needs GPUs: use --distributed-backend gloo"

@@ -1,0 +1,70 @@
+"""Flags of fairseq's search that need others, or exclude them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fairseq_imitkd.errors import UsageError
+
+POST_PROCESSES = (
+    "sentencepiece", "wordpiece", "letter", "silence", "_EOW", "subword_nmt", "@@ ", "@@", "none",
+)  # fmt: skip
+
+
+def check(settings: Mapping[str, Any], command: str) -> None:
+    """Refuse a translation whose flags miss each other.
+
+    Args:
+        settings: the settings.
+        command: the command, as in :func:`~fairseq_imitkd.training.configuration.check_configuration`.
+
+    Raises:
+        UsageError: naming the flag, its value and the remedy.
+    """
+    for problem in (*search_problems(settings), *_output_problems(settings, command)):
+        raise UsageError(problem)
+
+
+def search_problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the settings of a search."""
+    beam, nbest = settings.get("beam", 5), settings.get("nbest", 1)
+    groups, rate = settings.get("diverse_beam_groups", -1), settings.get("diversity_rate", -1)
+    chosen = {
+        "--sampling": settings.get("sampling"),
+        "--diverse-beam-groups": groups > 0,
+        "--match-source-len": settings.get("match_source_len"),
+        "--diversity-rate": rate > 0,
+    }
+    names = [name for name, given in chosen.items() if given]
+    if len(names) > 1:
+        yield f"{names[0]} can't be used with {names[1]}: leave one of them out"
+    for name in ("sampling_topk", "sampling_topp"):
+        if settings.get(name, -1) >= 0 and not settings.get("sampling"):
+            yield f"--{name.replace('_', '-')} {settings[name]} changes nothing without --sampling: add it"
+    if groups > 0 and beam % groups:
+        yield f"--beam {beam} must be a multiple of --diverse-beam-groups {groups}: change one of them"
+    if settings.get("sampling") and beam != nbest:
+        yield f"--sampling needs --nbest {beam}, like --beam, but it is {nbest}: change one of them"
+    least, most = settings.get("min_len", 1), settings.get("max_len_b", 200)
+    if not settings.get("max_len_a") and least > most:
+        yield f"--min-len {least} must be at most --max-len-b {most}: lower it"
+
+
+def _output_problems(settings: Mapping[str, Any], command: str) -> Iterator[str]:
+    mark = settings.get("post_process")
+    if mark is not None and mark not in POST_PROCESSES:
+        names = ", ".join(map(repr, POST_PROCESSES))
+        yield f"--remove-bpe must be one of {names}, but is '{str(mark)[:60]}'"
+    generates, interactive = command == "generate", command == "interactive"
+    if settings.get("constraints") and generates:
+        yield "--constraints is for imitkd-interactive, whose lines hold them: leave it out"
+    if interactive and settings.get("score_reference"):
+        yield "--score-reference needs references: use imitkd-generate, or leave it out"
+    for name in ("print_step", "retain_iter_history"):
+        if settings.get(name) and not str(settings.get("task")).startswith("translation_lev"):
+            flag = "--" + name.replace("_", "-")
+            yield f"{flag} is for models that write in several passes (--task translation_lev): leave it out"
+    if settings.get("replace_unk") is not None and generates and settings.get("dataset_impl") != "raw":
+        yield "--replace-unk needs text that is not binarised: add --dataset-impl raw, or leave it out"
+    size, buffer = settings.get("batch_size"), max(1, settings.get("buffer_size") or 0)
+    if interactive and size is not None and size > buffer:
+        yield f"--batch-size {size} must be at most --buffer-size, which is {buffer}: raise that"

@@ -1,0 +1,124 @@
+"""Flags whose text has a form: JSON objects, pairs of numbers, and dictionaries.
+
+fairseq evaluates some of them as Python.
+"""
+
+import ast
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fairseq.data import encoders  # noqa: F401  (registers the tokenizers)
+from fairseq.dataclass.configs import GenerationConfig
+from fairseq.registry import REGISTRIES
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.method.config import Range
+from fairseq_imitkd.training.configuration.ranges import POSITIVE, PROBABILITY, check_value, flag
+
+_PAIRS: dict[str, tuple[Range, str]] = {
+    "adam_betas": (PROBABILITY, "(0.9, 0.98)"),
+    "adamax_betas": (PROBABILITY, "(0.9, 0.98)"),
+    "lamb_betas": (PROBABILITY, "(0.9, 0.98)"),
+    "adafactor_eps": (POSITIVE, "(1e-30, 1e-3)"),
+}
+_DICTIONARIES = {
+    "optimizer_overrides": "{'lr': 0.1}",
+    "model_overrides": "{'encoder_layers_to_keep': '0,2'}",
+    "epoch2lr": "{'1-3': 0.1}",
+    "update2lr": "{'1-100': 0.1}",
+    "groups": "{}",
+    "encoder_xformers_att_config": "{'name': 'scaled_dot_product'}",
+    "decoder_xformers_att_config": "{'name': 'scaled_dot_product'}",
+}
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Refuse texts that don't have their flag's form.
+
+    Raises:
+        UsageError: naming the flag, its text, and an example.
+    """
+    for name, (accepted, example) in _PAIRS.items():
+        _check_pair(name, settings.get(name), accepted, example=example)
+    for name, example in _DICTIONARIES.items():
+        value = settings.get(name)
+        if isinstance(value, str) and not isinstance(_literal(value), dict):
+            raise UsageError(f"{flag(name)} must be a dictionary such as {example}, but is {_shown(value)}")
+    value = settings.get("update_epoch_batch_itr")
+    if isinstance(value, str) and value not in ("True", "False") and not value.startswith("${"):
+        raise UsageError(f"--update-epoch-batch-itr must be True or False, but is {_shown(value)}")
+    if settings.get("tokenizer") == "moses":
+        for name in ("source_lang", "target_lang"):
+            if settings.get(name) is None:
+                raise UsageError(f"{flag(name)} is not given; --tokenizer moses needs it: add the language")
+    if settings.get("eval_bleu") or settings.get("eval_metrics"):
+        _check_search(settings.get("eval_bleu_args"))
+        _check_detokenizer(settings)
+
+
+def _check_pair(name: str, value: Any, accepted: Range, *, example: str) -> None:
+    if value is None:
+        return
+    numbers = _literal(value) if isinstance(value, str) else value
+    try:
+        pair = [float(number) for number in numbers]
+    except (TypeError, ValueError):
+        pair = []
+    if len(pair) != 2 or not all(number in accepted for number in pair):
+        raise UsageError(
+            f"{flag(name)} must be two numbers, each {accepted.words}, such as '{example}', but is "
+            f"{_shown(value)}"
+        )
+
+
+def _check_search(text: Any) -> None:
+    """Refuse ``--eval-bleu-args`` that fairseq would end at, or ignore."""
+    known = {name for name in GenerationConfig.__dataclass_fields__ if not name.startswith("_")}
+    for name, value in _json_object("eval_bleu_args", text, '{"beam": 4, "lenpen": 0.6}').items():
+        if name not in known:
+            raise UsageError(
+                f"--eval-bleu-args has '{name[:60]}', which is no setting of the search: leave it out"
+            )
+        check_value(name, value, f"'{name}' of --eval-bleu-args")
+        default = getattr(GenerationConfig, name)
+        if isinstance(default, int | float) and not isinstance(value, int | float):
+            raise UsageError(f"'{name}' of --eval-bleu-args must be like {default!r}, but is {_shown(value)}")
+
+
+def _check_detokenizer(settings: Mapping[str, Any]) -> None:
+    name, tokenizers = settings.get("eval_bleu_detok"), REGISTRIES["tokenizer"]
+    if name not in tokenizers["registry"]:
+        names = ", ".join(sorted(tokenizers["registry"]))
+        raise UsageError(f"--eval-bleu-detok must be one of {names}, but is {_shown(name)}")
+    known = getattr(tokenizers["dataclass_registry"].get(name), "__dataclass_fields__", {})
+    example = '{"target_lang": "en"}'
+    for key in _json_object("eval_bleu_detok_args", settings.get("eval_bleu_detok_args"), example):
+        if key not in known:
+            raise UsageError(
+                f"--eval-bleu-detok-args has '{key[:60]}', which is no setting of --eval-bleu-detok {name}: "
+                "leave it out"
+            )
+
+
+def _json_object(name: str, text: Any, example: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except (TypeError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(f"{flag(name)} must be a JSON object such as '{example}', but is {_shown(text)}")
+    return found
+
+
+def _literal(text: str) -> Any:
+    """Return the value of a Python literal; None for any other text. Nothing is evaluated."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _shown(value: Any, longest: int = 80) -> str:
+    text = " ".join(str(value).split())
+    return f"'{text if len(text) <= longest else text[:longest] + '…'}'"

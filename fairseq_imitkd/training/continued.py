@@ -1,0 +1,102 @@
+"""The checkpoint that a training continues from: whether the student fits it, before any data is read."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from fairseq.models import BaseFairseqModel
+from fairseq.optim import OPTIMIZER_REGISTRY
+from omegaconf import DictConfig
+from torch import Tensor
+
+from fairseq_imitkd.checkpoints.safe_load import read_untrusted
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.training.configuration import flat
+from fairseq_imitkd.training.configuration.paths import checkpoint_to_start_from
+
+
+def check_continued(config: DictConfig, student: BaseFairseqModel, criterion: Any) -> None:
+    """Refuse a checkpoint of another student, criterion or optimizer.
+
+    fairseq finds out when the data is read. A checkpoint that can't be read is left to the code that loads
+    it.
+
+    Args:
+        config: the whole configuration.
+        student: the student, as it was built.
+        criterion: its criterion.
+
+    Raises:
+        UsageError: naming the checkpoint, and how it differs.
+    """
+    settings = flat(config)
+    start = checkpoint_to_start_from(settings)
+    if start is None or not os.path.isfile(start[1]):
+        return
+    flag, path = start
+    try:
+        state = read_untrusted(path, None, (flag, None))
+    except UsageError:
+        return
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        return
+    named, other = f"{flag} '{path}'", "use a checkpoint of the same student"
+    if flag == "--save-dir":
+        folder, name = os.path.split(path)
+        named, other = f"--save-dir '{folder}' holds {name}, which", "use another --save-dir"
+    unlike = _difference(student, state["model"], config.model)
+    if unlike is not None:
+        raise UsageError(f"{named} is of another student ({unlike}): {other}, or the flags of that student")
+    if flag == "--finetune-from-model" or settings.get("reset_optimizer"):
+        return
+    if flag == "--save-dir":
+        other += ", and --finetune-from-model with this file to start from its weights"
+    _check_history(state, settings, criterion, named=named, remedy=other)
+
+
+def _difference(student: BaseFairseqModel, theirs: Mapping[str, Any], cfg: Any) -> str | None:
+    """Return how a checkpoint's weights differ from the student's in name or shape; None if they do not."""
+    weights = dict(theirs)
+    try:
+        student.upgrade_state_dict(weights)
+    except Exception:  # of another architecture
+        return "other layers"
+    own = student.state_dict()
+    for name in (*own, *weights):
+        shapes = [
+            tuple(part[name].shape) if isinstance(part.get(name), Tensor) else None for part in (weights, own)
+        ]
+        if shapes[0] != shapes[1]:
+            there, here = (
+                "missing" if shape is None else "x".join(map(str, shape)) or "one number" for shape in shapes
+            )
+            return f"{name} is {there} there and {here} here"
+    return None
+
+
+def _check_history(
+    state: Mapping[str, Any], settings: Mapping[str, Any], criterion: Any, *, named: str, remedy: str
+) -> None:
+    """Refuse a state of the optimizer that fairseq would not continue from."""
+    history = state.get("optimizer_history")
+    if state.get("last_optimizer_state") is None or not isinstance(history, list) or not history:
+        return
+    last = history[-1] if isinstance(history[-1], dict) else {}
+    own = {"criterion": type(criterion).__name__, "optimizer": _optimizer_class(settings)}
+    for part, name in own.items():
+        there = last.get(f"{part}_name")
+        if name is not None and there is not None and there != name:
+            raise UsageError(f"{named} was trained with another --{part} ({there}, here {name}): {remedy}")
+
+
+def _optimizer_class(settings: Mapping[str, Any]) -> str | None:
+    """Return the name of the optimizer's class, as fairseq saves it."""
+    half = settings.get("fp16") or settings.get("bf16")
+    if settings.get("use_bmuf"):
+        return "FairseqBMUF"
+    if half and (settings.get("memory_efficient_fp16") or settings.get("memory_efficient_bf16")):
+        return "MemoryEfficientFP16Optimizer"
+    if settings.get("amp") or half:
+        return "AMPOptimizer" if settings.get("amp") else "FP16Optimizer"
+    found = OPTIMIZER_REGISTRY.get(settings.get("optimizer"))
+    return None if found is None else found.__name__

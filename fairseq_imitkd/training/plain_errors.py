@@ -1,0 +1,107 @@
+"""What fairseq's own tasks meet with an exception: it works, or it ends the run in one line."""
+
+from typing import TYPE_CHECKING, Any
+
+from fairseq.models import BaseFairseqModel
+
+from fairseq_imitkd.errors import UsageError, as_usage_error
+from fairseq_imitkd.training.batch_limits import Split, fitting
+from fairseq_imitkd.training.configuration import check_configuration, flat
+from fairseq_imitkd.training.configuration.data import TASKS
+from fairseq_imitkd.training.continued import check_continued
+from fairseq_imitkd.training.run_files import whole_config
+
+if TYPE_CHECKING:
+    from fairseq.tasks import FairseqTask as _Task
+else:
+    _Task = object  # a mixin: the fairseq task class comes after it
+
+
+def check_run(task_config: Any) -> None:
+    """Check the configuration of the whole run, of which a task's is a part, before the task is built.
+
+    So ``fairseq-train --user-dir`` checks what ``imitkd-train`` checks. A task that is built by hand is of no
+    run.
+
+    Raises:
+        UsageError: naming the flag, its value and the remedy.
+    """
+    config = whole_config(task_config)
+    if config is None:
+        return
+    check_configuration(flat(config), "train" if config.common_eval.path is None else "decode")
+    if config.task._name in TASKS:
+        # The check has refused validation sets that nobody named. fairseq would refuse those that are named.
+        config.dataset.ignore_unused_valid_subsets = True
+
+
+class WithPlainErrors(_Task):
+    """Mixin for a fairseq task: its errors while it builds and reads are one line.
+
+    Inherit it before the fairseq task class, and after the other mixins.
+    """
+
+    cfg: Any
+    datasets: Any
+    dataset_to_epoch_iter: Any
+    student: BaseFairseqModel
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
+        """Build the model.
+
+        Raises:
+            UsageError: the architecture can't be built with its flags.
+        """
+        if from_checkpoint:  # its reader names the file
+            return super().build_model(cfg, from_checkpoint)
+        if getattr(cfg, "share_all_embeddings", False) and self.source_dictionary != self.target_dictionary:
+            raise UsageError(
+                "--share-all-embeddings needs one dictionary of both languages, but DATA has two: leave it "
+                "out, or "
+                "binarise with fairseq-preprocess --joined-dictionary"
+            )
+        name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
+        with as_usage_error(
+            f"--arch {name} can't be built with these flags", "change the flags of the student"
+        ):
+            return super().build_model(cfg, from_checkpoint)
+
+    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the criterion; in a training, check that the student fits the checkpoint that it continues "
+        "from."""
+        criterion = super().build_criterion(cfg, from_checkpoint)
+        config, student = whole_config(self.cfg), getattr(self, "student", None)
+        trains = config is not None and not from_checkpoint and config.common_eval.path is None
+        if trains and student is not None:
+            check_continued(config, student, criterion)
+        return criterion
+
+    def load_dataset(self, split: str, *args: Any, **kwargs: Any) -> None:
+        """Read a data set.
+
+        Raises:
+            UsageError: its files can't be read.
+        """
+        with as_usage_error(f"'{split}' of DATA '{self.cfg.data}' can't be read", "binarise it again"):
+            super().load_dataset(split, *args, **kwargs)
+
+    def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return fairseq's iterator over the batches of a data set, without the sentences that do not fit.
+
+        Raises:
+            UsageError: no sentence fits, or ``--max-tokens`` is below one of them.
+        """
+        if not args and dataset not in self.dataset_to_epoch_iter:  # fairseq names its arguments
+            kwargs = fitting(dataset, self._split_of(dataset), kwargs)
+        return super().get_batch_iterator(dataset, *args, **kwargs)
+
+    def _split_of(self, dataset: Any) -> Split:
+        trained = self.cfg.train_subset
+        config = whole_config(self.cfg)
+        decodes = config is not None and config.common_eval.path is not None
+        for name, each in self.datasets.items():
+            if each is dataset:
+                is_training = name == trained and not decodes
+                flag = "--train-subset" if is_training else "--gen-subset" if decodes else "--valid-subset"
+                return Split(flag, name, is_training)
+        return Split("", "", False)
