@@ -22,6 +22,7 @@ from fairseq_imitkd.errors import UsageError, as_usage_error, one_line_errors
 from fairseq_imitkd.teacher.source import check_files
 from fairseq_imitkd.training.configuration import check_configuration
 from fairseq_imitkd.training.configuration.data import TASKS
+from fairseq_imitkd.training.ranks import together
 
 
 @one_line_errors("; the same command continues from its last checkpoint, if it has written one")
@@ -88,7 +89,7 @@ def _run(module: str) -> None:
     # the plugin has loaded modules of fairseq that do.
     logging.root.handlers.clear()
     command = importlib.import_module(module)
-    with _parsed_with_care(module.rpartition(".")[2]):
+    with together(sys.argv[1:]), _parsed_with_care(module.rpartition(".")[2]):
         command.cli_main()
 
 

@@ -21,6 +21,8 @@ from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training import fairseq_state
 from fairseq_imitkd.training.adapter import AnyTeacher
 from fairseq_imitkd.training.distiller import Distiller, Learner, autocast
+from fairseq_imitkd.training.finite_gradients import refuse_broken_gradients
+from fairseq_imitkd.training.ranks import memory_for
 from fairseq_imitkd.training.run_files import RunFiles
 
 logger = logging.getLogger(__name__)
@@ -161,14 +163,19 @@ class WithTeacher(_Task):
 
         The arguments and results are those of :meth:`fairseq.tasks.FairseqTask.train_step`. ``ignore_grad``
         marks a filler batch, which fairseq gives to a process that has run out of batches.
+
+        Raises:
+            RefusedUpdate: one of several processes has too little memory.
         """
-        if not isinstance(criterion, DistillationCriterion):
-            return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
-        distiller, learner = self.distiller_of(criterion), Learner(model, criterion, optimizer, update_num)
-        distiller.epoch = self._epoch
-        if not self._teacher_is_checked:
-            self._check_teacher(distiller, learner)
-        return distiller.skip(sample, learner) if ignore_grad else distiller.step(sample, learner)
+        with memory_for(update_num):
+            if not isinstance(criterion, DistillationCriterion):
+                return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+            learner = Learner(model, criterion, optimizer, update_num)
+            distiller = self.distiller_of(criterion)
+            distiller.epoch = self._epoch
+            if not self._teacher_is_checked:
+                self._check_teacher(distiller, learner)
+            return distiller.skip(sample, learner) if ignore_grad else distiller.step(sample, learner)
 
     def _check_teacher(self, distiller: Distiller, learner: Learner) -> None:
         """Refuse a teacher that does not know the training data, before the first update.
@@ -246,8 +253,11 @@ class WithTeacher(_Task):
     def checkpoint_loaded(self, trainer: Any, epoch: int) -> None:
         """Continue fairseq's own state, when the trainer has loaded a checkpoint or found none.
 
+        From here on the trainer refuses an update whose gradient is not finite.
+
         Args:
             trainer: fairseq's trainer.
             epoch: the epoch that follows.
         """
         fairseq_state.restore(trainer, epoch, self._fairseq_state)
+        refuse_broken_gradients(trainer, self._distiller.method if self._distiller is not None else None)

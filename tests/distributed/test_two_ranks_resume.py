@@ -33,7 +33,7 @@ def test_each_process_continues_with_its_own_state(flags: tuple[str, ...], tmp_p
         command = [
             warm_commands.folder() / "imitkd-train", data, "--save-dir", tmp_path / folder, "--cpu",
             *TINY_TRANSFORMER_FLAGS, "--teacher-path", ":".join(map(str, teachers)), *flags,
-            "--student-share", "0.6", "--rollout-max-len-b", 2, "--optimizer",
+            "--teacher-allow-poor", "--student-share", "0.6", "--rollout-max-len-b", 2, "--optimizer",
             "adam", "--lr", "1e-3", "--batch-size", 15, "--required-batch-size-multiple", 1, "--max-update",
             UPDATES, "--save-interval-updates", 1, "--disable-validation", "--num-workers", 0,
             "--distributed-init-method", meeting, "--distributed-world-size", 2, "--distributed-no-spawn",
