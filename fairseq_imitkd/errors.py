@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import gc
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from torch import OutOfMemoryError
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
+LONGEST = 200  # characters of a foreign exception's text
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of OSErrors of a full disk
 
 
@@ -54,7 +56,11 @@ def in_one_line(error: BaseException, longest: int = 300) -> str:
 
     An error without a message is represented by the name of its type.
     """
-    return " ".join(str(error).split())[:longest] or type(error).__name__
+    return _shortened(str(error), longest) or type(error).__name__
+
+
+def _shortened(text: str, longest: int) -> str:
+    return " ".join(text.split())[:longest]
 
 
 @contextmanager
@@ -102,27 +108,21 @@ def one_line_errors(then: str = "") -> Callable[[Callable[Given, Result]], Calla
         @functools.wraps(main)
         def run(*arguments: Given.args, **settings: Given.kwargs) -> Result:
             shown, given = _without_traceback_flag(arguments)
-            try:
-                with _only_our_lines(shown):
+            with _only_our_lines(shown):
+                try:
                     result = main(*given, **settings)
                     sys.stdout.flush()
                     return result
-            except KeyboardInterrupt:
-                end: SystemExit = SystemExit(130)
-                print(f"stopped{then}", file=sys.stderr)
-            except SystemExit as error:
-                end = error
-                _show(error, shown and isinstance(error, UsageError | RefusedUpdate))
-            except Exception as error:
-                end = SystemExit(f"error: {described(error)}")
-                if isinstance(error, BrokenPipeError) and _reader_has_ended():
-                    end = SystemExit(141)
-                else:
-                    _show(error, shown)
-            # The exception and its frames are freed here, so what they log when they are deleted comes before
-            # the line, which the interpreter prints at its end.
-            end.__cause__, end.__context__, end.__traceback__ = None, None, None
-            _flush()
+                except KeyboardInterrupt:
+                    print(f"stopped{then}", file=sys.stderr)
+                    end = SystemExit(130)
+                except (Exception, SystemExit) as error:
+                    end = _end_of(error, shown)
+                # The exception and its frames are freed here. What they log when they are deleted comes
+                # before the line, which the interpreter prints at its end.
+                end.__cause__, end.__context__, end.__traceback__ = None, None, None
+                gc.collect()
+                _flush()
             raise end
 
         return run
@@ -130,23 +130,37 @@ def one_line_errors(then: str = "") -> Callable[[Callable[Given, Result]], Calla
     return decorate
 
 
+def _end_of(error: Exception | SystemExit, shown: bool) -> SystemExit:
+    """Return the exception that ends a command, and show the whole one if ``--traceback`` is given."""
+    if isinstance(error, SystemExit) and not isinstance(error, UsageError | RefusedUpdate):
+        return error
+    if isinstance(error, BrokenPipeError) and _reader_has_ended():
+        return SystemExit(141)
+    if shown:
+        traceback.print_exception(error)
+    return error if isinstance(error, SystemExit) else SystemExit(f"error: {described(error)}")
+
+
 def described(error: BaseException) -> str:
     """Return an exception's own text in one line, and what to do about it."""
     text = str(error)
-    if "Traceback (most recent call last)" in text:  # of another process, which ends in type and message
-        text = re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1])
-    text = in_one_line(Exception(text)) if text.strip() else type(error).__name__
+    if "Traceback (most recent call last)" in text:  # of another process; its last line has type and message
+        kind, _, text = text.strip().splitlines()[-1].partition(": ")
+        if kind.startswith(f"{__name__}."):
+            return _shortened(text, 3 * LONGEST)
     if isinstance(error, OSError) and error.errno is not None:
-        named = f"'{error.filename}': " if error.filename is not None else ""
-        text = in_one_line(Exception(f"{named}{error.strerror}"))
-    elif isinstance(error, LookupError | AttributeError | TypeError | ArithmeticError):
+        text = (f"'{error.filename}': " if error.filename is not None else "") + str(error.strerror)
+    text = _shortened(text, LONGEST).rstrip(".") or type(error).__name__
+    if isinstance(error, LookupError | AttributeError | TypeError | ArithmeticError):
         text = f"{type(error).__name__}: {text}"  # alone, "'steps'" would say nothing
-    return f"{text.rstrip('.')}; {_remedy(error, text)}"
+    return f"{text}; {_remedy(error, text)}"
 
 
 def _remedy(error: BaseException, text: str) -> str:
     if isinstance(error, OutOfMemoryError | MemoryError) or re.search("(out of|not enough) memory", text):
         return "lower --max-tokens or --batch-size, or use a smaller model"
+    if isinstance(error, ImportError):
+        return "install the package, or leave out the flag that needs it"
     if isinstance(error, OSError) and error.errno in FULL:
         return "make room, and run the same command again"
     if isinstance(error, OSError) and error.filename is not None:
@@ -173,6 +187,7 @@ def _only_our_lines(shown: bool) -> Iterator[None]:
     threads that fail when they end.
     """
     before = logging.raiseExceptions, sys.unraisablehook, threading.excepthook
+    gc.freeze()  # then collecting what the command leaves behind takes no time for what was there before
     if not shown:
         logging.raiseExceptions = False
         sys.unraisablehook = lambda _: None
@@ -180,6 +195,7 @@ def _only_our_lines(shown: bool) -> Iterator[None]:
     try:
         yield
     finally:
+        gc.unfreeze()
         logging.raiseExceptions, sys.unraisablehook, threading.excepthook = before
 
 
@@ -188,24 +204,23 @@ def _warn_of_thread(failed: threading.ExceptHookArgs) -> None:
         print(f"warning: a thread ended: {described(failed.exc_value)}", file=sys.stderr)
 
 
-def _show(error: BaseException, shown: bool) -> None:
-    if shown:
-        traceback.print_exception(error)
-
-
 def _reader_has_ended() -> bool:
-    """Whether standard output is a pipe that nobody reads. Nothing more is written to it then."""
+    """Whether standard output is a pipe that nobody reads."""
     try:
         poll = select.poll()
         poll.register(sys.stdout, 0)
-        ended = any(event & select.POLLERR for _, event in poll.poll(0))
+        return any(event & select.POLLERR for _, event in poll.poll(0))
     except (OSError, ValueError):
         return False
-    if ended:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return ended
 
 
 def _flush() -> None:
-    with suppress(OSError, ValueError):
+    """Write what standard output holds. If that can't be written, it is lost: the interpreter would report it
+    once more at its end.
+    """
+    try:
         sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.stdout.flush()

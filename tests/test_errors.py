@@ -1,6 +1,8 @@
 """Errors that end a command with one line."""
 
+import errno
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +14,8 @@ import torch
 
 from fairseq_imitkd.cli import cache, seqkd
 from fairseq_imitkd.errors import UsageError, as_usage_error, one_line_errors
+from tests.helpers.digit_corpus import ENVIRONMENT
+from tests.helpers.warm_commands import folder
 
 
 def test_usage_error_is_a_value_error_and_ends_a_command() -> None:
@@ -105,6 +109,140 @@ def test_ctrl_c_tells_whether_the_command_can_continue(module: Any, monkeypatch:
         module.main(flags)
     assert end.value.code == 130
     assert capsys.readouterr().err == "stopped; the same command continues where it stopped\n"
+
+
+class Stuck(Exception):
+    """An exception that nobody has heard of."""
+
+
+CHILD = """
+
+-- Process 0 terminated with the following error:
+Traceback (most recent call last):
+  File "a.py", line 1, in <module>
+{}
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            Stuck("the\n weights  are odd."),
+            "the weights are odd; check the flags and files; --traceback shows",
+        ),
+        (Stuck(), "Stuck; check the flags and files; --traceback shows where it happened"),
+        (Stuck("x" * 999), "x" * 200 + "; check the flags"),
+        (KeyError("steps"), "KeyError: 'steps'; check the flags"),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero; check the flags"),
+        (FileNotFoundError(2, "No such file", "a.txt"), "'a.txt': No such file; check the path and its"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room, and run"),
+        (ModuleNotFoundError("No module named 'apex'"), "No module named 'apex'; install the package"),
+        (torch.OutOfMemoryError("tried to allocate 9 GB"), "tried to allocate 9 GB; lower --max-tokens"),
+        (RuntimeError("not enough memory: you tried to allocate 9 bytes"), "not enough memory: you tried to"),
+        (RuntimeError(CHILD.format("torch.AcceleratorError: it is hot")), "it is hot; check the flags"),
+        (RuntimeError(CHILD.format("fairseq_imitkd.errors.UsageError: --x must be 1")), "--x must be 1"),
+    ],
+)
+def test_any_exception_of_a_command_is_one_line(error: Exception, line: str, capsys: Any) -> None:
+    """It has the exception's own text and a hint. With ``--traceback`` the rest is shown before the line."""
+
+    @one_line_errors()
+    def command(arguments: list[str]) -> None:
+        assert arguments == ["--flag"]
+        raise error
+
+    for arguments in (["--flag"], ["--flag", "--traceback"]):
+        with pytest.raises(SystemExit) as end:
+            command(arguments)
+        assert str(end.value.code).startswith(f"error: {line}")
+        assert "\n" not in str(end.value.code)
+        shown = capsys.readouterr()
+        assert ("Traceback (most recent call last)" in shown.err) == (len(arguments) == 2)
+        assert shown.out == ""
+
+
+def test_refusals_pass_as_they_are(monkeypatch: Any, capsys: Any) -> None:
+    """Their cause is shown with ``--traceback``, which fairseq's parsers do not see."""
+
+    @one_line_errors()
+    def command() -> None:
+        assert sys.argv == ["imitkd-train", "data"]
+        with as_usage_error("FILE 'a'"):
+            raise Stuck("why")
+
+    for words in (["imitkd-train", "data"], ["imitkd-train", "--traceback", "data"]):
+        monkeypatch.setattr(sys, "argv", list(words))
+        with pytest.raises(UsageError, match=r"^FILE 'a': why$"):
+            command()
+        assert ("Stuck: why" in capsys.readouterr().err) == ("--traceback" in words)
+
+
+OUTPUT = """
+import logging, sys, threading
+from fairseq_imitkd.errors import one_line_errors
+
+class Noisy:
+    def __del__(self):
+        logging.getLogger("noisy").warning("deleted")
+        raise ValueError("in __del__")
+
+@one_line_errors()
+def main():
+    noisy = Noisy()
+    noisy.itself = noisy
+    {}
+
+logging.basicConfig(stream=sys.stdout, force=True)
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "out", "line"),
+    [
+        ("raise RuntimeError('it is odd')", os.devnull, "error: it is odd; check the flags and files;"),
+        ("thread = threading.Thread(target=lambda: 1 / 0); thread.start(); thread.join()", os.devnull, None),
+        ("print('lost')", "/dev/full", "error: No space left on device; make room"),
+        ("logging.error('x' * 99999); raise RuntimeError('why')", "/dev/full", "error: why; check the flags"),
+    ],
+    ids=["raised", "thread", "full", "log"],
+)
+def test_the_line_comes_last_and_no_traceback_before_it(body: str, out: str, line: str | None) -> None:
+    """Nor one of Python's own: of an object that fails when it is deleted, a thread, or a log that is full.
+
+    The object logs while it is deleted.
+    """
+    with open(out, "w") as output:
+        done = python(OUTPUT.format(body), output)
+    assert done.returncode == (1 if line else 0)
+    assert "Traceback" not in done.stderr
+    shown = [
+        text for text in done.stderr.splitlines() if not text.startswith("warning: a thread ended: Zero")
+    ]
+    assert len(shown) == (1 if line else 0)
+    assert line is None or shown[0].startswith(line)
+
+
+def test_a_reader_that_ends_ends_the_command() -> None:
+    """``imitkd-report ... | head -1`` prints nothing more, and ends as shells report a broken pipe."""
+    read, write = os.pipe()
+    os.close(read)
+    done = python(OUTPUT.format("[print('x' * 999) for _ in range(999)]"), write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def python(code: str, out: Any) -> subprocess.CompletedProcess:
+    """Run code in a process that has imported the package."""
+    return subprocess.run(
+        [folder() / "python", "-c", code],
+        stdout=out,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=60,
+    )
 
 
 def test_every_command_can_be_stopped() -> None:

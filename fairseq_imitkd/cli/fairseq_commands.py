@@ -20,8 +20,7 @@ from fairseq_imitkd.cli.arguments import add_traceback_flag
 from fairseq_imitkd.cli.fairseq_parser import check_texts, one_line_parsers, parse_carefully
 from fairseq_imitkd.errors import UsageError, as_usage_error, one_line_errors
 from fairseq_imitkd.teacher.source import check_files
-from fairseq_imitkd.training.configuration import check_configuration
-from fairseq_imitkd.training.configuration.data import TASKS
+from fairseq_imitkd.training.configuration import check_configuration, data
 from fairseq_imitkd.training.ranks import together
 
 
@@ -113,7 +112,8 @@ def _parsed_with_care(command: str) -> Iterator[None]:
                 "--arch is not given; add the student's architecture, such as --arch transformer"
             )
         # fairseq calls it before it parses, and when it has added the flags of the task and the others.
-        args = parse(parser, input_args, **{"modify_parser": parse_carefully, **settings})
+        settings["modify_parser"] = settings.get("modify_parser") or parse_carefully
+        args = parse(parser, input_args, **settings)
         if utils.xm is None and "--tpu" not in sys.argv:  # no torch_xla
             args.tpu = False
         check_texts(args)
@@ -162,12 +162,13 @@ def _check(command: str, args: Namespace) -> None:
     """
     if command != "train" and not args.path:
         check_files(args.path, "--path", "student")
+    data.check(vars(args), command)
     check_configuration(vars(args), command)
     if command == "train":
-        if args.task in TASKS:
-            # The check has refused validation sets that nobody named. fairseq's own refuses those that are
-            # named, too.
-            args.ignore_unused_valid_subsets = True
+        if args.task in data.TASKS:
+            setattr(
+                args, data.IGNORE, True
+            )  # fairseq's own check refuses validation sets that are named, too
         return
     for flag, paths in (("--path", args.path), ("--lm-path", args.lm_path)):
         if paths is None or "://" in paths:

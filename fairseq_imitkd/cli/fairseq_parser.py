@@ -73,7 +73,7 @@ def _unknown(parser: ArgumentParser, message: str) -> str:
     flag = next((word for word in words if word.startswith("--")), None)
     if flag is None:
         return message
-    close = difflib.get_close_matches(flag.split("=")[0], parser._option_string_actions, 2)
+    close = difflib.get_close_matches(flag.split("=")[0], parser._option_string_actions, 2, cutoff=0.75)
     hint = (
         f": did you mean {' or '.join(close)}?"
         if close

@@ -180,16 +180,16 @@ def check_splits(
         folders = folders_of(data) if flag == "--train-subset" else folders_of(data)[:1]
         for folder in map(Path, folders):
             prefixes = [str(folder / f"{split}.{pair}.{source}") for pair in pairs]
-            found = [prefix for prefix in prefixes if indexed_dataset.dataset_exists(prefix, dataset_impl)]
-            if not found:
-                there = {
+            for prefix in prefixes:
+                _check_kind(prefix, dataset_impl)
+            if not any(indexed_dataset.dataset_exists(prefix, dataset_impl) for prefix in prefixes):
+                names = {
                     path.name.split(".")[0] for pair in pairs for path in folder.glob(f"*.{pair}.{source}*")
                 }
-                has = f"it has {', '.join(sorted(there))}" if there else "it has none"
+                has = f"it has {', '.join(sorted(names))}" if names else "it has none"
                 raise UsageError(
                     f"{flag} '{split}' is not in DATA '{folder}'; use a split that is there: {has}"
                 )
-            _check_kind(found[0], dataset_impl)
 
 
 def _check_kind(prefix: str, dataset_impl: str | None) -> None:

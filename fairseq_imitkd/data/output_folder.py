@@ -28,11 +28,10 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from fairseq_imitkd.data.files import atomic_files, sync, write_json
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import FULL, UsageError
 
 LOCK = ".lock"
 PATIENCE = 30.0  # seconds to wait for a lock: a run that was killed may leave a process that is just ending
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -227,7 +226,7 @@ class OutputFolder:
                 ) from error
             is_elsewhere = error.filename is not None and os.fspath(error.filename) != str(self.path)
             where = f": '{error.filename}'" if is_elsewhere else ""
-            remedy = "make room or use another folder" if error.errno in _FULL else "use another folder"
+            remedy = "make room or use another folder" if error.errno in FULL else "use another folder"
             remedy += "; the same command then continues where it stopped" if self.resumes else ""
             raise UsageError(
                 f"--out '{self.path}' can't be written ({error.strerror}{where}); {remedy}"

@@ -20,11 +20,13 @@ class Split:
         flag: the flag that names it; empty for sentences that are typed.
         name: its name.
         is_training: whether it is trained on. Only then does fairseq skip sentences that are too long.
+        tokens_flag: the flag that limits the tokens of its batches.
     """
 
     flag: str
     name: str
     is_training: bool
+    tokens_flag: str = "--max-tokens"
 
     def __str__(self) -> str:
         return f"{self.flag} '{self.name}'" if self.flag else "the input"
@@ -94,7 +96,7 @@ def _check_tokens(dataset: Any, split: Split, max_tokens: int | None, *, kept: n
         longest = max(int(dataset.num_tokens(number)) for number in kept.tolist())
     if longest > max_tokens:
         raise UsageError(
-            f"--max-tokens {max_tokens} is below the longest sentence of {split}, which has {longest} "
+            f"{split.tokens_flag} {max_tokens} is below the longest sentence of {split}, which has {longest} "
             "tokens: raise it"
         )
 

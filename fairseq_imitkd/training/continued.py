@@ -18,8 +18,7 @@ from fairseq_imitkd.training.configuration.paths import checkpoint_to_start_from
 def check_continued(config: DictConfig, student: BaseFairseqModel, criterion: Any) -> None:
     """Refuse a checkpoint of another student, criterion or optimizer.
 
-    fairseq finds out when the data is read. A checkpoint that can't be read is left to the code that loads
-    it.
+    fairseq finds out when the data is read.
 
     Args:
         config: the whole configuration.
@@ -27,9 +26,11 @@ def check_continued(config: DictConfig, student: BaseFairseqModel, criterion: An
         criterion: its criterion.
 
     Raises:
-        UsageError: naming the checkpoint, and how it differs.
+        UsageError: naming the checkpoint, and how it differs, or why it can't be read.
     """
     settings = flat(config)
+    if settings.get("store_ema") and settings.get("ema_seed_model") is not None:
+        read_untrusted(settings["ema_seed_model"], None, ("--ema-seed-model", None))
     start = checkpoint_to_start_from(settings)
     if start is None or not os.path.isfile(start[1]):
         return
@@ -37,7 +38,9 @@ def check_continued(config: DictConfig, student: BaseFairseqModel, criterion: An
     try:
         state = read_untrusted(path, None, (flag, None))
     except UsageError:
-        return
+        if flag == "--save-dir":  # an older checkpoint may take its place
+            return
+        raise
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         return
     named, other = f"{flag} '{path}'", "use a checkpoint of the same student"
@@ -49,8 +52,8 @@ def check_continued(config: DictConfig, student: BaseFairseqModel, criterion: An
         raise UsageError(f"{named} is of another student ({unlike}): {other}, or the flags of that student")
     if flag == "--finetune-from-model" or settings.get("reset_optimizer"):
         return
-    if flag == "--save-dir":
-        other += ", and --finetune-from-model with this file to start from its weights"
+    finetune = "--finetune-from-model with this file to start from its weights"
+    other = f"{other}, and {finetune}" if flag == "--save-dir" else f"use {finetune}"
     _check_history(state, settings, criterion, named=named, remedy=other)
 
 

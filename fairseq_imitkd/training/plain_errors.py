@@ -6,8 +6,7 @@ from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.training.batch_limits import Split, fitting
-from fairseq_imitkd.training.configuration import check_configuration, flat
-from fairseq_imitkd.training.configuration.data import TASKS
+from fairseq_imitkd.training.configuration import check_configuration, data, flat
 from fairseq_imitkd.training.continued import check_continued
 from fairseq_imitkd.training.run_files import whole_config
 
@@ -29,10 +28,11 @@ def check_run(task_config: Any) -> None:
     config = whole_config(task_config)
     if config is None:
         return
-    check_configuration(flat(config), "train" if config.common_eval.path is None else "decode")
-    if config.task._name in TASKS:
-        # The check has refused validation sets that nobody named. fairseq would refuse those that are named.
-        config.dataset.ignore_unused_valid_subsets = True
+    settings, trains = flat(config), config.common_eval.path is None
+    check_configuration(settings, "train" if trains else "decode")
+    if trains and config.task._name in data.TASKS and "://" not in config.task.data:
+        data.check_validation_sets(settings)
+        config.dataset[data.IGNORE] = True  # fairseq's own check refuses sets that are named, too
 
 
 class WithPlainErrors(_Task):
@@ -103,5 +103,12 @@ class WithPlainErrors(_Task):
             if each is dataset:
                 is_training = name == trained and not decodes
                 flag = "--train-subset" if is_training else "--gen-subset" if decodes else "--valid-subset"
-                return Split(flag, name, is_training)
+                differs = (
+                    flag == "--valid-subset" and config is not None and _limits_validation(config.dataset)
+                )
+                return Split(flag, name, is_training, "--max-tokens-valid" if differs else "--max-tokens")
         return Split("", "", False)
+
+
+def _limits_validation(dataset: Any) -> bool:
+    return dataset.max_tokens_valid != dataset.max_tokens

@@ -10,7 +10,6 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fairseq_imitkd.training.configuration import (
-    data,
     devices,
     generation,
     paths,
@@ -40,7 +39,6 @@ def check_configuration(settings: Mapping[str, Any], command: str) -> None:
     Raises:
         UsageError: one line that names the flag, its value, what it must be, and the remedy.
     """
-    data.check(settings, command)
     ranges.check(settings)
     texts.check(settings)
     sizes.check(settings)

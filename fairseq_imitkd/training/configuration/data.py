@@ -7,6 +7,7 @@ from typing import Any
 from fairseq_imitkd.data.directory import check_data, check_splits, folders_of, splits_of
 from fairseq_imitkd.errors import UsageError
 
+IGNORE = "ignore_unused_valid_subsets"
 TASKS = ("translation", "translation_with_teacher")  # tasks whose directories are known here
 
 
@@ -25,8 +26,8 @@ def check(settings: Mapping[str, Any], command: str) -> None:
         return
     languages = check_data(data, settings.get("source_lang"), settings.get("target_lang"))
     check_splits(data, languages, list(_splits(settings, command)), dataset_impl=settings.get("dataset_impl"))
-    if command == "train" and not settings.get("disable_validation"):
-        _check_unused(settings, data)
+    if command == "train":
+        check_validation_sets(settings)
 
 
 def _splits(settings: Mapping[str, Any], command: str) -> Iterator[tuple[str, str]]:
@@ -55,14 +56,21 @@ def _splits(settings: Mapping[str, Any], command: str) -> Iterator[tuple[str, st
         )
 
 
-def _check_unused(settings: Mapping[str, Any], data: str) -> None:
+def check_validation_sets(settings: Mapping[str, Any]) -> None:
     """Refuse validation sets beside those that are named, as fairseq does.
 
     fairseq compares the names of files with those of splits, so it refuses them even if they are named:
     https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/data/data_utils.py#L918-L924
+
+    Args:
+        settings: the settings of a training.
+
+    Raises:
+        UsageError: naming the sets.
     """
-    if settings.get("ignore_unused_valid_subsets") or settings.get("combine_valid_subsets"):
+    if any(settings.get(name) for name in ("disable_validation", "combine_valid_subsets", IGNORE)):
         return
+    data = settings["data"]
     named = settings["valid_subset"].split(",")
     there = {
         split for folder in folders_of(data) for split in splits_of(folder) if re.match("valid*[0-9]", split)

@@ -14,11 +14,10 @@ from fairseq_imitkd.training.configuration.ranges import flag
 
 # fairseq can decode with --fp16 on a CPU, but not train. With --amp it would train in fp32 without a word.
 _ON_A_GPU = ("profile", "pipeline_model_parallel", "fp16_adam_stats", "quant_noise_scalar")
-_TRAINED_ON_A_GPU = ("fp16", "memory_efficient_fp16", "amp")
+_TRAINED_ON_A_GPU = ("memory_efficient_fp16", "fp16", "amp")
 # (name of a flag; its value, or None for a switch; the package that it needs)
 _PACKAGES = (
     ("zero_sharding", "os", "fairscale"),
-    ("ddp_backend", "fully_sharded", "fairscale"),
     ("ddp_backend", "slowmo", "fairscale"),
     ("pipeline_model_parallel", None, "fairscale"),
     ("write_checkpoints_asynchronously", None, "iopath"),

@@ -54,8 +54,7 @@ def check(settings: Mapping[str, Any], command: str) -> None:
     for name, what in _FILES.items():
         path = settings.get(name)
         if path == _MISSING:
-            if decodes:
-                raise UsageError(f"{flag(name)} is not given; add {what}")
+            raise UsageError(f"{flag(name)} is not given; add {what}")
         elif (
             path is not None and path not in _NOT_FILES.get(name, ()) and not (decodes and name in _TRAINING)
         ):
@@ -66,6 +65,9 @@ def check(settings: Mapping[str, Any], command: str) -> None:
         path = settings.get(name)
         if path is not None and not _is_remote(path) and not (decodes and name == "save_dir"):
             check_folder_to_write(Path(path), flag(name), path)
+    suffix = settings.get("checkpoint_suffix") or ""
+    if os.sep in suffix:
+        raise UsageError(f"--checkpoint-suffix must be a part of a file's name, but is '{suffix[:60]}'")
     if not decodes:
         _check_start(settings)
 

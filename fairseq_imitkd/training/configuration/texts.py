@@ -14,6 +14,7 @@ from fairseq.registry import REGISTRIES
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.config import Range
+from fairseq_imitkd.training.configuration.generation import POST_PROCESSES, search_problems
 from fairseq_imitkd.training.configuration.ranges import POSITIVE, PROBABILITY, check_value, flag
 
 _PAIRS: dict[str, tuple[Range, str]] = {
@@ -45,6 +46,13 @@ def check(settings: Mapping[str, Any]) -> None:
         value = settings.get(name)
         if isinstance(value, str) and not isinstance(_literal(value), dict):
             raise UsageError(f"{flag(name)} must be a dictionary such as {example}, but is {_shown(value)}")
+    for name in ("epoch2lr", "update2lr"):
+        rates = _literal(settings.get(name) or "{}")
+        if not all(isinstance(part, str) and isinstance(rates[part], int | float) for part in rates):
+            raise UsageError(
+                f"{flag(name)} must map texts to numbers, such as {_DICTIONARIES[name]}, but is "
+                f"{_shown(settings[name])}"
+            )
     value = settings.get("update_epoch_batch_itr")
     if isinstance(value, str) and value not in ("True", "False") and not value.startswith("${"):
         raise UsageError(f"--update-epoch-batch-itr must be True or False, but is {_shown(value)}")
@@ -75,7 +83,8 @@ def _check_pair(name: str, value: Any, accepted: Range, *, example: str) -> None
 def _check_search(text: Any) -> None:
     """Refuse ``--eval-bleu-args`` that fairseq would end at, or ignore."""
     known = {name for name in GenerationConfig.__dataclass_fields__ if not name.startswith("_")}
-    for name, value in _json_object("eval_bleu_args", text, '{"beam": 4, "lenpen": 0.6}').items():
+    search = _json_object("eval_bleu_args", text, '{"beam": 4, "lenpen": 0.6}')
+    for name, value in search.items():
         if name not in known:
             raise UsageError(
                 f"--eval-bleu-args has '{name[:60]}', which is no setting of the search: leave it out"
@@ -84,9 +93,16 @@ def _check_search(text: Any) -> None:
         default = getattr(GenerationConfig, name)
         if isinstance(default, int | float) and not isinstance(value, int | float):
             raise UsageError(f"'{name}' of --eval-bleu-args must be like {default!r}, but is {_shown(value)}")
+    for problem in search_problems(search):
+        raise UsageError(f"--eval-bleu-args: {problem}")
 
 
 def _check_detokenizer(settings: Mapping[str, Any]) -> None:
+    """Refuse a detokeniser of validation that fairseq does not have, or settings that it lacks."""
+    mark = settings.get("eval_bleu_remove_bpe")
+    if mark is not None and mark not in POST_PROCESSES:
+        names = ", ".join(map(repr, POST_PROCESSES))
+        raise UsageError(f"--eval-bleu-remove-bpe must be one of {names}, but is {_shown(mark)}")
     name, tokenizers = settings.get("eval_bleu_detok"), REGISTRIES["tokenizer"]
     if name not in tokenizers["registry"]:
         names = ", ".join(sorted(tokenizers["registry"]))
