@@ -53,7 +53,7 @@ def check_kind(cfg: Any, pair: tuple[str | None, str | None] = (None, None)) -> 
             "use a model that was trained on one language pair without tags (--task translation)"
         )
     if issubclass(kind, TranslationLevenshteinTask):
-        raise ValueError(_not_in_order(f"models of --task {name}"))
+        raise ValueError(_not_in_order(f"a model of --task {name}"))
     if not issubclass(kind, (TranslationTask, *_MULTILINGUAL)) and kind.__module__.startswith("fairseq."):
         raise ValueError(f"it was trained by --task {name}, which is not translation; use another")
 
@@ -123,7 +123,9 @@ def check_model(model: BaseFairseqModel, pair: LanguagePair) -> None:
     if isinstance(model, FairseqNATModel):
         raise ValueError(_not_in_order(f"a {name}"))
     if isinstance(model, FairseqMultiModel) or not (hasattr(model, "encoder") and hasattr(model, "decoder")):
-        raise ValueError(f"it holds a {name}, but must hold an encoder-decoder model")
+        raise ValueError(
+            f"it holds a {name}, but must hold one encoder-decoder model; use a model of --task translation"
+        )
     if getattr(model.decoder, "adaptive_softmax", None) is not None:
         raise ValueError("it has an adaptive softmax, which gives no logits over the whole vocabulary")
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # LayerDrop draws in evaluation mode too

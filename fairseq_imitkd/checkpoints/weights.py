@@ -92,7 +92,7 @@ def check_weights(model: BaseFairseqModel, weights: Mapping[str, Any]) -> None:
     for name, value in weights.items():
         if name not in known and isinstance(value, Tensor):
             _refuse_unused(name, weights)
-        if name not in parameters:
+        if name not in parameters or _is_unset(model, name):
             continue
         if not value.is_floating_point():
             raise UnusableWeights(f"its {name} holds {value.dtype}, but must hold floating-point numbers")
@@ -106,6 +106,16 @@ def check_weights(model: BaseFairseqModel, weights: Mapping[str, Any]) -> None:
             )
         if name.endswith(_EMBEDDINGS) and not bool(parameter.any()):
             raise UnusableWeights(f"its {name} holds only zeros; use a trained model")
+
+
+def _is_unset(model: BaseFairseqModel, name: str) -> bool:
+    """Return whether a parameter is memory that fairseq neither sets nor reads.
+
+    A dynamic convolution without a bias has one:
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/modules/dynamic_convolution.py#L382-L391
+    """
+    owner, _, own_name = name.rpartition(".")
+    return own_name == "conv_bias" and getattr(model.get_submodule(owner), "has_conv_bias", True) is False
 
 
 def _refuse_unused(name: str, weights: Mapping[str, Any]) -> None:
