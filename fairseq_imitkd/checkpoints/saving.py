@@ -72,7 +72,7 @@ def _on_all_ranks(save: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _from_newest_whole(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Return fairseq's function that continues a run; the run first takes its folder, and the task its state."""
+    """Return fairseq's function that continues a run; the run takes its folder, and the task its state."""
 
     @functools.wraps(load)
     def load_newest_whole(cfg: Any, trainer: Any, **arguments: Any) -> Any:
