@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import sys
@@ -51,7 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
                 args.host,
             )
         model = _model(args)
-        server = _server(args, model, {*LOOPBACK, shown_host, args.host.lower()} if is_local else None)
+        names = {*LOOPBACK, shown_host, args.host.lower(), *map(_name, args.public_origin)}
+        server = _server(args, model, names if is_local else None)
         name = "{source_lang}-{target_lang} ({engine}, {quantization})".format(**model_facts(model))
         print(f"serving {name} on http://{shown_host}:{port}", flush=True)
         try:
@@ -73,6 +75,15 @@ def argument_parser() -> Parser:
         help="address to listen on; only this machine can reach 127.0.0.1",
     )
     parser.add_argument("--port", type=_port, default=8080, help="port to listen on (0: any free port)")
+    parser.add_argument(
+        "--public-origin",
+        type=_origin,
+        action="append",
+        default=[],
+        metavar="URL",
+        help="address of the server as browsers know it, if a proxy is in front of it, such as "
+        "https://translate.example; once for each",
+    )
     parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
@@ -158,6 +169,18 @@ def _port(text: str) -> int:
     if not (text.isdecimal() and int(text) < 2**16):
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 65535, but is '{text}'")
     return int(text)
+
+
+def _origin(text: str) -> str:
+    origin = text.lower().removesuffix("/")
+    if not re.fullmatch(r"https?://(\[[\da-f:.]+\]|[\w.-]+)(:\d{1,5})?", origin, re.ASCII):
+        raise argparse.ArgumentTypeError(f"must be like https://translate.example, but is '{text}'")
+    return origin
+
+
+def _name(origin: str) -> str:
+    """Return the name of the server in an origin, without its port."""
+    return re.sub(r":\d+$", "", origin.partition("://")[2])
 
 
 def _number(text: str) -> float:
@@ -257,7 +280,7 @@ def _server(args: argparse.Namespace, model: ServedModel, hosts: set[str] | None
         queue=args.queue,
         longest=longest,
     )
-    app = application(model, limits, batching, hosts=hosts)
+    app = application(model, limits, batching, hosts=hosts, origins=args.public_origin)
     most = most_connections()
     config = uvicorn.Config(
         app,

@@ -54,6 +54,11 @@ HEADERS = {
 }
 CLIENT_GONE = 499  # nginx's status for a client that did not wait; only the metrics show it
 
+READING = (
+    "GET",
+    "HEAD",
+    "OPTIONS",
+)  # they change nothing; browsers let no other site read the answer
 HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")  # name and port of a Host header
 
 logger = logging.getLogger(__name__)
@@ -66,6 +71,7 @@ def application(
     batching: BatchingSettings,
     *,
     hosts: Collection[str] | None = None,
+    origins: Collection[str] = (),
 ) -> Starlette:
     """Return the server's application.
 
@@ -74,6 +80,8 @@ def application(
         limits: limits of requests.
         batching: limits of batches and queue.
         hosts: names that ``Host`` may have, in lower case and without port; None allows any.
+        origins: origins of pages that may use the server beside its own, in lower case, such as
+            ``https://translate.example``.
 
     Returns:
         the application; its ``state.metrics`` also count what the connections answer without it.
@@ -90,7 +98,7 @@ def application(
         HTTPException: _http_error,
         Exception: _unexpected_error,
     }
-    guard = Middleware(_Guard, metrics=service.metrics, hosts=hosts)
+    guard = Middleware(_Guard, metrics=service.metrics, hosts=hosts, origins=origins)
     app = Starlette(routes=routes, middleware=[guard], exception_handlers=handlers, lifespan=service.lifespan)
     app.router.redirect_slashes = False
     app.state.metrics = service.metrics
@@ -252,11 +260,13 @@ class _Guard:
 
     A page of another site can reach a loopback address in two ways. It can point a name of its own to the
     address (DNS rebinding), which shows in ``Host``. Or it can send there openly, which browsers mark in
-    ``Sec-Fetch-Site``.
+    ``Origin`` and in ``Sec-Fetch-Site``. A client that is not a browser sends neither.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: Collection[str] | None):
-        self.app, self.metrics, self.hosts = app, metrics, hosts
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, hosts: Collection[str] | None, origins: Collection[str]
+    ):
+        self.app, self.metrics, self.hosts, self.origins = app, metrics, hosts, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -285,6 +295,24 @@ class _Guard:
             return error_response(
                 400, f"Host must be {' or '.join(sorted(self.hosts))}, but is {host[:100]!r}"
             )
-        if method == "POST" and headers.get("sec-fetch-site") == "cross-site":
+        if method in READING:
+            return None
+        given = [origin.lower() for origin in headers.getlist("origin")]
+        if given and given[0] in self.origins and len(given) == 1:
+            return None
+        if headers.get("sec-fetch-site") == "cross-site":
             return error_response(403, "pages of other sites may not use this server")
+        if given and not (len(given) == 1 and _is_origin_of(given[0], host.lower())):
+            return error_response(
+                403,
+                f"Origin must be that of this server, but is {', '.join(given)[:100]!r}; pages of other "
+                "sites may not use it",
+            )
         return None
+
+
+def _is_origin_of(origin: str, host: str) -> bool:
+    """Return whether an ``Origin`` names the server that ``Host`` names. Both are in lower case."""
+    scheme, _, authority = origin.partition("://")
+    port = {"http": ":80", "https": ":443"}.get(scheme)  # a proxy may add TLS
+    return port is not None and authority.removesuffix(port) == host.removesuffix(port) != ""

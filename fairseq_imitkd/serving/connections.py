@@ -3,17 +3,23 @@ HTTP.
 
 uvicorn has no deadline for a request's headers (https://github.com/Kludex/uvicorn/issues/157) or for a client
 that does not read its answer, and its ``limit_concurrency`` counts idle connections. The classes here extend
-its h11 protocol, which is not a public interface, so ``setup.py`` pins uvicorn.
+its h11 protocol, which is not a public interface, so ``setup.py`` pins uvicorn and h11.
+
+h11 reads some requests that a proxy in front of the server may read otherwise, so that the two do not agree
+where a request ends (https://www.rfc-editor.org/rfc/rfc9112#section-11.2). Such requests are refused here.
 """
 
 import asyncio
+import re
 import resource
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import h11
+from h11._receivebuffer import ReceiveBuffer
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from fairseq_imitkd.errors import in_one_line
@@ -59,6 +65,42 @@ class _Shared:
     open: dict["Connection", None] = field(default_factory=dict)
 
 
+class _StrictBuffer(ReceiveBuffer):
+    """The bytes that a client has sent. It refuses headers that tell the end of a request in two ways."""
+
+    _extracted = b""
+
+    def _extract(self, count: int) -> bytearray:
+        extracted = super()._extract(count)
+        self._extracted = bytes(extracted)
+        return extracted
+
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        """Return the lines of the headers, or of what follows a body in chunks; None if some are missing."""
+        lines = super().maybe_extract_lines()
+        if lines and (why := _ambiguity(self._extracted, lines)):
+            raise h11.RemoteProtocolError(why, error_status_hint=400)
+        return lines
+
+
+def _ambiguity(head: bytes, lines: Sequence[bytes]) -> str | None:
+    """Return what makes the headers of a request ambiguous, or None."""
+    if re.search(rb"(?<!\r)\n", head):
+        return "each line must end with CR LF"
+    if any(line[:1] in (b" ", b"\t") for line in lines):
+        return "a header must not go on in a second line"
+    fields = [line.partition(b":") for line in lines[1:]]
+    lengths = [value for name, _, value in fields if name.strip().lower() == b"content-length"]
+    encodings = [value for name, _, value in fields if name.strip().lower() == b"transfer-encoding"]
+    if len(lengths) > 1 or any(b"," in value for value in lengths):
+        return "Content-Length must be given once"
+    if encodings and lengths:
+        return "Content-Length and Transfer-Encoding must not be given both"
+    if encodings and lines[0].endswith(b"HTTP/1.0"):
+        return "HTTP/1.0 has no Transfer-Encoding"
+    return None
+
+
 class Connection(H11Protocol):
     """A connection with a deadline for its client to send a request and to read the answer.
 
@@ -69,6 +111,7 @@ class Connection(H11Protocol):
 
     def __init__(self, shared: _Shared, **of_uvicorn: Any):
         super().__init__(**of_uvicorn)
+        self.conn._receive_buffer = _StrictBuffer()
         self.shared = shared
         self.deadline: asyncio.TimerHandle | None = None
 

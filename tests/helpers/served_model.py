@@ -82,10 +82,15 @@ async def client(
     limits: RequestLimits | None = None,
     batching: BatchingSettings | None = None,
     hosts: set[str] | None = None,
+    origins: Sequence[str] = (),
 ) -> AsyncIterator[httpx.AsyncClient]:
     """Return a client of an application in the same event loop."""
     app = application(
-        model, limits or RequestLimits(tokens=100), batching or BatchingSettings(longest=100), hosts=hosts
+        model,
+        limits or RequestLimits(tokens=100),
+        batching or BatchingSettings(longest=100),
+        hosts=hosts,
+        origins=origins,
     )
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (

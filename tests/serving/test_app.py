@@ -556,6 +556,83 @@ async def test_other_sites_may_not_use_the_server(site: str, status: int) -> Non
         assert (await asked.get("/", headers={"Sec-Fetch-Site": site})).status_code == 200  # a link to it
 
 
+OWN = "http://127.0.0.1:1"  # the address of the test's client
+
+
+@in_loop
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 200),
+        (OWN, 200),
+        (OWN.upper(), 200),
+        ("https://127.0.0.1:1", 200),  # a proxy adds TLS
+        ("https://translate.example", 200),  # a proxy has this name
+        ("http://127.0.0.1", 403),
+        ("http://127.0.0.1:2", 403),
+        ("http://localhost:1", 403),
+        ("http://evil.example", 403),
+        ("http://127.0.0.1:1.evil.example", 403),
+        ("http://evil.example#http://127.0.0.1:1", 403),
+        ("http://translate.example", 403),
+        ("chrome-extension://127.0.0.1:1", 403),
+        ("127.0.0.1:1", 403),
+        ("null", 403),
+        ("", 403),
+    ],
+)
+async def test_pages_of_other_origins_may_not_use_the_server(origin: str | None, status: int) -> None:
+    """A browser sends the origin with each POST. Other clients send none."""
+    model = FakeModel()
+    async with client(model, origins=("https://translate.example",)) as asked:
+        headers = {**TEXT, **({} if origin is None else {"Origin": origin})}
+        answer = await asked.post("/translate", content="a", headers=headers)
+        assert answer.status_code == status
+        assert model.batches == ([["a"]] if status == 200 else [])
+        assert (await asked.get("/health", headers=headers)).status_code == 200  # it changes nothing
+        if status == 403:
+            _, message = refusal(answer)
+            assert message == (
+                f"Origin must be that of this server, but is {origin!r}; pages of other sites may not use it"
+            )
+
+
+@in_loop
+async def test_a_second_origin_and_a_marked_page() -> None:
+    """A page of the public address is marked as another site's, since it is behind a proxy."""
+    async with client(FakeModel(), origins=("https://translate.example",)) as asked:
+        twice = [*TEXT.items(), ("Origin", OWN), ("Origin", "http://evil.example")]
+        assert (await asked.post("/translate", content="a", headers=twice)).status_code == 403
+        marked = {**TEXT, "Origin": "https://translate.example", "Sec-Fetch-Site": "cross-site"}
+        assert (await asked.post("/translate", content="a", headers=marked)).status_code == 200
+
+
+@in_loop
+async def test_the_default_port_is_not_written() -> None:
+    """Browsers leave it out of ``Origin`` and ``Host``; other clients may not."""
+    async with client(FakeModel()) as asked:
+        for origin, host in (("http://a", "a:80"), ("https://a", "a:443"), ("http://a:80", "a")):
+            headers = {**TEXT, "Origin": origin, "Host": host}
+            assert (await asked.post("/translate", content="a", headers=headers)).status_code == 200
+        headers = {**TEXT, "Origin": "http://a", "Host": "a:443"}
+        assert (await asked.post("/translate", content="a", headers=headers)).status_code == 403
+
+
+@pytest.mark.parametrize("url", ["translate.example", "ftp://a", "https://", "https://a/b", "*", "null"])
+def test_a_public_origin_is_a_url(url: str, capsys: pytest.CaptureFixture) -> None:
+    """One line says what it must be."""
+    with pytest.raises(SystemExit) as ended:
+        parsed("--public-origin", url)
+    assert ended.value.code == 2
+    assert f"must be like https://translate.example, but is '{url}'" in capsys.readouterr().err
+
+
+def test_the_public_name_is_one_of_the_servers(command: dict[str, Any]) -> None:
+    """A proxy may pass ``Host`` on."""
+    serve.main(["DIR", "--port", "0", "--public-origin", "https://translate.example:8443"])
+    assert command["hosts"] == {"127.0.0.1", "localhost", "[::1]", "translate.example"}
+
+
 def bind_refused(host: str, port: int) -> str:
     """Return the message of the refusal."""
     with pytest.raises(UsageError) as refused:
@@ -665,8 +742,10 @@ def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
 def test_the_server_has_the_flags_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a flag, the longest sentence is the model's own."""
 
-    def settings(*given: Any, hosts: Any) -> SimpleNamespace:
-        return SimpleNamespace(given=(*given[1:], hosts), state=SimpleNamespace(metrics=None))
+    def settings(*given: Any, hosts: Any, origins: Any) -> SimpleNamespace:
+        return SimpleNamespace(
+            given=(*given[1:], hosts), origins=origins, state=SimpleNamespace(metrics=None)
+        )
 
     monkeypatch.setattr(application, "application", settings)
     flags = (
@@ -686,6 +765,8 @@ def test_the_server_has_the_flags_settings(monkeypatch: pytest.MonkeyPatch) -> N
         "8",
         "--shutdown-timeout",
         "9",
+        "--public-origin",
+        "https://Translate.example/",
     )
     config = serve._server(parsed(*flags), FakeModel(), {"localhost"}).config
     assert config.app.given == (
@@ -693,6 +774,7 @@ def test_the_server_has_the_flags_settings(monkeypatch: pytest.MonkeyPatch) -> N
         BatchingSettings(2, 3, 0.004, 2000, 100),
         {"localhost"},
     )
+    assert config.app.origins == ["https://translate.example"]
     assert config.timeout_graceful_shutdown == 9
     limits, batching, _ = serve._server(
         parsed("--max-sentence-tokens", "50"), FakeModel(), None

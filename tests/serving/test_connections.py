@@ -175,6 +175,98 @@ async def test_malformed_http(sent: bytes, status: int, why: str) -> None:
         assert await server.counted("other") == {str(status): 1}
 
 
+BODY = b"POST /translate HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\n"
+HIDDEN = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"  # what another reader takes for the next request
+
+
+@in_loop
+@pytest.mark.parametrize(
+    ("sent", "why"),
+    [
+        (
+            BODY + b"Content-Length: 48\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + HIDDEN,
+            "Content-Length and Transfer-Encoding must not be given both",
+        ),
+        (
+            BODY + b"transfer-encoding:chunked\r\ncontent-length:1\r\n\r\na" + HIDDEN,
+            "Content-Length and Transfer-Encoding must not be given both",
+        ),
+        (
+            BODY + b"Content-Length: 1\r\nContent-Length: 9\r\n\r\na" + HIDDEN,
+            "Content-Length must be given once",
+        ),
+        (BODY + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\na", "Content-Length must be given once"),
+        (BODY + b"Content-Length: 1, 1\r\n\r\na", "Content-Length must be given once"),
+        (BODY + b"Content-Length: +1\r\n\r\na", "bad Content-Length"),
+        (BODY + b"Content-Length: 0x1\r\n\r\na", "bad Content-Length"),
+        (BODY + b"A: b\r\n c\r\nContent-Length: 1\r\n\r\na", "a header must not go on in a second line"),
+        (BODY + b"A: b\r\n\tContent-Length: 1\r\n\r\na", "a header must not go on in a second line"),
+        (BODY + b"A: b\nContent-Length: 1\r\n\r\na", "each line must end with CR LF"),
+        (b"GET / HTTP/1.1\nHost: a\n\n", "each line must end with CR LF"),
+        (BODY + b"Content-Length : 1\r\n\r\na", "illegal header line"),
+        (BODY + b"Content\x00-Length: 1\r\n\r\na", "illegal header line"),
+        (
+            b"POST /translate HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "HTTP/1.0 has no Transfer-Encoding",
+        ),
+    ],
+)
+async def test_requests_whose_end_is_ambiguous(sent: bytes, why: str) -> None:
+    """They get one answer, and the connection is closed: what follows is not read as a request."""
+    async with served(*IN_TIME) as server:
+        said = await server.said(sent)
+        assert said.count(b"HTTP/1.1 ") == 1
+        found, message = error(said)
+        assert found == 400
+        assert message.startswith(f"the request is not valid HTTP: {why}")
+        assert await server.counted("/translate") == await server.counted("/health") == {}
+
+
+@in_loop
+@pytest.mark.parametrize(
+    "encoding", [b"chunked, chunked", b"gzip, chunked", b"identity", b"chunked\x0b", b"xchunked"]
+)
+async def test_other_transfer_encodings(encoding: bytes) -> None:
+    """They are refused, and the connection is closed."""
+    async with served(*IN_TIME) as server:
+        said = await server.said(BODY + b"Transfer-Encoding: " + encoding + b"\r\n\r\n0\r\n\r\n" + HIDDEN)
+        assert said.count(b"HTTP/1.1 ") == 1
+        assert error(said)[0] in (400, 501)
+
+
+@in_loop
+@pytest.mark.parametrize(
+    "chunks",
+    [b"-1\r\na\r\n", b"+1\r\na\r\n", b"0x1\r\na\r\n", b" 1\r\na\r\n", b"1\r\nab\r\n0\r\n\r\n", b"1\na\n0\n\n",
+     b"f" * 21 + b"\r\na", b"g\r\na\r\n", b"\r\na\r\n"],
+)  # fmt: skip
+async def test_chunks_of_bad_sizes(chunks: bytes) -> None:
+    """Nothing is translated, and what follows is not read as a request."""
+    model = FakeModel()
+    async with served(*IN_TIME, model=model) as server:
+        said = await server.said(BODY + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + HIDDEN)
+        assert said.count(b"HTTP/1.1 ") == 1
+        assert said.startswith(b"HTTP/1.1 400 ")
+        assert not model.batches
+
+
+@in_loop
+@pytest.mark.parametrize(
+    "sent",
+    [
+        BODY + b"Content-Length: 1\r\n\r\na",
+        BODY + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
+        BODY + b"Transfer-Encoding: Chunked\r\n\r\n1;note=b\r\na\r\n0\r\nTrailer: c\r\n\r\n",
+    ],
+)
+async def test_plain_requests_are_answered(sent: bytes) -> None:
+    """So the tests above refuse for the reason that they name. Two requests at once get two answers."""
+    async with served(*IN_TIME) as server, server.connected(sent + sent) as (reader, _):
+        for _ in range(2):
+            assert await answered(reader) == b"HTTP/1.1 200 OK"
+        assert await server.counted("/translate") == {"200": 2}
+
+
 @in_loop
 @pytest.mark.parametrize(
     ("asked", "answer", "counted"),
