@@ -83,7 +83,7 @@ class _StrictBuffer(ReceiveBuffer):
         return lines
 
 
-def _ambiguity(head: bytes, lines: Sequence[bytes]) -> str | None:
+def _ambiguity(head: bytes, lines: Sequence[bytes | bytearray]) -> str | None:
     """Return what makes the headers of a request ambiguous, or None."""
     if re.search(rb"(?<!\r)\n", head):
         return "each line must end with CR LF"
