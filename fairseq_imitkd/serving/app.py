@@ -264,7 +264,7 @@ class _Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, hosts: Collection[str] | None, origins: Collection[str]
+        self, app: ASGIApp, metrics: Metrics, *, hosts: Collection[str] | None, origins: Collection[str]
     ):
         self.app, self.metrics, self.hosts, self.origins = app, metrics, hosts, origins
 

@@ -248,13 +248,14 @@ def guard_ranks() -> None:
             return begin(cfg)
 
     @functools.wraps(main)
-    def main_together(i: int, function: Any, cfg: Any, settings: Any) -> None:
+    def main_together(i: int, function: Any, *more: Any) -> None:
+        cfg, settings = more
         chosen = cfg.distributed_training
         meeting = _meeting(
             chosen.distributed_init_method,
             chosen.distributed_rank,
             chosen.distributed_world_size,
-            os.environ,
+            environment=os.environ,
         )
         with _watched(meeting):
             main(i, function, cfg, settings)
@@ -290,15 +291,15 @@ def _meeting_of(arguments: Sequence[str], environment: Mapping[str, str]) -> Mee
         if method is None and {"MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"} <= environment.keys():
             # fairseq takes all of these from the environment, whatever the flags say:
             # https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/distributed/utils.py#L88-L94
-            return _meeting("env://", environment["RANK"], environment["WORLD_SIZE"], environment)
+            return _meeting("env://", environment["RANK"], environment["WORLD_SIZE"], environment=environment)
         rank = given.distributed_rank or ("0" if method != "env://" else environment.get("RANK", "0"))
         count = given.distributed_world_size or environment.get("WORLD_SIZE", "1")
-        return None if spawns else _meeting(method, rank, count, environment)
+        return None if spawns else _meeting(method, rank, count, environment=environment)
     except Exception:  # fairseq's own parser refuses this command line in a moment
         return None
 
 
-def _meeting(method: str | None, rank: Any, count: Any, environment: Mapping[str, str]) -> Meeting | None:
+def _meeting(method: str | None, rank: Any, count: Any, *, environment: Mapping[str, str]) -> Meeting | None:
     rank, count = int(rank or 0), int(count or 1)
     if count < 2 or not 0 <= rank < count:
         return None

@@ -865,6 +865,8 @@ def test_step_loads_no_teacher_and_decodes_nothing(data, caches, monkeypatch) ->
         caches["hidden"],
         "--max-update",
         9,
+        "--max-tokens",
+        400,
     )
     task = task_module.TranslationWithTeacherTask.setup_task(cfg.task)
     task.build_model(cfg.model)
@@ -883,6 +885,8 @@ def test_criterion_that_does_not_distil_warns_of_a_cache(
         "cross_entropy",
         "--teacher-cache",
         caches["hidden"],
+        "--max-tokens",
+        400,
     )
     cfg = training_config(data, *flags)
     task_module.TranslationWithTeacherTask.setup_task(cfg.task).build_criterion(cfg.criterion)
