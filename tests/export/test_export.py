@@ -294,7 +294,7 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
     assert "it translates src-tgt, but --data is tgt-src" in refusal(root, out, **other_way)
     state["model"]["decoder.embed_tokens.weight"][7] = float("nan")
     torch.save(state, tmp_path / "nan.pt")
-    assert "it holds weights that are infinite or not a number; use another" in refusal(
+    assert "embed_tokens.weight holds numbers that are infinite or not a number; use another" in refusal(
         root, out, checkpoint=tmp_path / "nan.pt"
     )
     assert "--min-len must be below 64, the student's longest target, but is 64" in refusal(

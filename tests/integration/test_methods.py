@@ -134,7 +134,7 @@ def test_state_is_in_the_checkpoint(case: str, digits, teacher, student, tmp_pat
         assert torch.equal(value, resumed.weights()[key]), key
     if name == "distillm":
         assert state["share"][0] > 0.4, "a validation must have moved it"
-        assert len(state["replay"]["numbers"]) == 40
+        assert len(state["processes"][0]["replay"]["numbers"]) == 40
         assert sum(metrics.get("rollouts_replayed", 0.0) for metrics in resumed.metrics["train_inner"]) > 0.0
     elif name == "gkd":
         assert state["baseline"][1] > 0.0

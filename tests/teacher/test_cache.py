@@ -867,6 +867,8 @@ def test_step_loads_no_teacher_and_decodes_nothing(data, caches, monkeypatch) ->
         9,
         "--max-tokens",
         400,
+        "--optimizer",
+        "adam",
     )
     task = task_module.TranslationWithTeacherTask.setup_task(cfg.task)
     task.build_model(cfg.model)
@@ -887,6 +889,8 @@ def test_criterion_that_does_not_distil_warns_of_a_cache(
         caches["hidden"],
         "--max-tokens",
         400,
+        "--optimizer",
+        "adam",
     )
     cfg = training_config(data, *flags)
     task_module.TranslationWithTeacherTask.setup_task(cfg.task).build_criterion(cfg.criterion)

@@ -12,9 +12,7 @@ from fairseq import utils
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.training.configuration.ranges import flag
 
-# fairseq can decode with --fp16 on a CPU, but not train. With --amp it would train in fp32 without a word.
 _ON_A_GPU = ("profile", "pipeline_model_parallel", "fp16_adam_stats", "quant_noise_scalar")
-_TRAINED_ON_A_GPU = ("memory_efficient_fp16", "fp16", "amp")
 # (name of a flag; its value, or None for a switch; the package that it needs)
 _PACKAGES = (
     ("zero_sharding", "os", "fairscale"),
@@ -40,9 +38,13 @@ def check(settings: Mapping[str, Any], command: str) -> None:
     """
     on_cpu = bool(settings.get("cpu") or not torch.cuda.is_available())
     why = "--cpu is given" if settings.get("cpu") else "no GPU is visible"
-    for name in (*_ON_A_GPU, *_TRAINED_ON_A_GPU) if command == "train" else _ON_A_GPU:
+    for name in _ON_A_GPU:
         if on_cpu and settings.get(name):
             raise UsageError(f"{flag(name)} needs a GPU, but {why}: leave it out")
+    # fairseq puts the flat gradients on a GPU. Decoding has none.
+    is_flat = not (settings.get("memory_efficient_fp16") or settings.get("fp16_no_flatten_grads"))
+    if on_cpu and command == "train" and settings.get("fp16") and is_flat:
+        raise UsageError(f"--fp16 needs a GPU, but {why}: leave it out, or add --memory-efficient-fp16")
     for name, value, package in _PACKAGES:
         given = settings.get(name)
         if (given == value if value is not None else given) and find_spec(package) is None:
