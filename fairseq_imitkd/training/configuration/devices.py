@@ -1,5 +1,6 @@
 """Flags that need a GPU, another package, or other processes."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from fairseq import utils
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.training.configuration.ranges import flag
 
+logger = logging.getLogger(__name__)
 _ON_A_GPU = ("profile", "pipeline_model_parallel", "fp16_adam_stats", "quant_noise_scalar")
 # (name of a flag; its value, or None for a switch; the package that it needs)
 _PACKAGES = (
@@ -45,6 +47,8 @@ def check(settings: Mapping[str, Any], command: str) -> None:
     is_flat = not (settings.get("memory_efficient_fp16") or settings.get("fp16_no_flatten_grads"))
     if on_cpu and command == "train" and settings.get("fp16") and is_flat:
         raise UsageError(f"--fp16 needs a GPU, but {why}: leave it out, or add --memory-efficient-fp16")
+    if on_cpu and command == "train" and settings.get("amp"):
+        logger.warning("--amp changes nothing without a GPU: the student trains in fp32")
     for name, value, package in _PACKAGES:
         given = settings.get(name)
         if (given == value if value is not None else given) and find_spec(package) is None:

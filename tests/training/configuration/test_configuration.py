@@ -271,11 +271,7 @@ def test_trainer(changed: dict[str, Any], message: str) -> None:
     ("changed", "message"),
     [
         ({"fp16": True}, "--fp16 needs a GPU, but --cpu is given: leave it out"),
-        (
-            {"memory_efficient_fp16": True, "fp16": True},
-            "--memory-efficient-fp16 needs a GPU, but --cpu is given",
-        ),
-        ({"amp": True, "cpu": False}, "--amp needs a GPU, but no GPU is visible: leave it out"),
+        ({"fp16": True, "cpu": False}, "--fp16 needs a GPU, but no GPU is visible: leave it out"),
         ({"profile": True}, "--profile needs a GPU, but --cpu is given: leave it out"),
         ({"quant_noise_scalar": 0.1}, "--quant-noise-scalar needs a GPU, but --cpu is given: leave it out"),
         (
@@ -326,9 +322,18 @@ def test_what_this_machine_lacks(changed: dict[str, Any], message: str, monkeypa
     assert refusal("train", **changed).startswith(message)
     if changed == {"fp16": True}:
         check("generate", **changed)  # fairseq decodes so
+        check("train", fp16=True, memory_efficient_fp16=True)  # and trains so
+        check("train", fp16=True, fp16_no_flatten_grads=True)
     if changed == {"distributed_world_size": 2}:
         monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun
         check("train", **changed)
+
+
+def test_amp_without_a_gpu_is_warned_of(monkeypatch: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """fairseq trains in fp32 then, and says nothing."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check("train", amp=True)
+    assert "--amp changes nothing without a GPU" in caplog.text
 
 
 @pytest.mark.parametrize(
