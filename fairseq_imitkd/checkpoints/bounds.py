@@ -41,17 +41,43 @@ def check_content(content: Any, size: int) -> None:
         ValueError: a tensor is sparse, or larger than its data.
     """
     storages: dict[int, int] = {}
-    for count, (_, value) in enumerate(_values(content)):
-        if count > size + _SLACK:
-            raise TooLarge(f"it stands for more values than it has bytes ({size:,})")
-        if isinstance(value, int) and value.bit_length() > _BITS:
-            raise TooLarge(f"it holds a whole number of {value.bit_length():,} bits")
-        if isinstance(value, Tensor):
-            check_tensor(value)
-            storage = value.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+    count, level = 0, [content]
+    for _ in range(DEPTH):
+        following: list[Any] = []
+        for value in level:
+            if isinstance(value, Tensor):
+                check_tensor(value)
+                storage = value.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+            elif isinstance(value, int):
+                if value.bit_length() > _BITS:
+                    raise TooLarge(f"it holds a whole number of {value.bit_length():,} bits")
+            elif not isinstance(value, str | float | bytes):
+                following += _inner(value).values()
+            if count + len(following) > size + _SLACK:
+                raise TooLarge(f"it stands for more values than it has bytes ({size:,})")
+        count, level = count + len(following), following
+        if not level:
+            break
+    else:
+        raise TooLarge(f"it has more than {DEPTH} levels of values within each other")
     if sum(storages.values()) > size:
         raise TooLarge(f"its tensors need {sum(storages.values()):,} bytes, but it has {size:,}")
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is not tensors by name, where fairseq reads a model.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(model, Mapping) or not model:
+        raise ValueError(f"its 'model' must be weights by name, but is a {type(model).__name__}")
+    for name, weight in model.items():
+        if not (isinstance(name, str) and name.isprintable()):  # names are printed
+            raise ValueError(f"{name!r:.60} is not a parameter's name")
+        if not isinstance(weight, Tensor):
+            raise ValueError(f"its {name[:80]} is a {type(weight).__name__}, but must be a tensor")
 
 
 def check_tensor(value: Tensor) -> None:
@@ -80,7 +106,7 @@ def check_settings(settings: Any) -> None:
         TooLarge: naming the setting.
     """
     characters = 0
-    for count, (path, value) in enumerate(_values(settings)):
+    for count, (path, value) in enumerate(_named_values(settings)):
         if count > SETTINGS:
             raise TooLarge(f"it has more than {SETTINGS:,} settings")
         named = f"its setting {'.'.join(path)[:80]}"
@@ -98,36 +124,34 @@ def check_settings(settings: Any) -> None:
             raise TooLarge(f"{named} is {value}")
 
 
-def _values(content: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the names and value of everything that a file's content holds, in no order.
+def _named_values(settings: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the names and value of every setting, lists and dictionaries too.
 
     A value that is held twice is yielded twice.
 
     Raises:
         TooLarge: it has too many levels.
     """
-    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), settings)]
     while waiting:
         path, value = waiting.pop()
         yield path, value
         inner = _inner(value)
         if inner and len(path) >= DEPTH:
-            raise TooLarge(f"it has more than {DEPTH} levels of values within each other")
-        waiting += [((*path, name), each) for name, each in inner]
+            raise TooLarge(f"it has more than {DEPTH} levels of settings within each other")
+        waiting += [((*path, str(name)[:80]), each) for name, each in inner.items()]
 
 
-def _inner(value: Any) -> list[tuple[str, Any]]:
-    """Return what a value holds, with names."""
+def _inner(value: Any) -> Mapping[Any, Any]:
+    """Return what a value holds, by name or number."""
     if isinstance(value, Node):
         value = vars(value).get("_content") if isinstance(value, Container) else vars(value).get("_val")
-        return [("", value)] if not isinstance(value, dict | list) else _inner(value)
+        return _inner(value) if isinstance(value, dict | list) else {0: value}
     if isinstance(value, Namespace):
-        value = vars(value)
+        return vars(value)
     if isinstance(value, Mapping):
-        return [(key if isinstance(key, str) else type(key).__name__, each) for key, each in value.items()]
-    if isinstance(value, list | tuple | set):
-        return [(str(number), each) for number, each in enumerate(value)]
-    return []
+        return value
+    return dict(enumerate(value)) if isinstance(value, list | tuple | set) else {}
 
 
 def check_expression(text: str) -> None:

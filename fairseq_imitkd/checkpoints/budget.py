@@ -98,6 +98,11 @@ def budget_of(weights: Iterable[Any]) -> Iterator[None]:
         _current.reset(token)
 
 
+def is_building() -> bool:
+    """Return whether the enclosed code of a :func:`budget_of` is running."""
+    return _current.get() is not None
+
+
 def limit_building() -> None:
     """Make fairseq's ``build_model``, which every task calls, keep to the budget of the enclosing
     :func:`budget_of`, if there is one.

@@ -20,6 +20,8 @@ from fairseq_imitkd.checkpoints.budget import budget_of
 # stand for much, such as 1<<80000000000.
 _PLAIN_TEXT = re.compile(r"(?:(?!<<)[^()\[\]{}'\"`\\;*])*")
 _NUMBERS = re.compile(r"(?:True|False|None|[\d\s.,()\[\]+-]|(?<!\*)\*(?!\*))*")
+# The files that embeddings start from. A checkpoint holds the trained ones.
+EMBEDDING_FILES = ("encoder_embed_path", "decoder_embed_path")
 # Settings whose names end so hold file names, which are never evaluated.
 _FILE_SETTINGS = ("dir", "path", "file", "data", "finetune_from_model", "teacher_cache")
 

@@ -75,10 +75,9 @@ def read_untrusted(path: str, allow_globals: str | None, flags: tuple[str, str |
     except Exception as error:  # the unpickler raises anything on a foreign file
         raise UsageError(_damaged(path, flag, error)) from error
     with as_usage_error(f"{flag} '{path}' can't be used", "use another file"):
+        for key in ("cfg", "args") if isinstance(content, dict) else ():
+            check_settings(content.get(key))
         check_content(content, stat.st_size)
-        if isinstance(content, dict):
-            for key in ("cfg", "args"):
-                check_settings(content.get(key))
     return content
 
 
@@ -118,7 +117,7 @@ def _known_damage(path: str, version: tuple[int, int, int]) -> str | None:
 def _small_constants() -> Iterator[None]:
     """Let torch's safe loader call only what a checkpoint needs of functions that can fill the memory.
 
-    Pickles call ``bytearray(10**10)``, and ``encode(…, "hex")``, which doubles bytes, with torch's permission:
+    torch lets pickles call ``bytearray(10**10)``, and ``encode(…, "hex")``, which doubles bytes:
     https://github.com/pytorch/pytorch/blob/v2.6.0/torch/_weights_only_unpickler.py#L149-L160
     """
     allowed = torch._weights_only_unpickler._get_allowed_globals()

@@ -35,13 +35,13 @@ def _numpy_globals() -> list:
 
 
 def _empty_array(kind: type, shape: tuple[int, ...], dtype: bytes) -> Any:
-    """Return the array that pickle makes first, and then fills; numpy's own function makes one of any size."""
-    return multiarray._reconstruct(numpy.ndarray, (0,), dtype)  # type: ignore[attr-defined]
+    """Return the empty array that pickle then fills. numpy's own function makes one of any size."""
+    return multiarray._reconstruct(numpy.ndarray, (0,), dtype)
 
 
 def _scalar(dtype: numpy.dtype, value: bytes) -> Any:
     """Return a number of numpy. Its own function, without a value, makes one of any size."""
-    return multiarray.scalar(dtype, value)  # type: ignore[attr-defined]
+    return multiarray.scalar(dtype, value)
 
 
 def _distributed_globals() -> list:

@@ -1,4 +1,4 @@
-"""Every command that reads a checkpoint, run on a file: how it ends, in what time and with how much memory."""
+"""Every command that reads a checkpoint, run on a file: how it ends, in what time and memory."""
 
 import os
 import subprocess
@@ -20,7 +20,8 @@ PROCESSES = 2
 
 _STUDENT = (
     "DATA", "--save-dir", "OUT/saved", "--cpu", *digit_corpus.TINY, "--optimizer", "adam", "--lr", "0.01",
-    "--max-tokens", "200", "--num-workers", "0", "--max-source-positions", "64", "--max-target-positions", "64",
+    "--max-tokens", "200", "--num-workers", "0", "--max-source-positions", "64",
+    "--max-target-positions", "64",
     "--log-format", "simple", "--disable-validation", "--no-epoch-checkpoints",
 )  # fmt: skip
 _TRAIN = (*_STUDENT, "--max-update", "4", "--criterion", "cross_entropy")
@@ -37,7 +38,9 @@ READERS: dict[str, tuple[str, ...]] = {
     "generate": ("imitkd-generate", *_DECODE),
     "interactive": ("imitkd-interactive", *_DECODE),
     "seqkd": ("imitkd-seqkd", "DATA", "--out", "OUT/out", *_TEACHER, "--gen-subset", "test", "--beam", "1"),
-    "cache": ("imitkd-cache", "DATA", "--out", "OUT/out", *_TEACHER, "--keep", "topk:4", "--gen-subset", "test"),
+    "cache": (
+        "imitkd-cache", "DATA", "--out", "OUT/out", *_TEACHER, "--keep", "topk:4", "--gen-subset", "test",
+    ),
     "evaluate": (
         "imitkd-evaluate", "--model", "student=FILE", "--data", "DATA", "--out", "OUT/out", "--beam", "1",
         "--speed-sentences", "8", "--batch-sizes", "8",

