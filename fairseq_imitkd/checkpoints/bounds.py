@@ -139,7 +139,9 @@ def _named_values(settings: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
         inner = _inner(value)
         if inner and len(path) >= DEPTH:
             raise TooLarge(f"it has more than {DEPTH} levels of settings within each other")
-        waiting += [((*path, str(name)[:80]), each) for name, each in inner.items()]
+        waiting += [
+            ((*path, name[:80] if isinstance(name, str) else "…"), each) for name, each in inner.items()
+        ]
 
 
 def _inner(value: Any) -> Mapping[Any, Any]:

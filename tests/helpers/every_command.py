@@ -156,7 +156,7 @@ class Place:
         try:
             done = subprocess.run(
                 [warm_commands.folder() / command, *arguments], input="a b c\n", capture_output=True,
-                text=True, errors="replace", env=environment, timeout=2 * SECONDS,
+                text=True, errors="replace", env={**digit_corpus.ENVIRONMENT, **limits}, timeout=PATIENCE,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             end = End(None, "", "")
