@@ -1,4 +1,4 @@
-"""What a checkpoint may hold is counted before it is used; files of real trainings are far from the bounds."""
+"""What a checkpoint may hold is counted before it is used; real files are far from the bounds."""
 
 import codecs
 from argparse import Namespace
