@@ -28,7 +28,7 @@ _STUDENT = (
     "--log-format", "simple", "--disable-validation", "--no-epoch-checkpoints",
 )  # fmt: skip
 _TRAIN = (*_STUDENT, "--max-update", "4", "--criterion", "cross_entropy")
-_DECODE = ("DATA", "--path", "FILE", "--cpu", "--batch-size", "64", "--beam", "1", "--max-len-b", "5")
+_DECODE = ("DATA", "--path", "FILE", "--cpu", "--batch-size", "1", "--beam", "1", "--max-len-b", "5")
 _TEACHER = ("--teacher-path", "FILE", "--cpu", "--teacher-allow-poor")
 READERS: dict[str, tuple[str, ...]] = {
     "train --teacher-path": (
@@ -101,6 +101,7 @@ def must_refuse(reader: str, wrong: Wrong) -> bool:
     return {
         Wrong.FILE: True,
         Wrong.SETTINGS: reader in BUILDS,
+        Wrong.TASK: reader in BUILDS and reader not in ("generate", "interactive"),
         Wrong.WEIGHTS: loads,
         Wrong.PROGRESS: reader in CONTINUES,
         Wrong.NOTHING: False,

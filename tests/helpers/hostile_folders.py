@@ -15,6 +15,7 @@ from typing import Any
 import numpy
 
 from fairseq_imitkd.data.files import sha256
+from tests.helpers import digit_corpus
 from tests.helpers.digit_corpus import TINY
 
 _STUDENT = (
@@ -23,7 +24,7 @@ _STUDENT = (
     "--no-epoch-checkpoints", "--max-update", "1",
 )  # fmt: skip
 _TEACHER = ("--teacher-path", "GOOD", "--cpu", "--teacher-allow-poor")
-_DECODE = ("--path", "GOOD", "--cpu", "--batch-size", "64", "--beam", "1", "--max-len-b", "5")
+_DECODE = ("--path", "GOOD", "--cpu", "--batch-size", "1", "--beam", "1", "--max-len-b", "5")
 _EVALUATE = (
     "--out", "OUT/out", "--beam", "1", "--speed-sentences", "8", "--batch-sizes", "8", "--sentences", "8"
 )  # fmt: skip
@@ -299,7 +300,7 @@ def _subwords() -> list[HostileFolder]:
         "long-line": b"a " * 10**6, "not-utf-8": b"#version: 0.2\n\xff\xfe a\n", "version": b"#version: 9.9\na b\n",
     }  # fmt: skip
     made = []
-    for kind in ("sentencepiece", "subword_nmt"):
+    for kind in SUBWORDS:
         for name, content in contents.items():
             harmless = kind == "subword_nmt" and name in ("empty", "version", "zeros")
             made.append(
@@ -327,6 +328,31 @@ def _results() -> list[HostileFolder]:
         content = line % values
         made.append(HostileFolder(f"line-{name}", "run", _replaced("metrics.jsonl", content), True))
     return made
+
+
+def make_good(root: Path) -> dict[str, Path]:
+    """Make a good folder of each kind from the corpus and the checkpoint of a place, which are in ``root``.
+
+    Returns:
+        the folders by kind; those of subwords are missing.
+    """
+    teacher, made = root / "good" / "checkpoint_last.pt", root / "made"
+    made.mkdir()
+    given = ("--teacher-path", teacher, "--cpu", "--teacher-allow-poor", "--keep", "topk:4")
+    digit_corpus.run("imitkd-cache", root / "data", "--out", made / "cache", *given, "--gen-subset", "train")
+    few = ("--data", root / "data", "--sentences", 8)
+    digit_corpus.run("imitkd-export", teacher, *few, "--out", made / "exported", "--quantization", "float32")
+    given = ("--model", f"student={teacher}", "--data", root / "data", "--beam", 1, "--speed-sentences", 8)
+    digit_corpus.run("imitkd-evaluate", *given, "--batch-sizes", 8, "--out", made / "evaluation")
+    shutil.copytree(root / "good", made / "run")
+    return {
+        "data": root / "data",
+        "dictionary": root / "data",
+        **{kind: made / kind for kind in ("cache", "exported", "evaluation", "run", *SUBWORDS)},
+    }
+
+
+SUBWORDS = ("sentencepiece", "subword_nmt")
 
 
 def spoilt(good: Path, hostile: HostileFolder, at: Path) -> None:
