@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from fairseq.data import Dictionary, indexed_dataset
 
+from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError
 
 # The head of an index: a mark, the version, the type of the tokens, the number of sentences:
@@ -51,6 +52,9 @@ def check_files(prefix: str | Path, dictionary: Dictionary | None) -> None:
         UsageError: naming the file, and the sentence.
     """
     index, binary = f"{prefix}.idx", f"{prefix}.bin"
+    for path in (index, binary):
+        if kind_of(path) != "file":
+            raise UsageError(f"{path} is not a file; {_REMEDY}")
     with open(index, "rb") as file:
         mark, version, kind, count = _HEADER.unpack(file.read(_HEADER.size).ljust(_HEADER.size, b"\0"))
     if os.path.getsize(index) < _HEADER.size + count * (_LENGTH.itemsize + _PLACE.itemsize):

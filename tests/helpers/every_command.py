@@ -19,7 +19,6 @@ from tests.helpers.seqkd_jobs import write_split
 MEMORY = 3 * 2**30  # bytes that a command may map; it maps 0.9 GB when it starts
 SECONDS = 10  # of the processor; a command on a good file needs two
 PATIENCE = 300.0  # seconds to wait for a command that does not compute
-PROCESSES = 2
 
 _STUDENT = (
     "DATA", "--save-dir", "OUT/saved", "--cpu", *digit_corpus.TINY, "--optimizer", "adam", "--lr", "0.01",
