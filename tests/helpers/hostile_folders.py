@@ -20,8 +20,8 @@ from tests.helpers.digit_corpus import TINY
 
 _STUDENT = (
     f"--save-dir OUT/saved --cpu {' '.join(TINY)} --optimizer adam --lr 0.01 --max-tokens 200 "
-    "--num-workers 0 --max-source-positions 64 --max-target-positions 64 --no-epoch-checkpoints --max-update 1 "
-    "--criterion word_kd"
+    "--num-workers 0 --max-source-positions 64 --max-target-positions 64 --no-epoch-checkpoints "
+    "--max-update 1 --criterion word_kd"
 )
 _TEACHER = "--teacher-path GOOD --teacher-allow-poor"
 _DECODE = "--path GOOD --cpu --batch-size 1 --beam 1 --max-len-b 5"

@@ -109,9 +109,9 @@ def test_sample_of_hostile_files(place: Place, tmp_path: Path) -> None:
             for name, command in SAMPLE.items()
         ]
         jobs += [
-            (name, command, pool.submit(read_folder, place, good, folders[name], command, tmp_path / f"of-{n}"))
-            for n, (name, command) in enumerate(FOLDERS.items())
-        ]  # fmt: skip
+            (name, command, pool.submit(read_folder, place, good, folders[name], command, tmp_path / str(at)))
+            for at, (name, command) in enumerate(FOLDERS.items())
+        ]
         outcomes = [(name, command, job.result()) for name, command, job in jobs]
     check(outcomes)
     assert {outcome.kind for name, _, outcome in outcomes if "embeddings" in name} == {"accepted"}
