@@ -1,6 +1,7 @@
 """Conversion of a loaded fairseq transformer to a CTranslate2 model. CTranslate2 never reads a checkpoint."""
 
 import copy
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -184,6 +185,26 @@ def _identity(decoder: Any) -> nn.Linear:
     linear = nn.Linear(decoder.embed_dim, decoder.embed_dim, bias=False)
     nn.init.eye_(linear.weight)
     return linear
+
+
+def check_vocabulary(folder: Path, pair: LanguagePair) -> None:
+    """Refuse dictionaries that are not those of a converted model, which would read other words.
+
+    Args:
+        folder: folder that :func:`convert` wrote.
+        pair: the language pair with its dictionaries.
+
+    Raises:
+        ValueError: the model has other symbols.
+    """
+    for side, language, dictionary in (
+        ("source", pair.source, pair.source_dictionary),
+        ("target", pair.target, pair.target_dictionary),
+    ):
+        names = (f"{side}_vocabulary.json", "shared_vocabulary.json")
+        path = next((folder / name for name in names if (folder / name).is_file()), None)
+        if path is not None and json.loads(path.read_text("utf-8")) != vocabulary(dictionary):
+            raise ValueError(f"its {path.name} has other symbols than dict.{language}.txt")
 
 
 def vocabulary(dictionary: Dictionary) -> list[str]:

@@ -57,6 +57,7 @@ def open_engine(
     try:
         if name == "onnx":
             return onnx.OnnxEngine.of_model(onnx.load(folder, languages, longest), languages, settings)
+        ctranslate2_convert.check_vocabulary(folder, languages)
         return CTranslate2Engine(
             folder, languages, settings, longest_target=longest[1], device=torch.device(device)
         )

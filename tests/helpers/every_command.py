@@ -1,6 +1,7 @@
 """Every command that reads a checkpoint, run on a file: how it ends, in what time and memory."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -78,7 +79,7 @@ class Outcome:
             return "executed"
         if self.end.status in (None, -signal.SIGXCPU, -signal.SIGKILL):
             return "over time"
-        if "memory" in self.end.last and "error" in self.end.last:
+        if re.search(r"(allocate|out of|enough) memory|MemoryError|bad_alloc", self.end.last):
             return "over memory"
         if self.end.fault is not None:
             return "traceback" if "raceback" in self.end.fault else "no line"

@@ -476,7 +476,7 @@ def _progress() -> list[Hostile]:
         "no-history": (Wrong.PROGRESS, lambda state: {**state, "optimizer_history": []}),
         "history-of-nothing": (Wrong.PROGRESS, lambda state: {**state, "optimizer_history": [{}]}),
         "history-of-numbers": (Wrong.PROGRESS, lambda state: {**state, "optimizer_history": [1]}),
-        "no-iterator": (Wrong.PROGRESS, lambda state: state["extra_state"].pop("train_iterator") and None),
+        "no-iterator": (Wrong.NOTHING, lambda state: state["extra_state"].pop("train_iterator") and None),
         "iterator-text": (Wrong.PROGRESS, lambda state: state["extra_state"].update(train_iterator="x")),
         "metrics-text": (Wrong.PROGRESS, lambda state: state["extra_state"].update(metrics="x")),
         "metrics-unknown": (

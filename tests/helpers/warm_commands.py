@@ -143,8 +143,9 @@ def serve(path: str) -> None:
                 with contextlib.suppress(KeyError):
                     selector.unregister(client)
                 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                with contextlib.suppress(BrokenPipeError):
+                with contextlib.suppress(OSError):
                     client.sendall(str(status).encode())
+                    client.shutdown(socket.SHUT_RDWR)  # processes that were forked since then hold it too
                 client.close()
 
 
