@@ -86,20 +86,32 @@ class Text:
 
 def _bpe_settings(settings: TextSettings) -> Namespace:
     if "bpe_codes" in settings.files:
-        _check_merges(settings.files["bpe_codes"])
+        check_merges(str(settings.bpe), settings.files["bpe_codes"])
     return Namespace(bpe=settings.bpe, **{name: str(path) for name, path in settings.files.items()})
 
 
-def _check_merges(path: Path) -> None:
-    """Refuse a file that does not list merges, on which fastBPE would end the process."""
+def check_merges(bpe: str, path: Path) -> None:
+    """Refuse a file that does not list merges, on which the packages of subwords would end the process.
+
+    Args:
+        bpe: kind of subwords, ``fastbpe`` or ``subword_nmt``.
+        path: the file of ``--bpe-codes``.
+
+    Raises:
+        UsageError: naming the line.
+    """
     name, remedy = f"--bpe-codes '{path}'", "use the file that the subwords were made with"
+    counts = (2,) if bpe == "subword_nmt" else (2, 3)  # fastBPE writes how often it merged, too
+    number = 0
     with (
         as_usage_error(f"{name} can't be read", remedy, catch=(OSError, UnicodeDecodeError)),
         open(path, encoding="utf-8") as file,
     ):
         for number, line in enumerate(file, 1):
-            if len(line.split()) not in (2, 3) and not line.startswith("#version"):
+            if len(line.split()) not in counts and not (number == 1 and line.startswith("#version")):
                 raise UsageError(
                     f"{name} must hold two subwords to merge in each line, but line {number} does not; "
                     f"{remedy}"
                 )
+    if not number:
+        raise UsageError(f"{name} is empty; {remedy}")

@@ -304,7 +304,7 @@ def _subwords() -> list[HostileFolder]:
     made = []
     for kind in SUBWORDS:
         for name, content in contents.items():
-            harmless = kind == "subword_nmt" and name in ("empty", "version", "zeros")
+            harmless = kind == "subword_nmt" and name == "version"
             made.append(
                 HostileFolder(name, kind, lambda folder, content=content: _written(folder, content), harmless)
             )

@@ -104,6 +104,12 @@ def test_what_can_not_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "codes").write_text("a b\nmore than two words\n")
     with pytest.raises(UsageError, match="must hold two subwords to merge in each line, but line 2 does not"):
         Text(TextSettings("fastbpe", {"bpe_codes": tmp_path / "codes"}))
+    (tmp_path / "codes").write_text("a b 3\n")
+    with pytest.raises(UsageError, match="line 1 does not"):
+        Text(TextSettings("subword_nmt", {"bpe_codes": tmp_path / "codes"}))
+    (tmp_path / "codes").write_text("")
+    with pytest.raises(UsageError, match=r"--bpe-codes '.*codes' is empty"):
+        Text(TextSettings("subword_nmt", {"bpe_codes": tmp_path / "codes"}))
     monkeypatch.setitem(sys.modules, "sacremoses", None)
     with pytest.raises(UsageError, match=r"--tokenizer moses can't be used: .*pip install sacremoses"):
         Text(TextSettings(tokenizer="moses"))

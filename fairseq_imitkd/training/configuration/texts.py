@@ -5,7 +5,9 @@ fairseq evaluates some of them as Python.
 
 import ast
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fairseq.data import encoders  # noqa: F401  (registers the tokenizers)
@@ -14,6 +16,7 @@ from fairseq.registry import REGISTRIES
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.config import Range
+from fairseq_imitkd.text.subwords import check_merges
 from fairseq_imitkd.training.configuration.generation import POST_PROCESSES, search_problems
 from fairseq_imitkd.training.configuration.ranges import POSITIVE, PROBABILITY, check_value, flag
 
@@ -60,6 +63,8 @@ def check(settings: Mapping[str, Any]) -> None:
         for name in ("source_lang", "target_lang"):
             if settings.get(name) is None:
                 raise UsageError(f"{flag(name)} is not given; --tokenizer moses needs it: add the language")
+    if settings.get("bpe") in ("fastbpe", "subword_nmt") and os.path.isfile(settings.get("bpe_codes") or ""):
+        check_merges(settings["bpe"], Path(settings["bpe_codes"]))
     if settings.get("eval_bleu") or settings.get("eval_metrics"):
         _check_search(settings.get("eval_bleu_args"))
         _check_detokenizer(settings)
