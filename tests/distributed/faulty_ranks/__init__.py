@@ -1,6 +1,6 @@
 """A ``--user-dir`` with the plugin, in which one of several processes fails.
 
-``FAULT="RANK PLACE KIND UPDATE"`` says which, where, how, and from which update on (0 = first, -1 = before it).
+``FAULT="RANK PLACE KIND UPDATE"`` says which, where, how, and from which update on (0 = first, -1 = before).
 ``FAULT_LOG`` is a file that gets the moment of the fault and the number of its process.
 """
 
@@ -16,7 +16,6 @@ from fairseq.models.transformer import TransformerModel
 from fairseq.optim.fairseq_optimizer import FairseqOptimizer
 
 import fairseq_imitkd  # noqa: F401  (registers the tasks and methods)
-from fairseq_imitkd.checkpoints import saving
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.mixing.mixer import Mixer
 from fairseq_imitkd.tasks.translation import TranslationWithTeacherTask
@@ -27,6 +26,7 @@ PLACES = {
     "criterion": (TranslationWithTeacherTask, "build_criterion"),
     "dataset": (TranslationWithTeacherTask, "load_dataset"),
     "data": (LanguagePairDataset, "__getitem__"),
+    "worker": (LanguagePairDataset, "__getitem__"),
     "rollout": (Mixer, "roll_out"),
     "teacher": (Teacher, "score"),
     "student": (TransformerModel, "forward"),
@@ -34,7 +34,7 @@ PLACES = {
     "backward": (FairseqOptimizer, "backward"),
     "step": (FairseqOptimizer, "step"),
     "validation": (TranslationWithTeacherTask, "valid_step"),
-    "save": (saving, "_write"),
+    "save": (torch, "save"),
 }
 AFTERWARDS = ("nan", "slope")  # kinds that change a result
 
@@ -82,6 +82,7 @@ def _install():
     def failing(*arguments, **settings):
         nonlocal has_failed
         is_now = not has_failed and now >= int(update)
+        is_now = is_now and (place != "worker" or torch.utils.data.get_worker_info() is not None)
         if is_now:
             has_failed = True
             Path(os.environ["FAULT_LOG"]).write_text(f"{time.time()} {os.getpid()}")
