@@ -148,7 +148,7 @@ def meeting_of_command(arguments: Sequence[str], environment: Mapping[str, str])
     try:
         gen_parser_from_dataclass(parser, DistributedTrainingConfig())
         given, _ = parser.parse_known_args(list(arguments))
-        chosen = OmegaConf.create(vars(given))
+        chosen = OmegaConf.create({**vars(given), "tpu": "--tpu" in arguments})
         utils.infer_init_method(chosen)
         return meeting_of_config(chosen, environment) if chosen.distributed_no_spawn else None
     except Exception:  # fairseq's own parser refuses this command line in a moment

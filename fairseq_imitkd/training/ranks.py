@@ -34,7 +34,7 @@ _LOSTS_NEWS = 5.0  # seconds within which the news of the other process's end ar
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SIGNAL_WAITS = 1.0  # seconds that a signal waits for the main thread, or for news
 _SAVING = 15.0  # seconds that a process may still need to write a checkpoint
-_END = 10  # seconds in which a process that has failed must end
+_END = 15  # seconds in which a process that has failed must end
 
 
 class RankFailed(RefusedUpdate):
@@ -170,7 +170,9 @@ def together(arguments: Sequence[str], environment: Mapping[str, str] = os.envir
         with _watched(meeting_of_command(arguments, environment)):
             yield
     except RankFailed:
-        # Exchanges that were begun may keep a process from ending.
+        for worker in multiprocessing.active_children():
+            worker.terminate()  # otherwise torch waits for each of them, for 5 seconds
+        # Exchanges that were begun may keep a process from ending, too.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(_END)
         raise
@@ -257,6 +259,8 @@ def guard_ranks() -> None:
     @functools.wraps(main)
     def main_together(i: int, function: Any, *more: Any) -> None:
         cfg, settings = more
+        if cfg.distributed_training.distributed_rank is None:  # a process that fairseq has started itself
+            cfg.distributed_training.distributed_rank = settings.pop("start_rank", 0) + i
         with _watched(meeting_of_config(cfg.distributed_training, os.environ)):
             main(i, function, cfg, settings)
 

@@ -301,13 +301,20 @@ def commands(
     ]
 
 
-def run(together: list[list[str]], folder: Path, inject: str = "", **environment: str) -> list[Ended]:
+def run(
+    together: list[list[str]],
+    folder: Path,
+    inject: str = "",
+    pids: list[int] | None = None,
+    **environment: str,
+) -> list[Ended]:
     """Run the commands of all ranks at the same time, until all have ended or a minute is over.
 
     Args:
         together: a command for each rank.
         folder: for outputs.
         inject: a fault, see :class:`Fault`.
+        pids: gets the numbers of the processes.
         environment: more variables.
     """
     if inject:
@@ -319,12 +326,14 @@ def run(together: list[list[str]], folder: Path, inject: str = "", **environment
             subprocess.Popen(
                 command,
                 cwd=REPO,
-                env={**ENVIRONMENT, **environment, "OWN_RANK": str(rank), "RANK": str(rank)},
+                env={**ENVIRONMENT, **environment, "OWN_RANK": str(rank)},
                 stdout=stack.enter_context(open(path, "w")),
                 stderr=subprocess.STDOUT,
             )
             for rank, (command, path) in enumerate(zip(together, paths, strict=True))
         ]
+        if pids is not None:
+            pids.extend(process.pid for process in processes)
         try:
             until = time.time() + 120
             while len(found) < len(processes) and time.time() < until:

@@ -1,7 +1,8 @@
 """A ``--user-dir`` with the plugin, in which one of several processes fails.
 
 ``FAULT="RANK PLACE KIND UPDATE"`` says which, where, how, and from which update on (0 = first, -1 = before).
-``FAULT_LOG`` is a file that gets the moment of the fault and the number of its process.
+``FAULT_LOG`` is a file that gets the moment of the fault and the number of its process. ``SPAWNS`` lets
+fairseq start processes without GPUs.
 """
 
 import errno
@@ -20,6 +21,7 @@ from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.mixing.mixer import Mixer
 from fairseq_imitkd.tasks.translation import TranslationWithTeacherTask
 from fairseq_imitkd.teacher.teacher import Teacher
+from fairseq_imitkd.training.configuration import devices
 
 PLACES = {
     "model": (TranslationWithTeacherTask, "build_model"),
@@ -70,7 +72,7 @@ def _install():
     rank, place, kind, update = os.environ["FAULT"].split()
     holder, name = PLACES[place]
     original, step = getattr(holder, name), TranslationWithTeacherTask.train_step
-    if os.environ["OWN_RANK"] != rank or getattr(original, "is_faulty", False):
+    if os.environ.get("OWN_RANK", rank) != rank or getattr(original, "is_faulty", False):
         return
     now, has_failed = -1, False
 
@@ -83,6 +85,8 @@ def _install():
         nonlocal has_failed
         is_now = not has_failed and now >= int(update)
         is_now = is_now and (place != "worker" or torch.utils.data.get_worker_info() is not None)
+        if "OWN_RANK" not in os.environ:  # of a process that fairseq has spawned
+            is_now = is_now and str(torch.distributed.get_rank()) == rank
         if is_now:
             has_failed = True
             Path(os.environ["FAULT_LOG"]).write_text(f"{time.time()} {os.getpid()}")
@@ -96,5 +100,7 @@ def _install():
     setattr(holder, name, failing)
 
 
+if "SPAWNS" in os.environ:
+    devices._problems_of_processes = lambda *_: iter(())
 if "FAULT" in os.environ:
     _install()
