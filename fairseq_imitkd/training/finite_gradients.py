@@ -1,6 +1,8 @@
 """An update whose gradient is not finite is refused. A line names the parameter and the likely cause."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -37,7 +39,8 @@ def refuse_broken_gradients(trainer: Any, method: Method | None) -> None:
     def clip_finite(clip_norm: float) -> Tensor:
         """Clip the gradient, unless its norm is not finite: clipping by it would hide the fault."""
         if not is_plain or clip_norm <= 0.0:
-            return clip(clip_norm)
+            with _scale_lowered_on_gpus(trainer):
+                return clip(clip_norm)
         norms: list[Tensor] = []
 
         def remember(norm: Tensor) -> Tensor:
@@ -48,6 +51,25 @@ def refuse_broken_gradients(trainer: Any, method: Method | None) -> None:
         return norms[0] if norms else clipped
 
     trainer.consolidate_optimizer, trainer.clip_grad_norm = refuse_or_consolidate, clip_finite
+
+
+@contextmanager
+def _scale_lowered_on_gpus(trainer: Any) -> Iterator[None]:
+    """Return a context in which a gradient too large for the loss scale ends a run without a GPU.
+
+    fairseq lowers the scale, and then needs a GPU to go on:
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/trainer.py#L1023
+    """
+    try:
+        yield
+    except OverflowError as error:
+        if trainer.cuda:
+            raise
+        raise RefusedUpdate(
+            f"update {trainer.get_num_updates() + 1} is refused: the gradient is too large for fp16, and "
+            "fairseq lowers the loss scale only on a GPU: use a smaller --fp16-init-scale, or leave out "
+            "--memory-efficient-fp16"
+        ) from error
 
 
 def _describe(trainer: Any, method: Method | None, error: FloatingPointError) -> str:
