@@ -28,6 +28,7 @@ def check(settings: Mapping[str, Any]) -> None:
         _learning_rate_problems,
         _optimizer_problems,
         _checkpoint_problems,
+        _student_problems,
         _metric_problems,
     )
     for problem in (text for find in problems for text in find(settings)):
@@ -110,6 +111,14 @@ def _checkpoint_problems(settings: Mapping[str, Any]) -> Iterator[str]:
                 f"--reset-{name.replace('_', '-')} changes nothing with --finetune-from-model, which resets "
                 "it: leave it out"
             )
+
+
+def _student_problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    if settings.get("quant_noise_scalar"):  # its forward passes count, those of validation and rollouts too
+        yield (
+            f"--quant-noise-scalar {settings['quant_noise_scalar']} can't be used, because checkpoints lack "
+            "its scales and a stopped run could not go on: leave it out"
+        )
 
 
 def _metric_problems(settings: Mapping[str, Any]) -> Iterator[str]:

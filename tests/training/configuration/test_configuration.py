@@ -251,6 +251,11 @@ def test_learning_rates(scheduler: str, changed: dict[str, Any], message: str) -
             {"optimizer": "adafactor", "adafactor_eps": "(0, 1)"},
             "--adafactor-eps must be two numbers, each a",
         ),
+        (
+            {"quant_noise_scalar": 0.1},
+            "--quant-noise-scalar 0.1 can't be used, because checkpoints lack its scales and a stopped run "
+            "could not go on: leave it out",
+        ),
         ({"best_checkpoint_metric": "nope"}, "--best-checkpoint-metric must be one of loss, nll_loss, ppl,"),
         (
             {"finetune_from_model": "a.pt", "restore_file": "b.pt"},
@@ -273,7 +278,6 @@ def test_trainer(changed: dict[str, Any], message: str) -> None:
         ({"fp16": True}, "--fp16 needs a GPU, but --cpu is given: leave it out"),
         ({"fp16": True, "cpu": False}, "--fp16 needs a GPU, but no GPU is visible: leave it out"),
         ({"profile": True}, "--profile needs a GPU, but --cpu is given: leave it out"),
-        ({"quant_noise_scalar": 0.1}, "--quant-noise-scalar needs a GPU, but --cpu is given: leave it out"),
         (
             {"tpu": True},
             "--tpu needs the package torch_xla, which is not installed: install it or leave it out",
