@@ -67,16 +67,17 @@ def _rollout_sums(target: Tensor, distillation: Any, *, pad: int, zero: Tensor) 
 
     A rollout is empty if its first token is the EOS.
     """
-    if distillation is None or distillation.now.student_share == 0.0:
-        return dict.fromkeys(("rollouts", "rollouts_truncated", "rollouts_empty", "tokens_repeated"), zero)
-    is_rollout, truncated, counted = distillation.is_rollout, distillation.truncated, target.ne(pad)
-    is_empty = is_rollout & ~truncated & counted.sum(dim=-1).eq(1)
-    return {
-        "rollouts": is_rollout.sum(),
-        "rollouts_truncated": truncated.sum(),
-        "rollouts_empty": is_empty.sum(),
-        "tokens_repeated": (repeated(target) & counted & is_rollout.unsqueeze(-1)).sum(),
-    }
+    sums = dict.fromkeys(("rollouts", "rollouts_truncated", "rollouts_empty", "tokens_repeated"), zero)
+    if distillation is None:
+        return sums
+    is_rollout, truncated = distillation.is_rollout, distillation.truncated
+    sums.update(rollouts=is_rollout.sum(), rollouts_truncated=truncated.sum())
+    if distillation.now.student_share > 0.0:
+        counted = target.ne(pad)
+        is_empty = is_rollout & ~truncated & counted.sum(dim=-1).eq(1)
+        is_repeated = repeated(target) & counted & is_rollout.unsqueeze(-1)
+        sums.update(rollouts_empty=is_empty.sum(), tokens_repeated=is_repeated.sum())
+    return sums
 
 
 def log(logging_outputs: list[dict[str, Any]]) -> None:
