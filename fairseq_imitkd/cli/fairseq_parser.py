@@ -95,7 +95,7 @@ def _short(value: str, longest: int = 80) -> str:
 
 
 def check_texts(args: Namespace) -> None:
-    """Refuse texts that hydra, to which fairseq passes all values on, can't read.
+    """Refuse texts that hydra, to which fairseq passes all values on, can't read or changes.
 
     https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/dataclass/utils.py#L317-L319
 
@@ -109,14 +109,18 @@ def check_texts(args: Namespace) -> None:
         if not isinstance(value, str) or _PLAIN.fullmatch(value):
             continue
         quoted = value.replace("'", r"\'")
+        problem = None
         try:
-            OverridesParser.create().parse_override(f"x='{quoted}'")
+            same = OverridesParser.create().parse_override(f"x='{quoted}'").value() == value
             OmegaConf.to_container(OmegaConf.create({"x": value}), resolve=True)
         except Exception as error:  # of antlr, hydra or omegaconf
+            same, problem = False, error
+        if not same:
             flag = "DATA" if name == "data" else "--" + name.replace("_", "-")
             raise UsageError(
-                f"{flag} can't hold backslashes, or ${{…}} that is not defined, but is {_short(repr(value))}"
-            ) from error
+                f"{flag} can't hold a backslash before a quote or at its end, or ${{…}} that is not defined, but "
+                f"is {_short(repr(value))}"
+            ) from problem
 
 
 def parse_carefully(parser: ArgumentParser) -> None:
