@@ -43,9 +43,10 @@ def parse(*flags: str, without: str = "") -> Namespace:
             "--jsd-wieght is not a flag of this command: did you mean --jsd-weight or --js-weights?",
         ),
         (("--max-upd", "3"), "--max-upd is not a flag of this command: did you mean --max-update"),
+        (("--momentum", "0.9"), "--momentum can't be used here: it is a flag of --optimizer nag"),
         (
-            ("--momentum", "0.9"),
-            "--momentum is not a flag of this command, or belongs to another task, criterion or architecture",
+            ("--encoder-hidden-size", "8"),
+            "--encoder-hidden-size is not a flag of this command, or belongs to",
         ),
         (("more",), "unrecognized arguments: more"),
     ],
@@ -113,6 +114,6 @@ def test_texts_that_hydra_can_not_read(text: str) -> None:
             check_texts(Namespace(**{name: text}))
         message = str(refused.value)
         assert message.startswith(
-            f"{flag} can't hold a backslash before a quote or at its end, or ${{…}} that is not defined, but is "
+            f"{flag} can't hold a backslash before a quote or at its end, or ${{…}} that is not defined, but "
         )
         assert len(message) < 220

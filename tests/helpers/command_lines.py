@@ -41,7 +41,7 @@ TEXTS = (
     "x" * 300,
 )  # fmt: skip
 # A drawn value here would only make a line slow or wait for another machine, or leave the test's folder.
-SKIPPED = {"-h", "--help", "--distributed-init-method", "--traceback"}
+SKIPPED = {"-h", "--help", "--distributed-init-method", "--num-workers", "--traceback"}
 
 
 @dataclass(frozen=True)

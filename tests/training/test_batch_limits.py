@@ -44,8 +44,8 @@ def test_long_sentences_are_left_out_of_a_validation(caplog: Any) -> None:
     data, arguments = Lengths(3, 12, *[20] * 7), {"max_positions": (9, 9)}
     assert fitting(data, VALID, arguments) == {**arguments, "ignore_invalid_inputs": True}
     assert caplog.messages == [
-        "8 of the sentences of --valid-subset 'valid' have more than 9/9 tokens (source, target) and are left out: "
-        "1, 2, 3, 4, 5, …"
+        "8 of the sentences of --valid-subset 'valid' have more than 9/9 tokens (source, target) and are "
+        "left out: 1, 2, 3, 4, 5, …"
     ]
     caplog.clear()
     assert fitting(data, TRAIN, arguments) == arguments
@@ -81,7 +81,8 @@ def test_max_tokens_below_a_sentence(vectors: bool) -> None:
     with pytest.raises(UsageError) as refused:
         fitting(data, split, arguments)
     assert str(refused.value) == (
-        "--max-tokens-valid 7 is below the longest sentence of --valid-subset 'valid', which has 8 tokens: raise it"
+        "--max-tokens-valid 7 is below the longest sentence of --valid-subset 'valid', which has 8 tokens: "
+        "raise it"
     )
     assert fitting(data, split, {**arguments, "max_tokens": 8})["max_tokens"] == 8
     fitting(data, TRAIN, arguments)

@@ -70,8 +70,8 @@ def test_another_student(tmp_path: Path) -> None:
     file = save(tmp_path / "checkpoint_last.pt", student(encoder_ffn_embed_dim=48))
     unlike = "encoder.layers.0.fc1.weight is 48x32 there and 32x32 here"
     assert refusal(run(tmp_path), student()) == (
-        f"--save-dir '{tmp_path}' holds checkpoint_last.pt, which is of another student ({unlike}): use another "
-        "--save-dir, or the flags of that student"
+        f"--save-dir '{tmp_path}' holds checkpoint_last.pt, which is of another student ({unlike}): use "
+        "another --save-dir, or the flags of that student"
     )
     for name in ("restore_file", "continue_once", "finetune_from_model"):
         flag = "--" + name.replace("_", "-")
@@ -110,8 +110,8 @@ def test_another_criterion_or_optimizer(
     """fairseq can't continue with its state. The weights alone can be a start."""
     file = save(tmp_path / "checkpoint_last.pt", student(), **saved)
     assert refusal(run(tmp_path, **changed), student()) == (
-        f"--save-dir '{tmp_path}' holds checkpoint_last.pt, which was trained with another {differs}: use another "
-        "--save-dir, and --finetune-from-model with this file to start from its weights"
+        f"--save-dir '{tmp_path}' holds checkpoint_last.pt, which was trained with another {differs}: use "
+        "another --save-dir, and --finetune-from-model with this file to start from its weights"
     )
     message = refusal(run(tmp_path / "new", restore_file=str(file), **changed), student())
     assert message.endswith(f"{differs}: use --finetune-from-model with this file to start from its weights")
