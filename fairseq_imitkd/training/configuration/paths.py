@@ -130,7 +130,7 @@ def checkpoint_to_start_from(settings: Mapping[str, Any]) -> tuple[str, str] | N
     Args:
         settings: the settings of a training.
     """
-    restored, suffix = settings.get("restore_file") or LAST, settings.get("checkpoint_suffix") or ""
+    restored, suffix = settings.get("restore_file", LAST), settings.get("checkpoint_suffix") or ""
     if restored != LAST:
         return "--restore-file", restored.replace(".pt", f"{suffix}.pt")
     last = os.path.join(settings.get("save_dir") or "checkpoints", LAST.replace(".pt", f"{suffix}.pt"))
@@ -153,6 +153,8 @@ def _check_quantization(settings: Mapping[str, Any]) -> None:
 
 def _check_start(settings: Mapping[str, Any]) -> None:
     """Refuse a checkpoint that is not there; fairseq would start with nothing."""
+    if settings.get("restore_file") == "":  # a shell's variable that is not set
+        raise UsageError("--restore-file is empty; name a checkpoint (.pt), or leave it out")
     start = checkpoint_to_start_from(settings)
     if start is None or start[0] == "--save-dir":
         return

@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.optim.sgd import SGD
+from fairseq.registry import REGISTRIES
 
 import fairseq_imitkd  # noqa: F401  (registers the task and the criteria)
 from fairseq_imitkd.errors import UsageError
@@ -78,7 +81,31 @@ def test_a_command_line_that_works(command: str) -> None:
         ({"adam_eps": 0.0}, "--adam-eps must be a finite number above 0, but is 0.0"),
         ({"save_interval": 0}, "--save-interval must be a whole number, 1 or more, but is 0"),
         ({"num_workers": -1}, "--num-workers must be a whole number, 0 or more, but is -1"),
-        ({"patience": -2}, "--patience must be a whole number, 0 or more, or -1 (off), but is -2"),
+        ({"patience": -2}, "--patience must be a whole number, 1 or more, or -1 (off), but is -2"),
+        (
+            {"keep_last_epochs": 0},
+            "--keep-last-epochs must be a whole number, 1 or more, or -1 (off), but",
+        ),
+        ({"lr_shrink": 2.0}, "--lr-shrink must be above 0 and at most 1, but is 2.0"),
+        ({"lr_threshold": 1.0}, "--lr-threshold must be at least 0 and below 1, but is 1.0"),
+        ({"t_mult": 0.5}, "--t-mult must be a finite number, 1 or more, but is 0.5"),
+        ({"decay_rate": 0.8}, "--decay-rate must be a finite number, 0 or less, but is 0.8"),
+        (
+            {"decoder_attention": "x"},
+            "--decoder-attention must be True or False, or a list of them",
+        ),
+        (
+            {"decoder_attention": "[2]"},
+            "--decoder-attention must be True or False, or a list of them",
+        ),
+        (
+            {"adaptive_softmax_cutoff": "x"},
+            "--adaptive-softmax-cutoff must be ascending whole numbers",
+        ),
+        (
+            {"adaptive_softmax_cutoff": "9,3"},
+            "--adaptive-softmax-cutoff must be ascending whole numbers",
+        ),
         (
             {"keep_interval_updates_pattern": 0},
             "--keep-interval-updates-pattern must be a whole number, 1 or",
@@ -229,12 +256,63 @@ def test_scores_of_validation(changed: dict[str, Any], message: str) -> None:
             {"lr_shrink": 1.0},
             "--lr-shrink must be below 1 under --lr-scheduler reduce",
         ),
+        (
+            "cosine",
+            {"min_lr": 0.01},
+            "--min-lr must be below --lr 0.01 under --lr-scheduler cosine, but",
+        ),
         ("pass_through", {}, "--lr-scheduler pass_through needs an --optimizer with a schedule of its own"),
     ],
 )
 def test_learning_rates(scheduler: str, changed: dict[str, Any], message: str) -> None:
     """Companions that fairseq asks for when the data is read, or divides by."""
     assert refusal("train", lr_scheduler=scheduler, **changed).startswith(message)
+
+
+STEPS = {"decay_steps": 9, "init_lr_scale": 0.1, "max_lr": 1.0, "lr_period_updates": 9, "total_num_update": 9}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "changed", "first"),
+    [
+        ("inverse_sqrt", {"warmup_updates": 10, "warmup_init_lr": -1}, 0.0),
+        ("inverse_sqrt", {"warmup_updates": 10, "warmup_init_lr": 0.002}, 0.002),
+        ("reduce_lr_on_plateau", {"warmup_updates": 10, "warmup_init_lr": -1, "lr_shrink": 0.1}, 0.0),
+        ("reduce_lr_on_plateau", {"warmup_updates": 0, "warmup_init_lr": -1, "lr_shrink": 0.1}, 0.01),
+        ("cosine", {"warmup_updates": 10, "warmup_init_lr": -1, "min_lr": 0.001}, 0.001),
+        ("cosine", {"warmup_updates": 0, "warmup_init_lr": -1, "min_lr": 0.001}, 0.01),
+        ("step", {"warmup_updates": 10, "warmup_init_lr": -1, "min_lr": 0.001}, 0.001),
+        ("fixed", {"warmup_updates": 10, "warmup_init_lr": None}, 0.001),
+        ("polynomial_decay", {"warmup_updates": 10}, 0.0),
+        ("polynomial_decay", {"warmup_updates": 0}, 0.01),
+        ("tri_stage", {"warmup_steps": 2}, 0.001),
+        ("tri_stage", {"warmup_steps": 0}, 0.01),
+        ("tri_stage", {"phase_ratio": [0.1, 0.4, 0.5]}, 0.001),
+        ("triangular", {}, 0.01),
+    ],
+)
+def test_a_training_that_would_end_before_it_begins(
+    scheduler: str, changed: dict[str, Any], first: float, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """fairseq says that it is done. The first learning rate is that of fairseq's own scheduler."""
+    monkeypatch.chdir(tmp_path)
+    given = {**STEPS, **changed, "lr_scheduler": scheduler}
+    schedulers = REGISTRIES["lr_scheduler"]
+    defaults = vars(schedulers["dataclass_registry"][scheduler]())
+    settings = Namespace(**{**defaults, **vars(parsed("train")), **given})
+    optimizer = SGD(
+        Namespace(lr=[0.01], momentum=0.0, weight_decay=0.0), [torch.nn.Parameter(torch.zeros(1))]
+    )
+    schedule = schedulers["registry"][scheduler](settings, optimizer)
+    schedule.step_begin_epoch(1)
+    assert schedule.step_update(0) == pytest.approx(first)
+    check("train", **given, stop_min_lr=first - 1e-9)
+    message = refusal("train", **given, stop_min_lr=first + 1e-9)
+    assert "ends the training before its first update, whose learning rate is" in message
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "checkpoint_last.pt").touch()
+    check("train", **given, stop_min_lr=first + 1e-9)  # the schedule continues elsewhere
+    refusal("train", **given, stop_min_lr=first + 1e-9, reset_lr_scheduler=True)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +341,8 @@ def test_learning_rates(scheduler: str, changed: dict[str, Any], message: str) -
             {"criterion": "label_smoothed_cross_entropy_with_alignment"},
             "--criterion label_smoothed_cross_entropy_with_alignment needs alignments: add --load-alignments",
         ),
+        ({"ema_decay": 0.9}, "--ema-decay changes nothing without --store-ema: add that, or leave it out"),
+        ({"ema_seed_model": "x.pt"}, "--ema-seed-model changes nothing without --store-ema: add that, or"),
         ({"best_checkpoint_metric": "nope"}, "--best-checkpoint-metric must be one of loss, nll_loss, ppl,"),
         (
             {"finetune_from_model": "a.pt", "restore_file": "b.pt"},
@@ -438,12 +518,18 @@ FILES = (
 def test_files_that_are_not_there(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     """Every flag that takes one names it. fairseq starts from nothing without --restore-file's."""
     monkeypatch.chdir(tmp_path)
-    flag = "--" + name.replace("_", "-")
-    assert refusal("train", **{name: "none.pt"}).startswith(f"{flag} 'none.pt' is not a file; use ")
-    assert refusal("train", **{name: str(tmp_path)}).startswith(f"{flag} '{tmp_path}' is not a file; use ")
+    flag, more = "--" + name.replace("_", "-"), {"store_ema": True}
+    assert refusal("train", **more, **{name: "none.pt"}).startswith(f"{flag} 'none.pt' is not a file; use ")
+    assert refusal("train", **more, **{name: str(tmp_path)}).startswith(
+        f"{flag} '{tmp_path}' is not a file; use "
+    )
     (tmp_path / "there.pt").touch()
-    check("train", **{name: "there.pt"})
-    check("train", **{name: "s3://there.pt"})
+    if name == "restore_file":
+        assert refusal("train", restore_file="") == (
+            "--restore-file is empty; name a checkpoint (.pt), or leave it out"
+        )
+    check("train", **more, **{name: "there.pt"})
+    check("train", **more, **{name: "s3://there.pt"})
     if name.startswith(("bpe", "sentencepiece")):
         assert refusal("generate", **{name: "???"}).startswith(f"{flag} is not given; add the ")
 
