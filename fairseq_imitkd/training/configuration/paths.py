@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.quantization_utils import Quantizer
+from fairseq.utils import load_align_dict
 
 from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError, as_usage_error
@@ -70,6 +71,10 @@ def check(settings: Mapping[str, Any], command: str) -> None:
     suffix = settings.get("checkpoint_suffix") or ""
     if os.sep in suffix:
         raise UsageError(f"--checkpoint-suffix must be a part of a file's name, but is '{suffix[:60]}'")
+    words = settings.get("replace_unk")
+    if words is not None:
+        with as_usage_error(f"--replace-unk '{words}' can't be read", "give it two words a line"):
+            load_align_dict(words)
     if not decodes:
         _check_quantization(settings)
         _check_start(settings)

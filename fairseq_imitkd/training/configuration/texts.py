@@ -14,7 +14,7 @@ from fairseq.registry import REGISTRIES
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.config import Range
-from fairseq_imitkd.training.configuration.generation import POST_PROCESSES, search_problems
+from fairseq_imitkd.training.configuration.generation import DIVERSE, POST_PROCESSES, search_problems
 from fairseq_imitkd.training.configuration.ranges import POSITIVE, PROBABILITY, check_value, flag
 
 _PAIRS: dict[str, tuple[Range, str]] = {
@@ -121,6 +121,8 @@ def _check_search(text: Any) -> None:
         default = getattr(GenerationConfig, name)
         if isinstance(default, int | float) and not isinstance(value, int | float):
             raise UsageError(f"'{name}' of --eval-bleu-args must be like {default!r}, but is {_shown(value)}")
+    if search.get("diverse_beam_groups", -1) > 0:
+        raise UsageError(f"'diverse_beam_groups' of --eval-bleu-args {DIVERSE}")
     for problem in search_problems(search):
         raise UsageError(f"--eval-bleu-args: {problem}")
 

@@ -16,7 +16,7 @@ from fairseq.registry import REGISTRIES
 
 import fairseq_imitkd  # noqa: F401  (registers the task and the criteria)
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.training.configuration import check_configuration, flat
+from fairseq_imitkd.training.configuration import check_configuration, devices, flat
 from fairseq_imitkd.training.configuration.paths import checkpoint_to_start_from
 from fairseq_imitkd.training.configuration.ranges import RANGES
 from tests.helpers.digit_corpus import TINY
@@ -192,6 +192,10 @@ def test_every_default_is_accepted() -> None:
         (
             {"eval_bleu_args": '{"sampling_topk": 2}'},
             "--eval-bleu-args: --sampling-topk 2 changes nothing without",
+        ),
+        (
+            {"eval_bleu_args": '{"beam": 4, "diverse_beam_groups": 2}'},
+            "'diverse_beam_groups' of --eval-bleu-args mixes up sentences of a data set: use",
         ),
         ({"eval_bleu_detok": "x"}, "--eval-bleu-detok must be one of moses, nltk, space, but is 'x'"),
         ({"eval_bleu_detok_args": "x"}, "--eval-bleu-detok-args must be a JSON object such as"),
@@ -461,7 +465,40 @@ def test_amp_without_a_gpu_is_warned_of(monkeypatch: Any, caplog: pytest.LogCapt
             {"constraints": "ordered"},
             "--constraints is for imitkd-interactive, whose lines hold them",
         ),
-        ("generate", {"print_step": True}, "--print-step is for models that write in several passes"),
+        (
+            "generate",
+            {"print_step": True},
+            "--print-step is not for --task translation_with_teacher: leave it",
+        ),
+        (
+            "generate",
+            {"eos_token": "x"},
+            "--eos-token is not for --task translation_with_teacher: leave it out",
+        ),
+        ("interactive", {"beam_mt": 2}, "--beam-mt is not for --task translation_with_teacher: leave it out"),
+        ("generate", {"nbest": 6}, "--nbest 6 must be at most --beam, which is 5: lower it"),
+        (
+            "generate",
+            {"lm_weight": 0.5},
+            "--lm-weight changes nothing without --lm-path: add that, or leave it",
+        ),
+        (
+            "generate",
+            {"retain_dropout_modules": ["x"]},
+            "--retain-dropout-modules changes nothing without --retain-dropout: add that, or leave it out",
+        ),
+        (
+            "generate",
+            {"beam": 4, "diverse_beam_groups": 2},
+            "--diverse-beam-groups mixes up sentences of a data",
+        ),
+        ("generate", {"scoring": "meteor"}, "--scoring meteor can't be used, because nltk takes no texts as"),
+        ("generate", {"lr_scheduler": "cosine"}, "--lr-scheduler cosine is for imitkd-train: leave it out"),
+        (
+            "generate",
+            {"shard_id": 2, "num_shards": 2},
+            "--shard-id must be below --num-shards, which is 2, but",
+        ),
         (
             "generate",
             {"replace_unk": "x"},
@@ -506,6 +543,31 @@ def test_amp_without_a_gpu_is_warned_of(monkeypatch: Any, caplog: pytest.LogCapt
 )
 def test_decoding(command: str, changed: dict[str, Any], message: str) -> None:
     assert refusal(command, **changed).startswith(message)
+
+
+def test_packages_that_decoding_needs(monkeypatch: Any) -> None:
+    """fairseq imports them when it has read the data. A training does not use these flags."""
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    for name, value, package in (
+        ("bpe", "gpt2", "requests"),
+        ("tokenizer", "nltk", "nltk"),
+        ("scoring", "bert_score", "bert_score"),
+    ):
+        assert refusal("generate", **{name: value}) == (
+            f"--{name} {value} needs the package {package}, which is not installed: install it or leave it "
+            "out"
+        )
+        check("train", **{name: value})
+
+
+def test_words_that_replace_unknown_ones(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("words.txt").write_text("one two\n\n")
+    assert refusal("interactive", replace_unk="words.txt") == (
+        "--replace-unk 'words.txt' can't be read: list index out of range; give it two words a line"
+    )
+    Path("words.txt").write_text("one two\nthree four\n")
+    check("interactive", replace_unk="words.txt")
 
 
 FILES = (
