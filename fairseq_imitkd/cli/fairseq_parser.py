@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,11 @@ def one_line_parsers(command: str) -> Iterator[None]:
     """
 
     def error(parser: ArgumentParser, message: str) -> NoReturn:
-        parser.exit(2, f"error: {in_one_line(ValueError(said(parser, message)))}; see {command} --help\n")
+        line = f"{in_one_line(ValueError(said(parser, message)))}; see {command} --help"
+        print(f"error: {line}", file=sys.stderr)
+        end = SystemExit(2)
+        end.add_note(line)  # for the processes that train with this one
+        raise end
 
     stock = ArgumentParser.error
     ArgumentParser.error = error  # type: ignore[method-assign, assignment]

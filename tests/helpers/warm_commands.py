@@ -20,6 +20,7 @@ import importlib
 import json
 import logging
 import os
+import resource
 import runpy
 import selectors
 import shutil
@@ -52,6 +53,8 @@ PRELOADED = (
     "fairseq_imitkd.cli.seqkd",
 )
 REPO = Path(__file__).resolve().parents[2]
+# Environment variables: the most bytes of memory that a process may map, and seconds that it may compute.
+LIMITS = {"WARM_ADDRESS_SPACE": resource.RLIMIT_AS, "WARM_SECONDS": resource.RLIMIT_CPU}
 
 # It imports only the standard library, without `site`, so a command starts fast.
 CLIENT = """#!{python} -IS
@@ -227,6 +230,9 @@ def run(name: str, arguments: list[str], folder: str, environment: dict[str, str
     os.environ.clear()
     os.environ.update(environment)
     sys.path[1:1] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    for variable, kind in LIMITS.items():
+        if variable in environment:
+            resource.setrlimit(kind, (int(environment[variable]),) * 2)
     if environment.get("PYTHONWARNINGS") == "ignore":
         warnings.simplefilter("ignore")
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))

@@ -36,6 +36,7 @@ def check(settings: Mapping[str, Any]) -> None:
         _optimizer_problems,
         _checkpoint_problems,
         _average_problems,
+        _student_problems,
         _metric_problems,
     )
     for problem in (text for find in problems for text in find(settings)):
@@ -87,6 +88,14 @@ def _average_problems(settings: Mapping[str, Any]) -> Iterator[str]:
         given = settings.get(name, field.default)
         if not name.startswith("_") and given != field.default and not settings.get("store_ema"):
             yield f"{flag(name)} changes nothing without --store-ema: add that, or leave it out"
+
+
+def _student_problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    if settings.get("quant_noise_scalar"):  # its forward passes count, those of validation and rollouts too
+        yield (
+            f"--quant-noise-scalar {settings['quant_noise_scalar']} can't be used, because checkpoints lack "
+            "its scales and a stopped run could not go on: leave it out"
+        )
 
 
 def _metric_problems(settings: Mapping[str, Any]) -> Iterator[str]:
