@@ -227,7 +227,7 @@ def _caches() -> list[HostileFolder]:
         "width",
     ):
         for name, value in values.items():
-            if not (key, name) in {("absent", "huge"), ("width", "huge"), ("width", "negative")}:
+            if (key, name) not in {("absent", "huge"), ("width", "huge"), ("width", "negative")}:
                 made[f"{key}-{name}"] = _entry(name, "cache.json", **{key: value})
 
     def array(change: Callable[[Path], None]) -> Callable[[Path], None]:
