@@ -4,8 +4,8 @@ This package reads models that write from left to right, begin with EOS, and get
 They need nothing else, such as language tags.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 import torch
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, BaseFairseqModel, FairseqMultiModel
@@ -41,6 +41,11 @@ def check_kind(cfg: Any, pair: tuple[str | None, str | None] = (None, None)) -> 
     if not any(name in registry for name in names for registry in (ARCH_MODEL_REGISTRY, MODEL_REGISTRY)):
         raise ValueError(
             f"its architecture {names[0] or names[1]!r} is unknown to fairseq and to this package"
+        )
+    if getattr(cfg.model, "quant_noise_scalar", 0):
+        raise ValueError(
+            "it was trained with --quant-noise-scalar, so its logits depend on the batches that it read "
+            "before; use another"
         )
     name = task_name(cfg)
     kind = TASK_REGISTRY.get(name)
@@ -83,7 +88,7 @@ def language_tags(task: Any, pair: tuple[str | None, str | None] = (None, None))
     decoder = "tgt" if getattr(task, "decoder_langtok", None) else None
     given = getattr(task, "langtoks", None)
     main = given.get("main") if isinstance(given, Mapping) else None
-    if isinstance(main, list | tuple) and len(main) == 2:  # --langtoks goes before the two others
+    if _is_list(main) and len(main) == 2:  # --langtoks goes before the two others
         encoder, decoder = main
     form = "[{}]" if getattr(task, "lang_tok_style", None) == "mbart" else "__{}__"
     found = []
@@ -98,13 +103,18 @@ def _languages(task: Any, pair: tuple[str | None, str | None]) -> tuple[str, str
     """Return the names of both languages; ``SOURCE`` and ``TARGET`` where nothing tells them."""
     pairs = getattr(task, "lang_pairs", None)
     pairs = pairs.split(",") if isinstance(pairs, str) else pairs
-    only = str(pairs[0]).split("-") if isinstance(pairs, list | tuple) and len(pairs) == 1 else []
+    only = str(pairs[0]).split("-") if _is_list(pairs) and len(pairs) == 1 else []
     known = only if len(only) == 2 else [None, None]
     names = [
         pair[number] or getattr(task, f"{side}_lang", None) or known[number] or side.upper()
         for number, side in enumerate(("source", "target"))
     ]
     return str(names[0]), str(names[1])
+
+
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Return whether a setting is a list, of Python or of omegaconf."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def check_model(model: BaseFairseqModel, pair: LanguagePair) -> None:
@@ -128,7 +138,7 @@ def check_model(model: BaseFairseqModel, pair: LanguagePair) -> None:
         )
     if getattr(model.decoder, "adaptive_softmax", None) is not None:
         raise ValueError("it has an adaptive softmax, which gives no logits over the whole vocabulary")
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # LayerDrop draws in evaluation mode too
+    with torch.no_grad():
         logits = model.eval()(**_two_targets(pair))[0].float()
     if logits.dim() != 3 or logits.size(-1) != len(pair.target_dictionary):
         raise ValueError(

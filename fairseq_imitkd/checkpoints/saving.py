@@ -5,7 +5,6 @@ import logging
 import re
 import shutil
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from filelock import FileLock, Timeout
 
-from fairseq_imitkd.checkpoints.safe_load import read_untrusted
+from fairseq_imitkd.checkpoints.safe_load import find_damage, read_untrusted
 from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.data.output_folder import NO_LOCKS
 from fairseq_imitkd.errors import UsageError
@@ -27,7 +26,6 @@ logger = logging.getLogger(__name__)
 _LEFTOVER = re.compile(r"checkpoint.*\.pt\.[0-9a-f]{16}\.partial")
 PATIENCE = 30.0  # seconds to wait for a lock: a run that was killed may leave a process that is just ending
 writing = threading.RLock()  # held while a checkpoint gets its names
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's format before 1.6 begins
 
 
 def guard_saving() -> None:
@@ -239,26 +237,6 @@ def prepare_folder(folder: Path, suffix: str = "") -> None:
     )  # fmt: skip
 
 
-def find_damage(path: Path) -> str | None:
-    """Return why a checkpoint can't be whole; None if all of its bytes are those that were written.
-
-    The file is read once: torch stores a check sum of each part of it. torch's own loader does not compare
-    them.
-    """
-    try:
-        with open(path, "rb") as file:
-            begins = file.read(len(_LEGACY))
-        if begins == _LEGACY:
-            return None
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except OSError as error:
-        return error.strerror or "it can't be read"
-    except Exception:  # a damaged directory of the archive can raise anything
-        return "it is empty" if not begins else "a part of it is missing"
-    return None if broken is None else f"the check sum of its part {broken[:60]!r} is wrong"
-
-
 def newest_whole(folder: Path, last: Path) -> tuple[int, Path] | None:
     """Return the update number and path of the newest whole checkpoint that a training can continue from.
 
@@ -268,7 +246,7 @@ def newest_whole(folder: Path, last: Path) -> tuple[int, Path] | None:
     """
     found = []
     for path in folder.glob("checkpoint*.pt"):
-        update = _update_of(path) if path != last and find_damage(path) is None else None
+        update = _update_of(path) if path != last else None
         if update is not None:
             found.append((update, path))
     return max(found, default=None)

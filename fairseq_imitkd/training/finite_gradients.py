@@ -1,8 +1,6 @@
 """An update whose gradient is not finite is refused. A line names the parameter and the likely cause."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +18,7 @@ def refuse_broken_gradients(trainer: Any, method: Method | None) -> None:
     https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/trainer.py#L987-L992
 
     Half precision works as before: a gradient that is too large lowers the loss scale, until that is at its
-    minimum.
+    minimum. On a CPU fairseq would end there, because it makes a tensor on a GPU.
 
     Args:
         trainer: fairseq's trainer.
@@ -39,8 +37,12 @@ def refuse_broken_gradients(trainer: Any, method: Method | None) -> None:
     def clip_finite(clip_norm: float) -> Tensor:
         """Clip the gradient, unless its norm is not finite: clipping by it would hide the fault."""
         if not is_plain or clip_norm <= 0.0:
-            with _scale_lowered_on_gpus(trainer):
+            try:
                 return clip(clip_norm)
+            except OverflowError:
+                if trainer.cuda:
+                    raise
+                raise RefusedUpdate(_describe_overflow(trainer)) from None
         norms: list[Tensor] = []
 
         def remember(norm: Tensor) -> Tensor:
@@ -51,25 +53,6 @@ def refuse_broken_gradients(trainer: Any, method: Method | None) -> None:
         return norms[0] if norms else clipped
 
     trainer.consolidate_optimizer, trainer.clip_grad_norm = refuse_or_consolidate, clip_finite
-
-
-@contextmanager
-def _scale_lowered_on_gpus(trainer: Any) -> Iterator[None]:
-    """Return a context in which a gradient too large for the loss scale ends a run without a GPU.
-
-    fairseq lowers the scale, and then needs a GPU to go on:
-    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/trainer.py#L1023
-    """
-    try:
-        yield
-    except OverflowError as error:
-        if trainer.cuda:
-            raise
-        raise RefusedUpdate(
-            f"update {trainer.get_num_updates() + 1} is refused: the gradient is too large for fp16, and "
-            "fairseq lowers the loss scale only on a GPU: use a smaller --fp16-init-scale, or leave out "
-            "--memory-efficient-fp16"
-        ) from error
 
 
 def _describe(trainer: Any, method: Method | None, error: FloatingPointError) -> str:
@@ -96,6 +79,14 @@ def _describe(trainer: Any, method: Method | None, error: FloatingPointError) ->
     return (
         f"{update}: the norm of the gradient is too large for its number format: in {largest[1]} it reaches "
         f"{largest[0]:.3g}; {_cause(trainer, method, error)}"
+    )
+
+
+def _describe_overflow(trainer: Any) -> str:
+    return (
+        f"update {trainer.get_num_updates() + 1} is refused: its gradient is too large for --fp16, and "
+        "fairseq lowers the loss scale on a GPU only: lower --fp16-init-scale, which is "
+        f"{trainer.cfg.common.fp16_init_scale}, or use --bf16"
     )
 
 

@@ -182,9 +182,3 @@ def test_an_overflow_at_the_lowest_scale_is_refused(
                 "--min-loss-scale", 2**22, around_step=watched.step,
             )  # fmt: skip
         assert differences(watched.states[0]["model"], watched.state()["model"]) == []
-
-
-def test_an_overflow_without_a_gpu_is_refused(digits: Any, teacher: Path, tmp_path: Path) -> None:
-    """fairseq lowers the scale, and then asks for a GPU."""
-    with pytest.raises(RefusedUpdate, match=r"^update 1 is refused: .*use a smaller --fp16-init-scale"):
-        in_process.train(digits.data, tmp_path, *TASK, "--teacher-path", teacher, *HALF)
