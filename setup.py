@@ -14,7 +14,16 @@ RECIPES = [
 REPORT = ["jinja2", "matplotlib>=3.6"]
 # serving/connections.py extends private classes of uvicorn and h11, so later releases must be tested first.
 SERVE = [*FAST, "starlette", "uvicorn~=0.54.0", "h11~=0.16.0", "prometheus_client"]
-TESTS = ["httpx", "selenium", "sacremoses", "subword-nmt", "tensorboard", "pytest", "pytest-xdist"]
+TESTS = [
+    "httpx",
+    "hypothesis",
+    "selenium",
+    "sacremoses",
+    "subword-nmt",
+    "tensorboard",
+    "pytest",
+    "pytest-xdist",
+]
 
 setup(
     name="fairseq-imitkd",

@@ -9,6 +9,7 @@ torch_compat.allow_fairseq_checkpoints()
 from fairseq_imitkd import methods, models  # noqa: E402
 from fairseq_imitkd.checkpoints import budget, guard, readers, saving, weights  # noqa: E402
 from fairseq_imitkd.data import indexed  # noqa: E402
+from fairseq_imitkd.models import layer_drop  # noqa: E402
 from fairseq_imitkd.tasks import sentence_prediction, translation  # noqa: E402
 from fairseq_imitkd.training import ranks  # noqa: E402
 
@@ -19,5 +20,6 @@ saving.guard_saving()
 weights.check_all_loads()
 readers.check_fairseqs_readers()
 ranks.guard_ranks()
+layer_drop.draw_only_in_training()
 
 __all__ = ["__version__", "methods", "models", "sentence_prediction", "translation"]

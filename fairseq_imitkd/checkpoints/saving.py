@@ -4,6 +4,7 @@ import functools
 import logging
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +23,9 @@ from fairseq_imitkd.errors import UsageError
 logger = logging.getLogger(__name__)
 
 # What a run that was killed while it wrote has left (see files.partial).
-_LEFTOVER = re.compile(r"checkpoint.*\.pt\.[0-9a-f]{16}\.partial")
+_LEFTOVER = re.compile(r".+\.[0-9a-f]{16}\.partial")
 PATIENCE = 30.0  # seconds to wait for a lock: a run that was killed may leave a process that is just ending
+writing = threading.RLock()  # held while a checkpoint gets its names
 
 
 def guard_saving() -> None:
@@ -64,7 +66,8 @@ def _on_all_ranks(save: Callable[..., Any]) -> Callable[..., Any]:
         prepare = getattr(trainer.task, "prepare_checkpoint", None)
         if prepare is not None and not cfg.no_save:
             prepare(trainer, val_loss if epoch_itr.end_of_epoch() else None)
-        return save(cfg, trainer, *more)
+        with writing:
+            return save(cfg, trainer, *more)
 
     return save_all_ranks
 

@@ -216,7 +216,7 @@ def test_damaged_model_is_refused(
         with pytest.raises(UsageError) as refused:
             run(path, *flags)
         assert re.match(
-            f"CHECKPOINT '{path}' (holds a model that is damaged|can't be used): ", str(refused.value)
+            rf"CHECKPOINT '{path}' (holds a model that is damaged|can't be used): ", str(refused.value)
         )
         assert message in str(refused.value)
         assert str(refused.value).isprintable()

@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fairseq.quantization_utils import Quantizer
+from fairseq.utils import load_align_dict
+
 from fairseq_imitkd.data.files import kind_of
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.training.configuration.ranges import flag
 
 LAST = "checkpoint_last.pt"  # fairseq's default of --restore-file, which it looks for in --save-dir
@@ -68,7 +71,12 @@ def check(settings: Mapping[str, Any], command: str) -> None:
     suffix = settings.get("checkpoint_suffix") or ""
     if os.sep in suffix:
         raise UsageError(f"--checkpoint-suffix must be a part of a file's name, but is '{suffix[:60]}'")
+    words = settings.get("replace_unk")
+    if words is not None:
+        with as_usage_error(f"--replace-unk '{words}' can't be read", "give it two words a line"):
+            load_align_dict(words)
     if not decodes:
+        _check_quantization(settings)
         _check_start(settings)
 
 
@@ -127,7 +135,7 @@ def checkpoint_to_start_from(settings: Mapping[str, Any]) -> tuple[str, str] | N
     Args:
         settings: the settings of a training.
     """
-    restored, suffix = settings.get("restore_file") or LAST, settings.get("checkpoint_suffix") or ""
+    restored, suffix = settings.get("restore_file", LAST), settings.get("checkpoint_suffix") or ""
     if restored != LAST:
         return "--restore-file", restored.replace(".pt", f"{suffix}.pt")
     last = os.path.join(settings.get("save_dir") or "checkpoints", LAST.replace(".pt", f"{suffix}.pt"))
@@ -139,8 +147,19 @@ def checkpoint_to_start_from(settings: Mapping[str, Any]) -> tuple[str, str] | N
     return None
 
 
+def _check_quantization(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of quantization that fairseq can't read, or that don't divide the training."""
+    path = settings.get("quantization_config_path")
+    if path is not None:
+        limits = {name: settings.get(name) or 0 for name in ("max_epoch", "max_update")}
+        with as_usage_error(f"--quantization-config-path '{path}' can't be used", "mend it, or leave it out"):
+            Quantizer(path, **limits)
+
+
 def _check_start(settings: Mapping[str, Any]) -> None:
     """Refuse a checkpoint that is not there; fairseq would start with nothing."""
+    if settings.get("restore_file") == "":  # a shell's variable that is not set
+        raise UsageError("--restore-file is empty; name a checkpoint (.pt), or leave it out")
     start = checkpoint_to_start_from(settings)
     if start is None or start[0] == "--save-dir":
         return
