@@ -127,7 +127,8 @@ def add_remove_bpe_flag(group: Any, what: str) -> None:
         nargs="?",
         const="@@ ",
         metavar="MARK",
-        help=f"{what}, by fairseq's name: sentencepiece, '@@ ', … (alone: '@@ ')",
+        help=f"{what}, by fairseq's name: sentencepiece, '@@ ', … or none (default: auto, those of the "
+        "dictionary; alone: '@@ ')",
     )
 
 

@@ -18,8 +18,11 @@ from fairseq_imitkd.checkpoints.guard import all_are_trusted
 from fairseq_imitkd.checkpoints.safe_load import read_checkpoint
 from fairseq_imitkd.cli.fairseq_help import ALL, all_flags, short_parser
 from fairseq_imitkd.cli.fairseq_parser import check_texts, one_line_parsers, parse_carefully
+from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.data.directory import folders_of
 from fairseq_imitkd.errors import UsageError, as_usage_error, one_line_errors
 from fairseq_imitkd.teacher.source import check_files
+from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.training.configuration import check_configuration, data
 from fairseq_imitkd.training.ranks import together
 
@@ -163,6 +166,9 @@ def _check(command: str, args: Namespace) -> None:
                 args, data.IGNORE, True
             )  # fairseq's own check refuses validation sets that are named, too
         return
+    if args.task in data.TASKS and "://" not in args.data and args.bpe is None:  # which joins subwords itself
+        languages = Languages.of(Path(folders_of(args.data)[0]), args.source_lang, args.target_lang)
+        args.post_process = subword_mark(languages.target_dictionary, args.post_process, "--remove-bpe")
     for flag, paths in (("--path", args.path), ("--lm-path", args.lm_path)):
         if paths is None or "://" in paths:
             continue

@@ -221,7 +221,9 @@ class AddedTermsConfig(FairseqDataclass):
         "updates",
     )
     reward_remove_bpe: str = _flag(
-        "none", "subword marks to remove before scoring a reward: @@ , sentencepiece, ... or none"
+        "auto",
+        "subword marks to remove before scoring a reward: those that the dictionary has (auto), @@ , "
+        "sentencepiece, ... or none",
     )
 
 

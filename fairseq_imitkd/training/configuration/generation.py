@@ -6,7 +6,7 @@ from typing import Any
 from fairseq_imitkd.errors import UsageError
 
 POST_PROCESSES = (
-    "sentencepiece", "wordpiece", "letter", "silence", "_EOW", "subword_nmt", "@@ ", "@@", "none",
+    "auto", "none", "sentencepiece", "wordpiece", "letter", "silence", "_EOW", "subword_nmt", "@@ ", "@@",
 )  # fmt: skip
 
 
