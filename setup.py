@@ -17,7 +17,16 @@ SERVE = [*FAST, "starlette", "uvicorn~=0.54.0", "h11~=0.16.0", "prometheus_clien
 COMMANDS = [
     "train", "generate", "interactive", "seqkd", "cache", "prune", "evaluate", "report", "export", "serve",
 ]  # fmt: skip
-TESTS = ["httpx", "selenium", "sacremoses", "subword-nmt", "tensorboard", "pytest", "pytest-xdist"]
+TESTS = [
+    "httpx",
+    "hypothesis",
+    "selenium",
+    "sacremoses",
+    "subword-nmt",
+    "tensorboard",
+    "pytest",
+    "pytest-xdist",
+]
 
 setup(
     name="fairseq-imitkd",

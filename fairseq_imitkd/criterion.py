@@ -157,6 +157,7 @@ class DistillationCriterion(FairseqCriterion):
             is_rollout=positions.is_rollout,
             distillation=distillation,
             by_sentence=self._by_sentence and distillation is not None,
+            pad=self.padding_idx,
         )
         return loss, logged["sample_size"], logged
 

@@ -6,14 +6,17 @@ torch_compat.silence_advice()
 torch_compat.allow_fairseq_checkpoints()
 
 from fairseq_imitkd import methods, models  # noqa: E402
-from fairseq_imitkd.checkpoints import guard, readers, saving, weights  # noqa: E402
+from fairseq_imitkd.checkpoints import budget, guard, readers, saving, weights  # noqa: E402
+from fairseq_imitkd.models import layer_drop  # noqa: E402
 from fairseq_imitkd.tasks import sentence_prediction, translation  # noqa: E402
 from fairseq_imitkd.training import ranks  # noqa: E402
 
 guard.guard_fairseq()
+budget.limit_building()
 saving.guard_saving()
 weights.check_all_loads()
 readers.check_fairseqs_readers()
 ranks.guard_ranks()
+layer_drop.draw_only_in_training()
 
 __all__ = ["methods", "models", "sentence_prediction", "translation"]

@@ -2,20 +2,16 @@
 in a run.
 """
 
-import copy
-import functools
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.helpers import digit_corpus, in_process
 from tests.helpers.shared import made_once
-
-PARSER = OverridesParser.create()
+from tests.helpers.warm_commands import parse_each_setting_once
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,15 +31,8 @@ def interrupts_are_not_ignored():
 
 @pytest.fixture(scope="session", autouse=True)
 def each_setting_is_parsed_once():
-    """Make hydra cache what it has parsed, because fairseq parses the same 300 settings for every
-    training.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        parse = functools.cache(OverridesParser.parse_rule)
-        patch.setattr(
-            OverridesParser, "parse_rule", lambda _, text, rule: copy.copy(parse(PARSER, text, rule))
-        )
-        yield
+    """Tests train in their own process, too."""
+    parse_each_setting_once()
 
 
 @dataclass(frozen=True)

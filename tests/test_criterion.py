@@ -135,6 +135,7 @@ def test_loss_and_logs_follow_the_definition(student, name: str, settings: dict,
         "teacher_agrees": int(agree.sum()),
         "rollouts": 2,
         "rollouts_truncated": 1,
+        "rollouts_empty": 0,
         "positions": sample["target"].numel(),
     }.items():
         assert float(logs[key]) == value, key
@@ -316,6 +317,7 @@ TRAINING_LOG = {
     "loss": 60.0, "nll_loss": 20.0, "loss_data": 24.0, "loss_rollout": 36.0, "ntokens": 30, "nsentences": 6,
     "sample_size": 30, "tokens_data": 10, "tokens_rollout": 20, "distilled_tokens": 30, "teacher_tokens": 30,
     "teacher_agrees": 12, "rollouts": 4, "rollouts_truncated": 1, "rollout_out_of_memory": 0,
+    "rollouts_empty": 1, "tokens_repeated": 2,
     "rollout_seconds": 1.0, "teacher_seconds": 2.0, "step_seconds": 8.0, "positions": 33,
     "rollout_rows_computed": 22,
 }  # fmt: skip
@@ -328,7 +330,8 @@ def test_metrics_are_ratios_of_sums() -> None:
     expected = {
         "loss": 2.0 * bits, "nll_loss": 2.0 * bits, "ppl": 2 ** (2.0 * bits), "loss_data": 2.4 * bits,
         "loss_rollout": 1.8 * bits, "student_share": 4 / 6, "rollout_len": 5.0, "truncated": 0.25,
-        "agreement": 0.4, "tokens_data": 10, "tokens_rollout": 20, "rollout_time": 0.125,
+        "empty": 0.25, "repetition": 0.1, "agreement": 0.4,
+        "tokens_data": 10, "tokens_rollout": 20, "rollout_time": 0.125,
         "teacher_time": 0.25, "padding": 1.1, "rollout_work": 1.1,
     }  # fmt: skip
     assert set(shown) == set(expected)
@@ -348,7 +351,7 @@ def test_metrics_of_several_logs_are_those_of_their_sum() -> None:
         "rollouts": 0,
         "nsentences": 1,
     }
-    short["rollouts_truncated"] = 0
+    short.update(rollouts_truncated=0, rollouts_empty=0, tokens_repeated=0)
     shown = reduced([TRAINING_LOG, short])
     assert shown["loss"] == pytest.approx(62.0 / 32 / math.log(2), abs=1e-3)
     assert shown["student_share"] == pytest.approx(4 / 7, abs=1e-3)

@@ -11,11 +11,17 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import BaseFairseqModel
 from omegaconf import Container, OmegaConf
 
+from fairseq_imitkd.checkpoints.bounds import check_expression
+from fairseq_imitkd.checkpoints.budget import budget_of
+
 # fairseq evaluates some of a model's settings as Python ("[(512, 3)] * 4", "True"), for example in
 # https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/models/fconv.py#L123
-# So a text may be a plain word or path, numbers in brackets, or JSON: nothing that could call a function.
-_PLAIN_TEXT = re.compile(r"(?:(?!\*\*)[^()\[\]{}'\"`\\;])*")
+# So a text may be a plain word or path, numbers in brackets, or JSON: nothing that could call a function, or
+# stand for much, such as 1<<80000000000.
+_PLAIN_TEXT = re.compile(r"(?:(?!<<)[^()\[\]{}'\"`\\;*])*")
 _NUMBERS = re.compile(r"(?:True|False|None|[\d\s.,()\[\]+-]|(?<!\*)\*(?!\*))*")
+# The files that embeddings start from. A checkpoint holds the trained ones.
+EMBEDDING_FILES = ("encoder_embed_path", "decoder_embed_path")
 # Settings whose names end so hold file names, which are never evaluated.
 _FILE_SETTINGS = ("dir", "path", "file", "data", "finetune_from_model", "teacher_cache")
 
@@ -55,13 +61,15 @@ def refuse_expressions(cfg: Any, parts: Sequence[str] = ("task", "model")) -> No
     """
     for part in parts:
         for name, value in _settings(cfg[part]):
+            if isinstance(value, str) and "${" in value:
+                raise ValueError(f"its setting {part}.{name} refers to another value: {value[:60]!r}")
             if value is None or isinstance(value, bool | int | float) or name.endswith(_FILE_SETTINGS):
                 continue
             if not isinstance(value, str):  # Python evaluates bytes, too
                 raise ValueError(
                     f"its setting {part}.{name} holds {type(value).__name__}, which is not a plain value"
                 )
-            if not (_PLAIN_TEXT.fullmatch(value) or _NUMBERS.fullmatch(value) or _is_json(value)):
+            if not (_PLAIN_TEXT.fullmatch(value) or _is_numbers(value, f"{part}.{name}") or _is_json(value)):
                 raise ValueError(
                     f"its setting {part}.{name} holds an expression, which fairseq would run: {value[:60]!r}"
                 )
@@ -75,7 +83,8 @@ def build_model(state: dict[str, Any], cfg: Any, task: Any) -> BaseFairseqModel:
         cfg: its configuration, seen to hold no expressions.
         task: task that builds the model.
     """
-    model = task.build_model(cfg.model, from_checkpoint=True)
+    with budget_of(state["model"].values()):
+        model = task.build_model(cfg.model, from_checkpoint=True)
     model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
     return model
 
@@ -93,9 +102,24 @@ def _settings(node: Any) -> Iterator[tuple[str, Any]]:
             yield str(name), value
 
 
+def _is_numbers(text: str, name: str) -> bool:
+    """Return whether a text is made of numbers and brackets.
+
+    Raises:
+        ValueError: it is, but stands for a list or a number that is too large.
+    """
+    if not _NUMBERS.fullmatch(text):
+        return False
+    try:
+        check_expression(text)
+    except ValueError as error:
+        raise ValueError(f"its setting {name} can't be read: {error}: {text[:60]!r}") from error
+    return True
+
+
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairseq_imitkd.checkpoints.bounds import check_tensor
 from fairseq_imitkd.checkpoints.safe_load import read_checkpoint
 from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.models.pruning import is_prunable
@@ -115,12 +116,7 @@ def _checked_tensor(value: Any) -> Tensor:
     """
     if not isinstance(value, Tensor):
         raise ValueError(f"a {type(value).__name__} in place of a tensor")
-    is_dense = value.layout == torch.strided and not value.is_nested and not value.is_neg()
-    if not is_dense or value.device.type != "cpu" or value.dtype not in _DTYPES:
-        raise ValueError(
-            f"a tensor of {value.dtype} and {value.layout} on {value.device}, which a fairseq model does not "
-            "have"
-        )
-    if value.nbytes > value.untyped_storage().nbytes():
-        raise ValueError(f"a tensor of shape {list(value.shape)} in {value.untyped_storage().nbytes()} bytes")
+    check_tensor(value)
+    if value.dtype not in _DTYPES:
+        raise ValueError(f"a tensor of {value.dtype}, which a fairseq model does not have")
     return value

@@ -42,6 +42,11 @@ def check_kind(cfg: Any, pair: tuple[str | None, str | None] = (None, None)) -> 
         raise ValueError(
             f"its architecture {names[0] or names[1]!r} is unknown to fairseq and to this package"
         )
+    if getattr(cfg.model, "quant_noise_scalar", 0):
+        raise ValueError(
+            "it was trained with --quant-noise-scalar, so its logits depend on the batches that it read "
+            "before; use another"
+        )
     name = task_name(cfg)
     kind = TASK_REGISTRY.get(name)
     if kind is None:
@@ -128,7 +133,7 @@ def check_model(model: BaseFairseqModel, pair: LanguagePair) -> None:
         )
     if getattr(model.decoder, "adaptive_softmax", None) is not None:
         raise ValueError("it has an adaptive softmax, which gives no logits over the whole vocabulary")
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # LayerDrop draws in evaluation mode too
+    with torch.no_grad():
         logits = model.eval()(**_two_targets(pair))[0].float()
     if logits.dim() != 3 or logits.size(-1) != len(pair.target_dictionary):
         raise ValueError(

@@ -4,7 +4,7 @@ import functools
 import inspect
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from fairseq import checkpoint_utils
@@ -14,11 +14,12 @@ from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_lev import TranslationLevenshteinTask
 
+from fairseq_imitkd.checkpoints.budget import budget_of
 from fairseq_imitkd.checkpoints.build import configuration
-from fairseq_imitkd.checkpoints.guard import all_are_trusted
+from fairseq_imitkd.checkpoints.guard import all_are_trusted, read_stock
 from fairseq_imitkd.checkpoints.kinds import language_tags, task_name
-from fairseq_imitkd.checkpoints.safe_load import read_untrusted, reported
-from fairseq_imitkd.checkpoints.weights import UnusableWeights
+from fairseq_imitkd.checkpoints.progress import check_progress
+from fairseq_imitkd.checkpoints.safe_load import reported
 from fairseq_imitkd.data.dictionaries import check_fingerprints, dictionaries_of, fingerprints
 
 
@@ -49,12 +50,16 @@ def check_fairseqs_readers() -> None:
             )
             for name in (given["filenames"] if given.get("state") is None else ())
         ]
+        states = _read(paths)
         if given.get("task") is not None:
-            _check_files(paths, given["task"], decodes=True)
-        with _reported(paths):
+            _check(states, given["task"], decodes=True)
+        # Of a model in several files, the first one does not tell its size.
+        limited = states and given.get("num_shards", 1) == 1
+        weights = [value for state in states.values() for value in state["model"].values()] if limited else ()
+        with _reported(paths), budget_of(weights) if limited else nullcontext():
             models, cfg, task = load_models(*arguments, **settings)
         if given.get("task") is None:
-            _check_files(paths, task, decodes=True)
+            _check(states, task, decodes=True)
         for path, model in zip(paths, models, strict=False):
             with reported(path, "checkpoint"):
                 _check_decoding(model, task)
@@ -70,32 +75,31 @@ def _load_into(trainer: Any, load: Any, filename: str, *arguments: Any, **settin
     Every process reads the fingerprints itself, so that all of them end alike.
 
     Raises:
-        UsageError: the dictionaries differ, or the weights are not in use.
+        UsageError: the dictionaries differ, the training's record is damaged, or the weights are not in use.
     """
     if PathManager.isfile(filename):
-        _check_files([filename], trainer.task, decodes=False)
+        _check(_read([filename]), trainer.task, decodes=False)
     with _reported([filename]):
         return load(filename, *arguments, **settings)
 
 
 @contextmanager
 def _reported(paths: list[str]) -> Iterator[None]:
-    """Turn a refusal of :mod:`~fairseq_imitkd.checkpoints.weights` into one line.
+    """Turn any exception while fairseq loads checkpoints into one line that names them.
 
     fairseq's trainer replaces every exception by one of its own, which has the first one as its context:
     https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/trainer.py#L587-L592
 
     Raises:
-        UsageError: the enclosed code raised :class:`~fairseq_imitkd.checkpoints.weights.UnusableWeights`.
+        UsageError: the enclosed code raised an exception.
     """
-    try:
-        yield
-    except Exception as error:
-        cause: BaseException | None = error if isinstance(error, UnusableWeights) else error.__context__
-        if not isinstance(cause, UnusableWeights):
+    with reported(os.pathsep.join(paths), "checkpoint"):
+        try:
+            yield
+        except Exception as error:
+            if type(error) is Exception and isinstance(error.__context__, Exception):
+                raise error.__context__ from None
             raise
-        with reported(os.pathsep.join(paths), "checkpoint"):
-            raise cause from error
 
 
 def _has_one_pair(task: Any) -> bool:
@@ -103,22 +107,31 @@ def _has_one_pair(task: Any) -> bool:
     return isinstance(task, TranslationTask) or getattr(task, "has_teacher", False)
 
 
-def _check_files(paths: list[str], task: Any, *, decodes: bool) -> None:
-    """Refuse checkpoints that were trained with other dictionaries or, in decoding, with tags.
-
-    If torch was told that all files are trusted, nothing is read here and nothing is refused.
+def _read(paths: list[str]) -> dict[str, dict[str, Any]]:
+    """Return the content of checkpoints by path; of none if torch was told that all files are trusted.
 
     Raises:
         UsageError: naming the file.
     """
-    for path in paths if not all_are_trusted() else ():
-        state = read_untrusted(str(PathManager.get_local_path(path)), None, ("checkpoint", None))
-        if not isinstance(state, dict):
-            continue
+    if all_are_trusted():
+        return {}
+    return {path: read_stock(str(PathManager.get_local_path(path))) for path in paths}
+
+
+def _check(states: dict[str, dict[str, Any]], task: Any, *, decodes: bool) -> None:
+    """Refuse checkpoints that were trained with other dictionaries, in decoding with tags, and in training
+    those that can't be continued.
+
+    Raises:
+        UsageError: naming the file.
+    """
+    for path, state in states.items():
         with reported(path, "checkpoint"):
             if _has_one_pair(task):
                 check_fingerprints(state, dictionaries_of(task))
-            if decodes and (state.get("cfg") is not None or state.get("args") is not None):
+            if not decodes:
+                check_progress(state)
+            elif state.get("cfg") is not None or state.get("args") is not None:
                 _check_tags(configuration(state), task)
 
 

@@ -1,21 +1,26 @@
 """Reads checkpoints, which are untrusted files, with torch's safe loader."""
 
+import functools
 import importlib
 import os
 import pickle
 import re
+import zipfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import Container
 
+from fairseq_imitkd.checkpoints.bounds import check_content, check_settings
 from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError, as_usage_error
 
 TEACHER_FLAGS = ("--teacher-path", "--teacher-allow-globals")
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's format before 1.6 begins
 TRUST = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # torch's environment variable for trusted files
 
 
@@ -56,15 +61,87 @@ def read_untrusted(path: str, allow_globals: str | None, flags: tuple[str, str |
     if not os.path.getsize(path):
         raise UsageError(f"{flag} '{path}' is empty; copy it again")
     allowed = _named_globals(allow_globals, allow_flag)
+    stat = os.stat(path)
+    damage = _known_damage(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns)) if _is_zip(path) else None
+    if damage is not None:
+        raise UsageError(_damaged(path, flag, ValueError(damage)))
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), _small_constants():
             # A memory-mapped file is read only where it is used, so never the optimizer's state, twice the
             # model's size.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         raise UsageError(_explained(path, error, allowed=allowed, flags=flags)) from error
     except Exception as error:  # the unpickler raises anything on a foreign file
         raise UsageError(_damaged(path, flag, error)) from error
+    with as_usage_error(f"{flag} '{path}' can't be used", "use another file"):
+        for key in ("cfg", "args") if isinstance(content, dict) else ():
+            check_settings(content.get(key))
+        check_content(content, stat.st_size)
+    return content
+
+
+def find_damage(path: str | Path) -> str | None:
+    """Return why a checkpoint can't be whole; None if all of its bytes are those that were written.
+
+    The file is read once: torch stores a check sum of each part of it. torch's own loader does not compare
+    them. Nor does torch compress a part, which could stand for more than fits into memory.
+    """
+    begins = b""
+    try:
+        with open(path, "rb") as file:
+            begins = file.read(len(_LEGACY))
+        if begins == _LEGACY:
+            return None
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                return "it is compressed"
+            if sum(part.file_size for part in parts) > os.path.getsize(path):
+                return "its parts overlap"
+            broken = archive.testzip()
+    except OSError as error:
+        return error.strerror or "it can't be read"
+    except Exception:  # a damaged directory of the archive can raise anything
+        return "it is empty" if not begins else "a part of it is missing"
+    return None if broken is None else f"the check sum of its part {broken[:60]!r} is wrong"
+
+
+@functools.lru_cache(maxsize=64)
+def _known_damage(path: str, version: tuple[int, int, int]) -> str | None:
+    """Return :func:`find_damage` of a version of a file: commands read a checkpoint several times."""
+    return find_damage(path)
+
+
+@contextmanager
+def _small_constants() -> Iterator[None]:
+    """Let torch's safe loader call only what a checkpoint needs of functions that can fill the memory.
+
+    torch lets pickles call ``bytearray(10**10)``, and ``encode(…, "hex")``, which doubles bytes:
+    https://github.com/pytorch/pytorch/blob/v2.6.0/torch/_weights_only_unpickler.py#L149-L160
+    """
+    allowed = torch._weights_only_unpickler._get_allowed_globals()
+    before = {name: allowed[name] for name in _BOUNDED if name in allowed}
+    allowed.update({name: _BOUNDED[name] for name in before})
+    try:
+        yield
+    finally:
+        allowed.update(before)
+
+
+def _bytes_of(*arguments: Any) -> bytearray:
+    if arguments and not isinstance(arguments[0], str | bytes | list | tuple):
+        raise pickle.UnpicklingError("a number of bytes in place of bytes")
+    return bytearray(*arguments)
+
+
+def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"bytes in the encoding {str(encoding)[:20]!r}")
+    return text.encode("latin1")
+
+
+_BOUNDED: dict[str, Any] = {"builtins.bytearray": _bytes_of, "_codecs.encode": _encoded}
 
 
 def check_readable(path: str, flag: str) -> None:

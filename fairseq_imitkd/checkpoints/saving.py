@@ -4,7 +4,7 @@ import functools
 import logging
 import re
 import shutil
-import zipfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from filelock import FileLock, Timeout
 
-from fairseq_imitkd.checkpoints.safe_load import read_untrusted
+from fairseq_imitkd.checkpoints.safe_load import find_damage, read_untrusted
 from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.data.output_folder import NO_LOCKS
 from fairseq_imitkd.errors import UsageError
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # What a run that was killed while it wrote has left (see files.partial).
 _LEFTOVER = re.compile(r"checkpoint.*\.pt\.[0-9a-f]{16}\.partial")
 PATIENCE = 30.0  # seconds to wait for a lock: a run that was killed may leave a process that is just ending
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's format before 1.6 begins
+writing = threading.RLock()  # held while a checkpoint gets its names
 
 
 def guard_saving() -> None:
@@ -66,7 +66,8 @@ def _on_all_ranks(save: Callable[..., Any]) -> Callable[..., Any]:
         prepare = getattr(trainer.task, "prepare_checkpoint", None)
         if prepare is not None and not cfg.no_save:
             prepare(trainer, val_loss if epoch_itr.end_of_epoch() else None)
-        return save(cfg, trainer, *more)
+        with writing:
+            return save(cfg, trainer, *more)
 
     return save_all_ranks
 
@@ -236,26 +237,6 @@ def prepare_folder(folder: Path, suffix: str = "") -> None:
     )  # fmt: skip
 
 
-def find_damage(path: Path) -> str | None:
-    """Return why a checkpoint can't be whole; None if all of its bytes are those that were written.
-
-    The file is read once: torch stores a check sum of each part of it. torch's own loader does not compare
-    them.
-    """
-    try:
-        with open(path, "rb") as file:
-            begins = file.read(len(_LEGACY))
-        if begins == _LEGACY:
-            return None
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except OSError as error:
-        return error.strerror or "it can't be read"
-    except Exception:  # a damaged directory of the archive can raise anything
-        return "it is empty" if not begins else "a part of it is missing"
-    return None if broken is None else f"the check sum of its part {broken[:60]!r} is wrong"
-
-
 def newest_whole(folder: Path, last: Path) -> tuple[int, Path] | None:
     """Return the update number and path of the newest whole checkpoint that a training can continue from.
 
@@ -265,7 +246,7 @@ def newest_whole(folder: Path, last: Path) -> tuple[int, Path] | None:
     """
     found = []
     for path in folder.glob("checkpoint*.pt"):
-        update = _update_of(path) if path != last and find_damage(path) is None else None
+        update = _update_of(path) if path != last else None
         if update is not None:
             found.append((update, path))
     return max(found, default=None)

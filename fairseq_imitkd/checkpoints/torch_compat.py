@@ -11,6 +11,7 @@ import argparse
 import collections
 import logging
 import typing
+from typing import Any
 
 import numpy
 import omegaconf
@@ -26,11 +27,21 @@ def _numpy_globals() -> list:
     """Return the types of the counts that ``--eval-bleu`` leaves in a checkpoint's meters."""
     dtype_classes = {type(numpy.dtype(kind)) for kind in ("i4", "i8", "f4", "f8", "bool")}
     renamed = [
-        (getattr(multiarray, name), f"{core}.multiarray.{name}")
+        (function, f"{core}.multiarray.{name}")
         for core in ("numpy.core", "numpy._core")
-        for name in ("_reconstruct", "scalar")
+        for name, function in (("_reconstruct", _empty_array), ("scalar", _scalar))
     ]
     return [numpy.ndarray, numpy.dtype, *dtype_classes, *renamed]
+
+
+def _empty_array(kind: type, shape: tuple[int, ...], dtype: bytes) -> Any:
+    """Return the empty array that pickle then fills. numpy's own function makes one of any size."""
+    return multiarray._reconstruct(numpy.ndarray, (0,), dtype)
+
+
+def _scalar(dtype: numpy.dtype, value: bytes) -> Any:
+    """Return a number of numpy. Its own function, without a value, makes one of any size."""
+    return multiarray.scalar(dtype, value)
 
 
 def _distributed_globals() -> list:

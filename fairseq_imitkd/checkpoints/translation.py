@@ -10,7 +10,12 @@ from fairseq.dataclass.utils import overwrite_args_by_name
 from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.checkpoints import compact
-from fairseq_imitkd.checkpoints.build import build_model, configuration, refuse_expressions
+from fairseq_imitkd.checkpoints.build import (
+    EMBEDDING_FILES,
+    build_model,
+    configuration,
+    refuse_expressions,
+)
 from fairseq_imitkd.checkpoints.kinds import check_kind, check_model
 from fairseq_imitkd.checkpoints.safe_load import reported
 from fairseq_imitkd.data.corpus import Languages
@@ -62,8 +67,7 @@ def translation_task(cfg: Any, folder: Path, *, pair: tuple[str, str]) -> Any:
         "target_lang": pair[1],
         "eval_bleu": False,
         "eval_metrics": None,
-        "encoder_embed_path": None,
-        "decoder_embed_path": None,
+        **dict.fromkeys(EMBEDDING_FILES),
     }
     overwrite_args_by_name(cfg, overrides)
     return tasks.setup_task(cfg.task, from_checkpoint=True)

@@ -3,11 +3,15 @@
 import difflib
 import inspect
 import re
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from fairseq.models import MODEL_DATACLASS_REGISTRY
+from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -28,7 +32,11 @@ def one_line_parsers(command: str) -> Iterator[None]:
     """
 
     def error(parser: ArgumentParser, message: str) -> NoReturn:
-        parser.exit(2, f"error: {in_one_line(ValueError(said(parser, message)))}; see {command} --help\n")
+        line = f"{in_one_line(ValueError(said(parser, message)))}; see {command} --help"
+        print(f"error: {line}", file=sys.stderr)
+        end = SystemExit(2)
+        end.add_note(line)  # for the processes that train with this one
+        raise end
 
     stock = ArgumentParser.error
     ArgumentParser.error = error  # type: ignore[method-assign, assignment]
@@ -73,13 +81,34 @@ def _unknown(parser: ArgumentParser, message: str) -> str:
     flag = next((word for word in words if word.startswith("--")), None)
     if flag is None:
         return message
-    close = difflib.get_close_matches(flag.split("=")[0], parser._option_string_actions, 2, cutoff=0.75)
+    name = flag.split("=")[0]
+    owners = _owners(name)
+    if owners:
+        return f"{flag} can't be used here: it is a flag of {owners}"
+    close = difflib.get_close_matches(name, parser._option_string_actions, 2, cutoff=0.75)
     hint = (
         f": did you mean {' or '.join(close)}?"
         if close
         else ", or belongs to another task, criterion or architecture"
     )
     return f"{flag} is not a flag of this command{hint}"
+
+
+def _owners(name: str, most: int = 3) -> str:
+    """Return the choices that add a flag in words; empty if none is known."""
+    field = name.removeprefix("--").replace("-", "_")
+    registries = {
+        "task": TASK_DATACLASS_REGISTRY,
+        "arch": MODEL_DATACLASS_REGISTRY,
+        **{kind: part["dataclass_registry"] for kind, part in REGISTRIES.items()},
+    }
+    found = [
+        f"--{kind.replace('_', '-')} {choice}"
+        for kind, choices in registries.items()
+        for choice, settings in choices.items()
+        if field in getattr(settings, "__dataclass_fields__", ())
+    ]
+    return ", ".join(found[:most]) + (f" and {len(found) - most} others" if len(found) > most else "")
 
 
 def _some(choices: Sequence[str], value: str, most: int = 12) -> str:
@@ -95,7 +124,7 @@ def _short(value: str, longest: int = 80) -> str:
 
 
 def check_texts(args: Namespace) -> None:
-    """Refuse texts that hydra, to which fairseq passes all values on, can't read.
+    """Refuse texts that hydra, to which fairseq passes all values on, can't read or changes.
 
     https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/dataclass/utils.py#L317-L319
 
@@ -109,14 +138,18 @@ def check_texts(args: Namespace) -> None:
         if not isinstance(value, str) or _PLAIN.fullmatch(value):
             continue
         quoted = value.replace("'", r"\'")
+        problem = None
         try:
-            OverridesParser.create().parse_override(f"x='{quoted}'")
+            same = OverridesParser.create().parse_override(f"x='{quoted}'").value() == value
             OmegaConf.to_container(OmegaConf.create({"x": value}), resolve=True)
         except Exception as error:  # of antlr, hydra or omegaconf
+            same, problem = False, error
+        if not same:
             flag = "DATA" if name == "data" else "--" + name.replace("_", "-")
             raise UsageError(
-                f"{flag} can't hold backslashes, or ${{…}} that is not defined, but is {_short(repr(value))}"
-            ) from error
+                f"{flag} can't hold a backslash before a quote or at its end, or ${{…}} that is not defined, "
+                f"but is {_short(repr(value))}"
+            ) from problem
 
 
 def parse_carefully(parser: ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from fairseq_imitkd.data.files import partial
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.models.layer_drop import layers_of
 from fairseq_imitkd.rollout import fast_transformer
 from fairseq_imitkd.rollout.beam import has_softmax_output
 
@@ -67,15 +68,15 @@ def unsupported_reason(model: BaseFairseqModel) -> str | None:
     if type(parts.decoder.output_projection) is not nn.Linear:
         return f"its output projection is a {type(parts.decoder.output_projection).__name__}"
     for name, side in (("encoder", parts.encoder), ("decoder", parts.decoder)):
-        if len({layer.self_attn.num_heads for layer in side.layers}) != 1:
+        if len({layer.self_attn.num_heads for layer in layers_of(side)}) != 1:
             return f"its {name} has no layers, or layers with different numbers of heads"
-        if any(layer.activation_fn not in ACTIVATIONS for layer in side.layers):
+        if any(layer.activation_fn not in ACTIVATIONS for layer in layers_of(side)):
             return "its --activation-fn is not relu, gelu or gelu_accurate"
         if side.layer_norm is not None and not side.layers[0].normalize_before:
             return f"its {name} is post-norm with one more layer norm at the end"
         if type(side.embed_tokens) is not nn.Embedding:
             return f"its {name}'s embedding is a {type(side.embed_tokens).__name__}"
-    if any(layer.encoder_attn.num_heads != layer.self_attn.num_heads for layer in parts.decoder.layers):
+    if any(layer.encoder_attn.num_heads != layer.self_attn.num_heads for layer in layers_of(parts.decoder)):
         return "its decoder's cross-attention and self-attention have different numbers of heads"
     return None
 
@@ -86,7 +87,7 @@ def _unsupported_encoder_reason(encoder: Any) -> str | None:
         return f"its encoder is a {type(encoder).__name__}"
     if encoder.quant_noise is not None:
         return "it has quantisation noise"
-    for layer in encoder.layers:
+    for layer in layers_of(encoder):
         if type(layer) not in (TransformerEncoderLayerBase, TransformerEncoderLayer):
             return f"an encoder layer is a {type(layer).__name__}"
         attention = layer.self_attn

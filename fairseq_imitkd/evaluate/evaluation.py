@@ -15,7 +15,7 @@ from tqdm import tqdm
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.engines.base import Engine, Hypothesis, SearchSettings
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.evaluate import folder, models, provenance, quality, sentences
+from fairseq_imitkd.evaluate import folder, models, provenance, sentences
 from fairseq_imitkd.evaluate.memory import MemoryMeasurement
 from fairseq_imitkd.evaluate.models import FAIRSEQ, EvaluatedModel
 from fairseq_imitkd.evaluate.probes import Prober
@@ -34,6 +34,7 @@ from fairseq_imitkd.evaluate.schema import (
 from fairseq_imitkd.evaluate.sentences import Detokenizer, spread
 from fairseq_imitkd.evaluate.speed import Failures, Run, Timings, empty_hypothesis, interleave, speed_result
 from fairseq_imitkd.text.marks import subword_mark
+from fairseq_imitkd.text.repetition import repeats
 from fairseq_imitkd.text.subwords import TextSettings
 
 
@@ -333,7 +334,7 @@ class _Evaluation:
             scores=scores,
             empty=sum(not text for text in texts),
             truncated=sum(hypothesis.cut for hypothesis in self.translations[run]),
-            repeating=sum(map(quality.repeats, texts)),
+            repeating=sum(map(repeats, texts)),
             by_length=self.metrics.by_length(texts),
             outputs=folder.outputs(run),
             speed=speed,

@@ -1,6 +1,4 @@
-"""Scores of translations, computed by sacreBLEU, rouge-score and COMET themselves, and the count of visible
-faults.
-"""
+"""Scores of translations, computed by sacreBLEU, rouge-score and COMET themselves."""
 
 import logging
 import os
@@ -27,7 +25,6 @@ EXTRA = ("rouge", "comet")  # beside BLEU, chrF and TER
 # sacreBLEU's tokenizers that need no file from the network.
 TOKENIZERS = ("13a", "intl", "char", "none", "zh", "ja-mecab", "ko-mecab")
 LENGTHS = (10, 20, 30, 50)  # each but the last group of sources ends at so many tokens
-REPEATS = 3  # this many times in a row is a repetition
 # sacreBLEU's defaults for the bootstrap; SACREBLEU_SEED sets another seed.
 RESAMPLES, SEED = 1000, "12345"
 SLOW = 30  # words of a reference; the time of TER grows with their fourth power
@@ -201,18 +198,6 @@ class Metrics:
                 score = float(bleu._aggregate_and_compute([statistics[number] for number in inside]).score)
                 groups.append(LengthGroup(first, last, len(inside), score))
         return groups
-
-
-def repeats(text: str) -> bool:
-    """Whether one or several words occur :data:`REPEATS` times or more in a row: "a man a man a man"."""
-    words = text.split()
-    for size in range(1, len(words) // REPEATS + 1):
-        run = 0  # words in a row that equal the word ``size`` words before
-        for place in range(size, len(words)):
-            run = run + 1 if words[place] == words[place - size] else 0
-            if run == (REPEATS - 1) * size:
-                return True
-    return False
 
 
 def _comet(path: Path) -> Any:

@@ -9,6 +9,7 @@ from fairseq.logging import metrics
 from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.text.repetition import repeated
 
 
 def batch_sums(
@@ -19,6 +20,7 @@ def batch_sums(
     is_rollout: Tensor,
     distillation: Any,
     by_sentence: bool,
+    pad: int,
 ) -> dict[str, Any]:
     """Return the sums of a batch to log.
 
@@ -35,6 +37,7 @@ def batch_sums(
         distillation: the batch's :class:`~fairseq_imitkd.criterion.Distillation`; None in validation and in
             filler batches.
         by_sentence: whether the loss is counted by sentences and not by tokens.
+        pad: target value of positions that do not count.
     """
     loss, is_data = values["loss"], counted & ~is_rollout
     tokens, rollout_tokens = int(counted.sum()), is_rollout.sum()
@@ -54,10 +57,27 @@ def batch_sums(
         "distilled_tokens": 0 if distillation is None else tokens,
         "teacher_tokens": zero if without_teacher else values["compared"].sum(),
         "teacher_agrees": zero if without_teacher else values["agrees"].sum(),
-        "rollouts": zero if distillation is None else distillation.is_rollout.sum(),
-        "rollouts_truncated": zero if distillation is None else distillation.truncated.sum(),
+        **_rollout_sums(sample["target"], distillation, pad=pad, zero=zero),
         **({"correct": values["correct"].sum()} if "correct" in values else {}),
     }
+
+
+def _rollout_sums(target: Tensor, distillation: Any, *, pad: int, zero: Tensor) -> dict[str, Tensor]:
+    """Return the sums that show whether rollouts are texts. Nothing here waits for the device.
+
+    A rollout is empty if its first token is the EOS.
+    """
+    sums = dict.fromkeys(("rollouts", "rollouts_truncated", "rollouts_empty", "tokens_repeated"), zero)
+    if distillation is None:
+        return sums
+    is_rollout, truncated = distillation.is_rollout, distillation.truncated
+    sums.update(rollouts=is_rollout.sum(), rollouts_truncated=truncated.sum())
+    if distillation.now.student_share > 0.0:
+        counted = target.ne(pad)
+        is_empty = is_rollout & ~truncated & counted.sum(dim=-1).eq(1)
+        is_repeated = repeated(target) & counted & is_rollout.unsqueeze(-1)
+        sums.update(rollouts_empty=is_empty.sum(), tokens_repeated=is_repeated.sum())
+    return sums
 
 
 def log(logging_outputs: list[dict[str, Any]]) -> None:
@@ -81,6 +101,8 @@ def _log_distillation(total: dict[str, float]) -> None:
     _ratio(total, "student_share", "rollouts", of="nsentences", digits=3)
     _ratio(total, "rollout_len", "tokens_rollout", of="rollouts", digits=1)
     _ratio(total, "truncated", "rollouts_truncated", of="rollouts", digits=3)
+    _ratio(total, "empty", "rollouts_empty", of="rollouts", digits=3)
+    _ratio(total, "repetition", "tokens_repeated", of="tokens_rollout", digits=3)
     _ratio(total, "agreement", "teacher_agrees", of="teacher_tokens", digits=3)
     _ratio(total, "padding", "positions", of="ntokens", digits=3)
     _ratio(total, "rollout_work", "rollout_rows_computed", of="tokens_rollout", digits=3)

@@ -125,10 +125,14 @@ class Method:
         return self.share_schedule if isinstance(self.share_schedule, AdaptiveShare) else None
 
     @property
+    def rolls_out(self) -> bool:
+        """Whether the student writes any target during training."""
+        return self.adaptive_share is not None or self.share_schedule(self._end) > 0.0
+
+    @property
     def writes(self) -> bool:
         """Whether any target is written during training, by the student or by the teacher."""
-        rolls_out = self.adaptive_share is not None or self.share_schedule(self._end) > 0.0
-        return self.teacher_samples or rolls_out
+        return self.teacher_samples or self.rolls_out
 
     @cached_property
     def divergence_inputs(self) -> set[str]:

@@ -22,6 +22,8 @@ ROLLOUTS = {
     "loss_rollout": ("Loss on the student's prefixes", "bits per token"),
     "rollout_len": ("Length of rollouts", "tokens"),
     "truncated": ("Truncated rollouts", "share cut by the length cap"),
+    "empty": ("Empty rollouts", "share that ends at once"),
+    "repetition": ("Repetition", "share of the rollouts' tokens"),
     "rollout_time": ("Time for rollouts", "share of the training step"),
     "teacher_time": ("Time for the teacher", "share of the training step"),
     "rollout_work": ("Decoder's work", "rows computed per token written"),
@@ -33,7 +35,16 @@ ROLLOUTS = {
     "rollout_out_of_memory": ("Out of memory", "rollouts decoded again in parts"),
     "sparsity": ("Sparsity", "share of weights that are zero"),
 }
-FROM_ZERO = ("student_share", "truncated", "rollout_time", "teacher_time", "rollouts_replayed", "sparsity")
+FROM_ZERO = (
+    "student_share",
+    "truncated",
+    "empty",
+    "repetition",
+    "rollout_time",
+    "teacher_time",
+    "rollouts_replayed",
+    "sparsity",
+)
 
 
 Group = tuple[int, int | None]  # first and last token; None is without end

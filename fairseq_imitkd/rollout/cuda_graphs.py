@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.models.layer_drop import layers_of
 from fairseq_imitkd.rollout.fast_transformer import (
     INITIAL_CAPACITY,
     DecoderLayer,
     Remembered,
-    layers_of,
     next_logits,
     position_embeddings,
 )

@@ -22,6 +22,8 @@ from fairseq.modules import FairseqDropout, MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayer, TransformerDecoderLayerBase
 from torch import Tensor, nn
 
+from fairseq_imitkd.models.layer_drop import layers_of
+
 INITIAL_CAPACITY = 32  # positions that the caches can hold at first
 
 # One layer's keys and values so far, (K, R, D) each, and a mask (1, 1, 1, K) of positions to ignore, or None.
@@ -206,15 +208,6 @@ def next_logits(
     if decoder.project_out_dim is not None:
         x = decoder.project_out_dim(x)
     return decoder.output_layer(x)
-
-
-def layers_of(decoder: Any) -> list[Any]:
-    """Return all layers without drawing random numbers, which iterating over fairseq's LayerDrop list does.
-
-    See
-    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/modules/layer_drop.py#L40-L44
-    """
-    return list(decoder.layers._modules.values())
 
 
 def position_embeddings(decoder: Any, longest: int) -> Tensor | None:

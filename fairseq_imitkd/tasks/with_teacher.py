@@ -24,7 +24,7 @@ from fairseq_imitkd.training.adapter import AnyTeacher
 from fairseq_imitkd.training.distiller import Distiller, Learner, autocast
 from fairseq_imitkd.training.finite_gradients import refuse_broken_gradients
 from fairseq_imitkd.training.ranks import memory_for
-from fairseq_imitkd.training.run_files import RunFiles
+from fairseq_imitkd.training.run_files import RunFiles, whole_config
 
 if TYPE_CHECKING:
     from fairseq.tasks import FairseqTask as _Task
@@ -95,6 +95,7 @@ class WithTeacher(_Task):
                 teacher,
                 sentence_weights=self.select_teachers(teacher, criterion.method),
                 dictionary=self.target_dictionary,
+                warm_up=_warm_up(self.cfg),
             )
         return self._distiller
 
@@ -216,11 +217,15 @@ class WithTeacher(_Task):
         self._run_files.begin_valid_epoch()
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """Log the values of all processes, and pass them to a training state that depends on them."""
-        super().reduce_metrics(logging_outputs, criterion)
-        distiller = self._distiller
-        if distiller is not None and logging_outputs and distiller.state.reads_logs:
-            distiller.state.logged(totals(logging_outputs), criterion.training)
+        """Log the values of all processes, and pass them to the training state.
+
+        They are fetched from the device once.
+        """
+        if self._distiller is None or not logging_outputs:
+            return super().reduce_metrics(logging_outputs, criterion)
+        total = totals(logging_outputs)
+        super().reduce_metrics([total], criterion)
+        self._distiller.state.logged(total, criterion.training)
 
     def post_validate(self, model: Any, stats: Any, agg: Any) -> None:
         """Tell the training state and the run's files that one of the validation sets is done."""
@@ -263,3 +268,10 @@ class WithTeacher(_Task):
         """
         fairseq_state.restore(trainer, epoch, self._fairseq_state)
         refuse_broken_gradients(trainer, self._distiller.method if self._distiller is not None else None)
+
+
+def _warm_up(task_config: Any) -> int:
+    """Return the number of updates of the learning rate's warm-up; 0 without one."""
+    config = whole_config(task_config)
+    scheduler = None if config is None else config.get("lr_scheduler")
+    return int(getattr(scheduler, "warmup_updates", None) or 0)

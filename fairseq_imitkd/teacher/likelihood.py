@@ -124,10 +124,9 @@ def likelihoods(
     """
     parts: list[_Losses] = []
     targets: list[Tensor] = []
-    with torch.random.fork_rng(devices=[]):  # LayerDrop draws in evaluation mode too
-        for batch in _first_batches(dataset, teacher.max_positions):
-            targets += [row[row.ne(pad)] for row in batch["target"]]
-            parts.append(_losses(teacher, batch, pad=pad, symbols=symbols, writes=writes, selects=selects))
+    for batch in _first_batches(dataset, teacher.max_positions):
+        targets += [row[row.ne(pad)] for row in batch["target"]]
+        parts.append(_losses(teacher, batch, pad=pad, symbols=symbols, writes=writes, selects=selects))
     if not parts:
         return []
     frequencies = _frequency_loss(targets, _targets(dataset, COUNTED), symbols)

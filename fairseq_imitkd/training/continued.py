@@ -9,8 +9,9 @@ from fairseq.optim import OPTIMIZER_REGISTRY
 from omegaconf import DictConfig
 from torch import Tensor
 
+from fairseq_imitkd.checkpoints.progress import check_progress
 from fairseq_imitkd.checkpoints.safe_load import read_untrusted
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.training.configuration import flat
 from fairseq_imitkd.training.configuration.paths import checkpoint_to_start_from
 
@@ -42,7 +43,7 @@ def check_continued(config: DictConfig, student: BaseFairseqModel, criterion: An
             return
         raise
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        return
+        return  # the reader says what it is
     named, other = f"{flag} '{path}'", "use a checkpoint of the same student"
     if flag == "--save-dir":
         folder, name = os.path.split(path)
@@ -54,6 +55,8 @@ def check_continued(config: DictConfig, student: BaseFairseqModel, criterion: An
         return
     finetune = "--finetune-from-model with this file to start from its weights"
     other = f"{other}, and {finetune}" if flag == "--save-dir" else f"use {finetune}"
+    with as_usage_error(f"{flag} '{path}' can't be continued", finetune):
+        check_progress(state)
     _check_history(state, settings, criterion, named=named, remedy=other)
 
 

@@ -22,6 +22,7 @@ from fairseq_imitkd.teacher.sentence_weights import SentenceWeights
 from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.text.rewards import NO_REWARDS, Rewarder, RunningMean
 from fairseq_imitkd.training.adapter import AnyTeacher, TaskAdapter
+from fairseq_imitkd.training.rollout_watch import RolloutWatch
 from fairseq_imitkd.training.stage_timer import StageTimer
 from fairseq_imitkd.training.state import TrainingState
 
@@ -65,6 +66,7 @@ class Distiller:
         sentence_weights: weights of several teachers that differ between sentences; None weighs the teachers
             alike for all sentences.
         dictionary: the target dictionary, by which rewards turn tokens into text.
+        warm_up: number of first updates that have small learning rates.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Distiller:
         *,
         sentence_weights: SentenceWeights | None,
         dictionary: Any,
+        warm_up: int = 0,
     ):
         self.method, self.task, self.teacher = method, task, teacher
         self.sentence_weights = sentence_weights
@@ -90,6 +93,7 @@ class Distiller:
             self.mixer.replay,
             pool=self.mixer.pool if method.pool_updates > 1 else None,
             selector=sentence_weights.selector if sentence_weights else None,
+            watch=RolloutWatch(warm_up, samples=method.rollout_policy.samples) if method.rolls_out else None,
         )
         self.timer = StageTimer()
         self.epoch = 1  # the task sets it when an epoch begins

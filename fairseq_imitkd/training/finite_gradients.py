@@ -18,7 +18,7 @@ def refuse_broken_gradients(trainer: Any, method: Method | None) -> None:
     https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/trainer.py#L987-L992
 
     Half precision works as before: a gradient that is too large lowers the loss scale, until that is at its
-    minimum.
+    minimum. On a CPU fairseq would end there, because it makes a tensor on a GPU.
 
     Args:
         trainer: fairseq's trainer.
@@ -37,7 +37,12 @@ def refuse_broken_gradients(trainer: Any, method: Method | None) -> None:
     def clip_finite(clip_norm: float) -> Tensor:
         """Clip the gradient, unless its norm is not finite: clipping by it would hide the fault."""
         if not is_plain or clip_norm <= 0.0:
-            return clip(clip_norm)
+            try:
+                return clip(clip_norm)
+            except OverflowError:
+                if trainer.cuda:
+                    raise
+                raise RefusedUpdate(_describe_overflow(trainer)) from None
         norms: list[Tensor] = []
 
         def remember(norm: Tensor) -> Tensor:
@@ -74,6 +79,14 @@ def _describe(trainer: Any, method: Method | None, error: FloatingPointError) ->
     return (
         f"{update}: the norm of the gradient is too large for its number format: in {largest[1]} it reaches "
         f"{largest[0]:.3g}; {_cause(trainer, method, error)}"
+    )
+
+
+def _describe_overflow(trainer: Any) -> str:
+    return (
+        f"update {trainer.get_num_updates() + 1} is refused: its gradient is too large for --fp16, and "
+        "fairseq lowers the loss scale on a GPU only: lower --fp16-init-scale, which is "
+        f"{trainer.cfg.common.fp16_init_scale}, or use --bf16"
     )
 
 

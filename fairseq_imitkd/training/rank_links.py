@@ -1,58 +1,36 @@
 """Connections between processes that train together: each to the first, which passes on what it hears."""
 
 import contextlib
-import json
+import secrets
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-import torch.distributed
-
 from fairseq_imitkd.errors import UsageError, as_usage_error
+from fairseq_imitkd.training import meeting as meetings
+from fairseq_imitkd.training.meeting import Meeting, is_loopback, own_address
 
 PATIENCE = 25.0  # seconds in which a process that fails waits for the others, to tell them
-ARRIVAL = 1800.0  # seconds in which the first process must begin; it is torch's own limit
+NOTICE = 30.0  # seconds after which a process says for whom it waits
 LONGEST = 1000  # characters of a message
-_HUB = "hub"  # the key of torch's store under which the first process leaves its address
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """Where processes that train together meet.
-
-    Args:
-        host: the host of ``--distributed-init-method``.
-        port: its port, on which torch's store listens.
-        rank: the number of this process (0 = first).
-        world_size: the number of processes, 2 or more.
-        hosts_store: whether this process opens torch's store.
-        attempt: tells apart runs that use the same store, one after the other.
-    """
-
-    host: str
-    port: int
-    rank: int
-    world_size: int
-    hosts_store: bool
-    attempt: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+_HUB = "hub"  # the key of torch's store under which the first process leaves its address and a secret
+_STRANGERS = 64  # connections that have not said the secret
 
 
 @dataclass
 class _Link:
-    """A connection to another process.
+    """A connection to another process. Both send lines of text: ``KIND TEXT``.
 
     Args:
         socket: the connection.
-        rank: the other process's number; -1 until it has said so.
-        received: the bytes of an unfinished message.
+        rank: the other process's number; -1 until it has said it, with the secret.
+        received: the bytes of an unfinished line.
         done: whether the other process has come to its end.
         told: whether the other process knows who has failed.
     """
@@ -63,28 +41,27 @@ class _Link:
     done: bool = False
     told: bool = False
 
-    def send(self, **message: Any) -> None:
-        """Send a message; a process that has ended does not get it."""
+    def send(self, kind: str, text: str = "") -> None:
+        """Send a line; a process that has ended does not get it."""
         with contextlib.suppress(OSError):
-            self.socket.sendall(json.dumps(message).encode() + b"\n")
+            self.socket.sendall(f"{kind} {text}\n".encode())
 
-    def messages(self) -> list[dict[str, Any]] | None:
-        """Return the messages that have arrived; None if the connection has ended.
+    def lines(self) -> list[tuple[str, str]] | None:
+        """Return kind and text of the lines that have arrived; None if the connection has ended.
 
-        A message that does not parse ends the connection.
+        A line that is too long ends the connection.
         """
         try:
             part = self.socket.recv(1 << 12)
-            *whole, self.received = (self.received + part).split(b"\n")
-            messages = [json.loads(line) for line in whole]
-        except (OSError, ValueError):
+        except OSError:
             return None
-        if not part or len(self.received) > 8 * LONGEST or not all(isinstance(m, dict) for m in messages):
+        *whole, self.received = (self.received + part).split(b"\n")
+        if not part or len(self.received) > 8 * LONGEST:
             return None
-        return messages
+        pairs = (line.decode(errors="replace").partition(" ") for line in whole)
+        return [(kind, _printable(text)) for kind, _, text in pairs]
 
 
-@dataclass
 class Links:
     """The connections of this process, and the thread that listens to them.
 
@@ -96,32 +73,35 @@ class Links:
             says so; or with None when a signal has waited for long enough.
     """
 
-    meeting: Meeting
-    on_signal: Callable[[int], float | None]
-    on_news: Callable[[str | None], None]
-    heard: threading.Event = field(default_factory=threading.Event)  # that a process has failed
-    all_told: threading.Event = field(default_factory=threading.Event)  # all others know it
-    stopped: bool = False
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        meeting: Meeting,
+        *,
+        on_signal: Callable[[int], float | None],
+        on_news: Callable[[str | None], None],
+    ):
+        self.meeting = meeting
+        self.heard = threading.Event()  # that a process has failed
+        self.all_told = threading.Event()  # all others know it
+        self.stopped = False
+        self._on_signal, self._on_news = on_signal, on_news
         self._line: str | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the line
+        self._told_by = self._signalled_at = float("inf")
         self._is_done = False
-        self._links: dict[socket.socket, _Link] = {}
-        self._selector = selectors.DefaultSelector()
+        self._links: list[_Link] = []
+        self._is_hub = meeting.rank == 0
+        self._secret = secrets.token_hex(16)
+        self._listener: socket.socket | None = None
         self._store: Any = None
         self._failure: UsageError | None = None
-        self._ready = threading.Event()
-        self._told_by = float("inf")
-        self._signalled_at = float("inf")
+        self._met = threading.Event()  # with all others, or with the first process; or that failed
         self._wake_end, self._wake = socket.socketpair()
         for end in (self._wake_end, self._wake):
             end.setblocking(False)
+        self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake_end, selectors.EVENT_READ)
-        self._listener: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="imitkd-ranks")
-        if self.meeting.rank == 0:
-            self._open_hub()
 
     @property
     def wake_descriptor(self) -> int:
@@ -137,22 +117,27 @@ class Links:
         self.stopped = True
         self._nudge()
         self._thread.join(2.0)
+        self.meeting.clear()
 
     def forget(self) -> None:
         """Close the connections in a forked process."""
         self.stopped = True
-        for opened in (*self._links, self._listener, self._wake, self._wake_end):
+        for opened in (*(link.socket for link in self._links), self._listener, self._wake, self._wake_end):
             if opened is not None:
                 opened.close()
 
     def wait_for_store(self) -> Any:
-        """Return torch's store, when the first process has opened it.
+        """Return torch's store, when all processes are there.
 
         Raises:
-            UsageError: it can't be reached.
+            UsageError: the first process can't be reached, or others do not come.
         """
-        while not self._ready.wait(0.5):  # in parts, so that Ctrl-C is heeded
-            pass
+        until = time.monotonic() + meetings.ARRIVAL
+        while not self._met.wait(min(NOTICE, meetings.ARRIVAL)):
+            waiting = f"rank {self.meeting.rank} waits: {self._absent()} not at {self.meeting}"
+            print(waiting, file=sys.stderr, flush=True)
+            if self._is_hub and time.monotonic() >= until:
+                raise UsageError(f"{self._absent()} not at {self.meeting}; start all processes")
         if self._failure is not None:
             raise self._failure
         return self._store
@@ -174,104 +159,103 @@ class Links:
     def tell_done(self) -> None:
         """Let all others know that this process has come to its end."""
         self._is_done = True
-        for link in list(self._links.values()):
-            link.send(done=True)
+        for link in list(self._links):
+            link.send("done")
 
     def _nudge(self) -> None:
         with contextlib.suppress(OSError):
             self._wake.send(b"\0")
 
+    def _absent(self) -> str:
+        if not self._is_hub:
+            return "rank 0 is"
+        there = {link.rank for link in self._links}
+        absent = [str(rank) for rank in range(1, self.meeting.world_size) if rank not in there]
+        return f"rank {absent[0]} is" if len(absent) == 1 else f"ranks {', '.join(absent)[:100]} are"
+
     # The meeting
 
-    def _open_hub(self) -> None:
-        """Open torch's store and the socket that the others connect to."""
-        address = f"--distributed-init-method '{self.meeting}'"
-        with as_usage_error(f"{address} can't be opened", "use the address of this machine and a free port"):
-            self._store = self._connect_store()
-            family, *_, found = socket.getaddrinfo(self.meeting.host, 0, type=socket.SOCK_STREAM)[0]
-            try:
-                self._listener = socket.create_server(found, family=family, backlog=128)
-            except OSError:  # the address belongs to a gateway
-                self._listener = socket.create_server(("", 0), backlog=128)
-            port = self._listener.getsockname()[1]
-            self._store.set(_HUB, str(port))
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._ready.set()
-
-    def _connect_store(self) -> Any:
-        meeting = self.meeting
-        store = torch.distributed.TCPStore(
-            meeting.host,
-            meeting.port,
-            meeting.world_size,
-            meeting.hosts_store,
-            timeout=timedelta(seconds=ARRIVAL),
-            wait_for_workers=False,
-        )
-        return torch.distributed.PrefixStore(f"imitkd/{meeting.attempt}", store)
-
-    def _join(self) -> None:
-        """Connect to the first process as soon as it is there."""
+    def _meet(self) -> None:
+        """Open the meeting, or connect to the process that has opened it."""
         try:
-            self._wait_for_port()
-            with as_usage_error(f"rank 0 can't be reached at {self.meeting}"):
-                store = self._connect_store()
-                port = int(store.get(_HUB))
-                link = _Link(self._dial(port), rank=0)
+            if self._is_hub:
+                self._open()
+            else:
+                self._join(self.meeting.reach_store(lambda: self.stopped))
+                self._met.set()
         except UsageError as failure:
             self._failure = failure
-        else:
-            self._add(link)
-            link.send(rank=self.meeting.rank, world_size=self.meeting.world_size)
-            self._store = store
-        self._ready.set()
+            self._met.set()
 
-    def _wait_for_port(self) -> None:
-        """Wait until the first process listens; torch's own way prints a warning for each attempt."""
-        until = time.monotonic() + ARRIVAL
-        while not self.stopped and time.monotonic() < until:
+    def _open(self) -> None:
+        """Open torch's store, and the socket that the others connect to."""
+        remedy = "use an address of this machine and a free port"
+        with as_usage_error(f"{self.meeting} can't be opened", remedy):
             try:
-                self._dial(self.meeting.port).close()
-                return
-            except socket.gaierror as error:
-                raise UsageError(
-                    f"--distributed-init-method names the host '{self.meeting.host}', which is not known "
-                    f"here ({error.strerror}); use the address of rank 0's machine"
-                ) from error
-            except OSError:
-                time.sleep(0.2)
-        raise UsageError(f"rank 0 has not opened {self.meeting} within {ARRIVAL / 60:.0f} minutes")
+                self._store = self.meeting.open_store()
+            except RuntimeError:
+                if self._tell_twin():
+                    return
+                raise
+            self._listener = _listening(self.meeting.host or own_address())
+            self._listener.setblocking(False)
+            host, port, *_ = self._listener.getsockname()
+            self._store.set(_HUB, f"{host} {port} {self._secret}")
+        self._selector.register(self._listener, selectors.EVENT_READ)
 
-    def _dial(self, port: int) -> socket.socket:
-        return socket.create_connection((self.meeting.host, port), timeout=5.0)
+    def _join(self, store: Any) -> None:
+        """Connect to the first process."""
+        remedy = "start each process once, and each training with a port of its own"
+        with as_usage_error(f"rank 0 can't be reached at {self.meeting}", remedy):
+            host, port, secret = store.get(_HUB).decode().split()
+            link = _Link(_dial([host, self.meeting.host], int(port)), rank=0)
+        self._add(link)
+        link.send("hello", f"{secret} {self.meeting.rank} {self.meeting.world_size}")
+        self._store = store
+
+    def _tell_twin(self) -> bool:
+        """Return whether another process of this training is the first one too. It ends all processes."""
+        with contextlib.suppress(UsageError, RuntimeError):
+            store = replace(self.meeting, hosts_store=False).reach_store(lambda: self.stopped)
+            store.set_timeout(timedelta(seconds=5))
+            self._join(store)
+            self._is_hub = False
+            return True
+        return False
 
     # The thread
 
     def _run(self) -> None:
-        if self.meeting.rank > 0:
-            self._join()
+        threading.Thread(target=self._meet, daemon=True, name="imitkd-meeting").start()
         while not self.stopped:
             for key, _ in self._selector.select(timeout=0.5):
                 if key.fileobj is self._wake_end:
                     self._read_signals()
                 elif key.fileobj is self._listener:
-                    self._add(_Link(self._listener.accept()[0]))
+                    self._accept(self._listener)
                 else:
                     self._listen(key.data)
             self._spread()
             if self.all_told.is_set():
-                self.on_news(self._line)
+                self._on_news(self._line)
             elif time.monotonic() > self._signalled_at:
                 self._signalled_at = float("inf")
-                self.on_news(None)
+                self._on_news(None)
         self.forget()
 
     def _read_signals(self) -> None:
         with contextlib.suppress(OSError):
             for number in self._wake_end.recv(64):
-                seconds = self.on_signal(number) if number else None
+                seconds = self._on_signal(number) if number else None
                 if seconds is not None:
                     self._signalled_at = time.monotonic() + seconds
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it has gone again
+            self._add(_Link(listener.accept()[0]))
+        strangers = [link for link in self._links if link.rank < 0]
+        if len(strangers) > _STRANGERS:
+            self._drop(strangers[0])
 
     def _add(self, link: _Link) -> None:
         link.socket.settimeout(5.0)
@@ -279,55 +263,98 @@ class Links:
         for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
             if hasattr(socket, option):  # a machine that is switched off is noticed too
                 link.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-        self._links[link.socket] = link
+        self._links.append(link)
         self._selector.register(link.socket, selectors.EVENT_READ, link)
 
+    def _drop(self, link: _Link) -> None:
+        self._selector.unregister(link.socket)
+        self._links.remove(link)
+        link.socket.close()
+
     def _listen(self, link: _Link) -> None:
-        messages = link.messages()
-        for message in messages or ():
-            if "ended" in message:
+        lines = link.lines()
+        for kind, text in lines or ():
+            if link.rank < 0 and not self._welcome(link, kind, text):
+                return self._drop(link)
+            if kind == "ended":
                 link.told = True
-                self.tell(_printable(message["ended"]))
-            elif "done" in message:
+                self.tell(text)
+            elif kind == "done":
                 link.done = True
-            elif self.meeting.rank == 0 and "rank" in message:
-                self._welcome(link, message)
-        if messages is None:
+        if lines is None and link.rank < 0:
+            self._drop(link)
+        elif lines is None:
             self._selector.unregister(link.socket)
-            if self.meeting.rank == 0 and link.rank < 0:
-                del self._links[link.socket]  # somebody else
-            elif not link.done and not self._is_done and not link.told:
+            if not (link.done or self._is_done or link.told):
                 link.told = True
                 self.tell(f"rank {link.rank} ended without a message; see its own output")
 
-    def _welcome(self, link: _Link, message: dict[str, Any]) -> None:
-        rank, count = message["rank"], message.get("world_size")
-        others = [other.rank for other in self._links.values()]
+    def _welcome(self, link: _Link, kind: str, text: str) -> bool:
+        """Return whether a connection belongs to this training."""
+        secret, *numbers = text.split(" ")
+        if kind != "hello" or not secrets.compare_digest(secret.encode(), self._secret.encode()):
+            return False
+        rank, count = map(int, numbers)
         if count != self.meeting.world_size:
             self.tell(
                 f"rank {rank} ended: --distributed-world-size is {count} there and {self.meeting.world_size} "
                 "on rank 0; start all processes with the same number"
             )
-        elif rank in (0, *others):
+        elif rank in {0, *(other.rank for other in self._links)}:
             self.tell(
                 f"rank {rank} ended: two processes were started with --distributed-rank {rank}; give each "
                 "of them another one"
             )
-        link.rank = rank if isinstance(rank, int) else -1
+        link.rank = rank
+        if sum(each.rank > 0 for each in self._links) == self.meeting.world_size - 1:
+            self._close_door()
+        return True
+
+    def _close_door(self) -> None:
+        """All are there: let nobody else connect."""
+        assert self._listener is not None
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        self._met.set()
+        for link in [link for link in self._links if link.rank < 0]:
+            self._drop(link)
 
     def _spread(self) -> None:
         """Tell those who do not know it yet which process has failed."""
         if self._line is None or self.all_told.is_set():
             return
-        for link in self._links.values():
+        for link in self._links:
             if not link.told and link.rank >= 0:
-                link.send(ended=self._line)
+                link.send("ended", self._line)
                 link.told = True
-        expected = self.meeting.world_size - 1 if self.meeting.rank == 0 else 1
-        told = sum(link.told for link in self._links.values())
+        expected = self.meeting.world_size - 1 if self._is_hub else 1
+        told = sum(link.told for link in self._links)
         if told >= expected or self._failure is not None or time.monotonic() > self._told_by:
             self.all_told.set()
 
 
-def _printable(text: Any) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in str(text))[:LONGEST]
+def _listening(host: str) -> socket.socket:
+    """Open a socket on the address of a host. If others may know the host by another address, it is open on
+    all addresses of this machine, as torch's store is.
+    """
+    family, *_, found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    if not is_loopback(str(found[0])) or is_loopback(host):
+        with contextlib.suppress(OSError):  # the address belongs to a gateway
+            return socket.create_server(found, family=family, backlog=128)
+    return socket.create_server(("", 0), backlog=128)
+
+
+def _dial(hosts: list[str], port: int) -> socket.socket:
+    """Connect to the first of these hosts that answers."""
+    error: OSError | None = None
+    for host in hosts:
+        if host not in ("", "0.0.0.0", "::"):
+            try:
+                return socket.create_connection((host, port), timeout=5.0)
+            except OSError as failure:
+                error = failure
+    raise error or OSError("it has left no address")
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:LONGEST]

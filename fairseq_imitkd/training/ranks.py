@@ -14,7 +14,6 @@ import re
 import signal
 import sys
 import threading
-from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -23,17 +22,19 @@ from typing import Any, cast
 import torch.distributed
 from fairseq.distributed import utils
 
+from fairseq_imitkd.checkpoints import saving
 from fairseq_imitkd.errors import RefusedUpdate, UsageError, described, in_one_line
-from fairseq_imitkd.training.rank_links import PATIENCE, Links, Meeting
+from fairseq_imitkd.training.meeting import Meeting, meeting_of_command, meeting_of_config
+from fairseq_imitkd.training.rank_links import PATIENCE, Links
 from fairseq_imitkd.training.same_settings import check_same_settings
 
 # What gloo, NCCL and torch's store say when another process has ended.
 _LOST = re.compile("closed by peer|reset by peer|broken pipe|gloo|nccl|timed out|tcpstore", re.IGNORECASE)
 _LOSTS_NEWS = 5.0  # seconds within which the news of the other process's end arrives
-_SIGNALS = {
-    signal.SIGINT: 3.0,
-    signal.SIGTERM: 1.0,
-}  # seconds that a signal waits for the main thread, or news
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNAL_WAITS = 1.0  # seconds that a signal waits for the main thread, or for news
+_SAVING = 15.0  # seconds that a process may still need to write a checkpoint
+_END = 15  # seconds in which a process that has failed must end
 
 
 class RankFailed(RefusedUpdate):
@@ -49,9 +50,6 @@ class Watch:
 
     Args:
         meeting: where the processes meet.
-
-    Raises:
-        UsageError: the address of ``--distributed-init-method`` can't be used.
     """
 
     def __init__(self, meeting: Meeting):
@@ -93,7 +91,9 @@ class Watch:
             message = f"another process ended without a message; see its own output ({message})"
         line = self._links.tell(f"rank {self.rank} ended: {message}")
         if not self._links.all_told.wait(2.0):
-            print(f"error: {line}; the others are told within {PATIENCE} s", file=sys.stderr, flush=True)
+            print(
+                f"this process waits {PATIENCE:.0f} s to tell the others: {line}", file=sys.stderr, flush=True
+            )
             self._links.all_told.wait(PATIENCE)
         self._stop()
         return line
@@ -117,7 +117,7 @@ class Watch:
         """Return after how many seconds a signal ends this process, if its main thread does not do so."""
         if number in _SIGNALS and not self._ending.is_set():
             self._signal = number
-            return _SIGNALS[signal.Signals(number)]
+            return _SIGNAL_WAITS
         return None
 
     def _leave(self, line: str | None) -> None:
@@ -161,13 +161,21 @@ def together(arguments: Sequence[str], environment: Mapping[str, str] = os.envir
 
     Args:
         arguments: the command line, which may not have been checked yet.
-        environment: variables of ``torchrun``.
+        environment: variables of ``torchrun`` or Slurm.
 
     Raises:
         RankFailed: an exception has ended this process or another one.
     """
-    with _watched(_meeting_of(arguments, environment)):
-        yield
+    try:
+        with _watched(meeting_of_command(arguments, environment)):
+            yield
+    except RankFailed:
+        for worker in multiprocessing.active_children():
+            worker.terminate()  # otherwise torch waits for each of them, for 5 seconds
+        # Exchanges that were begun may keep a process from ending, too.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_END)
+        raise
 
 
 @contextmanager
@@ -176,10 +184,7 @@ def _watched(meeting: Meeting | None) -> Iterator[None]:
     if meeting is None or _watch is not None:
         yield
         return
-    try:
-        _watch = watch = Watch(meeting)
-    except UsageError as error:
-        raise RankFailed(f"rank {meeting.rank} ended: {error}") from error
+    _watch = watch = Watch(meeting)
     try:
         yield
     except KeyboardInterrupt:
@@ -191,7 +196,8 @@ def _watched(meeting: Meeting | None) -> Iterator[None]:
             raise
         if isinstance(error.code, str):
             raise RankFailed(watch.fail(error.code.removeprefix("error: "), error)) from error
-        watch.fail(f"its status is {error.code}; see its own output")
+        notes = getattr(error, "__notes__", [f"its status is {error.code}; see its own output"])
+        watch.fail("; ".join(notes))
         raise
     except Exception as error:
         raise RankFailed(watch.fail(described(error), error)) from error
@@ -243,6 +249,9 @@ def guard_ranks() -> None:
         if _watch is None or not hasattr(cfg, "distributed_training"):
             return begin(cfg)
         store = _watch.store
+        given = cfg.distributed_training.distributed_rank
+        if given != _watch.rank:
+            raise UsageError(f"--distributed-rank is {given}, but RANK is {_watch.rank}: make them equal")
         check_same_settings(store, cfg, _watch.rank)
         with _meeting_by(store):
             return begin(cfg)
@@ -250,14 +259,9 @@ def guard_ranks() -> None:
     @functools.wraps(main)
     def main_together(i: int, function: Any, *more: Any) -> None:
         cfg, settings = more
-        chosen = cfg.distributed_training
-        meeting = _meeting(
-            chosen.distributed_init_method,
-            chosen.distributed_rank,
-            chosen.distributed_world_size,
-            environment=os.environ,
-        )
-        with _watched(meeting):
+        if cfg.distributed_training.distributed_rank is None:  # a process that fairseq has started itself
+            cfg.distributed_training.distributed_rank = settings.pop("start_rank", 0) + i
+        with _watched(meeting_of_config(cfg.distributed_training, os.environ)):
             main(i, function, cfg, settings)
 
     utils.distributed_init, utils.distributed_main = compare_and_begin, main_together
@@ -279,44 +283,6 @@ def _meeting_by(store: Any) -> Iterator[None]:
         torch.distributed.init_process_group = original
 
 
-def _meeting_of(arguments: Sequence[str], environment: Mapping[str, str]) -> Meeting | None:
-    """Return where the processes of a command line meet; None if it has one process, or spawns them."""
-    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("init-method", "rank", "world-size"):
-        parser.add_argument(f"--distributed-{name}")
-    parser.add_argument("--distributed-no-spawn", action="store_true")
-    try:
-        given, _ = parser.parse_known_args(list(arguments))
-        method, spawns = given.distributed_init_method, not given.distributed_no_spawn
-        if method is None and {"MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"} <= environment.keys():
-            # fairseq takes all of these from the environment, whatever the flags say:
-            # https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/distributed/utils.py#L88-L94
-            return _meeting("env://", environment["RANK"], environment["WORLD_SIZE"], environment=environment)
-        rank = given.distributed_rank or ("0" if method != "env://" else environment.get("RANK", "0"))
-        count = given.distributed_world_size or environment.get("WORLD_SIZE", "1")
-        return None if spawns else _meeting(method, rank, count, environment=environment)
-    except Exception:  # fairseq's own parser refuses this command line in a moment
-        return None
-
-
-def _meeting(method: str | None, rank: Any, count: Any, *, environment: Mapping[str, str]) -> Meeting | None:
-    rank, count = int(rank or 0), int(count or 1)
-    if count < 2 or not 0 <= rank < count:
-        return None
-    hosts_store, attempt = rank == 0, ""
-    if method == "env://" and {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
-        host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
-        # torchrun keeps a store of its own, which outlives the processes that it starts again.
-        hosts_store = hosts_store and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "")
-    else:
-        found = re.fullmatch(r"tcp://\[?([^/\[\]?]+)\]?:(\d+)/?", method or "")
-        if found is None:
-            return None
-        host, port = found[1], int(found[2])
-    return Meeting(host, port, rank, count, hosts_store=hosts_store, attempt=attempt)
-
-
 def _end_now(line: str, status: int) -> None:
     """End this process from a thread, whatever its main thread waits for."""
 
@@ -328,6 +294,7 @@ def _end_now(line: str, status: int) -> None:
             with suppress(Exception):
                 stream.flush()
 
+    saving.writing.acquire(timeout=_SAVING)  # a checkpoint that is nearly there
     finishing = threading.Thread(target=finish, daemon=True)
     finishing.start()
     finishing.join(2.0)  # the main thread may hold a lock of these files

@@ -13,14 +13,15 @@ from fairseq_imitkd.mixing.pool import RolloutPool
 from fairseq_imitkd.mixing.replay import ReplayBuffer
 from fairseq_imitkd.teacher.selection import TeacherSelector, several_processes
 from fairseq_imitkd.text.rewards import RunningMean
+from fairseq_imitkd.training.rollout_watch import RolloutWatch
 
 
 class TrainingState:
     """The parts of a training that have a state.
 
-    The share, the baseline and the selector are equal in all processes, because all of them read the same
-    summed values. The rollouts of the replay buffer and of the pool differ: each process has its own. A
-    checkpoint holds those of all processes.
+    The share, the baseline, the selector and the watch are equal in all processes, because all of them read
+    the same summed values. The rollouts of the replay buffer and of the pool differ: each process has its
+    own. A checkpoint holds those of all processes.
 
     Args:
         share: the student's share, if it depends on the validation loss.
@@ -28,6 +29,7 @@ class TrainingState:
         replay: the rollouts of earlier updates, if the method replays them.
         pool: the rollouts that wait for their batch's turn, if the method decodes ahead.
         selector: the policy that chooses among teachers, if there is one.
+        watch: what warns of faulty rollouts, if the method has rollouts.
     """
 
     def __init__(
@@ -38,17 +40,13 @@ class TrainingState:
         *,
         pool: RolloutPool | None = None,
         selector: TeacherSelector | None = None,
+        watch: RolloutWatch | None = None,
     ):
         self.share, self.baseline, self.selector = share, baseline, selector
-        self.replay, self.pool = replay, pool
+        self.replay, self.pool, self.watch = replay, pool, watch
         self._gathered: list[dict[str, Any]] | None = None  # each process's own parts, for a checkpoint
         self._loss, self._tokens = 0.0, 0.0  # sums of the current validation
         self._is_first_set = True
-
-    @property
-    def reads_logs(self) -> bool:
-        """Whether the state depends on logged values."""
-        return self.share is not None or self.baseline is not None
 
     def validation_begins(self) -> None:
         """Expect the values of a new validation."""
@@ -66,6 +64,8 @@ class TrainingState:
         if training:
             if self.baseline is not None and total.get("rewarded", 0) > 0:
                 self.baseline.add(total["reward"] / total["rewarded"])
+            if self.watch is not None:
+                self.watch.logged(total)
         elif self._is_first_set:
             self._loss += total.get("loss", 0.0)
             self._tokens += total.get("ntokens", 0.0)
@@ -110,7 +110,7 @@ class TrainingState:
         self._loss, self._tokens = (float(number) for number in saved.get("validation", (0.0, 0.0)))
 
     def _shared_parts(self) -> list[tuple[str, Any]]:
-        return _present(share=self.share, baseline=self.baseline, selector=self.selector)
+        return _present(share=self.share, baseline=self.baseline, selector=self.selector, watch=self.watch)
 
     def _own_parts(self) -> list[tuple[str, Any]]:
         return _present(replay=self.replay, pool=self.pool)

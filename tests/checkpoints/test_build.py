@@ -128,7 +128,7 @@ def test_reference_to_another_setting_is_not_followed(
     trace = tmp_path / "executed"
     cfg = {"_name": "fconv", "some_path": harm(trace), "encoder_layers": "${model.some_path}"}
     state = checkpoint_state(model, {"task": {"_name": "translation", "data": str(folder)}, "model": cfg})
-    assert "model.encoder_layers holds an expression" in refusal(saved(folder, state, "expression.pt"))
+    assert "model.encoder_layers refers to another value" in refusal(saved(folder, state, "expression.pt"))
     assert not trace.exists()
 
 

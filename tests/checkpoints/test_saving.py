@@ -17,7 +17,8 @@ from fairseq import checkpoint_utils
 from filelock import FileLock
 
 from fairseq_imitkd.checkpoints import saving
-from fairseq_imitkd.checkpoints.saving import find_damage, newest_whole, prepare_folder, take_folder
+from fairseq_imitkd.checkpoints.safe_load import find_damage
+from fairseq_imitkd.checkpoints.saving import newest_whole, prepare_folder, take_folder
 from fairseq_imitkd.errors import UsageError
 from tests.helpers import in_process
 

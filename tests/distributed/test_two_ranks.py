@@ -250,6 +250,8 @@ def test_two_commands_train_as_one_command_on_double_batches(tmp_path: Path) -> 
         "student_share",
         "rollout_len",
         "truncated",
+        "empty",
+        "repetition",
         "agreement",
         "tokens_data",
         "tokens_rollout",

@@ -30,7 +30,7 @@ from fairseq_imitkd.engines.onnx import OnnxEngine
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate import evaluation, folder, memory, models, provenance, quality
 from fairseq_imitkd.evaluate.markdown import markdown
-from fairseq_imitkd.evaluate.quality import Metrics, repeats
+from fairseq_imitkd.evaluate.quality import Metrics
 from fairseq_imitkd.evaluate.schema import EvaluationResults, QualityScore, Quartiles, from_json
 from fairseq_imitkd.evaluate.sentences import Detokenizer, read, spread
 from fairseq_imitkd.evaluate.speed import Failures, Timing, interleave, quartiles, speed_result
@@ -90,36 +90,6 @@ def systems(count: int = 60) -> tuple[list[str], dict[str, list[str]]]:
     }
     found["bad"][3] = ""
     return references, found
-
-
-# What is visibly wrong.
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a man a man a man", True),
-        ("he saw a man a man a man .", True),
-        ("a man a man", False),
-        ("very very", False),
-        ("very very very", True),
-        ("one two three one two three one two", False),
-        ("one two three one two three one two three", True),
-        ("x one two x one two y one two", False),
-        ("", False),
-        ("word", False),
-    ],
-)
-def test_repetition(text: str, expected: bool) -> None:
-    """Three times or more in a row."""
-    assert repeats(text) is expected
-
-
-def test_repetition_is_what_a_search_for_it_finds() -> None:
-    """On all short sequences of two words, by a regular expression that shares nothing with the code."""
-    for length in range(10):
-        for words in itertools.product("ab", repeat=length):
-            assert repeats(" ".join(words)) is bool(re.search(r"(.+)\1\1", "".join(words))), words
 
 
 # The test set.

@@ -40,8 +40,16 @@ TEXTS = (
     "__import__('os').getcwd()",
     "x" * 300,
 )  # fmt: skip
+# Schedules of the learning rate, with what each needs.
+SCHEDULERS = (
+    *[("--lr-scheduler", "inverse_sqrt"), ("--lr-scheduler", "fixed")] * 3,
+    *[("--lr-scheduler", name) for name in ("cosine", "reduce_lr_on_plateau", "step")],
+    ("--lr-scheduler", "polynomial_decay", "--total-num-update", "10"),
+    ("--lr-scheduler", "tri_stage", "--phase-ratio", "0.1,0.4,0.5"),
+    ("--lr-scheduler", "triangular", "--max-lr", "1"),
+)
 # A drawn value here would only make a line slow or wait for another machine, or leave the test's folder.
-SKIPPED = {"-h", "--help", "--distributed-init-method", "--traceback"}
+SKIPPED = {"-h", "--help", "--distributed-init-method", "--num-workers", "--traceback"}
 
 
 @dataclass(frozen=True)
@@ -109,8 +117,7 @@ def flags(command: str, chosen: tuple[str, ...]) -> list[Action]:
     }[command]
     seen: list[ArgumentParser] = []
     parser = make("translation_with_teacher")
-    required = ("--max-lr", "1") if "triangular" in chosen else ()
-    options.parse_args_and_arch(parser, ["data", *chosen, *required], modify_parser=seen.append)
+    options.parse_args_and_arch(parser, ["data", *chosen], modify_parser=seen.append)
     return [
         action
         for action in seen[-1]._actions
@@ -133,11 +140,10 @@ def random_line(draw: Random) -> Line:
     command = draw.choice(["train"] * 5 + ["generate", "interactive"])
     chosen: tuple[str, ...] = ()
     if command == "train":
-        schedulers = ("cosine", "polynomial_decay", "reduce_lr_on_plateau", "step", "tri_stage", "triangular")
         optimizers = ("adadelta", "adafactor", "adagrad", "adamax", "nag", "sgd")
         chosen = (
             "--criterion", draw.choice(CRITERIA), "--optimizer", draw.choice([*["adam"] * 6, *optimizers]),
-            "--lr-scheduler", draw.choice([*["inverse_sqrt", "fixed"] * 3, *schedulers]),
+            *draw.choice(SCHEDULERS),
             *ARCHITECTURES[draw.choice(["transformer"] * 4 + ["lstm", "fconv"])],
         )  # fmt: skip
         base = (

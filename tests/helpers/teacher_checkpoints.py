@@ -77,6 +77,15 @@ def state_with(model: BaseFairseqModel, cfg: Any, part: str, **settings: Any) ->
     return state
 
 
+def with_layer_drop(teacher: Path, path: Path) -> Path:
+    """Save a transformer's checkpoint as that of a model which was trained with LayerDrop."""
+    state = torch.load(teacher, weights_only=True)
+    for side in ("encoder", "decoder"):
+        setattr(state["cfg"]["model"], f"{side}_layerdrop", 0.5)
+    torch.save(state, path)
+    return path
+
+
 def fconv_args(folder: Path) -> argparse.Namespace:
     """Return the arguments of a convolutional model. fairseq evaluates its layers and attention as Python."""
     arguments = [

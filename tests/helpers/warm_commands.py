@@ -13,12 +13,14 @@ command.
 import array
 import atexit
 import contextlib
+import copy
 import functools
 import gc
 import importlib
 import json
 import logging
 import os
+import resource
 import runpy
 import selectors
 import shutil
@@ -51,6 +53,8 @@ PRELOADED = (
     "fairseq_imitkd.cli.seqkd",
 )
 REPO = Path(__file__).resolve().parents[2]
+# Environment variables: the most bytes of memory that a process may map, and seconds that it may compute.
+LIMITS = {"WARM_ADDRESS_SPACE": resource.RLIMIT_AS, "WARM_SECONDS": resource.RLIMIT_CPU}
 
 # It imports only the standard library, without `site`, so a command starts fast.
 CLIENT = """#!{python} -IS
@@ -98,11 +102,37 @@ def folder() -> Path:
     return made
 
 
+def parse_each_setting_once() -> None:
+    """Make hydra cache what it has parsed in this process: fairseq parses the same 300 settings for every
+    training, which takes longer than a few updates.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    parse = functools.cache(OverridesParser.parse_rule)
+    OverridesParser.parse_rule = lambda _, text, rule: copy.copy(parse(parser, text, rule))
+
+
+def parse_settings() -> None:
+    """Parse the settings of a training and of a translation, which the commands then find in the cache."""
+    from fairseq import options
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+    parse_each_setting_once()
+    chosen = ("--arch", "transformer", "--criterion", "imitkd", "--optimizer", "adam", "--lr-scheduler")
+    for parser, flags in (
+        (options.get_training_parser("translation_with_teacher"), (*chosen, "inverse_sqrt")),
+        (options.get_generation_parser(default_task="translation_with_teacher"), ("--path", "model.pt")),
+    ):
+        convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, ["data", *flags]))
+
+
 def serve(path: str) -> None:
     """Fork a process for each connection to the socket at ``path``, until standard input ends."""
     for name in PRELOADED:
         with contextlib.suppress(ModuleNotFoundError):  # an extra that is not installed
             importlib.import_module(name)
+    parse_settings()
     gc.freeze()  # then a child's garbage collection copies no page of these objects
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads can't be forked safely"
     listener = socket.socket(socket.AF_UNIX)
@@ -200,6 +230,9 @@ def run(name: str, arguments: list[str], folder: str, environment: dict[str, str
     os.environ.clear()
     os.environ.update(environment)
     sys.path[1:1] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    for name, kind in LIMITS.items():
+        if name in environment:
+            resource.setrlimit(kind, (int(environment[name]),) * 2)
     if environment.get("PYTHONWARNINGS") == "ignore":
         warnings.simplefilter("ignore")
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))

@@ -23,6 +23,8 @@ ALWAYS = {
     "student_share",
     "rollout_len",
     "truncated",
+    "empty",
+    "repetition",
     "agreement",
     "rollout_time",
     "teacher_time",

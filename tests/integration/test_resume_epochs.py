@@ -11,6 +11,7 @@ from fairseq import checkpoint_utils
 from fairseq_cli import train as fairseq_train
 
 from tests.helpers import digit_corpus, in_process
+from tests.helpers.teacher_checkpoints import with_layer_drop
 
 SENTENCES, EPOCHS = 88, 3  # six batches an epoch: five of sixteen sentences, and one of eight
 FLAGS = (
@@ -78,6 +79,12 @@ CASES = {
         state="fairseq",
         validates=True,
     ),
+    "layer-drop": Case(  # a cached batch is not encoded again, and a resumed run begins without a cache
+        (
+            "--criterion", "imitkd", "--student-share", "0.5", "--teacher-encoder-cache", "1M",
+            "--encoder-layerdrop", "0.5", "--decoder-layerdrop", "0.5", "--dropout", "0.3",
+        )
+    ),
     "pruning-ema": Case(
         (
             "--criterion", "word_kd", "--prune-sparsity", "0.5", "--prune-end", 12, "--store-ema",
@@ -103,14 +110,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def teachers(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two small teachers."""
+    """Two small teachers, as if they had been trained with LayerDrop."""
     folders = [tmp_path_factory.mktemp("teacher") for _ in range(2)]
     for seed, folder in enumerate(folders, start=1):
         in_process.train(
             data, folder, "--task", "translation", "--criterion", "cross_entropy", "--seed", seed,
             "--max-update", 30, "--batch-size", 16, "--disable-validation",
         )  # fmt: skip
-    return [folder / "checkpoint_last.pt" for folder in folders]
+    return [
+        with_layer_drop(folder / "checkpoint_last.pt", folder / "with_layer_drop.pt") for folder in folders
+    ]
 
 
 def train(data: Path, folder: Path, *flags: object) -> dict[str, Any]:

@@ -20,7 +20,7 @@ TRAINING: dict[str, Any] = {
     "loss": 60.0, "nll_loss": 20.0, "loss_data": 24.0, "loss_rollout": 36.0, "ntokens": 30, "nsentences": 6,
     "sample_size": 30, "positions": 33, "tokens_data": 10, "tokens_rollout": 20, "distilled_tokens": 30,
     "teacher_tokens": 30, "rollouts_may_be_stale": 1, "teacher_agrees": 12, "rollouts": 4,
-    "rollouts_truncated": 1,
+    "rollouts_truncated": 1, "rollouts_empty": 2, "tokens_repeated": 3,
 }  # fmt: skip
 EVERYTHING: dict[str, Any] = {
     **TRAINING, "correct": 21, "rollout_rows_computed": 22, "rollout_staleness": 6, "rollouts_replayed": 1,
@@ -73,7 +73,8 @@ def test_every_metric_follows_its_definition() -> None:
     expected = {
         "loss": 2.0 * BITS, "nll_loss": 2.0 * BITS, "ppl": 2 ** (2.0 * BITS), "accuracy": 70.0,
         "loss_data": 2.4 * BITS, "loss_rollout": 1.8 * BITS, "student_share": 4 / 6, "rollout_len": 5.0,
-        "truncated": 0.25, "agreement": 0.4, "padding": 1.1, "rollout_work": 1.1, "rollout_staleness": 1.5,
+        "truncated": 0.25, "empty": 0.5, "repetition": 0.15,
+        "agreement": 0.4, "padding": 1.1, "rollout_work": 1.1, "rollout_staleness": 1.5,
         "rollouts_replayed": 0.25, "reward": 0.5, "reward_spread": 0.25, "tokens_data": 10,
         "tokens_rollout": 20, "rollout_out_of_memory": 2, "rollout_time": 0.125, "teacher_time": 0.25,
     }  # fmt: skip
@@ -179,6 +180,7 @@ def test_sample_size_is_of_sentences_or_tokens(by_sentence: bool, expected: int)
         teacher=object(),
         is_rollout=torch.tensor([False, True, False]),
         truncated=torch.tensor([False, False, False]),
+        now=SimpleNamespace(student_share=0.5),
     )
     log = metrics.batch_sums(
         sample,
@@ -187,6 +189,7 @@ def test_sample_size_is_of_sentences_or_tokens(by_sentence: bool, expected: int)
         is_rollout=is_rollout,
         distillation=distillation,
         by_sentence=by_sentence,
+        pad=PAD,
     )
     assert log["sample_size"] == expected
     numbers = [(number, row) for number, row in enumerate(rows.tolist()) if counted[number]]
@@ -197,6 +200,7 @@ def test_sample_size_is_of_sentences_or_tokens(by_sentence: bool, expected: int)
         "nll_loss": sum(number for number, row in numbers if row != 1),
         "ntokens": 9, "nsentences": 3, "positions": 12, "tokens_data": 6, "tokens_rollout": 3,
         "distilled_tokens": 9, "teacher_tokens": 9, "rollouts": 1, "rollouts_truncated": 0,
+        "rollouts_empty": 0, "tokens_repeated": 0,
         "teacher_agrees": sum(number > 4 for number, _ in numbers),
     }  # fmt: skip
     assert {name: float(value) for name, value in log.items() if name != "sample_size"} == sums

@@ -60,7 +60,7 @@ def test_killed_trainings_end_like_the_training_that_was_not(method: str, data: 
     moments, killed, runs = random.Random(method), 0, 0
     while killed < KILLS:
         folder = tmp_path / f"killed-{runs}"
-        while start(folder).killed_after(moments.uniform(0.2, duration)):
+        while start(folder).killed_after(moments.uniform(0.2, 2 * duration)):
             killed += 1
         found = torch.load(folder / "checkpoint_last.pt", weights_only=True)
         assert differences(end(found), whole) == [], f"{killed} kills, run {runs}"

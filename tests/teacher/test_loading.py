@@ -264,3 +264,11 @@ def test_a_teacher_that_reads_tags_is_refused(folder: Path, model: BaseFairseqMo
     message = refusal(saved(folder, legacy_state(args, model.state_dict()), "tags.pt"))
     assert "was trained by --task translation_from_pretrained_bart" in message
     assert "[src] in the source and [tgt] in the target" in message
+
+
+def test_a_teacher_whose_logits_depend_on_earlier_batches_is_refused(
+    folder: Path, cfg: Any, model: BaseFairseqModel
+) -> None:
+    """fairseq's scalar quantisation takes its scales from the batches that the model reads."""
+    state = state_with(model, cfg, "model", quant_noise_scalar=0.1)
+    assert "it was trained with --quant-noise-scalar" in refusal(saved(folder, state, "scalar.pt"))

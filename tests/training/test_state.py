@@ -9,6 +9,7 @@ import torch
 from fairseq_imitkd.method.schedules import AdaptiveShare
 from fairseq_imitkd.mixing.replay import PastRollout, ReplayBuffer
 from fairseq_imitkd.text.rewards import RunningMean
+from fairseq_imitkd.training.rollout_watch import RolloutWatch
 from fairseq_imitkd.training.state import TrainingState
 
 
@@ -246,13 +247,14 @@ def test_most_methods_save_nothing() -> None:
     state.restore({})
 
 
-@pytest.mark.parametrize("part", ["share", "baseline", "replay"])
+@pytest.mark.parametrize("part", ["share", "baseline", "replay", "watch"])
 def test_each_part_is_saved_by_itself(part: str) -> None:
     """A method with one part saves that part alone."""
     parts: dict[str, Any] = {
         "share": AdaptiveShare(0.5),
         "baseline": RunningMean(),
         "replay": ReplayBuffer(2),
+        "watch": RolloutWatch(),
     }
     name = "processes" if part == "replay" else part
     assert TrainingState(**{part: parts[part]}).saved().keys() == {name, "validation"}
@@ -306,17 +308,3 @@ def test_saved_state_is_a_copy() -> None:
     update(other)
     assert other.share is not None
     assert other.share.level == pytest.approx(3.0)
-
-
-@pytest.mark.parametrize(
-    ("parts", "listens"),
-    [
-        ({}, False),
-        ({"replay": ReplayBuffer(2)}, False),
-        ({"share": AdaptiveShare(0.0)}, True),
-        ({"baseline": RunningMean()}, True),
-    ],
-)
-def test_only_parts_that_depend_on_logs_read_them(parts: dict[str, Any], listens: bool) -> None:
-    """For other methods the logs are not fetched from the device."""
-    assert TrainingState(**parts).reads_logs is listens

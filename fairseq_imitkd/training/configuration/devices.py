@@ -14,7 +14,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.training.configuration.ranges import flag
 
 logger = logging.getLogger(__name__)
-_ON_A_GPU = ("profile", "pipeline_model_parallel", "fp16_adam_stats", "quant_noise_scalar")
+_ON_A_GPU = ("profile", "pipeline_model_parallel", "fp16_adam_stats")
 # (name of a flag; its value, or None for a switch; the package that it needs)
 _PACKAGES = (
     ("zero_sharding", "os", "fairscale"),

@@ -59,6 +59,8 @@ def _output_problems(settings: Mapping[str, Any], command: str) -> Iterator[str]
         yield "--constraints is for imitkd-interactive, whose lines hold them: leave it out"
     if interactive and settings.get("score_reference"):
         yield "--score-reference needs references: use imitkd-generate, or leave it out"
+    if interactive and settings.get("print_alignment") == "soft":
+        yield "--print-alignment soft is for imitkd-generate: use hard, or leave it out"
     for name in ("print_step", "retain_iter_history"):
         if settings.get(name) and not str(settings.get("task")).startswith("translation_lev"):
             flag = "--" + name.replace("_", "-")

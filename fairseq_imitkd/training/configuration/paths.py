@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fairseq.quantization_utils import Quantizer
+
 from fairseq_imitkd.data.files import kind_of
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.training.configuration.ranges import flag
 
 LAST = "checkpoint_last.pt"  # fairseq's default of --restore-file, which it looks for in --save-dir
@@ -69,6 +71,7 @@ def check(settings: Mapping[str, Any], command: str) -> None:
     if os.sep in suffix:
         raise UsageError(f"--checkpoint-suffix must be a part of a file's name, but is '{suffix[:60]}'")
     if not decodes:
+        _check_quantization(settings)
         _check_start(settings)
 
 
@@ -137,6 +140,15 @@ def checkpoint_to_start_from(settings: Mapping[str, Any]) -> tuple[str, str] | N
         if settings.get(name) is not None:
             return flag(name), str(settings[name])
     return None
+
+
+def _check_quantization(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of quantization that fairseq can't read, or that don't divide the training."""
+    path = settings.get("quantization_config_path")
+    if path is not None:
+        limits = {name: settings.get(name) or 0 for name in ("max_epoch", "max_update")}
+        with as_usage_error(f"--quantization-config-path '{path}' can't be used", "mend it, or leave it out"):
+            Quantizer(path, **limits)
 
 
 def _check_start(settings: Mapping[str, Any]) -> None:

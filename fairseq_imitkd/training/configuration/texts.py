@@ -56,6 +56,12 @@ def check(settings: Mapping[str, Any]) -> None:
     value = settings.get("update_epoch_batch_itr")
     if isinstance(value, str) and value not in ("True", "False") and not value.startswith("${"):
         raise UsageError(f"--update-epoch-batch-itr must be True or False, but is {_shown(value)}")
+    bpe, known = settings.get("bpe"), REGISTRIES["bpe"]["dataclass_registry"]
+    if bpe is not None and bpe not in known:
+        raise UsageError(
+            f"--bpe {bpe} can't be used, because fairseq has no settings for it: use one of "
+            f"{', '.join(sorted(known))}"
+        )
     if settings.get("tokenizer") == "moses":
         for name in ("source_lang", "target_lang"):
             if settings.get(name) is None:

@@ -15,6 +15,11 @@ _ONE_RATE = ("cosine", "inverse_sqrt", "reduce_lr_on_plateau", "tri_stage", "tri
 _LOGGED = ("loss", "nll_loss", "ppl", "wps", "wpb", "bsz")
 _ACCURACY = ("accuracy", "total", "n_correct")
 _TASKS = ("translation", "translation_with_teacher")
+# fairseq's own criteria that can train a translation. Others look for what its batches do not hold.
+_TRANSLATE = (
+    "adaptive_loss", "composite_loss", "cross_entropy", "label_smoothed_cross_entropy",
+    "label_smoothed_cross_entropy_with_alignment", "label_smoothed_cross_entropy_with_rdrop",
+)  # fmt: skip
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -25,9 +30,11 @@ def check(settings: Mapping[str, Any]) -> None:
     """
     problems = (
         _missing,
+        _criterion_problems,
         _learning_rate_problems,
         _optimizer_problems,
         _checkpoint_problems,
+        _student_problems,
         _metric_problems,
     )
     for problem in (text for find in problems for text in find(settings)):
@@ -41,6 +48,15 @@ def _missing(settings: Mapping[str, Any]) -> Iterator[str]:
         )
     if settings.get("optimizer") is None:
         yield "--optimizer is not given; add one, such as --optimizer adam"
+
+
+def _criterion_problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    criterion = settings.get("criterion")
+    is_fairseqs = getattr(CRITERION_REGISTRY.get(criterion), "__module__", "").startswith("fairseq.")
+    if settings.get("task") in _TASKS and is_fairseqs and criterion not in _TRANSLATE:
+        yield f"--criterion {criterion} is not for translation: use a method such as imitkd, or cross_entropy"
+    if criterion == "label_smoothed_cross_entropy_with_alignment" and not settings.get("load_alignments"):
+        yield f"--criterion {criterion} needs alignments: add --load-alignments"
 
 
 def _learning_rate_problems(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -110,6 +126,14 @@ def _checkpoint_problems(settings: Mapping[str, Any]) -> Iterator[str]:
                 f"--reset-{name.replace('_', '-')} changes nothing with --finetune-from-model, which resets "
                 "it: leave it out"
             )
+
+
+def _student_problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    if settings.get("quant_noise_scalar"):  # its forward passes count, those of validation and rollouts too
+        yield (
+            f"--quant-noise-scalar {settings['quant_noise_scalar']} can't be used, because checkpoints lack "
+            "its scales and a stopped run could not go on: leave it out"
+        )
 
 
 def _metric_problems(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -127,6 +127,10 @@ def test_a_command_line_that_works(command: str) -> None:
             "is 'x'",
         ),
         ({"update_epoch_batch_itr": "x"}, "--update-epoch-batch-itr must be True or False, but is 'x'"),
+        (
+            {"bpe": "characters"},
+            "--bpe characters can't be used, because fairseq has no settings for it: use one",
+        ),
         ({"tokenizer": "moses"}, "--source-lang is not given; --tokenizer moses needs it: add the language"),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, dict) else "",
@@ -251,6 +255,19 @@ def test_learning_rates(scheduler: str, changed: dict[str, Any], message: str) -
             {"optimizer": "adafactor", "adafactor_eps": "(0, 1)"},
             "--adafactor-eps must be two numbers, each a",
         ),
+        (
+            {"quant_noise_scalar": 0.1},
+            "--quant-noise-scalar 0.1 can't be used, because checkpoints lack its scales and a stopped run "
+            "could not go on: leave it out",
+        ),
+        (
+            {"criterion": "ctc"},
+            "--criterion ctc is not for translation: use a method such as imitkd, or cross",
+        ),
+        (
+            {"criterion": "label_smoothed_cross_entropy_with_alignment"},
+            "--criterion label_smoothed_cross_entropy_with_alignment needs alignments: add --load-alignments",
+        ),
         ({"best_checkpoint_metric": "nope"}, "--best-checkpoint-metric must be one of loss, nll_loss, ppl,"),
         (
             {"finetune_from_model": "a.pt", "restore_file": "b.pt"},
@@ -273,7 +290,6 @@ def test_trainer(changed: dict[str, Any], message: str) -> None:
         ({"fp16": True}, "--fp16 needs a GPU, but --cpu is given: leave it out"),
         ({"fp16": True, "cpu": False}, "--fp16 needs a GPU, but no GPU is visible: leave it out"),
         ({"profile": True}, "--profile needs a GPU, but --cpu is given: leave it out"),
-        ({"quant_noise_scalar": 0.1}, "--quant-noise-scalar needs a GPU, but --cpu is given: leave it out"),
         (
             {"tpu": True},
             "--tpu needs the package torch_xla, which is not installed: install it or leave it out",
@@ -397,6 +413,11 @@ def test_amp_without_a_gpu_is_warned_of(monkeypatch: Any, caplog: pytest.LogCapt
         ),
         (
             "interactive",
+            {"print_alignment": "soft"},
+            "--print-alignment soft is for imitkd-generate: use hard, or leave it out",
+        ),
+        (
+            "interactive",
             {"score_reference": True},
             "--score-reference needs references: use imitkd-generate, or",
         ),
@@ -412,7 +433,7 @@ def test_decoding(command: str, changed: dict[str, Any], message: str) -> None:
 
 
 FILES = (
-    "restore_file", "continue_once", "finetune_from_model", "ema_seed_model", "quantization_config_path",
+    "restore_file", "continue_once", "finetune_from_model", "ema_seed_model",
     "encoder_embed_path", "decoder_embed_path", "bpe_codes", "sentencepiece_model", "gpt2_vocab_bpe",
 )  # fmt: skip
 
@@ -429,6 +450,20 @@ def test_files_that_are_not_there(name: str, tmp_path: Path, monkeypatch: Any) -
     check("train", **{name: "s3://there.pt"})
     if name.startswith(("bpe", "sentencepiece")):
         assert refusal("generate", **{name: "???"}).startswith(f"{flag} is not given; add the ")
+
+
+def test_settings_of_quantization(tmp_path: Path, monkeypatch: Any) -> None:
+    """fairseq reads them when it has read the data, and divides the training by its layers."""
+    monkeypatch.chdir(tmp_path)
+    file, flag = Path("settings.yaml"), "--quantization-config-path"
+    assert refusal("train", quantization_config_path="none.yaml").startswith(
+        f"{flag} 'none.yaml' is not a file"
+    )
+    for text in ("", "a: b: c", "layers_to_quantize: [a, b, c]"):  # 100 updates have no third
+        file.write_text(text)
+        assert f"{flag} '{file}' can't be used: " in refusal("train", quantization_config_path=str(file))
+    file.write_text("layers_to_quantize: [a, b]")
+    check("train", quantization_config_path=str(file))
 
 
 def test_folders_that_can_not_be_made(tmp_path: Path, monkeypatch: Any) -> None:
