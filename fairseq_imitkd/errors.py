@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar
 
 from torch import OutOfMemoryError
+from torch.multiprocessing import ProcessExitedException
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -146,7 +147,7 @@ def described(error: BaseException) -> str:
     text = str(error)
     if "Traceback (most recent call last)" in text:  # of another process; its last line has type and message
         kind, _, text = text.strip().splitlines()[-1].partition(": ")
-        if kind.startswith(f"{__name__}."):
+        if kind.startswith("fairseq_imitkd."):
             return _shortened(text, 3 * LONGEST)
     if isinstance(error, OSError) and error.errno is not None:
         text = (f"'{error.filename}': " if error.filename is not None else "") + str(error.strerror)
@@ -165,6 +166,8 @@ def _remedy(error: BaseException, text: str) -> str:
         return "make room, and run the same command again"
     if isinstance(error, OSError) and error.filename is not None:
         return "check the path and its permissions"
+    if isinstance(error, ProcessExitedException):
+        return "see the lines above"
     return "check the flags and files; --traceback shows where it happened"
 
 

@@ -21,6 +21,7 @@ FOREIGN = {
     "backward",
     "forward_decoder",
     "optimizer_step",
+    "__torch_dispatch__",
 }
 
 

@@ -106,9 +106,7 @@ def check_settings(settings: Any) -> None:
         TooLarge: naming the setting.
     """
     characters = 0
-    for count, (path, value) in enumerate(_named_values(settings)):
-        if count > SETTINGS:
-            raise TooLarge(f"it has more than {SETTINGS:,} settings")
+    for path, value in _named_values(settings):
         named = f"its setting {'.'.join(path)[:80]}"
         if isinstance(value, str | bytes | bytearray):
             characters += len(value)
@@ -130,13 +128,19 @@ def _named_values(settings: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     A value that is held twice is yielded twice.
 
     Raises:
-        TooLarge: it has too many levels.
+        TooLarge: it has too many settings, or too many levels.
     """
+    count = 0
     waiting: list[tuple[tuple[str, ...], Any]] = [((), settings)]
     while waiting:
         path, value = waiting.pop()
+        while isinstance(value, Node):
+            value = vars(value).get("_content" if isinstance(value, Container) else "_val")
         yield path, value
         inner = _inner(value)
+        count += len(inner)
+        if count > SETTINGS:
+            raise TooLarge(f"it has more than {SETTINGS:,} settings")
         if inner and len(path) >= DEPTH:
             raise TooLarge(f"it has more than {DEPTH} levels of settings within each other")
         waiting += [
@@ -180,7 +184,7 @@ def _size_and_value(node: ast.expr) -> tuple[int, Any]:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float | None):
         return 1, _bounded(node.value)
     if isinstance(node, ast.List | ast.Tuple):
-        return _counted(1 + sum(_size_and_value(each)[0] for each in node.elts)), None
+        return _counted(max(1, sum(_size_and_value(each)[0] for each in node.elts))), None
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
         return _size_and_value(node.operand)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub | ast.Mult):

@@ -4,8 +4,8 @@ This package reads models that write from left to right, begin with EOS, and get
 They need nothing else, such as language tags.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 import torch
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, BaseFairseqModel, FairseqMultiModel
@@ -88,7 +88,7 @@ def language_tags(task: Any, pair: tuple[str | None, str | None] = (None, None))
     decoder = "tgt" if getattr(task, "decoder_langtok", None) else None
     given = getattr(task, "langtoks", None)
     main = given.get("main") if isinstance(given, Mapping) else None
-    if isinstance(main, list | tuple) and len(main) == 2:  # --langtoks goes before the two others
+    if _is_list(main) and len(main) == 2:  # --langtoks goes before the two others
         encoder, decoder = main
     form = "[{}]" if getattr(task, "lang_tok_style", None) == "mbart" else "__{}__"
     found = []
@@ -103,13 +103,18 @@ def _languages(task: Any, pair: tuple[str | None, str | None]) -> tuple[str, str
     """Return the names of both languages; ``SOURCE`` and ``TARGET`` where nothing tells them."""
     pairs = getattr(task, "lang_pairs", None)
     pairs = pairs.split(",") if isinstance(pairs, str) else pairs
-    only = str(pairs[0]).split("-") if isinstance(pairs, list | tuple) and len(pairs) == 1 else []
+    only = str(pairs[0]).split("-") if _is_list(pairs) and len(pairs) == 1 else []
     known = only if len(only) == 2 else [None, None]
     names = [
         pair[number] or getattr(task, f"{side}_lang", None) or known[number] or side.upper()
         for number, side in enumerate(("source", "target"))
     ]
     return str(names[0]), str(names[1])
+
+
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Return whether a setting is a list, of Python or of omegaconf."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def check_model(model: BaseFairseqModel, pair: LanguagePair) -> None:

@@ -10,6 +10,7 @@ https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c
 import argparse
 import collections
 import logging
+import pickle
 import typing
 from typing import Any
 
@@ -36,7 +37,9 @@ def _numpy_globals() -> list:
 
 def _empty_array(kind: type, shape: tuple[int, ...], dtype: bytes) -> Any:
     """Return the empty array that pickle then fills. numpy's own function makes one of any size."""
-    return multiarray._reconstruct(numpy.ndarray, (0,), dtype)
+    if kind is not numpy.ndarray or shape != (0,):
+        raise pickle.UnpicklingError("an array in a form that numpy does not write")
+    return multiarray._reconstruct(kind, shape, dtype)
 
 
 def _scalar(dtype: numpy.dtype, value: bytes) -> Any:

@@ -27,14 +27,14 @@ def check_data(data: str | None, source: str | None, target: str | None) -> tupl
 
     Args:
         data: ``DATA``: a directory, or several joined by ``:``; the first one has the dictionaries.
-        source, target: the languages, if they were given. Like fairseq, the function ignores one without the
-            other.
+        source, target: the languages, if they were given.
 
     Returns:
         both languages.
 
     Raises:
-        UsageError: a directory is missing, its languages are unknown, or a dictionary is missing.
+        UsageError: a directory is missing, its languages are unknown, the one that was given is another, or a
+            dictionary is missing.
     """
     if not data:
         raise UsageError(f"DATA is not given; {ADVICE}")
@@ -43,6 +43,15 @@ def check_data(data: str | None, source: str | None, target: str | None) -> tupl
         check_folder(folder)
     # https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/tasks/translation.py#L300-L302
     languages = (source, target) if source and target else languages_of_files(folders[0])
+    # fairseq ignores one language without the other, and would translate in the direction of the files.
+    for flag, given, there in zip(
+        ("--source-lang", "--target-lang"), (source, target), languages, strict=True
+    ):
+        if given is not None and given != there:
+            raise UsageError(
+                f"{flag} is {given}, but DATA '{data}' is of {'-'.join(languages)}: add the other language "
+                "too, or leave it out"
+            )
     check_dictionaries(folders[0], languages)
     for folder in folders[1:]:
         _check_same_dictionaries(folders[0], folder, languages)

@@ -2,12 +2,15 @@
 
 import re
 import socket
+import threading
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -65,8 +68,12 @@ class Meeting:
                 file.write(f"{host} {store.port}\n".encode())
         return self._part_of(store)
 
-    def reach_store(self, is_stopped: Callable[[], bool]) -> Any:
+    def reach_store(self, is_stopped: Callable[[], bool], answer: float = ANSWER) -> Any:
         """Connect to torch's store as soon as the first process has opened it.
+
+        Args:
+            is_stopped: whether to give up.
+            answer: seconds in which the store must answer, when its port is open.
 
         Raises:
             UsageError: it can't be reached.
@@ -77,7 +84,7 @@ class Meeting:
                 host, port = self._address()
                 # torch prints a warning each time that it finds nobody.
                 socket.create_connection((host, port), timeout=5.0).close()
-                return self._part_of(self._store(host, port))
+                return self._part_of(_within(answer, partial(self._store, host, port)))
             except socket.gaierror as error:
                 raise UsageError(
                     f"{self} names a host that is not known here ({error.strerror}); use the address of rank "
@@ -116,6 +123,27 @@ class Meeting:
 
     def _part_of(self, store: Any) -> Any:
         return torch.distributed.PrefixStore(f"imitkd/{self.attempt}", store)
+
+
+def _within(seconds: float, connect: Callable[[], Any]) -> Any:
+    """Return a connection. torch waits for ever for a program that does not answer.
+
+    Raises:
+        RuntimeError: it is not there after so many seconds.
+    """
+    found: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(connect())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return found.result(seconds)
+    except TimeoutError:
+        raise RuntimeError(f"no answer within {seconds:.0f} s") from None
 
 
 def own_address() -> str:

@@ -216,7 +216,7 @@ class Links:
     def _tell_twin(self) -> bool:
         """Return whether another process of this training is the first one too. It ends all processes."""
         with contextlib.suppress(UsageError, RuntimeError):
-            store = replace(self.meeting, hosts_store=False).reach_store(lambda: self.stopped)
+            store = replace(self.meeting, hosts_store=False).reach_store(lambda: self.stopped, 5.0)
             store.set_timeout(timedelta(seconds=5))
             self._join(store)
             self._is_hub = False

@@ -1,9 +1,14 @@
-"""Processes that train together must have the same settings. A difference is refused before data is read."""
+"""Processes that train together must have the same settings and files. A difference is refused before data
+is read.
+"""
 
 import json
 import os
+import zipfile
+import zlib
 from argparse import Namespace
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -27,7 +32,7 @@ _KEY = "settings/"
 
 
 def check_same_settings(store: Any, cfg: Any, rank: int) -> None:
-    """Compare the settings of all processes. All of them call this together, and get the same result.
+    """Compare the settings and files of all processes. All of them call this together, with one result.
 
     Args:
         store: torch's store, which all processes have reached.
@@ -35,9 +40,10 @@ def check_same_settings(store: Any, cfg: Any, rank: int) -> None:
         rank: the number of this process.
 
     Raises:
-        UsageError: naming the flags that differ, and their values.
+        UsageError: naming the flags or files that differ.
     """
-    store.set(f"{_KEY}{rank}", json.dumps(flat_settings(cfg)))
+    own = {f"--{name}": value for name, value in flat_settings(cfg).items()}
+    store.set(f"{_KEY}{rank}", json.dumps({**own, **marks_of_files(cfg)}))
     first: dict[str, str] = {}
     for other in range(cfg.distributed_training.distributed_world_size):
         settings = json.loads(store.get(f"{_KEY}{other}"))
@@ -47,15 +53,15 @@ def check_same_settings(store: Any, cfg: Any, rank: int) -> None:
         ]  # fmt: skip
         if differing:
             shown = [
-                f"--{name} is {first.get(name, 'not there')} on rank 0 and "
+                f"{name} is {first.get(name, 'not there')} on rank 0 and "
                 f"{settings.get(name, 'not there')} on rank {other}"
                 for name in sorted(differing, key=_is_choice, reverse=True)[:3]
             ]
-            raise UsageError(f"{'; '.join(shown)}: start all processes with the same flags")
+            raise UsageError(f"{'; '.join(shown)}: start all processes with the same flags and files")
 
 
 def _is_choice(name: str) -> bool:
-    return name in ("task", "criterion", "arch", "optimizer", "lr-scheduler")
+    return name in ("--task", "--criterion", "--arch", "--optimizer", "--lr-scheduler")
 
 
 def flat_settings(cfg: Any) -> dict[str, str]:
@@ -70,6 +76,28 @@ def flat_settings(cfg: Any) -> dict[str, str]:
                 value = os.pathsep.join(os.path.basename(path) for path in str(value).split(os.pathsep))
             flat.setdefault(flag, str(value))
     return flat
+
+
+def marks_of_files(cfg: Any) -> dict[str, str]:
+    """Return marks that tell files of the data, and teachers, from others of the same name.
+
+    They are the check sums of dictionaries and teachers, and the sizes of the text. Little is read: torch
+    stores a check sum of each weight.
+    """
+    marks = {}
+    data, teachers = (str(getattr(cfg.task, name, None) or "") for name in ("data", "teacher_path"))
+    for folder in filter(os.path.isdir, data.split(os.pathsep)):
+        for path in sorted(Path(folder).rglob("*")):
+            name = f"DATA/{path.relative_to(folder)}"
+            if path.match("dict*.txt"):
+                marks[name] = f"{zlib.crc32(path.read_bytes()):08x} (check sum)"
+            elif path.suffix in (".idx", ".bin"):
+                marks[name] = f"{path.stat().st_size:,} bytes"
+    for teacher in filter(zipfile.is_zipfile, filter(os.path.isfile, teachers.split(os.pathsep))):
+        with zipfile.ZipFile(teacher) as archive:
+            sums = repr([part.CRC for part in archive.infolist()])
+        marks[f"the content of {os.path.basename(teacher)}"] = f"{zlib.crc32(sums.encode()):08x} (check sum)"
+    return marks
 
 
 def _items(settings: Any) -> list[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -424,3 +425,26 @@ def test_each_fault_ends_all_processes_with_a_line(
         last = torch.load(tmp_path / "checkpoints" / "checkpoint_last.pt", weights_only=True)
         assert differences(end(last), at_update(whole, UPDATES)) == []
         assert not list((tmp_path / "checkpoints").glob("*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dictionary", "sentences", "teacher"])
+def test_other_files_of_the_same_names_are_refused(name: str, data: Path, tmp_path: Path) -> None:
+    """The flags are the same. Each process would read its own files."""
+    other = tmp_path / "data-bin"
+    shutil.copytree(data, other)
+    first, second = commands(data, tmp_path)
+    if name == "teacher":
+        state = torch.load(data / "teacher.pt")
+        state["model"]["decoder.output_projection.weight"] *= 2
+        torch.save(state, other / "teacher.pt")
+        second[second.index("--teacher-path") + 1] = str(other / "teacher.pt")
+        line = "the content of teacher.pt is .* on rank 0 and .* on rank 1"
+    else:
+        second[1] = str(other)
+        path = other / ("dict.tgt.txt" if name == "dictionary" else "train.src-tgt.src.bin")
+        path.write_bytes(b"\n".join(reversed(path.read_bytes().split(b"\n"))) + b"9 9\n")
+        line = f"DATA/{path.name} is .* on rank 0 and .* on rank 1"
+    for each in run([first, second], tmp_path):
+        assert re.search(f"^error: rank [01] ended: {line}", each.last), each.output[-3000:]
+        assert each.status == 1

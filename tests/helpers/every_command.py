@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +128,7 @@ class Place:
             write_split(data, split, [[4 + letter for letter in source] for source, _ in pairs], "src")
             write_split(data, split, [[4 + letter for letter in target] for _, target in pairs], "tgt")
         good = ("--max-update", "2", "--criterion", "cross_entropy", "--task", "translation_with_teacher")
-        names = {"DATA": str(data), "OUT": str(root)}
+        names = {"DATA": data, "OUT": root}
         digit_corpus.run("imitkd-train", *_filled((*_STUDENT, *good), names))
         state = torch.load(root / "saved" / "checkpoint_last.pt", weights_only=True)
         (root / "saved").rename(root / "good")
@@ -149,26 +150,38 @@ class Place:
         if reader == "train --save-dir":
             (out / "saved").mkdir()
             os.link(file, out / "saved" / "checkpoint_last.pt")
-        names = {"DATA": str(self.root / "data"), "OUT": str(out), "FILE": str(file)}
-        command, *arguments = _filled(READERS[reader], names)
-        limits = {"WARM_ADDRESS_SPACE": str(MEMORY), "WARM_SECONDS": str(SECONDS)}
-        start = time.monotonic()
-        try:
-            done = subprocess.run(
-                [warm_commands.folder() / command, *arguments], input="a b c\n", capture_output=True,
-                text=True, errors="replace", env={**digit_corpus.ENVIRONMENT, **limits}, timeout=PATIENCE,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            end = End(None, "", "")
-        else:
-            shown = done.stderr.strip().splitlines() or [""]
-            end = End(done.returncode, f"{done.stdout}\n{done.stderr}", shown[-1])
-        return Outcome(end, time.monotonic() - start, trace.exists(), must_refuse(reader, wrong))
+        names = {"DATA": self.root / "data", "OUT": out, "FILE": file}
+        return run(READERS[reader], names, trace=trace, must_refuse=must_refuse(reader, wrong))
 
 
-def _filled(words: tuple[str, ...], names: dict[str, str]) -> list[str]:
+def run(words: Sequence[str], names: Mapping[str, Path], *, trace: Path, must_refuse: bool) -> Outcome:
+    """Run a command line with little memory and time.
+
+    Args:
+        words: the command and its arguments.
+        names: what stands for the words in capitals.
+        trace: a path that a hostile file's code would create.
+        must_refuse: whether the command must end with an error.
+    """
+    command, *arguments = _filled(words, names)
+    limits = {"WARM_ADDRESS_SPACE": str(MEMORY), "WARM_SECONDS": str(SECONDS)}
+    start = time.monotonic()
+    try:
+        done = subprocess.run(
+            [warm_commands.folder() / command, *arguments], input="a b c\n", capture_output=True, text=True,
+            errors="replace", env={**digit_corpus.ENVIRONMENT, **limits}, timeout=PATIENCE,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        end = End(None, "", "")
+    else:
+        shown = done.stderr.strip().splitlines() or [""]
+        end = End(done.returncode, f"{done.stdout}\n{done.stderr}", shown[-1])
+    return Outcome(end, time.monotonic() - start, trace.exists(), must_refuse)
+
+
+def _filled(words: Sequence[str], names: Mapping[str, Path]) -> list[str]:
     """Replace the names in capitals."""
-    for name, value in names.items():
-        words = tuple(word.replace(name, value) if word.startswith((name, f"student={name}")) else word
-                      for word in words)  # fmt: skip
+    for name, path in names.items():
+        starts = (name, f"student={name}")
+        words = [word.replace(name, str(path)) if word.startswith(starts) else word for word in words]
     return list(words)

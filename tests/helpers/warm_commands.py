@@ -230,9 +230,9 @@ def run(name: str, arguments: list[str], folder: str, environment: dict[str, str
     os.environ.clear()
     os.environ.update(environment)
     sys.path[1:1] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-    for name, kind in LIMITS.items():
-        if name in environment:
-            resource.setrlimit(kind, (int(environment[name]),) * 2)
+    for variable, kind in LIMITS.items():
+        if variable in environment:
+            resource.setrlimit(kind, (int(environment[variable]),) * 2)
     if environment.get("PYTHONWARNINGS") == "ignore":
         warnings.simplefilter("ignore")
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))

@@ -46,6 +46,7 @@ def test_the_whole_configuration_is_checked_with_a_task_s(digits: Any, tmp_path:
     ):
         check_run(config.task)
     config.common_eval.path = "student.pt"  # decoding, which validates nothing
+    config.model.lr_scheduler = "fixed"
     check_run(config.task)
     config.generation.beam = 0
     with pytest.raises(UsageError, match=r"^--beam must be a whole number, 1 or more, but is 0$"):

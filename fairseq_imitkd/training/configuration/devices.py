@@ -25,6 +25,18 @@ _PACKAGES = (
     ("optimizer", "lamb", "apex"),
     ("fp16_adam_stats", None, "apex"),
 )
+# The same of flags that decoding alone uses.
+_DECODING_PACKAGES = (
+    ("bpe", "bert", "transformers"),
+    ("bpe", "fastbpe", "fastBPE"),
+    ("bpe", "gpt2", "requests"),
+    ("bpe", "hf_byte_bpe", "tokenizers"),
+    ("bpe", "subword_nmt", "subword_nmt"),
+    ("tokenizer", "moses", "sacremoses"),
+    ("tokenizer", "nltk", "nltk"),
+    ("scoring", "bert_score", "bert_score"),
+    ("scoring", "wer", "editdistance"),
+)
 _LAUNCHERS = ("WORLD_SIZE", "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
 
 
@@ -49,7 +61,7 @@ def check(settings: Mapping[str, Any], command: str) -> None:
         raise UsageError(f"--fp16 needs a GPU, but {why}: leave it out, or add --memory-efficient-fp16")
     if on_cpu and command == "train" and settings.get("amp"):
         logger.warning("--amp changes nothing without a GPU: the student trains in fp32")
-    for name, value, package in _PACKAGES:
+    for name, value, package in _PACKAGES if command == "train" else (*_PACKAGES, *_DECODING_PACKAGES):
         given = settings.get(name)
         if (given == value if value is not None else given) and find_spec(package) is None:
             shown = flag(name) if value is None else f"{flag(name)} {value}"
@@ -61,6 +73,9 @@ def check(settings: Mapping[str, Any], command: str) -> None:
 
 
 def _problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    shard, shards = settings.get("shard_id") or 0, settings.get("num_shards") or 1
+    if shard >= shards:
+        yield f"--shard-id must be below --num-shards, which is {shards}, but is {shard}: lower it"
     if settings.get("tpu") and utils.xm is None:
         yield "--tpu needs the package torch_xla, which is not installed: install it or leave it out"
     if settings.get("use_plasma_view"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.quantization_utils import Quantizer
+from fairseq.utils import load_align_dict
 
 from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError, as_usage_error
@@ -70,6 +71,10 @@ def check(settings: Mapping[str, Any], command: str) -> None:
     suffix = settings.get("checkpoint_suffix") or ""
     if os.sep in suffix:
         raise UsageError(f"--checkpoint-suffix must be a part of a file's name, but is '{suffix[:60]}'")
+    words = settings.get("replace_unk")
+    if words is not None:
+        with as_usage_error(f"--replace-unk '{words}' can't be read", "give it two words a line"):
+            load_align_dict(words)
     if not decodes:
         _check_quantization(settings)
         _check_start(settings)
@@ -130,7 +135,7 @@ def checkpoint_to_start_from(settings: Mapping[str, Any]) -> tuple[str, str] | N
     Args:
         settings: the settings of a training.
     """
-    restored, suffix = settings.get("restore_file") or LAST, settings.get("checkpoint_suffix") or ""
+    restored, suffix = settings.get("restore_file", LAST), settings.get("checkpoint_suffix") or ""
     if restored != LAST:
         return "--restore-file", restored.replace(".pt", f"{suffix}.pt")
     last = os.path.join(settings.get("save_dir") or "checkpoints", LAST.replace(".pt", f"{suffix}.pt"))
@@ -153,6 +158,8 @@ def _check_quantization(settings: Mapping[str, Any]) -> None:
 
 def _check_start(settings: Mapping[str, Any]) -> None:
     """Refuse a checkpoint that is not there; fairseq would start with nothing."""
+    if settings.get("restore_file") == "":  # a shell's variable that is not set
+        raise UsageError("--restore-file is empty; name a checkpoint (.pt), or leave it out")
     start = checkpoint_to_start_from(settings)
     if start is None or start[0] == "--save-dir":
         return

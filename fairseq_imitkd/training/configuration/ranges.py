@@ -52,9 +52,9 @@ _GROUPS: tuple[tuple[Range, str], ...] = (
         "hold_steps decay_steps force_anneal buffer_size beam_mt max_len_b_mt warmup_iterations "
         "ignore_prefix_size",
     ),
-    (whole(0, off=-1), "keep_interval_updates keep_last_epochs keep_best_checkpoints patience"),
     (
         whole(1, off=-1),
+        "keep_interval_updates keep_last_epochs keep_best_checkpoints patience "
         "keep_interval_updates_pattern upsample_primary heartbeat_timeout sampling_topk diverse_beam_groups",
     ),
     (whole(1, 65535, off=-1), "distributed_port"),
@@ -68,7 +68,13 @@ _GROUPS: tuple[tuple[Range, str], ...] = (
     ),
     (whole(0, LARGEST_SIZE), "projection_size"),
     (whole(0, 1000), "base_layers base_sublayers"),
-    (PROBABILITY, "encoder_layerdrop decoder_layerdrop momentum block_momentum beta1 quant_noise_pq"),
+    (ABOVE_0_TO_1, "lr_shrink"),
+    (Range(1.0, math.inf, "a finite number, 1 or more", below_high=True), "t_mult"),
+    (Range(-math.inf, 0.0, "a finite number, 0 or less", above_low=True), "decay_rate"),
+    (
+        PROBABILITY,
+        "lr_threshold encoder_layerdrop decoder_layerdrop momentum block_momentum beta1 quant_noise_pq",
+    ),
     (
         SHARE,
         "ema_decay fp16_scale_tolerance quant_noise_scalar adadelta_rho lr_decay label_smoothing "
@@ -76,13 +82,13 @@ _GROUPS: tuple[tuple[Range, str], ...] = (
     ),
     (
         NON_NEGATIVE,
-        "lr stop_time_hours clip_norm weight_decay min_lr end_learning_rate lr_shrink lr_threshold "
+        "lr stop_time_hours clip_norm weight_decay min_lr end_learning_rate "
         "max_len_a max_len_a_mt "
         "threshold_loss_scale block_lr init_lr_scale diverse_beam_strength",
     ),
     (
         POSITIVE,
-        "adam_eps adamax_eps adadelta_eps min_loss_scale temperature clip_threshold max_lr t_mult "
+        "adam_eps adamax_eps adadelta_eps min_loss_scale temperature clip_threshold max_lr "
         "final_lr_scale "
         "adaptive_softmax_factor adaptive_input_factor power",
     ),

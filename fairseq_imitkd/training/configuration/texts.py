@@ -14,7 +14,7 @@ from fairseq.registry import REGISTRIES
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.config import Range
-from fairseq_imitkd.training.configuration.generation import POST_PROCESSES, search_problems
+from fairseq_imitkd.training.configuration.generation import DIVERSE, POST_PROCESSES, search_problems
 from fairseq_imitkd.training.configuration.ranges import POSITIVE, PROBABILITY, check_value, flag
 
 _PAIRS: dict[str, tuple[Range, str]] = {
@@ -56,6 +56,18 @@ def check(settings: Mapping[str, Any]) -> None:
     value = settings.get("update_epoch_batch_itr")
     if isinstance(value, str) and value not in ("True", "False") and not value.startswith("${"):
         raise UsageError(f"--update-epoch-batch-itr must be True or False, but is {_shown(value)}")
+    attention = settings.get("decoder_attention")
+    if isinstance(attention, str) and not _is_switches(_literal(attention)):
+        raise UsageError(
+            "--decoder-attention must be True or False, or a list of them for --arch fconv, but is "
+            f"{_shown(attention)}"
+        )
+    cutoff = settings.get("adaptive_softmax_cutoff")
+    if isinstance(cutoff, str) and not _is_ascending(_literal(cutoff)):
+        raise UsageError(
+            "--adaptive-softmax-cutoff must be ascending whole numbers such as 10000,50000, but is "
+            f"{_shown(cutoff)}"
+        )
     bpe, known = settings.get("bpe"), REGISTRIES["bpe"]["dataclass_registry"]
     if bpe is not None and bpe not in known:
         raise UsageError(
@@ -69,6 +81,16 @@ def check(settings: Mapping[str, Any]) -> None:
     if settings.get("eval_bleu") or settings.get("eval_metrics"):
         _check_search(settings.get("eval_bleu_args"))
         _check_detokenizer(settings)
+
+
+def _is_switches(value: Any) -> bool:
+    items = value if isinstance(value, list | tuple) else [value]
+    return bool(items) and all(isinstance(item, bool) or item in (0, 1) for item in items)
+
+
+def _is_ascending(value: Any) -> bool:
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    return all(isinstance(item, int) and item > 0 for item in items) and items == sorted({*items})
 
 
 def _check_pair(name: str, value: Any, accepted: Range, *, example: str) -> None:
@@ -99,6 +121,8 @@ def _check_search(text: Any) -> None:
         default = getattr(GenerationConfig, name)
         if isinstance(default, int | float) and not isinstance(value, int | float):
             raise UsageError(f"'{name}' of --eval-bleu-args must be like {default!r}, but is {_shown(value)}")
+    if search.get("diverse_beam_groups", -1) > 0:
+        raise UsageError(f"'diverse_beam_groups' of --eval-bleu-args {DIVERSE}")
     for problem in search_problems(search):
         raise UsageError(f"--eval-bleu-args: {problem}")
 

@@ -1,16 +1,17 @@
 """Flags of fairseq's trainer that need others, or exclude them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fairseq.criterions import CRITERION_REGISTRY
+from fairseq.dataclass.configs import EMAConfig
 
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.text.scores import SCORES
+from fairseq_imitkd.training.configuration import schedules
+from fairseq_imitkd.training.configuration.ranges import flag
 
-# Learning-rate schedulers that take one learning rate.
-_ONE_RATE = ("cosine", "inverse_sqrt", "reduce_lr_on_plateau", "tri_stage", "triangular")
 # What the validation of these criteria logs. fairseq looks the metric up after the first validation.
 _LOGGED = ("loss", "nll_loss", "ppl", "wps", "wpb", "bsz")
 _ACCURACY = ("accuracy", "total", "n_correct")
@@ -31,9 +32,10 @@ def check(settings: Mapping[str, Any]) -> None:
     problems = (
         _missing,
         _criterion_problems,
-        _learning_rate_problems,
+        schedules.problems,
         _optimizer_problems,
         _checkpoint_problems,
+        _average_problems,
         _student_problems,
         _metric_problems,
     )
@@ -59,53 +61,6 @@ def _criterion_problems(settings: Mapping[str, Any]) -> Iterator[str]:
         yield f"--criterion {criterion} needs alignments: add --load-alignments"
 
 
-def _learning_rate_problems(settings: Mapping[str, Any]) -> Iterator[str]:
-    scheduler, updates = settings.get("lr_scheduler"), settings.get("max_update") or 0
-    rates, given = settings.get("lr"), f"--lr-scheduler {scheduler}"
-    if scheduler in _ONE_RATE and isinstance(rates, Sequence) and len(rates) > 1:
-        yield f"{given} takes one --lr, but has {len(rates)}: give one, or use --lr-scheduler fixed"
-    rate: float = rates[0] if isinstance(rates, Sequence) else rates  # type: ignore[assignment]
-    warmup = settings.get("warmup_updates") or 0
-    if scheduler == "inverse_sqrt" and warmup < 1:
-        yield f"--warmup-updates must be 1 or more under {given}, but is {warmup}: raise it, or use another"
-    if scheduler == "polynomial_decay" and settings.get("total_num_update") is None:
-        yield f"--total-num-update is not given; {given} needs it: add the number of --max-update"
-    period = settings.get("lr_period_updates") or -1
-    if scheduler == "cosine" and period <= 0 and updates <= warmup:
-        yield (
-            f"{given} needs --max-update above --warmup-updates {warmup}, or --lr-period-updates: add one of "
-            "them"
-        )
-    if scheduler == "tri_stage":
-        yield from _three_stages(settings, given, updates)
-    if scheduler == "triangular" and not settings.get("max_lr", 0) > rate:
-        yield f"--max-lr must be above --lr {rate} under {given}, but is {settings.get('max_lr')}: raise it"
-    if scheduler == "triangular" and period < 2:
-        yield f"--lr-period-updates must be 2 or more under {given}, but is {period}: raise it"
-    if scheduler == "step" and not (settings.get("min_lr") or 0) < rate:
-        yield f"--min-lr must be below --lr {rate} under {given}, but is {settings.get('min_lr')}: lower it"
-    if scheduler == "reduce_lr_on_plateau" and not settings.get("lr_shrink", 0) < 1:
-        yield f"--lr-shrink must be below 1 under {given}, but is {settings['lr_shrink']}: lower it"
-    if scheduler == "pass_through":
-        yield f"{given} needs an --optimizer with a schedule of its own: use another --lr-scheduler"
-
-
-def _three_stages(settings: Mapping[str, Any], given: str, updates: int) -> Iterator[str]:
-    ratio, decay = settings.get("phase_ratio"), settings.get("decay_steps") or 0
-    if ratio is None:
-        if decay < 1:
-            yield (
-                f"--decay-steps must be 1 or more under {given}, but is {decay}: raise it, or add "
-                "--phase-ratio"
-            )
-        return
-    parts = [part for part in ratio if isinstance(part, int | float) and 0 <= part <= 1]
-    if len(parts) != 3 or sum(parts) != 1:
-        yield f"--phase-ratio must be three numbers that add up to 1, such as 0.1,0.4,0.5, but is {ratio}"
-    elif int(updates * parts[2]) < 1:
-        yield f"--phase-ratio {ratio} leaves no update to decay in: add --max-update, or raise the last part"
-
-
 def _optimizer_problems(settings: Mapping[str, Any]) -> Iterator[str]:
     optimizer = settings.get("optimizer")
     if optimizer == "composite":
@@ -126,6 +81,13 @@ def _checkpoint_problems(settings: Mapping[str, Any]) -> Iterator[str]:
                 f"--reset-{name.replace('_', '-')} changes nothing with --finetune-from-model, which resets "
                 "it: leave it out"
             )
+
+
+def _average_problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    for name, field in EMAConfig.__dataclass_fields__.items():
+        given = settings.get(name, field.default)
+        if not name.startswith("_") and given != field.default and not settings.get("store_ema"):
+            yield f"{flag(name)} changes nothing without --store-ema: add that, or leave it out"
 
 
 def _student_problems(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.optim.sgd import SGD
+from fairseq.registry import REGISTRIES
 
 import fairseq_imitkd  # noqa: F401  (registers the task and the criteria)
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.training.configuration import check_configuration, flat
+from fairseq_imitkd.training.configuration import check_configuration, devices, flat
 from fairseq_imitkd.training.configuration.paths import checkpoint_to_start_from
 from fairseq_imitkd.training.configuration.ranges import RANGES
 from tests.helpers.digit_corpus import TINY
@@ -78,7 +81,31 @@ def test_a_command_line_that_works(command: str) -> None:
         ({"adam_eps": 0.0}, "--adam-eps must be a finite number above 0, but is 0.0"),
         ({"save_interval": 0}, "--save-interval must be a whole number, 1 or more, but is 0"),
         ({"num_workers": -1}, "--num-workers must be a whole number, 0 or more, but is -1"),
-        ({"patience": -2}, "--patience must be a whole number, 0 or more, or -1 (off), but is -2"),
+        ({"patience": -2}, "--patience must be a whole number, 1 or more, or -1 (off), but is -2"),
+        (
+            {"keep_last_epochs": 0},
+            "--keep-last-epochs must be a whole number, 1 or more, or -1 (off), but",
+        ),
+        ({"lr_shrink": 2.0}, "--lr-shrink must be above 0 and at most 1, but is 2.0"),
+        ({"lr_threshold": 1.0}, "--lr-threshold must be at least 0 and below 1, but is 1.0"),
+        ({"t_mult": 0.5}, "--t-mult must be a finite number, 1 or more, but is 0.5"),
+        ({"decay_rate": 0.8}, "--decay-rate must be a finite number, 0 or less, but is 0.8"),
+        (
+            {"decoder_attention": "x"},
+            "--decoder-attention must be True or False, or a list of them",
+        ),
+        (
+            {"decoder_attention": "[2]"},
+            "--decoder-attention must be True or False, or a list of them",
+        ),
+        (
+            {"adaptive_softmax_cutoff": "x"},
+            "--adaptive-softmax-cutoff must be ascending whole numbers",
+        ),
+        (
+            {"adaptive_softmax_cutoff": "9,3"},
+            "--adaptive-softmax-cutoff must be ascending whole numbers",
+        ),
         (
             {"keep_interval_updates_pattern": 0},
             "--keep-interval-updates-pattern must be a whole number, 1 or",
@@ -166,6 +193,10 @@ def test_every_default_is_accepted() -> None:
             {"eval_bleu_args": '{"sampling_topk": 2}'},
             "--eval-bleu-args: --sampling-topk 2 changes nothing without",
         ),
+        (
+            {"eval_bleu_args": '{"beam": 4, "diverse_beam_groups": 2}'},
+            "'diverse_beam_groups' of --eval-bleu-args mixes up sentences of a data set: use",
+        ),
         ({"eval_bleu_detok": "x"}, "--eval-bleu-detok must be one of moses, nltk, space, but is 'x'"),
         ({"eval_bleu_detok_args": "x"}, "--eval-bleu-detok-args must be a JSON object such as"),
         (
@@ -229,12 +260,63 @@ def test_scores_of_validation(changed: dict[str, Any], message: str) -> None:
             {"lr_shrink": 1.0},
             "--lr-shrink must be below 1 under --lr-scheduler reduce",
         ),
+        (
+            "cosine",
+            {"min_lr": 0.01},
+            "--min-lr must be below --lr 0.01 under --lr-scheduler cosine, but",
+        ),
         ("pass_through", {}, "--lr-scheduler pass_through needs an --optimizer with a schedule of its own"),
     ],
 )
 def test_learning_rates(scheduler: str, changed: dict[str, Any], message: str) -> None:
     """Companions that fairseq asks for when the data is read, or divides by."""
     assert refusal("train", lr_scheduler=scheduler, **changed).startswith(message)
+
+
+STEPS = {"decay_steps": 9, "init_lr_scale": 0.1, "max_lr": 1.0, "lr_period_updates": 9, "total_num_update": 9}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "changed", "first"),
+    [
+        ("inverse_sqrt", {"warmup_updates": 10, "warmup_init_lr": -1}, 0.0),
+        ("inverse_sqrt", {"warmup_updates": 10, "warmup_init_lr": 0.002}, 0.002),
+        ("reduce_lr_on_plateau", {"warmup_updates": 10, "warmup_init_lr": -1, "lr_shrink": 0.1}, 0.0),
+        ("reduce_lr_on_plateau", {"warmup_updates": 0, "warmup_init_lr": -1, "lr_shrink": 0.1}, 0.01),
+        ("cosine", {"warmup_updates": 10, "warmup_init_lr": -1, "min_lr": 0.001}, 0.001),
+        ("cosine", {"warmup_updates": 0, "warmup_init_lr": -1, "min_lr": 0.001}, 0.01),
+        ("step", {"warmup_updates": 10, "warmup_init_lr": -1, "min_lr": 0.001}, 0.001),
+        ("fixed", {"warmup_updates": 10, "warmup_init_lr": None}, 0.001),
+        ("polynomial_decay", {"warmup_updates": 10}, 0.0),
+        ("polynomial_decay", {"warmup_updates": 0}, 0.01),
+        ("tri_stage", {"warmup_steps": 2}, 0.001),
+        ("tri_stage", {"warmup_steps": 0}, 0.01),
+        ("tri_stage", {"phase_ratio": [0.1, 0.4, 0.5]}, 0.001),
+        ("triangular", {}, 0.01),
+    ],
+)
+def test_a_training_that_would_end_before_it_begins(
+    scheduler: str, changed: dict[str, Any], first: float, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """fairseq says that it is done. The first learning rate is that of fairseq's own scheduler."""
+    monkeypatch.chdir(tmp_path)
+    given = {**STEPS, **changed, "lr_scheduler": scheduler}
+    schedulers = REGISTRIES["lr_scheduler"]
+    defaults = vars(schedulers["dataclass_registry"][scheduler]())
+    settings = Namespace(**{**defaults, **vars(parsed("train")), **given})
+    optimizer = SGD(
+        Namespace(lr=[0.01], momentum=0.0, weight_decay=0.0), [torch.nn.Parameter(torch.zeros(1))]
+    )
+    schedule = schedulers["registry"][scheduler](settings, optimizer)
+    schedule.step_begin_epoch(1)
+    assert schedule.step_update(0) == pytest.approx(first)
+    check("train", **given, stop_min_lr=first - 1e-9)
+    message = refusal("train", **given, stop_min_lr=first + 1e-9)
+    assert "ends the training before its first update, whose learning rate is" in message
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "checkpoint_last.pt").touch()
+    check("train", **given, stop_min_lr=first + 1e-9)  # the schedule continues elsewhere
+    refusal("train", **given, stop_min_lr=first + 1e-9, reset_lr_scheduler=True)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +350,8 @@ def test_learning_rates(scheduler: str, changed: dict[str, Any], message: str) -
             {"criterion": "label_smoothed_cross_entropy_with_alignment"},
             "--criterion label_smoothed_cross_entropy_with_alignment needs alignments: add --load-alignments",
         ),
+        ({"ema_decay": 0.9}, "--ema-decay changes nothing without --store-ema: add that, or leave it out"),
+        ({"ema_seed_model": "x.pt"}, "--ema-seed-model changes nothing without --store-ema: add that, or"),
         ({"best_checkpoint_metric": "nope"}, "--best-checkpoint-metric must be one of loss, nll_loss, ppl,"),
         (
             {"finetune_from_model": "a.pt", "restore_file": "b.pt"},
@@ -385,7 +469,40 @@ def test_amp_without_a_gpu_is_warned_of(monkeypatch: Any, caplog: pytest.LogCapt
             {"constraints": "ordered"},
             "--constraints is for imitkd-interactive, whose lines hold them",
         ),
-        ("generate", {"print_step": True}, "--print-step is for models that write in several passes"),
+        (
+            "generate",
+            {"print_step": True},
+            "--print-step is not for --task translation_with_teacher: leave it",
+        ),
+        (
+            "generate",
+            {"eos_token": "x"},
+            "--eos-token is not for --task translation_with_teacher: leave it out",
+        ),
+        ("interactive", {"beam_mt": 2}, "--beam-mt is not for --task translation_with_teacher: leave it out"),
+        ("generate", {"nbest": 6}, "--nbest 6 must be at most --beam, which is 5: lower it"),
+        (
+            "generate",
+            {"lm_weight": 0.5},
+            "--lm-weight changes nothing without --lm-path: add that, or leave it",
+        ),
+        (
+            "generate",
+            {"retain_dropout_modules": ["x"]},
+            "--retain-dropout-modules changes nothing without --retain-dropout: add that, or leave it out",
+        ),
+        (
+            "generate",
+            {"beam": 4, "diverse_beam_groups": 2},
+            "--diverse-beam-groups mixes up sentences of a data",
+        ),
+        ("generate", {"scoring": "meteor"}, "--scoring meteor can't be used, because nltk takes no texts as"),
+        ("generate", {"lr_scheduler": "cosine"}, "--lr-scheduler cosine is for imitkd-train: leave it out"),
+        (
+            "generate",
+            {"shard_id": 2, "num_shards": 2},
+            "--shard-id must be below --num-shards, which is 2, but",
+        ),
         (
             "generate",
             {"replace_unk": "x"},
@@ -432,6 +549,31 @@ def test_decoding(command: str, changed: dict[str, Any], message: str) -> None:
     assert refusal(command, **changed).startswith(message)
 
 
+def test_packages_that_decoding_needs(monkeypatch: Any) -> None:
+    """fairseq imports them when it has read the data. A training does not use these flags."""
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    for name, value, package in (
+        ("bpe", "gpt2", "requests"),
+        ("tokenizer", "nltk", "nltk"),
+        ("scoring", "bert_score", "bert_score"),
+    ):
+        assert refusal("generate", **{name: value}) == (
+            f"--{name} {value} needs the package {package}, which is not installed: install it or leave it "
+            "out"
+        )
+        check("train", **{name: value})
+
+
+def test_words_that_replace_unknown_ones(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("words.txt").write_text("one two\n\n")
+    assert refusal("interactive", replace_unk="words.txt") == (
+        "--replace-unk 'words.txt' can't be read: list index out of range; give it two words a line"
+    )
+    Path("words.txt").write_text("one two\nthree four\n")
+    check("interactive", replace_unk="words.txt")
+
+
 FILES = (
     "restore_file", "continue_once", "finetune_from_model", "ema_seed_model",
     "encoder_embed_path", "decoder_embed_path", "bpe_codes", "sentencepiece_model", "gpt2_vocab_bpe",
@@ -442,12 +584,18 @@ FILES = (
 def test_files_that_are_not_there(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     """Every flag that takes one names it. fairseq starts from nothing without --restore-file's."""
     monkeypatch.chdir(tmp_path)
-    flag = "--" + name.replace("_", "-")
-    assert refusal("train", **{name: "none.pt"}).startswith(f"{flag} 'none.pt' is not a file; use ")
-    assert refusal("train", **{name: str(tmp_path)}).startswith(f"{flag} '{tmp_path}' is not a file; use ")
+    flag, more = "--" + name.replace("_", "-"), {"store_ema": True}
+    assert refusal("train", **more, **{name: "none.pt"}).startswith(f"{flag} 'none.pt' is not a file; use ")
+    assert refusal("train", **more, **{name: str(tmp_path)}).startswith(
+        f"{flag} '{tmp_path}' is not a file; use "
+    )
     (tmp_path / "there.pt").touch()
-    check("train", **{name: "there.pt"})
-    check("train", **{name: "s3://there.pt"})
+    if name == "restore_file":
+        assert refusal("train", restore_file="") == (
+            "--restore-file is empty; name a checkpoint (.pt), or leave it out"
+        )
+    check("train", **more, **{name: "there.pt"})
+    check("train", **more, **{name: "s3://there.pt"})
     if name.startswith(("bpe", "sentencepiece")):
         assert refusal("generate", **{name: "???"}).startswith(f"{flag} is not given; add the ")
 

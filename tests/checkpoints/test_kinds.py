@@ -1,0 +1,191 @@
+"""Models that do not translate as this package reads them are refused by every reader, in one line."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq import checkpoint_utils, options, tasks
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.models import BaseFairseqModel
+
+from fairseq_imitkd.checkpoints.kinds import check_kind, check_model, language_tags
+from fairseq_imitkd.checkpoints.translation import load_student
+from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.errors import UsageError
+from tests.helpers.fairseq_models import build_student, checkpoint_state, tiny_task
+from tests.helpers.teacher_checkpoints import STUDENT_SIDE, load, saved, state_with
+
+SIZES = tuple(
+    f"--{side}-{size}"
+    for side in ("encoder", "decoder")
+    for size in ("layers=1", "embed-dim=32", "ffn-embed-dim=32", "attention-heads=2")
+)
+
+
+def trained(folder: Path, task: str, *flags: str) -> dict[str, Any]:
+    """Return the checkpoint of a model of a task, and of flags that build it."""
+    arguments = [str(folder), "--source-lang", "src", "--target-lang", "tgt", "--task", task, *SIZES, *flags]
+    args = options.parse_args_and_arch(options.get_training_parser(), arguments)
+    cfg = convert_namespace_to_omegaconf(args)
+    return checkpoint_state(tasks.setup_task(cfg.task).build_model(cfg.model), cfg)
+
+
+def by_stock(path: str) -> Any:
+    """Read a checkpoint as ``imitkd-generate`` and ``imitkd-interactive`` do."""
+    return checkpoint_utils.load_model_ensemble([path], task=tiny_task())
+
+
+READERS: dict[str, Callable[[str], Any]] = {
+    "teacher": load,  # of a training, imitkd-seqkd and imitkd-cache
+    "student": lambda path: load_student(path, Languages.of(Path(path).parent, "src", "tgt")),
+    "stock": by_stock,
+}
+
+
+def refusals(folder: Path, state: dict[str, Any]) -> dict[str, str]:
+    """Return the message with which each reader refuses a checkpoint."""
+    path, found = saved(folder, state), {}
+    for name, read in READERS.items():
+        with pytest.raises(UsageError) as refused:
+            read(path)
+        found[name] = str(refused.value)
+        assert path in found[name]
+        assert "\n" not in found[name]
+    return found
+
+
+@pytest.mark.parametrize("task", ["translation_lev", "translation"])
+@pytest.mark.parametrize(
+    "architecture", ["levenshtein_transformer", "nonautoregressive_transformer", "cmlm_transformer"]
+)
+def test_models_that_write_all_tokens_at_once_are_refused(folder: Path, architecture: str, task: str) -> None:
+    """Whatever task they name: the file's author chooses it."""
+    state = trained(folder, "translation_lev", "--arch", architecture)
+    state["cfg"]["task"]["_name"] = state["cfg"]["task"]["task"] = task
+    for message in refusals(folder, state).values():
+        assert "does not write from left to right" in message
+
+
+def test_logits_that_read_ahead_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a class that is known to write from left to right."""
+    model = build_student()
+    check_model(model, STUDENT_SIDE)
+    monkeypatch.setattr(
+        type(model.decoder), "buffered_future_mask", lambda _, tensor: torch.zeros([tensor.size(0)] * 2)
+    )
+    with pytest.raises(ValueError, match="a TransformerModel does not write from left to right"):
+        check_model(model, STUDENT_SIDE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda logits: logits[..., :-1], r"its logits have the shape \(2, 6, 19\), but must be over the 20"),
+        (lambda logits: logits * float("nan"), "its logits are infinite or not a number"),
+    ],
+)
+def test_logits_that_are_none_are_refused(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    model = build_student()
+    stock = model.decoder.output_layer
+    monkeypatch.setattr(model.decoder, "output_layer", lambda features: change(stock(features)))
+    with pytest.raises(ValueError, match=message):
+        check_model(model, STUDENT_SIDE)
+
+
+def test_other_models_of_translation_tasks_are_refused(folder: Path) -> None:
+    """An adaptive softmax has no logits over all symbols, and a multilingual model holds several models."""
+    adaptive = trained(folder, "translation", "--arch", "transformer", "--adaptive-softmax-cutoff", "8")
+    several = trained(
+        folder, "multilingual_translation", "--arch", "multilingual_transformer", "--lang-pairs", "src-tgt"
+    )
+    for state, said in (
+        (adaptive, "an adaptive softmax, which gives no logits over the whole vocabulary"),
+        (several, "it holds a MultilingualTransformerModel, but must hold one encoder-decoder model"),
+    ):
+        path = saved(folder, state)
+        for name in ("teacher", "student"):
+            with pytest.raises(UsageError, match=said):
+                READERS[name](path)
+
+
+MULTILINGUAL = "translation_multi_simple_epoch"
+TAGS: dict[str, tuple[dict[str, Any], str]] = {
+    "source": (
+        {"_name": MULTILINGUAL, "encoder_langtok": "src", "decoder_langtok": False}, "__src__ in the source"
+    ),
+    "target-in-source": (
+        {"_name": MULTILINGUAL, "encoder_langtok": "tgt", "decoder_langtok": False}, "__tgt__ in the source"
+    ),
+    "both": (
+        {"_name": MULTILINGUAL, "encoder_langtok": "src", "decoder_langtok": True},
+        "__src__ in the source and __tgt__ in the target",
+    ),
+    "mbart-style": (
+        {"_name": MULTILINGUAL, "decoder_langtok": True, "lang_tok_style": "mbart"}, "[tgt] in the target"
+    ),
+    "langtoks": (
+        {"_name": MULTILINGUAL, "langtoks": {"main": ("tgt", None)}, "decoder_langtok": True},
+        "__tgt__ in the source",
+    ),
+    "multilingual": (
+        {"_name": "multilingual_translation", "encoder_langtok": "tgt"}, "__tgt__ in the source"
+    ),
+    "mbart": (
+        {"_name": "translation_from_pretrained_bart", "langs": "src,tgt"},
+        "[src] in the source and [tgt] in the target",
+    ),
+    "back-translation": (
+        {"_name": "online_backtranslation"}, "__src__ in the source and __tgt__ in the target"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "tags"), TAGS.values(), ids=TAGS)
+def test_models_with_language_tags_are_refused(
+    folder: Path, cfg: Any, model: BaseFairseqModel, settings: dict[str, Any], tags: str
+) -> None:
+    """The line names the tags and the task that feeds them."""
+    state = state_with(model, cfg, "task", **settings)
+    for message in refusals(folder, state).values():
+        assert f"was trained by --task {settings['_name']} with the language tags {tags}" in message
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"_name": "translation"},
+        {"_name": MULTILINGUAL, "encoder_langtok": None, "decoder_langtok": False},
+        {"_name": MULTILINGUAL, "langtoks": {"main": (None, None)}, "encoder_langtok": "src"},
+        {"_name": "multilingual_translation", "lang_pairs": ["a-b"]},
+        {"_name": 3},
+    ],
+    ids=str,
+)
+def test_models_without_tags_have_none(settings: dict[str, Any]) -> None:
+    assert language_tags(Namespace(**settings)) == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "tags"),
+    [
+        ({"lang_pairs": ["de-en"]}, "__de__ in the source"),
+        ({"lang_pairs": "de-en"}, "__de__ in the source"),
+        ({"lang_pairs": "de-en,en-de"}, "__SOURCE__ in the source"),
+        ({"source_lang": "fr", "lang_pairs": ["de-en"]}, "__fr__ in the source"),
+    ],
+)
+def test_languages_of_tags_come_from_the_settings(settings: dict[str, Any], tags: str) -> None:
+    task = Namespace(_name=MULTILINGUAL, encoder_langtok="src", **settings)
+    assert language_tags(task) == tags
+
+
+@pytest.mark.parametrize("task", ["language_modeling", "masked_lm", "sentence_prediction", "denoising"])
+def test_tasks_that_do_not_translate_are_refused(task: str) -> None:
+    cfg = Namespace(model=Namespace(arch="transformer"), task=Namespace(_name=task))
+    with pytest.raises(ValueError, match=f"it was trained by --task {task}, which is not translation"):
+        check_kind(cfg)
