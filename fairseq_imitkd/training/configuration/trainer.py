@@ -12,6 +12,8 @@ from fairseq_imitkd.text.scores import SCORES
 from fairseq_imitkd.training.configuration import schedules
 from fairseq_imitkd.training.configuration.ranges import flag
 
+# fairseq's optimizers that can't keep their state in half precision.
+_FULL_PRECISION = ("adadelta", "adagrad", "adamax", "nag", "sgd")
 # What the validation of these criteria logs. fairseq looks the metric up after the first validation.
 _LOGGED = ("loss", "nll_loss", "ppl", "wps", "wpb", "bsz")
 _ACCURACY = ("accuracy", "total", "n_correct")
@@ -69,6 +71,10 @@ def _optimizer_problems(settings: Mapping[str, Any]) -> Iterator[str]:
         yield "--relative-step can't be used with --lr, which fairseq always sets: leave it out"
     if optimizer == "adafactor" and settings.get("warmup_init"):
         yield "--warmup-init needs --relative-step, which can't be used here: leave it out"
+
+    for name in ("memory_efficient_fp16", "memory_efficient_bf16"):
+        if settings.get(name) and optimizer in _FULL_PRECISION:
+            yield f"{flag(name)} can't be used with --optimizer {optimizer}: use adam or adafactor"
 
 
 def _checkpoint_problems(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -327,6 +327,10 @@ def test_a_training_that_would_end_before_it_begins(
             "--max-tokens is not given; add the most tokens that a batch may hold, such as",
         ),
         ({"optimizer": None}, "--optimizer is not given; add one, such as --optimizer adam"),
+        (
+            {"optimizer": "nag", "memory_efficient_bf16": True},
+            "--memory-efficient-bf16 can't be used with --optimizer nag: use adam or adafactor",
+        ),
         ({"optimizer": "composite"}, "--optimizer composite can only be used with fairseq-hydra-train: use"),
         ({"optimizer": "adafactor", "relative_step": True}, "--relative-step can't be used with --lr, which"),
         (
