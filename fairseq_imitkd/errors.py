@@ -21,6 +21,7 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 LONGEST = 200  # characters of a foreign exception's text
+LINE = 590  # characters of an error's line after "error: "
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of OSErrors of a full disk
 
 
@@ -37,7 +38,7 @@ class UsageError(ValueError, SystemExit):
 
     def __init__(self, message: str):
         super().__init__(message)
-        self.code = f"error: {message}"
+        self.code = f"error: {_cut(message)}"
 
 
 class RefusedUpdate(RuntimeError, SystemExit):
@@ -49,7 +50,12 @@ class RefusedUpdate(RuntimeError, SystemExit):
 
     def __init__(self, message: str):
         super().__init__(message)
-        self.code = f"error: {message}"
+        self.code = f"error: {_cut(message)}"
+
+
+def _cut(message: str) -> str:
+    """Cut a message in its middle. A file from a stranger may hold a name of any length."""
+    return message if len(message) <= LINE else f"{message[: LINE - 200]} … {message[-190:]}"
 
 
 def in_one_line(error: BaseException, longest: int = 300) -> str:

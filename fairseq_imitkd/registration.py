@@ -7,10 +7,12 @@ torch_compat.allow_fairseq_checkpoints()
 
 from fairseq_imitkd import methods, models  # noqa: E402
 from fairseq_imitkd.checkpoints import budget, guard, readers, saving, weights  # noqa: E402
+from fairseq_imitkd.data import indexed  # noqa: E402
 from fairseq_imitkd.models import layer_drop  # noqa: E402
 from fairseq_imitkd.tasks import sentence_prediction, translation  # noqa: E402
 from fairseq_imitkd.training import ranks  # noqa: E402
 
+indexed.check_all_reading()
 guard.guard_fairseq()
 budget.limit_building()
 saving.guard_saving()

@@ -3,7 +3,6 @@
 import itertools
 import logging
 import os
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,11 +22,6 @@ from fairseq_imitkd.errors import UsageError, in_one_line
 from fairseq_imitkd.text.subwords import Text
 
 logger = logging.getLogger(__name__)
-
-# The head of fairseq's memory-mapped index: a mark, the version, the type of the tokens, the number of
-# sentences:
-# https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/data/indexed_dataset.py#L437-L452
-_HEADER = struct.Struct("<9sQBQ")
 
 
 @dataclass(frozen=True)
@@ -274,14 +268,12 @@ def read_side(prefix: Path, dictionary: Dictionary) -> Any:
     Raises:
         UsageError: the files are missing, empty or damaged.
     """
-    binary, index = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
+    binary = Path(f"{prefix}.bin")
     if not os.path.isfile(binary):
         raise UsageError(f"{binary} is not there; copy it, or binarise again")
     if binary.stat().st_size == 0:
         raise UsageError(f"{binary} is empty; use a split that has sentences")
     try:
-        if indexed_dataset.infer_dataset_impl(str(prefix)) == "mmap":
-            _check_index(index)
         dataset = data_utils.load_indexed_dataset(str(prefix), dictionary, None)
         if len(dataset):  # a file that ends early lacks the last sentence
             dataset[len(dataset) - 1]
@@ -294,18 +286,6 @@ def read_side(prefix: Path, dictionary: Dictionary) -> Any:
     if not len(dataset):
         raise UsageError(f"{prefix}.idx holds no sentence; use a split that has some")
     return dataset
-
-
-def _check_index(path: Path) -> None:
-    """Refuse a damaged index, whose object in fairseq would print a traceback when it is deleted."""
-    with open(path, "rb") as file:
-        start = file.read(_HEADER.size)
-    _, version, kind, count = _HEADER.unpack(start.ljust(_HEADER.size, b"\0"))
-    entry = np.dtype(np.int32).itemsize + np.dtype(np.int64).itemsize  # length and place of a sentence
-    if path.stat().st_size < _HEADER.size + count * entry:
-        raise UsageError(f"{path} ends early; copy it again, or binarise again")
-    if version != 1 or kind not in indexed_dataset._code_to_dtype:
-        raise UsageError(f"{path} is damaged; copy it again, or binarise again")
 
 
 @contextmanager

@@ -142,6 +142,9 @@ def check_dictionaries(folder: str | Path, languages: tuple[str, str]) -> None:
                 f"DATA '{folder}' has no dict.{language}.txt; {ADVICE} with its --source-lang and "
                 "--target-lang"
             )
+        path = Path(folder) / f"dict.{language}.txt"
+        if kind_of(path, "DATA") != "file":
+            raise UsageError(f"'{path}' is not a file; {ADVICE}")
 
 
 def _unreadable(folder: str | Path, error: OSError) -> UsageError:

@@ -19,7 +19,6 @@ from tests.helpers.seqkd_jobs import write_split
 MEMORY = 3 * 2**30  # bytes that a command may map; it maps 0.9 GB when it starts
 SECONDS = 10  # of the processor; a command on a good file needs two
 PATIENCE = 300.0  # seconds to wait for a command that does not compute
-PROCESSES = 2
 
 _STUDENT = (
     "DATA", "--save-dir", "OUT/saved", "--cpu", *digit_corpus.TINY, "--optimizer", "adam", "--lr", "0.01",
@@ -28,7 +27,7 @@ _STUDENT = (
     "--log-format", "simple", "--disable-validation", "--no-epoch-checkpoints",
 )  # fmt: skip
 _TRAIN = (*_STUDENT, "--max-update", "4", "--criterion", "cross_entropy")
-_DECODE = ("DATA", "--path", "FILE", "--cpu", "--batch-size", "64", "--beam", "1", "--max-len-b", "5")
+_DECODE = ("DATA", "--path", "FILE", "--cpu", "--batch-size", "1", "--beam", "1", "--max-len-b", "5")
 _TEACHER = ("--teacher-path", "FILE", "--cpu", "--teacher-allow-poor")
 READERS: dict[str, tuple[str, ...]] = {
     "train --teacher-path": (
@@ -101,6 +100,7 @@ def must_refuse(reader: str, wrong: Wrong) -> bool:
     return {
         Wrong.FILE: True,
         Wrong.SETTINGS: reader in BUILDS,
+        Wrong.TASK: reader in BUILDS and reader not in ("generate", "interactive"),
         Wrong.WEIGHTS: loads,
         Wrong.PROGRESS: reader in CONTINUES,
         Wrong.NOTHING: False,

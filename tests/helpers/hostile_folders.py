@@ -15,51 +15,49 @@ from typing import Any
 import numpy
 
 from fairseq_imitkd.data.files import sha256
+from tests.helpers import digit_corpus
 from tests.helpers.digit_corpus import TINY
 
 _STUDENT = (
-    "--save-dir", "OUT/saved", "--cpu", *TINY, "--optimizer", "adam", "--lr", "0.01", "--max-tokens", "200",
-    "--num-workers", "0", "--max-source-positions", "64", "--max-target-positions", "64",
-    "--no-epoch-checkpoints", "--max-update", "1",
-)  # fmt: skip
-_TEACHER = ("--teacher-path", "GOOD", "--cpu", "--teacher-allow-poor")
-_DECODE = ("--path", "GOOD", "--cpu", "--batch-size", "64", "--beam", "1", "--max-len-b", "5")
-_EVALUATE = (
-    "--out", "OUT/out", "--beam", "1", "--speed-sentences", "8", "--batch-sizes", "8", "--sentences", "8"
-)  # fmt: skip
+    f"--save-dir OUT/saved --cpu {' '.join(TINY)} --optimizer adam --lr 0.01 --max-tokens 200 "
+    "--num-workers 0 --max-source-positions 64 --max-target-positions 64 --no-epoch-checkpoints "
+    "--max-update 1 --criterion word_kd"
+)
+_TEACHER = "--teacher-path GOOD --teacher-allow-poor"
+_DECODE = "--path GOOD --cpu --batch-size 1 --beam 1 --max-len-b 5"
+_EVALUATE = "--out OUT/out --beam 1 --speed-sentences 8 --batch-sizes 8"
+_EXPORT = "--out OUT/out --sentences 8 --gen-subset test"
+_DATA = {
+    "train": f"imitkd-train FOLDER {_STUDENT} {_TEACHER}",
+    "generate": f"imitkd-generate FOLDER {_DECODE}",
+    "seqkd": f"imitkd-seqkd FOLDER --out OUT/out {_TEACHER} --cpu --gen-subset test --beam 1",
+    "cache": f"imitkd-cache FOLDER --out OUT/out {_TEACHER} --cpu --keep topk:4 --gen-subset test",
+    "evaluate": f"imitkd-evaluate --model student=GOOD --data FOLDER {_EVALUATE}",
+    "export": f"imitkd-export GOOD --data FOLDER {_EXPORT}",
+}
+
+
+def _with_subwords(flags: str) -> dict[str, str]:
+    return {
+        "export": f"imitkd-export GOOD --data DATA {_EXPORT} {flags}",
+        "interactive": f"imitkd-interactive DATA {_DECODE} {flags}",
+    }
+
 
 # Commands by what they read: a folder of data, of a cache, an exported student, subwords, results.
-COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "data": {
-        "train": ("imitkd-train", "FOLDER", *_STUDENT, "--criterion", "word_kd", *_TEACHER[:2], _TEACHER[3]),
-        "generate": ("imitkd-generate", "FOLDER", *_DECODE),
-        "seqkd": ("imitkd-seqkd", "FOLDER", "--out", "OUT/out", *_TEACHER, "--gen-subset", "test", "--beam", "1"),
-        "cache": ("imitkd-cache", "FOLDER", "--out", "OUT/out", *_TEACHER, "--keep", "topk:4", "--gen-subset", "test"),
-        "evaluate": ("imitkd-evaluate", "--model", "student=GOOD", "--data", "FOLDER", *_EVALUATE[:-2]),
-        "export": ("imitkd-export", "GOOD", "--data", "FOLDER", "--out", "OUT/out", "--sentences", "8", "--gen-subset", "test"),
-    },
-    "dictionary": {
-        "interactive": ("imitkd-interactive", "FOLDER", *_DECODE),
-    },
-    "cache": {
-        "train": ("imitkd-train", "DATA", *_STUDENT, "--criterion", "word_kd", "--teacher-cache", "FOLDER", "--teacher-topk", "4"),
-    },
+COMMANDS: dict[str, dict[str, str]] = {
+    "data": _DATA,
+    "dictionary": {**_DATA, "interactive": f"imitkd-interactive FOLDER {_DECODE}"},
+    "cache": {"train": f"imitkd-train DATA {_STUDENT} --teacher-cache FOLDER --teacher-topk 4"},
     "exported": {
-        "evaluate": ("imitkd-evaluate", "--model", "student=FOLDER", "--data", "DATA", *_EVALUATE[:-2]),
-        "serve": ("imitkd-serve", "FOLDER", "--port", "0"),
+        "evaluate": f"imitkd-evaluate --model student=FOLDER --data DATA {_EVALUATE}",
+        "serve": "imitkd-serve FOLDER --port 0",
     },
-    "sentencepiece": {
-        "export": ("imitkd-export", "GOOD", "--data", "DATA", "--out", "OUT/out", "--bpe", "sentencepiece", "--sentencepiece-model", "FOLDER/file"),
-        "interactive": ("imitkd-interactive", "DATA", *_DECODE, "--bpe", "sentencepiece", "--sentencepiece-model", "FOLDER/file"),
-    },
-    "subword_nmt": {
-        "export": ("imitkd-export", "GOOD", "--data", "DATA", "--out", "OUT/out", "--bpe", "subword_nmt", "--bpe-codes", "FOLDER/file"),
-        "interactive": ("imitkd-interactive", "DATA", *_DECODE, "--bpe", "subword_nmt", "--bpe-codes", "FOLDER/file"),
-    },
-    "run": {"report": ("imitkd-report", "FOLDER", "--out", "OUT/report.html")},
-    "evaluation": {"report": ("imitkd-report", "--evaluation", "FOLDER", "--out", "OUT/report.html")},
-}  # fmt: skip
-COMMANDS["dictionary"] |= COMMANDS["data"]
+    "sentencepiece": _with_subwords("--bpe sentencepiece --sentencepiece-model FOLDER/file"),
+    "subword_nmt": _with_subwords("--bpe subword_nmt --bpe-codes FOLDER/file"),
+    "run": {"report": "imitkd-report FOLDER --out OUT/report.html"},
+    "evaluation": {"report": "imitkd-report --evaluation FOLDER --out OUT/report.html"},
+}
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,8 @@ def _data() -> list[HostileFolder]:
 
 _JSON: dict[str, bytes] = {
     "empty": b"", "noise": bytes(range(256)), "list": b"[1, 2]", "number": b"7", "null": b"null",
-    "deep": b"[" * 100_000, "half": b'{"format": 1, "a', "million-digits": b'{"format": ' + b"1" * 10**6 + b"}",
+    "deep": b"[" * 100_000, "half": b'{"format": 1, "a',
+    "million-digits": b'{"format": ' + b"1" * 10**6 + b"}",
     "nothing": b"{}", "other-format": b'{"format": 99}', "format-alone": b'{"format": 1}',
 }  # fmt: skip
 
@@ -233,6 +232,9 @@ def _caches() -> list[HostileFolder]:
     def array(change: Callable[[Path], None]) -> Callable[[Path], None]:
         return lambda folder: change(folder / "offsets.npy")
 
+    def rows(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+        return lambda folder: numpy.save(folder / f"{name}.npy", change(numpy.load(folder / f"{name}.npy")))
+
     def objects(path: Path) -> None:
         numpy.save(path, numpy.array([{"a": 1}], dtype=object), allow_pickle=True)
 
@@ -248,9 +250,9 @@ def _caches() -> list[HostileFolder]:
         "offsets-noise": array(lambda path: path.write_bytes(bytes(range(256)) * 4)),
         "offsets-falling": array(lambda path: numpy.save(path, numpy.load(path)[::-1].copy())),
         "offsets-beyond": array(lambda path: numpy.save(path, numpy.load(path) * 1000)),
-        "lprobs-nan": lambda folder: numpy.save(folder / "lprobs.npy", numpy.load(folder / "lprobs.npy") * numpy.nan),
-        "symbols-beyond": lambda folder: numpy.save(folder / "symbols.npy", numpy.load(folder / "symbols.npy") + 1000),
-    }  # fmt: skip
+        "lprobs-nan": rows("lprobs", lambda values: values * numpy.nan),
+        "symbols-beyond": rows("symbols", lambda values: values + 1000),
+    }
     return [HostileFolder(name, "cache", spoil) for name, spoil in made.items()]
 
 
@@ -290,16 +292,17 @@ def _exported() -> list[HostileFolder]:
         "model/model.bin", lambda data: data[:40] + b"\x7f" * 200 + data[240:]
     )
     harmless = {"student-list", "config-empty", "config-half", "config-noise"}
-    return [HostileFolder(name, "exported", spoil) for name, spoil in made.items() if name not in harmless]  # fmt: skip
+    return [HostileFolder(name, "exported", spoil, name in harmless) for name, spoil in made.items()]
 
 
 def _subwords() -> list[HostileFolder]:
     contents = {
         "empty": b"", "noise": bytes(range(256)) * 8, "text": b"<html>404</html>\n", "zeros": bytes(5000),
-        "long-line": b"a " * 10**6, "not-utf-8": b"#version: 0.2\n\xff\xfe a\n", "version": b"#version: 9.9\na b\n",
+        "long-line": b"a " * 10**6, "not-utf-8": b"#version: 0.2\n\xff\xfe a\n",
+        "version": b"#version: 9.9\na b\n",
     }  # fmt: skip
     made = []
-    for kind in ("sentencepiece", "subword_nmt"):
+    for kind in SUBWORDS:
         for name, content in contents.items():
             harmless = kind == "subword_nmt" and name in ("empty", "version", "zeros")
             made.append(
@@ -327,6 +330,31 @@ def _results() -> list[HostileFolder]:
         content = line % values
         made.append(HostileFolder(f"line-{name}", "run", _replaced("metrics.jsonl", content), True))
     return made
+
+
+def make_good(root: Path) -> dict[str, Path]:
+    """Make a good folder of each kind from the corpus and the checkpoint of a place, which are in ``root``.
+
+    Returns:
+        the folders by kind; those of subwords are missing.
+    """
+    teacher, made = root / "good" / "checkpoint_last.pt", root / "made"
+    made.mkdir()
+    given = ("--teacher-path", teacher, "--cpu", "--teacher-allow-poor", "--keep", "topk:4")
+    digit_corpus.run("imitkd-cache", root / "data", "--out", made / "cache", *given, "--gen-subset", "train")
+    few = ("--data", root / "data", "--sentences", 8)
+    digit_corpus.run("imitkd-export", teacher, *few, "--out", made / "exported", "--quantization", "float32")
+    given = ("--model", f"student={teacher}", "--data", root / "data", "--beam", 1, "--speed-sentences", 8)
+    digit_corpus.run("imitkd-evaluate", *given, "--batch-sizes", 8, "--out", made / "evaluation")
+    shutil.copytree(root / "good", made / "run")
+    return {
+        "data": root / "data",
+        "dictionary": root / "data",
+        **{kind: made / kind for kind in ("cache", "exported", "evaluation", "run", *SUBWORDS)},
+    }
+
+
+SUBWORDS = ("sentencepiece", "subword_nmt")
 
 
 def spoilt(good: Path, hostile: HostileFolder, at: Path) -> None:

@@ -492,10 +492,10 @@ def damaged(data: Path, kind: str) -> str:
         return f"{prefix}.bin is empty; use a split that has sentences"
     elif kind == "symbols":
         write_split(data, "test", [[4, 500]] * SENTENCES, "src")
-        return "sentence 0 of DATA holds symbol 500, but dict.src.txt has only 20; binarise the data with"
+        return f"sentence 0 of {prefix}.bin holds symbol 500, but its dictionary has only 20; binarise the"
     elif kind == "target symbols":
         write_split(data, "test", [[4, 500]] * SENTENCES, "tgt")
-        return "of DATA holds symbol 500, but dict.tgt.txt has only 20; binarise the data with"
+        return "tgt.bin holds symbol 500, but its dictionary has only 20; binarise the data again"
     elif kind == "dictionary":
         (data / "dict.tgt.txt").write_text("one two three\n")
         return f"'{data / 'dict.tgt.txt'}' is not a dictionary of fairseq (Incorrect dictionary format"
