@@ -3,14 +3,12 @@
     python docs/mistakes.py            print the page
     python docs/mistakes.py --write    write it to mistakes.md
 
-DATA is a data directory of digits and their names, teacher.pt and student.pt are models of it, and text.txt
-is a file of text.
+Each command runs in this process, in a folder with data, models and a file of text.
 """
 
 import contextlib
 import io
 import logging
-import os
 import shlex
 import shutil
 import sys
@@ -26,6 +24,13 @@ from tests.helpers.exports import make_students  # noqa: E402
 
 PAGE = Path(__file__).with_name("mistakes.md")
 LONGEST = 200  # characters of a line
+INTRODUCTION = """# Wrong commands
+
+{count} wrong commands, and the line that each of them ends with after `error: `. Every line has at most
+{longest} characters. `python docs/mistakes.py --write` makes this page, and a test compares it.
+
+DATA is a data directory of letters; teacher.pt and student.pt are models of it. … stands for the rest of a
+command that works, such as `--optimizer adam --lr 0.001 --max-tokens 400`."""
 ARCH = (
     "--arch transformer --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 32 --decoder-embed-dim 32 "
     "--encoder-ffn-embed-dim 64 --decoder-ffn-embed-dim 64 --encoder-attention-heads 2 "
@@ -263,7 +268,9 @@ def whole(line: str) -> list[str]:
 def make_files(folder: Path) -> None:
     """Make the files that the commands name."""
     make_students(folder)
-    (folder / "data").rename(folder / "DATA")
+    data = (folder / "data").rename(folder / "DATA")
+    for path in list(data.glob("valid.*")):
+        shutil.copy(path, data / path.name.replace("valid", "train", 1))
     shutil.copy(folder / "transformer.pt", folder / "teacher.pt")
     shutil.copy(folder / "transformer.pt", folder / "student.pt")
     (folder / "text.txt").write_text("a b c\n")
@@ -291,16 +298,39 @@ def answer(line: str) -> tuple[int, str]:
 
 
 def page() -> str:
-    """Return the page."""
-    text = [(__doc__ or "").split("\n\n")[0]]
-    return "\n".join(text)
+    """Return the page: what is typed, and what comes.
+
+    Raises:
+        SystemExit: a command is not refused, or not in one short line.
+    """
+    parts, count = [], 0
+    for heading, lines in typed():
+        rows = []
+        for line in lines:
+            status, last = answer(line)
+            if status == 0 or not last.startswith("error: ") or len(last) > LONGEST:
+                sys.exit(f"{line}: status {status}, {len(last)} characters: {last}")
+            rows.append(f"| `{_cell(line)}` | {_cell(last.removeprefix('error: '))} |")
+        count += len(rows)
+        parts += [f"## {heading}", "\n".join(["| typed | the line that comes |", "|---|---|", *rows])]
+    return "\n\n".join([INTRODUCTION.format(count=count, longest=LONGEST), *parts]) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|").replace("<", "&lt;").replace("*", r"\*")
+
+
+def main() -> None:
+    """Print or write the page."""
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        make_files(Path(folder))
+        text = page()
+    if "--write" in sys.argv[1:]:
+        PAGE.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
 
 
 if __name__ == "__main__":
-    folder = Path(tempfile.mkdtemp())
-    make_files(folder)
-    os.chdir(folder)
-    for heading, lines in typed():
-        print("##", heading)
-        for line in lines:
-            print(line, "->", answer(line))
+    main()

@@ -34,10 +34,10 @@ GIVEN = {
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--none",), "unrecognized arguments: --none"),
+        (("--none",), "--none is not a flag of this command"),
         (("a\nb",), "unrecognized arguments: a b"),
-        (("FLAG",), "argument FLAG: expected one argument"),
-        (("FLA", "x"), "unrecognized arguments: FLA x"),
+        (("FLAG",), "FLAG needs a value"),
+        (("FLA", "x"), "FLA is not a flag of this command: did you mean FLAG?"),
     ],
     ids=["unknown", "lines", "value", "abbreviated"],
 )
@@ -102,7 +102,7 @@ def test_what_is_no_positive_number_is_refused(text: str, capsys: Any) -> None:
     """By the flag's name, with what it must be."""
     with pytest.raises(SystemExit):
         cache.parser().parse_args([*GIVEN["imitkd-cache"], f"--max-tokens={text}"])
-    told = f"argument --max-tokens: must be a whole number of 1 or more, but is '{text}'"
+    told = f"--max-tokens must be a whole number of 1 or more, but is '{text}'"
     assert capsys.readouterr().err == f"error: {told}; see imitkd-cache --help\n"
 
 
