@@ -23,7 +23,7 @@ from fairseq_imitkd.errors import UsageError
 logger = logging.getLogger(__name__)
 
 # What a run that was killed while it wrote has left (see files.partial).
-_LEFTOVER = re.compile(r"checkpoint.*\.pt\.[0-9a-f]{16}\.partial")
+_LEFTOVER = re.compile(r".+\.[0-9a-f]{16}\.partial")
 PATIENCE = 30.0  # seconds to wait for a lock: a run that was killed may leave a process that is just ending
 writing = threading.RLock()  # held while a checkpoint gets its names
 

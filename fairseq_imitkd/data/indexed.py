@@ -1,6 +1,7 @@
 """Checks fairseq's memory-mapped data when it is opened: damaged files would give other sentences."""
 
 import functools
+import inspect
 import os
 import struct
 from pathlib import Path
@@ -29,12 +30,11 @@ def check_all_reading() -> None:
     make = indexed_dataset.make_dataset
 
     @functools.wraps(make)
-    def check_and_make(
-        path: str, impl: str, fix_lua_indexing: bool = False, dictionary: Dictionary | None = None
-    ) -> Any:
-        if impl == "mmap" and indexed_dataset.MMapIndexedDataset.exists(path):
-            check_files(path, dictionary)
-        return make(path, impl, fix_lua_indexing, dictionary)
+    def check_and_make(*arguments: Any, **settings: Any) -> Any:
+        given = inspect.signature(make).bind(*arguments, **settings).arguments
+        if given["impl"] == "mmap" and indexed_dataset.MMapIndexedDataset.exists(given["path"]):
+            check_files(given["path"], given.get("dictionary"))
+        return make(*arguments, **settings)
 
     indexed_dataset.make_dataset = check_and_make
 

@@ -259,10 +259,16 @@ def guard_ranks() -> None:
     @functools.wraps(main)
     def main_together(i: int, function: Any, *more: Any) -> None:
         cfg, settings = more
-        if cfg.distributed_training.distributed_rank is None:  # a process that fairseq has started itself
+        is_spawned = cfg.distributed_training.distributed_rank is None  # fairseq has started it itself
+        if is_spawned:
             cfg.distributed_training.distributed_rank = settings.pop("start_rank", 0) + i
-        with _watched(meeting_of_config(cfg.distributed_training, os.environ)):
-            main(i, function, cfg, settings)
+        try:
+            with _watched(meeting_of_config(cfg.distributed_training, os.environ)):
+                main(i, function, cfg, settings)
+        except RankFailed as failure:
+            if is_spawned:  # torch shows the failure of one process only
+                print(failure.code, file=sys.stderr, flush=True)
+            raise
 
     utils.distributed_init, utils.distributed_main = compare_and_begin, main_together
 

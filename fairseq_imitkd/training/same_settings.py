@@ -48,9 +48,9 @@ def check_same_settings(store: Any, cfg: Any, rank: int) -> None:
     for other in range(cfg.distributed_training.distributed_world_size):
         settings = json.loads(store.get(f"{_KEY}{other}"))
         first = first or settings
-        differing = [
-            name for name in sorted({*first, *settings}) if first.get(name) != settings.get(name)
-        ]  # fmt: skip
+        # A file that is not there is named by the process that needs it.
+        names = {name for name in {*first, *settings} if name.startswith("--")} | (first.keys() & settings)
+        differing = [name for name in sorted(names) if first.get(name) != settings.get(name)]
         if differing:
             shown = [
                 f"{name} is {first.get(name, 'not there')} on rank 0 and "

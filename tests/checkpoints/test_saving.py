@@ -91,7 +91,8 @@ def test_newest_whole_checkpoint_takes_the_place_of_a_damaged_one(
     for name, update in (("checkpoint_best.pt", 40), ("checkpoint_9_30.pt", 30), ("checkpoint1.pt", 45)):
         save(tmp_path / name, update)
     (tmp_path / "checkpoint1.pt").write_bytes(truncated((tmp_path / "checkpoint1.pt").read_bytes()))
-    (tmp_path / "checkpoint_last.pt.0123456789abcdef.partial").write_bytes(b"half")
+    for name in ("checkpoint_last.pt", "config.json"):
+        (tmp_path / f"{name}.0123456789abcdef.partial").write_bytes(b"half")
     torch.save({"model": {}}, tmp_path / "checkpoint_weights.pt")  # nothing to continue from
     with caplog.at_level(logging.WARNING):
         prepare_folder(tmp_path)

@@ -121,9 +121,9 @@ MANY = {
     ),
     "another task": Fault(
         flags={1: ("--task", "translation")},
-        line="rank 1 ended: --teacher-path is not a flag",
+        line="rank 1 ended: --teacher-path can't be used here",
         silent=(1,),
-        own="error: --teacher-path is not a flag",
+        own="error: --teacher-path can't be used here",
     ),
     "another --update-freq": Fault(
         flags={1: ("--update-freq", 2)}, line=r"--update-freq is \[1\] on rank 0 and \[2\] on rank 1"

@@ -468,7 +468,9 @@ def damaged(data: Path, kind: str) -> str:
         write_split(data, "test", [[4]] * 3, "tgt")
         return f"but {prefix}.idx has {SENTENCES} and {data / 'test.src-tgt.tgt'}.idx 3; binarise"
     if kind == "cut data":
+        size = Path(f"{prefix}.bin").stat().st_size
         Path(f"{prefix}.bin").write_bytes(Path(f"{prefix}.bin").read_bytes()[:-1])
+        return f"{prefix}.bin has {size - 1} bytes, but {prefix}.idx describes {size}; copy both again"
     elif kind in ("cut index", "cut head", "head of another"):
         index = Path(f"{prefix}.idx").read_bytes()
         cut = {

@@ -39,7 +39,8 @@ def compare(*configs: Any) -> list[str]:
     """Return what each process is told; empty texts if all settings are equal."""
     store, told = Store(), []
     for rank, cfg in enumerate(configs):
-        store.set(f"settings/{rank}", json.dumps({f"--{name}": v for name, v in flat_settings(cfg).items()}))
+        own = {f"--{name}": value for name, value in flat_settings(cfg).items()}
+        store.set(f"settings/{rank}", json.dumps({**own, **marks_of_files(cfg)}))
     for rank, cfg in enumerate(configs):
         try:
             check_same_settings(store, cfg, rank)
@@ -108,3 +109,18 @@ def test_files_of_the_same_names_are_told_apart(tmp_path: Path) -> None:
     torch.save({"model": {"weight": -torch.ones(9)}}, other / "teacher.pt")
     assert all(marks(other)[name] != mark for name, mark in first.items())
     assert marks_of_files(config(task__teacher_path="https://there/teacher.pt:/absent.pt")) == {}
+
+
+def test_files_that_only_some_processes_have_are_not_compared(tmp_path: Path) -> None:
+    """Who needs an absent file names it. A file that all have must be the same."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.bin").write_bytes(b"12345")
+    (tmp_path / "one" / "test.bin").write_bytes(b"1")
+    configs = [config(task__data=str(tmp_path / name)) for name in ("one", "other", "one")]
+    assert compare(*configs) == [""] * 3
+    (tmp_path / "other" / "train.bin").write_bytes(b"1234")
+    line = (
+        "DATA/train.bin is 5 bytes on rank 0 and 4 bytes on rank 1: start all processes with the same flags"
+    )
+    assert compare(*configs) == [f"{line} and files"] * 3
