@@ -14,6 +14,9 @@ RECIPES = [
 REPORT = ["jinja2", "matplotlib>=3.6"]
 # serving/connections.py extends private classes of uvicorn and h11, so later releases must be tested first.
 SERVE = [*FAST, "starlette", "uvicorn~=0.54.0", "h11~=0.16.0", "prometheus_client"]
+COMMANDS = [
+    "train", "generate", "interactive", "seqkd", "cache", "prune", "evaluate", "report", "export", "serve",
+]  # fmt: skip
 TESTS = [
     "httpx",
     "hypothesis",
@@ -33,7 +36,9 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["fairseq_imitkd", "fairseq_imitkd.*"]),
-    package_data={"fairseq_imitkd": ["py.typed", "serving/page/*", "report/*.html", "report/*.css"]},
+    package_data={
+        "fairseq_imitkd": ["py.typed", "serving/page/*", "report/*.html", "report/*.css", "cli/help/*.txt"]
+    },
     python_requires=">=3.11,<3.14",
     install_requires=[
         "fairseq-fixed==0.12.3.1",
@@ -42,6 +47,7 @@ setup(
         "sacrebleu>=2.3",
         "sentencepiece>=0.2",
         "rouge-score>=0.1.2",
+        "shtab",
         "tqdm",
     ],
     extras_require={
@@ -53,16 +59,8 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "imitkd-train = fairseq_imitkd.cli.fairseq_commands:train",
-            "imitkd-generate = fairseq_imitkd.cli.fairseq_commands:generate",
-            "imitkd-interactive = fairseq_imitkd.cli.fairseq_commands:interactive",
-            "imitkd-cache = fairseq_imitkd.cli.cache:main",
-            "imitkd-evaluate = fairseq_imitkd.cli.evaluate:main",
-            "imitkd-export = fairseq_imitkd.cli.export:main",
-            "imitkd-prune = fairseq_imitkd.cli.prune:main",
-            "imitkd-report = fairseq_imitkd.cli.report:main",
-            "imitkd-seqkd = fairseq_imitkd.cli.seqkd:main",
-            "imitkd-serve = fairseq_imitkd.cli.serve:main",
+            "imitkd = fairseq_imitkd.cli.door:main",
+            *(f"imitkd-{name} = fairseq_imitkd.cli.door:main" for name in COMMANDS),
         ]
     },
 )

@@ -1,25 +1,12 @@
 """Knowledge distillation for fairseq's models. Importing the package registers its tasks and methods."""
 
-from fairseq_imitkd.checkpoints import torch_compat
+import sys
+
+from fairseq_imitkd import quick
 from fairseq_imitkd.version import __version__
 
-torch_compat.silence_advice()
-torch_compat.allow_fairseq_checkpoints()
+# --help and --version of the commands need no registration, which imports torch and fairseq for seconds.
+if quick.answer(sys.argv) is None:
+    from fairseq_imitkd import registration  # noqa: F401
 
-from fairseq_imitkd import methods, models  # noqa: E402
-from fairseq_imitkd.checkpoints import budget, guard, readers, saving, weights  # noqa: E402
-from fairseq_imitkd.data import indexed  # noqa: E402
-from fairseq_imitkd.models import layer_drop  # noqa: E402
-from fairseq_imitkd.tasks import sentence_prediction, translation  # noqa: E402
-from fairseq_imitkd.training import ranks  # noqa: E402
-
-indexed.check_all_reading()
-guard.guard_fairseq()
-budget.limit_building()
-saving.guard_saving()
-weights.check_all_loads()
-readers.check_fairseqs_readers()
-ranks.guard_ranks()
-layer_drop.draw_only_in_training()
-
-__all__ = ["__version__", "methods", "models", "sentence_prediction", "translation"]
+__all__ = ["__version__"]

@@ -3,12 +3,13 @@
 import importlib.util
 import re
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tests.helpers.digit_corpus import REPO
+from tests.helpers.digit_corpus import ENVIRONMENT, REPO
 
 LISTED = subprocess.run(
     ["git", "ls-files", "*.md"], cwd=REPO, capture_output=True, text=True, check=False
@@ -50,6 +51,18 @@ def script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_wrong_commands_end_as_the_page_says() -> None:
+    """``python docs/mistakes.py --write`` updates it. One process types them all."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", REPO / "docs" / "mistakes.py"],
+        capture_output=True, text=True, env=ENVIRONMENT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-500:]
+    page = (REPO / "docs" / "mistakes.md").read_text(encoding="utf-8")
+    assert page.count("\n| `imitkd ") > 120
+    assert done.stdout == page
 
 
 class TestOneUpdate:

@@ -55,7 +55,7 @@ CRITERION_FLAGS = {
     "--reward": "none",
     "--reward-weight": 0.5,
     "--reward-baseline": "leave-one-out",
-    "--reward-remove-bpe": "none",
+    "--reward-remove-bpe": "auto",
     "--rollout-policy": "greedy",
     "--rollout-topk": 0,
     "--rollout-topp": 1.0,

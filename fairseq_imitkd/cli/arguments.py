@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fairseq_imitkd.cli.parser_messages import said
 from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.text.subwords import SUBWORDS, TextSettings
@@ -25,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the command with status 2, without the usage: its dozens of lines would hide the message."""
-        self.exit(2, f"error: {' '.join(message.splitlines())}; see {self.prog} --help\n")
+        self.exit(2, f"error: {' '.join(said(self, message).split())}; see {self.prog} --help\n")
 
 
 def add_traceback_flag(parser: Any) -> None:
@@ -127,7 +128,8 @@ def add_remove_bpe_flag(group: Any, what: str) -> None:
         nargs="?",
         const="@@ ",
         metavar="MARK",
-        help=f"{what}, by fairseq's name: sentencepiece, '@@ ', … (alone: '@@ ')",
+        help=f"{what}, by fairseq's name: sentencepiece, '@@ ', … or none (default: auto, those of the "
+        "dictionary; alone: '@@ ')",
     )
 
 

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: its arguments; None takes those of the command line.
     """
-    args = argument_parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     logging.basicConfig(format="%(asctime)s | %(levelname)s | %(name)s | %(message)s", level=logging.INFO)
     wanted = request(args)
     manifest = write_cache(wanted)
@@ -52,16 +52,16 @@ def request(args: argparse.Namespace) -> CacheRequest:
     return CacheRequest(**given, device="cuda" if torch.cuda.is_available() and not cpu else "cpu")
 
 
-def argument_parser() -> Parser:
+def parser() -> Parser:
     """Return the parser; flags have the names that they have in fairseq and in training."""
-    parser = Parser(
+    made = Parser(
         "imitkd-cache",
         "Ask the teacher about every sentence of a split once, so that imitkd-train --teacher-cache needs no "
         "teacher. Run the same command again to resume.",
     )
-    _add_data_flags(parser)
-    _add_teacher_flags(parser)
-    return parser
+    _add_data_flags(made)
+    _add_teacher_flags(made)
+    return made
 
 
 def _add_data_flags(parser: Any) -> None:

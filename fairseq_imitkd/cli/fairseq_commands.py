@@ -16,10 +16,13 @@ from fairseq import checkpoint_utils, options, utils
 import fairseq_imitkd
 from fairseq_imitkd.checkpoints.guard import all_are_trusted
 from fairseq_imitkd.checkpoints.safe_load import read_checkpoint
-from fairseq_imitkd.cli.arguments import add_traceback_flag
+from fairseq_imitkd.cli.fairseq_help import ALL, all_flags, short_parser
 from fairseq_imitkd.cli.fairseq_parser import check_texts, one_line_parsers, parse_carefully
+from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.data.directory import folders_of
 from fairseq_imitkd.errors import UsageError, as_usage_error, one_line_errors
 from fairseq_imitkd.teacher.source import check_files
+from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.training.configuration import check_configuration, data
 from fairseq_imitkd.training.ranks import together
 
@@ -27,41 +30,33 @@ from fairseq_imitkd.training.ranks import together
 @one_line_errors("; the same command continues from its last checkpoint, if it has written one")
 def train() -> None:
     """Run ``fairseq-train`` with the plugin loaded; the default task is ``translation_with_teacher``."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        _show_help()
-    _run("fairseq_cli.train")
+    _run("train")
 
 
 @one_line_errors()
 def generate() -> None:
     """Run ``fairseq-generate`` with the plugin loaded; the task needs no teacher to decode."""
-    _run("fairseq_cli.generate")
+    _run("generate")
 
 
 @one_line_errors()
 def interactive() -> None:
     """Run ``fairseq-interactive`` with the plugin loaded."""
-    _run("fairseq_cli.interactive")
+    _run("interactive")
 
 
-def _show_help() -> None:
-    """Show the flags of the task, criterion and architecture too, which fairseq's own help leaves out."""
-    arguments = [argument for argument in _with_defaults() if argument not in ("-h", "--help")]
-    typed = _flags(arguments)
-    arguments += [] if "--criterion" in typed else ["--criterion", "imitkd"]
-    arguments += [] if _has_arch(arguments) else ["--arch", "transformer"]
-    seen: list[ArgumentParser] = []
-
-    def show(parser: ArgumentParser) -> None:
-        """fairseq calls this twice: before it adds the flags of the task and the others, and after."""
-        seen.append(parser)
-        if len(seen) > 1:
-            add_traceback_flag(parser)
-            parser.print_help()
-            parser.exit()
-
-    with one_line_parsers("imitkd-train"):
-        options.parse_args_and_arch(options.get_training_parser(), ["data", *arguments], modify_parser=show)
+def _show_help(command: str) -> None:
+    """Print the help that the command line asks for, if it does, with the defaults of its method."""
+    asked = {"-h", "--help", ALL} & set(sys.argv[1:])
+    if not asked:
+        return
+    words = [word for word in sys.argv[1:] if word not in asked]
+    # A name of DATA is left out, because fairseq's parser gets one.
+    words = words[1:] if words and not words[0].startswith("-") else words
+    with one_line_parsers(f"imitkd-{command}"):
+        made = all_flags(command, words) if ALL in asked else short_parser(command, words)
+    made.print_help()
+    sys.exit(0)
 
 
 def _with_defaults() -> list[str]:
@@ -81,14 +76,15 @@ def _has_arch(arguments: Sequence[str]) -> bool:
     return any(re.match("--arch(=|$)|-a", argument) for argument in arguments)
 
 
-def _run(module: str) -> None:
+def _run(name: str) -> None:
     """Call a fairseq command as if the user had typed the default flags."""
+    _show_help(name)
     sys.argv[1:] = _with_defaults()
     # A fairseq command configures logging when it is imported, unless something logs already. The import of
     # the plugin has loaded modules of fairseq that do.
     logging.root.handlers.clear()
-    command = importlib.import_module(module)
-    with together(sys.argv[1:]), _parsed_with_care(module.rpartition(".")[2]):
+    command = importlib.import_module(f"fairseq_cli.{name}")
+    with together(sys.argv[1:]), _parsed_with_care(name):
         command.cli_main()
 
 
@@ -170,6 +166,9 @@ def _check(command: str, args: Namespace) -> None:
                 args, data.IGNORE, True
             )  # fairseq's own check refuses validation sets that are named, too
         return
+    if args.task in data.TASKS and "://" not in args.data and args.bpe is None:  # which joins subwords itself
+        languages = Languages.of(Path(folders_of(args.data)[0]), args.source_lang, args.target_lang)
+        args.post_process = subword_mark(languages.target_dictionary, args.post_process, "--remove-bpe")
     for flag, paths in (("--path", args.path), ("--lm-path", args.lm_path)):
         if paths is None or "://" in paths:
             continue

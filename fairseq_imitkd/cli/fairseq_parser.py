@@ -1,11 +1,10 @@
 """fairseq's command-line parser, whose errors it makes one line each."""
 
-import difflib
 import inspect
 import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -15,10 +14,10 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from fairseq_imitkd.cli.parser_messages import said, shortened
 from fairseq_imitkd.errors import UsageError, in_one_line
 
 _PLAIN = re.compile(r"[\w\s./:;,@%+=~()\[\]{}\"<>*!?#&|-]*")  # texts that hydra takes as they are
-_KINDS = {"int": "a whole number", "float": "a number", "numbers": "numbers joined by commas"}
 
 
 @contextmanager
@@ -32,7 +31,7 @@ def one_line_parsers(command: str) -> Iterator[None]:
     """
 
     def error(parser: ArgumentParser, message: str) -> NoReturn:
-        line = f"{in_one_line(ValueError(said(parser, message)))}; see {command} --help"
+        line = f"{in_one_line(ValueError(said(parser, message, _owners)))}; see {command} --help"
         print(f"error: {line}", file=sys.stderr)
         end = SystemExit(2)
         end.add_note(line)  # for the processes that train with this one
@@ -44,54 +43,6 @@ def one_line_parsers(command: str) -> Iterator[None]:
         yield
     finally:
         ArgumentParser.error = stock  # type: ignore[method-assign]
-
-
-def said(parser: ArgumentParser, message: str) -> str:
-    """Return a message of argparse in this package's form: the flag, what it must be, and its value.
-
-    Args:
-        parser: the parser that found the error.
-        message: argparse's message.
-    """
-    found = re.fullmatch(r"argument (\S+): (.*)", message, flags=re.DOTALL)
-    if found is None:
-        return _unknown(parser, message)
-    # All names of the flag are there, such as --batch-size/--max-sentences.
-    flag, problem = max(found[1].split("/"), key=lambda name: name.startswith("--")), found[2]
-    if problem == "expected one argument":
-        return f"{flag} needs a value"
-    wrong = re.fullmatch(r"invalid (\S+) value: (.*)", problem, flags=re.DOTALL)
-    if wrong is not None and wrong[1] in _KINDS:
-        if wrong[2] == "'???'":  # how fairseq marks a value that must be given
-            return f"{flag} is not given; add it"
-        return f"{flag} must be {_KINDS[wrong[1]]}, but is {_short(wrong[2])}"
-    wrong = re.match(r"invalid choice: (.*?) \(choose from", problem, flags=re.DOTALL)
-    action = parser._option_string_actions.get(flag)
-    if wrong is not None and action is not None and action.choices is not None:
-        return f"{flag} must be {_some(list(map(str, action.choices)), wrong[1])}, but is {_short(wrong[1])}"
-    return f"{flag}: {problem}"
-
-
-def _unknown(parser: ArgumentParser, message: str) -> str:
-    if not message.startswith("unrecognized arguments: "):
-        return message.replace(
-            "the following arguments are required: data", "DATA is not given; name a directory"
-        )
-    words = message.removeprefix("unrecognized arguments: ").split()
-    flag = next((word for word in words if word.startswith("--")), None)
-    if flag is None:
-        return message
-    name = flag.split("=")[0]
-    owners = _owners(name)
-    if owners:
-        return f"{flag} can't be used here: it is a flag of {owners}"
-    close = difflib.get_close_matches(name, parser._option_string_actions, 2, cutoff=0.75)
-    hint = (
-        f": did you mean {' or '.join(close)}?"
-        if close
-        else ", or belongs to another task, criterion or architecture"
-    )
-    return f"{flag} is not a flag of this command{hint}"
 
 
 def _owners(name: str, most: int = 3) -> str:
@@ -109,18 +60,6 @@ def _owners(name: str, most: int = 3) -> str:
         if field in getattr(settings, "__dataclass_fields__", ())
     ]
     return ", ".join(found[:most]) + (f" and {len(found) - most} others" if len(found) > most else "")
-
-
-def _some(choices: Sequence[str], value: str, most: int = 12) -> str:
-    """Return the choices in words: all of a few, or those of many that are most like the value."""
-    if len(choices) <= most:
-        return "one of " + ", ".join(choices)
-    close = difflib.get_close_matches(value.strip("'"), choices, 5, cutoff=0.3) or list(choices)[:5]
-    return f"one of {len(choices)}, such as {', '.join(close)}"
-
-
-def _short(value: str, longest: int = 80) -> str:
-    return value if len(value) <= longest else f"{value[:longest]}…'"
 
 
 def check_texts(args: Namespace) -> None:
@@ -148,7 +87,7 @@ def check_texts(args: Namespace) -> None:
             flag = "DATA" if name == "data" else "--" + name.replace("_", "-")
             raise UsageError(
                 f"{flag} can't hold a backslash before a quote or at its end, or ${{…}} that is not defined, "
-                f"but is {_short(repr(value))}"
+                f"but is {shortened(repr(value))}"
             ) from problem
 
 

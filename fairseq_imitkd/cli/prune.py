@@ -23,7 +23,7 @@ _BUFFER = re.compile(r"(.*\.)?(version|_float_tensor)")
 @one_line_errors()
 def main() -> None:
     """Run the command."""
-    args = _parser().parse_args()
+    args = parser().parse_args()
     _check(args)
     state = read(args.checkpoint, args.allow_globals)
     weights, others = weights_of_checkpoint(state["model"])
@@ -41,33 +41,34 @@ def main() -> None:
     print(f"{written}: {os.path.getsize(written) / 1e6:.2f} MB")
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    """Return the parser."""
+    made = Parser(
         "imitkd-prune",
         "Without --out: count a checkpoint's parameters. With --out: prune it, store it compactly, or undo "
         "that.",
     )
-    parser.add_argument(
+    made.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="checkpoint of fairseq, or a file that --sparse has made"
     )
-    parser.add_argument(
+    made.add_argument(
         "--sparsity", type=float, help="set this share of the weights to zero, the smallest ones"
     )
-    parser.add_argument(
+    made.add_argument(
         "--scope", choices=SCOPES, help="compare all weights (global, the default) or those of each matrix"
     )
-    parser.add_argument("--out", metavar="FILE", help="new checkpoint, without the optimizer's state")
-    parser.add_argument(
+    made.add_argument("--out", metavar="FILE", help="new checkpoint, without the optimizer's state")
+    made.add_argument(
         "--sparse",
         action="store_true",
         help="store only weights that are not zero; fairseq can't read this file",
     )
-    parser.add_argument(
+    made.add_argument(
         "--allow-globals",
         metavar="NAMES",
         help="types that CHECKPOINT may hold besides fairseq's own: module.name,… (trusted files only)",
     )
-    return parser
+    return made
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -31,7 +31,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 @one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; ``arguments`` default to those of the command line."""
-    args = argument_parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     logging.basicConfig(
         format="%(asctime)s | %(levelname)s | %(name)s | %(message)s",
         level=args.log_level.upper(),
@@ -62,20 +62,20 @@ def main(arguments: list[str] | None = None) -> None:
             _end_threads()
 
 
-def argument_parser() -> Parser:
+def parser() -> Parser:
     """Return the parser."""
-    parser = Parser(
+    made = Parser(
         "imitkd-serve",
         "Translate over HTTP with an exported student: POST /translate, or the page at /.",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the exported student")
-    parser.add_argument(
+    made.add_argument("folder", type=Path, metavar="DIR", help="folder of the exported student")
+    made.add_argument(
         "--host",
         default="127.0.0.1",
         help="address to listen on; only this machine can reach 127.0.0.1",
     )
-    parser.add_argument("--port", type=_port, default=8080, help="port to listen on (0: any free port)")
-    parser.add_argument(
+    made.add_argument("--port", type=_port, default=8080, help="port to listen on (0: any free port)")
+    made.add_argument(
         "--public-origin",
         type=_origin,
         action="append",
@@ -84,16 +84,16 @@ def argument_parser() -> Parser:
         help="address of the server as browsers know it, if a proxy is in front of it, such as "
         "https://translate.example; once for each",
     )
-    parser.add_argument(
+    made.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="warning",
         help="least level of messages on stderr; info logs each request",
     )
-    _add_model_flags(parser.add_argument_group("model"))
-    _add_batching_flags(parser.add_argument_group("batches"))
-    _add_request_flags(parser.add_argument_group("limits of a request"))
-    return parser
+    _add_model_flags(made.add_argument_group("model"))
+    _add_batching_flags(made.add_argument_group("batches"))
+    _add_request_flags(made.add_argument_group("limits of a request"))
+    return made
 
 
 def _add_model_flags(group: Any) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fairseq.data import data_utils
 from torch import Tensor
 
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.text.marks import is_known
 from fairseq_imitkd.text.rewards import REWARDS
 
 SELECTIONS = ("first", "best", "sample")
@@ -85,7 +85,7 @@ class SearchSettings:
         yield "max_len_a", 0.0 <= self.max_len_a < math.inf, "0 or more"
         yield "max_len_b", self.max_len_b >= 1, "1 or more"
         yield "min_len", 0 <= self.min_len <= self.max_len_b, f"in 0..{self.max_len_b}, the --max-len-b"
-        yield "remove_bpe", _is_subword_mark(self.remove_bpe), "a subword mark that fairseq knows, like '@@ '"
+        yield "remove_bpe", is_known(self.remove_bpe), "a subword mark that fairseq knows, like '@@ '"
 
     def _refuse_unused(self) -> None:
         users = {
@@ -127,15 +127,6 @@ class SearchSettings:
 def _flag(name: str) -> str:
     """Return the command-line flag of a field."""
     return "--n" if name == "samples" else "--" + name.replace("_", "-")
-
-
-def _is_subword_mark(mark: str | None) -> bool:
-    """Return whether fairseq can remove this subword mark."""
-    try:
-        data_utils.post_process("", mark)
-    except NotImplementedError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)

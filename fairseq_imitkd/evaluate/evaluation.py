@@ -33,6 +33,7 @@ from fairseq_imitkd.evaluate.schema import (
 )
 from fairseq_imitkd.evaluate.sentences import Detokenizer, spread
 from fairseq_imitkd.evaluate.speed import Failures, Run, Timings, empty_hypothesis, interleave, speed_result
+from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.text.repetition import repeats
 from fairseq_imitkd.text.subwords import TextSettings
 
@@ -162,7 +163,10 @@ class _Evaluation:
         self.languages = Languages.of(job.data, job.source_lang, job.target_lang)
         self.failures = Failures()
         self.models = self._load()
-        self.text = Detokenizer(self.languages, job.text, job.decoding.remove_bpe)
+        mark = None
+        if job.text.bpe is None:
+            mark = subword_mark(self.languages.target_dictionary, job.decoding.remove_bpe, "--remove-bpe")
+        self.text = Detokenizer(self.languages, job.text, mark)
         self.sentences = sentences.read(
             self.languages, job.split, count=job.sentences, models=self.models, detokenizer=self.text
         )

@@ -11,7 +11,7 @@ from fairseq_imitkd.losses.divergences import DIVERGENCES, needs
 from fairseq_imitkd.method.config import DistillationConfig, Range, training_length
 from fairseq_imitkd.method.schedules import AdaptiveShare, Schedule, moves, parse_schedule, parse_share
 
-SUBWORD_MARKS = ("none", "@@ ", "subword_nmt", "sentencepiece", "wordpiece", "letter")
+SUBWORD_MARKS = ("auto", "none", "@@ ", "subword_nmt", "sentencepiece", "wordpiece", "letter")
 
 
 def check(cfg: DistillationConfig, method: str, defaults: DistillationConfig) -> None:

@@ -63,8 +63,8 @@ def _flag(default: Any, description: str, accepts: Range | None = None) -> Any:
 
 
 @dataclass
-class DistillationConfig(FairseqDataclass):
-    """The settings of a distillation method."""
+class PrefixConfig(FairseqDataclass):
+    """Prefixes: who writes the targets that the student is trained on."""
 
     student_share: str = _flag(
         "constant:0",
@@ -83,6 +83,53 @@ class DistillationConfig(FairseqDataclass):
     teacher_samples: bool = _flag(
         False, "replace the targets of the data sentences by samples from the teacher"
     )
+    rollout_policy: PolicyName = _flag(
+        "greedy",
+        "how the student decodes rollouts; speculative: it samples, and the teacher replaces unlikely tokens",
+    )
+    rollout_topk: int = _flag(0, "sample from the K most probable tokens (0: all)")
+    rollout_topp: float = _flag(
+        1.0, "sample from the smallest set of tokens with this total probability (1: all)"
+    )
+    rollout_temperature: float = _flag(1.0, "temperature of sampled rollouts")
+    rollout_teacher_topk: int = _flag(
+        25,
+        "under --rollout-policy speculative, the teacher replaces a token that is not among its own K best",
+        Range(1, math.inf, "1 or more"),
+    )
+    rollout_max_len_a: float = _flag(
+        1.2, "a rollout has at most A * source length + B tokens before its end: this is A"
+    )
+    rollout_max_len_b: int = _flag(10, "a rollout has at most A * source length + B tokens: this is B")
+    rollout_pool: bool = _flag(
+        False,
+        "decode the rollouts of all micro-batches of an update (--update-freq) at once; they stay on-policy",
+    )
+    rollout_pool_updates: int = _flag(
+        1,
+        "decode the rollouts of this many updates at once, with the student before the first of them (the "
+        "ImitKD paper's pooling; 1: on-policy)",
+        Range(1, math.inf, "1 (on-policy) or more"),
+    )
+    rollout_replay: int = _flag(
+        0,
+        "number of recent rollouts to keep and train on again (0: none)",
+        Range(0, math.inf, "0 (none) or more"),
+    )
+    rollout_replay_share: str = _flag(
+        "linear:0", "share of the student's sentences that come from --rollout-replay: a schedule"
+    )
+    rollout_cuda_graphs: bool = _flag(
+        False,
+        "on a GPU, run the decoding steps of a stock transformer as CUDA graphs; this removes the launch "
+        "overhead of small kernels",
+    )
+
+
+@dataclass
+class DivergenceConfig(FairseqDataclass):
+    """Divergence: the loss between student and teacher at each prefix."""
+
     divergence: str = _flag(
         "forward-kl",
         "loss between student and teacher at each prefix: one of " + ", ".join(DIVERGENCES),
@@ -138,6 +185,19 @@ class DistillationConfig(FairseqDataclass):
         "what --teacher-topk does with the other tokens: drop them and renormalise, or merge them into one "
         "bucket",
     )
+    loss_average: LossAverage = _flag("token", "average the loss over all tokens, or per sentence first")
+    loss_chunk: int = _flag(
+        0,
+        "number of positions whose logits are in memory at once (0: all, or chunks if the logits are large; "
+        "-1: always all)",
+        Range(-1, math.inf, "0 (by size), -1 (never) or a number of positions"),
+    )
+
+
+@dataclass
+class AddedTermsConfig(FairseqDataclass):
+    """Added to the loss: references and rewards."""
+
     gold_weight: str = _flag(
         "0",
         "weight in 0..1 of the reference's negative log-likelihood in data sentences; a number or a "
@@ -148,7 +208,6 @@ class DistillationConfig(FairseqDataclass):
         "label smoothing of the reference's negative log-likelihood (0: none)",
         Range(0.0, 1.0, "at least 0 and below 1", below_high=True),
     )
-    loss_average: LossAverage = _flag("token", "average the loss over all tokens, or per sentence first")
     reward: RewardName = _flag("none", "reward of sampled rollouts against their references (REINFORCE)")
     reward_weight: float = _flag(
         0.5,
@@ -162,55 +221,16 @@ class DistillationConfig(FairseqDataclass):
         "updates",
     )
     reward_remove_bpe: str = _flag(
-        "none", "subword marks to remove before scoring a reward: @@ , sentencepiece, ... or none"
+        "auto",
+        "subword marks to remove before scoring a reward: those that the dictionary has (auto), @@ , "
+        "sentencepiece, ... or none",
     )
-    rollout_policy: PolicyName = _flag(
-        "greedy",
-        "how the student decodes rollouts; speculative: it samples, and the teacher replaces unlikely tokens",
-    )
-    rollout_topk: int = _flag(0, "sample from the K most probable tokens (0: all)")
-    rollout_topp: float = _flag(
-        1.0, "sample from the smallest set of tokens with this total probability (1: all)"
-    )
-    rollout_temperature: float = _flag(1.0, "temperature of sampled rollouts")
-    rollout_teacher_topk: int = _flag(
-        25,
-        "under --rollout-policy speculative, the teacher replaces a token that is not among its own K best",
-        Range(1, math.inf, "1 or more"),
-    )
-    rollout_max_len_a: float = _flag(
-        1.2, "a rollout has at most A * source length + B tokens before its end: this is A"
-    )
-    rollout_max_len_b: int = _flag(10, "a rollout has at most A * source length + B tokens: this is B")
-    rollout_pool: bool = _flag(
-        False,
-        "decode the rollouts of all micro-batches of an update (--update-freq) at once; they stay on-policy",
-    )
-    rollout_pool_updates: int = _flag(
-        1,
-        "decode the rollouts of this many updates at once, with the student before the first of them (the "
-        "ImitKD paper's pooling; 1: on-policy)",
-        Range(1, math.inf, "1 (on-policy) or more"),
-    )
-    rollout_replay: int = _flag(
-        0,
-        "number of recent rollouts to keep and train on again (0: none)",
-        Range(0, math.inf, "0 (none) or more"),
-    )
-    rollout_replay_share: str = _flag(
-        "linear:0", "share of the student's sentences that come from --rollout-replay: a schedule"
-    )
-    rollout_cuda_graphs: bool = _flag(
-        False,
-        "on a GPU, run the decoding steps of a stock transformer as CUDA graphs; this removes the launch "
-        "overhead of small kernels",
-    )
-    loss_chunk: int = _flag(
-        0,
-        "number of positions whose logits are in memory at once (0: all, or chunks if the logits are large; "
-        "-1: always all)",
-        Range(-1, math.inf, "0 (by size), -1 (never) or a number of positions"),
-    )
+
+
+@dataclass
+class DistillationConfig(PrefixConfig, DivergenceConfig, AddedTermsConfig):
+    """The settings of a distillation method."""
+
     seed: int = II("common.seed")
     max_update: int = II("optimization.max_update")
     max_epoch: int = II("optimization.max_epoch")

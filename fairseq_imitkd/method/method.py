@@ -85,7 +85,7 @@ class Method:
         self.replay_capacity = cfg.rollout_replay
         self.reward = None if str(cfg.reward) == "none" else str(cfg.reward)
         self.reward_baseline = str(cfg.reward_baseline)
-        self.reward_remove_bpe = None if cfg.reward_remove_bpe == "none" else cfg.reward_remove_bpe
+        self.reward_remove_bpe = cfg.reward_remove_bpe
         self.rollout_policy = RolloutPolicy(
             name=str(cfg.rollout_policy),
             topk=cfg.rollout_topk,

@@ -13,8 +13,8 @@ from fairseq_imitkd.errors import UsageError
 Schedule = Callable[[int], float]
 
 FORMS = (
-    "a number in 0..1, constant:SHARE, exponential:FINAL_DATA_SHARE, linear:FINAL_DATA_SHARE or "
-    "reverse-sigmoid, each with an optional ,warmup=FRACTION"
+    "a number in 0..1, constant:SHARE, exponential:FINAL, linear:FINAL or reverse-sigmoid, each with an "
+    "optional ,warmup=FRACTION"
 )
 
 # (final data share, fraction of the training that is done) -> student share

@@ -4,7 +4,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from fairseq_imitkd.seqkd.teacher_engine import check_teacher, convert, load
 from fairseq_imitkd.seqkd.work import Work, read_corpus
 from fairseq_imitkd.seqkd.workers import translate
 from fairseq_imitkd.teacher.teacher import Teacher
+from fairseq_imitkd.text.marks import subword_mark
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def make(job: Job) -> Result:
     folder = output_folder(job.out)
     with folder.errors():
         languages = job.languages()
+        job = _with_subword_mark(job, languages)
         identity = job.identity(languages)
         folder.check(identity)
         with folder.lock(None if job.shard_id is None else str(job.shard_id)):
@@ -79,6 +81,12 @@ def make(job: Job) -> Result:
                     (job.out / JOB).unlink()
                 raise
             return _make(work, folder, identity, teacher=teacher)
+
+
+def _with_subword_mark(job: Job, languages: Languages) -> Job:
+    """Return the job with the name of its subwords in place of ``auto``."""
+    mark = subword_mark(languages.target_dictionary, job.decoding.remove_bpe, "--remove-bpe")
+    return replace(job, decoding=replace(job.decoding, remove_bpe=mark))
 
 
 def _prepare(job: Job, languages: Languages) -> tuple[Work, Teacher]:

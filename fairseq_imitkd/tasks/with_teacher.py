@@ -1,6 +1,5 @@
 """The mixin that turns a fairseq task into one with a teacher."""
 
-import logging
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.losses.metrics import totals
 from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.models.access import placement
@@ -24,9 +24,6 @@ from fairseq_imitkd.training.distiller import Distiller, Learner, autocast
 from fairseq_imitkd.training.finite_gradients import refuse_broken_gradients
 from fairseq_imitkd.training.ranks import memory_for
 from fairseq_imitkd.training.run_files import RunFiles, whole_config
-
-logger = logging.getLogger(__name__)
-
 
 if TYPE_CHECKING:
     from fairseq.tasks import FairseqTask as _Task
@@ -78,9 +75,11 @@ class WithTeacher(_Task):
             UsageError: the teacher, the student's architecture or a flag does not fit.
         """
         criterion = super().build_criterion(cfg, from_checkpoint)
+        if from_checkpoint or not self.for_training:
+            return criterion
         if not isinstance(criterion, DistillationCriterion):
-            self._warn_of_unused_flags()
-        elif self.for_training and not from_checkpoint:
+            self._refuse_unused_flags(str(getattr(cfg, "_name", None) or type(criterion).__name__))
+        else:
             self.check_training(criterion.method)
             self.distiller_of(criterion)
         return criterion
@@ -105,13 +104,13 @@ class WithTeacher(_Task):
         """
         return None
 
-    def _warn_of_unused_flags(self) -> None:
+    def _refuse_unused_flags(self, criterion: str) -> None:
         for name in ("teacher_path", "teacher_cache"):
             if getattr(self.cfg, name, None) and not getattr(self.cfg, "init_from_teacher", None):
-                logger.warning(
-                    "--%s is not used, because this --criterion does not distil; use --criterion word_kd or "
-                    "another one that distils",
-                    name.replace("_", "-"),
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(
+                    f"{flag} is not used, because --criterion {criterion} does not distil: use a method "
+                    "such as imitkd, gkd or word_kd, or leave it out"
                 )
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:

@@ -19,6 +19,7 @@ from fairseq_imitkd.mixing.batch import split_by_length, take
 from fairseq_imitkd.mixing.mixer import NO_WORK
 from fairseq_imitkd.models.access import placement, unwrapped
 from fairseq_imitkd.teacher.sentence_weights import SentenceWeights
+from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.text.rewards import NO_REWARDS, Rewarder, RunningMean
 from fairseq_imitkd.training.adapter import AnyTeacher, TaskAdapter
 from fairseq_imitkd.training.rollout_watch import RolloutWatch
@@ -84,9 +85,8 @@ class Distiller:
         baseline = RunningMean() if method.reward and method.reward_baseline == "running" else None
         self.rewarder = None
         if method.reward:
-            self.rewarder = Rewarder(
-                method.reward, dictionary, remove_bpe=method.reward_remove_bpe, baseline=baseline
-            )
+            mark = subword_mark(dictionary, method.reward_remove_bpe, "--reward-remove-bpe")
+            self.rewarder = Rewarder(method.reward, dictionary, remove_bpe=mark, baseline=baseline)
         self.state = TrainingState(
             method.adaptive_share,
             baseline,

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.text.scored import ScoredText
 from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES, CorpusScores, check_installed, named_values
 
@@ -158,7 +159,7 @@ class ValidationScores:
         return cls(
             names,
             dictionary,
-            remove_bpe=cfg.eval_bleu_remove_bpe,
+            remove_bpe=subword_mark(dictionary, cfg.eval_bleu_remove_bpe, "--eval-bleu-remove-bpe"),
             tokenized_bleu=cfg.eval_tokenized_bleu,
             print_samples=cfg.eval_bleu_print_samples,
         )

@@ -11,13 +11,13 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher.cache.writer import CacheRequest
 
 PARSERS = {
-    "imitkd-cache": cache.argument_parser,
+    "imitkd-cache": cache.parser,
     "imitkd-evaluate": evaluate.parser,
     "imitkd-export": export.parser,
-    "imitkd-prune": prune._parser,
+    "imitkd-prune": prune.parser,
     "imitkd-report": report.parser,
     "imitkd-seqkd": seqkd.parser,
-    "imitkd-serve": serve.argument_parser,
+    "imitkd-serve": serve.parser,
 }
 GIVEN = {
     "imitkd-cache": ("data", "--teacher-path", "t.pt", "--out", "c", "--keep", "hidden"),
@@ -34,10 +34,10 @@ GIVEN = {
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--none",), "unrecognized arguments: --none"),
+        (("--none",), "--none is not a flag of this command"),
         (("a\nb",), "unrecognized arguments: a b"),
-        (("FLAG",), "argument FLAG: expected one argument"),
-        (("FLA", "x"), "unrecognized arguments: FLA x"),
+        (("FLAG",), "FLAG needs a value"),
+        (("FLA", "x"), "FLA is not a flag of this command: did you mean FLAG?"),
     ],
     ids=["unknown", "lines", "value", "abbreviated"],
 )
@@ -101,8 +101,8 @@ def test_default_is_shown_where_it_says_something(capsys: Any) -> None:
 def test_what_is_no_positive_number_is_refused(text: str, capsys: Any) -> None:
     """By the flag's name, with what it must be."""
     with pytest.raises(SystemExit):
-        cache.argument_parser().parse_args([*GIVEN["imitkd-cache"], f"--max-tokens={text}"])
-    told = f"argument --max-tokens: must be a whole number of 1 or more, but is '{text}'"
+        cache.parser().parse_args([*GIVEN["imitkd-cache"], f"--max-tokens={text}"])
+    told = f"--max-tokens must be a whole number of 1 or more, but is '{text}'"
     assert capsys.readouterr().err == f"error: {told}; see imitkd-cache --help\n"
 
 
@@ -113,7 +113,7 @@ def test_positive_numbers_are_read() -> None:
 
 def request(*flags: str) -> CacheRequest:
     """What ``imitkd-cache`` would write."""
-    return cache.request(cache.argument_parser().parse_args([*GIVEN["imitkd-cache"], "--cpu", *flags]))
+    return cache.request(cache.parser().parse_args([*GIVEN["imitkd-cache"], "--cpu", *flags]))
 
 
 def test_cache_flags_reach_the_request() -> None:

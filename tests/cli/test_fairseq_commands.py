@@ -89,17 +89,6 @@ def test_bf16_is_a_tpu_s_only_where_there_may_be_one(
     assert options.parse_args_and_arch is fairseq
 
 
-def test_help_shows_the_methods_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """fairseq's own ends before it knows which task and criterion were typed."""
-    monkeypatch.setattr(sys, "argv", ["imitkd-train", "--help", "--criterion", "gkd"])
-    with pytest.raises(SystemExit) as end:
-        fairseq_commands.train()
-    assert end.value.code == 0
-    shown = capsys.readouterr().out
-    for flag in ("--jsd-weight", "--teacher-path", "--max-tokens", "--student-share"):
-        assert flag in shown
-
-
 TRAINING = (
     "--arch", "transformer", "--criterion", "cross_entropy", "--optimizer", "adam", "--max-tokens", "100",
 )  # fmt: skip

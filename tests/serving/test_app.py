@@ -706,7 +706,7 @@ def test_flags_out_of_range(flags: tuple[str, ...], message: str, capsys: pytest
 
 def parsed(*flags: str) -> argparse.Namespace:
     """Parse the flags."""
-    return serve.argument_parser().parse_args(["DIR", *flags])
+    return serve.parser().parse_args(["DIR", *flags])
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,7 @@ async def served(*flags: str, model: FakeModel | None = None) -> AsyncIterator[S
     """Run ``imitkd-serve`` in this event loop."""
     with serve.bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        server = serve._server(
-            serve.argument_parser().parse_args(["DIR", *flags]), model or FakeModel(), None
-        )
+        server = serve._server(serve.parser().parse_args(["DIR", *flags]), model or FakeModel(), None)
         running = asyncio.create_task(server.serve(sockets=[listener]))
         await until(lambda: server.started)
         try:

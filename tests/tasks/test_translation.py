@@ -2,9 +2,9 @@
 change.
 """
 
+import argparse
 import contextlib
 import copy
-import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -254,6 +254,18 @@ def test_another_criterion_trains_without_a_teacher(student) -> None:
     assert "rollouts" not in logs
 
 
+@pytest.mark.parametrize("flag", ["teacher_path", "teacher_cache"])
+def test_a_teacher_without_a_method_is_refused(flag: str) -> None:
+    """The whole training would be one by cross-entropy. Its parameters may be copied, though."""
+    cfg = argparse.Namespace(_name="label_smoothed_cross_entropy", label_smoothing=0.1, sentence_avg=False)
+    settings = {flag: "teacher.pt"}
+    name = flag.replace("_", "-")
+    with pytest.raises(UsageError, match=f"--{name} is not used, because --criterion label_smoothed_cross"):
+        tiny_task(**settings).build_criterion(cfg)
+    tiny_task(**settings).build_criterion(cfg, from_checkpoint=True)
+    tiny_task().build_criterion(cfg)
+
+
 def criterion_config(name: str = "imitkd") -> Any:
     """Return a method's settings as the trainer passes them."""
     cfg = METHODS[name](
@@ -455,20 +467,6 @@ def test_student_that_does_not_write_from_left_to_right_is_refused(
     message = str(refusal.value)
     assert f"--arch builds a {name}, which does not decode from left to right" in message
     assert "\n" not in message
-
-
-@pytest.mark.parametrize(("path", "warnings"), [("missing.pt", 1), (None, 0)])
-def test_teacher_with_a_stock_criterion_causes_a_warning(
-    path: str | None, warnings: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The run trains without the teacher and does not read its file."""
-    cfg = OmegaConf.create({"_name": "cross_entropy", "sentence_avg": False})
-    with caplog.at_level(logging.WARNING, logger="fairseq_imitkd"):
-        criterion = tiny_task(teacher_path=path).build_criterion(cfg)
-    assert isinstance(criterion, CrossEntropyCriterion)
-    own = [record for record in caplog.records if record.name == "fairseq_imitkd.tasks.with_teacher"]
-    assert len(own) == warnings
-    assert all("--teacher-path is not used" in record.getMessage() for record in own)
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:

@@ -876,27 +876,6 @@ def test_step_loads_no_teacher_and_decodes_nothing(data, caches, monkeypatch) ->
     assert isinstance(task._distiller.teacher, CachedTeacher)
 
 
-def test_criterion_that_does_not_distil_warns_of_a_cache(
-    data, caches, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The user could think that the flag has an effect."""
-    flags = (
-        "--task",
-        "translation_with_teacher",
-        "--criterion",
-        "cross_entropy",
-        "--teacher-cache",
-        caches["hidden"],
-        "--max-tokens",
-        400,
-        "--optimizer",
-        "adam",
-    )
-    cfg = training_config(data, *flags)
-    task_module.TranslationWithTeacherTask.setup_task(cfg.task).build_criterion(cfg.criterion)
-    assert "--teacher-cache is not used" in caplog.text
-
-
 def copied(cache: Path, folder: Path, **changes: Any) -> Path:
     """Return a copy of a cache with a changed manifest. Entries of None are removed."""
     shutil.copytree(cache, folder)

@@ -164,10 +164,10 @@ def test_the_step_is_short() -> None:
 
 def test_state_and_rewarder_share_their_parts() -> None:
     """A checkpoint holds the objects that the training uses."""
-    rewarded, _ = distiller_and_learner("gkd", **REWARD, reward_baseline="running", reward_remove_bpe="@@ ")
+    rewarded, _ = distiller_and_learner("gkd", **REWARD, reward_baseline="running", reward_remove_bpe="none")
     assert isinstance(rewarded.state.baseline, RunningMean)
     assert rewarded.rewarder.baseline is rewarded.state.baseline
-    assert rewarded.rewarder.text.remove_bpe == "@@ "
+    assert rewarded.rewarder.text.remove_bpe is None
     assert rewarded.state.replay is None
     assert rewarded.state.share is None
     replaying, _ = distiller_and_learner("gkd", rollout_replay=5, rollout_replay_share="0.5")

@@ -10,7 +10,7 @@ from fairseq_imitkd.training.configuration.data import TASKS
 from fairseq_imitkd.training.configuration.ranges import flag
 
 POST_PROCESSES = (
-    "sentencepiece", "wordpiece", "letter", "silence", "_EOW", "subword_nmt", "@@ ", "@@", "none",
+    "auto", "none", "sentencepiece", "wordpiece", "letter", "silence", "_EOW", "subword_nmt", "@@ ", "@@",
 )  # fmt: skip
 # Flags of other tasks than translation: of models that write in several passes, and of speech.
 _OF_OTHERS = (

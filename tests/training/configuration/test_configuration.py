@@ -205,7 +205,7 @@ def test_every_default_is_accepted() -> None:
         ),
         (
             {"eval_bleu_remove_bpe": "x"},
-            "--eval-bleu-remove-bpe must be one of 'sentencepiece', 'wordpiece',",
+            "--eval-bleu-remove-bpe must be one of 'auto', 'none', 'sentencepiece',",
         ),
     ],
 )
@@ -515,7 +515,7 @@ def test_amp_without_a_gpu_is_warned_of(monkeypatch: Any, caplog: pytest.LogCapt
         (
             "generate",
             {"post_process": "x"},
-            "--remove-bpe must be one of 'sentencepiece', 'wordpiece', 'letter',",
+            "--remove-bpe must be one of 'auto', 'none', 'sentencepiece',",
         ),
         (
             "generate",

@@ -1,0 +1,27 @@
+"""Shell completion for ``imitkd`` (``imitkd --print-completion SHELL``)."""
+
+import logging
+from typing import Any
+
+import shtab
+
+from fairseq_imitkd.cli.arguments import Parser
+from fairseq_imitkd.cli.fairseq_help import COMMANDS, all_flags
+from fairseq_imitkd.cli.help_texts import parser
+from fairseq_imitkd.quick import SUMMARIES
+
+
+def completion(shell: str) -> str:
+    """Return a script that completes commands, flags and choices.
+
+    Args:
+        shell: ``bash``, ``zsh`` or ``tcsh``.
+    """
+    root = Parser("imitkd", "Knowledge distillation for fairseq's sequence-to-sequence models.")
+    commands: Any = root.add_subparsers()
+    for name, summary in SUMMARIES.items():
+        # The parsers exist already, and add_parser() would make others.
+        commands.choices[name] = all_flags(name) if name in COMMANDS else parser(name)
+        commands._choices_actions.append(commands._ChoicesPseudoAction(name, (), summary))
+    logging.getLogger("shtab").setLevel(logging.WARNING)
+    return shtab.complete(root, shell)

@@ -1,0 +1,24 @@
+"""``imitkd COMMAND …``, and the console scripts ``imitkd-COMMAND``: the way into every command."""
+
+import importlib
+import sys
+
+from fairseq_imitkd import quick
+
+_FAIRSEQS = ("train", "generate", "interactive")
+
+
+def main() -> None:
+    """Run the command that the command line names."""
+    answer = quick.answer(sys.argv)
+    if answer is not None:
+        answer.give()
+    command, words = quick.split(sys.argv)
+    if command is None:
+        from fairseq_imitkd.cli.completion import completion
+
+        print(completion(words[1]), end="")
+        return
+    sys.argv[:] = [f"imitkd-{command}", *words]
+    module, name = ("fairseq_commands", command) if command in _FAIRSEQS else (command, "main")
+    getattr(importlib.import_module(f"fairseq_imitkd.cli.{module}"), name)()

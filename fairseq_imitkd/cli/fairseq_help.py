@@ -1,0 +1,155 @@
+"""The help of fairseq's commands: the plugin's own flags first, under headings; all flags on request."""
+
+import argparse
+import copy
+from argparse import Action, ArgumentParser
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any
+
+from fairseq import options
+
+from fairseq_imitkd.cli.arguments import HelpFormatter, Parser, add_traceback_flag
+from fairseq_imitkd.method.config import AddedTermsConfig, DivergenceConfig, PrefixConfig
+from fairseq_imitkd.models.pruning import PruningConfig
+from fairseq_imitkd.teacher.config import SequenceTeacherConfig
+from fairseq_imitkd.training.validation import ValidationConfig
+
+ALL = "--help-all"
+COMMANDS = ("train", "generate", "interactive")
+TASK = {"--task": "translation_with_teacher"}
+METHOD = {"--criterion": "imitkd", "--arch": "transformer"}  # whose flags and defaults are shown
+_ABOUT = {
+    "train": "Train a student with a teacher: fairseq-train with the plugin.",
+    "generate": "Translate a test set: fairseq-generate with the plugin.",
+    "interactive": "Translate standard input: fairseq-interactive with the plugin.",
+}
+_PARSERS = {
+    "train": options.get_training_parser,
+    "generate": options.get_generation_parser,
+    "interactive": options.get_interactive_generation_parser,
+}
+_TRAINING = (
+    "data",
+    "arch",
+    "criterion",
+    "task",
+    "optimizer",
+    "lr",
+    "lr_scheduler",
+    "max_tokens",
+    "max_update",
+    "max_epoch",
+    "save_dir",
+    "restore_file",
+    "finetune_from_model",
+    "seed",
+    "cpu",
+    "fp16",
+    "bf16",
+)
+_DECODING = (
+    "data",
+    "path",
+    "gen_subset",
+    "beam",
+    "lenpen",
+    "max_len_a",
+    "max_len_b",
+    "batch_size",
+    "max_tokens",
+    "post_process",
+    "results_path",
+    "scoring",
+    "cpu",
+    "fp16",
+)
+_VALIDATION = (
+    "eval_bleu",
+    "eval_bleu_args",
+    "eval_bleu_remove_bpe",
+    "best_checkpoint_metric",
+    "maximize_best_checkpoint_metric",
+    "patience",
+)
+
+
+def _own(kind: Any) -> list[str]:
+    """Return the flags of a dataclass, without those whose value it takes from another flag."""
+    return [item.name for item in fields(kind) if not str(item.default).startswith("${")]
+
+
+# Headings, and the flags under them.
+_GROUPS: dict[str, list[tuple[str, Sequence[str]]]] = {
+    "train": [
+        ("fairseq's flags that most trainings need", _TRAINING),
+        ("teacher", _own(SequenceTeacherConfig)),
+        *(
+            ((kind.__doc__ or "").rstrip(".").lower(), _own(kind))
+            for kind in (PrefixConfig, DivergenceConfig, AddedTermsConfig)
+        ),
+        ("pruning", _own(PruningConfig)),
+        ("validation and the best checkpoint", [*_own(ValidationConfig), *_VALIDATION]),
+    ],
+    "generate": [("fairseq's flags that most translations need", _DECODING)],
+    "interactive": [("fairseq's flags that most translations need", [*_DECODING, "input", "buffer_size"])],
+}
+
+
+def short_parser(command: str, arguments: Iterable[str] = ()) -> Parser:
+    """Return a parser with the flags of the plugin, and those of fairseq that most users need.
+
+    Args:
+        command: one of :data:`COMMANDS`.
+        arguments: further arguments, which may choose a method and so its defaults.
+    """
+    actions = {action.dest: action for action in all_flags(command, arguments)._actions}
+    made = Parser(f"imitkd {command}", _ABOUT[command])
+    made.usage = (
+        f"imitkd {command} DATA {'--teacher-path TEACHER' if command == 'train' else '--path MODEL'} …"
+    )
+    made.epilog = f"All flags of fairseq work too; imitkd {command} {ALL} shows them."
+    if command == "train":
+        made.epilog += " The defaults are those of the method; --criterion METHOD --help shows another one's."
+    shown: set[str] = set()
+    for heading, names in _GROUPS[command]:
+        group = made.add_argument_group(heading)
+        for name in names:
+            if name in actions and name not in shown:
+                shown.add(name)
+                group._add_action(_tidy(actions[name]))
+    return made
+
+
+def all_flags(command: str, arguments: Iterable[str] = ()) -> ArgumentParser:
+    """Return fairseq's parser with all flags that the arguments bring in.
+
+    fairseq calls ``modify_parser`` twice: before it adds the flags of the task and the others, and after.
+
+    The arguments are those of :func:`short_parser`.
+    """
+    given = list(arguments)
+    named = {"--arch" if word == "-a" else word.partition("=")[0] for word in given}
+    defaults = {**TASK, **(METHOD if command == "train" else {"--path": "x"})}
+    given += [word for flag, value in defaults.items() if flag not in named for word in (flag, value)]
+    seen: list[ArgumentParser] = []
+    options.parse_args_and_arch(_PARSERS[command](), ["data", *given], modify_parser=seen.append)
+    parser = seen[-1]
+    parser.prog, parser.formatter_class = f"imitkd {command}", HelpFormatter
+    add_traceback_flag(parser)
+    return parser
+
+
+def _tidy(action: Action) -> Action:
+    """Return a flag for the short help: one metavar, and no list of hundreds of choices."""
+    tidied = copy.copy(action)
+    tidied.help = (action.help or "").replace("%", "%%").replace("%%(default)s", "%(default)s")
+    if action.choices is None and action.nargs != 0 and action.option_strings:
+        kinds: dict[Any, str] = {int: "N", float: "X"}
+        tidied.metavar = kinds.get(action.type, action.dest.rpartition("_")[2].upper())
+    elif action.choices is not None and len(list(action.choices)) > 8:
+        tidied.choices, tidied.metavar = None, "NAME"
+    tidied.option_strings = sorted(action.option_strings, key=len)[-2:]
+    if action.default == "???":
+        tidied.default = argparse.SUPPRESS
+    return tidied

@@ -1,0 +1,84 @@
+"""The messages of argparse in this package's form: the flag, its value, what it must be, near names."""
+
+import difflib
+import re
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+
+_KINDS = {"int": "a whole number", "float": "a number", "numbers": "numbers joined by commas"}
+_MOST = 12  # choices that a line lists
+# What people type for sequence-level distillation, which is no criterion.
+_SEQUENCE_LEVEL = {"seqkd", "seq_kd", "sequence_kd", "sequence_level_kd", "seqlevelkd", "seq_level_kd"}
+
+
+def said(parser: ArgumentParser, message: str, owners: Callable[[str], str] | None = None) -> str:
+    """Return a message of argparse in this package's form.
+
+    Args:
+        parser: the parser that found the error.
+        message: argparse's message.
+        owners: of a parser whose flags depend on choices: returns the choices that would add a flag, in
+            words; empty if none is known.
+    """
+    found = re.fullmatch(r"argument (\S+): (.*)", message, flags=re.DOTALL)
+    if found is None:
+        return _of_all(parser, message, owners)
+    # All names of the flag are there, such as --batch-size/--max-sentences.
+    flag, problem = max(found[1].split("/"), key=lambda name: name.startswith("--")), found[2]
+    if problem == "expected one argument":
+        return f"{flag} needs a value"
+    wrong = re.fullmatch(r"invalid (\S+) value: (.*)", problem, flags=re.DOTALL)
+    if wrong is not None and wrong[1] in _KINDS:
+        if wrong[2] == "'???'":  # how fairseq marks a value that must be given
+            return f"{flag} is not given; add it"
+        return f"{flag} must be {_KINDS[wrong[1]]}, but is {shortened(wrong[2])}"
+    wrong = re.match(r"invalid choice: (.*?) \(choose from", problem, flags=re.DOTALL)
+    action = parser._option_string_actions.get(flag)
+    if wrong is not None and action is not None and action.choices is not None:
+        return _of_choices(flag, wrong[1].strip("'"), list(map(str, action.choices)))
+    return f"{flag} {problem}" if problem.startswith("must ") else f"{flag}: {problem}"
+
+
+def _of_choices(flag: str, value: str, choices: Sequence[str]) -> str:
+    """Return what a flag of a few choices may be, or the names that are most like a wrong one."""
+    if flag == "--criterion" and value.lower().replace("-", "_") in _SEQUENCE_LEVEL:
+        return (
+            f"--criterion '{value}' does not exist: imitkd-seqkd writes the teacher's translations as data, "
+            "and --task translation --criterion cross_entropy trains on them"
+        )
+    close = difflib.get_close_matches(value.lower(), choices, 2, cutoff=0.7)
+    shown = shortened(f"'{value}'")
+    if close:
+        return f"{flag} {shown} does not exist: did you mean {' or '.join(close)}?"
+    if len(choices) <= _MOST:
+        return f"{flag} must be one of {', '.join(choices)}, but is {shown}"
+    like = difflib.get_close_matches(value, choices, 5, cutoff=0.3) or choices[:5]
+    return f"{flag} must be one of {len(choices)}, such as {', '.join(like)}, but is {shown}"
+
+
+def _of_all(parser: ArgumentParser, message: str, owners: Callable[[str], str] | None) -> str:
+    if message.startswith("the following arguments are required: "):
+        [first, *others] = message.removeprefix("the following arguments are required: ").split(", ")
+        first = first.split("/")[-1]
+        what = "name a directory" if first in ("data", "DATA_BIN") else "add it"
+        named = "DATA" if first == "data" else first
+        return f"{named} is not given; {what}" + (f", and {', '.join(others)} too" if others else "")
+    if not message.startswith("unrecognized arguments: "):
+        return message
+    words = message.removeprefix("unrecognized arguments: ").split()
+    flag = next((word for word in words if word.startswith("--")), None)
+    if flag is None:
+        return message
+    name = flag.split("=")[0]
+    found = owners(name) if owners is not None else ""
+    if found:
+        return f"{flag} can't be used here: it is a flag of {found}"
+    close = difflib.get_close_matches(name, parser._option_string_actions, 2, cutoff=0.75)
+    return f"{flag} is not a flag of this command" + (
+        f": did you mean {' or '.join(close)}?" if close else ""
+    )
+
+
+def shortened(value: str, longest: int = 80) -> str:
+    """Return a quoted value, cut off if it is long."""
+    return value if len(value) <= longest else f"{value[:longest]}…'"

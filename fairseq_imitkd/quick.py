@@ -1,0 +1,130 @@
+"""Answers that need neither torch nor fairseq: ``--help``, ``--version``, and what ``imitkd`` alone prints.
+
+Importing torch and fairseq takes seconds. So the package looks here first when it is imported (see
+``__init__.py``), and the help texts are files, which a test keeps equal to the parsers.
+"""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from fairseq_imitkd.version import __version__
+
+HELP = Path(__file__).parent / "cli" / "help"  # one text for each command
+SUMMARIES = {
+    "train": "train a student with a teacher (fairseq-train with the plugin)",
+    "generate": "translate a test set (fairseq-generate with the plugin)",
+    "interactive": "translate standard input (fairseq-interactive with the plugin)",
+    "seqkd": "let the teacher translate the training data: sequence-level distillation",
+    "cache": "save the teacher's answers on a data set, for trainings without the teacher",
+    "prune": "count, prune or compact the weights of a checkpoint",
+    "evaluate": "compare quality, speed and size of models on a test set",
+    "report": "draw trainings and evaluations on one page",
+    "export": "convert a student for CTranslate2 or ONNX, in int8 or float16",
+    "serve": "translate over HTTP with an exported student",
+}
+EXAMPLE = "imitkd train DATA --teacher-path teacher.pt --criterion imitkd --arch transformer --optimizer adam"
+COMPLETION, SHELLS = "--print-completion", ("bash", "zsh", "tcsh")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command prints before it ends.
+
+    Args:
+        text: the text, with its last newline.
+        status: its exit status; other than 0 the text goes to standard error.
+    """
+
+    text: str
+    status: int = 0
+
+    def give(self) -> None:
+        """Print the text, and end with the status."""
+        print(self.text, end="", file=sys.stderr if self.status else sys.stdout)
+        sys.exit(self.status)
+
+
+def answer(arguments: Sequence[str]) -> Answer | None:
+    """Return the answer to a command line, or None if a command must be run.
+
+    Args:
+        arguments: ``sys.argv``, of ``imitkd COMMAND …`` or of ``imitkd-COMMAND …``.
+    """
+    if not arguments or PurePath(arguments[0]).name.partition("-")[0] != "imitkd":
+        return None
+    command, words = split(arguments)
+    if command is None:
+        return _without_command(words)
+    if command not in SUMMARIES:
+        close = difflib.get_close_matches(command, SUMMARIES, 1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(SUMMARIES)}"
+        return _refusal(f"'{command}' is not a command of imitkd: {hint}")
+    if words == ["--version"]:
+        return _version()
+    if words in (["-h"], ["--help"]):
+        return Answer((HELP / f"{command}.txt").read_text(encoding="utf-8"))
+    return Answer(_usage(), 2) if command == "train" and not words else None
+
+
+def split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the name of the command that a command line runs, None without one, and what follows it.
+
+    Args:
+        arguments: ``sys.argv``, of ``imitkd COMMAND …`` or of ``imitkd-COMMAND …``.
+    """
+    program, words = PurePath(arguments[0]).name, list(arguments[1:])
+    if program.startswith("imitkd-"):
+        return program.removeprefix("imitkd-"), words
+    if words and not words[0].startswith("-"):
+        return words[0], words[1:]
+    return None, words
+
+
+def _without_command(words: Sequence[str]) -> Answer | None:
+    if not words or words[0] in ("-h", "--help"):
+        return Answer(_overview())
+    if words[0] == "--version":
+        return _version()
+    if words[0] != COMPLETION:
+        return _refusal(f"{words[0]} is not a flag of imitkd; name a command first: imitkd train {words[0]}")
+    if len(words) == 2 and words[1] in SHELLS:
+        return None
+    given = f"is '{' '.join(words[1:])}'" if len(words) > 1 else "is not given"
+    return _refusal(
+        f"the shell of {COMPLETION} must be {', '.join(SHELLS[:-1])} or {SHELLS[-1]}, but {given}"
+    )
+
+
+def _version() -> Answer:
+    return Answer(f"fairseq-imitkd {__version__}\n")
+
+
+def _refusal(message: str) -> Answer:
+    return Answer(f"error: {message}; see imitkd --help\n", 2)
+
+
+def _overview() -> str:
+    width = max(map(len, SUMMARIES))
+    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in SUMMARIES.items())
+    return (
+        "usage: imitkd COMMAND …\n\n"
+        "Knowledge distillation for fairseq's sequence-to-sequence models.\n\n"
+        f"commands:\n{commands}\n\n"
+        "  imitkd COMMAND --help              the flags of a command\n"
+        f"  imitkd {COMPLETION} SHELL    completion for bash, zsh or tcsh\n"
+        "  imitkd --version                   the version\n\n"
+        f"example:\n  {EXAMPLE} …\n"
+    )
+
+
+def _usage() -> str:
+    return (
+        "usage: imitkd train DATA --teacher-path TEACHER --criterion METHOD --arch ARCH …\n\n"
+        f"example:\n  {EXAMPLE} \\\n"
+        "    --lr 7e-4 --lr-scheduler inverse_sqrt --warmup-updates 4000 --max-tokens 4096 \\\n"
+        "    --max-update 100000 --save-dir student\n\n"
+        "imitkd train --help lists the flags of teachers and methods.\n"
+    )

@@ -1,0 +1,70 @@
+"""What commands answer without importing torch and fairseq."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fairseq_imitkd import quick
+from fairseq_imitkd.version import __version__
+from tests.helpers.digit_corpus import REPO
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        ("imitkd", 0, "usage: imitkd COMMAND"),
+        ("imitkd --help", 0, "usage: imitkd COMMAND"),
+        ("imitkd --version", 0, f"fairseq-imitkd {__version__}\n"),
+        ("/x/imitkd-train --version", 0, f"fairseq-imitkd {__version__}\n"),
+        ("imitkd serve --version", 0, f"fairseq-imitkd {__version__}\n"),
+        ("imitkd train -h", 0, "usage: imitkd train DATA"),
+        ("imitkd-export --help", 0, "usage: imitkd export"),
+        ("imitkd train", 2, "usage: imitkd train DATA"),
+        ("imitkd trian --help", 2, "error: 'trian' is not a command of imitkd: did you mean train?"),
+        ("imitkd distil", 2, "error: 'distil' is not a command of imitkd: use one of train, generate,"),
+        ("imitkd --lr 3", 2, "error: --lr is not a flag of imitkd; name a command first: imitkd train --lr"),
+        (
+            "imitkd --print-completion",
+            2,
+            "error: the shell of --print-completion must be bash, zsh or tcsh",
+        ),
+        ("imitkd --print-completion fish", 2, "error: the shell of --print-completion must be bash, zsh or"),
+    ],
+)
+def test_answers(arguments: str, status: int, text: str) -> None:
+    """Help and version end with status 0; a wrong command is one line, with the nearest name."""
+    answer = quick.answer(arguments.split())
+    assert answer is not None
+    assert (answer.status, answer.text[: len(text)]) == (status, text)
+    assert status == 0 or text.startswith("usage") or answer.text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "imitkd train DATA --help", "imitkd train --help --criterion gkd", "imitkd train --help-all",
+        "imitkd evaluate", "imitkd-seqkd DATA", "imitkd --print-completion zsh", "pytest --help", "",
+    ],
+)  # fmt: skip
+def test_other_command_lines_run_a_command(arguments: str) -> None:
+    """A method's help has its own defaults; other programs are not answered."""
+    assert quick.answer(arguments.split()) is None
+
+
+def test_no_help_imports_torch() -> None:
+    """The same process that imports the package for a training imports nothing for the help."""
+    code = (
+        "import sys; sys.argv = sys.argv[1:]\n"
+        "import fairseq_imitkd\n"
+        "print(sorted({'torch', 'fairseq', 'omegaconf', 'numpy'} & set(sys.modules)))"
+    )
+    for words in (["imitkd", "train", "--help"], ["imitkd-report", "--version"], ["imitkd", "trian"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=REPO)
+        assert done.stdout == "[]\n", done.stderr
+
+
+def test_every_command_has_a_help_file() -> None:
+    """There is no other file."""
+    assert {path.stem for path in Path(quick.HELP).iterdir()} == set(quick.SUMMARIES)
