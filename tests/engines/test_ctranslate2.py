@@ -13,8 +13,10 @@ from fairseq_imitkd.engines import ctranslate2_convert
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.engines.ctranslate2 import CTranslate2Engine
 from fairseq_imitkd.engines.fairseq import FairseqEngine
+from fairseq_imitkd.engines.registry import open_engine
+from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher.teacher import Teacher
-from tests.helpers.fairseq_models import POSITIONS, letters, reversed_pairs, trained_student
+from tests.helpers.fairseq_models import LETTERS, POSITIONS, letters, reversed_pairs, trained_student
 
 EOS = 2
 LANGUAGES = Languages("src", "tgt", letters(), letters(), Path("unused"))
@@ -147,3 +149,15 @@ def test_cap_of_the_model(model: Path) -> None:
     ours = engine(model, SearchSettings(min_len=7), longest_target=9)
     found = ours.translate(range(5), sentences(5), 1)
     assert all(8 <= some[0].tokens.numel() <= 9 for some in found)
+
+
+def test_dictionaries_of_another_model_are_refused(model: Path) -> None:
+    """Its words would be other ones: CTranslate2 takes them by their names."""
+    permuted = letters(LETTERS[::-1])
+    ctranslate2_convert.check_vocabulary(model, LANGUAGES)
+    for pair, language in (
+        (Languages("src", "tgt", permuted, letters(), model), "src"),
+        (Languages("src", "tgt", letters(), permuted, model), "tgt"),
+    ):
+        with pytest.raises(UsageError, match=rf"other symbols than dict\.{language}\.txt"):
+            open_engine("ctranslate2", model, pair, settings=SearchSettings(), longest=(64, 64))
