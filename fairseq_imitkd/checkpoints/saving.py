@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import re
 import shutil
 import threading
@@ -83,9 +84,25 @@ def _from_newest_whole(load: Callable[..., Any]) -> Callable[..., Any]:
         loaded = getattr(trainer.task, "checkpoint_loaded", None)
         if loaded is not None:
             loaded(trainer, epoch_itr.next_epoch_idx)
+        if 0 < trainer.cfg.optimization.max_update <= trainer.get_num_updates():
+            train_no_further(trainer, f"--max-update {trainer.cfg.optimization.max_update}")
         return extra_state, epoch_itr
 
     return load_newest_whole
+
+
+def train_no_further(trainer: Any, end: str) -> None:
+    """End a run that has reached its end before, so that the same command changes nothing.
+
+    fairseq compares the number of updates after an update, so it would take one more:
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq_cli/train.py#L396-L405
+
+    Args:
+        trainer: fairseq's trainer, which has loaded the checkpoint.
+        end: the flag and the value that have ended the run.
+    """
+    logger.info("this training has ended by %s already: raise it to train on", end)
+    trainer.cfg.optimization.stop_min_lr = math.inf  # fairseq reads it before each epoch
 
 
 class _AtomicCopies(PathManager):

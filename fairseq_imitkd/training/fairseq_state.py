@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from fairseq_imitkd.checkpoints.saving import train_no_further
+
 # The attributes in which fairseq and torch count validations without an improvement:
 # https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq_cli/train.py#L235-L245
 STOPPING = ("best", "num_runs")
@@ -45,6 +47,9 @@ def restore(trainer: Any, epoch: int, saved: Mapping[str, Any]) -> None:
             setattr(stopping, name, saved["stopping"][name])
         elif hasattr(stopping, name):  # of an earlier training in the same process
             delattr(stopping, name)
+    patience = trainer.cfg.checkpoint.patience
+    if 0 < patience <= saved.get("stopping", {}).get("num_runs", 0):
+        train_no_further(trainer, f"--patience {patience}")
     if trainer.cfg.checkpoint.reset_lr_scheduler:
         return
     for name, value in saved.get("plateau", {}).items():

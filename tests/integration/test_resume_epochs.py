@@ -179,3 +179,31 @@ def test_resumed_run_ends_like_the_run_that_was_not_stopped(
         folder.mkdir()
         shutil.copy(tmp_path / "whole" / cut, folder / "checkpoint_last.pt")
         assert differences(end(train(data, folder, *flags)), end(whole)) == [], cut
+
+
+@pytest.mark.parametrize(
+    ("flags", "updates"),
+    [
+        (("--max-update", 7), 7),  # within an epoch
+        (("--max-update", 12), 12),  # at the end of one
+        (("--max-epoch", 1), 6),
+        (("--lr", 1e-9, "--warmup-updates", 0, "--lr-scheduler", "fixed", "--patience", 1), None),
+    ],
+    ids=["max-update", "end-of-epoch", "max-epoch", "patience"],
+)
+def test_the_command_of_a_finished_run_changes_nothing(
+    flags: tuple[object, ...], updates: int | None, data: Path, tmp_path: Path
+) -> None:
+    """A run may be killed after its last checkpoint; fairseq alone would take one more update."""
+    given = ("--task", "translation_with_teacher", "--criterion", "cross_entropy", "--batch-size", 16)
+    run = tmp_path / "run"
+    first = train(data, run, *given, *flags)
+    made = first["optimizer_history"][-1]["num_updates"]
+    assert made == updates or updates is None
+    files = {path.name: path.read_bytes() for path in run.glob("*.pt")}
+    again = train(data, run, *given, *flags)
+    assert again["optimizer_history"][-1]["num_updates"] == made
+    assert {path.name: path.read_bytes() for path in run.glob("*.pt")} == files
+    if "--max-update" in flags:
+        more = train(data, run, *given, "--max-update", made + 2)
+        assert more["optimizer_history"][-1]["num_updates"] == made + 2
