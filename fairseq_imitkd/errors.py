@@ -54,7 +54,8 @@ class RefusedUpdate(RuntimeError, SystemExit):
 
 
 def _cut(message: str) -> str:
-    """Cut a message in its middle. A file from a stranger may hold a name of any length."""
+    """Return a message as one line, cut in its middle: names of files may be of any length."""
+    message = " ".join(message.splitlines())  # the name of a file may have several
     return message if len(message) <= LINE else f"{message[: LINE - 200]} … {message[-190:]}"
 
 

@@ -10,7 +10,7 @@ from fairseq_imitkd.checkpoints import budget, guard, readers, saving, weights  
 from fairseq_imitkd.data import indexed  # noqa: E402
 from fairseq_imitkd.models import layer_drop  # noqa: E402
 from fairseq_imitkd.tasks import sentence_prediction, translation  # noqa: E402
-from fairseq_imitkd.training import ranks  # noqa: E402
+from fairseq_imitkd.training import batch_order, ranks  # noqa: E402
 
 indexed.check_all_reading()
 guard.guard_fairseq()
@@ -18,6 +18,7 @@ budget.limit_building()
 saving.guard_saving()
 weights.check_all_loads()
 readers.check_fairseqs_readers()
+batch_order.order_without_epochs()
 ranks.guard_ranks()
 layer_drop.draw_only_in_training()
 

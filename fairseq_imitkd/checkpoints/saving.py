@@ -168,9 +168,11 @@ def _reported(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        then = "free some space, then run the same command"
+        if any(path.parent.glob("checkpoint_last*.pt")):
+            then = f"the checkpoints that are there are whole: {then} to continue"
         raise UsageError(
-            f"--save-dir '{path.parent}': {path.name} can't be written ({error.strerror or error}); the "
-            "checkpoints that are there are whole: free some space, then run the same command to continue"
+            f"--save-dir '{path.parent}': {path.name} can't be written ({error.strerror or error}); {then}"
         ) from error
 
 
@@ -179,7 +181,15 @@ def _begin_run(cfg: Any, trainer: Any) -> None:
     folder = Path(cfg.save_dir)
     trainer.save_dir_lock = take_folder(folder)  # it is released with the trainer
     if cfg.restore_file == "checkpoint_last.pt":
-        prepare_folder(folder, trainer.checkpoint_suffix)
+        prepare_folder(folder, trainer.checkpoint_suffix, fits=functools.partial(_fits, trainer))
+
+
+def _fits(trainer: Any, state: Any) -> bool:
+    """Whether a checkpoint is of a student and a criterion as this training's."""
+    theirs = {name: getattr(value, "shape", None) for name, value in state["model"].items()}
+    own = {name: value.shape for name, value in trainer.get_model().state_dict().items()}
+    name = type(trainer.get_criterion()).__name__
+    return theirs == own and state["optimizer_history"][-1]["criterion_name"] == name
 
 
 def take_folder(folder: Path) -> FileLock | None:
@@ -213,7 +223,7 @@ def take_folder(folder: Path) -> FileLock | None:
     return lock
 
 
-def prepare_folder(folder: Path, suffix: str = "") -> None:
+def prepare_folder(folder: Path, suffix: str = "", *, fits: Callable[[Any], bool] = bool) -> None:
     """Make ``checkpoint_last.pt`` whole before a training continues from it.
 
     Files that a killed run has left half-written are removed. If ``checkpoint_last.pt`` is damaged, the
@@ -222,6 +232,7 @@ def prepare_folder(folder: Path, suffix: str = "") -> None:
     Args:
         folder: ``--save-dir``.
         suffix: fairseq's suffix of checkpoint names, for sharded models.
+        fits: returns whether this training can continue from a checkpoint's content.
 
     Raises:
         UsageError: ``checkpoint_last.pt`` is damaged, and no other checkpoint is whole.
@@ -238,11 +249,11 @@ def prepare_folder(folder: Path, suffix: str = "") -> None:
     damage = find_damage(last)
     if damage is None:
         return
-    whole = newest_whole(folder, last)
+    whole = newest_whole(folder, last, fits=fits)
     if whole is None:
         raise UsageError(
             f"--save-dir '{folder}': {last.name} is damaged ({damage}), and no other checkpoint there is "
-            "whole; remove it to train from the start, or use another --save-dir"
+            "whole and of this training; remove it to train from the start, or use another --save-dir"
         )
     update, source = whole
     copy_atomically(last, last.with_name(f"{last.name}.damaged"))
@@ -254,28 +265,30 @@ def prepare_folder(folder: Path, suffix: str = "") -> None:
     )  # fmt: skip
 
 
-def newest_whole(folder: Path, last: Path) -> tuple[int, Path] | None:
+def newest_whole(folder: Path, last: Path, *, fits: Callable[[Any], bool] = bool) -> tuple[int, Path] | None:
     """Return the update number and path of the newest whole checkpoint that a training can continue from.
 
     Args:
         folder: ``--save-dir``.
         last: the checkpoint that is not considered.
+        fits: returns whether the training can continue from a checkpoint's content.
     """
     found = []
     for path in folder.glob("checkpoint*.pt"):
-        update = _update_of(path) if path != last else None
+        update = _update_of(path, fits) if path != last else None
         if update is not None:
             found.append((update, path))
     return max(found, default=None)
 
 
-def _update_of(path: Path) -> int | None:
+def _update_of(path: Path, fits: Callable[[Any], bool]) -> int | None:
     """Return the update number of a checkpoint; None if no training can continue from it."""
     try:
         state = read_untrusted(str(path), None, ("checkpoint", None))
         is_resumable = state["extra_state"]["train_iterator"] and state["last_optimizer_state"]
+        is_resumable = is_resumable and fits(state)
         return int(state["optimizer_history"][-1]["num_updates"]) if is_resumable else None
-    except (UsageError, KeyError, TypeError, IndexError, ValueError):
+    except (UsageError, KeyError, TypeError, IndexError, ValueError, AttributeError):
         return None
 
 

@@ -103,8 +103,7 @@ def _check_same_dictionaries(first: str, other: str, languages: tuple[str, str])
         if kind_of(shard, "DATA") == "file" and sha256(shard) != sha256(own):
             raise UsageError(
                 f"'{shard}' is not '{own}', which is used for all directories of DATA; binarise '{other}' "
-                "with "
-                "--srcdict and --tgtdict"
+                "with --srcdict and --tgtdict"
             )
 
 

@@ -93,15 +93,21 @@ def read(
         raise UsageError(
             f"--gen-subset {split} has no target side to compare translations with; use another split"
         )
-    longest = min(model.longest[0] for model in models.values())
-    numbers = np.flatnonzero(corpus.lengths <= longest)
-    if numbers.size < len(corpus):
-        reader = next(name for name, model in models.items() if model.longest[0] == longest)
-        logger.warning(
-            "%d of %d sentences are left out for all models: they are longer than the %d tokens that %s "
-            "can read",
-            *(len(corpus) - numbers.size, len(corpus), longest, reader),
-        )
+    numbers = np.arange(len(corpus))
+    # Validation leaves out both kinds, and one model has one score.
+    for place, side, lengths in (
+        (0, "source", corpus.lengths),
+        (1, "reference", np.asarray(corpus.references.sizes)),
+    ):
+        longest = min(model.longest[place] for model in models.values())
+        fitting = numbers[lengths[numbers] <= longest]
+        if fitting.size < numbers.size:
+            reader = next(name for name, model in models.items() if model.longest[place] == longest)
+            logger.warning(
+                "%d of %d sentences are left out for all models: their %s is longer than the %d tokens of %s",
+                *(numbers.size - fitting.size, len(corpus), side, longest, reader),
+            )
+        numbers = fitting
     if count and count < numbers.size:
         numbers = numbers[spread(numbers.size, count)]
     ids = numbers.tolist()

@@ -117,24 +117,7 @@ class WithTeacher(_Task):
         """Return fairseq's iterator over the batches of a data set.
 
         In training it skips sentences that are too long for the teacher, and a rollout pool watches it.
-
-        fairseq makes the batches of a training once, and draws the order of sentences of equal length by the
-        seed and the epoch in which it makes them. That is the first epoch, or the one that is resumed, which
-        would have other batches. So here the order does not depend on the epoch:
-        https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/tasks/fairseq_task.py#L286-L287
         """
-        if self._makes_batches_once(dataset, kwargs):
-            seed, epoch = kwargs.get("seed", 1), kwargs.get("epoch", 1)
-            batches = self._get_batch_iterator(dataset, *args, **{**kwargs, "seed": seed + 1 - epoch})
-            batches.seed = seed  # of the shuffling, which differs from epoch to epoch
-            return batches
-        return self._get_batch_iterator(dataset, *args, **kwargs)
-
-    def _makes_batches_once(self, dataset: Any, arguments: dict[str, Any]) -> bool:
-        each_epoch = ("disable_iterator_cache", "update_epoch_batch_itr")
-        return self.can_reuse_epoch_itr(dataset) and not any(arguments.get(name) for name in each_epoch)
-
-    def _get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         distiller = self._distiller
         if distiller is None or not self.decodes or dataset is not self.datasets.get(self.cfg.train_subset):
             return super().get_batch_iterator(dataset, *args, **kwargs)

@@ -1,5 +1,4 @@
-"""Data sets that fairseq's batches end in an exception at: sentences that are too long, and too few "
-"sentences."""
+"""Data sets whose batches end fairseq in an exception: sentences that are too long, and too few of them."""
 
 import logging
 from dataclasses import dataclass

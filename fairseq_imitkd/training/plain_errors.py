@@ -57,8 +57,7 @@ class WithPlainErrors(_Task):
         if getattr(cfg, "share_all_embeddings", False) and self.source_dictionary != self.target_dictionary:
             raise UsageError(
                 "--share-all-embeddings needs one dictionary of both languages, but DATA has two: leave it "
-                "out, or "
-                "binarise with fairseq-preprocess --joined-dictionary"
+                "out, or binarise with fairseq-preprocess --joined-dictionary"
             )
         name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
         with as_usage_error(
@@ -67,8 +66,7 @@ class WithPlainErrors(_Task):
             return super().build_model(cfg, from_checkpoint)
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the criterion; in a training, check that the student fits the checkpoint that it continues "
-        "from."""
+        """Build the criterion. In a training, check that the student fits the checkpoint before it."""
         criterion = super().build_criterion(cfg, from_checkpoint)
         config, student = whole_config(self.cfg), getattr(self, "student", None)
         trains = config is not None and not from_checkpoint and config.common_eval.path is None

@@ -26,7 +26,13 @@ OWN = frozenset(
     }
 )  # fmt: skip
 # Paths that may differ between machines, though not in the names of the files.
-PATHS = frozenset({"teacher_path", "teacher_cache", "teacher_data", "restore_file", "finetune_from_model"})
+PATHS = frozenset(
+    {
+        "teacher_path", "teacher_cache", "teacher_data", "restore_file", "finetune_from_model",
+        "ema_seed_model", "continue_once", "encoder_embed_path", "decoder_embed_path",
+        "quantization_config_path",
+    }
+)  # fmt: skip
 NAMES = {"model": "arch", "lr_scheduler": "lr-scheduler"}  # flags that choose a part of the settings
 _KEY = "settings/"
 

@@ -42,6 +42,7 @@ class Case:
 
 CASES = {
     "references": Case(("--criterion", "cross_entropy")),
+    "stock-task": Case(("--criterion", "cross_entropy", "--task", "translation")),
     "update-freq": Case(("--criterion", "imitkd", "--student-share", "0.5", "--update-freq", 2), updates=3),
     "sampling": Case(
         ("--criterion", "gkd", "--student-share", "exponential:0.1", "--rollout-policy", "sampling")
