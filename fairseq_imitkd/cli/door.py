@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 
 from fairseq_imitkd import quick
 
@@ -20,5 +21,11 @@ def main() -> None:
         print(completion(words[1]), end="")
         return
     sys.argv[:] = [f"imitkd-{command}", *words]
+    function_of(command)()
+
+
+def function_of(command: str) -> Callable[[], object]:
+    """Return the function that runs a command."""
     module, name = ("fairseq_commands", command) if command in _FAIRSEQS else (command, "main")
-    getattr(importlib.import_module(f"fairseq_imitkd.cli.{module}"), name)()
+    function: Callable[[], object] = getattr(importlib.import_module(f"fairseq_imitkd.cli.{module}"), name)
+    return function
