@@ -13,7 +13,7 @@ from fairseq_imitkd.data import indexed
 from fairseq_imitkd.data.corpus import dataset_builder
 from fairseq_imitkd.errors import UsageError
 from tests.helpers.fairseq_models import letters
-from tests.helpers.hostile_folders import _HEAD, _index
+from tests.helpers.hostile_folders import HEAD, changed_index
 
 ROWS = [[4, 5, 2], [6, 2], [7, 8, 9, 2]]
 
@@ -43,14 +43,14 @@ def test_whole_data_opens(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ("end", "change", "message"),
     [
         ("idx", lambda data: data[:-1], "test.idx ends early"),
-        ("idx", _index(count=2**60), "test.idx ends early"),
-        ("idx", _index(version=2), "test.idx is damaged"),
-        ("idx", _index(type=99), "test.idx is damaged"),
-        ("idx", _index(type=7), "test.idx is damaged"),
-        ("idx", _index(type=1), "test.idx is damaged"),
-        ("idx", _index(size=-1), "test.idx is damaged"),
-        ("idx", _index(size=2**31 - 1), "test.idx is damaged"),
-        ("idx", _index(place=-2), "test.idx is damaged"),
+        ("idx", changed_index(count=2**60), "test.idx ends early"),
+        ("idx", changed_index(version=2), "test.idx is damaged"),
+        ("idx", changed_index(type=99), "test.idx is damaged"),
+        ("idx", changed_index(type=7), "test.idx is damaged"),
+        ("idx", changed_index(type=1), "test.idx is damaged"),
+        ("idx", changed_index(size=-1), "test.idx is damaged"),
+        ("idx", changed_index(size=2**31 - 1), "test.idx is damaged"),
+        ("idx", changed_index(place=-2), "test.idx is damaged"),
         ("bin", lambda data: data[:-2], "test.bin has 16 bytes, but .*test.idx describes 18; copy both"),
         ("bin", lambda data: data + b"\0\0", "test.bin has 20 bytes, but .*test.idx describes 18"),
         (
@@ -80,5 +80,5 @@ def test_damaged_data_is_refused(
 def test_the_index_is_changed_as_it_is_written(prefix: Path) -> None:
     """So the cases above change one thing each."""
     data = Path(f"{prefix}.idx").read_bytes()
-    assert _index()(data) == data
-    assert len(data) == _HEAD.size + 3 * 12
+    assert changed_index()(data) == data
+    assert len(data) == HEAD.size + 3 * 12

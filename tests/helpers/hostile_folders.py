@@ -133,21 +133,21 @@ def _dictionaries() -> list[HostileFolder]:
     ]
 
 
-_HEAD = struct.Struct("<9sQBQ")
+HEAD = struct.Struct("<9sQBQ")
 
 
-def _index(**changes: Any) -> Callable[[bytes], bytes]:
+def changed_index(**changes: Any) -> Callable[[bytes], bytes]:
     """Return a function that changes an index of fairseq: its head, lengths of sentences, and places."""
 
     def change(data: bytes) -> bytes:
-        mark, version, kind, count = _HEAD.unpack(data[: _HEAD.size])
-        sizes = numpy.frombuffer(data, numpy.int32, count, _HEAD.size).copy()
-        places = numpy.frombuffer(data, numpy.int64, count, _HEAD.size + 4 * count).copy()
+        mark, version, kind, count = HEAD.unpack(data[: HEAD.size])
+        sizes = numpy.frombuffer(data, numpy.int32, count, HEAD.size).copy()
+        places = numpy.frombuffer(data, numpy.int64, count, HEAD.size + 4 * count).copy()
         for name, array in (("size", sizes), ("place", places)):
             if name in changes:
                 array[len(array) // 2] = changes[name]
         head = (changes.get("mark", mark), changes.get("version", version), changes.get("type", kind))
-        return _HEAD.pack(*head, changes.get("count", count)) + sizes.tobytes() + places.tobytes()
+        return HEAD.pack(*head, changes.get("count", count)) + sizes.tobytes() + places.tobytes()
 
     return change
 
@@ -158,31 +158,31 @@ def _data() -> list[HostileFolder]:
         "no-index": (index, b""),
         "noise-as-index": (index, bytes(range(256)) * 8),
         "half-index": (index, lambda data: data[: len(data) // 2]),
-        "head-alone": (index, lambda data: data[: _HEAD.size]),
+        "head-alone": (index, lambda data: data[: HEAD.size]),
         "half-head": (index, lambda data: data[:12]),
-        "other-mark": (index, _index(mark=b"MMIDIDX\0x")),
-        "version": (index, _index(version=9)),
-        "type": (index, _index(type=99)),
-        "other-type": (index, _index(type=1)),
-        "wider-type": (index, _index(type=5)),
-        "float-type": (index, _index(type=7)),
-        "count-huge": (index, _index(count=2**60)),
-        "count-more": (index, _index(count=1000)),
-        "count-none": (index, _index(count=0)),
-        "count-less": (index, _index(count=5)),
-        "size-negative": (index, _index(size=-5)),
-        "size-none": (index, _index(size=0)),
-        "size-huge": (index, _index(size=2**31 - 1)),
-        "place-negative": (index, _index(place=-1000)),
-        "place-beyond": (index, _index(place=10**12)),
-        "place-odd": (index, _index(place=1)),
+        "other-mark": (index, changed_index(mark=b"MMIDIDX\0x")),
+        "version": (index, changed_index(version=9)),
+        "type": (index, changed_index(type=99)),
+        "other-type": (index, changed_index(type=1)),
+        "wider-type": (index, changed_index(type=5)),
+        "float-type": (index, changed_index(type=7)),
+        "count-huge": (index, changed_index(count=2**60)),
+        "count-more": (index, changed_index(count=1000)),
+        "count-none": (index, changed_index(count=0)),
+        "count-less": (index, changed_index(count=5)),
+        "size-negative": (index, changed_index(size=-5)),
+        "size-none": (index, changed_index(size=0)),
+        "size-huge": (index, changed_index(size=2**31 - 1)),
+        "place-negative": (index, changed_index(place=-1000)),
+        "place-beyond": (index, changed_index(place=10**12)),
+        "place-odd": (index, changed_index(place=1)),
         "no-tokens": (tokens, b""),
         "half-tokens": (tokens, lambda data: data[: len(data) // 2]),
         "noise-as-tokens": (tokens, lambda data: bytes([255] * len(data))),
         "tokens-beyond": (tokens, lambda data: b"\x99" * len(data)),
         "tokens-of-target": ("*.tgt.bin", lambda data: b"\x77" * len(data)),
         "target-half": ("*.tgt.bin", lambda data: data[: len(data) // 2]),
-        "target-index": ("*.tgt.idx", _index(size=-5)),
+        "target-index": ("*.tgt.idx", changed_index(size=-5)),
     }
     return [HostileFolder(name, "data", _replaced(*change)) for name, change in changes.items()]
 
