@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import fairseq_imitkd
 from fairseq_imitkd.__main__ import versions
+from fairseq_imitkd.methods import METHODS
 
 Batch = dict[str, Any]
 RECIPE = Path(__file__).resolve().parent.parent / "examples" / "multi30k" / "run"
@@ -109,8 +110,15 @@ def load_model(path: Path, task: Any) -> BaseFairseqModel:
 
 def build_trainer(args: argparse.Namespace, flags: Sequence[str]) -> Trainer:
     """Build fairseq's trainer around a fresh copy of the student."""
-    cfg, task = configured(args, ["--teacher-path", str(args.teacher), "--teacher-allow-poor", *flags])
+    teacher = ["--teacher-path", str(args.teacher), "--teacher-allow-poor"] if distils(flags) else []
+    cfg, task = configured(args, [*teacher, *flags])
     return Trainer(cfg, task, load_model(args.student, task), task.build_criterion(cfg.criterion))
+
+
+def distils(flags: Sequence[str]) -> bool:
+    """Return whether the ``--criterion`` of these flags, the last one, is a method with a teacher."""
+    named = [value for flag, value in zip(flags, flags[1:], strict=False) if flag == "--criterion"]
+    return bool(named) and named[-1] in METHODS
 
 
 def first_batches(trainer: Trainer, count: int) -> list[Batch]:

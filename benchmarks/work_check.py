@@ -213,9 +213,8 @@ def without_gpu() -> Iterator[None]:
 def variant(name: str, data: Path, teacher: Path) -> Callable[[dict[str, Any]], Any]:
     """Return a variant as a function of a batch."""
     flags = UPDATES.get(name, UPDATES["cross_entropy"])
-    trainer = build_trainer(
-        data, "--task", "translation_with_teacher", "--teacher-path", str(teacher), *STUDENT, *flags
-    )
+    source = () if "cross_entropy" in flags else ("--teacher-path", str(teacher))
+    trainer = build_trainer(data, "--task", "translation_with_teacher", *source, *STUDENT, *flags)
     student, task = trainer.get_model(), trainer.task
     script(student)
     if name == GENERATE:

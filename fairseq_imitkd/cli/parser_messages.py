@@ -74,9 +74,9 @@ def _of_all(parser: ArgumentParser, message: str, owners: Callable[[str], str] |
     if found:
         return f"{flag} can't be used here: it is a flag of {found}"
     close = difflib.get_close_matches(name, parser._option_string_actions, 2, cutoff=0.75)
-    return f"{flag} is not a flag of this command" + (
-        f": did you mean {' or '.join(close)}?" if close else ""
-    )
+    hint = "" if owners is None else ", or belongs to another task, criterion or architecture"
+    hint = f": did you mean {' or '.join(close)}?" if close else hint
+    return f"{flag} is not a flag of this command{hint}"
 
 
 def shortened(value: str, longest: int = 80) -> str:

@@ -326,7 +326,7 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
     strange = shutil.copytree(root / "data", tmp_path / "strange")
     write_split(strange, "valid", [[4, 99], [5]], "src")
     write_split(strange, "valid", [[4], [5]], "tgt")
-    assert "sentence 0 of DATA holds symbol 99, but dict.src.txt has only 20" in refusal(
+    assert "valid.src-tgt.src.bin holds symbol 99, but its dictionary has only 20" in refusal(
         root, out, data=strange
     )
     state = torch.load(root / "transformer.pt", weights_only=True)

@@ -164,7 +164,7 @@ def test_agreement_of_what_is_kept(root: Path, tmp_path: Path) -> None:
     other = make_root(tmp_path / "other")
     write_split(other / "data", "test", [[4, 500]] * 5, "src")
     write_split(other / "data", "test", [[4]] * 5, "tgt")
-    assert "sentence 0 of DATA holds symbol 500" in refusal(
+    assert "test.src-tgt.src.bin holds symbol 500" in refusal(
         job(other, tmp_path / "new", backend="ctranslate2")
     )
     write_split(other / "data", "test", [[]] * 5, "src")

@@ -688,12 +688,12 @@ def test_a_privileged_port_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--port", "70000"), "argument --port: must be a whole number from 0 to 65535, but is '70000'"),
-        (("--port", "http"), "argument --port: must be a whole number from 0 to 65535, but is 'http'"),
-        (("--batch-wait", "nan"), "argument --batch-wait: must be a number of 0 or more, but is 'nan'"),
-        (("--timeout", "-1"), "argument --timeout: must be a number of 0 or more, but is '-1'"),
-        (("--timeout", "inf"), "argument --timeout: must be a number of 0 or more, but is 'inf'"),
-        (("--queue", "0"), "argument --queue: must be a whole number of 1 or more, but is '0'"),
+        (("--port", "70000"), "--port must be a whole number from 0 to 65535, but is '70000'"),
+        (("--port", "http"), "--port must be a whole number from 0 to 65535, but is 'http'"),
+        (("--batch-wait", "nan"), "--batch-wait must be a number of 0 or more, but is 'nan'"),
+        (("--timeout", "-1"), "--timeout must be a number of 0 or more, but is '-1'"),
+        (("--timeout", "inf"), "--timeout must be a number of 0 or more, but is 'inf'"),
+        (("--queue", "0"), "--queue must be a whole number of 1 or more, but is '0'"),
     ],
 )
 def test_flags_out_of_range(flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture) -> None:

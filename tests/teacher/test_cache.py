@@ -1001,10 +1001,10 @@ def test_damaged_data_is_refused_in_one_line(data, tmp_path, damage: str) -> Non
         expected = "has no target side"
     elif damage == "cut":
         Path(f"{prefix}.bin").write_bytes(Path(f"{prefix}.bin").read_bytes()[:-2])
-        expected = "can't be read"
+        expected = "train.src-tgt.tgt.idx describes"
     elif damage == "symbols":
         write_split(folder, "train", [([0], [SYMBOLS])] * 5)
-        expected = "of DATA holds symbol "
+        expected = "train.src-tgt.tgt.bin holds symbol "
     elif damage == "dictionary":
         (folder / "dict.src.txt").write_bytes("é 1\n".encode("latin1"))
         expected = "dict.src.txt' is not a dictionary of fairseq"
