@@ -1,6 +1,7 @@
 """Shared by the benchmarks: fairseq's trainer around a student, interleaved measurement, tables and JSON."""
 
 import argparse
+import itertools
 import json
 import platform
 import random
@@ -117,7 +118,7 @@ def build_trainer(args: argparse.Namespace, flags: Sequence[str]) -> Trainer:
 
 def distils(flags: Sequence[str]) -> bool:
     """Return whether the ``--criterion`` of these flags, the last one, is a method with a teacher."""
-    named = [value for flag, value in zip(flags, flags[1:], strict=False) if flag == "--criterion"]
+    named = [value for flag, value in itertools.pairwise(flags) if flag == "--criterion"]
     return bool(named) and named[-1] in METHODS
 
 

@@ -143,6 +143,6 @@ def test_state_is_in_the_checkpoint(case: str, digits, teacher, student, tmp_pat
 
 
 def test_most_methods_leave_little_in_the_checkpoint(student) -> None:
-    """Beside the update number, only what has been seen of faulty rollouts."""
+    """Beside the update number, only what has been seen of faulty rollouts and of validations."""
     state = torch.load(student.checkpoint, weights_only=True)["extra_state"]["TranslationWithTeacherTask"]
-    assert set(state) == {"watch"}
+    assert set(state) == {"watch", "validation"}
