@@ -25,6 +25,7 @@ SUMMARIES = {
     "export": "convert a student for CTranslate2 or ONNX, in int8 or float16",
     "serve": "translate over HTTP with an exported student",
 }
+FAIRSEQS = ("train", "generate", "interactive")  # commands of fairseq
 EXAMPLE = "imitkd train DATA --teacher-path teacher.pt --criterion imitkd --arch transformer --optimizer adam"
 COMPLETION, SHELLS = "--print-completion", ("bash", "zsh", "tcsh")
 

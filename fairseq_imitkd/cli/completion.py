@@ -6,9 +6,9 @@ from typing import Any
 import shtab
 
 from fairseq_imitkd.cli.arguments import Parser
-from fairseq_imitkd.cli.fairseq_help import COMMANDS, all_flags
+from fairseq_imitkd.cli.fairseq_help import all_flags
 from fairseq_imitkd.cli.help_texts import parser
-from fairseq_imitkd.quick import SUMMARIES
+from fairseq_imitkd.quick import FAIRSEQS, SUMMARIES
 
 
 def completion(shell: str) -> str:
@@ -21,7 +21,7 @@ def completion(shell: str) -> str:
     commands: Any = root.add_subparsers()
     for name, summary in SUMMARIES.items():
         # The parsers exist already, and add_parser() would make others.
-        commands.choices[name] = all_flags(name) if name in COMMANDS else parser(name)
+        commands.choices[name] = all_flags(name) if name in FAIRSEQS else parser(name)
         commands._choices_actions.append(commands._ChoicesPseudoAction(name, (), summary))
     logging.getLogger("shtab").setLevel(logging.WARNING)
     return shtab.complete(root, shell)

@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 from fairseq_imitkd import quick
 
-_FAIRSEQS = ("train", "generate", "interactive")
-
 
 def main() -> None:
     """Run the command that the command line names."""
@@ -26,6 +24,6 @@ def main() -> None:
 
 def function_of(command: str) -> Callable[[], object]:
     """Return the function that runs a command."""
-    module, name = ("fairseq_commands", command) if command in _FAIRSEQS else (command, "main")
+    module, name = ("fairseq_commands", command) if command in quick.FAIRSEQS else (command, "main")
     function: Callable[[], object] = getattr(importlib.import_module(f"fairseq_imitkd.cli.{module}"), name)
     return function

@@ -16,7 +16,6 @@ from fairseq_imitkd.teacher.config import SequenceTeacherConfig
 from fairseq_imitkd.training.validation import ValidationConfig
 
 ALL = "--help-all"
-COMMANDS = ("train", "generate", "interactive")
 TASK = {"--task": "translation_with_teacher"}
 METHOD = {"--criterion": "imitkd", "--arch": "transformer"}  # whose flags and defaults are shown
 _ABOUT = {
@@ -100,7 +99,7 @@ def short_parser(command: str, arguments: Iterable[str] = ()) -> Parser:
     """Return a parser with the flags of the plugin, and those of fairseq that most users need.
 
     Args:
-        command: one of :data:`COMMANDS`.
+        command: one of :data:`~fairseq_imitkd.quick.FAIRSEQS`.
         arguments: further arguments, which may choose a method and so its defaults.
     """
     actions = {action.dest: action for action in all_flags(command, arguments)._actions}

@@ -5,14 +5,14 @@ import os
 from argparse import ArgumentParser
 
 from fairseq_imitkd.cli import fairseq_help
-from fairseq_imitkd.quick import HELP, SUMMARIES
+from fairseq_imitkd.quick import FAIRSEQS, HELP, SUMMARIES
 
 WIDTH = 100  # columns
 
 
 def parser(command: str) -> ArgumentParser:
     """Return the parser whose help a command shows."""
-    if command in fairseq_help.COMMANDS:
+    if command in FAIRSEQS:
         return fairseq_help.short_parser(command)
     made: ArgumentParser = importlib.import_module(f"fairseq_imitkd.cli.{command}").parser()
     made.prog = f"imitkd {command}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 _KINDS = {"int": "a whole number", "float": "a number", "numbers": "numbers joined by commas"}
 _MOST = 12  # choices that a line lists
-# What people type for sequence-level distillation, which is no criterion.
+# What people type for sequence-level distillation, which is not a criterion.
 _SEQUENCE_LEVEL = {"seqkd", "seq_kd", "sequence_kd", "sequence_level_kd", "seqlevelkd", "seq_level_kd"}
 
 

@@ -172,7 +172,7 @@ def test_processes_that_fairseq_spawns(
 
 
 def test_a_process_that_is_paused_goes_on(data: Path, whole: Path, tmp_path: Path) -> None:  # noqa: F811
-    """A process that is stopped is no fault: the others wait for it."""
+    """A process that is stopped is not a fault: the others wait for it."""
 
     def wake() -> None:
         while not (tmp_path / "fault").exists():

@@ -135,6 +135,14 @@ def test_sentences_that_a_model_can_not_read_are_left_out_for_all(
     assert short.source_texts == [line for line in every.source_texts if len(line.split()) < 4]
     assert f"{60 - len(short)} of 60 sentences are left out for all models" in caplog.text
     assert "their source is longer than the 4 tokens of near" in caplog.text
+    brief = read(
+        languages, "test", count=0, models={"far": replace(whole, longest=(64, 4))}, detokenizer=text
+    )
+    assert [row.numel() for row in brief.references] == [
+        n for row in every.references if (n := row.numel()) <= 4
+    ]
+    assert len(brief) < 60
+    assert "their reference is longer than the 4 tokens of far" in caplog.text
     some = read(languages, "test", count=3, models=found, detokenizer=text)
     assert list(some.reference_texts) == [short.reference_texts[place] for place in spread(len(short), 3)]
 

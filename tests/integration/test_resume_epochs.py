@@ -208,3 +208,16 @@ def test_the_command_of_a_finished_run_changes_nothing(
     if "--max-update" in flags:
         more = train(data, run, *given, "--max-update", made + 2)
         assert more["optimizer_history"][-1]["num_updates"] == made + 2
+
+
+def test_a_damaged_checkpoint_gives_way_to_one_of_the_same_training(data: Path, tmp_path: Path) -> None:
+    """A newer checkpoint of another criterion in the same folder is not continued from."""
+    own = ("--task", "translation_with_teacher", "--criterion", "cross_entropy", "--batch-size", 16)
+    run, other = tmp_path / "run", tmp_path / "other"
+    whole = train(data, run, *own, "--max-update", 8)
+    train(data, other, *own, "--criterion", "label_smoothed_cross_entropy", "--max-update", 20)
+    shutil.copy(other / "checkpoint_last.pt", run / "checkpoint_best.pt")
+    (run / "checkpoint_last.pt").write_bytes((run / "checkpoint_last.pt").read_bytes()[:-500])
+    again = train(data, run, *own, "--max-update", 8)
+    assert (run / "checkpoint_last.pt.damaged").exists()
+    assert differences(again["model"], whole["model"]) == []

@@ -16,7 +16,7 @@ from tests.helpers.fairseq_models import build_student
 
 
 class ImitKD:
-    """Stands for a criterion, of which fairseq stores the name of the class."""
+    """Stands for a criterion. fairseq stores the name of its class."""
 
 
 @functools.cache

@@ -154,7 +154,7 @@ HALF = ("--criterion", "gkd", "--memory-efficient-fp16", "--fp16-init-scale", 2*
 def test_an_overflow_lowers_the_loss_scale(
     digits: Any, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU this is no fault: the update is left out, as fairseq does."""
+    """On a GPU this is not a fault: the update is left out, as fairseq does."""
     monkeypatch.setattr(in_process, "SETTINGS", [flag for flag in in_process.SETTINGS if flag != "--cpu"])
     watched = Watched()
     with emulated_cuda():
