@@ -110,6 +110,7 @@ class FairseqEngine:
             torch.full_like(order, self.eos),
             torch.tensor(limits, device=ids.device).repeat_interleave(samples),
             samples=samples,
+            longest=max(limits),
         )
         rollout = decode(
             self.writer,

@@ -18,6 +18,7 @@ JSWeights: Any = ChoiceEnum(["half", "exact"])
 LossAverage: Any = ChoiceEnum(["token", "sentence"])
 RewardName: Any = ChoiceEnum(["none", *REWARDS])
 BaselineName: Any = ChoiceEnum(["running", "leave-one-out"])
+GraphsName: Any = ChoiceEnum(["auto", "off"])
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,10 @@ class PrefixConfig(FairseqDataclass):
     rollout_replay_share: str = _flag(
         "linear:0", "share of the student's sentences that come from --rollout-replay: a schedule"
     )
-    rollout_cuda_graphs: bool = _flag(
-        False,
-        "on a GPU, run the decoding steps of a stock transformer as CUDA graphs; this removes the launch "
-        "overhead of small kernels",
+    rollout_cuda_graphs: GraphsName = _flag(
+        "auto",
+        "auto: on a GPU, decode with CUDA graphs, if the student is a stock transformer; this removes the "
+        "launch overhead of small kernels",
     )
 
 

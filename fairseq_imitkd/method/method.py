@@ -94,7 +94,7 @@ class Method:
             teacher_topk=cfg.rollout_teacher_topk,
             max_len_a=cfg.rollout_max_len_a,
             max_len_b=cfg.rollout_max_len_b,
-            cuda_graphs=cfg.rollout_cuda_graphs,
+            cuda_graphs=str(cfg.rollout_cuda_graphs) == "auto",
         )
 
     def at(self, update_num: int, epoch: int = 1) -> Moment:

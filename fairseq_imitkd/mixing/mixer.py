@@ -281,11 +281,11 @@ class Mixer:
         sample, policy = batch.sample, self.method.rollout_policy
         net_input = encoder_inputs(sample, rows, self.layout.source_pad)
         sentences = [(RandomKey(self.method.seed, now.update_num), sample["id"][rows])]
-        max_lengths = policy.max_lengths(net_input["src_lengths"], writers.max_target)
+        prompt = self._prompt(net_input, first_decoder_inputs(sample)[rows], writers)
         rollout = _if_it_fits(
             lambda: decode(
                 writers.teacher,
-                Prompt(net_input, first_decoder_inputs(sample)[rows], max_lengths),
+                prompt,
                 RolloutPolicy("sampling", cuda_graphs=policy.cuda_graphs),
                 symbols=self.layout.target,
                 uniforms=sampling_uniforms(sentences, stream=TEACHER_SAMPLING),
@@ -387,12 +387,18 @@ class Mixer:
             corrector = Corrector(writers.teacher, sampling_uniforms(sentences, order, TEACHER_SAMPLING))
         return decode(
             writers.student,
-            Prompt(net_input, first_tokens, policy.max_lengths(net_input["src_lengths"], writers.max_target)),
+            self._prompt(net_input, first_tokens, writers),
             policy,
             symbols=self.layout.target,
             uniforms=sampling_uniforms(sentences, order) if policy.samples else None,
             corrector=corrector,
         )
+
+    def _prompt(self, net_input: Batch, first_tokens: Tensor, writers: Writers) -> Prompt:
+        policy, most = self.method.rollout_policy, writers.max_target
+        lengths = policy.max_lengths(net_input["src_lengths"], most)
+        longest = policy.longest(net_input["src_tokens"].size(1), most)
+        return Prompt(net_input, first_tokens, lengths, longest=longest)
 
 
 def _if_it_fits(decoding: Callable[[], T]) -> T | None:

@@ -1,7 +1,8 @@
 """Decoding during training, by the student or by the teacher."""
 
 from fairseq_imitkd.rollout.cuda_graphs import release_graphs
-from fairseq_imitkd.rollout.engine import Corrector, Prompt, Rollout, SpecialSymbols, decode
+from fairseq_imitkd.rollout.draft import Corrector, Prompt, Rollout, SpecialSymbols
+from fairseq_imitkd.rollout.engine import decode
 from fairseq_imitkd.rollout.generator import RolloutGenerator
 from fairseq_imitkd.rollout.keyed_random import RandomKey, sampling_uniforms
 from fairseq_imitkd.rollout.policy import RolloutPolicy

@@ -191,13 +191,7 @@ def next_logits(
     Returns:
         logits ``(R, V)``.
     """
-    x = decoder.embed_scale * decoder.embed_tokens(tokens)  # (R, D)
-    if decoder.project_in_dim is not None:
-        x = decoder.project_in_dim(x)
-    if position is not None:
-        x = x + position
-    if decoder.layernorm_embedding is not None:
-        x = decoder.layernorm_embedding(x)
+    x = embedded(decoder, tokens, position)
     for number, layer in enumerate(layers):
         query, key, value = layer.query_key_value(x)
         x = layer.self_attention(x, query, remember(number, key, value))
@@ -208,6 +202,24 @@ def next_logits(
     if decoder.project_out_dim is not None:
         x = decoder.project_out_dim(x)
     return decoder.output_layer(x)
+
+
+def embedded(decoder: Any, tokens: Tensor, position: Tensor | None) -> Tensor:
+    """Return the input ``(R, D)`` of the first layer.
+
+    Args:
+        decoder: fairseq's decoder.
+        tokens: last token of each row, ``(R,)``.
+        position: embedding of the position, ``(D,)`` or ``(1, D)``, or None.
+    """
+    x = decoder.embed_scale * decoder.embed_tokens(tokens)
+    if decoder.project_in_dim is not None:
+        x = decoder.project_in_dim(x)
+    if position is not None:
+        x = x + position
+    if decoder.layernorm_embedding is not None:
+        x = decoder.layernorm_embedding(x)
+    return x
 
 
 def position_embeddings(decoder: Any, longest: int) -> Tensor | None:

@@ -10,7 +10,8 @@ from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor
 
 from fairseq_imitkd.rollout.beam import BeamModels, beam_models, has_softmax_output
-from fairseq_imitkd.rollout.engine import Prompt, Rollout, SpecialSymbols, decode
+from fairseq_imitkd.rollout.draft import Prompt, Rollout, SpecialSymbols
+from fairseq_imitkd.rollout.engine import decode
 from fairseq_imitkd.rollout.keyed_random import RandomKey, Uniforms, sampling_uniforms
 from fairseq_imitkd.rollout.policy import RolloutPolicy
 
@@ -116,7 +117,7 @@ class RolloutGenerator(SequenceGenerator):
         first_tokens = torch.full_like(rows, self.eos if bos_token is None else bos_token)
         rollout = decode(
             self.model.single_model,
-            Prompt(net_input, first_tokens, torch.full_like(rows, longest), samples=self.beam_size),
+            Prompt(net_input, first_tokens, torch.full_like(rows, longest), self.beam_size, longest),
             policy,
             symbols=SpecialSymbols(self.pad, self.eos),
             uniforms=_fresh_uniforms(rows) if policy.samples else None,

@@ -5,8 +5,8 @@ batch, on the process or on earlier numbers. No generator state has to be saved,
 and several processes get the same numbers.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from torch import Tensor
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # SplitMix64 (Steele, Lea & Flood 2014)
-
-# (decoding step, rows (R,) of a batch) -> (R,) numbers in [0, 1), float64
-Uniforms = Callable[[int, Tensor], Tensor]
 
 # Decoding steps whose numbers are computed together: a hash takes about 35 small operations.
 STEPS_AT_ONCE = 32
@@ -73,30 +70,39 @@ class RandomKey:
         return _shift_right(bits, 11).double() * 2.0**-53
 
 
-def sampling_uniforms(
-    sentences: Sequence[tuple[RandomKey, Tensor]], order: Tensor | None = None, stream: int = SAMPLING
-) -> Uniforms:
-    """Return the random numbers of a sampled rollout, whose rows may belong to several updates.
+@dataclass
+class Uniforms:
+    """The random numbers of a sampled rollout of ``B`` rows, which may belong to several updates.
 
     Args:
         sentences: keys, each with the ids ``(B_i,)`` of its sentences.
         order: index of each row's sentence in the concatenated ids, ``(B,)``; None: the rows are in that
             order.
-        stream: purpose of the numbers.
     """
-    cached: dict[int, Tensor] = {}  # block number -> (STEPS_AT_ONCE, B); holds one block
 
-    def uniforms(step: int, rows: Tensor) -> Tensor:
-        block, offset = divmod(step, STEPS_AT_ONCE)
-        if block not in cached:
-            cached.clear()
-            first = block * STEPS_AT_ONCE
-            numbers = [key.at(stream, first).uniforms_by_step(ids, STEPS_AT_ONCE) for key, ids in sentences]
-            together = torch.cat(numbers, dim=-1)
-            cached[block] = together if order is None else together[:, order]
-        return cached[block][offset, rows]
+    sentences: Sequence[tuple[RandomKey, Tensor]]
+    order: Tensor | None = None
+    _block: tuple[int, Tensor] | None = field(default=None, init=False)  # number, (STEPS_AT_ONCE, B)
 
-    return uniforms
+    def __call__(self, step: int, rows: Tensor) -> Tensor:
+        """Return the numbers ``(R,)`` of some rows ``(R,)`` at a decoding step, float64 in ``[0, 1)``."""
+        number, offset = divmod(step, STEPS_AT_ONCE)
+        if self._block is None or self._block[0] != number:
+            self._block = number, self.table(STEPS_AT_ONCE, first=number * STEPS_AT_ONCE)
+        return self._block[1][offset, rows]
+
+    def table(self, steps: int, *, first: int = 0) -> Tensor:
+        """Return the numbers of all rows at some steps, ``(steps, B)``."""
+        numbers = [replace(key, step=first).uniforms_by_step(ids, steps) for key, ids in self.sentences]
+        together = torch.cat(numbers, dim=-1)
+        return together if self.order is None else together[:, self.order]
+
+
+def sampling_uniforms(
+    sentences: Sequence[tuple[RandomKey, Tensor]], order: Tensor | None = None, stream: int = SAMPLING
+) -> Uniforms:
+    """Return the random numbers of a rollout for one purpose; see :class:`Uniforms`."""
+    return Uniforms([(key.at(stream), ids) for key, ids in sentences], order)
 
 
 def _mix(value: int) -> int:

@@ -24,7 +24,7 @@ class RolloutPolicy:
             tokens is replaced by a sample from the teacher.
         max_len_a, max_len_b: a rollout has at most ``max_len_a * source length + max_len_b`` tokens before
             its EOS.
-        cuda_graphs: on a GPU, replay the decoding steps of a stock transformer as CUDA graphs.
+        cuda_graphs: on a GPU, decode with CUDA graphs, if the models are stock transformers.
 
     Raises:
         UsageError: a value is out of range.
@@ -37,7 +37,7 @@ class RolloutPolicy:
     teacher_topk: int = 25
     max_len_a: float = 1.2
     max_len_b: int = 10
-    cuda_graphs: bool = False
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         for flag, value, valid, must in (
@@ -80,6 +80,10 @@ class RolloutPolicy:
         # float64 gives the same result as Python's int(a * length + b). Clamp before an int64 can overflow.
         lengths = source_lengths.double() * self.max_len_a + self.max_len_b
         return lengths.clamp(min=1, max=max(1, int(max_positions) - 1)).long()
+
+    def longest(self, source_width: int, max_positions: int) -> int:
+        """Return the maximum length of a rollout whose source has all positions of a padded batch."""
+        return int(self.max_lengths(torch.tensor([source_width]), max_positions))
 
     @property
     def samples(self) -> bool:

@@ -1,7 +1,5 @@
 """The decoding steps of a batch, one after another, for any kind of model."""
 
-import functools
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,10 +8,8 @@ import torch
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
-from fairseq_imitkd.rollout.cuda_graphs import GraphedSteps
+from fairseq_imitkd.models.encoding import encode
 from fairseq_imitkd.rollout.fast_transformer import TransformerSteps, unsupported_reason
-
-logger = logging.getLogger(__name__)
 
 
 class Steps(Protocol):
@@ -69,6 +65,22 @@ class Ensemble:
     log_weights: Tensor
 
 
+def writers_of(writer: BaseFairseqModel | Ensemble) -> Sequence[BaseFairseqModel]:
+    """Return the models of an ensemble, or the model."""
+    return writer.models if isinstance(writer, Ensemble) else [writer]
+
+
+def average_log_probabilities(logits: Sequence[Tensor], log_weights: Tensor) -> Tensor:
+    """Return the logarithm of the models' average probabilities, ``(R, V)`` float32.
+
+    Args:
+        logits: logits of each of ``M`` models, ``(R, V)``.
+        log_weights: ``(M,)``, as in :class:`Ensemble`.
+    """
+    lprobs = torch.stack([each.float().log_softmax(dim=-1) for each in logits], dim=-1)
+    return (lprobs + log_weights.float()).logsumexp(dim=-1)
+
+
 class EnsembleSteps:
     """The steps of an :class:`Ensemble`. Its logits are log-probabilities.
 
@@ -84,11 +96,9 @@ class EnsembleSteps:
 
     def logits(self, tokens: Tensor) -> Tensor:
         """See :class:`Steps`."""
-        lprobs = torch.stack(
-            [member.logits(tokens).float().log_softmax(dim=-1) for member in self.members], dim=-1
-        )
+        logits = [member.logits(tokens) for member in self.members]
         self.rows_computed = self.members[0].rows_computed
-        return (lprobs + self.log_weights.float()).logsumexp(dim=-1)
+        return average_log_probabilities(logits, self.log_weights)
 
     def keep(self, rows: Tensor) -> None:
         """See :class:`Steps`."""
@@ -102,7 +112,6 @@ def begin_decoding(
     *,
     longest: int,
     samples: int = 1,
-    cuda_graphs: bool = False,
 ) -> Steps:
     """Encode a batch, and return the steps that decode it.
 
@@ -111,38 +120,16 @@ def begin_decoding(
         net_input: the encoder's arguments.
         longest: maximum number of tokens that the decoder will read per row.
         samples: number of adjacent rows per sentence.
-        cuda_graphs: replay the steps as CUDA graphs if the model and the device allow it; otherwise warn
-            once.
     """
-    models = writer.models if isinstance(writer, Ensemble) else [writer]
     members = [
-        _begin_one(model, net_input, longest=longest, samples=samples, cuda_graphs=cuda_graphs)
-        for model in models
+        _begin_one(model, encode(model, net_input, samples=samples), longest) for model in writers_of(writer)
     ]
     if isinstance(writer, Ensemble) and len(members) > 1:
         return EnsembleSteps(members, writer.log_weights)
     return members[0]
 
 
-def _begin_one(
-    model: BaseFairseqModel, net_input: dict[str, Any], *, longest: int, samples: int, cuda_graphs: bool
-) -> Steps:
-    tokens = net_input["src_tokens"]
-    encoder_out = model.encoder.forward_torchscript(net_input)
-    if samples > 1:
-        sentences = torch.arange(tokens.size(0), device=tokens.device)
-        encoder_out = model.encoder.reorder_encoder_out(encoder_out, sentences.repeat_interleave(samples))
-    reason = unsupported_reason(model)
-    if cuda_graphs:
-        graphs_reason = reason if tokens.is_cuda else "the model is not on a GPU"
-        if graphs_reason is None:
-            return GraphedSteps(model.decoder, encoder_out, longest)
-        _warn_once(f"rollouts of a {type(model).__name__} do not use CUDA graphs: {graphs_reason}")
-    if reason is None:
+def _begin_one(model: BaseFairseqModel, encoder_out: Any, longest: int) -> Steps:
+    if unsupported_reason(model) is None:
         return TransformerSteps(model.decoder, encoder_out, longest)
     return IncrementalSteps(model, encoder_out)
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)

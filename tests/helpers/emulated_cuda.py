@@ -112,6 +112,14 @@ class Graph:
     def __init__(self) -> None:
         self.operations: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = []
 
+    def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
+        device = current()
+        assert device.capturing is None, "a capture began within another"
+        device.capturing = self
+
+    def capture_end(self) -> None:
+        current().capturing = None
+
     def replay(self) -> None:
         current().launches += 1
         for func, args, kwargs, made in self.operations:
@@ -180,9 +188,7 @@ class Emulation(TorchFunctionMode):
         if self.capturing is not None:
             made = self._captured(func, inner_args, inner_kwargs)
         else:
-            self.launches += func._schema.is_mutable or not any(
-                ret.alias_info for ret in func._schema.returns
-            )
+            self.launches += launches_a_kernel(func)
             made = func(*inner_args, **inner_kwargs)
         wrapped = tree_map_only(Tensor, DeviceTensor, made)
         if func is aten._pack_padded_sequence.default:
@@ -253,6 +259,13 @@ class Emulation(TorchFunctionMode):
                 f"{name} waits for the device: operation not permitted when stream is capturing"
             )
         self.waits.append(name)
+
+
+def launches_a_kernel(func: Any) -> bool:
+    """Whether an operation of ATen computes on the device: it writes, or returns a new tensor."""
+    returns = func._schema.returns
+    new = any("Tensor" in str(ret.type) for ret in returns) and not any(ret.alias_info for ret in returns)
+    return bool(func._schema.is_mutable or new)
 
 
 _running: list[Emulation] = []
@@ -329,17 +342,6 @@ def _stream(_: Any) -> Iterator[None]:
     yield
 
 
-@contextmanager
-def _graph(graph: Graph, pool: Any = None, stream: Any = None, **_: Any) -> Iterator[None]:
-    device = current()
-    assert device.capturing is None, "a capture began within another"
-    device.capturing = graph
-    try:
-        yield
-    finally:
-        device.capturing = None
-
-
 _ENTER_AUTOCAST = torch.autocast.__init__
 _AUTOCAST_ENABLED, _AUTOCAST_DTYPE = torch.is_autocast_enabled, torch.get_autocast_dtype
 
@@ -378,7 +380,6 @@ def emulated_cuda() -> Iterator[Emulation]:
         "current_stream": lambda *_: _Moment(),
         "stream": _stream,
         "CUDAGraph": Graph,
-        "graph": _graph,
         "graph_pool_handle": object,
         "_lazy_init": lambda: None,
         "is_current_stream_capturing": lambda: bool(current().capturing),

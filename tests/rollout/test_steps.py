@@ -1,13 +1,12 @@
 """The decoding steps of single models and of ensembles."""
 
-import logging
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fairseq_imitkd.rollout import Ensemble, steps
+from fairseq_imitkd.rollout import Ensemble
 from fairseq_imitkd.rollout.steps import EnsembleSteps, begin_decoding
 from tests.helpers.fairseq_models import build_student, letters, make_batch, reversed_pairs
 
@@ -62,21 +61,6 @@ def test_ensemble_has_several_rows_per_sentence() -> None:
         single = begin_decoding(writer, given, longest=LONGEST).logits(first_tokens(3))
         double = begin_decoding(writer, given, longest=LONGEST, samples=2).logits(first_tokens(6))
         torch.testing.assert_close(double, single.repeat_interleave(2, dim=0))
-
-
-@torch.no_grad()
-def test_unavailable_cuda_graphs_cause_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    """The warning names the model and the reason, and decoding goes on without graphs."""
-    steps._warn_once.cache_clear()
-    model, given = build_student().eval(), encoder_arguments()
-    with caplog.at_level(logging.WARNING, logger=steps.__name__):
-        found = [
-            begin_decoding(model, given, longest=LONGEST, cuda_graphs=graphs).logits(first_tokens(3))
-            for graphs in (False, True, True)
-        ]
-    warnings = [record.getMessage() for record in caplog.records]
-    assert warnings == ["rollouts of a TransformerModel do not use CUDA graphs: the model is not on a GPU"]
-    assert found[0].equal(found[1])
 
 
 class CountedSteps:
