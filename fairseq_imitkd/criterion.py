@@ -147,13 +147,15 @@ class DistillationCriterion(FairseqCriterion):
             losses, values = self._token_loss(positions, student.logits(slice(None)), slice(None))
             loss = losses.sum() if reduce else losses[positions.counted]
             values = {name: value.detach() for name, value in values.items()}
-        if not torch.isfinite(loss.detach()).all():
+        is_finite, tokens = torch.stack([loss.detach().isfinite().all(), positions.counted.sum()]).tolist()
+        if not is_finite:
             raise RefusedUpdate(self._describe_refusal(sample, positions, student, losses=values["loss"]))
         distillation = positions.distillation
         logged = metrics.batch_sums(
             sample,
             values,
             counted=positions.counted,
+            tokens=tokens,
             is_rollout=positions.is_rollout,
             distillation=distillation,
             by_sentence=self._by_sentence and distillation is not None,

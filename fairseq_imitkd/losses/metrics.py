@@ -17,6 +17,7 @@ def batch_sums(
     values: dict[str, Tensor],
     *,
     counted: Tensor,
+    tokens: int,
     is_rollout: Tensor,
     distillation: Any,
     by_sentence: bool,
@@ -33,6 +34,7 @@ def batch_sums(
             teacher ``compared`` (whether the loss compares with the teacher) and ``agrees``; for classes
             ``correct``.
         counted: ``(P,)`` bool, False at padding.
+        tokens: number of counted positions.
         is_rollout: ``(P,)`` bool, the counted positions of rollouts.
         distillation: the batch's :class:`~fairseq_imitkd.criterion.Distillation`; None in validation and in
             filler batches.
@@ -40,7 +42,7 @@ def batch_sums(
         pad: target value of positions that do not count.
     """
     loss, is_data = values["loss"], counted & ~is_rollout
-    tokens, rollout_tokens = int(counted.sum()), is_rollout.sum()
+    rollout_tokens = is_rollout.sum()
     zero = torch.zeros_like(rollout_tokens)
     without_teacher = distillation is None or distillation.teacher is None
     return {

@@ -55,7 +55,8 @@ def encoder_inputs(sample: Batch, rows: Tensor, pad: int) -> dict[str, Any]:
     """
     net_input = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
     chosen = _select_rows(net_input, rows, sample["target"].size(0))
-    chosen["src_tokens"] = _without_empty_columns(chosen["src_tokens"], pad)
+    if rows.numel() < sample["target"].size(0):
+        chosen["src_tokens"] = _without_empty_columns(chosen["src_tokens"], pad)
     return chosen
 
 
@@ -152,14 +153,16 @@ def with_rollouts(sample: Batch, rows: Tensor, rollout: Rollout, *, pad: int) ->
         needed, and ``ntokens`` is counted again. A truncated rollout ends where it was cut, without an EOS.
     """
     target, inputs = sample["target"], sample["net_input"]["prev_output_tokens"]
-    is_data = target.new_ones(target.size(0), dtype=bool)
-    is_data[rows] = False
-    longest_data = int((target.ne(pad) & is_data.unsqueeze(-1)).sum(dim=-1).max())
+    is_data = target.new_ones(target.size(0), dtype=bool).index_fill_(0, rows, False)
+    longest_data, ntokens = 0, 0
+    if rows.numel() < target.size(0):
+        lengths = (target.ne(pad) & is_data.unsqueeze(-1)).sum(dim=-1)
+        longest_data, ntokens = torch.stack([lengths.max(), lengths.sum()]).tolist()
     width = max(longest_data, rollout.tokens.size(1))
 
     new_target = target.new_full((target.size(0), width), pad)
     new_target[:, :longest_data] = target[:, :longest_data]
-    new_target[rows] = pad
+    new_target.index_fill_(0, rows, pad)
     new_target[rows, : rollout.tokens.size(1)] = rollout.tokens
 
     new_inputs = inputs.new_full((inputs.size(0), width), pad)
@@ -173,7 +176,7 @@ def with_rollouts(sample: Batch, rows: Tensor, rollout: Rollout, *, pad: int) ->
         **without_alignments,
         "net_input": {**sample["net_input"], "prev_output_tokens": new_inputs},
         "target": new_target,
-        "ntokens": int(new_target.ne(pad).sum()),
+        "ntokens": ntokens + (rollout.ntokens or int(rollout.tokens.ne(pad).sum())),
     }
 
 
@@ -242,5 +245,11 @@ def _select_rows(values: Batch, rows: Tensor, batch_size: int) -> Batch:
 
 
 def _without_empty_columns(tokens: Tensor, pad: int) -> Tensor:
-    used = tokens.ne(pad).any(dim=0).nonzero()
-    return tokens[:, int(used[0]) : int(used[-1]) + 1]
+    """Cut the columns of padding before the first token and after the last one."""
+    used = tokens.ne(pad).any(dim=0)
+    columns = torch.arange(used.numel(), device=used.device)
+    bounds = torch.stack(
+        [columns.masked_fill(~used, used.numel()).min(), columns.masked_fill(~used, 0).max()]
+    )
+    first, last = bounds.tolist()  # on a GPU, one wait for both
+    return tokens[:, first : last + 1]

@@ -179,7 +179,7 @@ class Mixer:
         is_students = key.uniforms(ids) < now.student_share
         past = self._fitting(sample, now)
         if not past:
-            rows = is_students.nonzero().squeeze(-1)
+            rows = _rows_of(is_students, all_true=now.student_share >= 1.0)
             return Draw(sample, now, is_students, rows, rows.new_empty(0))
         uniforms = RandomKey(self.method.seed, now.update_num, REPLAYING).uniforms(sample["id"])
         is_past = is_students & (uniforms < now.replay_share)
@@ -399,6 +399,11 @@ class Mixer:
         lengths = policy.max_lengths(net_input["src_lengths"], most)
         longest = policy.longest(net_input["src_tokens"].size(1), most)
         return Prompt(net_input, first_tokens, lengths, longest=longest)
+
+
+def _rows_of(mask: Tensor, *, all_true: bool) -> Tensor:
+    """Return the indices where ``(B,)`` is true. On a GPU, the host waits unless it knows that all are."""
+    return torch.arange(mask.numel(), device=mask.device) if all_true else mask.nonzero().squeeze(-1)
 
 
 def _if_it_fits(decoding: Callable[[], T]) -> T | None:

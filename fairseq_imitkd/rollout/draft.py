@@ -63,6 +63,7 @@ class Rollout:
         tokens: ``(B, T)`` int64, padded on the right. A row holds an EOS only if the model chose it.
         truncated: ``(B,)`` bool, true if the maximum length cut the row.
         rows_computed: number of decoder rows computed, summed over all steps: the work done.
+        ntokens: number of tokens of all rows, with their EOS; None if it was not counted.
         lprobs: ``(B, T + 1)`` or wider, None unless requested: log-probabilities, at the policy's
             temperature, of the tokens and of the EOS at which a truncated row was cut; 0 after the end of a
             row.
@@ -71,17 +72,18 @@ class Rollout:
     tokens: Tensor
     truncated: Tensor
     rows_computed: int = 0
+    ntokens: int | None = None
     lprobs: Tensor | None = None
 
     def part(self, rows: Tensor, pad: int, rows_computed: int) -> "Rollout":
         """Return some rows, in the given order, as if they had been decoded alone at the given cost."""
         tokens = self.tokens[rows]
-        width = int(tokens.ne(pad).sum(dim=-1).max())
-        return Rollout(tokens[:, :width], self.truncated[rows], rows_computed)
+        width, ntokens = _size(tokens, pad)
+        return Rollout(tokens[:, :width], self.truncated[rows], rows_computed, ntokens)
 
     def to(self, device: torch.device) -> "Rollout":
         """Return the same rollout on a device, without log-probabilities."""
-        return Rollout(self.tokens.to(device), self.truncated.to(device), self.rows_computed)
+        return Rollout(self.tokens.to(device), self.truncated.to(device), self.rows_computed, self.ntokens)
 
     def state(self) -> dict[str, Any]:
         """Return the arguments of an equal rollout on the CPU, without log-probabilities.
@@ -91,7 +93,8 @@ class Rollout:
         """
         on_cpu = self.to(torch.device("cpu"))
         tokens, truncated = on_cpu.tokens.contiguous(), on_cpu.truncated.contiguous()
-        return {"tokens": tokens, "truncated": truncated, "rows_computed": self.rows_computed}
+        numbers = {"rows_computed": self.rows_computed, "ntokens": self.ntokens}
+        return {"tokens": tokens, "truncated": truncated, **numbers}
 
 
 @dataclass(frozen=True)
@@ -152,10 +155,17 @@ def finish(
     positions = torch.arange(tokens.size(1), device=tokens.device)
     cut = truncated.unsqueeze(-1) & (positions >= max_lengths.unsqueeze(-1))
     padded = tokens.masked_fill(after_eos | cut, symbols.pad)
-    width = int(padded.ne(symbols.pad).sum(dim=-1).max())
+    width, ntokens = _size(padded, symbols.pad)
     if lprobs is not None:
         lprobs[:, : tokens.size(1)].masked_fill_(after_eos, 0.0)
-    return Rollout(padded[:, :width], truncated, rows_computed, lprobs)
+    return Rollout(padded[:, :width], truncated, rows_computed, ntokens, lprobs)
+
+
+def _size(tokens: Tensor, pad: int) -> tuple[int, int]:
+    """Return the greatest length of ``(B, T)`` padded rows, and the sum of the lengths."""
+    lengths = tokens.ne(pad).sum(dim=-1)
+    width, ntokens = torch.stack([lengths.max(), lengths.sum()]).tolist()  # on a GPU, one wait for both
+    return width, ntokens
 
 
 class Draft:
