@@ -36,8 +36,8 @@ from fairseq_imitkd.rollout import (
     Rollout,
     RolloutPolicy,
     decode,
-    release_graphs,
     sampling_uniforms,
+    without_graphs_if_needed,
 )
 from fairseq_imitkd.rollout.keyed_random import REPLAYED, REPLAYING, TEACHER_SAMPLING
 
@@ -409,19 +409,13 @@ def _rows_of(mask: Tensor, *, all_true: bool) -> Tensor:
 def _if_it_fits(decoding: Callable[[], T]) -> T | None:
     """Return what ``decoding`` returns, or None if it needs too much memory.
 
-    It is tried once more after CUDA graphs were released.
-
     fairseq's own recovery would skip this process's backward pass, and the other processes would wait for it:
     https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/trainer.py#L861-L886
     """
-    for _ in range(2):
-        try:
-            return decoding()
-        except torch.OutOfMemoryError:
-            pass  # the traceback keeps the caches alive until the handler is left
-        released = release_graphs()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if not released:
-            break
+    try:
+        return without_graphs_if_needed(decoding)
+    except torch.OutOfMemoryError:
+        pass  # the traceback keeps the caches alive until the handler is left
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return None

@@ -1,6 +1,6 @@
 """Decoding during training, by the student or by the teacher."""
 
-from fairseq_imitkd.rollout.cuda_graphs import release_graphs
+from fairseq_imitkd.rollout.cuda_graphs import release_graphs, without_graphs_if_needed
 from fairseq_imitkd.rollout.draft import Corrector, Prompt, Rollout, SpecialSymbols
 from fairseq_imitkd.rollout.engine import decode
 from fairseq_imitkd.rollout.generator import RolloutGenerator
@@ -20,4 +20,5 @@ __all__ = [
     "decode",
     "release_graphs",
     "sampling_uniforms",
+    "without_graphs_if_needed",
 ]

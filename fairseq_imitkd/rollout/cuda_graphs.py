@@ -9,7 +9,7 @@ parameters in place, so they stay valid while an optimizer updates the parameter
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.rollout.fixed_transformer import DecoderWeights, matrix_dtype
+
+T = TypeVar("T")
 
 # Maximum number of graphs per decoder. Each takes memory of the driver; the least recently used one is
 # dropped.
@@ -194,6 +196,25 @@ def release_graphs() -> bool:
     """
     released = [store.release() for stores in _STORES.values() for store in stores.values()]
     return any(released)
+
+
+def without_graphs_if_needed(compute: Callable[[], T]) -> T:
+    """Return what ``compute`` returns. If it runs out of memory, try once more without the memory of graphs.
+
+    Args:
+        compute: a computation that changes nothing until it succeeds.
+
+    Raises:
+        torch.OutOfMemoryError: the memory is not enough without graphs either.
+    """
+    try:
+        return compute()
+    except torch.OutOfMemoryError as error:
+        failed = error.with_traceback(None)  # the traceback would keep tensors alive
+    if not release_graphs():
+        raise failed
+    torch.cuda.empty_cache()
+    return compute()
 
 
 def graph_usage(decoder: nn.Module) -> tuple[Usage, int]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.models.access import features_for_logits, output_projection
+from fairseq_imitkd.models.encoding import encode
 from fairseq_imitkd.models.logits import (
     AveragedLogits,
     ProjectedLogits,
@@ -105,7 +106,7 @@ class Teacher:
         }
         with self._precision():
             encoded = [
-                model.encoder(**net_input) if _encodes_separately(model, net_input) else None
+                encode(model, net_input) if _encodes_separately(model, net_input) else None
                 for model in self.models
             ]
         if self.cache and cacheable:

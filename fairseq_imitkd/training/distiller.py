@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, cast
 
 import torch
@@ -18,6 +18,7 @@ from fairseq_imitkd.mixing import MixedBatch, Mixer, Writers
 from fairseq_imitkd.mixing.batch import split_by_length, take
 from fairseq_imitkd.mixing.mixer import NO_WORK
 from fairseq_imitkd.models.access import placement, unwrapped
+from fairseq_imitkd.rollout import release_graphs, without_graphs_if_needed
 from fairseq_imitkd.teacher.sentence_weights import SentenceWeights
 from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.text.rewards import NO_REWARDS, Rewarder, RunningMean
@@ -197,7 +198,9 @@ class Distiller:
         encoder_outs, log_weights = None, None
         if now.needs_teacher:
             with self._teacher_stage(batch.sample, learner):
-                encoder_outs = self.teacher.encode(batch.sample, cacheable=batch.has_own_sources)
+                encoder_outs = without_graphs_if_needed(
+                    lambda: self.teacher.encode(batch.sample, cacheable=batch.has_own_sources)
+                )
                 if self.sentence_weights is not None:
                     chunk = learner.criterion.chunk(learner.model, references["target"])
                     log_weights = self.sentence_weights.log_weights(
@@ -240,7 +243,8 @@ class Distiller:
         logits = None
         if encoded.now.needs_teacher:
             with self._teacher_stage(part, learner):
-                logits = self.teacher.score(
+                score = partial(
+                    self.teacher.score,
                     part,
                     encoded.encoder_outs,
                     rows=rows,
@@ -248,6 +252,7 @@ class Distiller:
                     log_weights=select(encoded.log_weights),
                     average_logits=self.method.compares_logits,
                 )
+                logits = without_graphs_if_needed(score)
         distillation = Distillation(
             logits,
             select(batch.is_rollout),
@@ -258,14 +263,19 @@ class Distiller:
         return {**part, DISTILLATION: distillation}
 
     def _train_on(self, sample: Batch, learner: Learner, ignore_grad: bool = False) -> StepResult:
-        return self.task.train_on(
-            sample,
-            learner.model,
-            criterion=learner.criterion,
-            optimizer=learner.optimizer,
-            update_num=learner.update_num,
-            ignore_grad=ignore_grad,
-        )
+        try:
+            return self.task.train_on(
+                sample,
+                learner.model,
+                criterion=learner.criterion,
+                optimizer=learner.optimizer,
+                update_num=learner.update_num,
+                ignore_grad=ignore_grad,
+            )
+        except torch.OutOfMemoryError:
+            # A part of the gradient may be there, so this batch is lost. The next ones have more memory.
+            release_graphs()
+            raise
 
     @contextlib.contextmanager
     def _teacher_stage(self, sample: Batch, learner: Learner) -> Iterator[None]:
