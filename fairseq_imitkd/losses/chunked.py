@@ -7,7 +7,8 @@ loss and gradients together, so no ``(N, V)`` tensor outlives its chunk, and the
 nothing twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -84,6 +85,9 @@ class _Gradients:
 
     def __init__(self, student: ProjectedLogits):
         self._student, self._dtype = student, _sum_dtype(student.features)
+        device = student.features.device.type
+        half = student.features.dtype != self._dtype or torch.is_autocast_enabled(device)
+        self._uses_tensor_cores = half and student.features.is_cuda
         self._weight = student.weight.to(self._dtype)
         self.features = torch.empty_like(student.features, dtype=self._dtype)
         self.weight = torch.zeros_like(student.weight, dtype=self._dtype)
@@ -92,12 +96,28 @@ class _Gradients:
     def add(self, positions: slice, grad: Tensor) -> None:
         """Add the gradients that follow from the gradient ``(n, V)`` of the logits at some positions."""
         features = self._student.features[positions]
-        with torch.autocast(features.device.type, enabled=False):
+        with torch.autocast(features.device.type, enabled=False), tensor_cores(self._uses_tensor_cores):
             grad = grad.to(self._dtype)
             torch.mm(grad, self._weight, out=self.features[positions])
             torch.addmm(self.weight, grad.t(), features.to(self._dtype), out=self.weight)
             if self.bias is not None:
                 self.bias += grad.sum(dim=0)
+
+
+@contextmanager
+def tensor_cores(wanted: bool) -> Iterator[None]:
+    """Compute float32 products on a GPU's tensor cores, in TF32, if this is wanted.
+
+    TF32 has float32's range, so small gradients do not become 0, and the precision of float16. Without it, the
+    gradient of a half-precision model would be computed on the much slower float32 units.
+    """
+    before = torch.get_float32_matmul_precision()
+    if wanted:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _chunk_loss(

@@ -36,6 +36,7 @@ from fairseq_imitkd.models.logits import (
     token_lprobs,
 )
 from fairseq_imitkd.rollout import Rollout
+from tests.helpers.emulated_cuda import emulated_cuda
 from tests.helpers.fairseq_models import (
     POSITIONS,
     STUDENTS,
@@ -309,6 +310,37 @@ def test_a_half_precision_gradient_is_summed_in_float32() -> None:
     assert float(loss) == pytest.approx(positions * math.log(2.0), rel=1e-4)
     assert weight.grad.flatten().tolist() == [-1500.0, 1500.0]
     assert bias.grad.tolist() == [-1500.0, 1500.0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "amp", "uses_tensor_cores"),
+    [(torch.float32, False, False), (torch.float32, True, True), (torch.bfloat16, False, True)],
+)
+def test_a_gpu_s_tensor_cores_multiply_gradients_of_half_precision(
+    dtype: torch.dtype, amp: bool, uses_tensor_cores: bool
+) -> None:
+    """A float32 student keeps full precision. What other code asked for is restored."""
+    asked = []
+
+    def token_loss(logits: Tensor, _: slice) -> tuple[Tensor, TokenValues]:
+        return logits.square().sum(dim=-1), {}
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (torch.ops.aten.mm.out, torch.ops.aten.addmm.out):
+                asked.append(torch.get_float32_matmul_precision())
+            return func(*args, **(kwargs or {}))
+
+    with emulated_cuda():
+        features, weight = (
+            randn(*shape, seed=seed, dtype=dtype).cuda().requires_grad_()
+            for seed, shape in enumerate(((N, D), (V, D)))
+        )
+        autocast = torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp)
+        with autocast, Products():
+            chunked_loss(ProjectedLogits(features, weight, None), token_loss, 4)
+    assert set(asked) == {"high" if uses_tensor_cores else "highest"}
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_autocast() -> None:
