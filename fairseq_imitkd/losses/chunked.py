@@ -108,8 +108,8 @@ class _Gradients:
 def tensor_cores(wanted: bool) -> Iterator[None]:
     """Compute float32 products on a GPU's tensor cores, in TF32, if this is wanted.
 
-    TF32 has float32's range, so small gradients do not become 0, and the precision of float16. Without it, the
-    gradient of a half-precision model would be computed on the much slower float32 units.
+    TF32 has float32's range, so small gradients do not become 0, and the precision of float16. Without it,
+    the gradient of a half-precision model would be computed on the much slower float32 units.
     """
     before = torch.get_float32_matmul_precision()
     if wanted:

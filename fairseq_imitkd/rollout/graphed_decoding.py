@@ -100,6 +100,7 @@ class GraphedDecoding:
     def run(self) -> Rollout:
         """Decode until all rows are finished."""
         for _ in range(0, self.longest + 1, STEPS_PER_GRAPH):
+            self._check()
             self.store.run((self.sizes, self.settings), self._block)
             self.rows_computed += STEPS_PER_GRAPH * self.sizes[0]
             unfinished = int(self.unfinished_count)
@@ -116,6 +117,10 @@ class GraphedDecoding:
             rows_computed=self.rows_computed,
             lprobs=None if self.final_lprobs is None else self.final_lprobs[:-1],
         )
+
+    def _check(self) -> None:
+        if self.decoding != self.store.decodings:
+            raise RuntimeError("another decoding with this model has begun and uses the same buffers")
 
     def _buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype, prefix: str = "") -> Tensor:
         return self.store.buffer(prefix + name, shape, dtype, self.device)
@@ -222,8 +227,6 @@ class GraphedDecoding:
 
     def _shrink(self, count: int) -> None:
         """Go on with this many rows. All unfinished rows are among them."""
-        if self.decoding != self.store.decodings:
-            raise RuntimeError("another decoding with this model has begun and uses the same buffers")
         self._store_rows()
         kept = self.unfinished.logical_not().to(torch.uint8).argsort(stable=True)[:count]
         self.rows = self.rows[kept]

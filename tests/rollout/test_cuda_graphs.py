@@ -141,15 +141,18 @@ def step_weights(model: BaseFairseqModel, factor: float) -> None:
     ("name", "policy"),
     [*((name, "greedy") for name in FAST), ("transformer", "sampling"), ("transformer", "nucleus")],
 )
-def test_tokens_are_equal_while_the_student_learns(name: str, policy: str) -> None:
+def test_tokens_are_equal_while_the_student_learns(
+    name: str, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Batches of several shapes, which drop rows and outgrow the buffers, between updates of the weights."""
+    monkeypatch.setattr(cuda_graphs, "SMALLEST", 4)
     model = trained_student(name).cuda()
     written = []
     for update in range(7):
         written.append(assert_same(model, batch(update % 3), POLICIES[policy]))
         step_weights(model, 0.97)
     made = usage(model)
-    assert made.replayed > 10
+    assert made.replayed > 3
     assert made.captures > 1
     assert written[0].tolist() != written[3].tolist()  # same batch, other weights
 
@@ -255,6 +258,7 @@ def test_autocast(dtype: torch.dtype) -> None:
 def test_number_of_graphs_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """The least recently used graphs are dropped, and captured again when needed."""
     monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(cuda_graphs, "SMALLEST", 4)
     model = trained_student("transformer-pre-norm").cuda()
     made = graphs_of(model.decoder)
     for turn in (0, 1, 2) * 3:
