@@ -4,7 +4,7 @@
 #   SEED=N   seed of languages, sentences and initial weights (default: 1)
 source "$(dirname "$0")/../common.sh"
 source "$(dirname "$0")/models.sh"
-TEACHER_UPDATES=${TEACHER_UPDATES:-2000} STUDENT_UPDATES=${STUDENT_UPDATES:-1000} MORE_UPDATES=${MORE_UPDATES:-400}
+TEACHER_UPDATES=${TEACHER_UPDATES:-1600} STUDENT_UPDATES=${STUDENT_UPDATES:-1000} MORE_UPDATES=${MORE_UPDATES:-400}
 DATA=$RUN/data-bin
 
 # All further students start from the scratch student's weights with a new optimiser.
