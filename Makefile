@@ -37,7 +37,7 @@ $(INSTALLED): constraints.txt setup.py pyproject.toml
 	  *) echo "TORCH must be cpu or cuda, but is '$(TORCH)'" >&2; exit 1;; esac
 	@# fairseq's build imports torch. An isolated build would download a second torch of several gigabytes.
 	$(PIP) --constraint constraints.txt torch numpy cython setuptools wheel
-	@echo "[3/4] fairseq, which is compiled in 2 to 5 minutes, and everything else"
+	@echo "[3/4] fairseq, which takes some minutes to compile, and everything else"
 	env -u CUDA_HOME $(PIP) --no-build-isolation --constraint constraints.txt --editable '.[dev]'
 	@# fairseq requires torchaudio, but imports it for speech only. A build that doesn't fit torch would break the import of transformers.
 	@$(BIN)/python -c 'import torchaudio' 2>/dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchaudio

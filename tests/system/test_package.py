@@ -182,3 +182,48 @@ def test_it_answers_under_every_python(python: str, package: Package) -> None:
         "for file in pathlib.Path(sys.argv[1]).rglob('*.py'): compile(file.read_bytes(), file, 'exec')"
     )
     call(python, "-W", "error", "-c", parse, package.installed / "fairseq_imitkd", cwd=package.elsewhere)
+
+
+def made(folder: Path, torch: str, driver: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run ``make install`` with commands that only write down their arguments."""
+    commands = folder / "bin"
+    commands.mkdir(parents=True)
+    python = (
+        f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\necho "python $*" >>{folder}/calls\n'
+        'case "$*" in *venv*) mkdir -p .venv/bin; cp "$0" .venv/bin/python; cp "$0" .venv/bin/imitkd;; esac\n'
+    )
+    for name, text in {"python3": python, "nvidia-smi": f"#!/bin/sh\nexit {int(not driver)}\n"}.items():
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    for name in ("Makefile", "constraints.txt", "setup.py", "pyproject.toml"):
+        shutil.copy(REPO / name, folder)
+    environment = {name: value for name, value in os.environ.items() if name not in ("TORCH", "PYTHON")}
+    environment["PATH"] = f"{commands}:{environment['PATH']}"
+    return subprocess.run(
+        ["make", "install", *([f"TORCH={torch}"] if torch else [])],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("torch", "driver", "cpu"),
+    [("", False, True), ("", True, False), ("cuda", False, False), ("cpu", True, True)],
+)
+def test_without_a_gpu_make_installs_torch_for_cpus(
+    torch: str, driver: bool, cpu: bool, tmp_path: Path
+) -> None:
+    done = made(tmp_path, torch, driver)
+    assert done.returncode == 0, done.stderr
+    assert "[3/4] fairseq" in done.stdout
+    calls = (tmp_path / "calls").read_text().splitlines()
+    installs = [call for call in calls if "pip install" in call]
+    builds = [call for call in installs if re.search(r" torch==\S+\+cpu$", call)]
+    # It comes first, so the later commands find their torch installed.
+    assert (builds == installs[:1]) if cpu else (builds == [])
+    assert any(call.endswith("--editable .[dev]") for call in installs)
+
+
+def test_another_build_of_torch_is_refused(tmp_path: Path) -> None:
+    done = made(tmp_path, "rocm")
+    assert done.returncode != 0
+    assert "TORCH must be cpu or cuda, but is 'rocm'" in done.stderr

@@ -60,6 +60,8 @@ def test_the_generated_languages(recipe: str, tmp_path: Path) -> None:
         done = scripts.call(EXAMPLES / recipe / "run.sh", env=environment)
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         assert ("table: already done" in done.stderr) == again
+        shown = recipe == "quickstart" and not again  # as soon as the student is trained
+        assert ("scratch test BLEU" in done.stdout) == shown
         trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/checkpoint_last.pt")}
         assert trained == (before if again else trained)
         before = trained
