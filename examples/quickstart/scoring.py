@@ -7,6 +7,7 @@ import argparse
 import logging
 import re
 import statistics
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true")
     arguments = parser.parse_args()
     logging.disable(logging.INFO)
+    warnings.simplefilter("ignore")  # hydra and torch warn of how fairseq calls them
     folder = arguments.run / arguments.name
     device = ["--cpu"] if arguments.cpu else []
     output = decode(arguments.run / "data-bin", folder / "checkpoint_last.pt", folder, device)
