@@ -1,6 +1,6 @@
 # make quickstart | report | test | test-all | lint | bench | bench-check | mutation
 # Each target first installs into .venv. PYTHON=python3.12 make … chooses the Python. TORCH=cuda|cpu make … chooses the build of
-# torch; by default it is cuda if an NVIDIA driver answers.
+# torch; by default it is cuda if an NVIDIA driver answers. CPU_INDEX=URL is where torch for CPUs is, if pip does not find it.
 PYTHON ?= python3
 TORCH ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 VENV := .venv
@@ -10,12 +10,12 @@ INSTALLED := $(VENV)/installed-$(VERSION)
 PIP := $(BIN)/python -m pip install $(if $(CI),--quiet)
 
 # On Linux the package index has torch for CUDA, which needs gigabytes. The build for CPUs has a version of its own. It is looked for
-# where pip is configured to look, then in PyTorch's index (pytorch.org/get-started).
+# where pip is configured to look, then in CPU_INDEX.
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 CPU_TORCH := --no-deps 'torch==$(TORCH_VERSION)+cpu'
 FIND_CPU_TORCH = $(PIP) --quiet --quiet --quiet $(CPU_TORCH) 2>/dev/null || \
-  $(PIP) --index-url https://download.pytorch.org/whl/cpu $(CPU_TORCH) || \
-  { echo "there is no torch for CPUs here; to install the one for CUDA, which needs gigabytes: TORCH=cuda make $(MAKECMDGOALS)" >&2; exit 1; }
+  $(if $(CPU_INDEX),$(PIP) --index-url $(CPU_INDEX) $(CPU_TORCH) ||) \
+  { echo "pip finds no torch for CPUs: set CPU_INDEX to the --index-url that pytorch.org shows for pip and CPU, or install torch for CUDA (gigabytes): TORCH=cuda make $(MAKECMDGOALS)" >&2; exit 1; }
 
 # Two processes. All tests of a file run in the same one, because they share what the file makes once.
 WORKERS := -n 2 --dist loadfile
