@@ -16,9 +16,9 @@ from fairseq_imitkd.evaluate.schema import (
     TeacherDistance,
 )
 from fairseq_imitkd.evaluate.speed import SEED
+from fairseq_imitkd.text.scores import TITLES
 
 TESTED = ("chrf", "ter", *ROUGE)  # metrics with an interval and a p, beside BLEU
-TITLES = {"chrf": "chrF", "ter": "TER", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
 Models = Mapping[str, ModelResults]
 

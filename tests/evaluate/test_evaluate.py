@@ -34,6 +34,7 @@ from fairseq_imitkd.evaluate.quality import Metrics
 from fairseq_imitkd.evaluate.schema import EvaluationResults, QualityScore, Quartiles, from_json
 from fairseq_imitkd.evaluate.sentences import Detokenizer, read, spread
 from fairseq_imitkd.evaluate.speed import Failures, Timing, interleave, quartiles, speed_result
+from fairseq_imitkd.text import bootstrap
 from fairseq_imitkd.text.subwords import TextSettings
 from tests.helpers.evaluations import EOS, ScriptedModel, hide, output_of, sentences, tokens, write
 from tests.helpers.exports import make_students
@@ -288,7 +289,7 @@ def test_each_system_is_read_and_resampled_once(monkeypatch: pytest.MonkeyPatch)
         for key in ("bleu", "chrf", "ter")
         for work, each in (
             ("_compute_segment_statistics", 20),
-            ("_compute_score_from_stats", quality.RESAMPLES + 1),
+            ("_compute_score_from_stats", bootstrap.RESAMPLES + 1),
         )
     }
 
@@ -356,7 +357,7 @@ def test_rouge_has_the_interval_and_p_of_the_same_resamples() -> None:
         name: [metrics._rouge.score(*pair)["rougeL"].fmeasure for pair in zip(references, texts, strict=True)]
         for name, texts in found.items()
     }
-    drawn = np.random.default_rng(12345).choice(30, (quality.RESAMPLES, 30))
+    drawn = np.random.default_rng(12345).choice(30, (bootstrap.RESAMPLES, 30))
     means = {
         name: np.array([np.mean([each[name][number] for number in numbers]) for numbers in drawn])
         for name in found
@@ -367,7 +368,7 @@ def test_rouge_has_the_interval_and_p_of_the_same_resamples() -> None:
     assert (high - low) / 2 == pytest.approx((ordered[974] - ordered[25]) / 2, rel=0.02)
     real = abs(np.mean(each["bad"]) - np.mean(each["good"]))
     differences = np.abs(means["bad"] - means["good"])
-    expected = ((differences - differences.mean() > real).sum() + 1) / (quality.RESAMPLES + 1)
+    expected = ((differences - differences.mean() > real).sum() + 1) / (bootstrap.RESAMPLES + 1)
     assert scores["bad"]["rougeL"].p == pytest.approx(expected)
     assert scores["good"]["rougeL"].p is None
 

@@ -29,7 +29,7 @@ SENTENCES = 60
 def root(tmp_path_factory) -> Path:
     """A folder with ``data``, ``transformer.pt``, ``gru.pt``, and the transformer exported to ``int8``."""
     made = make_students(tmp_path_factory.mktemp("students"))
-    export(job(made, made / "int8", quantization="int8", max_bleu_loss=100.0))
+    export(job(made, made / "int8", quantization="int8", max_loss=100.0))
     return made
 
 
