@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -113,8 +114,15 @@ class Metrics:
             for key, own in self._bootstrapped(systems[name], times):
                 if name == baseline:
                     base[key] = own
-                p = own.p(base[key]) if key in base else None
-                found[name][key] = QualityScore(own.score, *own.interval(), p)
+                found[name][key] = QualityScore(own.score, *own.interval())
+                if key in base and name != baseline:
+                    gain = own.minus(base[key])
+                    found[name][key] = replace(
+                        found[name][key],
+                        p=own.p(base[key]),
+                        difference_low=gain.low,
+                        difference_high=gain.high,
+                    )
             found[name].update(self._comet_score(systems[name]))
             if bar is not None:
                 bar.update()
