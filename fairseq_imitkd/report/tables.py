@@ -271,7 +271,8 @@ def served(evaluation: Evaluation, styles: Mapping[str, Style]) -> Table | None:
     bleu = _score_columns("bleu")[0]
     columns = [column for column in (bleu, _RATE, _SIZE) if any(column.find(row) is not None for row in rows)]
     title = "exported student" if exported else "student"
-    table = Table([title, *(column.title for column in columns)], [])
+    notes = ["Ranges: the 95% interval of BLEU, and the quartiles of the batches' speeds."]
+    table = Table([title, *(column.title for column in columns)], [], notes=notes)
     for row in rows:
         name = Cell(row.name, row.search, style=styles.get(row.name))
         table.rows.append([name, *(_cell(column, row, again=False, best=None) for column in columns)])
