@@ -139,7 +139,11 @@ def serving(browser: webdriver.Chrome, url: str, text: str, out: Path) -> None:
 def parser() -> argparse.ArgumentParser:
     """Return the parser."""
     made = argparse.ArgumentParser(description=__doc__.split(".")[0])
-    made.add_argument("--evaluation", type=Path, help="folder of imitkd-evaluate, its JSON file, or results.json")
+    made.add_argument(
+        "--evaluation",
+        type=Path,
+        help="folder of imitkd-evaluate, its JSON file, or results.json of a recipe",
+    )
     made.add_argument("--runs", type=Path, nargs="+", default=[], help="folders of trainings")
     made.add_argument("--runs-evaluation", type=Path, help="the same as --evaluation, of the runs' models")
     made.add_argument("--url", help="address of imitkd-serve")

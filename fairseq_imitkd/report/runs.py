@@ -287,7 +287,8 @@ def _read_config(run: Run, path: Path) -> None:
         run.notes.append(f"'{path}' can't be read ({in_one_line(error)}): the settings are missing")
         return
     run.settings = settings.flatten(content.get("config"))
-    criterion = (content.get("config") or {}).get("criterion")
+    config = content.get("config")
+    criterion = config.get("criterion") if isinstance(config, dict) else None
     if isinstance(criterion, dict):
         own = {name: value for name, value in criterion.items() if name not in NOT_OF_THE_LOSS}
         run.loss = {**own, "teacher_path": run.settings.get("teacher_path")}

@@ -304,11 +304,6 @@ def runs(every: Sequence[Run], styles: Mapping[str, Style]) -> Table:
     metrics = list(dict.fromkeys(run.best_metric for run in every if run.best))
     header = ["run", "criterion", "architecture", "parameters", "updates", "last training loss"]
     header += [f"best validation {named(metric)}" for metric in metrics] + ["hours"]
-    best = {}
-    for metric in metrics:
-        of_metric = [run for run in every if run.best_metric == metric]
-        values = [run.best[1] for run in of_metric if run.best]
-        best[metric] = None if metric == "loss" else _best(values, of_metric[0].more_is_better)
     rows = []
     for run in every:
         losses, wall = run.training("loss"), run.training("wall")
@@ -319,7 +314,7 @@ def runs(every: Sequence[Run], styles: Mapping[str, Style]) -> Table:
                 Cell("" if run.parameters is None else f"{run.parameters:,}"),
                 Cell(f"{run.updates:,}", _state(run)),
                 Cell(f"{losses[-1][1]:.3f}" if losses else ""),
-                *(_best_cell(run, metric, best[metric]) for metric in metrics),
+                *(_best_cell(run, metric) for metric in metrics),
                 Cell(f"{wall[-1][1] / 3600:.2f}" if wall else ""),
             ]
         )
@@ -345,11 +340,11 @@ def _state(run: Run) -> str:
     return ", ".join([*parts, "not finished"] if run.is_finished is False else parts)
 
 
-def _best_cell(run: Run, metric: str, best: float | None) -> Cell:
+def _best_cell(run: Run, metric: str) -> Cell:
     if run.best is None or run.best_metric != metric:
         return Cell("")
     update, value = run.best
-    return Cell(f"{value:.2f}", f"at {update:,}", best=value == best)
+    return Cell(f"{value:.2f}", f"at {update:,}")
 
 
 def named(metric: str) -> str:
