@@ -100,9 +100,9 @@ def quality(browser: webdriver.Chrome, url: str, out: Path) -> None:
     """Show the beginning of a report, on a wide screen and on a dark phone, and its figure of the speed."""
     open_page(browser, url, width=1280, height=1257)
     picture(browser, out / "report-quality.png")
-    open_page(browser, url, width=390, height=1010, scheme="dark")
+    open_page(browser, url, width=390, height=1060, scheme="dark")
     picture(browser, out / "report-phone.png")
-    open_page(browser, url, width=1280, height=692)
+    open_page(browser, url, width=1280, height=712)
     scroll_to(browser, "#models figure")
     picture(browser, out / "report-speed.png")
 

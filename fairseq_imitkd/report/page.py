@@ -97,7 +97,7 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["shortened"] = shortened
+    environment.filters |= {"shortened": shortened, "breakable": breakable}
     title = "Distillation report"
     html = environment.get_template("template.html").render(
         title=title,
@@ -111,6 +111,11 @@ def page(
         style=Markup(sources["style.css"]),
     )
     return html, notes
+
+
+def breakable(name: str) -> Markup:
+    """Return a name that a narrow cell can break after its underscores."""
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def _sections(compared: Sequence[EvaluationPart], trained: TrainingPart | None) -> dict[str, str]:
