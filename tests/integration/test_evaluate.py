@@ -113,6 +113,7 @@ def test_every_value_of_the_format_is_there(root: Path, evaluation_run) -> None:
                 == set(decoding["chrf"])
                 == set(decoding["ter"])
                 == {"score", "low", "high", "p"}
+                | (set() if name == found["baseline"] else {"difference_low", "difference_high"})
             )
             assert sum(group["sentences"] for group in decoding["by_length"]) == SENTENCES
             assert decoding["empty"] >= 1
