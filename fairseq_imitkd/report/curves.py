@@ -67,7 +67,7 @@ def training(runs: Sequence[Run], styles: Styles) -> list[Picture]:
         curves = [
             _curve(run, run.training("loss") if kind == "training" else run.validated("loss")) for run in runs
         ]
-        pictures.append(_losses(kind, runs, curves, styles))
+        pictures.append(_losses(kind, runs, curves, styles=styles))
     return [picture for picture in pictures if picture]
 
 
@@ -96,7 +96,7 @@ def _best_metric(metric: str, runs: Sequence[Run], styles: Styles) -> Picture | 
     return _picture(figure, curves, title=title, note=_starts(of_metric), is_wide=True)
 
 
-def _losses(kind: str, runs: Sequence[Run], curves: Sequence[Curve], styles: Styles) -> Picture | None:
+def _losses(kind: str, runs: Sequence[Run], curves: Sequence[Curve], *, styles: Styles) -> Picture | None:
     curves = [curve for curve in curves if curve.points]
     if all(len(curve.points) < 2 for curve in curves):
         return None

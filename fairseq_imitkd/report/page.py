@@ -212,10 +212,10 @@ def summary(evaluation: Evaluation) -> tuple[str, list[Fact], str]:
         if len(others) > 1
         else ""
     )
-    return _headline(best, base, found, scores[base].score), facts, chosen
+    return _headline(best, base, found, base_score=scores[base].score), facts, chosen
 
 
-def _headline(best: str, base: str, found: QualityScore, base_score: float) -> str:
+def _headline(best: str, base: str, found: QualityScore, *, base_score: float) -> str:
     """Return how the best model compares with the baseline, as far as its bootstrap tells."""
     p, low, high = found.p, found.difference_low, found.difference_high
     if p is None:

@@ -132,7 +132,7 @@ def test_it_fits(page: Page, width: int, scheme: str) -> None:
 
 
 def test_a_phone_shows_the_models_to_serve_first(page: Page) -> None:
-    """Other parts are closed, so the page has a third of its height at most; a wide screen shows all parts."""
+    """Other parts are closed, so the page has a third of its height at most; a wide screen shows all."""
     shown = """return [...document.querySelectorAll(".part")].map(
         (part) => part.getBoundingClientRect().height > 150)"""
     height = "return document.documentElement.scrollHeight"
