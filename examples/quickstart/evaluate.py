@@ -72,7 +72,6 @@ def measure(run: Path, device: list[str]) -> dict[str, dict[str, Any]]:
             "parameters": sum(p.numel() for p in model.parameters()),
             "sentences_per_second": round(statistics.median(speeds[label]), 1),
             "sentences_per_second_rounds": speeds[label],
-            "file_bytes": checkpoint.stat().st_size,
         }
     return results
 

@@ -543,7 +543,7 @@ def test_a_table_shows_every_seed_and_the_readmes_are_filled_between_their_marks
     assert "`imitkd` 32.00" in table  # of 31 and 33
     overview = tables.overview([results])
     assert (
-        "| imitkd | 1,000 | BLEU | 31.00 (30.0 to 32.0); 33.00 (32.0 to 34.0) | +1.00 |" in overview
+        "| imitkd | 1,000 | BLEU | 31.00 (30.0 to 32.0); 33.00 (32.0 to 34.0) | +1.00 (p 0.010) |" in overview
     )  # scratch has seed 1
     assert "| teacher | 1,000 | BLEU | 40.00 (39.0 to 41.0) | +10.00 |" in overview
     short = tables.headlines([results, {**made_results(), "recipe": "other"}])
