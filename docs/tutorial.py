@@ -1,13 +1,14 @@
 """Make the notebook of the tutorial: run its commands, and keep what they print.
 
-    python docs/tutorial.py FOLDER       run everything in FOLDER; write tutorial.ipynb and the page's outputs
-    python docs/tutorial.py --text       keep the outputs; take text and commands from the page again
+    python docs/tutorial.py FOLDER     run everything in FOLDER; write tutorial.ipynb and the page's outputs
+    python docs/tutorial.py --text     keep all outputs; take the text between the commands from the page
 
-``tutorial.md`` is the source: its ``bash`` blocks are commands, and a ``python`` block is the file that its first line names. A
-``text`` block holds what the block before it printed.
+``tutorial.md`` is the source. Its ``bash`` blocks are commands. A ``python`` block is the file that its first
+line names. A ``text`` block holds what the block before it printed.
 """
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import nbformat
+from nbclient import NotebookClient
 from nbformat import v4
 
 PAGE = Path(__file__).with_name("tutorial.md")
 NOTEBOOK = PAGE.with_suffix(".ipynb")
-SITE = "https://example.invalid/"
+LONGEST = 40  # lines of output that are kept of a cell
+MINUTES = re.compile(r"(?<=<!-- minutes -->).*?(?=<!-- /minutes -->)")
 FENCE = re.compile(r"^```(bash|python|text)\n(.*?)^```$\n?", re.MULTILINE | re.DOTALL)
 
 
@@ -74,3 +77,92 @@ def notebook(page: str) -> Any:
 def printed(cell: Any) -> str:
     """Return what a cell's command printed, as one text."""
     return "".join(output["text"] for output in cell.get("outputs", []) if output["output_type"] == "stream")
+
+
+def run(made: Any, folder: Path) -> None:
+    """Run a notebook's cells in a folder, with the commands and the packages of this Python.
+
+    Raises:
+        CellExecutionError: a command failed.
+    """
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    NotebookClient(made, timeout=None, resources={"metadata": {"path": str(folder)}}).execute()
+    for cell in made.cells:
+        if cell.cell_type == "code":
+            text = kept(printed(cell), folder)
+            cell["outputs"] = [v4.new_output("stream", name="stdout", text=text)] if text else []
+            cell.metadata.clear()
+    made.metadata.pop("language_info", None)
+
+
+def kept(text: str, folder: Path) -> str:
+    """Return an output without the folders of this machine, and without the middle of a long one."""
+    for path, name in (
+        (folder.resolve(), "."),
+        (Path(sys.prefix), ".venv"),
+        (PAGE.parents[1], "fairseq-imitkd"),
+    ):
+        text = text.replace(str(path), name)
+    lines = [line.split("\r")[-1] for line in text.splitlines()]
+    if len(lines) > LONGEST:
+        left_out = f"[... {len(lines) - LONGEST} lines ...]"
+        lines = [*lines[: LONGEST // 2], left_out, *lines[-LONGEST // 2 :]]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def with_outputs_of(former: Any, made: Any) -> Any:
+    """Return a notebook with the outputs of another.
+
+    Raises:
+        SystemExit: their commands differ.
+    """
+    code, old = ([cell for cell in each.cells if cell.cell_type == "code"] for each in (made, former))
+    if [cell.source for cell in code] != [cell.source for cell in old]:
+        sys.exit(f"the commands of {PAGE.name} have changed; run them again: python docs/tutorial.py FOLDER")
+    for cell, before in zip(code, old, strict=True):
+        cell["outputs"], cell["execution_count"] = before["outputs"], before["execution_count"]
+    return made
+
+
+def with_outputs(page: str, made: Any) -> str:
+    """Return the page with each ``text`` block as the notebook has it."""
+    outputs = [printed(cell) for cell in made.cells if cell.cell_type == "code"]
+    code = -1
+
+    def replaced(block: re.Match[str]) -> str:
+        nonlocal code
+        if block[1] != "text":
+            code += 1
+            return block[0]
+        return f"```text\n{outputs[code]}```\n"
+
+    return FENCE.sub(replaced, page)
+
+
+def main() -> None:
+    """Write the notebook, and the outputs on the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, nargs="?", help="an empty folder to run the commands in")
+    parser.add_argument("--text", action="store_true", help="keep the outputs of the notebook")
+    args = parser.parse_args()
+    page = PAGE.read_text(encoding="utf-8")
+    made = notebook(page)
+    if args.text:
+        made = with_outputs_of(nbformat.read(NOTEBOOK, as_version=4), made)
+    elif args.folder:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        run(made, args.folder)
+        minutes = round((time.monotonic() - start) / 60)
+        PAGE.write_text(MINUTES.sub(str(minutes), with_outputs(page, made)), encoding="utf-8")
+        made = with_outputs_of(made, notebook(PAGE.read_text(encoding="utf-8")))
+    else:
+        parser.error("name a folder, or give --text")
+    nbformat.validate(made)
+    NOTEBOOK.write_text(nbformat.writes(made) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
