@@ -1,4 +1,4 @@
-# make quickstart | report | test | test-all | lint | bench | bench-check | mutation
+# make quickstart | report | test | test-all | lint | docs | bench | bench-check | mutation
 # Each target first installs into .venv. PYTHON=python3.12 make … chooses the Python.
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/installed-$(VERSION)
 # Two processes. All tests of a file run in the same one, because they share what the file makes once.
 WORKERS := -n 2 --dist loadfile
 
-.PHONY: install quickstart report test test-all lint bench bench-check mutation clean
+.PHONY: install quickstart report test test-all lint docs bench bench-check mutation clean
 
 install: $(INSTALLED)
 
@@ -43,6 +43,11 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/shellcheck --external-sources --source-path SCRIPTDIR benchmarks/*.sh examples/*.sh examples/*/*.sh
+
+# The site: docs/build/index.html. A link to nothing, and any other warning, is an error. Always from the beginning (-E):
+# autosummary finds no pages in a build that goes on.
+docs: install
+	$(BIN)/sphinx-build -q -E -W --keep-going -c docs . docs/build
 
 bench: install
 	$(BIN)/python benchmarks/update_cost.py

@@ -46,12 +46,17 @@ html_additional_pages = {"index": "to-docs.html"}
 
 
 def add_contents(app: Sphinx, page: str, source: list[str]) -> None:
-    """Make Sphinx's tables of contents from the lists of links under the headings of ``docs/index.md``."""
+    """Make Sphinx's tables of contents from the lists of links under the headings of ``docs/index.md``.
+
+    The complete evaluations are only linked by their recipes, so they are in no table.
+    """
+    if page.rpartition("/")[2].startswith("evaluation"):
+        source[0] = f"---\norphan: true\n---\n\n{source[0]}"
     if page != root_doc:
         return
     for part in re.split(r"^## ", source[0], flags=re.MULTILINE)[1:]:
         heading, _, text = part.partition("\n")
-        links = re.findall(r"^ *- .*?\]\(([^):]+)\.md\)", text, re.MULTILINE)
+        links = re.findall(r"\]\(([^):]+)\.md\)", text)
         tree = "\n".join(["```{toctree}", ":hidden:", f":caption: {heading}", "", *links, "```"])
         source[0] += f"\n\n{tree}\n"
 
