@@ -42,6 +42,8 @@ autodoc_member_order = "bysource"
 html_theme = "furo"
 html_title = project
 html_copy_source = False
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_additional_pages = {"index": "to-docs.html"}
 
 
@@ -56,7 +58,7 @@ def add_contents(app: Sphinx, page: str, source: list[str]) -> None:
         return
     for part in re.split(r"^## ", source[0], flags=re.MULTILINE)[1:]:
         heading, _, text = part.partition("\n")
-        links = re.findall(r"\]\(([^):]+)\.md\)", text)
+        links = [f"{title} <{to}>" for title, to in re.findall(r"\[([^]]+)\]\(([^):]+)\.md\)", text)]
         tree = "\n".join(["```{toctree}", ":hidden:", f":caption: {heading}", "", *links, "```"])
         source[0] += f"\n\n{tree}\n"
 

@@ -26,6 +26,23 @@ INTRODUCTION = """# Papers
 This page shows where the code follows which paper. "Where" is the place in the paper.
 [Methods and flags](methods.md) explains the flags. If you use a method in your work, please cite its paper.
 `python docs/papers.py --write` makes this page from the docstrings, and a test compares it.
+
+For ImitKD, and for distillation of words and sentences:
+
+```bibtex
+@inproceedings{lin-etal-2020-autoregressive,
+  title = {Autoregressive Knowledge Distillation through Imitation Learning},
+  author = {Lin, Alexander and Wohlwend, Jeremy and Chen, Howard and Lei, Tao},
+  booktitle = {Proceedings of EMNLP 2020},
+  year = {2020}
+}
+@inproceedings{kim-rush-2016-sequence,
+  title = {Sequence-Level Knowledge Distillation},
+  author = {Kim, Yoon and Rush, Alexander M.},
+  booktitle = {Proceedings of EMNLP 2016},
+  year = {2016}
+}
+```
 """
 
 

@@ -1,6 +1,7 @@
 """The project's Markdown: targets of links exist, and documents agree with the code."""
 
 import ast
+import functools
 import importlib.util
 import re
 import subprocess
@@ -159,3 +160,43 @@ def test_links_to_other_sites_are_addresses(document: str) -> None:
         assert parts.scheme == "mailto" or re.fullmatch(
             r"([\w-]+\.)+[a-z]{2,}(:\d+)?|[\d.]+:\d+", parts.netloc
         ), address
+
+
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]\b(?!-\w)")
+# Pages for users. The others also name flags of the scripts of benchmarks/ and docs/.
+PAGES = (
+    "before-training", "evaluate", "export", "summaries", "training", "troubleshooting", "tutorial",
+    "which-method", "your-own-method",
+)  # fmt: skip
+# curl's and pip's, and those of an example's own method and of another task.
+OTHERS = {
+    "--json",
+    "--silent",
+    "--output",
+    "--no-build-isolation",
+    "--brier-power",
+    "--print-completion",
+    "--version",
+}
+
+
+@functools.cache
+def flags() -> set[str]:
+    """Return the flags of all commands: the plugin's, and fairseq's that come with them."""
+    from fairseq import options
+
+    from fairseq_imitkd.cli.fairseq_help import all_flags
+
+    helps = (REPO / "fairseq_imitkd" / "cli" / "help").glob("*.txt")
+    chosen = ("--arch", "transformer", "--optimizer", "adam", "--lr-scheduler", "inverse_sqrt")
+    parsers = (all_flags("train", chosen), options.get_preprocessing_parser())
+    found = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+    return (
+        found | OTHERS | {flag for path in helps for flag in FLAG.findall(path.read_text(encoding="utf-8"))}
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_name_flags_that_exist(page: str) -> None:
+    text = (REPO / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    assert sorted(set(FLAG.findall(text)) - flags()) == []
