@@ -22,7 +22,8 @@ from nbformat import v4
 
 PAGE = Path(__file__).with_name("tutorial.md")
 NOTEBOOK = PAGE.with_suffix(".ipynb")
-LONGEST = 40  # lines of output that are kept of a cell
+LONGEST = 80  # lines of output that are kept of a cell
+TABLE = re.compile(r"(?<=<!-- evaluation -->\n).*?(?=<!-- /evaluation -->)", re.DOTALL)
 MINUTES = re.compile(r"(?<=<!-- minutes -->).*?(?=<!-- /minutes -->)")
 FENCE = re.compile(r"^```(bash|python|text)\n(.*?)^```$\n?", re.MULTILINE | re.DOTALL)
 
@@ -125,7 +126,9 @@ def with_outputs_of(former: Any, made: Any) -> Any:
 
 
 def with_outputs(page: str, made: Any) -> str:
-    """Return the page with each ``text`` block as the notebook has it."""
+    """Return the page with each ``text`` block, and the first table of the evaluation, as the notebook has
+    them.
+    """
     outputs = [printed(cell) for cell in made.cells if cell.cell_type == "code"]
     code = -1
 
@@ -136,6 +139,11 @@ def with_outputs(page: str, made: Any) -> str:
             return block[0]
         return f"```text\n{outputs[code]}```\n"
 
+    [evaluation] = [
+        printed(cell) for cell in made.cells if "imitkd evaluate" in cell.source and cell.cell_type == "code"
+    ]
+    table = re.search(r"(^\|.*\n)+", evaluation, re.MULTILINE)
+    page = TABLE.sub(lambda _: f"\n{table[0] if table else ''}\n", page)
     return FENCE.sub(replaced, page)
 
 
@@ -151,6 +159,8 @@ def main() -> None:
     made = notebook(page)
     if args.text:
         made = with_outputs_of(nbformat.read(NOTEBOOK, as_version=4), made)
+        PAGE.write_text(with_outputs(page, made), encoding="utf-8")
+        made = with_outputs_of(made, notebook(PAGE.read_text(encoding="utf-8")))
     elif args.folder:
         args.folder.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()

@@ -136,6 +136,9 @@ class TestNotebook:
                 assert part.text == outputs[code]
                 shown += 1
         assert shown > 1
+        table = tutorial.TABLE.search(PAGE)[0].strip()
+        assert table.startswith("|")
+        assert any(table in output for output in outputs)
 
     def test_every_cell_has_been_run(self) -> None:
         numbers = [cell["execution_count"] for cell in self.CODE]
