@@ -22,7 +22,8 @@ from nbformat import v4
 
 PAGE = Path(__file__).with_name("tutorial.md")
 NOTEBOOK = PAGE.with_suffix(".ipynb")
-LONGEST = 80  # lines of output that are kept of a cell
+WIDEST = 400  # characters of a line
+LONGEST, LAST = 140, 20  # of a longer output, only the last lines are kept
 TABLE = re.compile(r"(?<=<!-- evaluation -->\n).*?(?=<!-- /evaluation -->)", re.DOTALL)
 MINUTES = re.compile(r"(?<=<!-- minutes -->).*?(?=<!-- /minutes -->)")
 FENCE = re.compile(r"^```(bash|python|text)\n(.*?)^```$\n?", re.MULTILINE | re.DOTALL)
@@ -97,17 +98,14 @@ def run(made: Any, folder: Path) -> None:
 
 
 def kept(text: str, folder: Path) -> str:
-    """Return an output without the folders of this machine, and without the middle of a long one."""
-    for path, name in (
-        (folder.resolve(), "."),
-        (Path(sys.prefix), ".venv"),
-        (PAGE.parents[1], "fairseq-imitkd"),
-    ):
+    """Return an output without this machine's folders: of a bar the last state, of a long text the end."""
+    names = {folder.resolve(): ".", Path(sys.prefix): ".venv", PAGE.parents[1]: "fairseq-imitkd"}
+    for path, name in names.items():
         text = text.replace(str(path), name)
-    lines = [line.split("\r")[-1] for line in text.splitlines()]
+    lines = [line.rpartition("\r")[2].rstrip() for line in text.removesuffix("\n").split("\n")]
+    lines = [line if len(line) <= WIDEST else f"{line[:WIDEST]} ..." for line in lines if line]
     if len(lines) > LONGEST:
-        left_out = f"[... {len(lines) - LONGEST} lines ...]"
-        lines = [*lines[: LONGEST // 2], left_out, *lines[-LONGEST // 2 :]]
+        lines = [f"[... {len(lines) - LAST} lines ...]", *lines[-LAST:]]
     return "".join(f"{line}\n" for line in lines)
 
 
