@@ -103,7 +103,7 @@ def kept(text: str, folder: Path) -> str:
     for path, name in names.items():
         text = text.replace(str(path), name)
     lines = [line.rpartition("\r")[2].rstrip() for line in text.removesuffix("\n").split("\n")]
-    lines = [line if len(line) <= WIDEST else f"{line[:WIDEST]} ..." for line in lines if line]
+    lines = [line if len(line) <= WIDEST else f"{line[:WIDEST]} ..." for line in lines]
     if len(lines) > LONGEST:
         lines = [f"[... {len(lines) - LAST} lines ...]", *lines[-LAST:]]
     return "".join(f"{line}\n" for line in lines)
