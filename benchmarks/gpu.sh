@@ -22,11 +22,7 @@ check_graphs() {
   python -c 'import torch; torch.zeros(1, device="cuda")' # without a device, pytest would skip all tests
   (cd "$REPO" && python -m pytest -q -k real tests/rollout/test_cuda_graphs.py)
 }
-GRAPHS=()
-if [ "$DEVICE" = cuda ]; then
-  GRAPHS=(--rollout-cuda-graphs)
-  stage graphs check_graphs
-fi
+[ "$DEVICE" != cuda ] || stage graphs check_graphs
 
 RUN=$RUN "$REPO/examples/multi30k/prepare.sh"
 small --arch transformer_iwslt_de_en --share-all-embeddings
@@ -44,7 +40,7 @@ for precision in "${PRECISIONS[@]}"; do
   flags=()
   [ "$precision" = fp32 ] || flags=("--$precision")
   stage "imitkd_$precision" train "imitkd_$precision" --task translation_with_teacher --criterion imitkd --teacher-path "$MODEL_FILE" \
-    --student-share constant:1 --finetune-from-model "$MODEL_FILE" "${TRAINING[@]}" "${flags[@]}" "${GRAPHS[@]}" --max-update 50 --log-interval 10
+    --student-share constant:1 --finetune-from-model "$MODEL_FILE" "${TRAINING[@]}" "${flags[@]}" --max-update 50 --log-interval 10
 done
 
 python -m fairseq_imitkd --version

@@ -220,7 +220,7 @@ def build_engines(
         return lambda sample: write(student, sample, policy, task)
 
     lengths = {"max_len_a": args.max_len_a, "max_len_b": args.max_len_b}
-    greedy, sampling = RolloutPolicy("greedy", **lengths), RolloutPolicy("sampling", **lengths)
+    greedy, sampling = (RolloutPolicy(name, **lengths, cuda_graphs=False) for name in ("greedy", "sampling"))
     engine = roll_out(greedy)
 
     def generic(sample: Batch) -> Rollout:

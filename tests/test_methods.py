@@ -67,7 +67,7 @@ CRITERION_FLAGS = {
     "--rollout-pool-updates": 1,
     "--rollout-replay": 0,
     "--rollout-replay-share": "linear:0",
-    "--rollout-cuda-graphs": False,
+    "--rollout-cuda-graphs": "auto",
     "--loss-chunk": 0,
     "--easy-weight": 0.2,
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fairseq_imitkd.cli import cache, seqkd
 from fairseq_imitkd.methods import METHODS
-from fairseq_imitkd.rollout.cuda_graphs import graphs_of
+from fairseq_imitkd.rollout.cuda_graphs import graph_usage
 from tests.helpers import in_process
 from tests.helpers.emulated_cuda import Emulation, emulated_cuda
 
@@ -116,31 +116,25 @@ def test_trains_in_every_precision(precision, digits, teacher, on_host, tmp_path
     [("greedy", ()), ("greedy", ("--fp16",)), ("greedy", ("--amp",)), ("speculative", ())],
 )
 def test_trains_with_cuda_graphs(policy, precision, digits, teacher, on_host, tmp_path, request):
-    """With ``--rollout-cuda-graphs`` the weights change between replays, and the rollouts are those of the
-    new weights.
-    """
+    """The weights change between replays, and the rollouts are those of the new weights."""
     flags = ("--criterion", "imitkd", "--student-share", "constant:1", "--rollout-policy", policy)
     expected = on_host(*flags)
     request.getfixturevalue("device")
     found = in_process.train(
-        digits.data, tmp_path, *TASK, "--teacher-path", teacher, *flags, *precision, "--rollout-cuda-graphs"
+        digits.data, tmp_path, *TASK, "--teacher-path", teacher, *flags, *precision
     )  # fmt: skip
     assert_close(found, expected, 1e-2 if precision else 1e-4)
-    decoders = [found.trainer.get_model().decoder]
-    if policy == "speculative":
-        decoders.append(found.trainer.task._distiller.teacher.models[0].decoder)
-    assert all(graphs_of(decoder).replays for decoder in decoders)
+    assert graph_usage(found.trainer.get_model().decoder)[0].replayed
 
 
 def test_resumes_as_if_uninterrupted(digits, teacher, tmp_path, device):
     flags = ("--task", "translation_with_teacher", "--teacher-path", teacher, "--criterion", "imitkd_full",
-             "--disable-validation", "--student-share", HALF, "--save-interval-updates", 3,
-             "--rollout-cuda-graphs")  # fmt: skip
+             "--disable-validation", "--student-share", HALF, "--save-interval-updates", 3)  # fmt: skip
     whole = in_process.train(digits.data, tmp_path / "whole", *flags, "--max-update", 6).weights()
     in_process.train(digits.data, tmp_path / "parts", *flags, "--max-update", 3)
     resumed = in_process.train(digits.data, tmp_path / "parts", *flags, "--max-update", 6)
     assert all(value.cpu().equal(whole[name].cpu()) for name, value in resumed.weights().items())
-    assert graphs_of(resumed.trainer.get_model().decoder).replays
+    assert graph_usage(resumed.trainer.get_model().decoder)[0].replayed
 
 
 def test_validates_and_chooses_by_bleu(digits, teacher, tmp_path, device):

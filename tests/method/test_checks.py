@@ -129,7 +129,7 @@ USELESS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
      {"student_share": "0.5"}),
     ("word_kd", {"rollout_pool_updates": 4}, "--rollout-pool-updates 4", "raise the share",
      {"student_share": "0.5"}),
-    ("word_kd", {"rollout_cuda_graphs": True}, "--rollout-cuda-graphs", "raise the share",
+    ("word_kd", {"rollout_cuda_graphs": "off"}, "--rollout-cuda-graphs off", "raise the share",
      {"student_share": "0.5"}),
     ("word_kd", {"rollout_replay": 9}, "--rollout-replay 9", "raise the share", {"student_share": "0.5"}),
     ("word_kd", {"share_by": "batch"}, "--share-by batch", "raise the share", {"student_share": "linear:0"}),
@@ -456,8 +456,8 @@ COMBINATIONS: list[tuple[str, dict[str, Any]]] = [
     # the maximum length and the CUDA graphs apply to teacher samples too
     ("f_distill_kl", {"teacher_samples": True, "rollout_max_len_b": 20}),
     ("f_distill_kl", {"teacher_samples": True, "rollout_max_len_a": 2.0}),
-    ("f_distill_kl", {"teacher_samples": True, "rollout_cuda_graphs": True}),
-    ("imitkd", {"rollout_cuda_graphs": True}),
+    ("f_distill_kl", {"teacher_samples": True, "rollout_cuda_graphs": "off"}),
+    ("imitkd", {"rollout_cuda_graphs": "off"}),
     # teacher samples trained on as references: sequence-level distillation (Kim & Rush 2016, section 3.2)
     ("word_kd", {"teacher_samples": True, "gold_weight": "1"}),
     # without rollouts, none of them has to be a sample

@@ -169,7 +169,11 @@ def test_teacher_samples_use_cuda_graphs_if_rollouts_do(
 
     monkeypatch.setattr(mixer, "decode", recording)
     sampling = tiny_method(
-        "imitkd", student_share="0", gold_weight="0", teacher_samples=True, rollout_cuda_graphs=graphs
+        "imitkd",
+        student_share="0",
+        gold_weight="0",
+        teacher_samples=True,
+        rollout_cuda_graphs="auto" if graphs else "off",
     )
     mixed(Mixer(sampling, layout()), BATCHES[0])
     assert policies == [RolloutPolicy("sampling", cuda_graphs=graphs)]
