@@ -16,6 +16,7 @@ from fairseq import checkpoint_utils, options, utils
 import fairseq_imitkd
 from fairseq_imitkd.checkpoints.guard import all_are_trusted
 from fairseq_imitkd.checkpoints.safe_load import read_checkpoint
+from fairseq_imitkd.cli.console import Console
 from fairseq_imitkd.cli.fairseq_help import ALL, all_flags, short_parser
 from fairseq_imitkd.cli.fairseq_parser import check_texts, one_line_parsers, parse_carefully
 from fairseq_imitkd.data.corpus import Languages
@@ -79,12 +80,12 @@ def _has_arch(arguments: Sequence[str]) -> bool:
 def _run(name: str) -> None:
     """Call a fairseq command as if the user had typed the default flags."""
     _show_help(name)
-    sys.argv[1:] = _with_defaults()
-    # A fairseq command configures logging when it is imported, unless something logs already. The import of
-    # the plugin has loaded modules of fairseq that do.
-    logging.root.handlers.clear()
+    words = _with_defaults()
+    console = Console.of(name, words)
+    sys.argv[1:] = words
+    console.begin()  # a fairseq command configures logging when it is imported, unless something logs already
     command = importlib.import_module(f"fairseq_cli.{name}")
-    with together(sys.argv[1:]), _parsed_with_care(name):
+    with together(sys.argv[1:]), _parsed_with_care(name), console.around(command):
         command.cli_main()
 
 
