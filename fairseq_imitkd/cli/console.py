@@ -16,7 +16,6 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -63,7 +62,7 @@ class Console:
         return cls(command, verbose, verbose or formatted)
 
     @contextmanager
-    def around(self, module: ModuleType) -> Iterator[None]:
+    def around(self, module: Any) -> Iterator[None]:
         """Return a context in which fairseq's command uses this console, in the processes that it starts too.
 
         Args:

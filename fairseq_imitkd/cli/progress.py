@@ -212,7 +212,7 @@ class _Bar(progress_bar.BaseProgressBar):
     def __init__(self, iterable: Any, epoch: int | None = None, prefix: str | None = None):
         super().__init__(iterable, epoch, prefix)
         self._validates = prefix is not None
-        self._what = prefix or "translate"
+        self._what = prefix.replace(" on '", " '") if prefix else "translate"
 
     def __iter__(self) -> Iterator[Any]:
         if self.epoch is not None and not self._validates:
