@@ -8,9 +8,11 @@ from typing import Any
 
 from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError, in_one_line
-from fairseq_imitkd.report import logs, settings, tensorboard
+from fairseq_imitkd.report import logs, rollouts, settings, tensorboard
 from fairseq_imitkd.report.paths import disambiguate
+from fairseq_imitkd.report.rollouts import RolloutsAt
 from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES
+from fairseq_imitkd.training.rollout_log import ROLLOUTS
 from fairseq_imitkd.training.run_files import CONFIG, EPOCH, EPOCH_BEGINS, INNER, METRICS
 
 # Metrics that only the plugin's criteria log.
@@ -41,6 +43,7 @@ class Run:
         starts: how often the run was started or resumed; 0 if unknown.
         is_finished: whether the last start came to its end; None if unknown.
         notes: remarks about the source, one line each.
+        rollouts: rollouts of a few updates, if ``--log-rollouts`` has written some.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Run:
     starts: int = 0
     is_finished: bool | None = None
     notes: list[str] = field(default_factory=list)
+    rollouts: list[RolloutsAt] = field(default_factory=list)
 
     def add(self, tag: str, update: int, values: dict[str, float]) -> None:
         """Add the metrics of one update. A run that went back to an earlier checkpoint loses its later
@@ -194,6 +198,10 @@ def _sources(path: Path, is_folder: bool) -> list[Path]:
 def _read_metrics(run: Run, path: Path) -> None:
     """Add what a training's own two files hold."""
     _read_config(run, path.with_name(CONFIG))
+    try:
+        run.rollouts = rollouts.read(path.parent)
+    except OSError as error:
+        run.notes.append(f"'{path.with_name(ROLLOUTS)}' can't be read: {error.strerror}")
     run.is_finished = False
     for line in _lines(run, path):
         if logged := logs.parse_metrics_line(line):
