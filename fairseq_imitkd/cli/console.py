@@ -11,9 +11,8 @@ import logging
 import os
 import re
 import sys
-import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +25,7 @@ from omegaconf import DictConfig
 from fairseq_imitkd.cli.messages import PlainMessages, TerminalMessages
 from fairseq_imitkd.cli.progress import Progress, bars_of
 from fairseq_imitkd.cli.terminal import Terminal
-
-VERBOSE = "--verbose"
-# What hydra, torch and fairseq's use of them warn of at every start, and no user can change.
-_NOISE = r"(?s).*(deprecat|no longer experimental|version_base|'pin_memory' argument)"
+from fairseq_imitkd.cli.warnings_shown import VERBOSE, silence_warnings
 
 _stock_mains: dict[str, Callable[..., Any]] = {}  # fairseq's own functions, while ours stand in for them
 
@@ -86,8 +82,8 @@ class Console:
             logging.root.setLevel(os.environ.get("LOGLEVEL", "INFO").upper())
             for handler in self._handlers():
                 logging.root.addHandler(handler)
-        if not self.verbose:
-            logging.getLogger(f"fairseq_cli.{self.command}").addFilter(_is_short)
+        logger = logging.getLogger(f"fairseq_cli.{self.command}")
+        (logger.removeFilter if self.verbose else logger.addFilter)(_is_short)
 
     def _handlers(self) -> list[logging.Handler]:
         """Return the handlers of a terminal, and of the file or pipe beside it."""
@@ -161,21 +157,6 @@ def _drawing(progress: Progress) -> Iterator[None]:
         yield
     finally:
         progress_bar.progress_bar, progress_bar.NoopProgressBar = make, stock
-
-
-def silence_warnings(words: Sequence[str] = ()) -> None:
-    """Hide warnings that only the authors of hydra, torch and fairseq can heed.
-
-    ``python -W`` and ``PYTHONWARNINGS`` decide instead, if one of them is given.
-
-    Args:
-        words: the command line; :data:`VERBOSE` keeps the warnings.
-    """
-    if sys.warnoptions or VERBOSE in words:
-        return
-    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
-        warnings.simplefilter("ignore", category)
-    warnings.filterwarnings("ignore", _NOISE, UserWarning)
 
 
 def _is_short(record: logging.LogRecord) -> bool:
