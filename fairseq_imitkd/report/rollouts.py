@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_imitkd.report import logs
-from fairseq_imitkd.training.rollout_log import ROLLOUTS, Part, ShownRollout
+from fairseq_imitkd.training.rollout_log import Part, ShownRollout
+from fairseq_imitkd.training.run_files import ROLLOUTS
 
 TIMES = 4  # updates of a run that are shown, the first and the last among them
 SENTENCES = 5  # of an update

@@ -12,8 +12,7 @@ from fairseq_imitkd.report import logs, rollouts, settings, tensorboard
 from fairseq_imitkd.report.paths import disambiguate
 from fairseq_imitkd.report.rollouts import RolloutsAt
 from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES
-from fairseq_imitkd.training.rollout_log import ROLLOUTS
-from fairseq_imitkd.training.run_files import CONFIG, EPOCH, EPOCH_BEGINS, INNER, METRICS
+from fairseq_imitkd.training.run_files import CONFIG, EPOCH, EPOCH_BEGINS, INNER, METRICS, ROLLOUTS
 
 # Metrics that only the plugin's criteria log.
 DISTILLATION = (

@@ -20,11 +20,10 @@ from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.mixing import MixedBatch
 from fairseq_imitkd.text.marks import recognised
 from fairseq_imitkd.text.scored import ScoredText
-from fairseq_imitkd.training.run_files import continue_metrics, whole_config
+from fairseq_imitkd.training.run_files import ROLLOUTS, whole_config
 
 logger = logging.getLogger(__name__)
 
-ROLLOUTS = "rollouts.jsonl"  # in the --save-dir
 TAG = "rollouts"
 CUT = "…"  # the end of a rollout that the maximum length has cut
 TABLE = "train_inner"  # fairseq's TensorBoard folder for the metrics of every few updates
@@ -89,7 +88,6 @@ class RolloutLog:
         self._number, self._interval, self._text = number, interval, text
         self._save_dir, self._tensorboard = save_dir, tensorboard
         self._due = 0  # the next update, from 0, at which rollouts are shown
-        self._began = False
         self._shown: list[ShownRollout] = []
 
     @classmethod
@@ -166,9 +164,6 @@ class RolloutLog:
         rollouts = [{"source": each.source, "student": each.parts} for each in shown]
         line = json.dumps({"tag": TAG, "num_updates": update, "rollouts": rollouts}, ensure_ascii=False)
         try:
-            if not self._began:
-                continue_metrics(path, update - 1)
-                self._began = True
             with open(path, "a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
         except OSError as error:

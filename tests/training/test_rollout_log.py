@@ -13,7 +13,8 @@ from torch import Tensor
 from fairseq_imitkd.mixing import MixedBatch
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training.distiller import Learner
-from fairseq_imitkd.training.rollout_log import ROLLOUTS, RolloutLog, RolloutText, ShownRollout, markdown
+from fairseq_imitkd.training.rollout_log import RolloutLog, RolloutText, ShownRollout, markdown
+from fairseq_imitkd.training.run_files import ROLLOUTS, continue_metrics
 from tests.helpers.fairseq_models import (
     build_student,
     give_teacher,
@@ -125,6 +126,7 @@ def test_every_so_many_updates(tmp_path: Path, caplog: Any) -> None:
         return [json.loads(line)["num_updates"] for line in lines]
 
     assert run(range(1, 18), without=[10, 11]) == [1, 5, 12, 15]
+    continue_metrics(tmp_path / ROLLOUTS, 7)  # as a resumed run begins
     assert run(range(8, 14)) == [1, 5, 8, 10]
     assert [record.getMessage().split()[3] for record in caplog.records] == ["1", "5", "12", "15", "8", "10"]
 
