@@ -137,8 +137,9 @@ class RolloutLog:
         """
         rows = chosen.nonzero().squeeze(-1)
         sources, targets = sample["net_input"]["src_tokens"][rows], sample["target"][rows]
-        for row in zip(sources.cpu(), targets.cpu(), teacher[rows].cpu(), truncated[rows].cpu(), strict=True):
-            self._shown.append(self._text.rollout(*row))
+        tokens = zip(sources.cpu(), targets.cpu(), teacher[rows].cpu(), strict=True)
+        for row, cut in zip(tokens, truncated[rows].tolist(), strict=True):
+            self._shown.append(self._text.rollout(*row, truncated=cut))
 
     def show(self, update_num: int) -> None:
         """Write what was collected, if anything was.
@@ -183,14 +184,14 @@ class RolloutText:
     source: Dictionary
     target: Dictionary
 
-    def rollout(self, source: Tensor, student: Tensor, teacher: Tensor, truncated: Tensor) -> ShownRollout:
+    def rollout(self, source: Tensor, student: Tensor, teacher: Tensor, *, truncated: bool) -> ShownRollout:
         """Return a rollout as it is shown.
 
         Args:
             source: ``(S,)`` tokens.
             student: ``(T,)``, the rollout, padded.
             teacher: ``(T,)``, the teacher's most probable token after each prefix of it.
-            truncated: ``()`` bool.
+            truncated: whether the maximum length has cut it.
         """
         parts: list[Part] = []
         kind, goes_on = recognised(self.target), False

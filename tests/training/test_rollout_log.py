@@ -47,7 +47,7 @@ def shown(names: Dictionary, student: str, teacher: str, *, cut: bool = False, s
         return torch.tensor([names.index(word) for word in text.split()])
 
     text = RolloutText(names, names)
-    return text.rollout(ids(source), ids(student), ids(teacher), torch.tensor(cut)).plain()
+    return text.rollout(ids(source), ids(student), ids(teacher), truncated=cut).plain()
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_rollout_that_was_cut_and_odd_characters() -> None:
     assert shown(names, "a b", "a b", cut=True) == "a b …"
     text = RolloutText(names, names)
     odd = torch.tensor([names.index("\x1b[2J")])
-    rollout = text.rollout(odd, odd, odd + 1, torch.tensor(False))
+    rollout = text.rollout(odd, odd, odd + 1, truncated=False)
     assert rollout == ShownRollout("\N{REPLACEMENT CHARACTER}[2J", [("\N{REPLACEMENT CHARACTER}[2J", "b")])
 
 
