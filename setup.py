@@ -77,6 +77,7 @@ setup(
         "sacrebleu>=2.3",
         "sentencepiece>=0.2",
         "rouge-score>=0.1.2",
+        "rich>=13",
         "shtab",
         "tqdm",
     ],

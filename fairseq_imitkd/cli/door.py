@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from fairseq_imitkd import quick
+from fairseq_imitkd.cli.warnings_shown import silence_warnings
 
 
 def main() -> None:
@@ -19,6 +20,7 @@ def main() -> None:
         print(completion(words[1]), end="")
         return
     sys.argv[:] = [f"imitkd-{command}", *words]
+    silence_warnings(words)
     function_of(command)()
 
 
