@@ -34,6 +34,7 @@ class ModelConfig:
     """What decides on the parameters and the computation of a model.
 
     Args:
+        kind: its type in ``transformers``, a key of :data:`~fairseq_imitkd.huggingface.families.FAMILIES`.
         family: its family.
         width: size of the embeddings.
         encoder, decoder: sizes of the two sides.
@@ -48,6 +49,7 @@ class ModelConfig:
         languages: names of source and target language, if the configuration tells them.
     """
 
+    kind: str
     family: Family
     width: int
     encoder: Side
@@ -77,7 +79,9 @@ def read_config(content: Mapping[str, Any], name: str) -> ModelConfig:
     """
     family = _family(content, name)
     if content.get("quantization_config"):
-        raise UsageError(f"{name} is quantised, which can't be undone exactly; import the model in float32 or float16")
+        raise UsageError(
+            f"{name} is quantised, which can't be undone exactly; import the model in float32 or float16"
+        )
     reader = _Reader(content, name)
     vocabulary = reader.size("src_vocab_size" if "src_vocab_size" in content else "vocab_size")
     target = "tgt_vocab_size" if "tgt_vocab_size" in content else "decoder_vocab_size"
@@ -93,19 +97,22 @@ def read_config(content: Mapping[str, Any], name: str) -> ModelConfig:
     ]
     for side in sides:
         if width % side.heads or width % 2:
-            raise UsageError(f"{name} has d_model {width}, which must be even and a multiple of {side.heads} heads")
+            raise UsageError(
+                f"{name} has d_model {width}, which must be even and a multiple of {side.heads} heads"
+            )
     activation = content.get("activation_function", "relu")
     if activation not in ACTIVATIONS:
-        raise UsageError(
-            f"{name} has the activation {activation!r:.40}, which fairseq lacks; {TEXT_ONLY}"
-        )
+        raise UsageError(f"{name} has the activation {activation!r:.40}, which fairseq lacks; {TEXT_ONLY}")
     languages = content.get("langs")
     pair = languages if isinstance(languages, list) and len(languages) == 2 else None
     ends = reader.symbol("eos_token_id", vocabulary)
     pads = reader.symbol("pad_token_id", vocabulary)
     if ends is None or pads is None or ends == pads:
-        raise UsageError(f"{name} must have eos_token_id and pad_token_id in its config.json, and they must differ")
+        raise UsageError(
+            f"{name} must have eos_token_id and pad_token_id in its config.json, and they must differ"
+        )
     return ModelConfig(
+        kind=str(content["model_type"]),
         family=family,
         width=width,
         encoder=sides[0],
@@ -127,7 +134,9 @@ def read_config(content: Mapping[str, Any], name: str) -> ModelConfig:
 def _family(content: Mapping[str, Any], name: str) -> Family:
     kind = content.get("model_type")
     if not isinstance(kind, str):
-        raise UsageError(f"{name} has a config.json without a model_type; use a folder that transformers has saved")
+        raise UsageError(
+            f"{name} has a config.json without a model_type; use a folder that transformers has saved"
+        )
     kind = kind[:40]
     if kind in UNSUPPORTED:
         raise UsageError(f"{name} is a model of type {kind!r}: {UNSUPPORTED[kind]}; {TEXT_ONLY}")
@@ -141,7 +150,9 @@ def _family(content: Mapping[str, Any], name: str) -> Family:
     heads = content.get("architectures") or []
     for head in heads if isinstance(heads, list) else []:
         if isinstance(head, str) and head.endswith(("Classification", "Answering", "ForCausalLM")):
-            raise UsageError(f"{name} is a {head[:60]}, not a model that translates or summarises; use another")
+            raise UsageError(
+                f"{name} is a {head[:60]}, not a model that translates or summarises; use another"
+            )
     return FAMILIES[kind]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from fairseq.modules import SinusoidalPositionalEmbedding
 from torch import Tensor
 
 from fairseq_imitkd.errors import UsageError
@@ -57,7 +58,8 @@ def convert(weights: Mapping[str, Tensor], config: ModelConfig, *, rows: Rows, n
     state |= _positions(given, config)
     given.refuse_others()
     encoder, decoder, output = (
-        _pick(table, index) for table, index in zip(tables, (rows.encoder, rows.decoder, rows.output), strict=True)
+        _pick(table, index)
+        for table, index in zip(tables, (rows.encoder, rows.decoder, rows.output), strict=True)
     )
     if (bias is not None and bool(bias.any())) or ABSENT in rows.output:
         output = _with_bias(tables[2], bias, state, config=config, rows=rows.output)
@@ -82,7 +84,9 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return name and shape of each parameter that both libraries have, in fairseq's names."""
     width, shapes = config.width, dict[str, tuple[int, ...]]()
     for part, side in (("encoder", config.encoder), ("decoder", config.decoder)):
-        norms = ["layernorm_embedding"] * config.family.embedding_norm + ["layer_norm"] * config.family.pre_norm
+        norms = ["layernorm_embedding"] * config.family.embedding_norm + [
+            "layer_norm"
+        ] * config.family.pre_norm
         for number in range(side.layers):
             layer = f"{part}.layers.{number}"
             shapes |= {f"{layer}.{key}": shape for key, shape in _layer(part, side, width)}
@@ -94,7 +98,11 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def _layer(part: str, side: Side, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield name and shape of each parameter of a layer."""
     attentions = ["self_attn", "encoder_attn"] if part == "decoder" else ["self_attn"]
-    linear = {f"{attention}.{end}_proj": (width, width) for attention in attentions for end in ("q", "k", "v", "out")}
+    linear = {
+        f"{attention}.{end}_proj": (width, width)
+        for attention in attentions
+        for end in ("q", "k", "v", "out")
+    }
     linear |= {"fc1": (side.ffn, width), "fc2": (width, side.ffn)}
     for key, shape in linear.items():
         yield f"{key}.weight", shape
@@ -151,9 +159,7 @@ def _tables(given: _Given, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]
 
     A file may hold one table under several names, or leave names out whose tables are tied.
     """
-    source, target = (
-        (side.vocabulary, config.width) for side in (config.encoder, config.decoder)
-    )
+    source, target = ((side.vocabulary, config.width) for side in (config.encoder, config.decoder))
     common = given.take("shared.weight", source, optional=True)
     decoder = given.take("decoder.embed_tokens.weight", target, optional=True)
     encoder = given.take("encoder.embed_tokens.weight", source, optional=True)
@@ -203,10 +209,22 @@ def _positions(given: _Given, config: ModelConfig) -> dict[str, Tensor]:
                 [sinusoids.new_zeros(_OFFSET, config.width), sinusoids if saved is None else saved]
             )
         else:
-            for name in ("weight", "weights"):  # sinusoids that old versions of transformers have saved
-                given.left.pop(f"{key}.{name}", None)
+            for name in ("weight", "weights"):  # old versions of transformers have saved them
+                _check_sinusoids(given, f"{key}.{name}", config.width)
             state[f"{key}._float_tensor"] = torch.ones(1)
     return state
+
+
+def _check_sinusoids(given: _Given, key: str, width: int) -> None:
+    """Take a table of positions, and refuse it if it does not hold fairseq's sinusoids."""
+    saved = given.left.pop(key, None)
+    if saved is None:
+        return
+    own = SinusoidalPositionalEmbedding.get_embedding(saved.size(0), width, 1)
+    if saved.shape != own.shape or float((saved - own).abs().max()) > 1e-3:
+        raise UsageError(
+            f"{given.name} holds {key}, which must be fairseq's sinusoids; use a model without changes"
+        )
 
 
 def marian_sinusoids(positions: int, width: int) -> Tensor:
@@ -248,8 +266,10 @@ def _with_bias(
     Returns:
         the matrix with these rows.
     """
-    norm = "decoder.layer_norm" if config.family.pre_norm else (
-        f"decoder.layers.{config.decoder.layers - 1}.final_layer_norm"
+    norm = (
+        "decoder.layer_norm"
+        if config.family.pre_norm
+        else (f"decoder.layers.{config.decoder.layers - 1}.final_layer_norm")
     )
     gamma, beta = (state[f"{norm}.{end}"].double() for end in ("weight", "bias"))
     direction = _constant_direction(gamma)

@@ -66,7 +66,9 @@ class ModelFolder:
             raise UsageError(f"{self.name} is not a folder; use the folder with the model's config.json")
         content = self.json(CONFIG)
         if content is None:
-            raise UsageError(f"{self.name} has no config.json; use the folder of a model that transformers can load")
+            raise UsageError(
+                f"{self.name} has no config.json; use the folder of a model that transformers can load"
+            )
         return content
 
 

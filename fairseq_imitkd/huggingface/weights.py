@@ -40,7 +40,9 @@ def read_weights(folder: ModelFolder) -> dict[str, Tensor]:
     for name in (SAFE, PICKLED):
         if not folder.file(name) and (index := _index(folder, name)):
             for missing in sorted(index.keys() - weights.keys()):
-                raise UsageError(f"{folder.name} lacks the weight {missing:.80} of its index; copy the model again")
+                raise UsageError(
+                    f"{folder.name} lacks the weight {missing:.80} of its index; copy the model again"
+                )
             break
     return {name: _float32(name, value, folder) for name, value in weights.items()}
 
@@ -61,7 +63,9 @@ def weight_files(folder: ModelFolder) -> list[Path]:
     for name, what in _FOREIGN.items():
         if folder.file(name):
             raise UsageError(f"{folder.name} holds {what}, but must hold {SAFE} or {PICKLED}")
-    raise UsageError(f"{folder.name} has no weights: it must hold {SAFE} or {PICKLED}; download the whole model")
+    raise UsageError(
+        f"{folder.name} has no weights: it must hold {SAFE} or {PICKLED}; download the whole model"
+    )
 
 
 def _index(folder: ModelFolder, name: str) -> dict[str, str]:
@@ -79,7 +83,9 @@ def _parts(folder: ModelFolder, names: list[str], index: str) -> list[Path]:
     found = []
     for name in names:
         if PurePath(name).name != name or PurePath(name).suffix not in (".safetensors", ".bin"):
-            raise UsageError(f"'{folder.path / index}.index.json' names {name!r:.60}, which is not a part of a model")
+            raise UsageError(
+                f"'{folder.path / index}.index.json' names {name!r:.60}, which is not a part of a model"
+            )
         path = folder.file(name)
         if path is None:
             raise UsageError(f"{folder.name} lacks the part {name:.80} of {len(names)}; download it again")
@@ -103,7 +109,9 @@ def _read_pickled(path: Path) -> dict[str, Any]:
 
 def _float32(name: str, value: Any, folder: ModelFolder) -> Tensor:
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
-        raise UsageError(f"{folder.name} holds a {type(value).__name__} as {name:.80}, but must hold a plain tensor")
+        raise UsageError(
+            f"{folder.name} holds a {type(value).__name__} as {name:.80}, but must hold a plain tensor"
+        )
     if value.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise UsageError(
             f"{folder.name} holds {name:.80} in {str(value.dtype).removeprefix('torch.')}, so it is quantised; "
