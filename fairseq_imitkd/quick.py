@@ -17,6 +17,8 @@ SUMMARIES = {
     "train": "train a student with a teacher (fairseq-train with the plugin)",
     "generate": "translate a test set (fairseq-generate with the plugin)",
     "interactive": "translate standard input (fairseq-interactive with the plugin)",
+    "import": "make a teacher of a Hugging Face model",
+    "encode": "split text into the subwords of an imported model",
     "seqkd": "let the teacher translate the training data: sequence-level distillation",
     "cache": "save the teacher's answers on a data set, for trainings without the teacher",
     "prune": "count, prune or compact the weights of a checkpoint",

@@ -54,7 +54,7 @@ def convert(weights: Mapping[str, Tensor], config: ModelConfig, *, rows: Rows, n
     given = _Given(weights, name)
     state = {key: given.take(key, shape) for key, shape in layer_shapes(config).items()}
     tables = _tables(given, config)
-    bias = given.take("final_logits_bias", (1, config.decoder.vocabulary), optional=True)
+    bias = given.take_optional("final_logits_bias", (1, config.decoder.vocabulary))
     state |= _positions(given, config)
     given.refuse_others()
     encoder, decoder, output = (
@@ -130,17 +130,23 @@ class _Given:
             if short not in _BUFFERS:
                 self.left[short] = value
 
-    def take(self, key: str, shape: tuple[int, ...], *, optional: bool = False) -> Tensor:
-        """Return a weight of this shape; None if it is optional and missing."""
+    def take(self, key: str, shape: tuple[int, ...]) -> Tensor:
+        """Return a weight of this shape."""
         value = self.left.pop(key, None)
-        if value is None and optional:
-            return value  # type: ignore[return-value]
+        return self.found(key, value, shape)
+
+    def take_optional(self, key: str, shape: tuple[int, ...]) -> Tensor | None:
+        """Return a weight of this shape; None if it is missing."""
+        return self.take(key, shape) if key in self.left else None
+
+    def found(self, key: str, value: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+        """Return a weight that is there and has this shape."""
         if value is None:
             raise UsageError(f"{self.name} lacks the weight {key:.80}; copy the model again")
         if tuple(value.shape) != shape:
             raise UsageError(
-                f"{self.name} holds {key:.80} of shape {tuple(value.shape)}, but its config.json asks for {shape}; "
-                "use the files of one model"
+                f"{self.name} holds {key:.80} of shape {tuple(value.shape)}, but its config.json asks for "
+                f"{shape}; use the files of one model"
             )
         return value
 
@@ -160,11 +166,11 @@ def _tables(given: _Given, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]
     A file may hold one table under several names, or leave names out whose tables are tied.
     """
     source, target = ((side.vocabulary, config.width) for side in (config.encoder, config.decoder))
-    common = given.take("shared.weight", source, optional=True)
-    decoder = given.take("decoder.embed_tokens.weight", target, optional=True)
-    encoder = given.take("encoder.embed_tokens.weight", source, optional=True)
+    common = given.take_optional("shared.weight", source)
+    decoder = given.take_optional("decoder.embed_tokens.weight", target)
+    encoder = given.take_optional("encoder.embed_tokens.weight", source)
     names = ("lm_head.weight", "decoder.output_projection.weight")
-    outputs = [given.take(key, target, optional=True) for key in names]
+    outputs = [given.take_optional(key, target) for key in names]
     output = next((value for value in outputs if value is not None), None)
     if decoder is None:
         decoder = common if common is not None else output if config.tied else None
@@ -172,14 +178,9 @@ def _tables(given: _Given, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]
         encoder = common if common is not None else decoder if config.tied else None
     if output is None:
         output = decoder if config.tied else None
-    for key, value, shape in (
-        ("encoder.embed_tokens.weight", encoder, source),
-        ("decoder.embed_tokens.weight", decoder, target),
-        (names[0], output, target),
-    ):
-        if value is None or tuple(value.shape) != shape:
-            raise UsageError(f"{given.name} lacks the weight {key}; copy the model again")
-    assert encoder is not None and decoder is not None and output is not None
+    encoder = given.found("encoder.embed_tokens.weight", encoder, source)
+    decoder = given.found("decoder.embed_tokens.weight", decoder, target)
+    output = given.found(names[0], output, target)
     decoder = _one(encoder, decoder)
     output = _one(encoder, _one(decoder, output))
     if config.tied and output is not decoder:
@@ -196,7 +197,7 @@ def _one(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _positions(given: _Given, config: ModelConfig) -> dict[str, Tensor]:
-    """Return the tables of positions, or the buffers that stand for fairseq's sinusoids."""
+    """Return the tables of positions. fairseq computes its own sinusoids; they are not in its files."""
     state = {}
     for part in ("encoder", "decoder"):
         key = f"{part}.embed_positions"
@@ -204,14 +205,13 @@ def _positions(given: _Given, config: ModelConfig) -> dict[str, Tensor]:
             state[f"{key}.weight"] = given.take(f"{key}.weight", (config.positions + _OFFSET, config.width))
         elif config.family.positions == "marian":
             sinusoids = marian_sinusoids(config.positions, config.width)
-            saved = given.take(f"{key}.weight", tuple(sinusoids.shape), optional=True)
+            saved = given.take_optional(f"{key}.weight", tuple(sinusoids.shape))
             state[f"{key}.weight"] = torch.cat(
                 [sinusoids.new_zeros(_OFFSET, config.width), sinusoids if saved is None else saved]
             )
         else:
             for name in ("weight", "weights"):  # old versions of transformers have saved them
                 _check_sinusoids(given, f"{key}.{name}", config.width)
-            state[f"{key}._float_tensor"] = torch.ones(1)
     return state
 
 
