@@ -5,7 +5,8 @@ from pathlib import Path
 
 from fairseq_imitkd.cli.arguments import Parser
 from fairseq_imitkd.errors import UsageError, one_line_errors
-from fairseq_imitkd.huggingface.subwords import SIDES, open_encoder
+from fairseq_imitkd.huggingface.layout import SIDES
+from fairseq_imitkd.huggingface.subwords import open_encoder
 
 
 @one_line_errors()

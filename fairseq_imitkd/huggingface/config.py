@@ -173,7 +173,7 @@ class _Reader:
         value = default if value is None else value
         if type(value) is not int or not 1 <= value <= _LARGEST:
             raise UsageError(
-                f"{self.name} needs a positive number as {setting} in its config.json, but it is {value!r:.40}"
+                f"{self.name} needs a positive number as {setting} in config.json, but it is {value!r:.40}"
             )
         return value
 

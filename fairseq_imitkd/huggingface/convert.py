@@ -1,7 +1,7 @@
 """Converts a model's weights to those of fairseq's transformer, exactly.
 
-Layers have the same names in both libraries. Embeddings and the output matrix get fairseq's order of symbols. Each
-weight of the file is used once, or the file is refused.
+Layers have the same names in both libraries. Embeddings and the output matrix get fairseq's order of symbols.
+Each weight of the file is used once, or the file is refused.
 """
 
 import math
@@ -155,8 +155,8 @@ class _Given:
         if self.left:
             key = sorted(self.left)[0]
             raise UsageError(
-                f"{self.name} holds the weight {key:.80}, which fairseq's transformer has no place for; use a model "
-                "without additions"
+                f"{self.name} holds the weight {key:.80}, which fairseq's transformer lacks; use a "
+                "model without additions"
             )
 
 
@@ -185,8 +185,8 @@ def _tables(given: _Given, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]
     output = _one(encoder, _one(decoder, output))
     if config.tied and output is not decoder:
         raise UsageError(
-            f"{given.name} has two values of one weight: its config.json ties the output matrix to the decoder's "
-            "embedding, but they differ; set tie_word_embeddings to what is true"
+            f"{given.name} has two values of one weight: its config.json ties the output matrix to the "
+            "decoder's embedding, but they differ; set tie_word_embeddings to what is true"
         )
     return encoder, decoder, output
 
@@ -249,10 +249,10 @@ def _with_bias(
 ) -> Tensor:
     """Return an output matrix that adds a bias to the logits. fairseq's decoder has no bias.
 
-    The decoder ends with a layer norm, ``x = gamma * n + beta``, and the parts of ``n`` add up to zero. So the
-    component of ``x`` in the direction ``u = (1 / gamma) / |1 / gamma|`` is the same for all inputs:
-    ``u · x = u · beta``. Nothing but the output matrix reads ``x``, so ``beta`` can be moved along ``u`` until this
-    component is ``|gamma|``, the size of ``x`` itself. With ``c = u · beta`` and ``k = |gamma|``::
+    The decoder ends with a layer norm, ``x = gamma * n + beta``, and the parts of ``n`` add up to zero. So
+    the component of ``x`` in the direction ``u = (1 / gamma) / |1 / gamma|`` is the same for all inputs:
+    ``u · x = u · beta``. Nothing but the output matrix reads ``x``, so ``beta`` can be moved along ``u``
+    until this component is ``|gamma|``, the size of ``x`` itself. With ``c = u · beta`` and ``k = |gamma|``::
 
         beta' = beta + (k - c) u,    W' = W + (b - (k - c) W u) u^T / k,    W' x' = W x + b
 

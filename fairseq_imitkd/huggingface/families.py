@@ -1,7 +1,7 @@
 """The model families that can be imported: how each of them differs from fairseq's transformer.
 
-One table. All families have the layers of fairseq's transformer, with the same names of parameters. They differ in
-where they normalise, in their positions, in how sentences begin and end, and in their subwords.
+One table. All families have the layers of fairseq's transformer, with the same names of parameters. They
+differ in where they normalise, in their positions, in how sentences begin and end, and in their subwords.
 """
 
 from dataclasses import dataclass

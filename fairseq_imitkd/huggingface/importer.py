@@ -1,6 +1,5 @@
 """Imports a model's folder as a fairseq checkpoint with its dictionaries and subwords."""
 
-import logging
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +17,11 @@ from fairseq_imitkd.huggingface import check
 from fairseq_imitkd.huggingface.config import ModelConfig, fairseq_settings, read_config
 from fairseq_imitkd.huggingface.convert import Converted, convert
 from fairseq_imitkd.huggingface.folder import ModelFolder
-from fairseq_imitkd.huggingface.subwords import SIDES, write_description
-from fairseq_imitkd.huggingface.tags import tag_of
+from fairseq_imitkd.huggingface.layout import SIDES, Layout, languages_of, layout_of
+from fairseq_imitkd.huggingface.subwords import write_description
 from fairseq_imitkd.huggingface.tokens import Tokenizer, read_tokenizer
 from fairseq_imitkd.huggingface.vocabulary import BOS, Vocabulary, rows_of, vocabulary
 from fairseq_imitkd.huggingface.weights import read_weights, weight_files
-
-logger = logging.getLogger(__name__)
 
 FORMAT = 1
 CHECKPOINT = "model.pt"
@@ -46,23 +43,6 @@ class ImportJob:
     source_lang: str | None = None
     target_lang: str | None = None
     skip_check: bool = False
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the model's sentences are made, in its ids.
-
-    Args:
-        start: id of the decoder's first input.
-        source_before: ids before each source.
-        source_ends: ids after each source: EOS, or EOS and a tag.
-        target_before: ids that each target begins with.
-    """
-
-    start: int
-    source_before: tuple[int, ...]
-    source_ends: tuple[int, ...]
-    target_before: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -95,116 +75,37 @@ def import_model(job: ImportJob) -> Imported:
     config = read_config(folder.config(), folder.name)
     out.check_new()
     tokenizer = read_tokenizer(folder, config)
-    pair = _languages(job, config, tokenizer)
-    layout, notes = _layout(config, tokenizer, pair)
+    pair = languages_of(config, tokenizer, (job.source_lang, job.target_lang))
+    layout = layout_of(config, tokenizer, pair)
     sides = _vocabularies(config, tokenizer)
     rows = rows_of(*sides, start=layout.start, source_ends=layout.source_ends)
     converted = convert(read_weights(folder), config, rows=rows, name=folder.name)
+    kind = tokenizer.kind if tokenizer else None
+    verdict, notes = None, layout.notes
     with out.built() as work:
         _write(work, converted, config=config, pair=pair, sides=sides)
-        description = _description(folder, config, tokenizer, pair=pair, layout=layout, sides=sides)
-        write_description(work, description)
+        write_description(
+            work, _description(folder, config, tokenizer, pair=pair, layout=layout, sides=sides)
+        )
         for name, content in (tokenizer.files if tokenizer else {}).items():
-            data = content.encode("utf-8") if isinstance(content, str) else content.read_bytes()
-            (work / name).write_bytes(data)
-        verdict = None
-        if job.skip_check:
-            notes = (*notes, "not compared with transformers (--skip-check)")
-        elif not check.is_possible():
-            notes = (*notes, "not compared with transformers: pip install 'fairseq-imitkd[huggingface]'")
-        else:
-            verdict = check.compare(
-                work, folder, check.Layouts(pair, rows, layout.source_ends, subwords=description["subwords"])
+            (work / name).write_bytes(
+                content.encode("utf-8") if isinstance(content, str) else content.read_bytes()
             )
+        if job.skip_check:
+            notes += ("not compared with transformers (--skip-check)",)
+        elif not check.is_possible():
+            notes += ("not compared with transformers: pip install 'fairseq-imitkd[huggingface]'",)
+        else:
+            verdict = check.compare(work, folder, check.Origin(pair, rows, kind))
             verdict.refuse_difference(folder.name)
-    tensors = {tensor.data_ptr(): tensor.numel() for name, tensor in converted.state.items()}
+    tensors = {tensor.data_ptr(): tensor.numel() for tensor in converted.state.values()}
     return Imported(
         parameters=sum(tensors.values()),
         symbols=(len(sides[0].symbols), len(sides[1].symbols)),
-        subwords=description["subwords"],
+        subwords=kind,
         verdict=verdict,
         notes=notes,
     )
-
-
-def _languages(job: ImportJob, config: ModelConfig, tokenizer: Tokenizer | None) -> tuple[str, str]:
-    """Return the languages of the pair, which name the dictionaries."""
-    given = (job.source_lang, job.target_lang)
-    known = config.languages or (None, None)
-    needs_tags = config.family.tags
-    pair = []
-    for language, found, side in zip(given, known, SIDES, strict=True):
-        language = language or found or (None if needs_tags else side)
-        if language is None:
-            examples = _some_tags(tokenizer)
-            raise UsageError(
-                f"--{side}-lang is not given, and {config.family.title} needs it; name a language of the model"
-                + (f", such as {examples}" if examples else "")
-            )
-        if not language or "/" in language or language.split() != [language] or "." in language:
-            raise UsageError(f"--{side}-lang {language!r:.40} must be a word without '/' and '.'")
-        pair.append(language)
-    if pair[0] == pair[1]:
-        raise UsageError(f"--source-lang and --target-lang must be two names, but both are {pair[0]!r:.40}")
-    return pair[0], pair[1]
-
-
-def _some_tags(tokenizer: Tokenizer | None) -> str:
-    """Return some language tags of a model, for a message."""
-    tokens = list(tokenizer.source.values()) if tokenizer else []
-    found = [token for token in reversed(tokens) if _is_tag(token)]
-    return ", ".join(sorted(found[:200])[:3])
-
-
-def _is_tag(token: str) -> bool:
-    if token.startswith("__") and token.endswith("__"):
-        return len(token) > 4
-    head, _, tail = token.partition("_")
-    return head.isalpha() and head.isascii() and head.islower() and 2 <= len(head) <= 3 and tail.isalpha()
-
-
-def _layout(
-    config: ModelConfig, tokenizer: Tokenizer | None, pair: tuple[str, str]
-) -> tuple[Layout, tuple[str, ...]]:
-    """Return how sentences are made, and notes about what is not known."""
-    family, notes = config.family, []
-    start = config.start if config.start is not None else config.pad if family.starts == "pad" else config.eos
-    before: tuple[int, ...] = ()
-    target_before: tuple[int, ...] = ()
-    ends: tuple[int, ...] = (config.eos,)
-    tags = (
-        [
-            tag_of(language, tokens)
-            for language, tokens in zip(pair, (tokenizer.source, tokenizer.target), strict=True)
-        ]
-        if tokenizer
-        else [None, None]
-    )
-    if family.tags and tokenizer is None:
-        notes.append("without tokenizer files, language tags are not known; your text must hold them as id:N")
-    elif family.tags:
-        for language, tag, side in zip(pair, tags, SIDES, strict=True):
-            if tag is None:
-                raise UsageError(
-                    f"--{side}-lang {language!r:.40} has no tag in this model; use one of its languages, such as "
-                    f"{_some_tags(tokenizer)}"
-                )
-        source, target = (tag for tag in tags if tag is not None)
-        if config.kind == "mbart" and config.start != config.eos:
-            ends, start = (config.eos, source), target
-        else:
-            before, target_before = (source,), (target,)
-    elif config.kind == "marian" and tokenizer is not None:
-        marked = next((n for n, token in tokenizer.source.items() if token == f">>{pair[1]}<<"), None)
-        if marked is not None:
-            before = (marked,)
-        elif any(token.startswith(">>") and token.endswith("<<") for token in tokenizer.source.values()):
-            notes.append(
-                f"the model has tags of target languages, but none is >>{pair[1]}<<; see --target-lang"
-            )
-    elif config.kind == "bart" and config.bos is not None:
-        before = target_before = (config.bos,)
-    return Layout(start, before, ends, target_before), tuple(notes)
 
 
 def _vocabularies(config: ModelConfig, tokenizer: Tokenizer | None) -> tuple[Vocabulary, Vocabulary]:
@@ -230,17 +131,13 @@ def _write(
     sides: tuple[Vocabulary, Vocabulary],
 ) -> None:
     """Write the dictionaries and the checkpoint, as fairseq's trainer does."""
-    for language, side in zip(pair, sides, strict=True):
-        side.save(folder / f"dict.{language}.txt")
-    dictionaries = {
-        side: load_dictionary(folder / f"dict.{language}.txt")
-        for side, language in zip(SIDES, pair, strict=True)
-    }
-    for side, own in zip(SIDES, sides, strict=True):
-        if tuple(dictionaries[side].symbols) != own.symbols:
-            raise UsageError(
-                f"the {side} dictionary can't hold the model's symbols; this is a fault of imitkd-import"
-            )
+    dictionaries = {}
+    for name, language, side in zip(SIDES, pair, sides, strict=True):
+        path = folder / f"dict.{language}.txt"
+        side.save(path)
+        dictionaries[name] = load_dictionary(path)
+        if tuple(dictionaries[name].symbols) != side.symbols:
+            raise UsageError(f"dict.{language}.txt can't hold the model's symbols; report this as a fault")
     settings: Namespace = fairseq_settings(config, pair=pair, shared=converted.shared)
     torch.save(
         {

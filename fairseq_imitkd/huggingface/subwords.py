@@ -14,7 +14,6 @@ from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface.folder import read_json
 
 DESCRIPTION = "huggingface.json"  # what the import knows about the text of a model
-SIDES = ("source", "target")
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,8 @@ def open_encoder(folder: Path, side: str) -> Encoder:
         before, after, renamed = tuple(part["before"]), tuple(part["after"]), dict(part["renamed"])
     if kind is None:
         raise UsageError(
-            f"'{folder}' has no subwords, because the model's folder had no tokenizer files; add them there, and "
-            "import it again"
+            f"'{folder}' has no subwords, because the model's folder had no tokenizer files; add them "
+            "there, and import it again"
         )
     dictionary = load_dictionary(folder / f"dict.{language}.txt")
     with as_usage_error(f"the subwords of '{folder}' can't be used", "import the model again"):

@@ -24,8 +24,8 @@ class Tokenizer:
 
     Args:
         source, target: symbols of both sides by id, as fairseq's text holds them.
-        kind: how text is split, a key of :data:`~fairseq_imitkd.huggingface.subwords.KINDS`; None if files are
-            missing that this needs.
+        kind: how text is split, a key of :data:`~fairseq_imitkd.huggingface.subwords.KINDS`; None if
+            files are missing that this needs.
         files: the files of the subwords by their new name, or the text that they hold.
     """
 
@@ -55,12 +55,12 @@ def read_tokenizer(folder: ModelFolder, config: ModelConfig) -> Tokenizer | None
 
 
 def _check(tokens: Tokens, size: int, *, config: ModelConfig, folder: ModelFolder) -> None:
-    """Refuse a tokenizer of another model. A mask beyond the model's symbols is left out, as fairseq does it."""
+    """Refuse a tokenizer of another model. fairseq too leaves out a mask beyond the model's symbols."""
     for number in [number for number in tokens if number >= size]:
         if tokens[number] != "<mask>":
             raise UsageError(
-                f"{folder.name} has the tokenizer of another model: it has the symbol {tokens[number]!r:.40} as number "
-                f"{number:,}, but the model has {size:,} symbols"
+                f"{folder.name} has the tokenizer of another model: it has the symbol "
+                f"{tokens[number]!r:.40} as number {number:,}, but the model has {size:,} symbols"
             )
         del tokens[number]
     settings = folder.json("tokenizer_config.json") or {}
@@ -212,11 +212,8 @@ def _fast(folder: ModelFolder) -> Tokens | None:
     model = content.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, list):  # pairs of a symbol and its score
-        symbols = [
-            pair[0] for pair in vocabulary if isinstance(pair, list) and pair and isinstance(pair[0], str)
-        ]
-        vocabulary = {number: symbol for number, symbol in enumerate(symbols)}
-        tokens = vocabulary if len(symbols) == len(model["vocab"]) else {}
+        symbols = [pair[0] if isinstance(pair, list) and pair else None for pair in vocabulary]
+        tokens = {number: symbol for number, symbol in enumerate(symbols) if isinstance(symbol, str)}
     else:
         tokens = _inverted(vocabulary, folder, "tokenizer.json")
     for added in content.get("added_tokens") or []:

@@ -114,7 +114,7 @@ def _float32(name: str, value: Any, folder: ModelFolder) -> Tensor:
         )
     if value.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise UsageError(
-            f"{folder.name} holds {name:.80} in {str(value.dtype).removeprefix('torch.')}, so it is quantised; "
-            "import the model in float32 or float16"
+            f"{folder.name} holds {name:.80} in {str(value.dtype).removeprefix('torch.')}, so it is "
+            "quantised; import the model in float32 or float16"
         )
     return value.detach().float()

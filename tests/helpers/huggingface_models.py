@@ -1,4 +1,4 @@
-"""Small models of Hugging Face's format with random weights, and SentencePiece models trained on made-up text."""
+"""Small models of Hugging Face's format with random weights, and subwords trained on made-up text."""
 
 import functools
 import json
