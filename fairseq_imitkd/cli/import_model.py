@@ -22,7 +22,7 @@ def parser() -> Parser:
     made = Parser(
         "imitkd-import",
         "Make a fairseq checkpoint with dictionaries and subwords of a Hugging Face model: Marian (OPUS-MT), "
-        "M2M-100, NLLB, mBART, BART, Pegasus or FSMT. Nothing is downloaded, and the model's code is not run. "
+        "M2M-100, NLLB, mBART, BART, Pegasus or FSMT. Nothing is downloaded, and no code of the model runs. "
         "If transformers is installed, the logits of both models are compared.",
     )
     made.add_argument(
@@ -54,7 +54,7 @@ def report(done: Imported, job: ImportJob) -> str:
     if done.verdict is not None:
         lines.append(
             f"logits differ from those of transformers by at most {done.verdict.difference:.2g}, on "
-            f"{done.verdict.positions:,} positions of a padded batch; greatest logit: {done.verdict.largest:.3g}"
+            f"{done.verdict.positions:,} padded positions; the greatest logit is {done.verdict.largest:.3g}"
         )
     if done.verdict is not None and done.verdict.ids is not None:
         same, count = done.verdict.ids

@@ -14,6 +14,7 @@ from torch import Tensor
 from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.errors import UsageError, as_usage_error
+from fairseq_imitkd.huggingface.config import TEXT_ONLY
 from fairseq_imitkd.huggingface.folder import ModelFolder
 from fairseq_imitkd.huggingface.subwords import Encoder, open_encoder
 from fairseq_imitkd.huggingface.vocabulary import ABSENT, EOS, PAD, SPECIAL, Rows
@@ -77,7 +78,7 @@ class Verdict:
         if not self.difference <= limit:
             raise UsageError(
                 f"{name} was not imported: its logits differ from those of transformers by "
-                f"{self.difference:.2g}, more than {limit:.2g}; train on its translations instead: docs/huggingface.md#other-models"
+                f"{self.difference:.2g}, more than {limit:.2g}; {TEXT_ONLY}"
             )
 
 

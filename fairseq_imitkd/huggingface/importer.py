@@ -1,12 +1,13 @@
 """Imports a model's folder as a fairseq checkpoint with its dictionaries and subwords."""
 
-from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from omegaconf import OmegaConf
 
 import fairseq_imitkd
 from fairseq_imitkd.data.dictionaries import fingerprints, load_dictionary
@@ -138,11 +139,11 @@ def _write(
         dictionaries[name] = load_dictionary(path)
         if tuple(dictionaries[name].symbols) != side.symbols:
             raise UsageError(f"dict.{language}.txt can't hold the model's symbols; report this as a fault")
-    settings: Namespace = fairseq_settings(config, pair=pair, shared=converted.shared)
+    cfg = convert_namespace_to_omegaconf(fairseq_settings(config, pair=pair, shared=converted.shared))
     torch.save(
         {
-            "args": settings,
-            "cfg": None,
+            "args": None,
+            "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
             "model": converted.state,
             "optimizer_history": [
                 {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}

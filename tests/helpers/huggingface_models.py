@@ -247,3 +247,18 @@ def built(kind: str, *, seed: int = 1, **settings: Any) -> Any:
         "pegasus": {"scale_embedding": True},
     }.get(kind, {})
     return randomise(model(config(**{**SIZES, **defaults, **settings})), seed)
+
+
+def nllb_files(tags: Sequence[str], kind: str = "bpe") -> dict[str, Any]:
+    """Return the tokenizer files of NLLB, with the ``tokenizer.json`` that transformers makes."""
+    import transformers
+
+    model = sentencepiece_model(kind, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        listed = {"tokenizer_class": "NllbTokenizer", "extra_special_tokens": list(tags), "src_lang": tags[0]}
+        write_files(path, {"sentencepiece.bpe.model": model, "tokenizer_config.json": listed})
+        transformers.NllbTokenizer.from_pretrained(folder).save_pretrained(path / "saved")
+        saved = path / "saved"
+        files = {file.name: file.read_bytes() for file in saved.iterdir()}
+    return {**files, "sentencepiece.bpe.model": model}
