@@ -17,7 +17,7 @@ from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface.config import TEXT_ONLY
 from fairseq_imitkd.huggingface.folder import ModelFolder
 from fairseq_imitkd.huggingface.subwords import Encoder, open_encoder
-from fairseq_imitkd.huggingface.vocabulary import ABSENT, EOS, PAD, SPECIAL, Rows
+from fairseq_imitkd.huggingface.vocabulary import ABSENT, EOS, PAD, Rows
 
 LARGEST = 1e-4  # difference of logits in float32, where they are at most 1; relative where they are larger
 _LONGEST = 60  # tokens of a sentence
@@ -193,7 +193,7 @@ def _random_lines(size: int, longest: int, *, absent: Sequence[int]) -> list[lis
 
 
 def _compare_ids(
-    imported: Path, folder: ModelFolder, origin: Origin, lines: Sequence[str] = SENTENCES
+    imported: Path, folder: ModelFolder, origin: Origin
 ) -> tuple[tuple[int, int] | None, str | None]:
     """Compare the ids of source sentences with those of ``AutoTokenizer``."""
     if origin.subwords is None:
@@ -201,8 +201,13 @@ def _compare_ids(
     with as_usage_error(f"transformers can't load the tokenizer of {folder.name}"):
         tokenizer = load_tokenizer(folder, origin.pair)
     encoder = open_encoder(imported, "source")
-    wrong = [line for line in lines if model_ids(encoder, line, origin) != list(tokenizer(line).input_ids)]
-    return (len(lines) - len(wrong), len(lines)), wrong[0] if wrong else None
+    wrong = [
+        line
+        for line in SENTENCES
+        if [origin.rows.encoder[index] for index in (*_indices(encoder, line), EOS)]
+        != original_ids(tokenizer, encoder, line)
+    ]
+    return (len(SENTENCES) - len(wrong), len(SENTENCES)), wrong[0] if wrong else None
 
 
 def load_tokenizer(folder: ModelFolder, pair: tuple[str, str]) -> Any:
@@ -212,11 +217,12 @@ def load_tokenizer(folder: ModelFolder, pair: tuple[str, str]) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(
         str(folder.path), local_files_only=True, trust_remote_code=False
     )
-    if hasattr(tokenizer, "src_lang") and hasattr(tokenizer, "set_src_lang_special_tokens"):
+    if hasattr(tokenizer, "set_src_lang_special_tokens"):
         tokenizer.src_lang, tokenizer.tgt_lang = pair
     return tokenizer
 
 
-def model_ids(encoder: Encoder, line: str, origin: Origin) -> list[int]:
-    """Return the model's ids of a source sentence, as fairseq would feed them."""
-    return [origin.rows.encoder[index] for index in (*_indices(encoder, line), SPECIAL.index("</s>"))]
+def original_ids(tokenizer: Any, encoder: Encoder, line: str) -> list[int]:
+    """Return the ids of a source sentence by ``transformers``, where text must hold Marian's tags."""
+    mark = encoder.before[0] if encoder.before and encoder.before[0].startswith(">>") else ""
+    return list(tokenizer(mark + line).input_ids)
