@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.huggingface.config import ModelConfig
-from fairseq_imitkd.huggingface.tags import tag_of
+from fairseq_imitkd.huggingface.tags import is_tag, tag_of
 from fairseq_imitkd.huggingface.tokens import Tokenizer
 
 SIDES = ("source", "target")
@@ -122,13 +122,5 @@ def _is_mark(token: str) -> bool:
 def _examples(tokenizer: Tokenizer | None) -> str:
     """Return some language tags of a model, for a message."""
     tokens = tokenizer.source.values() if tokenizer else ()
-    found = sorted(token for token in tokens if _is_tag(token))
+    found = sorted(token for token in tokens if is_tag(token))
     return f", such as {', '.join(found[:3])}" if found else ""
-
-
-def _is_tag(token: str) -> bool:
-    """Return whether a symbol looks like a tag: ``__de__``, ``de_DE`` or ``deu_Latn``."""
-    if token.startswith("__") and token.endswith("__") and len(token) > 4:
-        return True
-    language, _, rest = token.partition("_")
-    return language.islower() and len(language) in (2, 3) and rest.isalpha() and rest[0].isupper()

@@ -1,4 +1,6 @@
-"""Language tags that tokenizers of ``transformers`` hold in their code, in the order of their ids."""
+"""Language tags: how they look, and those of tokenizers that have them in their code, in the order of ids."""
+
+from collections.abc import Mapping
 
 # https://github.com/facebookresearch/fairseq/tree/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/examples/m2m_100
 _M2M = """
@@ -75,16 +77,20 @@ MBART50 = [
 ]
 
 
-def tag_of(language: str, tokens: "dict[int, str] | None") -> int | None:
+def is_tag(token: str) -> bool:
+    """Return whether a symbol is a language tag: ``__de__``, ``de_DE`` or ``deu_Latn``."""
+    if token.startswith("__") and token.endswith("__") and len(token) > 4:
+        return True
+    language, _, rest = token.partition("_")
+    return language.islower() and len(language) in (2, 3) and rest.isalpha() and rest[0].isupper()
+
+
+def tag_of(language: str, tokens: Mapping[int, str]) -> int | None:
     """Return the id of a language's tag, or None if the model has none.
 
     Args:
         language: code of the language, or the tag itself.
         tokens: the model's symbols by id.
     """
-    forms = (language, f"__{language}__", f">>{language}<<", f"[{language}]")
-    found = {token: number for number, token in (tokens or {}).items() if token in forms}
-    tagged = [found[form] for form in forms[1:] if form in found] or [
-        found[form] for form in forms if form in found
-    ]
-    return tagged[0] if tagged else None
+    forms = [form for form in (language, f"__{language}__") if is_tag(form)]
+    return next((number for number, token in tokens.items() if token in forms), None)

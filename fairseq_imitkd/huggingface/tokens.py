@@ -65,7 +65,7 @@ def _check(tokens: Tokens, size: int, *, config: ModelConfig, folder: ModelFolde
         del tokens[number]
     settings = folder.json("tokenizer_config.json") or {}
     for number, name in ((config.eos, "eos_token"), (config.pad, "pad_token")):
-        expected = {_text(settings.get(name)), "</s>" if name == "eos_token" else "<pad>"}
+        expected = (_text(settings.get(name)) or "", "</s>" if name == "eos_token" else "<pad>")
         if tokens.get(number) not in expected or len(tokens) + _SPARE < size:
             raise UsageError(
                 f"{folder.name} has the tokenizer of another model: it has {len(tokens):,} symbols, and "

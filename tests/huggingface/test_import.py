@@ -51,7 +51,7 @@ def test_logits_are_equal(imported: Imported, name: str) -> None:
     assert made.notes == ()
 
 
-# transformers leaves SentencePiece's normalisation out of these two tokenizers, if a folder has no tokenizer.json.
+# Without a tokenizer.json, transformers leaves SentencePiece's normalisation out of these two tokenizers.
 UNLIKE = {"mbart", "pegasus"}
 
 
