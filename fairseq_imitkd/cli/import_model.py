@@ -53,8 +53,8 @@ def report(done: Imported, job: ImportJob) -> str:
     ]
     if done.verdict is not None:
         lines.append(
-            f"logits differ from those of transformers by at most {done.verdict.difference:.2g}, on "
-            f"{done.verdict.positions:,} padded positions; the greatest logit is {done.verdict.largest:.3g}"
+            f"logits differ from those of transformers by at most {done.verdict.difference:.2g} "
+            f"({done.verdict.logits:,} logits of a padded batch, the greatest {done.verdict.largest:.3g})"
         )
     if done.verdict is not None and done.verdict.ids is not None:
         same, count = done.verdict.ids

@@ -57,14 +57,14 @@ class Verdict:
     Args:
         difference: greatest difference of two logits.
         largest: size of the greatest logit.
-        positions: number of positions that were compared.
+        logits: number of logits that were compared.
         ids: number of sentences whose ids are equal, and of all; None if ids were not compared.
         first: the first sentence whose ids differ.
     """
 
     difference: float
     largest: float
-    positions: int
+    logits: int
     ids: tuple[int, int] | None = None
     first: str | None = None
 

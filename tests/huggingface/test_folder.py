@@ -327,8 +327,8 @@ def test_a_reader_of_checkpoints_names_the_command(folder: Path, name: str) -> N
     with pytest.raises(UsageError) as refused:
         read_checkpoint(name, None)
     assert str(refused.value) == (
-        f"--teacher-path '{name}' is a model of Hugging Face's format; make a checkpoint of it: imitkd-import "
-        "'m' --out NEW"
+        f"--teacher-path '{name}' is a model of Hugging Face's format; make a checkpoint of it: "
+        "imitkd-import 'm' --out NEW"
     )
 
 
