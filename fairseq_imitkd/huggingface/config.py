@@ -100,11 +100,6 @@ def read_config(content: Mapping[str, Any], name: str) -> ModelConfig:
             raise UsageError(
                 f"{name} has d_model {width}, which must be even and a multiple of {side.heads} heads"
             )
-    activation = content.get("activation_function", "relu")
-    if activation not in ACTIVATIONS:
-        raise UsageError(f"{name} has the activation {activation!r:.40}, which fairseq lacks; {TEXT_ONLY}")
-    languages = content.get("langs")
-    pair = languages if isinstance(languages, list) and len(languages) == 2 else None
     ends = reader.symbol("eos_token_id", vocabulary)
     pads = reader.symbol("pad_token_id", vocabulary)
     if ends is None or pads is None or ends == pads:
@@ -118,7 +113,7 @@ def read_config(content: Mapping[str, Any], name: str) -> ModelConfig:
         encoder=sides[0],
         decoder=sides[1],
         positions=reader.size("max_position_embeddings"),
-        activation=ACTIVATIONS[activation],
+        activation=_activation(content, name),
         scale=content.get("scale_embedding", content.get("model_type") == "fsmt") is True,
         tied=content.get("tie_word_embeddings", True) is not False,
         dropouts={rate: reader.rate(rate) for rate in ("dropout", "attention_dropout", "activation_dropout")},
@@ -127,7 +122,7 @@ def read_config(content: Mapping[str, Any], name: str) -> ModelConfig:
         bos=reader.symbol("bos_token_id", vocabulary),
         start=reader.symbol("decoder_start_token_id", sides[1].vocabulary),
         forced_first=reader.symbol("forced_bos_token_id", sides[1].vocabulary),
-        languages=(str(pair[0]), str(pair[1])) if pair else None,
+        languages=_languages(content),
     )
 
 
@@ -154,6 +149,20 @@ def _family(content: Mapping[str, Any], name: str) -> Family:
                 f"{name} is a {head[:60]}, not a model that translates or summarises; use another"
             )
     return FAMILIES[kind]
+
+
+def _activation(content: Mapping[str, Any], name: str) -> str:
+    activation = content.get("activation_function", "relu")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise UsageError(f"{name} has the activation {activation!r:.40}, which fairseq lacks; {TEXT_ONLY}")
+    return ACTIVATIONS[activation]
+
+
+def _languages(content: Mapping[str, Any]) -> tuple[str, str] | None:
+    languages = content.get("langs")
+    if not isinstance(languages, list | tuple) or len(languages) != 2:
+        return None
+    return str(languages[0]), str(languages[1])
 
 
 class _Reader:

@@ -36,8 +36,8 @@ def test_import_prints_what_it_has_compared(imported: Imported, tmp_path: Path, 
     assert lines[0].startswith(
         f"{tmp_path}/t/model.pt: {case.made.parameters:,} parameters, {count} source and "
     )
-    told = r"logits differ from those of transformers by at most \d(\.\d)?e-0\d \([\d,]+ logits of a padded batch, "
-    assert re.fullmatch(told + r"the greatest [\d.]+\)", lines[1])
+    told = r"logits differ from those of transformers by at most \d(\.\d)?e-0\d \([\d,]+ logits of a padded "
+    assert re.fullmatch(told + r"batch, the greatest [\d.]+\)", lines[1])
     assert lines[2] == "ids of 9 of 9 sentences equal those of its tokenizer"
     assert lines[3].startswith(f"next: imitkd-encode {tmp_path}/t --side source < TEXT > SUBWORDS")
     with pytest.raises(UsageError, match=r"exists and is not a new folder; use a new or empty folder"):
