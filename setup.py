@@ -19,7 +19,7 @@ COMMANDS = [
     "cache", "prune", "evaluate", "report", "export", "serve",
 ]  # fmt: skip
 # imitkd-import compares the models; FSMT's text needs Moses's tokenizer and subword-nmt.
-HUGGINGFACE = ["transformers>=4.40", "sacremoses", "subword-nmt"]
+HUGGINGFACE = ["transformers>=5", "sacremoses", "subword-nmt"]
 TESTS = [
     "httpx",
     "hypothesis",

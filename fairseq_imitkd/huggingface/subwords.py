@@ -14,6 +14,7 @@ from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface.folder import read_json
 
 DESCRIPTION = "huggingface.json"  # what the import knows about the text of a model
+SUBWORD_FILES = ("source.spm", "target.spm", "tokenizer.json", "encoder.json", "vocab.bpe", "bpe.codes")
 
 
 @dataclass(frozen=True)
