@@ -19,6 +19,7 @@ SUMMARIES = {
     "interactive": "translate standard input (fairseq-interactive with the plugin)",
     "import": "make a teacher of a Hugging Face model",
     "encode": "split text into the subwords of an imported model",
+    "trim": "trim a model's vocabulary to the symbols of a corpus",
     "seqkd": "let the teacher translate the training data: sequence-level distillation",
     "cache": "save the teacher's answers on a data set, for trainings without the teacher",
     "prune": "count, prune or compact the weights of a checkpoint",

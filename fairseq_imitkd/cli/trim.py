@@ -45,7 +45,7 @@ def parser() -> Parser:
         nargs="+",
         required=True,
         metavar="PREFIX",
-        help="corpora: PREFIX.LANG holds symbols with spaces between them, as for fairseq-preprocess --trainpref",
+        help="corpora: PREFIX.LANG holds symbols with spaces between them, as for fairseq-preprocess",
     )
     made.add_argument("--out", type=Path, required=True, help="folder to create")
     made.add_argument(
@@ -80,8 +80,8 @@ def report(done: Trimmed) -> str:
 def _line(side: SideReport) -> str:
     shares = [count / side.tokens for count in (side.unknown_before, side.unknown_after)]
     return (
-        f"{side.language}: {side.after:,} symbols instead of {side.before:,}; of {side.tokens:,} tokens of the "
-        f"corpus, {side.unknown_after:,} are unknown ({shares[1]:.2%}), {side.unknown_before:,} before ({shares[0]:.2%})"
+        f"{side.language}: {side.after:,} symbols instead of {side.before:,}; {side.unknown_after:,} of the "
+        f"{side.tokens:,} tokens are unknown ({shares[1]:.2%}), {side.unknown_before:,} before ({shares[0]:.2%})"
     )
 
 

@@ -141,7 +141,7 @@ def trim(job: TrimJob) -> Trimmed:
         difference = _difference(job, languages, folder, kept=kept)
         if not difference <= LARGEST:
             raise UsageError(
-                f"CHECKPOINT '{job.checkpoint}' can't be trimmed: log-probabilities would differ by {difference:.2g}"
+                f"CHECKPOINT '{job.checkpoint}' can't be trimmed: its log-probabilities differ by {difference:.2g}"
             )
     sides = [_report(counts[side], dictionaries[side], new[side], language=pair[side]) for side in pair]
     return Trimmed((sides[0], sides[1]), parameters, difference, job.out / job.checkpoint.name)

@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 
-from fairseq_imitkd.cli import cache, encode, evaluate, export, import_model, prune, report, seqkd, serve
+from fairseq_imitkd.cli import (
+    cache,
+    encode,
+    evaluate,
+    export,
+    import_model,
+    prune,
+    report,
+    seqkd,
+    serve,
+    trim,
+)
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher.cache.writer import CacheRequest
@@ -20,6 +31,7 @@ PARSERS = {
     "imitkd-report": report.parser,
     "imitkd-seqkd": seqkd.parser,
     "imitkd-serve": serve.parser,
+    "imitkd-trim": trim.parser,
 }
 GIVEN = {
     "imitkd-cache": ("data", "--teacher-path", "t.pt", "--out", "c", "--keep", "hidden"),
@@ -31,6 +43,7 @@ GIVEN = {
     "imitkd-report": ("run", "--out", "r.html"),
     "imitkd-seqkd": ("data", "--teacher-path", "t.pt", "--out", "o"),
     "imitkd-serve": ("folder",),
+    "imitkd-trim": ("c.pt", "--text", "t", "--out", "o"),
 }
 
 
