@@ -81,7 +81,8 @@ def _line(side: SideReport) -> str:
     shares = [count / side.tokens for count in (side.unknown_before, side.unknown_after)]
     return (
         f"{side.language}: {side.after:,} symbols instead of {side.before:,}; {side.unknown_after:,} of the "
-        f"{side.tokens:,} tokens are unknown ({shares[1]:.2%}), {side.unknown_before:,} before ({shares[0]:.2%})"
+        f"{side.tokens:,} tokens are unknown ({shares[1]:.2%}), {side.unknown_before:,} before "
+        f"({shares[0]:.2%})"
     )
 
 

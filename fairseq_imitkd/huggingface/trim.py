@@ -141,7 +141,8 @@ def trim(job: TrimJob) -> Trimmed:
         difference = _difference(job, languages, folder, kept=kept)
         if not difference <= LARGEST:
             raise UsageError(
-                f"CHECKPOINT '{job.checkpoint}' can't be trimmed: its log-probabilities differ by {difference:.2g}"
+                f"CHECKPOINT '{job.checkpoint}' can't be trimmed exactly: log-probabilities differ by "
+                f"{difference:.2g}; use the whole model"
             )
     sides = [_report(counts[side], dictionaries[side], new[side], language=pair[side]) for side in pair]
     return Trimmed((sides[0], sides[1]), parameters, difference, job.out / job.checkpoint.name)

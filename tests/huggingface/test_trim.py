@@ -86,8 +86,8 @@ def test_rare_symbols_go_and_named_ones_stay(imported: Imported, tmp_path: Path)
     assert first in Languages.of(tmp_path / "rare", *case.pair).source_dictionary
     side = rare.sides[1]
     assert command.report(rare).splitlines()[2] == (
-        f"en: {side.after} symbols instead of {side.before}; {side.unknown_after} of the {side.tokens} tokens "
-        f"are unknown ({side.unknown_after / side.tokens:.2%}), {side.unknown_before} before "
+        f"en: {side.after} symbols instead of {side.before}; {side.unknown_after} of the {side.tokens} "
+        f"tokens are unknown ({side.unknown_after / side.tokens:.2%}), {side.unknown_before} before "
         f"({side.unknown_before / side.tokens:.2%})"
     )
 
