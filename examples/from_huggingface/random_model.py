@@ -1,4 +1,4 @@
-"""Makes a small OPUS-MT model with random weights, and text of made-up words, to try the script without a download.
+"""Makes a small OPUS-MT model with random weights, and text of made-up words, to try the script offline.
 
 python random_model.py FOLDER
 """

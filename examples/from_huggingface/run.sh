@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # From a model in Hugging Face's format to a student in int8: import, trim, distil, export.
-#   MODEL=DIR        folder of the model (OPUS-MT, NLLB, M2M-100, mBART, BART, Pegasus, FSMT)
-#   TEXT=PREFIX      text: PREFIX.train.LANG, PREFIX.valid.LANG, PREFIX.test.LANG, one sentence per line, as people write it
+#   ORIGIN=DIR       folder of the model (OPUS-MT, NLLB, M2M-100, mBART, BART, Pegasus, FSMT)
+#   CORPUS=PREFIX    text: PREFIX.train.LANG, PREFIX.valid.LANG, PREFIX.test.LANG, one sentence per line, as people write it
 #   SRC=de TGT=en    languages, which the model must know
 #   METHOD=word_kd   the criterion
+#   UPDATES=20000    updates of the student
 #   SMOKE=1          a model with random weights, made-up text and two updates
+USES="SMOKE UPDATES"
 source "$(dirname "$0")/../common.sh"
 SRC=${SRC:-de} TGT=${TGT:-en} METHOD=${METHOD:-word_kd} UPDATES=${UPDATES:-20000}
 STUDENT=(
@@ -14,15 +16,15 @@ STUDENT=(
 )
 MORE=()
 if [ -n "${SMOKE:-}" ]; then
-  MODEL=$RUN/model TEXT=$RUN/raw UPDATES=2
+  ORIGIN=$RUN/model CORPUS=$RUN/raw UPDATES=2
   STUDENT=(
     --arch transformer --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 32 --decoder-embed-dim 32
     --encoder-ffn-embed-dim 64 --decoder-ffn-embed-dim 64 --encoder-attention-heads 2 --decoder-attention-heads 2
   )
   MORE=(--teacher-allow-poor) # random weights know nothing
 fi
-[ -n "${MODEL:-}" ] || die "MODEL is not given; name the folder of a model in Hugging Face's format"
-[ -n "${TEXT:-}" ] || die "TEXT is not given; name the part of your text's files before .train.$SRC"
+[ -n "${ORIGIN:-}" ] || die "ORIGIN is not given; name the folder of a model in Hugging Face's format"
+[ -n "${CORPUS:-}" ] || die "CORPUS is not given; name the part of your text's files before .train.$SRC"
 SPLITS=(train valid test)
 
 # encode FOLDER TO SPLIT…: split text into the subwords of an imported model.
@@ -31,8 +33,8 @@ encode() {
   shift 2
   mkdir -p "$to"
   for split in "$@"; do
-    imitkd encode "$folder" --side source <"$TEXT.$split.$SRC" >"$to/$split.$SRC"
-    imitkd encode "$folder" --side target <"$TEXT.$split.$TGT" >"$to/$split.$TGT"
+    imitkd encode "$folder" --side source <"$CORPUS.$split.$SRC" >"$to/$split.$SRC"
+    imitkd encode "$folder" --side target <"$CORPUS.$split.$TGT" >"$to/$split.$TGT"
   done
 }
 
@@ -57,7 +59,7 @@ exported() {
 }
 
 [ -z "${SMOKE:-}" ] || stage model python "$RECIPE/random_model.py" "$RUN"
-stage import imitkd import "$MODEL" --out "$RUN/teacher" --source-lang "$SRC" --target-lang "$TGT"
+stage import imitkd import "$ORIGIN" --out "$RUN/teacher" --source-lang "$SRC" --target-lang "$TGT"
 stage encode encode "$RUN/teacher" "$RUN/whole" train
 stage trim imitkd trim "$RUN/teacher/model.pt" --text "$RUN/whole/train" --out "$RUN/small"
 stage subwords encode "$RUN/small" "$RUN/subwords" "${SPLITS[@]}"
