@@ -112,13 +112,13 @@ train() {
 }
 
 # noted NAME COMMAND…: run a training and record it for the results. Each call adds a line to $RUN/NAME/commands (commit,
-# command, threads); $RUN/NAME/peak holds the peak memory.
+# command, threads); $RUN/NAME/peak holds the peak memory, and $RUN/NAME/cpu the processor time.
 noted() {
   local name=$1
   shift
   printf '%s\t%s\t%s\n' "$(git -C "$REPO" describe --always --dirty --exclude='*' 2>/dev/null || echo unknown)" \
     "${*@Q}" "${OMP_NUM_THREADS:-all}" >>"$RUN/$name/commands"
-  python "$REPO/examples/peak.py" "$RUN/$name/peak" "$@"
+  python "$REPO/examples/needs.py" "$RUN/$name" "$@"
 }
 
 # ---- The stages of a recipe for translation or summarisation. The recipe's settings.sh sets:

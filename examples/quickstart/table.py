@@ -2,7 +2,7 @@
 
 from typing import Any
 
-HEAD = ("", "BLEU", "chrF", "right", "parameters", "MB", "sentences/s", "updates", "training, s")
+HEAD = ("", "BLEU", "chrF", "right", "parameters", "MB", "sentences/s", "updates", "training, CPU s")
 
 
 def table(results: dict[str, Any]) -> str:
@@ -20,7 +20,7 @@ def table(results: dict[str, Any]) -> str:
                 f"{model['file_bytes'] / 1e6:.2f}",
                 f"{model['sentences_per_second']:.0f}",
                 f"{training['updates_in_all']:,}",
-                seconds(training),
+                f"{training['cpu_seconds']:.0f}",
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -36,13 +36,7 @@ def table(results: dict[str, Any]) -> str:
         "right: share of translations that equal a right translation. "
         f"BLEU ± 95% bootstrap interval: `{results['signatures']['bleu']}`. "
         f"chrF: `{results['signatures']['chrf']}`. "
-        "MB: size of the checkpoint. training: training time of this model, on a machine that also did other "
-        "work. "
+        "MB: size of the checkpoint. training: processor time of this model's training command. "
         f"Seed {results['seed']}."
     )
     return "\n".join([lines[0], f"|{rule}|", *lines[1:], "", notes])
-
-
-def seconds(training: dict[str, Any]) -> str:
-    """Return the training time; it is unknown if the model that the training started from is gone."""
-    return "" if training["minutes"] is None else f"{training['minutes'] * 60:.0f}"
