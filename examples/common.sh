@@ -399,10 +399,10 @@ run_recipe() {
 
 # shellcheck source=/dev/null
 [ ! -e "$RECIPE/settings.sh" ] || source "$RECIPE/settings.sh"
-# Only the stages above read these variables; a recipe without rows has its own stages. benchmarks/gpu.sh is not a recipe and uses SMOKE.
+# Only the stages above read these variables; a recipe without rows has its own stages, and names those that it reads in USES. benchmarks/gpu.sh is not a recipe and uses SMOKE.
 if [ -z "${ROWS:-}" ] && [ "${RECIPE%/*}" = "$REPO/examples" ]; then
   for variable in SMOKE DRY_RUN START UPDATES; do
-    [ -z "${!variable:-}" ] || die "$variable is not used by this recipe, but is '${!variable}'; leave it out"
+    [ -z "${!variable:-}" ] || [[ " ${USES:-} " == *" $variable "* ]] || die "$variable is not used by this recipe, but is '${!variable}'; leave it out"
   done
   [ "$TEACHER_PRECISION" = fp32 ] || die "TEACHER_PRECISION must be fp32 in this recipe, but is '$TEACHER_PRECISION'"
 fi
