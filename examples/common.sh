@@ -123,7 +123,7 @@ noted() {
 
 # ---- The stages of a recipe for translation or summarisation. The recipe's settings.sh sets:
 #   SOURCE TARGET         the languages in the file names
-#   VOCABULARY            size of the joint SentencePiece BPE
+#   VOCABULARY            size of the joint SentencePiece BPE; empty if the text is already symbols with blanks between them
 #   TEACHER_MODEL TEACHER_TRAINING, STUDENT_MODEL STUDENT_TRAINING, TRAINING (for both)    flags of imitkd-train
 #   DISTILLATION          further flags of a student that is trained with a teacher
 #   DECODING EVALUATION   flags of imitkd-seqkd and imitkd-evaluate, and of imitkd-evaluate alone
@@ -212,9 +212,14 @@ download() {
   mv "$2.part" "$2"
 }
 
-# Train one joint BPE for both sides, and encode every split with it.
+# Train one joint BPE for both sides, and encode every split with it. Without a VOCABULARY the text is already symbols.
 encode() {
   local split side size=$VOCABULARY
+  if [ -z "$size" ]; then
+    mkdir -p "$RUN/encoded"
+    for split in train valid test; do cp "$RUN/raw/$split.$SOURCE" "$RUN/raw/$split.$TARGET" "$RUN/encoded"; done
+    return
+  fi
   [ -z "${SMOKE:-}" ] || size=150
   python "$REPO/examples/subwords.py" train "$RUN/spm" "$size" "$RUN/raw/train.$SOURCE" "$RUN/raw/train.$TARGET"
   mkdir -p "$RUN/encoded"
