@@ -4,6 +4,7 @@
 #   RUN=DIR           folder for everything a recipe makes (default: run/ beside the recipe)
 #   RAW_DIR=DIR       folder of text to use instead of a download
 #   SEED=N            seed of a student (default: 1); any other than 1 becomes part of its name
+#   AS=NAME           name of a student, instead of its row's; for further students of a row
 #   UPDATES=N, TEACHER_UPDATES=N   updates of a student and of the teacher, instead of the recipe's
 #   TEACHER_PRECISION=bf16|fp16   precision of the teacher, in its training and beside a student (default: fp32)
 #   THREADS=N         threads of evaluate.sh (default: 1); it always decodes on the CPU, so that speeds are comparable
@@ -112,7 +113,7 @@ train() {
 }
 
 # noted NAME COMMAND…: run a training and record it for the results. Each call adds a line to $RUN/NAME/commands (commit,
-# command, threads); $RUN/NAME/peak holds the peak memory.
+# command, threads); $RUN/NAME/peak holds the peak memory, and peak.cpu the CPU seconds.
 noted() {
   local name=$1
   shift
@@ -281,7 +282,7 @@ named() { [ "$SEED" = 1 ] && echo "$1$KIND" || echo "$1$KIND-seed$SEED"; }
 learn() {
   local row=$1 name data="" start=() objective=("${PLAIN[@]}") method=${1#seqkd_}
   shift
-  name=$(named "$row")
+  name=$(named "${AS:-$row}")
   own "$row"
   case $method in # half of f-distill's losses, and all of its KL, are taken on text that the teacher writes
     f_distill | f_distill_kl | f_distill_tvd) OWN+=(--teacher-samples) ;;
@@ -341,8 +342,17 @@ translate() {
     seqkd) how=(--beam 5) ;;
     seq_inter) how=(--select best --metric sentence-bleu --nbest "$NBEST") ;;
   esac
-  imitkd-seqkd "$RUN/data-bin" "${DEVICE_FLAGS[@]}" --teacher-path "$teacher" --out "$RUN/data_$name" \
+  python "$REPO/examples/peak.py" "$RUN/data_$name.peak" \
+    imitkd-seqkd "$RUN/data-bin" "${DEVICE_FLAGS[@]}" --teacher-path "$teacher" --out "$RUN/data_$name" \
     "${SUBWORDS[@]}" "${DECODING[@]}" "${how[@]}" "${flags[@]}" ${SMOKE:+--teacher-allow-poor}
+}
+
+# decode NAME: translate the test set greedily by a model into $RUN/NAME/test.txt. evidence.py scores it.
+decode() {
+  finished "$1" || die "$RUN/$1/checkpoint_best.pt of a finished training does not exist; train $1 first"
+  imitkd-generate "$RUN/data-bin" "${DEVICE_FLAGS[@]}" --path "$RUN/$1/checkpoint_best.pt" --beam 1 "${DECODING[@]}" \
+    --required-batch-size-multiple 1 --batch-size 64 "${SUBWORDS[@]}" >"$RUN/$1/test.part"
+  mv "$RUN/$1/test.part" "$RUN/$1/test.txt"
 }
 
 # evaluate: compare all models whose training has ended, and their NAME/exported, on the test set. Write $RUN/evaluation and
