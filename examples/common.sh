@@ -177,6 +177,7 @@ made_up_text() {
     mv "$RUN/raw/made_up/$split.src" "$RUN/raw/$split.$SOURCE"
     mv "$RUN/raw/made_up/$split.tgt" "$RUN/raw/$split.$TARGET"
   done
+  mv "$RUN/raw/made_up/test.all" "$RUN/raw/test.all"
 }
 
 # from_raw_dir: read lines "NAME SHA256 [FILE]"; copy $RAW_DIR/FILE or FILE.gz (default: NAME) to $RUN/raw/NAME for each.
