@@ -24,12 +24,13 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import evidence_rows
+import evidence_tables
+import tables
 from evidence_rows import Record
 
-EXAMPLES = Path(__file__).parent
 WAIT = 2.0  # seconds between looks at the running trainings
 
 
@@ -82,7 +83,7 @@ class Plan:
         for entry in content["queue"]:
             for row in entry["rows"]:
                 if row not in self.rows:
-                    raise SystemExit(f"{path}: rows of the queue must be {', '.join(self.rows)}, but has {row}")
+                    raise SystemExit(f"{path}: the queue must hold {', '.join(self.rows)}, but has '{row}'")
                 tried = entry.get("rates", 0)
                 if tried > len(self.rows[row].rates):
                     raise SystemExit(f"{path}: rates of {row} must be at most {len(self.rows[row].rates)}")
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("action", choices=("run", "status", "publish"))
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--run", type=Path, metavar="DIR", help="default: RECIPE/run")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="trainings at a time (default: 1)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="trainings at a time")
     args = parser.parse_args()
     recipe = args.recipe.resolve()
     if not (recipe / "evidence.toml").exists():
@@ -142,7 +143,29 @@ def main() -> None:
     elif args.action == "status":
         print("\n".join(status(plan, run)))
     else:
-        evidence_rows.publish(recipe, run if args.run or run.exists() else None)
+        publish(recipe, run if args.run else None)
+
+
+def publish(recipe: Path, run: Path | None) -> None:
+    """Copy a run's finished rows into the recipe's ``evidence``, and make its table and figure.
+
+    Raises:
+        SystemExit: nothing is finished, or the run has tiny models.
+    """
+    folder = recipe / "evidence"
+    if run is not None:
+        if (run / ".smoke").exists():
+            raise SystemExit(f"{run} is a run with SMOKE=1, whose figures mean nothing; use another")
+        folder.mkdir(exist_ok=True)
+        for name, record in finished_rows(run).items():
+            evidence_rows.write(folder / f"{name}.json", record)
+    records = evidence_tables.read(folder)
+    if not records:
+        raise SystemExit(f"{folder} has no rows yet; use --run DIR of a run with finished rows")
+    evidence_tables.figure(records, recipe / "evidence.svg")
+    readme = recipe / "README.md"
+    readme.write_text(tables.filled(readme, {"evidence": evidence_tables.table(records)}))
+    print(f"wrote {len(records)} rows, {recipe / 'evidence.svg'} and the table in {readme}")
 
 
 def finished_rows(run: Path) -> dict[str, Record]:
@@ -164,7 +187,8 @@ class Queue:
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise SystemExit(f"{run} is in use by another call or a training that it left; stop that first")
+            message = f"{run} is in use by another call or a training that it left; stop that first"
+            raise SystemExit(message) from None
 
     def work(self, workers: int) -> None:
         """Train until nothing is left that can be trained. SIGTERM and SIGINT end the trainings too."""
@@ -228,7 +252,7 @@ class Queue:
                 env={**os.environ, **variables, **environment},
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                process_group=0,
                 pass_fds=[self.lock],
             )
 

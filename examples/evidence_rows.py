@@ -1,18 +1,15 @@
-"""The rows of evidence.py: what is recorded of a training, and the table and figure that are made of it."""
+"""The rows of evidence.py: what is recorded of a training."""
 
 import json
 import os
-import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import error_rates
-import numpy as np
 
 Record = dict[str, Any]
 NOT_SCORES = {"tag", "epoch", "num_updates", "wps", "wpb", "bsz", "ups", "wall", "ppl"}
-CONTROL = "then_seqkd"
 
 
 def record(
@@ -37,7 +34,8 @@ def record(
 
     found = validations(run, name)
     config = json.loads((run / name / "config.json").read_text())
-    made = {
+    settings = config["config"]
+    return {
         "name": name,
         "row": row,
         "seed": seed,
@@ -47,12 +45,12 @@ def record(
         "training": training(run, name),
         "cpu_seconds": found[-1]["cpu_seconds"],
         "before": before(run, start, stages),
-        "ended_by": "max_update" if found[-1]["updates"] >= config["config"]["optimization"]["max_update"] else "patience",
-        "patience": config["config"]["checkpoint"]["patience"],
+        "max_update": settings["optimization"]["max_update"],
+        "patience": settings["checkpoint"]["patience"],
         "validations": found,
         "test": tested(run, name),
+        "origin": origin(),
     }
-    return made | {"origin": origin()}
 
 
 def validations(run: Path, name: str) -> list[dict[str, float]]:
@@ -116,6 +114,11 @@ def minutes(each: Record) -> float:
     return sum(seconds for name, seconds in each["before"].items() if name != "teacher") / 60
 
 
+def cut(each: Record) -> bool:
+    """Return whether a training ended by its number of updates, not by patience."""
+    return bool(each["validations"][-1]["updates"] >= each["max_update"])
+
+
 def progress(found: list[dict[str, float]]) -> str:
     """Return how far a training is."""
     last = found[-1]
@@ -127,4 +130,4 @@ def progress(found: list[dict[str, float]]) -> str:
 
 def summary(each: Record) -> str:
     """Return a finished training in one line."""
-    return f"{progress(each['validations'])}, test {each['test']['word_errors']:.2f}%, by {each['ended_by']}"
+    return f"{progress(each['validations'])}, test {each['test']['word_errors']:.2f}%"
