@@ -224,9 +224,14 @@ def versions() -> dict[str, str]:
 
 
 def _update() -> int:
-    """Return the number of updates so far; after a checkpoint was loaded, the checkpoint's."""
-    meter = metrics.get_meter("default", "num_updates")
-    return 0 if meter is None else int(meter.val)
+    """Return the number of updates so far; after a checkpoint was loaded, the checkpoint's.
+
+    Loading a checkpoint replaces the meters that have a name, but fairseq goes on logging into the active
+    ones. In a training that was resumed twice, those with a name are those of the first time (see
+    ``load_state_dict`` in fairseq/logging/metrics.py).
+    """
+    meters = (aggregator.get("num_updates") for aggregator in metrics.get_active_aggregators())
+    return next((int(meter.val) for meter in meters if meter is not None), 0)
 
 
 def whole_config(task_config: Any) -> DictConfig | None:

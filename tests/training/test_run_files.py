@@ -99,6 +99,12 @@ def test_a_resumed_run_continues(digits: Any, tmp_path: Path) -> None:
     assert lines["valid"][0]["cpu_seconds"] == whole["valid"][0]["cpu_seconds"]
     assert spent[4] >= whole["valid"][0]["cpu_seconds"] > 0  # the resumed run adds to what was spent
     assert json.loads((tmp_path / run_files.CONFIG).read_text())["starts"] == 2
+    in_process.train(digits.data, tmp_path, *flags(12, "--save-interval-updates", 4, "--log-interval", 1))
+    lines = read(tmp_path)
+    assert [line["num_updates"] for line in lines["train_inner"]] == list(range(1, 13))
+    assert [line["num_updates"] for line in lines["valid"]] == [4, 8, 10, 12]
+    assert [line["num_updates"] for line in lines["epoch_begins"]] == [0, 4, 10]
+    assert json.loads((tmp_path / run_files.CONFIG).read_text())["starts"] == 3
 
 
 def test_cpu_seconds_are_those_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,9 +213,8 @@ def test_values_that_json_lacks(tmp_path: Path) -> None:
         "num_updates": 3,
     }
     begun(tmp_path).post_validate(stats)
-    assert read(tmp_path)["valid"] == [
-        {"epoch": 1, "num_updates": 3, "loss": "inf", "ppl": "nan", "bleu": 2.5}
-    ]
+    values = {"epoch": 1, "num_updates": 3, "loss": "inf", "ppl": "nan", "bleu": 2.5}
+    assert read(tmp_path)["valid"] == [values | {"cpu_seconds": 0.0}]
 
 
 @pytest.mark.usefixtures("fresh_metrics")
