@@ -1,6 +1,6 @@
 """Trains a recipe's rows to their end, one training a core, and publishes them.
 
-evidence.py run RECIPE [--run DIR] [--workers N]
+evidence.py run RECIPE [--run DIR] [--workers N] [--most N]
 evidence.py status RECIPE [--run DIR]
 evidence.py publish RECIPE [--run DIR]
 
@@ -133,13 +133,14 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--run", type=Path, metavar="DIR", help="default: RECIPE/run")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="trainings at a time")
+    parser.add_argument("--most", type=int, metavar="N", help="end after N trainings")
     args = parser.parse_args()
     recipe = args.recipe.resolve()
     if not (recipe / "evidence.toml").exists():
         parser.error(f"RECIPE must be a folder with an evidence.toml, but is '{args.recipe}'")
     plan, run = Plan(recipe / "evidence.toml"), (args.run or recipe / "run").resolve()
     if args.action == "run":
-        Queue(plan, recipe, run).work(args.workers)
+        Queue(plan, recipe, run).work(args.workers, args.most)
     elif args.action == "status":
         print("\n".join(status(plan, run)))
     else:
@@ -190,15 +191,24 @@ class Queue:
             message = f"{run} is in use by another call or a training that it left; stop that first"
             raise SystemExit(message) from None
 
-    def work(self, workers: int) -> None:
-        """Train until nothing is left that can be trained. SIGTERM and SIGINT end the trainings too."""
+    def work(self, workers: int, most: int | None = None) -> None:
+        """Train until nothing is left that can be trained. SIGTERM and SIGINT end the trainings too.
+
+        Args:
+            workers: number of trainings at a time.
+            most: number of trainings to begin; None for all.
+        """
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        begun = 0
         self.note(f"begins with {len(finished_rows(self.run))} finished rows, {workers} at a time")
         try:
             self.prepare()
             while True:
-                while len(self.running) < workers and (training := next(self.ready(), None)):
+                while len(self.running) < workers and begun != most:
+                    if (training := next(self.ready(), None)) is None:
+                        break
                     self.start(training)
+                    begun += 1
                 if not self.running:
                     break
                 time.sleep(WAIT)

