@@ -67,7 +67,7 @@ class Training(NamedTuple):
 
 
 class Plan:
-    """The rows and the queue of an ``evidence.toml``.
+    """The rows, the queue and the environment of an ``evidence.toml``.
 
     Raises:
         SystemExit: a name is unknown, or a row has fewer rates than the queue asks for.
@@ -79,6 +79,7 @@ class Plan:
             name: Row(row["script"], tuple(row.get("rates", ())), row.get("start"))
             for name, row in content["rows"].items()
         }
+        self.environment: dict[str, str] = content.get("environment", {})
         self.jobs: list[Job] = []
         for entry in content["queue"]:
             for row in entry["rows"]:
@@ -259,7 +260,7 @@ class Queue:
         with open(self.run / "logs" / f"{name}.log", "ab") as log:
             return subprocess.Popen(
                 ["bash", "-c", command],
-                env={**os.environ, **variables, **environment},
+                env={**os.environ, **self.plan.environment, **variables, **environment},
                 stdout=log,
                 stderr=log,
                 process_group=0,

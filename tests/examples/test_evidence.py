@@ -19,6 +19,8 @@ from tests.helpers.scripts import EXAMPLES
 
 NAMES = ("error_rates", "evidence", "evidence_rows", "evidence_tables", "tables")
 PLAN = """
+[environment]
+GREETING = "hello"
 [rows.teacher]
 script = "teacher.sh"
 [rows.seqkd]
@@ -41,9 +43,10 @@ rows = ["seqkd", "then_imitkd"]
 seeds = [2]
 """
 # The script of every row notes its call, and fails for the row that `fails` names.
-SCRIPT = """
+SCRIPT = """set -e
 name=$AS; [ "$SEED" = 1 ] || name=$name-seed$SEED
 echo "$name START=$START $*" >>"$RUN/calls"
+[ "$GREETING $OMP_NUM_THREADS" = "hello 1" ]
 [ ! -e "$RUN/sleeps" ] || sleep 60
 [ "$name" != "$(cat "$RUN/fails" 2>/dev/null)" ]
 """
