@@ -167,6 +167,19 @@ def test_a_start_is_another_student(tmp_path: Path) -> None:
         )
 
 
+def test_a_student_with_a_name_of_its_own(tmp_path: Path) -> None:
+    """AS names a student; the seed is still a part of its name, and START and flags are the caller's."""
+    environment = {"AS": "then", "SEED": "2", "START": "seqkd-seed2"}
+    script = EXAMPLES / "cmudict" / "distill.sh"
+    [(name, command)] = run_dry(script, tmp_path, "seqkd_imitkd", "--lr", "7", **environment).items()
+    assert name == "then-seed2"
+    assert command[0] == str(tmp_path / "data_seqkd" / "data-bin")
+    assert (value_of("--criterion", command), value_of("--lr", command)) == ("imitkd", "7")
+    assert value_of("--teacher-path", command) == str(tmp_path / "teacher" / "checkpoint_best.pt")
+    start = tmp_path / "seqkd-seed2" / "checkpoint_best.pt"
+    assert value_of("--finetune-from-model", command) == str(start)
+
+
 def test_rows_without_a_second_seed_have_the_first_that_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch" / "checkpoint_best.pt").touch()  # the table needs the first seed
@@ -768,6 +781,9 @@ def test_the_memory_of_a_training_is_the_peak_of_all_calls(tmp_path: Path) -> No
         137,
         held,
     )  # it held less memory and was killed
+    spent = float((tmp_path / "peak.cpu").read_text())
+    call("import time\nwhile time.process_time() < 0.5: pass")
+    assert spent + 0.5 <= float((tmp_path / "peak.cpu").read_text()) < spent + 5
     tables = module("tables")
     results = made_results()
     assert "| GB |" not in tables.recipe_table(results)
