@@ -19,6 +19,7 @@ COLOURS = {
     "gkd_05": "#b07cc6",
     "gkd_01": "#7b3f98",
 }
+OTHER = "#b0413e"
 
 
 def read(folder: Path) -> list[Record]:
@@ -34,7 +35,8 @@ def chosen(records: Sequence[Record]) -> dict[str, list[Record]]:
     """
     order = ["teacher", *COLOURS, *(f"then_{row}" for row in COLOURS)]
     found = {}
-    for row in sorted({each["row"] for each in records}, key=order.index):
+    known = {row: place for place, row in enumerate(order)}
+    for row in sorted({each["row"] for each in records}, key=lambda row: (known.get(row, len(order)), row)):
         own = [each for each in records if each["row"] == row]
         first = [each for each in own if each["seed"] == 1]
         if first:
@@ -47,8 +49,8 @@ def table(records: Sequence[Record]) -> str:
     """Return a Markdown table with a line for each row, and notes on its columns."""
     rows = chosen(records)
     head = (
-        "row", "learning rate", "word errors, %, each seed", "phoneme errors, %", "difference (95%)", "p",
-        "updates to best", "CPU minutes", "with all before",
+        "row", "parameters", "learning rate", "word errors, %, each seed", "phoneme errors, %",
+        "difference (95%)", "p", "updates to best", "CPU minutes", "with all before",
     )  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|---|--:" + "|--:" * (len(head) - 2) + "|"]
     for row, own in rows.items():
@@ -56,6 +58,7 @@ def table(records: Sequence[Record]) -> str:
         bests = [min(each["validations"], key=score) for each in own]
         cells = [
             f"`{row}`",
+            f"{own[0]['parameters']:,}",
             own[0]["rate"] or "",
             "; ".join(f"{each['test']['word_errors']:.2f}" for each in own),
             f"{statistics.mean(each['test']['phoneme_errors'] for each in own):.2f}",
@@ -66,7 +69,7 @@ def table(records: Sequence[Record]) -> str:
             f"{statistics.mean(each['cpu_seconds'] / 60 + minutes(each) for each in own):.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", notes(records), "", grid(records)])
+    return "\n".join([*lines, "", notes(records), *(["", tried] if (tried := grid(records)) else [])])
 
 
 def compared(rows: dict[str, list[Record]], row: str) -> tuple[str, str]:
@@ -112,7 +115,7 @@ def cut_short(records: Sequence[Record]) -> str:
 
 def grid(records: Sequence[Record]) -> str:
     """Return the validation word errors at each learning rate that was tried with seed 1."""
-    lines = ["Validation word errors at each learning rate that was tried (seed 1), %:", ""]
+    lines = []
     for row, own in chosen(records).items():
         tried = {each["rate"]: each for each in records if each["row"] == row and each["seed"] == 1}
         if own[0]["rate"]:
@@ -121,7 +124,8 @@ def grid(records: Sequence[Record]) -> str:
                 for rate, each in sorted(tried.items(), key=lambda pair: float(pair[0] or 0))
             )
             lines.append(f"- `{row}`: {', '.join(shown)}")
-    return "\n".join(lines)
+    head = ["Validation word errors at each learning rate that was tried (seed 1), %:", ""]
+    return "\n".join([*head, *lines]) if lines else ""
 
 
 def figure(records: Sequence[Record], path: Path) -> None:
@@ -139,7 +143,7 @@ def figure(records: Sequence[Record], path: Path) -> None:
             for side in sides:
                 side.axhline(min(map(score, own[0]["validations"])), color="black", lw=1, ls=":", label=row)
             continue
-        colour = COLOURS[row.removeprefix("then_")]
+        colour = COLOURS.get(row.removeprefix("then_"), OTHER)
         style = {"color": colour, "ls": "-" if row.startswith("then_") else "--"}
         for side, by_minutes in zip(sides, (False, True), strict=True):
             places, values = over_seeds([curve(each, names, by_minutes=by_minutes) for each in own])

@@ -88,6 +88,7 @@ def made(name: str, errors: list[float], **more: Any) -> dict[str, Any]:
         "before": {"teacher": 6000.0, "data_seqkd": 120.0},
         "cpu_seconds": 60.0 * len(errors),
         "patience": 2,
+        "parameters": 1234,
         "max_update": 9000,
         "training": {"commits": ["abc"]},
         "test": {"word_errors": 10.0},
@@ -252,11 +253,11 @@ def test_the_table_and_the_figure(modules: dict[str, ModuleType], tmp_path: Path
         if line.startswith("| `")
     }
     assert list(cells) == ["`teacher`", "`seqkd`", "`then_seqkd`", "`then_imitkd`"]
-    assert cells["`seqkd`"] == ["4e-3", "30.00", "1.00", "", "", "1,000", "3", "5"]
-    assert cells["`then_imitkd`"][:2] == ["1e-3", "25.00; 24.00"]
-    assert cells["`then_imitkd`"][3].startswith("-4.00 (")  # the seed that both have
-    assert float(cells["`then_imitkd`"][4]) < 0.001
-    assert cells["`then_imitkd`"][5:] == ["1,000", "3", "8"]
+    assert cells["`seqkd`"] == ["1,234", "4e-3", "30.00", "1.00", "", "", "1,000", "3", "5"]
+    assert cells["`then_imitkd`"][1:3] == ["1e-3", "25.00; 24.00"]
+    assert cells["`then_imitkd`"][4].startswith("-4.00 (")  # the seed that both have
+    assert float(cells["`then_imitkd`"][5]) < 0.001
+    assert cells["`then_imitkd`"][6:] == ["1,000", "3", "8"]
     assert "or at its last update: `teacher` (1,000)" in shown
     assert "- `seqkd`: 2e-3: 32.00, 4e-3: 30.00" in shown
     for name in ("one", "two"):
