@@ -113,13 +113,13 @@ train() {
 }
 
 # noted NAME COMMAND…: run a training and record it for the results. Each call adds a line to $RUN/NAME/commands (commit,
-# command, threads); $RUN/NAME/peak holds the peak memory, and peak.cpu the CPU seconds.
+# command, threads); $RUN/NAME/peak holds the peak memory, and $RUN/NAME/cpu the processor time.
 noted() {
   local name=$1
   shift
   printf '%s\t%s\t%s\n' "$(git -C "$REPO" describe --always --dirty --exclude='*' 2>/dev/null || echo unknown)" \
     "${*@Q}" "${OMP_NUM_THREADS:-all}" >>"$RUN/$name/commands"
-  python "$REPO/examples/peak.py" "$RUN/$name/peak" "$@"
+  python "$REPO/examples/needs.py" "$RUN/$name" "$@"
 }
 
 # ---- The stages of a recipe for translation or summarisation. The recipe's settings.sh sets:
@@ -343,7 +343,8 @@ translate() {
     seqkd) how=(--beam 5) ;;
     seq_inter) how=(--select best --metric sentence-bleu --nbest "$NBEST") ;;
   esac
-  python "$REPO/examples/peak.py" "$RUN/data_$name.peak" \
+  mkdir -p "$RUN/data_$name.needs" # what it takes is not in the data's own folder, which imitkd-seqkd makes
+  python "$REPO/examples/needs.py" "$RUN/data_$name.needs" \
     imitkd-seqkd "$RUN/data-bin" "${DEVICE_FLAGS[@]}" --teacher-path "$teacher" --out "$RUN/data_$name" \
     "${SUBWORDS[@]}" "${DECODING[@]}" "${how[@]}" "${flags[@]}" ${SMOKE:+--teacher-allow-poor}
 }

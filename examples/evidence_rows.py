@@ -74,7 +74,7 @@ def before(run: Path, start: str | None, stages: Iterable[str]) -> dict[str, flo
         if stage == "teacher":
             found[stage] = validations(run, stage)[-1]["cpu_seconds"]
         else:
-            found[stage] = float((run / f"{stage}.peak.cpu").read_text())
+            found[stage] = float((run / f"{stage}.needs" / "cpu").read_text())
     return found
 
 

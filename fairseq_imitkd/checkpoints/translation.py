@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fairseq import tasks
 from fairseq.data import Dictionary, data_utils
@@ -20,20 +20,31 @@ from fairseq_imitkd.checkpoints.kinds import check_kind, check_model
 from fairseq_imitkd.checkpoints.safe_load import reported
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.dictionaries import check_fingerprints, dictionaries_of, first_difference
+from fairseq_imitkd.text.scores import SCORES
 
 
-def load_student(
-    path: str, data: Languages, allow_globals: str | None = None
-) -> tuple[BaseFairseqModel, str]:
+class LoadedStudent(NamedTuple):
+    """A trained student.
+
+    Args:
+        model: the model, in evaluation mode.
+        arch: name of its architecture.
+        score: score that its validation asked for, a key of :data:`~fairseq_imitkd.text.scores.SCORES`; None
+            if that was the loss.
+    """
+
+    model: BaseFairseqModel
+    arch: str
+    score: str | None
+
+
+def load_student(path: str, data: Languages, allow_globals: str | None = None) -> LoadedStudent:
     """Load a trained student, ready to translate.
 
     Args:
         path: checkpoint file, which may be compact.
         data: data directory that the student was trained on.
         allow_globals: types that the checkpoint may hold beside fairseq's own, ``module.name,…``.
-
-    Returns:
-        the student, and the name of its architecture.
 
     Raises:
         UsageError: the file can't be read, is unsafe, does not hold a translation model, or was trained with
@@ -47,10 +58,28 @@ def load_student(
         _check_languages(cfg, data)
         _check_dictionaries(path, cfg, weights=state["model"], data=data)
         check_fingerprints(state, dictionaries_of(data))
+        score = validation_score(cfg)
         model = build_model(state, cfg, translation_task(cfg, data.folder, pair=(data.source, data.target)))
         check_model(model, data)
     architecture = getattr(cfg.model, "arch", None) or getattr(cfg.model, "_name", None)
-    return model.eval().requires_grad_(False), str(architecture)
+    return LoadedStudent(model.eval().requires_grad_(False), str(architecture), score)
+
+
+def validation_score(cfg: Any) -> str | None:
+    """Return the score that chose a training's best checkpoint, else the first one that its validation
+    computed.
+
+    Args:
+        cfg: configuration of the checkpoint.
+
+    Returns:
+        a key of :data:`~fairseq_imitkd.text.scores.SCORES`; None if there was no score.
+    """
+    metric = getattr(getattr(cfg, "checkpoint", None), "best_checkpoint_metric", None)
+    asked = str(getattr(cfg.task, "eval_metrics", None) or "").split(",")
+    asked += ["bleu"] if getattr(cfg.task, "eval_bleu", False) else []
+    chosen = [name for name, logged in SCORES.items() if logged == metric]
+    return next((name for name in (*chosen, *asked) if name in SCORES), None)
 
 
 def translation_task(cfg: Any, folder: Path, *, pair: tuple[str, str]) -> Any:

@@ -107,7 +107,7 @@ def load(
     """
     if os.path.isdir(path):
         return _load_exported(path, languages, decoding)
-    model, arch = load_student(str(path), languages, allow_globals)
+    model, arch, _ = load_student(str(path), languages, allow_globals)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     engine = FairseqEngine.of_model(model, languages, decoding)
     return EvaluatedModel(path, FAIRSEQ, None, arch, parameters, model.max_positions(), engine, model)

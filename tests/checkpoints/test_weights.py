@@ -108,7 +108,7 @@ def test_saved_and_loaded_gives_the_same_logits(tmp_path: Path, sample: Any, nam
         kept = {key: value for key, value in weights.items() if not (lacks_versions and "version" in key)}
         path = saved(tmp_path, {**checkpoint_state(model, cfg), "model": kept})
         assert teacher_logits(load(path), sample).equal(expected)
-        student, _ = load_student(path, Languages.of(tmp_path, "src", "tgt"))
+        student = load_student(path, Languages.of(tmp_path, "src", "tgt")).model
         [stock], _ = checkpoint_utils.load_model_ensemble([path], task=tiny_task())
         for loaded in (student, stock.eval()):
             with torch.no_grad():

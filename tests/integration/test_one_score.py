@@ -144,7 +144,7 @@ def test_validation_and_evaluation_agree(case: Case, tmp_path: Path, capsys) -> 
 
 def test_rewards_and_selection_agree(case: Case, tmp_path: Path) -> None:
     """A reward, and the score by which imitkd-seqkd selects, are the score of a corpus of that sentence."""
-    student, _ = load_student(str(case.root / "transformer.pt"), case.languages)
+    student = load_student(str(case.root / "transformer.pt"), case.languages).model
     engine = FairseqEngine.of_model(student, case.languages, SearchSettings(beam=4, max_len_b=12))
     sources, references = read_split(case.languages, "test").sources, case.references()
     chrf = CorpusScores(["chrf"])

@@ -1,9 +1,8 @@
-"""Runs a command and records its peak memory and CPU time: ``peak.py FILE COMMAND…``.
+"""Runs a command and records what it needed: ``needs.py FOLDER COMMAND…``.
 
-FILE gets the resident memory, in bytes, of the largest process among the command and its children. A larger
-value that an earlier call left there is kept: this call may resume its work. FILE.cpu gets the CPU seconds of
-all these processes, added to those of earlier calls. Signals are passed on to the command. The exit status is
-the command's.
+FOLDER/peak gets the resident memory, in bytes, of the largest process among the command and its children.
+FOLDER/cpu gets their processor time in seconds. A call may resume the work of an earlier one, so the larger
+peak is kept and the times are added. Signals are passed on to the command. The exit status is the command's.
 """
 
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    path, command = Path(sys.argv[1]), sys.argv[2:]
+    folder, command = Path(sys.argv[1]), sys.argv[2:]
     running = subprocess.Popen(command)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command too
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -23,9 +22,8 @@ def main() -> None:
     status = running.wait()
     unit = 1 if sys.platform == "darwin" else 1024
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = path.with_name(f"{path.name}.cpu")
-    write(path, f"{max(used.ru_maxrss * unit, int(before(path)))}")
-    write(spent, f"{before(spent) + used.ru_utime + used.ru_stime:.1f}")
+    write(folder / "peak", str(max(used.ru_maxrss * unit, int(before(folder / "peak")))))
+    write(folder / "cpu", f"{used.ru_utime + used.ru_stime + before(folder / 'cpu'):.1f}")
     sys.exit(status if status >= 0 else 128 - status)
 
 
@@ -37,7 +35,7 @@ def before(path: Path) -> float:
 
 
 def write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.part")
+    temporary = path.with_suffix(".part")
     temporary.write_text(f"{text}\n")
     os.replace(temporary, path)
 
