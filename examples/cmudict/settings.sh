@@ -29,7 +29,7 @@ STUDENT_MODEL=(
   --encoder-layers 1 --decoder-layers 1 --encoder-attention-heads 4 --decoder-attention-heads 4
   --encoder-embed-dim 64 --decoder-embed-dim 64 --encoder-ffn-embed-dim 128 --decoder-ffn-embed-dim 128
 )
-STUDENT_TRAINING=(--dropout 0 --lr 4e-3 --max-update "${UPDATES:-30000}")
+STUDENT_TRAINING=(--dropout 0 --lr 4e-3 --max-update "${UPDATES:-60000}")
 
 ROWS=(scratch seqkd word_kd imitkd imitkd_full)
 HEADLINES=(scratch seqkd imitkd_full)
