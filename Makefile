@@ -1,4 +1,4 @@
-# make quickstart | report | test | test-all | lint | bench | bench-check | mutation
+# make quickstart | report | test | test-all | lint | docs | bench | bench-check | mutation
 # Each target first installs into .venv. PYTHON=python3.12 make … chooses the Python. TORCH=cuda|cpu make … chooses the build of
 # torch; by default it is cuda if an NVIDIA driver answers. CPU_INDEX=URL is where torch for CPUs is, if pip does not find it.
 PYTHON ?= python3
@@ -20,7 +20,7 @@ FIND_CPU_TORCH = $(PIP) --quiet --quiet --quiet $(CPU_TORCH) 2>/dev/null || \
 # Two processes. All tests of a file run in the same one, because they share what the file makes once.
 WORKERS := -n 2 --dist loadfile
 
-.PHONY: install quickstart report test test-all lint bench bench-check mutation clean
+.PHONY: install quickstart report test test-all lint docs bench bench-check mutation clean
 
 install: $(INSTALLED)
 
@@ -63,6 +63,11 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/shellcheck --external-sources --source-path SCRIPTDIR benchmarks/*.sh examples/*.sh examples/*/*.sh
+
+# The site: docs/build/index.html. A link to nothing, and any other warning, is an error. Always from the beginning (-E):
+# autosummary finds no pages in a build that goes on.
+docs: install
+	$(BIN)/sphinx-build -q -E -W --keep-going -c docs . docs/build
 
 bench: install
 	$(BIN)/python benchmarks/update_cost.py

