@@ -12,6 +12,7 @@ from fairseq_imitkd.cli.arguments import (
     add_search_flags,
     add_subword_flags,
     positive,
+    search_limits,
     text_settings,
 )
 from fairseq_imitkd.engines.base import SearchSettings
@@ -163,10 +164,7 @@ def job_of(args: argparse.Namespace, command: str) -> EvaluationJob:
     decoding = SearchSettings(
         beam=chosen["beam"],
         lenpen=args.lenpen,
-        max_len_a=args.max_len_a,
-        max_len_b=args.max_len_b,
-        min_len=args.min_len,
-        no_repeat_ngram_size=args.no_repeat_ngram_size,
+        **search_limits(args),
         remove_bpe=args.remove_bpe,
     )
     return EvaluationJob(

@@ -7,7 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fairseq_imitkd.cli.arguments import Parser, add_search_flags, add_subword_flags, text_settings
+from fairseq_imitkd.cli.arguments import (
+    Parser,
+    add_remove_bpe_flag,
+    add_search_flags,
+    add_subword_flags,
+    search_limits,
+    text_settings,
+)
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.errors import one_line_errors
 from fairseq_imitkd.export.architecture import Verdict, judge
@@ -92,10 +99,7 @@ def job_of(args: argparse.Namespace) -> ExportJob:
     search = SearchSettings(
         beam=args.beam,
         lenpen=args.lenpen,
-        max_len_a=args.max_len_a,
-        max_len_b=args.max_len_b,
-        min_len=args.min_len,
-        no_repeat_ngram_size=args.no_repeat_ngram_size,
+        **search_limits(args),
     )
     return ExportJob(
         checkpoint=args.checkpoint,

@@ -21,7 +21,9 @@ from fairseq_imitkd.cli.fairseq_parser import check_texts, one_line_parsers, par
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.directory import folders_of
 from fairseq_imitkd.errors import UsageError, as_usage_error, one_line_errors
+from fairseq_imitkd.rollout.policy import MAX_LEN_A, MAX_LEN_B
 from fairseq_imitkd.teacher.source import check_files
+from fairseq_imitkd.text import generate_scorer
 from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.training.configuration import check_configuration, data
 from fairseq_imitkd.training.ranks import together
@@ -59,10 +61,17 @@ def _show_help(command: str) -> None:
     sys.exit(0)
 
 
-def _with_defaults() -> list[str]:
-    """Return the command line, and the default flags that the user did not type."""
+def _with_defaults(command: str) -> list[str]:
+    """Return the command line, and the default flags that the user did not type.
+
+    A translation has the length limit and the score of the plugin's other commands.
+    """
     defaults = {"--user-dir": str(Path(fairseq_imitkd.__file__).parent), "--task": "translation_with_teacher"}
     typed = _flags(sys.argv[1:])
+    if command != "train" and not typed & {"--max-len-a", "--max-len-b"}:
+        defaults.update({"--max-len-a": f"{MAX_LEN_A:g}", "--max-len-b": str(MAX_LEN_B)})
+    if command == "generate" and "--sacrebleu" not in typed:
+        defaults["--scoring"] = "sacrebleu"
     return sys.argv[1:] + [
         word for flag, value in defaults.items() if flag not in typed for word in (flag, value)
     ]
@@ -79,7 +88,7 @@ def _has_arch(arguments: Sequence[str]) -> bool:
 def _run(name: str) -> None:
     """Call a fairseq command as if the user had typed the default flags."""
     _show_help(name)
-    sys.argv[1:] = _with_defaults()
+    sys.argv[1:] = _with_defaults(name)
     # A fairseq command configures logging when it is imported, unless something logs already. The import of
     # the plugin has loaded modules of fairseq that do.
     logging.root.handlers.clear()
@@ -166,6 +175,8 @@ def _check(command: str, args: Namespace) -> None:
                 args, data.IGNORE, True
             )  # fairseq's own check refuses validation sets that are named, too
         return
+    if args.task in data.TASKS and (args.scoring == "sacrebleu" or args.sacrebleu):
+        args.scoring = generate_scorer.NAME
     if args.task in data.TASKS and "://" not in args.data and args.bpe is None:  # which joins subwords itself
         languages = Languages.of(Path(folders_of(args.data)[0]), args.source_lang, args.target_lang)
         args.post_process = subword_mark(languages.target_dictionary, args.post_process, "--remove-bpe")

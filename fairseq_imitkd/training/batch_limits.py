@@ -34,8 +34,9 @@ class Split:
 def fitting(dataset: Any, split: Split, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of ``get_batch_iterator`` with which fairseq makes batches of a data set.
 
-    Sentences beyond the positions of the model are left out, with a warning. A set of fewer sentences than
-    ``--required-batch-size-multiple`` is one batch, where fairseq would drop it.
+    Sentences beyond the positions of the model are left out, with a warning. fairseq also drops the last
+    ``N % --required-batch-size-multiple`` sentences of each set. Here that happens in training only, and not
+    if no sentence would be left: scores are of all sentences.
 
     Args:
         dataset: the data set.
@@ -65,7 +66,9 @@ def fitting(dataset: Any, split: Split, arguments: dict[str, Any]) -> dict[str, 
         )
     _check_tokens(dataset, split, arguments.get("max_tokens"), kept=kept)
     multiple = arguments.get("required_batch_size_multiple", 1)
-    if len(kept) < multiple:
+    if multiple > 1 and not split.is_training:
+        arguments = {**arguments, "required_batch_size_multiple": 1}
+    elif len(kept) < multiple:
         logger.warning(
             "%s has %d sentences, fewer than --required-batch-size-multiple %d, which is not used for it",
             split, len(kept), multiple,

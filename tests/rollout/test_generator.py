@@ -104,7 +104,6 @@ BEAMS = [
     {"no_repeat_ngram_size": 2, "max_len_b": 12},
     {"max_len_b": 2},
     {"max_len_a": 0.5, "max_len_b": 1},
-    {"max_len_a": 0.5, "max_len_b": 1, "min_len": 4},
     {"diverse_beam_groups": 2, "beam": 4},
     {"diversity_rate": 0.5},
 ]
