@@ -166,7 +166,7 @@ def test_five_ways_agree(case: Case, tmp_path: Path, capsys) -> None:
             scores = found["models"][model]["decoding"]["greedy"]
             own = {metric: round(scores[metric]["score"], digits) for metric, digits in METRICS.items()}
             assert own == {metric: validation[metric] for metric in METRICS}
-            assert own["bleu"] > 2
+            assert own["bleu"] > 1
             lines = (tmp_path / f"evaluation/{model}.greedy.txt").read_text().splitlines()
             assert sum(line.count("ZJZJZ") for line in lines) >= 8
             other = [line.replace("ZJZJZ", "UNKNOWNTOKENINHYP") for line in lines]
