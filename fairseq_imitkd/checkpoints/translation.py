@@ -1,6 +1,7 @@
 """Loads trained students from checkpoints, and holds the parts of loading that teachers share with them."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,36 @@ from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.dictionaries import check_fingerprints, dictionaries_of, first_difference
 
 
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model of a checkpoint, ready to translate.
+
+    Args:
+        model: the model, on the CPU and in evaluation mode.
+        arch: name of its architecture.
+        config: configuration of its training.
+    """
+
+    model: BaseFairseqModel
+    arch: str
+    config: Any
+
+
 def load_student(
     path: str, data: Languages, allow_globals: str | None = None
 ) -> tuple[BaseFairseqModel, str]:
-    """Load a trained student, ready to translate.
+    """Load a trained student as :func:`load_trained` does; return it and the name of its architecture."""
+    found = load_trained(path, data, allow_globals)
+    return found.model, found.arch
+
+
+def load_trained(path: str, data: Languages, allow_globals: str | None = None) -> TrainedModel:
+    """Load a trained model, ready to translate.
 
     Args:
         path: checkpoint file, which may be compact.
         data: data directory that the student was trained on.
         allow_globals: types that the checkpoint may hold beside fairseq's own, ``module.name,…``.
-
-    Returns:
-        the student, and the name of its architecture.
 
     Raises:
         UsageError: the file can't be read, is unsafe, does not hold a translation model, or was trained with
@@ -50,7 +69,7 @@ def load_student(
         model = build_model(state, cfg, translation_task(cfg, data.folder, pair=(data.source, data.target)))
         check_model(model, data)
     architecture = getattr(cfg.model, "arch", None) or getattr(cfg.model, "_name", None)
-    return model.eval().requires_grad_(False), str(architecture)
+    return TrainedModel(model.eval().requires_grad_(False), str(architecture), cfg)
 
 
 def translation_task(cfg: Any, folder: Path, *, pair: tuple[str, str]) -> Any:

@@ -70,7 +70,8 @@ def _add_models(made: Parser) -> None:
     made.add_argument(
         "--baseline",
         metavar="NAME",
-        help="the model that the others are compared with (default: --teacher's)",
+        help="the model that the others are compared with (default: the student that was trained without a "
+        "teacher, if there is one)",
     )
     made.add_argument(
         "--threads", type=positive, metavar="N", help="number of threads (default: torch's choice)"

@@ -71,6 +71,7 @@ def parser() -> Parser:
         choices=TOKENIZERS,
         help="tokeniser that runs before the subwords (moses needs pip install sacremoses)",
     )
+    add_remove_bpe_flag(text, "subword marks to undo in translations, in place of --bpe")
     add_search_flags(made.add_argument_group("search of the exported student"), 1)
     _add_check_flags(made.add_argument_group("checks of the export, by greedy decoding"))
     return made
@@ -107,6 +108,7 @@ def job_of(args: argparse.Namespace) -> ExportJob:
         out=args.out,
         quantization=args.quantization,
         text=text_settings(args, args.tokenizer),
+        remove_bpe=args.remove_bpe,
         search=search,
         split=args.gen_subset,
         sentences=args.sentences,

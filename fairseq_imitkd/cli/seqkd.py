@@ -11,6 +11,7 @@ from fairseq_imitkd.cli.arguments import (
     add_remove_bpe_flag,
     add_search_flags,
     add_subword_flags,
+    search_limits,
     text_settings,
 )
 from fairseq_imitkd.engines.base import SELECTIONS, SearchSettings

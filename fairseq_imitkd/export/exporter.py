@@ -27,6 +27,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import checks
 from fairseq_imitkd.export.bundle import FORMAT, MANIFEST, MODEL, SUBWORD_FILES
 from fairseq_imitkd.export.text_check import share_encoded_otherwise
+from fairseq_imitkd.text.marks import is_known, subword_mark
 from fairseq_imitkd.text.scored import ScoredText
 from fairseq_imitkd.text.subwords import Text, TextSettings
 
@@ -50,6 +51,8 @@ class ExportJob:
         split: split whose sentences the export is checked on.
         sentences: number of these sentences; 0 is all.
         max_bleu_loss: maximum loss of BLEU by quantisation.
+        remove_bpe: subword mark to remove from translations where ``text`` has no subwords, by fairseq's name;
+            None recognises it.
         source_lang, target_lang: the languages; None infers them from the data directory.
         allow_globals: types that the checkpoint may hold besides fairseq's own.
 
@@ -66,6 +69,7 @@ class ExportJob:
     split: str = "valid"
     sentences: int = 500
     max_bleu_loss: float = 0.5
+    remove_bpe: str | None = None
     source_lang: str | None = None
     target_lang: str | None = None
     allow_globals: str | None = None
@@ -79,6 +83,13 @@ class ExportJob:
             raise UsageError(f"--sentences must be 0 (all) or more, but is {self.sentences}")
         if not 0.0 <= self.max_bleu_loss <= 100.0:
             raise UsageError(f"--max-bleu-loss must be in 0..100, but is {self.max_bleu_loss}")
+        if self.remove_bpe is not None and self.text.bpe is not None:
+            raise UsageError("--remove-bpe and --bpe both undo subwords; use one of them")
+        if not is_known(self.remove_bpe):
+            raise UsageError(
+                "--remove-bpe must be a subword mark that fairseq knows, like '@@ ', but is "
+                f"{self.remove_bpe!r:.60}"
+            )
         output_folder(self.out).check_new()
 
 
@@ -99,6 +110,10 @@ def export(job: ExportJob) -> dict[str, Any]:
     """
     languages = Languages.of(job.data, job.source_lang, job.target_lang)
     text = Text(job.text, languages.source, languages.target)
+    mark = None
+    if job.text.bpe is None:
+        mark = subword_mark(languages.target_dictionary, job.remove_bpe, "--remove-bpe")
+    scored = ScoredText(languages.target_dictionary, mark, text.decode)
     corpus = read_split(languages, job.split)
     if corpus.references is None:
         raise UsageError(
@@ -109,7 +124,7 @@ def export(job: ExportJob) -> dict[str, Any]:
     sample = _sample(corpus, languages, longest=student.longest, count=job.sentences)
     encoded_otherwise = share_encoded_otherwise(job.text, languages, sample.sources, split=job.split)
     with output_folder(job.out).built() as folder:
-        conversion = _Conversion(job, student, languages, text=text, sample=sample, folder=folder / MODEL)
+        conversion = _Conversion(job, student, languages, scored=scored, sample=sample, folder=folder / MODEL)
         converted = conversion.run()
         converted["checks"]["encoded_otherwise"] = round(encoded_otherwise, 4)
         manifest = {
@@ -121,7 +136,7 @@ def export(job: ExportJob) -> dict[str, Any]:
             "longest_source": student.longest[0],
             "longest_target": student.longest[1],
             "decoding": asdict(job.search),
-            "text": _copy_text_files(job, languages, folder),
+            "text": {**_copy_text_files(job, languages, folder), "remove_bpe": mark},
             "student": student.description(),
             "versions": {
                 "fairseq_imitkd": fairseq_imitkd.__version__,
@@ -258,7 +273,7 @@ class _Conversion:
         job: what was asked for.
         student: the student.
         languages: its language pair with the dictionaries.
-        text: how tokens become raw text, which BLEU is computed on.
+        scored: how tokens become raw text, which BLEU is computed on.
         sample: sentences that both models translate.
         folder: where the model is written.
     """
@@ -269,14 +284,14 @@ class _Conversion:
         student: _Student,
         languages: Languages,
         *,
-        text: Text,
+        scored: ScoredText,
         sample: _Sample,
         folder: Path,
     ):
         self.job, self.student, self.languages = job, student, languages
         self.sample, self.folder = sample, folder
         self.greedy = SearchSettings(beam=1, max_len_a=job.search.max_len_a, max_len_b=job.search.max_len_b)
-        self.scored = ScoredText(languages.target_dictionary, decode=text.decode)
+        self.scored = scored
         self.references = self.scored.references(sample.references)
 
     def run(self) -> dict[str, Any]:
