@@ -18,6 +18,7 @@ from fairseq_imitkd.checkpoints.guard import all_are_trusted
 from fairseq_imitkd.checkpoints.safe_load import read_checkpoint
 from fairseq_imitkd.cli.fairseq_help import ALL, all_flags, short_parser
 from fairseq_imitkd.cli.fairseq_parser import check_texts, one_line_parsers, parse_carefully
+from fairseq_imitkd.cli.next_command import is_first_process, next_command
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.directory import folders_of
 from fairseq_imitkd.errors import UsageError, as_usage_error, one_line_errors
@@ -25,14 +26,25 @@ from fairseq_imitkd.rollout.policy import MAX_LEN_A, MAX_LEN_B
 from fairseq_imitkd.teacher.source import check_files
 from fairseq_imitkd.text import generate_scorer
 from fairseq_imitkd.text.marks import subword_mark
+from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES
 from fairseq_imitkd.training.configuration import check_configuration, data
 from fairseq_imitkd.training.ranks import together
+from fairseq_imitkd.training.train_log import TrainLog
+from fairseq_imitkd.training.validation import score_names
+
+logger = logging.getLogger(__name__)
 
 
 @one_line_errors("; the same command continues from its last checkpoint, if it has written one")
 def train() -> None:
-    """Run ``fairseq-train`` with the plugin loaded; the default task is ``translation_with_teacher``."""
-    _run("train")
+    """Run ``fairseq-train`` with the plugin loaded; the default task is ``translation_with_teacher``.
+
+    Without an exception, the last line is the command that follows.
+    """
+    args = _run("train")
+    line = next_command(args) if is_first_process(args) else None
+    if line is not None:
+        print(f"Next: {line}", flush=True)
 
 
 @one_line_errors()
@@ -72,9 +84,28 @@ def _with_defaults(command: str) -> list[str]:
         defaults.update({"--max-len-a": f"{MAX_LEN_A:g}", "--max-len-b": str(MAX_LEN_B)})
     if command == "generate" and "--sacrebleu" not in typed:
         defaults["--scoring"] = "sacrebleu"
-    return sys.argv[1:] + [
-        word for flag, value in defaults.items() if flag not in typed for word in (flag, value)
-    ]
+    words = [word for flag, value in defaults.items() if flag not in typed for word in (flag, value)]
+    return sys.argv[1:] + words + (_best_by_score(sys.argv[1:]) if command == "train" else [])
+
+
+def _best_by_score(arguments: Sequence[str]) -> list[str]:
+    """Return the flags by which the first score that the user asks for chooses the best checkpoint.
+
+    There are none if no score is asked for, or if the user names a metric.
+    """
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--eval-bleu", "--disable-validation", "--maximize-best-checkpoint-metric"):
+        parser.add_argument(name, action="store_true")
+    for name in ("--eval-metrics", "--best-checkpoint-metric"):
+        parser.add_argument(name, nargs="?")
+    args, _ = parser.parse_known_args(list(arguments))
+    asked = score_names(args.eval_metrics, args.eval_bleu)
+    if not asked or args.best_checkpoint_metric is not None or args.disable_validation:
+        return []
+    metric = SCORES[asked[0]]
+    grows = metric not in LESS_IS_BETTER and not args.maximize_best_checkpoint_metric
+    maximize = ["--maximize-best-checkpoint-metric"] if grows else []
+    return ["--best-checkpoint-metric", metric, *maximize]
 
 
 def _flags(arguments: Sequence[str]) -> set[str]:
@@ -85,20 +116,23 @@ def _has_arch(arguments: Sequence[str]) -> bool:
     return any(re.match("--arch(=|$)|-a", argument) for argument in arguments)
 
 
-def _run(name: str) -> None:
-    """Call a fairseq command as if the user had typed the default flags."""
+def _run(name: str) -> Namespace:
+    """Call a fairseq command as if the user had typed the default flags; return the parsed command line."""
     _show_help(name)
     sys.argv[1:] = _with_defaults(name)
     # A fairseq command configures logging when it is imported, unless something logs already. The import of
     # the plugin has loaded modules of fairseq that do.
     logging.root.handlers.clear()
     command = importlib.import_module(f"fairseq_cli.{name}")
-    with together(sys.argv[1:]), _parsed_with_care(name):
+    if name == "train":
+        TrainLog.attached()
+    with together(sys.argv[1:]), _parsed_with_care(name) as parsed:
         command.cli_main()
+    return parsed[-1]
 
 
 @contextmanager
-def _parsed_with_care(command: str) -> Iterator[None]:
+def _parsed_with_care(command: str) -> Iterator[list[Namespace]]:
     """Check the whole command line before a command begins, and let ``--bf16`` work without a TPU.
 
     fairseq's command line takes ``--bf16`` for ``--tpu`` too, and then fails without a TPU:
@@ -107,7 +141,7 @@ def _parsed_with_care(command: str) -> Iterator[None]:
     Args:
         command: ``train``, ``generate`` or ``interactive``.
     """
-    parse = options.parse_args_and_arch
+    parse, parsed = options.parse_args_and_arch, list[Namespace]()
 
     def parse_and_check(
         parser: ArgumentParser, input_args: list[str] | None = None, **settings: Any
@@ -123,6 +157,7 @@ def _parsed_with_care(command: str) -> Iterator[None]:
             args.tpu = False
         check_texts(args)
         _check(command, args)
+        parsed.append(args)
         return args
 
     options.parse_args_and_arch = parse_and_check
@@ -132,7 +167,7 @@ def _parsed_with_care(command: str) -> Iterator[None]:
     try:
         with one_line_parsers(f"imitkd-{command}"):
             _check_user_dir()
-            yield
+            yield parsed
     finally:
         options.parse_args_and_arch, logged.disabled = parse, disabled
 
@@ -170,6 +205,12 @@ def _check(command: str, args: Namespace) -> None:
     data.check(vars(args), command)
     check_configuration(vars(args), command)
     if command == "train":
+        if not args.disable_validation:
+            logger.info(
+                "the best checkpoint is the one of the %s %s (--best-checkpoint-metric)",
+                "highest" if args.maximize_best_checkpoint_metric else "lowest",
+                args.best_checkpoint_metric,
+            )
         if args.task in data.TASKS:
             setattr(
                 args, data.IGNORE, True

@@ -201,7 +201,7 @@ def _language(value: Any) -> str:
 
 
 def _remove_bpe(value: Any) -> str | None:
-    if not (value is None or isinstance(value, str) and value not in (AUTO, NONE) and is_known(value)):
+    if not (value is None or (isinstance(value, str) and value not in (AUTO, NONE) and is_known(value))):
         raise ValueError(f"a subword mark is {value!r:.50}")
     return value
 

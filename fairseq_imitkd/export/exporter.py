@@ -51,8 +51,8 @@ class ExportJob:
         split: split whose sentences the export is checked on.
         sentences: number of these sentences; 0 is all.
         max_bleu_loss: maximum loss of BLEU by quantisation.
-        remove_bpe: subword mark to remove from translations where ``text`` has no subwords, by fairseq's name;
-            None recognises it.
+        remove_bpe: subword mark to remove from translations where ``text`` has no subwords, by fairseq's
+            name; None recognises it.
         source_lang, target_lang: the languages; None infers them from the data directory.
         allow_globals: types that the checkpoint may hold besides fairseq's own.
 

@@ -1,6 +1,6 @@
 """One model has one score on one test set with every command's defaults: in validation, imitkd-generate,
-imitkd-evaluate, imitkd-seqkd and rewards, and as an exported folder. The references have unknown words, one is
-longer than the models can represent, and some translations are cut at the length limit.
+imitkd-evaluate, imitkd-seqkd and rewards, and as an exported folder. The references have unknown words, one
+is longer than the models can represent, and some translations are cut at the length limit.
 """
 
 import json

@@ -36,7 +36,15 @@ class Lengths:
 
 def test_sets_that_fit_are_passed_on() -> None:
     arguments = {"max_positions": (9, 9), "max_tokens": 9, "required_batch_size_multiple": 2, "seed": 1}
-    assert fitting(Lengths(3, 9, 4), VALID, arguments) is arguments
+    assert fitting(Lengths(3, 9, 4), TRAIN, arguments) is arguments
+
+
+def test_every_sentence_is_validated_and_translated() -> None:
+    """fairseq drops the last ``N % multiple``."""
+    arguments = {"required_batch_size_multiple": 8}
+    for split in (VALID, TYPED):
+        assert fitting(Lengths(*[3] * 11), split, arguments) == {"required_batch_size_multiple": 1}
+    assert fitting(Lengths(*[3] * 11), TRAIN, arguments) == arguments
 
 
 def test_long_sentences_are_left_out_of_a_validation(caplog: Any) -> None:
