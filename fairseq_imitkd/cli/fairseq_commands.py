@@ -89,9 +89,8 @@ def _with_defaults(command: str) -> list[str]:
 
 
 def _best_by_score(arguments: Sequence[str]) -> list[str]:
-    """Return the flags by which the first score that the user asks for chooses the best checkpoint.
-
-    There are none if no score is asked for, or if the user names a metric.
+    """Return the flags by which the first score that the user asks for chooses the best checkpoint, in its
+    direction. If the user names the metric, only the direction is added.
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--eval-bleu", "--disable-validation", "--maximize-best-checkpoint-metric"):
@@ -99,13 +98,15 @@ def _best_by_score(arguments: Sequence[str]) -> list[str]:
     for name in ("--eval-metrics", "--best-checkpoint-metric"):
         parser.add_argument(name, nargs="?")
     args, _ = parser.parse_known_args(list(arguments))
-    asked = score_names(args.eval_metrics, args.eval_bleu)
-    if not asked or args.best_checkpoint_metric is not None or args.disable_validation:
+    asked, named = score_names(args.eval_metrics, args.eval_bleu), args.best_checkpoint_metric
+    if not asked or args.disable_validation:
         return []
-    metric = SCORES[asked[0]]
-    grows = metric not in LESS_IS_BETTER and not args.maximize_best_checkpoint_metric
-    maximize = ["--maximize-best-checkpoint-metric"] if grows else []
-    return ["--best-checkpoint-metric", metric, *maximize]
+    metric = named or SCORES[asked[0]]
+    grows = metric in SCORES.values() and metric not in LESS_IS_BETTER
+    direction = (
+        [] if args.maximize_best_checkpoint_metric or not grows else ["--maximize-best-checkpoint-metric"]
+    )
+    return [*([] if named else ["--best-checkpoint-metric", metric]), *direction]
 
 
 def _flags(arguments: Sequence[str]) -> set[str]:
