@@ -1,5 +1,6 @@
 """fairseq's commands with the plugin: ``imitkd-train``, ``imitkd-generate``, ``imitkd-interactive``."""
 
+import gc
 import importlib
 import logging
 import os
@@ -42,6 +43,7 @@ def train() -> None:
     Without an exception, the last line is the command that follows.
     """
     args = _run("train")
+    gc.collect()  # what the task logs when it is deleted comes before
     line = next_command(args) if is_first_process(args) else None
     if line is not None:
         print(f"Next: {line}", flush=True)
