@@ -20,7 +20,7 @@ from fairseq_imitkd.checkpoints.safe_load import read_checkpoint
 from fairseq_imitkd.cli.fairseq_help import ALL, all_flags, short_parser
 from fairseq_imitkd.cli.fairseq_parser import check_texts, one_line_parsers, parse_carefully
 from fairseq_imitkd.cli.next_command import is_first_process, next_command
-from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.data.dictionaries import load_dictionary
 from fairseq_imitkd.data.directory import folders_of
 from fairseq_imitkd.errors import UsageError, as_usage_error, one_line_errors
 from fairseq_imitkd.rollout.policy import MAX_LEN_A, MAX_LEN_B
@@ -205,7 +205,7 @@ def _check(command: str, args: Namespace) -> None:
     """
     if command != "train" and not args.path:
         check_files(args.path, "--path", "student")
-    data.check(vars(args), command)
+    languages = data.check(vars(args), command)
     check_configuration(vars(args), command)
     if command == "train":
         if not args.disable_validation:
@@ -219,11 +219,11 @@ def _check(command: str, args: Namespace) -> None:
                 args, data.IGNORE, True
             )  # fairseq's own check refuses validation sets that are named, too
         return
-    if args.task in data.TASKS and (args.scoring == "sacrebleu" or args.sacrebleu):
-        args.scoring = generate_scorer.NAME
-    if args.task in data.TASKS and "://" not in args.data and args.bpe is None:  # which joins subwords itself
-        languages = Languages.of(Path(folders_of(args.data)[0]), args.source_lang, args.target_lang)
-        args.post_process = subword_mark(languages.target_dictionary, args.post_process, "--remove-bpe")
+    if args.task in data.TASKS and args.scoring == "sacrebleu":
+        args.scoring, args.sacrebleu = generate_scorer.NAME, True
+    if languages is not None and args.bpe is None:  # --bpe joins subwords itself
+        dictionary = load_dictionary(Path(folders_of(args.data)[0]) / f"dict.{languages[1]}.txt")
+        args.post_process = subword_mark(dictionary, args.post_process, "--remove-bpe")
     for flag, paths in (("--path", args.path), ("--lm-path", args.lm_path)):
         if paths is None or "://" in paths:
             continue

@@ -1,4 +1,4 @@
-"""``config.json``, ``metrics.jsonl`` and ``train.log`` hold what fairseq logs, across kills and resumptions."""
+"""``config.json``, ``metrics.jsonl`` and ``train.log`` hold what fairseq logs, across kills and restarts."""
 
 import json
 import logging
