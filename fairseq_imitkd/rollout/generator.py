@@ -112,7 +112,7 @@ class RolloutGenerator(SequenceGenerator):
         limits = self._max_lengths(net_input)
         policy = self.rollout_policy
         if policy is None or others or limits is None:
-            return self._base_generate(models, sample, limits, kwargs)
+            return self._base_generate(models, sample, limits=limits, settings=kwargs)
         # Each sentence has beam_size adjacent rows.
         count = net_input["src_tokens"].size(0) * self.beam_size
         rows = torch.arange(count, device=net_input["src_tokens"].device)
@@ -144,40 +144,37 @@ class RolloutGenerator(SequenceGenerator):
         return max_lengths(lengths, self.max_len_a, self.max_len_b, longest=longest)
 
     def _base_generate(
-        self, models: list[Any], sample: dict[str, Any], limits: Tensor | None, kwargs: dict[str, Any]
+        self, models: list[Any], sample: dict[str, Any], *, limits: Tensor | None, settings: dict[str, Any]
     ) -> list[list[Hypothesis]]:
         """Let the base class decode; each sentence ends at its own limit."""
-        prefix = kwargs.get("prefix_tokens")
+        prefix = settings.get("prefix_tokens")
         self._unlimited = max(self.min_len, 0 if prefix is None else prefix.size(1))
         # The search of constraints stops at one limit for all.
-        self._limits = limits if kwargs.get("constraints") is None else None
+        self._limits = limits if settings.get("constraints") is None else None
         if self._limits is not None:  # without numbers of the data set, the search gets those in the batch
             sample = {name: value for name, value in sample.items() if name != "id"}
         try:
-            return super().generate(models, sample, **kwargs)
+            return super().generate(models, sample, **settings)
         finally:
             self._limits = None
             # Training keeps the generator between validations but needs the memory.
             if isinstance(self.model, BeamModels):
                 self.model.forget()
 
-    def _limited_step(
-        self, step: int, lprobs: Tensor, scores: Tensor, prefixes: Any = None, numbers: Any = None
-    ) -> Any:
+    def _limited_step(self, step: int, lprobs: Tensor, *others: Any) -> Any:
         """See :class:`fairseq.search.Search`. At its limit a sentence can only go on with EOS.
 
         Args:
             step: number of tokens so far.
             lprobs: ``(B, beam_size, V)``.
-            scores: those of the steps before, ``(B, beam_size, t)``.
-            prefixes: the tokens so far.
-            numbers: the sentences' numbers in the batch, ``(B,)``.
+            others: the scores of the steps before, the tokens so far, and the sentences' numbers in the
+                batch, ``(B,)``.
         """
-        if self._limits is not None and numbers is not None and step >= self._unlimited:
-            at_limit = self._limits[numbers.to(self._limits.device)] <= step
-            others = torch.arange(lprobs.size(-1), device=lprobs.device) != self.eos
-            lprobs.masked_fill_(at_limit.to(lprobs.device)[:, None, None] & others, float("-inf"))
-        return self._search_step(step, lprobs, scores, prefixes, numbers)
+        if self._limits is not None and step >= self._unlimited:
+            at_limit = self._limits[others[-1].to(self._limits.device)] <= step
+            words = torch.arange(lprobs.size(-1), device=lprobs.device) != self.eos
+            lprobs.masked_fill_(at_limit.to(lprobs.device)[:, None, None] & words, float("-inf"))
+        return self._search_step(step, lprobs, *others)
 
     def _hypotheses(self, rollout: Rollout) -> list[list[Hypothesis]]:
         """Return ``B * beam_size`` rows in fairseq's form, which ends a truncated row in a scored EOS."""

@@ -148,6 +148,17 @@ def generated(case: Case, name: str) -> tuple[float, list[str]]:
     return float(result.split("BLEU = ")[1].split()[0]), in_process.hypotheses(done.stdout)
 
 
+def translated_for_training(case: Case, out: Path) -> dict[int, str]:
+    """Return the translations that imitkd-seqkd keeps, by the number of their source."""
+    marks = ["--remove-bpe", "none"] if case.mark is None else []
+    seqkd.main([
+        str(case.root / "data"), "--teacher-path", str(case.root / "transformer.pt"), "--gen-subset", "test",
+        "--beam", "1", "--cpu", "--batch-size", "7", "--out", str(out), *marks,
+    ])  # fmt: skip
+    rows = [line.split("\t") for line in (out / "text/test.tsv").read_text().splitlines()]
+    return {int(row[0]): row[4] for row in rows}
+
+
 def test_five_ways_agree(case: Case, tmp_path: Path, capsys) -> None:
     """To validation's last digit, for checkpoints and exported students. Both are sacreBLEU's score of lines
     in which no unknown word matches. The written files are these lines.
@@ -177,6 +188,12 @@ def test_five_ways_agree(case: Case, tmp_path: Path, capsys) -> None:
         assert texts == [line.replace("ZJZJZ", "<unk>") for line in lines]
         every = case.exported(f"{name}-exported")
         assert [line for number, line in enumerate(every) if number != LONG] == lines
+        if name == "transformer":
+            made = translated_for_training(case, tmp_path / "seqkd")
+            assert len(made) > 20
+            numbers = [number for number in range(len(every)) if number != LONG]
+            own_lines = dict(zip(numbers, texts, strict=True))
+            assert made == {number: own_lines[number] for number in made}
     assert found["signatures"]["bleu"].startswith("nrefs:1|")
 
 
