@@ -154,8 +154,8 @@ def _show_defaults(parser: ArgumentParser, command: str) -> None:
         helps = {
             "eval_bleu_args": "settings of the search in validation as a JSON object "
             f"(default: beam 5, max_len_a {MAX_LEN_A:g}, max_len_b {MAX_LEN_B})",
-            "best_checkpoint_metric": "metric of the best checkpoint (default: the first score of --eval-bleu "
-            "and --eval-metrics, or loss)",
+            "best_checkpoint_metric": "metric of the best checkpoint (default: the first score of "
+            "--eval-bleu and --eval-metrics, or loss)",
             "maximize_best_checkpoint_metric": "select the largest value (default: where that is better)",
         }
     for action in parser._actions:
