@@ -180,6 +180,7 @@ def _begin_run(cfg: Any, trainer: Any) -> None:
     """Take the save directory for this run. If the run continues, make its last checkpoint whole."""
     folder = Path(cfg.save_dir)
     trainer.save_dir_lock = take_folder(folder)  # it is released with the trainer
+    remove_leftovers(folder)
     if cfg.restore_file == "checkpoint_last.pt":
         prepare_folder(folder, trainer.checkpoint_suffix, fits=functools.partial(_fits, trainer))
 
@@ -223,11 +224,18 @@ def take_folder(folder: Path) -> FileLock | None:
     return lock
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the files that a killed run has left half-written in its save directory."""
+    for path in folder.iterdir():
+        if _LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
 def prepare_folder(folder: Path, suffix: str = "", *, fits: Callable[[Any], bool] = bool) -> None:
     """Make ``checkpoint_last.pt`` whole before a training continues from it.
 
-    Files that a killed run has left half-written are removed. If ``checkpoint_last.pt`` is damaged, the
-    newest whole checkpoint of the folder takes its place. The damaged file is kept under another name.
+    If it is damaged, the newest whole checkpoint of the folder takes its place. The damaged file is kept
+    under another name.
 
     Args:
         folder: ``--save-dir``.
@@ -239,9 +247,6 @@ def prepare_folder(folder: Path, suffix: str = "", *, fits: Callable[[Any], bool
     """
     if not folder.is_dir():
         return
-    for path in folder.iterdir():
-        if _LEFTOVER.fullmatch(path.name):
-            path.unlink(missing_ok=True)
     last = folder / f"checkpoint_last{suffix}.pt"
     if not last.exists():
         _warn_of_new_start(folder, last)

@@ -30,8 +30,7 @@ def check_continued(config: DictConfig, student: BaseFairseqModel, criterion: An
         UsageError: naming the checkpoint, and how it differs, or why it can't be read.
     """
     settings = flat(config)
-    if settings.get("store_ema") and settings.get("ema_seed_model") is not None:
-        read_untrusted(settings["ema_seed_model"], None, ("--ema-seed-model", None))
+    _check_averaged_weights(settings, student)
     start = checkpoint_to_start_from(settings)
     if start is None or not os.path.isfile(start[1]):
         return
@@ -48,7 +47,7 @@ def check_continued(config: DictConfig, student: BaseFairseqModel, criterion: An
     if flag == "--save-dir":
         folder, name = os.path.split(path)
         named, other = f"--save-dir '{folder}' holds {name}, which", "use another --save-dir"
-    unlike = _difference(student, state["model"], config.model)
+    unlike = _difference(student, state["model"])
     if unlike is not None:
         raise UsageError(f"{named} is of another student ({unlike}): {other}, or the flags of that student")
     if flag == "--finetune-from-model" or settings.get("reset_optimizer"):
@@ -60,7 +59,23 @@ def check_continued(config: DictConfig, student: BaseFairseqModel, criterion: An
     _check_history(state, settings, criterion, named=named, remedy=other)
 
 
-def _difference(student: BaseFairseqModel, theirs: Mapping[str, Any], cfg: Any) -> str | None:
+def _check_averaged_weights(settings: Mapping[str, Any], student: BaseFairseqModel) -> None:
+    """Refuse a file of ``--ema-seed-model`` without averaged weights, or with those of another student."""
+    path = settings.get("ema_seed_model")
+    if not settings.get("store_ema") or path is None:
+        return
+    state = read_untrusted(path, None, ("--ema-seed-model", None))
+    extra = state.get("extra_state") if isinstance(state, dict) else None
+    averaged = extra.get("ema") if isinstance(extra, dict) else None
+    named, remedy = f"--ema-seed-model '{path}'", "use a checkpoint of this student trained with --store-ema"
+    if not isinstance(averaged, dict) or not averaged:
+        raise UsageError(f"{named} holds no averaged weights: {remedy}, or leave the flag out")
+    unlike = _difference(student, averaged)
+    if unlike is not None:
+        raise UsageError(f"{named} is of another student ({unlike}): {remedy}")
+
+
+def _difference(student: BaseFairseqModel, theirs: Mapping[str, Any]) -> str | None:
     """Return how a checkpoint's weights differ from the student's in name or shape; None if they do not."""
     weights = dict(theirs)
     try:

@@ -31,6 +31,7 @@ class Case:
             empty: without it the case shows nothing.
         teachers: number of teachers.
         validates: whether validations decide anything.
+        shards: whether the second epoch reads another folder of training data, as DATA1:DATA2 does.
     """
 
     flags: tuple[object, ...]
@@ -38,6 +39,7 @@ class Case:
     state: str = ""
     teachers: int = 1
     validates: bool = False
+    shards: bool = False
 
 
 CASES = {
@@ -86,6 +88,7 @@ CASES = {
             "--encoder-layerdrop", "0.5", "--decoder-layerdrop", "0.5", "--dropout", "0.3",
         )
     ),
+    "shards": Case(("--criterion", "imitkd", "--student-share", "0.5"), shards=True),
     "pruning-ema": Case(
         (
             "--criterion", "word_kd", "--prune-sparsity", "0.5", "--prune-end", 12, "--store-ema",
@@ -110,6 +113,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def second(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other training sentences with the same dictionaries."""
+    root = tmp_path_factory.mktemp("second")
+    for split, sentences in (("train", SENTENCES), ("valid", 16), ("test", 16)):
+        digit_corpus.write_text(root, split, sentences, 4, longest=3)
+    dictionaries = ("--srcdict", str(data / "dict.src.txt"), "--tgtdict", str(data / "dict.tgt.txt"))
+    digit_corpus.binarise(root, root / "data", *dictionaries)
+    return root / "data"
+
+
+@pytest.fixture(scope="module")
 def teachers(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two small teachers, as if they had been trained with LayerDrop."""
     folders = [tmp_path_factory.mktemp("teacher") for _ in range(2)]
@@ -123,7 +137,7 @@ def teachers(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     ]
 
 
-def train(data: Path, folder: Path, *flags: object) -> dict[str, Any]:
+def train(data: Path | str, folder: Path, *flags: object) -> dict[str, Any]:
     """Train, and return the last checkpoint. The checkpoints of all updates are kept."""
     cfg = in_process.config(data, folder, *flags)
     cfg.checkpoint.no_epoch_checkpoints = False
@@ -161,16 +175,17 @@ def differences(one: Any, other: Any, name: str = "") -> list[str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_resumed_run_ends_like_the_run_that_was_not_stopped(
-    name: str, data: Path, teachers: list[Path], tmp_path: Path
+    name: str, data: Path, second: Path, teachers: list[Path], tmp_path: Path
 ) -> None:
     """Weights, optimizer and training state are equal in every bit, wherever the run was cut."""
     case = CASES[name]
+    folders = f"{data}:{second}" if case.shards else data
     flags = [*FLAGS, *case.flags, "--max-update", EPOCHS * case.updates]
     if not case.validates:
         flags.append("--disable-validation")
     if "cross_entropy" not in case.flags:
         flags += ["--teacher-path", ":".join(map(str, teachers[: case.teachers]))]
-    whole = train(data, tmp_path / "whole", *flags)
+    whole = train(folders, tmp_path / "whole", *flags)
     assert whole["optimizer_history"][-1]["num_updates"] == EPOCHS * case.updates
     if case.state:
         middle = torch.load(tmp_path / "whole" / "checkpoint_2_10.pt", weights_only=True)
@@ -179,7 +194,7 @@ def test_resumed_run_ends_like_the_run_that_was_not_stopped(
         folder = tmp_path / cut
         folder.mkdir()
         shutil.copy(tmp_path / "whole" / cut, folder / "checkpoint_last.pt")
-        assert differences(end(train(data, folder, *flags)), end(whole)) == [], cut
+        assert differences(end(train(folders, folder, *flags)), end(whole)) == [], cut
 
 
 @pytest.mark.parametrize(
@@ -208,6 +223,20 @@ def test_the_command_of_a_finished_run_changes_nothing(
     if "--max-update" in flags:
         more = train(data, run, *given, "--max-update", made + 2)
         assert more["optimizer_history"][-1]["num_updates"] == made + 2
+
+
+@pytest.mark.parametrize("flags", [(), ("--restore-file", "checkpoint_1_3.pt")], ids=["last", "restore-file"])
+def test_what_a_killed_run_has_half_written_is_removed(
+    flags: tuple[str, ...], data: Path, tmp_path: Path
+) -> None:
+    """Whatever the run continues from."""
+    own = ("--task", "translation_with_teacher", "--criterion", "cross_entropy", "--batch-size", 16)
+    train(data, tmp_path, *own, "--max-update", 3, "--save-interval-updates", 1)
+    for name in ("checkpoint_last.pt", "config.json"):
+        (tmp_path / f"{name}.0123456789abcdef.partial").write_bytes(b"half")
+    given = [tmp_path / value if value.endswith(".pt") else value for value in flags]
+    train(data, tmp_path, *own, "--max-update", 4, *given)
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_a_damaged_checkpoint_gives_way_to_one_of_the_same_training(data: Path, tmp_path: Path) -> None:

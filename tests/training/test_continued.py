@@ -149,3 +149,17 @@ def test_files_that_can_not_be_read(tmp_path: Path) -> None:
         "--ema-seed-model"
     )
     check_continued(run(tmp_path / "new", **averaged), student(), ImitKD())
+
+
+def test_averaged_weights_to_start_from(tmp_path: Path) -> None:
+    """fairseq meets a checkpoint without them with ``KeyError``."""
+    plain = save(tmp_path / "plain.pt", student())
+    config = functools.partial(run, tmp_path / "new", store_ema=True)
+    message = refusal(config(ema_seed_model=str(plain)), student())
+    assert message.startswith(f"--ema-seed-model '{plain}' holds no averaged weights: use a checkpoint")
+    state = torch.load(plain, weights_only=False)
+    averaged = tmp_path / "averaged.pt"
+    torch.save({**state, "extra_state": {"ema": state["model"]}}, averaged)
+    check_continued(config(ema_seed_model=str(averaged)), student(), ImitKD())
+    message = refusal(config(ema_seed_model=str(averaged)), student(encoder_ffn_embed_dim=48))
+    assert "is of another student (encoder.layers.0.fc1.weight is 32x32 there and 48x32 here)" in message
