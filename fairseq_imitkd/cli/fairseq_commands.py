@@ -44,7 +44,7 @@ def train() -> None:
     """
     args = _run("train")
     gc.collect()  # what the task logs when it is deleted comes before
-    line = next_command(args) if is_first_process(args) else None
+    line = next_command(args) if args is not None and is_first_process(args) else None
     if line is not None:
         print(f"Next: {line}", flush=True)
 
@@ -119,7 +119,7 @@ def _has_arch(arguments: Sequence[str]) -> bool:
     return any(re.match("--arch(=|$)|-a", argument) for argument in arguments)
 
 
-def _run(name: str) -> Namespace:
+def _run(name: str) -> Namespace | None:
     """Call a fairseq command as if the user had typed the default flags; return the parsed command line."""
     _show_help(name)
     sys.argv[1:] = _with_defaults(name)
@@ -131,7 +131,7 @@ def _run(name: str) -> Namespace:
         TrainLog.attached()
     with together(sys.argv[1:]), _parsed_with_care(name) as parsed:
         command.cli_main()
-    return parsed[-1]
+    return parsed[-1] if parsed else None
 
 
 @contextmanager

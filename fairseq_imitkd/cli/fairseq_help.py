@@ -14,6 +14,7 @@ from fairseq_imitkd.method.config import AddedTermsConfig, DivergenceConfig, Pre
 from fairseq_imitkd.models.pruning import PruningConfig
 from fairseq_imitkd.rollout.policy import FAIRSEQ_MAX_LEN_A, FAIRSEQ_MAX_LEN_B, MAX_LEN_A, MAX_LEN_B
 from fairseq_imitkd.teacher.config import SequenceTeacherConfig
+from fairseq_imitkd.text.generate_scorer import NAME as SCORER
 from fairseq_imitkd.training.validation import ValidationConfig
 
 ALL = "--help-all"
@@ -160,6 +161,8 @@ def _show_defaults(parser: ArgumentParser, command: str) -> None:
         }
     for action in parser._actions:
         action.help = helps.get(action.dest, action.help)
+        if action.dest == "scoring" and action.choices is not None:  # ours stands in for sacrebleu
+            action.choices = [name for name in action.choices if name != SCORER]
 
 
 def _tidy(action: Action) -> Action:
