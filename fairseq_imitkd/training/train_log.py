@@ -60,6 +60,12 @@ class TrainLog(logging.Handler):
         elif len(self._kept) < MOST_KEPT:
             self._kept.append(line)
 
+    def close(self) -> None:
+        """End the file, and take no more messages. Without this call the process's end does it."""
+        logging.root.removeHandler(self)
+        self._end_file()
+        super().close()
+
     def _end_file(self) -> None:
         if self._file is not None:
             with suppress(OSError):

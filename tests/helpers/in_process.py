@@ -18,6 +18,7 @@ from fairseq_cli import train as fairseq_train
 from omegaconf import DictConfig
 
 import fairseq_imitkd  # noqa: F401  (registers the task and the criteria)
+from fairseq_imitkd.training.train_log import TrainLog
 from tests.helpers.digit_corpus import TINY
 
 SETTINGS = (
@@ -100,6 +101,7 @@ def train(
             fairseq_train.main(cfg)
         finally:
             fairseq_train.Trainer = stock
+            TrainLog.attached().close()
     return training
 
 
