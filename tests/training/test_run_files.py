@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ from tests.helpers import in_process
 
 # Rates are read some microseconds after the progress bar shows them.
 RATES = ("wps", "ups", "wall", "train_wall")
+
+
+@pytest.fixture(autouse=True)
+def ended_log() -> Iterator[None]:
+    yield
+    TrainLog.attached().close()
 
 
 def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
