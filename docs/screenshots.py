@@ -1,13 +1,12 @@
 """Make the screenshots of ``docs/`` with headless Chromium.
 
-    export TEACHER_UPDATES=700 STUDENT_UPDATES=500 MORE_UPDATES=300    # for a picture, few are enough
     examples/quickstart/run.sh --validate-interval-updates 100 --eval-bleu \\
       --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' \\
       --best-checkpoint-metric bleu --maximize-best-checkpoint-metric
     examples/quickstart/report.sh
     examples/multi30k/export.sh scratch    # after its prepare.sh and student.sh
     imitkd-serve examples/multi30k/run/scratch/exported &
-    python docs/screenshots.py --evaluation examples/multi30k/evaluation-exported.json \\
+    python docs/screenshots.py --evaluation examples/multi30k/results.json \\
       --runs examples/quickstart/run/{teacher,scratch,continued,on_corpus,imitkd} \\
       --runs-evaluation examples/quickstart/run/evaluation --url http://127.0.0.1:8080
 
@@ -82,10 +81,12 @@ def make_report(folder: Path, runs: list[Path], evaluation: Path | None) -> str:
     Args:
         folder: empty folder.
         runs: folders of trainings.
-        evaluation: folder of ``imitkd-evaluate``, or its JSON file without the translations beside it.
+        evaluation: folder of ``imitkd-evaluate``, or a JSON file: ``evaluation.json`` without the
+            translations beside it, or a recipe's ``results.json``.
     """
     if evaluation and evaluation.is_file():
         content = json.loads(evaluation.read_text(encoding="utf-8"))
+        content = content.get("evaluation", content)
         content.pop("files", None)  # the report would note that they are missing
         evaluation = folder
         (folder / FILE).write_text(json.dumps(content), encoding="utf-8")
@@ -99,9 +100,9 @@ def quality(browser: webdriver.Chrome, url: str, out: Path) -> None:
     """Show the beginning of a report, on a wide screen and on a dark phone, and its figure of the speed."""
     open_page(browser, url, width=1280, height=1257)
     picture(browser, out / "report-quality.png")
-    open_page(browser, url, width=500, height=1457, scheme="dark")
+    open_page(browser, url, width=390, height=1060, scheme="dark")
     picture(browser, out / "report-phone.png")
-    open_page(browser, url, width=1280, height=692)
+    open_page(browser, url, width=1280, height=712)
     scroll_to(browser, "#models figure")
     picture(browser, out / "report-speed.png")
 
@@ -138,7 +139,11 @@ def serving(browser: webdriver.Chrome, url: str, text: str, out: Path) -> None:
 def parser() -> argparse.ArgumentParser:
     """Return the parser."""
     made = argparse.ArgumentParser(description=__doc__.split(".")[0])
-    made.add_argument("--evaluation", type=Path, help="folder of imitkd-evaluate, or its JSON file")
+    made.add_argument(
+        "--evaluation",
+        type=Path,
+        help="folder of imitkd-evaluate, its JSON file, or results.json of a recipe",
+    )
     made.add_argument("--runs", type=Path, nargs="+", default=[], help="folders of trainings")
     made.add_argument("--runs-evaluation", type=Path, help="the same as --evaluation, of the runs' models")
     made.add_argument("--url", help="address of imitkd-serve")

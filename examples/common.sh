@@ -112,13 +112,13 @@ train() {
 }
 
 # noted NAME COMMAND…: run a training and record it for the results. Each call adds a line to $RUN/NAME/commands (commit,
-# command, threads); $RUN/NAME/peak holds the peak memory.
+# command, threads); $RUN/NAME/peak holds the peak memory, and $RUN/NAME/cpu the processor time.
 noted() {
   local name=$1
   shift
   printf '%s\t%s\t%s\n' "$(git -C "$REPO" describe --always --dirty --exclude='*' 2>/dev/null || echo unknown)" \
     "${*@Q}" "${OMP_NUM_THREADS:-all}" >>"$RUN/$name/commands"
-  python "$REPO/examples/peak.py" "$RUN/$name/peak" "$@"
+  python "$REPO/examples/needs.py" "$RUN/$name" "$@"
 }
 
 # ---- The stages of a recipe for translation or summarisation. The recipe's settings.sh sets:
@@ -399,10 +399,10 @@ run_recipe() {
 
 # shellcheck source=/dev/null
 [ ! -e "$RECIPE/settings.sh" ] || source "$RECIPE/settings.sh"
-# Only the stages above read these variables; a recipe without rows has its own stages. benchmarks/gpu.sh is not a recipe and uses SMOKE.
+# Only the stages above read these variables; a recipe without rows has its own stages, and names those that it reads in USES. benchmarks/gpu.sh is not a recipe and uses SMOKE.
 if [ -z "${ROWS:-}" ] && [ "${RECIPE%/*}" = "$REPO/examples" ]; then
   for variable in SMOKE DRY_RUN START UPDATES; do
-    [ -z "${!variable:-}" ] || die "$variable is not used by this recipe, but is '${!variable}'; leave it out"
+    [ -z "${!variable:-}" ] || [[ " ${USES:-} " == *" $variable "* ]] || die "$variable is not used by this recipe, but is '${!variable}'; leave it out"
   done
   [ "$TEACHER_PRECISION" = fp32 ] || die "TEACHER_PRECISION must be fp32 in this recipe, but is '$TEACHER_PRECISION'"
 fi

@@ -278,7 +278,7 @@ def overview(results: list[dict[str, Any]]) -> str:
                     f"{models[names[0]]['parameters']:,}",
                     TITLES[metric],
                     "; ".join(scores),
-                    f"{gain:+.2f}" if gain else "",
+                    f"{gain:+.2f}{chances(found['chance'], names)}" if gain else "",
                     f"{speed(found['evaluation'], names[0], batch):.1f}",
                 ]
             )
@@ -288,10 +288,16 @@ def overview(results: list[dict[str, Any]]) -> str:
         "parameters",
         "score",
         "greedy, each seed (95%)",
-        "over scratch",
+        "over scratch (p)",
         "x teacher's speed",
     ]
     return markdown(head, rows, left=2)
+
+
+def chances(chance: dict[str, dict[str, float | None]], names: list[str]) -> str:
+    """Return in brackets p of each model's difference from ``scratch`` of its seed, if any is known."""
+    known = [p for name in names if (p := chance.get(name, {}).get("scratch")) is not None]
+    return f" (p {', '.join(f'{p:.3f}' for p in known)})" if known else ""
 
 
 def alike(names: list[str], others: list[str]) -> list[tuple[str, str]]:

@@ -33,8 +33,14 @@ def training(run: Path, name: str) -> dict[str, Any]:
         "valid_score": best["extra_state"]["best"],
         "valid_metric": best["cfg"]["checkpoint"]["best_checkpoint_metric"],
         "minutes": None if (begun := before(calls[-1][1])) is None else (spent(last) - begun) / 60,
-        "peak_bytes": int(peak.read_text()) if (peak := run / name / "peak").exists() else None,
+        "peak_bytes": int(needed(run / name / "peak") or 0) or None,
+        "cpu_seconds": needed(run / name / "cpu"),
     }
+
+
+def needed(path: Path) -> float | None:
+    """Return a number that needs.py wrote; None if the model was trained without it."""
+    return float(path.read_text()) if path.exists() else None
 
 
 def spent(checkpoint: dict[str, Any]) -> float:

@@ -1,11 +1,14 @@
 """The project's Markdown: targets of links exist, and documents agree with the code."""
 
+import ast
+import functools
 import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -100,3 +103,100 @@ def test_picture_of_the_rooms_is_drawn_from_the_code() -> None:
     """``python docs/rooms.py`` updates the picture."""
     rooms = script("rooms")
     assert rooms.PICTURE.read_text(encoding="utf-8") == rooms.picture()
+
+
+def test_index_of_papers_is_made_from_the_code() -> None:
+    """``python docs/papers.py --write`` updates the page."""
+    papers = script("papers")
+    assert papers.PAGE.read_text(encoding="utf-8") == papers.page()
+
+
+class TestTroubleshooting:
+    """``docs/troubleshooting.md`` has the messages of the package."""
+
+    PAGE = (REPO / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    MESSAGES = tuple(
+        message
+        for cell in re.findall(r"^\| (.*?) \| .* \| .* \|$", PAGE, re.MULTILINE)
+        for message in re.findall(r"`(.*?)`", cell)
+    )
+
+    @staticmethod
+    def texts(path: Path) -> list[str]:
+        """Return the texts of a file, with a gap for each value that is filled in."""
+        found = []
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "%s" for part in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+        return found
+
+    def test_its_messages_are_in_the_code(self) -> None:
+        texts = [text for path in (REPO / "fairseq_imitkd").rglob("*.py") for text in self.texts(path)]
+        assert len(self.MESSAGES) > 40
+        assert [message for message in self.MESSAGES if not any(message in text for text in texts)] == []
+
+    def test_it_has_every_warning_of_the_code(self) -> None:
+        missing = []
+        for path in (REPO / "fairseq_imitkd").rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "logger.warning"):
+                    continue
+                text = node.args[0].value if isinstance(node.args[0], ast.Constant) else ""
+                if text.replace("%s", "").strip() and not any(part in text for part in self.MESSAGES):
+                    missing.append(text)
+        assert missing == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_to_other_sites_are_addresses(document: str) -> None:
+    """They are not followed. The form alone is checked."""
+    text = (REPO / document).read_text(encoding="utf-8")
+    for address in re.findall(r"\]\((\w+:[^)\s]*)\)|<(https?://[^>\s]+)>", text):
+        parts = urlsplit("".join(address))
+        assert parts.scheme in ("https", "http", "mailto"), address
+        assert parts.scheme == "mailto" or re.fullmatch(
+            r"([\w-]+\.)+[a-z]{2,}(:\d+)?|[\d.]+:\d+", parts.netloc
+        ), address
+
+
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]\b(?!-\w)")
+# Pages for users. The others also name flags of the scripts of benchmarks/ and docs/.
+PAGES = (
+    "before-training", "evaluate", "export", "summaries", "training", "troubleshooting", "tutorial",
+    "which-method", "your-own-method",
+)  # fmt: skip
+# curl's and pip's, and those of an example's own method and of another task.
+OTHERS = {
+    "--json",
+    "--silent",
+    "--output",
+    "--no-build-isolation",
+    "--brier-power",
+    "--print-completion",
+    "--version",
+}
+
+
+@functools.cache
+def flags() -> set[str]:
+    """Return the flags of all commands: the plugin's, and fairseq's that come with them."""
+    from fairseq import options
+
+    from fairseq_imitkd.cli.fairseq_help import all_flags
+
+    helps = (REPO / "fairseq_imitkd" / "cli" / "help").glob("*.txt")
+    chosen = ("--arch", "transformer", "--optimizer", "adam", "--lr-scheduler", "inverse_sqrt")
+    parsers = (all_flags("train", chosen), options.get_preprocessing_parser())
+    found = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+    return (
+        found | OTHERS | {flag for path in helps for flag in FLAG.findall(path.read_text(encoding="utf-8"))}
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_name_flags_that_exist(page: str) -> None:
+    text = (REPO / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    assert sorted(set(FLAG.findall(text)) - flags()) == []

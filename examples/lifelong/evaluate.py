@@ -4,9 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from fairseq import options
-from fairseq_cli import generate
-from scoring import DECODING, asked, score, write  # the quickstart's
+from scoring import asked, decode, score, write  # the quickstart's
 from table import TASKS, table
 from trainings import training
 
@@ -34,16 +32,10 @@ def main() -> None:
 
 def quality(run: Path, folder: str, task: str, device: list[str]) -> dict[str, Any]:
     """Return the scores of one model on one task's test set."""
-    out = run / folder / task
-    paths = [
-        str(run / "data-bin" / task),
-        "--path",
-        str(run / folder / "checkpoint_last.pt"),
-        "--results-path",
-        str(out),
-    ]
-    generate.main(options.parse_args_and_arch(options.get_generation_parser(), [*paths, *DECODING, *device]))
-    return score(run / "text" / task, out / "generate-test.txt")
+    checkpoint = run / folder / "checkpoint_last.pt"
+    return score(
+        run / "text" / task, decode(run / "data-bin" / task, checkpoint, run / folder / task, device)
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ student=$(named "${1:-imitkd_full}")
 checkpoint=$(SEED=1 KIND='' trained "$student")
 exported() {
   rm -rf "$RUN/$student/exported" "$RUN/.done/export-$student-"*
-  imitkd-export "$checkpoint" --data "$RUN/data-bin" --out "$RUN/$student/exported" --quantization "${QUANTIZATION:-int8}" \
+  imitkd-export "$checkpoint" --data "$RUN/data-bin" --out "$RUN/$student/exported" --quantization "${QUANTIZATION:-int8}" --strict \
     --bpe sentencepiece --sentencepiece-model "$RUN/spm.model" "${DECODING[@]}"
 }
 stage "export-$student-${QUANTIZATION:-int8}-$(sha256sum <"$checkpoint" | cut -c 1-16)" exported

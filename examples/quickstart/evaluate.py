@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as pyplot
-from fairseq import checkpoint_utils, options
-from fairseq_cli import generate
-from scoring import DECODING, asked, score, write
+from fairseq import checkpoint_utils
+from scoring import asked, decode, score, write
 from table import table
 from trainings import training
 
@@ -61,9 +60,7 @@ def measure(run: Path, device: list[str]) -> dict[str, dict[str, Any]]:
     for turn in range(ROUNDS):
         for label, folder in MODELS.items():
             print(f"  decoding, round {turn + 1} of {ROUNDS}: {label}", file=sys.stderr, flush=True)
-            paths = [str(run / "data-bin"), "--path", str(run / folder / "checkpoint_last.pt")]
-            flags = [*paths, "--results-path", str(run / folder), *DECODING, *device]
-            generate.main(options.parse_args_and_arch(options.get_generation_parser(), flags))
+            decode(run / "data-bin", run / folder / "checkpoint_last.pt", run / folder, device)
             speeds[label].append(speed.last)
     results: dict[str, dict[str, Any]] = {}
     for label, folder in MODELS.items():
@@ -75,7 +72,6 @@ def measure(run: Path, device: list[str]) -> dict[str, dict[str, Any]]:
             "parameters": sum(p.numel() for p in model.parameters()),
             "sentences_per_second": round(statistics.median(speeds[label]), 1),
             "sentences_per_second_rounds": speeds[label],
-            "file_bytes": checkpoint.stat().st_size,
         }
     return results
 

@@ -24,7 +24,8 @@ def main(log_path: str, name: str, max_update: int) -> None:
         for line in sys.stdin:
             log.write(line)
             log.flush()
-            last.append(line if len(line) <= LONGEST_LINE else line[:80] + " …\n")
+            short = len(line) <= LONGEST_LINE or line.startswith("error:")
+            last.append(line if short else line[:80] + " …\n")
             done = done or "done training" in line
             step = re.search(r"\bloss=([\d.]+).*\bnum_updates=(\d+)", line)
             if not step:

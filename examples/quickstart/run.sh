@@ -4,7 +4,7 @@
 #   SEED=N   seed of languages, sentences and initial weights (default: 1)
 source "$(dirname "$0")/../common.sh"
 source "$(dirname "$0")/models.sh"
-TEACHER_UPDATES=${TEACHER_UPDATES:-2000} STUDENT_UPDATES=${STUDENT_UPDATES:-1000} MORE_UPDATES=${MORE_UPDATES:-400}
+TEACHER_UPDATES=${TEACHER_UPDATES:-1600} STUDENT_UPDATES=${STUDENT_UPDATES:-1000} MORE_UPDATES=${MORE_UPDATES:-400}
 DATA=$RUN/data-bin
 
 # All further students start from the scratch student's weights with a new optimiser.
@@ -26,11 +26,19 @@ TAUGHT=(--task translation_with_teacher --teacher-path "$RUN/teacher/checkpoint_
 IMITKD=("${TAUGHT[@]}") # the method's flags
 STUDENT=("${STUDENT_MODEL[@]}" --lr 1e-2)
 
+# scored NAME: print the scores of a model that is trained.
+scored() {
+  PYTHONPATH="$REPO/examples${PYTHONPATH:+:$PYTHONPATH}" python "$RECIPE/scoring.py" "$RUN" "$1" "${DEVICE_FLAGS[@]}"
+}
+
+# Two chains of trainings run side by side: the teacher, and the students that need no teacher.
 stage data data
 beside stage teacher fit teacher "$TEACHER_UPDATES" "${PLAIN[@]}" "${TEACHER_MODEL[@]}" --lr 5e-3
 teacher=$BESIDE
 awaited stage scratch fit scratch "$STUDENT_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}"
+awaited stage score_scratch scored scratch
 awaited stage continued fit continued "$MORE_UPDATES" "${PLAIN[@]}" "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
+awaited stage score_continued scored continued
 wait "$teacher"
 # on_corpus learns the teacher's words on the corpus's prefixes, imitkd increasingly on the student's own prefixes.
 beside stage on_corpus fit on_corpus "$MORE_UPDATES" "${TAUGHT[@]}" --student-share constant:0 "${STUDENT[@]}" "${FROM_SCRATCH_STUDENT[@]}"
@@ -40,4 +48,5 @@ wait "$on_corpus"
 stage table env PYTHONPATH="$REPO/examples${PYTHONPATH:+:$PYTHONPATH}" python "$RECIPE/evaluate.py" "$RUN" --seed "$SEED" "${DEVICE_FLAGS[@]}"
 printf '\n'
 cat "$RUN/table.md"
-printf 'Figure: %s\nThis call took %d s.\n' "$RUN/quickstart.png" "$SECONDS"
+times >"$RUN/times" # of this shell, and of its children
+printf 'Figure: %s\nThis call took %d s; processor time of its commands: %s (user, system).\n' "$RUN/quickstart.png" "$SECONDS" "$(tail -n 1 "$RUN/times")"

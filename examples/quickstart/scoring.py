@@ -1,13 +1,20 @@
-"""Decoding flags, scores and result files for the made-up languages."""
+"""Decoding, scores and result files for the made-up languages.
+
+``scoring.py RUN NAME [--cpu]`` prints the scores of a model as soon as it is trained.
+"""
 
 import argparse
+import logging
 import re
 import statistics
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import sacrebleu
+from fairseq import options
+from fairseq_cli import generate
 from trainings import origin
 
 from fairseq_imitkd.data.files import write_json
@@ -44,6 +51,20 @@ def write(
     whole = {**origin(), "signatures": signatures, "decoding": " ".join([*DECODING, *device]), **results}
     write_json(run / "results.json", whole)
     (run / "table.md").write_text(table(whole) + "\n", encoding="utf-8")
+
+
+def decode(data: Path, checkpoint: Path, out: Path, device: list[str]) -> Path:
+    """Translate the test set and return fairseq's output file.
+
+    Args:
+        data: fairseq's data directory.
+        checkpoint: the model.
+        out: folder for the output.
+        device: fairseq's flags of the device.
+    """
+    flags = [str(data), "--path", str(checkpoint), "--results-path", str(out), *DECODING, *device]
+    generate.main(options.parse_args_and_arch(options.get_generation_parser(), flags))
+    return out / "generate-test.txt"
 
 
 def score(text: Path, generated: Path) -> dict[str, Any]:
@@ -91,3 +112,26 @@ def quality(sources: list[str], right: list[list[str]], hypotheses: list[str]) -
         ),
         "bleu_by_source_length": by_length,
     }
+
+
+def main() -> None:
+    """Print a model's scores."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--cpu", action="store_true")
+    arguments = parser.parse_args()
+    logging.disable(logging.INFO)
+    warnings.simplefilter("ignore")  # hydra and torch warn of how fairseq calls them
+    folder = arguments.run / arguments.name
+    device = ["--cpu"] if arguments.cpu else []
+    output = decode(arguments.run / "data-bin", folder / "checkpoint_last.pt", folder, device)
+    scores = score(arguments.run / "text", output)
+    print(
+        f"{arguments.name:>12} test BLEU {scores['bleu']:.1f} ± {scores['bleu_interval']:.1f}, "
+        f"{scores['right']:.1f}% of the translations are right"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,10 @@
 """The quickstart's table, in Markdown with aligned columns that are readable in a console."""
 
+import re
+from pathlib import Path
 from typing import Any
 
-HEAD = ("", "BLEU", "chrF", "right", "parameters", "MB", "sentences/s", "updates", "training, s")
+HEAD = ("", "BLEU", "chrF", "right", "parameters", "MB", "sentences/s", "updates", "training, CPU s")
 
 
 def table(results: dict[str, Any]) -> str:
@@ -17,10 +19,10 @@ def table(results: dict[str, Any]) -> str:
                 f"{model['chrf']:.2f}",
                 f"{model['right']:.1f}%",
                 f"{model['parameters']:,}",
-                f"{model['file_bytes'] / 1e6:.2f}",
-                f"{model['sentences_per_second']:.0f}",
-                f"{training['updates_in_all']:,}",
-                seconds(training),
+                f"{4 * model['parameters'] / 1e6:.2f}",
+                speed(model),
+                updates(training, results["trainings"]),
+                f"{training['cpu_seconds']:.0f}",
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -36,13 +38,24 @@ def table(results: dict[str, Any]) -> str:
         "right: share of translations that equal a right translation. "
         f"BLEU ± 95% bootstrap interval: `{results['signatures']['bleu']}`. "
         f"chrF: `{results['signatures']['chrf']}`. "
-        "MB: size of the checkpoint. training: training time of this model, on a machine that also did other "
-        "work. "
+        "MB: size of the weights, in float32. sentences/s: median of the rounds (least to most). updates: "
+        "those of the student whose weights it starts from + its own. training: processor time of this "
+        "model's training command. "
         f"Seed {results['seed']}."
     )
     return "\n".join([lines[0], f"|{rule}|", *lines[1:], "", notes])
 
 
-def seconds(training: dict[str, Any]) -> str:
-    """Return the training time; it is unknown if the model that the training started from is gone."""
-    return "" if training["minutes"] is None else f"{training['minutes'] * 60:.0f}"
+def speed(model: dict[str, Any]) -> str:
+    """Return the median of the rounds, with the slowest and the fastest one if there are several."""
+    rounds = model.get("sentences_per_second_rounds", [])
+    between = f" ({min(rounds):,.0f} to {max(rounds):,.0f})" if len(rounds) > 1 else ""
+    return f"{model['sentences_per_second']:,.0f}{between}"
+
+
+def updates(training: dict[str, Any], trainings: dict[str, dict[str, Any]]) -> str:
+    """Return the updates of a training, after those of the model whose weights it started from."""
+    start = re.search(r"--(?:restore-file|finetune-from-model) (\S+)", training["command"] or "")
+    before = trainings.get(Path(start[1]).parent.name) if start else None
+    own = f"{training['updates_in_all']:,}"
+    return f"{before['updates_in_all']:,} + {own}" if before else own

@@ -1,9 +1,8 @@
 """Loads trained students from checkpoints, and holds the parts of loading that teachers share with them."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fairseq import tasks
 from fairseq.data import Dictionary, data_utils
@@ -21,33 +20,28 @@ from fairseq_imitkd.checkpoints.kinds import check_kind, check_model
 from fairseq_imitkd.checkpoints.safe_load import reported
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.dictionaries import check_fingerprints, dictionaries_of, first_difference
+from fairseq_imitkd.text.scores import SCORES
 
 
-@dataclass(frozen=True)
-class TrainedModel:
-    """A model of a checkpoint, ready to translate.
+class LoadedStudent(NamedTuple):
+    """A trained student.
 
     Args:
-        model: the model, on the CPU and in evaluation mode.
+        model: the model, in evaluation mode.
         arch: name of its architecture.
+        score: score that its validation asked for, a key of :data:`~fairseq_imitkd.text.scores.SCORES`; None
+            if that was the loss.
         config: configuration of its training.
     """
 
     model: BaseFairseqModel
     arch: str
+    score: str | None
     config: Any
 
 
-def load_student(
-    path: str, data: Languages, allow_globals: str | None = None
-) -> tuple[BaseFairseqModel, str]:
-    """Load a trained student as :func:`load_trained` does; return it and the name of its architecture."""
-    found = load_trained(path, data, allow_globals)
-    return found.model, found.arch
-
-
-def load_trained(path: str, data: Languages, allow_globals: str | None = None) -> TrainedModel:
-    """Load a trained model, ready to translate.
+def load_student(path: str, data: Languages, allow_globals: str | None = None) -> LoadedStudent:
+    """Load a trained student, ready to translate.
 
     Args:
         path: checkpoint file, which may be compact.
@@ -66,10 +60,28 @@ def load_trained(path: str, data: Languages, allow_globals: str | None = None) -
         _check_languages(cfg, data)
         _check_dictionaries(path, cfg, weights=state["model"], data=data)
         check_fingerprints(state, dictionaries_of(data))
+        score = validation_score(cfg)
         model = build_model(state, cfg, translation_task(cfg, data.folder, pair=(data.source, data.target)))
         check_model(model, data)
     architecture = getattr(cfg.model, "arch", None) or getattr(cfg.model, "_name", None)
-    return TrainedModel(model.eval().requires_grad_(False), str(architecture), cfg)
+    return LoadedStudent(model.eval().requires_grad_(False), str(architecture), score, cfg)
+
+
+def validation_score(cfg: Any) -> str | None:
+    """Return the score that chose a training's best checkpoint, else the first one that its validation
+    computed.
+
+    Args:
+        cfg: configuration of the checkpoint.
+
+    Returns:
+        a key of :data:`~fairseq_imitkd.text.scores.SCORES`; None if there was no score.
+    """
+    metric = getattr(getattr(cfg, "checkpoint", None), "best_checkpoint_metric", None)
+    asked = str(getattr(cfg.task, "eval_metrics", None) or "").split(",")
+    asked += ["bleu"] if getattr(cfg.task, "eval_bleu", False) else []
+    chosen = [name for name, logged in SCORES.items() if logged == metric]
+    return next((name for name in (*chosen, *asked) if name in SCORES), None)
 
 
 def translation_task(cfg: Any, folder: Path, *, pair: tuple[str, str]) -> Any:

@@ -46,6 +46,16 @@ def add_traceback_flag(parser: Any) -> None:
     )
 
 
+def add_verbose_flag(parser: Any) -> None:
+    """Show ``--verbose`` in the help; :class:`~fairseq_imitkd.cli.console.Console` reads the flag."""
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show all that fairseq shows: its settings, the model, every message and warning",
+    )
+
+
 class HelpFormatter(argparse.HelpFormatter):
     """Shows the default of each flag, unless it is None or False or the help text already has it."""
 

@@ -18,10 +18,12 @@ from fairseq_imitkd.cli.arguments import (
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.errors import one_line_errors
 from fairseq_imitkd.export.architecture import Verdict, judge
-from fairseq_imitkd.export.exporter import QUANTIZATIONS, ExportJob, export
+from fairseq_imitkd.export.exporter import AUTO, FALLBACKS, QUANTIZATIONS, ExportJob, export, refusal
+from fairseq_imitkd.text.scores import SCORES, TITLES
 from fairseq_imitkd.text.subwords import TOKENIZERS
 
 ENGINES = {"ctranslate2": "CTranslate2", "onnx": "ONNX"}
+FELL_BACK = 3  # exit status if another quantisation than the one asked for was written
 
 
 @one_line_errors()
@@ -35,7 +37,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(0 if verdict.engine else 1)
     start = time.monotonic()
     job = job_of(parser().parse_args(arguments))
-    print(report(export(job), job, time.monotonic() - start))
+    manifest = export(job)
+    print(report(manifest, job, time.monotonic() - start))
+    if manifest["quantization"] != job.quantization:
+        print(fallback_line(manifest), file=sys.stderr)
+        sys.exit(FELL_BACK)
 
 
 def parser() -> Parser:
@@ -83,11 +89,30 @@ def _add_check_flags(group: Any) -> None:
         "--sentences", type=int, default=500, help="number of its sentences, evenly spaced (0: all)"
     )
     group.add_argument(
-        "--max-bleu-loss",
+        "--metric",
+        choices=(AUTO, *SCORES),
+        default=AUTO,
+        help="score of its translations that --quantization may not lower; auto is the score that the "
+        "student's validation asked for, else BLEU",
+    )
+    group.add_argument(
+        "--max-loss",
         type=float,
         default=0.5,
-        help="maximum loss of BLEU by --quantization; beyond it, float16 is tried where the engine has it, "
-        "then float32",
+        help="maximum loss of --metric by --quantization, in points of 0 to 100. A larger loss that a paired "
+        "bootstrap does not explain by chance is refused: another type, which is fast on --device, is "
+        f"written instead, and the exit status is {FELL_BACK}",
+    )
+    group.add_argument(
+        "--device",
+        choices=tuple(FALLBACKS),
+        default="cpu",
+        help="device that the exported student will run on: --quantization is judged there",
+    )
+    group.add_argument(
+        "--strict",
+        action="store_true",
+        help="write nothing if --quantization is refused, and exit with status 1",
     )
 
 
@@ -112,7 +137,10 @@ def job_of(args: argparse.Namespace) -> ExportJob:
         search=search,
         split=args.gen_subset,
         sentences=args.sentences,
-        max_bleu_loss=args.max_bleu_loss,
+        metric=args.metric,
+        max_loss=args.max_loss,
+        device=args.device,
+        strict=args.strict,
         source_lang=args.source_lang,
         target_lang=args.target_lang,
         allow_globals=args.allow_globals,
@@ -134,7 +162,7 @@ def verdict_line(verdict: Verdict) -> str:
 def report(manifest: dict[str, Any], job: ExportJob, seconds: float) -> str:
     """Return what the command prints about an export that took some seconds."""
     checks, quantization = manifest["checks"], manifest["quantization"]
-    bleu, greedy = checks["bleu"], checks["greedy"]
+    greedy, metric = checks["greedy"], TITLES[SCORES[checks["metric"]]]
     size = sum(path.stat().st_size for path in job.out.rglob("*") if path.is_file())
     lines = [
         f"{job.out}: {ENGINES[manifest['form']]}, {quantization}, {size / 1e6:.2f} MB, "
@@ -142,16 +170,35 @@ def report(manifest: dict[str, Any], job: ExportJob, seconds: float) -> str:
         f"in float32 on {checks['sentences']} sentences of {checks['split']}: log-probabilities within "
         f"{checks['largest_lprob_difference']:.2g} of fairseq's, {greedy['identical']} greedy translations "
         "identical" + (", the others differ at ties" if greedy["identical"] < greedy["sentences"] else ""),
-        f"BLEU on them: {bleu['float32']:.2f} in float32"
-        + (f", {bleu[quantization]:.2f} in {quantization}" if quantization != "float32" else "")
-        + f" ({bleu['signature']})",
+        f"{metric} on them: {checks['float32']:.2f} in float32 ({checks['signature']})",
     ]
-    if quantization != job.quantization:
+    lines += [
+        f"in {name}: {found['score']:.2f} {metric}, {_lost(found, job.max_loss)}"
+        for name, found in checks["quantized"].items()
+    ]
+    computed = checks["quantized"].get(quantization, {}).get("computed_in")
+    if computed is not None and computed not in (quantization, f"{quantization}_float32"):
         lines.append(
-            f"{quantization} instead of {job.quantization}, which loses more BLEU than --max-bleu-loss "
-            f"{job.max_bleu_loss:g}: it has {bleu[job.quantization]:.2f}"
+            f"this {checks['device']} computes {quantization} in {computed}, so it is no faster there"
         )
     return "\n".join(lines)
+
+
+def _lost(found: dict[str, Any], max_loss: float) -> str:
+    """Return in words what a quantisation loses, and what follows from it."""
+    line = f"a loss of {found['loss']:.2f} (95% interval {found['low']:.2f} to {found['high']:.2f})"
+    if found["refused"]:
+        return f"{line}: refused"
+    return f"{line}, which may be chance: more --sentences can tell" if found["loss"] > max_loss else line
+
+
+def fallback_line(manifest: dict[str, Any]) -> str:
+    """Return the line that says what was asked for, why it was refused, and what was written instead."""
+    asked, checks = manifest["asked"], manifest["checks"]
+    return (
+        f"warning: --quantization {refusal(asked, checks['metric'], checks['quantized'])}, more than "
+        f"--max-loss {checks['max_loss']:g}; wrote {manifest['quantization']} instead"
+    )
 
 
 if __name__ == "__main__":

@@ -4,19 +4,24 @@ import gc
 import importlib
 import logging
 import os
+import queue
 import re
 import sys
+import threading
+import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fairseq import checkpoint_utils, options, utils
+from fairseq.data.iterators import BackgroundConsumer
 
 import fairseq_imitkd
 from fairseq_imitkd.checkpoints.guard import all_are_trusted
 from fairseq_imitkd.checkpoints.safe_load import read_checkpoint
+from fairseq_imitkd.cli.console import Console
 from fairseq_imitkd.cli.fairseq_help import ALL, all_flags, short_parser
 from fairseq_imitkd.cli.fairseq_parser import check_texts, one_line_parsers, parse_carefully
 from fairseq_imitkd.cli.next_command import is_first_process, next_command
@@ -122,16 +127,44 @@ def _has_arch(arguments: Sequence[str]) -> bool:
 def _run(name: str) -> Namespace | None:
     """Call a fairseq command as if the user had typed the default flags; return the parsed command line."""
     _show_help(name)
-    sys.argv[1:] = _with_defaults(name)
-    # A fairseq command configures logging when it is imported, unless something logs already. The import of
-    # the plugin has loaded modules of fairseq that do.
-    logging.root.handlers.clear()
+    words = _with_defaults(name)
+    console = Console.of(name, words)
+    sys.argv[1:] = words
+    console.begin()  # a fairseq command configures logging when it is imported, unless something logs already
     command = importlib.import_module(f"fairseq_cli.{name}")
     if name == "train":
         TrainLog.attached()
-    with together(sys.argv[1:]), _parsed_with_care(name) as parsed:
+    with (
+        _readers_end(),
+        together(sys.argv[1:]),
+        _parsed_with_care(name) as parsed,
+        console.around(command),
+    ):
         command.cli_main()
     return parsed[-1] if parsed else None
+
+
+@contextmanager
+def _readers_end(seconds: float = 2.0) -> Iterator[None]:
+    """Return a context at whose end fairseq's threads that read batches ahead have ended.
+
+    One that makes a batch while Python ends aborts the process, which then has a wrong exit status:
+    https://github.com/python/cpython/issues/87135
+
+    Args:
+        seconds: how long to wait at most.
+    """
+    try:
+        yield
+    finally:
+        deadline = time.monotonic() + seconds
+        for reader in threading.enumerate():
+            if isinstance(reader, BackgroundConsumer):
+                reader._max_len = 0  # it ends after the batch that it makes
+                while reader.is_alive() and time.monotonic() < deadline:
+                    with suppress(queue.Empty):
+                        reader._queue.get_nowait()  # it may wait for room
+                    reader.join(0.02)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 from fairseq import options
 
-from fairseq_imitkd.cli.arguments import HelpFormatter, Parser, add_traceback_flag
+from fairseq_imitkd.cli.arguments import HelpFormatter, Parser, add_traceback_flag, add_verbose_flag
 from fairseq_imitkd.method.config import AddedTermsConfig, DivergenceConfig, PrefixConfig
 from fairseq_imitkd.models.pruning import PruningConfig
 from fairseq_imitkd.rollout.policy import FAIRSEQ_MAX_LEN_A, FAIRSEQ_MAX_LEN_B, MAX_LEN_A, MAX_LEN_B
@@ -106,6 +106,7 @@ def short_parser(command: str, arguments: Iterable[str] = ()) -> Parser:
     """
     actions = {action.dest: action for action in all_flags(command, arguments)._actions}
     made = Parser(f"imitkd {command}", _ABOUT[command])
+    add_verbose_flag(made)
     made.usage = (
         f"imitkd {command} DATA {'--teacher-path TEACHER' if command == 'train' else '--path MODEL'} …"
     )
@@ -139,6 +140,7 @@ def all_flags(command: str, arguments: Iterable[str] = ()) -> ArgumentParser:
     _show_defaults(parser, command)
     parser.prog, parser.formatter_class = f"imitkd {command}", HelpFormatter
     add_traceback_flag(parser)
+    add_verbose_flag(parser)
     return parser
 
 

@@ -1,9 +1,11 @@
 """The CTranslate2 engine, which is faster than fairseq on a CPU, above all in int8."""
 
 import copy
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -47,14 +49,21 @@ class CTranslate2Engine:
         self._target_symbols = ctranslate2_convert.vocabulary(languages.target_dictionary)
         self._target_indices = {symbol: index for index, symbol in enumerate(self._target_symbols)}
         self._eos = languages.target_dictionary.eos()
-        self._translator = ctranslate2_convert.library().Translator(
-            str(folder),
-            device=device.type,
-            device_index=device.index or 0,
-            compute_type=compute_type,
-            inter_threads=1,
-            intra_threads=torch.get_num_threads(),
-        )
+        library = ctranslate2_convert.library()
+        with _without_warnings(library):
+            self._translator = library.Translator(
+                str(folder),
+                device=device.type,
+                device_index=device.index or 0,
+                compute_type=compute_type,
+                inter_threads=1,
+                intra_threads=torch.get_num_threads(),
+            )
+
+    @property
+    def compute_type(self) -> str:
+        """CTranslate2's name of the type that the device computes in."""
+        return str(self._translator.compute_type)
 
     def with_settings(self, settings: SearchSettings) -> Self:
         """See :class:`~fairseq_imitkd.engines.base.Engine`."""
@@ -118,3 +127,16 @@ class CTranslate2Engine:
         tokens = [self._target_indices[word] for word in words]
         cut = tokens[-1:] != [self._eos]
         return Hypothesis(torch.tensor([*tokens[:limit], self._eos] if cut else tokens), score, cut)
+
+
+@contextmanager
+def _without_warnings(library: Any) -> Iterator[None]:
+    """Silence CTranslate2's warning, at each start, that a device computes in another type than the stored
+    one. imitkd-export says this once. If CT2_VERBOSE asks for more messages, they are shown.
+    """
+    before = library.get_log_level()
+    library.set_log_level(logging.ERROR if before == logging.WARNING else before)
+    try:
+        yield
+    finally:
+        library.set_log_level(before)

@@ -16,9 +16,9 @@ from fairseq_imitkd.evaluate.schema import (
     TeacherDistance,
 )
 from fairseq_imitkd.evaluate.speed import SEED
+from fairseq_imitkd.text.scores import TITLES
 
 TESTED = ("chrf", "ter", *ROUGE)  # metrics with an interval and a p, beside BLEU
-TITLES = {"chrf": "chrF", "ter": "TER", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
 Models = Mapping[str, ModelResults]
 
@@ -114,7 +114,7 @@ def _by_length(models: Models) -> str:
 
 
 def _speed(models: Models, baseline: str | None) -> str:
-    header = ["model", "decoding", "batch", "sentences/s (quartiles)", "tokens/s", "p50 ms", "p95 ms"]
+    header = ["model", "decoding", "batch", "sentences/s, median (quartiles)", "tokens/s", "p50 ms", "p95 ms"]
     rows = []
     for name, model in models.items():
         beams = [found.speed for found in model.searches.values() if found.speed]
@@ -124,14 +124,14 @@ def _speed(models: Models, baseline: str | None) -> str:
             if baseline:
                 row.append(f"{times.median:.2f}{_between(times.low, times.high, '.2f')}" if times else "")
             rows.append(row)
-    return table([*header, *([f"x {baseline} (quartiles)"] if baseline else [])], rows, 2)
+    return table([*header, *([f"x {baseline}, median (quartiles)"] if baseline else [])], rows, 2)
 
 
 def _rates(speed: SpeedResult) -> list[str]:
     rounds = speed.rounds
     low, high = (rounds.low, rounds.high) if rounds else (None, None)
     return [
-        f"{speed.sentences_per_second:.1f}{_between(low, high, '.1f')}",
+        f"{speed.rate:.1f}{_between(low, high, '.1f')}",
         _number(speed.tokens_per_second, ",.0f"),
         _number(speed.p50_ms, ".1f"),
         _number(speed.p95_ms, ".1f"),
@@ -139,11 +139,11 @@ def _rates(speed: SpeedResult) -> list[str]:
 
 
 def _size(models: Models) -> str:
-    header = ["model", "kind", "architecture", "parameters", "MB on disk", "MB of weights", "peak memory MB"]
+    header = ["model", "kind", "architecture", "parameters", "MB", "peak memory MB"]
     rows = []
     for name, model in models.items():
         kind = ", ".join(part for part in (model.kind, model.quantization) if part)
-        sizes = (model.bytes, model.weight_bytes, model.peak_memory_bytes)
+        sizes = (model.served_bytes, model.peak_memory_bytes)
         megabytes = ("" if size is None else f"{size / 1e6:.2f}" for size in sizes)
         rows.append([name, kind, model.arch or "", _number(model.parameters, ",d"), *megabytes])
     return table(header, rows, 3)
@@ -167,7 +167,14 @@ def _probes(probes: Mapping[str, ProbeResults], teacher: str | None, sentences: 
         row = [name, *("" if share is None else f"{100 * share:.1f}%" for share in agreements)]
         row += [_number(kl, ".3f") for kl in (found.kl_gold, found.kl_own)]
         rows.append([*row, *(_number(found.exposure.get(each), ".2f") for each in EXPOSURE)])
-    return table(header, rows)
+    notes = [
+        f"agreement: share of tokens for which the model and {teacher} find the same one the most probable; "
+        f"KL: KL({teacher} || model) in nats per token; gold: after the references' prefixes; own: after the "
+        "model's own, by greedy decoding",
+        f"it, then {teacher}: BLEU of translations whose first half is the model's and whose second half "
+        f"{teacher} completes; {teacher}, then it: the other way round; all on the same sentences",
+    ]
+    return "\n".join([table(header, rows), "", *(f"- {_cell(note)}" for note in notes)])
 
 
 def _by_position(probes: Mapping[str, ProbeResults]) -> str:
@@ -183,7 +190,12 @@ def _by_position(probes: Mapping[str, ProbeResults]) -> str:
     for name, found in probes.items():
         cells = {group.first: _over_gold(group.own, group.gold) for group in found.by_position}
         rows.append([name, *(cells.get(first, "") for first, _ in groups)])
-    return table(header, rows)
+    note = (
+        "by token: position in the target; in brackets above, the number of the references' tokens; in a "
+        "cell, agreement after the model's own prefixes, the number of its own tokens, and in brackets the "
+        f"difference from agreement, gold, in points; groups of fewer than {LEAST} tokens are left out"
+    )
+    return "\n".join([table(header, rows), "", f"- {note}"])
 
 
 def _over_gold(own: TeacherDistance, gold: TeacherDistance) -> str:
@@ -209,22 +221,13 @@ def _notes(results: EvaluationResults) -> str:
     if results.baseline:
         lines.append(f"p: paired bootstrap against `{results.baseline}`, same search")
     lines += [
-        f"speed: the models take turns batch by batch, in an order drawn with seed {SEED}; quartiles are of "
-        f"{_rounds(results.models)}; tokens are of the output",
+        f"speed: the models take turns batch by batch, in an order drawn with seed {SEED}; medians and "
+        f"quartiles are of {_rounds(results.models)}; tokens/s: all tokens of the output over the whole time",
+        "MB: the weights of a checkpoint, without the optimiser's state, or all files of an exported student",
         "repeating: the same words three times or more in a row; truncated: ended by the length cap",
         "peak memory: what loading it and translating one batch adds to a process that has imported "
         "everything",
     ]
-    if results.teacher:
-        lines.append(
-            "agreement: share of tokens for which teacher and student prefer the same; KL(teacher || "
-            "student) in nats"
-        )
-    if any(model.probes and model.probes.by_position for model in results.models.values()):
-        lines.append(
-            "by token: position in the target; in brackets the number of the references' tokens, in a cell "
-            f"the number of the model's own; groups of fewer than {LEAST} are left out"
-        )
     lines += [*_origin(results), _time(results)]
     return "\n".join(f"- {line}" for line in lines)
 

@@ -14,7 +14,7 @@ from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.checkpoints import compact
-from fairseq_imitkd.checkpoints.translation import load_trained
+from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.dictionaries import first_difference
 from fairseq_imitkd.engines.base import Engine, SearchSettings
@@ -111,7 +111,7 @@ def load(
     """
     if os.path.isdir(path):
         return _load_exported(path, languages, decoding)
-    found = load_trained(str(path), languages, allow_globals)
+    found = load_student(str(path), languages, allow_globals)
     model = found.model
     return EvaluatedModel(
         path,

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF, TER
-from sacrebleu.significance import estimate_ci
 from tqdm import tqdm
 
 from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.errors import UsageError, in_one_line
 from fairseq_imitkd.evaluate.schema import ROUGE, LengthGroup, QualityScore
 from fairseq_imitkd.evaluate.sentences import Sentences
+from fairseq_imitkd.text import bootstrap
+from fairseq_imitkd.text.bootstrap import Bootstrap
 from fairseq_imitkd.text.scores import rouge_scorer, rouge_signature
 
 logger = logging.getLogger(__name__)
@@ -25,29 +26,9 @@ EXTRA = ("rouge", "comet")  # beside BLEU, chrF and TER
 # sacreBLEU's tokenizers that need no file from the network.
 TOKENIZERS = ("13a", "intl", "char", "none", "zh", "ja-mecab", "ko-mecab")
 LENGTHS = (10, 20, 30, 50)  # each but the last group of sources ends at so many tokens
-# sacreBLEU's defaults for the bootstrap; SACREBLEU_SEED sets another seed.
-RESAMPLES, SEED = 1000, "12345"
 SLOW = 30  # words of a reference; the time of TER grows with their fourth power
 
 SystemScores = dict[str, QualityScore]
-
-
-@dataclass(frozen=True)
-class _Bootstrap:
-    """One metric of one system: its value, and ``(RESAMPLES,)`` values on resampled test sets."""
-
-    score: float
-    resampled: np.ndarray
-
-    def p(self, base: "_Bootstrap") -> float | None:
-        """Return the chance of a difference from the baseline this large; None if no resample has a
-        difference.
-        """
-        if np.array_equal(self.resampled, base.resampled):
-            return None
-        differences = np.abs(self.resampled - base.resampled)
-        larger = int((differences - differences.mean() > abs(base.score - self.score)).sum())
-        return (larger + 1) / (RESAMPLES + 1)
 
 
 class Metrics:
@@ -78,13 +59,12 @@ class Metrics:
         self.sentences = sentences
         self.bleu_settings = {"tokenize": tokenize, "trg_lang": target_lang}
         self.metrics = self._sacrebleu(tokenize or target_lang, ter)
-        self.seed = os.environ.get("SACREBLEU_SEED", SEED).lower()
         self.failed: dict[str, str] = {}  # why scores failed, by metric; all others stand
         self.signatures: dict[str, str] = {}
         for name, metric in self.metrics.items():
             signature = metric.get_signature()
-            signature.update("seed", self.seed)
-            signature.update("bs", RESAMPLES)
+            signature.update("seed", bootstrap.seed())
+            signature.update("bs", bootstrap.RESAMPLES)
             self.signatures[name] = str(signature)
         self._rouge = rouge_scorer(ROUGE) if "rouge" in extra else None
         self._comet = _comet(comet_model) if "comet" in extra and comet_model else None
@@ -127,39 +107,36 @@ class Metrics:
             baseline: name of one of the systems; None for no p.
             bar: progress bar, advanced by each system.
         """
-        count = len(self.sentences)
-        generator = np.random.default_rng(None if self.seed == "none" else int(self.seed))
-        chosen = generator.choice(count, (RESAMPLES, count))
-        # How often each resample has each sentence.
-        times = np.stack([np.bincount(numbers, minlength=count) for numbers in chosen]).astype(float)
+        times = bootstrap.resamples(len(self.sentences))
         found: dict[str, SystemScores] = {name: {} for name in systems}
-        base: dict[str, _Bootstrap] = {}
+        base: dict[str, Bootstrap] = {}
         for name in sorted(systems, key=lambda name: name != baseline):  # the baseline first
             for key, own in self._bootstrapped(systems[name], times):
-                mean, half = map(float, estimate_ci(own.resampled))
                 if name == baseline:
                     base[key] = own
-                p = own.p(base[key]) if key in base else None
-                found[name][key] = QualityScore(own.score, mean - half, mean + half, p)
+                found[name][key] = QualityScore(own.score, *own.interval())
+                if key in base and name != baseline:
+                    gain = own.minus(base[key])
+                    found[name][key] = replace(
+                        found[name][key],
+                        p=own.p(base[key]),
+                        difference_low=gain.low,
+                        difference_high=gain.high,
+                    )
             found[name].update(self._comet_score(systems[name]))
             if bar is not None:
                 bar.update()
         return found
 
-    def _bootstrapped(self, texts: Sequence[str], times: np.ndarray) -> Iterator[tuple[str, _Bootstrap]]:
+    def _bootstrapped(self, texts: Sequence[str], times: np.ndarray) -> Iterator[tuple[str, Bootstrap]]:
         """Yield each metric's name and values; ``times`` is ``(RESAMPLES, N)``."""
         for key, metric in self.metrics.items():
-            statistics = metric._extract_corpus_statistics(texts, None)
-            # In single precision, as sacreBLEU has them; the sums themselves are whole numbers.
-            sums = (times @ np.array(statistics, float)).astype("float32")
-            resampled = np.array([metric._compute_score_from_stats(each).score for each in sums])
-            yield key, _Bootstrap(float(metric._aggregate_and_compute(statistics).score), resampled)
+            yield key, bootstrap.of_metric(metric, texts, times)
         if self._rouge:
             pairs = zip(self.sentences.reference_texts, texts, strict=True)
             every = [self._rouge.score(reference, text) for reference, text in pairs]
             for kind in ROUGE:
-                each = [scored[kind].fmeasure for scored in every]
-                yield kind, _Bootstrap(sum(each) / len(each), times @ np.array(each) / len(each))
+                yield kind, bootstrap.of_means([scored[kind].fmeasure for scored in every], times)
 
     def _comet_score(self, texts: Sequence[str]) -> SystemScores:
         if self._comet is None:

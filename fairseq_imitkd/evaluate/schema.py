@@ -29,14 +29,21 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class QualityScore:
-    """A metric's value, its 95% interval, and p of its difference from the baseline's; COMET has the value
-    alone.
+    """A metric's value, and how much of it may be chance; COMET has the value alone.
+
+    Args:
+        score: the value.
+        low, high: its 95% interval.
+        p: p of its difference from the baseline's.
+        difference_low, difference_high: 95% interval of this difference. Files of early versions have none.
     """
 
     score: float
     low: float | None = field(default=None, metadata=_LEFT_OUT)
     high: float | None = field(default=None, metadata=_LEFT_OUT)
     p: float | None = None
+    difference_low: float | None = field(default=None, metadata=_LEFT_OUT)
+    difference_high: float | None = field(default=None, metadata=_LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,13 @@ class SpeedResult:
     times_baseline: Quartiles | None = None
     p50_ms: float | None = None
     p95_ms: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """Sentences a second of the median batch, which the quartiles of :attr:`rounds` surround; the total
+        rate if single batches are unknown.
+        """
+        return self.rounds.median if self.rounds else self.sentences_per_second
 
 
 @dataclass(frozen=True)
@@ -199,6 +213,18 @@ class ModelResults:
     searches: dict[str, SearchResults] = field(default_factory=dict, metadata={"key": "decoding"})
     speeds: dict[int, SpeedResult] = field(default_factory=dict, metadata={"key": "speed"})
     probes: ProbeResults | None = None
+
+    @property
+    def served_bytes(self) -> int | None:
+        """Size of what is needed to translate: a checkpoint's weights, without the optimiser's state, or all
+        files of an exported student.
+        """
+        return self.bytes if self.weight_bytes is None else self.weight_bytes
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether it is a folder of ``imitkd-export``."""
+        return self.kind not in (None, "fairseq")
 
     @property
     def main_search(self) -> str | None:

@@ -1,14 +1,19 @@
-"""Comparison of an exported student with fairseq's: log-probabilities, greedy translations, BLEU."""
+"""Comparison of an exported student with fairseq's: log-probabilities, greedy translations, a score."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import sacrebleu
 import torch
+from sacrebleu.metrics import BLEU, CHRF, TER
 from torch import Tensor
 
 from fairseq_imitkd.engines.base import Engine
+from fairseq_imitkd.text import bootstrap
+from fairseq_imitkd.text.bootstrap import Bootstrap, Difference
+from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES, rouge_scorer, rouge_signature
 
+METRICS: dict[str, Any] = {"bleu": BLEU, "chrf": CHRF, "ter": TER}  # sacreBLEU's, by their names in SCORES
 TOLERANCE = 1e-4  # of a log-probability, in nats
 BATCH = 32  # sentences
 
@@ -99,7 +104,38 @@ def agreement(
     return Agreement(len(own), identical, same / max(total, 1), unexplained)
 
 
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-    """Return sacreBLEU's score and its signature."""
-    metric = sacrebleu.BLEU()
-    return metric.corpus_score(list(hypotheses), [list(references)]).score, str(metric.get_signature())
+class Scorer:
+    """The score by which exported models are compared with the student, in points of 0 to 100.
+
+    Args:
+        name: key of :data:`~fairseq_imitkd.text.scores.SCORES`.
+        references: ``N`` lines.
+
+    Attributes:
+        signature: settings with which the score is comparable.
+    """
+
+    def __init__(self, name: str, references: Sequence[str]):
+        self.name, self.references = name, references
+        self.times = bootstrap.resamples(len(references))
+        self._metric = METRICS[name](references=[list(references)]) if name in METRICS else None
+        self.signature = str(self._metric.get_signature()) if self._metric else rouge_signature()
+
+    def score(self, texts: Sequence[str]) -> Bootstrap:
+        """Return the score of ``N`` lines, and those of its resamples."""
+        if self._metric is not None:
+            return bootstrap.of_metric(self._metric, texts, self.times)
+        kind = SCORES[self.name]
+        scorer, pairs = rouge_scorer((kind,)), zip(self.references, texts, strict=True)
+        return bootstrap.of_means(
+            [100.0 * scorer.score(reference, text)[kind].fmeasure for reference, text in pairs], self.times
+        )
+
+    def loss(self, own: Bootstrap, exact: Bootstrap) -> Difference:
+        """Return what a quantised model loses against the exact one; positive values are losses."""
+        return own.minus(exact) if self.name in LESS_IS_BETTER else exact.minus(own)
+
+
+def is_too_large(loss: Difference, max_loss: float) -> bool:
+    """Return whether a quantisation is refused: it loses more than allowed, and not by chance."""
+    return loss.value > max_loss and loss.low > 0.0

@@ -1,10 +1,9 @@
 """Export of a checkpoint: convert it, compare it with fairseq's model, and keep it only if both agree."""
 
-import logging
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,19 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import checks
 from fairseq_imitkd.export.bundle import FORMAT, MANIFEST, MODEL, SUBWORD_FILES
 from fairseq_imitkd.export.text_check import share_encoded_otherwise
+from fairseq_imitkd.text.bootstrap import Bootstrap
 from fairseq_imitkd.text.marks import is_known, subword_mark
 from fairseq_imitkd.text.scored import ScoredText
+from fairseq_imitkd.text.scores import SCORES, TITLES, check_installed
 from fairseq_imitkd.text.subwords import Text, TextSettings
 
-logger = logging.getLogger(__name__)
 SCORED = 64  # sentences whose log-probabilities are compared
 EXACT = "float32"
+LOSS = ("loss", "low", "high")  # names in the manifest of a loss and its 95% interval
 QUANTIZATIONS = tuple(dict.fromkeys(name for each in CONVERTERS.values() for name in each.QUANTIZATIONS))
+AUTO = "auto"  # the score that the student's validation asked for
+# What replaces a quantisation that loses too much: the types that a device computes fast, smallest first.
+FALLBACKS = {"cpu": ("int8_float32", EXACT), "cuda": ("int8_float16", "float16", EXACT)}
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,11 @@ class ExportJob:
         search: how the exported student translates.
         split: split whose sentences the export is checked on.
         sentences: number of these sentences; 0 is all.
-        max_bleu_loss: maximum loss of BLEU by quantisation.
+        metric: score that quantisation may not lower, a key of :data:`~fairseq_imitkd.text.scores.SCORES`;
+            :data:`AUTO` is the one that the student's validation asked for, else BLEU.
+        max_loss: maximum loss of this score by quantisation, in points of 0 to 100.
+        device: device that the student will run on, a key of :data:`FALLBACKS`.
+        strict: whether to write nothing if the quantisation loses too much.
         remove_bpe: subword mark to remove from translations where ``text`` has no subwords, by fairseq's
             name; None recognises it.
         source_lang, target_lang: the languages; None infers them from the data directory.
@@ -68,7 +76,10 @@ class ExportJob:
     search: SearchSettings
     split: str = "valid"
     sentences: int = 500
-    max_bleu_loss: float = 0.5
+    metric: str = AUTO
+    max_loss: float = 0.5
+    device: str = "cpu"
+    strict: bool = False
     remove_bpe: str | None = None
     source_lang: str | None = None
     target_lang: str | None = None
@@ -81,8 +92,12 @@ class ExportJob:
             )
         if self.sentences < 0:
             raise UsageError(f"--sentences must be 0 (all) or more, but is {self.sentences}")
-        if not 0.0 <= self.max_bleu_loss <= 100.0:
-            raise UsageError(f"--max-bleu-loss must be in 0..100, but is {self.max_bleu_loss}")
+        if self.metric not in (AUTO, *SCORES):
+            raise UsageError(f"--metric must be one of {', '.join((AUTO, *SCORES))}, but is {self.metric}")
+        if not 0.0 <= self.max_loss <= 100.0:
+            raise UsageError(f"--max-loss must be in 0..100 points, but is {self.max_loss}")
+        if self.device not in FALLBACKS:
+            raise UsageError(f"--device must be one of {', '.join(FALLBACKS)}, but is {self.device}")
         if self.remove_bpe is not None and self.text.bpe is not None:
             raise UsageError("--remove-bpe and --bpe both undo subwords; use one of them")
         if not is_known(self.remove_bpe):
@@ -161,12 +176,14 @@ class _Student:
         model: the model, on the CPU and in evaluation mode.
         arch: name of its architecture.
         engine: name of the engine that it is exported to.
+        metric: score that it is judged by.
         sha256: hash of its checkpoint.
     """
 
     model: BaseFairseqModel
     arch: str
     engine: str
+    metric: str
     sha256: str | None
 
     @property
@@ -192,11 +209,17 @@ def _load(job: ExportJob, languages: Languages) -> _Student:
         UsageError: the checkpoint can't be loaded or exported, or a setting doesn't suit the student.
     """
     digest = sha256(job.checkpoint) if os.path.isfile(job.checkpoint) else None
-    model, arch = load_student(job.checkpoint, languages, job.allow_globals)
+    model, arch, score, _ = load_student(job.checkpoint, languages, job.allow_globals)
     engine = engine_for(model)
     if engine is None:
         raise UsageError(f"CHECKPOINT '{job.checkpoint}' can't be exported: {unsupported_reason(model)}")
-    student = _Student(model, arch, engine, digest)
+    metric = (score or "bleu") if job.metric == AUTO else job.metric
+    check_installed(f"--metric {metric}", [metric])
+    student = _Student(model, arch, engine, metric, digest)
+    if engine == "onnx" and job.device != "cpu":
+        raise UsageError(
+            f"--device {job.device} can't be used: recurrent models run on the CPU; leave it out"
+        )
     if job.quantization not in student.converter.QUANTIZATIONS:
         raise UsageError(
             f"--quantization must be one of {', '.join(student.converter.QUANTIZATIONS)} for this student, "
@@ -273,7 +296,7 @@ class _Conversion:
         job: what was asked for.
         student: the student.
         languages: its language pair with the dictionaries.
-        scored: how tokens become raw text, which BLEU is computed on.
+        scored: how tokens become raw text, which the score is computed on.
         sample: sentences that both models translate.
         folder: where the model is written.
     """
@@ -292,10 +315,10 @@ class _Conversion:
         self.sample, self.folder = sample, folder
         self.greedy = SearchSettings(beam=1, max_len_a=job.search.max_len_a, max_len_b=job.search.max_len_b)
         self.scored = scored
-        self.references = self.scored.references(sample.references)
+        self.scorer = checks.Scorer(student.metric, self.scored.references(sample.references))
 
     def run(self) -> dict[str, Any]:
-        """Write the model in the job's quantisation, or in the next larger one that keeps BLEU.
+        """Write the model in the job's quantisation, or in a larger one that keeps the score.
 
         The float32 model always comes first: only its numbers are close enough to fairseq's to show a fault.
 
@@ -303,12 +326,11 @@ class _Conversion:
             what the manifest says about the quantisation and the checks.
 
         Raises:
-            UsageError: the converted model differs from the student.
+            UsageError: the converted model differs from the student, or the job is strict and its
+                quantisation loses too much.
         """
-        available = self.student.converter.QUANTIZATIONS
-        larger = [name for name in ("float16", EXACT) if name in available]
-        candidates = list(dict.fromkeys([self.job.quantization, *larger]))
-        with tqdm(total=2 + len(candidates), desc="export", unit=" step", leave=False) as bar:
+        wanted = candidates(self.job.quantization, self.job.device, self.student.converter.QUANTIZATIONS)
+        with tqdm(total=2 + len(wanted), desc="export", unit=" step", leave=False) as bar:
             fairseqs = FairseqEngine.of_model(self.student.model, self.languages, self.greedy)
             expected = checks.translations(fairseqs, self.sample.sources)
             bar.update()
@@ -317,10 +339,9 @@ class _Conversion:
             translations = checks.translations(exact, self.sample.sources)
             agreement = checks.agreement(translations, expected, fairseqs, sources=self.sample.sources)
             _refuse_another_model(difference, agreement)
-            exact_bleu, signature = self._bleu(translations)
+            exact_score = self._score(translations)
             bar.update()
-            quantization, found = self._smallest(candidates, exact_bleu, bar)
-        bleu = {EXACT: exact_bleu, quantization: found[quantization], **found}
+            quantization, judged = self._smallest(wanted, exact_score, bar)
         return {
             "quantization": quantization,
             "asked": self.job.quantization,
@@ -329,43 +350,53 @@ class _Conversion:
                 "split": self.job.split,
                 "largest_lprob_difference": difference,
                 "greedy": asdict(agreement),
-                "bleu": {
-                    **{name: round(value, 2) for name, value in bleu.items()},
-                    "signature": signature,
-                },
-                "max_bleu_loss": self.job.max_bleu_loss,
+                "metric": self.student.metric,
+                "signature": self.scorer.signature,
+                "float32": round(exact_score.score, 2),
+                "quantized": judged,
+                "max_loss": self.job.max_loss,
+                "device": self.job.device,
             },
         }
 
     def _smallest(
-        self, candidates: Sequence[str], exact_bleu: float, bar: tqdm
-    ) -> tuple[str, dict[str, float]]:
-        """Convert to one quantisation after another until BLEU is kept, which float32 always does.
+        self, wanted: Sequence[str], exact: Bootstrap, bar: tqdm
+    ) -> tuple[str, dict[str, dict[str, Any]]]:
+        """Convert to one quantisation after another until the score is kept, which float32 always does.
 
         Returns:
-            the quantisation that was written last, and the BLEU of each that was tried.
+            the quantisation that was written last, and of each that was judged its score, its loss with the
+            95% interval, whether it was refused, and the type that the device computes it in, if known.
         """
-        found: dict[str, float] = {}
-        for quantization in candidates:
+        judged: dict[str, dict[str, Any]] = {}
+        for quantization in wanted:
             if quantization == EXACT:
-                found[EXACT] = exact_bleu
-                if found.keys() != {EXACT}:  # a quantised model has replaced the float32 one
+                if judged:  # a quantised model has replaced the float32 one
                     self._convert(EXACT)
-            else:
-                engine = self._convert(quantization)
-                found[quantization], _ = self._bleu(checks.translations(engine, self.sample.sources))
+                bar.update()
+                return EXACT, judged
+            engine = self._convert(quantization, self.job.device)
+            score = self._score(checks.translations(engine, self.sample.sources))
             bar.update()
-            loss = exact_bleu - found[quantization]
-            if loss <= self.job.max_bleu_loss:
+            loss = self.scorer.loss(score, exact)
+            refused = checks.is_too_large(loss, self.job.max_loss)
+            judged[quantization] = {
+                "score": round(score.score, 2),
+                **{name: round(value, 2) for name, value in zip(LOSS, astuple(loss), strict=True)},
+                "refused": refused,
+                "computed_in": getattr(engine, "compute_type", None),
+            }
+            if not refused:
                 break
-            logger.warning(
-                "%s loses %.2f BLEU (%.2f from %.2f), more than --max-bleu-loss %g: refused",
-                *(quantization, loss, found[quantization], exact_bleu, self.job.max_bleu_loss),
-            )
-        return quantization, found
+            if self.job.strict:
+                raise UsageError(
+                    f"--quantization {refusal(quantization, self.student.metric, judged)}, more than "
+                    f"--max-loss {self.job.max_loss:g}; nothing was written: raise it, or leave --strict out"
+                )
+        return quantization, judged
 
-    def _convert(self, quantization: str) -> Engine:
-        """Write the model in place of an earlier one, and load it."""
+    def _convert(self, quantization: str, device: str = "cpu") -> Engine:
+        """Write the model in place of an earlier one, and load it on a device."""
         shutil.rmtree(self.folder, ignore_errors=True)
         try:
             self.student.converter.convert(
@@ -379,6 +410,7 @@ class _Conversion:
             self.languages,
             settings=self.greedy,
             longest=self.student.longest,
+            device=device,
         )
 
     def _lprob_difference(self, exact: Engine, fairseqs: Engine) -> float:
@@ -386,8 +418,41 @@ class _Conversion:
         sources, references = self.sample.sources[::step], self.sample.references[::step]
         return checks.lprob_difference(exact, fairseqs, sources=sources, targets=references)
 
-    def _bleu(self, translations: Sequence[Tensor]) -> tuple[float, str]:
-        return checks.bleu(self.scored.hypotheses(translations), self.references)
+    def _score(self, translations: Sequence[Tensor]) -> Bootstrap:
+        return self.scorer.score(self.scored.hypotheses(translations))
+
+
+def candidates(asked: str, device: str, available: Sequence[str]) -> list[str]:
+    """Return the quantisation that is asked for, and those that may replace it, in the order to try.
+
+    Args:
+        asked: type of the stored weights.
+        device: device that the student will run on, a key of :data:`FALLBACKS`.
+        available: types that the student's engine can store.
+    """
+    # CTranslate2's int8 leaves all else in the student's type, which is float32 here: the two are one file.
+    same = ("int8", "int8_float32")
+    larger = [
+        name
+        for name in FALLBACKS[device]
+        if name in available
+        and not (asked in same and name in same)
+        and (asked.startswith("int8") or not name.startswith("int8"))
+    ]
+    return list(dict.fromkeys([asked, *larger]))
+
+
+def refusal(quantization: str, metric: str, judged: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return in words what a quantisation loses.
+
+    Args:
+        quantization: type of the stored weights.
+        metric: score that was lost.
+        judged: the manifest's ``checks.quantized``.
+    """
+    loss, low, high = (judged[quantization][name] for name in LOSS)
+    title = TITLES[SCORES[metric]]
+    return f"{quantization} loses {loss:.2f} {title} (95% interval {low:.2f} to {high:.2f})"
 
 
 def _refuse_another_model(difference: float, agreement: checks.Agreement) -> None:

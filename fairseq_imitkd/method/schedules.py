@@ -32,12 +32,12 @@ def parse_schedule(
 
     ``x`` is the fraction of the training that is done: update / ``--max-update``, or epoch / ``--max-epoch``.
 
-    ==================  ======================================================
-    ``constant:S``      ``S`` (``S`` alone means the same)
-    ``exponential:R``   ``1 - R^x``: the data share ends at ``R``, as in the paper
-    ``linear:R``        ``x (1 - R)``
+    ===================  ======================================================
+    ``constant:S``       ``S`` (``S`` alone means the same)
+    ``exponential:R``    ``1 - R^x``: the data share ends at ``R``, as in the paper
+    ``linear:R``         ``x (1 - R)``
     ``reverse-sigmoid``  ``1 - 1 / (1 + exp(20 (x - 1/2)))``
-    ==================  ======================================================
+    ===================  ======================================================
 
     Each form takes an optional ``,warmup=F``: the share is 0 for the first fraction ``F`` of the training,
     and ``x`` is then the fraction that is done minus ``F``. The released code does the same. So a moving form

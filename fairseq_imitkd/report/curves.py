@@ -1,18 +1,19 @@
 """Figures of curves: metrics by update, and quality by length, each with a legend."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from fairseq_imitkd.report.evaluations import Evaluation
-from fairseq_imitkd.report.picture import MIDDLE, SMALL, STEPS, WIDE, Picture, Styles
+from fairseq_imitkd.report.picture import MIDDLE, SMALL, STEPS, WIDE, Picture, Styles, listed
 from fairseq_imitkd.report.runs import Points, Run
 from fairseq_imitkd.report.svg import SOFT, SvgFigure, clean, legend_room
-from fairseq_imitkd.report.tables import Cell, Table, named, signed
+from fairseq_imitkd.report.tables import LOSSES_DIFFER, Cell, Table, comparable, named
 
+FEWEST = 20  # sentences of a group that is drawn
 POINTS = 240  # of a curve; more are averaged
 # The plugin's metrics in the order of the page: title, and unit or explanation.
 ROLLOUTS = {
@@ -62,48 +63,65 @@ def training(runs: Sequence[Run], styles: Styles) -> list[Picture]:
     """Show the metrics that choose the best checkpoints, and the losses of training and validation."""
     metrics = dict.fromkeys(run.best_metric for run in runs if run.best_metric != "loss" and run.best)
     pictures = [_best_metric(metric, runs, styles) for metric in metrics]
-    curves = {
-        "training": [Curve(run.name, run.training("loss")) for run in runs],
-        "validation": [Curve(run.name, run.validated("loss")) for run in runs],
-    }
-    pictures += [_losses(kind, each, styles) for kind, each in curves.items()]
+    for kind in ("training", "validation"):
+        curves = [
+            _curve(run, run.training("loss") if kind == "training" else run.validated("loss")) for run in runs
+        ]
+        pictures.append(_losses(kind, runs, curves, styles=styles))
     return [picture for picture in pictures if picture]
+
+
+def _curve(run: Run, points: Points) -> "Curve":
+    """Return values of a run by all updates of its weights, with those before it started."""
+    return Curve(run.name, [(update + run.before, value) for update, value in points])
+
+
+def _starts(runs: Sequence[Run]) -> str:
+    """Return a sentence about the runs that started from the weights of others; empty if none did."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        if run.origin:
+            where = run.origin if run.parent else f"{run.origin}, whose updates are not counted here"
+            found.setdefault(where, []).append(run.name)
+    return " ".join(f"Started {where}: {listed(names)}." for where, names in found.items())
 
 
 def _best_metric(metric: str, runs: Sequence[Run], styles: Styles) -> Picture | None:
     of_metric = [run for run in runs if run.best_metric == metric and run.best]
-    curves = [Curve(run.name, run.validated(metric)) for run in of_metric]
+    curves = [_curve(run, run.validated(metric)) for run in of_metric]
     if all(len(curve.points) < 2 for curve in curves):
         return None  # the table says as much
-    best = {run.name: run.best for run in of_metric if run.best}
-    choose = max if of_metric[0].more_is_better else min
-    leader = choose(best, key=lambda name: best[name][1])
-    update, value = best[leader]
-    title = f"Validation {named(metric)} is best for {leader}: {value:.2f} at update {update:,}"
     figure = _by_update(curves, styles, size=WIDE, unit=named(metric), markers=True)
-    return _picture(figure, curves, title=title, is_wide=True)
+    title = f"Validation {named(metric)}"
+    return _picture(figure, curves, title=title, note=_starts(of_metric), is_wide=True)
 
 
-def _losses(kind: str, curves: Iterable[Curve], styles: Styles) -> Picture | None:
+def _losses(kind: str, runs: Sequence[Run], curves: Sequence[Curve], *, styles: Styles) -> Picture | None:
     curves = [curve for curve in curves if curve.points]
     if all(len(curve.points) < 2 for curve in curves):
         return None
-    lowest = min(curves, key=lambda curve: curve.points[-1][1])
-    title = f"{kind.capitalize()} loss ends at {lowest.points[-1][1]:.2f} for {lowest.name}"
-    title += ", the lowest" if len(curves) > 1 else ""
-    figure = _by_update(curves, styles, size=MIDDLE, unit="bits per token", markers=kind == "validation")
+    drawn = [run for run in runs if run.name in {curve.name for curve in curves}]
+    figure = _by_update(
+        curves,
+        styles,
+        size=MIDDLE,
+        unit="bits per token",
+        markers=kind == "validation",
+        ranked=comparable(drawn),
+    )
     limits = _late(curves)
     if limits:
         figure.axes.set_ylim(limits)
-    note = "Higher losses of the first updates are above the figure." if limits else ""
-    return _picture(figure, curves, title=title, note=note)
+    notes = [_starts(drawn), "" if comparable(drawn) else LOSSES_DIFFER]
+    notes += ["Higher losses of the first updates are above the figure."] if limits else []
+    return _picture(figure, curves, title=f"{kind.capitalize()} loss", note=" ".join(filter(None, notes)))
 
 
 def rollouts(runs: Sequence[Run], styles: Styles) -> list[Picture]:
     """Show each of the plugin's metrics over time, for the runs that log it."""
     pictures = []
     for name, (title, unit) in ROLLOUTS.items():
-        curves = [Curve(run.name, run.training(name)) for run in runs]
+        curves = [_curve(run, run.training(name)) for run in runs]
         curves = [curve for curve in curves if curve.points]
         if curves:
             figure = _by_update(curves, styles, size=SMALL)
@@ -123,28 +141,21 @@ def by_length(evaluation: Evaluation, styles: Styles) -> Picture | None:
             found.setdefault(name, {})[key] = group.bleu
             counts[key] = max(group.sentences, counts.get(key, 0))
     groups = sorted(counts, key=lambda group: group[0])
-    if len(groups) < 2:
+    drawn = [group for group in groups if counts[group] >= FEWEST]
+    if len(drawn) < 2:
         return None
-    labels = [f"{_tokens(group)} tokens\n{counts[group]:,} sentences" for group in groups]
-    figure = _by_group(_group_curves(found, groups), labels, styles, unit="BLEU")
-    title = _falls(found, groups[0], groups[-1])
+    labels = [f"{_tokens(group)} tokens\n{counts[group]:,} sentences" for group in drawn]
+    figure = _by_group(_group_curves(found, drawn), labels, styles, unit="BLEU")
+    title = "BLEU by the length of the source"
     rows = [
         [Cell(name), *(Cell(f"{each[group]:.2f}" if group in each else "") for group in groups)]
         for name, each in found.items()
     ]
     table = Table(["model", *(f"{_tokens(group)} ({counts[group]:,})" for group in groups)], rows)
-    svg = figure.svg(f"BLEU by tokens of the source. {title}.")
-    return Picture(title, svg, table, "Groups of few sentences say little.")
-
-
-def _falls(found: Mapping[str, Mapping[Group, float]], first: Group, last: Group) -> str:
-    """Return a title about the change from the shortest group to the longest."""
-    falls = {name: each[last] - each[first] for name, each in found.items() if first in each and last in each}
-    if len({signed(fall) for fall in falls.values()}) < 2:
-        return "BLEU by the length of the source"
-    most, least = min(falls, key=falls.__getitem__), max(falls, key=falls.__getitem__)
-    changes = f"{most} changes by {signed(falls[most])} BLEU and {least} by {signed(falls[least])}"
-    return f"From the shortest sources to the longest, {changes}"
+    note = "The fewer sentences a group has, the more of a difference is chance."
+    if len(drawn) < len(groups):
+        note += f" Groups of fewer than {FEWEST} sentences are in the numbers alone."
+    return Picture(title, figure.svg(f"{title}."), table, note)
 
 
 def by_position(evaluation: Evaluation, styles: Styles) -> Picture | None:
@@ -164,7 +175,7 @@ def by_position(evaluation: Evaluation, styles: Styles) -> Picture | None:
     labels = [f"tokens {_tokens(group)}" for group in groups]
     figure = _by_group(_group_curves(gains, groups), labels, styles, unit="percentage points")
     figure.axes.axhline(0.0, color=SOFT, linewidth=0.8, linestyle=":")
-    title = _drift(gains, groups)
+    title = "Agreement with the teacher after own prefixes, by position"
     rows = [
         [
             Cell(name),
@@ -177,22 +188,7 @@ def by_position(evaluation: Evaluation, styles: Styles) -> Picture | None:
         "How much more often a student prefers the teacher's token after its own prefixes than after the "
         "references'."
     )
-    return Picture(title, figure.svg(f"Agreement by position. {title}."), table, note, is_wide=True)
-
-
-def _drift(gains: Mapping[str, Mapping[Group, float]], groups: Sequence[Group]) -> str:
-    """Return a title about the last position that all students have."""
-    shared = [group for group in groups if all(group in each for each in gains.values())]
-    if not shared:
-        return "Agreement with the teacher on own prefixes, by position"
-    last = {name: each[shared[-1]] for name, each in gains.items()}
-    least = min(last, key=last.__getitem__)
-    where, change = f"at tokens {_tokens(shared[-1])}", last[least]
-    if len(last) > 1:
-        verb = "loses most agreement" if change < 0 else "gains least agreement"
-        return f"On its own prefixes, {least} {verb} with the teacher {where}: {signed(change)} points"
-    changes = f"changes by {signed(change)} points {where}"
-    return f"On its own prefixes, {least}'s agreement with the teacher {changes}"
+    return Picture(title, figure.svg(f"{title}."), table, note, is_wide=True)
 
 
 def _group_curves(found: Mapping[str, Mapping[Group, float]], groups: Sequence[Group]) -> list[Curve]:
@@ -225,9 +221,10 @@ def _by_update(
     size: tuple[float, float],
     unit: str = "",
     markers: bool = False,
+    ranked: bool = True,
 ) -> SvgFigure:
     """Return a figure of curves over updates."""
-    figure = _figure(curves, styles, size=size, markers=markers)
+    figure = _figure(curves, styles, size=size, markers=markers, ranked=ranked)
     axes = figure.axes
     axes.xaxis.set_major_locator(MaxNLocator(4 if size == SMALL else 6, integer=True, steps=STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -271,9 +268,14 @@ def thinned(points: Points, count: int = POINTS) -> list[tuple[float, float]]:
 
 
 def _figure(
-    curves: Sequence[Curve], styles: Styles, *, size: tuple[float, float], markers: bool
+    curves: Sequence[Curve],
+    styles: Styles,
+    *,
+    size: tuple[float, float],
+    markers: bool,
+    ranked: bool = True,
 ) -> SvgFigure:
-    """Return a figure of curves, with a legend in the order of their ends."""
+    """Return a figure of curves, with a legend in the order of their ends if that is ``ranked``."""
     texts = {curve.name: _text(curve, len(curves)) for curve in curves}
     right, legend_height = legend_room(texts.values())
     figure = SvgFigure(size[0], max(size[1], legend_height + 50), right=right)
@@ -291,7 +293,8 @@ def _figure(
     if max(values) - min(values) < 1e-9 + 1e-3 * abs(max(values)):  # all the same
         middle, pad = values[0], max(abs(values[0]) * 0.1, 0.5)
         axes.set_ylim(middle - pad, middle + pad)
-    names = [curve.name for curve in sorted(curves, key=lambda curve: -curve.points[-1][1])]
+    order = sorted(curves, key=lambda curve: -curve.points[-1][1]) if ranked else curves
+    names = [curve.name for curve in order]
     figure.legend(names, styles, texts=texts, linewidth=1.8, markersize=5 if markers else 0)
     return figure
 

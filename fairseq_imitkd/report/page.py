@@ -8,13 +8,14 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 import fairseq_imitkd
-from fairseq_imitkd.evaluate.schema import GREEDY
+from fairseq_imitkd.evaluate.schema import GREEDY, QualityScore
 from fairseq_imitkd.report import curves, probes, tables
 from fairseq_imitkd.report.evaluations import Evaluation
 from fairseq_imitkd.report.examples import Example, examples
 from fairseq_imitkd.report.pareto import pareto
 from fairseq_imitkd.report.paths import disambiguate, shortened
 from fairseq_imitkd.report.picture import Picture
+from fairseq_imitkd.report.rollouts import RolloutsAt
 from fairseq_imitkd.report.runs import Run
 from fairseq_imitkd.report.svg import Style, figure_settings, styles
 from fairseq_imitkd.report.tables import Table
@@ -24,10 +25,17 @@ SIGNIFICANT = 0.05  # a difference with a larger p may be chance
 
 @dataclass(frozen=True)
 class Fact:
-    """A number of the summary, and what it is."""
+    """A number of the summary.
+
+    Args:
+        number: the number.
+        what: what it is.
+        between: its interval; empty for a number that is not measured.
+    """
 
     number: str
     what: str
+    between: str = ""
 
 
 @dataclass
@@ -38,6 +46,8 @@ class EvaluationPart:
     name: str
     headline: str
     facts: list[Fact]
+    chosen: str
+    served: Table | None
     signatures: dict[str, str]
     models: Table | None
     faults: Table | None
@@ -55,6 +65,7 @@ class TrainingPart:
     curves: list[Picture] = field(default_factory=list)
     rollouts: list[Picture] = field(default_factory=list)
     without: list[str] = field(default_factory=list)
+    sentences: dict[str, list[RolloutsAt]] = field(default_factory=dict)  # by the name of the run
     settings: Table | None = None
 
 
@@ -88,7 +99,7 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["shortened"] = shortened
+    environment.filters |= {"shortened": shortened, "breakable": breakable}
     title = "Distillation report"
     html = environment.get_template("template.html").render(
         title=title,
@@ -104,12 +115,18 @@ def page(
     return html, notes
 
 
+def breakable(name: str) -> Markup:
+    """Return a name that a narrow cell can break after its underscores."""
+    return Markup("_<wbr>").join(name.split("_"))
+
+
 def _sections(compared: Sequence[EvaluationPart], trained: TrainingPart | None) -> dict[str, str]:
     """Return the titles of the sections that are not empty, by their anchors."""
     there = {
         "models": ("Quality, speed and size", any(each.models or each.pareto for each in compared)),
         "training": ("Training", trained is not None),
         "rollouts": ("Rollouts and teacher", trained is not None and bool(trained.rollouts)),
+        "sentences": ("What the students write", trained is not None and bool(trained.sentences)),
         "length": ("Quality by length", any(each.by_length for each in compared)),
         "exposure": ("Exposure bias", any(each.probes for each in compared)),
         "examples": (_examples_title(compared), any(each.examples for each in compared)),
@@ -145,54 +162,74 @@ def _missing(compared: Sequence[EvaluationPart], trained: TrainingPart | None) -
 
 
 def _compared(evaluation: Evaluation, name: str, looks: dict[str, Style]) -> EvaluationPart:
-    headline, facts = summary(evaluation)
+    headline, facts, chosen = summary(evaluation)
     probed = [
         probes.agreement(evaluation, looks),
         probes.exposure(evaluation, looks),
         curves.by_position(evaluation, looks),
     ]
     return EvaluationPart(
-        evaluation, name, headline, facts, evaluation.signatures,
+        evaluation, name, headline, facts, chosen, tables.served(evaluation, looks), evaluation.signatures,
         tables.models(evaluation, looks), tables.faults(evaluation), pareto(evaluation, looks),
         curves.by_length(evaluation, looks), [each for each in probed if each], examples(evaluation),
     )  # fmt: skip
 
 
 def _trained(runs: Sequence[Run], looks: dict[str, Style]) -> TrainingPart:
+    sentences = {run.name: run.rollouts for run in runs if run.rollouts}
     return TrainingPart(
         tables.runs(runs, looks), curves.training(runs, looks), curves.rollouts(runs, looks),
-        [run.name for run in runs if not run.is_distillation], tables.differences(runs),
+        [run.name for run in runs if not run.is_distillation], sentences, tables.differences(runs),
     )  # fmt: skip
 
 
-def summary(evaluation: Evaluation) -> tuple[str, list[Fact]]:
-    """Sum up the best model beside baseline and teacher, all by greedy decoding.
+def summary(evaluation: Evaluation) -> tuple[str, list[Fact], str]:
+    """Sum up the best model beside the baseline, by greedy decoding. A measured number has its interval.
 
     Returns:
-        a line, and a few numbers; both empty without a baseline or without a model to compare with it.
+        a line, a few numbers, and a warning if the model was chosen among several; all empty without a
+        baseline or without a model to compare with it.
     """
     bleus = {name: model.main.bleu for name, model in evaluation.models.items() if model.main}
     scores = {name: bleu for name, bleu in bleus.items() if bleu}
     base, teacher = evaluation.baseline, evaluation.teacher
     others = [name for name in scores if name not in (base, teacher)]
     if base is None or base not in scores or not others:
-        return "", []
+        return "", [], ""
     best = max(others, key=lambda name: scores[name].score)
-    score, p = scores[best].score, scores[best].p
-    difference = score - scores[base].score
-    facts = [Fact(f"{score:.1f}", f"BLEU, {tables.signed(difference)} against {base}")]
-    if teacher and teacher != base and teacher in scores and scores[teacher].score > 0:
-        whole = scores[teacher].score
-        facts.append(Fact(f"{score / whole:.0%}", f"of {teacher}'s {whole:.1f} BLEU"))
+    found, facts = scores[best], list[Fact]()
+    if found.low is not None and found.high is not None:
+        between = f"95% interval {found.low:.1f} to {found.high:.1f}"
+        facts.append(Fact(f"{found.score:.1f}", f"BLEU of {best}", between))
     speed = evaluation.models[best].speed(GREEDY)
-    if speed and speed.times_baseline:
-        times = speed.times_baseline.median
-        facts.append(Fact(f"{times:.1f}\N{MULTIPLICATION SIGN}", f"the speed of {base}"))
+    times = speed.times_baseline if speed else None
+    if times and times.low is not None and times.high is not None:
+        between = f"quartiles {times.low:.1f} to {times.high:.1f}"
+        facts.append(Fact(f"{times.median:.1f}\N{MULTIPLICATION SIGN}", f"the speed of {base}", between))
     larger = teacher or base
-    size, whole_size = evaluation.models[best].bytes, evaluation.models[larger].bytes
-    if size and whole_size:
-        facts.append(Fact(f"{size / whole_size:.0%}", f"of {larger}'s size on disk"))
-    amount = f"{abs(difference):.1f} BLEU" + (f" (p {tables.probability(p)})" if p is not None else "")
-    if p is not None and p >= SIGNIFICANT:
-        return f"{best} and {base} differ by {amount}: that may be chance", facts
-    return f"{best} is {'better' if difference > 0 else 'worse'} than {base} by {amount}", facts
+    size, whole = evaluation.models[best].served_bytes, evaluation.models[larger].served_bytes
+    if size and whole:
+        facts.append(Fact(f"{size / whole:.0%}", f"of {larger}'s megabytes"))
+    chosen = (
+        f"{best} has the highest BLEU of {len(others)} models, and was chosen on this test set: its lead is "
+        "rather too high than too low."
+        if len(others) > 1
+        else ""
+    )
+    return _headline(best, base, found, base_score=scores[base].score), facts, chosen
+
+
+def _headline(best: str, base: str, found: QualityScore, *, base_score: float) -> str:
+    """Return how the best model compares with the baseline, as far as its bootstrap tells."""
+    p, low, high = found.p, found.difference_low, found.difference_high
+    if p is None:
+        return f"{best} beside {base}"
+    if p >= SIGNIFICANT:
+        return f"{best} and {base} differ by no more than chance explains (p {tables.probability(p)})"
+    difference = found.score - base_score
+    verb = "better" if difference > 0 else "worse"
+    if low is None or high is None:
+        return f"{best} is {verb} than {base} (p {tables.probability(p)})"
+    low, high = (low, high) if difference > 0 else (-high, -low)
+    between = f"95% interval {low:.1f} to {high:.1f}, p {tables.probability(p)}"
+    return f"{best} is {verb} than {base} by {abs(difference):.1f} BLEU ({between})"

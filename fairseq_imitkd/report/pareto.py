@@ -21,7 +21,7 @@ class Point:
     Args:
         name: name of the model.
         search: name of the search.
-        x: sentences a second.
+        x: sentences a second, of the median batch.
         bleu: BLEU with its interval.
         is_main: whether it is the model's main search, whose marker is filled.
     """
@@ -47,7 +47,7 @@ class Point:
 def pareto(evaluation: Evaluation, styles: Styles) -> Picture | None:
     """Return the figure; None if no model has both BLEU and a speed."""
     points = [
-        Point(name, search, speed.sentences_per_second, found.bleu, search == model.main_search)
+        Point(name, search, speed.rate, found.bleu, search == model.main_search)
         for name, model in evaluation.models.items()
         for search, found in model.searches.items()
         if found.bleu and (speed := model.speed(search))
@@ -63,13 +63,13 @@ def pareto(evaluation: Evaluation, styles: Styles) -> Picture | None:
     for point in points:
         _draw_point(figure, point, styles)
     figure.legend(names, styles, texts={name: clean(name) for name in names}, linestyle="none", markersize=8)
-    title = _title(list(dict.fromkeys(point.name for point in best)), len(names))
+    title = "Quality against speed"
     table = Table(
         ["model", "decoding", "sentences/s", "BLEU", "on the front"],
         [_row(point, point in best) for point in points],
         words=2,
     )
-    return Picture(title, figure.svg(f"BLEU against sentences a second. {title}."), table, _note(points))
+    return Picture(title, figure.svg(f"{title}: BLEU against sentences a second."), table, _note(points))
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -92,27 +92,14 @@ def _row(point: Point, is_on_front: bool) -> list[Cell]:
 
 
 def _note(points: Sequence[Point]) -> str:
-    note = "Vertical lines are 95% intervals; the dotted line is the front."
+    note = (
+        "Vertical lines are 95% intervals of BLEU. The dotted line is the front: the models that none "
+        "surpasses in both numbers, by differences that may be chance."
+    )
     others = list(dict.fromkeys(point.search for point in points if point.search != GREEDY))
     if 0 < len(others) < len({point.search for point in points}):
         note += f" Filled markers: greedy decoding. Hollow markers: {listed(others)}."
     return note
-
-
-def _title(names: Sequence[str], count: int) -> str:
-    """Return what the front says.
-
-    Args:
-        names: names of the models on it.
-        count: number of all models.
-    """
-    if count == 1:
-        return "Quality and speed"
-    if len(names) == count:
-        return "All models are on the front: the faster, the worse"
-    if len(names) <= 3:
-        return f"No model is both faster and better than {listed(names)}"
-    return f"{len(names)} of {count} models are on the front of speed and quality"
 
 
 def _figure(points: Sequence[Point], names: Sequence[str]) -> SvgFigure:

@@ -8,7 +8,7 @@ from fairseq_imitkd.evaluate.schema import EXPOSURE
 from fairseq_imitkd.report.evaluations import Evaluation
 from fairseq_imitkd.report.picture import MIDDLE, STEPS, Picture, Styles
 from fairseq_imitkd.report.svg import CARD, SIZE, SOFT, SvgFigure, clean, width_of
-from fairseq_imitkd.report.tables import Cell, Table, signed
+from fairseq_imitkd.report.tables import Cell, Table
 
 SAME = "% of tokens for which student and teacher prefer the same"
 KINDS = ("o", "D", "s", "^")  # markers, those in HOLLOW not filled
@@ -28,19 +28,14 @@ def agreement(evaluation: Evaluation, styles: Styles) -> Picture | None:
     if not rows:
         return None
     figure = _figure(rows, ["references' prefixes", "own prefixes"], styles, label=SAME)
-    losses = {name: gold - own for name, (gold, own) in rows.items()}
-    least = min(losses, key=losses.__getitem__)
-    title = (
-        f"After its own prefixes, {least} agrees with the teacher {_points(-losses[least])}"
-        if len(losses) == 1
-        else f"From the references' prefixes to its own, {least} keeps most of its agreement with the teacher"
-    )
-    table = Table(["student", "agreement, references", "agreement, own", "KL, references", "KL, own"], cells)
-    return Picture(title, figure.svg(f"Agreement with the teacher. {title}."), table)
-
-
-def _points(change: float) -> str:
-    return f"{abs(change):.1f} points {'more' if change > 0 else 'less'} often"
+    title = "Agreement with the teacher, after references' prefixes and own ones"
+    notes = [
+        "Agreement: share of tokens for which student and teacher find the same one the most probable. KL: "
+        "KL(teacher || student), in nats per token.",
+        "References: after the references' prefixes. Own: after the student's own, by greedy decoding.",
+    ]
+    header = ["student", "agreement, references", "agreement, own", "KL, references", "KL, own"]
+    return Picture(title, figure.svg(f"{title}."), Table(header, cells, notes=notes))
 
 
 def exposure(evaluation: Evaluation, styles: Styles) -> Picture | None:
@@ -56,15 +51,13 @@ def exposure(evaluation: Evaluation, styles: Styles) -> Picture | None:
     rows = {name: [bleu[each] for each in EXPOSURE] for name, bleu in found.items()}
     label = "BLEU; one model writes the first half, another the second"
     figure = _figure(rows, titles, styles, label=label)
-    gains = {name: bleu["teacher_then_student"] - bleu["student"] for name, bleu in found.items()}
-    least, most = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
-    changes = f"{most if len(gains) == 1 else 'each student'} by {signed(gains[most])} BLEU"
-    if signed(gains[least]) != signed(gains[most]):
-        changes = f"{most} by {signed(gains[most])} BLEU and {least} by {signed(gains[least])}"
-    title = f"The teacher's first half changes {changes}"
+    title = "BLEU of translations that one model begins and another completes"
     cells = [[Cell(name), *(Cell(f"{value:.2f}") for value in values)] for name, values in rows.items()]
-    table = Table(["student", *titles], cells)
-    return Picture(title, figure.svg(f"BLEU of mixed translations. {title}."), table)
+    note = (
+        "Student, then teacher: the first half is the student's, and the teacher completes it. Teacher, then "
+        "student: the other way round. All are on the same sentences."
+    )
+    return Picture(title, figure.svg(f"{title}."), Table(["student", *titles], cells, notes=[note]))
 
 
 def _figure(

@@ -1,17 +1,19 @@
 """Reads trainings: what they logged at which update, and how they were configured."""
 
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError, in_one_line
-from fairseq_imitkd.report import logs, settings, tensorboard
+from fairseq_imitkd.report import logs, rollouts, settings, tensorboard
 from fairseq_imitkd.report.paths import disambiguate
+from fairseq_imitkd.report.rollouts import RolloutsAt
 from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES
-from fairseq_imitkd.training.run_files import CONFIG, EPOCH, EPOCH_BEGINS, INNER, METRICS
+from fairseq_imitkd.training.run_files import CONFIG, EPOCH, EPOCH_BEGINS, INNER, METRICS, ROLLOUTS
 
 # Metrics that only the plugin's criteria log.
 DISTILLATION = (
@@ -22,6 +24,17 @@ DISTILLATION = (
     "agreement",
     "rollout_time",
     "teacher_time",
+)
+
+# Settings of a criterion that do not change what it computes.
+NOT_OF_THE_LOSS = (
+    "seed",
+    "max_update",
+    "max_epoch",
+    "ddp_backend",
+    "disable_validation",
+    "find_unused_parameters",
+    "sentence_avg",
 )
 
 Points = list[tuple[int, float]]  # updates and values
@@ -37,20 +50,30 @@ class Run:
         metrics: values by tag, update and name.
         settings: fairseq's configuration as :func:`~fairseq_imitkd.report.settings.flatten` returns it; empty
             if unknown.
+        loss: criterion, its settings and its teacher, which runs must share for their losses to be
+            comparable; None if unknown.
         parameters: number of the student's parameters, or None if unknown.
         starts: how often the run was started or resumed; 0 if unknown.
         is_finished: whether the last start came to its end; None if unknown.
+        parent: name of the run whose weights this one started from; None if it started from random ones, or
+            from a checkpoint of no run on the page.
+        before: updates of those weights, with those of the parent's own parent; 0 if there is no parent.
         notes: remarks about the source, one line each.
+        rollouts: rollouts of a few updates, if ``--log-rollouts`` has written some.
     """
 
     name: str
     source: Path
     metrics: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    loss: dict[str, Any] | None = None
     parameters: int | None = None
     starts: int = 0
     is_finished: bool | None = None
+    parent: str | None = None
+    before: int = 0
     notes: list[str] = field(default_factory=list)
+    rollouts: list[RolloutsAt] = field(default_factory=list)
 
     def add(self, tag: str, update: int, values: dict[str, float]) -> None:
         """Add the metrics of one update. A run that went back to an earlier checkpoint loses its later
@@ -109,6 +132,31 @@ class Run:
         return max((update for rows in self.metrics.values() for update in rows), default=0)
 
     @property
+    def start(self) -> PurePath | None:
+        """The checkpoint whose weights a new training started from; None if they were random, or unknown."""
+        path = self.settings.get("finetune_from_model")
+        if not path and self.settings.get("reset_optimizer"):  # otherwise the same training goes on
+            path = self.settings.get("restore_file")
+        found = PurePath(str(path or ""))
+        return found if found.parent.name else None  # a bare name is of the run's own folder
+
+    @property
+    def origin(self) -> str:
+        """The weights that the run started from, in words; empty if they were random, or unknown."""
+        if self.parent is not None:
+            return f"after {self.before:,} updates of {self.parent}"
+        return f"from the weights of {self.start.parent.name}" if self.start else ""
+
+    def updates_at(self, checkpoint: str) -> int | None:
+        """Return how many updates one of the run's checkpoints has had; None if its name does not say."""
+        if checkpoint == "checkpoint_last.pt":
+            return self.updates
+        if checkpoint == "checkpoint_best.pt":
+            return self.best[0] if self.best else None
+        numbered = re.fullmatch(r"checkpoint_\d+_(\d{1,12})\.pt", checkpoint)
+        return int(numbered[1]) if numbered else None
+
+    @property
     def is_distillation(self) -> bool:
         """Whether one of the plugin's criteria has logged metrics."""
         return any(self.training(name) for name in DISTILLATION)
@@ -139,6 +187,7 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
         seen.add(whole)
         runs.append(run)
     notes += _rename_alike(runs)
+    _find_parents(runs)
     return runs, [*notes, *(note for run in runs for note in run.notes)]
 
 
@@ -194,6 +243,10 @@ def _sources(path: Path, is_folder: bool) -> list[Path]:
 def _read_metrics(run: Run, path: Path) -> None:
     """Add what a training's own two files hold."""
     _read_config(run, path.with_name(CONFIG))
+    try:
+        run.rollouts = rollouts.read(path.parent)
+    except OSError as error:
+        run.notes.append(f"'{path.with_name(ROLLOUTS)}' can't be read: {error.strerror}")
     run.is_finished = False
     for line in _lines(run, path):
         if logged := logs.parse_metrics_line(line):
@@ -241,8 +294,32 @@ def _read_config(run: Run, path: Path) -> None:
         run.notes.append(f"'{path}' can't be read ({in_one_line(error)}): the settings are missing")
         return
     run.settings = settings.flatten(content.get("config"))
+    config = content.get("config")
+    criterion = config.get("criterion") if isinstance(config, dict) else None
+    if isinstance(criterion, dict):
+        own = {name: value for name, value in criterion.items() if name not in NOT_OF_THE_LOSS}
+        run.loss = {**own, "teacher_path": run.settings.get("teacher_path")}
     parameters, starts = (logs.number(content.get(name)) for name in ("parameters", "starts"))
     run.parameters, run.starts = None if parameters is None else int(parameters), int(starts or 0)
+
+
+def _find_parents(runs: Sequence[Run]) -> None:
+    """Find the runs that others started from, by the folders of their checkpoints."""
+    by_folder = {_folder(run).name: run for run in runs}
+    found: dict[str, tuple[Run, int]] = {}
+    for run in runs:
+        parent = by_folder.get(run.start.parent.name) if run.start else None
+        updates = parent.updates_at(run.start.name) if parent and run.start else None
+        if parent is not None and parent is not run and updates is not None:
+            found[run.name] = parent, updates
+    for run in runs:
+        seen, name = {run.name}, run.name
+        while name in found:
+            parent, updates = found[name]
+            if parent.name in seen:  # paths that name each other say nothing
+                break
+            seen.add(parent.name)
+            run.parent, run.before, name = run.parent or parent.name, run.before + updates, parent.name
 
 
 def _rename_alike(runs: list[Run]) -> list[str]:

@@ -46,6 +46,11 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
+SIZE_NOTE = (
+    "MB: the weights of a checkpoint, without the optimiser's state, or all files of an exported student."
+)
+
+
 def _nothing(*_: object) -> str:
     return ""
 
@@ -140,7 +145,7 @@ def _columns(evaluation: Evaluation) -> list[_Column]:
     columns = [column for metric in METRICS for column in _score_columns(metric)]
     return [
         *columns,
-        _Column("sentences/s", _rate, lambda value: f"{value:,.{0 if value >= 100 else 1}f}"),
+        _RATE,
         _Column(
             f"\N{MULTIPLICATION SIGN} {baseline}", _times, lambda value: f"{value:.2f}", aside=_quartiles
         ),
@@ -152,7 +157,7 @@ def _columns(evaluation: Evaluation) -> list[_Column]:
             False,
             of_model=True,
         ),
-        _Column("MB", lambda row: row.model.bytes, megabytes, False, of_model=True),
+        _SIZE,
         _Column("memory MB", lambda row: row.model.peak_memory_bytes, megabytes, False, of_model=True),
     ]
 
@@ -186,7 +191,16 @@ def _score_columns(metric: str) -> list[_Column]:
 
 
 def _rate(row: _Row) -> float | None:
-    return row.speed.sentences_per_second if row.speed else None
+    return row.speed.rate if row.speed else None
+
+
+def _shown_rate(rate: float) -> str:
+    return f"{rate:,.{0 if rate >= 100 else 1}f}"
+
+
+def _rate_quartiles(row: _Row) -> str:
+    rounds = row.speed.rounds if row.speed else None
+    return f"{_shown_rate(rounds.low)} to {_shown_rate(rounds.high)}" if rounds else ""
 
 
 def _times(row: _Row) -> float | None:
@@ -211,6 +225,10 @@ def megabytes(size: float) -> str:
     )
 
 
+_RATE = _Column("sentences/s", _rate, _shown_rate, aside=_rate_quartiles)
+_SIZE = _Column("MB", lambda row: row.model.served_bytes, megabytes, False, of_model=True)
+
+
 def _best(values: Sequence[float | None], more_is_better: bool | None) -> float | None:
     """Return the best value; None if none is better than another."""
     known = [value for value in values if value is not None]
@@ -220,7 +238,10 @@ def _best(values: Sequence[float | None], more_is_better: bool | None) -> float 
 
 
 def _notes(evaluation: Evaluation, rows: Sequence[_Row]) -> list[str]:
-    notes = ["● marks the best value of a column; the range after BLEU is its 95% interval."]
+    notes = [
+        "● marks the best value of a column. The range after BLEU is its 95% interval; a lead within it may "
+        "be chance."
+    ]
     has_p = any(score.p is not None for row in rows for score in row.found.scores.values())
     if evaluation.baseline and has_p:
         notes.append(
@@ -230,10 +251,32 @@ def _notes(evaluation: Evaluation, rows: Sequence[_Row]) -> list[str]:
     batches = {model.batch for model in evaluation.models.values() if model.batch}
     if len(batches) == 1 and max(batches) > 1:
         notes.append(
-            f"Speed is measured in batches of {max(batches)} sentences; ms is the median time of a "
-            "sentence alone."
+            f"Speed is that of the median batch of {max(batches)} sentences, with the quartiles of the "
+            "batches; ms is the median time of a sentence alone."
         )
-    return notes
+    return [*notes, SIZE_NOTE]
+
+
+def served(evaluation: Evaluation, styles: Mapping[str, Style]) -> Table | None:
+    """Show the models that can be served, in a table that fits a phone: exported students, or all students if
+    none was exported.
+    """
+    every = [row for row in _rows(evaluation) if row.found.bleu]
+    exported = [row for row in every if row.model.is_exported]
+    rows = exported or [
+        row for row in every if row.name != evaluation.teacher and row.search == row.model.main_search
+    ]
+    if not rows or len(rows) == len(every):
+        return None  # the table of all models says as much
+    bleu = _score_columns("bleu")[0]
+    columns = [column for column in (bleu, _RATE, _SIZE) if any(column.find(row) is not None for row in rows)]
+    title = "exported student" if exported else "student"
+    notes = ["Ranges: the 95% interval of BLEU, and the quartiles of the batches' speeds."]
+    table = Table([title, *(column.title for column in columns)], [], notes=notes)
+    for row in rows:
+        name = Cell(row.name, row.search, style=styles.get(row.name))
+        table.rows.append([name, *(_cell(column, row, again=False, best=None) for column in columns)])
+    return table
 
 
 def faults(evaluation: Evaluation) -> Table | None:
@@ -259,13 +302,8 @@ def faults(evaluation: Evaluation) -> Table | None:
 def runs(every: Sequence[Run], styles: Mapping[str, Style]) -> Table:
     """Show what each training was and what it reached."""
     metrics = list(dict.fromkeys(run.best_metric for run in every if run.best))
-    header = ["run", "criterion", "architecture", "parameters", "updates", "last loss"]
+    header = ["run", "criterion", "architecture", "parameters", "updates", "last training loss"]
     header += [f"best validation {named(metric)}" for metric in metrics] + ["hours"]
-    best = {}
-    for metric in metrics:
-        of_metric = [run for run in every if run.best_metric == metric]
-        values = [run.best[1] for run in of_metric if run.best]
-        best[metric] = None if metric == "loss" else _best(values, of_metric[0].more_is_better)
     rows = []
     for run in every:
         losses, wall = run.training("loss"), run.training("wall")
@@ -276,23 +314,37 @@ def runs(every: Sequence[Run], styles: Mapping[str, Style]) -> Table:
                 Cell("" if run.parameters is None else f"{run.parameters:,}"),
                 Cell(f"{run.updates:,}", _state(run)),
                 Cell(f"{losses[-1][1]:.3f}" if losses else ""),
-                *(_best_cell(run, metric, best[metric]) for metric in metrics),
+                *(_best_cell(run, metric) for metric in metrics),
                 Cell(f"{wall[-1][1] / 3600:.2f}" if wall else ""),
             ]
         )
-    return Table(header, rows, 3)
+    notes = [] if comparable(every) else [LOSSES_DIFFER]
+    return Table(header, rows, 3, notes)
+
+
+LOSSES_DIFFER = (
+    "These runs compute different losses: compare a loss only with that of a run with the same criterion and "
+    "settings."
+)
+
+
+def comparable(every: Sequence[Run]) -> bool:
+    """Return whether all runs are known to compute the same loss."""
+    first = every[0].loss
+    return len(every) == 1 or (first is not None and all(run.loss == first for run in every))
 
 
 def _state(run: Run) -> str:
     parts = [f"{run.starts} starts"] if run.starts > 1 else []
+    parts += [run.origin] if run.origin else []
     return ", ".join([*parts, "not finished"] if run.is_finished is False else parts)
 
 
-def _best_cell(run: Run, metric: str, best: float | None) -> Cell:
+def _best_cell(run: Run, metric: str) -> Cell:
     if run.best is None or run.best_metric != metric:
         return Cell("")
     update, value = run.best
-    return Cell(f"{value:.2f}", f"at {update:,}", best=value == best)
+    return Cell(f"{value:.2f}", f"at {update:,}")
 
 
 def named(metric: str) -> str:
@@ -305,11 +357,6 @@ def named(metric: str) -> str:
 def probability(p: float) -> str:
     """Return what follows "p", with its sign; a value that rounds to zero is shown as less than 0.001."""
     return f"= {p:.3f}" if p >= 0.0005 else "< 0.001"
-
-
-def signed(value: float) -> str:
-    """Return a difference with its sign; the minus is as wide as a plus."""
-    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def differences(every: Sequence[Run]) -> Table | None:

@@ -22,6 +22,14 @@ SCORES = {
     "rouge-2": "rouge2",
     "rouge-l": "rougeL",
 }
+TITLES = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "ter": "TER",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+}
 LESS_IS_BETTER = ("ter",)
 DIGITS, ROUGE_DIGITS = 2, 4  # decimals in logs; ROUGE is in 0..1, the others are in per cent
 

@@ -26,6 +26,7 @@ from fairseq_imitkd.version import __version__
 logger = logging.getLogger(__name__)
 
 CONFIG, METRICS, FORMAT = "config.json", "metrics.jsonl", 1
+ROLLOUTS = "rollouts.jsonl"  # of --log-rollouts
 # fairseq's tags for the metrics of every --log-interval updates and for those of a whole epoch. The third one
 # is ours: its lines say that an epoch begins.
 INNER, EPOCH, EPOCH_BEGINS = "train_inner", "train", "epoch_begins"
@@ -110,6 +111,7 @@ class RunFiles:
                 },
             )
             self._last = continue_metrics(folder / METRICS, update)
+            continue_metrics(folder / ROLLOUTS, update)
             TrainLog.attached().begin(folder, continues=update > 0)
         except OSError as error:
             _warn(folder, error)

@@ -33,7 +33,7 @@ def test_missing_flags_are_added(
 ) -> None:
     """Decoding too goes through our task, whose greedy and sampled decoding is the rollouts' engine."""
     called = []
-    module = SimpleNamespace(cli_main=lambda: called.append(sys.argv[1:]))
+    module = SimpleNamespace(cli_main=lambda: called.append(sys.argv[1:]), main=None)
     monkeypatch.setattr(
         fairseq_commands.importlib, "import_module", lambda module_name: called.append(module_name) or module
     )
@@ -128,7 +128,7 @@ def test_bf16_is_a_tpu_s_only_where_there_may_be_one(
         parsed.append(options.parse_args_and_arch(parser, flags))
 
     monkeypatch.setattr(
-        fairseq_commands.importlib, "import_module", lambda name: SimpleNamespace(cli_main=command)
+        fairseq_commands.importlib, "import_module", lambda name: SimpleNamespace(cli_main=command, main=None)
     )
     monkeypatch.setattr(sys, "argv", ["imitkd-train", "data", *typed])
     monkeypatch.setattr(fairseq_commands.logging.root, "handlers", [])
@@ -211,7 +211,7 @@ def test_training_without_validation_needs_no_split_for_it(
         )
 
     monkeypatch.setattr(
-        fairseq_commands.importlib, "import_module", lambda name: SimpleNamespace(cli_main=command)
+        fairseq_commands.importlib, "import_module", lambda name: SimpleNamespace(cli_main=command, main=None)
     )
     monkeypatch.setattr(fairseq_commands.logging.root, "handlers", [])
     for typed in ((str(data), "--disable-validation"), ("none", "--task", "language_modeling")):

@@ -34,6 +34,7 @@ from fairseq_imitkd.evaluate.quality import Metrics
 from fairseq_imitkd.evaluate.schema import EvaluationResults, QualityScore, Quartiles, from_json
 from fairseq_imitkd.evaluate.sentences import Detokenizer, read, spread
 from fairseq_imitkd.evaluate.speed import Failures, Timing, interleave, quartiles, speed_result
+from fairseq_imitkd.text import bootstrap
 from fairseq_imitkd.text.subwords import TextSettings
 from tests.helpers.evaluations import EOS, ScriptedModel, hide, output_of, sentences, tokens, write
 from tests.helpers.exports import make_students
@@ -288,7 +289,7 @@ def test_each_system_is_read_and_resampled_once(monkeypatch: pytest.MonkeyPatch)
         for key in ("bleu", "chrf", "ter")
         for work, each in (
             ("_compute_segment_statistics", 20),
-            ("_compute_score_from_stats", quality.RESAMPLES + 1),
+            ("_compute_score_from_stats", bootstrap.RESAMPLES + 1),
         )
     }
 
@@ -314,10 +315,14 @@ def test_without_a_baseline_there_is_no_p_but_the_same_intervals() -> None:
     compared, alone = metrics.compare({**found, "again": found["good"]}, "good"), metrics.compare(found, None)
     for name in found:
         for metric in ("bleu", "chrf", "ter"):
-            assert alone[name][metric].p is None
-            assert vars(replace(alone[name][metric], p=compared[name][metric].p)) == pytest.approx(
-                vars(compared[name][metric])
-            )
+            own, other = alone[name][metric], compared[name][metric]
+            assert (own.p, own.difference_low, own.difference_high) == (None, None, None)
+            assert (own.score, own.low, own.high) == pytest.approx((other.score, other.low, other.high))
+            if name != "good":
+                assert other.difference_low is not None
+                assert other.difference_high is not None
+                difference = other.score - compared["good"][metric].score
+                assert other.difference_low < difference < other.difference_high
     assert [compared["again"][metric].p for metric in ("bleu", "chrf", "ter")] == [None] * 3
 
 
@@ -356,7 +361,7 @@ def test_rouge_has_the_interval_and_p_of_the_same_resamples() -> None:
         name: [metrics._rouge.score(*pair)["rougeL"].fmeasure for pair in zip(references, texts, strict=True)]
         for name, texts in found.items()
     }
-    drawn = np.random.default_rng(12345).choice(30, (quality.RESAMPLES, 30))
+    drawn = np.random.default_rng(12345).choice(30, (bootstrap.RESAMPLES, 30))
     means = {
         name: np.array([np.mean([each[name][number] for number in numbers]) for numbers in drawn])
         for name in found
@@ -367,7 +372,7 @@ def test_rouge_has_the_interval_and_p_of_the_same_resamples() -> None:
     assert (high - low) / 2 == pytest.approx((ordered[974] - ordered[25]) / 2, rel=0.02)
     real = abs(np.mean(each["bad"]) - np.mean(each["good"]))
     differences = np.abs(means["bad"] - means["good"])
-    expected = ((differences - differences.mean() > real).sum() + 1) / (quality.RESAMPLES + 1)
+    expected = ((differences - differences.mean() > real).sum() + 1) / (bootstrap.RESAMPLES + 1)
     assert scores["bad"]["rougeL"].p == pytest.approx(expected)
     assert scores["good"]["rougeL"].p is None
 
@@ -878,17 +883,20 @@ def test_markdown_shows_what_the_file_holds() -> None:
         "one",
         "greedy",
         "1",
-        "123.5 (1.5 to 2.5)",
+        "2.0 (1.5 to 2.5)",  # a median beside its quartiles, not the total rate
         "4,568",
         "8.2",
         "9.8",
         "2.00 (1.50 to 2.50)",
     ]
     assert speed[3][1:3] == ["beam 5", "32"]
-    assert size[1] == ["one", "fairseq", "transformer", "1,234,567", "5.00", "2.50", ""]
+    assert size[1] == ["one", "fairseq", "transformer", "1,234,567", "2.50", ""]  # of the weights
     assert size[2][1] == "onnx, int8"
     assert probes[1] == ["one", "70.2%", "65.0%", "0.500", "0.750", "30.00", "31.00", "32.00", "33.00"]
     assert len(probes) == 2
+    for block in (probes, by_position):  # what the columns are follows at once
+        after = text.split(f"| {block[-1][0]} | {block[-1][1]} |")[-1]
+        assert after.partition("\n")[2].startswith(("\n- agreement: share", "\n- by token: position"))
     assert by_position[0][1:] == ["1 to 5 (1,250)", "31 or more (60)"]
     assert by_position[1:] == [["one", "68.8% of 1,200 (-1.2)", "50.0% of 90 (+25.0)"]]
     assert "nrefs:1|case:mixed" in text

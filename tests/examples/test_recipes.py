@@ -543,7 +543,7 @@ def test_a_table_shows_every_seed_and_the_readmes_are_filled_between_their_marks
     assert "`imitkd` 32.00" in table  # of 31 and 33
     overview = tables.overview([results])
     assert (
-        "| imitkd | 1,000 | BLEU | 31.00 (30.0 to 32.0); 33.00 (32.0 to 34.0) | +1.00 |" in overview
+        "| imitkd | 1,000 | BLEU | 31.00 (30.0 to 32.0); 33.00 (32.0 to 34.0) | +1.00 (p 0.010) |" in overview
     )  # scratch has seed 1
     assert "| teacher | 1,000 | BLEU | 40.00 (39.0 to 41.0) | +10.00 |" in overview
     short = tables.headlines([results, {**made_results(), "recipe": "other"}])
@@ -747,12 +747,12 @@ def test_training_facts_come_from_the_checkpoints(tmp_path: Path, monkeypatch: p
         results.lines(text, 3)
 
 
-def test_the_memory_of_a_training_is_the_peak_of_all_calls(tmp_path: Path) -> None:
+def test_the_needs_of_a_training_are_those_of_all_calls(tmp_path: Path) -> None:
     def call(code: str) -> tuple[int, int]:
         command = [
             sys.executable,
-            str(EXAMPLES / "peak.py"),
-            str(tmp_path / "peak"),
+            str(EXAMPLES / "needs.py"),
+            str(tmp_path),
             sys.executable,
             "-c",
             code,
@@ -764,10 +764,13 @@ def test_the_memory_of_a_training_is_the_peak_of_all_calls(tmp_path: Path) -> No
     status, held = call("held = b'1' * 200_000_000; raise SystemExit(3)")
     assert status == 3
     assert 200_000_000 < held < 300_000_000
-    assert call("import os, signal; os.kill(os.getpid(), signal.SIGKILL)") == (
-        137,
-        held,
-    )  # it held less memory and was killed
+    first = float((tmp_path / "cpu").read_text())
+    # it held less memory, computed for at least 0.3 s, and was killed
+    killed = (
+        "import os, signal, time\nwhile time.process_time() < 0.3: pass\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert call(killed) == (137, held)
+    assert float((tmp_path / "cpu").read_text()) >= first + 0.3
     tables = module("tables")
     results = made_results()
     assert "| GB |" not in tables.recipe_table(results)

@@ -20,6 +20,7 @@ TRAINING = {
     "updates_in_all": 1000,
     "minutes": 2.0,
     "peak_bytes": 2e9,
+    "cpu_seconds": 120.4,
 }
 
 
@@ -53,13 +54,26 @@ def test_the_quickstart_s_evaluation_is_written_whole(
 
     def measure(run: Path, device: list[str]) -> dict[str, dict[str, Any]]:
         assert device == ["--cpu"]
-        measured = {"parameters": 1234, "sentences_per_second": 99.6, "file_bytes": 250_000}
+        measured = {
+            "parameters": 62_500,
+            "sentences_per_second": 99.6,
+            "sentences_per_second_rounds": [90, 1100],
+        }
         measured |= scoring.quality(sources, right, [*sources[:4], "w"])
         return {label: {"folder": folder, **measured} for label, folder in evaluate.MODELS.items()}
 
     monkeypatch.setattr(evaluate, "measure", measure)
     monkeypatch.setattr(
-        evaluate, "training", lambda run, name: {**TRAINING, "minutes": None if name == "continued" else 2.0}
+        evaluate,
+        "training",
+        lambda run, name: (
+            {
+                **TRAINING,
+                "command": "imitkd-train --restore-file run/scratch/checkpoint_last.pt",
+            }
+            if name == "continued"
+            else TRAINING
+        ),
     )
     monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path), "--seed", "3", "--cpu"])
     evaluate.main()
@@ -71,8 +85,8 @@ def test_the_quickstart_s_evaluation_is_written_whole(
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert len({len(line) for line in lines[:7]}) == 1  # aligned
     assert cells(lines[2])[0] == "teacher"
-    assert cells(lines[2])[3:] == ["80.0%", "1,234", "0.25", "100", "1,000", "120"]
-    assert cells(lines[4])[-1] == ""  # the model that it started from is gone
+    assert cells(lines[2])[3:] == ["80.0%", "62,500", "0.25", "100 (90 to 1,100)", "1,000", "120"]
+    assert cells(lines[4])[-2] == "1,000 + 1,000"  # with those of the model that it started from
     assert (tmp_path / "quickstart.png").stat().st_size > 10_000
 
 

@@ -1,6 +1,7 @@
 """``imitkd-export``: what it writes and refuses, and that it notices a model that is not the student."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ from fairseq_imitkd.checkpoints import compact
 from fairseq_imitkd.cli import export as command
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.files import sha256
-from fairseq_imitkd.engines import ctranslate2_convert
+from fairseq_imitkd.engines import ctranslate2_convert, onnx_convert
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.engines.fairseq import FairseqEngine
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import checks
 from fairseq_imitkd.export.architecture import judge
 from fairseq_imitkd.export.bundle import Bundle, text_settings
-from fairseq_imitkd.export.exporter import export, output_folder
+from fairseq_imitkd.export.exporter import candidates, export, output_folder
+from fairseq_imitkd.text.bootstrap import Bootstrap
 from fairseq_imitkd.text.subwords import TextSettings
 from tests.helpers.evaluations import hide
 from tests.helpers.exports import job, make_students, refusal
@@ -43,7 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The transformer, exported in int8."""
     out = tmp_path_factory.mktemp("exported") / "out"
-    export(job(root, out, quantization="int8", max_bleu_loss=100.0))
+    export(job(root, out, quantization="int8", max_loss=100.0))
     return out
 
 
@@ -83,7 +85,9 @@ def test_what_is_in_the_folder(root: Path, exported: Path) -> None:
     assert checked["largest_lprob_difference"] < checks.TOLERANCE
     assert checked["sentences"] == 59  # one has an empty source
     assert checked["greedy"]["unexplained"] == 0
-    assert {"float32", "int8", "signature"} == set(checked["bleu"])
+    assert checked["metric"] == "bleu"
+    assert checked["quantized"].keys() == {"int8"}
+    assert checked["quantized"]["int8"]["low"] <= checked["quantized"]["int8"]["high"]
     assert str(root) not in (exported / "imitkd.json").read_text()
 
 
@@ -193,43 +197,152 @@ def test_agreement_tells_ties_from_faults() -> None:
         assert agreed == checks.Agreement(sentences=2, identical=1, tokens=5 / 8, unexplained=faults)
 
 
+class Worsened:
+    """Replaces a share of the translations of a converted model by an empty line.
+
+    Args:
+        shares: share by quantisation; others keep theirs.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, shares: dict[str, float]):
+        self.tried: list[str] = []
+        convert, hypotheses = ctranslate2_convert.convert, checks.Scorer.score
+
+        def converting(*args: Any, quantization: str) -> None:
+            self.tried.append(quantization)
+            convert(*args, quantization=quantization)
+
+        def score(scorer: checks.Scorer, texts: list[str]) -> Bootstrap:
+            lost = round(shares.get(self.tried[-1], 0.0) * len(texts))
+            return hypotheses(scorer, ["z"] * lost + list(texts)[lost:])
+
+        monkeypatch.setattr(ctranslate2_convert, "convert", converting)
+        monkeypatch.setattr(checks.Scorer, "score", score)
+
+
 @pytest.mark.parametrize(
-    ("costs", "kept"),
+    ("asked", "shares", "kept"),
     [
-        ({}, "int8"),
-        ({"int8": 2.0}, "float16"),
-        ({"int8": 2.0, "float16": 2.0}, "float32"),
-        ({"int8": 0.9}, "int8"),
+        ("int8", {}, "int8"),
+        ("int8", {"int8": 1.0}, "float32"),
+        ("int8_bfloat16", {"int8_bfloat16": 1.0}, "int8_float32"),
+        ("float16", {"float16": 1.0}, "float32"),
     ],
 )
+@pytest.mark.parametrize("metric", ["bleu", "rouge-l", "ter"])
 def test_a_quantisation_that_costs_too_much_is_refused(
-    costs: dict[str, float], kept: str, root: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
-) -> None:
-    """The next larger one is used instead, and the report says so."""
-    now: list[str] = []
-    convert = ctranslate2_convert.convert
-    monkeypatch.setattr(
-        ctranslate2_convert,
-        "convert",
-        lambda *args, quantization: (
-            now.append(quantization),
-            convert(*args, quantization=quantization),
-        )[1],
-    )
-    monkeypatch.setattr(checks, "bleu", lambda *_: (30.0 - costs.get(now[-1], 0.0), "signature"))
+    asked: str, shares: dict[str, float], kept: str, metric: str, root: Path, tmp_path: Path,
+    monkeypatch: Any, capsys: Any,
+) -> None:  # fmt: skip
+    """What is fast on the device is written instead, in one line and with exit status 3."""
+    Worsened(monkeypatch, shares)
     out = tmp_path / "out"
-    given = job(root, out, quantization="int8", max_bleu_loss=1.0)
+    flags = ["--data", root / "data", "--out", out, "--max-len-b", "12", "--quantization", asked]
+    given = [str(each) for each in (root / "transformer.pt", *flags, "--metric", metric)]
+    if not shares:
+        command.main(given)
+    else:
+        with pytest.raises(SystemExit) as ended:
+            command.main(given)
+        assert ended.value.code == 3
+    manifest = Bundle.read(out).manifest
+    assert (manifest["quantization"], manifest["asked"]) == (kept, asked)
+    assert manifest["checks"]["quantized"][asked]["refused"] == bool(shares)
+    told = capsys.readouterr()
+    title = {"bleu": "BLEU", "rouge-l": "ROUGE-L", "ter": "TER"}[metric]
+    assert f"{title} on them: {manifest['checks']['float32']:.2f} in float32" in told.out
+    warnings = [line for line in told.err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == bool(shares)
+    for line in warnings:
+        assert re.fullmatch(
+            rf"warning: --quantization {asked} loses [\d.]+ {title} \(95% interval [\d.]+ to [\d.]+\), "
+            rf"more than --max-loss 0.5; wrote {kept} instead",
+            line,
+        )
+        assert len(line) <= 200
+
+
+def test_a_strict_export_writes_what_was_asked_or_nothing(
+    root: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    Worsened(monkeypatch, {"int8": 1.0})
+    said = refusal(root, tmp_path / "out", quantization="int8", strict=True)
+    assert re.match(
+        r"--quantization int8 loses [\d.]+ BLEU \(95% interval [\d.]+ to [\d.]+\), more than", said
+    )
+    assert said.endswith("nothing was written: raise it, or leave --strict out")
+
+
+def test_a_loss_that_chance_explains_is_not_refused(
+    root: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """One sentence of 59 is worse, so no bootstrap can tell, although the loss is above the limit."""
+    Worsened(monkeypatch, {"int8": 1 / 59})
+    given = job(root, tmp_path / "out", quantization="int8", max_loss=0.0)
     manifest = export(given)
-    assert (manifest["quantization"], manifest["asked"]) == (kept, "int8")
-    assert manifest["checks"]["bleu"]["float32"] == 30.0
-    told = command.report(manifest, given, 1.0)
-    assert (
-        f"{kept} instead of int8, which loses more BLEU than --max-bleu-loss 1: it has 28.00" in told
-    ) == (kept != "int8")
-    assert Bundle.read(out).manifest == manifest
-    assert (out / "model" / "model.bin").stat().st_size > {"int8": 0, "float16": 40_000, "float32": 80_000}[
-        kept
-    ]
+    found = manifest["checks"]["quantized"]["int8"]
+    assert manifest["quantization"] == "int8"
+    assert found["loss"] > 0.0 >= found["low"]
+    assert "which may be chance: more --sentences can tell" in command.report(manifest, given, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "expected"),
+    [
+        ("int8", "cpu", ["int8", "float32"]),  # int8_float32 is the same file
+        ("int8_float16", "cpu", ["int8_float16", "int8_float32", "float32"]),
+        ("float16", "cpu", ["float16", "float32"]),
+        ("int16", "cpu", ["int16", "float32"]),
+        ("int8", "cuda", ["int8", "int8_float16", "float16", "float32"]),
+        ("bfloat16", "cuda", ["bfloat16", "float16", "float32"]),
+        ("float32", "cuda", ["float32"]),
+    ],
+)
+def test_what_replaces_a_quantisation(asked: str, device: str, expected: list[str]) -> None:
+    """Never float16 on a CPU, which computes it in float32, and never a coarser type than was asked for."""
+    found = candidates(asked, device, ctranslate2_convert.QUANTIZATIONS)
+    assert found[: found.index("float32") + 1] == expected
+
+
+def test_recurrent_students_have_two_types() -> None:
+    assert candidates("int8", "cpu", onnx_convert.QUANTIZATIONS) == ["int8", "float32"]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "task", "metric"),
+    [
+        ({"best_checkpoint_metric": "rougeL"}, {}, "rouge-l"),
+        ({"best_checkpoint_metric": "loss"}, {"eval_metrics": "chrf,rouge-l", "eval_bleu": True}, "chrf"),
+        ({"best_checkpoint_metric": "loss"}, {"eval_bleu": True}, "bleu"),
+        ({"best_checkpoint_metric": "loss"}, {"eval_metrics": "odd"}, "bleu"),
+    ],
+)
+def test_the_score_is_that_of_the_training(
+    checkpoint: dict[str, str], task: dict[str, Any], metric: str, root: Path, tmp_path: Path
+) -> None:
+    """The one that chose the checkpoint, else the first one of validation, else BLEU."""
+    state = torch.load(root / "transformer.pt", weights_only=True)
+    state["cfg"]["checkpoint"].update(checkpoint)
+    state["cfg"]["task"].update(task)
+    torch.save(state, tmp_path / "student.pt")
+    manifest = export(job(root, tmp_path / "out", checkpoint=tmp_path / "student.pt", sentences=8))
+    assert manifest["checks"]["metric"] == metric
+    other = export(job(root, tmp_path / "ter", checkpoint=tmp_path / "student.pt", sentences=8, metric="ter"))
+    assert other["checks"]["metric"] == "ter"
+
+
+@pytest.mark.parametrize("quantization", ["float16", "int8_bfloat16"])
+def test_the_engine_starts_without_warnings(
+    quantization: str, root: Path, tmp_path: Path, capfd: Any
+) -> None:
+    """CTranslate2 warns at each start of a type that the device lacks; the export says it once instead."""
+    given = job(root, tmp_path / "out", quantization=quantization, max_loss=100.0)
+    manifest = export(given)
+    Bundle.read(tmp_path / "out")
+    assert "ctranslate2" not in capfd.readouterr().err
+    computed = manifest["checks"]["quantized"][quantization]["computed_in"]
+    said = command.report(manifest, given, 1.0)
+    assert (f"this cpu computes {quantization} in {computed}" in said) == (computed != quantization)
 
 
 def test_checkpoints_that_are_slim_compact_or_half(root: Path, tmp_path: Path) -> None:
@@ -263,7 +376,12 @@ def test_what_is_refused_before_anything_is_read(root: Path, tmp_path: Path) -> 
     for changes, message in (
         ({"quantization": "int4"}, "--quantization must be one of float32, int8, .*, but is int4"),
         ({"sentences": -1}, "--sentences must be 0 .all. or more, but is -1"),
-        ({"max_bleu_loss": float("nan")}, "--max-bleu-loss must be in 0..100, but is nan"),
+        ({"max_loss": float("nan")}, "--max-loss must be in 0..100 points, but is nan"),
+        (
+            {"metric": "comet"},
+            "--metric must be one of auto, bleu, chrf, ter, rouge-1, rouge-2, rouge-l, but is comet",
+        ),
+        ({"device": "tpu"}, "--device must be one of cpu, cuda, but is tpu"),
     ):
         with pytest.raises(UsageError, match=message):
             job(root, tmp_path / "out", **changes)
@@ -359,8 +477,10 @@ def test_a_student_that_no_engine_takes(root: Path, tmp_path: Path) -> None:
 def test_a_checkpoint_that_changes_during_the_export(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """A training may replace it, and the hash would be that of another model."""
     path = shutil.copy(root / "transformer.pt", tmp_path / "student.pt")
-    bleu = checks.bleu
-    monkeypatch.setattr(checks, "bleu", lambda *texts: (shutil.copy(root / "gru.pt", path), bleu(*texts))[1])
+    score = checks.Scorer.score
+    monkeypatch.setattr(
+        checks.Scorer, "score", lambda *texts: (shutil.copy(root / "gru.pt", path), score(*texts))[1]
+    )
     assert "changed during the export; use one that no training writes" in refusal(
         root, tmp_path / "out", checkpoint=path
     )
@@ -424,8 +544,12 @@ def test_subwords_go_along(root: Path, tmp_path: Path, monkeypatch: Any, caplog:
     state["cfg"]["task"]["data"] = str(data)
     torch.save(state, tmp_path / "student.pt")
     scored: list[Any] = []
-    bleu = checks.bleu
-    monkeypatch.setattr(checks, "bleu", lambda *texts: (scored.append(texts), bleu(*texts))[1])
+    score = checks.Scorer.score
+    monkeypatch.setattr(
+        checks.Scorer,
+        "score",
+        lambda scorer, texts: (scored.append((texts, scorer.references)), score(scorer, texts))[1],
+    )
     settings = TextSettings("sentencepiece", {"sentencepiece_model": tmp_path / "pieces.model"})
     export(job(root, tmp_path / "out", checkpoint=tmp_path / "student.pt", data=data, text=settings))
     assert all("\u2581" not in line for texts in scored for side in texts for line in side)

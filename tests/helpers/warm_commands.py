@@ -35,7 +35,7 @@ import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 
-COMMANDS = ("imitkd-", "fairseq-", "subword-nmt")
+COMMANDS = ("imitkd", "fairseq-", "subword-nmt")
 # Not fairseq_cli: its modules set up logging when they are imported, so each command imports its own.
 PRELOADED = (
     "multiprocessing.spawn",  # remembers the real Python, whose workers inherit more than three descriptors

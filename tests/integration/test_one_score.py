@@ -199,7 +199,7 @@ def test_five_ways_agree(case: Case, tmp_path: Path, capsys) -> None:
 
 def test_rewards_and_selection_agree(case: Case, tmp_path: Path) -> None:
     """A reward, and the score by which imitkd-seqkd selects, are the score of a corpus of that sentence."""
-    student, _ = load_student(str(case.root / "transformer.pt"), case.languages)
+    student = load_student(str(case.root / "transformer.pt"), case.languages).model
     search = SearchSettings(beam=4, max_len_a=1.2, max_len_b=10)
     engine = FairseqEngine.of_model(student, case.languages, search)
     sources, references = read_split(case.languages, "test").sources, case.references()

@@ -23,7 +23,7 @@ def make(folder: Path, *arguments: object) -> str:
 class Reader(HTMLParser):
     """Collects a page's tags, what they refer to, and their ids; complains of one that is not closed."""
 
-    EMPTY = ("meta", "link", "input", "br", "img")
+    EMPTY = ("meta", "link", "input", "br", "img", "wbr")
 
     def __init__(self, page: str):
         super().__init__()

@@ -79,7 +79,7 @@ def test_missing_figures(tmp_path: Path) -> None:
     assert (found.baseline, found.teacher, found.data) == (None, None, "")
     assert list(one.searches["greedy"].scores) == ["bleu"]
     assert (one.speeds, one.parameters, one.bytes, one.searches["greedy"].by_length) == ({}, None, None, [])
-    assert (summary(found), examples(found)) == (("", []), [])
+    assert (summary(found), examples(found)) == (("", [], ""), [])
     table = tables.models(found, styles(["odd"]))
     assert table is not None
     assert table.header == ["model", "BLEU"]
@@ -159,7 +159,7 @@ def test_a_teacher_that_is_no_name(tmp_path: Path) -> None:
     """Is none; the rest is summed up."""
     folder = report_files.evaluation(tmp_path)
     report_files.change(folder, teacher={"name": "m0"})
-    assert summary(read_evaluation(folder))[0] == "m0 is better than m1 by 0.2 BLEU"
+    assert summary(read_evaluation(folder))[0] == "m0 beside m1"
 
 
 def test_the_table_of_models(tmp_path: Path) -> None:
@@ -204,23 +204,66 @@ def test_the_table_of_models(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("p", "said"),
+    ("known", "said"),
     [
-        (0.03, "m2 is worse than m1 by 0.2 BLEU (p = 0.030)"),
-        (0.0004, "m2 is worse than m1 by 0.2 BLEU (p < 0.001)"),
-        (0.2, "m2 and m1 differ by 0.2 BLEU (p = 0.200): that may be chance"),
-        (None, "m2 is worse than m1 by 0.2 BLEU"),
+        (
+            {"p": 0.03, "difference_low": -0.4, "difference_high": -0.1},
+            "m2 is worse than m1 by 0.2 BLEU (95% interval 0.1 to 0.4, p = 0.030)",
+        ),
+        ({"p": 0.0004}, "m2 is worse than m1 (p < 0.001)"),
+        ({"p": 0.2}, "m2 and m1 differ by no more than chance explains (p = 0.200)"),
+        ({"p": None}, "m2 beside m1"),
     ],
 )
-def test_the_summary(p: float | None, said: str, tmp_path: Path) -> None:
-    """Calls no difference one that may be chance."""
+def test_the_summary(known: dict[str, float | None], said: str, tmp_path: Path) -> None:
+    """A measured number has its interval or is not there, and no difference that may be chance is named."""
     folder = report_files.evaluation(tmp_path)
     content = json.loads((folder / FILE).read_text())
-    content["models"]["m2"]["decoding"]["greedy"]["bleu"]["p"] = p
+    content["models"]["m2"]["decoding"]["greedy"]["bleu"].update(known)
+    content["models"]["m2"]["weight_bytes"] = 4_000_000
     (folder / FILE).write_text(json.dumps(content))
-    headline, facts = summary(read_evaluation(folder))
-    assert headline == said
-    assert [(fact.number, fact.what) for fact in facts] == [
-        ("37.6", "BLEU, \N{MINUS SIGN}0.2 against m1"), ("99%", "of m0's 38.0 BLEU"),
-        ("3.6\N{MULTIPLICATION SIGN}", "the speed of m1"), ("33%", "of m0's size on disk"),
-    ]  # fmt: skip
+    headline, facts, chosen = summary(read_evaluation(folder))
+    assert (headline, chosen) == (said, "")
+    assert [(fact.number, fact.what, fact.between) for fact in facts] == [
+        ("37.6", "BLEU of m2", "95% interval 36.1 to 39.1"),
+        ("3.6\N{MULTIPLICATION SIGN}", "the speed of m1", "quartiles 3.2 to 4.0"),
+        ("10%", "of m0's megabytes", ""),
+    ]
+    for model in content["models"].values():
+        del model["decoding"]["greedy"]["bleu"]["low"], model["speed"]["32"]["times_baseline"]["low"]
+    content["models"]["m3"] = content["models"]["m2"]
+    (folder / FILE).write_text(json.dumps(content))
+    _, facts, chosen = summary(read_evaluation(folder))
+    assert [fact.what for fact in facts] == ["of m0's megabytes"]
+    assert "m2 has the highest BLEU of 2 models, and was chosen on this test set" in chosen
+
+
+def test_models_to_serve_come_first(tmp_path: Path) -> None:
+    """Exported students with all their searches; without any, the students without the teacher."""
+    folder = report_files.evaluation(tmp_path)
+    looks = styles(["m0", "m1", "m2"])
+    table = tables.served(read_evaluation(folder), looks)
+    assert table is not None
+    assert [row[0].text for row in table.rows] == ["m1", "m2"]
+    content = json.loads((folder / FILE).read_text())
+    content["models"]["m2"] |= {"kind": "ctranslate2", "quantization": "int8"}
+    rounds = {"count": 9, "median": 250.0, "low": 200.0, "high": 300.0}
+    content["models"]["m2"]["speed"]["32"]["rounds"] = rounds
+    (folder / FILE).write_text(json.dumps(content))
+    table = tables.served(read_evaluation(folder), looks)
+    assert table is not None
+    assert table.header == ["exported student", "BLEU", "sentences/s", "MB"]
+    assert [(row[0].text, row[0].aside) for row in table.rows] == [("m2", "greedy"), ("m2", "beam 5")]
+    assert (table.rows[0][2].text, table.rows[0][2].aside) == ("250", "200 to 300")  # of the same kind
+
+
+def test_sizes_are_those_of_weights(tmp_path: Path) -> None:
+    """A checkpoint's optimiser state is not needed to translate."""
+    folder = report_files.evaluation(tmp_path)
+    content = json.loads((folder / FILE).read_text())
+    content["models"]["m0"] |= {"bytes": 78_000_000, "weight_bytes": 26_000_000}
+    (folder / FILE).write_text(json.dumps(content))
+    table = tables.models(read_evaluation(folder), styles(["m0", "m1", "m2"]))
+    assert table is not None
+    assert table.rows[0][table.header.index("MB")].text == "26.0"
+    assert any("without the optimiser's state" in note for note in table.notes)

@@ -1,18 +1,18 @@
 """The report's figures: legends, the front, titles, and that each is a part of the page and of no other."""
 
 import itertools
+import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from fairseq_imitkd.evaluate.schema import PositionGroup, ProbeResults, TeacherDistance
-from fairseq_imitkd.report import curves, probes
+from fairseq_imitkd.report import curves, probes, tables
 from fairseq_imitkd.report.evaluations import read_evaluation
 from fairseq_imitkd.report.pareto import front, pareto
 from fairseq_imitkd.report.picture import Picture
-from fairseq_imitkd.report.runs import read_run
+from fairseq_imitkd.report.runs import read_run, read_runs
 from fairseq_imitkd.report.svg import LEGEND_LINE, SIZE, clean, figure_settings, styles, width_of
 from tests.helpers import report_files
 
@@ -128,36 +128,115 @@ def test_figures_are_the_same_again(tmp_path: Path) -> None:
     assert [each.svg for each in one] == [each.svg for each in two]
 
 
-def test_titles_say_what_is_seen(tmp_path: Path) -> None:
-    """Not only what is drawn."""
+def test_titles_claim_nothing(tmp_path: Path) -> None:
+    """The figures' numbers have no intervals of differences, so no title ranks models or runs."""
     assert [each.title for each in pictures(tmp_path, "")][:8] == [
-        "All models are on the front: the faster, the worse",
-        "From the shortest sources to the longest, m2 changes by \N{MINUS SIGN}14.0 BLEU and m0 by "
-        "\N{MINUS SIGN}12.0",
-        "From the references' prefixes to its own, m1 keeps most of its agreement with the teacher",
-        "The teacher's first half changes each student by +1.0 BLEU",
-        "On its own prefixes, m2 loses most agreement with the teacher at tokens 6 or more: "
-        "\N{MINUS SIGN}4.0 points",
-        "Validation BLEU is best for m1: 28.50 at update 1,000",
-        "Training loss ends at 3.20 for m1, the lowest",
-        "Validation loss ends at 1.40 for m1, the lowest",
+        "Quality against speed",
+        "BLEU by the length of the source",
+        "Agreement with the teacher, after references' prefixes and own ones",
+        "BLEU of translations that one model begins and another completes",
+        "Agreement with the teacher after own prefixes, by position",
+        "Validation BLEU",
+        "Training loss",
+        "Validation loss",
     ]
 
 
-def test_gains_only(tmp_path: Path) -> None:
-    """Where all students gain, the title says so, and the line at zero is in the figure."""
-    evaluation = read_evaluation(report_files.evaluation(tmp_path / "ev"))
-    half, more, most = (TeacherDistance(agreement=share) for share in (0.5, 0.6, 0.7))
-    groups = [PositionGroup(1, 5, half, more), PositionGroup(6, None, half, most)]
-    for model in evaluation.models.values():
-        model.probes = ProbeResults(by_position=groups)
+def test_small_groups_are_not_drawn(tmp_path: Path) -> None:
+    """Two long sentences say nothing, and would flatten or lift a curve; their number stays in the table."""
+    folder = report_files.evaluation(tmp_path / "ev")
+    content = json.loads((folder / "evaluation.json").read_text())
+    for model in content["models"].values():
+        model["decoding"]["greedy"]["by_length"][2]["sentences"] = 2
+    report_files.change(folder, models=content["models"])
     with figure_settings():
-        picture = curves.by_position(evaluation, styles(list(evaluation.models)))
+        picture = curves.by_length(read_evaluation(folder), styles(["m0", "m1", "m2"]))
     assert picture is not None
-    assert (
-        picture.title
-        == "On its own prefixes, m0 gains least agreement with the teacher at tokens 6 or more: +20.0 points"
+    assert "11 to 20 tokens" in picture.svg
+    assert "21 or more tokens" not in picture.svg
+    assert picture.table.header[-1] == "21 or more (2)"
+    assert "Groups of fewer than 20 sentences are in the numbers alone." in picture.note
+
+
+def test_columns_of_the_probes_are_explained(tmp_path: Path) -> None:
+    """Under their tables."""
+    found = {each.title: each.table.notes for each in pictures(tmp_path, "")}
+    agreement, mixed = (
+        " ".join(found[title])
+        for title in (
+            "Agreement with the teacher, after references' prefixes and own ones",
+            "BLEU of translations that one model begins and another completes",
+        )
     )
+    assert all(word in agreement for word in ("Agreement:", "KL(teacher || student)", "References:", "Own:"))
+    assert "Student, then teacher: the first half is the student's" in mixed
+
+
+def test_losses_that_cannot_be_compared_are_not_ranked(tmp_path: Path) -> None:
+    """Legends of the same criterion are in the order of the curves' ends; else in the order given."""
+
+    def legend(divergence: str) -> tuple[list[str], str]:
+        made = []
+        for seed, (name, own) in enumerate((("low", "forward-kl"), ("high", divergence))):
+            folder = report_files.run(tmp_path / divergence / name, seed=5 * seed)
+            report_files.write_config(folder, criterion={"_name": "imitkd", "divergence": own, "seed": seed})
+            made.append(read_run(folder))
+        looks = styles(["low", "high"])
+        with figure_settings():
+            picture = next(each for each in curves.training(made, looks) if each.title == "Training loss")
+        names = re.findall(r">(low|high)<", picture.svg)
+        return names, picture.note
+
+    assert legend("forward-kl") == (["high", "low"], "")
+    names, note = legend("reverse-kl")
+    assert names == ["low", "high"]
+    assert "These runs compute different losses" in note
+
+
+def test_a_run_that_goes_on_from_another_says_so(tmp_path: Path) -> None:
+    """Its curve begins where the other's ended, and the table names both numbers of updates."""
+    for name, start in (("first", None), ("second", "first"), ("third", "second"), ("lone", "elsewhere")):
+        folder = report_files.run(tmp_path / name, updates=range(50, 501, 50))
+        checkpoint = {
+            "restore_file": f"/moved/{start}/checkpoint_last.pt" if start else "checkpoint_last.pt",
+            "reset_optimizer": start is not None,
+            "best_checkpoint_metric": "bleu",
+            "maximize_best_checkpoint_metric": True,
+        }
+        report_files.write_config(folder, checkpoint=checkpoint)
+    runs, _ = read_runs([tmp_path / name for name in ("first", "second", "third", "lone")])
+    assert [(run.parent, run.before) for run in runs] == [
+        (None, 0),
+        ("first", 500),
+        ("second", 1000),
+        (None, 0),
+    ]
+    looks = styles([run.name for run in runs])
+    rows = {row[0].text: row[4] for row in tables.runs(runs, looks).rows}
+    assert {name: (cell.text, cell.aside) for name, cell in rows.items()} == {
+        "first": ("500", ""),
+        "second": ("500", "after 500 updates of first"),
+        "third": ("500", "after 1,000 updates of second"),
+        "lone": ("500", "from the weights of elsewhere"),
+    }
+    with figure_settings():
+        bleu, *_ = curves.training(runs, looks)
+    assert "1,500" in bleu.svg
+    assert "Started after 500 updates of first: second." in bleu.note
+    assert "Started from the weights of elsewhere, whose updates are not counted here: lone." in bleu.note
+
+
+@pytest.mark.parametrize(
+    ("name", "updates"),
+    [
+        ("checkpoint_last.pt", 1000),
+        ("checkpoint_best.pt", 1000),
+        ("checkpoint_3_750.pt", 750),
+        ("checkpoint3.pt", None),
+    ],
+)
+def test_updates_of_a_checkpoint(name: str, updates: int | None, tmp_path: Path) -> None:
+    assert read_run(report_files.run(tmp_path / "run")).updates_at(name) == updates
 
 
 def test_no_figure_of_nothing(tmp_path: Path) -> None:

@@ -49,24 +49,36 @@ def test_every_stage_runs(recipe: str, real: bool, tmp_path: Path) -> None:
     assert str(tmp_path) not in results["evaluation"]["command"]
 
 
+def test_a_model_of_hugging_face_becomes_a_student_in_int8(tmp_path: Path) -> None:
+    """With random weights and made-up text, every stage runs."""
+    output = run("from_huggingface", tmp_path)
+    assert "logits differ from those of transformers by at most" in output
+    assert "symbols instead of" in output
+    manifest = json.loads((tmp_path / "exported" / "imitkd.json").read_text())
+    assert (manifest["form"], manifest["quantization"]) == ("ctranslate2", "int8")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["quickstart", "lifelong"])
 def test_the_generated_languages(recipe: str, tmp_path: Path) -> None:
     """Every stage runs with few updates. A second call repeats nothing."""
-    few = dict.fromkeys(("TEACHER_UPDATES", "STUDENT_UPDATES", "MORE_UPDATES", "TASK_UPDATES"), "3")
-    environment = scripts.environment(tmp_path, **few)
+    few = dict.fromkeys(("STUDENT_UPDATES", "MORE_UPDATES", "TASK_UPDATES"), "3")
+    # The students refuse a teacher that does not know the references.
+    environment = scripts.environment(tmp_path, TEACHER_UPDATES="300", **few)
     before: dict[Path, int] = {}
     for again in (False, True):
         done = scripts.call(EXAMPLES / recipe / "run.sh", env=environment)
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         assert ("table: already done" in done.stderr) == again
+        shown = recipe == "quickstart" and not again  # as soon as the student is trained
+        assert ("scratch test BLEU" in done.stdout) == shown
         trained = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/checkpoint_last.pt")}
         assert trained == (before if again else trained)
         before = trained
     results = json.loads((tmp_path / "results.json").read_text())
     for model in results["models"].values():
         training = results["trainings"][model["folder"]]
-        assert training["updates_in_all"] == 3
+        assert training["updates_in_all"] == (300 if model["folder"].startswith("teacher") else 3)
         assert training["command"].startswith("imitkd-train run/data-bin")
         assert str(tmp_path) not in training["command"]
     assert (tmp_path / "table.md").read_text() in done.stdout

@@ -131,6 +131,21 @@ def test_it_fits(page: Page, width: int, scheme: str) -> None:
     assert (background > ink) == (scheme == "light")
 
 
+def test_a_phone_shows_the_models_to_serve_first(page: Page) -> None:
+    """Other parts are closed, so the page has a third of its height at most; a wide screen shows all."""
+    shown = """return [...document.querySelectorAll(".part")].map(
+        (part) => part.getBoundingClientRect().height > 150)"""
+    height = "return document.documentElement.scrollHeight"
+    assert all(page.run(shown)[:-1])
+    page.set_screen(390)
+    short = page.run(height)
+    assert not any(page.run(shown))
+    first = page.run("return document.querySelector('.card').classList.contains('served')")
+    assert first
+    page.run("document.querySelectorAll('.part').forEach((part) => { part.open = true; })")
+    assert short < page.run(height) / 3
+
+
 def test_contrast(page: Page) -> None:
     """Text has a contrast of at least 4.5, as WCAG 2.2 requires, in figures too, light and dark."""
     script = """
@@ -168,6 +183,7 @@ def test_differences_are_seen_without_colours(page: Page) -> None:
     """Extra words are underlined. Missing words are struck through and can be hidden. Markup in translations
     is escaped.
     """
+    page.open_all()  # Selenium takes the content of closed parts for hidden, although a wide screen shows it
     decorations = """return ["ins", "del"].map((name) =>
         getComputedStyle(document.querySelector(`article ${name}`)).textDecorationLine)"""
     assert page.run(decorations) == ["underline", "line-through"]
