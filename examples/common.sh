@@ -109,7 +109,7 @@ train() {
   if [ -n "${DRY_RUN:-}" ]; then printf '%s\n' "${command[*]@Q}"; return; fi
   mkdir -p "$RUN/$name"
   resumable "$name"
-  noted "$name" "${command[@]}" 2>&1 | tee -a "$RUN/$name/train.log"
+  noted "$name" "${command[@]}"
 }
 
 # noted NAME COMMAND…: run a training and record it for the results. Each call adds a line to $RUN/NAME/commands (commit,

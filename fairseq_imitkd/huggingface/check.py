@@ -99,7 +99,7 @@ def compare(imported: Path, folder: ModelFolder, origin: Origin) -> Verdict:
         UsageError: one of the models can't be loaded.
     """
     languages = Languages.of(imported, *origin.pair)
-    model, *_ = load_student(str(imported / "model.pt"), languages)
+    model = load_student(str(imported / "model.pt"), languages).model
     with as_usage_error(f"transformers can't load {folder.name}"):
         other = load_original(folder)
     longest = min(_LONGEST, *(limit - 2 for limit in model.max_positions()))

@@ -298,8 +298,8 @@ def _difference(
     Both models read the same random sentences of symbols that stay.
     """
     new = Languages.of(folder, languages.source, languages.target)
-    model, *_ = load_student(str(job.checkpoint), languages, job.allow_globals)
-    trimmed, *_ = load_student(str(folder / job.checkpoint.name), new, job.allow_globals)
+    model = load_student(str(job.checkpoint), languages, job.allow_globals).model
+    trimmed = load_student(str(folder / job.checkpoint.name), new, job.allow_globals).model
     eos = new.source_dictionary.eos()
     longest = min(_LONGEST, *(limit - 1 for limit in trimmed.max_positions()))
     generator = torch.Generator().manual_seed(1)

@@ -1,4 +1,4 @@
-"""``config.json`` and ``metrics.jsonl``, which a training writes into its ``--save-dir``."""
+"""``config.json``, ``metrics.jsonl`` and ``train.log``, which a training writes into its ``--save-dir``."""
 
 import json
 import logging
@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_imitkd.data.files import atomic_files, write_json
+from fairseq_imitkd.training.train_log import LOG, TrainLog
 from fairseq_imitkd.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class RunFiles:
             self._last = continue_metrics(folder / METRICS, update)
             continue_metrics(folder / ROLLOUTS, update)
             self._cpu = CpuSeconds(_last_number(folder / METRICS, CPU_SECONDS))
+            TrainLog.attached().begin(folder, continues=update > 0)
         except OSError as error:
             _warn(folder, error)
         else:
@@ -283,6 +285,6 @@ def _number(value: Any) -> int | float | str | None:
 
 def _warn(folder: Path, error: OSError) -> None:
     logger.warning(
-        "--save-dir '%s': %s and %s can't be written (%s); training goes on without them",
-        folder, CONFIG, METRICS, error.strerror or error,
+        "--save-dir '%s': %s, %s and %s can't be written (%s); training goes on without them",
+        folder, CONFIG, METRICS, LOG, error.strerror or error,
     )  # fmt: skip

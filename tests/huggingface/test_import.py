@@ -114,7 +114,7 @@ def test_targets_use_the_targets_subwords(imported: Imported) -> None:
 def free_search(case: Case, beam: int, length: int) -> tuple[list[Any], list[Any]]:
     """Search with both models for targets of this length: sets of (ids, score) for each sentence."""
     lines = sentences(5, seed=11)
-    model, _ = load_student(str(case.out / CHECKPOINT), case.languages)
+    model = load_student(str(case.out / CHECKPOINT), case.languages).model
     other = check.load_original(ModelFolder(case.origin))
     dictionary = case.languages.target_dictionary
     generator = SequenceGenerator(

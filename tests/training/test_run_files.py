@@ -1,6 +1,8 @@
-"""``config.json`` and ``metrics.jsonl`` hold what fairseq logs, across kills and resumed runs."""
+"""``config.json``, ``metrics.jsonl`` and ``train.log`` hold what fairseq logs, across kills and restarts."""
 
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,17 @@ from omegaconf import OmegaConf
 
 from fairseq_imitkd.training import run_files
 from fairseq_imitkd.training.run_files import RunFiles, continue_metrics
+from fairseq_imitkd.training.train_log import LOG, TrainLog
 from tests.helpers import in_process
 
 # Rates are read some microseconds after the progress bar shows them.
 RATES = ("wps", "ups", "wall", "train_wall")
+
+
+@pytest.fixture(autouse=True)
+def ended_log() -> Iterator[None]:
+    yield
+    TrainLog.attached().close()
 
 
 def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -99,6 +108,7 @@ def test_a_resumed_run_continues(digits: Any, tmp_path: Path) -> None:
     assert lines["valid"][0]["cpu_seconds"] == whole["valid"][0]["cpu_seconds"]
     assert spent[4] >= whole["valid"][0]["cpu_seconds"] > 0  # the resumed run adds to what was spent
     assert json.loads((tmp_path / run_files.CONFIG).read_text())["starts"] == 2
+    assert (tmp_path / LOG).read_text().count("done training") == 2  # a log by time
     in_process.train(digits.data, tmp_path, *flags(12, "--save-interval-updates", 4, "--log-interval", 1))
     lines = read(tmp_path)
     assert [line["num_updates"] for line in lines["train_inner"]] == list(range(1, 13))
@@ -149,6 +159,22 @@ def test_a_new_run_in_a_used_folder_begins_a_new_file(digits: Any, tmp_path: Pat
         in_process.train(digits.data, tmp_path, *flags(updates, "--no-save", "--disable-validation"))
     assert [line["num_updates"] for line in read(tmp_path)["train_inner"]] == [1, 2, 3]
     assert json.loads((tmp_path / run_files.CONFIG).read_text())["starts"] == 1
+    assert (tmp_path / LOG).read_text().count("done training") == 1
+
+
+def test_a_refused_training_leaves_no_log(tmp_path: Path) -> None:
+    """What was said before a training begins is in its file all the same; what can't be written is lost."""
+    log = TrainLog()
+    log.emit(logging.makeLogRecord({"msg": "before"}))
+    assert not list(tmp_path.iterdir())
+    log.begin(tmp_path, continues=False)
+    log.emit(logging.makeLogRecord({"msg": "after \udcff", "levelname": "INFO", "name": "x"}))
+    assert [line.rpartition(" | ")[2] for line in (tmp_path / LOG).read_text().splitlines()] == [
+        "before",
+        "after ?",
+    ]
+    with pytest.raises(OSError):
+        TrainLog().begin(tmp_path / "missing", continues=True)
 
 
 def test_lines_to_continue(tmp_path: Path) -> None:
