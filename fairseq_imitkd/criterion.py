@@ -5,6 +5,7 @@ It holds neither a model nor a teacher. fairseq's trainer divides the summed gra
 once, over all processes and micro-batches.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -49,6 +50,8 @@ class Distillation:
         now: the method's schedules at this update.
         advantages: ``(B,)``, each rollout's reward minus the baseline; under ``--loss-average token`` times
             the tokens per sentence of the whole batch. None without rewards.
+        observe: called with the teacher's most probable tokens, ``(B, T)``; at positions where the loss
+            ignores the teacher they mean nothing. None is not called.
     """
 
     teacher: TokenLogits | None
@@ -56,6 +59,7 @@ class Distillation:
     truncated: Tensor
     now: Moment
     advantages: Tensor | None = None
+    observe: Callable[[Tensor], None] | None = None
 
 
 class DistillationCriterion(FairseqCriterion):
@@ -151,6 +155,8 @@ class DistillationCriterion(FairseqCriterion):
         if not is_finite:
             raise RefusedUpdate(self._describe_refusal(sample, positions, student, losses=values["loss"]))
         distillation = positions.distillation
+        if distillation is not None and distillation.observe is not None and "teacher_token" in values:
+            distillation.observe(positions.grid(values["teacher_token"]))
         logged = metrics.batch_sums(
             sample,
             values,
@@ -299,7 +305,10 @@ class DistillationCriterion(FairseqCriterion):
         if part.indices is None or part.gold_weight == 1.0:
             teacher_logits = teacher_logits.index_fill_(0, ignored.nonzero().squeeze(-1), 0.0)
         values["compared"] = ~ignored
-        values["agrees"] = (most_probable(logits.detach()) == most_probable(teacher_logits)) & ~ignored
+        teacher_token = most_probable(teacher_logits)
+        values["agrees"] = (most_probable(logits.detach()) == teacher_token) & ~ignored
+        if part.distillation is not None and part.distillation.observe is not None:
+            values["teacher_token"] = teacher_token
         return self._divergence_of(part, logits, teacher_logits)
 
     def _divergence_of(self, part: "_Positions", student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -408,13 +417,17 @@ class _Positions:
 
     def prefix_sums(self, values: Tensor) -> Tensor:
         """Return, for each position, the sum of ``(P,)`` values over the sentence's earlier positions."""
-        grid = values.new_zeros(self.target.numel())
-        if self.indices is None:
-            grid = values.masked_fill(~self.counted, 0.0)
-        else:
-            grid[self.indices] = values
-        sums = grid.view_as(self.target).cumsum(dim=-1).flatten() - grid
+        grid = self.grid(values if self.indices is not None else values.masked_fill(~self.counted, 0.0))
+        sums = grid.cumsum(dim=-1).flatten() - grid.flatten()
         return sums if self.indices is None else sums[self.indices]
+
+    def grid(self, values: Tensor) -> Tensor:
+        """Return ``(P,)`` values as a grid ``(B, T)``, with 0 at positions that were not computed."""
+        if self.indices is None:
+            return values.view_as(self.target)
+        grid = values.new_zeros(self.target.numel())
+        grid[self.indices] = values
+        return grid.view_as(self.target)
 
 
 def _task_name(task: Any) -> str:

@@ -116,14 +116,14 @@ def one_line_errors(then: str = "") -> Callable[[Callable[Given, Result]], Calla
         @functools.wraps(main)
         def run(*arguments: Given.args, **settings: Given.kwargs) -> Result:
             shown, given = _without_traceback_flag(arguments)
+            stopped = ""
             with _only_our_lines(shown):
                 try:
                     result = main(*given, **settings)
                     sys.stdout.flush()
                     return result
                 except KeyboardInterrupt:
-                    print(f"stopped{then}", file=sys.stderr)
-                    end = SystemExit(130)
+                    stopped, end = f"stopped{then}", SystemExit(130)
                 except (Exception, SystemExit) as error:
                     end = _end_of(error, shown)
                 # The exception and its frames are freed here. What they log when they are deleted comes
@@ -131,6 +131,8 @@ def one_line_errors(then: str = "") -> Callable[[Callable[Given, Result]], Calla
                 end.__cause__, end.__context__, end.__traceback__ = None, None, None
                 gc.collect()
                 _flush()
+                if stopped:
+                    print(stopped, file=sys.stderr)
             raise end
 
         return run

@@ -8,7 +8,7 @@ torch_compat.allow_fairseq_checkpoints()
 from fairseq_imitkd import methods, models  # noqa: E402
 from fairseq_imitkd.checkpoints import budget, guard, readers, saving, weights  # noqa: E402
 from fairseq_imitkd.data import indexed  # noqa: E402
-from fairseq_imitkd.models import layer_drop  # noqa: E402
+from fairseq_imitkd.models import layer_drop, swish  # noqa: E402
 from fairseq_imitkd.tasks import sentence_prediction, translation  # noqa: E402
 from fairseq_imitkd.training import batch_order, ranks  # noqa: E402
 
@@ -21,5 +21,6 @@ readers.check_fairseqs_readers()
 batch_order.order_without_epochs()
 ranks.guard_ranks()
 layer_drop.draw_only_in_training()
+swish.mend_swish()
 
 __all__ = ["methods", "models", "sentence_prediction", "translation"]

@@ -68,6 +68,8 @@ CRITERION_FLAGS = {
     "--rollout-replay": 0,
     "--rollout-replay-share": "linear:0",
     "--rollout-cuda-graphs": "auto",
+    "--log-rollouts": 0,
+    "--log-rollouts-interval": 500,
     "--loss-chunk": 0,
     "--easy-weight": 0.2,
 }

@@ -32,7 +32,7 @@ end_of_all() {
   for group in $(jobs -p); do kill -- "-$group" 2>/dev/null || true; done
 }
 
-# fit NAME UPDATES FLAGS…: train a model on $DATA from the start in $RUN/NAME; the full log is $RUN/NAME/train.log.
+# fit NAME UPDATES FLAGS…: train a model on $DATA from the start in $RUN/NAME; what it prints is in $RUN/NAME/console.log.
 # Such small models gain nothing from a second thread, so two of them train side by side with one core each.
 export OMP_NUM_THREADS=1
 fit() {
@@ -50,5 +50,5 @@ fit() {
   rm -rf "${RUN:?}/$name"
   mkdir -p "$RUN/$name"
   noted "$name" "${command[@]}" 2>&1 |
-    python "$REPO/examples/quickstart/progress.py" "$RUN/$name/train.log" "$name" "$updates"
+    python "$REPO/examples/quickstart/progress.py" "$RUN/$name/console.log" "$name" "$updates"
 }

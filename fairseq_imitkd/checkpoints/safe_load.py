@@ -8,7 +8,7 @@ import re
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ def read_checkpoint(
     """
     flag, _ = flags
     state = read_untrusted(path, allow_globals, flags)
+    if isinstance(state, dict) and "model" not in state:
+        _refuse_foreign(path, flag)
     if not isinstance(state, dict) or "model" not in state or not (_has(state, "cfg") or _has(state, "args")):
         raise UsageError(
             f"{flag} '{path}' is not a fairseq checkpoint: it lacks 'model' and 'cfg' (or 'args'); use "
@@ -154,10 +156,29 @@ def check_readable(path: str, flag: str) -> None:
     Raises:
         UsageError: the path is not a file, or the file can't be read.
     """
+    if kind_of(path, flag) == "folder" or path.endswith(".safetensors"):
+        _refuse_foreign(path, flag)
     if kind_of(path, flag) != "file":
         raise UsageError(f"{flag} '{path}' is not a file; use the path of a fairseq checkpoint (.pt)")
     if not os.access(path, os.R_OK):
         raise UsageError(f"{flag} '{path}' can't be read; check the file's permissions")
+
+
+def _refuse_foreign(path: str, flag: str) -> None:
+    """Refuse a model of Hugging Face's format: its folder, or a file with weights.
+
+    Raises:
+        UsageError: a ``config.json`` with a type of model is there, or the file ends with ``.safetensors``.
+    """
+    folder = path if kind_of(path, flag) == "folder" else os.path.dirname(path) or "."
+    described = False
+    with suppress(OSError), open(os.path.join(folder, "config.json"), "rb") as file:
+        described = b'"model_type"' in file.read(2**20)  # trainings of this package write config.json too
+    if path.endswith(".safetensors") or described:
+        raise UsageError(
+            f"{flag} '{path}' is a model of Hugging Face's format; make a checkpoint of it: imitkd-import "
+            f"'{folder}' --out NEW"
+        )
 
 
 def check_configuration_type(state: Mapping[str, Any], path: str, flag: str) -> None:

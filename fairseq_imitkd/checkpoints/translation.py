@@ -31,11 +31,13 @@ class LoadedStudent(NamedTuple):
         arch: name of its architecture.
         score: score that its validation asked for, a key of :data:`~fairseq_imitkd.text.scores.SCORES`; None
             if that was the loss.
+        config: configuration of its training.
     """
 
     model: BaseFairseqModel
     arch: str
     score: str | None
+    config: Any
 
 
 def load_student(path: str, data: Languages, allow_globals: str | None = None) -> LoadedStudent:
@@ -62,7 +64,7 @@ def load_student(path: str, data: Languages, allow_globals: str | None = None) -
         model = build_model(state, cfg, translation_task(cfg, data.folder, pair=(data.source, data.target)))
         check_model(model, data)
     architecture = getattr(cfg.model, "arch", None) or getattr(cfg.model, "_name", None)
-    return LoadedStudent(model.eval().requires_grad_(False), str(architecture), score)
+    return LoadedStudent(model.eval().requires_grad_(False), str(architecture), score, cfg)
 
 
 def validation_score(cfg: Any) -> str | None:

@@ -8,6 +8,13 @@ from typing import Any, NoReturn
 from fairseq_imitkd.cli.parser_messages import said
 from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.rollout.policy import (
+    FAIRSEQ_MAX_LEN_A,
+    FAIRSEQ_MAX_LEN_B,
+    MAX_LEN_A,
+    MAX_LEN_B,
+    length_limit,
+)
 from fairseq_imitkd.text.subwords import SUBWORDS, TextSettings
 
 
@@ -36,6 +43,16 @@ def add_traceback_flag(parser: Any) -> None:
         action="store_true",
         default=argparse.SUPPRESS,
         help="show the whole exception before the line of an error",
+    )
+
+
+def add_verbose_flag(parser: Any) -> None:
+    """Show ``--verbose`` in the help; :class:`~fairseq_imitkd.cli.console.Console` reads the flag."""
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show all that fairseq shows: its settings, the model, every message and warning",
     )
 
 
@@ -152,14 +169,14 @@ def add_search_flags(group: Any, beam: int | None, beam_help: str = "beam size")
     group.add_argument(
         "--max-len-a",
         type=float,
-        default=0.0,
-        help="a translation has at most A * source length + B tokens; this is A",
+        help="a translation has at most A * source length + B tokens; this is A "
+        f"(default: {MAX_LEN_A:g}, or {FAIRSEQ_MAX_LEN_A:g} with --max-len-b)",
     )
     group.add_argument(
         "--max-len-b",
         type=int,
-        default=200,
-        help="a translation has at most A * source length + B tokens; this is B",
+        help="a translation has at most A * source length + B tokens; this is B "
+        f"(default: {MAX_LEN_B}, or {FAIRSEQ_MAX_LEN_B} with --max-len-a)",
     )
     group.add_argument("--min-len", type=int, default=1, help="fewest tokens of a translation")
     group.add_argument(
@@ -168,3 +185,16 @@ def add_search_flags(group: Any, beam: int | None, beam_help: str = "beam size")
         default=0,
         help="forbid that an n-gram of this size occurs twice (0: off)",
     )
+
+
+def search_limits(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the search that limit a translation's length and repetition, from the flags of
+    :func:`add_search_flags`.
+    """
+    max_len_a, max_len_b = length_limit(args.max_len_a, args.max_len_b)
+    return {
+        "max_len_a": max_len_a,
+        "max_len_b": max_len_b,
+        "min_len": args.min_len,
+        "no_repeat_ngram_size": args.no_repeat_ngram_size,
+    }

@@ -3,8 +3,10 @@
 import importlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from fairseq_imitkd import quick
+from fairseq_imitkd.cli.warnings_shown import silence_warnings
 
 
 def main() -> None:
@@ -19,11 +21,19 @@ def main() -> None:
         print(completion(words[1]), end="")
         return
     sys.argv[:] = [f"imitkd-{command}", *words]
+    silence_warnings(words)
     function_of(command)()
+
+
+def module_of(command: str) -> Any:
+    """Return the module of a command of this package."""
+    name = "import_model" if command == "import" else command  # "import" is a word of Python
+    return importlib.import_module(f"fairseq_imitkd.cli.{name}")
 
 
 def function_of(command: str) -> Callable[[], object]:
     """Return the function that runs a command."""
-    module, name = ("fairseq_commands", command) if command in quick.FAIRSEQS else (command, "main")
-    function: Callable[[], object] = getattr(importlib.import_module(f"fairseq_imitkd.cli.{module}"), name)
+    is_fairseqs = command in quick.FAIRSEQS
+    module = module_of("fairseq_commands" if is_fairseqs else command)
+    function: Callable[[], object] = getattr(module, command if is_fairseqs else "main")
     return function

@@ -12,6 +12,7 @@ from fairseq_imitkd.cli.arguments import (
     add_search_flags,
     add_subword_flags,
     positive,
+    search_limits,
     text_settings,
 )
 from fairseq_imitkd.engines.base import SearchSettings
@@ -69,7 +70,8 @@ def _add_models(made: Parser) -> None:
     made.add_argument(
         "--baseline",
         metavar="NAME",
-        help="the model that the others are compared with (default: --teacher's)",
+        help="the model that the others are compared with (default: the student that was trained without a "
+        "teacher, if there is one)",
     )
     made.add_argument(
         "--threads", type=positive, metavar="N", help="number of threads (default: torch's choice)"
@@ -163,10 +165,7 @@ def job_of(args: argparse.Namespace, command: str) -> EvaluationJob:
     decoding = SearchSettings(
         beam=chosen["beam"],
         lenpen=args.lenpen,
-        max_len_a=args.max_len_a,
-        max_len_b=args.max_len_b,
-        min_len=args.min_len,
-        no_repeat_ngram_size=args.no_repeat_ngram_size,
+        **search_limits(args),
         remove_bpe=args.remove_bpe,
     )
     return EvaluationJob(

@@ -7,7 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fairseq_imitkd.cli.arguments import Parser, add_search_flags, add_subword_flags, text_settings
+from fairseq_imitkd.cli.arguments import (
+    Parser,
+    add_remove_bpe_flag,
+    add_search_flags,
+    add_subword_flags,
+    search_limits,
+    text_settings,
+)
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.errors import one_line_errors
 from fairseq_imitkd.export.architecture import Verdict, judge
@@ -70,6 +77,7 @@ def parser() -> Parser:
         choices=TOKENIZERS,
         help="tokeniser that runs before the subwords (moses needs pip install sacremoses)",
     )
+    add_remove_bpe_flag(text, "subword marks to undo in translations, in place of --bpe")
     add_search_flags(made.add_argument_group("search of the exported student"), 1)
     _add_check_flags(made.add_argument_group("checks of the export, by greedy decoding"))
     return made
@@ -117,10 +125,7 @@ def job_of(args: argparse.Namespace) -> ExportJob:
     search = SearchSettings(
         beam=args.beam,
         lenpen=args.lenpen,
-        max_len_a=args.max_len_a,
-        max_len_b=args.max_len_b,
-        min_len=args.min_len,
-        no_repeat_ngram_size=args.no_repeat_ngram_size,
+        **search_limits(args),
     )
     return ExportJob(
         checkpoint=args.checkpoint,
@@ -128,6 +133,7 @@ def job_of(args: argparse.Namespace) -> ExportJob:
         out=args.out,
         quantization=args.quantization,
         text=text_settings(args, args.tokenizer),
+        remove_bpe=args.remove_bpe,
         search=search,
         split=args.gen_subset,
         sentences=args.sentences,

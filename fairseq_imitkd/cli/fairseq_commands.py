@@ -1,36 +1,57 @@
 """fairseq's commands with the plugin: ``imitkd-train``, ``imitkd-generate``, ``imitkd-interactive``."""
 
+import gc
 import importlib
 import logging
 import os
+import queue
 import re
 import sys
+import threading
+import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fairseq import checkpoint_utils, options, utils
+from fairseq.data.iterators import BackgroundConsumer
 
 import fairseq_imitkd
 from fairseq_imitkd.checkpoints.guard import all_are_trusted
 from fairseq_imitkd.checkpoints.safe_load import read_checkpoint
+from fairseq_imitkd.cli.console import Console
 from fairseq_imitkd.cli.fairseq_help import ALL, all_flags, short_parser
 from fairseq_imitkd.cli.fairseq_parser import check_texts, one_line_parsers, parse_carefully
-from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.cli.next_command import is_first_process, next_command
+from fairseq_imitkd.data.dictionaries import load_dictionary
 from fairseq_imitkd.data.directory import folders_of
 from fairseq_imitkd.errors import UsageError, as_usage_error, one_line_errors
+from fairseq_imitkd.rollout.policy import MAX_LEN_A, MAX_LEN_B
 from fairseq_imitkd.teacher.source import check_files
+from fairseq_imitkd.text import generate_scorer
 from fairseq_imitkd.text.marks import subword_mark
+from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES
 from fairseq_imitkd.training.configuration import check_configuration, data
 from fairseq_imitkd.training.ranks import together
+from fairseq_imitkd.training.train_log import TrainLog
+from fairseq_imitkd.training.validation import score_names
+
+logger = logging.getLogger(__name__)
 
 
 @one_line_errors("; the same command continues from its last checkpoint, if it has written one")
 def train() -> None:
-    """Run ``fairseq-train`` with the plugin loaded; the default task is ``translation_with_teacher``."""
-    _run("train")
+    """Run ``fairseq-train`` with the plugin loaded; the default task is ``translation_with_teacher``.
+
+    Without an exception, the last line is the command that follows.
+    """
+    args = _run("train")
+    gc.collect()  # what the task logs when it is deleted comes before
+    line = next_command(args) if args is not None and is_first_process(args) else None
+    if line is not None:
+        print(f"Next: {line}", flush=True)
 
 
 @one_line_errors()
@@ -59,13 +80,40 @@ def _show_help(command: str) -> None:
     sys.exit(0)
 
 
-def _with_defaults() -> list[str]:
-    """Return the command line, and the default flags that the user did not type."""
+def _with_defaults(command: str) -> list[str]:
+    """Return the command line, and the default flags that the user did not type.
+
+    A translation has the length limit and the score of the plugin's other commands.
+    """
     defaults = {"--user-dir": str(Path(fairseq_imitkd.__file__).parent), "--task": "translation_with_teacher"}
     typed = _flags(sys.argv[1:])
-    return sys.argv[1:] + [
-        word for flag, value in defaults.items() if flag not in typed for word in (flag, value)
-    ]
+    if command != "train" and not typed & {"--max-len-a", "--max-len-b"}:
+        defaults.update({"--max-len-a": f"{MAX_LEN_A:g}", "--max-len-b": str(MAX_LEN_B)})
+    if command == "generate" and "--sacrebleu" not in typed:
+        defaults["--scoring"] = "sacrebleu"
+    words = [word for flag, value in defaults.items() if flag not in typed for word in (flag, value)]
+    return sys.argv[1:] + words + (_best_by_score(sys.argv[1:]) if command == "train" else [])
+
+
+def _best_by_score(arguments: Sequence[str]) -> list[str]:
+    """Return the flags by which the first score that the user asks for chooses the best checkpoint, in its
+    direction. If the user names the metric, only the direction is added.
+    """
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--eval-bleu", "--disable-validation", "--maximize-best-checkpoint-metric"):
+        parser.add_argument(name, action="store_true")
+    for name in ("--eval-metrics", "--best-checkpoint-metric"):
+        parser.add_argument(name, nargs="?")
+    args, _ = parser.parse_known_args(list(arguments))
+    asked, named = score_names(args.eval_metrics, args.eval_bleu), args.best_checkpoint_metric
+    if not asked or args.disable_validation:
+        return []
+    metric = named or SCORES[asked[0]]
+    grows = metric in SCORES.values() and metric not in LESS_IS_BETTER
+    direction = (
+        [] if args.maximize_best_checkpoint_metric or not grows else ["--maximize-best-checkpoint-metric"]
+    )
+    return [*([] if named else ["--best-checkpoint-metric", metric]), *direction]
 
 
 def _flags(arguments: Sequence[str]) -> set[str]:
@@ -76,20 +124,51 @@ def _has_arch(arguments: Sequence[str]) -> bool:
     return any(re.match("--arch(=|$)|-a", argument) for argument in arguments)
 
 
-def _run(name: str) -> None:
-    """Call a fairseq command as if the user had typed the default flags."""
+def _run(name: str) -> Namespace | None:
+    """Call a fairseq command as if the user had typed the default flags; return the parsed command line."""
     _show_help(name)
-    sys.argv[1:] = _with_defaults()
-    # A fairseq command configures logging when it is imported, unless something logs already. The import of
-    # the plugin has loaded modules of fairseq that do.
-    logging.root.handlers.clear()
+    words = _with_defaults(name)
+    console = Console.of(name, words)
+    sys.argv[1:] = words
+    console.begin()  # a fairseq command configures logging when it is imported, unless something logs already
     command = importlib.import_module(f"fairseq_cli.{name}")
-    with together(sys.argv[1:]), _parsed_with_care(name):
+    if name == "train":
+        TrainLog.attached()
+    with (
+        _readers_end(),
+        together(sys.argv[1:]),
+        _parsed_with_care(name) as parsed,
+        console.around(command),
+    ):
         command.cli_main()
+    return parsed[-1] if parsed else None
 
 
 @contextmanager
-def _parsed_with_care(command: str) -> Iterator[None]:
+def _readers_end(seconds: float = 2.0) -> Iterator[None]:
+    """Return a context at whose end fairseq's threads that read batches ahead have ended.
+
+    One that makes a batch while Python ends aborts the process, which then has a wrong exit status:
+    https://github.com/python/cpython/issues/87135
+
+    Args:
+        seconds: how long to wait at most.
+    """
+    try:
+        yield
+    finally:
+        deadline = time.monotonic() + seconds
+        for reader in threading.enumerate():
+            if isinstance(reader, BackgroundConsumer):
+                reader._max_len = 0  # it ends after the batch that it makes
+                while reader.is_alive() and time.monotonic() < deadline:
+                    with suppress(queue.Empty):
+                        reader._queue.get_nowait()  # it may wait for room
+                    reader.join(0.02)
+
+
+@contextmanager
+def _parsed_with_care(command: str) -> Iterator[list[Namespace]]:
     """Check the whole command line before a command begins, and let ``--bf16`` work without a TPU.
 
     fairseq's command line takes ``--bf16`` for ``--tpu`` too, and then fails without a TPU:
@@ -98,7 +177,7 @@ def _parsed_with_care(command: str) -> Iterator[None]:
     Args:
         command: ``train``, ``generate`` or ``interactive``.
     """
-    parse = options.parse_args_and_arch
+    parse, parsed = options.parse_args_and_arch, list[Namespace]()
 
     def parse_and_check(
         parser: ArgumentParser, input_args: list[str] | None = None, **settings: Any
@@ -114,6 +193,7 @@ def _parsed_with_care(command: str) -> Iterator[None]:
             args.tpu = False
         check_texts(args)
         _check(command, args)
+        parsed.append(args)
         return args
 
     options.parse_args_and_arch = parse_and_check
@@ -123,7 +203,7 @@ def _parsed_with_care(command: str) -> Iterator[None]:
     try:
         with one_line_parsers(f"imitkd-{command}"):
             _check_user_dir()
-            yield
+            yield parsed
     finally:
         options.parse_args_and_arch, logged.disabled = parse, disabled
 
@@ -158,17 +238,25 @@ def _check(command: str, args: Namespace) -> None:
     """
     if command != "train" and not args.path:
         check_files(args.path, "--path", "student")
-    data.check(vars(args), command)
+    languages = data.check(vars(args), command)
     check_configuration(vars(args), command)
     if command == "train":
+        if not args.disable_validation:
+            logger.info(
+                "the best checkpoint is the one of the %s %s (--best-checkpoint-metric)",
+                "highest" if args.maximize_best_checkpoint_metric else "lowest",
+                args.best_checkpoint_metric,
+            )
         if args.task in data.TASKS:
             setattr(
                 args, data.IGNORE, True
             )  # fairseq's own check refuses validation sets that are named, too
         return
-    if args.task in data.TASKS and "://" not in args.data and args.bpe is None:  # which joins subwords itself
-        languages = Languages.of(Path(folders_of(args.data)[0]), args.source_lang, args.target_lang)
-        args.post_process = subword_mark(languages.target_dictionary, args.post_process, "--remove-bpe")
+    if args.task in data.TASKS and args.scoring == "sacrebleu":
+        args.scoring, args.sacrebleu = generate_scorer.NAME, True
+    if languages is not None and args.bpe is None:  # --bpe joins subwords itself
+        dictionary = load_dictionary(Path(folders_of(args.data)[0]) / f"dict.{languages[1]}.txt")
+        args.post_process = subword_mark(dictionary, args.post_process, "--remove-bpe")
     for flag, paths in (("--path", args.path), ("--lm-path", args.lm_path)):
         if paths is None or "://" in paths:
             continue

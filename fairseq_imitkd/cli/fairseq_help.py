@@ -9,10 +9,12 @@ from typing import Any
 
 from fairseq import options
 
-from fairseq_imitkd.cli.arguments import HelpFormatter, Parser, add_traceback_flag
+from fairseq_imitkd.cli.arguments import HelpFormatter, Parser, add_traceback_flag, add_verbose_flag
 from fairseq_imitkd.method.config import AddedTermsConfig, DivergenceConfig, PrefixConfig
 from fairseq_imitkd.models.pruning import PruningConfig
+from fairseq_imitkd.rollout.policy import FAIRSEQ_MAX_LEN_A, FAIRSEQ_MAX_LEN_B, MAX_LEN_A, MAX_LEN_B
 from fairseq_imitkd.teacher.config import SequenceTeacherConfig
+from fairseq_imitkd.text.generate_scorer import NAME as SCORER
 from fairseq_imitkd.training.validation import ValidationConfig
 
 ALL = "--help-all"
@@ -104,6 +106,7 @@ def short_parser(command: str, arguments: Iterable[str] = ()) -> Parser:
     """
     actions = {action.dest: action for action in all_flags(command, arguments)._actions}
     made = Parser(f"imitkd {command}", _ABOUT[command])
+    add_verbose_flag(made)
     made.usage = (
         f"imitkd {command} DATA {'--teacher-path TEACHER' if command == 'train' else '--path MODEL'} …"
     )
@@ -134,9 +137,34 @@ def all_flags(command: str, arguments: Iterable[str] = ()) -> ArgumentParser:
     seen: list[ArgumentParser] = []
     options.parse_args_and_arch(_PARSERS[command](), ["data", *given], modify_parser=seen.append)
     parser = seen[-1]
+    _show_defaults(parser, command)
     parser.prog, parser.formatter_class = f"imitkd {command}", HelpFormatter
     add_traceback_flag(parser)
+    add_verbose_flag(parser)
     return parser
+
+
+def _show_defaults(parser: ArgumentParser, command: str) -> None:
+    """Let the help name the defaults of the plugin's command where fairseq's are others."""
+    limit = "a translation has at most A * source length + B tokens; this is"
+    helps = {
+        "max_len_a": f"{limit} A (default: {MAX_LEN_A:g}, or {FAIRSEQ_MAX_LEN_A:g} with --max-len-b)",
+        "max_len_b": f"{limit} B (default: {MAX_LEN_B}, or {FAIRSEQ_MAX_LEN_B} with --max-len-a)",
+    }
+    if command == "generate":
+        helps["scoring"] = "score of the translations (default: sacrebleu)"
+    if command == "train":
+        helps = {
+            "eval_bleu_args": "settings of the search in validation as a JSON object "
+            f"(default: beam 5, max_len_a {MAX_LEN_A:g}, max_len_b {MAX_LEN_B})",
+            "best_checkpoint_metric": "metric of the best checkpoint (default: the first score of "
+            "--eval-bleu and --eval-metrics, or loss)",
+            "maximize_best_checkpoint_metric": "select the largest value (default: where that is better)",
+        }
+    for action in parser._actions:
+        action.help = helps.get(action.dest, action.help)
+        if action.dest == "scoring" and action.choices is not None:  # ours stands in for sacrebleu
+            action.choices = [name for name in action.choices if name != SCORER]
 
 
 def _tidy(action: Action) -> Action:

@@ -1,10 +1,9 @@
 """The help of every command as a text. ``python -m fairseq_imitkd.cli.help_texts`` writes ``cli/help/``."""
 
-import importlib
 import os
 from argparse import ArgumentParser
 
-from fairseq_imitkd.cli import fairseq_help
+from fairseq_imitkd.cli import door, fairseq_help
 from fairseq_imitkd.quick import FAIRSEQS, HELP, SUMMARIES
 
 WIDTH = 100  # columns
@@ -14,7 +13,7 @@ def parser(command: str) -> ArgumentParser:
     """Return the parser whose help a command shows."""
     if command in FAIRSEQS:
         return fairseq_help.short_parser(command)
-    made: ArgumentParser = importlib.import_module(f"fairseq_imitkd.cli.{command}").parser()
+    made: ArgumentParser = door.module_of(command).parser()
     made.prog = f"imitkd {command}"
     return made
 

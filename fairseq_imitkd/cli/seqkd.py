@@ -11,6 +11,7 @@ from fairseq_imitkd.cli.arguments import (
     add_remove_bpe_flag,
     add_search_flags,
     add_subword_flags,
+    search_limits,
     text_settings,
 )
 from fairseq_imitkd.engines.base import SELECTIONS, SearchSettings
@@ -254,13 +255,10 @@ def _search_settings(args: argparse.Namespace) -> SearchSettings:
         samples=args.n,
         lenpen=args.lenpen,
         unkpen=args.unkpen,
-        min_len=args.min_len,
-        no_repeat_ngram_size=args.no_repeat_ngram_size,
         sampling_topk=args.sampling_topk,
         sampling_topp=args.sampling_topp,
         temperature=args.temperature,
-        max_len_a=args.max_len_a,
-        max_len_b=args.max_len_b,
+        **search_limits(args),
         remove_bpe=args.remove_bpe,
         seed=args.seed,
     )

@@ -73,10 +73,26 @@ class CTranslate2Engine:
 
     def translate(self, ids: Sequence[int], sources: Sequence[Tensor], nbest: int) -> list[list[Hypothesis]]:
         """See :class:`~fairseq_imitkd.engines.base.Engine`; ``ids`` are not used."""
-        longest_source = max(source.numel() for source in sources)
-        limit = self.settings.max_length(longest_source, self.longest_target)
+        limits = [self.settings.max_length(source.numel(), self.longest_target) for source in sources]
+        words = self._source_words(sources)
+        found = self._search(words, max(limits), nbest)
+        # CTranslate2 has one limit per call. Those beyond their own are translated again.
+        beyond = [
+            number
+            for number, limit in enumerate(limits)
+            if any(hypothesis.tokens.numel() - 1 > limit for hypothesis in found[number])
+        ]
+        for limit in {limits[number] for number in beyond}:
+            numbers = [number for number in beyond if limits[number] == limit]
+            again = self._search([words[number] for number in numbers], limit, nbest)
+            for number, hypotheses in zip(numbers, again, strict=True):
+                found[number] = hypotheses
+        return found
+
+    def _search(self, words: list[list[str]], limit: int, nbest: int) -> list[list[Hypothesis]]:
+        """Translate sentences with a limit of tokens before the EOS."""
         results = self._translator.translate_batch(
-            self._source_words(sources),
+            words,
             beam_size=self.settings.beam,
             num_hypotheses=nbest,
             length_penalty=self.settings.lenpen,
@@ -90,8 +106,8 @@ class CTranslate2Engine:
         )
         return [
             [
-                self._hypothesis(words, score, limit)
-                for words, score in zip(result.hypotheses, result.scores, strict=True)
+                self._hypothesis(hypothesis, score, limit)
+                for hypothesis, score in zip(result.hypotheses, result.scores, strict=True)
             ]
             for result in results
         ]

@@ -35,7 +35,7 @@ QUANTIZATIONS = (
     "float16",
     "bfloat16",
 )
-ACTIVATIONS = {F.relu: "RELU", gelu: "GELU", gelu_accurate: "GELUTanh"}
+ACTIVATIONS = {F.relu: "RELU", gelu: "GELU", gelu_accurate: "GELUTanh", F.silu: "SWISH"}
 
 
 def library() -> Any:
@@ -72,7 +72,7 @@ def unsupported_reason(model: BaseFairseqModel) -> str | None:
         if len({layer.self_attn.num_heads for layer in layers_of(side)}) != 1:
             return f"its {name} has no layers, or layers with different numbers of heads"
         if any(layer.activation_fn not in ACTIVATIONS for layer in layers_of(side)):
-            return "its --activation-fn is not relu, gelu or gelu_accurate"
+            return "its --activation-fn is not relu, gelu, gelu_accurate or swish"
         if side.layer_norm is not None and not side.layers[0].normalize_before:
             return f"its {name} is post-norm with one more layer norm at the end"
         if type(side.embed_tokens) is not nn.Embedding:

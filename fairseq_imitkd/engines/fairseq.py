@@ -69,10 +69,9 @@ class FairseqEngine:
     def translate(self, ids: Sequence[int], sources: Sequence[Tensor], nbest: int) -> list[list[Hypothesis]]:
         """See :class:`~fairseq_imitkd.engines.base.Engine`."""
         net_input = self._net_input(sources)
+        limits = [self._max_length(source.numel()) for source in sources]
         if self._generator is None:
-            limits = [self._max_length(source.numel()) for source in sources]
             return self._samples(torch.tensor(ids, device=self.device), net_input, limits)
-        limit = self._max_length(net_input["src_tokens"].size(1))  # fairseq has one limit per batch
         found = self._generator.generate(list(self.writer.models), {"net_input": net_input})
         return [
             [
@@ -81,7 +80,7 @@ class FairseqEngine:
                 Hypothesis(each["tokens"].cpu(), float(each["score"]), cut=each["tokens"].numel() > limit)
                 for each in beam[:nbest]
             ]
-            for beam in found
+            for beam, limit in zip(found, limits, strict=True)
         ]
 
     def _net_input(self, sources: Sequence[Tensor]) -> dict[str, Any]:

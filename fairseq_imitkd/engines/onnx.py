@@ -25,9 +25,9 @@ class OnnxEngine(FairseqEngine):
         """See :class:`~fairseq_imitkd.engines.base.Engine`."""
         if self.settings.beam > 1 or self.settings.no_repeat_ngram_size:
             return super().translate(ids, sources, nbest)
-        limit = self._max_length(max(source.numel() for source in sources))
+        limits = [self._max_length(source.numel()) for source in sources]
         [model] = self.writer.models
-        found = greedy(model, sources, max_length=limit, min_length=self.settings.min_len)
+        found = greedy(model, sources, max_lengths=limits, min_length=self.settings.min_len)
         return [[hypothesis] for hypothesis in found]
 
 
@@ -57,7 +57,11 @@ def _session(path: Path) -> Any:
 
 
 def greedy(
-    model: FairseqEncoderDecoderModel, sources: Sequence[Tensor], *, max_length: int, min_length: int
+    model: FairseqEncoderDecoderModel,
+    sources: Sequence[Tensor],
+    *,
+    max_lengths: Sequence[int],
+    min_length: int,
 ) -> list[Hypothesis]:
     """Decode a batch greedily in numpy.
 
@@ -66,7 +70,7 @@ def greedy(
     Args:
         model: model from :func:`load`.
         sources: ``B`` tensors ``(S,)`` int64 with an EOS.
-        max_length: maximum number of tokens before the EOS, which is forced there.
+        max_lengths: maximum number of tokens of each sentence before its EOS, which is forced there.
         min_length: minimum number of tokens before the EOS.
 
     Returns:
@@ -76,12 +80,13 @@ def greedy(
     pad, eos, count = dictionary.pad(), dictionary.eos(), len(sources)
     source_tokens = data_utils.collate_tokens(sources, encoder.dictionary.pad()).numpy()
     memory, padding = encoder.session.run(None, {"tokens": source_tokens})
-    tokens = np.full((count, max_length + 1), pad)
+    limits, longest = np.array(max_lengths), max(max_lengths)
+    tokens = np.full((count, longest + 1), pad)
     scores, cut = np.zeros(count), np.zeros(count, dtype=bool)
     # Sentences in the batch, their last tokens, and whether each is still unfinished.
     rows, last, alive = np.arange(count), np.full(count, eos), np.ones(count, dtype=bool)
     state = np.zeros((decoder.layers, count, decoder.width), dtype=np.float32)
-    for step in range(max_length + 1):
+    for step in range(longest + 1):
         inputs = {"tokens": last, "memory": memory, "padding": padding, "state": state}
         logits, state = decoder.session.run(None, inputs)
         highest = logits.max(axis=-1)
@@ -89,9 +94,10 @@ def greedy(
         logits[:, pad] = -np.inf
         if step < min_length:
             logits[:, eos] = -np.inf
-        last = logits.argmax(axis=-1) if step < max_length else np.full(len(rows), eos)
+        at_limit = limits[rows] <= step
+        last = np.where(at_limit, eos, logits.argmax(axis=-1))
         scores[rows] += alive * (logits[np.arange(len(rows)), last] - normaliser)
-        cut[rows] = alive & (step == max_length)
+        cut[rows] |= alive & at_limit
         tokens[rows, step] = np.where(alive, last, pad)
         alive &= last != eos
         left = int(alive.sum())

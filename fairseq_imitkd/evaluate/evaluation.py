@@ -51,7 +51,8 @@ class EvaluationJob:
             undo.
         text: subwords and tokenisation to undo in outputs.
         teacher: name of the model that the others are students of.
-        baseline: name of the model that the others are compared with.
+        baseline: name of the model that the others are compared with; None takes the student that was trained
+            without a teacher.
         split: split to translate.
         sentences: number of its sentences, evenly spread; 0 is all.
         batch_sizes: batch sizes to time; the largest one decodes the test set.
@@ -110,11 +111,6 @@ class EvaluationJob:
         folder.check(self.out)
 
     @property
-    def compared_with(self) -> str | None:
-        """The baseline's name, or the teacher's if no baseline is named."""
-        return self.baseline or self.teacher
-
-    @property
     def searches(self) -> dict[str, SearchSettings]:
         """The searches of each model by name."""
         beam = {} if self.decoding.beam == 1 else {f"beam {self.decoding.beam}": self.decoding}
@@ -163,6 +159,7 @@ class _Evaluation:
         self.languages = Languages.of(job.data, job.source_lang, job.target_lang)
         self.failures = Failures()
         self.models = self._load()
+        self.compared_with = job.baseline or models.without_teacher(self.models, job.teacher)
         mark = None
         if job.text.bpe is None:
             mark = subword_mark(self.languages.target_dictionary, job.decoding.remove_bpe, "--remove-bpe")
@@ -191,7 +188,7 @@ class _Evaluation:
                     path, self.languages, job.searches[GREEDY], allow_globals=job.allow_globals
                 )
             except UsageError as error:
-                if name in (job.teacher, job.compared_with) or len(job.paths) == 1:
+                if name in (job.teacher, job.baseline) or len(job.paths) == 1:
                     raise UsageError(f"--model {name}: {error}") from error
                 self.failures.note(name, "loading", error)
         return self._without_failures(found)
@@ -274,7 +271,7 @@ class _Evaluation:
     @property
     def baseline(self) -> str | None:
         """The name of the model that the others are compared with, unless it failed."""
-        return self.job.compared_with if self.job.compared_with in self.models else None
+        return self.compared_with if self.compared_with in self.models else None
 
     @property
     def teacher(self) -> str | None:

@@ -7,8 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.checkpoints import compact
@@ -37,6 +39,7 @@ class EvaluatedModel:
         longest: the most tokens of a source and of a target.
         engine: engine that translates greedily.
         fairseq: the model itself if it is a checkpoint.
+        taught: whether it was trained with a teacher; None if that is unknown, as of exported students.
     """
 
     path: Path
@@ -47,6 +50,7 @@ class EvaluatedModel:
     longest: tuple[int, int]
     engine: Engine
     fairseq: BaseFairseqModel | None = None
+    taught: bool | None = None
 
     def translating(self, settings: SearchSettings) -> Engine:
         """Return an engine of the same weights that translates by another search."""
@@ -107,10 +111,52 @@ def load(
     """
     if os.path.isdir(path):
         return _load_exported(path, languages, decoding)
-    model, arch, _ = load_student(str(path), languages, allow_globals)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    engine = FairseqEngine.of_model(model, languages, decoding)
-    return EvaluatedModel(path, FAIRSEQ, None, arch, parameters, model.max_positions(), engine, model)
+    found = load_student(str(path), languages, allow_globals)
+    model = found.model
+    return EvaluatedModel(
+        path,
+        FAIRSEQ,
+        None,
+        arch=found.arch,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        longest=model.max_positions(),
+        engine=FairseqEngine.of_model(model, languages, decoding),
+        fairseq=model,
+        taught=_is_taught(found.config),
+    )
+
+
+def _is_taught(config: Any) -> bool | None:
+    """Whether a checkpoint was trained with a teacher, or on its translations.
+
+    None if the criterion is not known here. A data set of ``imitkd-seqkd`` is recognised as long as it is
+    where it was.
+    """
+    criterion, task = getattr(config, "criterion", None), getattr(config, "task", None)
+    kind = CRITERION_REGISTRY.get(getattr(criterion, "_name", None))
+    data = Path(str(getattr(task, "data", "") or "").split(os.pathsep)[0])
+    is_seqkd = all(os.path.isfile(data.parent / name) for name in ("job.json", "manifest.json"))
+    if is_seqkd or getattr(task, "init_from_teacher", None):
+        return True
+    return None if kind is None else not kind.__module__.startswith("fairseq.")
+
+
+def without_teacher(models: Mapping[str, EvaluatedModel], teacher: str | None) -> str | None:
+    """Return the student that was trained without a teacher, with which the others are compared by default.
+
+    Args:
+        models: models by name.
+        teacher: name of the teacher, which is not a student; None if it is not known.
+
+    Returns:
+        the first that has the size of another student; with a teacher the first one otherwise; None if there
+        is none.
+    """
+    students = {name: model for name, model in models.items() if name != teacher}
+    alone = [name for name, model in students.items() if model.taught is False]
+    sizes = {model.parameters for model in students.values() if model.taught is not False}
+    same = [name for name in alone if students[name].parameters in sizes]
+    return next(iter(same or (alone if teacher is not None else [])), None)
 
 
 def _load_exported(folder: Path, languages: Languages, decoding: SearchSettings) -> EvaluatedModel:

@@ -20,6 +20,7 @@ from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.engines.base import Engine, SearchSettings
 from fairseq_imitkd.engines.registry import CONVERTERS, open_engine
 from fairseq_imitkd.errors import UsageError, in_one_line
+from fairseq_imitkd.text.marks import AUTO, NONE, is_known
 from fairseq_imitkd.text.subwords import SUBWORDS, TOKENIZERS, Text, TextSettings
 
 FORMAT = 1
@@ -36,6 +37,7 @@ class Bundle:
         text: conversion of text to symbols and back.
         engine: what translates.
         longest_source: maximum number of source tokens, EOS included.
+        remove_bpe: subword mark to remove from translations, by fairseq's name; None keeps it.
     """
 
     def __init__(
@@ -46,7 +48,9 @@ class Bundle:
         text: Text,
         engine: Engine,
         longest_source: int,
+        remove_bpe: str | None = None,
     ):
+        self.remove_bpe = remove_bpe
         self.manifest, self.languages, self.text, self.engine = manifest, languages, text, engine
         self.longest_source = longest_source
 
@@ -82,7 +86,14 @@ class Bundle:
             device=device,
         )
         text = Text(settings.text, settings.source, settings.target)
-        return cls(manifest, languages, text=text, engine=engine, longest_source=settings.longest[0])
+        return cls(
+            manifest,
+            languages,
+            text=text,
+            engine=engine,
+            longest_source=settings.longest[0],
+            remove_bpe=settings.remove_bpe,
+        )
 
     def encode(self, text: str) -> Tensor:
         """Return the tokens of a sentence, ``(S,)`` int64 with an EOS."""
@@ -91,7 +102,7 @@ class Bundle:
 
     def decode(self, tokens: Tensor) -> str:
         """Return the text of a translation ``(T,)``."""
-        return self.text.decode(self.languages.target_dictionary.string(tokens))
+        return self.text.decode(self.languages.target_dictionary.string(tokens, self.remove_bpe))
 
     def translate(self, sources: Sequence[Tensor]) -> list[Tensor]:
         """Translate a batch.
@@ -145,6 +156,7 @@ class _Settings:
         longest: maximum numbers of tokens of a source and of a target.
         search: how to translate.
         text: how raw text becomes subwords.
+        remove_bpe: subword mark to remove from translations, which folders of earlier releases lack.
     """
 
     engine: str
@@ -153,6 +165,7 @@ class _Settings:
     longest: tuple[int, int]
     search: SearchSettings
     text: TextSettings
+    remove_bpe: str | None
 
     @classmethod
     def of_manifest(cls, manifest: dict[str, Any], folder: Path) -> "_Settings":
@@ -172,6 +185,7 @@ class _Settings:
             longest=longest,
             search=_search_settings(manifest["decoding"], longest[1]),
             text=text_settings(folder, manifest["text"]),
+            remove_bpe=_remove_bpe(manifest["text"].get("remove_bpe")),
         )
 
     def file_names(self) -> list[str]:
@@ -183,6 +197,12 @@ class _Settings:
 def _language(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[\w.-]{1,100}", value):
         raise ValueError(f"a language is {value!r:.50}")
+    return value
+
+
+def _remove_bpe(value: Any) -> str | None:
+    if not (value is None or (isinstance(value, str) and value not in (AUTO, NONE) and is_known(value))):
+        raise ValueError(f"a subword mark is {value!r:.50}")
     return value
 
 

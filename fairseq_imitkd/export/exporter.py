@@ -27,6 +27,7 @@ from fairseq_imitkd.export import checks
 from fairseq_imitkd.export.bundle import FORMAT, MANIFEST, MODEL, SUBWORD_FILES
 from fairseq_imitkd.export.text_check import share_encoded_otherwise
 from fairseq_imitkd.text.bootstrap import Bootstrap
+from fairseq_imitkd.text.marks import is_known, subword_mark
 from fairseq_imitkd.text.scored import ScoredText
 from fairseq_imitkd.text.scores import SCORES, TITLES, check_installed
 from fairseq_imitkd.text.subwords import Text, TextSettings
@@ -58,6 +59,8 @@ class ExportJob:
         max_loss: maximum loss of this score by quantisation, in points of 0 to 100.
         device: device that the student will run on, a key of :data:`FALLBACKS`.
         strict: whether to write nothing if the quantisation loses too much.
+        remove_bpe: subword mark to remove from translations where ``text`` has no subwords, by fairseq's
+            name; None recognises it.
         source_lang, target_lang: the languages; None infers them from the data directory.
         allow_globals: types that the checkpoint may hold besides fairseq's own.
 
@@ -77,6 +80,7 @@ class ExportJob:
     max_loss: float = 0.5
     device: str = "cpu"
     strict: bool = False
+    remove_bpe: str | None = None
     source_lang: str | None = None
     target_lang: str | None = None
     allow_globals: str | None = None
@@ -94,6 +98,13 @@ class ExportJob:
             raise UsageError(f"--max-loss must be in 0..100 points, but is {self.max_loss}")
         if self.device not in FALLBACKS:
             raise UsageError(f"--device must be one of {', '.join(FALLBACKS)}, but is {self.device}")
+        if self.remove_bpe is not None and self.text.bpe is not None:
+            raise UsageError("--remove-bpe and --bpe both undo subwords; use one of them")
+        if not is_known(self.remove_bpe):
+            raise UsageError(
+                "--remove-bpe must be a subword mark that fairseq knows, like '@@ ', but is "
+                f"{self.remove_bpe!r:.60}"
+            )
         output_folder(self.out).check_new()
 
 
@@ -114,6 +125,10 @@ def export(job: ExportJob) -> dict[str, Any]:
     """
     languages = Languages.of(job.data, job.source_lang, job.target_lang)
     text = Text(job.text, languages.source, languages.target)
+    mark = None
+    if job.text.bpe is None:
+        mark = subword_mark(languages.target_dictionary, job.remove_bpe, "--remove-bpe")
+    scored = ScoredText(languages.target_dictionary, mark, text.decode)
     corpus = read_split(languages, job.split)
     if corpus.references is None:
         raise UsageError(
@@ -124,7 +139,7 @@ def export(job: ExportJob) -> dict[str, Any]:
     sample = _sample(corpus, languages, longest=student.longest, count=job.sentences)
     encoded_otherwise = share_encoded_otherwise(job.text, languages, sample.sources, split=job.split)
     with output_folder(job.out).built() as folder:
-        conversion = _Conversion(job, student, languages, text=text, sample=sample, folder=folder / MODEL)
+        conversion = _Conversion(job, student, languages, scored=scored, sample=sample, folder=folder / MODEL)
         converted = conversion.run()
         converted["checks"]["encoded_otherwise"] = round(encoded_otherwise, 4)
         manifest = {
@@ -136,7 +151,7 @@ def export(job: ExportJob) -> dict[str, Any]:
             "longest_source": student.longest[0],
             "longest_target": student.longest[1],
             "decoding": asdict(job.search),
-            "text": _copy_text_files(job, languages, folder),
+            "text": {**_copy_text_files(job, languages, folder), "remove_bpe": mark},
             "student": student.description(),
             "versions": {
                 "fairseq_imitkd": fairseq_imitkd.__version__,
@@ -194,7 +209,7 @@ def _load(job: ExportJob, languages: Languages) -> _Student:
         UsageError: the checkpoint can't be loaded or exported, or a setting doesn't suit the student.
     """
     digest = sha256(job.checkpoint) if os.path.isfile(job.checkpoint) else None
-    model, arch, score = load_student(job.checkpoint, languages, job.allow_globals)
+    model, arch, score, _ = load_student(job.checkpoint, languages, job.allow_globals)
     engine = engine_for(model)
     if engine is None:
         raise UsageError(f"CHECKPOINT '{job.checkpoint}' can't be exported: {unsupported_reason(model)}")
@@ -281,7 +296,7 @@ class _Conversion:
         job: what was asked for.
         student: the student.
         languages: its language pair with the dictionaries.
-        text: how tokens become raw text, which the score is computed on.
+        scored: how tokens become raw text, which the score is computed on.
         sample: sentences that both models translate.
         folder: where the model is written.
     """
@@ -292,14 +307,14 @@ class _Conversion:
         student: _Student,
         languages: Languages,
         *,
-        text: Text,
+        scored: ScoredText,
         sample: _Sample,
         folder: Path,
     ):
         self.job, self.student, self.languages = job, student, languages
         self.sample, self.folder = sample, folder
         self.greedy = SearchSettings(beam=1, max_len_a=job.search.max_len_a, max_len_b=job.search.max_len_b)
-        self.scored = ScoredText(languages.target_dictionary, decode=text.decode)
+        self.scored = scored
         self.scorer = checks.Scorer(student.metric, self.scored.references(sample.references))
 
     def run(self) -> dict[str, Any]:

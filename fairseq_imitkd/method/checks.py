@@ -118,7 +118,12 @@ def _rules_of_rollouts(cfg: DistillationConfig, context: _Context) -> Iterator[_
     rollouts = {item.name for item in fields(DistillationConfig) if item.name.startswith("rollout_")}
     of_decoding = {"rollout_max_len_a", "rollout_max_len_b", "rollout_cuda_graphs"}
     raise_it = f"at --student-share {cfg.student_share}: raise the share or leave it out"
-    yield (rollouts - of_decoding) | {"share_by", "reward"}, never, raise_it
+    yield (rollouts - of_decoding) | {"share_by", "reward", "log_rollouts"}, never, raise_it
+    yield (
+        {"log_rollouts_interval"},
+        cfg.log_rollouts == 0,
+        "without --log-rollouts: add it with the number of rollouts to show",
+    )
     yield of_decoding, never and not cfg.teacher_samples, raise_it
     yield (
         {"gold_weight", "label_smoothing", "teacher_samples", "share_by"},

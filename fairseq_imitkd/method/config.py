@@ -125,6 +125,15 @@ class PrefixConfig(FairseqDataclass):
         "auto: on a GPU, decode with CUDA graphs, if the student is a stock transformer; this removes the "
         "launch overhead of small kernels",
     )
+    log_rollouts: int = _flag(
+        0,
+        "show this many rollouts now and then, with the teacher's token wherever it differs from the "
+        "student's: in the log, TensorBoard and imitkd-report (0: none)",
+        Range(0, math.inf, "0 (none) or more"),
+    )
+    log_rollouts_interval: int = _flag(
+        500, "updates from one time of --log-rollouts to the next", Range(1, math.inf, "1 or more")
+    )
 
 
 @dataclass

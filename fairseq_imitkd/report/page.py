@@ -15,6 +15,7 @@ from fairseq_imitkd.report.examples import Example, examples
 from fairseq_imitkd.report.pareto import pareto
 from fairseq_imitkd.report.paths import disambiguate, shortened
 from fairseq_imitkd.report.picture import Picture
+from fairseq_imitkd.report.rollouts import RolloutsAt
 from fairseq_imitkd.report.runs import Run
 from fairseq_imitkd.report.svg import Style, figure_settings, styles
 from fairseq_imitkd.report.tables import Table
@@ -64,6 +65,7 @@ class TrainingPart:
     curves: list[Picture] = field(default_factory=list)
     rollouts: list[Picture] = field(default_factory=list)
     without: list[str] = field(default_factory=list)
+    sentences: dict[str, list[RolloutsAt]] = field(default_factory=dict)  # by the name of the run
     settings: Table | None = None
 
 
@@ -124,6 +126,7 @@ def _sections(compared: Sequence[EvaluationPart], trained: TrainingPart | None) 
         "models": ("Quality, speed and size", any(each.models or each.pareto for each in compared)),
         "training": ("Training", trained is not None),
         "rollouts": ("Rollouts and teacher", trained is not None and bool(trained.rollouts)),
+        "sentences": ("What the students write", trained is not None and bool(trained.sentences)),
         "length": ("Quality by length", any(each.by_length for each in compared)),
         "exposure": ("Exposure bias", any(each.probes for each in compared)),
         "examples": (_examples_title(compared), any(each.examples for each in compared)),
@@ -173,9 +176,10 @@ def _compared(evaluation: Evaluation, name: str, looks: dict[str, Style]) -> Eva
 
 
 def _trained(runs: Sequence[Run], looks: dict[str, Style]) -> TrainingPart:
+    sentences = {run.name: run.rollouts for run in runs if run.rollouts}
     return TrainingPart(
         tables.runs(runs, looks), curves.training(runs, looks), curves.rollouts(runs, looks),
-        [run.name for run in runs if not run.is_distillation], tables.differences(runs),
+        [run.name for run in runs if not run.is_distillation], sentences, tables.differences(runs),
     )  # fmt: skip
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError, in_one_line
-from fairseq_imitkd.report import logs, settings, tensorboard
+from fairseq_imitkd.report import logs, rollouts, settings, tensorboard
 from fairseq_imitkd.report.paths import disambiguate
+from fairseq_imitkd.report.rollouts import RolloutsAt
 from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES
-from fairseq_imitkd.training.run_files import CONFIG, EPOCH, EPOCH_BEGINS, INNER, METRICS
+from fairseq_imitkd.training.run_files import CONFIG, EPOCH, EPOCH_BEGINS, INNER, METRICS, ROLLOUTS
 
 # Metrics that only the plugin's criteria log.
 DISTILLATION = (
@@ -58,6 +59,7 @@ class Run:
             from a checkpoint of no run on the page.
         before: updates of those weights, with those of the parent's own parent; 0 if there is no parent.
         notes: remarks about the source, one line each.
+        rollouts: rollouts of a few updates, if ``--log-rollouts`` has written some.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Run:
     parent: str | None = None
     before: int = 0
     notes: list[str] = field(default_factory=list)
+    rollouts: list[RolloutsAt] = field(default_factory=list)
 
     def add(self, tag: str, update: int, values: dict[str, float]) -> None:
         """Add the metrics of one update. A run that went back to an earlier checkpoint loses its later
@@ -240,6 +243,10 @@ def _sources(path: Path, is_folder: bool) -> list[Path]:
 def _read_metrics(run: Run, path: Path) -> None:
     """Add what a training's own two files hold."""
     _read_config(run, path.with_name(CONFIG))
+    try:
+        run.rollouts = rollouts.read(path.parent)
+    except OSError as error:
+        run.notes.append(f"'{path.with_name(ROLLOUTS)}' can't be read: {error.strerror}")
     run.is_finished = False
     for line in _lines(run, path):
         if logged := logs.parse_metrics_line(line):

@@ -13,7 +13,7 @@ from fairseq_imitkd.rollout.beam import BeamModels, beam_models, has_softmax_out
 from fairseq_imitkd.rollout.draft import Prompt, Rollout, SpecialSymbols
 from fairseq_imitkd.rollout.engine import decode
 from fairseq_imitkd.rollout.keyed_random import RandomKey, Uniforms, sampling_uniforms
-from fairseq_imitkd.rollout.policy import RolloutPolicy
+from fairseq_imitkd.rollout.policy import RolloutPolicy, max_lengths
 
 Hypothesis = dict[str, Tensor]
 
@@ -44,6 +44,10 @@ class RolloutGenerator(SequenceGenerator):
     Greedy tokens are equal to fairseq's, and scores agree to rounding. Samples have the same distribution but
     use other random numbers, which ``--seed`` determines. Attention weights, which fairseq's commands do not
     read, are empty.
+
+    The length limit of a sentence depends on its own source. fairseq's depends on the longest source of the
+    batch, so a translation that it cuts depends on the batch size:
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/sequence_generator.py#L271-L274
     """
 
     def __init__(self, models: Any, *args: Any, **kwargs: Any):
@@ -53,6 +57,10 @@ class RolloutGenerator(SequenceGenerator):
         blocker: NGramRepeatBlock | None = self.repeat_ngram_blocker  # type: ignore[has-type]
         if blocker is not None:
             self.repeat_ngram_blocker = NoRepeats(blocker.no_repeat_ngram_size)
+        self._limits: Tensor | None = None  # (B,) of the batch that the base class decodes
+        self._unlimited = 0  # steps at which no limit holds, because of a minimum length or a prefix
+        self._search_step = self.search.step
+        self.search.step = self._limited_step
 
     @property
     def rollout_policy(self) -> RolloutPolicy | None:
@@ -102,22 +110,17 @@ class RolloutGenerator(SequenceGenerator):
         net_input = {
             name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"
         }
-        longest = self._max_length(net_input["src_tokens"].size(1)) if "src_tokens" in net_input else 0
+        limits = self._max_lengths(net_input)
         policy = self.rollout_policy
-        if policy is None or others or longest < 1:
-            try:
-                return super().generate(models, sample, **kwargs)
-            finally:
-                # Training keeps the generator between validations but needs the memory.
-                if isinstance(self.model, BeamModels):
-                    self.model.forget()
+        if policy is None or others or limits is None:
+            return self._base_generate(models, sample, limits=limits, settings=kwargs)
         # Each sentence has beam_size adjacent rows.
         count = net_input["src_tokens"].size(0) * self.beam_size
         rows = torch.arange(count, device=net_input["src_tokens"].device)
         first_tokens = torch.full_like(rows, self.eos if bos_token is None else bos_token)
         rollout = decode(
             self.model.single_model,
-            Prompt(net_input, first_tokens, torch.full_like(rows, longest), self.beam_size, longest),
+            Prompt(net_input, first_tokens, limits.repeat_interleave(self.beam_size), samples=self.beam_size),
             policy,
             symbols=SpecialSymbols(self.pad, self.eos),
             uniforms=_fresh_uniforms(rows) if policy.samples else None,
@@ -126,13 +129,53 @@ class RolloutGenerator(SequenceGenerator):
         )
         return self._hypotheses(rollout)
 
-    def _max_length(self, source_width: int) -> int:
-        """Return the maximum number of tokens before the EOS, one for the whole batch as in the base class.
+    def _max_lengths(self, net_input: dict[str, Any]) -> Tensor | None:
+        """Return the maximum number of tokens of each sentence before its EOS, ``(B,)``.
 
-        See
-        https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/sequence_generator.py#L271-L274
+        None leaves the limit to the base class: the inputs are not tokens, or the limit is 0.
         """
-        return min(int(self.max_len_a * source_width + self.max_len_b), self.max_len - 1)
+        if "src_tokens" not in net_input or self.match_source_len:
+            return None
+        longest = self.max_len - 1
+        if min(int(self.max_len_a + self.max_len_b), longest) < 1:  # of a source that is an EOS alone
+            return None
+        lengths = net_input.get("src_lengths")
+        if lengths is None:
+            lengths = net_input["src_tokens"].ne(self.pad).sum(dim=1)
+        return max_lengths(lengths, self.max_len_a, self.max_len_b, longest=longest)
+
+    def _base_generate(
+        self, models: list[Any], sample: dict[str, Any], *, limits: Tensor | None, settings: dict[str, Any]
+    ) -> list[list[Hypothesis]]:
+        """Let the base class decode; each sentence ends at its own limit."""
+        prefix = settings.get("prefix_tokens")
+        self._unlimited = max(self.min_len, 0 if prefix is None else prefix.size(1))
+        # The search of constraints stops at one limit for all.
+        self._limits = limits if settings.get("constraints") is None else None
+        if self._limits is not None:  # without numbers of the data set, the search gets those in the batch
+            sample = {name: value for name, value in sample.items() if name != "id"}
+        try:
+            return super().generate(models, sample, **settings)
+        finally:
+            self._limits = None
+            # Training keeps the generator between validations but needs the memory.
+            if isinstance(self.model, BeamModels):
+                self.model.forget()
+
+    def _limited_step(self, step: int, lprobs: Tensor, *others: Any) -> Any:
+        """See :class:`fairseq.search.Search`. At its limit a sentence can only go on with EOS.
+
+        Args:
+            step: number of tokens so far.
+            lprobs: ``(B, beam_size, V)``.
+            others: the scores of the steps before, the tokens so far, and the sentences' numbers in the
+                batch, ``(B,)``.
+        """
+        if self._limits is not None and step >= self._unlimited:
+            at_limit = self._limits[others[-1].to(self._limits.device)] <= step
+            words = torch.arange(lprobs.size(-1), device=lprobs.device) != self.eos
+            lprobs.masked_fill_(at_limit.to(lprobs.device)[:, None, None] & words, float("-inf"))
+        return self._search_step(step, lprobs, *others)
 
     def _hypotheses(self, rollout: Rollout) -> list[list[Hypothesis]]:
         """Return ``B * beam_size`` rows in fairseq's form, which ends a truncated row in a scored EOS."""

@@ -9,6 +9,42 @@ from torch import Tensor
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.vocab_ops import most_probable, sample_categorical
 
+MAX_LEN_A, MAX_LEN_B = 1.2, 10  # the length limit of rollouts, and of every search that is given none
+FAIRSEQ_MAX_LEN_A, FAIRSEQ_MAX_LEN_B = 0.0, 200
+
+
+def length_limit(max_len_a: float | None, max_len_b: int | None) -> tuple[float, int]:
+    """Return the two numbers that limit the length of a search.
+
+    Without both flags they are those of rollouts. If one is given, the other is fairseq's, so a limit of
+    ``--max-len-b`` tokens does not grow with the source.
+
+    Args:
+        max_len_a, max_len_b: the flags; None if they are not given.
+    """
+    if max_len_a is None and max_len_b is None:
+        return MAX_LEN_A, MAX_LEN_B
+    return (
+        FAIRSEQ_MAX_LEN_A if max_len_a is None else max_len_a,
+        FAIRSEQ_MAX_LEN_B if max_len_b is None else max_len_b,
+    )
+
+
+def max_lengths(source_lengths: Tensor, max_len_a: float, max_len_b: float, *, longest: int) -> Tensor:
+    """Return the maximum number of tokens of each translation before its EOS.
+
+    Args:
+        source_lengths: ``(B,)`` numbers of source tokens, including the EOS.
+        max_len_a, max_len_b: a translation has at most ``max_len_a * source length + max_len_b`` tokens.
+        longest: maximum number of tokens that the models can represent before an EOS.
+
+    Returns:
+        ``(B,)`` int64, at least 1.
+    """
+    # float64 gives the same result as Python's int(a * length + b). Clamp before an int64 can overflow.
+    lengths = source_lengths.double() * max_len_a + max_len_b
+    return lengths.clamp(min=1, max=max(1, longest)).long()
+
 
 @dataclass(frozen=True)
 class RolloutPolicy:
@@ -35,8 +71,8 @@ class RolloutPolicy:
     topp: float = 1.0
     temperature: float = 1.0
     teacher_topk: int = 25
-    max_len_a: float = 1.2
-    max_len_b: int = 10
+    max_len_a: float = MAX_LEN_A
+    max_len_b: int = MAX_LEN_B
     cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
@@ -77,9 +113,7 @@ class RolloutPolicy:
         Returns:
             ``(B,)`` int64, at least 1.
         """
-        # float64 gives the same result as Python's int(a * length + b). Clamp before an int64 can overflow.
-        lengths = source_lengths.double() * self.max_len_a + self.max_len_b
-        return lengths.clamp(min=1, max=max(1, int(max_positions) - 1)).long()
+        return max_lengths(source_lengths, self.max_len_a, self.max_len_b, longest=int(max_positions) - 1)
 
     def longest(self, source_width: int, max_positions: int) -> int:
         """Return the maximum length of a rollout whose source has all positions of a padded batch."""

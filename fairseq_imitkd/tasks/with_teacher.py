@@ -23,6 +23,7 @@ from fairseq_imitkd.training.adapter import AnyTeacher
 from fairseq_imitkd.training.distiller import Distiller, Learner, autocast
 from fairseq_imitkd.training.finite_gradients import refuse_broken_gradients
 from fairseq_imitkd.training.ranks import memory_for
+from fairseq_imitkd.training.rollout_log import RolloutLog
 from fairseq_imitkd.training.run_files import RunFiles, whole_config
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class WithTeacher(_Task):
                 sentence_weights=self.select_teachers(teacher, criterion.method),
                 dictionary=self.target_dictionary,
                 warm_up=_warm_up(self.cfg),
+                rollout_log=RolloutLog.of(self, criterion.method.cfg),
             )
         return self._distiller
 

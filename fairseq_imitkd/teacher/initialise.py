@@ -171,7 +171,8 @@ def _settings(part: str, model: Any) -> dict[str, Any]:
         settings[f"{part}.layer_norm"] = _kind(side, "layer_norm")
         if hasattr(layer, "self_attn"):  # fairseq's convolutional layers have no attention heads here
             settings[f"--{part}-attention-heads"] = layer.self_attn.num_heads
-            settings["--activation-fn"] = _kind(layer, "activation_fn").replace("<lambda>", "linear")
+            name = _kind(layer, "activation_fn")
+            settings["--activation-fn"] = {"<lambda>": "linear", "silu": "swish"}.get(name, name)
     return settings
 
 

@@ -20,12 +20,14 @@ class Split:
         name: its name.
         is_training: whether it is trained on. Only then does fairseq skip sentences that are too long.
         tokens_flag: the flag that limits the tokens of its batches.
+        lines_before: number of lines that were typed before it.
     """
 
     flag: str
     name: str
     is_training: bool
     tokens_flag: str = "--max-tokens"
+    lines_before: int = 0
 
     def __str__(self) -> str:
         return f"{self.flag} '{self.name}'" if self.flag else "the input"
@@ -34,8 +36,11 @@ class Split:
 def fitting(dataset: Any, split: Split, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of ``get_batch_iterator`` with which fairseq makes batches of a data set.
 
-    Sentences beyond the positions of the model are left out, with a warning. A set of fewer sentences than
-    ``--required-batch-size-multiple`` is one batch, where fairseq would drop it.
+    Sentences beyond the positions of the model are left out, with a warning. A typed line beyond
+    ``--max-tokens`` is left out too, since others follow.
+
+    fairseq also drops the last ``N % --required-batch-size-multiple`` sentences of each set. Here that
+    happens in training only, and not if no sentence would be left: scores are of all sentences.
 
     Args:
         dataset: the data set.
@@ -45,12 +50,15 @@ def fitting(dataset: Any, split: Split, arguments: dict[str, Any]) -> dict[str, 
     Raises:
         UsageError: a sentence is longer than ``--max-tokens``, or no sentence is left.
     """
-    limits = arguments.get("max_positions")
+    limits, max_tokens = arguments.get("max_positions"), arguments.get("max_tokens")
+    if not split.flag and max_tokens is not None:
+        limits = _within(limits, max_tokens)
+        arguments = {**arguments, "max_positions": limits}
     kept = np.arange(len(dataset), dtype=np.int64)
     if limits is not None:
         kept, too_long = dataset.filter_indices_by_size(kept, limits)
         if len(too_long) and not split.is_training:
-            _warn_of_long_ones(split, too_long, limits)
+            _warn_of_long_ones(dataset, split, too_long, limits=limits)
             arguments = {**arguments, "ignore_invalid_inputs": True}
     if not len(kept):
         if not split.flag:
@@ -63,9 +71,11 @@ def fitting(dataset: Any, split: Split, arguments: dict[str, Any]) -> dict[str, 
             "--max-source-positions and "
             "--max-target-positions"
         )
-    _check_tokens(dataset, split, arguments.get("max_tokens"), kept=kept)
+    _check_tokens(dataset, split, max_tokens, kept=kept)
     multiple = arguments.get("required_batch_size_multiple", 1)
-    if len(kept) < multiple:
+    if multiple > 1 and not split.is_training:
+        arguments = {**arguments, "required_batch_size_multiple": 1}
+    elif len(kept) < multiple:
         logger.warning(
             "%s has %d sentences, fewer than --required-batch-size-multiple %d, which is not used for it",
             split, len(kept), multiple,
@@ -74,9 +84,24 @@ def fitting(dataset: Any, split: Split, arguments: dict[str, Any]) -> dict[str, 
     return arguments
 
 
-def _warn_of_long_ones(split: Split, sentences: Any, limits: Any) -> None:
+def _within(limits: Any, max_tokens: int) -> Any:
+    """Return limits of which none is above ``--max-tokens``."""
+    if limits is None:
+        return max_tokens
+    if isinstance(limits, tuple | list):
+        return tuple(_within(limit, max_tokens) for limit in limits)
+    return min(limits, max_tokens)
+
+
+def _warn_of_long_ones(dataset: Any, split: Split, sentences: Any, *, limits: Any) -> None:
     if not split.flag:
-        logger.warning("a line of more than %s tokens (source) is not translated", _shown(limits))
+        longest = limits[0] if isinstance(limits, tuple | list) else limits
+        for number in sentences:
+            logger.warning(
+                "line %d is not translated, because it has %d tokens, more than the %s that --max-tokens and "
+                "the model allow: shorten it",
+                split.lines_before + int(number) + 1, dataset.num_tokens(int(number)), longest,
+            )  # fmt: skip
         return
     shown = ", ".join(str(number) for number in list(sentences)[:5]) + (", …" if len(sentences) > 5 else "")
     logger.warning(

@@ -23,6 +23,7 @@ from fairseq_imitkd.teacher.sentence_weights import SentenceWeights
 from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.text.rewards import NO_REWARDS, Rewarder, RunningMean
 from fairseq_imitkd.training.adapter import AnyTeacher, TaskAdapter
+from fairseq_imitkd.training.rollout_log import RolloutLog
 from fairseq_imitkd.training.rollout_watch import RolloutWatch
 from fairseq_imitkd.training.stage_timer import StageTimer
 from fairseq_imitkd.training.state import TrainingState
@@ -68,6 +69,7 @@ class Distiller:
             alike for all sentences.
         dictionary: the target dictionary, by which rewards turn tokens into text.
         warm_up: number of first updates that have small learning rates.
+        rollout_log: shows rollouts; None shows none.
     """
 
     def __init__(
@@ -79,9 +81,11 @@ class Distiller:
         sentence_weights: SentenceWeights | None,
         dictionary: Any,
         warm_up: int = 0,
+        rollout_log: RolloutLog | None = None,
     ):
         self.method, self.task, self.teacher = method, task, teacher
         self.sentence_weights = sentence_weights
+        self.rollout_log = rollout_log
         self.mixer = Mixer.from_method(method, task.layout)
         baseline = RunningMean() if method.reward and method.reward_baseline == "running" else None
         self.rewarder = None
@@ -124,6 +128,8 @@ class Distiller:
             advantages, rewards = self._reward(sample, batch)
             encoded = self._encode(sample, batch, now, learner=learner, advantages=advantages)
             loss, count, logs = self._learn(encoded, learner)
+            if self.rollout_log is not None:
+                self.rollout_log.show(learner.update_num)
         return loss, count, {**logs, **batch.work, **rewards, **self._seconds()}
 
     def skip(self, sample: Batch, learner: Learner) -> StepResult:
@@ -206,7 +212,9 @@ class Distiller:
                     log_weights = self.sentence_weights.log_weights(
                         references, encoder_outs, learner.student, update_num=now.update_num, chunk=chunk
                     )
-        return _EncodedBatch(batch, now, advantages, encoder_outs, log_weights)
+        log = self.rollout_log
+        shown = None if log is None else log.choose(batch, now.update_num)
+        return _EncodedBatch(batch, now, advantages, encoder_outs, log_weights, shown)
 
     def _learn(self, encoded: "_EncodedBatch", learner: Learner) -> StepResult:
         """Compute the teacher's logits, the loss and its gradient, for the whole batch or part by part.
@@ -259,8 +267,17 @@ class Distiller:
             select(batch.truncated),
             encoded.now,
             select(encoded.advantages),
+            self._observer(part, select(encoded.shown), select(batch.truncated)),
         )
         return {**part, DISTILLATION: distillation}
+
+    def _observer(self, sample: Batch, shown: Tensor | None, truncated: Tensor) -> Any:
+        """Return what gets the teacher's tokens for the log of rollouts; None if it wants none of this
+        update.
+        """
+        if self.rollout_log is None or shown is None:
+            return None
+        return lambda teacher: self.rollout_log.collect(sample, shown, truncated, teacher=teacher)
 
     def _train_on(self, sample: Batch, learner: Learner, ignore_grad: bool = False) -> StepResult:
         try:
@@ -297,6 +314,7 @@ class _EncodedBatch:
         encoder_outs: the encoder output of each teacher; None if the update needs no teacher.
         log_weights: ``(B, M)``, logarithms of the teachers' weights for each sentence; None if all have the
             same.
+        shown: ``(B,)`` bool, the sentences that the log of rollouts shows; None if it shows none.
     """
 
     batch: MixedBatch
@@ -304,6 +322,7 @@ class _EncodedBatch:
     advantages: Tensor | None
     encoder_outs: list[Any] | None
     log_weights: Tensor | None
+    shown: Tensor | None
 
 
 def autocast(optimizer: Any) -> contextlib.AbstractContextManager:

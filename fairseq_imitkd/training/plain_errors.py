@@ -45,6 +45,7 @@ class WithPlainErrors(_Task):
     datasets: Any
     dataset_to_epoch_iter: Any
     student: BaseFairseqModel
+    _lines_typed = 0
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
         """Build the model.
@@ -90,7 +91,10 @@ class WithPlainErrors(_Task):
             UsageError: no sentence fits, or ``--max-tokens`` is below one of them.
         """
         if not args and dataset not in self.dataset_to_epoch_iter:  # fairseq names its arguments
-            kwargs = fitting(dataset, self._split_of(dataset), kwargs)
+            split = self._split_of(dataset)
+            kwargs = fitting(dataset, split, kwargs)
+            if not split.flag:
+                self._lines_typed += len(dataset)
         return super().get_batch_iterator(dataset, *args, **kwargs)
 
     def _split_of(self, dataset: Any) -> Split:
@@ -105,7 +109,7 @@ class WithPlainErrors(_Task):
                     flag == "--valid-subset" and config is not None and _limits_validation(config.dataset)
                 )
                 return Split(flag, name, is_training, "--max-tokens-valid" if differs else "--max-tokens")
-        return Split("", "", False)
+        return Split("", "", False, lines_before=self._lines_typed)
 
 
 def _limits_validation(dataset: Any) -> bool:

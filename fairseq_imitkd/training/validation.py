@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.rollout.policy import length_limit
 from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.text.scored import ScoredText
 from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES, CorpusScores, check_installed, named_values
@@ -250,9 +251,10 @@ class WithScores(_Task):
         self._scores = ValidationScores.from_flags(cfg, tgt_dict)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
-        """Build the model, and the detokeniser and generator that fairseq builds for ``--eval-bleu``
-        alone.
+        """Build the model, and the detokeniser and generator of ``--eval-bleu``, for the other scores too.
 
+        Without ``max_len_a`` and ``max_len_b`` in ``--eval-bleu-args``, the search has the length limit of
+        the plugin's commands.
         The detokeniser is of the data's languages, as in imitkd-evaluate, unless ``--eval-bleu-detok-args``
         says otherwise. fairseq's is of English.
         """
@@ -261,9 +263,10 @@ class WithScores(_Task):
             languages = {"source_lang": self.cfg.source_lang, "target_lang": self.cfg.target_lang}
             flags = {**languages, **json.loads(self.cfg.eval_bleu_detok_args or "{}")}
             self.tokenizer = encoders.build_tokenizer(Namespace(tokenizer=self.cfg.eval_bleu_detok, **flags))
-            if not self.cfg.eval_bleu:
-                search = Namespace(**json.loads(self.cfg.eval_bleu_args or "{}"))
-                self.sequence_generator = self.build_generator([model], search)
+            search = json.loads(self.cfg.eval_bleu_args or "{}")
+            limit = length_limit(search.get("max_len_a"), search.get("max_len_b"))
+            search = {**search, "max_len_a": limit[0], "max_len_b": limit[1]}
+            self.sequence_generator = self.build_generator([model], Namespace(**search))
         return model
 
     def valid_step(
@@ -275,11 +278,21 @@ class WithScores(_Task):
         # Not TranslationTask.valid_step, which decodes for BLEU alone.
         loss, sample_size, logs = FairseqTask.valid_step(self, sample, model, criterion)
         found = self.inference_step(self.sequence_generator, [model], sample)
-        # A source without words has an empty translation, as in imitkd-evaluate.
-        words = (sample["net_input"]["src_lengths"] - 1).tolist()
-        hypotheses = [best[0]["tokens"][: None if n else 0] for best, n in zip(found, words, strict=True)]
+        hypotheses = [best[0]["tokens"] for best in found]
         sums = self._scores.batch_sums(hypotheses, sample["target"], self.tokenizer)
         return loss, sample_size, {**logs, **sums}
+
+    def inference_step(self, generator: Any, models: Any, sample: Batch, *more: Any, **settings: Any) -> Any:
+        """Decode a batch. A source without words has an empty translation, as in imitkd-evaluate."""
+        found = super().inference_step(generator, models, sample, *more, **settings)
+        lengths = sample["net_input"].get("src_lengths")
+        if lengths is None or any(value is not None for value in (*more, *settings.values())):
+            return found  # a prefix or constraints are words of the translation
+        for hypotheses, length in zip(found, lengths.tolist(), strict=True):
+            for hypothesis in hypotheses if length <= 1 else ():
+                hypothesis["tokens"] = hypothesis["tokens"][-1:]  # the EOS
+                hypothesis["positional_scores"] = hypothesis["positional_scores"][-1:]
+        return found
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
         """Log the values of all processes, and the scores."""

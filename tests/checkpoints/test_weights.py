@@ -1,6 +1,7 @@
 """Every weight of a file is used by the model that runs: by teachers, students and fairseq's own readers."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
 from fairseq_imitkd.checkpoints.translation import load_student
+from fairseq_imitkd.checkpoints.weights import UnusableWeights
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.errors import UsageError
 from tests.helpers.fairseq_models import (
+    build_student,
     checkpoint_state,
     make_batch,
     reversed_pairs,
@@ -52,6 +55,7 @@ FLAVOURS: dict[str, tuple[str, ...]] = {
     "tied-decoder": ("--arch", "transformer", *SIZES, "--share-decoder-input-output-embed"),
     "tied": ("--arch", "transformer", *SIZES, "--share-all-embeddings"),
     "layer-drop": ("--arch", "transformer", *SIZES, "--encoder-layerdrop", "0.2"),
+    "swish": ("--arch", "transformer", *SIZES, "--activation-fn", "swish"),
     "align": ("--arch", "transformer_align", *SIZES),
     "bart": ("--arch", "bart_base", *SIZES),
     "mbart": ("--arch", "mbart_base", *SIZES, *PRE_NORM),
@@ -129,6 +133,48 @@ def test_a_file_of_2017_has_no_last_norm(tmp_path: Path, sample: Any) -> None:
         expected = model(**sample["net_input"])[0]
     path = saved(tmp_path, {**checkpoint_state(model, cfg), "model": old})
     assert teacher_logits(load(path), sample).equal(expected)
+
+
+# The three choices of normalisation: of the encoder's layers, of the decoder's, and of embeddings.
+NORMS = list(itertools.product((False, True), repeat=3))
+
+
+def normalised(norms: tuple[bool, ...]) -> BaseFairseqModel:
+    """Return a model with these norms, all of whose weights are random."""
+    names = ("encoder_normalize_before", "decoder_normalize_before", "layernorm_embedding")
+    model = build_student("transformer", **dict(zip(names, norms, strict=True))).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize(
+    "versions", ["absent", *(pytest.param(name, marks=pytest.mark.slow) for name in ("kept", "old"))]
+)
+def test_flags_of_norms_agree_with_the_weights_or_the_file_is_refused(sample: Any, versions: str) -> None:
+    """Whatever the weights and the flags: a model that loads computes what the weights were trained for."""
+    models = {norms: normalised(norms) for norms in NORMS}
+    loaded = 0
+    for (true, model), flags in itertools.product(models.items(), NORMS):
+        state = model.state_dict()
+        for key in ("encoder.version", "decoder.version"):
+            if versions == "absent":
+                del state[key]
+            elif versions == "old":
+                state[key] = torch.ones(1)
+        lacks_last_norm = any(now and not before for now, before in zip(flags[:2], true[:2], strict=True))
+        if lacks_last_norm and versions != "kept":
+            continue  # by its names, this is a file of 2017, which has no last norm
+        other = normalised(flags)
+        try:
+            other.load_state_dict(state, strict=True)
+        except (RuntimeError, UnusableWeights):
+            assert flags != true or versions == "old"
+            continue
+        loaded += 1
+        with torch.no_grad():
+            assert other(**sample["net_input"])[0].equal(model(**sample["net_input"])[0])
+    assert loaded >= (2 if versions == "old" else len(NORMS))
 
 
 def _renamed(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], None]:

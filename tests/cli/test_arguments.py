@@ -5,28 +5,45 @@ from typing import Any
 
 import pytest
 
-from fairseq_imitkd.cli import cache, evaluate, export, prune, report, seqkd, serve
+from fairseq_imitkd.cli import (
+    cache,
+    encode,
+    evaluate,
+    export,
+    import_model,
+    prune,
+    report,
+    seqkd,
+    serve,
+    trim,
+)
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher.cache.writer import CacheRequest
 
 PARSERS = {
     "imitkd-cache": cache.parser,
+    "imitkd-encode": encode.parser,
     "imitkd-evaluate": evaluate.parser,
     "imitkd-export": export.parser,
+    "imitkd-import": import_model.parser,
     "imitkd-prune": prune.parser,
     "imitkd-report": report.parser,
     "imitkd-seqkd": seqkd.parser,
     "imitkd-serve": serve.parser,
+    "imitkd-trim": trim.parser,
 }
 GIVEN = {
     "imitkd-cache": ("data", "--teacher-path", "t.pt", "--out", "c", "--keep", "hidden"),
+    "imitkd-encode": ("folder",),
     "imitkd-evaluate": ("--model", "a=c.pt", "--data", "data", "--out", "o"),
     "imitkd-export": ("c.pt", "--data", "data", "--out", "o"),
+    "imitkd-import": ("model", "--out", "o"),
     "imitkd-prune": ("c.pt",),
     "imitkd-report": ("run", "--out", "r.html"),
     "imitkd-seqkd": ("data", "--teacher-path", "t.pt", "--out", "o"),
     "imitkd-serve": ("folder",),
+    "imitkd-trim": ("c.pt", "--text", "t", "--out", "o"),
 }
 
 
@@ -45,7 +62,7 @@ def test_wrong_command_line_ends_in_one_line(
     name: str, flags: tuple[str, ...], message: str, capsys: Any
 ) -> None:
     """With status 2, as of argparse, but without the usage; no part of a flag's name stands for it."""
-    flag = "--host" if name == "imitkd-serve" else "--out"
+    flag = {"imitkd-serve": "--host", "imitkd-encode": "--side"}.get(name, "--out")
     words = {"FLAG": flag, "FLA": flag[:-1]}
     message = message.replace("FLAG", flag).replace("FLA", flag[:-1])
     with pytest.raises(SystemExit) as end:

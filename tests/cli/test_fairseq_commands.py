@@ -2,6 +2,7 @@
 
 import re
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,14 +33,63 @@ def test_missing_flags_are_added(
 ) -> None:
     """Decoding too goes through our task, whose greedy and sampled decoding is the rollouts' engine."""
     called = []
-    module = SimpleNamespace(cli_main=lambda: called.append(sys.argv[1:]))
+    module = SimpleNamespace(cli_main=lambda: called.append(sys.argv[1:]), main=None)
     monkeypatch.setattr(
         fairseq_commands.importlib, "import_module", lambda module_name: called.append(module_name) or module
     )
     monkeypatch.setattr(sys, "argv", ["command", *typed])
     monkeypatch.setattr(fairseq_commands.logging.root, "handlers", [])
     getattr(fairseq_commands, name)()
-    assert called == [f"fairseq_cli.{name}", [*typed, *added]]
+    search = [] if name == "train" else ["--max-len-a", "1.2", "--max-len-b", "10"]
+    score = ["--scoring", "sacrebleu"] if name == "generate" else []
+    assert called == [f"fairseq_cli.{name}", [*typed, *added, *search, *score]]
+
+
+@pytest.mark.parametrize(
+    ("typed", "added"),
+    [
+        (["--eval-bleu"], ["--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"]),
+        (["--eval-metrics", "ter,bleu"], ["--best-checkpoint-metric", "ter"]),
+        (
+            ["--eval-metrics=rouge-l"],
+            ["--best-checkpoint-metric", "rougeL", "--maximize-best-checkpoint-metric"],
+        ),
+        (["--eval-bleu", "--best-checkpoint-metric", "loss"], []),
+        (["--eval-bleu", "--best-checkpoint-metric=bleu"], ["--maximize-best-checkpoint-metric"]),
+        (
+            ["--eval-bleu", "--maximize-best-checkpoint-metric"],
+            ["--best-checkpoint-metric", "bleu"],
+        ),
+        (["--eval-bleu", "--disable-validation"], []),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_the_score_that_is_asked_for_chooses_the_best_checkpoint(typed: list[str], added: list[str]) -> None:
+    assert fairseq_commands._best_by_score(typed) == added
+
+
+def test_next_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names the checkpoint that there is, one teacher, and a split that there is."""
+    folder = write_dictionaries(tmp_path / "data")
+    args = Namespace(
+        save_dir=str(tmp_path), checkpoint_suffix="", task="translation_with_teacher", data=str(folder),
+        source_lang=None, target_lang="tgt", teacher_path="a.pt:b.pt", valid_subset="valid,other",
+    )  # fmt: skip
+    assert fairseq_commands.next_command(args) is None
+    (tmp_path / "checkpoint_last.pt").touch()
+    common = f"imitkd-evaluate --model=student={tmp_path}/checkpoint_last.pt --data {folder} -t tgt"
+    assert fairseq_commands.next_command(args) == f"{common} --gen-subset valid --out {tmp_path}/evaluation"
+    (folder / "test.src-tgt.src.idx").touch()
+    assert fairseq_commands.next_command(args) == f"{common} --out {tmp_path}/evaluation"
+    args.teacher_path = str(tmp_path / "checkpoint_last.pt")
+    assert f"--model=teacher={args.teacher_path}" in str(fairseq_commands.next_command(args))
+    args.task = "sentence_prediction_with_teacher"
+    assert fairseq_commands.next_command(args) is None
+    args.distributed_rank = 1
+    assert not fairseq_commands.is_first_process(args)
+    monkeypatch.setenv("RANK", "0")
+    assert fairseq_commands.is_first_process(args)
 
 
 @pytest.fixture
@@ -78,7 +128,7 @@ def test_bf16_is_a_tpu_s_only_where_there_may_be_one(
         parsed.append(options.parse_args_and_arch(parser, flags))
 
     monkeypatch.setattr(
-        fairseq_commands.importlib, "import_module", lambda name: SimpleNamespace(cli_main=command)
+        fairseq_commands.importlib, "import_module", lambda name: SimpleNamespace(cli_main=command, main=None)
     )
     monkeypatch.setattr(sys, "argv", ["imitkd-train", "data", *typed])
     monkeypatch.setattr(fairseq_commands.logging.root, "handlers", [])
@@ -161,7 +211,7 @@ def test_training_without_validation_needs_no_split_for_it(
         )
 
     monkeypatch.setattr(
-        fairseq_commands.importlib, "import_module", lambda name: SimpleNamespace(cli_main=command)
+        fairseq_commands.importlib, "import_module", lambda name: SimpleNamespace(cli_main=command, main=None)
     )
     monkeypatch.setattr(fairseq_commands.logging.root, "handlers", [])
     for typed in ((str(data), "--disable-validation"), ("none", "--task", "language_modeling")):

@@ -46,6 +46,7 @@ COMPUTED: dict[str, dict[str, Any]] = {
     "other heads than the encoder": {"decoder_attention_heads": 4},
     "another output width": {"decoder_output_dim": 24},
     "gelu": {"activation_fn": "gelu"},
+    "swish": {"activation_fn": "swish"},
     "gelu_accurate": {"activation_fn": "gelu_accurate"},
 }
 REFUSED: dict[str, dict[str, Any]] = {

@@ -13,10 +13,12 @@ from fairseq import checkpoint_utils, options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.trainer import Trainer
 from fairseq_cli import generate as fairseq_generate
+from fairseq_cli import interactive as fairseq_interactive
 from fairseq_cli import train as fairseq_train
 from omegaconf import DictConfig
 
 import fairseq_imitkd  # noqa: F401  (registers the task and the criteria)
+from fairseq_imitkd.training.train_log import TrainLog
 from tests.helpers.digit_corpus import TINY
 
 SETTINGS = (
@@ -99,6 +101,7 @@ def train(
             fairseq_train.main(cfg)
         finally:
             fairseq_train.Trainer = stock
+            TrainLog.attached().close()
     return training
 
 
@@ -109,6 +112,15 @@ def generate(data: Path, checkpoint: Path, results: Path, *flags: object) -> lis
     fairseq_generate.main(options.parse_args_and_arch(parser, input_args=list(map(str, arguments))))
     subset = flags[flags.index("--gen-subset") + 1] if "--gen-subset" in flags else "test"
     return hypotheses((results / f"generate-{subset}.txt").read_text())
+
+
+def interactive(data: Path, checkpoint: Path, *flags: object) -> None:
+    """Run ``fairseq-interactive`` in this process."""
+    arguments = [data, "--path", checkpoint, "--cpu", "--task", "translation_with_teacher", *flags]
+    args = options.parse_args_and_arch(
+        options.get_interactive_generation_parser(), input_args=list(map(str, arguments))
+    )
+    fairseq_interactive.main(convert_namespace_to_omegaconf(args))
 
 
 def hypotheses(output: str) -> list[str]:

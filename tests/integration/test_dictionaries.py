@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fairseq_imitkd.cli import cache, evaluate, seqkd
+from fairseq_imitkd.cli import cache, evaluate, export, seqkd
 from fairseq_imitkd.errors import UsageError
 from tests.helpers import digit_corpus, in_process
 from tests.helpers.shared import made_once
@@ -50,6 +50,8 @@ def call(main: Any, *arguments: object) -> Any:
 
 READERS: dict[str, Any] = {
     "generate": lambda data, model, out: in_process.generate(data, model, out),
+    "interactive": lambda data, model, out: in_process.interactive(data, model),
+    "export": lambda data, model, out: call(export.main, model, "--data", data, "--out", out / "x"),
     "restore": lambda data, model, out: train(data, out, "--restore-file", model),
     "finetune": lambda data, model, out: train(data, out, "--finetune-from-model", model),
     "teacher": lambda data, model, out: distil(data, out, model, "--teacher-data", data),

@@ -310,7 +310,7 @@ def test_a_student_that_cannot_be_probed_keeps_its_other_results(
     probes = found["models"]["again"]["probes"]
     assert (probes["agreement_own"], probes["kl_own"]) == (1.0, 0.0)
     assert len(set(probes["exposure"].values())) == 1
-    assert found["baseline"] == "big"  # the teacher by default
+    assert found["baseline"] == "again"  # the student without a teacher, not the teacher
     assert "`gru` failed being probed: no probe" in capsys.readouterr().out
 
 

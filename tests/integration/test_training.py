@@ -57,6 +57,18 @@ def test_imitkd_train_logs_what_it_did(student):
     assert intervals[-1]["agreement"] > intervals[0]["agreement"]
 
 
+def test_imitkd_train_ends_with_the_next_command(digits, student):
+    """The whole log is in ``train.log``, also what came before the first update."""
+    assert student.output.splitlines()[-1] == (
+        f"Next: imitkd-evaluate --model=teacher={student.teacher} "
+        f"--model=student={student.folder / 'checkpoint_best.pt'} --teacher=teacher --data {digits.data} "
+        f"--out {student.folder / 'evaluation'}"
+    )
+    log = (student.folder / "train.log").read_text()
+    for text in ("the best checkpoint is", "Start iterating", "done training", "signature of bleu"):
+        assert text in log
+
+
 def test_share_of_rollouts_follows_the_schedule(student):
     """By the method's default, a sentence is a rollout at update i of I with probability 1 - 0.005^(i/I)."""
     intervals = student.metrics()["train_inner"]
@@ -68,9 +80,8 @@ def test_share_of_rollouts_follows_the_schedule(student):
 
 
 def test_best_checkpoint_is_the_one_of_best_bleu(student):
-    """With ``--eval-bleu --best-checkpoint-metric bleu``, checkpoint_best.pt is that of the best validation
-    BLEU.
-    """
+    """With ``--eval-bleu``, checkpoint_best.pt is that of the best validation BLEU. The log says so."""
+    assert "the best checkpoint is the one of the highest bleu" in student.output
     scores = [metrics["bleu"] for metrics in student.metrics()["valid"]]
     best = torch.load(student.folder / "checkpoint_best.pt", weights_only=True)["extra_state"]
     assert len(scores) >= 3

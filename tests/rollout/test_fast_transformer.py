@@ -29,6 +29,7 @@ FAST: dict[str, dict] = {
     },
     "other input and output widths": {"decoder_input_dim": 16, "decoder_output_dim": 24},
     "gelu": {"activation_fn": "gelu"},
+    "swish": {"activation_fn": "swish"},
 }  # fmt: skip
 SLOW: dict[str, dict] = {
     "adaptive softmax": {"adaptive_softmax_cutoff": "8", "share_decoder_input_output_embed": False},

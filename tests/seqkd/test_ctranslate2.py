@@ -264,6 +264,6 @@ def test_teacher_that_it_does_not_compute(root: Path, tmp_path: Path) -> None:
     said = refusal(job(other, tmp_path / "out", backend="ctranslate2", teacher_allow_poor=True))
     assert said == (
         f"--backend ctranslate2 can't compute --teacher-path '{other / 'teacher.pt'}': "
-        "its --activation-fn is not relu, gelu or gelu_accurate; use --backend fairseq"
+        "its --activation-fn is not relu, gelu, gelu_accurate or swish; use --backend fairseq"
     )
     assert not (tmp_path / "out").exists()

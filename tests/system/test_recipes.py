@@ -12,6 +12,7 @@ from tests.helpers.scripts import EXAMPLES
 ROWS = {
     "multi30k": ["scratch", "seqkd", "seqkd_pruned"],
     "tatoeba": ["scratch", "gkd"],
+    "cmudict": ["scratch"],
     "reuters_headlines": ["scratch", "imitkd"],
     "iwslt14_de_en": ["scratch", "seqkd", "seq_inter"],
     "wmt16_en_de": ["scratch", "imitkd_full"],
@@ -47,6 +48,15 @@ def test_every_stage_runs(recipe: str, real: bool, tmp_path: Path) -> None:
         assert str(tmp_path) not in training["command"]
         assert training["commits"]
     assert str(tmp_path) not in results["evaluation"]["command"]
+
+
+def test_a_model_of_hugging_face_becomes_a_student_in_int8(tmp_path: Path) -> None:
+    """With random weights and made-up text, every stage runs."""
+    output = run("from_huggingface", tmp_path)
+    assert "logits differ from those of transformers by at most" in output
+    assert "symbols instead of" in output
+    manifest = json.loads((tmp_path / "exported" / "imitkd.json").read_text())
+    assert (manifest["form"], manifest["quantization"]) == ("ctranslate2", "int8")
 
 
 @pytest.mark.slow

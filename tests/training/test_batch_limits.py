@@ -36,7 +36,15 @@ class Lengths:
 
 def test_sets_that_fit_are_passed_on() -> None:
     arguments = {"max_positions": (9, 9), "max_tokens": 9, "required_batch_size_multiple": 2, "seed": 1}
-    assert fitting(Lengths(3, 9, 4), VALID, arguments) is arguments
+    assert fitting(Lengths(3, 9, 4), TRAIN, arguments) is arguments
+
+
+def test_every_sentence_is_validated_and_translated() -> None:
+    """fairseq drops the last ``N % multiple``."""
+    arguments = {"required_batch_size_multiple": 8}
+    for split in (VALID, TYPED):
+        assert fitting(Lengths(*[3] * 11), split, arguments) == {"required_batch_size_multiple": 1}
+    assert fitting(Lengths(*[3] * 11), TRAIN, arguments) == arguments
 
 
 def test_long_sentences_are_left_out_of_a_validation(caplog: Any) -> None:
@@ -53,9 +61,16 @@ def test_long_sentences_are_left_out_of_a_validation(caplog: Any) -> None:
 
 
 def test_a_long_line_is_not_translated(caplog: Any) -> None:
-    """Others are. fairseq would end, and with an empty input it has nothing to do."""
+    """Others are, whatever forbids it. fairseq would end, and with an empty input it has nothing to do."""
     assert fitting(Lengths(3, 12), TYPED, {"max_positions": (9, 9)})["ignore_invalid_inputs"]
-    assert caplog.messages == ["a line of more than 9/9 tokens (source) is not translated"]
+    later = Split("", "", False, lines_before=40)
+    found = fitting(Lengths(3, 8, 12), later, {"max_positions": (9, 9), "max_tokens": 7})
+    assert found == {"max_positions": (7, 7), "max_tokens": 7, "ignore_invalid_inputs": True}
+    assert caplog.messages == [
+        f"line {line} is not translated, because it has {tokens} tokens, more than the {limit} that "
+        "--max-tokens and the model allow: shorten it"
+        for line, tokens, limit in ((2, 12, 9), (42, 8, 7), (43, 12, 7))
+    ]
     assert fitting(Lengths(12), TYPED, {"max_positions": (9, 9)})["ignore_invalid_inputs"]
     assert fitting(Lengths(), TYPED, {}) == {}
 

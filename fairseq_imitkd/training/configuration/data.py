@@ -11,23 +11,27 @@ IGNORE = "ignore_unused_valid_subsets"
 TASKS = ("translation", "translation_with_teacher")  # tasks whose directories are known here
 
 
-def check(settings: Mapping[str, Any], command: str) -> None:
+def check(settings: Mapping[str, Any], command: str) -> tuple[str, str] | None:
     """Refuse directories, splits and dictionaries that are not there.
 
     Args:
         settings: the settings.
         command: the command, as in :func:`~fairseq_imitkd.training.configuration.check_configuration`.
 
+    Returns:
+        the source and the target language; None if the task or the directory is not known here.
+
     Raises:
         UsageError: naming the flag or the directory.
     """
     data = settings.get("data") or ""
     if settings.get("task") not in TASKS or "://" in data:
-        return
+        return None
     languages = check_data(data, settings.get("source_lang"), settings.get("target_lang"))
     check_splits(data, languages, list(_splits(settings, command)), dataset_impl=settings.get("dataset_impl"))
     if command == "train":
         check_validation_sets(settings)
+    return languages
 
 
 def _splits(settings: Mapping[str, Any], command: str) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ from typing import Any
 from fairseq.dataclass.configs import GenerationConfig
 
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.rollout.policy import length_limit
 from fairseq_imitkd.training.configuration.data import TASKS
 from fairseq_imitkd.training.configuration.ranges import flag
 
@@ -60,8 +61,9 @@ def search_problems(settings: Mapping[str, Any]) -> Iterator[str]:
         yield f"--beam {beam} must be a multiple of --diverse-beam-groups {groups}: change one of them"
     if settings.get("sampling") and beam != nbest:
         yield f"--sampling needs --nbest {beam}, like --beam, but it is {nbest}: change one of them"
-    least, most = settings.get("min_len", 1), settings.get("max_len_b", 200)
-    if not settings.get("max_len_a") and least > most:
+    least = settings.get("min_len", 1)
+    growth, most = length_limit(settings.get("max_len_a"), settings.get("max_len_b"))
+    if least > int(growth + most):  # the limit of the shortest source
         yield f"--min-len {least} must be at most --max-len-b {most}: lower it"
 
 

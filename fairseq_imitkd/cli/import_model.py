@@ -1,0 +1,74 @@
+"""``imitkd-import``: make a fairseq checkpoint of a model of Hugging Face's format."""
+
+import logging
+from pathlib import Path
+
+from fairseq_imitkd.cli.arguments import Parser
+from fairseq_imitkd.errors import one_line_errors
+from fairseq_imitkd.huggingface.importer import CHECKPOINT, Imported, ImportJob, import_model
+
+
+@one_line_errors()
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; ``arguments`` default to those of the command line."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    args = parser().parse_args(arguments)
+    job = ImportJob(args.model, args.out, args.source_lang, args.target_lang, skip_check=args.skip_check)
+    print(report(import_model(job), job))
+
+
+def parser() -> Parser:
+    """Return the parser."""
+    made = Parser(
+        "imitkd-import",
+        "Make a fairseq checkpoint with dictionaries and subwords of a Hugging Face model: Marian (OPUS-MT), "
+        "M2M-100, NLLB, mBART, BART, Pegasus or FSMT. Nothing is downloaded, and no code of the model runs. "
+        "If transformers is installed, the logits of both models are compared.",
+    )
+    made.add_argument(
+        "model",
+        metavar="MODEL_DIR",
+        type=Path,
+        help="folder with the model's config.json, weights and tokenizer",
+    )
+    made.add_argument("--out", type=Path, required=True, help="folder to create")
+    for flags, which in ((("-s", "--source-lang"), "source"), (("-t", "--target-lang"), "target")):
+        made.add_argument(
+            *flags,
+            help=f"{which} language, which names its dictionary and its tag: de, deu_Latn, de_DE, … "
+            f"(default: that of config.json, or '{which}' if the model needs no tag)",
+        )
+    made.add_argument(
+        "--skip-check", action="store_true", help="don't compare the logits with those of transformers"
+    )
+    return made
+
+
+def report(done: Imported, job: ImportJob) -> str:
+    """Return what the command prints about an import."""
+    size = sum(path.stat().st_size for path in job.out.iterdir())
+    lines = [
+        f"{job.out / CHECKPOINT}: {done.parameters:,} parameters, {done.symbols[0]:,} source and "
+        f"{done.symbols[1]:,} target symbols; {size / 1e6:,.1f} MB"
+    ]
+    if done.verdict is not None:
+        lines.append(
+            f"logits differ from those of transformers by at most {done.verdict.difference:.2g} "
+            f"({done.verdict.logits:,} logits of a padded batch, the greatest {done.verdict.largest:.3g})"
+        )
+    if done.verdict is not None and done.verdict.ids is not None:
+        same, count = done.verdict.ids
+        first = f"; the first that differs: {done.verdict.first}" if done.verdict.first else ""
+        lines.append(f"ids of {same} of {count} sentences equal those of its tokenizer{first}")
+    lines += [f"note: {note}" for note in done.notes]
+    if done.subwords is not None:
+        lines.append(
+            f"next: imitkd-encode {job.out} --side source < TEXT > SUBWORDS, then fairseq-preprocess"
+        )
+    else:
+        lines.append("note: without tokenizer files, text can't be encoded; symbol number N is called id:N")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The command that follows a training, with the paths of this one."""
+
+import os
+import shlex
+from argparse import Namespace
+from glob import escape, glob
+from pathlib import Path
+
+from fairseq_imitkd.data.directory import folders_of
+from fairseq_imitkd.training.configuration.data import TASKS
+
+
+def is_first_process(args: Namespace) -> bool:
+    """Whether this process speaks for all that train together."""
+    return int(os.environ.get("RANK", args.distributed_rank or 0)) == 0
+
+
+def next_command(args: Namespace) -> str | None:
+    """Return the command that evaluates what a training has made; None if it can't be evaluated.
+
+    Args:
+        args: the command line of the training.
+    """
+    folder = Path(args.save_dir)
+    paths = [folder / f"checkpoint_{name}{args.checkpoint_suffix}.pt" for name in ("best", "last")]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None or args.task not in TASKS or "://" in args.data:
+        return None
+    data = folders_of(args.data)[0]
+    models = [f"--model=student={path}"]
+    teacher = getattr(args, "teacher_path", None)
+    if teacher and os.path.isfile(teacher):  # several, or one of another kind, are not evaluated
+        models = [f"--model=teacher={teacher}", *models, "--teacher=teacher"]
+    test = glob(f"{escape(os.path.join(data, 'test'))}.*")
+    split = [] if test else ["--gen-subset", args.valid_subset.split(",")[0]]
+    pair = [
+        word
+        for flag, value in (("-s", args.source_lang), ("-t", args.target_lang))
+        if value is not None
+        for word in (flag, value)
+    ]
+    words = ["imitkd-evaluate", *models, "--data", data, *pair, *split, "--out", str(folder / "evaluation")]
+    return shlex.join(words)

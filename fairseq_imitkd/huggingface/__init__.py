@@ -1,0 +1,1 @@
+"""Imports models of Hugging Face's format as fairseq checkpoints, with their dictionaries and subwords."""

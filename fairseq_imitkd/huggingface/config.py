@@ -1,0 +1,245 @@
+"""Reads and checks a model's ``config.json``, and derives fairseq's settings from it."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.huggingface.families import ACTIVATIONS, FAMILIES, UNSUPPORTED, Family
+
+TEXT_ONLY = "train on its translations instead: docs/huggingface.md#other-models"
+_LARGEST = 10_000_000  # of a vocabulary; widths, lengths and numbers of layers are smaller still
+
+
+@dataclass(frozen=True)
+class Side:
+    """The sizes of an encoder or a decoder.
+
+    Args:
+        layers: number of layers.
+        heads: number of attention heads.
+        ffn: width of the feed-forward part.
+        vocabulary: number of symbols.
+    """
+
+    layers: int
+    heads: int
+    ffn: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What decides on the parameters and the computation of a model.
+
+    Args:
+        kind: its type in ``transformers``, a key of :data:`~fairseq_imitkd.huggingface.families.FAMILIES`.
+        family: its family.
+        width: size of the embeddings.
+        encoder, decoder: sizes of the two sides.
+        positions: most tokens of a sentence.
+        activation: fairseq's name of the activation.
+        scale: whether embeddings are multiplied with the square root of their size.
+        tied: whether the output matrix is the decoder's embedding, if the file does not hold both.
+        dropouts: rates of dropout in training, by fairseq's name.
+        pad, eos, bos, start: ids of special symbols; ``start`` is the decoder's first input. None: the
+            configuration does not tell.
+        forced_first: id of the symbol that ``generate`` writes first; None is none.
+        languages: names of source and target language, if the configuration tells them.
+    """
+
+    kind: str
+    family: Family
+    width: int
+    encoder: Side
+    decoder: Side
+    positions: int
+    activation: str
+    scale: bool
+    tied: bool
+    dropouts: Mapping[str, float]
+    pad: int
+    eos: int
+    bos: int | None
+    start: int | None
+    forced_first: int | None
+    languages: tuple[str, str] | None
+
+
+def read_config(content: Mapping[str, Any], name: str) -> ModelConfig:
+    """Check the content of a ``config.json``.
+
+    Args:
+        content: the content.
+        name: what messages call the model.
+
+    Raises:
+        UsageError: the model is of another family, is quantised, or a setting is missing or impossible.
+    """
+    family = _family(content, name)
+    if content.get("quantization_config"):
+        raise UsageError(
+            f"{name} is quantised, which can't be undone exactly; import the model in float32 or float16"
+        )
+    reader = _Reader(content, name)
+    vocabulary = reader.size("src_vocab_size" if "src_vocab_size" in content else "vocab_size")
+    target = "tgt_vocab_size" if "tgt_vocab_size" in content else "decoder_vocab_size"
+    width = reader.size("d_model")
+    sides = [
+        Side(
+            reader.size(f"{part}_layers"),
+            reader.size(f"{part}_attention_heads"),
+            reader.size(f"{part}_ffn_dim"),
+            reader.size(target, vocabulary) if part == "decoder" else vocabulary,
+        )
+        for part in ("encoder", "decoder")
+    ]
+    for side in sides:
+        if width % side.heads or width % 2:
+            raise UsageError(
+                f"{name} has d_model {width}, which must be even and a multiple of {side.heads} heads"
+            )
+    ends = reader.symbol("eos_token_id", vocabulary)
+    pads = reader.symbol("pad_token_id", vocabulary)
+    if ends is None or pads is None or ends == pads:
+        raise UsageError(
+            f"{name} must have eos_token_id and pad_token_id in its config.json, and they must differ"
+        )
+    return ModelConfig(
+        kind=str(content["model_type"]),
+        family=family,
+        width=width,
+        encoder=sides[0],
+        decoder=sides[1],
+        positions=reader.size("max_position_embeddings"),
+        activation=_activation(content, name),
+        scale=content.get("scale_embedding", content.get("model_type") == "fsmt") is True,
+        tied=content.get("tie_word_embeddings", True) is not False,
+        dropouts={rate: reader.rate(rate) for rate in ("dropout", "attention_dropout", "activation_dropout")},
+        pad=pads,
+        eos=ends,
+        bos=reader.symbol("bos_token_id", vocabulary),
+        start=reader.symbol("decoder_start_token_id", sides[1].vocabulary),
+        forced_first=reader.symbol("forced_bos_token_id", sides[1].vocabulary),
+        languages=_languages(content),
+    )
+
+
+def _family(content: Mapping[str, Any], name: str) -> Family:
+    kind = content.get("model_type")
+    if not isinstance(kind, str):
+        raise UsageError(
+            f"{name} has a config.json without a model_type; use a folder that transformers has saved"
+        )
+    kind = kind[:40]
+    if kind in UNSUPPORTED:
+        raise UsageError(f"{name} is a model of type {kind!r}: {UNSUPPORTED[kind]}; {TEXT_ONLY}")
+    if kind not in FAMILIES:
+        what = (
+            "is not one of " + ", ".join(FAMILIES)
+            if content.get("is_encoder_decoder")
+            else "is not an encoder-decoder model"
+        )
+        raise UsageError(f"{name} is a model of type {kind!r}, which {what}; {TEXT_ONLY}")
+    heads = content.get("architectures") or []
+    for head in heads if isinstance(heads, list) else []:
+        if isinstance(head, str) and head.endswith(("Classification", "Answering", "ForCausalLM")):
+            raise UsageError(
+                f"{name} is a {head[:60]}, not a model that translates or summarises; use another"
+            )
+    return FAMILIES[kind]
+
+
+def _activation(content: Mapping[str, Any], name: str) -> str:
+    activation = content.get("activation_function", "relu")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise UsageError(f"{name} has the activation {activation!r:.40}, which fairseq lacks; {TEXT_ONLY}")
+    return ACTIVATIONS[activation]
+
+
+def _languages(content: Mapping[str, Any]) -> tuple[str, str] | None:
+    languages = content.get("langs")
+    if not isinstance(languages, list | tuple) or len(languages) != 2:
+        return None
+    return str(languages[0]), str(languages[1])
+
+
+class _Reader:
+    """Reads single settings.
+
+    Args:
+        content: the settings.
+        name: what messages call the model.
+    """
+
+    def __init__(self, content: Mapping[str, Any], name: str):
+        self.content, self.name = content, name
+
+    def size(self, setting: str, default: int | None = None) -> int:
+        """Return a positive whole number."""
+        value = self.content.get(setting)
+        value = default if value is None else value
+        if type(value) is not int or not 1 <= value <= _LARGEST:
+            raise UsageError(
+                f"{self.name} needs a positive number as {setting} in config.json, but it is {value!r:.40}"
+            )
+        return value
+
+    def symbol(self, setting: str, vocabulary: int) -> int | None:
+        """Return the id of a symbol, or None if there is none."""
+        value = self.content.get(setting)
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if value is None:
+            return None
+        if type(value) is not int or not 0 <= value < vocabulary:
+            raise UsageError(
+                f"{self.name} has {setting} {value!r:.40}, which must be below the {vocabulary:,} symbols"
+            )
+        return value
+
+    def rate(self, setting: str) -> float:
+        """Return a rate of dropout."""
+        value = self.content.get(setting, 0.0)
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise UsageError(f"{self.name} has {setting} {value!r:.40}, which must be at least 0 and below 1")
+        return float(value)
+
+
+def fairseq_settings(config: ModelConfig, *, pair: tuple[str, str], shared: str) -> Namespace:
+    """Return the settings of fairseq's transformer that computes what the model computes.
+
+    Args:
+        config: the model's configuration.
+        pair: source and target language.
+        shared: which of the three tables of symbols are one: ``all``, ``decoder`` (its embedding and the
+            output matrix) or ``none``.
+    """
+    family = config.family
+    settings: dict[str, Any] = {
+        "task": "translation",
+        "source_lang": pair[0],
+        "target_lang": pair[1],
+        "criterion": "cross_entropy",
+        "arch": "transformer",
+        "activation_fn": config.activation,
+        "no_scale_embedding": not config.scale,
+        "layernorm_embedding": family.embedding_norm,
+        "share_all_embeddings": shared == "all",
+        "share_decoder_input_output_embed": shared != "none",
+        "max_source_positions": config.positions,
+        "max_target_positions": config.positions,
+        "decoder_input_dim": config.width,
+        "decoder_output_dim": config.width,
+        **config.dropouts,
+    }
+    for part, side in (("encoder", config.encoder), ("decoder", config.decoder)):
+        settings |= {
+            f"{part}_layers": side.layers,
+            f"{part}_attention_heads": side.heads,
+            f"{part}_ffn_embed_dim": side.ffn,
+            f"{part}_embed_dim": config.width,
+            f"{part}_normalize_before": family.pre_norm,
+            f"{part}_learned_pos": family.positions != "fairseq",
+        }
+    return Namespace(**settings)

@@ -1,0 +1,147 @@
+"""Turns text into the symbols of an imported model, with its tags."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq.data import Dictionary
+from sentencepiece import SentencePieceProcessor
+
+from fairseq_imitkd.data.dictionaries import load_dictionary
+from fairseq_imitkd.errors import UsageError, as_usage_error
+from fairseq_imitkd.huggingface.folder import read_json
+
+DESCRIPTION = "huggingface.json"  # what the import knows about the text of a model
+SUBWORD_FILES = ("source.spm", "target.spm", "tokenizer.json", "encoder.json", "vocab.bpe", "bpe.codes")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns text of one side into symbols.
+
+    Args:
+        split: splits a line of text into symbols.
+        before, after: symbols around each sentence.
+        renamed: symbols of the dictionary that stand for others, which a dictionary can't hold.
+        dictionary: the dictionary of the side.
+    """
+
+    split: Callable[[str], list[str]]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    renamed: dict[str, str]
+    dictionary: Dictionary
+
+    def symbols(self, line: str) -> list[str]:
+        """Return the symbols of a sentence, without EOS, which fairseq adds."""
+        before, end = self.before, line.find("<<") + 2
+        if (
+            line.startswith(">>") and line[:end] in self.dictionary
+        ):  # the text names the target language itself
+            before, line = (line[:end],), line[end:]
+        pieces = [self.renamed.get(piece, piece) for piece in self.split(line)]
+        known = [piece if piece in self.dictionary else self.dictionary.unk_word for piece in pieces]
+        return [*before, *known, *self.after]
+
+    def encode(self, line: str) -> str:
+        """Return the symbols of a sentence with spaces between them."""
+        return " ".join(self.symbols(line))
+
+
+def open_encoder(folder: Path, side: str) -> Encoder:
+    """Open the subwords of an imported model.
+
+    Args:
+        folder: what ``imitkd-import`` has written.
+        side: ``source`` or ``target``.
+
+    Raises:
+        UsageError: the folder is another one, or it has no subwords.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise UsageError(f"'{folder}' has no {DESCRIPTION}; use a folder that imitkd-import has written")
+    description = read_json(path)
+    with as_usage_error(f"'{path}' can't be used", "import the model again"):
+        part = description["text"][side]
+        kind, language = description["subwords"], part["language"]
+        before, after, renamed = tuple(part["before"]), tuple(part["after"]), dict(part["renamed"])
+    if kind is None:
+        raise UsageError(
+            f"'{folder}' has no subwords, because the model's folder had no tokenizer files; add them "
+            "there, and import it again"
+        )
+    dictionary = load_dictionary(folder / f"dict.{language}.txt")
+    with as_usage_error(f"the subwords of '{folder}' can't be used", "import the model again"):
+        return Encoder(KINDS[kind](folder, side, language), before, after, renamed, dictionary)
+
+
+def _sentencepiece(folder: Path, side: str, _: str) -> Callable[[str], list[str]]:
+    model = SentencePieceProcessor(model_file=str(folder / f"{side}.spm"))
+    return lambda line: list(model.encode(line, out_type=str))
+
+
+def _tokenizers(folder: Path, *_: str) -> Callable[[str], list[str]]:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise UsageError(
+            "this model's tokenizer.json needs tokenizers: pip install 'fairseq-imitkd[huggingface]'"
+        ) from error
+    model = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return lambda line: list(model.encode(line, add_special_tokens=False).tokens)
+
+
+def _gpt2(folder: Path, *_: str) -> Callable[[str], list[str]]:
+    from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
+
+    model: Any = get_encoder(str(folder / "encoder.json"), str(folder / "vocab.bpe"))
+
+    def split(line: str) -> list[str]:
+        symbols = []
+        for word in model.re.findall(model.pat, line):
+            spelled = "".join(model.byte_encoder[byte] for byte in word.encode("utf-8"))
+            symbols += [str(model.encoder.get(piece, "<unk>")) for piece in model.bpe(spelled).split(" ")]
+        return symbols
+
+    return split
+
+
+def _moses(folder: Path, _: str, language: str) -> Callable[[str], list[str]]:
+    try:
+        from sacremoses import MosesPunctNormalizer, MosesTokenizer
+        from subword_nmt.apply_bpe import BPE
+    except ImportError as error:
+        raise UsageError(
+            f"this model's subwords need {error.name}: pip install 'fairseq-imitkd[huggingface]'"
+        ) from error
+    normalizer = MosesPunctNormalizer(
+        language, pre_replace_unicode_punct=True, post_remove_control_chars=True
+    )
+    tokenizer = MosesTokenizer(language)
+    with open(folder / "bpe.codes", encoding="utf-8") as codes:
+        model = BPE(codes)
+
+    def split(line: str) -> list[str]:
+        words = tokenizer.tokenize(normalizer.normalize(line), aggressive_dash_splits=True, escape=True)
+        return list(model.segment_tokens(words))
+
+    return split
+
+
+# How text is split, by name. Each gets the folder, the side and its language.
+KINDS: dict[str, Callable[[Path, str, str], Callable[[str], list[str]]]] = {
+    "sentencepiece": _sentencepiece,
+    "tokenizers": _tokenizers,
+    "gpt2": _gpt2,
+    "moses": _moses,
+}
+
+
+def write_description(folder: Path, content: Any) -> None:
+    """Write what an import knows."""
+    (folder / DESCRIPTION).write_text(
+        json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )

@@ -1,0 +1,317 @@
+"""Trims the vocabulary of a model to the symbols of a corpus, exactly.
+
+Rows of the embeddings and of the output matrix are left out. So the log-probabilities of the other symbols
+are those of the model, renormalised over what is left.
+"""
+
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq.data import Dictionary
+from torch import Tensor
+
+from fairseq_imitkd.checkpoints.build import configuration
+from fairseq_imitkd.checkpoints.compact import read
+from fairseq_imitkd.checkpoints.safe_load import reported
+from fairseq_imitkd.checkpoints.translation import load_student
+from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.data.dictionaries import FINGERPRINTS, fingerprints
+from fairseq_imitkd.data.output_folder import OutputFolder
+from fairseq_imitkd.errors import UsageError, as_usage_error
+from fairseq_imitkd.huggingface.folder import read_json
+from fairseq_imitkd.huggingface.spm import without_pieces
+from fairseq_imitkd.huggingface.subwords import DESCRIPTION, SUBWORD_FILES, write_description
+
+LARGEST = 1e-5  # difference of log-probabilities in float32
+_TABLES = {  # a side's tables, with a row for each symbol
+    "source": ("encoder.embed_tokens.weight",),
+    "target": (
+        "decoder.embed_tokens.weight",
+        "decoder.output_projection.weight",
+        "decoder.embed_out",
+        "decoder.fc_out.weight",
+        "decoder.fc_out.bias",
+    ),
+}
+_LINES, _LONGEST = 16, 60  # sentences on which both models are compared, and most of their symbols
+
+
+@dataclass(frozen=True)
+class TrimJob:
+    """A vocabulary to trim.
+
+    Args:
+        checkpoint: the model.
+        out: folder to create.
+        text: prefixes of the corpus: ``PREFIX.LANG`` holds symbols with spaces between them.
+        data: folder of the dictionaries; None takes that of the checkpoint.
+        min_count: fewest occurrences of a symbol that stays.
+        keep: further symbols that stay.
+        source_lang, target_lang: languages; None takes those of the checkpoint.
+        allow_globals: types that the checkpoint may hold beside fairseq's own.
+    """
+
+    checkpoint: Path
+    out: Path
+    text: Sequence[str]
+    data: Path | None = None
+    min_count: int = 1
+    keep: Sequence[str] = ()
+    source_lang: str | None = None
+    target_lang: str | None = None
+    allow_globals: str | None = None
+
+
+@dataclass(frozen=True)
+class SideReport:
+    """What became of a side.
+
+    Args:
+        language: its language.
+        before, after: numbers of symbols.
+        tokens: number of tokens of the corpus.
+        unknown_before, unknown_after: how many of them the dictionary lacks.
+    """
+
+    language: str
+    before: int
+    after: int
+    tokens: int
+    unknown_before: int
+    unknown_after: int
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """What was made.
+
+    Args:
+        sides: source and target.
+        parameters: numbers of parameters before and after.
+        difference: greatest difference of log-probabilities from the renormalised ones of the model.
+        checkpoint: the new file.
+    """
+
+    sides: tuple[SideReport, SideReport]
+    parameters: tuple[int, int]
+    difference: float
+    checkpoint: Path
+
+
+def trim(job: TrimJob) -> Trimmed:
+    """Trim a model's vocabulary. The folder appears whole or not at all.
+
+    Raises:
+        UsageError: a file can't be read, the model has no tables of symbols, or the trimmed model computes
+            something else.
+    """
+    out = OutputFolder(job.out, "a new folder")
+    out.check_new()
+    state = read(str(job.checkpoint), job.allow_globals)
+    languages = _languages(job, state)
+    dictionaries = {"source": languages.source_dictionary, "target": languages.target_dictionary}
+    pair = {"source": languages.source, "target": languages.target}
+    counts = {side: _counts(job.text, language) for side, language in pair.items()}
+    described = _description(languages.folder)
+    wanted = {
+        side: {symbol for symbol, count in counts[side].items() if count >= job.min_count}
+        | {*job.keep, *_tags(described, side)}
+        for side in pair
+    }
+    if _are_joined(state["model"]):
+        wanted = dict.fromkeys(pair, wanted["source"] | wanted["target"])
+    kept = {side: kept_indices(dictionaries[side], wanted[side]) for side in pair}
+    with out.built() as folder:
+        new = {side: trimmed_dictionary(dictionaries[side], kept[side]) for side in pair}
+        for side, language in pair.items():
+            new[side].save(str(folder / f"dict.{language}.txt"))
+        model = trimmed_weights(state["model"], kept, {side: len(dictionaries[side]) for side in pair})
+        parameters = _parameters(state["model"]), _parameters(model)
+        task_state = {**(state.get("task_state") or {}), FINGERPRINTS: fingerprints(new)[FINGERPRINTS]}
+        content = {**_in_folder(state, job.out), "model": model, "task_state": task_state}
+        torch.save(content, folder / job.checkpoint.name)
+        if described is not None:
+            write_description(folder, described)
+            _copy_subwords(languages.folder, folder, new)
+        difference = _difference(job, languages, folder, kept=kept)
+        if not difference <= LARGEST:
+            raise UsageError(
+                f"CHECKPOINT '{job.checkpoint}' can't be trimmed exactly: log-probabilities differ by "
+                f"{difference:.2g}; use the whole model"
+            )
+    sides = [_report(counts[side], dictionaries[side], new[side], language=pair[side]) for side in pair]
+    return Trimmed((sides[0], sides[1]), parameters, difference, job.out / job.checkpoint.name)
+
+
+def _in_folder(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a checkpoint whose configuration names the folder of its new dictionaries."""
+    state, data = dict(state), str(folder.resolve())
+    if isinstance(state.get("args"), Namespace):
+        state["args"] = Namespace(**{**vars(state["args"]), "data": data})
+    if state.get("cfg") is not None and state["cfg"].get("task") is not None:
+        task = state["cfg"]["task"]
+        named = (
+            Namespace(**{**vars(task), "data": data})
+            if isinstance(task, Namespace)
+            else {**task, "data": data}
+        )
+        state["cfg"] = {**state["cfg"], "task": named}
+    return state
+
+
+def kept_indices(dictionary: Dictionary, wanted: Iterable[str]) -> list[int]:
+    """Return the indices of the symbols that stay, in their order.
+
+    These are the special symbols, the wanted ones, and each single letter of them: then a subword that is
+    gone can be split further.
+    """
+    symbols = {symbol for symbol in wanted if symbol in dictionary}
+    symbols |= {letter for symbol in symbols for letter in symbol if letter in dictionary}
+    return sorted({*range(dictionary.nspecial), *(dictionary.index(symbol) for symbol in symbols)})
+
+
+def trimmed_dictionary(dictionary: Dictionary, kept: Sequence[int]) -> Dictionary:
+    """Return a dictionary of the symbols that stay, with their counts."""
+    new = Dictionary()
+    for index in kept[dictionary.nspecial :]:
+        new.add_symbol(dictionary.symbols[index], n=dictionary.count[index])
+    return new
+
+
+def trimmed_weights(
+    weights: Mapping[str, Tensor], kept: Mapping[str, Sequence[int]], sizes: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """Return a model's weights with the rows of the symbols that stay.
+
+    Args:
+        weights: the model's weights by name.
+        kept: indices of the symbols that stay, of ``source`` and ``target``.
+        sizes: numbers of symbols of both sides.
+
+    Raises:
+        UsageError: the model has no tables of symbols, or one of another size.
+    """
+    new, done = dict(weights), dict[tuple[int, str], Tensor]()
+    for side, names in _TABLES.items():
+        index = torch.tensor(kept[side])
+        for name in [name for name in names if name in weights]:
+            table = weights[name]
+            if table.size(0) != sizes[side]:
+                raise UsageError(
+                    f"CHECKPOINT has {table.size(0):,} rows in {name}, but the {side} dictionary has "
+                    f"{sizes[side]:,} symbols; use the dictionaries that it was trained with"
+                )
+            key = (table.data_ptr(), str(kept[side]))
+            new[name] = done.setdefault(key, table.index_select(0, index))  # tables that are one stay one
+        if not any(name in weights for name in names):
+            raise UsageError(f"CHECKPOINT has no table of {side} symbols; use a translation model")
+    return new
+
+
+def _are_joined(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether both sides share one table, so that they need the same symbols."""
+    source, target = (weights.get(_TABLES[side][0]) for side in ("source", "target"))
+    return (
+        source is not None
+        and target is not None
+        and source.shape == target.shape
+        and torch.equal(source, target)
+    )
+
+
+def _parameters(weights: Mapping[str, Tensor]) -> int:
+    return sum({value.data_ptr(): value.numel() for value in weights.values()}.values())
+
+
+def _languages(job: TrimJob, state: dict[str, Any]) -> Languages:
+    with reported(str(job.checkpoint), "CHECKPOINT"):
+        task = configuration(state).task
+    pair = [
+        given or getattr(task, f"{side}_lang", None)
+        for given, side in ((job.source_lang, "source"), (job.target_lang, "target"))
+    ]
+    return Languages.of(job.data or job.checkpoint.resolve().parent, *pair)
+
+
+def _counts(prefixes: Sequence[str], language: str) -> Counter[str]:
+    """Count the symbols of the corpus in a language."""
+    counts: Counter[str] = Counter()
+    for prefix in prefixes:
+        path = Path(f"{prefix}.{language}")
+        try:
+            with open(path, encoding="utf-8") as lines:
+                for line in lines:
+                    counts.update(line.split())
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise UsageError(
+                f"--text '{prefix}': '{path}' can't be read ({reason}); name the part before .{language}"
+            ) from error
+    if not counts:
+        raise UsageError(f"--text {' '.join(prefixes)} has no symbols of {language}; use a corpus with text")
+    return counts
+
+
+def _description(folder: Path) -> dict[str, Any] | None:
+    """Return what ``imitkd-import`` has written about a model; None for another model."""
+    path = folder / DESCRIPTION
+    return read_json(path) if path.is_file() else None
+
+
+def _copy_subwords(old: Path, folder: Path, dictionaries: Mapping[str, Dictionary]) -> None:
+    """Copy the files of the subwords. SentencePiece models lose the pieces that are gone."""
+    for name in SUBWORD_FILES:
+        path = old / name
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        if path.suffix == ".spm":
+            with as_usage_error(f"'{path}' is not a SentencePiece model", "import the model again"):
+                content = without_pieces(content, set(dictionaries[path.stem].symbols))
+        (folder / name).write_bytes(content)
+
+
+def _tags(described: dict[str, Any] | None, side: str) -> list[str]:
+    """Return the symbols that an imported model puts around sentences."""
+    part = ((described or {}).get("text") or {}).get(side) or {}
+    return [*part.get("before", []), *part.get("after", [])]
+
+
+def _report(counts: Counter[str], before: Dictionary, after: Dictionary, *, language: str) -> SideReport:
+    unknown = [
+        sum(count for symbol, count in counts.items() if symbol not in dictionary)
+        for dictionary in (before, after)
+    ]
+    return SideReport(language, len(before), len(after), counts.total(), *unknown)
+
+
+def _difference(
+    job: TrimJob, languages: Languages, folder: Path, *, kept: Mapping[str, Sequence[int]]
+) -> float:
+    """Return the greatest difference of log-probabilities from the model's renormalised ones.
+
+    Both models read the same random sentences of symbols that stay.
+    """
+    new = Languages.of(folder, languages.source, languages.target)
+    model = load_student(str(job.checkpoint), languages, job.allow_globals).model
+    trimmed = load_student(str(folder / job.checkpoint.name), new, job.allow_globals).model
+    eos = new.source_dictionary.eos()
+    longest = min(_LONGEST, *(limit - 1 for limit in trimmed.max_positions()))
+    generator = torch.Generator().manual_seed(1)
+    random = {
+        side: torch.randint(eos + 1, len(kept[side]), (_LINES, longest), generator=generator) for side in kept
+    }
+    ends = torch.full((_LINES, 1), eos)
+    source = torch.cat([random["source"], ends], dim=1)
+    previous = torch.cat([ends, random["target"]], dim=1)
+    lengths = torch.full((_LINES,), longest + 1)
+    old = {side: torch.tensor(kept[side]) for side in kept}
+    with torch.no_grad():
+        expected = model(old["source"][source], lengths, old["target"][previous])[0].float()
+        found = trimmed(source, lengths, previous)[0].float().log_softmax(-1)
+    return float((found - expected[..., old["target"]].log_softmax(-1)).abs().max())

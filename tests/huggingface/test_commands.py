@@ -1,0 +1,111 @@
+"""From an OPUS-MT folder to a student: ``imitkd-import``, ``imitkd-encode``, and fairseq's commands."""
+
+import io
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fairseq_imitkd.cli import encode, import_model
+from fairseq_imitkd.errors import UsageError
+from tests.helpers import digit_corpus, in_process
+from tests.helpers.huggingface_models import sentences
+from tests.huggingface.conftest import Case
+
+Imported = Callable[[str], Case]
+
+
+def encoded(folder: Path, side: str, text: str, monkeypatch: Any, capsys: Any) -> tuple[str, str]:
+    """Return what ``imitkd-encode`` writes to both outputs."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-8"))))
+    capsys.readouterr()
+    encode.main([str(folder), "--side", side])
+    return capsys.readouterr()
+
+
+def test_import_prints_what_it_has_compared(imported: Imported, tmp_path: Path, capsys: Any) -> None:
+    """The size, the greatest difference of logits, ids, and what to do next."""
+    case = imported("marian")
+    import_model.main([str(case.origin), "--out", str(tmp_path / "t"), "-s", "de", "-t", "en"])
+    lines = capsys.readouterr().out.splitlines()
+    count = len(case.languages.source_dictionary)
+    assert lines[0].startswith(
+        f"{tmp_path}/t/model.pt: {case.made.parameters:,} parameters, {count} source and "
+    )
+    told = r"logits differ from those of transformers by at most \d(\.\d)?e-0\d \([\d,]+ logits of a padded "
+    assert re.fullmatch(told + r"batch, the greatest [\d.]+\)", lines[1])
+    assert lines[2] == "ids of 9 of 9 sentences equal those of its tokenizer"
+    assert lines[3].startswith(f"next: imitkd-encode {tmp_path}/t --side source < TEXT > SUBWORDS")
+    with pytest.raises(UsageError, match=r"exists and is not a new folder; use a new or empty folder"):
+        import_model.main([str(case.origin), "--out", str(tmp_path / "t"), "-s", "de", "-t", "en"])
+
+
+def test_encode_counts_unknown_symbols(imported: Imported, monkeypatch: Any, capsys: Any) -> None:
+    """Each line becomes one line, an empty one too."""
+    folder = imported("marian").out
+    out, error = encoded(folder, "source", "abc\n\n☃ b\r\n", monkeypatch, capsys)
+    assert out.count("\n") == 3
+    assert out.split("\n")[1] == ""
+    assert "<unk>" in out.split("\n")[2]
+    symbols = len(out.split())
+    assert error == f"{symbols} symbols, 1 of them unknown ({1 / symbols:.2%})\n"
+
+
+def test_encode_refuses_what_it_can_not_read(imported: Imported, tmp_path: Path, monkeypatch: Any) -> None:
+    """Another folder, and text that is not UTF-8."""
+    with pytest.raises(UsageError, match=r"^'.*' has no huggingface.json; use a folder that imitkd-import"):
+        encode.main([str(tmp_path)])
+    (tmp_path / "huggingface.json").write_text("{}")
+    with pytest.raises(
+        UsageError, match=r"huggingface.json' can't be used: it lacks 'text'; import the model again$"
+    ):
+        encode.main([str(tmp_path)])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ok\n\xff\n")))
+    with pytest.raises(UsageError, match=r"^line 2 of standard input must be UTF-8, but is not; convert it$"):
+        encode.main([str(imported("marian").out)])
+
+
+@pytest.fixture(scope="module")
+def data(imported: Imported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Binary data of encoded text, by ``fairseq-preprocess`` with the dictionaries of an import."""
+    case, folder = imported("marian"), tmp_path_factory.mktemp("data")
+    from fairseq_imitkd.huggingface.subwords import open_encoder
+
+    for side, language, seed in (("source", "de", 21), ("target", "en", 22)):
+        encoder = open_encoder(case.out, side)
+        for split, count in (("train", 40), ("valid", 8), ("test", 8)):
+            lines = [encoder.encode(line) for line in sentences(count, seed)]
+            (folder / f"{split}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    digit_corpus.run(
+        "fairseq-preprocess", "--source-lang", "de", "--target-lang", "en", "--destdir", folder / "bin",
+        "--trainpref", folder / "train", "--validpref", folder / "valid", "--testpref", folder / "test",
+        "--srcdict", case.out / "dict.de.txt", "--tgtdict", case.out / "dict.en.txt",
+    )  # fmt: skip
+    return folder / "bin"
+
+
+@pytest.mark.parametrize("method", ["word_kd", "imitkd"])
+def test_a_student_learns_from_an_imported_teacher(
+    imported: Imported, data: Path, tmp_path: Path, method: str
+) -> None:
+    """With references, and with its own rollouts."""
+    trained = in_process.train(
+        data, tmp_path, "--task", "translation_with_teacher", "--criterion", method, "--max-update", 2,
+        "--teacher-path", imported("marian").out / "model.pt", "--teacher-allow-poor", "--disable-validation",
+        *digit_corpus.TINY,
+    )  # fmt: skip
+    assert all(bool(value.isfinite().all()) for value in trained.weights().values() if torch.is_tensor(value))
+
+
+def test_fairseq_generate_reads_it(imported: Imported, data: Path, tmp_path: Path) -> None:
+    """With ``--task translation``; the plugin only makes swish work."""
+    done = digit_corpus.run(
+        "fairseq-generate", data, "--user-dir", digit_corpus.REPO / "fairseq_imitkd", "--task", "translation",
+        "--path", imported("marian").out / "model.pt", "--beam", "2", "--cpu",
+        "--required-batch-size-multiple", "1", "--max-len-b", "10", "--num-workers", "0",
+    )  # fmt: skip
+    assert len(re.findall(r"(?m)^H-\d+", done.stdout)) == 8

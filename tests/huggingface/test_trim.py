@@ -1,0 +1,137 @@
+"""Trimmed vocabularies: exact log-probabilities, and subwords that still work."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from fairseq_imitkd.checkpoints.translation import load_student
+from fairseq_imitkd.cli import trim as command
+from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.huggingface.subwords import open_encoder
+from fairseq_imitkd.huggingface.trim import TrimJob, trim
+from tests.helpers.fairseq_models import (
+    POSITIONS,
+    STUDENTS,
+    build_student,
+    checkpoint_state,
+    training_config,
+    write_dictionaries,
+)
+from tests.helpers.huggingface_models import sentences
+from tests.huggingface.conftest import Case
+
+Imported = Callable[[str], Case]
+
+
+def corpus(case: Case, folder: Path, count: int) -> list[str]:
+    """Write encoded text of both languages, and return the source's lines before that."""
+    lines = sentences(count, seed=31)
+    for side, language in zip(("source", "target"), case.pair, strict=True):
+        encoder = open_encoder(case.out, side)
+        text = "\n".join(encoder.encode(line) for line in lines)
+        (folder / f"train.{language}").write_text(text + "\n", encoding="utf-8")
+    return lines
+
+
+@pytest.mark.parametrize("name", ["marian", "m2m", "bart", "fsmt"])
+def test_log_probabilities_are_renormalised(imported: Imported, tmp_path: Path, name: str) -> None:
+    """Of untied, shared and two vocabularies; all symbols of the corpus are known."""
+    case = imported(name)
+    lines = corpus(case, tmp_path, 4)
+    done = trim(TrimJob(case.out / "model.pt", tmp_path / "out", [str(tmp_path / "train")]))
+    assert done.difference < 2e-6
+    assert done.parameters[1] < done.parameters[0]
+    for side in done.sides:
+        assert side.after < side.before
+        assert side.unknown_before == side.unknown_after
+    new = Languages.of(tmp_path / "out", *case.pair)
+    encoders = open_encoder(case.out, "source"), open_encoder(tmp_path / "out", "source")
+    assert [encoders[1].encode(line) for line in lines] == [encoders[0].encode(line) for line in lines]
+    model = load_student(str(tmp_path / "out" / "model.pt"), new).model
+    assert model.encoder.embed_tokens.num_embeddings == len(new.source_dictionary) == done.sides[0].after
+
+
+@pytest.mark.parametrize("name", ["marian", "marian-bpe", "m2m"])
+def test_subwords_that_are_gone_are_split_further(imported: Imported, tmp_path: Path, name: str) -> None:
+    """Text of other words becomes symbols that are there, down to letters of the corpus."""
+    case = imported(name)
+    corpus(case, tmp_path, 12)
+    trim(TrimJob(case.out / "model.pt", tmp_path / "out", [str(tmp_path / "train")]))
+    old, new = open_encoder(case.out, "source"), open_encoder(tmp_path / "out", "source")
+    others = sentences(60, seed=33)
+    before = [symbol for line in others for symbol in old.symbols(line)]
+    gone = sum(symbol not in new.dictionary for symbol in before)
+    after = [symbol for line in others for symbol in new.symbols(line)]
+    assert gone > 20
+    assert after.count("<unk>") < gone / 3
+    assert len(after) > len(before)
+
+
+def test_rare_symbols_go_and_named_ones_stay(imported: Imported, tmp_path: Path) -> None:
+    """``--min-count`` and ``--keep``; the command prints what it has done."""
+    case = imported("marian")
+    corpus(case, tmp_path, 12)
+    first = case.languages.source_dictionary.symbols[-1]
+    prefix = str(tmp_path / "train")
+    rare = trim(TrimJob(case.out / "model.pt", tmp_path / "rare", [prefix], min_count=3, keep=[first]))
+    every = trim(TrimJob(case.out / "model.pt", tmp_path / "every", [prefix]))
+    assert rare.sides[0].after < every.sides[0].after
+    assert rare.sides[0].unknown_after > every.sides[0].unknown_after
+    assert first in Languages.of(tmp_path / "rare", *case.pair).source_dictionary
+    side = rare.sides[1]
+    assert command.report(rare).splitlines()[2] == (
+        f"en: {side.after} symbols instead of {side.before}; {side.unknown_after} of the {side.tokens} "
+        f"tokens are unknown ({side.unknown_after / side.tokens:.2%}), {side.unknown_before} before "
+        f"({side.unknown_before / side.tokens:.2%})"
+    )
+
+
+@pytest.mark.parametrize("kind", ["transformer-shared-embeddings", "lstm", "gru"])
+def test_models_of_fairseq(tmp_path: Path, kind: str) -> None:
+    """Of other architectures, and without a tokenizer."""
+    cfg = training_config(write_dictionaries(tmp_path), "--task", "translation")
+    positions = {"max_source_positions": POSITIONS, "max_target_positions": POSITIONS}
+    arch, settings = STUDENTS[kind]
+    content = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    content["model"] = Namespace(_name=arch, arch=arch, criterion="imitkd", **settings, **positions)
+    torch.save(checkpoint_state(build_student(kind), content), tmp_path / "teacher.pt")
+    for language in ("src", "tgt"):
+        (tmp_path / f"train.{language}").write_text("a c e\nc c\n")
+    done = trim(TrimJob(tmp_path / "teacher.pt", tmp_path / "out", [str(tmp_path / "train")]))
+    assert [side.after for side in done.sides] == [7, 7]
+    assert done.difference < 2e-6
+
+
+def test_what_is_refused(imported: Imported, tmp_path: Path) -> None:
+    """Text that is missing or empty, and tables of another size."""
+    case = imported("fsmt")
+    checkpoint = case.out / "model.pt"
+
+    def refusal(**changes: Any) -> str:
+        with pytest.raises(UsageError) as refused:
+            trim(
+                TrimJob(**{"checkpoint": checkpoint, "out": tmp_path / "out", "text": ["nowhere"], **changes})
+            )
+        assert not (tmp_path / "out").exists()
+        return str(refused.value)
+
+    assert refusal() == (
+        "--text 'nowhere': 'nowhere.de' can't be read (No such file or directory); name the part before .de"
+    )
+    for language in case.pair:
+        (tmp_path / f"empty.{language}").write_text("\n")
+    assert "has no symbols of de; use a corpus with text" in refusal(text=[str(tmp_path / "empty")])
+    corpus(case, tmp_path, 2)
+    other = tmp_path / "data"
+    other.mkdir()
+    for language in case.pair:
+        lines = (case.out / f"dict.{language}.txt").read_text(encoding="utf-8").splitlines()
+        (other / f"dict.{language}.txt").write_text("\n".join(lines[:-5]) + "\n", encoding="utf-8")
+    said = refusal(text=[str(tmp_path / "train")], data=other)
+    assert "the source dictionary has" in said
