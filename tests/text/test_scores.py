@@ -43,6 +43,8 @@ def whole(name: str, hypotheses: list[str], references: list[str]) -> float:
     """The score that the package gives the corpus."""
     if name in ("bleu", "chrf", "ter"):
         return getattr(sacrebleu, f"corpus_{name}")(hypotheses, [references]).score
+    if name == "exact":
+        return 100 * sum(map(str.__eq__, hypotheses, references)) / len(references)
     scorer = RougeScorer([name], use_stemmer=True)
     pairs = zip(references, hypotheses, strict=True)
     return sum(scorer.score(*pair)[name].fmeasure for pair in pairs) / len(references)
@@ -79,7 +81,8 @@ def test_empty_hypotheses_cause_no_error() -> None:
     found = {
         name: scores.score(name, sums) for name, sums in scores.statistics(["", ""], ["a b", "c"]).items()
     }
-    assert found == {"bleu": 0.0, "chrf": 0.0, "ter": 100.0, "rouge1": 0.0, "rouge2": 0.0, "rougeL": 0.0}
+    rouge = dict.fromkeys(("rouge1", "rouge2", "rougeL"), 0.0)
+    assert found == {"bleu": 0.0, "chrf": 0.0, "ter": 100.0, "exact": 0.0, **rouge}
 
 
 def test_tokenized_bleu() -> None:

@@ -60,8 +60,8 @@ def test_every_log_format(log_format: str, digits: Any, tmp_path: Path) -> None:
         for tag in ("train_inner", "valid"):
             for line, logged in zip(lines[tag], done.metrics[tag], strict=True):
                 logged.pop("update", None)
-                assert set(line) == set(logged)
-                for name in set(line) - set(RATES):
+                assert set(line) == set(logged) | {"cpu_seconds"}
+                for name in set(logged) - set(RATES):
                     assert line[name] == pytest.approx(logged[name], rel=1e-4, abs=1e-6), name
 
 
@@ -103,8 +103,55 @@ def test_a_resumed_run_continues(digits: Any, tmp_path: Path) -> None:
     assert [line["num_updates"] for line in lines["epoch_begins"]] == [0, 4]
     for before, after in zip(whole["train_inner"], lines["train_inner"], strict=False):
         assert before["loss"] == pytest.approx(after["loss"])
+    spent = [line["cpu_seconds"] for line in lines["train_inner"]]
+    assert spent == sorted(spent)
+    assert lines["valid"][0]["cpu_seconds"] == whole["valid"][0]["cpu_seconds"]
+    assert spent[4] >= whole["valid"][0]["cpu_seconds"] > 0  # the resumed run adds to what was spent
     assert json.loads((tmp_path / run_files.CONFIG).read_text())["starts"] == 2
     assert (tmp_path / LOG).read_text().count("done training") == 2  # a log by time
+    in_process.train(digits.data, tmp_path, *flags(12, "--save-interval-updates", 4, "--log-interval", 1))
+    lines = read(tmp_path)
+    assert [line["num_updates"] for line in lines["train_inner"]] == list(range(1, 13))
+    assert [line["num_updates"] for line in lines["valid"]] == [4, 8, 10, 12]
+    assert [line["num_updates"] for line in lines["epoch_begins"]] == [0, 4, 10]
+    assert json.loads((tmp_path / run_files.CONFIG).read_text())["starts"] == 3
+
+
+def test_cpu_seconds_are_those_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses do not count, and an earlier start's seconds do."""
+    now = 100.0
+    monkeypatch.setattr(run_files.time, "process_time", lambda: now)
+    seconds = run_files.CpuSeconds(7.0)
+    now = 103.0
+    seconds.pause()
+    now = 120.0
+    seconds.pause()  # another validation set
+    assert seconds.read() == 10.0
+    seconds.go_on()
+    seconds.go_on()
+    now = 121.0
+    assert seconds.read() == 11.0
+
+
+def test_validation_takes_no_training_seconds(
+    digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two validation sets, the seconds of neither count."""
+    clock = 0.0
+    monkeypatch.setattr(run_files.time, "process_time", lambda: clock)
+    kept = RunFiles.post_validate
+
+    def slow(self: RunFiles, stats: Any) -> None:
+        nonlocal clock
+        clock += 50.0
+        kept(self, stats)
+
+    monkeypatch.setattr(RunFiles, "post_validate", slow)
+    more = ("--no-save", "--valid-subset", "valid,test", "--dataset-impl", "mmap")
+    in_process.train(digits.data, tmp_path, *flags(8, *more))
+    lines = read(tmp_path)
+    assert clock == 200.0
+    assert {line["cpu_seconds"] for tag in ("valid", "test", "train") for line in lines[tag]} == {0.0}
 
 
 def test_a_new_run_in_a_used_folder_begins_a_new_file(digits: Any, tmp_path: Path) -> None:
@@ -192,9 +239,8 @@ def test_values_that_json_lacks(tmp_path: Path) -> None:
         "num_updates": 3,
     }
     begun(tmp_path).post_validate(stats)
-    assert read(tmp_path)["valid"] == [
-        {"epoch": 1, "num_updates": 3, "loss": "inf", "ppl": "nan", "bleu": 2.5}
-    ]
+    values = {"epoch": 1, "num_updates": 3, "loss": "inf", "ppl": "nan", "bleu": 2.5}
+    assert read(tmp_path)["valid"] == [values | {"cpu_seconds": 0.0}]
 
 
 @pytest.mark.usefixtures("fresh_metrics")

@@ -58,8 +58,8 @@ def test_unknown_score_is_refused(given: str) -> None:
     with pytest.raises(UsageError) as caught:
         tiny_task(eval_metrics=given)
     assert str(caught.value) == (
-        "--eval-metrics must be some of bleu, chrf, ter, rouge-1, rouge-2, rouge-l, joined by commas, but "
-        f"is '{given}'"
+        "--eval-metrics must be some of bleu, chrf, ter, rouge-1, rouge-2, rouge-l, exact, joined by "
+        f"commas, but is '{given}'"
     )
 
 

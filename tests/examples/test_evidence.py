@@ -1,0 +1,298 @@
+"""Tests of evidence.py: which trainings its queue begins, kills and resumes, and the table of its rows."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.helpers import scripts
+from tests.helpers.scripts import EXAMPLES
+
+NAMES = ("error_rates", "evidence", "evidence_rows", "evidence_tables", "tables")
+PLAN = """
+[environment]
+GREETING = "hello"
+[rows.teacher]
+script = "teacher.sh"
+[rows.seqkd]
+script = "train.sh seqkd"
+rates = ["4e-3", "2e-3"]
+[rows.then_imitkd]
+start = "seqkd"
+script = "train.sh seqkd_imitkd"
+rates = ["1e-3"]
+[[queue]]
+rows = ["teacher"]
+[[queue]]
+rows = ["seqkd"]
+rates = 2
+[[queue]]
+rows = ["then_imitkd"]
+rates = 1
+[[queue]]
+rows = ["seqkd", "then_imitkd"]
+seeds = [2]
+"""
+# The script of every row notes its call, and fails for the row that `fails` names.
+SCRIPT = """set -e
+name=$AS; [ "$SEED" = 1 ] || name=$name-seed$SEED
+echo "$name START=$START $*" >>"$RUN/calls"
+[ "$GREETING $OMP_NUM_THREADS" = "hello 1" ]
+[ ! -e "$RUN/sleeps" ] || sleep 60
+[ "$name" != "$(cat "$RUN/fails" 2>/dev/null)" ]
+"""
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+    """The scripts, imported until the test ends."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    before = set(sys.modules)
+    yield {name: __import__(name) for name in NAMES}
+    for name in set(sys.modules) - before:
+        if str(EXAMPLES) in (getattr(sys.modules[name], "__file__", None) or ""):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe whose trainings only note that they were called."""
+    folder = tmp_path / "recipe"
+    folder.mkdir()
+    (folder / "evidence.toml").write_text(PLAN)
+    for name, text in {"train": SCRIPT, "teacher": SCRIPT, "prepare": "", "decode": ""}.items():
+        (folder / f"{name}.sh").write_text(f"#!/usr/bin/env bash\n{text}")
+        (folder / f"{name}.sh").chmod(0o755)
+    return folder
+
+
+def made(name: str, errors: list[float], **more: Any) -> dict[str, Any]:
+    """Return a row with a validation every 500 updates and 60 CPU seconds."""
+    row, _, seed = name.partition("-seed")
+    row, _, rate = row.partition("_lr")
+    return {
+        "name": name,
+        "row": row,
+        "seed": int(seed or 1),
+        "rate": rate or None,
+        "start": None,
+        "before": {"teacher": 6000.0, "data_seqkd": 120.0},
+        "cpu_seconds": 60.0 * len(errors),
+        "patience": 2,
+        "parameters": 1234,
+        "max_update": 9000,
+        "training": {"commits": ["abc"]},
+        "test": {"word_errors": 10.0},
+        "origin": {"versions": {"torch": "2"}, "machine": {"processor": "a processor"}},
+        "validations": [
+            {"updates": 500 * n, "cpu_seconds": 60.0 * n, "exact": 100 - each}
+            for n, each in enumerate(errors, 1)
+        ],
+        **more,
+    }
+
+
+def test_only_earlier_jobs_choose_rates_and_starts(modules: dict[str, ModuleType], recipe: Path) -> None:
+    plan = modules["evidence"].Plan(recipe / "evidence.toml")
+    assert [tuple(job) for job in plan.jobs] == [
+        ("teacher", 1, None),
+        ("seqkd", 1, "4e-3"),
+        ("seqkd", 1, "2e-3"),
+        ("then_imitkd", 1, "1e-3"),
+        ("seqkd", 2, None),
+        ("then_imitkd", 2, None),
+    ]
+
+    def ready(finished: dict[str, Any]) -> list[str | None]:
+        found = [plan.training(job, finished) for job in plan.jobs]
+        return [training and training.name for training in found]
+
+    assert ready({}) == ["teacher", None, None, None, None, None]
+    done = {"teacher": made("teacher", [9.0])}
+    assert ready(done)[1:] == ["seqkd_lr4e-3", "seqkd_lr2e-3", None, None, None]
+    done["seqkd_lr4e-3"] = made("seqkd_lr4e-3", [20.0, 11.0, 12.0])
+    assert ready(done)[3:] == [None, None, None]  # the other rate may be better
+    done["seqkd_lr2e-3"] = made("seqkd_lr2e-3", [20.0, 10.0, 13.0])
+    assert ready(done)[3:] == ["then_imitkd_lr1e-3", "seqkd_lr2e-3-seed2", None]
+    done["then_imitkd_lr1e-3"] = made("then_imitkd_lr1e-3", [9.0])
+    done["seqkd_lr2e-3-seed2"] = made("seqkd_lr2e-3-seed2", [9.0])
+    last = plan.training(plan.jobs[-1], done)
+    assert (last.name, last.start) == ("then_imitkd_lr1e-3-seed2", "seqkd_lr2e-3-seed2")
+    (recipe / "evidence.toml").write_text(PLAN.replace("rates = 2", "rates = 3"))
+    with pytest.raises(SystemExit, match="rates of seqkd must be at most 2"):
+        modules["evidence"].Plan(recipe / "evidence.toml")
+
+
+def test_the_queue_goes_on_after_failures(
+    modules: dict[str, ModuleType], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed training costs only those that need it, and is repeated by the next call."""
+    evidence, run = modules["evidence"], recipe / "run"
+    monkeypatch.setattr(evidence, "WAIT", 0.01)
+    monkeypatch.setattr(modules["evidence_rows"], "record", lambda run, name, **_: made(name, [9.0]))
+
+    def work(**more: Any) -> list[str]:
+        before = (run / "calls").read_text().splitlines() if (run / "calls").exists() else []
+        queue = evidence.Queue(evidence.Plan(recipe / "evidence.toml"), recipe, run)
+        queue.work(**more)
+        os.close(queue.lock)
+        return (run / "calls").read_text().splitlines()[len(before) :]
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    run.mkdir()
+    (run / "fails").write_text("seqkd_lr2e-3")
+    assert work(workers=1, most=1) == ["teacher START= "]
+    assert work(workers=2) == [
+        "seqkd_lr4e-3 START= seqkd --lr 4e-3",
+        "seqkd_lr2e-3 START= seqkd --lr 2e-3",
+    ]
+    assert "seqkd_lr2e-3: failed with status 1" in (run / "evidence.log").read_text()
+    (run / "fails").unlink()
+    assert work(workers=1) == [
+        "seqkd_lr2e-3 START= seqkd --lr 2e-3",
+        "then_imitkd_lr1e-3 START=seqkd_lr4e-3 seqkd_imitkd --lr 1e-3",
+        "seqkd_lr4e-3-seed2 START= seqkd --lr 4e-3",
+        "then_imitkd_lr1e-3-seed2 START=seqkd_lr4e-3-seed2 seqkd_imitkd --lr 1e-3",
+    ]
+    assert len(list((run / "rows").glob("*.json"))) == 6
+    shown = evidence.status(evidence.Plan(recipe / "evidence.toml"), run)
+    assert len(shown) == 6
+    assert all("validation word errors 9.00%" in line for line in shown)
+
+
+def test_a_training_that_a_kill_left_is_not_begun_twice(recipe: Path) -> None:
+    run = recipe / "run"
+    run.mkdir()
+    (run / "sleeps").touch()
+    command = [sys.executable, str(EXAMPLES / "evidence.py"), "run", str(recipe)]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while not (run / "calls").exists():
+            assert first.poll() is None
+            time.sleep(0.1)
+        first.kill()
+        first.wait()
+        second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert second.returncode == 1
+        assert "is in use by another call or a training that it left" in second.stderr
+    finally:
+        # The trainings are in process groups of their own, but in the session of the first call.
+        listed = subprocess.run(["ps", "-o", "pid=", "-s", str(first.pid)], capture_output=True, text=True)
+        for number in listed.stdout.split():
+            os.kill(int(number), signal.SIGKILL)
+
+
+def test_error_rates_with_several_right_answers(modules: dict[str, ModuleType]) -> None:
+    found = modules["error_rates"].errors(
+        ["A B C", "A C", "", "A B"], [["A B C"], ["A B C D", "A B C"], ["A"], ["B", "A B"]]
+    )
+    assert found.right == [True, False, False, True]
+    assert found.words == 50.0
+    assert found.phonemes == pytest.approx(100 * 2 / (3 + 3 + 1 + 2))
+
+
+def test_right_words_are_packed(modules: dict[str, ModuleType]) -> None:
+    right = [True, False, False, True, True, True, False, False, True]
+    assert modules["error_rates"].packed(right) == "9c80"
+    assert modules["error_rates"].unpacked("9c80", 9).tolist() == right
+
+
+def test_chance_of_a_difference(modules: dict[str, ModuleType]) -> None:
+    """A resample has the same words in each seed, so two seeds with the same errors say no more than one."""
+    chance = modules["error_rates"].chance
+    draw = np.random.default_rng(1)
+    one, other = (draw.random((1, 2000)) < 0.8).astype(int), (draw.random((1, 2000)) < 0.77).astype(int)
+    difference, (low, high), p = chance(one, other)
+    assert difference == pytest.approx(100 * (one.mean() - other.mean()))
+    error = 100 * (one - other).std() / 2000**0.5
+    assert (low, high) == pytest.approx((difference - 1.96 * error, difference + 1.96 * error), abs=0.1)
+    assert 0.001 < p < 0.2
+    assert chance(np.repeat(one, 2, axis=0), np.repeat(other, 2, axis=0)) == (difference, (low, high), p)
+    assert chance(one, one)[2] == 1.0
+    assert chance(one, np.zeros_like(one))[2] < 0.001
+
+
+def test_the_table_and_the_figure(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    packed = modules["error_rates"].packed
+    words = 1000
+
+    def test_set(wrong: int) -> dict[str, Any]:
+        right = [n >= wrong for n in range(words)]
+        return {
+            "word_errors": 100 * wrong / words,
+            "phoneme_errors": 1.0,
+            "words": words,
+            "right": packed(right),
+        }
+
+    base = "seqkd_lr4e-3"
+    then = {"start": base, "before": {"teacher": 6000.0, "data_seqkd": 120.0, base: 180.0}}
+    rows = [
+        made("teacher", [30.0, 20.0], before={}, max_update=1000, test=test_set(190)),
+        made(base, [50.0, 30.0, 31.0], test=test_set(300)),
+        made("seqkd_lr2e-3", [50.0, 32.0, 33.0], test=test_set(310)),
+        made("then_seqkd_lr1e-3", [31.0, 29.0, 30.0], **then, test=test_set(290)),
+        made("then_imitkd_lr1e-3", [28.0, 25.0, 26.0], **then, test=test_set(250)),
+        made("then_imitkd_lr1e-3-seed2", [29.0, 24.0, 27.0], **then, test=test_set(240)),
+    ]
+    for each in rows:
+        (tmp_path / f"{each['name']}.json").write_text(json.dumps(each))
+    shown = modules["evidence_tables"].table(modules["evidence_tables"].read(tmp_path))
+    cells = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in shown.splitlines()
+        if line.startswith("| `")
+    }
+    assert list(cells) == ["`teacher`", "`seqkd`", "`then_seqkd`", "`then_imitkd`"]
+    assert cells["`seqkd`"] == ["1,234", "4e-3", "30.00", "1.00", "", "", "1,000", "3", "5"]
+    assert cells["`then_imitkd`"][1:3] == ["1e-3", "25.00; 24.00"]
+    assert cells["`then_imitkd`"][4].startswith("-4.00 (")  # the seed that both have
+    assert float(cells["`then_imitkd`"][5]) < 0.001
+    assert cells["`then_imitkd`"][6:] == ["1,000", "3", "8"]
+    assert "or at its last update: `teacher` (1,000)" in shown
+    assert "- `seqkd`: 2e-3: 32.00, 4e-3: 30.00" in shown
+    for name in ("one", "two"):
+        modules["evidence_tables"].figure(rows, tmp_path / f"{name}.svg")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert b"<svg" in (tmp_path / "one.svg").read_bytes()
+    curve = modules["evidence_tables"].curve
+    names = {each["name"]: each for each in rows}
+    assert curve(rows[4], names, by_minutes=True)[0] == [6.0, 7.0, 8.0]
+    assert curve(rows[4], names, by_minutes=False)[0] == [2000, 2500, 3000]
+
+
+def test_a_smoke_run_records_its_rows(tmp_path: Path) -> None:
+    """Real trainings of tiny models, from raw text to a row; a smoke run is not published."""
+    environment = scripts.environment(tmp_path, SMOKE="1")
+    command = [sys.executable, str(EXAMPLES / "evidence.py")]
+    where = [str(EXAMPLES / "cmudict"), "--run", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "run", *where, "--most", "2"], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-2000:]}"
+    rows = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "rows").glob("*.json")}
+    assert rows.keys() == {"teacher", "seqkd_lr4e-3"}, done.stdout
+    teacher, student = rows["teacher"], rows["seqkd_lr4e-3"]
+    assert (student["rate"], student["seed"], student["start"]) == ("4e-3", 1, None)
+    assert student["before"] == {
+        "teacher": teacher["cpu_seconds"],
+        "data_seqkd": student["before"]["data_seqkd"],
+    }
+    assert teacher["cpu_seconds"] > 0
+    assert [each["updates"] for each in teacher["validations"]] == [100, 200]
+    assert {"updates", "cpu_seconds", "exact", "loss"} <= set(student["validations"][-1])
+    assert "--lr 4e-3" in student["training"]["command"]
+    assert len(student["test"]["right"]) == 4  # of 16 words
+    assert student["patience"] == 10
+    refused = subprocess.run([*command, "publish", *where], env=environment, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "is a run with SMOKE=1" in refused.stderr
