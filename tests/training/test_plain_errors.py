@@ -124,12 +124,6 @@ def pairs(*lengths: int) -> LanguagePairDataset:
             "--max-tokens 5 is below the longest sentence of --gen-subset 'train', which",
         ),
         ("train", None, 5, None),
-        (
-            None,
-            None,
-            5,
-            "--max-tokens 5 is below the longest sentence of the input, which has 8 tokens: raise it",
-        ),
     ],
 )
 def test_the_data_set_that_has_no_batch_is_named(
