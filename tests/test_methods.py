@@ -117,6 +117,7 @@ CHOICES = {
     "--teacher-dtype": ["auto", "fp32", "fp16", "bf16"],
     "--teacher-selection": ["fixed", "agreement", "reinforced"],
     "--prune-scope": ["global", "layer"],
+    "--rollout-cuda-graphs": ["auto", "off"],
     "--share-by": ["sentence", "batch"],
     "--schedule-by": ["update", "epoch"],
     "--js-weights": ["half", "exact"],

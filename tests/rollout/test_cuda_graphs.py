@@ -404,6 +404,7 @@ def test_python_launches_a_graph_for_several_steps(policy: str, most: float, gpu
 def test_graphs_are_freed_with_their_decoder() -> None:
     model = trained_student("transformer").cuda()
     write(model, batch(1), POLICIES["greedy"])
+    gc.collect()  # decoders of other tests
     kept = len(cuda_graphs._STORES)
     del model
     gc.collect()
