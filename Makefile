@@ -75,6 +75,7 @@ bench: install
 # Fails if an update does more work than before. It counts operators, floating point operations and elements, and measures no time.
 bench-check: install
 	$(BIN)/python benchmarks/work_check.py
+	$(BIN)/python benchmarks/gpu_counts.py
 
 # Do the tests notice small changes of the code? mutmut generates the changes; its other requirements are not used.
 mutation: install

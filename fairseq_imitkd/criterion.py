@@ -303,7 +303,7 @@ class DistillationCriterion(FairseqCriterion):
         # padding, and 0 * NaN would reach the gradient.
         ignored = ~part.counted if part.gold_weight < 1.0 else ~part.counted | ~part.is_rollout
         if part.indices is None or part.gold_weight == 1.0:
-            teacher_logits = teacher_logits.index_fill_(0, ignored.nonzero().squeeze(-1), 0.0)
+            teacher_logits = _with_zeros_at(ignored, teacher_logits)
         values["compared"] = ~ignored
         teacher_token = most_probable(teacher_logits)
         values["agrees"] = (most_probable(logits.detach()) == teacher_token) & ~ignored
@@ -432,3 +432,10 @@ class _Positions:
 
 def _task_name(task: Any) -> str:
     return getattr(getattr(task, "cfg", None), "_name", None) or type(task).__name__
+
+
+def _with_zeros_at(rows: Tensor, logits: Tensor) -> Tensor:
+    """Set the rows ``(n, V)`` where ``(n,)`` is true to 0, in place."""
+    if logits.is_cuda:  # to fill fewer elements, the host would wait for the number of rows
+        return logits.masked_fill_(rows.unsqueeze(-1), 0.0)
+    return logits.index_fill_(0, rows.nonzero().squeeze(-1), 0.0)

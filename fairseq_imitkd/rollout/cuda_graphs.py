@@ -61,7 +61,8 @@ class GraphStore:
     captured: dict[Hashable, torch.cuda.CUDAGraph] = field(default_factory=dict)  # the most recent last
     usage: Usage = field(default_factory=Usage)
     decodings: int = 0
-    _first_seen: dict[Hashable, int] = field(default_factory=dict)  # number of the decoding that first had it
+    # The keys that were met, with the decoding that tried to capture them.
+    _tried: dict[Hashable, int | None] = field(default_factory=dict)
     _buffers: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict)  # one-dimensional
     _parameters: list[tuple[int, torch.dtype]] = field(default_factory=list)
     _pool: Any = None
@@ -104,9 +105,9 @@ class GraphStore:
         return held[:size].view(torch.Size(shape))
 
     def run(self, key: Hashable, compute: Callable[[], None]) -> None:
-        """Compute a block of steps, with a graph from the second decoding that has this key.
+        """Compute a block of steps, with a graph from the second block that has this key.
 
-        The first decoding lets CUDA load its kernels.
+        The first block lets CUDA load its kernels.
 
         Args:
             key: sizes and everything else that is fixed in the graph.
@@ -114,10 +115,11 @@ class GraphStore:
         """
         self.usage.blocks += 1
         graph = self.captured.pop(key, None)
-        if graph is None and self._first_seen.setdefault(key, self.decodings) < self.decodings:
+        if graph is None and key in self._tried and self._tried[key] != self.decodings:
             graph = self._capture(compute)
             # If there was no memory for the graph, the next decoding tries again.
-            self._first_seen[key] = self.decodings
+            self._tried[key] = self.decodings
+        self._tried.setdefault(key, None)
         if graph is None:
             compute()
             return

@@ -293,7 +293,6 @@ def test_a_step_that_cannot_be_captured(monkeypatch: pytest.MonkeyPatch, gpu: Em
 
     monkeypatch.setattr(FixedTransformer, "logits", waits)
     model, sample = trained_student("transformer").cuda(), batch(1)
-    write(model, sample, POLICIES["greedy"])
     with pytest.raises(UsageError) as refusal:
         write(model, sample, POLICIES["greedy"])
     assert str(refusal.value) == (
@@ -319,7 +318,7 @@ def test_no_memory_for_a_graph(error: Exception, monkeypatch: pytest.MonkeyPatch
         patched.setattr(torch.cuda.CUDAGraph, "capture_begin", full)
         for _ in range(2):
             assert_same(model, sample, POLICIES["greedy"])
-    assert 1 <= len(asked) <= 3  # once per shape
+    assert 2 <= len(asked) <= 6  # each rollout once per shape
     assert not usage(model).replayed
     assert_same(model, sample, POLICIES["greedy"])
     assert usage(model).replayed
