@@ -3,7 +3,8 @@
     python benchmarks/gpu_counts.py            # a table; exit status 1 if a count is above its limit
     python benchmarks/gpu_counts.py --write    # also writes the table into docs/performance.md
 
-Updates run on the emulated device of the tests, with a student of 6+6 layers whose sentences are all rollouts.
+Updates run on the emulated device of the tests, with a student of 6+6 layers whose sentences are all
+rollouts.
 An operation of ATen counts as one kernel, and so does the fused norm. Graphs are counted by a simulation of
 decoding on made-up batches of sentences with 2 to 175 tokens, 25 on average.
 """
