@@ -11,7 +11,7 @@ import fairseq_imitkd
 PACKAGE = Path(fairseq_imitkd.__file__).parent
 LINES, PARAMETERS, POSITIONAL = 60, 8, 3
 
-# fairseq or torch calls these, so their parameters are given.
+# fairseq, torch or Triton calls these, so their parameters are given.
 FOREIGN = {
     "train_step",
     "valid_step",
@@ -22,6 +22,9 @@ FOREIGN = {
     "forward_decoder",
     "optimizer_step",
     "__torch_dispatch__",
+    "_with_torch",
+    "_with_triton",
+    "add_layer_norm_kernel",
 }
 
 

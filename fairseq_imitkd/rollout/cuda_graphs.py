@@ -90,7 +90,7 @@ class GraphStore:
         self.decodings += 1
         return self.decodings
 
-    def buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype, *, device: torch.device) -> Tensor:
         """Return the buffer of this name as a tensor of this shape. It still holds old values, maybe NaN.
 
         If the buffer has to grow, all graphs are dropped, because they use the old one.

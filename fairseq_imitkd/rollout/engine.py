@@ -60,12 +60,8 @@ def decode(
             settings = Settings(policy, symbols, min_length, score)
             return GraphedDecoding(writer, prompt, settings, uniforms=uniforms, corrector=corrector).run()
         draft = Draft(prompt, symbols, score=score)
-        begin = partial(
-            begin_decoding,
-            net_input=prompt.net_input,
-            longest=draft.longest + 1,
-            samples=prompt.samples,
-        )
+        longest, samples = draft.longest + 1, prompt.samples
+        begin = partial(begin_decoding, net_input=prompt.net_input, longest=longest, samples=samples)
         steps = begin(writer)
         teacher_steps = begin(corrector.teacher) if corrector else None
         prefixes = prompt.first_tokens.unsqueeze(-1)

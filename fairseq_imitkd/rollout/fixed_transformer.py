@@ -176,6 +176,7 @@ class FixedTransformer:
         decoder: Any,
         weights: DecoderWeights,
         encoder_out: dict[str, list[Tensor]],
+        *,
         sizes: tuple[int, int, int],
         buffers: Buffers,
     ):
@@ -235,7 +236,7 @@ class FixedTransformer:
             zip(weights.layers, [*followers, weights.norm], strict=True)
         ):
             x, h = self._layer(
-                number, layer, x, h, position=position, unwritten=unwritten, following=following
+                layer, x, h, number=number, position=position, unwritten=unwritten, following=following
             )
         if weights.project_out is not None:
             h = F.linear(h, weights.project_out)
@@ -243,18 +244,18 @@ class FixedTransformer:
 
     def _layer(
         self,
-        number: int,
         layer: LayerWeights,
         x: Tensor,
         h: Tensor,
         *,
+        number: int,
         position: Tensor,
         unwritten: Tensor,
         following: Norm | None,
     ) -> tuple[Tensor, Tensor]:
         """Compute a layer: residual stream and input of a sublayer, ``(R, D)`` each, to those of the next."""
 
-        def added(update: Tensor, bias: Tensor, own: Norm, next_one: Norm | None) -> tuple[Tensor, Tensor]:
+        def added(update: Tensor, bias: Tensor, *, own: Norm, next_one: Norm | None) -> tuple[Tensor, Tensor]:
             norm = next_one if layer.normalizes_before else own
             if norm is None:  # pre-norm layers without a norm after the last one
                 total = x + (update + bias)
@@ -276,14 +277,22 @@ class FixedTransformer:
         self.own[number].index_copy_(1, position, key_and_value.unsqueeze(1))
         keys, values = self.own[number]
         attended = _attend(query, keys, values, heads=layer.heads, mask=unwritten)
-        x, h = added(F.linear(attended, layer.own_out), layer.own_out_bias, layer.own_norm, layer.cross_norm)
+        x, h = added(
+            F.linear(attended, layer.own_out),
+            layer.own_out_bias,
+            own=layer.own_norm,
+            next_one=layer.cross_norm,
+        )
         query = F.linear(h, layer.query, layer.query_bias)
         keys, values = self.cross[number]
         attended = _attend(query, keys, values, heads=layer.cross_heads, mask=self.source_mask)
         x, h = added(
-            F.linear(attended, layer.cross_out), layer.cross_out_bias, layer.cross_norm, layer.final_norm
+            F.linear(attended, layer.cross_out),
+            layer.cross_out_bias,
+            own=layer.cross_norm,
+            next_one=layer.final_norm,
         )
-        return added(layer.feed_forward(h), layer.second_bias, layer.final_norm, following)
+        return added(layer.feed_forward(h), layer.second_bias, own=layer.final_norm, next_one=following)
 
     def _allocate(self, sizes: tuple[int, int, int], width: int) -> None:
         rows, sources, targets = sizes

@@ -85,7 +85,11 @@ class GraphedDecoding:
         self.sizes = (rounded(self.count), rounded(sources), rounded(longest + STEPS_PER_GRAPH))
         self.members = [
             FixedTransformer(
-                model.decoder, weights, out, self.sizes, partial(self._buffer, prefix=f"{number}.")
+                model.decoder,
+                weights,
+                out,
+                sizes=self.sizes,
+                buffers=partial(self._buffer, prefix=f"{number}."),
             )
             for number, (model, weights, out) in enumerate(
                 zip(models, self.store.weights, encoded, strict=True)
@@ -124,8 +128,8 @@ class GraphedDecoding:
         if self.decoding != self.store.decodings:
             raise RuntimeError("another decoding with this model has begun and uses the same buffers")
 
-    def _buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype, prefix: str = "") -> Tensor:
-        return self.store.buffer(prefix + name, shape, dtype, self.device)
+    def _buffer(self, name: str, shape: Sequence[int], dtype: torch.dtype, *, prefix: str = "") -> Tensor:
+        return self.store.buffer(prefix + name, shape, dtype, device=self.device)
 
     def _allocate(self) -> None:
         """Set the buffers of the rows' state. Only :meth:`_block` and what prepares it use them."""

@@ -186,6 +186,7 @@ def test_sample_size_is_of_sentences_or_tokens(by_sentence: bool, expected: int)
         sample,
         found,
         counted=counted,
+        tokens=int(counted.sum()),
         is_rollout=is_rollout,
         distillation=distillation,
         by_sentence=by_sentence,

@@ -422,7 +422,7 @@ def test_buffers_that_grow_drop_the_graphs() -> None:
     made, device = GraphStore(), torch.device("cuda")
 
     def own(*shape: int) -> Tensor:
-        return made.buffer("own", shape, torch.float32, device)
+        return made.buffer("own", shape, torch.float32, device=device)
 
     small = own(2, 3)
     made.captured = {None: None}  # type: ignore[dict-item]

@@ -137,7 +137,7 @@ import importlib, pkgutil, sys
 import fairseq_imitkd
 names = [found.name for found in pkgutil.walk_packages(fairseq_imitkd.__path__, "fairseq_imitkd.")]
 for name in names:
-    if not name.endswith("__main__"):
+    if not name.endswith(("__main__", "triton_kernel")):  # Triton is part of torch for CUDA
         importlib.import_module(name)
 files = {m.__file__ for name, m in sys.modules.items() if name.partition(".")[0] == "fairseq_imitkd"}
 print(len(names), *sorted(files), sep="\\n")
