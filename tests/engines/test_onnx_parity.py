@@ -193,9 +193,9 @@ def test_padding_is_never_written(both: Any) -> None:
     session = exported.decoder.session
     exported.decoder.session = Padding(session)
     try:
-        found = onnx.greedy(exported, [torch.tensor([4, 5, 6, eos])], max_length=10, min_length=1)
+        found = onnx.greedy(exported, [torch.tensor([4, 5, 6, eos])], max_lengths=[10], min_length=1)
     finally:
         exported.decoder.session = session
-    plain = onnx.greedy(exported, [torch.tensor([4, 5, 6, eos])], max_length=10, min_length=1)
+    plain = onnx.greedy(exported, [torch.tensor([4, 5, 6, eos])], max_lengths=[10], min_length=1)
     assert found[0].tokens.tolist() == plain[0].tokens.tolist()
     assert found[0].score < plain[0].score  # the padding has its share of the probability

@@ -554,7 +554,8 @@ def test_a_smoke_run_and_a_real_one_do_not_share_a_folder(tmp_path: Path) -> Non
     assert "holds a run with SMOKE=1" in done.stderr
 
 
-def test_the_tables_of_the_readmes_match_the_results() -> None:
+def test_the_tables_of_the_readmes_match_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # as for a script that is run
     documents = module("tables").documents({})
     assert {path.name for path in documents} >= {"README.md", "evaluation.md"}
     for path, text in documents.items():

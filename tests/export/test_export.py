@@ -379,7 +379,7 @@ def test_what_is_refused_before_anything_is_read(root: Path, tmp_path: Path) -> 
         ({"max_loss": float("nan")}, "--max-loss must be in 0..100 points, but is nan"),
         (
             {"metric": "comet"},
-            "--metric must be one of auto, bleu, chrf, ter, rouge-1, rouge-2, rouge-l, but is comet",
+            "--metric must be one of auto, bleu, chrf, ter, rouge-1, rouge-2, rouge-l, exact, but is comet",
         ),
         ({"device": "tpu"}, "--device must be one of cpu, cuda, but is tpu"),
     ):

@@ -827,6 +827,8 @@ def test_text_through_sentencepiece(pieces: Path, tmp_path: Path) -> None:
         "--cpu",
         "--select",
         "sample",
+        "--max-len-b",
+        200,
     )
     bpe = (
         "--bpe",
