@@ -204,8 +204,12 @@ def begun(folder: Path, rank: int = 0) -> RunFiles:
     config = OmegaConf.create(
         {
             "task": {"data": "x"},
-            "checkpoint": {"save_dir": str(folder)},
-            "dataset": {"valid_subset": "valid"},
+            "checkpoint": {
+                "save_dir": str(folder),
+                "best_checkpoint_metric": "loss",
+                "maximize_best_checkpoint_metric": False,
+            },
+            "dataset": {"valid_subset": "valid", "disable_validation": False},
             "distributed_training": {"distributed_rank": rank},
         }
     )
