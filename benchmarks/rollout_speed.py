@@ -210,11 +210,25 @@ def build_engines(
 ) -> dict[str, Callable[[Batch], Any]]:
     """Return all engines by name, each a function of a batch. The generators are built here once."""
 
-    def generate(seq_gen_cls: Any, sampling: bool) -> Callable[[Batch], Any]:
+    def generator_of(seq_gen_cls: Any, sampling: bool) -> Any:
         lengths = {"max_len_a": args.max_len_a, "max_len_b": args.max_len_b, "min_len": MIN_LENGTH}
         settings = argparse.Namespace(beam=1, sampling=sampling, **lengths)
-        built = task.build_generator([student], settings, seq_gen_cls=seq_gen_cls)
+        return task.build_generator([student], settings, seq_gen_cls=seq_gen_cls)
+
+    def stock(sampling: bool) -> Callable[[Batch], Any]:
+        built = generator_of(SequenceGenerator, sampling)
         return lambda sample: built.generate([student], sample)
+
+    def ours(sampling: bool) -> Callable[[Batch], Any]:
+        """Return our generator, with the ``SequenceGenerator``'s one maximum length per batch."""
+        built = generator_of(None, sampling)
+
+        def with_limit_of_batch(sample: Batch) -> Any:
+            width = sample["net_input"]["src_tokens"].size(1)
+            built.max_len_a, built.max_len_b = 0, int(args.max_len_a * width + args.max_len_b)
+            return built.generate([student], sample)
+
+        return with_limit_of_batch
 
     def roll_out(policy: RolloutPolicy) -> Callable[[Batch], Rollout]:
         return lambda sample: write(student, sample, policy, task)
@@ -230,14 +244,14 @@ def build_engines(
     with_graphs = {GRAPHS: greedy, GRAPHS_SAMPLING: sampling} if args.device == "cuda" else {}
     on_gpus = {name: roll_out(replace(policy, cuda_graphs=True)) for name, policy in with_graphs.items()}
     return {
-        GREEDY_BASE: generate(SequenceGenerator, sampling=False),
-        f"{GREEDY_BASE} (again)": generate(SequenceGenerator, sampling=False),
-        OURS: generate(None, sampling=False),
+        GREEDY_BASE: stock(sampling=False),
+        f"{GREEDY_BASE} (again)": stock(sampling=False),
+        OURS: ours(sampling=False),
         ENGINE: engine,
         GENERIC: generic,
-        SAMPLING_BASE: generate(SequenceGenerator, sampling=True),
-        f"{SAMPLING_BASE} (again)": generate(SequenceGenerator, sampling=True),
-        OURS_SAMPLING: generate(None, sampling=True),
+        SAMPLING_BASE: stock(sampling=True),
+        f"{SAMPLING_BASE} (again)": stock(sampling=True),
+        OURS_SAMPLING: ours(sampling=True),
         ENGINE_SAMPLING: roll_out(sampling),
         **on_gpus,
     }

@@ -241,12 +241,6 @@ def _check(command: str, args: Namespace) -> None:
     languages = data.check(vars(args), command)
     check_configuration(vars(args), command)
     if command == "train":
-        if not args.disable_validation:
-            logger.info(
-                "the best checkpoint is the one of the %s %s (--best-checkpoint-metric)",
-                "highest" if args.maximize_best_checkpoint_metric else "lowest",
-                args.best_checkpoint_metric,
-            )
         if args.task in data.TASKS:
             setattr(
                 args, data.IGNORE, True

@@ -104,6 +104,12 @@ class RunFiles:
         config = whole_config(self._task_config)
         if config is None or not is_master(config.distributed_training):
             return
+        if not config.dataset.disable_validation:
+            logger.info(
+                "the best checkpoint is the one of the %s %s (--best-checkpoint-metric)",
+                "highest" if config.checkpoint.maximize_best_checkpoint_metric else "lowest",
+                config.checkpoint.best_checkpoint_metric,
+            )
         self._valid_subsets = config.dataset.valid_subset.split(",")
         folder, update = Path(config.checkpoint.save_dir), _update()
         parameters = sum(each.numel() for each in model.parameters() if not getattr(each, "expert", False))

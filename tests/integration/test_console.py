@@ -35,9 +35,10 @@ def test_a_training_in_a_pipe(digits: Any, teacher: Path, tmp_path: Path) -> Non
     assert all(LINE.fullmatch(line) for line in lines), done.stdout
     texts = [line.split(" | ", 1)[1] for line in lines]
     assert len(texts) < 15
+    assert "the best checkpoint is the one of the highest bleu (--best-checkpoint-metric)" in texts
     assert [text for text in texts if re.match("model: [0-9,]+ parameters", text)]
     assert [text for text in texts if re.match("update [24]/4, epoch 1 .*loss .* left$", text)]
-    assert [text for text in texts if re.match("valid, update 4: loss .*, bleu ", text)]
+    assert [text for text in texts if re.match("valid, update 4: bleu .*, loss ", text)]
     assert [text for text in texts if re.match("trained 4 updates in ", text)]
 
 

@@ -204,8 +204,12 @@ def begun(folder: Path, rank: int = 0) -> RunFiles:
     config = OmegaConf.create(
         {
             "task": {"data": "x"},
-            "checkpoint": {"save_dir": str(folder)},
-            "dataset": {"valid_subset": "valid"},
+            "checkpoint": {
+                "save_dir": str(folder),
+                "best_checkpoint_metric": "loss",
+                "maximize_best_checkpoint_metric": False,
+            },
+            "dataset": {"valid_subset": "valid", "disable_validation": False},
             "distributed_training": {"distributed_rank": rank},
         }
     )
@@ -265,7 +269,7 @@ def test_a_full_disk_does_not_end_the_training(
     for update in (1, 2):
         files.post_validate({"loss": 1.0, "num_updates": update})
     monkeypatch.undo()
-    [warning] = caplog.messages
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warning.endswith("can't be written (No space left on device); training goes on without them")
     begun(tmp_path / "gone")
     assert "(No such file or directory)" in caplog.messages[-1]
