@@ -103,7 +103,7 @@ def notes(records: Sequence[Record]) -> str:
         "resamples). CPU minutes: of the row's own training, without validation; with all before: also of "
         "the student that it started from and of the teacher's translations, without the teacher's "
         f"training. Trained at {', '.join(commits)} on {machine['processor']}, 1 thread; {versions}. Each "
-        "row's commands and all validations: [evidence](evidence)."
+        "row's commands and all validations: `evidence/`."
     )
 
 
