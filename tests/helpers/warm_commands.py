@@ -234,7 +234,9 @@ def run(name: str, arguments: list[str], folder: str, environment: dict[str, str
     for variable, kind in LIMITS.items():
         if variable in environment:
             resource.setrlimit(kind, (int(environment[variable]),) * 2)
-    if environment.get("PYTHONWARNINGS") == "ignore":
+    wanted = environment.get("PYTHONWARNINGS")
+    sys.warnoptions[:] = [wanted] if wanted else []  # not those of the process that began this one
+    if wanted == "ignore":
         warnings.simplefilter("ignore")
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
     numpy.random.seed()  # otherwise all processes would draw the same numbers
