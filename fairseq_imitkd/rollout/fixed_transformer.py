@@ -185,7 +185,8 @@ class FixedTransformer:
         self.buffers = buffers
         [encoded] = encoder_out["encoder_out"]  # (S, B, D)
         sources, count, _ = encoded.shape
-        self.positions = position_embeddings(decoder, sizes[2])
+        # The rounded size may exceed the decoder's positions; rows are finished before that.
+        self.positions = position_embeddings(decoder, min(sizes[2], decoder.max_positions()))
         self._allocate(sizes, weights.layers[0].own.size(1))
         for number, layer in enumerate(layers_of(decoder)):
             attention = layer.encoder_attn
