@@ -169,6 +169,14 @@ def test_other_kinds_of_decoders(settings: dict[str, Any]) -> None:
     assert usage(model).replayed
 
 
+def test_rounded_sizes_beyond_the_decoders_positions() -> None:
+    """Learned positions have no embedding there, and a GPU could not continue after such a look-up."""
+    model = build_student("transformer", decoder_learned_pos=True, max_target_positions=36).cuda()
+    for _ in range(2):
+        assert_same(model, batch(1), RolloutPolicy(max_len_a=0.0, max_len_b=34))
+    assert usage(model).replayed
+
+
 @pytest.mark.parametrize("name", ["transformer", "transformer-learned-positions"])
 def test_old_values_in_buffers_are_not_read(name: str) -> None:
     """A broken student leaves NaN in the buffers, and NaN times an attention weight of 0 is NaN."""
