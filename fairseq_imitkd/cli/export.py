@@ -179,7 +179,7 @@ def report(manifest: dict[str, Any], job: ExportJob, seconds: float) -> str:
     computed = checks["quantized"].get(quantization, {}).get("computed_in")
     if computed is not None and computed not in (quantization, f"{quantization}_float32"):
         lines.append(
-            f"this {checks['device']} computes {quantization} in {computed}, so it is no faster there"
+            f"this {checks['device']} computes {quantization} in {computed}, so it is not faster there"
         )
     return "\n".join(lines)
 

@@ -113,7 +113,7 @@ def _layer(part: str, side: Side, width: int) -> Iterator[tuple[str, tuple[int, 
 
 
 class _Given:
-    """The weights of a file, of which each is taken once.
+    """The weights of a file. Each of them is taken once.
 
     Args:
         weights: the weights by name.

@@ -85,7 +85,7 @@ def fitting(dataset: Any, split: Split, arguments: dict[str, Any]) -> dict[str, 
 
 
 def _within(limits: Any, max_tokens: int) -> Any:
-    """Return limits of which none is above ``--max-tokens``."""
+    """Return limits that are at most ``--max-tokens``."""
     if limits is None:
         return max_tokens
     if isinstance(limits, tuple | list):
