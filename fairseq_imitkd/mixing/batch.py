@@ -119,7 +119,8 @@ def split_by_length(target: Tensor, pad: int, cost: int) -> list[Tensor]:
     Returns:
         the rows of each part, rising.
     """
-    lengths, order = target.ne(pad).sum(dim=-1).sort(stable=True)
+    # A sentence without a target takes a column too.
+    lengths, order = target.ne(pad).sum(dim=-1).clamp(min=1).sort(stable=True)
     values, counts = lengths.unique_consecutive(return_counts=True)
     widths, ends = values.tolist(), counts.cumsum(dim=0).tolist()  # the number of sentences up to each length
     least, cut_before = [0.0], [0]
@@ -245,11 +246,11 @@ def _select_rows(values: Batch, rows: Tensor, batch_size: int) -> Batch:
 
 
 def _without_empty_columns(tokens: Tensor, pad: int) -> Tensor:
-    """Cut the columns of padding before the first token and after the last one."""
+    """Cut the columns of padding before the first token and after the last one; one column stays at least."""
     used = tokens.ne(pad).any(dim=0)
     columns = torch.arange(used.numel(), device=used.device)
     bounds = torch.stack(
         [columns.masked_fill(~used, used.numel()).min(), columns.masked_fill(~used, 0).max()]
     )
     first, last = bounds.tolist()  # on a GPU, one wait for both
-    return tokens[:, first : last + 1]
+    return tokens[:, min(first, last) : last + 1]
