@@ -5,7 +5,6 @@ reads the batch, and its first decoder input is fairseq's own.
 """
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,16 +99,14 @@ class SourceMix(LanguagePairDataset):
 
     def __init__(self, parallel: LanguagePairDataset, sources: Any, share: float, seed: int):
         missing = NoReferences(len(sources), parallel.tgt_dict.pad())
-        sides: Sequence[Any] = [
-            ConcatDataset([parallel.src, sources]),
-            ConcatDataset([parallel.tgt, missing]),
-        ]
+        all_sources = ConcatDataset([parallel.src, sources])
+        targets = ConcatDataset([parallel.tgt, missing])
         super().__init__(
-            sides[0],
-            sides[0].sizes,
+            all_sources,
+            all_sources.sizes,
             parallel.src_dict,
-            sides[1],
-            sides[1].sizes,
+            targets,
+            targets.sizes,
             parallel.tgt_dict,
             left_pad_source=parallel.left_pad_source,
             left_pad_target=parallel.left_pad_target,

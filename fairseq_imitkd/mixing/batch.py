@@ -158,7 +158,8 @@ def with_rollouts(sample: Batch, rows: Tensor, rollout: Rollout, *, pad: int) ->
     longest_data, ntokens = 0, 0
     if rows.numel() < target.size(0):
         lengths = (target.ne(pad) & is_data.unsqueeze(-1)).sum(dim=-1)
-        longest_data, ntokens = torch.stack([lengths.max(), lengths.sum()]).tolist()
+        # A sentence without a target keeps its first decoder input.
+        longest_data, ntokens = torch.stack([lengths.max().clamp(min=1), lengths.sum()]).tolist()
     width = max(longest_data, rollout.tokens.size(1))
 
     new_target = target.new_full((target.size(0), width), pad)

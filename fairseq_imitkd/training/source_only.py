@@ -222,8 +222,8 @@ def _check_mono_source_data(cfg: Any) -> None:
     languages = (cfg.source_lang, cfg.target_lang)
     if not has_sources(folder, cfg.train_subset, languages):
         raise UsageError(
-            f"--mono-source-data '{folder}' has no {cfg.train_subset}.{'-'.join(languages)}.{languages[0]}.idx; "
-            f"make it with fairseq-preprocess --only-source -s {languages[0]} -t {languages[1]} --srcdict"
+            f"--mono-source-data '{folder}' has no '{cfg.train_subset}' of {'-'.join(languages)}; make it "
+            f"with fairseq-preprocess --only-source -s {languages[0]} -t {languages[1]} --srcdict"
         )
     own, theirs = Path(folders_of(cfg.data)[0], name), Path(folder, name)
     if kind_of(theirs, "--mono-source-data") != "file" or sha256(theirs) != sha256(own):
@@ -245,13 +245,13 @@ def _needs_references(cfg: Any, method: Method, *, alone: bool) -> Iterator[str]
         yield "--teacher-cache holds answers for: use --teacher-path"
     if not method.writes:
         yield (
-            f"--criterion {method.name} trains on at --student-share {method.cfg.student_share}: use a method "
-            "with rollouts, such as imitkd, add --teacher-samples, or translate the sources with imitkd-seqkd"
+            f"--criterion {method.name} trains on at --student-share {method.cfg.student_share}: use imitkd "
+            "or gkd, add --teacher-samples, or translate the sources with imitkd-seqkd"
         )
     if alone and not method.teacher_samples and not method.always_rolls_out:
         yield (
-            f"--student-share {method.cfg.student_share} asks for: add --student-share 1, so that the student "
-            "writes every target"
+            f"--student-share {method.cfg.student_share} asks for: add --student-share 1, with which the "
+            "student writes every target"
         )
     if method.reward:
         yield f"--reward {method.reward} compares rollouts with: leave it out"
