@@ -97,7 +97,7 @@ class SourceMix(LanguagePairDataset):
 
     can_reuse_epoch_itr_across_epochs = False  # each epoch has other sentences
 
-    def __init__(self, parallel: LanguagePairDataset, sources: Any, share: float, seed: int):
+    def __init__(self, parallel: LanguagePairDataset, sources: Any, *, share: float, seed: int):
         missing = NoReferences(len(sources), parallel.tgt_dict.pad())
         all_sources = ConcatDataset([parallel.src, sources])
         targets = ConcatDataset([parallel.tgt, missing])

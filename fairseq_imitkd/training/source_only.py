@@ -163,7 +163,7 @@ class WithSourceOnlyData(_Task):
         if self.cfg.mono_source_data is None or split != self.cfg.train_subset or not self._trains:
             return
         share = SHARE if self.cfg.mono_source_share is None else self.cfg.mono_source_share
-        mixed = SourceMix(dataset, self._more_sources(), share, self.cfg.source_seed)
+        mixed = SourceMix(dataset, self._more_sources(), share=share, seed=self.cfg.source_seed)
         logger.info(
             "%d sentences, and in each epoch %d of the %d sources of --mono-source-data",
             len(dataset), mixed.others, len(mixed) - len(dataset),

@@ -43,7 +43,7 @@ def parallel(sentences: int = PARALLEL, targets: bool = True) -> LanguagePairDat
 
 def mix(share: float, seed: int = 1) -> SourceMix:
     others = Sentences(list(np.random.default_rng(2).integers(2, 20, OTHERS)))
-    return SourceMix(parallel(), others, share, seed)
+    return SourceMix(parallel(), others, share=share, seed=seed)
 
 
 def epoch(mixed: SourceMix, number: int) -> np.ndarray:
