@@ -106,6 +106,21 @@ PAPERS = (
         "https://arxiv.org/abs/2402.11890",
     ),
     Paper(
+        "Zhang et al., ACL 2023",
+        "Towards Understanding and Improving Knowledge Distillation for Neural Machine Translation",
+        "https://arxiv.org/abs/2305.08096",
+    ),
+    Paper(
+        "Wang, Yan, Meng & Zhou, ACL 2021",
+        "Selective Knowledge Distillation for Neural Machine Translation",
+        "https://arxiv.org/abs/2105.12967",
+    ),
+    Paper(
+        "Jin et al., 2026",
+        "Entropy-Aware On-Policy Distillation of Language Models",
+        "https://arxiv.org/abs/2603.07079",
+    ),
+    Paper(
         "Yuan et al., AAAI 2021",
         "Reinforced Multi-Teacher Selection for Knowledge Distillation",
         "https://arxiv.org/abs/2012.06048",
@@ -155,6 +170,8 @@ FLAGS = {
     "criterion": "--gold-weight",
     "text.rewards": "--reward-baseline leave-one-out",
     "training.distiller": "--reward-weight",
+    "losses.token_weights": "--token-selection",
+    "losses.token_weights.DifficultyQueue": "--selection-queue",
     "mixing.replay": "--rollout-replay",
     "mixing.mixer": "--student-share",
     "method.method": "--annealing-temperature",
