@@ -235,7 +235,11 @@ def test_padding_columns_of_the_teacher_are_not_read(student, name: str) -> None
     changed[sample["target"].eq(PAD)] = torch.nan
     other = {
         **sample,
-        DISTILLATION: replace(sample[DISTILLATION], teacher=WholeLogits(changed.flatten(0, 1))),
+        DISTILLATION: replace(
+            sample[DISTILLATION],
+            teacher=WholeLogits(changed.flatten(0, 1)),
+            difficulties=DifficultyQueue(25),
+        ),
     }
     losses, gradients = [], []
     for batch in (sample, other):

@@ -75,8 +75,8 @@ def _check_ranges(cfg: DistillationConfig) -> None:
     if cfg.divergence not in DIVERGENCES:
         near = difflib.get_close_matches(cfg.divergence.replace("_", "-"), DIVERGENCES, 4, cutoff=0.3)
         raise UsageError(
-            f"--divergence must be one of those that --help lists, such as {', '.join(near or list(DIVERGENCES)[:4])}, "
-            f"but is {cfg.divergence}"
+            "--divergence must be one of those that --help lists, such as "
+            f"{', '.join(near or list(DIVERGENCES)[:4])}, but is {cfg.divergence}"
         )
     if cfg.divergence == "jsd" and not 0.0 < cfg.jsd_weight < 1.0:
         raise UsageError(
