@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fairseq_imitkd.text.scores import CorpusScores
 from tests.helpers import scripts
 from tests.helpers.scripts import EXAMPLES
 
-NAMES = ("error_rates", "evidence", "evidence_rows", "evidence_tables", "tables")
+NAMES = ("error_rates", "evidence", "evidence_rows", "evidence_scores", "evidence_tables", "tables")
 PLAN = """
 [environment]
 GREETING = "hello"
@@ -45,7 +46,7 @@ seeds = [2]
 # The script of every row notes its call, and fails for the row that `fails` names.
 SCRIPT = """set -e
 name=$AS; [ "$SEED" = 1 ] || name=$name-seed$SEED
-echo "$name START=$START $*" >>"$RUN/calls"
+echo "$name START=$START${TEACHER:+ TEACHER=$TEACHER}${STUDENT:+ STUDENT=$STUDENT} $*" >>"$RUN/calls"
 [ "$GREETING $OMP_NUM_THREADS" = "hello 1" ]
 [ ! -e "$RUN/sleeps" ] || sleep 60
 [ "$name" != "$(cat "$RUN/fails" 2>/dev/null)" ]
@@ -91,7 +92,7 @@ def made(name: str, errors: list[float], **more: Any) -> dict[str, Any]:
         "parameters": 1234,
         "max_update": 9000,
         "training": {"commits": ["abc"]},
-        "test": {"word_errors": 10.0},
+        "test": {"word_errors": 10.0, "phoneme_errors": 2.0},
         "origin": {"versions": {"torch": "2"}, "machine": {"processor": "a processor"}},
         "validations": [
             {"updates": 500 * n, "cpu_seconds": 60.0 * n, "exact": 100 - each}
@@ -127,9 +128,64 @@ def test_only_earlier_jobs_choose_rates_and_starts(modules: dict[str, ModuleType
     done["seqkd_lr2e-3-seed2"] = made("seqkd_lr2e-3-seed2", [9.0])
     last = plan.training(plan.jobs[-1], done)
     assert (last.name, last.start) == ("then_imitkd_lr1e-3-seed2", "seqkd_lr2e-3-seed2")
+    (recipe / "evidence.toml").write_text('measure = "ter"' + PLAN)
+    with pytest.raises(SystemExit, match="measure must be one of word_errors, bleu, rouge-l, but is 'ter'"):
+        modules["evidence"].Plan(recipe / "evidence.toml")
     (recipe / "evidence.toml").write_text(PLAN.replace("rates = 2", "rates = 3"))
     with pytest.raises(SystemExit, match="rates of seqkd must be at most 2"):
         modules["evidence"].Plan(recipe / "evidence.toml")
+
+
+def test_an_assistant_is_trained_first_and_teaches_every_seed(
+    modules: dict[str, ModuleType], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best student of the assistant's row with seed 1 is the teacher; its cost is part of the history."""
+    assisted = """
+[rows.assistant]
+script = "train.sh seqkd"
+student = "wide"
+rates = ["7e-3"]
+[rows.then_assistant]
+start = "seqkd"
+teacher = "assistant"
+script = "train.sh seqkd_imitkd"
+[[queue]]
+rows = ["assistant"]
+rates = 1
+[[queue]]
+rows = ["then_assistant"]
+seeds = [1, 2]
+"""
+    (recipe / "evidence.toml").write_text(PLAN + assisted)
+    evidence, run, recorded = modules["evidence"], recipe / "run", {}
+
+    def record(run: Path, name: str, **known: Any) -> dict[str, Any]:
+        recorded[name] = known
+        return made(name, [9.0])
+
+    monkeypatch.setattr(evidence, "WAIT", 0.01)
+    monkeypatch.setattr(modules["evidence_rows"], "record", record)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    queue = evidence.Queue(evidence.Plan(recipe / "evidence.toml"), recipe, run)
+    queue.work(workers=1)
+    os.close(queue.lock)
+    assert (run / "calls").read_text().splitlines()[-3:] == [
+        "assistant_lr7e-3 START= STUDENT=wide seqkd --lr 7e-3",
+        "then_assistant START=seqkd_lr4e-3 TEACHER=assistant_lr7e-3 seqkd_imitkd",
+        "then_assistant-seed2 START=seqkd_lr4e-3-seed2 TEACHER=assistant_lr7e-3 seqkd_imitkd",
+    ]
+    assert recorded["then_assistant-seed2"]["needs"] == [
+        "data_seqkd",
+        "seqkd_lr4e-3-seed2",
+        "assistant_lr7e-3",
+    ]
+    before = modules["evidence_rows"].before(run, ["seqkd_lr4e-3", "assistant_lr7e-3"])
+    assert before == {
+        "teacher": 6000.0,
+        "data_seqkd": 120.0,
+        "seqkd_lr4e-3": 60.0,
+        "assistant_lr7e-3": 60.0,
+    }
 
 
 def test_the_queue_goes_on_after_failures(
@@ -268,6 +324,59 @@ def test_the_table_and_the_figure(modules: dict[str, ModuleType], tmp_path: Path
     names = {each["name"]: each for each in rows}
     assert curve(rows[4], names, by_minutes=True)[0] == [6.0, 7.0, 8.0]
     assert curve(rows[4], names, by_minutes=False)[0] == [2000, 2500, 3000]
+
+
+@pytest.mark.parametrize("name", ["bleu", "rouge-l"])
+def test_scores_of_text_are_resampled(modules: dict[str, ModuleType], name: str) -> None:
+    """The score of the packed statistics is the corpus score, and a better row has a small p."""
+    measure = modules["evidence_scores"].MEASURES[name]
+    scores = CorpusScores([measure.flag])
+    references = [f"the cat number {n} sat on the mat {n % 7}" for n in range(60)]
+    hypotheses = [text if n % 3 else text.replace("sat on", "is") for n, text in enumerate(references)]
+    worse = [text if n % 2 else text.replace("the", "a") for n, text in enumerate(hypotheses)]
+
+    def test_set(texts: list[str]) -> dict[str, Any]:
+        pairs = zip(texts, references, strict=True)
+        each = [scores.statistics([text], [reference])[measure.key] for text, reference in pairs]
+        packed = modules["evidence_scores"].packed(np.array(each))
+        return {"sentences": 60, "statistics": packed}
+
+    good, bad = test_set(hypotheses), test_set(worse)
+    expected = [
+        measure.scale * scores.score(measure.key, scores.statistics(texts, references)[measure.key])
+        for texts in (hypotheses, worse)
+    ]
+    difference, (low, high), p = measure.chance([good], [bad])
+    assert difference == pytest.approx(expected[0] - expected[1], abs=0.011)
+    assert low < difference < high
+    assert low > 0
+    assert p < 0.01
+    assert measure.chance([good, bad], [bad, good])[2] == 1.0
+    assert measure.chance([good, good], [bad, bad])[0] == difference
+
+
+def test_a_table_of_bleu(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    """More is better there, for the learning rate and the curves too."""
+    statistics = modules["evidence_scores"].packed(np.array([[5.0, 5, 4, 3, 2, 1, 5, 4, 3, 2]]))
+
+    def row(name: str, bleu: list[float]) -> dict[str, Any]:
+        validations = [
+            {"updates": 500 * n, "cpu_seconds": 60.0 * n, "bleu": each} for n, each in enumerate(bleu, 1)
+        ]
+        test = {"bleu": max(bleu), "chrf": 50.0, "sentences": 1, "statistics": statistics}
+        return made(name, [], measure="bleu", validations=validations, test=test, cpu_seconds=60.0)
+
+    rows = [row("seqkd_lr4e-3", [20.0, 30.0, 29.0]), row("seqkd_lr2e-3", [20.0, 31.0, 28.0])]
+    shown = modules["evidence_tables"].table(rows)
+    assert "| row | parameters | learning rate | BLEU, each seed | chrF |" in shown
+    assert "| `seqkd` | 1,234 | 2e-3 | 31.00 | 50.00 |" in shown
+    assert (
+        "Greedy decoding of 1 sentences. A training ended when 2 validations in a row brought no higher BLEU"
+        in shown
+    )
+    assert "- `seqkd`: 2e-3: 31.00, 4e-3: 30.00" in shown
+    assert "validation BLEU 28.00, best 31.00, test 31.00" in modules["evidence_rows"].summary(rows[1])
+    modules["evidence_tables"].figure(rows, tmp_path / "figure.svg")
 
 
 def test_a_smoke_run_records_its_rows(tmp_path: Path) -> None:
