@@ -1,7 +1,6 @@
 """What the rows of evidence.py are compared by: word errors with several right answers, BLEU, or ROUGE-L."""
 
 import base64
-import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import error_rates
 import numpy as np
 
+from fairseq_imitkd.data.directory import languages_of_files
 from fairseq_imitkd.text.scores import CorpusScores
 
 Test = dict[str, Any]  # the "test" of a row's JSON
@@ -121,8 +121,8 @@ class TextScore:
 
     def test(self, run: Path, name: str) -> Test:
         """See :class:`Measure`. The statistics of each sentence, which add up to the score's, are packed."""
-        config = json.loads((run / name / "config.json").read_text())["config"]
-        lines = (run / "raw" / f"test.{config['task']['target_lang']}").read_text("utf-8").split("\n")
+        _, target = languages_of_files(run / "data-bin")
+        lines = (run / "raw" / f"test.{target}").read_text("utf-8").split("\n")
         hypotheses, references = _hypotheses(run, name), lines[:-1] if lines[-1] == "" else lines
         scores = CorpusScores([self.flag, "chrf"])
         each = np.array(

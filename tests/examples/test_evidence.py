@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sacrebleu
 
 from fairseq_imitkd.text.scores import CorpusScores
 from tests.helpers import scripts
@@ -377,6 +378,64 @@ def test_a_table_of_bleu(modules: dict[str, ModuleType], tmp_path: Path) -> None
     assert "- `seqkd`: 2e-3: 31.00, 4e-3: 30.00" in shown
     assert "validation BLEU 28.00, best 31.00, test 31.00" in modules["evidence_rows"].summary(rows[1])
     modules["evidence_tables"].figure(rows, tmp_path / "figure.svg")
+
+
+def test_the_score_of_a_decoded_test_set(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    """Against the raw references, in fairseq-generate's order of lines."""
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "test.en").write_text("The cat sat on the mat.\nA dog runs in the park.\n")
+    for folder in ("one", "data-bin"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data-bin" / "test.de-en.de.idx").touch()
+    lines = "S-1\tx\nH-1\t-0.5\tA dog runs in the park.\nH-0\t-0.4\tThe cat sat on a mat.\n"
+    (tmp_path / "one" / "test.txt").write_text(lines)
+    measure = modules["evidence_scores"].MEASURES["bleu"]
+    test = measure.test(tmp_path, "one")
+    expected = sacrebleu.corpus_bleu(
+        ["The cat sat on a mat.", "A dog runs in the park."],
+        [["The cat sat on the mat.", "A dog runs in the park."]],
+    )
+    assert measure.scores(test)[0] == pytest.approx(expected.score, abs=0.01)
+    assert measure.count(test) == "2 sentences"
+    assert set(test["signatures"]) == {"bleu", "chrf"}
+    sums = modules["evidence_scores"].unpacked(test["statistics"], 2).sum(axis=0)
+    assert sums[:2].tolist() == [expected.sys_len, expected.ref_len]
+    rouge = modules["evidence_scores"].MEASURES["rouge-l"].test(tmp_path, "one")
+    assert rouge["rougeL"] == pytest.approx(100 * (5 / 6 + 1) / 2, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "key", "title"),
+    [("tatoeba", "bleu", "BLEU"), ("reuters_headlines", "rougeL", "ROUGE-L")],
+)
+def test_a_smoke_run_of_text(recipe: str, key: str, title: str, tmp_path: Path) -> None:
+    """Real trainings of tiny models: the teacher, SeqKD's student, and the assistant and its student."""
+    environment = scripts.environment(tmp_path, SMOKE="1")
+    command = [sys.executable, str(EXAMPLES / "evidence.py"), "run", str(EXAMPLES / recipe)]
+    done = subprocess.run(
+        [*command, "--run", str(tmp_path), "--most", "2"],
+        env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-2000:]}"
+    assert f"validation {title} " in done.stdout
+    row = json.loads((tmp_path / "rows" / "seqkd_lr4e-3.json").read_text())
+    assert key in row["validations"][-1]
+    assert {key, "chrf", "sentences", "statistics"} <= set(row["test"])
+    assert (row["patience"], row["measure"]) == (10, "bleu" if key == "bleu" else "rouge-l")
+    for script, more in (
+        (["seqkd.sh", "seqkd"], {"AS": "assistant", "STUDENT": "wide"}),
+        (
+            ["distill.sh", "seqkd_imitkd_full"],
+            {"AS": "then", "START": "seqkd_lr4e-3", "TEACHER": "assistant"},
+        ),
+    ):
+        called = subprocess.run(
+            [str(EXAMPLES / recipe / script[0]), *script[1:]],
+            env={**environment, **more, "RUN": str(tmp_path)}, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert called.returncode == 0, called.stderr[-2000:]
+    assert "assistant/checkpoint_best.pt" in (tmp_path / "then" / "commands").read_text()
 
 
 def test_a_smoke_run_records_its_rows(tmp_path: Path) -> None:
