@@ -10,9 +10,6 @@ from typing import Any, Protocol
 import error_rates
 import numpy as np
 
-from fairseq_imitkd.data.directory import languages_of_files
-from fairseq_imitkd.text.scores import CorpusScores
-
 Test = dict[str, Any]  # the "test" of a row's JSON
 Chance = tuple[float, tuple[float, float], float]  # a difference, its 95% interval, and p
 RESAMPLES, SEED = 2_000, 12345
@@ -121,10 +118,12 @@ class TextScore:
 
     def test(self, run: Path, name: str) -> Test:
         """See :class:`Measure`. The statistics of each sentence, which add up to the score's, are packed."""
+        from fairseq_imitkd.data.directory import languages_of_files
+
         _, target = languages_of_files(run / "data-bin")
         lines = (run / "raw" / f"test.{target}").read_text("utf-8").split("\n")
         hypotheses, references = _hypotheses(run, name), lines[:-1] if lines[-1] == "" else lines
-        scores = CorpusScores([self.flag, "chrf"])
+        scores = _corpus_scores(self.flag, "chrf")
         each = np.array(
             [
                 scores.statistics([hypothesis], [reference])[self.key]
@@ -140,7 +139,7 @@ class TextScore:
             "statistics": packed(each),
         }
 
-    def _score(self, scores: CorpusScores, sums: np.ndarray) -> float:
+    def _score(self, scores: Any, sums: np.ndarray) -> float:
         return self.scale * scores.score(self.key, [float(each) for each in sums])
 
     def scores(self, test: Test) -> tuple[float, float]:
@@ -153,7 +152,7 @@ class TextScore:
 
     def chance(self, ones: Sequence[Test], others: Sequence[Test]) -> Chance:
         """See :class:`Measure`. A resample has the same sentences in every seed and in both rows."""
-        scores, sentences = CorpusScores([self.flag]), ones[0]["sentences"]
+        scores, sentences = _corpus_scores(self.flag), ones[0]["sentences"]
         shares = np.full(sentences, 1 / sentences)
         drawn = np.random.default_rng(SEED).multinomial(sentences, shares, RESAMPLES).astype(float)
 
@@ -203,6 +202,13 @@ def unpacked(text: str, sentences: int) -> np.ndarray:
     """Return statistics ``(sentences, K)`` that :func:`packed` packed."""
     whole = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u4")
     return whole.reshape(-1, sentences).T / 10_000
+
+
+def _corpus_scores(*names: str) -> Any:
+    """Return the scores of a corpus. Importing the package is slow and sets up logging, so it comes late."""
+    from fairseq_imitkd.text.scores import CorpusScores
+
+    return CorpusScores(names)
 
 
 def _hypotheses(run: Path, name: str) -> list[str]:
