@@ -239,7 +239,7 @@ def test_a_published_teacher_is_not_trained(dry_runs: Callable[[str], DryRun]) -
         ("multi30k/student.sh", {"DEVICE": "tpu"}, "DEVICE must be cpu or cuda, but is 'tpu'"),
         ("multi30k/student.sh", {"SEED": "one"}, "SEED must be a number, but is 'one'"),
         ("multi30k/student.sh", {"STUDENT": "rnn"}, "STUDENT must be transformer or sru, but is 'rnn'"),
-        ("tatoeba/student.sh", {"STUDENT": "sru"}, "STUDENT must be transformer, but is 'sru'"),
+        ("tatoeba/student.sh", {"STUDENT": "sru"}, "STUDENT must be transformer or wide, but is 'sru'"),
         ("multi30k/student.sh", {"UPDATES": "abc"}, "UPDATES must be a whole number above 0, but is 'abc'"),
         # fairseq would train forever
         (
