@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
 from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.losses.token_weights import DifficultyQueue
 from fairseq_imitkd.method.method import Method, Moment
 from fairseq_imitkd.mixing import MixedBatch, Mixer, Writers
 from fairseq_imitkd.mixing.batch import split_by_length, take
@@ -97,6 +98,7 @@ class Distiller:
             baseline,
             self.mixer.replay,
             pool=self.mixer.pool if method.pool_updates > 1 else None,
+            difficulties=DifficultyQueue(method.selection_queue) if method.selection_queue else None,
             selector=sentence_weights.selector if sentence_weights else None,
             watch=RolloutWatch(warm_up, samples=method.rollout_policy.samples) if method.rolls_out else None,
         )
@@ -291,6 +293,7 @@ class Distiller:
             encoded.now,
             select(encoded.advantages),
             self._observer(part, select(encoded.shown), select(batch.truncated)),
+            self.state.difficulties,
         )
         return {**part, DISTILLATION: distillation}
 
