@@ -1,7 +1,7 @@
 """Minimum Bayes risk: how similar is each translation of a sentence to all the others?
 
 The expected utility of a translation, over a model's distribution, is estimated by its mean similarity to
-samples or to the n best (Eikema & Aziz 2020, "Is MAP Decoding All You Need?", equation 8). All pairs of a
+samples or to the n best (Eikema & Aziz 2020, sampling-based minimum Bayes risk decoding). All pairs of a
 sentence's translations are compared at once: their common n-grams are the product of two 0/1 matrices.
 """
 
