@@ -171,6 +171,13 @@ def _joined_mark(token: str) -> str:
     return token.removesuffix("</w>") if token.endswith("</w>") else f"{token}@@"
 
 
+def unmarked(symbol: str) -> str:
+    """Return the subword of one of fairseq's symbols with ``@@``: ``word</w>``, or ``wor`` of ``wor@@``."""
+    if symbol in ("<s>", "<pad>", "</s>", UNKNOWN):
+        return symbol
+    return symbol.removesuffix("@@") if symbol.endswith("@@") and symbol != "@@" else f"{symbol}</w>"
+
+
 _READERS: dict[str, Callable[[ModelFolder, ModelConfig], Tokenizer | None]] = {
     "marian": _marian,
     "m2m_100": _m2m,
