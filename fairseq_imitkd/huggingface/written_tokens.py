@@ -42,6 +42,11 @@ class Subwords:
     renamed: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {})
 
     @property
+    def tokenizer(self) -> str:
+        """Name of the tokenizer's class in ``transformers``."""
+        return CLASSES.get(self.kind, _FAST)
+
+    @property
     def needs_one_dictionary(self) -> bool:
         """Whether both sides must have one dictionary."""
         return self.kind not in CLASSES
@@ -50,6 +55,12 @@ class Subwords:
     def tags_are_text(self) -> bool:
         """Whether text must hold the symbols of :attr:`before` and :attr:`after` itself."""
         return self.kind in CLASSES
+
+    def with_tags(self, line: str) -> str:
+        """Return a source as ``AutoTokenizer`` needs it."""
+        return (
+            " ".join((*self.before, line)) + "".join(self.after) if self.tags_are_text else line
+        )
 
 
 def write_tokenizer(
@@ -68,7 +79,7 @@ def write_tokenizer(
         UsageError: a file of the subwords can't be read.
     """
     settings = {
-        "tokenizer_class": CLASSES.get(subwords.kind, _FAST),
+        "tokenizer_class": subwords.tokenizer,
         "bos_token": "<s>",
         "pad_token": "<pad>",
         "eos_token": "</s>",

@@ -1,0 +1,129 @@
+"""The model card of an exported student: the README.md that model hubs show."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fairseq_imitkd
+from fairseq_imitkd.huggingface.written_tokens import Subwords
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a student comes from.
+
+    Args:
+        method: name of its ``--criterion``.
+        teacher: name of its teacher; None if it has none.
+        data: name of its data.
+        arch: name of its architecture in fairseq.
+        parameters: number of its parameters; shared ones count once.
+    """
+
+    method: str | None
+    teacher: str | None
+    data: str | None
+    arch: str
+    parameters: int
+
+
+def origin_of(config: Any, *, arch: str, parameters: int) -> Origin:
+    """Return where a student comes from, by the configuration of its checkpoint. Only names, no paths.
+
+    Args:
+        config: configuration of the training.
+        arch: name of the architecture.
+        parameters: number of parameters.
+    """
+    task = config.task
+    criterion = getattr(config, "criterion", None)
+    method = getattr(criterion, "_name", None) or getattr(criterion, "criterion", None) or criterion
+    return Origin(
+        str(method) if isinstance(method, str) else None,
+        _name(getattr(task, "teacher_path", None)),
+        _name(getattr(task, "data", None)),
+        arch,
+        parameters,
+    )
+
+
+def _name(path: Any) -> str | None:
+    """Return the last two parts of a path, without what tells about the machine."""
+    if not isinstance(path, str) or not path:
+        return None
+    parts = [part for part in Path(path.split(":")[0]).parts if part not in ("/", ".", "..")]
+    return "/".join(parts[-2:]) or None
+
+
+def write_card(
+    folder: Path,
+    origin: Origin,
+    *,
+    model: Mapping[str, Any],
+    subwords: Subwords,
+    pair: tuple[str, str],
+    scores: Sequence[tuple[str, str]],
+    checks: Sequence[str],
+) -> None:
+    """Write the model card.
+
+    Args:
+        folder: the exported folder.
+        origin: where the student comes from.
+        model: content of its ``config.json``.
+        subwords: how its text is split.
+        pair: source and target language.
+        scores: names and values of scores.
+        checks: what the export has compared, one sentence each.
+    """
+    tagged = subwords.tags_are_text and bool(subwords.before or subwords.after)
+    text = subwords.with_tags("TEXT")
+    front = ["---", "library_name: transformers", "pipeline_tag: text2text-generation", "tags:", "- distillation", "---"]
+    rows = [
+        ("teacher", origin.teacher),
+        ("method (`--criterion`)", origin.method),
+        ("data", origin.data),
+        ("languages", " → ".join(pair)),
+        ("parameters", f"{origin.parameters:,}"),
+        ("architecture", f"{model['architectures'][0]} (fairseq: {origin.arch})"),
+    ]
+    lines = [
+        *front,
+        "",
+        f"# A student from {pair[0]} to {pair[1]}",
+        "",
+        "A small model that learned from a larger one, its teacher, with "
+        f"fairseq-imitkd {fairseq_imitkd.__version__}.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {_cell(value)} |" for name, value in rows if value is not None),
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        'model = AutoModelForSeq2SeqLM.from_pretrained("FOLDER")',
+        f"batch = tokenizer([{json.dumps(text, ensure_ascii=False)}], return_tensors=\"pt\", padding=True)",
+        "print(tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True))",
+        "```",
+        "",
+    ]
+    if tagged:
+        lines += ["Each source holds its language tags, as in this example.", ""]
+    if scores:
+        lines += ["## Scores", "", "| metric | score |", "|---|---|"]
+        lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in scores] + [""]
+    lines += ["## Checks", "", *(f"- {check}" for check in checks), ""]
+    (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
+
+
+def _cell(value: str) -> str:
+    """Return text for a cell of a table."""
+    return " ".join(value.replace("|", "\\|").split())
