@@ -91,6 +91,14 @@ class _Found:
     tokens: Tensor
 
 
+def _their_ids(folder: Path, lines: Sequence[str]) -> list[list[int]]:
+    """Return the ids of sentences by ``AutoTokenizer``."""
+    from transformers import AutoTokenizer  # an optional dependency
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    return [list(tokenizer(line).input_ids) for line in lines]
+
+
 def _padded(lines: Sequence[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(lines), batch_first=True, padding_value=PAD)
 

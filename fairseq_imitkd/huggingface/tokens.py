@@ -16,6 +16,7 @@ from fairseq_imitkd.huggingface.folder import ModelFolder
 Tokens = dict[int, str]
 _SPARE = 1000  # rows that a model may have beyond its tokenizer's symbols, made for speed or by hand
 UNKNOWN = "<unk>"
+DESCRIPTION = "huggingface.json"  # what imports and exports write about the text of a model
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def read_tokenizer(folder: ModelFolder, config: ModelConfig) -> Tokenizer | None
     Raises:
         UsageError: a file is damaged, or the tokenizer belongs to another model.
     """
-    found = _READERS[config.kind](folder, config)
+    # An exported student has any model with any tokenizer.
+    own = folder.json(DESCRIPTION) and (folder.json("tokenizer_config.json") or {}).get("tokenizer_class")
+    found = _BY_CLASS.get(str(own), _READERS[config.kind])(folder, config)
     if found is None:
         return None
     for tokens, side in ((found.source, config.encoder), (found.target, config.decoder)):
@@ -188,9 +191,19 @@ _READERS: dict[str, Callable[[ModelFolder, ModelConfig], Tokenizer | None]] = {
 }
 
 
+def _exported(folder: ModelFolder, config: ModelConfig) -> Tokenizer | None:
+    """Read the ``tokenizer.json`` of an exported student, with one dictionary."""
+    tokens = _fast(folder)
+    return None if tokens is None else _with_models(Tokenizer(tokens, dict(tokens)), folder, ("", ""))
+
+
+# Readers of exported students, by the name of the tokenizer's class.
+_BY_CLASS = {"MarianTokenizer": _marian, "FSMTTokenizer": _fsmt, "PreTrainedTokenizerFast": _exported}
+
+
 def _with_models(found: Tokenizer, folder: ModelFolder, names: tuple[str, str]) -> Tokenizer:
     """Add the SentencePiece models of both sides; without them, a ``tokenizer.json`` splits text."""
-    paths = [folder.file(name) for name in names]
+    paths = [folder.file(name) if name else None for name in names]
     source, target = paths
     if source is not None and target is not None:
         for path in {source, target}:
@@ -252,7 +265,10 @@ def _by_id(folder: ModelFolder, name: str) -> Tokens | None:
 
 def _inverted(vocabulary: Any, folder: ModelFolder, name: str) -> Tokens:
     """Return symbols by id, of ids by symbol."""
-    items = vocabulary.items() if isinstance(vocabulary, dict) else [("", None)]
+    items = list(vocabulary.items()) if isinstance(vocabulary, dict) else [("", None)]
+    # Subwords that an exported student lacks have the number of the unknown symbol.
+    unknown = dict(items).get(UNKNOWN, -1)
+    items = [(symbol, number) for symbol, number in items if symbol == UNKNOWN or number != unknown]
     tokens = {number: symbol for symbol, number in items if type(number) is int and number >= 0}
     if not tokens or len(tokens) != len(items):
         raise UsageError(f"'{folder.path / name}' must hold a number for each symbol; copy it again")
