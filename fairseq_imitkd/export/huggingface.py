@@ -1,4 +1,4 @@
-"""Export of a checkpoint in Hugging Face's format: ``AutoModelForSeq2SeqLM`` and ``AutoTokenizer`` read it."""
+"""Export of a checkpoint in Hugging Face's format, for ``AutoModelForSeq2SeqLM`` and ``AutoTokenizer``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +43,8 @@ class HuggingFaceJob:
         data: fairseq's data directory that it was trained on.
         out: folder to create.
         text: how raw text becomes subwords.
-        subwords: folder of ``imitkd-import`` or ``imitkd-trim`` that has encoded the data; None takes ``text``.
+        subwords: folder of ``imitkd-import`` or ``imitkd-trim`` that has encoded the data; None takes
+            ``text``.
         search: how the exported student translates.
         split: split whose sentences are compared.
         sentences: number of these sentences; 0 is all.
@@ -103,7 +104,7 @@ def export_huggingface(job: HuggingFaceJob) -> Exported:
         else text_of_folder(job.subwords, languages)
     )
     student = load_student(job.checkpoint, languages, job.allow_globals)
-    described = _describe(job, student, languages, text)
+    described = _describe(student, languages, text)
     shared = shared_tables(described.state)
     content = config_json(described.config, shared)
     weights = revert(described.state, described.config, name=f"CHECKPOINT '{job.checkpoint}'")
@@ -136,14 +137,10 @@ def export_huggingface(job: HuggingFaceJob) -> Exported:
             scores=job.scores,
             checks=card_checks(compared, job.split),
         )
-    return Exported(
-        content["architectures"][0], text.subwords.tokenizer, origin.parameters, compared, notes
-    )
+    return Exported(content["architectures"][0], text.subwords.tokenizer, origin.parameters, compared, notes)
 
 
-def _describe(
-    job: HuggingFaceJob, student: LoadedStudent, languages: Languages, text: SourceText
-) -> Described:
+def _describe(student: LoadedStudent, languages: Languages, text: SourceText) -> Described:
     """Describe the student as a model of ``transformers``.
 
     Raises:
@@ -175,9 +172,7 @@ def _check_inverse(
     config = read_config(content, f"--out '{job.out}'")
     state = convert(weights, config, rows=Rows(source, target, target), name=f"--out '{job.out}'").state
     expected = {
-        key: value
-        for key, value in described.state.items()
-        if not key.endswith(("version", "_float_tensor"))
+        key: value for key, value in described.state.items() if not key.endswith(("version", "_float_tensor"))
     }
     tables = {key for key in expected if key.endswith("embed_positions.weight")}
     for key, value in expected.items():
@@ -188,7 +183,8 @@ def _check_inverse(
         )
         if not same:
             raise UsageError(
-                f"CHECKPOINT '{job.checkpoint}' can't be exported: {key:.80} would not come back; please report it"
+                f"CHECKPOINT '{job.checkpoint}' can't be exported: {key:.80} would not come back; please "
+                "report it"
             )
 
 
@@ -282,7 +278,6 @@ def card_checks(compared: Compared | None, split: str) -> list[str]:
         f"{compared.identical} of {compared.same_ids} greedy translations of {split} sentences are those of "
         f"fairseq, token for token; log-probabilities differ by at most {compared.difference:.2g}",
         f"ids of {compared.same_ids} of {compared.sentences} sentences by AutoTokenizer are those of the "
-        "student's text" + (f"; the first that differs: {compared.first_other:.80}" if compared.first_other else ""),
+        "student's text"
+        + (f"; the first that differs: {compared.first_other:.80}" if compared.first_other else ""),
     ]
-
-

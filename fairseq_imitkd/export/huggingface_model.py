@@ -184,5 +184,3 @@ def _positions(side: Any, longest: int, width: int) -> tuple[str, Tensor]:
     table = module.weight.detach().float()[: longest + _OFFSET]
     difference = (table[_OFFSET:] - marian_sinusoids(longest, width)).abs().max()
     return "marian" if bool(difference < _SAME) else "learned", table.clone()
-
-

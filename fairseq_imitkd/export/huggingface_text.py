@@ -60,7 +60,7 @@ def text_of_flags(settings: TextSettings, languages: LanguagePair) -> SourceText
 
 
 def text_of_folder(folder: Path, languages: LanguagePair) -> SourceText:
-    """Return the text of an imported model, by the folder that ``imitkd-import`` or ``imitkd-trim`` has written.
+    """Return the text of an imported model, by the folder of ``imitkd-import`` or ``imitkd-trim``.
 
     Raises:
         UsageError: it is another folder, or it has other dictionaries.

@@ -1,7 +1,7 @@
 """The model card of an exported student: the README.md that model hubs show."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,45 @@ import fairseq_imitkd
 from fairseq_imitkd.huggingface.written_tokens import Subwords
 
 CARD = "README.md"
+_TEXT = """\
+---
+library_name: transformers
+pipeline_tag: text2text-generation
+tags:
+- distillation
+---
+
+# A student from {source} to {target}
+
+A small model that learned from a larger one, its teacher, with fairseq-imitkd {version}.
+
+| | |
+|---|---|
+{table}
+
+## Use
+
+```python
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForSeq2SeqLM.from_pretrained("FOLDER")
+batch = tokenizer([{text}], return_tensors="pt", padding=True)
+print(tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True))
+```
+{tags}{scores}
+## Checks
+
+{checks}
+"""
+_TAGS = "\nEach source holds its language tags, as in this example.\n"
+_SCORES = """
+## Scores
+
+| metric | score |
+|---|---|
+{rows}
+"""
 
 
 @dataclass(frozen=True)
@@ -80,10 +119,7 @@ def write_card(
         scores: names and values of scores.
         checks: what the export has compared, one sentence each.
     """
-    tagged = subwords.tags_are_text and bool(subwords.before or subwords.after)
-    text = subwords.with_tags("TEXT")
-    front = ["---", "library_name: transformers", "pipeline_tag: text2text-generation", "tags:", "- distillation", "---"]
-    rows = [
+    table = [
         ("teacher", origin.teacher),
         ("method (`--criterion`)", origin.method),
         ("data", origin.data),
@@ -91,37 +127,22 @@ def write_card(
         ("parameters", f"{origin.parameters:,}"),
         ("architecture", f"{model['architectures'][0]} (fairseq: {origin.arch})"),
     ]
-    lines = [
-        *front,
-        "",
-        f"# A student from {pair[0]} to {pair[1]}",
-        "",
-        "A small model that learned from a larger one, its teacher, with "
-        f"fairseq-imitkd {fairseq_imitkd.__version__}.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {_cell(value)} |" for name, value in rows if value is not None),
-        "",
-        "## Use",
-        "",
-        "```python",
-        "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer",
-        "",
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-        'model = AutoModelForSeq2SeqLM.from_pretrained("FOLDER")',
-        f"batch = tokenizer([{json.dumps(text, ensure_ascii=False)}], return_tensors=\"pt\", padding=True)",
-        "print(tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True))",
-        "```",
-        "",
-    ]
-    if tagged:
-        lines += ["Each source holds its language tags, as in this example.", ""]
-    if scores:
-        lines += ["## Scores", "", "| metric | score |", "|---|---|"]
-        lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in scores] + [""]
-    lines += ["## Checks", "", *(f"- {check}" for check in checks), ""]
-    (folder / CARD).write_text("\n".join(lines), encoding="utf-8")
+    text = _TEXT.format(
+        source=pair[0],
+        target=pair[1],
+        version=fairseq_imitkd.__version__,
+        table=_rows((name, value) for name, value in table if value is not None),
+        text=json.dumps(subwords.with_tags("TEXT"), ensure_ascii=False),
+        tags=_TAGS if subwords.with_tags("") else "",
+        scores=_SCORES.format(rows=_rows(scores)) if scores else "",
+        checks="\n".join(f"- {check}" for check in checks),
+    )
+    (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def _rows(cells: Iterable[tuple[str, str]]) -> str:
+    """Return the rows of a table of two columns."""
+    return "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in cells)
 
 
 def _cell(value: str) -> str:

@@ -97,7 +97,8 @@ def layout_of(
 def _exported(plain: Layout, tokenizer: Tokenizer, text: Mapping[str, Any]) -> Layout:
     """Return how an exported student's sentences are made."""
     source, target = (
-        {symbol: number for number, symbol in tokens.items()} for tokens in (tokenizer.source, tokenizer.target)
+        {symbol: number for number, symbol in tokens.items()}
+        for tokens in (tokenizer.source, tokenizer.target)
     )
     before, after = (tuple(source[symbol] for symbol in text["source"][part]) for part in ("before", "after"))
     first = tuple(target[symbol] for symbol in text["target"]["before"])

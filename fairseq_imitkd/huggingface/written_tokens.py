@@ -58,13 +58,18 @@ class Subwords:
 
     def with_tags(self, line: str) -> str:
         """Return a source as ``AutoTokenizer`` needs it."""
-        return (
-            " ".join((*self.before, line)) + "".join(self.after) if self.tags_are_text else line
-        )
+        if not self.tags_are_text:
+            return line
+        return "".join((*(f"{symbol} " for symbol in self.before), line, *self.after))
 
 
 def write_tokenizer(
-    folder: Path, subwords: Subwords, dictionaries: tuple[Symbols, Symbols], *, pair: tuple[str, str], longest: int
+    folder: Path,
+    subwords: Subwords,
+    dictionaries: tuple[Symbols, Symbols],
+    *,
+    pair: tuple[str, str],
+    longest: int,
 ) -> None:
     """Write the tokenizer's files.
 
@@ -168,7 +173,8 @@ def _fast(subwords: Subwords, symbols: Symbols) -> dict[str, Any]:
             "single": [*before, *text, *after],
             "pair": [*before, *text, {"Sequence": {"id": "B", "type_id": 0}}, *after],
             "special_tokens": {
-                symbol: {"id": symbol, "ids": [number], "tokens": [symbol]} for symbol, number in around.items()
+                symbol: {"id": symbol, "ids": [number], "tokens": [symbol]}
+                for symbol, number in around.items()
             },
         },
     }
@@ -241,5 +247,3 @@ def _given(subwords: Subwords, index: Mapping[str, int]) -> dict[str, Any]:
                 symbol: number for symbol, number in index.items() if symbol not in renamed.values()
             }
     return {name: content.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")} | {"model": model}
-
-
