@@ -133,7 +133,9 @@ def load_original(folder: ModelFolder) -> Any:
     """Return the model as ``transformers`` loads it, in float32. Its code is never run from the folder."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     from transformers import AutoModelForSeq2SeqLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     model = AutoModelForSeq2SeqLM.from_pretrained(
         str(folder.path), dtype=torch.float32, local_files_only=True, trust_remote_code=False
     )
