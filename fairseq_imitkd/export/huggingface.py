@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -148,7 +149,7 @@ def _describe(student: LoadedStudent, languages: Languages, text: SourceText) ->
     """
     dictionaries = languages.source_dictionary, languages.target_dictionary
     try:
-        tags = [dictionaries[1].index(symbol) for symbol in text.target_before]
+        tags = [dictionaries[1].index(symbol) for symbol in text.subwords.target_before]
         if len(tags) > 1:
             raise Inexpressible("its targets begin with several tags")
         if text.subwords.needs_one_dictionary and dictionaries[0].symbols != dictionaries[1].symbols:
@@ -230,7 +231,7 @@ def _write(
 def _describe_text(folder: Path, languages: Languages, text: SourceText, *, kind: str) -> None:
     """Write what an import of the folder needs to know about its text."""
     subwords = text.subwords
-    before = subwords.before, text.target_before
+    before = subwords.before, text.subwords.target_before
     write_description(
         folder,
         {
@@ -253,9 +254,11 @@ def _describe_text(folder: Path, languages: Languages, text: SourceText, *, kind
 
 
 def _sources(job: HuggingFaceJob, languages: Languages, *, longest: int) -> list[Tensor]:
-    """Return evenly spaced sources that are not empty, and that the student can read."""
-    corpus = read_split(languages, job.split)
-    numbers = evenly_spaced((corpus.lengths > 1) & (corpus.lengths <= longest), job.sentences)
+    """Return evenly spaced sources that are not empty, that the student can read, and whose text is known."""
+    corpus, unknown = read_split(languages, job.split), languages.source_dictionary.unk()
+    fits = (corpus.lengths > 1) & (corpus.lengths <= longest)
+    known = [bool(fit) and unknown not in corpus.sources[number] for number, fit in enumerate(fits)]
+    numbers = evenly_spaced(np.asarray(known) if any(known) else fits, job.sentences)
     return [corpus.sources[number].long() for number in numbers]
 
 

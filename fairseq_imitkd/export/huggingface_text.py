@@ -22,13 +22,11 @@ class SourceText:
         subwords: how it becomes symbols, for a tokenizer.
         encode: turns a sentence into symbols with spaces between them, tags included.
         decode: turns symbols into a sentence.
-        target_before: symbols that each target begins with.
     """
 
     subwords: Subwords
     encode: Line
     decode: Line
-    target_before: tuple[str, ...] = ()
 
 
 def text_of_flags(settings: TextSettings, languages: LanguagePair) -> SourceText:
@@ -78,14 +76,16 @@ def text_of_folder(folder: Path, languages: LanguagePair) -> SourceText:
         renamed = dict(parts[0]["renamed"]), dict(parts[1]["renamed"])
         target_before = tuple(str(symbol) for symbol in parts[1]["before"])
     files = {name: folder / name for name in SUBWORD_FILES if (folder / name).is_file()}
-    subwords = Subwords(str(content["subwords"]), files, encoder.before, encoder.after, renamed)
+    subwords = Subwords(
+        str(content["subwords"]), files, encoder.before, encoder.after, target_before, renamed
+    )
     around = {*encoder.before, *encoder.after}
     back = _decoder(subwords, languages)
 
     def decode(symbols: str) -> str:
         return back(" ".join(symbol for symbol in symbols.split() if symbol not in around))
 
-    return SourceText(subwords, encoder.encode, decode, target_before)
+    return SourceText(subwords, encoder.encode, decode)
 
 
 def _decoder(subwords: Subwords, languages: LanguagePair) -> Line:

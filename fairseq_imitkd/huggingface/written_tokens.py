@@ -31,6 +31,7 @@ class Subwords:
             between spaces, then merges), ``gpt2``, ``tokenizers`` (a ``tokenizer.json``) or ``words``.
         files: files of the subwords, by their name in a folder of ``imitkd-import``.
         before, after: symbols around each source.
+        target_before: symbols that each target begins with.
         renamed: symbols of source and target dictionary by the subword that they stand for, if it has
             another name.
     """
@@ -39,6 +40,7 @@ class Subwords:
     files: Mapping[str, Path] = field(default_factory=dict)
     before: Symbols = ()
     after: Symbols = ()
+    target_before: Symbols = ()
     renamed: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {})
 
     @property
@@ -55,6 +57,12 @@ class Subwords:
     def tags_are_text(self) -> bool:
         """Whether text must hold the symbols of :attr:`before` and :attr:`after` itself."""
         return self.kind in CLASSES
+
+    @property
+    def tags(self) -> Symbols:
+        """Symbols around sentences that are not special in fairseq."""
+        around = (*self.before, *self.after, *self.target_before)
+        return tuple(dict.fromkeys(symbol for symbol in around if symbol not in SPECIAL))
 
     def with_tags(self, line: str) -> str:
         """Return a source as ``AutoTokenizer`` needs it."""
@@ -94,9 +102,8 @@ def write_tokenizer(
         "source_lang": pair[0],
         "target_lang": pair[1],
     }
-    tags = [symbol for symbol in (*subwords.before, *subwords.after) if symbol not in SPECIAL]
-    if tags:
-        settings["extra_special_tokens"] = tags
+    if subwords.tags:
+        settings["extra_special_tokens"] = list(subwords.tags)
     if subwords.kind == "sentencepiece":
         settings |= _write_marian(folder, subwords, dictionaries)
     elif subwords.kind == "moses":
@@ -151,7 +158,7 @@ def _fast(subwords: Subwords, symbols: Symbols) -> dict[str, Any]:
     index = {symbol: number for number, symbol in enumerate(symbols)}
     split = {"words": _words, "merges": _word_merges, "gpt2": _gpt2, "tokenizers": _given}[subwords.kind]
     around = {symbol: index[symbol] for symbol in (*subwords.before, *subwords.after, SPECIAL[EOS])}
-    special = {**{symbol: number for number, symbol in enumerate(SPECIAL)}, **around}
+    special = {symbol: index[symbol] for symbol in (*SPECIAL, *subwords.tags)}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     text = [{"Sequence": {"id": "A", "type_id": 0}}]
     before, after = (
