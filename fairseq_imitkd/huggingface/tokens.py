@@ -265,10 +265,7 @@ def _by_id(folder: ModelFolder, name: str) -> Tokens | None:
 
 def _inverted(vocabulary: Any, folder: ModelFolder, name: str) -> Tokens:
     """Return symbols by id, of ids by symbol."""
-    items = list(vocabulary.items()) if isinstance(vocabulary, dict) else [("", None)]
-    # Subwords that an exported student lacks have the number of the unknown symbol.
-    unknown = dict(items).get(UNKNOWN, -1)
-    items = [(symbol, number) for symbol, number in items if symbol == UNKNOWN or number != unknown]
+    items = vocabulary.items() if isinstance(vocabulary, dict) else [("", None)]
     tokens = {number: symbol for symbol, number in items if type(number) is int and number >= 0}
     if not tokens or len(tokens) != len(items):
         raise UsageError(f"'{folder.path / name}' must hold a number for each symbol; copy it again")

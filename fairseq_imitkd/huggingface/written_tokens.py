@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairseq_imitkd.errors import as_usage_error
+from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface.folder import read_json
 from fairseq_imitkd.huggingface.tokens import unmarked
 from fairseq_imitkd.huggingface.vocabulary import EOS, SPECIAL, UNK
@@ -207,22 +207,29 @@ def _word_merges(subwords: Subwords, index: Mapping[str, int]) -> dict[str, Any]
 
 def _gpt2(subwords: Subwords, index: Mapping[str, int]) -> dict[str, Any]:
     numbers = read_json(subwords.files["encoder.json"])
-    spelled = {token: index.get(str(number), UNK) for token, number in numbers.items()}
+    tokens = {str(number): token for token, number in numbers.items()}
+    vocabulary = {tokens.get(symbol, symbol): number for symbol, number in index.items()}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    special = {symbol: number for number, symbol in enumerate(SPECIAL)}
-    known = {str(number) for number in numbers.values()}
-    others = {symbol: number for symbol, number in index.items() if symbol not in known}
     return {
-        "model": _bpe({**spelled, **others, **special}, _merges(subwords.files["vocab.bpe"])),
+        "model": _bpe(vocabulary, _merges(subwords.files["vocab.bpe"])),
         "pre_tokenizer": level,
         "decoder": level,
     }
 
 
 def _bpe(vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Return a model of merges. A subword that the student lacks has the number of the unknown symbol."""
-    merges = list(merges)
-    needed = {part for pair in merges for part in (*pair, "".join(pair))}
+    """Return a model of merges between subwords that the student has.
+
+    Raises:
+        UsageError: the student has a subword that is merged from one that it lacks.
+    """
+    known = [pair for pair in merges if "".join(pair) in vocabulary]
+    lost = [pair for pair in known if not vocabulary.keys() >= {*pair}]
+    if lost:
+        raise UsageError(
+            f"--format huggingface can't express the student's subwords: its dictionary lacks parts of "
+            f"{len(lost):,} of them, such as {''.join(lost[0])!r:.40}; leave --format out"
+        )
     return {
         "type": "BPE",
         "dropout": None,
@@ -231,8 +238,8 @@ def _bpe(vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> di
         "end_of_word_suffix": None,
         "fuse_unk": False,
         "byte_fallback": False,
-        "vocab": {**dict.fromkeys(sorted(needed), UNK), **vocabulary},
-        "merges": [list(pair) for pair in merges],
+        "vocab": dict(vocabulary),
+        "merges": [list(pair) for pair in known],
     }
 
 
@@ -241,7 +248,7 @@ def _given(subwords: Subwords, index: Mapping[str, int]) -> dict[str, Any]:
     path = subwords.files["tokenizer.json"]
     content = read_json(path)
     renamed = subwords.renamed[0]
-    with as_usage_error(f"'{path}' can't be used", "import the model again"):
+    with as_usage_error(f"'{path}' can't be used", "import the model again", catch=(KeyError, TypeError)):
         model = dict(content["model"])
         found = model["vocab"]
         if isinstance(found, list):  # a subword's number is its place
@@ -250,7 +257,10 @@ def _given(subwords: Subwords, index: Mapping[str, int]) -> dict[str, Any]:
             model["vocab"] = [[symbol, scores.get(symbol, lowest)] for symbol in index]
             model["unk_id"] = UNK
         else:
-            model["vocab"] = {token: index.get(renamed.get(token, token), UNK) for token in found} | {
-                symbol: number for symbol, number in index.items() if symbol not in renamed.values()
+            tokens = {renamed.get(token, token): token for token in found}
+            vocabulary = {tokens.get(symbol, symbol): number for symbol, number in index.items()}
+            pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", [])]
+            model |= {
+                name: _bpe(vocabulary, [(a, b) for a, b in pairs])[name] for name in ("vocab", "merges")
             }
     return {name: content.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")} | {"model": model}
