@@ -25,7 +25,7 @@ from fairseq_imitkd.export.checks import translations
 from fairseq_imitkd.huggingface.importer import CHECKPOINT, ImportJob, import_model
 from tests.helpers import in_process
 from tests.helpers.huggingface_models import write_json
-from tests.huggingface.test_export import write_split
+from tests.huggingface.conftest import write_split
 
 pytestmark = pytest.mark.slow
 NAMES = {
@@ -170,7 +170,9 @@ def test_logits_are_those_of_the_package(teacher: Path, original: Any, symbols: 
         own = model(padded, padded.ne(1).sum(1), previous)[0]
         expected = original(numbers[padded], begun)[0]
     there = numbers.ge(0)
-    difference = (own[..., there] - expected[..., numbers[there]])[previous.ne(1)].abs().max()
+    compared = previous.gt(3)  # what follows the end of a sentence is not compared
+    compared[:, 0] = True
+    difference = (own[..., there] - expected[..., numbers[there]])[compared].abs().max()
     assert float(difference) < 1e-4
     assert float(expected.abs().max()) > 5
 
@@ -186,13 +188,13 @@ def test_a_student_learns_from_it(teacher: Path, symbols: list[str], tmp_path: P
     targets = [languages.target_dictionary.string(found) for found in translations(engine, ids)]
     assert len(set(targets)) > 100
     pair = "from", "to"
-    write_split(tmp_path / "data", pair, [dictionary, languages.target_dictionary], [sources, targets])
-    for path in list((tmp_path / "data").glob("valid.*")):
-        path.with_name(path.name.replace("valid", "train")).write_bytes(path.read_bytes())
+    for split in ("train", "valid"):
+        dictionaries = [dictionary, languages.target_dictionary]
+        write_split(tmp_path / "data", pair, dictionaries, [sources, targets], split)
     trained = in_process.train(
         tmp_path / "data", tmp_path / "student", "--task", "translation_with_teacher", "--criterion",
-        "imitkd_full", "--max-update", 120, "--teacher-path", teacher / CHECKPOINT, "--seed", 1, "--max-tokens", 1000,
-        "--teacher-allow-poor", "--validate-interval-updates", 20, "--lr", "1e-3",
+        "imitkd_full", "--max-update", 60, "--teacher-path", teacher / CHECKPOINT, "--seed", 1,
+        "--max-tokens", 1000, "--teacher-allow-poor", "--validate-interval-updates", 20, "--lr", "1e-3",
     )  # fmt: skip
-    losses = [float(found["valid_loss"]) for found in trained.metrics["valid"]]
+    losses = [float(found["loss"]) for found in trained.metrics["valid"]]
     assert losses[-1] < 0.7 * losses[0]

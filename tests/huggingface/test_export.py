@@ -3,7 +3,7 @@
 import json
 import re
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from fairseq.data import Dictionary
 from omegaconf import OmegaConf
 
 from fairseq_imitkd.cli import export as command
-from fairseq_imitkd.data.corpus import Languages, dataset_builder
+from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import huggingface_check
@@ -33,20 +33,9 @@ from tests.helpers.fairseq_models import (
     training_config,
 )
 from tests.helpers.huggingface_models import byte_level_files, randomise, sentences, write_files
-from tests.huggingface.conftest import CASES, Case
+from tests.huggingface.conftest import CASES, Case, write_split
 
 Imported = Callable[[str], Case]
-
-
-def write_split(folder: Path, pair: tuple[str, str], dictionaries: Sequence[Dictionary], texts: Any) -> None:
-    """Write dictionaries, and symbols as the split ``valid``."""
-    folder.mkdir(exist_ok=True)
-    for language, dictionary, lines in zip(pair, dictionaries, texts, strict=True):
-        dictionary.save(str(folder / f"dict.{language}.txt"))
-        prefix = folder / f"valid.{pair[0]}-{pair[1]}.{language}"
-        with dataset_builder(prefix, len(dictionary)) as builder:
-            for line in lines:
-                builder.add_item(dictionary.encode_line(line, add_if_not_exist=False))
 
 
 def exported(imported: Path, pair: tuple[str, str], root: Path, count: int = 40) -> Exported:
@@ -172,15 +161,22 @@ def student(root: Path, kind: str = "transformer", **changes: Any) -> Path:
     """Write a student of fairseq with random weights, and data of letters in ``root/data``."""
     arch, settings = STUDENTS[kind]
     data = root / "data"
+    flags = (
+        "--task",
+        "translation_with_teacher",
+        "--teacher-path",
+        "/secret/folder/teachers/big.pt",
+        "--criterion",
+        "imitkd",
+    )
     lines = [" ".join(line[:30].replace(" ", "")) for line in sentences(30, seed=5)]
     write_split(data, ("src", "tgt"), [letters()] * 2, [lines, lines])
-    content = OmegaConf.to_container(training_config(data), resolve=True, enum_to_str=True)
+    content = OmegaConf.to_container(training_config(data, *flags), resolve=True, enum_to_str=True)
     model = randomise(build_student(kind, **changes))
     positions = {"max_source_positions": POSITIONS, "max_target_positions": POSITIONS}
     content["model"] = Namespace(
         _name=arch, arch=arch, criterion="imitkd", task="translation", **{**settings, **positions, **changes}
     )
-    content["task"]["teacher_path"] = "/secret/folder/teachers/big.pt"
     torch.save(checkpoint_state(model, content), root / "student.pt")
     return root / "student.pt"
 
