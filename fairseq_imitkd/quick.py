@@ -20,6 +20,7 @@ SUMMARIES = {
     "import": "make a teacher of a Hugging Face model",
     "encode": "split text into the subwords of an imported model",
     "trim": "trim a model's vocabulary to the symbols of a corpus",
+    "dictionary": "write a multilingual teacher's dictionaries with its language tags",
     "seqkd": "let the teacher translate the training data: sequence-level distillation",
     "cache": "save the teacher's answers on a data set, for trainings without the teacher",
     "prune": "count, prune or compact the weights of a checkpoint",

@@ -96,7 +96,10 @@ def language_tags(task: Any, pair: Pair = (None, None)) -> TagNames:
     if stored is not None:
         return _parsed(stored)
     kind = _kind(task)
-    source, target = _languages(task, pair)
+    source, target = (
+        str(language or side)
+        for language, side in zip(languages_of(task, pair), ("SOURCE", "TARGET"), strict=True)
+    )
     if issubclass(kind, TranslationFromPretrainedBARTTask):
         before = (_BOS,) if getattr(task, "prepend_bos", False) else ()
         return TagNames(before, (EOS, f"[{source}]"), (f"[{target}]", *before))
@@ -159,16 +162,16 @@ def _kind(task: Any) -> Any:
     return TASK_REGISTRY.get(name, object) if isinstance(name, str) else object
 
 
-def _languages(task: Any, pair: Pair) -> tuple[str, str]:
-    """Return the names of both languages; ``SOURCE`` and ``TARGET`` where nothing tells them."""
+def languages_of(task: Any, pair: Pair = (None, None)) -> Pair:
+    """Return the languages of a pair, and of a task's settings where it has None; None if these lack them."""
     pairs = pairs_of(task)
     only = pairs[0].split("-") if len(pairs) == 1 else []
     known = only if len(only) == 2 else [None, None]
-    names = [
-        pair[number] or getattr(task, f"{side}_lang", None) or known[number] or side.upper()
+    source, target = (
+        pair[number] or getattr(task, f"{side}_lang", None) or known[number]
         for number, side in enumerate(("source", "target"))
-    ]
-    return str(names[0]), str(names[1])
+    )
+    return source, target
 
 
 def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
