@@ -64,7 +64,7 @@ def answer(arguments: Sequence[str]) -> Answer | None:
     if command is None:
         return _without_command(words)
     if command not in SUMMARIES:
-        close = difflib.get_close_matches(command, SUMMARIES, 1, cutoff=0.5)
+        close = difflib.get_close_matches(command, SUMMARIES, 1, cutoff=0.6)
         hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(SUMMARIES)}"
         return _refusal(f"'{command}' is not a command of imitkd: {hint}")
     if words == ["--version"]:

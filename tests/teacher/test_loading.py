@@ -257,13 +257,13 @@ def test_other_language_names_are_warned_of(
     assert all(str(names) in message and "('src', 'tgt')" in message for message in messages)
 
 
-def test_a_teacher_that_reads_tags_is_refused(folder: Path, model: BaseFairseqModel) -> None:
-    """mBART's fine-tuning task puts language tags into its sentences."""
+def test_a_teacher_whose_tags_the_data_lack_is_refused(folder: Path, model: BaseFairseqModel) -> None:
+    """mBART's fine-tuning task adds language tags to the dictionaries of its data."""
     args = training_args(folder, "--task", "translation")
     args.task, args.langs, args.prepend_bos = "translation_from_pretrained_bart", "de,en", False
     message = refusal(saved(folder, legacy_state(args, model.state_dict()), "tags.pt"))
-    assert "was trained by --task translation_from_pretrained_bart" in message
-    assert "[src] in the source and [tgt] in the target" in message
+    assert "its task adds [de] [en] <mask> to dict.src.txt, which the student's lacks; use" in message
+    assert message.endswith("the dictionaries of: imitkd-dictionary TEACHER --out FOLDER")
 
 
 def test_a_teacher_whose_logits_depend_on_earlier_batches_is_refused(
