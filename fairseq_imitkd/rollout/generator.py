@@ -61,7 +61,6 @@ class RolloutGenerator(SequenceGenerator):
         )
         self.tags = None if is_wrapped else tags_of(models[0])
         self._forced = self.tags.added[1] if self.tags else 0
-        self.max_len_b += self._forced  # the base class counts the tags
         blocker: NGramRepeatBlock | None = self.repeat_ngram_blocker  # type: ignore[has-type]
         if blocker is not None:
             self.repeat_ngram_blocker = NoRepeats(blocker.no_repeat_ngram_size)
@@ -124,6 +123,7 @@ class RolloutGenerator(SequenceGenerator):
             if self.tags is not None:
                 return self._with_tags(models, net_input, limits=limits, settings=kwargs)
             return self._base_generate(models, sample, limits=limits, settings=kwargs)
+        limits = (limits - self._forced).clamp(min=0)
         # Each sentence has beam_size adjacent rows.
         count = net_input["src_tokens"].size(0) * self.beam_size
         rows = torch.arange(count, device=net_input["src_tokens"].device)
@@ -140,19 +140,20 @@ class RolloutGenerator(SequenceGenerator):
         return self._hypotheses(rollout)
 
     def _max_lengths(self, net_input: dict[str, Any]) -> Tensor | None:
-        """Return the maximum number of tokens of each sentence before its EOS, ``(B,)``.
+        """Return the maximum number of tokens of each sentence before its EOS, tags included, ``(B,)``.
 
         None leaves the limit to the base class: the inputs are not tokens, or the limit is 0.
         """
         if "src_tokens" not in net_input or self.match_source_len:
             return None
-        longest, constant = self.max_len - 1 - self._forced, self.max_len_b - self._forced
-        if min(int(self.max_len_a + constant), longest) < 1:  # of a source that is an EOS alone
+        longest = self.max_len - 1
+        if min(int(self.max_len_a + self.max_len_b), longest) < 1:  # of a source that is an EOS alone
             return None
         lengths = net_input.get("src_lengths")
         if lengths is None:
             lengths = net_input["src_tokens"].ne(self.pad).sum(dim=1)
-        return max_lengths(lengths, self.max_len_a, constant, longest=longest)
+        lengths = lengths + (self.tags.added[0] if self.tags else 0)
+        return max_lengths(lengths, self.max_len_a, self.max_len_b, longest=longest)
 
     def _with_tags(
         self,
@@ -171,8 +172,6 @@ class RolloutGenerator(SequenceGenerator):
         if forced:
             tags = tagged["src_tokens"].new_tensor(forced).expand(tagged["src_tokens"].size(0), -1)
             settings["prefix_tokens"] = tags if given is None else torch.cat([tags, given], dim=1)
-        if limits is not None:
-            limits = limits + self._forced
         found = self._base_generate(models, {"net_input": tagged}, limits=limits, settings=settings)
         cut = ("tokens", "positional_scores")
         return [

@@ -172,7 +172,7 @@ def test_back_translation_is_refused(folder: Path, cfg: Any, model: BaseFairseqM
 )  # fmt: skip
 def test_damaged_tags_are_refused(stored: Any) -> None:
     """The settings of a file are its author's."""
-    with pytest.raises(ValueError, match="^its language_tags are damaged; import the model again$"):
+    with pytest.raises(ValueError, match=r"^its language_tags are damaged; import the model again$"):
         language_tags(Namespace(_name="translation", language_tags=stored))
 
 

@@ -30,12 +30,12 @@ from tests.helpers.fairseq_models import (
 )
 
 PAD, EOS = letters().pad(), letters().eos()
-O, P = letters().index("o"), letters().index("p")
+TAG, OTHER = letters().index("o"), letters().index("p")
 LAYOUTS = {
-    "prefixes": Tags((O,), (EOS,), (EOS, P)),  # translation_multi_simple_epoch, M2M-100, NLLB
-    "replaced": Tags((), (O,), (P,)),  # multilingual_translation
-    "mbart": Tags((), (EOS, O), (P,)),
-    "several": Tags((O, P), (O, EOS), (EOS, P, O)),
+    "prefixes": Tags((TAG,), (EOS,), (EOS, OTHER)),  # translation_multi_simple_epoch, M2M-100, NLLB
+    "replaced": Tags((), (TAG,), (OTHER,)),  # multilingual_translation
+    "mbart": Tags((), (EOS, TAG), (OTHER,)),
+    "several": Tags((TAG, OTHER), (TAG, EOS), (EOS, OTHER, TAG)),
 }
 
 
