@@ -1,5 +1,6 @@
 """Loads trained students from checkpoints, and holds the parts of loading that teachers share with them."""
 
+import copy
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from fairseq_imitkd.checkpoints.build import (
 )
 from fairseq_imitkd.checkpoints.kinds import check_kind, check_model
 from fairseq_imitkd.checkpoints.safe_load import reported
-from fairseq_imitkd.checkpoints.tags import COMMAND, is_multilingual, language_tags
+from fairseq_imitkd.checkpoints.tags import COMMAND, SETTING, is_multilingual, language_tags
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.dictionaries import check_fingerprints, dictionaries_of, first_difference
 from fairseq_imitkd.data.languages import LanguagePair
@@ -138,7 +139,8 @@ def translation_task(cfg: Any, folder: Path, *, pair: tuple[str, str]) -> Any:
         **dict.fromkeys(EMBEDDING_FILES),
     }
     overwrite_args_by_name(cfg, overrides)
-    return tasks.setup_task(cfg.task, from_checkpoint=True)
+    # fairseq removes the settings that its task does not have, such as the tags of an import.
+    return tasks.setup_task(copy.deepcopy(cfg.task), from_checkpoint=True)
 
 
 def dictionary_folders(path: str, cfg: Any) -> list[Path]:
@@ -192,7 +194,10 @@ def _check_dictionaries(path: str, cfg: Any, *, weights: dict[str, Any], data: L
         for theirs in [folder / f"dict.{language}.txt" for folder in dictionary_folders(path, cfg)]:
             if not os.path.isfile(theirs) or theirs.samefile(data.folder / theirs.name):
                 continue
-            difference = first_difference(Dictionary.load(str(theirs)).symbols, dictionary.symbols)
+            own, before = dictionary.symbols, Dictionary.load(str(theirs)).symbols
+            if language_tags(cfg.task) and not hasattr(cfg.task, SETTING):  # its task adds tags at the end
+                own = own[: len(before)]
+            difference = first_difference(before, own)
             if difference is not None:
                 index, symbol, own_symbol = difference
                 raise ValueError(
