@@ -13,6 +13,7 @@ from fairseq_imitkd.errors import UsageError
 from tests.helpers import digit_corpus, in_process
 from tests.helpers.shared import made_once
 
+LIMITS = ("--max-len-a", 0, "--max-len-b", 9)  # they cut some translations
 PAIR = ("--source-lang", "src", "--target-lang", "tgt")
 # name -> (task and its flags, architecture, flags of a decoding by the task itself)
 TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
@@ -84,7 +85,7 @@ def data_of(digits: Any, factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tagged(digits: Any, tmp_path_factory: pytest.TempPathFactory, capsys: Any) -> Tagged:
     """A teacher whose sources and targets begin with a tag, which has learned some of its language."""
-    return make("prefixes", digits, tmp_path_factory, capsys, updates=160)
+    return make("prefixes", digits, tmp_path_factory, capsys, updates=60)
 
 
 def translations(out: Path) -> list[str]:
@@ -94,13 +95,12 @@ def translations(out: Path) -> list[str]:
 
 def assert_writes_as_its_task(teacher: Tagged, out: Path, beam: int) -> list[str]:
     """Compare seqkd with fairseq-generate by the teacher's own task, and return the translations."""
-    limits = ("--max-len-a", 0, "--max-len-b", 9)  # some are cut
     expected = in_process.generate(
-        teacher.plain, teacher.checkpoint, out / "generated", "--task", *teacher.task, "--beam", beam, *limits
+        teacher.plain, teacher.checkpoint, out / "generated", "--task", *teacher.task, "--beam", beam, *LIMITS
     )
     flags = ("--teacher-path", teacher.checkpoint, "--teacher-data", teacher.data, "--gen-subset", "test")
     seqkd.main(
-        [str(teacher.data), *map(str, (*flags, *limits, "--out", out / "made", "--beam", beam)), "--cpu"]
+        [str(teacher.data), *map(str, (*flags, *LIMITS, "--out", out / "made", "--beam", beam)), "--cpu"]
     )
     found = translations(out / "made")
     assert found == expected
@@ -110,7 +110,7 @@ def assert_writes_as_its_task(teacher: Tagged, out: Path, beam: int) -> list[str
 
 def test_seqkd_writes_what_the_teachers_task_writes(tagged: Tagged, tmp_path: Path) -> None:
     """Token for token, with a beam."""
-    assert len(set(assert_writes_as_its_task(tagged, tmp_path, beam=5))) > 50
+    assert len(set(assert_writes_as_its_task(tagged, tmp_path, beam=5))) > 20
 
 
 @pytest.mark.slow
@@ -164,10 +164,17 @@ def test_it_is_evaluated_with_its_tags(tagged: Tagged, tmp_path: Path) -> None:
     """Its greedy translations are those of its own task. It is not exported."""
     evaluate.main(
         ["--model", f"t={tagged.checkpoint}", "--data", str(tagged.data), "--out", str(tmp_path / "e"),
-         "--beam", "1", "--speed-sentences", "2", "--batch-sizes", "2"]
+         "--beam", "1", "--speed-sentences", "2", "--batch-sizes", "2", *map(str, LIMITS)]
     )  # fmt: skip
     expected = in_process.generate(
-        tagged.plain, tagged.checkpoint, tmp_path / "generated", "--task", *tagged.task, "--beam", 1
+        tagged.plain,
+        tagged.checkpoint,
+        tmp_path / "generated",
+        "--task",
+        *tagged.task,
+        "--beam",
+        1,
+        *LIMITS,
     )
     [outputs] = (tmp_path / "e").rglob("t.greedy*.txt")
     assert outputs.read_text().splitlines() == expected
