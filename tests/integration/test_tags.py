@@ -88,9 +88,10 @@ def tagged(digits: Any, tmp_path_factory: pytest.TempPathFactory, capsys: Any) -
     return make("prefixes", digits, tmp_path_factory, capsys, updates=60)
 
 
-def translations(out: Path) -> list[str]:
-    """Return the translations of ``imitkd-seqkd`` on the test split."""
-    return [line.split("\t")[4] for line in (out / "text" / "test.tsv").read_text().splitlines()]
+def translations(out: Path) -> dict[int, str]:
+    """Return the translations of ``imitkd-seqkd`` by number, without empty and cut ones."""
+    lines = [line.split("\t") for line in (out / "text" / "test.tsv").read_text().splitlines()]
+    return {int(line[0]): line[4] for line in lines}
 
 
 def assert_writes_as_its_task(teacher: Tagged, out: Path, beam: int) -> list[str]:
@@ -103,9 +104,10 @@ def assert_writes_as_its_task(teacher: Tagged, out: Path, beam: int) -> list[str
         [str(teacher.data), *map(str, (*flags, *LIMITS, "--out", out / "made", "--beam", beam)), "--cpu"]
     )
     found = translations(out / "made")
-    assert found == expected
-    assert not any("_" in text or "[" in text for text in found)
-    return found
+    cut = LIMITS[-1] - 1  # the tag counts as a token
+    assert found == {number: text for number, text in enumerate(expected) if 0 < len(text.split()) < cut}
+    assert not any("_" in text for text in found.values())
+    return list(found.values())
 
 
 def test_seqkd_writes_what_the_teachers_task_writes(tagged: Tagged, tmp_path: Path) -> None:
@@ -186,7 +188,5 @@ def test_it_is_evaluated_with_its_tags(tagged: Tagged, tmp_path: Path) -> None:
                 str(tagged.data),
                 "--out",
                 str(tmp_path / "x"),
-                "--bpe",
-                "none",
             ]
         )
