@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import fairseq_imitkd
+from fairseq_imitkd.checkpoints.tags import language_tags
 from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.data.corpus import Corpus, Languages, check_sentences, read_split
 from fairseq_imitkd.data.files import sha256, write_json
@@ -209,10 +210,16 @@ def _load(job: ExportJob, languages: Languages) -> _Student:
         UsageError: the checkpoint can't be loaded or exported, or a setting doesn't suit the student.
     """
     digest = sha256(job.checkpoint) if os.path.isfile(job.checkpoint) else None
-    model, arch, score, _ = load_student(job.checkpoint, languages, job.allow_globals)
+    model, arch, score, config = load_student(job.checkpoint, languages, job.allow_globals)
     engine = engine_for(model)
     if engine is None:
         raise UsageError(f"CHECKPOINT '{job.checkpoint}' can't be exported: {unsupported_reason(model)}")
+    tags = language_tags(config.task, (languages.source, languages.target))
+    if tags:
+        raise UsageError(
+            f"CHECKPOINT '{job.checkpoint}' can't be exported: it needs the language tags {tags}; export a "
+            "student of it, which needs none"
+        )
     metric = (score or "bleu") if job.metric == AUTO else job.metric
     check_installed(f"--metric {metric}", [metric])
     student = _Student(model, arch, engine, metric, digest)

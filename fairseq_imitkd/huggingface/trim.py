@@ -4,6 +4,7 @@ Rows of the embeddings and of the output matrix are left out. So the log-probabi
 are those of the model, renormalised over what is left.
 """
 
+import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 from fairseq_imitkd.checkpoints.build import configuration
 from fairseq_imitkd.checkpoints.compact import read
 from fairseq_imitkd.checkpoints.safe_load import reported
+from fairseq_imitkd.checkpoints.tags import SETTING, language_tags
 from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.dictionaries import FINGERPRINTS, fingerprints
@@ -38,6 +40,7 @@ _TABLES = {  # a side's tables, with a row for each symbol
         "decoder.fc_out.bias",
     ),
 }
+_ADDED = re.compile(r"__.+__|\[.+\]|<mask>")  # symbols that fairseq's multilingual tasks add
 _LINES, _LONGEST = 16, 60  # sentences on which both models are compared, and most of their symbols
 
 
@@ -126,7 +129,7 @@ def trim(job: TrimJob, counts: Mapping[str, Counter[str]] | None = None) -> Trim
     described = _description(languages.folder)
     wanted = {
         side: {symbol for symbol, count in counts[side].items() if count >= job.min_count}
-        | {*job.keep, *_tags(described, side)}
+        | {*job.keep, *_tags(job, state, dictionaries[side])}
         for side in pair
     }
     if _are_joined(state["model"]):
@@ -294,10 +297,14 @@ def _copy_subwords(old: Path, folder: Path, dictionaries: Mapping[str, Dictionar
         (folder / name).write_bytes(content)
 
 
-def _tags(described: dict[str, Any] | None, side: str) -> list[str]:
-    """Return the symbols that an imported model puts around sentences."""
-    part = ((described or {}).get("text") or {}).get(side) or {}
-    return [*part.get("before", []), *part.get("after", [])]
+def _tags(job: TrimJob, state: dict[str, Any], dictionary: Dictionary) -> list[str]:
+    """Return the symbols of a dictionary that are tags: those of the import, or all that the task adds."""
+    with reported(str(job.checkpoint), "CHECKPOINT"):
+        task = configuration(state).task
+        tags = language_tags(task)
+    if getattr(task, SETTING, None) is not None:
+        return [name for side in tags.sides for name in side if name in dictionary]
+    return [symbol for symbol in dictionary.symbols if tags and _ADDED.fullmatch(symbol)]
 
 
 def _report(counts: Counter[str], before: Dictionary, after: Dictionary, *, language: str) -> SideReport:

@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.cli import encode, import_model
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.huggingface.importer import CHECKPOINT
 from fairseq_imitkd.huggingface.subwords import open_encoder
+from fairseq_imitkd.teacher.loading import load_teacher
+from fairseq_imitkd.teacher.source import TeacherSource
 from tests.helpers import digit_corpus, in_process
 from tests.helpers.huggingface_models import sentences
 from tests.huggingface.conftest import Case, write_split
@@ -106,21 +110,26 @@ def test_encode_refuses_what_it_can_not_read(imported: Imported, tmp_path: Path,
         encode.main([str(imported("marian").out)])
 
 
-@pytest.fixture(scope="module")
-def data(imported: Imported, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Binary data of encoded text, by ``fairseq-preprocess`` with the dictionaries of an import."""
-    case, folder = imported("marian"), tmp_path_factory.mktemp("data")
-    for side, language, seed in (("source", "de", 21), ("target", "en", 22)):
-        encoder = open_encoder(case.out, side)
+def binarised(case: Case, folder: Path, *, tags: bool = False) -> Path:
+    """Return binary data of encoded text, by ``fairseq-preprocess`` with the dictionaries of an import."""
+    source, target = case.pair
+    for side, language, seed in (("source", source, 21), ("target", target, 22)):
+        encoder = open_encoder(case.out, side, tags=tags)
         for split, count in (("train", 40), ("valid", 8), ("test", 8)):
             lines = [encoder.encode(line) for line in sentences(count, seed)]
             (folder / f"{split}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
     digit_corpus.run(
-        "fairseq-preprocess", "--source-lang", "de", "--target-lang", "en", "--destdir", folder / "bin",
+        "fairseq-preprocess", "--source-lang", source, "--target-lang", target, "--destdir", folder / "bin",
         "--trainpref", folder / "train", "--validpref", folder / "valid", "--testpref", folder / "test",
-        "--srcdict", case.out / "dict.de.txt", "--tgtdict", case.out / "dict.en.txt",
+        "--srcdict", case.out / f"dict.{source}.txt", "--tgtdict", case.out / f"dict.{target}.txt",
     )  # fmt: skip
     return folder / "bin"
+
+
+@pytest.fixture(scope="module")
+def data(imported: Imported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text of a Marian model."""
+    return binarised(imported("marian"), tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize("method", ["word_kd", "imitkd"])
@@ -136,8 +145,7 @@ def test_a_student_learns_from_an_imported_teacher(
     assert all(bool(value.isfinite().all()) for value in trained.weights().values() if torch.is_tensor(value))
 
 
-# Those with tags can't be rolled out without them; their targets are fixed.
-OTHERS = {"m2m": 0, "nllb": 0, "mbart": 0, "mbart50": 0, "bart": 0, "fsmt": 1, "pegasus": 1}
+OTHERS = ("m2m", "nllb", "mbart", "mbart50", "bart", "fsmt", "pegasus")
 LONG = ("nllb", "mbart50", "pegasus")
 
 
@@ -153,11 +161,58 @@ def test_a_student_learns_from_each_family(imported: Imported, tmp_path: Path, n
     trained = in_process.train(
         tmp_path / "bin", tmp_path, "--task", "translation_with_teacher", "--criterion", "imitkd_full",
         "--max-update", 1, "--teacher-path", case.out / "model.pt", "--teacher-allow-poor",
-        "--disable-validation", "--student-share", f"constant:{OTHERS[name]}", *digit_corpus.TINY,
+        "--disable-validation", "--student-share", "constant:1", *digit_corpus.TINY,
     )  # fmt: skip
     assert trained.trainer is not None
     assert trained.trainer.get_num_updates() == 1
     assert all(bool(value.isfinite().all()) for value in trained.weights().values() if torch.is_tensor(value))
+
+
+@pytest.mark.parametrize("name", ["m2m", "mbart"])
+def test_a_teacher_adds_its_tags(imported: Imported, tmp_path: Path, name: str) -> None:
+    """A student without tags learns from its own prefixes. The teacher's logits are those that the imported
+    model has on text with tags. Data with tags are refused.
+    """
+    case = imported(name)
+    languages = case.languages
+    teacher = load_teacher(TeacherSource(str(case.out / CHECKPOINT)), languages)
+    model = load_student(str(case.out / CHECKPOINT), languages).model
+    lines = sentences(4, 33)
+    source, target = languages.source_dictionary, languages.target_dictionary
+    for line in lines:
+        ids = {
+            (side, tags): dictionary.encode_line(
+                open_encoder(case.out, side, tags=tags).encode(line), add_if_not_exist=False
+            ).long()[None]
+            for side, dictionary in (("source", source), ("target", target))
+            for tags in (False, True)
+        }
+        inputs = {key: torch.cat([row[:, -1:], row[:, :-1]], 1) for key, row in ids.items()}
+
+        def net_input(tags: bool, ids: Any = ids, inputs: Any = inputs) -> dict[str, Any]:
+            tokens = ids["source", tags]
+            lengths = torch.tensor([tokens.size(1)])
+            return {
+                "src_tokens": tokens, "src_lengths": lengths, "prev_output_tokens": inputs["target", tags]
+            }  # fmt: skip
+
+        found = teacher.score({"net_input": net_input(False), "target": ids["target", False]})
+        forced = inputs["target", True].size(1) - inputs["target", False].size(1)
+        assert forced == (1 if name == "m2m" else 0)
+        with torch.no_grad():
+            expected = model(**net_input(True))[0][0, forced:]
+        torch.testing.assert_close(found.logits(slice(None)), expected, rtol=1e-4, atol=1e-4)
+
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "tags").mkdir()
+    flags = ("--task", "translation_with_teacher", "--criterion", "imitkd", "--teacher-path",
+             case.out / CHECKPOINT, "--teacher-allow-poor", "--disable-validation", "--max-update", 1,
+             *digit_corpus.TINY)  # fmt: skip
+    trained = in_process.train(binarised(case, tmp_path / "plain"), tmp_path / "student", *flags)
+    assert all(bool(value.isfinite().all()) for value in trained.weights().values() if torch.is_tensor(value))
+    if name == "m2m":
+        with pytest.raises(UsageError, match=r"^the sources of DATA hold the language tag __de__, which the"):
+            in_process.train(binarised(case, tmp_path / "tags", tags=True), tmp_path / "other", *flags)
 
 
 def test_fairseq_generate_reads_it(imported: Imported, data: Path, tmp_path: Path) -> None:
