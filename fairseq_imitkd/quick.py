@@ -20,6 +20,7 @@ SUMMARIES = {
     "import": "make a teacher of a Hugging Face model",
     "encode": "split text into the subwords of an imported model",
     "trim": "trim a model's vocabulary to the symbols of a corpus",
+    "dictionary": "write a multilingual teacher's dictionaries with its language tags",
     "seqkd": "let the teacher translate the training data: sequence-level distillation",
     "cache": "save the teacher's answers on a data set, for trainings without the teacher",
     "prune": "count, prune or compact the weights of a checkpoint",
@@ -63,7 +64,7 @@ def answer(arguments: Sequence[str]) -> Answer | None:
     if command is None:
         return _without_command(words)
     if command not in SUMMARIES:
-        close = difflib.get_close_matches(command, SUMMARIES, 1, cutoff=0.5)
+        close = difflib.get_close_matches(command, SUMMARIES, 1, cutoff=0.6)
         hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(SUMMARIES)}"
         return _refusal(f"'{command}' is not a command of imitkd: {hint}")
     if words == ["--version"]:

@@ -17,9 +17,10 @@ from fairseq.tasks.translation_lev import TranslationLevenshteinTask
 from fairseq_imitkd.checkpoints.budget import budget_of
 from fairseq_imitkd.checkpoints.build import configuration
 from fairseq_imitkd.checkpoints.guard import all_are_trusted, read_stock
-from fairseq_imitkd.checkpoints.kinds import language_tags, task_name
+from fairseq_imitkd.checkpoints.kinds import task_name
 from fairseq_imitkd.checkpoints.progress import check_progress
 from fairseq_imitkd.checkpoints.safe_load import reported
+from fairseq_imitkd.checkpoints.tags import language_tags
 from fairseq_imitkd.data.dictionaries import check_fingerprints, dictionaries_of, fingerprints
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.engines.base import Hypothesis, SearchSettings
+from fairseq_imitkd.models.tagged import tags_of
 from fairseq_imitkd.rollout import (
     Ensemble,
     Prompt,
@@ -98,7 +99,11 @@ class FairseqEngine:
         return {"src_tokens": tokens.to(self.device), "src_lengths": lengths}
 
     def _max_length(self, source_length: int) -> int:
-        return self.settings.max_length(source_length, self.longest_target)
+        """Return the maximum number of tokens of a translation; as in fairseq, tags count as tokens."""
+        tags = tags_of(self.writer.models[0])
+        source, forced = tags.added if tags else (0, 0)
+        length = self.settings.max_length(source_length + source, self.longest_target + forced)
+        return max(0, length - forced)
 
     def _samples(self, ids: Tensor, net_input: dict[str, Any], limits: list[int]) -> list[list[Hypothesis]]:
         """Sample every sentence. Random numbers depend on the seed, the sentence and the sample's index."""

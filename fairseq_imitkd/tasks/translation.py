@@ -15,6 +15,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.mixing import BatchLayout
 from fairseq_imitkd.models.pruning import Pruner, PruningConfig, check_pruning
+from fairseq_imitkd.models.tagged import untagged
 from fairseq_imitkd.rollout import RolloutGenerator, SpecialSymbols
 from fairseq_imitkd.tasks.with_teacher import WithTeacher
 from fairseq_imitkd.teacher.cache.reader import open_cache, refuse_teacher_flags
@@ -137,7 +138,7 @@ class TranslationWithTeacherTask(
         criterion = super().build_criterion(cfg, from_checkpoint)
         if parts:
             teacher = cast(Teacher, self._distiller.teacher) if self._distiller else self._load_teacher()
-            initialise(self.student, teacher.models[0], parts)
+            initialise(self.student, untagged(teacher.models[0]), parts)
         return criterion
 
     def optimizer_step(self, optimizer: Any, model: torch.nn.Module, update_num: int) -> None:
