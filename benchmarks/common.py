@@ -177,7 +177,11 @@ def on_device(sample: Batch, device: str) -> Batch:
 
 
 def update(trainer: Trainer, *batches: Batch) -> dict[str, Any]:
-    """Do one complete update on one or several batches (forward, backward, clipping, Adam); return what fairseq logs."""
+    """Do one complete update (forward, backward, clipping, Adam) on one or several batches.
+
+    Returns:
+        what fairseq logs.
+    """
     with metrics.aggregate(new_root=True):
         return trainer.train_step(list(batches))
 

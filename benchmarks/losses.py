@@ -169,7 +169,7 @@ def chunks(name: str, student: ProjectedLogits, teacher: TokenLogits, gold: Tens
 
 def without_tf32(name: str, *given: Any) -> None:
     """Compute chunks with float32 products on the units for float32."""
-    with mock.patch.object(chunked, "tensor_cores", lambda _: tensor_cores(False)):
+    with mock.patch.object(chunked, "tensor_cores", side_effect=lambda _: tensor_cores(False)):
         chunks(name, *given)
 
 
@@ -192,7 +192,7 @@ def token_loss(
         "mixture_weight": torch.full_like(target, 0.5, dtype=torch.float32),
     }
     asked = {key: value for key, value in given.items() if key in inspect.signature(divergence).parameters}
-    distance = divergence(logits, teacher.logits(at), **asked)
+    distance = divergence(logits, full_precision(teacher.logits(at)), **asked)
     losses = 0.5 * F.cross_entropy(logits, target, reduction="none") + 0.5 * distance
     return losses, {}
 
