@@ -200,20 +200,23 @@ def release_graphs() -> bool:
     return any(released)
 
 
-def without_graphs_if_needed(compute: Callable[[], T]) -> T:
+def without_graphs_if_needed(compute: Callable[[], T], *, may_repeat: Callable[[], bool] = lambda: True) -> T:
     """Return what ``compute`` returns. If it runs out of memory, try once more without the memory of graphs.
 
     Args:
         compute: a computation that changes nothing until it succeeds.
+        may_repeat: whether that still holds when it has run out of memory. If not, the memory is freed for
+            what comes later.
 
     Raises:
-        torch.OutOfMemoryError: the memory is not enough without graphs either.
+        torch.OutOfMemoryError: the memory is not enough without graphs either, or ``compute`` can't be
+            repeated.
     """
     try:
         return compute()
     except torch.OutOfMemoryError as error:
         failed = error.with_traceback(None)  # the traceback would keep tensors alive
-    if not release_graphs():
+    if not release_graphs() or not may_repeat():
         raise failed
     torch.cuda.empty_cache()
     return compute()

@@ -18,7 +18,7 @@ from fairseq_imitkd.mixing import MixedBatch, Mixer, Writers
 from fairseq_imitkd.mixing.batch import split_by_length, take
 from fairseq_imitkd.mixing.mixer import NO_WORK
 from fairseq_imitkd.models.access import placement, unwrapped
-from fairseq_imitkd.rollout import release_graphs, without_graphs_if_needed
+from fairseq_imitkd.rollout import without_graphs_if_needed
 from fairseq_imitkd.teacher.sentence_weights import SentenceWeights
 from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.text.rewards import NO_REWARDS, Rewarder, RunningMean
@@ -268,6 +268,7 @@ class Distiller:
             encoded.now,
             select(encoded.advantages),
             self._observer(part, select(encoded.shown), select(batch.truncated)),
+            can_skip=part["target"].is_cuda and getattr(learner.optimizer, "scaler", None) is not None,
         )
         return {**part, DISTILLATION: distillation}
 
@@ -280,19 +281,26 @@ class Distiller:
         return lambda teacher: self.rollout_log.collect(sample, shown, truncated, teacher=teacher)
 
     def _train_on(self, sample: Batch, learner: Learner, ignore_grad: bool = False) -> StepResult:
+        """Run fairseq's own training step.
+
+        If the forward pass runs out of memory, it is repeated without the memory of graphs. After it, a part
+        of the gradient may be there, so fairseq leaves out the batch.
+        """
+        is_after_forward: list[bool] = []
+        hook = learner.criterion.register_forward_hook(lambda *_: is_after_forward.append(True))
+        train_on = partial(
+            self.task.train_on,
+            sample,
+            learner.model,
+            criterion=learner.criterion,
+            optimizer=learner.optimizer,
+            update_num=learner.update_num,
+            ignore_grad=ignore_grad,
+        )
         try:
-            return self.task.train_on(
-                sample,
-                learner.model,
-                criterion=learner.criterion,
-                optimizer=learner.optimizer,
-                update_num=learner.update_num,
-                ignore_grad=ignore_grad,
-            )
-        except torch.OutOfMemoryError:
-            # A part of the gradient may be there, so this batch is lost. The next ones have more memory.
-            release_graphs()
-            raise
+            return without_graphs_if_needed(train_on, may_repeat=lambda: not is_after_forward)
+        finally:
+            hook.remove()
 
     @contextlib.contextmanager
     def _teacher_stage(self, sample: Batch, learner: Learner) -> Iterator[None]:
