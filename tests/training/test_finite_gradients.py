@@ -187,6 +187,9 @@ def test_an_overflow_at_the_lowest_scale_is_refused(
         assert differences(watched.states[0]["model"], watched.state()["model"]) == []
 
 
+FORWARD = ("--criterion", "imitkd_full", "--loss-chunk", "-1")  # forward KL
+
+
 def spoil_student(monkeypatch: pytest.MonkeyPatch, watched: Watched, *steps: int) -> None:
     """Make one of the student's logits infinite in these steps of the trainer, counted from 1."""
     original = DistillationCriterion._student_logits
@@ -213,8 +216,8 @@ def test_a_student_that_overflows_lowers_the_loss_scale(
     spoil_student(monkeypatch, watched, 2)
     with emulated_cuda(), caplog.at_level(logging.WARNING, "fairseq_imitkd.criterion"):
         in_process.train(
-            digits.data, tmp_path, *TASK, "--no-save", "--teacher-path", teacher, "--criterion", "imitkd_full",
-            precision, "--loss-chunk", "-1", around_step=watched.step,
+            digits.data, tmp_path, *TASK, "--no-save", "--teacher-path", teacher, *FORWARD,
+            precision, around_step=watched.step,
         )  # fmt: skip
         assert differences(watched.states[1]["model"], watched.states[2]["model"]) == []
     assert watched.updates == [1, 1, 2, 3, 4, 5, 6]
@@ -234,8 +237,8 @@ def test_a_student_that_always_overflows_is_refused(
     line = "^update 2 is refused: .*reached --min-loss-scale 16.0: use"
     with emulated_cuda(), pytest.raises(RefusedUpdate, match=line):
         in_process.train(
-            digits.data, tmp_path, *TASK, "--no-save", "--teacher-path", teacher, "--criterion", "imitkd_full",
-            "--fp16", "--min-loss-scale", 16, "--loss-chunk", "-1", around_step=watched.step,
+            digits.data, tmp_path, *TASK, "--no-save", "--teacher-path", teacher, *FORWARD,
+            "--fp16", "--min-loss-scale", 16, around_step=watched.step,
         )  # fmt: skip
     assert watched.updates == [1, 1, 1]
 
@@ -254,6 +257,6 @@ def test_a_teacher_that_overflows_is_refused_in_half_precision(
     monkeypatch.setattr(Teacher, "score", score)
     with emulated_cuda(), pytest.raises(RefusedUpdate, match="the teacher's logits are not finite"):
         in_process.train(
-            digits.data, tmp_path, *TASK, "--no-save", "--teacher-path", teacher, "--criterion", "imitkd_full",
-            "--fp16", "--loss-chunk", "-1", "--teacher-allow-poor",
+            digits.data, tmp_path, *TASK, "--no-save", "--teacher-path", teacher, *FORWARD,
+            "--fp16", "--teacher-allow-poor",
         )  # fmt: skip
