@@ -23,6 +23,7 @@ from fairseq_imitkd.teacher.sentence_weights import SentenceWeights
 from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.text.rewards import NO_REWARDS, Rewarder, RunningMean
 from fairseq_imitkd.training.adapter import AnyTeacher, TaskAdapter
+from fairseq_imitkd.training.graph_log import NO_GRAPHS, GraphLog
 from fairseq_imitkd.training.rollout_log import RolloutLog
 from fairseq_imitkd.training.rollout_watch import RolloutWatch
 from fairseq_imitkd.training.stage_timer import StageTimer
@@ -100,7 +101,7 @@ class Distiller:
             selector=sentence_weights.selector if sentence_weights else None,
             watch=RolloutWatch(warm_up, samples=method.rollout_policy.samples) if method.rolls_out else None,
         )
-        self.timer = StageTimer()
+        self.timer, self.graph_log = StageTimer(), GraphLog()
         self.epoch = 1  # the task sets it when an epoch begins
         self._update_num = -1  # of the last batch; -1 before the first
 
@@ -130,7 +131,8 @@ class Distiller:
             loss, count, logs = self._learn(encoded, learner)
             if self.rollout_log is not None:
                 self.rollout_log.show(learner.update_num)
-        return loss, count, {**logs, **batch.work, **rewards, **self._seconds()}
+        graphs = self.graph_log.read(learner.student)
+        return loss, count, {**logs, **batch.work, **rewards, **graphs, **self._seconds()}
 
     def skip(self, sample: Batch, learner: Learner) -> StepResult:
         """Handle a filler batch, which fairseq gives to a process that has run out of batches.
@@ -140,7 +142,7 @@ class Distiller:
         with self.timer.stage("step_seconds", sample["target"].device):
             self._begin_update(learner)
             loss, count, logs = self._train_on(sample, learner, ignore_grad=True)
-        return loss, count, {**logs, **NO_WORK, **NO_REWARDS, **self._seconds()}
+        return loss, count, {**logs, **NO_WORK, **NO_REWARDS, **NO_GRAPHS, **self._seconds()}
 
     def prepare_checkpoint(self, student: BaseFairseqModel) -> None:
         """Collect the state of all processes for a checkpoint; all of them must call this together."""
