@@ -1,7 +1,8 @@
 """The training step: the student learns from the teacher, on prefixes of the data and on its own."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any, cast
@@ -34,6 +35,7 @@ from fairseq_imitkd.training.state import TrainingState
 # of the parts cost more than padding.
 PART_COST = {"cpu": 32}
 
+Reward = Callable[[], tuple[Tensor | None, dict[str, float]]]
 StepResult = tuple[Tensor, int, dict[str, Any]]  # the summed loss, its count, sums to log
 
 
@@ -126,12 +128,12 @@ class Distiller:
                 self.teacher.place(*placement(learner.student))
                 draw = self.mixer.draw(sample, now)
                 batch = self.mixer.roll_out(draw, self._writers(learner.student))
-            advantages, rewards = self._reward(sample, batch)
-            encoded = self._encode(sample, batch, now, learner=learner, advantages=advantages)
+            reward = self._begin_reward(sample, batch)
+            encoded = self._encode(sample, batch, now, learner=learner, reward=reward)
             loss, count, logs = self._learn(encoded, learner)
             if self.rollout_log is not None:
                 self.rollout_log.show(learner.update_num)
-        graphs = self.graph_log.read(learner.student)
+        graphs, rewards = self.graph_log.read(learner.student), reward()[1]
         return loss, count, {**logs, **batch.work, **rewards, **graphs, **self._seconds()}
 
     def skip(self, sample: Batch, learner: Learner) -> StepResult:
@@ -174,21 +176,30 @@ class Distiller:
             longest = min(student.max_decoder_positions(), longest)
         return Writers(student, self.teacher.writer, longest)
 
-    def _reward(self, references: Batch, batch: MixedBatch) -> tuple[Tensor | None, dict[str, float]]:
-        """Return each rollout's reward minus the baseline, ``(B,)``, or None without rewards; and sums to
-        log.
+    def _begin_reward(self, references: Batch, batch: MixedBatch) -> "Reward":
+        """Begin to score the rollouts, beside the teacher.
 
         Under ``--loss-average token`` the trainer divides by the number of tokens, but the reward is averaged
         over sentences (Agarwal et al. 2023, equation 4). So it is multiplied by the batch's tokens per
         sentence.
+
+        Returns:
+            a function that waits for the scores. It returns each rollout's reward minus the baseline,
+            ``(B,)``, or None without rewards; and sums to log.
         """
         if self.rewarder is None:
-            return None, NO_REWARDS
+            return lambda: (None, NO_REWARDS)
         target = batch.sample["target"]
-        advantages, sums = self.rewarder.advantages(references["target"], target, batch.is_rollout)
-        if str(self.method.cfg.loss_average) == "token":
-            advantages = advantages * (target.ne(self.task.uncounted).sum() / target.size(0))
-        return advantages, sums
+        finish = self.rewarder.begin(references["target"], target, batch.is_rollout)
+
+        @functools.cache
+        def reward() -> tuple[Tensor, dict[str, float]]:
+            advantages, sums = finish()
+            if str(self.method.cfg.loss_average) == "token":
+                advantages = advantages * (target.ne(self.task.uncounted).sum() / target.size(0))
+            return advantages, sums
+
+        return reward
 
     def _encode(
         self,
@@ -197,7 +208,7 @@ class Distiller:
         now: Moment,
         *,
         learner: Learner,
-        advantages: Tensor | None,
+        reward: "Reward",
     ) -> "_EncodedBatch":
         """Run the teacher's encoder on the batch, and weigh several teachers for each sentence.
 
@@ -216,7 +227,7 @@ class Distiller:
                     )
         log = self.rollout_log
         shown = None if log is None else log.choose(batch, now.update_num)
-        return _EncodedBatch(batch, now, advantages, encoder_outs, log_weights, shown)
+        return _EncodedBatch(batch, now, reward, encoder_outs, log_weights, shown)
 
     def _learn(self, encoded: "_EncodedBatch", learner: Learner) -> StepResult:
         """Compute the teacher's logits, the loss and its gradient, for the whole batch or part by part.
@@ -268,7 +279,7 @@ class Distiller:
             select(batch.is_rollout),
             select(batch.truncated),
             encoded.now,
-            select(encoded.advantages),
+            select(encoded.reward()[0]),
             self._observer(part, select(encoded.shown), select(batch.truncated)),
             can_skip=part["target"].is_cuda and getattr(learner.optimizer, "scaler", None) is not None,
         )
@@ -320,7 +331,7 @@ class _EncodedBatch:
     Args:
         batch: the mixed batch of ``B`` sentences.
         now: the method's schedules.
-        advantages: ``(B,)``, each rollout's advantage (see ``Distillation``); None without rewards.
+        reward: returns each rollout's advantage (see ``Distillation``), and sums to log.
         encoder_outs: the encoder output of each teacher; None if the update needs no teacher.
         log_weights: ``(B, M)``, logarithms of the teachers' weights for each sentence; None if all have the
             same.
@@ -329,7 +340,7 @@ class _EncodedBatch:
 
     batch: MixedBatch
     now: Moment
-    advantages: Tensor | None
+    reward: "Reward"
     encoder_outs: list[Any] | None
     log_weights: Tensor | None
     shown: Tensor | None

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import textwrap
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +65,7 @@ def recorded_stages(
     record(distiller.mixer, "draw", "draw")
     record(distiller.mixer, "roll_out", "roll out")
     if distiller.rewarder is not None:
-        record(distiller.rewarder, "advantages", "reward")
+        record(distiller.rewarder, "begin", "reward")
     record(distiller.teacher, "encode", "encode")
     record(distiller.teacher, "score", "score")
     record(learner.criterion, "forward", "loss")
@@ -260,7 +261,7 @@ def test_gradient_of_a_step_is_that_of_equation_4(
     student = build_student(dropout=0.0).double()
     distiller, learner = task.distiller_of(criterion), Learner(student, criterion, Optimizer(), 0)
     calls = dict[str, Any]()
-    for owner, name in ((distiller.mixer, "roll_out"), (distiller.rewarder, "advantages")):
+    for owner, name in ((distiller.mixer, "roll_out"), (distiller.rewarder, "begin")):
         original = getattr(owner, name)
 
         def recording(*args: Any, name: str = name, original: Any = original) -> Any:
@@ -272,7 +273,7 @@ def test_gradient_of_a_step_is_that_of_equation_4(
     found = {name: each.grad / count for name, each in student.named_parameters()}
 
     batch = calls["roll_out"]
-    target, advantage = batch.sample["target"], calls["advantages"][0].double()
+    target, advantage = batch.sample["target"], calls["begin"]()[0].double()
     counted, is_rollout = target.ne(1), batch.is_rollout
     lengths = counted.sum(dim=-1)
     assert 2 <= int(is_rollout.sum()) < 12
@@ -292,3 +293,26 @@ def test_gradient_of_a_step_is_that_of_equation_4(
     for name, parameter in student.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-6, atol=1e-9)
     assert max(float(each.abs().max()) for each in found.values()) > 1e-3
+
+
+def test_rewards_are_scored_beside_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher scores the batch before the rewards are there, and the loss waits for them."""
+    distiller, learner = distiller_and_learner("gkd", **REWARD)
+    assert distiller.rewarder is not None
+    monkeypatch.setattr(distiller_module, "PART_COST", {})
+    is_scored = threading.Event()
+    score, teacher_score = distiller.rewarder.score, distiller.teacher.score
+
+    def reward(*pair: str) -> float:
+        assert is_scored.wait(20.0), "the teacher waits for the rewards"
+        return score(*pair)
+
+    def teachers(*args: Any, **kwargs: Any) -> Any:
+        logits = teacher_score(*args, **kwargs)
+        is_scored.set()
+        return logits
+
+    monkeypatch.setattr(distiller.rewarder, "score", reward)
+    monkeypatch.setattr(distiller.teacher, "score", teachers)
+    _, _, logs = distiller.step(make_batch(reversed_pairs(8, seed=1)), learner)
+    assert logs["rewarded"] > 0
