@@ -602,4 +602,4 @@ def test_a_teacher_on_another_device_only_scores(
     teacher.write_bytes(b"")
     task = tiny_task(teacher_path=f"{teacher}:{teacher}", teacher_device="cpu", **task_settings)
     with pytest.raises(UsageError, match=f"--teacher-device cpu can't be used with {flag}, which needs"):
-        task.build_criterion(criterion_config(**settings))
+        task.build_criterion(OmegaConf.merge(criterion_config(), settings))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairseq_imitkd.rollout import RandomKey
+from fairseq_imitkd.rollout import RandomKey, cuda_graphs
 from fairseq_imitkd.rollout.keyed_random import MIXING, REPLAYED, REPLAYING
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.text.rewards import RunningMean
@@ -316,3 +316,52 @@ def test_rewards_are_scored_beside_the_teacher(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(distiller.teacher, "score", teachers)
     _, _, logs = distiller.step(make_batch(reversed_pairs(8, seed=1)), learner)
     assert logs["rewarded"] > 0
+
+
+class NoMemory:
+    """Memory that runs out once, unless nothing else is freed.
+
+    Attributes:
+        freed: how often the memory of graphs was asked for.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.freed = 0
+        self._full = True
+        monkeypatch.setattr(cuda_graphs, "release_graphs", self._free)
+
+    def use(self) -> None:
+        if self._full:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def _free(self) -> bool:
+        was_full, self._full = self._full, False
+        self.freed += 1
+        return was_full
+
+
+def test_a_forward_pass_without_memory_is_repeated_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient is that of one pass."""
+    monkeypatch.setattr(distiller_module, "PART_COST", {})
+    found, memory = [], NoMemory(monkeypatch)
+    for runs_out in (False, True):
+        distiller, learner = distiller_and_learner("imitkd", student_share="0.5")
+        loss = learner.criterion._token_loss
+        monkeypatch.setattr(learner.model, "train", lambda *_: None)  # dropout would draw other numbers
+        learner.model.eval()
+        if runs_out:
+            monkeypatch.setattr(learner.criterion, "_token_loss", lambda *args: memory.use() or loss(*args))
+        distiller.step(make_batch(reversed_pairs(8, seed=1)), learner)
+        found.append([parameter.grad for parameter in learner.model.parameters()])
+    assert memory.freed == 1
+    torch.testing.assert_close(*found)
+
+
+def test_a_backward_pass_without_memory_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the gradient may be there. fairseq leaves out the batch; the next ones have more memory."""
+    distiller, learner = distiller_and_learner("imitkd", student_share="0.5")
+    memory = NoMemory(monkeypatch)
+    monkeypatch.setattr(learner.optimizer, "backward", lambda _: memory.use())
+    with pytest.raises(torch.OutOfMemoryError):
+        distiller.step(make_batch(reversed_pairs(8, seed=1)), learner)
+    assert memory.freed == 1
