@@ -117,9 +117,14 @@ def step_without_memory(backend: str, rank: int) -> dict[str, Any]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return token_loss(self, *arguments)
 
+    def free() -> bool:
+        held = bool(full)
+        full.clear()
+        return held
+
     with (
         mock.patch.object(DistillationCriterion, "_token_loss", use),
-        mock.patch.object(cuda_graphs, "release_graphs", lambda: bool(full) and (full.clear() or True)),
+        mock.patch.object(cuda_graphs, "release_graphs", free),
     ):
         return wrapped_step(backend, rank, False)
 

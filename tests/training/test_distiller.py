@@ -334,6 +334,10 @@ class NoMemory:
         if self._full:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
+    def needed_by(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that needs memory."""
+        return lambda *arguments: self.use() or function(*arguments)
+
     def _free(self) -> bool:
         was_full, self._full = self._full, False
         self.freed += 1
@@ -350,7 +354,7 @@ def test_a_forward_pass_without_memory_is_repeated_without_graphs(monkeypatch: p
         monkeypatch.setattr(learner.model, "train", lambda *_: None)  # dropout would draw other numbers
         learner.model.eval()
         if runs_out:
-            monkeypatch.setattr(learner.criterion, "_token_loss", lambda *args: memory.use() or loss(*args))
+            monkeypatch.setattr(learner.criterion, "_token_loss", memory.needed_by(loss))
         distiller.step(make_batch(reversed_pairs(8, seed=1)), learner)
         found.append([parameter.grad for parameter in learner.model.parameters()])
     assert memory.freed == 1
