@@ -351,8 +351,8 @@ def test_a_forward_pass_without_memory_is_repeated_without_graphs(monkeypatch: p
     for runs_out in (False, True):
         distiller, learner = distiller_and_learner("imitkd", student_share="0.5")
         loss = learner.criterion._token_loss
-        monkeypatch.setattr(learner.model, "train", lambda *_: None)  # dropout would draw other numbers
         learner.model.eval()
+        monkeypatch.setattr(learner.model, "train", lambda *_: None)  # dropout would draw other numbers
         if runs_out:
             monkeypatch.setattr(learner.criterion, "_token_loss", memory.needed_by(loss))
         distiller.step(make_batch(reversed_pairs(8, seed=1)), learner)
