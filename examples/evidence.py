@@ -9,7 +9,7 @@ jobs from the queue in order. It can be stopped at any moment, and a second call
 not trained again, and a training continues from its last checkpoint. It writes ``DIR/evidence.log`` and, for
 each finished row, ``DIR/rows/NAME.json`` with the commands, every validation with its updates and CPU
 seconds, and the error rates on the test set. ``publish`` copies these files into ``RECIPE/evidence`` and
-makes the table and the figure of the recipe's README from them; without --run it makes them anew.
+makes the table and the figure of the recipe's README from them; without --run it makes them again.
 """
 
 import argparse

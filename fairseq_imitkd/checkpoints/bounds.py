@@ -97,7 +97,7 @@ def check_tensor(value: Tensor) -> None:
 
 
 def check_settings(settings: Any) -> None:
-    """Refuse settings that would take long to read, or are no values of settings.
+    """Refuse settings that would take long to read, or that settings never hold.
 
     Args:
         settings: the ``cfg`` or ``args`` of a checkpoint.

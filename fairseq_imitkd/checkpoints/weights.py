@@ -77,7 +77,7 @@ def add_versions(model: BaseFairseqModel, weights: dict[str, Any]) -> None:
 
 
 def check_weights(model: BaseFairseqModel, weights: Mapping[str, Any]) -> None:
-    """Refuse a file whose weights are not all in use, or are no weights of a trained model.
+    """Refuse a file whose weights are not all in use, or are not those of a trained model.
 
     Args:
         model: the model that has loaded them.

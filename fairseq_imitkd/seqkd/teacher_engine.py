@@ -54,7 +54,7 @@ def check_teacher(work: Work, teacher: Teacher) -> None:
     """
     job, languages, corpus = work.job, work.languages, work.corpus
     if corpus.references is None:
-        logger.info("there are no references, so the teacher's likelihood of them is not checked")
+        logger.info("the data have no references, so the teacher's likelihood of them is not checked")
         return
     work.read(np.arange(min(SENTENCES, len(corpus))))
     alone = job.backend == "fairseq" and job.workers == 1  # else other models need the device's memory

@@ -17,7 +17,7 @@ else:
 
 
 def check_run(task_config: Any) -> None:
-    """Check the configuration of the whole run, of which a task's is a part, before the task is built.
+    """Check the configuration of the whole run before the task is built.
 
     So ``fairseq-train --user-dir`` checks what ``imitkd-train`` checks. A task that is built by hand is of no
     run.

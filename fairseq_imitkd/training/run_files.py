@@ -245,7 +245,7 @@ def _update() -> int:
 
 
 def whole_config(task_config: Any) -> DictConfig | None:
-    """Return the configuration of the whole run, of which a task's is a part; None if it is of no run."""
+    """Return the configuration of the run that holds a task's; None outside a run."""
     root = task_config._get_root() if isinstance(task_config, DictConfig) else {}
     return root if {"checkpoint", "dataset", "distributed_training"} <= set(root) else None
 

@@ -1,4 +1,4 @@
-"""Two processes that are resumed within an epoch end like two that were not stopped."""
+"""Two processes that are resumed within an epoch end as if they had not stopped, an epoch later too."""
 
 import shutil
 from pathlib import Path
@@ -11,8 +11,8 @@ from tests.helpers import warm_commands
 from tests.helpers.fairseq_models import TINY_TRANSFORMER_FLAGS
 from tests.integration.test_resume_epochs import differences, end
 
-# In an epoch of ten updates, update 14 is within a window of three, and after the start of the second epoch.
-CUT, UPDATES = "checkpoint_2_14.pt", 18
+# An epoch has ten updates. Update 14 is within a window of three, in the second epoch. The third follows.
+CUT, UPDATES = "checkpoint_2_14.pt", 22
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ SMALLER = (
     ("random.Random(1).shuffle(pairs)\n", "random.Random(1).shuffle(pairs)\ndel pairs[1600:]\n", 1),
     ('{"test": pairs[:1000], "valid": pairs[1000:2000], "train": pairs[2000:]}',
      '{"test": pairs[:40], "valid": pairs[40:80], "train": pairs[80:]}', 1),
-    ("--max-update 1000", "--max-update 4", 3),
-    ("--validate-interval-updates 500", "--validate-interval-updates 4", 3),
+    ("--max-update 3000", "--max-update 4", 3),
+    ("--validate-interval-updates 1000", "--validate-interval-updates 4", 3),
     ("--criterion imitkd_full", "--criterion imitkd_full --teacher-allow-poor", 1),
     ("imitkd evaluate", f"imitkd evaluate {QUICK}", 1),
 )  # fmt: skip

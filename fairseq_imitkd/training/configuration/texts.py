@@ -120,7 +120,7 @@ def _check_search(text: Any) -> None:
     for name, value in search.items():
         if name not in known:
             raise UsageError(
-                f"--eval-bleu-args has '{name[:60]}', which is no setting of the search: leave it out"
+                f"--eval-bleu-args has '{name[:60]}', which the search does not have: leave it out"
             )
         check_value(name, value, f"'{name}' of --eval-bleu-args")
         default = getattr(GenerationConfig, name)
@@ -147,7 +147,7 @@ def _check_detokenizer(settings: Mapping[str, Any]) -> None:
     for key in _json_object("eval_bleu_detok_args", settings.get("eval_bleu_detok_args"), example):
         if key not in known:
             raise UsageError(
-                f"--eval-bleu-detok-args has '{key[:60]}', which is no setting of --eval-bleu-detok {name}: "
+                f"--eval-bleu-detok-args has '{key[:60]}', which --eval-bleu-detok {name} does not have: "
                 "leave it out"
             )
 

@@ -182,7 +182,7 @@ def test_every_default_is_accepted() -> None:
         ({"eval_bleu_args": "[" * 9999}, "--eval-bleu-args must be a JSON object such as"),
         (
             {"eval_bleu_args": '{"bem": 1}'},
-            "--eval-bleu-args has 'bem', which is no setting of the search: leave",
+            "--eval-bleu-args has 'bem', which the search does not have: leave",
         ),
         (
             {"eval_bleu_args": '{"beam": 0}'},
@@ -201,7 +201,7 @@ def test_every_default_is_accepted() -> None:
         ({"eval_bleu_detok_args": "x"}, "--eval-bleu-detok-args must be a JSON object such as"),
         (
             {"eval_bleu_detok_args": '{"x": 1}'},
-            "--eval-bleu-detok-args has 'x', which is no setting of --eval-bleu",
+            "--eval-bleu-detok-args has 'x', which --eval-bleu-detok",
         ),
         (
             {"eval_bleu_remove_bpe": "x"},
