@@ -7,11 +7,16 @@ torch's kernels are used.
 """
 
 import functools
+import logging
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fairseq_imitkd.errors import in_one_line
+
+logger = logging.getLogger(__name__)
 
 _LIBRARY = torch.library.Library("fairseq_imitkd", "DEF")
 _LIBRARY.define(
@@ -98,18 +103,17 @@ def _with_triton(
     post_norm: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    kernel = _triton_kernels().get("add_layer_norm")
-    if kernel is None or x.dtype == torch.float64:
-        return _with_torch(x, update, bias, weight, norm_bias, eps, post_norm, dtype)
     rows, width = x.shape
     residual = torch.empty_like(x)
     alone = post_norm and x.dtype == dtype
     normed = torch.empty((0,) if alone else x.shape, dtype=dtype, device=x.device)
     block = 1 << max(width - 1, 1).bit_length()
-    kernel[(rows,)](
-        x, update, bias, weight, norm_bias, residual, normed, width, eps,
+    is_done = x.dtype != torch.float64 and _launch(
+        "add_layer_norm", rows, x, update, bias, weight, norm_bias, residual, normed, width, eps,
         POST_NORM=post_norm, ALONE=alone, BLOCK=block, num_warps=min(max(block // 256, 1), 8),
     )  # fmt: skip
+    if not is_done:
+        return _with_torch(x, update, bias, weight, norm_bias, eps, post_norm, dtype)
     return residual, normed
 
 
@@ -149,15 +153,30 @@ def _at_least(probs: Tensor, bound: Tensor, topp: float) -> Tensor:
 
 
 def _nucleus_with_triton(probs: Tensor, topp: float) -> Tensor:
-    kernel = _triton_kernels().get("nucleus")
-    if kernel is None:
-        return _nucleus_by_bisection(probs, topp)
     probs = probs.contiguous()
     kept = torch.empty_like(probs, dtype=torch.bool)
     rows, width = probs.shape
     block = min(1 << max(width - 1, 1).bit_length(), 4096)
-    kernel[(rows,)](probs, kept, topp, WIDTH=width, BLOCK=block, num_warps=8)
+    if not _launch("nucleus", rows, probs, kept, topp, WIDTH=width, BLOCK=block, num_warps=8):
+        return _nucleus_by_bisection(probs, topp)
     return kept
+
+
+def _launch(name: str, rows: int, *arguments: Any, **constants: Any) -> bool:
+    """Launch a Triton kernel with a program for each row. Return whether this was possible.
+
+    Triton compiles a kernel at its first launch, for which it needs a C compiler.
+    """
+    kernel = _triton_kernels().get(name)
+    if kernel is None:
+        return False
+    try:
+        kernel[(rows,)](*arguments, **constants)
+    except Exception as error:
+        del _triton_kernels()[name]
+        logger.warning("Triton's kernel %s is not used: %s", name, in_one_line(error))
+        return False
+    return True
 
 
 @functools.cache

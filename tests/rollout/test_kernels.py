@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -85,3 +86,20 @@ def test_nucleus(topp: float, dtype: torch.dtype, way: str) -> None:
         expected = torch.zeros_like(probs, dtype=torch.bool).scatter(-1, order, before < topp - 1e-12)
         found = getattr(kernels, way)(probs, topp)
         assert (found & (probs > 0)).equal(expected & (probs > 0))
+
+
+def test_a_kernel_that_does_not_compile(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """torch's kernels are used, and a line says so once."""
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            raise RuntimeError("Failed to find C compiler")
+
+    broken = {"nucleus": Kernel()}
+    monkeypatch.setattr(kernels, "_triton_kernels", lambda: broken)
+    probs = torch.tensor([[0.5, 0.2, 0.3]])
+    for _ in range(2):
+        assert kernels._nucleus_with_triton(probs, 0.6).tolist() == [[True, False, True]]
+    assert caplog.messages == ["Triton's kernel nucleus is not used: Failed to find C compiler"]
