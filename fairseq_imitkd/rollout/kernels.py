@@ -60,7 +60,7 @@ def add_layer_norm(
 
 
 def nucleus(probs: Tensor, topp: float) -> Tensor:
-    """Find the smallest set of tokens whose total probability reaches ``topp`` (Holtzman et al. 2020).
+    """Find the smallest set of tokens whose total probability reaches ``topp``.
 
     Among tokens of equal probability, those of lower index come first.
 
@@ -125,9 +125,12 @@ def _nucleus_by_sorting_few(probs: Tensor, topp: float) -> Tensor:
         sums = few.double().cumsum(dim=-1)
         if few.size(-1) == probs.size(-1) or bool((sums[:, -1] >= topp).all()):
             break
-        count *= 8
+        count *= 16
     last = (sums < topp).sum(dim=-1, keepdim=True).clamp(max=few.size(-1) - 1)
-    return _at_least(probs, few.gather(-1, last), topp)
+    bound = few.gather(-1, last)
+    found = probs >= bound
+    has_ties = bool((found.sum(dim=-1, keepdim=True) != last + 1).any())
+    return _at_least(probs, bound, topp) if has_ties else found
 
 
 def _nucleus_by_bisection(probs: Tensor, topp: float) -> Tensor:
