@@ -30,7 +30,14 @@ from fairseq_imitkd.losses.chunked import TokenValues, chunked_loss, tensor_core
 from fairseq_imitkd.losses.divergences import DIVERGENCES
 from fairseq_imitkd.models.logits import ProjectedLogits, TokenLogits, chunk_size, full_precision
 
-SETTINGS = {"jsd_weight": 0.1, "skew": 0.1, "annealing": 0.5, "logit_margin": 0.0}
+SETTINGS = {
+    "jsd_weight": 0.1,
+    "skew": 0.1,
+    "annealing": 0.5,
+    "logit_margin": 0.0,
+    "rank_topk": 5,
+    "entropy_threshold": 0.8,
+}
 WIDTH = 512
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 WARMUP = 2  # rounds

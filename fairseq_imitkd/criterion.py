@@ -23,6 +23,7 @@ from fairseq_imitkd.errors import RefusedUpdate, UsageError
 from fairseq_imitkd.losses import metrics
 from fairseq_imitkd.losses.chunked import TokenValues, chunked_loss
 from fairseq_imitkd.losses.divergences import DIVERGENCES, most_probable_only, needs
+from fairseq_imitkd.losses.token_weights import CONFIDENCES, DifficultyQueue, is_among_hardest
 from fairseq_imitkd.method.config import DistillationConfig
 from fairseq_imitkd.method.method import Method, Moment
 from fairseq_imitkd.models.access import features_for_logits, output_projection, unwrapped
@@ -56,6 +57,7 @@ class Distillation:
             the tokens per sentence of the whole batch. None without rewards.
         observe: called with the teacher's most probable tokens, ``(B, T)``; at positions where the loss
             ignores the teacher they mean nothing. None is not called.
+        difficulties: the difficulties of recent tokens, under ``--token-selection queue``.
         can_skip: the optimizer skips an update whose gradient is not finite, and lowers its loss scale.
     """
 
@@ -65,6 +67,7 @@ class Distillation:
     now: Moment
     advantages: Tensor | None = None
     observe: Callable[[Tensor], None] | None = None
+    difficulties: DifficultyQueue | None = None
     can_skip: bool = False
 
 
@@ -110,6 +113,8 @@ class DistillationCriterion(FairseqCriterion):
         self._settings = {setting: getattr(cfg, setting) for setting in settings - {"annealing"}}
         self._exact_mixture = str(cfg.js_weights) == "exact"
         self._easy_weight = cfg.easy_weight
+        self._selection, self._selected_share = str(cfg.token_selection), cfg.selected_share
+        self._confidence = CONFIDENCES.get(str(cfg.rollout_confidence))
         self._student_temperature, self._teacher_temperature = (
             cfg.student_temperature,
             cfg.teacher_temperature,
@@ -237,6 +242,21 @@ class DistillationCriterion(FairseqCriterion):
                     student, positions.gold, chunk
                 )
                 positions.inputs["mixture_weight"] = positions.prefix_sums(difference).sigmoid()
+        if self._selection != "all":
+            positions.selected = self._hardest(positions, -token_lprobs(student, positions.gold, chunk))
+
+    def _hardest(self, positions: "_Positions", difficulty: Tensor) -> Tensor:
+        """Return at which positions, ``(P,)`` bool, the loss compares with the teacher.
+
+        The difficulty ``(P,)`` of a position is the cross-entropy of its target under the student.
+        """
+        compared = positions.counted if positions.gold_weight < 1.0 else positions.is_rollout
+        pool = difficulty[compared]
+        if self._selection == "queue":
+            queue = positions.distillation.difficulties if positions.distillation else None
+            assert queue is not None
+            pool = queue.add(pool)
+        return is_among_hardest(difficulty, pool, self._selected_share)
 
     def _easy_and_hard_weights(self, is_hard: Tensor, counted: Tensor) -> Tensor:
         """Return weights ``(N,)`` that turn a mean over all tokens into ``w * mean(easy) + (1 - w) *
@@ -317,7 +337,13 @@ class DistillationCriterion(FairseqCriterion):
         values["agrees"] = (most_probable(logits.detach()) == teacher_token) & ~ignored
         if part.distillation is not None and part.distillation.observe is not None:
             values["teacher_token"] = teacher_token
-        return self._divergence_of(part, logits, teacher_logits)
+        divergence = self._divergence_of(part, logits, teacher_logits)
+        if part.selected is not None:
+            divergence = divergence * part.selected
+        if self._confidence is not None:
+            confidence = self._confidence(teacher_logits).to(divergence)
+            divergence = divergence * torch.where(part.is_rollout, confidence, 1.0)
+        return divergence
 
     def _divergence_of(self, part: "_Positions", student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the divergence at the method's temperatures, ``(n, V), (n, V) -> (n,)``."""
@@ -405,6 +431,7 @@ class _Positions:
         scale: ``(P,)``, factors that turn the sum over tokens into a sum of means per sentence; None keeps
             the sum over tokens.
         inputs: ``(P,)`` tensors by name, which the divergence reads beside logits.
+        selected: ``(P,)`` bool, whether the position counts in the divergence; None selects all.
     """
 
     target: Tensor
@@ -419,6 +446,7 @@ class _Positions:
     advantages: Tensor | None = None
     scale: Tensor | None = None
     inputs: dict[str, Tensor] = field(default_factory=dict)
+    selected: Tensor | None = None
 
     def part(self, at: slice) -> "_Positions":
         """Return what the loss reads at ``n`` of the positions, without the teacher's logits."""
@@ -431,6 +459,7 @@ class _Positions:
             advantages=None if self.advantages is None else self.advantages[at],
             scale=None if self.scale is None else self.scale[at],
             inputs={name: values[at] for name, values in self.inputs.items()},
+            selected=None if self.selected is None else self.selected[at],
         )
 
     def prefix_sums(self, values: Tensor) -> Tensor:

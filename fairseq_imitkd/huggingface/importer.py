@@ -20,7 +20,7 @@ from fairseq_imitkd.huggingface.convert import Converted, convert
 from fairseq_imitkd.huggingface.folder import ModelFolder
 from fairseq_imitkd.huggingface.layout import SIDES, Layout, languages_of, layout_of
 from fairseq_imitkd.huggingface.subwords import write_description
-from fairseq_imitkd.huggingface.tokens import Tokenizer, read_tokenizer
+from fairseq_imitkd.huggingface.tokens import DESCRIPTION, Tokenizer, read_tokenizer
 from fairseq_imitkd.huggingface.vocabulary import BOS, Vocabulary, rows_of, vocabulary
 from fairseq_imitkd.huggingface.weights import read_weights, weight_files
 
@@ -77,7 +77,7 @@ def import_model(job: ImportJob) -> Imported:
     out.check_new()
     tokenizer = read_tokenizer(folder, config)
     pair = languages_of(config, tokenizer, (job.source_lang, job.target_lang))
-    layout = layout_of(config, tokenizer, pair)
+    layout = layout_of(config, tokenizer, pair, described=folder.json(DESCRIPTION))
     sides = _vocabularies(config, tokenizer)
     rows = rows_of(*sides, start=layout.start, source_ends=layout.source_ends)
     converted = convert(read_weights(folder), config, rows=rows, name=folder.name)

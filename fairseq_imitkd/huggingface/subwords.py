@@ -12,8 +12,8 @@ from sentencepiece import SentencePieceProcessor
 from fairseq_imitkd.data.dictionaries import load_dictionary
 from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface.folder import read_json
+from fairseq_imitkd.huggingface.tokens import DESCRIPTION
 
-DESCRIPTION = "huggingface.json"  # what the import knows about the text of a model
 SUBWORD_FILES = ("source.spm", "target.spm", "tokenizer.json", "encoder.json", "vocab.bpe", "bpe.codes")
 
 

@@ -6,7 +6,7 @@ are those of the model, renormalised over what is left.
 
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,13 @@ class Trimmed:
     checkpoint: Path
 
 
-def trim(job: TrimJob) -> Trimmed:
+def trim(job: TrimJob, counts: Mapping[str, Counter[str]] | None = None) -> Trimmed:
     """Trim a model's vocabulary. The folder appears whole or not at all.
+
+    Args:
+        job: the vocabulary to trim.
+        counts: how often a corpus has each symbol, of ``source`` and ``target``; None counts those of the
+            job's text.
 
     Raises:
         UsageError: a file can't be read, the model has no tables of symbols, or the trimmed model computes
@@ -116,7 +121,8 @@ def trim(job: TrimJob) -> Trimmed:
     languages = _languages(job, state)
     dictionaries = {"source": languages.source_dictionary, "target": languages.target_dictionary}
     pair = {"source": languages.source, "target": languages.target}
-    counts = {side: _counts(job.text, language) for side, language in pair.items()}
+    if counts is None:
+        counts = {side: count_symbols("--text", job.text, language) for side, language in pair.items()}
     described = _description(languages.folder)
     wanted = {
         side: {symbol for symbol, count in counts[side].items() if count >= job.min_count}
@@ -238,22 +244,34 @@ def _languages(job: TrimJob, state: dict[str, Any]) -> Languages:
     return Languages.of(job.data or job.checkpoint.resolve().parent, *pair)
 
 
-def _counts(prefixes: Sequence[str], language: str) -> Counter[str]:
-    """Count the symbols of the corpus in a language."""
+def count_symbols(
+    flag: str, prefixes: Sequence[str], language: str, *, split: Callable[[str], list[str]] = str.split
+) -> Counter[str]:
+    """Count the symbols of a corpus in a language.
+
+    Args:
+        flag: the flag that names the corpus, for messages.
+        prefixes: ``PREFIX.LANG`` are its files.
+        language: the language.
+        split: returns the symbols of a line without its end.
+
+    Raises:
+        UsageError: a file can't be read, or there are no symbols.
+    """
     counts: Counter[str] = Counter()
     for prefix in prefixes:
         path = Path(f"{prefix}.{language}")
         try:
             with open(path, encoding="utf-8") as lines:
                 for line in lines:
-                    counts.update(line.split())
+                    counts.update(split(line.rstrip("\r\n")))
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise UsageError(
-                f"--text '{prefix}': '{path}' can't be read ({reason}); name the part before .{language}"
+                f"{flag} '{prefix}': '{path}' can't be read ({reason}); name the part before .{language}"
             ) from error
     if not counts:
-        raise UsageError(f"--text {' '.join(prefixes)} has no symbols of {language}; use a corpus with text")
+        raise UsageError(f"{flag} {' '.join(prefixes)} has no symbols of {language}; use a corpus with text")
     return counts
 
 

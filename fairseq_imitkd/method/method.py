@@ -153,7 +153,12 @@ class Method:
     @property
     def needs_whole_batches(self) -> bool:
         """Whether a token's loss depends on the batch's other tokens, so that the batch can't be divided."""
-        return "is_hard" in self.divergence_inputs
+        return "is_hard" in self.divergence_inputs or str(self.cfg.token_selection) != "all"
+
+    @property
+    def selection_queue(self) -> int:
+        """The number of recent tokens among which the hardest ones are selected; 0 without a queue."""
+        return self.cfg.selection_queue if str(self.cfg.token_selection) == "queue" else 0
 
     def _warn_of_an_early_end(self) -> None:
         cfg = self.cfg

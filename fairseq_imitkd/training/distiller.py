@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
 from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.losses.token_weights import DifficultyQueue
 from fairseq_imitkd.method.method import Method, Moment
 from fairseq_imitkd.mixing import MixedBatch, Mixer, Writers
 from fairseq_imitkd.mixing.batch import split_by_length, take
@@ -100,6 +101,7 @@ class Distiller:
             baseline,
             self.mixer.replay,
             pool=self.mixer.pool if method.pool_updates > 1 else None,
+            difficulties=DifficultyQueue(method.selection_queue) if method.selection_queue else None,
             selector=sentence_weights.selector if sentence_weights else None,
             watch=RolloutWatch(warm_up, samples=method.rollout_policy.samples) if method.rolls_out else None,
         )
@@ -281,6 +283,7 @@ class Distiller:
             encoded.now,
             select(encoded.reward()[0]),
             self._observer(part, select(encoded.shown), select(batch.truncated)),
+            self.state.difficulties,
             can_skip=part["target"].is_cuda and getattr(learner.optimizer, "scaler", None) is not None,
         )
         return {**part, DISTILLATION: distillation}

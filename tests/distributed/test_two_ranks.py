@@ -110,6 +110,18 @@ def test_gradients_of_two_ranks_are_one_processes(
 
 
 @pytest.mark.parametrize("backend", two_ranks.BACKENDS)
+def test_weights_of_tokens_on_two_ranks(ranks: list[dict[str, Any]], backend: str) -> None:
+    """Each rank selects the hardest tokens among its own recent ones."""
+    model = two_ranks.student()
+    for sample in two_ranks.sentences():
+        criterion = two_ranks.criterion(**two_ranks.WEIGHTED)
+        two_ranks.task().train_step(sample, model, criterion, two_ranks.Optimizer(), two_ranks.UPDATE)
+    for rank in ranks:
+        summed = {name: 2.0 * each for name, each in rank[f"{backend}-weighted"]["gradients"].items()}
+        torch.testing.assert_close(summed, two_ranks.gradients(model), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", two_ranks.BACKENDS)
 def test_logs_of_two_ranks_are_one_processes(
     ranks: list[dict[str, Any]], one_process: dict[str, Any], backend: str
 ) -> None:

@@ -33,6 +33,7 @@ from tests.helpers.fairseq_models import (
 
 UPDATE = 30
 BACKENDS = ("legacy_ddp", "pytorch_ddp")
+WEIGHTED = {"token_selection": "queue", "selection_queue": 20, "rollout_confidence": "entropy"}
 
 
 class Optimizer:
@@ -206,6 +207,7 @@ def main(rank: int, folder: Path) -> None:
             )
         results[f"{backend}-chunks"] = wrapped_step(backend, rank, False, loss_chunk=3)
         results[f"{backend}-without-memory"] = step_without_memory(backend, rank)
+        results[f"{backend}-weighted"] = wrapped_step(backend, rank, False, **WEIGHTED)
         results[f"{backend}-pruned"] = pruned(rank, backend)
     results["policy"] = policy_over_teachers(rank)
     results["trainer"] = trainer_steps(rank, folder)

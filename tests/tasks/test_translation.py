@@ -505,10 +505,13 @@ def test_parts_of_similar_length_add_up_to_the_whole(
     assert list(parts[2]) == list(whole[2])
 
 
-def test_batch_whose_tokens_are_compared_stays_whole(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ATKD divides tokens into easy and hard ones by the batch's median."""
+@pytest.mark.parametrize("name", ["atkd", "selective_kd"])
+def test_batch_whose_tokens_are_compared_stays_whole(
+    task, student, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """ATKD divides tokens into easy and hard ones by the batch's median; selective KD selects the hardest."""
     monkeypatch.setattr(distiller_module, "PART_COST", {"cpu": 0})
-    criterion, sample = tiny_criterion("atkd", tiny_task()), make_batch(reversed_pairs(12, seed=13))
+    criterion, sample = tiny_criterion(name, tiny_task()), make_batch(reversed_pairs(12, seed=13))
     recorder = Recorder(criterion, monkeypatch)
     step(task, student, criterion, sample)
     assert len(recorder.samples) == 1
