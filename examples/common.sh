@@ -430,7 +430,7 @@ run_recipe() {
 
 # shellcheck source=/dev/null
 [ ! -e "$RECIPE/settings.sh" ] || source "$RECIPE/settings.sh"
-# Only the stages above read these variables; a recipe without rows has its own stages, and names those that it reads in USES. benchmarks/gpu.sh is not a recipe and uses SMOKE.
+# Only the stages above read these variables; a recipe without rows has its own stages, and names those that it reads in USES.
 if [ -z "${ROWS:-}" ] && [ "${RECIPE%/*}" = "$REPO/examples" ]; then
   for variable in SMOKE DRY_RUN START UPDATES; do
     [ -z "${!variable:-}" ] || [[ " ${USES:-} " == *" $variable "* ]] || die "$variable is not used by this recipe, but is '${!variable}'; leave it out"

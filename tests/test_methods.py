@@ -23,6 +23,7 @@ TASK_FLAGS = {
     "--teacher-data": None,
     "--teacher-allow-globals": None,
     "--teacher-allow-poor": False,
+    "--teacher-device": None,
     "--teacher-encoder-cache": "0",
     "--teacher-cache": None,
     "--init-from-teacher": None,

@@ -37,7 +37,7 @@ def is_among_hardest(difficulty: Tensor, pool: Tensor, share: float) -> Tensor:
 class DifficultyQueue:
     """The difficulties of the most recent tokens, first in first out (Wang et al. 2021).
 
-    A batch that is repeated after an overflow of ``--amp`` enters twice.
+    A batch that is repeated after an overflow of ``--amp``, or without the memory of graphs, enters twice.
 
     Args:
         capacity: maximum number of tokens.
@@ -48,8 +48,12 @@ class DifficultyQueue:
         self._values = torch.empty(0)
 
     def add(self, difficulty: Tensor) -> Tensor:
-        """Add the difficulties of some tokens ``(N,)``, and return those of all tokens in the queue."""
-        self._values = torch.cat([self._values.to(difficulty), difficulty.detach()])[-self.capacity :]
+        """Add the difficulties of some tokens ``(N,)``, and return those of all tokens in the queue.
+
+        Half precision skips an update whose numbers overflow, so those that are not finite are left out.
+        """
+        finite = difficulty.detach()[difficulty.detach().isfinite()]
+        self._values = torch.cat([self._values.to(difficulty), finite])[-self.capacity :]
         return self._values
 
     def state(self) -> Tensor:

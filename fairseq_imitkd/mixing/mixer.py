@@ -24,6 +24,7 @@ from fairseq_imitkd.mixing.batch import (
     encoder_inputs,
     first_decoder_inputs,
     join_encoder_inputs,
+    sentences_of,
     with_past_rollouts,
     with_rollouts,
 )
@@ -268,16 +269,11 @@ class Mixer:
 
     def _keep(self, replay: ReplayBuffer, batch: MixedBatch, update_num: int) -> None:
         """Add a batch's new rollouts to the replay buffer."""
-        net_input = batch.sample["net_input"]
-        tensors = (net_input["src_tokens"], net_input["prev_output_tokens"], batch.sample["target"])
-        sources, inputs, targets = (tensor.cpu() for tensor in tensors)
+        rows = batch.is_rollout.cpu().nonzero().squeeze(-1)
         ids, truncated = batch.sample["id"].tolist(), batch.truncated.tolist()
-        for row in batch.is_rollout.nonzero().squeeze(-1).tolist():
-            target, source = targets[row], sources[row]
-            target = target[target.ne(self.layout.target.pad)].clone()
-            source = source[source.ne(self.layout.source_pad)].clone()
-            decoder_inputs = inputs[row, : target.numel()].clone()
-            replay.add(PastRollout(ids[row], update_num, truncated[row], source, decoder_inputs, target))
+        parts = sentences_of(batch.sample, rows, layout=self.layout)
+        for row, source, inputs, target in zip(rows.tolist(), *parts, strict=True):
+            replay.add(PastRollout(ids[row], update_num, truncated[row], source, inputs, target))
 
     def _with_teacher_samples(self, batch: MixedBatch, now: Moment, writers: Writers) -> MixedBatch:
         """Return the batch with samples from the teacher in place of the references that are left."""

@@ -69,6 +69,7 @@ def load_teacher(source: TeacherSource, student: LanguagePair, *, encoder_cache:
         dtype=source.dtype,
         cache=EncoderCache(encoder_cache) if encoder_cache else None,
         weights=source.weights,
+        device=source.device,
     )
 
 

@@ -5,6 +5,7 @@ A reward is the score that sacreBLEU or rouge-score gives one sentence against i
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -118,6 +119,7 @@ class Rewarder:
     ):
         self.name, self.score = name, REWARDS[name]
         self.text, self.baseline = ScoredText(dictionary, remove_bpe), baseline
+        self._thread: ThreadPoolExecutor | None = None
         self._equal = 0  # successive batches whose rewards were all equal
 
     def advantages(
@@ -133,21 +135,36 @@ class Rewarder:
         Returns:
             the advantages, ``(B,)`` float32, 0 for other sentences; and sums for the log.
         """
+        return self.begin(references, written, is_rollout)()
+
+    def begin(
+        self, references: Tensor, written: Tensor, is_rollout: Tensor
+    ) -> Callable[[], tuple[Tensor, dict[str, float]]]:
+        """Begin to score rollouts in a thread. Return a function that returns :meth:`advantages`."""
+        device = is_rollout.device
+        references, written, is_rollout = (each.cpu() for each in (references, written, is_rollout))
         rows = is_rollout.nonzero().squeeze(-1)
-        hypotheses, texts = self.text.hypotheses(written[rows]), self.text.references(references[rows])
-        rewards = torch.tensor(
-            [self.score(*pair) for pair in zip(hypotheses, texts, strict=True)], dtype=torch.float64
-        )
-        self._warn_of_equal_rewards(rewards)
-        better = rewards - self.baseline.mean if self.baseline else leave_one_out(rewards)
-        advantages = torch.zeros(is_rollout.numel(), device=is_rollout.device)
-        advantages[rows] = better.float().to(is_rollout.device)
-        sums = {
-            "rewarded": rewards.numel(),
-            "reward": float(rewards.sum()),
-            "reward_squared": float(rewards.square().sum()),
-        }
-        return advantages, sums
+        self._thread = self._thread or ThreadPoolExecutor(1, "imitkd-rewards")
+        scores = self._thread.submit(self._scores, references[rows], written[rows])
+
+        def finish() -> tuple[Tensor, dict[str, float]]:
+            rewards = torch.tensor(scores.result(), dtype=torch.float64)
+            self._warn_of_equal_rewards(rewards)
+            better = rewards - self.baseline.mean if self.baseline else leave_one_out(rewards)
+            advantages = torch.zeros(is_rollout.numel()).index_copy(0, rows, better.float())
+            sums = {
+                "rewarded": rewards.numel(),
+                "reward": float(rewards.sum()),
+                "reward_squared": float(rewards.square().sum()),
+            }
+            return advantages.to(device), sums
+
+        return finish
+
+    def _scores(self, references: Tensor, written: Tensor) -> list[float]:
+        """Return the score of each of ``R`` rows."""
+        pairs = zip(self.text.hypotheses(written), self.text.references(references), strict=True)
+        return [self.score(*pair) for pair in pairs]
 
     def _warn_of_equal_rewards(self, rewards: Tensor) -> None:
         """Warn once if the rewards of many successive batches were all equal."""

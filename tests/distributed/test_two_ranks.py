@@ -91,14 +91,15 @@ def test_the_case_is_uneven(one_process: dict[str, Any]) -> None:
     assert abs(lengths[0] - lengths[1]) > 2
 
 
-@pytest.mark.parametrize("case", ["even", "chunks"])
+@pytest.mark.parametrize("case", ["even", "chunks", "without-memory"])
 @pytest.mark.parametrize("backend", two_ranks.BACKENDS)
 def test_gradients_of_two_ranks_are_one_processes(
     ranks: list[dict[str, Any]], one_process: dict[str, Any], backend: str, case: str
 ) -> None:
     """The wrappers average over ranks, so twice their gradient is the sum over all sentences.
 
-    In chunks, the output matrix gets its gradient outside the wrapped forward pass.
+    In chunks, the output matrix gets its gradient outside the wrapped forward pass. Without memory, rank 1
+    repeats its forward pass when the memory of graphs is free.
     """
     results = [rank[f"{backend}-{case}"] for rank in ranks]
     for result in results:

@@ -65,3 +65,9 @@ def test_confidence_of_a_teacher() -> None:
     assert entropy_confidence(logits).tolist() == pytest.approx([0.0, 1.0, 0.5])
     assert probability_confidence(logits).tolist() == pytest.approx([0.25, 1.0, 0.5])
     assert entropy_confidence(logits.half()).dtype == torch.float32
+
+
+def test_the_queue_leaves_out_what_is_not_finite() -> None:
+    """A skipped update of a student that overflows must not spoil the threshold of later ones."""
+    queue = DifficultyQueue(4)
+    assert queue.add(torch.tensor([1.0, torch.nan, torch.inf, 2.0])).tolist() == [1.0, 2.0]
