@@ -224,7 +224,7 @@ def read_text(path: Path, text: Text, languages: Languages, *, folder: Path) -> 
             raise UsageError(f"--source-text '{path}' is empty; use a file with one sentence per line")
         with dataset_builder(prefix, len(dictionary)) as builder:
             for line in read_lines(path):
-                ids = dictionary.encode_line(text.encode(line), add_if_not_exist=False, append_eos=True)
+                ids = encoded(line, text, dictionary)
                 builder.add_item(ids)
                 tokens, unknown = tokens + ids.numel(), unknown + int(ids.eq(dictionary.unk()).sum())
         if unknown > 0.01 * tokens:
@@ -235,6 +235,12 @@ def read_text(path: Path, text: Text, languages: Languages, *, folder: Path) -> 
                 languages.source,
             )
     return Corpus(read_side(prefix, dictionary), None, path)
+
+
+def encoded(line: str, text: Text, dictionary: Dictionary) -> Tensor:
+    """Return the symbols of a line of text, ``(T,)`` int64, EOS included."""
+    ids: Tensor = dictionary.encode_line(text.encode(line), add_if_not_exist=False, append_eos=True)
+    return ids.long()
 
 
 def read_lines(text: Path) -> Iterator[str]:

@@ -26,6 +26,7 @@ from fairseq_imitkd.data.output_folder import OutputFolder
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.seqkd import factory, workers
 from fairseq_imitkd.seqkd.factory import Result, make
+from fairseq_imitkd.seqkd.filters import REASONS
 from fairseq_imitkd.seqkd.folder import output_folder, saved_batches
 from fairseq_imitkd.seqkd.job import Job
 from fairseq_imitkd.seqkd.translator import Translator
@@ -68,7 +69,7 @@ def test_whole_run(root: Path, whole: dict[str, bytes | None]) -> None:
         for side in ("src", "tgt")
         for end in ("bin", "idx")
     }
-    text = {f"text/test.{end}" for end in ("src", "tgt", "tsv")}
+    text = {f"text/test.{end}" for end in ("src", "tgt", "tsv", "dropped.tsv")}
     dictionaries = {f"data-bin/dict.{side}.txt" for side in ("src", "tgt")}
     assert whole.keys() == {"job.json", "manifest.json", "text", "data-bin"} | data | text | dictionaries
     lines = listed(root / "whole")
@@ -90,7 +91,9 @@ def test_whole_run(root: Path, whole: dict[str, bytes | None]) -> None:
     assert counts["sentences"] == SENTENCES
     assert counts["empty_sources"] == 1
     assert counts["written"] == len(lines)
-    assert counts["dropped"] == {"cut": SENTENCES - 1 - len(lines), "empty": 0, "ratio": 0, "duplicate": 0}
+    assert counts["dropped"] == {**dict.fromkeys(REASONS, 0), "cut": SENTENCES - 1 - len(lines)}
+    dropped = (root / "whole" / "text" / "test.dropped.tsv").read_text().splitlines()
+    assert [line.split("\t")[2] for line in dropped] == ["cut"] * counts["dropped"]["cut"]
     assert counts["translations"] == counts["written"] + sum(counts["dropped"].values()) == SENTENCES - 1
     assert set(manifest["files"]) == data | text | dictionaries
     for name, file in manifest["files"].items():
