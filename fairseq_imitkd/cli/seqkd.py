@@ -124,8 +124,8 @@ def _add_translation_flags(group: Any) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="translations by anyone, in place of --teacher-path; candidates of several files are pooled. TSV: "
-        "a source and its translations in each line; JSONL: source, translations, scores, reference",
+        help="anyone's translations, in place of --teacher-path; those of several files are pooled. TSV: a "
+        "source and its translations in each line; JSONL: source, translations, scores, reference",
     )
     group.add_argument(
         "--scores",
@@ -133,8 +133,8 @@ def _add_translation_flags(group: Any) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="one file for each of --translations, line by line a score for each translation (more is better), "
-        "for --select first and --drop-worst",
+        help="one file for each of --translations: in each line a score for each translation (more is "
+        "better), for --select first and --drop-worst",
     )
 
 
@@ -268,7 +268,7 @@ def _add_filter_flags(group: Any) -> None:
     group.add_argument(
         "--drop-repeats",
         action="store_true",
-        help="drop a translation in which a phrase stands three times in a row, unless one does in its source",
+        help="drop a translation in which a phrase stands three times in a row, unless its source has one",
     )
     group.add_argument(
         "--drop-worst",
@@ -441,6 +441,8 @@ def _search_settings(args: argparse.Namespace) -> SearchSettings:
 
 def _selection(args: argparse.Namespace) -> SearchSettings:
     """Return the settings that choose among translations that are already there, however many."""
+    if args.select == "sample":
+        raise UsageError("--select must be first, best or mbr with --translations, but is sample")
     return SearchSettings(
         select=args.select,
         keep=args.keep,

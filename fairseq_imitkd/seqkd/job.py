@@ -142,20 +142,16 @@ class Job:
         )
         yield (
             not given or self.source_text is None,
-            "--source-text changes nothing with --translations, which hold the sources; leave one of them out",
+            "--source-text changes nothing with --translations, which hold the sources; leave one out",
         )
         yield (
             not given or self.student_data is None,
             "--student-data changes nothing with --translations: let DATA be the student's",
         )
         yield (
-            not given or self.decoding.select != "sample",
-            "--select must be first, best or mbr with --translations, but is sample",
-        )
-        yield (
             len(self.scores) in (0, len(self.translations)),
-            f"--scores must name one file for each of --translations, which are {len(self.translations)}, but "
-            f"names {len(self.scores)}",
+            f"--scores must name one file for each of the {len(self.translations)} --translations, but names "
+            f"{len(self.scores)}",
         )
         judges = self.reverse_teacher is not None or given
         yield (

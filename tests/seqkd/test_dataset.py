@@ -182,7 +182,7 @@ def test_gold_comes_after_its_translation() -> None:
         (2, "teacher", "c"),
         (4, "teacher", "d"),
     ]
-    assert counts.dropped == {"cut": 1, "empty": 1, "ratio": 1, "duplicate": 1}
+    assert counts.dropped == {**NOTHING, "cut": 1, "empty": 1, "ratio": 1, "duplicate": 1}
     counts.check(4, 4)
 
 
