@@ -45,7 +45,8 @@ def check_dictionary(name: str, theirs: Dictionary, own: Dictionary) -> None:
         raise UsageError(
             f"the teacher's dictionary {name} differs from the student's at index {index}: teacher "
             f"'{theirs_symbol}', student '{own_symbol}'; binarise the student's data with the teacher's "
-            "dictionaries (fairseq-preprocess --srcdict --tgtdict)"
+            "dictionaries (fairseq-preprocess --srcdict --tgtdict), or let a student with other subwords "
+            "learn from the teacher's text (imitkd-seqkd --student-data)"
         )
 
 

@@ -301,6 +301,28 @@ def test_parts_of_a_split(root: Path, tmp_path: Path) -> None:
     assert "must have a target side, or none" in refusal(job(root, tmp_path / "new", **some))
 
 
+def test_shards(root: Path, tmp_path: Path) -> None:
+    """``DATA1:DATA2``: ``train`` of both, the dictionaries and other splits of the first; none may differ."""
+    one, two = (write_dictionaries(tmp_path / name) for name in ("one", "two"))
+    shards: tuple[tuple[Path, list[list[int]]], ...] = ((one, [[4, 5], [6]]), (two, [[7, 8, 9]]))
+    for data, rows in shards:
+        for side in ("src", "tgt"):
+            write_split(data, "train", rows, side)
+            write_split(data, "valid", rows, side)
+    (two / "dict.src.txt").unlink()  # a shard need not have any
+    some = {"data": Path(f"{one}:{two}"), "split": "train", "filters": {"mix_gold": 1.0}}
+    some["decoding"] = {"max_len_b": 30}
+    make(job(root, tmp_path / "out", **some))
+    gold = [(line[0], line[4]) for line in listed(tmp_path / "out", "train") if line[1] == "gold"]
+    assert gold == [("0", "a b"), ("1", "c"), ("2", "d e f")]
+    data_hashes = json.loads((tmp_path / "out" / "manifest.json").read_text())["data"]
+    assert "1/train.src-tgt.src.bin" in data_hashes
+    valid = "valid.src-tgt.src.bin"
+    assert (tmp_path / "out" / "data-bin" / valid).read_bytes() == (one / valid).read_bytes()
+    (two / "dict.tgt.txt").write_text("x 1\n")
+    assert f"'{two}/dict.tgt.txt' is not '{one}/dict.tgt.txt'" in refusal(job(root, tmp_path / "no", **some))
+
+
 def test_target_side_is_not_needed(root: Path, whole: dict[str, bytes | None], tmp_path: Path) -> None:
     """Forward translation of a split that has none; what needs references is refused by name."""
     data = write_dictionaries(tmp_path / "data")
