@@ -1,13 +1,14 @@
 """A teacher with more symbols than the student: exact, its mass on the others logged, or refused."""
 
 import logging
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fairseq.data import Dictionary, LanguagePairDataset
-from fairseq.models import BaseFairseqModel
+from fairseq.models import ARCH_CONFIG_REGISTRY, BaseFairseqModel
 
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError
@@ -16,6 +17,8 @@ from fairseq_imitkd.teacher.loading import load_teacher
 from fairseq_imitkd.teacher.source import TeacherSource
 from fairseq_imitkd.teacher.teacher import Teacher
 from tests.helpers.fairseq_models import (
+    POSITIONS,
+    STUDENTS,
     checkpoint_state,
     letters,
     trained_student,
@@ -41,10 +44,16 @@ def opened(path: str, source: str = SOURCE, target: str = TARGET) -> Teacher:
     return teacher
 
 
-def checkpoint(folder: Path, model: BaseFairseqModel, *flags: str) -> str:
+def checkpoint(folder: Path, model: BaseFairseqModel, kind: str) -> str:
+    """Save a teacher over all letters."""
     write_dictionaries(folder)
-    cfg = training_config(folder, "--task", "translation", *flags)
-    return str(saved(folder, checkpoint_state(model, cfg)))
+    state = checkpoint_state(model, training_config(folder, "--task", "translation"))
+    arch, settings = STUDENTS[kind]
+    positions = {"max_source_positions": POSITIONS, "max_target_positions": POSITIONS}
+    args = Namespace(arch=arch, _name=arch, criterion="", **{**positions, **settings})
+    ARCH_CONFIG_REGISTRY[arch](args)
+    state["cfg"]["model"] = args
+    return str(saved(folder, state))
 
 
 def rows(count: int, symbols: str) -> list[torch.Tensor]:
@@ -71,7 +80,7 @@ def test_distribution_and_mass_are_exact(tmp_path: Path, kind: str, sides: str, 
     model = trained_student(kind).eval()
     source = SOURCE if sides != "target" else letters().symbols[4:]
     target = TARGET if sides != "source" else letters().symbols[4:]
-    teacher = opened(checkpoint(tmp_path, model, *architecture(kind)), "".join(source), "".join(target))
+    teacher = opened(checkpoint(tmp_path, model, kind), "".join(source), "".join(target))
     dataset = data("".join(source), "".join(target))
     sample = dataset.collater([dataset[number] for number in range(40)])
     found = teacher.score(sample).logits(slice(None)).double().log_softmax(-1)
@@ -107,13 +116,9 @@ def test_distribution_and_mass_are_exact(tmp_path: Path, kind: str, sides: str, 
         assert mass > 0.01
 
 
-def architecture(kind: str) -> tuple[str, ...]:
-    return ("--max-source-positions", "64", "--max-target-positions", "64") if kind == "transformer" else ()
-
-
 def test_what_is_not_a_subset_is_refused(tmp_path: Path) -> None:
     """The message names the way through text."""
-    path = checkpoint(tmp_path, trained_student("transformer"), *architecture("transformer"))
+    path = checkpoint(tmp_path, trained_student("transformer"), "transformer")
     for source, target in ((SOURCE, TARGET + "?"), (SOURCE + "?", TARGET)):
         with pytest.raises(UsageError, match="imitkd-seqkd --student-data"):
             opened(path, source, target)
