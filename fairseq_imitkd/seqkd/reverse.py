@@ -37,17 +37,20 @@ def check_reverse(job: Job, languages: LanguagePair) -> None:
 
 
 def _load(job: Job, languages: LanguagePair) -> Teacher:
-    back = LanguagePair(
-        languages.target, languages.source, languages.target_dictionary, languages.source_dictionary
-    )
     source = TeacherSource(
         job.reverse_teacher or "", dtype=job.teacher_dtype, allow_globals=job.teacher_allow_globals
     )
     try:
-        return load_teacher(source, back)
+        return load_teacher(source, _reversed(languages))
     except UsageError as error:
         message = str(error).replace("--teacher-path", "--reverse-teacher")
         raise UsageError(message.replace("the teacher's", "the reverse teacher's")) from error
+
+
+def _reversed(languages: LanguagePair) -> LanguagePair:
+    return LanguagePair(
+        languages.target, languages.source, languages.target_dictionary, languages.source_dictionary
+    )
 
 
 def score_back(work: Work, numbers: Sequence[int]) -> None:
@@ -63,24 +66,28 @@ def score_back(work: Work, numbers: Sequence[int]) -> None:
     todo = [number for number in numbers if not _path(work.job, number).is_file()]
     if work.job.reverse_teacher is None or not todo:
         return
-    teacher = _load(work.job, work.languages)
-    teacher.place(work.job.device_of(0), torch.float32)
-    limits = teacher.max_positions
-    back = LanguagePair(
-        work.languages.target,
-        work.languages.source,
-        work.languages.target_dictionary,
-        work.languages.source_dictionary,
-    )
-    engine = FairseqEngine(teacher.writer, back, SearchSettings(), longest_target=limits[1])
+    engine, limits = open_reverse(work)
     for number in tqdm(todo, desc="score back", unit=" batches", mininterval=1.0):
         batch = read_batch(work.job.out, number)
-        scores = _scores(work, batch, engine, limits=limits)
+        scores = score_batch(work, batch, engine, limits=limits)
         with atomic_files(_path(work.job, number)) as [file]:
             np.save(file, scores)
 
 
-def _scores(
+def open_reverse(work: Work) -> tuple[FairseqEngine, tuple[int, int]]:
+    """Load the reverse teacher of a job.
+
+    Returns:
+        its engine, and the longest translation and source that it takes, in tokens.
+    """
+    teacher = _load(work.job, work.languages)
+    teacher.place(work.job.device_of(0), torch.float32)
+    limits = teacher.max_positions
+    back = _reversed(work.languages)
+    return FairseqEngine(teacher.writer, back, SearchSettings(), longest_target=limits[1]), limits
+
+
+def score_batch(
     work: Work, batch: TranslatedBatch, engine: FairseqEngine, *, limits: tuple[int, int]
 ) -> np.ndarray:
     """Return the mean log-probability of a source's token given each hypothesis, ``(H,)`` float32, in nats.
