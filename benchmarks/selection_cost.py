@@ -5,7 +5,7 @@
 
 The first sentences of the training data are translated as ``imitkd-seqkd`` does it, in batches. Each round
 takes one batch, and does all of this with it, in a new random order: beam search, samples, samples of which
-``--select mbr`` chooses the best one for each utility, and the n best of a beam of as many candidates. With a
+``--select mbr`` chooses the best one for each utility. With a
 reverse teacher, it also scores the translations of the beam as ``--reverse-teacher`` does. A cost is a time
 divided by that of the beam, or of the samples, in the same round. The beam runs twice, so the row ``(again)``
 shows the noise.
@@ -119,8 +119,6 @@ def open_runs(args: argparse.Namespace, work: Work) -> dict[str, Callable[[Any],
             f"samples, mbr by {name}": translator(select="mbr", samples=many, metric=name)
             for name in UTILITIES
         },
-        f"beam of {many}": translator(beam=many),
-        f"beam of {many}, mbr by chrf": translator(select="mbr", nbest=many, beam=many, metric="chrf"),
     }
     runs: dict[str, Callable[[Any], Any]] = {
         name: lambda batch, used=used: used.translate(*batch) for name, used in translators.items()

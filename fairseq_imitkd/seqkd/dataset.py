@@ -4,11 +4,11 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fairseq.data import Dictionary
 from torch import Tensor
@@ -121,39 +121,59 @@ def write(
     languages = written.languages if student is None else student.languages
     prefix = data / f"{split}.{languages.source}-{languages.target}"
     with ExitStack() as opened:
-        source_text, target_text, table, dropped = (
+        texts = [
             opened.enter_context(open(text / f"{split}.{end}", "w", encoding="utf-8", newline="\n"))
             for end in (languages.source, languages.target, "tsv", "dropped.tsv")
-        )
-        source_bin, target_bin = (
+        ]
+        builders = [
             opened.enter_context(dataset_builder(Path(f"{prefix}.{language}"), len(dictionary)))
             for language, dictionary in (
                 (languages.source, languages.source_dictionary),
                 (languages.target, languages.target_dictionary),
             )
-        )
-        sides, unknown = written.sides(), _Unknown(languages)
-        for pair, reason in tqdm(judged, total=total, desc="write", unit=" pairs", mininterval=1.0):
-            source = _SEPARATORS.sub(" ", sides.source(pair.sentence))
-            target = _SEPARATORS.sub(" ", sides.target(pair.target))
-            plain = source.replace("\t", " "), target
-            if reason:
-                quality = "" if math.isnan(pair.quality) else f"{pair.quality:.4f}"
-                print(pair.sentence, pair.origin, reason, *plain, quality, sep="\t", file=dropped)
-                continue
-            print(source, file=source_text)
-            print(target, file=target_text)
-            score = "" if pair.score is None else f"{pair.score:.4f}"
-            print(pair.sentence, pair.origin, score, *plain, sep="\t", file=table)
-            symbols = written.corpus.sources[pair.sentence].long(), pair.target
-            if student is not None:
-                symbols = student.symbols(source, target)
-            source_bin.add_item(symbols[0])
-            target_bin.add_item(symbols[1])
+        ]
+        unknown = _Unknown(languages)
+        pairs = tqdm(judged, total=total, desc="write", unit=" pairs", mininterval=1.0)
+        for symbols in _written(pairs, written, student, texts=texts):
+            for builder, side in zip(builders, symbols, strict=True):
+                builder.add_item(side)
             unknown.count(*symbols)
     if written.from_text or student is not None:
         unknown.warn()
     _copy_rest(languages, data)
+
+
+def _written(
+    judged: Iterable[tuple[Pair, str | None]],
+    written: Written,
+    student: Student | None,
+    *,
+    texts: Sequence[TextIO],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Write the text of each pair, and yield the symbols of those that are kept.
+
+    Args:
+        judged, written, student: as for :func:`write`.
+        texts: the files of sources, targets, both, and dropped pairs.
+    """
+    source_text, target_text, table, dropped = texts
+    sides = written.sides()
+    for pair, reason in judged:
+        source = _SEPARATORS.sub(" ", sides.source(pair.sentence))
+        target = _SEPARATORS.sub(" ", sides.target(pair.target))
+        plain = source.replace("\t", " "), target
+        if reason:
+            quality = "" if math.isnan(pair.quality) else f"{pair.quality:.4f}"
+            print(pair.sentence, pair.origin, reason, *plain, quality, sep="\t", file=dropped)
+            continue
+        print(source, file=source_text)
+        print(target, file=target_text)
+        score = "" if pair.score is None else f"{pair.score:.4f}"
+        print(pair.sentence, pair.origin, score, *plain, sep="\t", file=table)
+        if student is None:
+            yield written.corpus.sources[pair.sentence].long(), pair.target
+        else:
+            yield student.symbols(source, target)
 
 
 class _Unknown:
