@@ -4,18 +4,17 @@
         [--sentences 1000] [--candidates 32] [--beam 5]
 
 The first sentences of the training data are translated as ``imitkd-seqkd`` does it, in batches. Each round
-takes one batch, and does all of this with it, in a new random order: beam search, samples, samples of which
-``--select mbr`` chooses the best one for each utility. With a
-reverse teacher, it also scores the translations of the beam as ``--reverse-teacher`` does. A cost is a time
-divided by that of the beam, or of the samples, in the same round. The beam runs twice, so the row ``(again)``
-shows the noise.
+takes one batch, and does all of this with it, in a new random order: beam search; samples; for each utility,
+the choice among the same samples as ``--select mbr`` makes it. With a reverse teacher, it also scores the
+translations of the beam as ``--reverse-teacher`` does. A cost is a time divided by that of the beam, or of
+the samples, in the same round. The beam runs twice, so the row ``(again)`` shows the noise.
 """
 
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from common import (
 )
 
 from fairseq_imitkd.data.corpus import Languages
-from fairseq_imitkd.engines.base import SearchSettings
+from fairseq_imitkd.engines.base import Hypothesis, SearchSettings
 from fairseq_imitkd.engines.fairseq import FairseqEngine
 from fairseq_imitkd.seqkd.filters import Filters
 from fairseq_imitkd.seqkd.job import Job
@@ -98,6 +97,17 @@ def open_work(args: argparse.Namespace, out: Path) -> Work:
     return Work(job, languages, first_sentences(args, languages), (1024, 1024))
 
 
+@dataclass(frozen=True)
+class Known:
+    """Hypotheses that are there already, by the numbers of a batch's sentences."""
+
+    hypotheses: dict[tuple[int, ...], list[list[Hypothesis]]]
+    settings: SearchSettings
+
+    def translate(self, ids: Sequence[int], sources: Sequence[Any], nbest: int) -> list[list[Hypothesis]]:
+        return self.hypotheses[tuple(ids)]
+
+
 def open_runs(args: argparse.Namespace, work: Work) -> dict[str, Callable[[Any], Any]]:
     """Return all that is measured by name, each a function of a batch."""
     teacher = load_teacher(TeacherSource(str(args.teacher), dtype="fp32"), work.languages)
@@ -111,15 +121,16 @@ def open_runs(args: argparse.Namespace, work: Work) -> dict[str, Callable[[Any],
         return Translator(engine, work.languages.target_dictionary)
 
     many, beam = args.candidates, translator(beam=args.beam)
-    translators = {
-        "beam": beam,
-        "beam (again)": beam,
-        "samples": translator(select="sample", samples=many),
-        **{
-            f"samples, mbr by {name}": translator(select="mbr", samples=many, metric=name)
-            for name in UTILITIES
-        },
+    samples = translator(select="sample", samples=many)
+    known_samples = {
+        tuple(ids): samples.engine.translate(ids, sources, many)
+        for ids, sources, _ in map(work.read, work.batches)
     }
+    translators = {"beam": beam, "beam (again)": beam, "samples": samples}
+    for name in UTILITIES:
+        chooser = translator(select="mbr", samples=many, metric=name)
+        chooser.engine = Known(known_samples, chooser.settings)
+        translators[f"mbr by {name}"] = chooser
     runs: dict[str, Callable[[Any], Any]] = {
         name: lambda batch, used=used: used.translate(*batch) for name, used in translators.items()
     }
