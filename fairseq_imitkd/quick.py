@@ -58,7 +58,7 @@ def answer(arguments: Sequence[str]) -> Answer | None:
     Args:
         arguments: ``sys.argv``, of ``imitkd COMMAND …`` or of ``imitkd-COMMAND …``.
     """
-    if not arguments or PurePath(arguments[0]).name.partition("-")[0] != "imitkd":
+    if not is_command(arguments):
         return None
     command, words = split(arguments)
     if command is None:
@@ -72,6 +72,11 @@ def answer(arguments: Sequence[str]) -> Answer | None:
     if words in (["-h"], ["--help"]):
         return Answer((HELP / f"{command}.txt").read_text(encoding="utf-8"))
     return Answer(_usage(), 2) if command == "train" and not words else None
+
+
+def is_command(arguments: Sequence[str]) -> bool:
+    """Whether a command line, ``sys.argv``, runs ``imitkd`` or ``imitkd-COMMAND``."""
+    return bool(arguments) and PurePath(arguments[0]).name.partition("-")[0] == "imitkd"
 
 
 def split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     job = job_of(args)
     manifest = export(job)
     print(report(manifest, job, time.monotonic() - start))
+    print(f"Next: {shlex.join(['imitkd-serve', str(job.out)])}", flush=True)
     if manifest["quantization"] != job.quantization:
         print(fallback_line(manifest), file=sys.stderr)
         sys.exit(FELL_BACK)
