@@ -206,7 +206,8 @@ def report(manifest: dict[str, Any], job: ExportJob, seconds: float) -> str:
 
 def _lost(found: dict[str, Any], max_loss: float) -> str:
     """Return in words what a quantisation loses, and what follows from it."""
-    line = f"a loss of {found['loss']:.2f} (95% interval {found['low']:.2f} to {found['high']:.2f})"
+    loss, low, high = (round(found[name], 2) + 0.0 for name in ("loss", "low", "high"))  # not -0.00
+    line = f"a loss of {loss:.2f} (95% interval {low:.2f} to {high:.2f})"
     if found["refused"]:
         return f"{line}: refused"
     return f"{line}, which may be chance: more --sentences can tell" if found["loss"] > max_loss else line
