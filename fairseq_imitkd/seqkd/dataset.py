@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from fairseq_imitkd.data.bars import Bar
 from fairseq_imitkd.data.corpus import Corpus, Languages, dataset_builder, read_lines
 from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.errors import UsageError
@@ -263,7 +263,7 @@ def write(
             )
         )
         sources = _source_texts(corpus, languages, remove_bpe)
-        for pair in tqdm(kept, total=total, desc="write", unit=" pairs", mininterval=1.0):
+        for pair in Bar(kept, total=total, desc="write", unit=" pairs"):
             source = _SEPARATORS.sub(" ", sources(pair.sentence))
             target = languages.target_dictionary.string(pair.target, remove_bpe)
             target = _SEPARATORS.sub(" ", target)
