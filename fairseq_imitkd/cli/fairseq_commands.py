@@ -1,6 +1,5 @@
 """fairseq's commands with the plugin: ``imitkd-train``, ``imitkd-generate``, ``imitkd-interactive``."""
 
-import gc
 import importlib
 import logging
 import os
@@ -36,7 +35,7 @@ from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES
 from fairseq_imitkd.training.configuration import check_configuration, data
 from fairseq_imitkd.training.ranks import together
 from fairseq_imitkd.training.train_log import TrainLog
-from fairseq_imitkd.training.validation import score_names
+from fairseq_imitkd.training.validation import log_signatures, score_names
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ def train() -> None:
     Without an exception, the last line is the command that follows.
     """
     args = _run("train")
-    gc.collect()  # what the task logs when it is deleted comes before
+    log_signatures()
     line = next_command(args) if args is not None and is_first_process(args) else None
     if line is not None:
         print(f"Next: {line}", flush=True)

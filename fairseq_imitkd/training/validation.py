@@ -33,6 +33,8 @@ from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES, CorpusScores, che
 
 logger = logging.getLogger(__name__)
 
+_signatures: list[Any] = []  # what will log them; each does it once
+
 # Values that every criterion logs and that are better when they are lower.
 LOSSES = ("loss", "nll_loss", "ppl")
 
@@ -215,7 +217,13 @@ class ValidationScores:
         """
         if not self._will_log_signatures:
             self._will_log_signatures = True
-            weakref.finalize(self, _log_signatures, self.corpus.signatures(), os.getpid())
+            _signatures.append(weakref.finalize(self, _log_signatures, self.corpus.signatures(), os.getpid()))
+
+
+def log_signatures() -> None:
+    """Log the signatures that are still to come, at the end of a training."""
+    while _signatures:
+        _signatures.pop(0)()
 
 
 def _scored(corpus: CorpusScores, name: str) -> Any:
