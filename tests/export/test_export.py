@@ -400,7 +400,7 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
     assert "which has 'p' at index 19, but --data has 'q'" in refusal(root, out, data=other)
     assert "its encoder has 20 symbols, but" in refusal(root, out, data=small)
     assert "use the --data that it was trained on" in refusal(root, out, data=small)
-    assert "it translates src-tgt, but --data is tgt-src" in refusal(
+    assert "it translates src-tgt, but --data is read as tgt-src" in refusal(
         root, out, source_lang="tgt", target_lang="src"
     )
     state = torch.load(root / "transformer.pt", weights_only=True)
@@ -409,7 +409,7 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
     )  # as of a training that read them off the files' names
     torch.save(state, tmp_path / "told.pt")
     other_way = {"checkpoint": tmp_path / "told.pt", "source_lang": "tgt", "target_lang": "src"}
-    assert "it translates src-tgt, but --data is tgt-src" in refusal(root, out, **other_way)
+    assert "it translates src-tgt, but --data is read as tgt-src" in refusal(root, out, **other_way)
     state["model"]["decoder.embed_tokens.weight"][7] = float("nan")
     torch.save(state, tmp_path / "nan.pt")
     assert "embed_tokens.weight holds numbers that are infinite or not a number; use another" in refusal(
