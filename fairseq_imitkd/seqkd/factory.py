@@ -92,6 +92,8 @@ def _with_subword_mark(job: Job, languages: Languages) -> Job:
 def _prepare(job: Job, languages: Languages) -> tuple[Work, Teacher]:
     """Read the corpus and the teacher, and convert the teacher if that is wanted."""
     corpus = read_corpus(job, languages)
+    if job.source_text is None:
+        corpus.warn_of_unknown(languages, job.split)
     teacher = load(job, languages)
     work = Work(job, languages, corpus, teacher.max_positions)
     check_teacher(work, teacher)

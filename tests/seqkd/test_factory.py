@@ -892,10 +892,7 @@ def test_text_of_words(root: Path, tmp_path: Path, caplog: Any) -> None:
     assert "unknown" not in caplog.text
     text.write_text("a b c\nwords\n")
     make(job(root, tmp_path / "other", source_text=text, split="mono"))
-    assert (
-        "of the tokens of --source-text are unknown to dict.src.txt: are --bpe and its model the teacher's?"
-        in caplog.text
-    )
+    assert "of the symbols of --source-text are unknown to dict.src.txt: encode the text" in caplog.text
     text.write_text("a b\n")
     assert "was begun with data.source_text = " in refusal(
         job(root, tmp_path / "other", source_text=text, split="mono")

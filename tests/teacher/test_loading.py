@@ -207,7 +207,8 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [
         record.getMessage()
         for record in caplog.records
-        if record.name == "fairseq_imitkd.teacher.loading" and record.levelno >= logging.WARNING
+        if record.name in ("fairseq_imitkd.teacher.loading", "fairseq_imitkd.checkpoints.direction")
+        and record.levelno >= logging.WARNING
     ]
 
 
