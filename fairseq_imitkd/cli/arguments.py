@@ -1,11 +1,12 @@
 """What the command lines of this package's own commands have in common."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fairseq_imitkd.cli.parser_messages import said
+from fairseq_imitkd.cli.parser_messages import of_extras, said, unknown_words
 from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.rollout.policy import (
@@ -31,9 +32,20 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog, description=description, allow_abbrev=False, formatter_class=HelpFormatter)
         add_traceback_flag(self)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse a command line, and remember it for :meth:`error`."""
+        self._typed = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        """End the command with status 2, without the usage: its dozens of lines would hide the message."""
-        self.exit(2, f"error: {' '.join(said(self, message).split())}; see {self.prog} --help\n")
+        """End the command with status 2, without the usage: its dozens of lines would hide the message.
+
+        A word that is wrong is named before one that is missing, which may be meant by it.
+        """
+        typed = list(getattr(self, "_typed", ()))
+        extras = unknown_words(self, typed) if "are required: " in message else []
+        line = of_extras(self, extras, typed=typed) if extras else said(self, message, typed=typed)
+        self.exit(2, f"error: {' '.join(line.split())}; see {self.prog} --help\n")
 
 
 def add_traceback_flag(parser: Any) -> None:

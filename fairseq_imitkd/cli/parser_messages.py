@@ -3,15 +3,28 @@
 import difflib
 import re
 from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 _KINDS = {"int": "a whole number", "float": "a number", "numbers": "numbers joined by commas"}
 _MOST = 12  # choices that a line lists
+_JOINED = {
+    "--teacher-path": ":",
+    "--path": ":",
+    "--metrics": ",",
+    "--eval-metrics": ",",
+    "--batch-sizes": ",",
+}
 # What people type for sequence-level distillation, which is not a criterion.
 _SEQUENCE_LEVEL = {"seqkd", "seq_kd", "sequence_kd", "sequence_level_kd", "seqlevelkd", "seq_level_kd"}
 
 
-def said(parser: ArgumentParser, message: str, owners: Callable[[str], str] | None = None) -> str:
+def said(
+    parser: ArgumentParser,
+    message: str,
+    owners: Callable[[str], str] | None = None,
+    *,
+    typed: Sequence[str] = (),
+) -> str:
     """Return a message of argparse in this package's form.
 
     Args:
@@ -19,10 +32,11 @@ def said(parser: ArgumentParser, message: str, owners: Callable[[str], str] | No
         message: argparse's message.
         owners: of a parser whose flags depend on choices: returns the choices that would add a flag, in
             words; empty if none is known.
+        typed: the command line.
     """
     found = re.fullmatch(r"argument (\S+): (.*)", message, flags=re.DOTALL)
     if found is None:
-        return _of_all(parser, message, owners)
+        return _of_all(parser, message, owners, typed)
     # All names of the flag are there, such as --batch-size/--max-sentences.
     flag, problem = max(found[1].split("/"), key=lambda name: name.startswith("--")), found[2]
     if problem == "expected one argument":
@@ -56,7 +70,9 @@ def _of_choices(flag: str, value: str, choices: Sequence[str]) -> str:
     return f"{flag} must be one of {len(choices)}, such as {', '.join(like)}, but is {shown}"
 
 
-def _of_all(parser: ArgumentParser, message: str, owners: Callable[[str], str] | None) -> str:
+def _of_all(
+    parser: ArgumentParser, message: str, owners: Callable[[str], str] | None, typed: Sequence[str]
+) -> str:
     if message.startswith("the following arguments are required: "):
         [first, *others] = message.removeprefix("the following arguments are required: ").split(", ")
         first = first.split("/")[-1]
@@ -65,18 +81,80 @@ def _of_all(parser: ArgumentParser, message: str, owners: Callable[[str], str] |
         return f"{named} is not given; {what}" + (f", and {', '.join(others)} too" if others else "")
     if not message.startswith("unrecognized arguments: "):
         return message
-    words = message.removeprefix("unrecognized arguments: ").split()
-    flag = next((word for word in words if word.startswith("--")), None)
+    return of_extras(parser, message.removeprefix("unrecognized arguments: ").split(), owners, typed=typed)
+
+
+def of_extras(
+    parser: ArgumentParser,
+    extras: Sequence[str],
+    owners: Callable[[str], str] | None = None,
+    *,
+    typed: Sequence[str] = (),
+    also: Collection[str] = (),
+) -> str:
+    """Return what is wrong with words that a parser does not know: the first flag, or else the first word.
+
+    Args:
+        parser: the parser.
+        extras: the words.
+        owners: as for :func:`said`.
+        typed: the whole command line.
+        also: flags that choices would add, for near names.
+    """
+    flag = next((word for word in extras if re.match("--?[A-Za-z]", word)), None)
     if flag is None:
-        return message
+        return _of_extra_word(parser, extras[0], typed)
     name = flag.split("=")[0]
-    found = owners(name) if owners is not None else ""
+    options = parser._option_string_actions
+    positional = [action for action in parser._actions if not action.option_strings]
+    places = {str(word).lower() for action in positional for word in (action.dest, action.metavar)}
+    dashed = "--" + name.lstrip("-").replace("_", "-")
+    if dashed in options or (dashed in also and dashed != name):
+        return f"{flag} is not a flag of this command: did you mean {dashed}?"
+    if dashed == "--device":
+        return f"{flag} is not a flag of this command: a GPU is used if there is one, unless --cpu is given"
+    if name.lstrip("-") in places:
+        return f"{flag} is not a flag of this command: that word is given without a flag"
+    found = owners(dashed) if owners is not None else ""
     if found:
         return f"{flag} can't be used here: it is a flag of {found}"
-    close = difflib.get_close_matches(name, parser._option_string_actions, 2, cutoff=0.75)
+    near = (difflib.get_close_matches(dashed, names, 2, cutoff=0.75) for names in (options, also))
+    close = next(filter(None, near), [])
     hint = "" if owners is None else ", or belongs to another task, criterion or architecture"
     hint = f": did you mean {' or '.join(close)}?" if close else hint
     return f"{flag} is not a flag of this command{hint}"
+
+
+def unknown_words(parser: ArgumentParser, typed: Sequence[str]) -> list[str]:
+    """Return the words of a command line that a parser does not know, whether or not others are missing.
+
+    Args:
+        parser: the parser.
+        typed: the command line.
+    """
+    needed = [action for action in parser._actions if action.required]
+    for action in needed:
+        action.required = False
+    try:
+        return parser.parse_known_args(list(typed))[1]
+    finally:
+        for action in needed:
+            action.required = True
+
+
+def _of_extra_word(parser: ArgumentParser, word: str, typed: Sequence[str]) -> str:
+    """Return what a word that belongs to no flag could be: a value of the flag before it, or of --data."""
+    line = f"{shortened(repr(word))} is an extra word"
+    place = typed.index(word) if word in typed else 0
+    before = next((given for given in reversed(typed[:place]) if given.startswith("-")), "").split("=")[0]
+    if before in _JOINED:
+        return f"{line}: join several values of {before} by '{_JOINED[before]}'"
+    if before == "--model":
+        return f"{line}: give --model once for each model"
+    given = {each.split("=")[0] for each in typed}
+    if "--data" in parser._option_string_actions and "--data" not in given:
+        return f"{line}: did you mean --data {shortened(word)}?"
+    return f"{line}: leave it out, or give its flag"
 
 
 def shortened(value: str, longest: int = 80) -> str:

@@ -15,7 +15,7 @@ EXTRA = ("jinja2", "matplotlib")
 
 @one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command.
+    """Run the command; its status is 1 if a folder that is named does not exist.
 
     Args:
         arguments: those of the command line if None.
@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     write(args.out, html)
     counts = f"{_counted(len(runs), 'run')}, {_counted(len(evaluations), 'evaluation')}"
     print(f"{args.out}: {counts}, {args.out.stat().st_size / 1e6:.2f} MB")
+    if not all(map(os.path.exists, (*args.runs, *args.evaluation))):  # a warning has named it
+        sys.exit(1)
 
 
 def _counted(count: int, what: str) -> str:

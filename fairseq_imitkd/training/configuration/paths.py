@@ -62,6 +62,8 @@ def check(settings: Mapping[str, Any], command: str) -> None:
             path is not None and path not in _NOT_FILES.get(name, ()) and not (decodes and name in _TRAINING)
         ):
             check_file(str(path), flag(name), what)
+            if name == "input" and not _is_remote(path) and not os.path.getsize(path):
+                raise UsageError(f"--input '{path}' is empty; use {what}")
     if settings.get("log_file") is not None:
         _check_writable_file(Path(settings["log_file"]), "--log-file")
     for name in _FOLDERS:
