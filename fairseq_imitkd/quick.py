@@ -62,11 +62,17 @@ def answer(arguments: Sequence[str]) -> Answer | None:
     command, words = split(arguments)
     if command is None:
         return _without_command(words)
+    if command == "help":
+        return answer([arguments[0], *words[:1], "--help"])
     if command not in SUMMARIES:
-        close = difflib.get_close_matches(command, SUMMARIES, 1, cutoff=0.5)
+        if Path(command).is_dir():
+            return _refusal(
+                f"'{command}' is a folder; name a command before it, such as imitkd train {command}"
+            )
+        close = difflib.get_close_matches(command.lower(), SUMMARIES, 1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(SUMMARIES)}"
         return _refusal(f"'{command}' is not a command of imitkd: {hint}")
-    if words == ["--version"]:
+    if words in (["--version"], ["-V"]):
         return _version()
     if words in (["-h"], ["--help"]):
         return Answer((HELP / f"{command}.txt").read_text(encoding="utf-8"))
@@ -90,9 +96,12 @@ def split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 def _without_command(words: Sequence[str]) -> Answer | None:
     if not words or words[0] in ("-h", "--help"):
         return Answer(_overview())
-    if words[0] == "--version":
+    if words[0] in ("--version", "-V"):
         return _version()
     if words[0] != COMPLETION:
+        close = difflib.get_close_matches(words[0], ("--version", "--help", COMPLETION), 1, cutoff=0.7)
+        if close:
+            return _refusal(f"{words[0]} is not a flag of imitkd: did you mean {close[0]}?")
         return _refusal(f"{words[0]} is not a flag of imitkd; name a command first: imitkd train {words[0]}")
     if len(words) == 2 and words[1] in SHELLS:
         return None

@@ -24,6 +24,13 @@ from tests.helpers.digit_corpus import REPO
         ("imitkd train", 2, "usage: imitkd train DATA"),
         ("imitkd trian --help", 2, "error: 'trian' is not a command of imitkd: did you mean train?"),
         ("imitkd distil", 2, "error: 'distil' is not a command of imitkd: use one of train, generate,"),
+        ("imitkd help", 0, "usage: imitkd COMMAND"),
+        ("imitkd help export", 0, "usage: imitkd export"),
+        ("imitkd help trian", 2, "error: 'trian' is not a command of imitkd: did you mean train?"),
+        ("imitkd -V", 0, f"fairseq-imitkd {__version__}\n"),
+        ("imitkd --versoin", 2, "error: --versoin is not a flag of imitkd: did you mean --version?"),
+        ("imitkd TRAIN", 2, "error: 'TRAIN' is not a command of imitkd: did you mean train?"),
+        ("imitkd /", 2, "error: '/' is a folder; name a command before it, such as imitkd train /; see"),
         ("imitkd --lr 3", 2, "error: --lr is not a flag of imitkd; name a command first: imitkd train --lr"),
         (
             "imitkd --print-completion",

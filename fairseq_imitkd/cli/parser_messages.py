@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Collection, Sequence
 
 _KINDS = {"int": "a whole number", "float": "a number", "numbers": "numbers joined by commas"}
+_OWN = "imitkd_"  # in the names of this package's sizes of transformers
 _MOST = 12  # choices that a line lists
 _JOINED = {
     "--teacher-path": ":",
@@ -61,6 +62,8 @@ def _of_choices(flag: str, value: str, choices: Sequence[str]) -> str:
             "and --task translation --criterion cross_entropy trains on them"
         )
     close = difflib.get_close_matches(value.lower(), choices, 2, cutoff=0.7)
+    if flag == "--arch":
+        close = list(dict.fromkeys([*_own_architectures(value.lower(), choices), *close]))[:2]
     shown = shortened(f"'{value}'")
     if close:
         return f"{flag} {shown} does not exist: did you mean {' or '.join(close)}?"
@@ -68,6 +71,13 @@ def _of_choices(flag: str, value: str, choices: Sequence[str]) -> str:
         return f"{flag} must be one of {', '.join(choices)}, but is {shown}"
     like = difflib.get_close_matches(value, choices, 5, cutoff=0.3) or choices[:5]
     return f"{flag} must be one of {len(choices)}, such as {', '.join(like)}, but is {shown}"
+
+
+def _own_architectures(value: str, choices: Sequence[str]) -> list[str]:
+    """Return this package's sizes of transformers that contain a value, or are like it without their mark."""
+    own = {name.replace(_OWN, ""): name for name in choices if _OWN in name}
+    parts = [name for name in own.values() if len(value) > 3 and value in name]
+    return parts or [own[name] for name in difflib.get_close_matches(value, own, 2, cutoff=0.85)]
 
 
 def _of_all(

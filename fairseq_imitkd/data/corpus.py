@@ -15,7 +15,12 @@ from fairseq.data import ConcatDataset, Dictionary, data_utils, indexed_dataset
 from torch import Tensor
 
 from fairseq_imitkd.data.dictionaries import load_dictionary
-from fairseq_imitkd.data.directory import check_dictionaries, check_folder, languages_of_files
+from fairseq_imitkd.data.directory import (
+    check_dictionaries,
+    check_folder,
+    languages_of_files,
+    missing_split,
+)
 from fairseq_imitkd.data.files import partial, sha256
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError, in_one_line
@@ -159,10 +164,8 @@ def _sides(languages: Languages, split: str) -> list[tuple[Path, Path | None]]:
         else:
             break
     if not parts:
-        expected = f"{split}.{languages.pairs[0]}.{languages.source}.idx"
-        raise UsageError(
-            f"--gen-subset '{split}' is not in DATA '{languages.folder}', which lacks {expected}"
-        )
+        both = (languages.source, languages.target)
+        raise missing_split("--gen-subset", split, languages.folder, languages=both)
     return parts
 
 

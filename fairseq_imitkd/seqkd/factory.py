@@ -187,9 +187,9 @@ def _check_written(counts: Counts) -> None:
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.dropped.items() if number)
     if not counts.written:
         raise UsageError(
-            f"no pair is left to train on: of {counts.sentences:,} sentences, {counts.empty_sources:,} have "
-            f"an empty source and {counts.too_long:,} a source that is too long; dropped translations: "
-            f"{reasons or 'none'}; use other text, --max-len-b or filters, and another --out"
+            f"no pair is left to train on: of {counts.sentences:,} sources {counts.empty_sources:,} are "
+            f"empty, {counts.too_long:,} too long; dropped translations: {reasons or 'none'}; use other text, "
+            "--max-len-b or filters, and another --out"
         )
     if dropped > counts.written:
         logger.warning("most pairs are dropped: %s", reasons)
