@@ -4,7 +4,9 @@ Importing torch and fairseq takes seconds. So the package looks here first when 
 ``__init__.py``), and the help texts are files, which a test keeps equal to the parsers.
 """
 
+import contextlib
 import difflib
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from pathlib import Path, PurePath
 from fairseq_imitkd.version import __version__
 
 HELP = Path(__file__).parent / "cli" / "help"  # one text for each command
+WORDS = HELP.with_name("words.json")  # the words that each command which is not fairseq's takes
 SUMMARIES = {
     "train": "train a student with a teacher (fairseq-train with the plugin)",
     "generate": "translate a test set (fairseq-generate with the plugin)",
@@ -76,7 +79,28 @@ def answer(arguments: Sequence[str]) -> Answer | None:
         return _version()
     if words in (["-h"], ["--help"]):
         return Answer((HELP / f"{command}.txt").read_text(encoding="utf-8"))
-    return Answer(_usage(), 2) if command == "train" and not words else None
+    if command in FAIRSEQS:
+        return Answer(_usage(), 2) if command == "train" and not words else None
+    return (
+        None if words[:1] == ["--check"] else _wrong_words(command, words)
+    )  # the flags of a training follow
+
+
+def _wrong_words(command: str, words: Sequence[str]) -> Answer | None:
+    """Return the refusal of a command line that lacks words or has others; None if its parser may take it."""
+    import json
+
+    from fairseq_imitkd.cli.one_line_parser import parser_of
+
+    parser = parser_of(f"imitkd-{command}", json.loads(WORDS.read_text(encoding="utf-8"))[command])
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parser.parse_args([word for word in words if word not in ("-h", "--help")])
+    except SystemExit:
+        is_help = {"-h", "--help"} & set(words)
+        return None if is_help else Answer(errors.getvalue(), 2)
+    return None
 
 
 def split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

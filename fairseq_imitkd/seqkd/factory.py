@@ -188,8 +188,8 @@ def _check_written(counts: Counts) -> None:
     if not counts.written:
         raise UsageError(
             f"no pair is left to train on: of {counts.sentences:,} sources {counts.empty_sources:,} are "
-            f"empty, {counts.too_long:,} too long; dropped translations: {reasons or 'none'}; use other text, "
-            "--max-len-b or filters, and another --out"
+            f"empty, {counts.too_long:,} too long; dropped translations: {reasons or 'none'}; use other "
+            "text, --max-len-b or filters, and another --out"
         )
     if dropped > counts.written:
         logger.warning("most pairs are dropped: %s", reasons)
