@@ -55,7 +55,8 @@ def test_answers(arguments: str, status: int, text: str) -> None:
     "arguments",
     [
         "imitkd train DATA --help", "imitkd train --help --criterion gkd", "imitkd train --help-all",
-        "imitkd evaluate --model a=b --data d --out o", "imitkd export --check --arch x", "imitkd --print-completion zsh", "pytest --help", "",
+        "imitkd evaluate --model a=b --data d --out o",
+        "imitkd export --check --arch x", "imitkd --print-completion zsh", "pytest --help", "",
     ],
 )  # fmt: skip
 def test_other_command_lines_run_a_command(arguments: str) -> None:

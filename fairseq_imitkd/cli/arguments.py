@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq_imitkd.cli.one_line_parser import OneLineParser, positive
 from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.quick.one_line_parser import OneLineParser, positive
 from fairseq_imitkd.rollout.policy import (
     FAIRSEQ_MAX_LEN_A,
     FAIRSEQ_MAX_LEN_B,

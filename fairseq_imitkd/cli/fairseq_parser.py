@@ -15,8 +15,8 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from fairseq_imitkd.cli.parser_messages import of_extras, said, shortened
 from fairseq_imitkd.errors import UsageError, in_one_line
+from fairseq_imitkd.quick.parser_messages import of_extras, said, shortened
 
 _PLAIN = re.compile(r"[\w\s./:;,@%+=~()\[\]{}\"<>*!?#&|-]*")  # texts that hydra takes as they are
 

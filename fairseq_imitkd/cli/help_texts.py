@@ -8,8 +8,8 @@ import os
 from argparse import ArgumentParser
 
 from fairseq_imitkd.cli import door, fairseq_help
-from fairseq_imitkd.cli.one_line_parser import described
 from fairseq_imitkd.quick import FAIRSEQS, HELP, SUMMARIES, WORDS
+from fairseq_imitkd.quick.one_line_parser import described
 
 WIDTH = 100  # columns
 

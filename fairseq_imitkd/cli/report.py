@@ -9,6 +9,7 @@ from fairseq_imitkd.cli.arguments import Parser
 from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.data.files import atomic_files, kind_of
 from fairseq_imitkd.errors import UsageError, one_line_errors
+from fairseq_imitkd.text.counted import counted
 
 EXTRA = ("jinja2", "matplotlib")
 
@@ -44,14 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
             file=sys.stderr,
         )
     write(args.out, html)
-    counts = f"{_counted(len(runs), 'run')}, {_counted(len(evaluations), 'evaluation')}"
+    counts = f"{counted(len(runs), 'run')}, {counted(len(evaluations), 'evaluation')}"
     print(f"{args.out}: {counts}, {args.out.stat().st_size / 1e6:.2f} MB")
     if not all(map(os.path.exists, (*args.runs, *args.evaluation))):  # a warning has named it
         sys.exit(1)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def parser() -> Parser:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.text.counted import counted
 
 logger = logging.getLogger(__name__)
 # Shares of a training set's sentences that are too long: above the first one is warned of, above the second
@@ -84,8 +85,8 @@ def fitting(dataset: Any, split: Split, arguments: dict[str, Any]) -> dict[str, 
         arguments = {**arguments, "required_batch_size_multiple": 1}
     elif len(kept) < multiple:
         logger.warning(
-            "%s has %d sentences, fewer than --required-batch-size-multiple %d, which is not used for it",
-            split, len(kept), multiple,
+            "%s has %s, fewer than --required-batch-size-multiple %d, which is not used for it",
+            split, counted(len(kept), "sentence"), multiple,
         )  # fmt: skip
         arguments = {**arguments, "required_batch_size_multiple": 1}
     return arguments

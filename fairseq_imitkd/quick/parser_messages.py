@@ -37,7 +37,7 @@ def said(
     """
     found = re.fullmatch(r"argument (\S+): (.*)", message, flags=re.DOTALL)
     if found is None:
-        return _of_all(parser, message, owners, typed)
+        return _of_all(parser, message, owners, typed=typed)
     # All names of the flag are there, such as --batch-size/--max-sentences.
     flag, problem = max(found[1].split("/"), key=lambda name: name.startswith("--")), found[2]
     if problem == "expected one argument":
@@ -81,7 +81,7 @@ def _own_architectures(value: str, choices: Sequence[str]) -> list[str]:
 
 
 def _of_all(
-    parser: ArgumentParser, message: str, owners: Callable[[str], str] | None, typed: Sequence[str]
+    parser: ArgumentParser, message: str, owners: Callable[[str], str] | None, *, typed: Sequence[str]
 ) -> str:
     if message.startswith("the following arguments are required: "):
         [first, *others] = message.removeprefix("the following arguments are required: ").split(", ")

@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from fairseq_imitkd.cli.parser_messages import of_extras, said, unknown_words
+from fairseq_imitkd.quick.parser_messages import of_extras, said, unknown_words
 
 
 class OneLineParser(ArgumentParser):

@@ -7,6 +7,7 @@ Importing torch and fairseq takes seconds. So the package looks here first when 
 import contextlib
 import difflib
 import io
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path, PurePath
 
 from fairseq_imitkd.version import __version__
 
-HELP = Path(__file__).parent / "cli" / "help"  # one text for each command
+HELP = Path(__file__).parents[1] / "cli" / "help"  # one text for each command
 WORDS = HELP.with_name("words.json")  # the words that each command which is not fairseq's takes
 SUMMARIES = {
     "train": "train a student with a teacher (fairseq-train with the plugin)",
@@ -81,16 +82,13 @@ def answer(arguments: Sequence[str]) -> Answer | None:
         return Answer((HELP / f"{command}.txt").read_text(encoding="utf-8"))
     if command in FAIRSEQS:
         return Answer(_usage(), 2) if command == "train" and not words else None
-    return (
-        None if words[:1] == ["--check"] else _wrong_words(command, words)
-    )  # the flags of a training follow
+    # The flags of a training follow --check.
+    return None if words[:1] == ["--check"] else _wrong_words(command, words)
 
 
 def _wrong_words(command: str, words: Sequence[str]) -> Answer | None:
     """Return the refusal of a command line that lacks words or has others; None if its parser may take it."""
-    import json
-
-    from fairseq_imitkd.cli.one_line_parser import parser_of
+    from fairseq_imitkd.quick.one_line_parser import parser_of
 
     parser = parser_of(f"imitkd-{command}", json.loads(WORDS.read_text(encoding="utf-8"))[command])
     errors = io.StringIO()
