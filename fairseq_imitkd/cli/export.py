@@ -169,8 +169,9 @@ def report(manifest: dict[str, Any], job: ExportJob, seconds: float) -> str:
         f"{job.out}: {ENGINES[manifest['form']]}, {quantization}, {size / 1e6:.2f} MB, "
         f"{manifest['student']['parameters']:,} parameters; {seconds:,.0f} s",
         f"in float32 on {counted(checks['sentences'], 'sentence')} of {checks['split']}: log-probabilities "
-        f"within {checks['largest_lprob_difference']:.2g} of fairseq's, {greedy['identical']} greedy translations "
-        "identical" + (", the others differ at ties" if greedy["identical"] < greedy["sentences"] else ""),
+        f"within {checks['largest_lprob_difference']:.2g} of fairseq's, {greedy['identical']} greedy "
+        "translations identical"
+        + (", the others differ at ties" if greedy["identical"] < greedy["sentences"] else ""),
         f"{metric} on them: {checks['float32']:.2f} in float32 ({checks['signature']})",
     ]
     lines += [

@@ -11,7 +11,7 @@ import threading
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from fairseq_imitkd.cli.fairseq_parser import (
     parse_carefully,
 )
 from fairseq_imitkd.cli.next_command import is_first_process, next_command
+from fairseq_imitkd.cli.unfinished import no_trace_of_a_refusal, where_it_goes_on
 from fairseq_imitkd.data.dictionaries import load_dictionary
 from fairseq_imitkd.data.directory import folders_of
 from fairseq_imitkd.errors import UsageError, as_usage_error, one_line_errors
@@ -47,7 +48,7 @@ from fairseq_imitkd.training.validation import score_names
 logger = logging.getLogger(__name__)
 
 
-@one_line_errors("; the same command continues from its last checkpoint, if it has written one")
+@one_line_errors(where_it_goes_on)
 def train() -> None:
     """Run ``fairseq-train`` with the plugin loaded; the default task is ``translation_with_teacher``.
 
@@ -145,6 +146,7 @@ def _run(name: str) -> Namespace | None:
         together(sys.argv[1:]),
         _parsed_with_care(name) as parsed,
         console.around(command),
+        no_trace_of_a_refusal() if name == "train" else nullcontext(),
     ):
         command.cli_main()
     return parsed[-1] if parsed else None
@@ -263,9 +265,6 @@ def _check(command: str, args: Namespace) -> None:
         return
     if args.task in data.TASKS and args.scoring == "sacrebleu":
         args.scoring, args.sacrebleu = generate_scorer.NAME, True
-    if languages is not None and args.bpe is None:  # --bpe joins subwords itself
-        dictionary = load_dictionary(Path(folders_of(args.data)[0]) / f"dict.{languages[1]}.txt")
-        args.post_process = subword_mark(dictionary, args.post_process, "--remove-bpe")
     for flag, paths in (("--path", args.path), ("--lm-path", args.lm_path)):
         if paths is None or "://" in paths:
             continue
@@ -277,3 +276,6 @@ def _check(command: str, args: Namespace) -> None:
         check_files(os.pathsep.join(names), flag, "student")
         for name in names if not all_are_trusted() else ():
             read_checkpoint(name, None, (flag, None))
+    if languages is not None and args.bpe is None:  # --bpe joins subwords itself
+        dictionary = load_dictionary(Path(folders_of(args.data)[0]) / f"dict.{languages[1]}.txt")
+        args.post_process = subword_mark(dictionary, args.post_process, "--remove-bpe")
