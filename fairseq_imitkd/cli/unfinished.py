@@ -54,7 +54,8 @@ def _remove(folders: list[Path]) -> None:
     """Remove folders if the first one holds no more than the files that a training begins with."""
     begun = {folders[0] / name for name in (CONFIG, LOG, METRICS)}
     files = set(folders[0].iterdir())
-    lines = (folders[0] / METRICS).read_text(encoding="utf-8").count("\n") if files & begun else 0
+    metrics = folders[0] / METRICS
+    lines = metrics.read_text(encoding="utf-8").count("\n") if metrics in files else 0
     if files <= begun and lines <= 1:  # the first line says that an epoch begins
         for file in files:
             file.unlink()

@@ -15,6 +15,19 @@ def test_where_a_stopped_training_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert where_it_goes_on() == f"; the same command continues from {tmp_path}/checkpoint_last.pt"
 
 
+def refused(folder: Path, files: dict[str, str]) -> None:
+    """Begin a training that writes files, and is refused."""
+
+    def begin() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        raise UsageError("refused")
+
+    with pytest.raises(UsageError), no_trace_of_a_refusal():
+        begin()
+
+
 @pytest.mark.parametrize(
     ("files", "stays"),
     [
@@ -30,15 +43,10 @@ def test_what_a_refused_training_has_made(
     """Only its own empty folders are removed, and not those of a training that had updates."""
     folder = tmp_path / "runs" / "student"
     monkeypatch.setattr("sys.argv", ["imitkd-train", "data", "--save-dir", str(folder)])
-    with pytest.raises(UsageError), no_trace_of_a_refusal():
-        folder.mkdir(parents=True)
-        for name, text in files.items():
-            (folder / name).write_text(text)
-        raise UsageError("refused")
+    refused(folder, files)
     assert folder.exists() == (tmp_path / "runs").exists() == stays
     there = tmp_path / "there"
     there.mkdir()
     monkeypatch.setattr("sys.argv", ["imitkd-train", "data", "--save-dir", str(there)])
-    with pytest.raises(UsageError), no_trace_of_a_refusal():
-        raise UsageError("refused")
+    refused(there, {})
     assert there.exists()
