@@ -15,6 +15,7 @@ _JOINED = {
     "--eval-metrics": ",",
     "--batch-sizes": ",",
 }
+_MEANT = {"--learning-rate": "--lr"}  # what others call a flag
 # What people type for sequence-level distillation, which is not a criterion.
 _SEQUENCE_LEVEL = {"seqkd", "seq_kd", "sequence_kd", "sequence_level_kd", "seqlevelkd", "seq_level_kd"}
 
@@ -125,11 +126,12 @@ def of_extras(
         return f"{flag} is not a flag of this command: a GPU is used if there is one, unless --cpu is given"
     if name.lstrip("-") in places:
         return f"{flag} is not a flag of this command: that word is given without a flag"
-    found = owners(dashed) if owners is not None else ""
-    if found:
-        return f"{flag} can't be used here: it is a flag of {found}"
-    near = (difflib.get_close_matches(dashed, names, 2, cutoff=0.75) for names in (options, also))
+    meant = [_MEANT[dashed]] if _MEANT.get(dashed) in (*options, *also) else None
+    near = (meant or difflib.get_close_matches(dashed, names, 2, cutoff=0.75) for names in (options, also))
     close = next(filter(None, near), [])
+    found = owners(dashed) if owners is not None else ""
+    if found and not (close and found.startswith("imitkd ")):  # a near flag of this command is likelier
+        return f"{flag} can't be used here: it is a flag of {found}"
     hint = "" if owners is None else ", or belongs to another task, criterion or architecture"
     hint = f": did you mean {' or '.join(close)}?" if close else hint
     return f"{flag} is not a flag of this command{hint}"
