@@ -175,7 +175,7 @@ def test_translations_that_differ_without_a_tie_are_noticed(
             for tokens in found(engine, sources)
         ],
     )
-    assert "greedy translations differ at a token that is not a tie" in refusal(root, tmp_path / "out")
+    assert "greedy translations differ beyond ties" in refusal(root, tmp_path / "out")
 
 
 def test_agreement_tells_ties_from_faults() -> None:
@@ -623,6 +623,19 @@ def test_text_that_does_not_come_back_is_noticed(
     assert manifest["checks"]["encoded_otherwise"] == (0.25 if kind == "dropout" else 0.0)
     warned = "25.0% of the sentences of --gen-subset valid change their symbols when they are decoded to text"
     assert (warned in caplog.text) == (kind == "dropout")
+
+
+def test_a_training_and_its_checkpoint_must_be_exported_first(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoint_best.pt"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    for path in (checkpoint, checkpoint.parent):
+        with pytest.raises(UsageError) as refused:
+            Bundle.read(path)
+        assert str(refused.value) == (
+            f"DIR '{path}' is not an exported student; make one first: imitkd export '{checkpoint}' --data "
+            "DATA --out NEW"
+        )
 
 
 def test_a_folder_without_permission_is_not_a_student(

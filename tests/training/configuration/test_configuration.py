@@ -642,6 +642,9 @@ def test_folders_that_can_not_be_made(tmp_path: Path, monkeypatch: Any) -> None:
         assert refusal("train", **{name: ""}) == f"{flag} is empty; name a folder"
         assert "its name is too long; use a shorter one" in refusal("train", **{name: "x" * 300})
         check("train", **{name: "new/folder"})
+        assert not Path("new").exists()
+        if Path("/proc").is_dir():  # where root may write, and can't
+            assert refusal("train", **{name: "/proc/x"}).startswith(f"{flag} '/proc/x' can't be written")
     assert refusal("generate", results_path="file").startswith(
         "--results-path 'file' can't be made: 'file' is"
     )
