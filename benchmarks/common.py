@@ -8,12 +8,14 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from fairseq import checkpoint_utils, options, tasks, utils
+from fairseq.data.iterators import GroupedIterator
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
 from fairseq.models import BaseFairseqModel
@@ -25,13 +27,14 @@ from fairseq_imitkd.__main__ import versions
 from fairseq_imitkd.methods import METHODS
 
 Batch = dict[str, Any]
+PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 RECIPE = Path(__file__).resolve().parent.parent / "examples" / "multi30k" / "run"
 STUDENT = RECIPE / "scratch" / "checkpoint_best.pt"
 TEACHER = RECIPE / "teacher" / "checkpoint_best.pt"
 
 
 def argument_parser(
-    description: str, json_file: str, *, max_tokens: int, student: bool = True
+    description: str, json_file: str, *, max_tokens: int, student: bool = True, precision: bool = False
 ) -> argparse.ArgumentParser:
     """Return a parser with the arguments that all benchmarks have.
 
@@ -40,6 +43,7 @@ def argument_parser(
         json_file: default of ``--json``.
         max_tokens: default of ``--max-tokens``.
         student: whether to add ``--student``.
+        precision: whether to add ``--precision``.
     """
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument(
@@ -51,6 +55,13 @@ def argument_parser(
     )
     if student:
         parser.add_argument("--student", type=Path, default=STUDENT, help="default: %(default)s")
+    if precision:
+        parser.add_argument(
+            "--precision",
+            choices=PRECISIONS,
+            default="fp32",
+            help="precision of the student; fp16 and amp need a GPU (default: %(default)s)",
+        )
     parser.add_argument(
         "--max-tokens", type=int, default=max_tokens, help="tokens per batch (default: %(default)s)"
     )
@@ -88,6 +99,8 @@ def check_arguments(args: argparse.Namespace, **least: int) -> None:
         sys.exit(f"--json {args.json} is in a folder that does not exist; create it first")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device is cuda, but torch sees no GPU; use --device cpu")
+    if args.device == "cpu" and getattr(args, "precision", "fp32") in ("fp16", "amp"):
+        sys.exit(f"--precision {args.precision} needs a GPU, but --device is cpu; use fp32 or bf16")
 
 
 def configured(args: argparse.Namespace, flags: Sequence[str]) -> tuple[Any, Any]:
@@ -99,8 +112,22 @@ def configured(args: argparse.Namespace, flags: Sequence[str]) -> tuple[Any, Any
         "--optimizer", "adam", "--lr", "0", "--clip-norm", "1",
         "--max-tokens", str(args.max_tokens), *(["--cpu"] if args.device == "cpu" else []), *flags,
     ]  # fmt: skip
+    precision = getattr(args, "precision", "fp32")
+    command += [f"--{precision}"] if precision in ("fp16", "amp") else []
     cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=command))
+    cfg.common.bf16 = precision == "bf16"  # fairseq's own flag would ask for a TPU
     return cfg, tasks.setup_task(cfg.task)
+
+
+def in_precision(model: BaseFairseqModel, args: argparse.Namespace) -> BaseFairseqModel:
+    """Return a model on the device, in the precision in which a training would have it."""
+    model = model.to(args.device)
+    return {"fp16": model.half, "bf16": model.bfloat16}.get(args.precision, lambda: model)()
+
+
+def autocast(args: argparse.Namespace) -> AbstractContextManager:
+    """Return the context in which ``--amp`` computes."""
+    return torch.autocast("cuda") if args.precision == "amp" else nullcontext()
 
 
 def load_model(path: Path, task: Any) -> BaseFairseqModel:
@@ -133,15 +160,30 @@ def first_batches(trainer: Trainer, count: int) -> list[Batch]:
     return [next(iterator) for _ in range(count)]
 
 
+def updates_of(trainer: Trainer, batches_per_update: int = 1) -> Iterator[list[Batch]]:
+    """Yield the batches of each update of the first epoch, as fairseq's training asks for them.
+
+    A pool of rollouts looks ahead in the trainer's own iterator, so each trainer needs its own.
+    """
+    epoch = trainer.get_train_iterator(epoch=1, load_dataset=True).next_epoch_itr(shuffle=True)
+    count = len(epoch)
+    yield from GroupedIterator(epoch, batches_per_update, skip_remainder_batch=True)
+    sys.exit(f"the training data has only {count} batches; use fewer rounds or a smaller --max-tokens")
+
+
 def on_device(sample: Batch, device: str) -> Batch:
     """Return the batch on the models' device."""
     return utils.move_to_cuda(sample) if device == "cuda" else sample
 
 
-def update(trainer: Trainer, batch: Batch) -> dict[str, Any]:
-    """Do one complete update on a batch (forward, backward, clipping, Adam); return what fairseq logs."""
+def update(trainer: Trainer, *batches: Batch) -> dict[str, Any]:
+    """Do one complete update (forward, backward, clipping, Adam) on one or several batches.
+
+    Returns:
+        what fairseq logs.
+    """
     with metrics.aggregate(new_root=True):
-        return trainer.train_step([batch])
+        return trainer.train_step(list(batches))
 
 
 def interleave(
@@ -200,8 +242,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def conditions(args: argparse.Namespace) -> str:
-    """Return the conditions of a measurement: threads, device, processor."""
-    return f"{args.threads} threads; {args.device}; {platform.machine()}"
+    """Return the conditions of a measurement: threads, device, processor, precision."""
+    device = torch.cuda.get_device_name(0) if args.device == "cuda" else args.device
+    precision = getattr(args, "precision", "fp32")
+    return f"{args.threads} threads; {device}; {platform.machine()}; {precision}"
 
 
 def write_json(args: argparse.Namespace, **figures: Any) -> None:

@@ -1,48 +1,37 @@
 #!/usr/bin/env bash
-# Measures the cost of distillation on a GPU, with a student and a teacher of transformer_iwslt_de_en's size on Multi30k.
-# A call takes less than ten minutes and resumes an interrupted one. It prints its tables at the end; $RUN has all figures as JSON.
+# Measures distillation on a GPU, with a student and a teacher of transformer_iwslt_de_en's size on Multi30k, in less than ten
+# minutes. benchmarks/gpu_run.py has the stages. After each stage the results so far are in $OUT.
+#   benchmarks/gpu.sh prepare   make the data in $RUN, once, where there is a network or RAW_DIR. Carry $RUN along to the GPU.
+#   benchmarks/gpu.sh           measure
 #   RUN=DIR       folder for everything it makes (default: benchmarks/run-gpu)
-#   RAW_DIR=DIR   folder with Multi30k's text for examples/multi30k/prepare.sh (default: download it)
-#   DEVICE=cpu    run every step with small models on made-up text, to test the script; its figures mean nothing
-RUN=${RUN:-$(dirname "$0")/run-gpu}
-[ "${DEVICE:-}" != cpu ] || export SMOKE=1
-source "$(dirname "$0")/../examples/common.sh"
+#   OUT=DIR       folder of the results (default: $RUN/results)
+#   RAW_DIR=DIR   for `prepare`: folder with Multi30k's text (default: download it)
+#   WHEELS=DIR    without an installation: wheels of what the machine lacks (default: .whl)
+#   SITE=DIR      without an installation: folder to install into, without a network (default: ~/site)
+#   BIN=DIR       folder of the commands and their Python (default: this repository's .venv/bin, if it exists)
+#   MINUTES=N     for all stages on a GPU (default: 9)
+#   DEVICE=cpu    run every stage with small models on made-up text, to try the script; its figures mean nothing
+set -euo pipefail
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+RUN=${RUN:-$REPO/benchmarks/run-gpu}
+OUT=${OUT:-$RUN/results}
+WHEELS=${WHEELS:-$REPO/.whl} SITE=${SITE:-$HOME/site} BIN=${BIN:-$REPO/.venv/bin}
+die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
-PRECISIONS=(fp32 fp16 amp bf16)
-ROUNDS=20 SENTENCES=2000 MAX_TOKENS=4096
-[ -z "${SMOKE:-}" ] || PRECISIONS=(fp32 bf16) ROUNDS=2 SENTENCES=160 MAX_TOKENS=300
-
-measure() {
-  python "$REPO/benchmarks/$1.py" "$RUN/data-bin" --device "$DEVICE" --student "$MODEL_FILE" --json "$RUN/$1.json" "${@:2}" >"$RUN/$1.part"
-  mv "$RUN/$1.part" "$RUN/$1.md"
-}
-
-# Before any measurement: rollouts with CUDA graphs must write the same tokens as those without.
-check_graphs() {
-  python -c 'import torch; torch.zeros(1, device="cuda")' # without a device, pytest would skip all tests
-  (cd "$REPO" && python -m pytest -q -k real tests/rollout/test_cuda_graphs.py)
-}
-[ "$DEVICE" != cuda ] || stage graphs check_graphs
-
-RUN=$RUN "$REPO/examples/multi30k/prepare.sh"
-small --arch transformer_iwslt_de_en --share-all-embeddings
-TRAINING=(
-  "${MODEL[@]}" --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1 --lr 1e-3 --lr-scheduler inverse_sqrt --warmup-updates 500
-  --max-tokens 8192 --dropout 0.3 --disable-validation --save-interval 100000 --save-interval-updates 500 --keep-interval-updates 1
-)
-stage teacher train teacher "${PLAIN[@]}" "${TRAINING[@]}" --max-update 1500
-MODEL_FILE=$RUN/teacher/checkpoint_last.pt
-stage update_cost measure update_cost --teacher "$MODEL_FILE" --max-tokens "$MAX_TOKENS" --rounds "$ROUNDS"
-stage rollout_speed measure rollout_speed --sentences "$SENTENCES" --rounds 1
-stage memory measure memory --teacher "$MODEL_FILE" --max-tokens "$MAX_TOKENS" --rounds 2 --updates 4
-# Every precision that fairseq offers on a GPU must train, with rollouts in that precision and with CUDA graphs.
-for precision in "${PRECISIONS[@]}"; do
-  flags=()
-  [ "$precision" = fp32 ] || flags=("--$precision")
-  stage "imitkd_$precision" train "imitkd_$precision" --task translation_with_teacher --criterion imitkd --teacher-path "$MODEL_FILE" \
-    --student-share constant:1 --finetune-from-model "$MODEL_FILE" "${TRAINING[@]}" "${flags[@]}" --max-update 50 --log-interval 10
-done
-
-python -m fairseq_imitkd --version
-cat "$RUN"/{update_cost,rollout_speed,memory}.md
-grep -H " | train | " "$RUN"/imitkd_*/train.log | sed "s|$RUN/||; s,/train.log.* . train . ,: ,"
+case ${1:-} in
+  prepare) RUN=$RUN exec "$REPO/examples/multi30k/prepare.sh" ;;
+  "") ;;
+  *) die "the argument must be prepare or nothing, but is '$1'" ;;
+esac
+[ ! -d "$BIN" ] || PATH=$BIN:$PATH
+PYTHON=$(command -v python || command -v python3) || die "neither python nor python3 is on PATH"
+if ! command -v imitkd-train >/dev/null; then
+  compgen -G "$WHEELS/fairseq_fixed-*.whl" >/dev/null ||
+    die "imitkd-train is not on PATH, and WHEELS '$WHEELS' has no wheel of fairseq-fixed; run 'make install', or fill it"
+  into=(-m pip install -q --no-index --no-deps --no-compile --disable-pip-version-check --upgrade --target "$SITE")
+  "$PYTHON" "${into[@]}" "$WHEELS"/*.whl
+  "$PYTHON" "${into[@]}" --no-build-isolation "$REPO"
+  export PYTHONPATH="$SITE${PYTHONPATH:+:$PYTHONPATH}" PATH="$SITE/bin:$PATH"
+fi
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$PYTHON" "$REPO/benchmarks/gpu_run.py" "$RUN" "$OUT" --device "${DEVICE:-cuda}" --minutes "${MINUTES:-9}"

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +25,21 @@ from memory import MEGABYTE, forget_peak, held, peak
 from torch import Tensor
 from tqdm import tqdm
 
-from fairseq_imitkd.losses.chunked import TokenValues, chunked_loss
+from fairseq_imitkd.losses import chunked
+from fairseq_imitkd.losses.chunked import TokenValues, chunked_loss, tensor_cores
 from fairseq_imitkd.losses.divergences import DIVERGENCES
-from fairseq_imitkd.models.logits import ProjectedLogits, TokenLogits, chunk_size
+from fairseq_imitkd.models.logits import ProjectedLogits, TokenLogits, chunk_size, full_precision
 
-SETTINGS = {"jsd_weight": 0.1, "skew": 0.1, "annealing": 0.5, "logit_margin": 0.0}
+SETTINGS = {
+    "jsd_weight": 0.1,
+    "skew": 0.1,
+    "annealing": 0.5,
+    "logit_margin": 0.0,
+    "rank_topk": 5,
+    "entropy_threshold": 0.8,
+}
 WIDTH = 512
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 WARMUP = 2  # rounds
 
 
@@ -61,6 +71,12 @@ def main() -> None:
         default=12,
         help="rounds of the time measurement, the first two unmeasured (default: %(default)s)",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=list(DTYPES),
+        default="float32",
+        help="dtype of hidden states and output matrices (default: %(default)s)",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument(
         "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
@@ -85,32 +101,34 @@ def compare(args: argparse.Namespace) -> None:
         [(name, way) for name in args.divergences for way in ("whole", "chunks")], unit="process"
     ):
         peaks[name][way] = in_fresh_process(name, way)
-    ratios, again = {}, {}
+    ratios, again, without = {}, {}, {}
     for name in args.divergences:
-        given = (name, *tensors(args.timed_positions, args.timed_symbols, args.device))
+        given = (name, *tensors(args.timed_positions, args.timed_symbols, args=args))
         ways = {
             "chunks": lambda given: chunks(*given),
             "whole": lambda given: whole(*given),
             "whole again": lambda given: whole(*given),
         }
+        if args.device == "cuda" and args.dtype != "float32":
+            ways["chunks without TF32"] = lambda given: without_tf32(*given)
         seconds, _ = interleave(ways, [given] * args.rounds, warmup=WARMUP, device=args.device)
         ratios[name] = over(seconds["chunks"], seconds["whole"])
         again[name] = over(seconds["whole again"], seconds["whole"])
+        if "chunks without TF32" in ways:
+            without[name] = over(seconds["chunks without TF32"], seconds["whole"])
+    header = ["divergence", "whole, MB", "chunks, MB", "time, chunks / whole", "quartiles", "whole / whole"]
     rows = []
     for name in args.divergences:
         megabytes = [f"{peaks[name][way] / MEGABYTE:,.0f}" for way in ("whole", "chunks")]
         rows.append([name, *megabytes, *quartiles(ratios[name]), quartiles(again[name])[0]])
-    print(
-        table(
-            ["divergence", "whole, MB", "chunks, MB", "time, chunks / whole", "quartiles", "whole / whole"],
-            rows,
-        )
-    )
+        if without:
+            rows[-1].append(quartiles(without[name])[0])
+    print(table([*header, *(["chunks without TF32 / whole"] if without else [])], rows))
     print(
         f"\nmemory at N = {args.positions:,}, V = {args.symbols:,}; time at N = {args.timed_positions:,}, "
-        f"V = {args.timed_symbols:,}; D = {WIDTH}, float32; {args.threads} threads; {args.device}"
+        f"V = {args.timed_symbols:,}; D = {WIDTH}, {args.dtype}; {args.threads} threads; {args.device}"
     )
-    write_json(args, peaks=peaks, ratios=ratios, again=again)
+    write_json(args, peaks=peaks, ratios=ratios, again=again, without_tf32=without)
 
 
 def in_fresh_process(name: str, way: str) -> int:
@@ -123,9 +141,9 @@ def in_fresh_process(name: str, way: str) -> int:
 
 def measured_peak(args: argparse.Namespace, name: str, way: str) -> int:
     """Return the peak memory of one loss in bytes, beyond its inputs and their gradients."""
-    small = tensors(64, args.symbols, args.device)
+    small = tensors(64, args.symbols, args=args)
     (chunks if way == "chunks" else whole)(name, *small)  # torch allocates its own buffers here
-    student, teacher, gold = tensors(args.positions, args.symbols, args.device)
+    student, teacher, gold = tensors(args.positions, args.symbols, args=args)
     for tensor in (student.features, student.weight):
         tensor.grad = torch.ones_like(tensor)
     forget_peak(args.device)
@@ -134,15 +152,18 @@ def measured_peak(args: argparse.Namespace, name: str, way: str) -> int:
     return peak(args.device) - before
 
 
-def tensors(positions: int, symbols: int, device: str) -> tuple[ProjectedLogits, ProjectedLogits, Tensor]:
+def tensors(
+    positions: int, symbols: int, *, args: argparse.Namespace
+) -> tuple[ProjectedLogits, ProjectedLogits, Tensor]:
     """Return random student and teacher logits of the same shape, and references."""
     torch.manual_seed(1)
     made = [
-        torch.randn(rows, WIDTH, device=device) * scale
+        (torch.randn(rows, WIDTH, device=args.device) * scale).to(DTYPES[args.dtype])
         for rows, scale in ((positions, 1.0), (symbols, 0.05)) * 2
     ]
     student = ProjectedLogits(made[0].requires_grad_(True), made[1].requires_grad_(True))
-    return student, ProjectedLogits(made[2], made[3]), torch.randint(symbols, (positions,), device=device)
+    gold = torch.randint(symbols, (positions,), device=args.device)
+    return student, ProjectedLogits(made[2], made[3]), gold
 
 
 def chunks(name: str, student: ProjectedLogits, teacher: TokenLogits, gold: Tensor) -> None:
@@ -153,9 +174,16 @@ def chunks(name: str, student: ProjectedLogits, teacher: TokenLogits, gold: Tens
     loss.backward()
 
 
+def without_tf32(name: str, *given: Any) -> None:
+    """Compute chunks with float32 products on the units for float32."""
+    with mock.patch.object(chunked, "tensor_cores", side_effect=lambda _: tensor_cores(False)):
+        chunks(name, *given)
+
+
 def whole(name: str, student: ProjectedLogits, teacher: TokenLogits, gold: Tensor) -> None:
     everything = slice(None)
-    losses, _ = token_loss(name, student.logits(everything), teacher, gold, everything)
+    logits = full_precision(student.logits(everything))
+    losses, _ = token_loss(name, logits, teacher, gold, everything)
     losses.sum().backward()
 
 
@@ -171,7 +199,7 @@ def token_loss(
         "mixture_weight": torch.full_like(target, 0.5, dtype=torch.float32),
     }
     asked = {key: value for key, value in given.items() if key in inspect.signature(divergence).parameters}
-    distance = divergence(logits, teacher.logits(at), **asked)
+    distance = divergence(logits, full_precision(teacher.logits(at)), **asked)
     losses = 0.5 * F.cross_entropy(logits, target, reduction="none") + 0.5 * distance
     return losses, {}
 

@@ -7,7 +7,8 @@ Every variant does the same few updates (same batches, learning rate 0) in a fre
 the process holds before it loads a model is subtracted. A distilling update needs the teacher, so its peak is
 divided by the peak of cross-entropy *plus the bytes of the teacher's weights*. A ratio above 1 is spent on
 rollouts, the teacher's logits and the divergence. Each round uses other batches. Cross-entropy runs twice per
-round, so the row ``cross_entropy (again)`` shows the noise.
+round, so the row ``cross_entropy (again)`` shows the noise. The first update of a process, on a batch of its
+own, is not measured.
 
 On the CPU the figure is the process's resident memory in Linux's ``/proc/self/status``. Its peak can be reset
 once everything is loaded, and unlike ``ru_maxrss`` it is never inherited from the parent process. On a GPU
@@ -36,12 +37,12 @@ from common import (
     check_arguments,
     conditions,
     configured,
-    first_batches,
     load_model,
     over,
     quartiles,
     table,
     update,
+    updates_of,
     write_json,
 )
 from tqdm import tqdm
@@ -54,6 +55,10 @@ VARIANTS: dict[str, list[str]] = {
     "imitkd, share 1": ["--criterion", "imitkd", "--student-share", "constant:1"],
     "imitkd_full, share 1": ["--criterion", "imitkd_full", "--student-share", "constant:1"],
 }
+ON_GPUS = {
+    "imitkd, share 1, no CUDA graphs": [*VARIANTS["imitkd, share 1"], "--rollout-cuda-graphs", "off"],
+    "imitkd, share 1, pool of 4 updates": [*VARIANTS["imitkd, share 1"], "--rollout-pool-updates", "4"],
+}
 TARGET = 1.25
 GROWING = "imitkd, share 1"
 SETTLED = 100  # updates after which memory should not grow
@@ -63,7 +68,7 @@ PROCESS = Path("/proc/self")
 
 
 def main() -> None:
-    parser = argument_parser(__doc__, "memory.json", max_tokens=2048)
+    parser = argument_parser(__doc__, "memory.json", max_tokens=2048, precision=True)
     parser.add_argument("--teacher", type=Path, default=TEACHER, help="default: %(default)s")
     parser.add_argument(
         "--rounds", type=int, default=3, help="fresh processes for each variant (default: %(default)s)"
@@ -79,7 +84,7 @@ def main() -> None:
         help="instead, measure memory over N updates in one process",
     )
     # The arguments of a fresh process: its variant and its first batch
-    parser.add_argument("--only", choices=list(VARIANTS), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=list(VARIANTS | ON_GPUS), help=argparse.SUPPRESS)
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     check_arguments(args, rounds=2, updates=1, growth=0)
@@ -102,25 +107,26 @@ def main() -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Measure the peak of every variant and print the table."""
+    variants = VARIANTS | (ON_GPUS if args.device == "cuda" else {})
     _, task = configured(args, [])
     teacher = sum(
         weight.numel() * weight.element_size() for weight in load_model(args.teacher, task).parameters()
     )
-    peaks: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    turns = [(number, name) for number in range(args.rounds) for name in VARIANTS]
+    peaks: dict[str, list[float]] = {name: [] for name in variants}
+    turns = [(number, name) for number in range(args.rounds) for name in variants]
     for number, name in tqdm(turns, unit="process"):
-        peaks[name].append(in_fresh_process("--only", name, "--first", str(number * args.updates)))
+        peaks[name].append(in_fresh_process("--only", name, "--first", str(number * (args.updates + 1))))
 
     needed = {
-        name: [peak + (0 if name in (BASE, AGAIN) else teacher) for peak in peaks[BASE]] for name in VARIANTS
+        name: [peak + (0 if name in (BASE, AGAIN) else teacher) for peak in peaks[BASE]] for name in variants
     }
-    ratios = {name: over(peaks[name], needed[name]) for name in VARIANTS}
+    ratios = {name: over(peaks[name], needed[name]) for name in variants}
     against = {
-        name: "cross-entropy" if name in (BASE, AGAIN) else "cross-entropy + teacher" for name in VARIANTS
+        name: "cross-entropy" if name in (BASE, AGAIN) else "cross-entropy + teacher" for name in variants
     }
     rows = [
         [name, f"{max(peaks[name]) / MEGABYTE:.0f}", against[name], *quartiles(ratios[name])]
-        for name in VARIANTS
+        for name in variants
     ]
     print(table(["update", "highest peak, MB", "over", "ratio (median)", "quartiles"], rows))
     print(f"\nteacher's weights: {teacher / MEGABYTE:.0f} MB; target: a median of at most {TARGET}")
@@ -158,12 +164,12 @@ def peak_of_updates(args: argparse.Namespace) -> int:
     """Return the peak memory of the updates in bytes, beyond that held before a model was loaded."""
     configured(args, [])  # imports fairseq's plugins
     before = held(args.device)
-    trainer = build_trainer(args, VARIANTS[args.only])
-    batches = first_batches(trainer, args.first + args.updates)[args.first :]
-    update(trainer, batches[0])  # the first update allocates Adam's state
+    trainer = build_trainer(args, (VARIANTS | ON_GPUS)[args.only])
+    updates = islice(updates_of(trainer), args.first, None)
+    update(trainer, *next(updates))  # the first update allocates Adam's state
     forget_peak(args.device)
-    for batch in batches:
-        update(trainer, batch)
+    for batches in islice(updates, args.updates):
+        update(trainer, *batches)
     return peak(args.device) - before
 
 
@@ -192,7 +198,7 @@ def grow(args: argparse.Namespace) -> None:
 def memory_over_updates(args: argparse.Namespace) -> dict[int, dict[str, int]]:
     """Return the bytes held, and the peak so far, after every cycle of batches."""
     trainer = build_trainer(args, VARIANTS[args.only])
-    batches = first_batches(trainer, CYCLE)
+    batches = [batch for [batch] in islice(updates_of(trainer), CYCLE)]
     readings = {}
     turns = tqdm(islice(cycle(batches), args.growth), total=args.growth, unit="update", mininterval=2.0)
     for number, batch in enumerate(turns, start=1):

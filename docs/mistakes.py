@@ -121,7 +121,7 @@ imitkd train DATA … --activation-fn swish2
 imitkd train DATA … --user-dir nowhere
 imitkd train DATA … --user-dir text.txt
 imitkd evaluate … --user-dir text.txt
-imitkd seqkd DATA … --select mbr2
+imitkd seqkd DATA … --select random
 imitkd seqkd DATA … --backend onnx
 imitkd evaluate … --metrics comet2
 imitkd evaluate … --bleu-tokenize 14a

@@ -66,6 +66,11 @@ PAPERS = (
         "https://arxiv.org/abs/2009.07253",
     ),
     Paper(
+        "Eikema & Aziz, COLING 2020",
+        "Is MAP Decoding All You Need? The Inadequacy of the Mode in Neural Machine Translation",
+        "https://arxiv.org/abs/2005.10283",
+    ),
+    Paper(
         "Kim & Rush, EMNLP 2016",
         "Sequence-Level Knowledge Distillation",
         "https://aclanthology.org/D16-1139/",
@@ -104,6 +109,31 @@ PAPERS = (
         "Zhong et al., ACL 2024",
         "Revisiting Knowledge Distillation for Autoregressive Language Models",
         "https://arxiv.org/abs/2402.11890",
+    ),
+    Paper(
+        "Zhang et al., ACL 2023",
+        "Towards Understanding and Improving Knowledge Distillation for Neural Machine Translation",
+        "https://arxiv.org/abs/2305.08096",
+    ),
+    Paper(
+        "Wang, Yan, Meng & Zhou, ACL 2021",
+        "Selective Knowledge Distillation for Neural Machine Translation",
+        "https://arxiv.org/abs/2105.12967",
+    ),
+    Paper(
+        "Jin et al., 2026",
+        "Entropy-Aware On-Policy Distillation of Language Models",
+        "https://arxiv.org/abs/2603.07079",
+    ),
+    Paper(
+        "Leviathan, Kalman & Matias, ICML 2023",
+        "Fast Inference from Transformers via Speculative Decoding",
+        "https://arxiv.org/abs/2211.17192",
+    ),
+    Paper(
+        "Zhou et al., ICLR 2024",
+        "DistillSpec: Improving Speculative Decoding via Knowledge Distillation",
+        "https://arxiv.org/abs/2310.08461",
     ),
     Paper(
         "Yuan et al., AAAI 2021",
@@ -155,6 +185,8 @@ FLAGS = {
     "criterion": "--gold-weight",
     "text.rewards": "--reward-baseline leave-one-out",
     "training.distiller": "--reward-weight",
+    "losses.token_weights": "--token-selection",
+    "losses.token_weights.DifficultyQueue": "--selection-queue",
     "mixing.replay": "--rollout-replay",
     "mixing.mixer": "--student-share",
     "method.method": "--annealing-temperature",
@@ -162,6 +194,8 @@ FLAGS = {
     "method.schedules.AdaptiveShare": "--student-share adaptive:0",
     "rollout.policy": "--rollout-policy speculative",
     "engines.base": "--select",
+    "evaluate.drafts": "imitkd-evaluate --teacher",
+    "evaluate.schema": "imitkd-evaluate --teacher",
     "models.recurrent": "--arch sru_2",
     "models.recurrent.GRUModel": "--arch gru_2",
     "models.sru": "--arch sru_2",
@@ -170,10 +204,13 @@ FLAGS = {
     "teacher.selection": "--teacher-selection reinforced",
     "teacher.initialise": "--init-from-teacher",
     "seqkd.translator": "--select best",
+    "text.expected_utility": "--select mbr",
 }
 # "section 3 and algorithm 1", "sections 3.1 and 3.2", "equations 6 to 8"
 NUMBERS = r"\d+(?:\.\d+)?(?: (?:to|and) \d+(?:\.\d+)?)?"
-PLACE = re.compile(rf",? ((?:sections?|equations?|algorithms?) {NUMBERS}(?: and algorithm {NUMBERS})?)")
+PLACE = re.compile(
+    rf",? ((?:sections?|equations?|algorithms?|theorem) {NUMBERS}(?: and algorithm {NUMBERS})?)"
+)
 # "Lin et al.", "Kim & Rush", "Shleifer and Rush", and a year.
 ANY = re.compile(r"\b[A-Z][a-z]+(?: et al\.| (?:&|and) [A-Z][a-z]+)(?:(?!20\d\d)[^().]){0,24}\(?20\d\d")
 

@@ -5,6 +5,7 @@
 #   RAW_DIR=DIR       folder of text to use instead of a download
 #   SEED=N            seed of a student (default: 1); any other than 1 becomes part of its name
 #   AS=NAME           name of a student, instead of its row's; for further students of a row
+#   TEACHER=NAME      a trained student that is the teacher of a student of distill.sh, in place of the teacher (a teacher assistant)
 #   UPDATES=N, TEACHER_UPDATES=N   updates of a student and of the teacher, instead of the recipe's
 #   TEACHER_PRECISION=bf16|fp16   precision of the teacher, in its training and beside a student (default: fp32)
 #   THREADS=N         threads of evaluate.sh (default: 1); it always decodes on the CPU, so that speeds are comparable
@@ -154,6 +155,12 @@ TRANSFORMER_1_1_64=(
   --arch transformer
   --encoder-layers 1 --decoder-layers 1 --encoder-attention-heads 4 --decoder-attention-heads 4
   --encoder-embed-dim 64 --decoder-embed-dim 64 --encoder-ffn-embed-dim 256 --decoder-ffn-embed-dim 256
+)
+# shellcheck disable=SC2034
+TRANSFORMER_2_2_128=(
+  --arch transformer
+  --encoder-layers 2 --decoder-layers 2 --encoder-attention-heads 4 --decoder-attention-heads 4
+  --encoder-embed-dim 128 --decoder-embed-dim 128 --encoder-ffn-embed-dim 512 --decoder-ffn-embed-dim 512
 )
 # shellcheck disable=SC2034
 SMALL_TRAINING=(
@@ -309,7 +316,7 @@ learn() {
       ;;
     *)
       [ "$method" = "$row" ] || data=seqkd
-      objective=(--task translation_with_teacher --criterion "$method" --teacher-path "$(trained teacher)" "${DISTILLATION[@]}")
+      objective=(--task translation_with_teacher --criterion "$method" --teacher-path "$(assistant)" "${DISTILLATION[@]}")
       [ "$TEACHER_PRECISION" = fp32 ] || objective+=(--teacher-dtype "$TEACHER_PRECISION")
       ;;
   esac
@@ -328,6 +335,13 @@ trained() {
   [ "$name" = teacher ] || name=$(named "$name")
   [ -n "${DRY_RUN:-}" ] || finished "$name" || die "$RUN/$name/checkpoint_best.pt of a finished training does not exist; train $name first"
   echo "$RUN/$name/checkpoint_best.pt"
+}
+
+# assistant: print the path of the checkpoint that teaches: of the student TEACHER=NAME, or of the teacher.
+assistant() {
+  [ -n "${TEACHER:-}" ] || { trained teacher; return; }
+  [ -n "${DRY_RUN:-}" ] || finished "$TEACHER" || die "TEACHER must name a model in $RUN whose training has ended, but is '$TEACHER'"
+  echo "$RUN/$TEACHER/checkpoint_best.pt"
 }
 
 # finished NAME: whether a model's training has ended. A model that was trained elsewhere has no `commands` and counts as finished.
@@ -416,7 +430,7 @@ run_recipe() {
 
 # shellcheck source=/dev/null
 [ ! -e "$RECIPE/settings.sh" ] || source "$RECIPE/settings.sh"
-# Only the stages above read these variables; a recipe without rows has its own stages, and names those that it reads in USES. benchmarks/gpu.sh is not a recipe and uses SMOKE.
+# Only the stages above read these variables; a recipe without rows has its own stages, and names those that it reads in USES.
 if [ -z "${ROWS:-}" ] && [ "${RECIPE%/*}" = "$REPO/examples" ]; then
   for variable in SMOKE DRY_RUN START UPDATES; do
     [ -z "${!variable:-}" ] || [[ " ${USES:-} " == *" $variable "* ]] || die "$variable is not used by this recipe, but is '${!variable}'; leave it out"

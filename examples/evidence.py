@@ -8,7 +8,7 @@ RECIPE is a folder with an ``evidence.toml``, whose comments explain the rows an
 jobs from the queue in order. It can be stopped at any moment, and a second call goes on: a finished row is
 not trained again, and a training continues from its last checkpoint. It writes ``DIR/evidence.log`` and, for
 each finished row, ``DIR/rows/NAME.json`` with the commands, every validation with its updates and CPU
-seconds, and the error rates on the test set. ``publish`` copies these files into ``RECIPE/evidence`` and
+seconds, and the scores on the test set. ``publish`` copies these files into ``RECIPE/evidence`` and
 makes the table and the figure of the recipe's README from them; without --run it makes them again.
 """
 
@@ -30,6 +30,7 @@ import evidence_rows
 import evidence_tables
 import tables
 from evidence_rows import Record
+from evidence_scores import MEASURES
 
 WAIT = 2.0  # seconds between looks at the running trainings
 
@@ -42,11 +43,15 @@ class Row:
         script: a script of the recipe, with its arguments.
         rates: learning rates that are tried; without any the script's own is used.
         start: row from whose best student this one goes on.
+        teacher: row whose best student of seed 1 is the teacher; None means the teacher itself.
+        student: kind of student, the variable STUDENT of the recipe; None means its default.
     """
 
     script: str
     rates: tuple[str, ...] = ()
     start: str | None = None
+    teacher: str | None = None
+    student: str | None = None
 
 
 class Job(NamedTuple):
@@ -58,12 +63,13 @@ class Job(NamedTuple):
 
 
 class Training(NamedTuple):
-    """A job that can be started: its name, and the rate and the start that were chosen for it."""
+    """A job that can be started: its name, and the rate, the start and the teacher that were chosen."""
 
     job: Job
     name: str
     rate: str | None
     start: str | None
+    teacher: str | None = None
 
 
 class Plan:
@@ -76,9 +82,12 @@ class Plan:
     def __init__(self, path: Path):
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         self.rows = {
-            name: Row(row["script"], tuple(row.get("rates", ())), row.get("start"))
+            name: Row(**{**row, "rates": tuple(row.get("rates", ()))})
             for name, row in content["rows"].items()
         }
+        self.measure: str = content.get("measure", "word_errors")
+        if self.measure not in MEASURES:
+            raise SystemExit(f"{path}: measure must be one of {', '.join(MEASURES)}, but is '{self.measure}'")
         self.environment: dict[str, str] = content.get("environment", {})
         self.jobs: list[Job] = []
         for entry in content["queue"]:
@@ -102,7 +111,7 @@ class Plan:
             job: a job of the queue.
             finished: the finished rows by name.
         """
-        row, rate, start = self.rows[job.row], job.rate, None
+        row, rate, start, teacher = self.rows[job.row], job.rate, None, None
         earlier = self.jobs[: self.jobs.index(job)]
         if rate is None and row.rates:
             best = self._best([one for one in earlier if one.row == job.row and one.seed == 1], finished)
@@ -115,10 +124,16 @@ class Plan:
             if best is None:
                 return None
             start = best["name"]
+        if row.teacher is not None:
+            assistants = [one for one in earlier if (one.row, one.seed) == (row.teacher, 1)]
+            best = self._best(assistants, finished)
+            if best is None:
+                return None
+            teacher = best["name"]
         if job.row != "teacher" and Job("teacher") in earlier and "teacher" not in finished:
             return None
         name = f"{job.row}_lr{rate}" if rate else job.row
-        return Training(job, name if job.seed == 1 else f"{name}-seed{job.seed}", rate, start)
+        return Training(job, name if job.seed == 1 else f"{name}-seed{job.seed}", rate, start, teacher)
 
     def _best(self, jobs: list[Job], finished: dict[str, Record]) -> Record | None:
         trainings = [self.training(job, finished) for job in jobs]
@@ -251,6 +266,9 @@ class Queue:
         command = f"{path}/{script} {more}{rate} && {path}/decode.sh {training.name}"
         name = training.name.removesuffix(f"-seed{training.job.seed}")
         environment = {"AS": name, "SEED": str(training.job.seed), "START": training.start or ""}
+        environment |= {"TEACHER": training.teacher or ""}
+        if (student := self.plan.rows[training.job.row].student) is not None:
+            environment |= {"STUDENT": student}
         self.note(f"{training.name}: starts" + (f" from {training.start}" if training.start else ""))
         self.running[training] = self.call(training.name, command, **environment)
 
@@ -276,9 +294,11 @@ class Queue:
                 training.name,
                 row=training.job.row,
                 seed=training.job.seed,
+                measure=self.plan.measure,
+                needs=[*stages(row.script), *filter(None, (training.start, training.teacher))],
                 rate=training.rate,
                 start=training.start,
-                stages=stages(row.script),
+                teacher=training.teacher,
             )
             evidence_rows.write(self.run / "rows" / f"{training.name}.json", record)
             self.note(f"{training.name}: finished, {evidence_rows.summary(record)}")
@@ -309,7 +329,8 @@ def status(plan: Plan, run: Path) -> list[str]:
         if name in finished:
             state = evidence_rows.summary(finished[name])
         elif training and (found := evidence_rows.validations(run, name)):
-            state = f"running or stopped, {evidence_rows.progress(found)}"
+            progress = evidence_rows.progress({"validations": found, "measure": plan.measure})
+            state = f"running or stopped, {progress}"
         else:
             state = "waits"
         lines.append(f"{name:32} {state}")

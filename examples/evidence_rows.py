@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import error_rates
+from evidence_scores import MEASURES, best_of, of_record
 
 Record = dict[str, Any]
 NOT_SCORES = {"tag", "epoch", "num_updates", "wps", "wpb", "bsz", "ups", "wall", "ppl"}
@@ -18,17 +18,19 @@ def record(
     *,
     row: str,
     seed: int,
-    rate: str | None,
-    start: str | None,
-    stages: Sequence[str],
+    measure: str,
+    needs: Sequence[str],
+    **choices: str | None,
 ) -> Record:
     """Return what is known of a finished training.
 
     Args:
         run: the recipe's run.
         name: folder of the training in it, with the decoded test set.
-        row, seed, rate, start: which training it is.
-        stages: what the training needed beside its start: ``teacher``, ``data_seqkd``.
+        row, seed: which training it is.
+        measure: key of :data:`~evidence_scores.MEASURES`.
+        needs: what the training needed: ``teacher``, ``data_seqkd``, and names of finished rows.
+        choices: its ``rate``, and names of the rows that are its ``start`` and its ``teacher``.
     """
     from trainings import origin, training
 
@@ -39,16 +41,16 @@ def record(
         "name": name,
         "row": row,
         "seed": seed,
-        "rate": rate,
-        "start": start,
+        **choices,
+        "measure": measure,
         "parameters": config["parameters"],
         "training": training(run, name),
         "cpu_seconds": found[-1]["cpu_seconds"],
-        "before": before(run, start, stages),
+        "before": before(run, needs),
         "max_update": settings["optimization"]["max_update"],
         "patience": settings["checkpoint"]["patience"],
         "validations": found,
-        "test": tested(run, name),
+        "test": MEASURES[measure].test(run, name),
         "origin": origin(),
     }
 
@@ -64,32 +66,19 @@ def validations(run: Path, name: str) -> list[dict[str, float]]:
     ]
 
 
-def before(run: Path, start: str | None, stages: Iterable[str]) -> dict[str, float]:
+def before(run: Path, needs: Iterable[str]) -> dict[str, float]:
     """Return the CPU seconds of everything that a training needed, by name."""
     found: dict[str, float] = {}
-    if start is not None:
-        base = json.loads((run / "rows" / f"{start}.json").read_text())
-        found |= base["before"] | {start: base["cpu_seconds"]}
-    for stage in stages:
-        if stage == "teacher":
-            found[stage] = validations(run, stage)[-1]["cpu_seconds"]
+    for name in needs:
+        row = run / "rows" / f"{name}.json"
+        if name == "teacher":
+            found[name] = validations(run, name)[-1]["cpu_seconds"]
+        elif row.exists():
+            base = json.loads(row.read_text())
+            found |= base["before"] | {name: base["cpu_seconds"]}
         else:
-            found[stage] = float((run / f"{stage}.needs" / "cpu").read_text())
+            found[name] = float((run / f"{name}.needs" / "cpu").read_text())
     return found
-
-
-def tested(run: Path, name: str) -> dict[str, Any]:
-    """Return the error rates of a decoded test set, greedily decoded, and which words are right."""
-    from quickstart.scoring import read_hypotheses
-
-    right = [line.split("\t") for line in (run / "raw" / "test.all").read_text().splitlines()]
-    found = error_rates.errors(read_hypotheses(run / name / "test.txt"), right)
-    return {
-        "word_errors": found.words,
-        "phoneme_errors": found.phonemes,
-        "words": len(right),
-        "right": error_rates.packed(found.right),
-    }
 
 
 def write(path: Path, content: Record) -> None:
@@ -99,14 +88,20 @@ def write(path: Path, content: Record) -> None:
     os.replace(temporary, path)
 
 
-def score(found: dict[str, float]) -> float:
-    """Return the word error rate of a validation."""
-    return 100 - found["exact"]
+def scores(each: Record) -> list[float]:
+    """Return the score of every validation of a training."""
+    return [of_record(each).validation(one) for one in each["validations"]]
+
+
+def score(each: Record) -> float:
+    """Return the best score of a training on the validation set."""
+    return float(best_of(of_record(each))(scores(each)))
 
 
 def best(records: Sequence[Record]) -> Record:
-    """Return the training with the fewest errors on the validation set; the first of equally good ones."""
-    return min(records, key=lambda each: min(map(score, each["validations"])))
+    """Return the training that is best on the validation set; the first of equally good ones."""
+    found: Record = best_of(of_record(records[0]))(records, key=score)
+    return found
 
 
 def minutes(each: Record) -> float:
@@ -119,15 +114,19 @@ def cut(each: Record) -> bool:
     return bool(each["validations"][-1]["updates"] >= each["max_update"])
 
 
-def progress(found: list[dict[str, float]]) -> str:
-    """Return how far a training is."""
-    last = found[-1]
+def progress(each: Record) -> str:
+    """Return how far a training is.
+
+    Args:
+        each: its ``validations`` and its ``measure``.
+    """
+    last, measure = each["validations"][-1], of_record(each)
     return (
-        f"{last['updates']:,} updates, {last['cpu_seconds'] / 60:.1f} CPU minutes, validation word errors "
-        f"{score(last):.2f}%, best {min(map(score, found)):.2f}%"
+        f"{last['updates']:,} updates, {last['cpu_seconds'] / 60:.1f} CPU minutes, validation "
+        f"{measure.title} {scores(each)[-1]:.2f}{measure.unit}, best {score(each):.2f}{measure.unit}"
     )
 
 
 def summary(each: Record) -> str:
     """Return a finished training in one line."""
-    return f"{progress(each['validations'])}, test {each['test']['word_errors']:.2f}%"
+    return f"{progress(each)}, test {of_record(each).scores(each['test'])[0]:.2f}{of_record(each).unit}"

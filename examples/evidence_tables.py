@@ -5,9 +5,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import error_rates
 import numpy as np
-from evidence_rows import Record, best, cut, minutes, score
+from evidence_rows import Record, best, cut, minutes, score, scores
+from evidence_scores import of_record, titled
 
 CONTROLS = {True: "then_seqkd", False: "seqkd"}  # by whether a row goes on from another one's student
 COLOURS = {
@@ -16,6 +16,11 @@ COLOURS = {
     "word_kd": "#6a9a48",
     "imitkd": "#7fb3e0",
     "imitkd_full": "#1f6fb4",
+    "tie_kd": "#2a8f85",
+    "selective_kd": "#c4a000",
+    "confident": "#123f6b",
+    "entropy_aware_kd": "#c2557a",
+    "assistant": "#7a5c3e",
     "gkd_05": "#b07cc6",
     "gkd_01": "#7b3f98",
 }
@@ -47,21 +52,22 @@ def chosen(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def table(records: Sequence[Record]) -> str:
     """Return a Markdown table with a line for each row, and notes on its columns."""
-    rows = chosen(records)
+    rows, measure = chosen(records), of_record(records[0])
     head = (
-        "row", "parameters", "learning rate", "word errors, %, each seed", "phoneme errors, %",
+        "row", "parameters", "learning rate", f"{titled(measure)}, each seed", measure.second,
         "difference (95%)", "p", "updates to best", "CPU minutes", "with all before",
     )  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|---|--:" + "|--:" * (len(head) - 2) + "|"]
     for row, own in rows.items():
         difference, p = compared(rows, row)
-        bests = [min(each["validations"], key=score) for each in own]
+        bests = [each["validations"][scores(each).index(score(each))] for each in own]
+        tested = [measure.scores(each["test"]) for each in own]
         cells = [
             f"`{row}`",
             f"{own[0]['parameters']:,}",
             own[0]["rate"] or "",
-            "; ".join(f"{each['test']['word_errors']:.2f}" for each in own),
-            f"{statistics.mean(each['test']['phoneme_errors'] for each in own):.2f}",
+            "; ".join(f"{first:.2f}" for first, _ in tested),
+            f"{statistics.mean(second for _, second in tested):.2f}",
             difference,
             p,
             f"{statistics.mean(each['updates'] for each in bests):,.0f}",
@@ -73,37 +79,34 @@ def table(records: Sequence[Record]) -> str:
 
 
 def compared(rows: dict[str, list[Record]], row: str) -> tuple[str, str]:
-    """Return a row's difference from its control in word errors, with its interval, and p; else nothing."""
+    """Return a row's difference from its control, with its interval, and p; else nothing."""
     own = {each["seed"]: each for each in rows[row]}
     control = CONTROLS[row.startswith("then_")]
     others = {each["seed"]: each for each in rows.get(control, [])}
     seeds = sorted(own.keys() & others.keys())
     if row in (control, "teacher") or not seeds:
         return "", ""
-    words = own[seeds[0]]["test"]["words"]
-    ones, controls = (
-        np.stack([error_rates.unpacked(each[seed]["test"]["right"], words) for seed in seeds])
-        for each in (own, others)
-    )
-    difference, (low, high), p = error_rates.chance(controls, ones)
+    ones, controls = ([each[seed]["test"] for seed in seeds] for each in (own, others))
+    difference, (low, high), p = of_record(rows[row][0]).chance(ones, controls)
     return f"{difference:+.2f} ({low:+.2f} to {high:+.2f})", f"{p:.4f}"
 
 
 def notes(records: Sequence[Record]) -> str:
     """Return what the columns mean, and where the figures are from."""
-    first = records[0]
+    first, measure = records[0], of_record(records[0])
     commits = dict.fromkeys(commit for each in records for commit in each["training"]["commits"])
     versions = ", ".join(f"{name} {version}" for name, version in first["origin"]["versions"].items())
     machine = first["origin"]["machine"]
+    assistant = ", of its assistant" if any(each.get("teacher") for each in records) else ""
     return (
-        f"Greedy decoding of {first['test']['words']:,} words. A training ended when {first['patience']} "
-        f"validations in a row brought no fewer word errors{cut_short(records)}. Difference: in word errors "
-        "from `seqkd`, and of rows that go on from `seqkd`'s student (`then_…`) from `then_seqkd`, averaged "
-        "over the seeds that both have; p: paired bootstrap over the words, stratified by seed (10,000 "
-        "resamples). CPU minutes: of the row's own training, without validation; with all before: also of "
-        "the student that it started from and of the teacher's translations, without the teacher's "
-        f"training. Trained at {', '.join(commits)} on {machine['processor']}, 1 thread; {versions}. Each "
-        "row's commands and all validations: `evidence/`."
+        f"Greedy decoding of {measure.count(first['test'])}. A training ended when {first['patience']} "
+        f"validations in a row brought no {measure.brought}{cut_short(records)}. Difference: in "
+        f"{measure.title} from `seqkd`, and of rows that go on from `seqkd`'s student "
+        "(`then_…`) from `then_seqkd`, averaged over the seeds that both have; p: paired bootstrap over "
+        f"{measure.bootstrap}. CPU minutes: of the row's own training, without validation; with all before: "
+        f"also of the student that it started from{assistant} and of the teacher's translations, without "
+        f"the teacher's training. Trained at {', '.join(commits)} on {machine['processor']}, "
+        f"1 thread; {versions}. Each row's commands and all validations: `evidence/`."
     )
 
 
@@ -114,22 +117,24 @@ def cut_short(records: Sequence[Record]) -> str:
 
 
 def grid(records: Sequence[Record]) -> str:
-    """Return the validation word errors at each learning rate that was tried with seed 1."""
+    """Return the best score on the validation set at each learning rate that was tried with seed 1."""
     lines = []
     for row, own in chosen(records).items():
         tried = {each["rate"]: each for each in records if each["row"] == row and each["seed"] == 1}
         if own[0]["rate"]:
             shown = (
-                f"{rate}: {min(map(score, each['validations'])):.2f}"
+                f"{rate}: {score(each):.2f}"
                 for rate, each in sorted(tried.items(), key=lambda pair: float(pair[0] or 0))
             )
             lines.append(f"- `{row}`: {', '.join(shown)}")
-    head = ["Validation word errors at each learning rate that was tried (seed 1), %:", ""]
+    measure = of_record(records[0])
+    unit = f", {measure.unit}" if measure.unit else ""
+    head = [f"Validation {measure.title} at each learning rate that was tried (seed 1){unit}:", ""]
     return "\n".join([*head, *lines]) if lines else ""
 
 
 def figure(records: Sequence[Record], path: Path) -> None:
-    """Draw validation word errors against updates and against CPU minutes, both of the whole history."""
+    """Draw the score on the validation set against updates and against CPU minutes, of the whole history."""
     import matplotlib
     import matplotlib.pyplot as pyplot
 
@@ -141,7 +146,7 @@ def figure(records: Sequence[Record], path: Path) -> None:
     for row, own in rows.items():
         if row == "teacher":
             for side in sides:
-                side.axhline(min(map(score, own[0]["validations"])), color="black", lw=1, ls=":", label=row)
+                side.axhline(score(own[0]), color="black", lw=1, ls=":", label=row)
             continue
         colour = COLOURS.get(row.removeprefix("then_"), OTHER)
         style = {"color": colour, "ls": "-" if row.startswith("then_") else "--"}
@@ -150,8 +155,10 @@ def figure(records: Sequence[Record], path: Path) -> None:
             side.plot(places, values.mean(axis=0), **style, lw=1.4, label=f"{row} ({len(own)})")
             if len(own) > 1:
                 side.fill_between(places, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2)
-    ends = [score(each["validations"][-1]) for own in rows.values() for each in own]
-    sides[0].set(xlabel="updates", ylabel="validation word errors, %", ylim=(min(ends) - 1, max(ends) + 12))
+    ends, measure = [scores(each)[-1] for own in rows.values() for each in own], of_record(records[0])
+    worse, better = (12, 1) if measure.less_is_better else (1, 12)
+    limits = (min(ends) - better, max(ends) + worse)
+    sides[0].set(xlabel="updates", ylabel=f"validation {titled(measure)}", ylim=limits)
     sides[1].set(xlabel="CPU minutes, without the teacher's training")
     whole.legend(*sides[0].get_legend_handles_labels(), loc="outside right center")
     whole.savefig(path, metadata={"Date": None})
@@ -171,7 +178,7 @@ def over_seeds(curves: Sequence[tuple[list[float], list[float]]]) -> tuple[np.nd
 
 
 def curve(each: Record, names: dict[str, Record], *, by_minutes: bool) -> tuple[list[float], list[float]]:
-    """Return the places and the word errors of a training's validations.
+    """Return the places and the scores of a training's validations.
 
     Updates and minutes begin where those of the student that it started from end.
     """
@@ -182,4 +189,4 @@ def curve(each: Record, names: dict[str, Record], *, by_minutes: bool) -> tuple[
         start = names.get(each["start"] or "")
         begin = start["validations"][-1]["updates"] if start else 0
         places = [begin + one["updates"] for one in each["validations"]]
-    return places, [score(one) for one in each["validations"]]
+    return places, scores(each)

@@ -5,6 +5,8 @@ It holds neither a model nor a teacher. fairseq's trainer divides the summed gra
 once, over all processes and micro-batches.
 """
 
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +23,7 @@ from fairseq_imitkd.errors import RefusedUpdate, UsageError
 from fairseq_imitkd.losses import metrics
 from fairseq_imitkd.losses.chunked import TokenValues, chunked_loss
 from fairseq_imitkd.losses.divergences import DIVERGENCES, most_probable_only, needs
+from fairseq_imitkd.losses.token_weights import CONFIDENCES, DifficultyQueue, is_among_hardest
 from fairseq_imitkd.method.config import DistillationConfig
 from fairseq_imitkd.method.method import Method, Moment
 from fairseq_imitkd.models.access import features_for_logits, output_projection, unwrapped
@@ -33,6 +36,8 @@ from fairseq_imitkd.models.logits import (
     token_lprobs,
 )
 from fairseq_imitkd.vocab_ops import most_probable
+
+logger = logging.getLogger(__name__)
 
 # The key under which a training batch carries its Distillation.
 DISTILLATION = "distillation"
@@ -52,6 +57,8 @@ class Distillation:
             the tokens per sentence of the whole batch. None without rewards.
         observe: called with the teacher's most probable tokens, ``(B, T)``; at positions where the loss
             ignores the teacher they mean nothing. None is not called.
+        difficulties: the difficulties of recent tokens, under ``--token-selection queue``.
+        can_skip: the optimizer skips an update whose gradient is not finite, and lowers its loss scale.
     """
 
     teacher: TokenLogits | None
@@ -60,6 +67,8 @@ class Distillation:
     now: Moment
     advantages: Tensor | None = None
     observe: Callable[[Tensor], None] | None = None
+    difficulties: DifficultyQueue | None = None
+    can_skip: bool = False
 
 
 class DistillationCriterion(FairseqCriterion):
@@ -104,6 +113,8 @@ class DistillationCriterion(FairseqCriterion):
         self._settings = {setting: getattr(cfg, setting) for setting in settings - {"annealing"}}
         self._exact_mixture = str(cfg.js_weights) == "exact"
         self._easy_weight = cfg.easy_weight
+        self._selection, self._selected_share = str(cfg.token_selection), cfg.selected_share
+        self._confidence = CONFIDENCES.get(str(cfg.rollout_confidence))
         self._student_temperature, self._teacher_temperature = (
             cfg.student_temperature,
             cfg.teacher_temperature,
@@ -139,7 +150,8 @@ class DistillationCriterion(FairseqCriterion):
             sentences; and sums to log, with the same keys and types for every batch.
 
         Raises:
-            RefusedUpdate: the loss is not finite.
+            RefusedUpdate: the loss is not finite, and the optimizer can't skip the update, or the student is
+                not the cause.
         """
         chunk = self.chunk(model, sample["target"]) if reduce else 0
         positions = self._positions(sample, only_counted=chunk > 0)
@@ -153,7 +165,8 @@ class DistillationCriterion(FairseqCriterion):
             values = {name: value.detach() for name, value in values.items()}
         is_finite, tokens = torch.stack([loss.detach().isfinite().all(), positions.counted.sum()]).tolist()
         if not is_finite:
-            raise RefusedUpdate(self._describe_refusal(sample, positions, student, losses=values["loss"]))
+            self._refuse_or_warn(sample, positions, student, losses=values["loss"])
+            loss = loss * math.nan  # so is the gradient, in all processes, and the optimizer skips the update
         distillation = positions.distillation
         if distillation is not None and distillation.observe is not None and "teacher_token" in values:
             distillation.observe(positions.grid(values["teacher_token"]))
@@ -229,6 +242,21 @@ class DistillationCriterion(FairseqCriterion):
                     student, positions.gold, chunk
                 )
                 positions.inputs["mixture_weight"] = positions.prefix_sums(difference).sigmoid()
+        if self._selection != "all" and self.training:  # the queue is of training batches alone
+            positions.selected = self._hardest(positions, -token_lprobs(student, positions.gold, chunk))
+
+    def _hardest(self, positions: "_Positions", difficulty: Tensor) -> Tensor:
+        """Return at which positions, ``(P,)`` bool, the loss compares with the teacher.
+
+        The difficulty ``(P,)`` of a position is the cross-entropy of its target under the student.
+        """
+        compared = positions.counted if positions.gold_weight < 1.0 else positions.is_rollout
+        pool = difficulty[compared]
+        if self._selection == "queue":
+            queue = positions.distillation.difficulties if positions.distillation else None
+            assert queue is not None
+            pool = queue.add(pool)
+        return is_among_hardest(difficulty, pool, self._selected_share)
 
     def _easy_and_hard_weights(self, is_hard: Tensor, counted: Tensor) -> Tensor:
         """Return weights ``(N,)`` that turn a mean over all tokens into ``w * mean(easy) + (1 - w) *
@@ -309,7 +337,13 @@ class DistillationCriterion(FairseqCriterion):
         values["agrees"] = (most_probable(logits.detach()) == teacher_token) & ~ignored
         if part.distillation is not None and part.distillation.observe is not None:
             values["teacher_token"] = teacher_token
-        return self._divergence_of(part, logits, teacher_logits)
+        divergence = self._divergence_of(part, logits, teacher_logits)
+        if part.selected is not None:
+            divergence = divergence * part.selected
+        if self._confidence is not None:
+            confidence = self._confidence(teacher_logits).to(divergence)
+            divergence = divergence * torch.where(part.is_rollout, confidence, 1.0)
+        return divergence
 
     def _divergence_of(self, part: "_Positions", student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the divergence at the method's temperatures, ``(n, V), (n, V) -> (n,)``."""
@@ -331,32 +365,42 @@ class DistillationCriterion(FairseqCriterion):
             return divergence
         return divergence * self._student_temperature**2
 
-    def _describe_refusal(
+    def _refuse_or_warn(
         self, sample: Batch, positions: "_Positions", student: TokenLogits, *, losses: Tensor
-    ) -> str:
-        """Return one line: which sentences have a loss that is not finite, the likely cause, and what may
-        help.
+    ) -> None:
+        """Refuse an update whose loss is not finite; or warn, if the optimizer will skip it.
+
+        fairseq's half precision skips it if the student's numbers overflow. It lowers the loss scale at each
+        such update, and refuses the one at which the scale reaches its minimum.
         """
-        broken = (~losses.isfinite() & positions.counted).nonzero().squeeze(-1)
-        ids = sample["id"][positions.rows[broken].unique()].tolist() if broken.numel() else []
-        where = ", ".join(map(str, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+        where, broken = _sentences_of(sample, positions, losses)
         first = slice(int(broken[0]), int(broken[0]) + 1) if broken.numel() else slice(0, 1)
         teacher_logits = None if positions.teacher is None else positions.teacher.logits(first)
+        teacher_is_sound = teacher_logits is None or not bool(
+            (teacher_logits.isnan() | (teacher_logits == torch.inf)).any()
+        )
+        distillation = positions.distillation
+        update = "this batch" if distillation is None else f"update {distillation.now.update_num + 1}"
         if not bool(student.logits(first).isfinite().all()):
+            if teacher_is_sound and distillation is not None and distillation.can_skip:
+                logger.warning(
+                    "%s is skipped: the student's logits are not finite in sentence %s; "
+                    "the loss scale is lowered",
+                    update,
+                    where,
+                )
+                return
             cause = "the student's logits are not finite; a smaller --lr or --clip-norm may help"
         elif teacher_logits is None:
             cause = "the loss is too large for its number format"
-        elif bool((teacher_logits.isnan() | (teacher_logits == torch.inf)).any()):
+        elif not teacher_is_sound:
             cause = "the teacher's logits are not finite; --teacher-dtype fp32 may help"
         else:
             cause = (
                 f"--divergence {self._divergence_name} is not finite there, though the logits are; choose "
                 "another"
             )
-        update = "this batch"
-        if positions.distillation is not None:
-            update = f"update {positions.distillation.now.update_num + 1}"
-        return f"{update} is refused: the loss of sentence {where or '?'} is not finite: {cause}"
+        raise RefusedUpdate(f"{update} is refused: the loss of sentence {where} is not finite: {cause}")
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
@@ -387,6 +431,7 @@ class _Positions:
         scale: ``(P,)``, factors that turn the sum over tokens into a sum of means per sentence; None keeps
             the sum over tokens.
         inputs: ``(P,)`` tensors by name, which the divergence reads beside logits.
+        selected: ``(P,)`` bool, whether the position counts in the divergence; None selects all.
     """
 
     target: Tensor
@@ -401,6 +446,7 @@ class _Positions:
     advantages: Tensor | None = None
     scale: Tensor | None = None
     inputs: dict[str, Tensor] = field(default_factory=dict)
+    selected: Tensor | None = None
 
     def part(self, at: slice) -> "_Positions":
         """Return what the loss reads at ``n`` of the positions, without the teacher's logits."""
@@ -413,6 +459,7 @@ class _Positions:
             advantages=None if self.advantages is None else self.advantages[at],
             scale=None if self.scale is None else self.scale[at],
             inputs={name: values[at] for name, values in self.inputs.items()},
+            selected=None if self.selected is None else self.selected[at],
         )
 
     def prefix_sums(self, values: Tensor) -> Tensor:
@@ -428,6 +475,14 @@ class _Positions:
         grid = values.new_zeros(self.target.numel())
         grid[self.indices] = values
         return grid.view_as(self.target)
+
+
+def _sentences_of(sample: Batch, positions: "_Positions", losses: Tensor) -> tuple[str, Tensor]:
+    """Return the ids of the sentences whose losses ``(P,)`` are not finite, and these positions."""
+    broken = (~losses.isfinite() & positions.counted).nonzero().squeeze(-1)
+    ids = sample["id"][positions.rows[broken].unique()].tolist() if broken.numel() else []
+    more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
+    return ", ".join(map(str, ids[:8])) + more or "?", broken
 
 
 def _task_name(task: Any) -> str:

@@ -12,7 +12,13 @@ from fairseq.criterions import register_criterion
 
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.losses.divergences import DIVERGENCES
-from fairseq_imitkd.method.config import DistillationConfig, LossAverage, PolicyName, ShareUnit
+from fairseq_imitkd.method.config import (
+    DistillationConfig,
+    LossAverage,
+    PolicyName,
+    SelectionName,
+    ShareUnit,
+)
 
 __all__ = ["DIVERGENCES", "METHODS", "DistillationConfig", "default", "register_method", "table"]
 
@@ -188,6 +194,47 @@ class ATKDConfig(DistillationConfig):
     divergence: str = default("divergence", "target-decoupled-kl")
 
 
+@dataclass
+class TIEKDConfig(DistillationConfig):
+    """TIE-KD (Zhang et al., ACL 2023): a ranking loss keeps the teacher's most probable token on top.
+
+    Half reference, half teacher, as in the authors' script. Their iterations, which predict each token again
+    after the student's own predictions, are left out; ``--student-share`` gives prefixes that the student
+    wrote itself:
+    https://github.com/songmzhang/NMT-KD/blob/e01c09c921c4950016c5eb9e95921c76f297b01c/train_ende_tie_kd.sh#L20
+    """
+
+    divergence: str = default("divergence", "ranked-kl")
+    gold_weight: str = default("gold_weight", "0.5")
+
+
+@dataclass
+class SelectiveKDConfig(DistillationConfig):
+    """Selective KD (Wang et al., ACL 2021): the teacher's distribution at the tokens that the student finds
+    hardest.
+
+    All tokens learn the reference. The hardest half, among the last 30,000 tokens, also learns the teacher's
+    distribution, with the same weight. ``--token-selection batch`` is the paper's batch-level selection.
+    """
+
+    gold_weight: str = default("gold_weight", "0.5")
+    token_selection: SelectionName = default("token_selection", "queue")
+
+
+@dataclass
+class EntropyAwareKDConfig(DistillationConfig):
+    """Entropy-aware on-policy distillation (Jin et al., 2026): reverse KL, and forward KL where the teacher
+    is unsure.
+
+    The student samples every target. The formula is that of the paper's abstract. Its threshold could not be
+    read; 0.8 nats is our choice.
+    """
+
+    student_share: str = default("student_share", "constant:1")
+    divergence: str = default("divergence", "entropy-aware-kl")
+    rollout_policy: PolicyName = default("rollout_policy", "sampling")
+
+
 METHODS: dict[str, type[DistillationConfig]] = {
     "imitkd": ImitKDConfig,
     "imitkd_full": ImitKDFullConfig,
@@ -202,6 +249,9 @@ METHODS: dict[str, type[DistillationConfig]] = {
     "distillm": DistiLLMConfig,
     "speculative_kd": SpeculativeKDConfig,
     "atkd": ATKDConfig,
+    "tie_kd": TIEKDConfig,
+    "selective_kd": SelectiveKDConfig,
+    "entropy_aware_kd": EntropyAwareKDConfig,
 }
 
 

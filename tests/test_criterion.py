@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
 from fairseq_imitkd.errors import RefusedUpdate, UsageError
+from fairseq_imitkd.losses.token_weights import DifficultyQueue
 from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.mixing.batch import with_rollouts
 from fairseq_imitkd.models.logits import WholeLogits
@@ -46,7 +47,11 @@ def distillation_batch(seed: int = 1, rollout_rows: tuple[int, ...] = (1, 3)) ->
     return {
         **sample,
         DISTILLATION: Distillation(
-            WholeLogits(teacher_logits.flatten(0, 1)), is_rollout, truncated, AtUpdate()
+            WholeLogits(teacher_logits.flatten(0, 1)),
+            is_rollout,
+            truncated,
+            AtUpdate(),
+            difficulties=DifficultyQueue(25),
         ),
     }
 
@@ -230,7 +235,11 @@ def test_padding_columns_of_the_teacher_are_not_read(student, name: str) -> None
     changed[sample["target"].eq(PAD)] = torch.nan
     other = {
         **sample,
-        DISTILLATION: replace(sample[DISTILLATION], teacher=WholeLogits(changed.flatten(0, 1))),
+        DISTILLATION: replace(
+            sample[DISTILLATION],
+            teacher=WholeLogits(changed.flatten(0, 1)),
+            difficulties=DifficultyQueue(25),
+        ),
     }
     losses, gradients = [], []
     for batch in (sample, other):
@@ -728,6 +737,58 @@ def test_hard_tokens_are_those_of_which_the_teacher_is_less_sure(student, easy_w
     for group, weight in ((easy, easy_weight), (hard, 1.0 - easy_weight)):
         for loss, expected in group:
             assert loss == pytest.approx(weight * len(gold) / len(group) * expected, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("gold_weight", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("selection", "share"), [("batch", 0.5), ("batch", 0.13), ("queue", 0.4)])
+def test_only_the_hardest_tokens_learn_from_the_teacher(
+    student, selection: str, share: float, gold_weight: float
+) -> None:
+    """They have the largest cross-entropies of the batch, or of the last 25 tokens (Wang et al. 2021).
+
+    Only tokens that are compared with the teacher count: with ``gold_weight`` 1 those of rollouts.
+    """
+    settings = {"token_selection": selection, "selected_share": share, "gold_weight": str(gold_weight)}
+    if selection == "queue":
+        settings["selection_queue"] = 25
+    criterion = tiny_criterion("imitkd_full", tiny_task(), **settings)
+    every = tiny_criterion("imitkd_full", tiny_task(), gold_weight=str(gold_weight))
+    queue, recent, chosen = DifficultyQueue(25), [], 0
+    for seed in (1, 2, 3):
+        sample = distillation_batch(seed)
+        sample[DISTILLATION] = replace(sample[DISTILLATION], difficulties=queue)
+        losses = criterion(student, sample, reduce=False)[0].tolist()
+        expected = reference_losses("imitkd_full", gold_weight, student, sample)
+        compared = [nll for is_rollout, _, nll in expected if is_rollout or gold_weight < 1.0]
+        recent = [*recent, *compared][-25:] if selection == "queue" else compared
+        threshold = sorted(recent, reverse=True)[math.ceil(share * len(recent)) - 1]
+        for loss, (is_rollout, whole, nll) in zip(losses, expected, strict=True):
+            selected = nll >= threshold - 1e-6 and (is_rollout or gold_weight < 1.0)
+            reference = 0.0 if is_rollout else gold_weight * nll
+            assert loss == pytest.approx(whole if selected else reference, rel=1e-4, abs=1e-5)
+            chosen += selected
+        assert losses != pytest.approx(every(student, sample, reduce=False)[0].tolist())
+    assert chosen > 0
+    assert len(recent) == 25 or selection == "batch" or gold_weight == 1.0
+
+
+@pytest.mark.parametrize("kind", ["entropy", "probability"])
+def test_rollouts_are_weighted_by_the_teachers_confidence(student, kind: str) -> None:
+    """``1 - H(p) / log V`` or ``max p``, at rollouts alone."""
+    sample = distillation_batch()
+    plain, weighted = (
+        tiny_criterion("imitkd_full", tiny_task(), **settings)(student, sample, reduce=False)[0].tolist()
+        for settings in ({}, {"rollout_confidence": kind})
+    )
+    counted = sample["target"].ne(PAD)
+    p = teacher_logits(sample).double().softmax(-1)[counted].tolist()
+    rows = sample[DISTILLATION].is_rollout.unsqueeze(-1).expand_as(counted)[counted].tolist()
+    for one, other, distribution, is_rollout in zip(plain, weighted, p, rows, strict=True):
+        entropy = -sum(share * math.log(share) for share in distribution)
+        confidence = 1.0 - entropy / math.log(20) if kind == "entropy" else max(distribution)
+        assert other == pytest.approx(confidence * one if is_rollout else one, rel=1e-4)
+    assert any(rows)
+    assert not all(rows)
 
 
 def test_exact_mixture_weights_are_the_prefixes_probabilities(student) -> None:

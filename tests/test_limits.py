@@ -25,6 +25,7 @@ FOREIGN = {
     "_with_torch",
     "_with_triton",
     "add_layer_norm_kernel",
+    "nucleus_kernel",
 }
 
 

@@ -23,6 +23,7 @@ TASK_FLAGS = {
     "--teacher-data": None,
     "--teacher-allow-globals": None,
     "--teacher-allow-poor": False,
+    "--teacher-device": None,
     "--teacher-encoder-cache": "0",
     "--teacher-cache": None,
     "--init-from-teacher": None,
@@ -72,6 +73,12 @@ CRITERION_FLAGS = {
     "--log-rollouts-interval": 500,
     "--loss-chunk": 0,
     "--easy-weight": 0.2,
+    "--rank-topk": 5,
+    "--entropy-threshold": 0.8,
+    "--token-selection": "all",
+    "--selected-share": 0.5,
+    "--selection-queue": 30000,
+    "--rollout-confidence": "none",
 }
 # Other defaults by each method's paper.
 METHOD_DEFAULTS = {
@@ -112,6 +119,13 @@ METHOD_DEFAULTS = {
     },
     "speculative_kd": {"--student-share": "constant:1", "--rollout-policy": "speculative"},
     "atkd": {"--divergence": "target-decoupled-kl"},
+    "tie_kd": {"--divergence": "ranked-kl", "--gold-weight": "0.5"},
+    "selective_kd": {"--gold-weight": "0.5", "--token-selection": "queue"},
+    "entropy_aware_kd": {
+        "--student-share": "constant:1",
+        "--divergence": "entropy-aware-kl",
+        "--rollout-policy": "sampling",
+    },
 }  # fmt: skip
 CHOICES = {
     "--teacher-dtype": ["auto", "fp32", "fp16", "bf16"],
@@ -122,6 +136,8 @@ CHOICES = {
     "--schedule-by": ["update", "epoch"],
     "--js-weights": ["half", "exact"],
     "--teacher-tail": ["dropped", "bucket"],
+    "--token-selection": ["all", "batch", "queue"],
+    "--rollout-confidence": ["none", "entropy", "probability"],
     "--loss-average": ["token", "sentence"],
     "--reward": ["none", "sentence-bleu", "chrf", "rouge-l"],
     "--reward-baseline": ["running", "leave-one-out"],

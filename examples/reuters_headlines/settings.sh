@@ -13,11 +13,19 @@ TRAINING=(
   --eval-metrics rouge-l --eval-bleu-args '{"beam": 1, "max_len_b": 40}' --eval-bleu-remove-bpe sentencepiece
   --best-checkpoint-metric rougeL --maximize-best-checkpoint-metric
 )
+# With PATIENCE=N, as evidence.toml sets it, a training ends when N validations in a row bring no better score.
+[ -z "${PATIENCE:-}" ] || TRAINING+=(--patience "$PATIENCE")
 TEACHER_MODEL=("${TRANSFORMER_3_3_256[@]}")
 TEACHER_TRAINING=(--dropout 0.1 --lr 7e-4 --max-update "${TEACHER_UPDATES:-2500}")
-# This recipe has one kind of student.
-[ "${STUDENT:-transformer}" = transformer ] || die "STUDENT must be transformer, but is '$STUDENT'"
-STUDENT_MODEL=("${TRANSFORMER_1_1_64[@]}")
+# STUDENT=transformer (1+1 layers, 64 dimensions) or wide (2+2 layers, 128 dimensions; part of the students' names)
+case ${STUDENT:-transformer} in
+  transformer) STUDENT_MODEL=("${TRANSFORMER_1_1_64[@]}") ;;
+  wide)
+    STUDENT_MODEL=("${TRANSFORMER_2_2_128[@]}")
+    [ -n "${AS:-}" ] || KIND=_wide
+    ;;
+  *) die "STUDENT must be transformer or wide, but is '$STUDENT'" ;;
+esac
 DISTILLATION=(--teacher-encoder-cache 2GB) # holds all batches of an epoch, so the teacher encodes each once
 STUDENT_TRAINING=(--dropout 0.1 --lr 4e-3 --max-update "${UPDATES:-2500}")
 

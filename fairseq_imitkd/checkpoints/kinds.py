@@ -1,11 +1,10 @@
 """Refuses checkpoints of models that do not translate as this package reads them.
 
-This package reads models that write from left to right, begin with EOS, and get a source that ends with EOS.
-They need nothing else, such as language tags.
+This package reads models that write from left to right. :mod:`~fairseq_imitkd.checkpoints.tags` knows the
+language tags that a model needs.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, BaseFairseqModel, FairseqMultiModel
@@ -14,14 +13,13 @@ from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
 from fairseq.tasks.online_backtranslation import OnlineBackTranslationTask
 from fairseq.tasks.translation import TranslationTask
-from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 from fairseq.tasks.translation_lev import TranslationLevenshteinTask
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 
+from fairseq_imitkd.checkpoints.tags import language_tags, pairs_of
 from fairseq_imitkd.data.languages import LanguagePair
 
 _MULTILINGUAL = (MultilingualTranslationTask, TranslationMultiSimpleEpochTask)
-_OWN_TAGS = (TranslationFromPretrainedBARTTask, OnlineBackTranslationTask)  # they always add tags
 # Logits of one prefix in two rows of a batch differ by rounding; logits that read ahead, by far more.
 _SAME = 1e-4
 
@@ -31,11 +29,11 @@ def check_kind(cfg: Any, pair: tuple[str | None, str | None] = (None, None)) -> 
 
     Args:
         cfg: configuration of the checkpoint.
-        pair: source and target language, for the names of tags.
+        pair: source and target language; None if they are not known.
 
     Raises:
-        ValueError: its architecture or task is unknown, or it was trained with language tags or for something
-            other than translation.
+        ValueError: its architecture or task is unknown, or it was trained for something other than
+            translation or for other language pairs.
     """
     names = [getattr(cfg.model, name, None) for name in ("arch", "_name")]
     if not any(name in registry for name in names for registry in (ARCH_MODEL_REGISTRY, MODEL_REGISTRY)):
@@ -51,11 +49,17 @@ def check_kind(cfg: Any, pair: tuple[str | None, str | None] = (None, None)) -> 
     kind = TASK_REGISTRY.get(name)
     if kind is None:
         raise ValueError(f"its task {name!r:.80} is unknown to fairseq and to this package; use another")
-    tags = language_tags(cfg.task, pair)
-    if tags:
+    if issubclass(kind, OnlineBackTranslationTask):
+        tags = language_tags(cfg.task, pair)
         raise ValueError(
             f"it was trained by --task {name} with the language tags {tags}, which nothing here feeds to it; "
-            "use a model that was trained on one language pair without tags (--task translation)"
+            "use a model of --task translation or translation_multi_simple_epoch"
+        )
+    pairs = pairs_of(cfg.task)
+    if issubclass(kind, MultilingualTranslationTask) and None not in pair and "-".join(pair) not in pairs:  # type: ignore[arg-type]
+        raise ValueError(
+            f"it was trained on {', '.join(pairs)[:80] or 'no language pair'}, but not on "
+            f"{pair[0]}-{pair[1]}; use a model of that pair"
         )
     if issubclass(kind, TranslationLevenshteinTask):
         raise ValueError(_not_in_order(f"a model of --task {name}"))
@@ -67,54 +71,6 @@ def task_name(cfg: Any) -> str:
     """Return the name of the task that a checkpoint was trained by; empty if it names none."""
     name = getattr(cfg.task, "task", None) or getattr(cfg.task, "_name", None)
     return name if isinstance(name, str) else ""
-
-
-def language_tags(task: Any, pair: tuple[str | None, str | None] = (None, None)) -> str:
-    """Return in words which language tags a task puts into its sentences; empty if it puts none.
-
-    Args:
-        task: the task's part of a configuration.
-        pair: source and target language; None takes those of the configuration.
-    """
-    name = getattr(task, "task", None) or getattr(task, "_name", None)
-    kind = TASK_REGISTRY.get(name, object) if isinstance(name, str) else object
-    source, target = _languages(task, pair)
-    if issubclass(kind, _OWN_TAGS):
-        form = "[{}]" if issubclass(kind, TranslationFromPretrainedBARTTask) else "__{}__"
-        return f"{form.format(source)} in the source and {form.format(target)} in the target"
-    if not issubclass(kind, _MULTILINGUAL):
-        return ""
-    encoder = getattr(task, "encoder_langtok", None)
-    decoder = "tgt" if getattr(task, "decoder_langtok", None) else None
-    given = getattr(task, "langtoks", None)
-    main = given.get("main") if isinstance(given, Mapping) else None
-    if _is_list(main) and len(main) == 2:  # --langtoks goes before the two others
-        encoder, decoder = main
-    form = "[{}]" if getattr(task, "lang_tok_style", None) == "mbart" else "__{}__"
-    found = []
-    if encoder:
-        found.append(f"{form.format(source if str(encoder).startswith('src') else target)} in the source")
-    if decoder:
-        found.append(f"{form.format(target)} in the target")
-    return " and ".join(found)
-
-
-def _languages(task: Any, pair: tuple[str | None, str | None]) -> tuple[str, str]:
-    """Return the names of both languages; ``SOURCE`` and ``TARGET`` where nothing tells them."""
-    pairs = getattr(task, "lang_pairs", None)
-    pairs = pairs.split(",") if isinstance(pairs, str) else pairs
-    only = str(pairs[0]).split("-") if _is_list(pairs) and len(pairs) == 1 else []
-    known = only if len(only) == 2 else [None, None]
-    names = [
-        pair[number] or getattr(task, f"{side}_lang", None) or known[number] or side.upper()
-        for number, side in enumerate(("source", "target"))
-    ]
-    return str(names[0]), str(names[1])
-
-
-def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
-    """Return whether a setting is a list, of Python or of omegaconf."""
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def check_model(model: BaseFairseqModel, pair: LanguagePair) -> None:

@@ -18,9 +18,10 @@ from fairseq_imitkd.checkpoints.budget import budget_of
 from fairseq_imitkd.checkpoints.build import configuration
 from fairseq_imitkd.checkpoints.direction import check_direction, flags_of
 from fairseq_imitkd.checkpoints.guard import all_are_trusted, read_stock
-from fairseq_imitkd.checkpoints.kinds import language_tags, task_name
+from fairseq_imitkd.checkpoints.kinds import task_name
 from fairseq_imitkd.checkpoints.progress import check_progress
 from fairseq_imitkd.checkpoints.safe_load import reported
+from fairseq_imitkd.checkpoints.tags import is_multilingual, language_tags
 from fairseq_imitkd.data.dictionaries import check_fingerprints, dictionaries_of, fingerprints
 
 
@@ -151,7 +152,7 @@ def _check_tags(cfg: Any, task: Any) -> None:
 def _check_direction(cfg: Any, task: Any) -> None:
     """Refuse to decode a model of one language pair in the opposite direction."""
     pair = tuple(getattr(task.cfg, name, None) for name in ("source_lang", "target_lang"))
-    if isinstance(task, TranslationTask) and None not in pair and not language_tags(cfg.task):
+    if isinstance(task, TranslationTask) and None not in pair and not is_multilingual(cfg.task):
         source, target = map(str, pair)
         check_direction(
             cfg,

@@ -1,5 +1,6 @@
 """Loads trained students from checkpoints, and holds the parts of loading that teachers share with them."""
 
+import copy
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 from fairseq import tasks
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import overwrite_args_by_name
-from fairseq.models import BaseFairseqModel
+from fairseq.models import BaseFairseqModel, FairseqMultiModel
 
 from fairseq_imitkd.checkpoints import compact
 from fairseq_imitkd.checkpoints.build import (
@@ -19,16 +20,22 @@ from fairseq_imitkd.checkpoints.build import (
 from fairseq_imitkd.checkpoints.direction import flags_of, trained_pair
 from fairseq_imitkd.checkpoints.kinds import check_kind, check_model
 from fairseq_imitkd.checkpoints.safe_load import reported
+from fairseq_imitkd.checkpoints.tags import COMMAND, SETTING, is_multilingual, language_tags
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.dictionaries import check_fingerprints, dictionaries_of, first_difference
+from fairseq_imitkd.data.languages import LanguagePair
+from fairseq_imitkd.models.tagged import TaggedModel
 from fairseq_imitkd.text.scores import SCORES
+
+# Dictionaries that multilingual trainings may name. Those of the folder are read instead.
+_DICTIONARIES = ("source_dict", "target_dict", "fixed_dictionary")
 
 
 class LoadedStudent(NamedTuple):
     """A trained student.
 
     Args:
-        model: the model, in evaluation mode.
+        model: the model, in evaluation mode, without the addition of language tags (see :func:`with_tags`).
         arch: name of its architecture.
         score: score that its validation asked for, a key of :data:`~fairseq_imitkd.text.scores.SCORES`; None
             if that was the loss.
@@ -62,10 +69,40 @@ def load_student(path: str, data: Languages, allow_globals: str | None = None) -
         _check_dictionaries(path, cfg, weights=state["model"], data=data)
         check_fingerprints(state, dictionaries_of(data))
         score = validation_score(cfg)
-        model = build_model(state, cfg, translation_task(cfg, data.folder, pair=(data.source, data.target)))
+        pair = (data.source, data.target)
+        model = build_pair(state, cfg, translation_task(cfg, data.folder, pair=pair), pair=pair)
         check_model(model, data)
     architecture = getattr(cfg.model, "arch", None) or getattr(cfg.model, "_name", None)
     return LoadedStudent(model.eval().requires_grad_(False), str(architecture), score, cfg)
+
+
+def build_pair(state: dict[str, Any], cfg: Any, task: Any, *, pair: tuple[str, str]) -> BaseFairseqModel:
+    """Build a checkpoint's model and load its weights; take that of one pair out of a multilingual model.
+
+    Args:
+        state, cfg, task: as for :func:`~fairseq_imitkd.checkpoints.build.build_model`.
+        pair: source and target language.
+    """
+    model = build_model(state, cfg, task)
+    return model.models["-".join(pair)] if isinstance(model, FairseqMultiModel) else model
+
+
+def with_tags(model: BaseFairseqModel, cfg: Any, pair: LanguagePair) -> BaseFairseqModel:
+    """Return a model that reads and writes sentences without language tags.
+
+    Args:
+        model: the model.
+        cfg: configuration of its checkpoint.
+        pair: its languages and dictionaries.
+
+    Returns:
+        the model itself if it needs no tags.
+
+    Raises:
+        ValueError: a dictionary lacks a tag.
+    """
+    names = language_tags(cfg.task, (pair.source, pair.target))
+    return TaggedModel(model, names.indices(pair)) if names else model
 
 
 def validation_score(cfg: Any) -> str | None:
@@ -99,10 +136,12 @@ def translation_task(cfg: Any, folder: Path, *, pair: tuple[str, str]) -> Any:
         "target_lang": pair[1],
         "eval_bleu": False,
         "eval_metrics": None,
+        **dict.fromkeys(_DICTIONARIES),
         **dict.fromkeys(EMBEDDING_FILES),
     }
     overwrite_args_by_name(cfg, overrides)
-    return tasks.setup_task(cfg.task, from_checkpoint=True)
+    # fairseq removes the settings that its task does not have, such as the tags of an import.
+    return tasks.setup_task(copy.deepcopy(cfg.task), from_checkpoint=True)
 
 
 def dictionary_folders(path: str, cfg: Any) -> list[Path]:
@@ -119,6 +158,8 @@ def dictionary_folders(path: str, cfg: Any) -> list[Path]:
 
 
 def _check_languages(cfg: Any, data: Languages) -> None:
+    if is_multilingual(cfg.task):  # check_kind knows its pairs
+        return
     trained, read = trained_pair(cfg, data.folder), (data.source, data.target)
     if trained is not None and trained != read:
         raise ValueError(
@@ -142,11 +183,15 @@ def _check_dictionaries(path: str, cfg: Any, *, weights: dict[str, Any], data: L
             raise ValueError(
                 f"its {part} has {embedding.size(0):,} symbols, but {data.folder}/dict.{language}.txt has "
                 f"{len(dictionary):,}; use the --data that it was trained on"
+                + (f", with the dictionaries that {COMMAND} writes" if language_tags(cfg.task) else "")
             )
         for theirs in [folder / f"dict.{language}.txt" for folder in dictionary_folders(path, cfg)]:
             if not os.path.isfile(theirs) or theirs.samefile(data.folder / theirs.name):
                 continue
-            difference = first_difference(Dictionary.load(str(theirs)).symbols, dictionary.symbols)
+            own, before = dictionary.symbols, Dictionary.load(str(theirs)).symbols
+            if language_tags(cfg.task) and not hasattr(cfg.task, SETTING):  # its task adds tags at the end
+                own = own[: len(before)]
+            difference = first_difference(before, own)
             if difference is not None:
                 index, symbol, own_symbol = difference
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""``imitkd-encode``: split text into the subwords of an imported model, with its tags."""
+"""``imitkd-encode``: split text into the subwords of an imported model."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from fairseq_imitkd.huggingface.subwords import open_encoder
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; ``arguments`` default to those of the command line."""
     args = parser().parse_args(arguments)
-    encoder = open_encoder(args.model, args.side)
+    encoder = open_encoder(args.model, args.side, tags=args.tags)
     unknown = symbols = 0
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:
@@ -34,11 +34,16 @@ def parser() -> Parser:
     """Return the parser."""
     made = Parser(
         "imitkd-encode",
-        "Split the text of standard input into the subwords of an imported model, with its language tags. "
-        "fairseq-preprocess --srcdict and --tgtdict then gives the ids that the model was trained on.",
+        "Split the text of standard input into the subwords of an imported model, for fairseq-preprocess "
+        "with the model's dictionaries. A teacher adds its language tags itself.",
     )
     made.add_argument("model", metavar="FOLDER", type=Path, help="folder that imitkd-import has written")
     made.add_argument("--side", choices=SIDES, default="source", help="which text it is")
+    made.add_argument(
+        "--tags",
+        action="store_true",
+        help="write the model's language tags too, for fairseq-generate with the model itself",
+    )
     return made
 
 

@@ -2,11 +2,13 @@
 
 import argparse
 import logging
+import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from fairseq_imitkd.cli import export_huggingface
 from fairseq_imitkd.cli.arguments import (
     Parser,
     add_remove_bpe_flag,
@@ -17,6 +19,7 @@ from fairseq_imitkd.cli.arguments import (
 )
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.errors import one_line_errors
+from fairseq_imitkd.export import huggingface
 from fairseq_imitkd.export.architecture import Verdict, judge
 from fairseq_imitkd.export.exporter import AUTO, FALLBACKS, QUANTIZATIONS, ExportJob, export, refusal
 from fairseq_imitkd.text.counted import counted
@@ -37,9 +40,17 @@ def main(arguments: list[str] | None = None) -> None:
         print(verdict_line(verdict))
         sys.exit(0 if verdict.engine else 1)
     start = time.monotonic()
-    job = job_of(parser().parse_args(arguments))
+    made = parser()
+    args = made.parse_args(arguments)
+    export_huggingface.check_flags(args, made)
+    if args.format == export_huggingface.FORMAT:
+        exchange = export_huggingface.job_of(args)
+        print(export_huggingface.report(huggingface.export_huggingface(exchange), exchange))
+        return
+    job = job_of(args)
     manifest = export(job)
     print(report(manifest, job, time.monotonic() - start))
+    print(f"Next: {shlex.join(['imitkd-serve', str(job.out)])}", flush=True)
     if manifest["quantization"] != job.quantization:
         print(fallback_line(manifest), file=sys.stderr)
         sys.exit(FELL_BACK)
@@ -49,7 +60,8 @@ def parser() -> Parser:
     """Return the parser; flags that fairseq-generate has too bear its names."""
     made = Parser(
         "imitkd-export",
-        "Export a trained student: a transformer to CTranslate2, an SRU or GRU to ONNX. Before training, "
+        "Export a trained student: a transformer to CTranslate2 or to Hugging Face's format, an SRU or GRU "
+        "to ONNX. Before training, "
         "imitkd-export --check FLAGS… tells whether the student that fairseq-train FLAGS… would train can be "
         "exported.",
     )
@@ -58,6 +70,13 @@ def parser() -> Parser:
         "--data", type=Path, required=True, help="fairseq's data directory that the student was trained on"
     )
     made.add_argument("--out", type=Path, required=True, help="folder to create")
+    made.add_argument(
+        "--format",
+        choices=(AUTO, export_huggingface.FORMAT),
+        default=AUTO,
+        help="auto is what imitkd-serve serves: CTranslate2 or ONNX. huggingface is a folder that "
+        "transformers reads, in float32: AutoModelForSeq2SeqLM and AutoTokenizer",
+    )
     made.add_argument(
         "--quantization",
         choices=QUANTIZATIONS,
@@ -79,6 +98,7 @@ def parser() -> Parser:
         help="tokeniser that runs before the subwords (moses needs pip install sacremoses)",
     )
     add_remove_bpe_flag(text, "subword marks to undo in translations, in place of --bpe")
+    export_huggingface.add_flags(made.add_argument_group("--format huggingface"))
     add_search_flags(made.add_argument_group("search of the exported student"), 1)
     _add_check_flags(made.add_argument_group("checks of the export, by greedy decoding"))
     return made
@@ -188,7 +208,8 @@ def report(manifest: dict[str, Any], job: ExportJob, seconds: float) -> str:
 
 def _lost(found: dict[str, Any], max_loss: float) -> str:
     """Return in words what a quantisation loses, and what follows from it."""
-    line = f"a loss of {found['loss']:.2f} (95% interval {found['low']:.2f} to {found['high']:.2f})"
+    loss, low, high = (round(found[name], 2) + 0.0 for name in ("loss", "low", "high"))  # not -0.00
+    line = f"a loss of {loss:.2f} (95% interval {low:.2f} to {high:.2f})"
     if found["refused"]:
         return f"{line}: refused"
     return f"{line}, which may be chance: more --sentences can tell" if found["loss"] > max_loss else line

@@ -3,9 +3,12 @@
 import logging
 from pathlib import Path
 
+from fairseq_imitkd.cli import trim
 from fairseq_imitkd.cli.arguments import Parser
 from fairseq_imitkd.errors import one_line_errors
+from fairseq_imitkd.huggingface.import_trimmed import import_trimmed
 from fairseq_imitkd.huggingface.importer import CHECKPOINT, Imported, ImportJob, import_model
+from fairseq_imitkd.huggingface.trim import Trimmed
 
 
 @one_line_errors()
@@ -14,7 +17,11 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
     args = parser().parse_args(arguments)
     job = ImportJob(args.model, args.out, args.source_lang, args.target_lang, skip_check=args.skip_check)
-    print(report(import_model(job), job))
+    if args.trim_to is None:
+        print(report(import_model(job), job))
+        return
+    made, trimmed = import_trimmed(job, args.trim_to)
+    print(report(made, job, trimmed))
 
 
 def parser() -> Parser:
@@ -39,13 +46,19 @@ def parser() -> Parser:
             f"(default: that of config.json, or '{which}' if the model needs no tag)",
         )
     made.add_argument(
+        "--trim-to",
+        nargs="+",
+        metavar="PREFIX",
+        help="trim the vocabulary to that of raw text, as imitkd-trim does: PREFIX.LANG holds sentences",
+    )
+    made.add_argument(
         "--skip-check", action="store_true", help="don't compare the logits with those of transformers"
     )
     return made
 
 
-def report(done: Imported, job: ImportJob) -> str:
-    """Return what the command prints about an import."""
+def report(done: Imported, job: ImportJob, trimmed: Trimmed | None = None) -> str:
+    """Return what the command prints about an import, and about its trimming."""
     size = sum(path.stat().st_size for path in job.out.iterdir())
     lines = [
         f"{job.out / CHECKPOINT}: {done.parameters:,} parameters, {done.symbols[0]:,} source and "
@@ -60,6 +73,7 @@ def report(done: Imported, job: ImportJob) -> str:
         same, count = done.verdict.ids
         first = f"; the first that differs: {done.verdict.first}" if done.verdict.first else ""
         lines.append(f"ids of {same} of {count} sentences equal those of its tokenizer{first}")
+    lines += [trim.report(trimmed)] if trimmed is not None else []
     lines += [f"note: {note}" for note in done.notes]
     if done.subwords is not None:
         lines.append(

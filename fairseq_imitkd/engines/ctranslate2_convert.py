@@ -20,6 +20,7 @@ from fairseq_imitkd.data.files import partial
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.models.layer_drop import layers_of
+from fairseq_imitkd.models.tagged import TaggedModel
 from fairseq_imitkd.rollout import fast_transformer
 from fairseq_imitkd.rollout.beam import has_softmax_output
 
@@ -61,6 +62,8 @@ def unsupported_reason(model: BaseFairseqModel) -> str | None:
     parts: Any = model
     if not hasattr(model, "encoder") or not hasattr(model, "decoder"):
         return "it is not an encoder-decoder model"
+    if isinstance(model, TaggedModel):
+        return "it needs language tags, which are not given to CTranslate2 here"
     reason = fast_transformer.unsupported_reason(model) or _unsupported_encoder_reason(parts.encoder)
     if reason is not None:
         return reason

@@ -15,10 +15,10 @@ from tqdm import tqdm
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.engines.base import Engine, Hypothesis, SearchSettings
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.evaluate import folder, models, provenance, sentences
+from fairseq_imitkd.evaluate import drafts, folder, models, provenance, sentences
 from fairseq_imitkd.evaluate.memory import MemoryMeasurement
 from fairseq_imitkd.evaluate.models import FAIRSEQ, EvaluatedModel
-from fairseq_imitkd.evaluate.probes import Prober
+from fairseq_imitkd.evaluate.probes import Accepted, Prober
 from fairseq_imitkd.evaluate.quality import Metrics, SystemScores
 from fairseq_imitkd.evaluate.schema import (
     GREEDY,
@@ -178,6 +178,7 @@ class _Evaluation:
         self.translations: dict[Run, list[Hypothesis]] = {}
         self.texts: dict[Run, list[str]] = {}
         self.timings: dict[int, Timings] = {}
+        self.accepted: dict[str, dict[str, Accepted]] = {}  # by student and decoding
 
     def _load(self) -> dict[str, EvaluatedModel]:
         """Load the models. One that fails is left out, unless all others are compared with it."""
@@ -248,6 +249,7 @@ class _Evaluation:
             for name, model in found.items():
                 model.searches, model.probes = searches[name], probes.get(name)
                 model.speeds = {size: self._speed(size, name, GREEDY) for size in sorted(self.timings)}
+            self._add_drafts(found)
             for name, peak in memory.peaks().items():
                 found[name].peak_memory_bytes = peak
         kinds = {model.kind for model in self.models.values()}
@@ -337,6 +339,21 @@ class _Evaluation:
             speed=speed,
         )
 
+    def _add_drafts(self, found: dict[str, ModelResults]) -> None:
+        """Add how the teacher accepts the students' drafts, with the cost of a token at the smallest batch
+        size.
+        """
+        for name, by_decoding in self.accepted.items():
+            assert self.teacher is not None
+            own, theirs = (
+                next(iter(found[each].speeds.values())).tokens_per_second for each in (name, self.teacher)
+            )
+            if own and theirs:
+                found[name].drafts = {
+                    decoding: drafts.results(*accepted, cost=theirs / own)
+                    for decoding, accepted in by_decoding.items()
+                }
+
     def _speed(self, size: int, name: str, search: str) -> SpeedResult:
         base = None if self.baseline is None else self.timings[size][self.baseline, search]
         return speed_result(self.timings[size][name, search], base, search)
@@ -379,6 +396,7 @@ class _Evaluation:
         for name, student in tqdm(students.items(), desc="probe", unit=" student", leave=False):
             try:
                 found[name] = prober.probe(student, own=greedy(name), teachers=teachers, bleu=bleu)
+                self.accepted[name] = prober.accepted(student, teachers)
             except Exception as error:  # the model's other results stand
                 self.failures.note(name, "being probed", error)
         return found

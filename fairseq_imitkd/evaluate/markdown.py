@@ -39,6 +39,8 @@ def markdown(results: EvaluationResults) -> str:
         parts.append(_probes(probes, results.teacher, data.probe_sentences))
     if any(each.by_position for each in probes.values()):
         parts.append(_by_position(probes))
+    if any(model.drafts for model in models.values()):
+        parts.append(_drafts(models, results.teacher))
     parts += [f"`{name}` failed {_cell(why)}" for name, why in results.failed.items()]
     return "\n\n".join([*parts, _notes(results), f"```\n{results.command}\n```"])
 
@@ -204,6 +206,33 @@ def _over_gold(own: TeacherDistance, gold: TeacherDistance) -> str:
     """
     share, other = 100 * own.agreement, 100 * gold.agreement
     return f"{share:.1f}% of {_number(own.tokens, ',d')} ({share - other:+.1f})"
+
+
+def _drafts(models: Models, teacher: str | None) -> str:
+    header = [f"draft of {teacher}", "decoding", "accepted", "tokens a draft", "tokens a pass"]
+    header += ["cost of a token", "speed-up"]
+    rows = [
+        [
+            name,
+            decoding,
+            f"{100 * found.acceptance:.1f}%",
+            str(found.length),
+            f"{found.tokens_per_call:.2f}",
+            f"{found.cost:.3f}",
+            f"{found.speedup:.2f}",
+        ]
+        for name, model in models.items()
+        for decoding, found in model.drafts.items()
+    ]
+    notes = [
+        f"accepted: share of the drafted tokens that {teacher} accepts in speculative decoding, after the "
+        f"prefixes of its own output; greedy: both find the same token the most probable; sampling: sum of "
+        "min(p, q)",
+        f"tokens a pass: tokens that one pass of {teacher} yields, with the drafts' length of the greatest "
+        "speed-up; cost of a token: its time by that of the teacher, from the speeds at the smallest batch "
+        "size; speed-up: by the formula of Leviathan et al. (2023), which neglects all other costs",
+    ]
+    return "\n".join([table(header, rows, 2), "", *(f"- {_cell(note)}" for note in notes)])
 
 
 def _range(first: int, last: int | None) -> str:

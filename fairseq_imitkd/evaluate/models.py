@@ -14,7 +14,8 @@ from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.checkpoints import compact
-from fairseq_imitkd.checkpoints.translation import load_student
+from fairseq_imitkd.checkpoints.safe_load import reported
+from fairseq_imitkd.checkpoints.translation import load_student, with_tags
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.dictionaries import first_difference
 from fairseq_imitkd.data.files import checkpoint_in
@@ -118,7 +119,8 @@ def load(
     if os.path.isdir(path):
         return _load_exported(path, languages, decoding)
     found = load_student(str(path), languages, allow_globals)
-    model = found.model
+    with reported(str(path), "CHECKPOINT"):
+        model = with_tags(found.model, found.config, languages)
     return EvaluatedModel(
         path,
         FAIRSEQ,

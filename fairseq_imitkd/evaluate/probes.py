@@ -4,20 +4,37 @@ bias.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
+from fairseq import search
 from fairseq.data import data_utils
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.engines.base import SearchSettings
+from fairseq_imitkd.evaluate import drafts
 from fairseq_imitkd.evaluate.schema import PositionGroup, ProbeResults, TeacherDistance
 from fairseq_imitkd.rollout import RolloutGenerator
 
 # Groups of target tokens by their position, from 1.
 POSITIONS = ((1, 5), (6, 10), (11, 20), (21, 30), (31, None))
 LEAST = 50  # a group of fewer tokens is left out, for it says nothing
+SEED = 1  # of the teacher's samples
+
+
+class Accepted(NamedTuple):
+    """How a teacher accepts a student's drafts.
+
+    Args:
+        acceptance: ``(N,)``, its probability at each position of all outputs.
+        outputs: ``(T,)`` each, the same at each output's positions, given the output's tokens.
+    """
+
+    acceptance: Tensor
+    outputs: list[Tensor]
 
 
 class Prober:
@@ -63,9 +80,7 @@ class Prober:
         last = torch.tensor([end for _, end in POSITIONS if end is not None])
         for start in range(0, len(self.sources), self.size):
             part = slice(start, start + self.size)
-            own, theirs = (
-                self._lprobs(model, self.sources[part], targets[part]) for model in (student, self.teacher)
-            )
+            own, theirs = self._both(student, targets, part)
             same = own.argmax(dim=-1).eq(theirs.argmax(dim=-1)).double()
             divergence = (theirs.exp() * (theirs - own)).sum(dim=-1).double()
             position = torch.cat([torch.arange(1, target.numel() + 1) for target in targets[part]])
@@ -74,6 +89,42 @@ class Prober:
         if sums.isnan().any():
             raise ValueError("a probability is not a number")
         return sums
+
+    @torch.no_grad()
+    def accepted(self, student: BaseFairseqModel, teachers: Sequence[Tensor]) -> dict[str, Accepted]:
+        """Return how the teacher accepts the student's drafts in speculative decoding.
+
+        Args:
+            student: model in evaluation mode.
+            teachers: greedy translations by the teacher, ``(T,)`` tokens each with an EOS.
+
+        Returns:
+            by :data:`~fairseq_imitkd.evaluate.schema.DRAFTS`: the acceptance at each position of the
+            teacher's outputs, and what :func:`~fairseq_imitkd.evaluate.drafts.results` reads of each output.
+            Speculative decoding writes these outputs, so their prefixes are those of its drafts.
+        """
+        found = {}
+        for name, outputs in (("greedy", teachers), ("sampling", self._samples)):
+            accepted, by_output = [], []
+            for start in range(0, len(self.sources), self.size):
+                part = slice(start, start + self.size)
+                own, theirs = self._both(student, outputs, part)
+                if name == "greedy":
+                    each = given = drafts.greedy_acceptance(own, theirs)
+                else:
+                    each = drafts.sampling_acceptance(own, theirs)
+                    given = drafts.acceptance_of_outputs(own, theirs, torch.cat([*outputs[part]]))
+                accepted.append(each)
+                by_output += given.split([output.numel() for output in outputs[part]])
+            found[name] = Accepted(torch.cat(accepted), by_output)
+        return found
+
+    def _both(
+        self, student: BaseFairseqModel, targets: Sequence[Tensor], part: slice
+    ) -> tuple[Tensor, Tensor]:
+        """Return the student's and the teacher's ``(N, V)`` after each prefix of some targets."""
+        own = self._lprobs(student, self.sources[part], targets[part])
+        return own, self._lprobs(self.teacher, self.sources[part], targets[part])
 
     def _lprobs(
         self, model: BaseFairseqModel, sources: Sequence[Tensor], targets: Sequence[Tensor]
@@ -107,14 +158,8 @@ class Prober:
             ``(T,)`` tokens each with an EOS, the first half included.
         """
         dictionary, decoding = self.languages.target_dictionary, self.decoding
-        generator = RolloutGenerator(
-            [writer],
-            dictionary,
-            beam_size=1,
-            max_len_a=decoding.max_len_a,
-            max_len_b=decoding.max_len_b,
-            min_len=decoding.min_len,
-            no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+        generator = self._generator(
+            writer, min_len=decoding.min_len, no_repeat_ngram_size=decoding.no_repeat_ngram_size
         )
         found: list[Tensor] = []
         for start in range(0, len(self.sources), self.size):
@@ -125,6 +170,30 @@ class Prober:
             outputs = generator.generate([writer], sample, prefix_tokens=prefixes)
             found += [hypotheses[0]["tokens"] for hypotheses in outputs]
         return found
+
+    @cached_property
+    def _samples(self) -> list[Tensor]:
+        """A sample of the teacher for each source: ``(T,)`` tokens with an EOS."""
+        sampling = search.Sampling(self.languages.target_dictionary)
+        generator = self._generator(self.teacher, min_len=0, search_strategy=sampling)
+        found: list[Tensor] = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            for start in range(0, len(self.sources), self.size):
+                net_input = self._net_input(self.sources[start : start + self.size])
+                outputs = generator.generate([self.teacher], {"net_input": net_input})
+                found += [hypotheses[0]["tokens"] for hypotheses in outputs]
+        return found
+
+    def _generator(self, writer: BaseFairseqModel, **settings: Any) -> RolloutGenerator:
+        return RolloutGenerator(
+            [writer],
+            self.languages.target_dictionary,
+            beam_size=1,
+            max_len_a=self.decoding.max_len_a,
+            max_len_b=self.decoding.max_len_b,
+            **settings,
+        )
 
     def probe(
         self,

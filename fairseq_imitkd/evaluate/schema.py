@@ -18,6 +18,8 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 METRICS = ("bleu", "chrf", "ter", *ROUGE, "comet")
 # Keys of ProbeResults.exposure: who writes the first half of a translation, and then the second.
 EXPOSURE = ("student", "student_then_teacher", "teacher_then_student", "teacher")
+# Keys of ModelResults.drafts: how both models decode.
+DRAFTS = ("greedy", "sampling")
 LARGEST = 1e15  # larger numbers are implausible, and no axis of a figure can show them
 
 # Metadata of fields: the field's name in the file; that the file lacks it where there is nothing to say.
@@ -184,6 +186,27 @@ class ProbeResults:
     exposure: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class DraftResults:
+    """A student as the draft of its teacher in speculative decoding.
+
+    Args:
+        tokens: number of tokens of the teacher's outputs, on whose prefixes the student drafts.
+        acceptance: mean probability that the teacher accepts a drafted token, in 0..1.
+        length: number of tokens in a draft: that of the greatest ``speedup``.
+        tokens_per_call: tokens that a pass of the teacher yields with such drafts, counted on these outputs.
+        cost: time of a token of the student by that of a token of the teacher.
+        speedup: how many times as fast as the teacher alone, by the formula of Leviathan et al. 2023.
+    """
+
+    tokens: int
+    acceptance: float
+    length: int
+    tokens_per_call: float
+    cost: float
+    speedup: float
+
+
 @dataclass
 class ModelResults:
     """One model.
@@ -200,6 +223,7 @@ class ModelResults:
         searches: translations by name of the search.
         speeds: speed of greedy decoding by batch size.
         probes: what the teacher says about it, if it is a student.
+        drafts: how the teacher accepts its drafts, by :data:`DRAFTS`. Files of early versions have none.
     """
 
     kind: str | None = None
@@ -213,6 +237,7 @@ class ModelResults:
     searches: dict[str, SearchResults] = field(default_factory=dict, metadata={"key": "decoding"})
     speeds: dict[int, SpeedResult] = field(default_factory=dict, metadata={"key": "speed"})
     probes: ProbeResults | None = None
+    drafts: dict[str, DraftResults] = field(default_factory=dict, metadata=_LEFT_OUT)
 
     @property
     def served_bytes(self) -> int | None:
@@ -380,7 +405,7 @@ def plain(value: Any) -> Any:
         content = plain(getattr(value, each.name))
         if "inline" in each.metadata:
             found.update(content)
-        elif content is not None or "left_out" not in each.metadata:
+        elif content not in (None, {}) or "left_out" not in each.metadata:
             found[each.metadata.get("key", each.name)] = content
     return found
 

@@ -9,6 +9,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from torch import Tensor
 
 from fairseq_imitkd.engines.base import Engine
+from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.text import bootstrap
 from fairseq_imitkd.text.bootstrap import Bootstrap, Difference
 from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES, rouge_scorer, rouge_signature
@@ -102,6 +103,30 @@ def agreement(
             unexplained += 1
     identical = sum(torch.equal(mine, other) for mine, other in zip(own, theirs, strict=True))
     return Agreement(len(own), identical, same / max(total, 1), unexplained)
+
+
+def refuse_another_model(difference: float, agreement: Agreement) -> None:
+    """Refuse an exported model that is not the student.
+
+    Args:
+        difference: what :func:`lprob_difference` has found.
+        agreement: what :func:`agreement` has found.
+
+    Raises:
+        UsageError: the difference is too large, or translations differ without a tie.
+    """
+    if not difference <= TOLERANCE:
+        raise UsageError(
+            f"the exported student is not the student: a log-probability differs by {difference:.2g}, more "
+            f"than {TOLERANCE:g}; nothing was written. Please report it with the checkpoint's --arch "
+            "and flags"
+        )
+    if agreement.unexplained:
+        raise UsageError(
+            f"the exported student is not the student: {agreement.unexplained} of {agreement.sentences} "
+            "greedy translations differ beyond ties; nothing was written. Please report it with the "
+            "checkpoint's --arch and flags"
+        )
 
 
 class Scorer:

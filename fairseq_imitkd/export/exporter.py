@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import fairseq_imitkd
+from fairseq_imitkd.checkpoints.tags import language_tags
 from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.data.corpus import Corpus, Languages, check_sentences, read_split
 from fairseq_imitkd.data.files import sha256, write_json
@@ -210,10 +211,16 @@ def _load(job: ExportJob, languages: Languages) -> _Student:
         UsageError: the checkpoint can't be loaded or exported, or a setting doesn't suit the student.
     """
     digest = sha256(job.checkpoint) if os.path.isfile(job.checkpoint) else None
-    model, arch, score, _ = load_student(job.checkpoint, languages, job.allow_globals)
+    model, arch, score, config = load_student(job.checkpoint, languages, job.allow_globals)
     engine = engine_for(model)
     if engine is None:
         raise UsageError(f"CHECKPOINT '{job.checkpoint}' can't be exported: {unsupported_reason(model)}")
+    tags = language_tags(config.task, (languages.source, languages.target))
+    if tags:
+        raise UsageError(
+            f"CHECKPOINT '{job.checkpoint}' can't be exported: it needs the language tags {tags}; export a "
+            "student of it, which needs none"
+        )
     metric = (score or "bleu") if job.metric == AUTO else job.metric
     check_installed(f"--metric {metric}", [metric])
     student = _Student(model, arch, engine, metric, digest)
@@ -276,6 +283,23 @@ def _sample(corpus: Corpus, languages: Languages, *, longest: tuple[int, int], c
     fits = (
         (corpus.lengths > 1) & (corpus.lengths <= longest[0]) & (np.asarray(references.sizes) <= longest[1])
     )
+    ids = evenly_spaced(fits, count)
+    sources, references = ([data[number].long() for number in ids] for data in (corpus.sources, references))
+    check_sentences(ids, sources, languages.source_dictionary, language=languages.source)
+    check_sentences(ids, references, languages.target_dictionary, language=languages.target)
+    return _Sample(sources, references)
+
+
+def evenly_spaced(fits: np.ndarray, count: int) -> list[int]:
+    """Return the numbers of evenly spaced sentences among those that fit.
+
+    Args:
+        fits: ``(N,)``, whether a sentence can be chosen.
+        count: number of sentences to choose; 0 is all.
+
+    Raises:
+        UsageError: there are none.
+    """
     numbers = np.flatnonzero(fits)
     if not numbers.size:
         raise UsageError(
@@ -283,11 +307,7 @@ def _sample(corpus: Corpus, languages: Languages, *, longest: tuple[int, int], c
         )
     if count and count < numbers.size:
         numbers = numbers[np.linspace(0, numbers.size - 1, count).round().astype(int)]
-    ids = numbers.tolist()
-    sources, references = ([data[number].long() for number in ids] for data in (corpus.sources, references))
-    check_sentences(ids, sources, languages.source_dictionary, language=languages.source)
-    check_sentences(ids, references, languages.target_dictionary, language=languages.target)
-    return _Sample(sources, references)
+    return [int(number) for number in numbers]
 
 
 class _Conversion:
@@ -339,7 +359,7 @@ class _Conversion:
             difference = self._lprob_difference(exact, fairseqs)
             translations = checks.translations(exact, self.sample.sources)
             agreement = checks.agreement(translations, expected, fairseqs, sources=self.sample.sources)
-            _refuse_another_model(difference, agreement)
+            checks.refuse_another_model(difference, agreement)
             exact_score = self._score(translations)
             bar.update()
             quantization, judged = self._smallest(wanted, exact_score, bar)
@@ -454,21 +474,6 @@ def refusal(quantization: str, metric: str, judged: Mapping[str, Mapping[str, An
     loss, low, high = (judged[quantization][name] for name in LOSS)
     title = TITLES[SCORES[metric]]
     return f"{quantization} loses {loss:.2f} {title} (95% interval {low:.2f} to {high:.2f})"
-
-
-def _refuse_another_model(difference: float, agreement: checks.Agreement) -> None:
-    if not difference <= checks.TOLERANCE:
-        raise UsageError(
-            f"the exported student is not the student: a log-probability differs by {difference:.2g}, more "
-            f"than {checks.TOLERANCE:g}; nothing was written. Please report it with the checkpoint's --arch "
-            "and flags"
-        )
-    if agreement.unexplained:
-        raise UsageError(
-            f"the exported student is not the student: {agreement.unexplained} of {agreement.sentences} "
-            "greedy translations differ beyond ties; nothing was written. Please report it with the "
-            "checkpoint's --arch and flags"
-        )
 
 
 def _copy_text_files(job: ExportJob, languages: Languages, folder: Path) -> dict[str, Any]:

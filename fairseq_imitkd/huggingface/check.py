@@ -18,6 +18,7 @@ from fairseq_imitkd.huggingface.config import TEXT_ONLY
 from fairseq_imitkd.huggingface.folder import ModelFolder
 from fairseq_imitkd.huggingface.subwords import Encoder, open_encoder
 from fairseq_imitkd.huggingface.vocabulary import ABSENT, EOS, PAD, Rows
+from fairseq_imitkd.huggingface.written_tokens import CLASSES
 
 LARGEST = 1e-4  # difference of logits in float32, where they are at most 1; relative where they are larger
 _LONGEST = 60  # tokens of a sentence
@@ -132,7 +133,9 @@ def load_original(folder: ModelFolder) -> Any:
     """Return the model as ``transformers`` loads it, in float32. Its code is never run from the folder."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     from transformers import AutoModelForSeq2SeqLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     model = AutoModelForSeq2SeqLM.from_pretrained(
         str(folder.path), dtype=torch.float32, local_files_only=True, trust_remote_code=False
     )
@@ -223,6 +226,7 @@ def load_tokenizer(folder: ModelFolder, pair: tuple[str, str]) -> Any:
 
 
 def original_ids(tokenizer: Any, encoder: Encoder, line: str) -> list[int]:
-    """Return the ids of a source sentence by ``transformers``, where text must hold Marian's tags."""
-    mark = encoder.before[0] if encoder.before and encoder.before[0].startswith(">>") else ""
-    return list(tokenizer(mark + line).input_ids)
+    """Return the ids of a source sentence by ``transformers``, where text may have to hold the tags."""
+    if type(tokenizer).__name__ in CLASSES.values():
+        line = " ".join((*encoder.before, line)) + "".join(encoder.after)
+    return list(tokenizer(line).input_ids)

@@ -9,6 +9,15 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.huggingface.families import ACTIVATIONS, FAMILIES, UNSUPPORTED, Family
 
 TEXT_ONLY = "train on its translations instead: docs/huggingface.md#other-models"
+# A side's sizes: their names in config.json, and in fairseq's settings. {} is encoder or decoder.
+_SIZES = {
+    "layers": ("{}_layers", "{}_layers"),
+    "heads": ("{}_attention_heads", "{}_attention_heads"),
+    "ffn": ("{}_ffn_dim", "{}_ffn_embed_dim"),
+}
+_PARTS = ("encoder", "decoder")
+_RATES = ("dropout", "attention_dropout", "activation_dropout")  # as in fairseq
+_SYMBOLS = {"pad": "pad_token_id", "eos": "eos_token_id", "bos": "bos_token_id"}
 _LARGEST = 10_000_000  # of a vocabulary; widths, lengths and numbers of layers are smaller still
 
 
@@ -83,25 +92,23 @@ def read_config(content: Mapping[str, Any], name: str) -> ModelConfig:
             f"{name} is quantised, which can't be undone exactly; import the model in float32 or float16"
         )
     reader = _Reader(content, name)
-    vocabulary = reader.size("src_vocab_size" if "src_vocab_size" in content else "vocab_size")
-    target = "tgt_vocab_size" if "tgt_vocab_size" in content else "decoder_vocab_size"
+    source, target = family.vocabularies
+    vocabulary = reader.size(source)
     width = reader.size("d_model")
     sides = [
         Side(
-            reader.size(f"{part}_layers"),
-            reader.size(f"{part}_attention_heads"),
-            reader.size(f"{part}_ffn_dim"),
-            reader.size(target, vocabulary) if part == "decoder" else vocabulary,
+            **{size: reader.size(theirs.format(part)) for size, (theirs, _) in _SIZES.items()},
+            vocabulary=reader.size(target, vocabulary) if part == "decoder" and target else vocabulary,
         )
-        for part in ("encoder", "decoder")
+        for part in _PARTS
     ]
     for side in sides:
         if width % side.heads or width % 2:
             raise UsageError(
                 f"{name} has d_model {width}, which must be even and a multiple of {side.heads} heads"
             )
-    ends = reader.symbol("eos_token_id", vocabulary)
-    pads = reader.symbol("pad_token_id", vocabulary)
+    special = {name: reader.symbol(setting, vocabulary) for name, setting in _SYMBOLS.items()}
+    ends, pads = special["eos"], special["pad"]
     if ends is None or pads is None or ends == pads:
         raise UsageError(
             f"{name} must have eos_token_id and pad_token_id in its config.json, and they must differ"
@@ -116,10 +123,10 @@ def read_config(content: Mapping[str, Any], name: str) -> ModelConfig:
         activation=_activation(content, name),
         scale=content.get("scale_embedding", content.get("model_type") == "fsmt") is True,
         tied=content.get("tie_word_embeddings", True) is not False,
-        dropouts={rate: reader.rate(rate) for rate in ("dropout", "attention_dropout", "activation_dropout")},
+        dropouts={rate: reader.rate(rate) for rate in _RATES},
         pad=pads,
         eos=ends,
-        bos=reader.symbol("bos_token_id", vocabulary),
+        bos=special["bos"],
         start=reader.symbol("decoder_start_token_id", sides[1].vocabulary),
         forced_first=reader.symbol("forced_bos_token_id", sides[1].vocabulary),
         languages=_languages(content),
@@ -233,13 +240,51 @@ def fairseq_settings(config: ModelConfig, *, pair: tuple[str, str], shared: str)
         "decoder_output_dim": config.width,
         **config.dropouts,
     }
-    for part, side in (("encoder", config.encoder), ("decoder", config.decoder)):
+    for part, side in zip(_PARTS, (config.encoder, config.decoder), strict=True):
         settings |= {
-            f"{part}_layers": side.layers,
-            f"{part}_attention_heads": side.heads,
-            f"{part}_ffn_embed_dim": side.ffn,
+            **{own.format(part): getattr(side, size) for size, (_, own) in _SIZES.items()},
             f"{part}_embed_dim": config.width,
             f"{part}_normalize_before": family.pre_norm,
             f"{part}_learned_pos": family.positions != "fairseq",
         }
     return Namespace(**settings)
+
+
+def config_json(config: ModelConfig, shared: str) -> dict[str, Any]:
+    """Return the ``config.json`` that :func:`read_config` reads as this configuration.
+
+    Args:
+        config: the configuration.
+        shared: which of the three tables of symbols are one, as in :func:`fairseq_settings`.
+    """
+    family = config.family
+    ties = {"tie_word_embeddings": shared == "all"}
+    if config.kind == "marian":
+        ties = {
+            "tie_word_embeddings": shared != "none",
+            "share_encoder_decoder_embeddings": shared == "all",
+        }
+    source, target = family.vocabularies
+    sizes = {source: config.encoder.vocabulary, **({target: config.decoder.vocabulary} if target else {})}
+    for part, side in zip(_PARTS, (config.encoder, config.decoder), strict=True):
+        sizes |= {theirs.format(part): getattr(side, size) for size, (theirs, _) in _SIZES.items()}
+    return {
+        "model_type": config.kind,
+        "architectures": [family.model],
+        "is_encoder_decoder": True,
+        "d_model": config.width,
+        **sizes,
+        "max_position_embeddings": config.positions,
+        "activation_function": next(name for name, own in ACTIVATIONS.items() if own == config.activation),
+        "scale_embedding": config.scale,
+        **ties,
+        **config.dropouts,
+        **{setting: getattr(config, name) for name, setting in _SYMBOLS.items()},
+        "decoder_start_token_id": config.start,
+        "forced_bos_token_id": config.forced_first,
+        "forced_eos_token_id": config.eos,
+        "encoder_layerdrop": 0.0,
+        "decoder_layerdrop": 0.0,
+        **({"langs": list(config.languages)} if config.languages else {}),
+        "dtype": "float32",
+    }

@@ -1,7 +1,8 @@
-"""Converts a model's weights to those of fairseq's transformer, exactly.
+"""Converts a model's weights to those of fairseq's transformer and back, exactly.
 
-Layers have the same names in both libraries. Embeddings and the output matrix get fairseq's order of symbols.
-Each weight of the file is used once, or the file is refused.
+Layers have the same names in both libraries (:func:`layer_shapes`). An import gives embeddings and the output
+matrix fairseq's order of symbols; an export leaves it, since ids are free in ``transformers``. Each weight
+is used once, or the model is refused.
 """
 
 import math
@@ -17,6 +18,10 @@ from fairseq_imitkd.huggingface.config import ModelConfig, Side
 from fairseq_imitkd.huggingface.vocabulary import ABSENT, Rows
 
 _PREFIX = "model."
+# The tables of symbols: embeddings of both sides, and the output matrix.
+_ENCODER, _DECODER = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
+_OUTPUT = "decoder.output_projection.weight"  # as in FSMT
+_SHARED, _HEAD = "shared.weight", "lm_head.weight"  # in the other families
 # An absent symbol's logit lies this far below the mean of all logits, so its probability is below exp(-60).
 _NEVER = 60.0
 _OFFSET = 2  # rows before the first position: fairseq counts positions from its index of padding + 1
@@ -70,14 +75,61 @@ def convert(weights: Mapping[str, Tensor], config: ModelConfig, *, rows: Rows, n
         joined = same and tables[0] is tables[1] and rows.encoder == rows.decoder
         encoder = output if joined else encoder
         shared = "all" if joined else "decoder" if same else "none"
-    state |= {
-        "encoder.embed_tokens.weight": encoder,
-        "decoder.embed_tokens.weight": decoder,
-        "decoder.output_projection.weight": output,
-    }
+    state |= {_ENCODER: encoder, _DECODER: decoder, _OUTPUT: output}
     # Without versions, fairseq would take a pre-norm model for one of 2017 and leave out its last norms.
     state |= {buffer: torch.tensor([3.0]) for buffer in _BUFFERS}
     return Converted(state, shared)
+
+
+def shared_tables(state: Mapping[str, Tensor]) -> str:
+    """Return which tables of a fairseq model are one: ``all``, ``decoder`` or ``none``."""
+    encoder, decoder, output = (state[key] for key in (_ENCODER, _DECODER, _OUTPUT))
+    if _one(decoder, output) is not decoder:
+        return "none"
+    return "all" if _one(encoder, decoder) is encoder else "decoder"
+
+
+def revert(state: Mapping[str, Tensor], config: ModelConfig, *, name: str) -> dict[str, Tensor]:
+    """Return the weights that :func:`convert` makes a fairseq model's weights of.
+
+    Args:
+        state: the model's weights by fairseq's names. A family with positions in its files has them here, in
+            a table.
+        config: the configuration to write them for, in whose order of symbols they are.
+        name: what messages call the model.
+
+    Raises:
+        UsageError: a weight is missing, unused, or has another shape than the configuration says.
+    """
+    given = _Given(
+        {key: value for key, value in state.items() if not key.endswith(("version", "_float_tensor"))}, name
+    )
+    weights = {key: given.take(key, shape) for key, shape in layer_shapes(config).items()}
+    for key in position_names(config):
+        table = given.take(key, (config.positions + _OFFSET, config.width))
+        weights[key] = table[_OFFSET:] if config.family.positions == "marian" else table
+    source, target = ((side.vocabulary, config.width) for side in (config.encoder, config.decoder))
+    encoder, decoder, output = (
+        given.take(key, shape) for key, shape in ((_ENCODER, source), (_DECODER, target), (_OUTPUT, target))
+    )
+    given.refuse_others(config.family.title)
+    shared, fsmt = shared_tables(state), config.kind == "fsmt"
+    if shared == "all":
+        weights[_DECODER if fsmt else _SHARED] = decoder
+    else:
+        weights |= {_ENCODER: encoder, _DECODER: decoder}
+        if config.kind not in ("fsmt", "marian"):
+            weights[_SHARED] = encoder  # not used, but transformers would miss it
+        if shared == "none" or config.kind != "marian":
+            weights[_OUTPUT if fsmt else _HEAD] = output
+    return {key if key == _HEAD else _PREFIX + key: value for key, value in weights.items()}
+
+
+def position_names(config: ModelConfig) -> list[str]:
+    """Return the names of the tables of positions that the family's files hold."""
+    if config.family.positions == "fairseq":
+        return []
+    return [f"{part}.embed_positions.weight" for part in ("encoder", "decoder")]
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -150,13 +202,12 @@ class _Given:
             )
         return value
 
-    def refuse_others(self) -> None:
+    def refuse_others(self, where: str = "fairseq's transformer") -> None:
         """Refuse a file with weights that nothing uses."""
         if self.left:
             key = sorted(self.left)[0]
             raise UsageError(
-                f"{self.name} holds the weight {key:.80}, which fairseq's transformer lacks; use a "
-                "model without additions"
+                f"{self.name} holds the weight {key:.80}, which {where} lacks; use a model without additions"
             )
 
 
@@ -166,11 +217,10 @@ def _tables(given: _Given, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]
     A file may hold one table under several names, or leave names out whose tables are tied.
     """
     source, target = ((side.vocabulary, config.width) for side in (config.encoder, config.decoder))
-    common = given.take_optional("shared.weight", source)
-    decoder = given.take_optional("decoder.embed_tokens.weight", target)
-    encoder = given.take_optional("encoder.embed_tokens.weight", source)
-    names = ("lm_head.weight", "decoder.output_projection.weight")
-    outputs = [given.take_optional(key, target) for key in names]
+    common = given.take_optional(_SHARED, source)
+    decoder = given.take_optional(_DECODER, target)
+    encoder = given.take_optional(_ENCODER, source)
+    outputs = [given.take_optional(key, target) for key in (_HEAD, _OUTPUT)]
     output = next((value for value in outputs if value is not None), None)
     if decoder is None:
         decoder = common if common is not None else output if config.tied else None
@@ -178,9 +228,9 @@ def _tables(given: _Given, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]
         encoder = common if common is not None else decoder if config.tied else None
     if output is None:
         output = decoder if config.tied else None
-    encoder = given.found("encoder.embed_tokens.weight", encoder, source)
-    decoder = given.found("decoder.embed_tokens.weight", decoder, target)
-    output = given.found(names[0], output, target)
+    encoder = given.found(_ENCODER, encoder, source)
+    decoder = given.found(_DECODER, decoder, target)
+    output = given.found(_HEAD, output, target)
     decoder = _one(encoder, decoder)
     output = _one(encoder, _one(decoder, output))
     if config.tied and output is not decoder:

@@ -1,4 +1,4 @@
-"""The model families that can be imported: how each of them differs from fairseq's transformer.
+"""The model families that can be imported and exported: how each of them differs from fairseq's transformer.
 
 One table. All families have the layers of fairseq's transformer, with the same names of parameters. They
 differ in where they normalise, in their positions, in how sentences begin and end, and in their subwords.
@@ -24,6 +24,9 @@ class Family:
         tags: whether sentences need a language tag.
         starts: id of the decoder's first input, if the configuration does not tell it: the name of a special
             symbol.
+        model: name of its class in ``transformers``.
+        vocabularies: names of the sizes of both vocabularies in ``config.json``; the second is None if there
+            can be only one.
     """
 
     title: str
@@ -33,15 +36,57 @@ class Family:
     unknown: int = 3
     tags: bool = False
     starts: Literal["eos", "pad"] = "eos"
+    model: str = ""
+    vocabularies: tuple[str, str | None] = ("vocab_size", None)
 
 
 FAMILIES = {
-    "marian": Family("Marian", pre_norm=False, positions="marian", unknown=1, starts="pad"),
-    "m2m_100": Family("M2M-100 or NLLB", pre_norm=True, positions="fairseq", tags=True),
-    "mbart": Family("mBART", pre_norm=True, positions="learned", embedding_norm=True, tags=True),
-    "bart": Family("BART", pre_norm=False, positions="learned", embedding_norm=True),
-    "fsmt": Family("FSMT", pre_norm=False, positions="fairseq"),
-    "pegasus": Family("Pegasus", pre_norm=True, positions="marian", unknown=105, starts="pad"),
+    "marian": Family(
+        "Marian",
+        pre_norm=False,
+        positions="marian",
+        unknown=1,
+        starts="pad",
+        model="MarianMTModel",
+        vocabularies=("vocab_size", "decoder_vocab_size"),
+    ),
+    "m2m_100": Family(
+        "M2M-100 or NLLB",
+        pre_norm=True,
+        positions="fairseq",
+        tags=True,
+        model="M2M100ForConditionalGeneration",
+    ),
+    "mbart": Family(
+        "mBART",
+        pre_norm=True,
+        positions="learned",
+        embedding_norm=True,
+        tags=True,
+        model="MBartForConditionalGeneration",
+    ),
+    "bart": Family(
+        "BART",
+        pre_norm=False,
+        positions="learned",
+        embedding_norm=True,
+        model="BartForConditionalGeneration",
+    ),
+    "fsmt": Family(
+        "FSMT",
+        pre_norm=False,
+        positions="fairseq",
+        model="FSMTForConditionalGeneration",
+        vocabularies=("src_vocab_size", "tgt_vocab_size"),
+    ),
+    "pegasus": Family(
+        "Pegasus",
+        pre_norm=True,
+        positions="marian",
+        unknown=105,
+        starts="pad",
+        model="PegasusForConditionalGeneration",
+    ),
 }
 
 _RELATIVE = "it has relative positions, which fairseq's transformer lacks"
@@ -56,7 +101,7 @@ UNSUPPORTED = {
     **dict.fromkeys(("led", "bigbird_pegasus", "pegasus_x"), "it has another kind of attention"),
 }
 
-# transformers' name of an activation -> fairseq's
+# transformers' name of an activation -> fairseq's; the first of several is the one that an export writes
 ACTIVATIONS = {
     "relu": "relu",
     "gelu": "gelu",

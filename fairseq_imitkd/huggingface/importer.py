@@ -10,6 +10,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from omegaconf import OmegaConf
 
 import fairseq_imitkd
+from fairseq_imitkd.checkpoints.tags import EOS, SETTING, TagNames
 from fairseq_imitkd.data.dictionaries import fingerprints, load_dictionary
 from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.data.output_folder import OutputFolder
@@ -20,7 +21,7 @@ from fairseq_imitkd.huggingface.convert import Converted, convert
 from fairseq_imitkd.huggingface.folder import ModelFolder
 from fairseq_imitkd.huggingface.layout import SIDES, Layout, languages_of, layout_of
 from fairseq_imitkd.huggingface.subwords import write_description
-from fairseq_imitkd.huggingface.tokens import Tokenizer, read_tokenizer
+from fairseq_imitkd.huggingface.tokens import DESCRIPTION, Tokenizer, read_tokenizer
 from fairseq_imitkd.huggingface.vocabulary import BOS, Vocabulary, rows_of, vocabulary
 from fairseq_imitkd.huggingface.weights import read_weights, weight_files
 
@@ -77,14 +78,15 @@ def import_model(job: ImportJob) -> Imported:
     out.check_new()
     tokenizer = read_tokenizer(folder, config)
     pair = languages_of(config, tokenizer, (job.source_lang, job.target_lang))
-    layout = layout_of(config, tokenizer, pair)
+    layout = layout_of(config, tokenizer, pair, described=folder.json(DESCRIPTION))
     sides = _vocabularies(config, tokenizer)
     rows = rows_of(*sides, start=layout.start, source_ends=layout.source_ends)
     converted = convert(read_weights(folder), config, rows=rows, name=folder.name)
     kind = tokenizer.kind if tokenizer else None
     verdict, notes = None, layout.notes
     with out.built() as work:
-        _write(work, converted, config=config, pair=pair, sides=sides)
+        tags = _tag_names(layout, sides)
+        _write(work, converted, config=config, pair=pair, sides=sides, tags=tags)
         write_description(
             work, _description(folder, config, tokenizer, pair=pair, layout=layout, sides=sides)
         )
@@ -130,6 +132,7 @@ def _write(
     config: ModelConfig,
     pair: tuple[str, str],
     sides: tuple[Vocabulary, Vocabulary],
+    tags: TagNames,
 ) -> None:
     """Write the dictionaries and the checkpoint, as fairseq's trainer does."""
     dictionaries = {}
@@ -139,11 +142,14 @@ def _write(
         dictionaries[name] = load_dictionary(path)
         if tuple(dictionaries[name].symbols) != side.symbols:
             raise UsageError(f"dict.{language}.txt can't hold the model's symbols; report this as a fault")
-    cfg = convert_namespace_to_omegaconf(fairseq_settings(config, pair=pair, shared=converted.shared))
+    made = convert_namespace_to_omegaconf(fairseq_settings(config, pair=pair, shared=converted.shared))
+    cfg: Any = OmegaConf.to_container(made, resolve=True, enum_to_str=True)
+    if tags:  # fairseq ignores settings that its task does not have
+        cfg["task"][SETTING] = tags.setting()
     torch.save(
         {
             "args": None,
-            "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+            "cfg": cfg,
             "model": converted.state,
             "optimizer_history": [
                 {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}
@@ -153,6 +159,17 @@ def _write(
         },
         folder / CHECKPOINT,
     )
+
+
+def _tag_names(layout: Layout, sides: tuple[Vocabulary, Vocabulary]) -> TagNames:
+    """Return the tags around each sentence, as symbols of the dictionaries."""
+    source, target = (
+        tuple(side.symbols[side.index_of(number)] for number in numbers)
+        for numbers, side in zip((layout.source_before, layout.target_before), sides, strict=True)
+    )
+    # If the source's tag follows EOS, the dictionary calls EOS <s>, and the tag EOS.
+    end = (sides[0].symbols[BOS], EOS) if len(layout.source_ends) > 1 else (EOS,)
+    return TagNames(source, end, (EOS, *target))
 
 
 def _description(
@@ -166,11 +183,8 @@ def _description(
 ) -> dict[str, Any]:
     """Return the content of ``huggingface.json``."""
 
-    def symbols(numbers: tuple[int, ...], side: Vocabulary) -> list[str]:
-        return [side.symbols[side.index_of(number)] for number in numbers]
-
-    before = symbols(layout.source_before, sides[0]), symbols(layout.target_before, sides[1])
-    after = [sides[0].symbols[BOS]] if len(layout.source_ends) > 1 else []
+    tags = _tag_names(layout, sides)
+    before = tags.source_before, tags.target_start[1:]
     return {
         "format": FORMAT,
         "family": config.kind,
@@ -179,8 +193,8 @@ def _description(
         "text": {
             name: {
                 "language": pair[number],
-                "before": before[number],
-                "after": after if number == 0 else [],
+                "before": list(before[number]),
+                "after": list(tags.source_end[:-1]) if number == 0 else [],
                 "renamed": _renamed(sides[number], tokenizer, name),
             }
             for number, name in enumerate(SIDES)

@@ -1,11 +1,13 @@
 """How a model's sentences begin and end: its language tags, and the first input of its decoder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface.config import ModelConfig
 from fairseq_imitkd.huggingface.tags import is_tag, tag_of
-from fairseq_imitkd.huggingface.tokens import Tokenizer
+from fairseq_imitkd.huggingface.tokens import DESCRIPTION, Tokenizer
 
 SIDES = ("source", "target")
 
@@ -58,8 +60,20 @@ def languages_of(
     return pair[0], pair[1]
 
 
-def layout_of(config: ModelConfig, tokenizer: Tokenizer | None, pair: tuple[str, str]) -> Layout:
+def layout_of(
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    pair: tuple[str, str],
+    *,
+    described: Mapping[str, Any] | None = None,
+) -> Layout:
     """Return how sentences of a language pair are made.
+
+    Args:
+        config: the model's configuration.
+        tokenizer: its tokenizer, if it has one.
+        pair: source and target language.
+        described: what an export has written about the text of a student; None for other models.
 
     Raises:
         UsageError: the model needs tags, and has none for a language.
@@ -68,6 +82,9 @@ def layout_of(config: ModelConfig, tokenizer: Tokenizer | None, pair: tuple[str,
     if begins is None:
         begins = config.pad if config.family.starts == "pad" else config.eos
     plain = Layout(begins, (), (config.eos,), ())
+    if described is not None and tokenizer is not None:
+        with as_usage_error(f"{DESCRIPTION} of the model can't be used", "export the student again"):
+            return _exported(plain, tokenizer, described["text"])
     if config.family.tags:
         return _tagged(plain, config, tokenizer, pair=pair)
     if config.kind == "bart" and config.bos is not None:
@@ -75,6 +92,17 @@ def layout_of(config: ModelConfig, tokenizer: Tokenizer | None, pair: tuple[str,
     if config.kind == "marian" and tokenizer is not None:
         return _marked(plain, tokenizer, pair[1])
     return plain
+
+
+def _exported(plain: Layout, tokenizer: Tokenizer, text: Mapping[str, Any]) -> Layout:
+    """Return how an exported student's sentences are made."""
+    source, target = (
+        {symbol: number for number, symbol in tokens.items()}
+        for tokens in (tokenizer.source, tokenizer.target)
+    )
+    before, after = (tuple(source[symbol] for symbol in text["source"][part]) for part in ("before", "after"))
+    first = tuple(target[symbol] for symbol in text["target"]["before"])
+    return Layout(plain.start, before, (*after, *plain.source_ends), first)
 
 
 def _tagged(

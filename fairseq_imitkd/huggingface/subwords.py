@@ -1,4 +1,4 @@
-"""Turns text into the symbols of an imported model, with its tags."""
+"""Turns text into the symbols of an imported model, with or without its tags."""
 
 import json
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from sentencepiece import SentencePieceProcessor
 from fairseq_imitkd.data.dictionaries import load_dictionary
 from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface.folder import read_json
+from fairseq_imitkd.huggingface.tokens import DESCRIPTION
 
-DESCRIPTION = "huggingface.json"  # what the import knows about the text of a model
 SUBWORD_FILES = ("source.spm", "target.spm", "tokenizer.json", "encoder.json", "vocab.bpe", "bpe.codes")
 
 
@@ -26,6 +26,7 @@ class Encoder:
         before, after: symbols around each sentence.
         renamed: symbols of the dictionary that stand for others, which a dictionary can't hold.
         dictionary: the dictionary of the side.
+        tags: whether to write ``before`` and ``after``.
     """
 
     split: Callable[[str], list[str]]
@@ -33,29 +34,39 @@ class Encoder:
     after: tuple[str, ...]
     renamed: dict[str, str]
     dictionary: Dictionary
+    tags: bool = True
 
     def symbols(self, line: str) -> list[str]:
-        """Return the symbols of a sentence, without EOS, which fairseq adds."""
-        before, end = self.before, line.find("<<") + 2
+        """Return the symbols of a sentence, without EOS, which fairseq adds.
+
+        Raises:
+            UsageError: the text names a language where the model's own tag is left out.
+        """
+        before, end = self.before if self.tags else (), line.find("<<") + 2
         if (
             line.startswith(">>") and line[:end] in self.dictionary
         ):  # the text names the target language itself
+            if self.before and not self.tags:
+                raise UsageError(
+                    f"the text begins with {line[:end]}, but the model adds {self.before[0]}; use --tags"
+                )
             before, line = (line[:end],), line[end:]
         pieces = [self.renamed.get(piece, piece) for piece in self.split(line)]
         known = [piece if piece in self.dictionary else self.dictionary.unk_word for piece in pieces]
-        return [*before, *known, *self.after]
+        return [*before, *known, *(self.after if self.tags else ())]
 
     def encode(self, line: str) -> str:
         """Return the symbols of a sentence with spaces between them."""
         return " ".join(self.symbols(line))
 
 
-def open_encoder(folder: Path, side: str) -> Encoder:
+def open_encoder(folder: Path, side: str, *, tags: bool = True) -> Encoder:
     """Open the subwords of an imported model.
 
     Args:
         folder: what ``imitkd-import`` has written.
         side: ``source`` or ``target``.
+        tags: whether sentences get the model's tags.
 
     Raises:
         UsageError: the folder is another one, or it has no subwords.
@@ -75,7 +86,7 @@ def open_encoder(folder: Path, side: str) -> Encoder:
         )
     dictionary = load_dictionary(folder / f"dict.{language}.txt")
     with as_usage_error(f"the subwords of '{folder}' can't be used", "import the model again"):
-        return Encoder(KINDS[kind](folder, side, language), before, after, renamed, dictionary)
+        return Encoder(KINDS[kind](folder, side, language), before, after, renamed, dictionary, tags)
 
 
 def _sentencepiece(folder: Path, side: str, _: str) -> Callable[[str], list[str]]:

@@ -16,6 +16,7 @@ from fairseq_imitkd.huggingface.folder import ModelFolder
 Tokens = dict[int, str]
 _SPARE = 1000  # rows that a model may have beyond its tokenizer's symbols, made for speed or by hand
 UNKNOWN = "<unk>"
+DESCRIPTION = "huggingface.json"  # what imports and exports write about the text of a model
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def read_tokenizer(folder: ModelFolder, config: ModelConfig) -> Tokenizer | None
     Raises:
         UsageError: a file is damaged, or the tokenizer belongs to another model.
     """
-    found = _READERS[config.kind](folder, config)
+    # An exported student has any model with any tokenizer.
+    own = folder.json(DESCRIPTION) and (folder.json("tokenizer_config.json") or {}).get("tokenizer_class")
+    found = _BY_CLASS.get(str(own), _READERS[config.kind])(folder, config)
     if found is None:
         return None
     for tokens, side in ((found.source, config.encoder), (found.target, config.decoder)):
@@ -171,6 +174,13 @@ def _joined_mark(token: str) -> str:
     return token.removesuffix("</w>") if token.endswith("</w>") else f"{token}@@"
 
 
+def unmarked(symbol: str) -> str:
+    """Return the subword of one of fairseq's symbols with ``@@``: ``word</w>``, or ``wor`` of ``wor@@``."""
+    if symbol in ("<s>", "<pad>", "</s>", UNKNOWN):
+        return symbol
+    return symbol.removesuffix("@@") if symbol.endswith("@@") and symbol != "@@" else f"{symbol}</w>"
+
+
 _READERS: dict[str, Callable[[ModelFolder, ModelConfig], Tokenizer | None]] = {
     "marian": _marian,
     "m2m_100": _m2m,
@@ -181,9 +191,19 @@ _READERS: dict[str, Callable[[ModelFolder, ModelConfig], Tokenizer | None]] = {
 }
 
 
+def _exported(folder: ModelFolder, config: ModelConfig) -> Tokenizer | None:
+    """Read the ``tokenizer.json`` of an exported student, with one dictionary."""
+    tokens = _fast(folder)
+    return None if tokens is None else _with_models(Tokenizer(tokens, dict(tokens)), folder, ("", ""))
+
+
+# Readers of exported students, by the name of the tokenizer's class.
+_BY_CLASS = {"MarianTokenizer": _marian, "FSMTTokenizer": _fsmt, "PreTrainedTokenizerFast": _exported}
+
+
 def _with_models(found: Tokenizer, folder: ModelFolder, names: tuple[str, str]) -> Tokenizer:
     """Add the SentencePiece models of both sides; without them, a ``tokenizer.json`` splits text."""
-    paths = [folder.file(name) for name in names]
+    paths = [folder.file(name) if name else None for name in names]
     source, target = paths
     if source is not None and target is not None:
         for path in {source, target}:

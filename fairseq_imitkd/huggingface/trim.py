@@ -4,9 +4,10 @@ Rows of the embeddings and of the output matrix are left out. So the log-probabi
 are those of the model, renormalised over what is left.
 """
 
+import re
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from fairseq_imitkd.checkpoints.build import configuration
 from fairseq_imitkd.checkpoints.compact import read
 from fairseq_imitkd.checkpoints.safe_load import reported
+from fairseq_imitkd.checkpoints.tags import SETTING, language_tags
 from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.dictionaries import FINGERPRINTS, fingerprints
@@ -38,6 +40,7 @@ _TABLES = {  # a side's tables, with a row for each symbol
         "decoder.fc_out.bias",
     ),
 }
+_ADDED = re.compile(r"__.+__|\[.+\]|<mask>")  # symbols that fairseq's multilingual tasks add
 _LINES, _LONGEST = 16, 60  # sentences on which both models are compared, and most of their symbols
 
 
@@ -103,8 +106,13 @@ class Trimmed:
     checkpoint: Path
 
 
-def trim(job: TrimJob) -> Trimmed:
+def trim(job: TrimJob, counts: Mapping[str, Counter[str]] | None = None) -> Trimmed:
     """Trim a model's vocabulary. The folder appears whole or not at all.
+
+    Args:
+        job: the vocabulary to trim.
+        counts: how often a corpus has each symbol, of ``source`` and ``target``; None counts those of the
+            job's text.
 
     Raises:
         UsageError: a file can't be read, the model has no tables of symbols, or the trimmed model computes
@@ -116,11 +124,12 @@ def trim(job: TrimJob) -> Trimmed:
     languages = _languages(job, state)
     dictionaries = {"source": languages.source_dictionary, "target": languages.target_dictionary}
     pair = {"source": languages.source, "target": languages.target}
-    counts = {side: _counts(job.text, language) for side, language in pair.items()}
+    if counts is None:
+        counts = {side: count_symbols("--text", job.text, language) for side, language in pair.items()}
     described = _description(languages.folder)
     wanted = {
         side: {symbol for symbol, count in counts[side].items() if count >= job.min_count}
-        | {*job.keep, *_tags(described, side)}
+        | {*job.keep, *_tags(job, state, dictionaries[side])}
         for side in pair
     }
     if _are_joined(state["model"]):
@@ -238,22 +247,34 @@ def _languages(job: TrimJob, state: dict[str, Any]) -> Languages:
     return Languages.of(job.data or job.checkpoint.resolve().parent, *pair)
 
 
-def _counts(prefixes: Sequence[str], language: str) -> Counter[str]:
-    """Count the symbols of the corpus in a language."""
+def count_symbols(
+    flag: str, prefixes: Sequence[str], language: str, *, split: Callable[[str], list[str]] = str.split
+) -> Counter[str]:
+    """Count the symbols of a corpus in a language.
+
+    Args:
+        flag: the flag that names the corpus, for messages.
+        prefixes: ``PREFIX.LANG`` are its files.
+        language: the language.
+        split: returns the symbols of a line without its end.
+
+    Raises:
+        UsageError: a file can't be read, or there are no symbols.
+    """
     counts: Counter[str] = Counter()
     for prefix in prefixes:
         path = Path(f"{prefix}.{language}")
         try:
             with open(path, encoding="utf-8") as lines:
                 for line in lines:
-                    counts.update(line.split())
+                    counts.update(split(line.rstrip("\r\n")))
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise UsageError(
-                f"--text '{prefix}': '{path}' can't be read ({reason}); name the part before .{language}"
+                f"{flag} '{prefix}': '{path}' can't be read ({reason}); name the part before .{language}"
             ) from error
     if not counts:
-        raise UsageError(f"--text {' '.join(prefixes)} has no symbols of {language}; use a corpus with text")
+        raise UsageError(f"{flag} {' '.join(prefixes)} has no symbols of {language}; use a corpus with text")
     return counts
 
 
@@ -276,10 +297,14 @@ def _copy_subwords(old: Path, folder: Path, dictionaries: Mapping[str, Dictionar
         (folder / name).write_bytes(content)
 
 
-def _tags(described: dict[str, Any] | None, side: str) -> list[str]:
-    """Return the symbols that an imported model puts around sentences."""
-    part = ((described or {}).get("text") or {}).get(side) or {}
-    return [*part.get("before", []), *part.get("after", [])]
+def _tags(job: TrimJob, state: dict[str, Any], dictionary: Dictionary) -> list[str]:
+    """Return the symbols of a dictionary that are tags: those of the import, or all that the task adds."""
+    with reported(str(job.checkpoint), "CHECKPOINT"):
+        task = configuration(state).task
+        tags = language_tags(task)
+    if getattr(task, SETTING, None) is not None:
+        return [name for side in tags.sides for name in side if name in dictionary]
+    return [symbol for symbol in dictionary.symbols if tags and _ADDED.fullmatch(symbol)]
 
 
 def _report(counts: Counter[str], before: Dictionary, after: Dictionary, *, language: str) -> SideReport:

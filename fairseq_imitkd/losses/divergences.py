@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_imitkd.losses.token_weights import entropy
 from fairseq_imitkd.models.logits import full_precision
 from fairseq_imitkd.vocab_ops import most_probable
 
@@ -251,6 +252,55 @@ def target_decoupled_kl(
     return (others + torch.where(is_hard, _kl(p_sides, q_sides), 0.0)) * token_weight.to(others)
 
 
+def ranked_kl(student_logits: Tensor, teacher_logits: Tensor, *, rank_topk: int) -> Tensor:
+    """Return ``KL(p || q)`` plus TIE-KD's hierarchical ranking loss (Zhang et al. 2023).
+
+    Let ``A`` be the teacher's ``k`` most probable symbols, the first of them ``a``, and ``B`` the student's
+    ``k`` most probable ones. The ranking loss has two terms. ``sum_{v in A} max(0, q(v) - q(a))`` keeps the
+    teacher's first symbol above the rest of ``A``. ``sum_{v in A, u in B} [p(v) > p(u)] max(0, q(u) - q(v))``
+    keeps ``A`` above the student's other candidates. Loss and ``k = 5`` are those of the authors' code:
+    https://github.com/songmzhang/NMT-KD/blob/e01c09c921c4950016c5eb9e95921c76f297b01c/fairseq-kd/fairseq/criterions/label_smoothed_cross_entropy_advanced_kd.py#L174-L197
+
+    Args:
+        student_logits, teacher_logits: ``(N, V)``, unnormalised. A teacher's logit may be ``-inf``.
+        rank_topk: ``k``, at least 1; more than ``V`` means ``V``.
+
+    Returns:
+        ``(N,)``, at least 0.
+    """
+    # Cast once: the gradients of two casts would be rounded twice.
+    student_logits, teacher_logits = full_precision(student_logits), full_precision(teacher_logits)
+    p, q = teacher_logits.softmax(dim=-1), student_logits.softmax(dim=-1)
+    count = min(rank_topk, p.size(-1))
+    p_of_a, a = p.topk(count, dim=-1)  # (N, K)
+    q_of_b, b = q.topk(count, dim=-1)
+    q_of_a, p_of_b = q.gather(-1, a), p.gather(-1, b)
+    first = (q_of_a - q_of_a[:, :1]).clamp(min=0.0).sum(dim=-1)
+    above = p_of_a.unsqueeze(-1) > p_of_b.unsqueeze(-2)  # (N, K, K): whether p(v) > p(u)
+    others = (q_of_b.unsqueeze(-2) - q_of_a.unsqueeze(-1)).clamp(min=0.0) * above
+    return forward_kl(student_logits, teacher_logits) + first + others.sum(dim=(-2, -1))
+
+
+def entropy_aware_kl(student_logits: Tensor, teacher_logits: Tensor, *, entropy_threshold: float) -> Tensor:
+    """Return ``KL(q || p)``, plus ``KL(p || q)`` where the teacher's entropy is above a threshold.
+
+    Entropy-aware on-policy distillation (Jin et al. 2026): the reverse KL divergence follows a teacher that
+    is sure, and the forward KL divergence keeps all good continuations where it is not.
+
+    Args:
+        student_logits, teacher_logits: ``(N, V)``, unnormalised, finite: the loss is infinite if ``p(v) = 0 <
+            q(v)``.
+        entropy_threshold: nats, at least 0.
+
+    Returns:
+        ``(N,)``, nats, at least 0.
+    """
+    student_logits = full_precision(student_logits)  # once, as in ranked_kl
+    unsure = entropy(teacher_logits) > entropy_threshold
+    forward = forward_kl(student_logits, teacher_logits)
+    return reverse_kl(student_logits, teacher_logits) + torch.where(unsure, forward, 0.0)
+
+
 DIVERGENCES: dict[str, Divergence] = {
     "teacher-argmax": teacher_argmax,
     "forward-kl": forward_kl,
@@ -263,6 +313,8 @@ DIVERGENCES: dict[str, Divergence] = {
     "skew-reverse-kl": skew_reverse_kl,
     "logit-mse": logit_mse,
     "target-decoupled-kl": target_decoupled_kl,
+    "ranked-kl": ranked_kl,
+    "entropy-aware-kl": entropy_aware_kl,
 }
 
 

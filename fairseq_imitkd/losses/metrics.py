@@ -74,7 +74,7 @@ def _rollout_sums(target: Tensor, distillation: Any, *, pad: int, zero: Tensor) 
         return sums
     is_rollout, truncated = distillation.is_rollout, distillation.truncated
     sums.update(rollouts=is_rollout.sum(), rollouts_truncated=truncated.sum())
-    if distillation.now.student_share > 0.0:
+    if distillation.now.student_writes:
         counted = target.ne(pad)
         is_empty = is_rollout & ~truncated & counted.sum(dim=-1).eq(1)
         is_repeated = repeated(target) & counted & is_rollout.unsqueeze(-1)
@@ -120,6 +120,9 @@ def _log_distillation(total: dict[str, float]) -> None:
         metrics.log_scalar(name, total[name], 1, round=1)
     if total.get("rollout_out_of_memory", 0) > 0:
         metrics.log_scalar_sum("rollout_out_of_memory", total["rollout_out_of_memory"])
+    _ratio(total, "graph_hits", "graph_blocks_replayed", of="graph_blocks", digits=3)
+    _ratio(total, "graphs", "graphs", of="graph_reports", digits=1)
+    _ratio(total, "graph_memory", "graph_megabytes", of="graph_reports", digits=1)
     _ratio(total, "rollout_time", "rollout_seconds", of="step_seconds", digits=3)
     _ratio(total, "teacher_time", "teacher_seconds", of="step_seconds", digits=3)
 

@@ -3,6 +3,7 @@
 A flag that would change nothing is refused, because a user would think that it had an effect.
 """
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
@@ -72,7 +73,11 @@ class _Context:
 
 def _check_ranges(cfg: DistillationConfig) -> None:
     if cfg.divergence not in DIVERGENCES:
-        raise UsageError(f"--divergence must be one of {', '.join(DIVERGENCES)}, but is {cfg.divergence}")
+        near = difflib.get_close_matches(cfg.divergence.replace("_", "-"), DIVERGENCES, 4, cutoff=0.3)
+        raise UsageError(
+            "--divergence must be one of those that --help lists, such as "
+            f"{', '.join(near or list(DIVERGENCES)[:4])}, but is {cfg.divergence}"
+        )
     if cfg.divergence == "jsd" and not 0.0 < cfg.jsd_weight < 1.0:
         raise UsageError(
             "--jsd-weight must be above 0 and below 1 (at 0 and 1 jsd is 0 whatever the student does: use "
@@ -160,12 +165,16 @@ def _rules_of_losses(cfg: DistillationConfig, context: _Context) -> Iterator[_Ru
         context.gold(context.end) == 0.0,
         "at --gold-weight 0: raise the weight or leave it out",
     )
-    for name in ("jsd_weight", "skew", "logit_margin"):
+    for name in ("jsd_weight", "skew", "logit_margin", "rank_topk", "entropy_threshold"):
         yield {name}, not _uses(cfg, name), f"{under}: choose {_users(name)}"
     anneals = _uses(cfg, "annealing")
     yield {"annealing_temperature", "annealing_end"}, not anneals, f"{under}: choose logit-mse"
     yield {"annealing_end"}, cfg.annealing_temperature == 1, "at --annealing-temperature 1: raise it"
     yield {"easy_weight"}, divergence != "target-decoupled-kl", f"{under}: choose target-decoupled-kl"
+    selection = str(cfg.token_selection)
+    without = "without --token-selection"
+    yield {"selected_share"}, selection == "all", f"{without}: add it with batch or queue"
+    yield {"selection_queue"}, selection != "queue", f"{without} queue: add it"
     yield {"js_weights"}, divergence != "sequence-js", f"{under}: choose sequence-js"
     choose = f"{under}: choose one that compares distributions, such as forward-kl"
     no_distribution = divergence in ("logit-mse", "teacher-argmax")
@@ -190,6 +199,7 @@ def _check_divergence(cfg: DistillationConfig, context: _Context) -> None:
         "reverse-kl": True,
         "jsd-normalised": cfg.jsd_weight == 1.0,
         "skew-reverse-kl": cfg.skew == 0.0,
+        "entropy-aware-kl": True,
     }
     if cfg.teacher_topk and str(cfg.teacher_tail) == "dropped" and infinite.get(cfg.divergence, False):
         raise UsageError(

@@ -8,6 +8,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
 from fairseq_imitkd.losses.divergences import DIVERGENCES
+from fairseq_imitkd.losses.token_weights import CONFIDENCES
 from fairseq_imitkd.text.rewards import REWARDS
 
 PolicyName: Any = ChoiceEnum(["greedy", "sampling", "speculative"])
@@ -18,6 +19,8 @@ JSWeights: Any = ChoiceEnum(["half", "exact"])
 LossAverage: Any = ChoiceEnum(["token", "sentence"])
 RewardName: Any = ChoiceEnum(["none", *REWARDS])
 BaselineName: Any = ChoiceEnum(["running", "leave-one-out"])
+SelectionName: Any = ChoiceEnum(["all", "batch", "queue"])
+ConfidenceName: Any = ChoiceEnum(["none", *CONFIDENCES])
 GraphsName: Any = ChoiceEnum(["auto", "off"])
 
 
@@ -120,6 +123,11 @@ class PrefixConfig(FairseqDataclass):
     rollout_replay_share: str = _flag(
         "linear:0", "share of the student's sentences that come from --rollout-replay: a schedule"
     )
+    rollout_confidence: ConfidenceName = _flag(
+        "none",
+        "weigh the divergence at each position of a rollout by the teacher's confidence there: one minus its "
+        "entropy by the largest possible one, or the probability of its most probable token",
+    )
     rollout_cuda_graphs: GraphsName = _flag(
         "auto",
         "auto: on a GPU, decode with CUDA graphs, if the student is a stock transformer; this removes the "
@@ -164,6 +172,31 @@ class DivergenceConfig(FairseqDataclass):
         "weight in 0..1 of the half of the tokens that the teacher is more certain of, under --divergence "
         "target-decoupled-kl; the other half has one minus this weight",
         SHARE,
+    )
+    rank_topk: int = _flag(
+        5,
+        "number of the teacher's most probable tokens that --divergence ranked-kl keeps above the student's "
+        "other candidates",
+        Range(1, math.inf, "1 or more"),
+    )
+    entropy_threshold: float = _flag(
+        0.8,
+        "entropy of the teacher, in nats, above which --divergence entropy-aware-kl adds the forward KL "
+        "divergence",
+        NON_NEGATIVE,
+    )
+    token_selection: SelectionName = _flag(
+        "all",
+        "compare with the teacher at all tokens, or only at those that the student finds the hardest: by the "
+        "cross-entropy of the target, among the batch or among a queue of recent tokens",
+    )
+    selected_share: float = _flag(
+        0.5,
+        "share of the tokens that --token-selection selects",
+        Range(0.0, 1.0, "above 0 and below 1", above_low=True, below_high=True),
+    )
+    selection_queue: int = _flag(
+        30000, "number of tokens in the queue of --token-selection queue", Range(1, math.inf, "1 or more")
     )
     annealing_temperature: int = _flag(
         1,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.mixing.replay import PastRollout
@@ -119,7 +120,8 @@ def split_by_length(target: Tensor, pad: int, cost: int) -> list[Tensor]:
     Returns:
         the rows of each part, rising.
     """
-    lengths, order = target.ne(pad).sum(dim=-1).sort(stable=True)
+    # A sentence without a target takes a column too.
+    lengths, order = target.ne(pad).sum(dim=-1).clamp(min=1).sort(stable=True)
     values, counts = lengths.unique_consecutive(return_counts=True)
     widths, ends = values.tolist(), counts.cumsum(dim=0).tolist()  # the number of sentences up to each length
     least, cut_before = [0.0], [0]
@@ -157,7 +159,8 @@ def with_rollouts(sample: Batch, rows: Tensor, rollout: Rollout, *, pad: int) ->
     longest_data, ntokens = 0, 0
     if rows.numel() < target.size(0):
         lengths = (target.ne(pad) & is_data.unsqueeze(-1)).sum(dim=-1)
-        longest_data, ntokens = torch.stack([lengths.max(), lengths.sum()]).tolist()
+        # A sentence without a target keeps its first decoder input.
+        longest_data, ntokens = torch.stack([lengths.max().clamp(min=1), lengths.sum()]).tolist()
     width = max(longest_data, rollout.tokens.size(1))
 
     new_target = target.new_full((target.size(0), width), pad)
@@ -198,35 +201,61 @@ def with_past_rollouts(
     target, net_input = sample["target"], sample["net_input"]
     source_pad, target_pad = layout.source_pad, layout.target.pad
     # This runs on the CPU: on a GPU, the host would wait for every sentence.
-    tensors = [part.cpu() for part in (net_input["src_tokens"], net_input["prev_output_tokens"], target)]
-    ids_and_lengths = [part.tolist() for part in (sample["id"], target.ne(target_pad).sum(dim=-1))]
-    sentences = [
-        (source[source.ne(source_pad)], inputs[:length], written[:length], sentence_id)
-        for source, inputs, written, sentence_id, length in zip(*tensors, *ids_and_lengths, strict=True)
-    ]
+    sources, inputs, targets = map(list, sentences_of(sample, torch.arange(target.size(0)), layout=layout))
+    ids = sample["id"].tolist()
     for row, old in zip(rows.tolist(), past, strict=True):
-        sentences[row] = (old.source, old.inputs, old.target, old.sentence_id)
-    order = sorted(range(len(sentences)), key=lambda row: -sentences[row][0].numel())
-    sources, inputs, targets, ids = zip(*(sentences[row] for row in order), strict=True)
-    new_target = _stack(targets, target_pad, left=False)
+        sources[row], inputs[row], targets[row], ids[row] = (
+            old.source,
+            old.inputs,
+            old.target,
+            old.sentence_id,
+        )
+    lengths = torch.tensor([source.numel() for source in sources])
+    order = lengths.argsort(descending=True, stable=True)
+    rows_in_order = order.tolist()
+
+    def padded(sentences: list[Tensor], pad: int, *, left: bool = False) -> Tensor:
+        side = "left" if left else "right"
+        in_order = [sentences[row] for row in rows_in_order]
+        return pad_sequence(in_order, batch_first=True, padding_value=pad, padding_side=side)
+
+    new_target = padded(targets, target_pad)
     new = {
         **{name: value for name, value in sample.items() if name not in ALIGNMENTS},
-        "id": torch.tensor(ids).to(sample["id"]),
+        "id": torch.tensor(ids)[order].to(sample["id"]),
         "net_input": {
-            "src_tokens": _stack(sources, source_pad, layout.left_pad_source).to(target),
-            "src_lengths": torch.tensor([source.numel() for source in sources]).to(net_input["src_lengths"]),
-            "prev_output_tokens": _stack(inputs, target_pad, left=False).to(target),
+            "src_tokens": padded(sources, source_pad, left=layout.left_pad_source).to(target),
+            "src_lengths": lengths[order].to(net_input["src_lengths"]),
+            "prev_output_tokens": padded(inputs, target_pad).to(target),
         },
         "target": new_target.to(target),
         "ntokens": int(new_target.ne(target_pad).sum()),
     }
-    return new, torch.tensor(order, device=target.device)
+    return new, order.to(target.device)
 
 
-def _stack(sentences: Sequence[Tensor], pad: int, left: bool) -> Tensor:
-    """Sentences of any lengths as one padded tensor."""
-    width = max(sentence.numel() for sentence in sentences)
-    return torch.stack([_padded_to(sentence, width, pad, left=left) for sentence in sentences])
+def sentences_of(sample: Batch, rows: Tensor, *, layout: BatchLayout) -> tuple[Sequence[Tensor], ...]:
+    """Return sources, decoder inputs and targets of some sentences, on the CPU and without padding.
+
+    The sentences share memory, so the number of operations does not depend on their number.
+
+    Args:
+        sample: a batch.
+        rows: ``(R,)`` int64 on the CPU, the sentences.
+        layout: how the batch is padded.
+
+    Returns:
+        three sequences of ``R`` tensors of any lengths.
+    """
+    tensors = (sample["net_input"]["src_tokens"], sample["net_input"]["prev_output_tokens"], sample["target"])
+    sources, inputs, targets = (tensor.cpu()[rows] for tensor in tensors)
+    is_source, is_target = sources.ne(layout.source_pad), targets.ne(layout.target.pad)
+    lengths = is_target.sum(dim=-1).tolist()
+    return (
+        sources[is_source].split(is_source.sum(dim=-1).tolist()),
+        inputs[is_target].split(lengths),
+        targets[is_target].split(lengths),
+    )
 
 
 def _padded_to(tokens: Tensor, width: int, pad: int, *, left: bool) -> Tensor:
@@ -245,11 +274,11 @@ def _select_rows(values: Batch, rows: Tensor, batch_size: int) -> Batch:
 
 
 def _without_empty_columns(tokens: Tensor, pad: int) -> Tensor:
-    """Cut the columns of padding before the first token and after the last one."""
+    """Cut the columns of padding before the first token and after the last one; one column stays at least."""
     used = tokens.ne(pad).any(dim=0)
     columns = torch.arange(used.numel(), device=used.device)
     bounds = torch.stack(
         [columns.masked_fill(~used, used.numel()).min(), columns.masked_fill(~used, 0).max()]
     )
     first, last = bounds.tolist()  # on a GPU, one wait for both
-    return tokens[:, first : last + 1]
+    return tokens[:, min(first, last) : last + 1]

@@ -17,12 +17,14 @@ from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.data.source_only import without_references
 from fairseq_imitkd.method.method import Method, Moment
 from fairseq_imitkd.mixing.batch import (
     BatchLayout,
     encoder_inputs,
     first_decoder_inputs,
     join_encoder_inputs,
+    sentences_of,
     with_past_rollouts,
     with_rollouts,
 )
@@ -131,6 +133,7 @@ class Mixer:
         layout: how the task's batches are padded.
         pool: which batches are decoded together; None decodes each batch on its own.
         replay: the rollouts of earlier updates; None keeps none.
+        policy: how the student decodes; None is the method's way.
     """
 
     def __init__(
@@ -140,8 +143,10 @@ class Mixer:
         pool: RolloutPool | None = None,
         *,
         replay: ReplayBuffer | None = None,
+        policy: RolloutPolicy | None = None,
     ):
         self.method, self.layout, self.pool, self.replay = method, layout, pool, replay
+        self.policy = policy or method.rollout_policy
 
     @classmethod
     def from_method(cls, method: Method, layout: BatchLayout) -> "Mixer":
@@ -159,7 +164,7 @@ class Mixer:
             sample: a batch; it is not changed.
             now: the method's schedules at this update.
         """
-        if now.student_share == 0.0:
+        if not now.student_writes:
             if self.pool is not None:
                 self.pool.forget()
             none_fresh = torch.zeros_like(sample["id"], dtype=torch.bool)
@@ -177,6 +182,8 @@ class Mixer:
         # With --share-by batch all sentences of an update share one draw, in every process.
         ids = torch.zeros_like(sample["id"]) if self.method.share_by_batch else sample["id"]
         is_students = key.uniforms(ids) < now.student_share
+        if now.fills_in:
+            is_students = is_students | without_references(sample["target"], self.layout.target.pad)
         past = self._fitting(sample, now)
         if not past:
             rows = _rows_of(is_students, all_true=now.student_share >= 1.0)
@@ -219,9 +226,9 @@ class Mixer:
 
     def _with_students_targets(self, draw: Draw, writers: Writers) -> MixedBatch:
         """Return the batch with new and earlier rollouts, or with its references if decoding needs too much
-        memory.
+        memory. Sentences without a reference then do not count.
         """
-        if draw.now.student_share == 0.0:  # is_fresh is False for all sentences
+        if not draw.now.student_writes:  # is_fresh is False for all sentences
             return MixedBatch(draw.sample, draw.is_fresh, draw.is_fresh)
         none = torch.zeros_like(draw.is_fresh)
         references = MixedBatch(draw.sample, none, none)
@@ -262,23 +269,18 @@ class Mixer:
 
     def _keep(self, replay: ReplayBuffer, batch: MixedBatch, update_num: int) -> None:
         """Add a batch's new rollouts to the replay buffer."""
-        net_input = batch.sample["net_input"]
-        tensors = (net_input["src_tokens"], net_input["prev_output_tokens"], batch.sample["target"])
-        sources, inputs, targets = (tensor.cpu() for tensor in tensors)
+        rows = batch.is_rollout.cpu().nonzero().squeeze(-1)
         ids, truncated = batch.sample["id"].tolist(), batch.truncated.tolist()
-        for row in batch.is_rollout.nonzero().squeeze(-1).tolist():
-            target, source = targets[row], sources[row]
-            target = target[target.ne(self.layout.target.pad)].clone()
-            source = source[source.ne(self.layout.source_pad)].clone()
-            decoder_inputs = inputs[row, : target.numel()].clone()
-            replay.add(PastRollout(ids[row], update_num, truncated[row], source, decoder_inputs, target))
+        parts = sentences_of(batch.sample, rows, layout=self.layout)
+        for row, source, inputs, target in zip(rows.tolist(), *parts, strict=True):
+            replay.add(PastRollout(ids[row], update_num, truncated[row], source, inputs, target))
 
     def _with_teacher_samples(self, batch: MixedBatch, now: Moment, writers: Writers) -> MixedBatch:
         """Return the batch with samples from the teacher in place of the references that are left."""
         rows = (~batch.is_rollout).nonzero().squeeze(-1)
         if rows.numel() == 0:
             return batch
-        sample, policy = batch.sample, self.method.rollout_policy
+        sample, policy = batch.sample, self.policy
         net_input = encoder_inputs(sample, rows, self.layout.source_pad)
         sentences = [(RandomKey(self.method.seed, now.update_num), sample["id"][rows])]
         prompt = self._prompt(net_input, first_decoder_inputs(sample)[rows], writers)
@@ -380,7 +382,7 @@ class Mixer:
         order: Tensor | None,
     ) -> Rollout:
         """Decode with the method's policy. Each sentence uses the random numbers of its own update."""
-        policy = self.method.rollout_policy
+        policy = self.policy
         sentences = [(RandomKey(self.method.seed, draw.now.update_num), draw.fresh_ids) for draw in draws]
         corrector = None
         if policy.speculates:
@@ -395,7 +397,7 @@ class Mixer:
         )
 
     def _prompt(self, net_input: Batch, first_tokens: Tensor, writers: Writers) -> Prompt:
-        policy, most = self.method.rollout_policy, writers.max_target
+        policy, most = self.policy, writers.max_target
         lengths = policy.max_lengths(net_input["src_lengths"], most)
         longest = policy.longest(net_input["src_tokens"].size(1), most)
         return Prompt(net_input, first_tokens, lengths, longest=longest)

@@ -12,6 +12,7 @@ from fairseq.models.transformer import TransformerDecoderBase
 from torch import Tensor, nn
 
 from fairseq_imitkd.models.recurrent import RecurrentDecoder
+from fairseq_imitkd.models.tagged import own_decoder
 
 
 def unwrapped(model: torch.nn.Module) -> BaseFairseqModel:
@@ -56,6 +57,7 @@ def output_projection(decoder: Any) -> tuple[Tensor, Tensor | None] | None:
 
     Return None if the decoder may compute its logits in another way. Then they are available only as a whole.
     """
+    decoder = own_decoder(decoder)
     own = type(decoder)
     is_stock = any(
         getattr(own, "output_layer", None) is kind.output_layer and own.forward is kind.forward
@@ -85,6 +87,7 @@ def features_for_logits(decoder: Any) -> Iterator[None]:
     So the whole model can run as usual, including distributed wrappers, which offer no other way to get
     hidden states.
     """
+    decoder = own_decoder(decoder)
     decoder.output_layer = _unchanged
     try:
         yield

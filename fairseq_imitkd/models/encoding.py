@@ -6,6 +6,8 @@ import torch
 from fairseq.models.transformer import TransformerEncoder, TransformerEncoderBase
 from torch import Tensor
 
+from fairseq_imitkd.models.tagged import TaggedModel
+
 
 def encode(model: Any, net_input: dict[str, Any], *, samples: int = 1) -> dict[str, list[Tensor]]:
     """Return fairseq's encoder output, as ``encoder.forward_torchscript`` does.
@@ -20,6 +22,9 @@ def encode(model: Any, net_input: dict[str, Any], *, samples: int = 1) -> dict[s
         net_input: the encoder's arguments for ``B`` sentences.
         samples: number of adjacent rows per sentence in the result.
     """
+    if isinstance(model, TaggedModel):
+        tagged = model.tags.sources(net_input, model.encoder.dictionary.pad())
+        return encode(model.inner, tagged, samples=samples)
     encoder, tokens = model.encoder, net_input["src_tokens"]
     if tokens.is_cuda and type(encoder) in (TransformerEncoderBase, TransformerEncoder):
         encoded = _without_waits(encoder, tokens)

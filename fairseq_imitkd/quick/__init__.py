@@ -24,6 +24,7 @@ SUMMARIES = {
     "import": "make a teacher of a Hugging Face model",
     "encode": "split text into the subwords of an imported model",
     "trim": "trim a model's vocabulary to the symbols of a corpus",
+    "dictionary": "write a multilingual teacher's dictionaries with its language tags",
     "seqkd": "let the teacher translate the training data: sequence-level distillation",
     "cache": "save the teacher's answers on a data set, for trainings without the teacher",
     "prune": "count, prune or compact the weights of a checkpoint",
@@ -61,7 +62,7 @@ def answer(arguments: Sequence[str]) -> Answer | None:
     Args:
         arguments: ``sys.argv``, of ``imitkd COMMAND …`` or of ``imitkd-COMMAND …``.
     """
-    if not arguments or PurePath(arguments[0]).name.partition("-")[0] != "imitkd":
+    if not is_command(arguments):
         return None
     command, words = split(arguments)
     if command is None:
@@ -73,7 +74,7 @@ def answer(arguments: Sequence[str]) -> Answer | None:
             return _refusal(
                 f"'{command}' is a folder; name a command before it, such as imitkd train {command}"
             )
-        close = difflib.get_close_matches(command.lower(), SUMMARIES, 1, cutoff=0.5)
+        close = difflib.get_close_matches(command.lower(), SUMMARIES, 1, cutoff=0.6)
         hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(SUMMARIES)}"
         return _refusal(f"'{command}' is not a command of imitkd: {hint}")
     if words in (["--version"], ["-V"]):
@@ -99,6 +100,11 @@ def _wrong_words(command: str, words: Sequence[str]) -> Answer | None:
         is_help = {"-h", "--help"} & set(words)
         return None if is_help else Answer(errors.getvalue(), 2)
     return None
+
+
+def is_command(arguments: Sequence[str]) -> bool:
+    """Whether a command line, ``sys.argv``, runs ``imitkd`` or ``imitkd-COMMAND``."""
+    return bool(arguments) and PurePath(arguments[0]).name.partition("-")[0] == "imitkd"
 
 
 def split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -43,11 +43,13 @@ class Usage:
         blocks: number of blocks of decoding steps.
         replayed: number of those that were replayed.
         captures: number of graphs that were captured.
+        held: number of graphs that are there now.
     """
 
     blocks: int = 0
     replayed: int = 0
     captures: int = 0
+    held: int = 0
 
 
 @dataclass
@@ -61,6 +63,7 @@ class GraphStore:
     captured: dict[Hashable, torch.cuda.CUDAGraph] = field(default_factory=dict)  # the most recent last
     usage: Usage = field(default_factory=Usage)
     decodings: int = 0
+    captured_bytes: int = 0  # memory that captures have taken from the allocator
     # The keys that were met, with the decoding that tried to capture them.
     _tried: dict[Hashable, int | None] = field(default_factory=dict)
     _buffers: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict)  # one-dimensional
@@ -135,8 +138,9 @@ class GraphStore:
         return held
 
     def bytes(self) -> int:
-        """Return the size of the buffers."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
+        """Return the size of the buffers and of what graphs compute in; the driver's memory is not known."""
+        buffers = sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
+        return buffers + self.captured_bytes
 
     def _capture(self, compute: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         """Record ``compute`` as a graph. Return None if there is not enough memory.
@@ -150,7 +154,7 @@ class GraphStore:
             del self.captured[next(iter(self.captured))]
         if self._pool is None:
             self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
-        graph = torch.cuda.CUDAGraph()
+        graph, reserved = torch.cuda.CUDAGraph(), torch.cuda.memory_reserved()
         self._stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(self._stream):
@@ -162,6 +166,7 @@ class GraphStore:
                     graph.capture_end()
             torch.cuda.current_stream().wait_stream(self._stream)
             self.usage.captures += 1
+            self.captured_bytes += torch.cuda.memory_reserved() - reserved
             return graph
         except torch.OutOfMemoryError:
             pass  # free memory after the handler: inside it, the traceback keeps tensors alive
@@ -178,7 +183,7 @@ class GraphStore:
         return None
 
     def _drop_graphs(self) -> None:
-        self.captured, self._pool = {}, None
+        self.captured, self._pool, self.captured_bytes = {}, None, 0
 
 
 # The graphs of each first decoder, by the identities of those that decode with it and by their dtypes.
@@ -200,31 +205,35 @@ def release_graphs() -> bool:
     return any(released)
 
 
-def without_graphs_if_needed(compute: Callable[[], T]) -> T:
+def without_graphs_if_needed(compute: Callable[[], T], *, may_repeat: Callable[[], bool] = lambda: True) -> T:
     """Return what ``compute`` returns. If it runs out of memory, try once more without the memory of graphs.
 
     Args:
         compute: a computation that changes nothing until it succeeds.
+        may_repeat: whether that still holds when it has run out of memory. If not, the memory is freed for
+            what comes later.
 
     Raises:
-        torch.OutOfMemoryError: the memory is not enough without graphs either.
+        torch.OutOfMemoryError: the memory is not enough without graphs either, or ``compute`` can't be
+            repeated.
     """
     try:
         return compute()
     except torch.OutOfMemoryError as error:
         failed = error.with_traceback(None)  # the traceback would keep tensors alive
-    if not release_graphs():
+    if not release_graphs() or not may_repeat():
         raise failed
     torch.cuda.empty_cache()
     return compute()
 
 
 def graph_usage(decoder: nn.Module) -> tuple[Usage, int]:
-    """Return how often a decoder's graphs were used, and the size of their buffers in bytes."""
+    """Return how often a decoder's graphs were used, and the memory that they hold, in bytes."""
     stores = _STORES.get(decoder, {}).values()
     total = Usage(
         sum(store.usage.blocks for store in stores),
         sum(store.usage.replayed for store in stores),
         sum(store.usage.captures for store in stores),
+        sum(len(store.captured) for store in stores),
     )
     return total, sum(store.bytes() for store in stores)

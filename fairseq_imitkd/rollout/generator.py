@@ -9,6 +9,7 @@ from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor
 
+from fairseq_imitkd.models.tagged import TaggedModel, tags_of, untagged
 from fairseq_imitkd.rollout.beam import BeamModels, beam_models, has_softmax_output
 from fairseq_imitkd.rollout.draft import Prompt, Rollout, SpecialSymbols
 from fairseq_imitkd.rollout.engine import decode
@@ -48,12 +49,18 @@ class RolloutGenerator(SequenceGenerator):
     The length limit of a sentence depends on its own source. fairseq's depends on the longest source of the
     batch, so a translation that it cuts depends on the batch size:
     https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/sequence_generator.py#L271-L274
+
+    Models with language tags must all have the same. The base class searches as fairseq's multilingual tasks
+    do: the tags are a prefix, which counts in a hypothesis's length and score. They are then left out.
     """
 
     def __init__(self, models: Any, *args: Any, **kwargs: Any):
+        is_wrapped = isinstance(models, EnsembleModel)
         super().__init__(
-            models if isinstance(models, EnsembleModel) else beam_models(models), *args, **kwargs
+            models if is_wrapped else beam_models([untagged(model) for model in models]), *args, **kwargs
         )
+        self.tags = None if is_wrapped else tags_of(models[0])
+        self._forced = self.tags.added[1] if self.tags else 0
         blocker: NGramRepeatBlock | None = self.repeat_ngram_blocker  # type: ignore[has-type]
         if blocker is not None:
             self.repeat_ngram_blocker = NoRepeats(blocker.no_repeat_ngram_size)
@@ -113,24 +120,27 @@ class RolloutGenerator(SequenceGenerator):
         limits = self._max_lengths(net_input)
         policy = self.rollout_policy
         if policy is None or others or limits is None:
+            if self.tags is not None:
+                return self._with_tags(models, net_input, limits=limits, settings=kwargs)
             return self._base_generate(models, sample, limits=limits, settings=kwargs)
+        limits = (limits - self._forced).clamp(min=0)
         # Each sentence has beam_size adjacent rows.
         count = net_input["src_tokens"].size(0) * self.beam_size
         rows = torch.arange(count, device=net_input["src_tokens"].device)
         first_tokens = torch.full_like(rows, self.eos if bos_token is None else bos_token)
         rollout = decode(
-            self.model.single_model,
+            TaggedModel(self.model.single_model, self.tags) if self.tags else self.model.single_model,
             Prompt(net_input, first_tokens, limits.repeat_interleave(self.beam_size), samples=self.beam_size),
             policy,
             symbols=SpecialSymbols(self.pad, self.eos),
             uniforms=_fresh_uniforms(rows) if policy.samples else None,
-            min_length=self.min_len,
+            min_length=max(0, self.min_len - self._forced),
             score=True,
         )
         return self._hypotheses(rollout)
 
     def _max_lengths(self, net_input: dict[str, Any]) -> Tensor | None:
-        """Return the maximum number of tokens of each sentence before its EOS, ``(B,)``.
+        """Return the maximum number of tokens of each sentence before its EOS, tags included, ``(B,)``.
 
         None leaves the limit to the base class: the inputs are not tokens, or the limit is 0.
         """
@@ -142,7 +152,32 @@ class RolloutGenerator(SequenceGenerator):
         lengths = net_input.get("src_lengths")
         if lengths is None:
             lengths = net_input["src_tokens"].ne(self.pad).sum(dim=1)
+        lengths = lengths + (self.tags.added[0] if self.tags else 0)
         return max_lengths(lengths, self.max_len_a, self.max_len_b, longest=longest)
+
+    def _with_tags(
+        self,
+        models: list[Any],
+        net_input: dict[str, Any],
+        *,
+        limits: Tensor | None,
+        settings: dict[str, Any],
+    ) -> list[list[Hypothesis]]:
+        """Let the base class decode after the tags, and leave them out of the hypotheses."""
+        assert self.tags is not None
+        tagged = self.tags.sources(net_input, self.pad)
+        first, *forced = self.tags.target_start
+        settings = {**settings, "bos_token": first}
+        given = settings.get("prefix_tokens")
+        if forced:
+            tags = tagged["src_tokens"].new_tensor(forced).expand(tagged["src_tokens"].size(0), -1)
+            settings["prefix_tokens"] = tags if given is None else torch.cat([tags, given], dim=1)
+        found = self._base_generate(models, {"net_input": tagged}, limits=limits, settings=settings)
+        cut = ("tokens", "positional_scores")
+        return [
+            [{**each, **{name: each[name][self._forced :] for name in cut}} for each in beam]
+            for beam in found
+        ]
 
     def _base_generate(
         self, models: list[Any], sample: dict[str, Any], *, limits: Tensor | None, settings: dict[str, Any]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.rollout.kernels import nucleus
 from fairseq_imitkd.vocab_ops import most_probable, sample_categorical
 
 MAX_LEN_A, MAX_LEN_B = 1.2, 10  # the length limit of rollouts, and of every search that is given none
@@ -149,12 +150,16 @@ class RolloutPolicy:
         logits = self.tempered(logits)
         if not self.topk and self.topp == 1.0:
             return sample_categorical(logits, uniforms)
-        logits, tokens = logits.topk(min(self.topk or logits.size(-1), logits.size(-1)), dim=-1)
+        if not self.topk:
+            return sample_categorical(self._nucleus(logits), uniforms)
+        logits, tokens = logits.topk(min(self.topk, logits.size(-1)), dim=-1)
         if self.topp < 1.0:
-            probs = logits.softmax(dim=-1)
-            reached_before = probs.cumsum(dim=-1) - probs
-            logits = logits.masked_fill(reached_before >= self.topp, float("-inf"))
+            logits = self._nucleus(logits)
         return tokens.gather(-1, sample_categorical(logits, uniforms).unsqueeze(-1)).squeeze(-1)
+
+    def _nucleus(self, logits: Tensor) -> Tensor:
+        """Return logits with ``-inf`` at the tokens outside the set of ``topp``."""
+        return logits.masked_fill(~nucleus(logits.softmax(dim=-1), self.topp), float("-inf"))
 
     def corrected(self, chosen: Tensor, teacher_logits: Tensor, uniforms: Tensor) -> Tensor:
         """Replace choices that the teacher finds improbable by its own samples (Xu et al. 2025, algorithm 1).

@@ -9,6 +9,7 @@ from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
 from fairseq_imitkd.models.encoding import encode
+from fairseq_imitkd.models.tagged import TaggedModel, Tags
 from fairseq_imitkd.rollout.fast_transformer import TransformerSteps, unsupported_reason
 
 
@@ -106,6 +107,33 @@ class EnsembleSteps:
             member.keep(rows)
 
 
+class TaggedSteps:
+    """The steps of a model with language tags. The tags are read, but none of them counts as a step.
+
+    Args:
+        inner: steps of the model inside.
+        tags: where the tags stand.
+    """
+
+    def __init__(self, inner: Steps, tags: Tags):
+        self.inner, self.tags = inner, tags
+        self.rows_computed = 0
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """See :class:`Steps`."""
+        prefixes = self.tags.prefixes(tokens)
+        if tokens.size(1) == 1:
+            for width in range(1, prefixes.size(1)):
+                self.inner.logits(prefixes[:, :width])
+        logits = self.inner.logits(prefixes)
+        self.rows_computed = self.inner.rows_computed
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        """See :class:`Steps`."""
+        self.inner.keep(rows)
+
+
 def begin_decoding(
     writer: BaseFairseqModel | Ensemble,
     net_input: dict[str, Any],
@@ -130,6 +158,8 @@ def begin_decoding(
 
 
 def _begin_one(model: BaseFairseqModel, encoder_out: Any, longest: int) -> Steps:
+    if isinstance(model, TaggedModel):
+        return TaggedSteps(_begin_one(model.inner, encoder_out, longest + model.tags.added[1]), model.tags)
     if unsupported_reason(model) is None:
         return TransformerSteps(model.decoder, encoder_out, longest)
     return IncrementalSteps(model, encoder_out)

@@ -176,7 +176,7 @@ def _write(work: Work) -> Counts:
         total=len(work.corpus) * job.decoding.kept,
     )
     sentences = {sentence for batch in batches.values() for sentence in batch.ids.tolist()}
-    counts.check(len(sentences), job.decoding.kept)
+    counts.check(len(sentences), sum(int(batch.counts.sum()) for batch in batches.values()))
     _check_written(counts)
     return counts
 

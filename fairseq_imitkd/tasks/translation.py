@@ -15,6 +15,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.mixing import BatchLayout
 from fairseq_imitkd.models.pruning import Pruner, PruningConfig, check_pruning
+from fairseq_imitkd.models.tagged import untagged
 from fairseq_imitkd.rollout import RolloutGenerator, SpecialSymbols
 from fairseq_imitkd.tasks.with_teacher import WithTeacher
 from fairseq_imitkd.teacher.cache.reader import open_cache, refuse_teacher_flags
@@ -22,21 +23,28 @@ from fairseq_imitkd.teacher.config import SequenceTeacherConfig
 from fairseq_imitkd.teacher.initialise import initialise
 from fairseq_imitkd.teacher.loading import load_teacher
 from fairseq_imitkd.teacher.sentence_weights import SentenceWeights, select_teachers
-from fairseq_imitkd.teacher.source import TeacherSource, check_files, parse_bytes
+from fairseq_imitkd.teacher.source import TeacherSource, check_files, parse_bytes, parse_device
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training.adapter import AnyTeacher
 from fairseq_imitkd.training.checks import check_selection, check_student, parts_to_copy
 from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
+from fairseq_imitkd.training.source_only import SourceOnlyConfig, WithSourceOnlyData
 from fairseq_imitkd.training.validation import ValidationConfig, WithScores, check_validation
 
 
 @dataclass
-class TranslationWithTeacherConfig(SequenceTeacherConfig, PruningConfig, ValidationConfig, TranslationConfig):
-    """The flags of ``translation``, of the teacher, of pruning, and of the validation's scores."""
+class TranslationWithTeacherConfig(
+    SequenceTeacherConfig, PruningConfig, ValidationConfig, SourceOnlyConfig, TranslationConfig
+):
+    """The flags of ``translation``, of the teacher, of pruning, of the validation's scores, and of sentences
+    without references.
+    """
 
 
 @register_task("translation_with_teacher", dataclass=TranslationWithTeacherConfig)
-class TranslationWithTeacherTask(WithTeacher, WithScores, WithPlainErrors, TranslationTask):
+class TranslationWithTeacherTask(
+    WithTeacher, WithScores, WithSourceOnlyData, WithPlainErrors, TranslationTask
+):
     """Translation with a teacher. The student's targets can be written by the student itself."""
 
     decodes = True
@@ -95,14 +103,31 @@ class TranslationWithTeacherTask(WithTeacher, WithScores, WithPlainErrors, Trans
             refuse_teacher_flags(self.cfg, TranslationWithTeacherConfig())
         else:
             check_files(self.cfg.teacher_path)
+        self._check_teacher_device(method)
         if self.cfg.left_pad_target:
             raise UsageError(
                 "--left-pad-target can't be used here, because rollouts are padded on the right: leave it out"
             )
         check_selection(self.cfg, method)
+        self.check_sources(method)
         student = getattr(self, "student", None)
         if student is not None:
             check_student(student, method)
+
+    def _check_teacher_device(self, method: Method) -> None:
+        """Refuse a device that is not there, and a teacher elsewhere that does more than score."""
+        if parse_device(self.cfg.teacher_device) is None:
+            return
+        for flag, is_used in (
+            ("--teacher-samples", method.teacher_samples),
+            ("--rollout-policy speculative", method.rollout_policy.speculates),
+            (f"--teacher-selection {self.cfg.teacher_selection}", str(self.cfg.teacher_selection) != "fixed"),
+        ):
+            if is_used:
+                raise UsageError(
+                    f"--teacher-device {self.cfg.teacher_device} can't be used with {flag}, which needs the "
+                    "teacher on the student's device; leave one of them out"
+                )
 
     def open_teacher(self, method: Method) -> AnyTeacher:
         """Load the teacher, or open the cache of its answers."""
@@ -129,7 +154,7 @@ class TranslationWithTeacherTask(WithTeacher, WithScores, WithPlainErrors, Trans
         criterion = super().build_criterion(cfg, from_checkpoint)
         if parts:
             teacher = cast(Teacher, self._distiller.teacher) if self._distiller else self._load_teacher()
-            initialise(self.student, teacher.models[0], parts)
+            initialise(self.student, untagged(teacher.models[0]), parts)
         return criterion
 
     def optimizer_step(self, optimizer: Any, model: torch.nn.Module, update_num: int) -> None:

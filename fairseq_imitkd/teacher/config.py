@@ -69,6 +69,13 @@ class SequenceTeacherConfig(TeacherConfig):
             "rewarded when the student's log-probability of the reference rises (reinforced)"
         },
     )
+    teacher_device: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "the teacher's device: cpu, or another GPU such as cuda:1 (default: the student's); "
+            "its output matrix is also copied to the student's device"
+        },
+    )
     teacher_encoder_cache: str = field(
         default="0",
         metadata={

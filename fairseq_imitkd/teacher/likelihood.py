@@ -18,6 +18,7 @@ from torch import Tensor
 from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.models.logits import chunk_size
+from fairseq_imitkd.models.tagged import tags_of
 from fairseq_imitkd.teacher.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -123,10 +124,14 @@ def likelihoods(
 
     With ``selects`` there is one result, that of each sentence's best member. The arguments are those of
     :func:`check_likelihood`.
+
+    Raises:
+        UsageError: the data hold the language tags that the teacher adds.
     """
     parts: list[_Losses] = []
     targets: list[Tensor] = []
     for batch in _first_batches(dataset, teacher.max_positions):
+        _refuse_tagged(teacher, batch, dataset)
         targets += [row[row.ne(pad)] for row in batch["target"]]
         parts.append(_losses(teacher, batch, pad=pad, symbols=symbols, writes=writes, selects=selects))
     if not parts:
@@ -222,6 +227,27 @@ def _check_symbols(number: int, tokens: Tensor, dictionary: Dictionary | None, *
             f"sentence {number} of DATA holds symbol {int(tokens.max())}, but its {side} dictionary has only "
             f"{len(dictionary):,}; binarise the data again (fairseq-preprocess --srcdict --tgtdict)"
         )
+
+
+def _refuse_tagged(teacher: Teacher, batch: Batch, dataset: Any) -> None:
+    """Refuse data with language tags, which a teacher of :class:`TaggedModel` would then read twice.
+
+    Raises:
+        UsageError: each of the batch's sources, or of its targets, holds one of the teacher's tags.
+    """
+    tags = tags_of(teacher.models[0])
+    if tags is None:
+        return
+    for side, dictionary, tokens, added in (
+        ("source", dataset.src_dict, batch["net_input"]["src_tokens"], tags.source_before + tags.source_end),
+        ("target", dataset.tgt_dict, batch["target"], tags.target_start),
+    ):
+        for tag in added:
+            if tag != dictionary.eos() and bool(tokens.eq(tag).any(dim=-1).all()):
+                raise UsageError(
+                    f"the {side}s of DATA hold the language tag {dictionary[tag]}, which the teacher adds "
+                    "itself; binarise text without it (imitkd-encode without --tags)"
+                )
 
 
 def _targets(dataset: Any, count: int) -> list[Tensor]:

@@ -9,11 +9,17 @@ from typing import Any
 from fairseq.data import Dictionary
 from fairseq.models import BaseFairseqModel
 
-from fairseq_imitkd.checkpoints.build import build_model, configuration, refuse_expressions
+from fairseq_imitkd.checkpoints.build import configuration, refuse_expressions
 from fairseq_imitkd.checkpoints.direction import check_direction
 from fairseq_imitkd.checkpoints.kinds import check_kind, check_model
 from fairseq_imitkd.checkpoints.safe_load import read_checkpoint, reported
-from fairseq_imitkd.checkpoints.translation import dictionary_folders, translation_task
+from fairseq_imitkd.checkpoints.tags import COMMAND, is_multilingual, language_tags
+from fairseq_imitkd.checkpoints.translation import (
+    build_pair,
+    dictionary_folders,
+    translation_task,
+    with_tags,
+)
 from fairseq_imitkd.data.dictionaries import (
     check_dictionary,
     check_fingerprints,
@@ -22,6 +28,7 @@ from fairseq_imitkd.data.dictionaries import (
 )
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.models.tagged import tags_of
 from fairseq_imitkd.teacher.encoder_cache import EncoderCache
 from fairseq_imitkd.teacher.source import TeacherSource
 from fairseq_imitkd.teacher.teacher import Teacher
@@ -46,19 +53,28 @@ def load_teacher(source: TeacherSource, student: LanguagePair, *, encoder_cache:
 
     def build(path: str, state: dict[str, Any], cfg: Any) -> BaseFairseqModel:
         check_kind(cfg, (student.source, student.target))
-        check_direction(
-            cfg,
-            (student.source, student.target),
-            reader="the student",
-            remedy="use a teacher of that direction",
-        )
+        if not is_multilingual(cfg.task):  # check_kind knows its pairs
+            check_direction(
+                cfg,
+                (student.source, student.target),
+                reader="the student",
+                remedy="use a teacher of that direction",
+            )
         return _build_member(path, state, cfg, student=student, data=source.data)
 
+    models = load_members(source, build)
+    for path, model in zip(source.paths, models, strict=True):
+        if tags_of(model) != tags_of(models[0]):
+            raise UsageError(
+                f"--teacher-path '{path}' needs other language tags than '{source.paths[0]}'; an ensemble's "
+                "teachers must need the same"
+            )
     return Teacher(
-        load_members(source, build),
+        models,
         dtype=source.dtype,
         cache=EncoderCache(encoder_cache) if encoder_cache else None,
         weights=source.weights,
+        device=source.device,
     )
 
 
@@ -128,9 +144,24 @@ def _build_member(
     names = [f"dict.{language}.txt" for language in (source_lang, target_lang)]
     folder = dictionary_folder(path, cfg, names, data=data)
     task = translation_task(cfg, folder, pair=(source_lang, target_lang))
-    check_dictionary(f"{folder}/{names[0]}", task.source_dictionary, student.source_dictionary)
-    check_dictionary(f"{folder}/{names[1]}", task.target_dictionary, student.target_dictionary)
+    for name, theirs, own, language in (
+        (names[0], task.source_dictionary, student.source_dictionary, student.source),
+        (names[1], task.target_dictionary, student.target_dictionary, student.target),
+    ):
+        if language_tags(cfg.task):
+            _check_added(theirs, own, language)
+        check_dictionary(f"{folder}/{name}", theirs, own)
     check_fingerprints(state, dictionaries_of(student))
-    model = build_model(state, cfg, task)
+    model = build_pair(state, cfg, task, pair=(source_lang, target_lang))
     check_model(model, student)
-    return model
+    return with_tags(model, cfg, student)
+
+
+def _check_added(theirs: Dictionary, own: Dictionary, language: str) -> None:
+    """Refuse a student's dictionary that lacks the symbols which the teacher's task adds at the end."""
+    added = theirs.symbols[len(own) :]
+    if added and theirs.symbols[: len(own)] == own.symbols:
+        raise ValueError(
+            f"its task adds {' '.join(added)[:40]} to dict.{language}.txt, which the student's lacks; use "
+            f"the dictionaries of: {COMMAND} TEACHER --out FOLDER"
+        )

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from fairseq_imitkd.checkpoints.safe_load import check_readable
 from fairseq_imitkd.errors import UsageError
 
@@ -22,6 +24,7 @@ class TeacherSource:
             have them, they must be equal.
         allow_globals: ``--teacher-allow-globals``: types that the checkpoints may hold, ``module.name,…``.
         weights: weights of an ensemble's members that add up to 1; None weighs all members alike.
+        device: ``--teacher-device``; None is the student's.
     """
 
     path: str
@@ -29,6 +32,7 @@ class TeacherSource:
     data: str | None = None
     allow_globals: str | None = None
     weights: Sequence[float] | None = None
+    device: torch.device | None = None
 
     @classmethod
     def from_flags(cls, flags: Any) -> "TeacherSource":
@@ -38,7 +42,7 @@ class TeacherSource:
             flags: object with the attributes of :class:`~fairseq_imitkd.teacher.config.TeacherConfig`.
 
         Raises:
-            UsageError: a checkpoint is missing or unreadable, or the weights do not parse.
+            UsageError: a checkpoint is missing or unreadable, or the weights or the device do not parse.
         """
         check_files(flags.teacher_path)
         return cls(
@@ -47,6 +51,7 @@ class TeacherSource:
             data=flags.teacher_data,
             allow_globals=flags.teacher_allow_globals,
             weights=parse_weights(flags.teacher_weights, flags.teacher_path),
+            device=parse_device(getattr(flags, "teacher_device", None)),
         )
 
     @property
@@ -97,6 +102,28 @@ def parse_weights(text: str | None, paths: str | None) -> list[float] | None:
             f"--teacher-path, but is '{text}'"
         )
     return [weight / sum(weights) for weight in weights]
+
+
+def parse_device(text: str | None) -> torch.device | None:
+    """Parse ``--teacher-device``; None is the student's device.
+
+    Args:
+        text: ``cpu``, or a GPU such as ``cuda:1``.
+
+    Raises:
+        UsageError: the text is not a device, or this machine does not have it.
+    """
+    if not text:
+        return None
+    found = re.fullmatch(r"cpu|cuda:(\d{1,3})", text)
+    if not found:
+        raise UsageError(f"--teacher-device must be cpu or a GPU such as cuda:1, but is '{text}'")
+    if found[1] and int(found[1]) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--teacher-device is {text}, but the number of visible GPUs is {torch.cuda.device_count()}; use "
+            "the number of one of them, from 0, or cpu"
+        )
+    return torch.device(text)
 
 
 def parse_bytes(text: str, flag: str) -> int:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from fairseq import utils
 from fairseq.models import BaseFairseqModel, FairseqEncoderDecoderModel
 from fairseq.models.bart import BARTModel
 from fairseq.models.lstm import LSTMModel
@@ -40,6 +41,7 @@ class Teacher:
         dtype: precision of the teacher: ``fp32``, ``fp16``, ``bf16``, or ``auto`` for the student's.
         cache: cache of encoder outputs; None encodes every batch anew.
         weights: ``M`` weights of the members that add up to 1; None weighs all members alike.
+        device: device of the members; None is the student's. A teacher on another device can only score.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Teacher:
         dtype: str = "auto",
         cache: EncoderCache | None = None,
         weights: Sequence[float] | None = None,
+        device: torch.device | None = None,
     ):
         self.models = [_without_attention_weights(model.eval().requires_grad_(False)) for model in models]
         self.dtype = dtype
@@ -56,11 +59,14 @@ class Teacher:
         self.log_weights = torch.tensor(
             [math.log(weight) for weight in weights or [1.0 / len(models)] * len(models)]
         )
+        self._device = device
         self._dtype: torch.dtype | None = None
         self._placed_on: torch.device | None = None
+        self._students_device: torch.device | None = None
+        self._outputs: dict[int, tuple[Tensor, Tensor | None]] = {}  # copies on the student's device
 
     def place(self, device: torch.device, student_dtype: torch.dtype) -> None:
-        """Move the teacher to the student's device.
+        """Move the teacher to its device, which is the student's unless another one was asked for.
 
         The first call also fixes the precision. Later calls keep it, since rounded weights can't be restored.
 
@@ -68,11 +74,12 @@ class Teacher:
             device: device of the student.
             student_dtype: precision of the student, which the teacher takes if its ``dtype`` is ``auto``.
         """
-        if self._placed_on != device:
+        if self._students_device != device:
             self._dtype = self._dtype or DTYPES.get(self.dtype, student_dtype)
-            self.models = [model.to(device=device, dtype=self._dtype) for model in self.models]
+            self._placed_on, self._students_device = self._device or device, device
+            self.models = [model.to(device=self._placed_on, dtype=self._dtype) for model in self.models]
             self.log_weights = self.log_weights.to(device)
-            self._placed_on = device
+            self._outputs = {}
 
     @property
     def max_positions(self) -> tuple[int, int]:
@@ -92,12 +99,13 @@ class Teacher:
         A batch that the cache holds is not encoded again, and its logits are bitwise the same as before.
 
         Args:
-            sample: batch on the teacher's device.
+            sample: batch on the student's device.
             cacheable: whether the batch returns in later epochs; one that does not is not cached.
 
         Returns:
             the encoder output of each member; None for a member whose encoder can't run separately.
         """
+        sample = self._here(sample)
         known = self.cache.find(sample) if self.cache and cacheable else None
         if known is not None:
             return known
@@ -127,7 +135,7 @@ class Teacher:
         """Return the teacher's logits at every prefix of a batch.
 
         Args:
-            sample: batch of ``B`` sentences with ``T`` target positions, on the teacher's device.
+            sample: batch of ``B`` sentences with ``T`` target positions, on the student's device.
             encoded: result of :meth:`encode` for the batch that ``sample`` was taken from; None encodes
                 ``sample`` anew.
             rows: ``(B,)`` int64, the rows of that batch that ``sample`` holds; None means that it holds all
@@ -178,21 +186,67 @@ class Teacher:
     ) -> list[TokenLogits]:
         """Return the logits of each member. The arguments are those of :meth:`score`."""
         members = zip(self.models, [None] * len(self.models) if encoded is None else encoded, strict=True)
+        if self._is_elsewhere:
+            sample, rows = self._here(sample), None if rows is None else rows.to(self._placed_on)
         with self._precision():
             logits = [
-                token_logits(model, sample, encoder_out, rows=rows, materialise=materialise)
+                token_logits(
+                    model,
+                    sample,
+                    encoder_out,
+                    rows=rows,
+                    materialise=materialise and not self._is_elsewhere,
+                )
                 for model, encoder_out in members
             ]
+        if self._is_elsewhere:
+            logits = self._come_back(logits, materialise=materialise)
         return [
             replace(one, ignore_autocast=self.dtype != "auto") if isinstance(one, ProjectedLogits) else one
             for one in logits
         ]
 
+    @property
+    def _is_elsewhere(self) -> bool:
+        """Whether the teacher is on another device than the student."""
+        return self._device is not None and self._placed_on != self._students_device
+
+    def _here(self, sample: Batch) -> Batch:
+        """Return a batch on the teacher's device."""
+        if not self._is_elsewhere:
+            return sample
+        moved: Batch = utils.apply_to_sample(lambda tensor: tensor.to(self._placed_on), sample)
+        return moved
+
+    def _come_back(self, members: Sequence[TokenLogits], *, materialise: bool) -> list[TokenLogits]:
+        """Return the members' logits on the student's device.
+
+        Hidden states are moved if there are any, and multiplied by a copy of the output matrix, because
+        logits are much larger.
+        """
+        found: list[TokenLogits] = []
+        for number, logits in enumerate(members):
+            if not isinstance(logits, ProjectedLogits):
+                found.append(WholeLogits(self._to_student(logits.logits(slice(None)))))
+                continue
+            if number not in self._outputs:
+                self._outputs[number] = (self._to_student(logits.weight), self._to_student(logits.bias))
+            projected = ProjectedLogits(self._to_student(logits.features), *self._outputs[number])
+            if materialise:
+                with self._precision():
+                    found.append(WholeLogits(projected.logits(slice(None))))
+            else:
+                found.append(projected)
+        return found
+
+    def _to_student(self, tensor: Any) -> Any:
+        return None if tensor is None else tensor.to(self._students_device)
+
     def _precision(self) -> contextlib.AbstractContextManager:
         """Switch autocast off if a precision was asked for; ``--amp`` then affects the student alone."""
         if self.dtype == "auto" or self._placed_on is None:
             return contextlib.nullcontext()
-        return torch.autocast(self._placed_on.type, enabled=False)
+        return torch.autocast((self._students_device or self._placed_on).type, enabled=False)
 
 
 def mean_lprobs(logits: TokenLogits, target: Tensor, *, pad: int, chunk: int) -> Tensor:

@@ -5,6 +5,7 @@ A reward is the score that sacreBLEU or rouge-score gives one sentence against i
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -22,12 +23,12 @@ EQUAL_BEFORE_WARNING = 20  # successive batches; in each batch all rewards are e
 
 def sentence_bleu(hypothesis: str, reference: str) -> float:
     """Return sacreBLEU's sentence BLEU (13a tokens, exponential smoothing, effective order), in 0..1."""
-    return _sentence_bleu().sentence_score(hypothesis, [reference]).score / 100.0
+    return sentence_bleu_metric().sentence_score(hypothesis, [reference]).score / 100.0
 
 
 def chrf(hypothesis: str, reference: str) -> float:
     """Return sacreBLEU's chrF2 of one sentence, in 0..1."""
-    return _chrf().sentence_score(hypothesis, [reference]).score / 100.0
+    return chrf_metric().sentence_score(hypothesis, [reference]).score / 100.0
 
 
 def rouge_l(hypothesis: str, reference: str) -> float:
@@ -43,14 +44,16 @@ REWARDS: dict[str, Callable[[str, str], float]] = {
 
 
 @cache
-def _sentence_bleu() -> Any:
+def sentence_bleu_metric() -> Any:
+    """Return sacreBLEU's metric of :func:`sentence_bleu`."""
     from sacrebleu.metrics import BLEU
 
     return BLEU(effective_order=True)
 
 
 @cache
-def _chrf() -> Any:
+def chrf_metric() -> Any:
+    """Return sacreBLEU's metric of :func:`chrf`."""
     from sacrebleu.metrics import CHRF
 
     return CHRF()
@@ -116,6 +119,7 @@ class Rewarder:
     ):
         self.name, self.score = name, REWARDS[name]
         self.text, self.baseline = ScoredText(dictionary, remove_bpe), baseline
+        self._thread: ThreadPoolExecutor | None = None
         self._equal = 0  # successive batches whose rewards were all equal
 
     def advantages(
@@ -131,21 +135,36 @@ class Rewarder:
         Returns:
             the advantages, ``(B,)`` float32, 0 for other sentences; and sums for the log.
         """
+        return self.begin(references, written, is_rollout)()
+
+    def begin(
+        self, references: Tensor, written: Tensor, is_rollout: Tensor
+    ) -> Callable[[], tuple[Tensor, dict[str, float]]]:
+        """Begin to score rollouts in a thread. Return a function that returns :meth:`advantages`."""
+        device = is_rollout.device
+        references, written, is_rollout = (each.cpu() for each in (references, written, is_rollout))
         rows = is_rollout.nonzero().squeeze(-1)
-        hypotheses, texts = self.text.hypotheses(written[rows]), self.text.references(references[rows])
-        rewards = torch.tensor(
-            [self.score(*pair) for pair in zip(hypotheses, texts, strict=True)], dtype=torch.float64
-        )
-        self._warn_of_equal_rewards(rewards)
-        better = rewards - self.baseline.mean if self.baseline else leave_one_out(rewards)
-        advantages = torch.zeros(is_rollout.numel(), device=is_rollout.device)
-        advantages[rows] = better.float().to(is_rollout.device)
-        sums = {
-            "rewarded": rewards.numel(),
-            "reward": float(rewards.sum()),
-            "reward_squared": float(rewards.square().sum()),
-        }
-        return advantages, sums
+        self._thread = self._thread or ThreadPoolExecutor(1, "imitkd-rewards")
+        scores = self._thread.submit(self._scores, references[rows], written[rows])
+
+        def finish() -> tuple[Tensor, dict[str, float]]:
+            rewards = torch.tensor(scores.result(), dtype=torch.float64)
+            self._warn_of_equal_rewards(rewards)
+            better = rewards - self.baseline.mean if self.baseline else leave_one_out(rewards)
+            advantages = torch.zeros(is_rollout.numel()).index_copy(0, rows, better.float())
+            sums = {
+                "rewarded": rewards.numel(),
+                "reward": float(rewards.sum()),
+                "reward_squared": float(rewards.square().sum()),
+            }
+            return advantages.to(device), sums
+
+        return finish
+
+    def _scores(self, references: Tensor, written: Tensor) -> list[float]:
+        """Return the score of each of ``R`` rows."""
+        pairs = zip(self.text.hypotheses(written), self.text.references(references), strict=True)
+        return [self.score(*pair) for pair in pairs]
 
     def _warn_of_equal_rewards(self, rewards: Tensor) -> None:
         """Warn once if the rewards of many successive batches were all equal."""

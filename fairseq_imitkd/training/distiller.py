@@ -1,8 +1,9 @@
 """The training step: the student learns from the teacher, on prefixes of the data and on its own."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, cast
 
@@ -13,16 +14,18 @@ from torch import Tensor
 
 from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
 from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.losses.token_weights import DifficultyQueue
 from fairseq_imitkd.method.method import Method, Moment
 from fairseq_imitkd.mixing import MixedBatch, Mixer, Writers
 from fairseq_imitkd.mixing.batch import split_by_length, take
 from fairseq_imitkd.mixing.mixer import NO_WORK
 from fairseq_imitkd.models.access import placement, unwrapped
-from fairseq_imitkd.rollout import release_graphs, without_graphs_if_needed
+from fairseq_imitkd.rollout import without_graphs_if_needed
 from fairseq_imitkd.teacher.sentence_weights import SentenceWeights
 from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.text.rewards import NO_REWARDS, Rewarder, RunningMean
 from fairseq_imitkd.training.adapter import AnyTeacher, TaskAdapter
+from fairseq_imitkd.training.graph_log import NO_GRAPHS, GraphLog
 from fairseq_imitkd.training.rollout_log import RolloutLog
 from fairseq_imitkd.training.rollout_watch import RolloutWatch
 from fairseq_imitkd.training.stage_timer import StageTimer
@@ -33,6 +36,7 @@ from fairseq_imitkd.training.state import TrainingState
 # of the parts cost more than padding.
 PART_COST = {"cpu": 32}
 
+Reward = Callable[[], tuple[Tensor | None, dict[str, float]]]
 StepResult = tuple[Tensor, int, dict[str, Any]]  # the summed loss, its count, sums to log
 
 
@@ -97,10 +101,11 @@ class Distiller:
             baseline,
             self.mixer.replay,
             pool=self.mixer.pool if method.pool_updates > 1 else None,
+            difficulties=DifficultyQueue(method.selection_queue) if method.selection_queue else None,
             selector=sentence_weights.selector if sentence_weights else None,
             watch=RolloutWatch(warm_up, samples=method.rollout_policy.samples) if method.rolls_out else None,
         )
-        self.timer = StageTimer()
+        self.timer, self.graph_log = StageTimer(), GraphLog()
         self.epoch = 1  # the task sets it when an epoch begins
         self._update_num = -1  # of the last batch; -1 before the first
 
@@ -125,12 +130,13 @@ class Distiller:
                 self.teacher.place(*placement(learner.student))
                 draw = self.mixer.draw(sample, now)
                 batch = self.mixer.roll_out(draw, self._writers(learner.student))
-            advantages, rewards = self._reward(sample, batch)
-            encoded = self._encode(sample, batch, now, learner=learner, advantages=advantages)
+            reward = self._begin_reward(sample, batch)
+            encoded = self._encode(sample, batch, now, learner=learner, reward=reward)
             loss, count, logs = self._learn(encoded, learner)
             if self.rollout_log is not None:
                 self.rollout_log.show(learner.update_num)
-        return loss, count, {**logs, **batch.work, **rewards, **self._seconds()}
+        graphs, rewards = self.graph_log.read(learner.student), reward()[1]
+        return loss, count, {**logs, **batch.work, **rewards, **graphs, **self._seconds()}
 
     def skip(self, sample: Batch, learner: Learner) -> StepResult:
         """Handle a filler batch, which fairseq gives to a process that has run out of batches.
@@ -140,7 +146,30 @@ class Distiller:
         with self.timer.stage("step_seconds", sample["target"].device):
             self._begin_update(learner)
             loss, count, logs = self._train_on(sample, learner, ignore_grad=True)
-        return loss, count, {**logs, **NO_WORK, **NO_REWARDS, **self._seconds()}
+        return loss, count, {**logs, **NO_WORK, **NO_REWARDS, **NO_GRAPHS, **self._seconds()}
+
+    def on_own_prefixes(
+        self, sample: Batch, model: torch.nn.Module, criterion: DistillationCriterion
+    ) -> Batch:
+        """Return a validation batch with the student's greedy translations as its targets, and a
+        :class:`Distillation`, so that the criterion compares student and teacher there.
+
+        Args:
+            sample: a batch of sentences without references.
+            model: the student, wrapped or not.
+            criterion: the method's criterion.
+        """
+        learner = Learner(model, criterion, None, max(self._update_num, 0))
+        now = self.method.at(learner.update_num, self.epoch)
+        now = replace(now, student_share=1.0, replay_share=0.0)
+        greedy = replace(self.method.rollout_policy, name="greedy", topk=0, topp=1.0, temperature=1.0)
+        mixer = Mixer(self.method, self.task.layout, policy=greedy)
+        self.teacher.place(*placement(learner.student))
+        batch = mixer.roll_out(mixer.draw(sample, now), self._writers(learner.student))
+        # The cache of encoder outputs is of the training data, by their ids.
+        encoder_outs = self.teacher.encode(batch.sample, cacheable=False)
+        encoded = _EncodedBatch(batch, now, lambda: (None, NO_REWARDS), encoder_outs, None, None)
+        return self._score_part(encoded, None, learner)
 
     def prepare_checkpoint(self, student: BaseFairseqModel) -> None:
         """Collect the state of all processes for a checkpoint; all of them must call this together."""
@@ -162,7 +191,7 @@ class Distiller:
 
     def _rollout_stage(self, now: Moment, device: torch.device) -> contextlib.AbstractContextManager:
         """Return a context that times the decoding, if any target is written at this update."""
-        if now.student_share > 0.0 or self.method.teacher_samples:
+        if now.student_writes or self.method.teacher_samples:
             return self.timer.stage("rollout_seconds", device)
         return contextlib.nullcontext()
 
@@ -172,21 +201,30 @@ class Distiller:
             longest = min(student.max_decoder_positions(), longest)
         return Writers(student, self.teacher.writer, longest)
 
-    def _reward(self, references: Batch, batch: MixedBatch) -> tuple[Tensor | None, dict[str, float]]:
-        """Return each rollout's reward minus the baseline, ``(B,)``, or None without rewards; and sums to
-        log.
+    def _begin_reward(self, references: Batch, batch: MixedBatch) -> "Reward":
+        """Begin to score the rollouts, beside the teacher.
 
         Under ``--loss-average token`` the trainer divides by the number of tokens, but the reward is averaged
         over sentences (Agarwal et al. 2023, equation 4). So it is multiplied by the batch's tokens per
         sentence.
+
+        Returns:
+            a function that waits for the scores. It returns each rollout's reward minus the baseline,
+            ``(B,)``, or None without rewards; and sums to log.
         """
         if self.rewarder is None:
-            return None, NO_REWARDS
+            return lambda: (None, NO_REWARDS)
         target = batch.sample["target"]
-        advantages, sums = self.rewarder.advantages(references["target"], target, batch.is_rollout)
-        if str(self.method.cfg.loss_average) == "token":
-            advantages = advantages * (target.ne(self.task.uncounted).sum() / target.size(0))
-        return advantages, sums
+        finish = self.rewarder.begin(references["target"], target, batch.is_rollout)
+
+        @functools.cache
+        def reward() -> tuple[Tensor, dict[str, float]]:
+            advantages, sums = finish()
+            if str(self.method.cfg.loss_average) == "token":
+                advantages = advantages * (target.ne(self.task.uncounted).sum() / target.size(0))
+            return advantages, sums
+
+        return reward
 
     def _encode(
         self,
@@ -195,7 +233,7 @@ class Distiller:
         now: Moment,
         *,
         learner: Learner,
-        advantages: Tensor | None,
+        reward: "Reward",
     ) -> "_EncodedBatch":
         """Run the teacher's encoder on the batch, and weigh several teachers for each sentence.
 
@@ -214,7 +252,7 @@ class Distiller:
                     )
         log = self.rollout_log
         shown = None if log is None else log.choose(batch, now.update_num)
-        return _EncodedBatch(batch, now, advantages, encoder_outs, log_weights, shown)
+        return _EncodedBatch(batch, now, reward, encoder_outs, log_weights, shown)
 
     def _learn(self, encoded: "_EncodedBatch", learner: Learner) -> StepResult:
         """Compute the teacher's logits, the loss and its gradient, for the whole batch or part by part.
@@ -266,8 +304,10 @@ class Distiller:
             select(batch.is_rollout),
             select(batch.truncated),
             encoded.now,
-            select(encoded.advantages),
+            select(encoded.reward()[0]),
             self._observer(part, select(encoded.shown), select(batch.truncated)),
+            self.state.difficulties,
+            can_skip=part["target"].is_cuda and getattr(learner.optimizer, "scaler", None) is not None,
         )
         return {**part, DISTILLATION: distillation}
 
@@ -280,19 +320,26 @@ class Distiller:
         return lambda teacher: self.rollout_log.collect(sample, shown, truncated, teacher=teacher)
 
     def _train_on(self, sample: Batch, learner: Learner, ignore_grad: bool = False) -> StepResult:
+        """Run fairseq's own training step.
+
+        If the forward pass runs out of memory, it is repeated without the memory of graphs. After it, a part
+        of the gradient may be there, so fairseq leaves out the batch.
+        """
+        is_after_forward: list[bool] = []
+        hook = learner.criterion.register_forward_hook(lambda *_: is_after_forward.append(True))
+        train_on = partial(
+            self.task.train_on,
+            sample,
+            learner.model,
+            criterion=learner.criterion,
+            optimizer=learner.optimizer,
+            update_num=learner.update_num,
+            ignore_grad=ignore_grad,
+        )
         try:
-            return self.task.train_on(
-                sample,
-                learner.model,
-                criterion=learner.criterion,
-                optimizer=learner.optimizer,
-                update_num=learner.update_num,
-                ignore_grad=ignore_grad,
-            )
-        except torch.OutOfMemoryError:
-            # A part of the gradient may be there, so this batch is lost. The next ones have more memory.
-            release_graphs()
-            raise
+            return without_graphs_if_needed(train_on, may_repeat=lambda: not is_after_forward)
+        finally:
+            hook.remove()
 
     @contextlib.contextmanager
     def _teacher_stage(self, sample: Batch, learner: Learner) -> Iterator[None]:
@@ -310,7 +357,7 @@ class _EncodedBatch:
     Args:
         batch: the mixed batch of ``B`` sentences.
         now: the method's schedules.
-        advantages: ``(B,)``, each rollout's advantage (see ``Distillation``); None without rewards.
+        reward: returns each rollout's advantage (see ``Distillation``), and sums to log.
         encoder_outs: the encoder output of each teacher; None if the update needs no teacher.
         log_weights: ``(B, M)``, logarithms of the teachers' weights for each sentence; None if all have the
             same.
@@ -319,7 +366,7 @@ class _EncodedBatch:
 
     batch: MixedBatch
     now: Moment
-    advantages: Tensor | None
+    reward: "Reward"
     encoder_outs: list[Any] | None
     log_weights: Tensor | None
     shown: Tensor | None

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.distributed
 
+from fairseq_imitkd.losses.token_weights import DifficultyQueue
 from fairseq_imitkd.method.schedules import AdaptiveShare
 from fairseq_imitkd.mixing.pool import RolloutPool
 from fairseq_imitkd.mixing.replay import ReplayBuffer
@@ -20,14 +21,15 @@ class TrainingState:
     """The parts of a training that have a state.
 
     The share, the baseline, the selector and the watch are equal in all processes, because all of them read
-    the same summed values. The rollouts of the replay buffer and of the pool differ: each process has its
-    own. A checkpoint holds those of all processes.
+    the same summed values. The rollouts of the replay buffer and of the pool and the difficulties differ:
+    each process has its own. A checkpoint holds those of all processes.
 
     Args:
         share: the student's share, if it depends on the validation loss.
         baseline: the running mean of rewards, if the method has one.
         replay: the rollouts of earlier updates, if the method replays them.
         pool: the rollouts that wait for their batch's turn, if the method decodes ahead.
+        difficulties: the difficulties of recent tokens, if the method selects the hardest ones among them.
         selector: the policy that chooses among teachers, if there is one.
         watch: what warns of faulty rollouts, if the method has rollouts.
     """
@@ -39,11 +41,13 @@ class TrainingState:
         replay: ReplayBuffer | None = None,
         *,
         pool: RolloutPool | None = None,
+        difficulties: DifficultyQueue | None = None,
         selector: TeacherSelector | None = None,
         watch: RolloutWatch | None = None,
     ):
         self.share, self.baseline, self.selector = share, baseline, selector
         self.replay, self.pool, self.watch = replay, pool, watch
+        self.difficulties = difficulties
         self._gathered: list[dict[str, Any]] | None = None  # each process's own parts, for a checkpoint
         self._loss, self._tokens = 0.0, 0.0  # sums of the current validation
         self._is_first_set = True
@@ -113,7 +117,7 @@ class TrainingState:
         return _present(share=self.share, baseline=self.baseline, selector=self.selector, watch=self.watch)
 
     def _own_parts(self) -> list[tuple[str, Any]]:
-        return _present(replay=self.replay, pool=self.pool)
+        return _present(replay=self.replay, pool=self.pool, difficulties=self.difficulties)
 
     def _own_states(self) -> dict[str, Any]:
         return {name: part.state() for name, part in self._own_parts()}

@@ -11,7 +11,8 @@ from fairseq import checkpoint_utils, options, tasks
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import BaseFairseqModel
 
-from fairseq_imitkd.checkpoints.kinds import check_kind, check_model, language_tags
+from fairseq_imitkd.checkpoints.kinds import check_kind, check_model
+from fairseq_imitkd.checkpoints.tags import language_tags
 from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.errors import UsageError
@@ -98,14 +99,14 @@ def test_logits_that_are_none_are_refused(
 
 
 def test_other_models_of_translation_tasks_are_refused(folder: Path) -> None:
-    """An adaptive softmax has no logits over all symbols, and a multilingual model holds several models."""
+    """An adaptive softmax has no logits over all symbols, and a multilingual model has its language pairs."""
     adaptive = trained(folder, "translation", "--arch", "transformer", "--adaptive-softmax-cutoff", "8")
     several = trained(
-        folder, "multilingual_translation", "--arch", "multilingual_transformer", "--lang-pairs", "src-tgt"
-    )
+        folder, "multilingual_translation", "--arch", "multilingual_transformer", "--lang-pairs", "tgt-src",
+    )  # fmt: skip
     for state, said in (
         (adaptive, "an adaptive softmax, which gives no logits over the whole vocabulary"),
-        (several, "it holds a MultilingualTransformerModel, but must hold one encoder-decoder model"),
+        (several, "it was trained on tgt-src, but not on src-tgt; use a model of that pair"),
     ):
         path = saved(folder, state)
         for name in ("teacher", "student"):
@@ -146,13 +147,33 @@ TAGS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("settings", "tags"), TAGS.values(), ids=TAGS)
-def test_models_with_language_tags_are_refused(
+def test_fairseqs_commands_need_the_task_that_adds_tags(
     folder: Path, cfg: Any, model: BaseFairseqModel, settings: dict[str, Any], tags: str
 ) -> None:
-    """The line names the tags and the task that feeds them."""
-    state = state_with(model, cfg, "task", **settings)
+    """The line names the tags and the task; a teacher and an evaluated model get the tags here."""
+    path = saved(folder, state_with(model, cfg, "task", **settings))
+    with pytest.raises(UsageError) as refused:
+        by_stock(path)
+    assert f"was trained by --task {settings['_name']} with the language tags {tags}" in str(refused.value)
+    assert str(language_tags(Namespace(**settings), ("src", "tgt"))) == tags
+
+
+def test_back_translation_is_refused(folder: Path, cfg: Any, model: BaseFairseqModel) -> None:
+    """Its task trains on sentences that it makes."""
+    state = state_with(model, cfg, "task", _name="online_backtranslation")
     for message in refusals(folder, state).values():
-        assert f"was trained by --task {settings['_name']} with the language tags {tags}" in message
+        assert "with the language tags __src__ in the source and __tgt__ in the target" in message
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [3, "[]", "{", '{"source_before": ["a"]}', '{"source_before": [], "source_end": [], "target_start": []}',
+     '{"source_before": [1], "source_end": ["</s>"], "target_start": ["</s>"]}'],
+)  # fmt: skip
+def test_damaged_tags_are_refused(stored: Any) -> None:
+    """The settings of a file are its author's."""
+    with pytest.raises(ValueError, match=r"^its language_tags are damaged; import the model again$"):
+        language_tags(Namespace(_name="translation", language_tags=stored))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +188,8 @@ def test_models_with_language_tags_are_refused(
     ids=str,
 )
 def test_models_without_tags_have_none(settings: dict[str, Any]) -> None:
-    assert language_tags(Namespace(**settings)) == ""
+    assert not language_tags(Namespace(**settings))
+    assert str(language_tags(Namespace(**settings))) == ""
 
 
 @pytest.mark.parametrize(
@@ -181,7 +203,7 @@ def test_models_without_tags_have_none(settings: dict[str, Any]) -> None:
 )
 def test_languages_of_tags_come_from_the_settings(settings: dict[str, Any], tags: str) -> None:
     task = Namespace(_name=MULTILINGUAL, encoder_langtok="src", **settings)
-    assert language_tags(task) == tags
+    assert str(language_tags(task)) == tags
 
 
 @pytest.mark.parametrize("task", ["language_modeling", "masked_lm", "sentence_prediction", "denoising"])

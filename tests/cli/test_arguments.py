@@ -7,6 +7,7 @@ import pytest
 
 from fairseq_imitkd.cli import (
     cache,
+    dictionary,
     encode,
     evaluate,
     export,
@@ -32,6 +33,7 @@ PARSERS = {
     "imitkd-seqkd": seqkd.parser,
     "imitkd-serve": serve.parser,
     "imitkd-trim": trim.parser,
+    "imitkd-dictionary": dictionary.parser,
 }
 GIVEN = {
     "imitkd-cache": ("data", "--teacher-path", "t.pt", "--out", "c", "--keep", "hidden"),
@@ -44,6 +46,7 @@ GIVEN = {
     "imitkd-seqkd": ("data", "--teacher-path", "t.pt", "--out", "o"),
     "imitkd-serve": ("folder",),
     "imitkd-trim": ("c.pt", "--text", "t", "--out", "o"),
+    "imitkd-dictionary": ("c.pt", "--out", "o"),
 }
 
 

@@ -91,14 +91,15 @@ def test_the_case_is_uneven(one_process: dict[str, Any]) -> None:
     assert abs(lengths[0] - lengths[1]) > 2
 
 
-@pytest.mark.parametrize("case", ["even", "chunks"])
+@pytest.mark.parametrize("case", ["even", "chunks", "without-memory"])
 @pytest.mark.parametrize("backend", two_ranks.BACKENDS)
 def test_gradients_of_two_ranks_are_one_processes(
     ranks: list[dict[str, Any]], one_process: dict[str, Any], backend: str, case: str
 ) -> None:
     """The wrappers average over ranks, so twice their gradient is the sum over all sentences.
 
-    In chunks, the output matrix gets its gradient outside the wrapped forward pass.
+    In chunks, the output matrix gets its gradient outside the wrapped forward pass. Without memory, rank 1
+    repeats its forward pass when the memory of graphs is free.
     """
     results = [rank[f"{backend}-{case}"] for rank in ranks]
     for result in results:
@@ -106,6 +107,18 @@ def test_gradients_of_two_ranks_are_one_processes(
         torch.testing.assert_close(summed, one_process["gradients"], rtol=1e-4, atol=1e-5)
     assert [result["count"] for result in results] == one_process["counts"]
     assert max(float(gradient.abs().max()) for gradient in one_process["gradients"].values()) > 0.1
+
+
+@pytest.mark.parametrize("backend", two_ranks.BACKENDS)
+def test_weights_of_tokens_on_two_ranks(ranks: list[dict[str, Any]], backend: str) -> None:
+    """Each rank selects the hardest tokens among its own recent ones."""
+    model = two_ranks.student()
+    for sample in two_ranks.sentences():
+        criterion = two_ranks.criterion(**two_ranks.WEIGHTED)
+        two_ranks.task().train_step(sample, model, criterion, two_ranks.Optimizer(), two_ranks.UPDATE)
+    for rank in ranks:
+        summed = {name: 2.0 * each for name, each in rank[f"{backend}-weighted"]["gradients"].items()}
+        torch.testing.assert_close(summed, two_ranks.gradients(model), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", two_ranks.BACKENDS)

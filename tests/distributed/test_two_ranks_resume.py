@@ -20,8 +20,9 @@ CUT, UPDATES = "checkpoint_2_14.pt", 22
     [
         ("--criterion", "imitkd", "--rollout-replay", "40", "--rollout-replay-share", "0.5"),
         ("--criterion", "imitkd_full", "--teacher-selection", "reinforced", "--rollout-pool-updates", "3"),
+        ("--criterion", "selective_kd", "--selection-queue", "300"),
     ],
-    ids=["replay", "reinforced-pool"],
+    ids=["replay", "reinforced-pool", "difficulties"],
 )
 def test_each_process_continues_with_its_own_state(flags: tuple[str, ...], tmp_path: Path) -> None:
     """The processes' rollouts differ, and the policy over teachers learns from both."""
@@ -51,4 +52,4 @@ def test_each_process_continues_with_its_own_state(flags: tuple[str, ...], tmp_p
     assert whole["optimizer_history"][-1]["num_updates"] == UPDATES
     assert differences(end(resumed), end(whole)) == []
     one, other = whole["extra_state"]["TranslationWithTeacherTask"]["processes"]
-    assert differences(one, other), "the processes have rollouts of their own"
+    assert differences(one, other), "the processes have rollouts or difficulties of their own"

@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed
@@ -17,6 +18,8 @@ from fairseq.trainer import Trainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fairseq_imitkd.criterion import DistillationCriterion
+from fairseq_imitkd.rollout import cuda_graphs
 from fairseq_imitkd.teacher.teacher import Teacher
 from tests.helpers.fairseq_models import (
     build_student,
@@ -30,6 +33,7 @@ from tests.helpers.fairseq_models import (
 
 UPDATE = 30
 BACKENDS = ("legacy_ddp", "pytorch_ddp")
+WEIGHTED = {"token_selection": "queue", "selection_queue": 20, "rollout_confidence": "entropy"}
 
 
 class Optimizer:
@@ -103,6 +107,27 @@ def wrapped_step(backend: str, rank: int, ignore_grad: bool, **settings: Any) ->
     if backend == "legacy_ddp":
         outer.all_reduce_grads()
     return {"gradients": gradients(model), "count": count, "metrics": plain(metrics), "keys": list(metrics)}
+
+
+def step_without_memory(backend: str, rank: int) -> dict[str, Any]:
+    """Run one step in which rank 1 runs out of memory once, after the wrapped forward pass."""
+    full, token_loss = [True] * rank, DistillationCriterion._token_loss
+
+    def use(self: DistillationCriterion, *arguments: Any) -> Any:
+        if full:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return token_loss(self, *arguments)
+
+    def free() -> bool:
+        held = bool(full)
+        full.clear()
+        return held
+
+    with (
+        mock.patch.object(DistillationCriterion, "_token_loss", use),
+        mock.patch.object(cuda_graphs, "release_graphs", free),
+    ):
+        return wrapped_step(backend, rank, False)
 
 
 def trainer_steps(rank: int, folder: Path) -> dict[str, Any]:
@@ -181,6 +206,8 @@ def main(rank: int, folder: Path) -> None:
                 backend, rank, ignore_grad
             )
         results[f"{backend}-chunks"] = wrapped_step(backend, rank, False, loss_chunk=3)
+        results[f"{backend}-without-memory"] = step_without_memory(backend, rank)
+        results[f"{backend}-weighted"] = wrapped_step(backend, rank, False, **WEIGHTED)
         results[f"{backend}-pruned"] = pruned(rank, backend)
     results["policy"] = policy_over_teachers(rank)
     results["trainer"] = trainer_steps(rank, folder)

@@ -31,7 +31,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate import evaluation, folder, memory, models, provenance, quality
 from fairseq_imitkd.evaluate.markdown import markdown
 from fairseq_imitkd.evaluate.quality import Metrics
-from fairseq_imitkd.evaluate.schema import EvaluationResults, QualityScore, Quartiles, from_json
+from fairseq_imitkd.evaluate.schema import EvaluationResults, QualityScore, Quartiles, from_json, to_json
 from fairseq_imitkd.evaluate.sentences import Detokenizer, read, spread
 from fairseq_imitkd.evaluate.speed import Failures, Timing, interleave, quartiles, speed_result
 from fairseq_imitkd.text import bootstrap
@@ -843,6 +843,22 @@ def results(**changes: Any) -> dict[str, Any]:
 def shown(content: dict[str, Any]) -> EvaluationResults:
     """Return a file's content as it is read."""
     return from_json(content, "evaluation.json")
+
+
+def test_drafts_have_a_table_and_are_read_again() -> None:
+    """A row for each student and decoding; files of early versions have none."""
+    content = results()
+    assert "draft of two" not in markdown(shown(content))
+    drafts = {"tokens": 900, "acceptance": 0.75}
+    drafts |= {"length": 5, "tokens_per_call": 3.125, "cost": 0.1, "speedup": 2.2}
+    content["models"]["one"]["drafts"] = {"greedy": drafts, "sampling": {**drafts, "acceptance": 0.5}}
+    found = shown(content)
+    assert to_json(found)["models"]["one"]["drafts"]["greedy"] == drafts
+    [table] = [each for each in tables(markdown(found)) if each[0][0] == "draft of two"]
+    assert table[1:] == [
+        ["one", "greedy", "75.0%", "5", "3.12", "0.100", "2.20"],
+        ["one", "sampling", "50.0%", "5", "3.12", "0.100", "2.20"],
+    ]
 
 
 def tables(text: str) -> list[list[list[str]]]:

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sacrebleu
 
+from fairseq_imitkd.text.scores import CorpusScores
 from tests.helpers import scripts
 from tests.helpers.scripts import EXAMPLES
 
-NAMES = ("error_rates", "evidence", "evidence_rows", "evidence_tables", "tables")
+NAMES = ("error_rates", "evidence", "evidence_rows", "evidence_scores", "evidence_tables", "tables")
 PLAN = """
 [environment]
 GREETING = "hello"
@@ -45,7 +47,7 @@ seeds = [2]
 # The script of every row notes its call, and fails for the row that `fails` names.
 SCRIPT = """set -e
 name=$AS; [ "$SEED" = 1 ] || name=$name-seed$SEED
-echo "$name START=$START $*" >>"$RUN/calls"
+echo "$name START=$START${TEACHER:+ TEACHER=$TEACHER}${STUDENT:+ STUDENT=$STUDENT} $*" >>"$RUN/calls"
 [ "$GREETING $OMP_NUM_THREADS" = "hello 1" ]
 [ ! -e "$RUN/sleeps" ] || sleep 60
 [ "$name" != "$(cat "$RUN/fails" 2>/dev/null)" ]
@@ -91,7 +93,7 @@ def made(name: str, errors: list[float], **more: Any) -> dict[str, Any]:
         "parameters": 1234,
         "max_update": 9000,
         "training": {"commits": ["abc"]},
-        "test": {"word_errors": 10.0},
+        "test": {"word_errors": 10.0, "phoneme_errors": 2.0},
         "origin": {"versions": {"torch": "2"}, "machine": {"processor": "a processor"}},
         "validations": [
             {"updates": 500 * n, "cpu_seconds": 60.0 * n, "exact": 100 - each}
@@ -127,9 +129,64 @@ def test_only_earlier_jobs_choose_rates_and_starts(modules: dict[str, ModuleType
     done["seqkd_lr2e-3-seed2"] = made("seqkd_lr2e-3-seed2", [9.0])
     last = plan.training(plan.jobs[-1], done)
     assert (last.name, last.start) == ("then_imitkd_lr1e-3-seed2", "seqkd_lr2e-3-seed2")
+    (recipe / "evidence.toml").write_text('measure = "ter"' + PLAN)
+    with pytest.raises(SystemExit, match="measure must be one of word_errors, bleu, rouge-l, but is 'ter'"):
+        modules["evidence"].Plan(recipe / "evidence.toml")
     (recipe / "evidence.toml").write_text(PLAN.replace("rates = 2", "rates = 3"))
     with pytest.raises(SystemExit, match="rates of seqkd must be at most 2"):
         modules["evidence"].Plan(recipe / "evidence.toml")
+
+
+def test_an_assistant_is_trained_first_and_teaches_every_seed(
+    modules: dict[str, ModuleType], recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best student of the assistant's row with seed 1 is the teacher; its cost is part of the history."""
+    assisted = """
+[rows.assistant]
+script = "train.sh seqkd"
+student = "wide"
+rates = ["7e-3"]
+[rows.then_assistant]
+start = "seqkd"
+teacher = "assistant"
+script = "train.sh seqkd_imitkd"
+[[queue]]
+rows = ["assistant"]
+rates = 1
+[[queue]]
+rows = ["then_assistant"]
+seeds = [1, 2]
+"""
+    (recipe / "evidence.toml").write_text(PLAN + assisted)
+    evidence, run, recorded = modules["evidence"], recipe / "run", {}
+
+    def record(run: Path, name: str, **known: Any) -> dict[str, Any]:
+        recorded[name] = known
+        return made(name, [9.0])
+
+    monkeypatch.setattr(evidence, "WAIT", 0.01)
+    monkeypatch.setattr(modules["evidence_rows"], "record", record)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    queue = evidence.Queue(evidence.Plan(recipe / "evidence.toml"), recipe, run)
+    queue.work(workers=1)
+    os.close(queue.lock)
+    assert (run / "calls").read_text().splitlines()[-3:] == [
+        "assistant_lr7e-3 START= STUDENT=wide seqkd --lr 7e-3",
+        "then_assistant START=seqkd_lr4e-3 TEACHER=assistant_lr7e-3 seqkd_imitkd",
+        "then_assistant-seed2 START=seqkd_lr4e-3-seed2 TEACHER=assistant_lr7e-3 seqkd_imitkd",
+    ]
+    assert recorded["then_assistant-seed2"]["needs"] == [
+        "data_seqkd",
+        "seqkd_lr4e-3-seed2",
+        "assistant_lr7e-3",
+    ]
+    before = modules["evidence_rows"].before(run, ["seqkd_lr4e-3", "assistant_lr7e-3"])
+    assert before == {
+        "teacher": 6000.0,
+        "data_seqkd": 120.0,
+        "seqkd_lr4e-3": 60.0,
+        "assistant_lr7e-3": 60.0,
+    }
 
 
 def test_the_queue_goes_on_after_failures(
@@ -268,6 +325,117 @@ def test_the_table_and_the_figure(modules: dict[str, ModuleType], tmp_path: Path
     names = {each["name"]: each for each in rows}
     assert curve(rows[4], names, by_minutes=True)[0] == [6.0, 7.0, 8.0]
     assert curve(rows[4], names, by_minutes=False)[0] == [2000, 2500, 3000]
+
+
+@pytest.mark.parametrize("name", ["bleu", "rouge-l"])
+def test_scores_of_text_are_resampled(modules: dict[str, ModuleType], name: str) -> None:
+    """The score of the packed statistics is the corpus score, and a better row has a small p."""
+    measure = modules["evidence_scores"].MEASURES[name]
+    scores = CorpusScores([measure.flag])
+    references = [f"the cat number {n} sat on the mat {n % 7}" for n in range(60)]
+    hypotheses = [text if n % 3 else text.replace("sat on", "is") for n, text in enumerate(references)]
+    worse = [text if n % 2 else text.replace("the", "a") for n, text in enumerate(hypotheses)]
+
+    def test_set(texts: list[str]) -> dict[str, Any]:
+        pairs = zip(texts, references, strict=True)
+        each = [scores.statistics([text], [reference])[measure.key] for text, reference in pairs]
+        packed = modules["evidence_scores"].packed(np.array(each))
+        return {"sentences": 60, "statistics": packed}
+
+    good, bad = test_set(hypotheses), test_set(worse)
+    expected = [
+        measure.scale * scores.score(measure.key, scores.statistics(texts, references)[measure.key])
+        for texts in (hypotheses, worse)
+    ]
+    difference, (low, high), p = measure.chance([good], [bad])
+    assert difference == pytest.approx(expected[0] - expected[1], abs=0.011)
+    assert low < difference < high
+    assert low > 0
+    assert p < 0.01
+    assert measure.chance([good, bad], [bad, good])[2] == 1.0
+    assert measure.chance([good, good], [bad, bad])[0] == difference
+
+
+def test_a_table_of_bleu(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    """More is better there, for the learning rate and the curves too."""
+    statistics = modules["evidence_scores"].packed(np.array([[5.0, 5, 4, 3, 2, 1, 5, 4, 3, 2]]))
+
+    def row(name: str, bleu: list[float]) -> dict[str, Any]:
+        validations = [
+            {"updates": 500 * n, "cpu_seconds": 60.0 * n, "bleu": each} for n, each in enumerate(bleu, 1)
+        ]
+        test = {"bleu": max(bleu), "chrf": 50.0, "sentences": 1, "statistics": statistics}
+        return made(name, [], measure="bleu", validations=validations, test=test, cpu_seconds=60.0)
+
+    rows = [row("seqkd_lr4e-3", [20.0, 30.0, 29.0]), row("seqkd_lr2e-3", [20.0, 31.0, 28.0])]
+    shown = modules["evidence_tables"].table(rows)
+    assert "| row | parameters | learning rate | BLEU, each seed | chrF |" in shown
+    assert "| `seqkd` | 1,234 | 2e-3 | 31.00 | 50.00 |" in shown
+    assert (
+        "Greedy decoding of 1 sentences. A training ended when 2 validations in a row brought no higher BLEU"
+        in shown
+    )
+    assert "- `seqkd`: 2e-3: 31.00, 4e-3: 30.00" in shown
+    assert "validation BLEU 28.00, best 31.00, test 31.00" in modules["evidence_rows"].summary(rows[1])
+    modules["evidence_tables"].figure(rows, tmp_path / "figure.svg")
+
+
+def test_the_score_of_a_decoded_test_set(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    """Against the raw references, in fairseq-generate's order of lines."""
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "test.en").write_text("The cat sat on the mat.\nA dog runs in the park.\n")
+    for folder in ("one", "data-bin"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data-bin" / "test.de-en.de.idx").touch()
+    lines = "S-1\tx\nH-1\t-0.5\tA dog runs in the park.\nH-0\t-0.4\tThe cat sat on a mat.\n"
+    (tmp_path / "one" / "test.txt").write_text(lines)
+    measure = modules["evidence_scores"].MEASURES["bleu"]
+    test = measure.test(tmp_path, "one")
+    expected = sacrebleu.corpus_bleu(
+        ["The cat sat on a mat.", "A dog runs in the park."],
+        [["The cat sat on the mat.", "A dog runs in the park."]],
+    )
+    assert measure.scores(test)[0] == pytest.approx(expected.score, abs=0.01)
+    assert measure.count(test) == "2 sentences"
+    assert set(test["signatures"]) == {"bleu", "chrf"}
+    sums = modules["evidence_scores"].unpacked(test["statistics"], 2).sum(axis=0)
+    assert sums[:2].tolist() == [expected.sys_len, expected.ref_len]
+    rouge = modules["evidence_scores"].MEASURES["rouge-l"].test(tmp_path, "one")
+    assert rouge["rougeL"] == pytest.approx(100 * (5 / 6 + 1) / 2, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "key", "title"),
+    [("tatoeba", "bleu", "BLEU"), ("reuters_headlines", "rougeL", "ROUGE-L")],
+)
+def test_a_smoke_run_of_text(recipe: str, key: str, title: str, tmp_path: Path) -> None:
+    """Real trainings of tiny models: the teacher, SeqKD's student, and the assistant and its student."""
+    environment = scripts.environment(tmp_path, SMOKE="1")
+    command = [sys.executable, str(EXAMPLES / "evidence.py"), "run", str(EXAMPLES / recipe)]
+    done = subprocess.run(
+        [*command, "--run", str(tmp_path), "--most", "2"],
+        env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-2000:]}"
+    assert f"validation {title} " in done.stdout
+    row = json.loads((tmp_path / "rows" / "seqkd_lr4e-3.json").read_text())
+    assert key in row["validations"][-1]
+    assert {key, "chrf", "sentences", "statistics"} <= set(row["test"])
+    assert (row["patience"], row["measure"]) == (10, "bleu" if key == "bleu" else "rouge-l")
+    for script, more in (
+        (["seqkd.sh", "seqkd"], {"AS": "assistant", "STUDENT": "wide"}),
+        (
+            ["distill.sh", "seqkd_imitkd_full"],
+            {"AS": "then", "START": "seqkd_lr4e-3", "TEACHER": "assistant"},
+        ),
+    ):
+        called = subprocess.run(
+            [str(EXAMPLES / recipe / script[0]), *script[1:]],
+            env={**environment, **more, "RUN": str(tmp_path)}, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert called.returncode == 0, called.stderr[-2000:]
+    assert "assistant/checkpoint_best.pt" in (tmp_path / "then" / "commands").read_text()
 
 
 def test_a_smoke_run_records_its_rows(tmp_path: Path) -> None:

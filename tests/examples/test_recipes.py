@@ -127,12 +127,16 @@ def accept(name: str, command: list[str]) -> None:
 
 @pytest.mark.parametrize("plan", EXAMPLES.glob("*/evidence.toml"), ids=lambda plan: plan.parent.name)
 def test_every_row_of_a_plan_is_a_command_that_is_accepted(plan: Path, tmp_path: Path) -> None:
+    known = tomllib.loads((EXAMPLES / "cmudict" / "evidence.toml").read_text())["rows"]
     for name, row in tomllib.loads(plan.read_text())["rows"].items():
+        if plan.parent.name != "cmudict" and row == known.get(name) and name not in ("teacher", "seqkd"):
+            continue  # another case of this test has run the same script
         script, *arguments = row["script"].split()
         rates = row.get("rates", [])
         assert len(set(rates)) == len(rates)
         rate = ["--lr", rates[0]] if rates else []
-        environment = {"AS": name, "START": row.get("start", "")}
+        environment = {"AS": name, "START": row.get("start", ""), "TEACHER": row.get("teacher", "")}
+        environment |= {"STUDENT": row["student"]} if "student" in row else {}
         [(found, command)] = run_dry(plan.parent / script, tmp_path, *arguments, *rate, **environment).items()
         assert found == name
         accept(name, command)
@@ -140,6 +144,9 @@ def test_every_row_of_a_plan_is_a_command_that_is_accepted(plan: Path, tmp_path:
             start = tmp_path / row["start"] / "checkpoint_best.pt"
             assert value_of("--finetune-from-model", command) == str(start)
             assert command[0] == str(tmp_path / "data_seqkd" / "data-bin")
+        if "--teacher-path" in command:
+            teacher = tmp_path / row.get("teacher", "teacher") / "checkpoint_best.pt"
+            assert value_of("--teacher-path", command) == str(teacher)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -232,7 +239,7 @@ def test_a_published_teacher_is_not_trained(dry_runs: Callable[[str], DryRun]) -
         ("multi30k/student.sh", {"DEVICE": "tpu"}, "DEVICE must be cpu or cuda, but is 'tpu'"),
         ("multi30k/student.sh", {"SEED": "one"}, "SEED must be a number, but is 'one'"),
         ("multi30k/student.sh", {"STUDENT": "rnn"}, "STUDENT must be transformer or sru, but is 'rnn'"),
-        ("tatoeba/student.sh", {"STUDENT": "sru"}, "STUDENT must be transformer, but is 'sru'"),
+        ("tatoeba/student.sh", {"STUDENT": "sru"}, "STUDENT must be transformer or wide, but is 'sru'"),
         ("multi30k/student.sh", {"UPDATES": "abc"}, "UPDATES must be a whole number above 0, but is 'abc'"),
         # fairseq would train forever
         (

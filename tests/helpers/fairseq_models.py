@@ -43,7 +43,7 @@ from fairseq_imitkd.tasks.translation import TranslationWithTeacherConfig, Trans
 from fairseq_imitkd.teacher.teacher import Teacher
 
 # Methods in which a token's loss does not depend on other tokens of the batch.
-TOKENWISE = [name for name in METHODS if name != "atkd"]
+TOKENWISE = [name for name in METHODS if name not in ("atkd", "selective_kd")]
 
 LETTERS = "abcdefghijklmnop"
 POSITIONS = 64  # maximum source and target length of a student

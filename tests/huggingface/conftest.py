@@ -1,13 +1,14 @@
 """Models of every family with their tokenizers, and what ``imitkd-import`` makes of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fairseq.data import Dictionary
 
-from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.data.corpus import Languages, dataset_builder
 from fairseq_imitkd.huggingface.importer import Imported, ImportJob, import_model
 from tests.helpers import huggingface_models as models
 
@@ -90,6 +91,19 @@ CASES: dict[str, Callable[[], tuple[str, dict[str, Any], dict[str, Any], tuple[s
     "fsmt": _fsmt,
     "pegasus": _pegasus,
 }
+
+
+def write_split(
+    folder: Path, pair: tuple[str, str], dictionaries: Sequence[Dictionary], texts: Any, split: str = "valid"
+) -> None:
+    """Write dictionaries, and lines of symbols of both languages as a split."""
+    folder.mkdir(exist_ok=True)
+    for language, dictionary, lines in zip(pair, dictionaries, texts, strict=True):
+        dictionary.save(str(folder / f"dict.{language}.txt"))
+        prefix = folder / f"{split}.{pair[0]}-{pair[1]}.{language}"
+        with dataset_builder(prefix, len(dictionary)) as builder:
+            for line in lines:
+                builder.add_item(dictionary.encode_line(line, add_if_not_exist=False))
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.cli import encode, import_model
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.huggingface.importer import CHECKPOINT
+from fairseq_imitkd.huggingface.subwords import open_encoder
+from fairseq_imitkd.teacher.loading import load_teacher
+from fairseq_imitkd.teacher.source import TeacherSource
 from tests.helpers import digit_corpus, in_process
 from tests.helpers.huggingface_models import sentences
-from tests.huggingface.conftest import Case
+from tests.huggingface.conftest import Case, write_split
 
 Imported = Callable[[str], Case]
 
@@ -44,6 +49,42 @@ def test_import_prints_what_it_has_compared(imported: Imported, tmp_path: Path, 
         import_model.main([str(case.origin), "--out", str(tmp_path / "t"), "-s", "de", "-t", "en"])
 
 
+def test_import_trims_to_a_corpus(imported: Imported, tmp_path: Path, capsys: Any) -> None:
+    """``--trim-to`` reads raw text; the folder is that of ``imitkd-trim``, and nothing else is left."""
+    case = imported("marian")
+    for language, seed in (("de", 5), ("en", 6)):
+        (tmp_path / f"raw.{language}").write_text("\n".join(sentences(6, seed)) + "\n", encoding="utf-8")
+    given = [str(case.origin), "--out", str(tmp_path / "t"), "-s", "de", "-t", "en", "--skip-check"]
+    with pytest.raises(UsageError, match=r"^--trim-to 'none': 'none.de' can't be read \(No such file or dir"):
+        import_model.main([*given, "--trim-to", "none"])
+    import_model.main([*given, "--trim-to", str(tmp_path / "raw")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith(f" parameters instead of {case.made.parameters:,}")
+    assert re.fullmatch(
+        r"de: \d+ symbols instead of \d+; 0 of the \d+ tokens are unknown \(0.00%\), .*", lines[2]
+    )
+    assert lines[-1].startswith(f"next: imitkd-encode {tmp_path}/t --side source")
+    assert {path.name for path in tmp_path.iterdir()} == {"raw.de", "raw.en", "t"}
+    whole, small = (open_encoder(folder, "source") for folder in (case.out, tmp_path / "t"))
+    assert len(small.dictionary) < len(whole.dictionary) / 2
+    assert [small.encode(line) for line in sentences(6, 5)] == [
+        whole.encode(line) for line in sentences(6, 5)
+    ]
+
+
+@pytest.mark.parametrize("name", ["m2m", "fsmt", "marian"])
+def test_shared_tables_are_saved_once(imported: Imported, name: str) -> None:
+    """And positions that fairseq computes not at all."""
+    case = imported(name)
+    state = torch.load(case.out / "model.pt", weights_only=True)["model"]
+    tables = [
+        state[key] for key in state if key.endswith(("embed_tokens.weight", "output_projection.weight"))
+    ]
+    expected = {"m2m": 1, "fsmt": 3, "marian": 3}
+    assert len({table.data_ptr() for table in tables}) == expected[name]
+    assert (case.out / "model.pt").stat().st_size < 4 * case.made.parameters + 60_000
+
+
 def test_encode_counts_unknown_symbols(imported: Imported, monkeypatch: Any, capsys: Any) -> None:
     """Each line becomes one line, an empty one too."""
     folder = imported("marian").out
@@ -69,23 +110,26 @@ def test_encode_refuses_what_it_can_not_read(imported: Imported, tmp_path: Path,
         encode.main([str(imported("marian").out)])
 
 
-@pytest.fixture(scope="module")
-def data(imported: Imported, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Binary data of encoded text, by ``fairseq-preprocess`` with the dictionaries of an import."""
-    case, folder = imported("marian"), tmp_path_factory.mktemp("data")
-    from fairseq_imitkd.huggingface.subwords import open_encoder
-
-    for side, language, seed in (("source", "de", 21), ("target", "en", 22)):
-        encoder = open_encoder(case.out, side)
+def binarised(case: Case, folder: Path, *, tags: bool = False) -> Path:
+    """Return binary data of encoded text, by ``fairseq-preprocess`` with the dictionaries of an import."""
+    source, target = case.pair
+    for side, language, seed in (("source", source, 21), ("target", target, 22)):
+        encoder = open_encoder(case.out, side, tags=tags)
         for split, count in (("train", 40), ("valid", 8), ("test", 8)):
             lines = [encoder.encode(line) for line in sentences(count, seed)]
             (folder / f"{split}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
     digit_corpus.run(
-        "fairseq-preprocess", "--source-lang", "de", "--target-lang", "en", "--destdir", folder / "bin",
+        "fairseq-preprocess", "--source-lang", source, "--target-lang", target, "--destdir", folder / "bin",
         "--trainpref", folder / "train", "--validpref", folder / "valid", "--testpref", folder / "test",
-        "--srcdict", case.out / "dict.de.txt", "--tgtdict", case.out / "dict.en.txt",
+        "--srcdict", case.out / f"dict.{source}.txt", "--tgtdict", case.out / f"dict.{target}.txt",
     )  # fmt: skip
     return folder / "bin"
+
+
+@pytest.fixture(scope="module")
+def data(imported: Imported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text of a Marian model."""
+    return binarised(imported("marian"), tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize("method", ["word_kd", "imitkd"])
@@ -99,6 +143,76 @@ def test_a_student_learns_from_an_imported_teacher(
         *digit_corpus.TINY,
     )  # fmt: skip
     assert all(bool(value.isfinite().all()) for value in trained.weights().values() if torch.is_tensor(value))
+
+
+OTHERS = ("m2m", "nllb", "mbart", "mbart50", "bart", "fsmt", "pegasus")
+LONG = ("nllb", "mbart50", "pegasus")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in OTHERS]
+)
+def test_a_student_learns_from_each_family(imported: Imported, tmp_path: Path, name: str) -> None:
+    """One update, on text that the model's own subwords have encoded."""
+    case = imported(name)
+    encoders = [open_encoder(case.out, side, tags=False) for side in ("source", "target")]
+    texts = [[encoder.encode(line) for line in sentences(12, seed=23)] for encoder in encoders]
+    write_split(tmp_path / "bin", case.pair, [encoder.dictionary for encoder in encoders], texts, "train")
+    trained = in_process.train(
+        tmp_path / "bin", tmp_path, "--task", "translation_with_teacher", "--criterion", "imitkd_full",
+        "--max-update", 1, "--teacher-path", case.out / "model.pt", "--teacher-allow-poor",
+        "--disable-validation", "--student-share", "constant:1", *digit_corpus.TINY,
+    )  # fmt: skip
+    assert trained.trainer is not None
+    assert trained.trainer.get_num_updates() == 1
+    assert all(bool(value.isfinite().all()) for value in trained.weights().values() if torch.is_tensor(value))
+
+
+@pytest.mark.parametrize("name", ["m2m", "mbart"])
+def test_a_teacher_adds_its_tags(imported: Imported, tmp_path: Path, name: str) -> None:
+    """A student without tags learns from its own prefixes. The teacher's logits are those that the imported
+    model has on text with tags. Data with tags are refused.
+    """
+    case = imported(name)
+    languages = case.languages
+    teacher = load_teacher(TeacherSource(str(case.out / CHECKPOINT)), languages)
+    model = load_student(str(case.out / CHECKPOINT), languages).model
+    lines = sentences(4, 33)
+    source, target = languages.source_dictionary, languages.target_dictionary
+    for line in lines:
+        ids = {
+            (side, tags): dictionary.encode_line(
+                open_encoder(case.out, side, tags=tags).encode(line), add_if_not_exist=False
+            ).long()[None]
+            for side, dictionary in (("source", source), ("target", target))
+            for tags in (False, True)
+        }
+        inputs = {key: torch.cat([row[:, -1:], row[:, :-1]], 1) for key, row in ids.items()}
+
+        def net_input(tags: bool, ids: Any = ids, inputs: Any = inputs) -> dict[str, Any]:
+            tokens = ids["source", tags]
+            lengths = torch.tensor([tokens.size(1)])
+            return {
+                "src_tokens": tokens, "src_lengths": lengths, "prev_output_tokens": inputs["target", tags]
+            }  # fmt: skip
+
+        found = teacher.score({"net_input": net_input(False), "target": ids["target", False]})
+        forced = inputs["target", True].size(1) - inputs["target", False].size(1)
+        assert forced == (1 if name == "m2m" else 0)
+        with torch.no_grad():
+            expected = model(**net_input(True))[0][0, forced:]
+        torch.testing.assert_close(found.logits(slice(None)), expected, rtol=1e-4, atol=1e-4)
+
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "tags").mkdir()
+    flags = ("--task", "translation_with_teacher", "--criterion", "imitkd", "--teacher-path",
+             case.out / CHECKPOINT, "--teacher-allow-poor", "--disable-validation", "--max-update", 1,
+             *digit_corpus.TINY)  # fmt: skip
+    trained = in_process.train(binarised(case, tmp_path / "plain"), tmp_path / "student", *flags)
+    assert all(bool(value.isfinite().all()) for value in trained.weights().values() if torch.is_tensor(value))
+    if name == "m2m":
+        with pytest.raises(UsageError, match=r"^the sources of DATA hold the language tag __de__, which the"):
+            in_process.train(binarised(case, tmp_path / "tags", tags=True), tmp_path / "other", *flags)
 
 
 def test_fairseq_generate_reads_it(imported: Imported, data: Path, tmp_path: Path) -> None:

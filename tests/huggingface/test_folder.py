@@ -137,6 +137,11 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "unknown": (configured(model_type="other"), "'other', which is not one of marian, m2m_100, mbart, bart"),
     "experts": (configured(model_type="nllb-moe"), "'nllb-moe': it has a mixture of experts; train on its "),
+    "attention": (configured(model_type="led"), "'led': it has another kind of attention; train on its "),
+    "speech": (
+        configured(model_type="whisper"),
+        "'whisper': it reads speech; train on its translations instead",
+    ),
     "classifier": (
         configured(architectures=["BartForSequenceClassification"]),
         "is a BartForSequenceClassification, not a model that translates",

@@ -77,6 +77,14 @@ FEATURES: dict[str, tuple[str, tuple[object, ...]]] = {
     "pool": ("imitkd", ("--student-share", HALF, "--rollout-pool", "--update-freq", 2)),
     "pool of updates": ("imitkd_full", ("--student-share", HALF, "--rollout-pool-updates", 2)),
     "encoder cache": ("imitkd_full", ("--student-share", HALF, "--teacher-encoder-cache", "1M")),
+    "teacher on the host": (
+        "imitkd_full",
+        ("--student-share", HALF, "--teacher-device", "cpu", "--teacher-encoder-cache", "1M"),
+    ),
+    "teacher on the host, small chunks": (
+        "imitkd",
+        ("--student-share", HALF, "--teacher-device", "cpu", "--loss-chunk", 16),
+    ),
     "small chunks": ("imitkd_full", ("--student-share", HALF, "--loss-chunk", 16)),
     "ema": ("imitkd_full", ("--student-share", HALF, "--store-ema")),
     "pruning": ("imitkd_full", ("--prune-sparsity", 0.5, "--prune-every", 1, "--prune-end", 2)),

@@ -310,6 +310,10 @@ def test_a_student_that_cannot_be_probed_keeps_its_other_results(
     probes = found["models"]["again"]["probes"]
     assert (probes["agreement_own"], probes["kl_own"]) == (1.0, 0.0)
     assert len(set(probes["exposure"].values())) == 1
+    drafts = found["models"]["again"]["drafts"]
+    assert [drafts[each]["acceptance"] for each in ("greedy", "sampling")] == pytest.approx([1.0, 1.0])
+    assert drafts["greedy"]["tokens_per_call"] > 1.0
+    assert "drafts" not in found["models"]["gru"]
     assert found["baseline"] == "again"  # the student without a teacher, not the teacher
     assert "`gru` failed being probed: no probe" in capsys.readouterr().out
 

@@ -59,6 +59,8 @@ VARIANTS = {
     "annealing by epochs": ("annealing_kd", "--schedule-by", "epoch", "--max-epoch", 2),
     "stage I alone": ("annealing_kd", "--gold-weight", 0, "--annealing-end", 1),
     "distillm forwards": ("distillm", "--divergence", "skew-forward-kl", "--student-share", "adaptive:0.5"),
+    "rollouts weighted by confidence": ("imitkd_full", "--rollout-confidence", "entropy"),
+    "the hardest of each batch": ("selective_kd", "--token-selection", "batch", "--student-share", 0.5),
     "in chunks": ("imitkd_full", "--loss-chunk", 64),
 }
 
@@ -103,14 +105,15 @@ def test_teachers_weighted_by_sentence(digits, teacher, student, tmp_path) -> No
 RESUMED = {
     "distillm": ("distillm", "--student-share", "adaptive:0.4", "--rollout-replay", 40),
     "reward over its running mean": ("gkd", *REWARD, "--reward-baseline", "running"),
+    "difficulties of recent tokens": ("selective_kd", "--selection-queue", 700),
     "a policy over teachers": ("word_kd", "--teacher-selection", "reinforced"),
 }
 
 
 @pytest.mark.parametrize("case", RESUMED)
 def test_state_is_in_the_checkpoint(case: str, digits, teacher, student, tmp_path) -> None:
-    """The state is replayed rollouts, an adaptive share, a mean of rewards, or a policy. A resumed run is
-    equal to the last bit.
+    """The state is replayed rollouts, an adaptive share, a mean of rewards, difficulties, or a policy. A
+    resumed run is equal to the last bit.
     """
     name, *flags = RESUMED[case]
     if "--teacher-selection" in flags:
@@ -136,6 +139,8 @@ def test_state_is_in_the_checkpoint(case: str, digits, teacher, student, tmp_pat
         assert state["share"][0] > 0.4, "a validation must have moved it"
         assert len(state["processes"][0]["replay"]["numbers"]) == 40
         assert sum(metrics.get("rollouts_replayed", 0.0) for metrics in resumed.metrics["train_inner"]) > 0.0
+    elif name == "selective_kd":
+        assert state["processes"][0]["difficulties"].shape == (700,)
     elif name == "gkd":
         assert state["baseline"][1] > 0.0
     else:

@@ -23,6 +23,7 @@ from fairseq_imitkd.losses.chunked import (
     chunked_loss,
 )
 from fairseq_imitkd.losses.divergences import DIVERGENCES, needs
+from fairseq_imitkd.losses.token_weights import DifficultyQueue
 from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.mixing.batch import with_rollouts
 from fairseq_imitkd.models.access import features_for_logits, output_projection, unwrapped
@@ -53,7 +54,14 @@ PAD, SYMBOLS = letters().pad(), len(letters())
 N, V, D = 11, 23, 5
 CPU = torch.device("cpu")
 
-SETTINGS = {"jsd_weight": 0.3, "skew": 0.2, "annealing": 0.6, "logit_margin": 2.0}
+SETTINGS = {
+    "jsd_weight": 0.3,
+    "skew": 0.2,
+    "annealing": 0.6,
+    "logit_margin": 2.0,
+    "rank_topk": 3,
+    "entropy_threshold": 1.0,
+}
 
 
 def randn(*shape: int, seed: int, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -580,6 +588,7 @@ def training_batch(
         truncated,
         AtUpdate(update_num),
         randn(6, seed=9) if advantages else None,
+        difficulties=DifficultyQueue(20),
     )
     return sample
 
@@ -607,6 +616,9 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "label-smoothing": ("word_kd", {"gold_weight": "0.3", "label_smoothing": 0.1}),
     "references-alone": ("imitkd", {"gold_weight": "1.0", "label_smoothing": 0.2}),
+    "hardest-of-the-batch": ("word_kd", {"token_selection": "batch", "selected_share": 0.3}),
+    "hardest-of-few": ("imitkd_full", {"token_selection": "queue", "selection_queue": 7}),
+    "confidence": ("imitkd_full", {"rollout_confidence": "entropy"}),
     "by-sentence": ("word_kd", {"loss_average": "sentence", "label_smoothing": 0.1}),
     "exact-mixture": ("f_distill", {"js_weights": "exact"}),
     "exact-mixture-by-sentence": (

@@ -131,6 +131,20 @@ def reference_target_decoupled_kl(
     return token_weight * (others_part(q, p, target) + (target_part(q, p, target) if is_hard else 0.0))
 
 
+def reference_ranked_kl(q: Distribution, p: Distribution, rank_topk: int) -> float:
+    """KL, and what the student's probabilities lack of the teacher's order, pair by pair."""
+    best_p, best_q = (sorted(range(len(p)), key=lambda v: -each[v])[:rank_topk] for each in (p, q))
+    first = sum(max(0.0, q[v] - q[best_p[0]]) for v in best_p)
+    others = sum(max(0.0, q[u] - q[v]) for v in best_p for u in best_q if p[v] > p[u])
+    return kl(p, q) + first + others
+
+
+def reference_entropy_aware_kl(q: Distribution, p: Distribution, entropy_threshold: float) -> float:
+    """KL(q || p), plus KL(p || q) if the entropy of p is above the threshold."""
+    entropy = -sum(p_v * math.log(p_v) for p_v in p if p_v > 0.0)
+    return kl(q, p) + (kl(p, q) if entropy > entropy_threshold else 0.0)
+
+
 def of_distributions(reference: Callable[..., float]) -> Callable[..., float]:
     """Let a reference take logits instead of distributions."""
     return lambda student, teacher, **keywords: reference(
@@ -151,6 +165,8 @@ REFERENCES: dict[str, Callable[..., float]] = {
     "skew-reverse-kl": of_distributions(reference_skew_reverse_kl),
     "logit-mse": reference_logit_mse,
     "target-decoupled-kl": of_distributions(reference_target_decoupled_kl),
+    "ranked-kl": of_distributions(reference_ranked_kl),
+    "entropy-aware-kl": of_distributions(reference_entropy_aware_kl),
 }
 
 
@@ -233,6 +249,11 @@ CASES: dict[str, Case] = {
     "target-decoupled-kl-easy": Case(
         "target-decoupled-kl", inputs={"target": TARGETS, "is_hard": [False] * N, "token_weight": [1.0] * N}
     ),
+    **{f"ranked-kl-{k}": Case("ranked-kl", {"rank_topk": k}) for k in (1, 3, V, 100)},
+    **{
+        f"entropy-aware-kl-{h}": Case("entropy-aware-kl", {"entropy_threshold": h}, forbids=False)
+        for h in (0.0, 0.8, 5.0)
+    },
 }
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -689,6 +710,8 @@ def test_needs_names_the_inputs_and_settings() -> None:
         "skew-reverse-kl": (set(), {"skew"}),
         "logit-mse": (set(), {"annealing", "logit_margin"}),
         "target-decoupled-kl": ({"target", "is_hard", "token_weight"}, set()),
+        "ranked-kl": (set(), {"rank_topk"}),
+        "entropy-aware-kl": (set(), {"entropy_threshold"}),
     }
     assert {name: needs(divergence) for name, divergence in DIVERGENCES.items()} == expected
     assert set().union(*(inputs for inputs, _ in expected.values())) == set(TOKEN_INPUTS)

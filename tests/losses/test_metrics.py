@@ -25,7 +25,8 @@ TRAINING: dict[str, Any] = {
 EVERYTHING: dict[str, Any] = {
     **TRAINING, "correct": 21, "rollout_rows_computed": 22, "rollout_staleness": 6, "rollouts_replayed": 1,
     "rollout_out_of_memory": 2, "rewarded": 4, "reward": 2.0, "reward_squared": 1.25, "rollout_seconds": 1.0,
-    "teacher_seconds": 2.0, "step_seconds": 8.0,
+    "teacher_seconds": 2.0, "step_seconds": 8.0, "graph_blocks": 40, "graph_blocks_replayed": 38,
+    "graph_reports": 2, "graphs": 10, "graph_megabytes": 6.0,
 }  # fmt: skip
 
 
@@ -77,6 +78,7 @@ def test_every_metric_follows_its_definition() -> None:
         "agreement": 0.4, "padding": 1.1, "rollout_work": 1.1, "rollout_staleness": 1.5,
         "rollouts_replayed": 0.25, "reward": 0.5, "reward_spread": 0.25, "tokens_data": 10,
         "tokens_rollout": 20, "rollout_out_of_memory": 2, "rollout_time": 0.125, "teacher_time": 0.25,
+        "graph_hits": 0.95, "graphs": 5.0, "graph_memory": 3.0,
     }  # fmt: skip
     found = shown(EVERYTHING)
     assert found.keys() == expected.keys()
@@ -180,7 +182,7 @@ def test_sample_size_is_of_sentences_or_tokens(by_sentence: bool, expected: int)
         teacher=object(),
         is_rollout=torch.tensor([False, True, False]),
         truncated=torch.tensor([False, False, False]),
-        now=SimpleNamespace(student_share=0.5),
+        now=SimpleNamespace(student_writes=True),
     )
     log = metrics.batch_sums(
         sample,

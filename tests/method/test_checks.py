@@ -56,6 +56,10 @@ RANGES: list[tuple[str, str, list[Any], str, list[Any]]] = [
     ("jsd_weight", "gkd", [0.0, 1.0, -0.1, 1.1, NAN], "above 0 and below 1", [0.001, 0.5, 0.999]),
     ("skew", "distillm", [-0.1, 1.0, 2.0, NAN], "at least 0 and below 1", [0.0, 0.999]),
     ("easy_weight", "atkd", [-0.1, 1.1, NAN], "in 0..1", [0.0, 0.5, 1.0]),
+    ("rank_topk", "tie_kd", [0, -1], "1 or more", [1, 10**9]),
+    ("entropy_threshold", "entropy_aware_kd", [-0.1, NAN], "a finite number, 0 or more", [0.0, 9.0]),
+    ("selected_share", "selective_kd", [0.0, 1.0, NAN], "above 0 and below 1", [0.001, 0.999]),
+    ("selection_queue", "selective_kd", [0, -1], "1 or more", [1, 10**9]),
     ("annealing_temperature", "annealing_kd", [0, -1], "a whole number, 1 or more", [1, 2, 100]),
     ("annealing_end", "annealing_kd", [0.0, -0.5, 1.1, NAN], "above 0 and at most 1", [0.01, 1.0]),
     ("logit_margin", "continuation_kd", [-0.1, NAN], "a finite number, 0 or more", [0.0, 7.0]),
@@ -114,11 +118,12 @@ def test_ends_of_the_jsd_weight_need_the_normalised_divergence(value: float) -> 
 
 
 def test_unknown_divergence_is_refused() -> None:
-    """The message lists all divergences."""
-    message = refusal("imitkd", divergence="kl")
-    assert message.startswith("--divergence must be one of ")
-    assert message.endswith("but is kl")
-    assert all(f" {name}," in message for name in DIVERGENCES)
+    """The message names some divergences, the nearest ones if there are any."""
+    message = refusal("imitkd", divergence="forward_kl")
+    assert message.startswith("--divergence must be one of those that --help lists, such as forward-kl, ")
+    assert message.endswith(", but is forward_kl")
+    assert "such as teacher-argmax, forward-kl, " in refusal("imitkd", divergence="##")
+    assert len(refusal("imitkd", divergence="decoupled")) <= 200
 
 
 ADD_SAMPLING = {"rollout_policy": "sampling"}
@@ -183,6 +188,15 @@ USELESS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
      {"divergence": "logit-mse"}),
     ("gkd", {"easy_weight": 0.5}, "--easy-weight 0.5", "choose target-decoupled-kl",
      {"divergence": "target-decoupled-kl"}),
+    ("word_kd", {"rank_topk": 3}, "--rank-topk 3", "choose ranked-kl", {"divergence": "ranked-kl"}),
+    ("gkd", {"entropy_threshold": 1.0}, "--entropy-threshold 1.0", "choose entropy-aware-kl",
+     {"divergence": "entropy-aware-kl"}),
+    ("word_kd", {"selected_share": 0.3}, "--selected-share 0.3", "without --token-selection: add it",
+     {"token_selection": "batch"}),
+    ("word_kd", {"token_selection": "batch", "selection_queue": 9}, "--selection-queue 9",
+     "without --token-selection queue: add it", {"token_selection": "queue"}),
+    ("word_kd", {"rollout_confidence": "entropy"}, "--rollout-confidence entropy", "raise the share",
+     {"student_share": "0.5"}),
     ("gkd", {"js_weights": "exact"}, "--js-weights exact", "choose sequence-js",
      {"divergence": "sequence-js"}),
     *(
@@ -353,6 +367,8 @@ def test_every_divergence_that_dropped_symbols_make_infinite_is_refused(divergen
         "jsd-normalised": [{"jsd_weight": weight} for weight in (0.0, 0.5, 1.0)],
         "skew-forward-kl": [{"skew": 0.0}, {"skew": 0.1}],
         "skew-reverse-kl": [{"skew": 0.0}, {"skew": 0.1}],
+        "ranked-kl": [{"rank_topk": 2}, {"rank_topk": 5}],
+        "entropy-aware-kl": [{"entropy_threshold": 0.0}, {"entropy_threshold": 9.0}],
     }
     for settings in values.get(divergence, [{}]):
         inputs = rollouts if divergence == "sequence-js" else {}

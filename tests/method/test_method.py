@@ -110,7 +110,8 @@ def test_what_divergences_read() -> None:
 
     assert having("reads_token_probabilities") == {"atkd", "f_distill exact"}
     assert having("compares_logits") == {"annealing_kd", "continuation_kd"}
-    assert having("needs_whole_batches") == {"atkd"}
+    assert having("needs_whole_batches") == {"atkd", "selective_kd"}
+    assert having("selection_queue") == {"selective_kd"}
 
 
 def test_annealing_ends_at_temperature_one() -> None:

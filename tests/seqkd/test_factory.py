@@ -922,7 +922,8 @@ def test_text_of_words(root: Path, tmp_path: Path, caplog: Any) -> None:
         ),
         (
             ("--seed", "5"),
-            "--seed 5 changes nothing: only --select sample and --mix-gold are random; leave it out",
+            "--seed 5 changes nothing: only --select sample, mbr without --nbest, and --mix-gold are random; "
+            "leave it out",
         ),
         (("--nbest", "0", "--select", "best", "--metric", "chrf"), "--nbest must be 1 or more, but is 0"),
         (("--beam", "0"), "--beam must be 1 or more, but is 0"),

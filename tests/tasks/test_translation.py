@@ -505,10 +505,13 @@ def test_parts_of_similar_length_add_up_to_the_whole(
     assert list(parts[2]) == list(whole[2])
 
 
-def test_batch_whose_tokens_are_compared_stays_whole(task, student, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ATKD divides tokens into easy and hard ones by the batch's median."""
+@pytest.mark.parametrize("name", ["atkd", "selective_kd"])
+def test_batch_whose_tokens_are_compared_stays_whole(
+    task, student, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """ATKD divides tokens into easy and hard ones by the batch's median; selective KD selects the hardest."""
     monkeypatch.setattr(distiller_module, "PART_COST", {"cpu": 0})
-    criterion, sample = tiny_criterion("atkd", tiny_task()), make_batch(reversed_pairs(12, seed=13))
+    criterion, sample = tiny_criterion(name, tiny_task()), make_batch(reversed_pairs(12, seed=13))
     recorder = Recorder(criterion, monkeypatch)
     step(task, student, criterion, sample)
     assert len(recorder.samples) == 1
@@ -585,3 +588,21 @@ def test_cache_size_is_read_before_the_teacher(tmp_path: Path) -> None:
     teacher.write_bytes(b"")
     with pytest.raises(UsageError, match="--teacher-encoder-cache must be a size"):
         tiny_task(teacher_path=str(teacher), teacher_encoder_cache="much").build_criterion(criterion_config())
+
+
+@pytest.mark.parametrize(
+    ("flag", "task_settings", "settings"),
+    [
+        ("--teacher-samples", {}, {"teacher_samples": True}),
+        ("--rollout-policy speculative", {}, {"rollout_policy": "speculative", "student_share": "0.5"}),
+        ("--teacher-selection agreement", {"teacher_selection": "agreement"}, {}),
+    ],
+)
+def test_a_teacher_on_another_device_only_scores(
+    flag: str, task_settings: dict[str, Any], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher.pt"
+    teacher.write_bytes(b"")
+    task = tiny_task(teacher_path=f"{teacher}:{teacher}", teacher_device="cpu", **task_settings)
+    with pytest.raises(UsageError, match=f"--teacher-device cpu can't be used with {flag}, which needs"):
+        task.build_criterion(OmegaConf.merge(criterion_config(), settings))

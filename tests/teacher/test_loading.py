@@ -7,8 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from fairseq import tasks
 from fairseq.models import BaseFairseqModel
 
+from fairseq_imitkd.data.languages import LanguagePair
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.models.tagged import Tags, tags_of
+from fairseq_imitkd.teacher.loading import load_teacher
+from fairseq_imitkd.teacher.source import TeacherSource
 from tests.helpers.fairseq_models import (
     LETTERS,
     checkpoint_state,
@@ -258,13 +264,42 @@ def test_other_language_names_are_warned_of(
     assert all("-".join(names) in message and "src-tgt" in message for message in messages)
 
 
-def test_a_teacher_that_reads_tags_is_refused(folder: Path, model: BaseFairseqModel) -> None:
-    """mBART's fine-tuning task puts language tags into its sentences."""
+def test_a_teacher_whose_tags_the_data_lack_is_refused(folder: Path, model: BaseFairseqModel) -> None:
+    """mBART's fine-tuning task adds language tags to the dictionaries of its data."""
     args = training_args(folder, "--task", "translation")
     args.task, args.langs, args.prepend_bos = "translation_from_pretrained_bart", "de,en", False
     message = refusal(saved(folder, legacy_state(args, model.state_dict()), "tags.pt"))
-    assert "was trained by --task translation_from_pretrained_bart" in message
-    assert "[src] in the source and [tgt] in the target" in message
+    assert "its task adds [de] [en] <mask> to dict.src.txt, which the student's lacks; use" in message
+    assert message.endswith("the dictionaries of: imitkd-dictionary TEACHER --out FOLDER")
+
+
+def test_a_teacher_gets_the_tags_of_its_settings(tmp_path: Path) -> None:
+    """mBART's: the source's tag follows EOS, and the target begins with its own. The student lacks none."""
+    symbols = [*LETTERS, "[src]", "[tgt]", "<mask>"]
+    folder = write_dictionaries(tmp_path, symbols, symbols)
+    args = training_args(folder, "--task", "translation")
+    model = tasks.setup_task(args).build_model(args)
+    args.task, args.langs, args.prepend_bos = "translation_from_pretrained_bart", "src,tgt", True
+    path = saved(folder, legacy_state(args, model.state_dict()))
+    full = letters(symbols)
+    [loaded] = load_teacher(TeacherSource(path), LanguagePair("src", "tgt", full, full)).models
+    eos, bos, src, tgt = full.eos(), full.bos(), full.index("[src]"), full.index("[tgt]")
+    assert tags_of(loaded) == Tags((bos,), (eos, src), (tgt, bos))
+
+
+def test_teachers_with_other_tags_are_no_ensemble(tmp_path: Path) -> None:
+    """The same members would need different prefixes."""
+    symbols = [*LETTERS, "[src]", "[tgt]", "<mask>"]
+    folder = write_dictionaries(tmp_path, symbols, symbols)
+    args = training_args(folder, "--task", "translation")
+    weights = tasks.setup_task(args).build_model(args).state_dict()
+    plain = saved(folder, legacy_state(args, weights), "plain.pt")
+    args = training_args(folder, "--task", "translation")
+    args.task, args.langs = "translation_from_pretrained_bart", "src,tgt"
+    tagged = saved(folder, legacy_state(args, weights), "tagged.pt")
+    full = letters(symbols)
+    with pytest.raises(UsageError, match=r"tagged.pt' needs other language tags than '.*plain.pt'"):
+        load_teacher(TeacherSource(f"{plain}:{tagged}"), LanguagePair("src", "tgt", full, full))
 
 
 def test_a_teacher_whose_logits_depend_on_earlier_batches_is_refused(

@@ -4,10 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher.config import TeacherConfig
-from fairseq_imitkd.teacher.source import TeacherSource, check_files, parse_bytes, parse_weights
+from fairseq_imitkd.teacher.source import TeacherSource, check_files, parse_bytes, parse_device, parse_weights
 
 
 def test_flags_are_parsed_and_checked(tmp_path: Path) -> None:
@@ -71,3 +72,15 @@ def test_other_texts_are_not_sizes(text: str) -> None:
         UsageError, match=f"--teacher-encoder-cache must be a size such as 512MB or 2GB.*'{text}'"
     ):
         parse_bytes(text, "--teacher-encoder-cache")
+
+
+def test_devices_of_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of a GPU must be one of those that are visible."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert parse_device(None) is None
+    assert [str(parse_device(text)) for text in ("cpu", "cuda:0", "cuda:1")] == ["cpu", "cuda:0", "cuda:1"]
+    for text in ("cuda", "gpu", "cuda:x", "CPU", "cuda:-1"):
+        with pytest.raises(UsageError, match=f"must be cpu or a GPU such as cuda:1, but is '{text}'"):
+            parse_device(text)
+    with pytest.raises(UsageError, match="is cuda:2, but the number of visible GPUs is 2"):
+        parse_device("cuda:2")

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import textwrap
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairseq_imitkd.rollout import RandomKey
+from fairseq_imitkd.rollout import RandomKey, cuda_graphs
 from fairseq_imitkd.rollout.keyed_random import MIXING, REPLAYED, REPLAYING
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.text.rewards import RunningMean
@@ -64,7 +65,7 @@ def recorded_stages(
     record(distiller.mixer, "draw", "draw")
     record(distiller.mixer, "roll_out", "roll out")
     if distiller.rewarder is not None:
-        record(distiller.rewarder, "advantages", "reward")
+        record(distiller.rewarder, "begin", "reward")
     record(distiller.teacher, "encode", "encode")
     record(distiller.teacher, "score", "score")
     record(learner.criterion, "forward", "loss")
@@ -260,7 +261,7 @@ def test_gradient_of_a_step_is_that_of_equation_4(
     student = build_student(dropout=0.0).double()
     distiller, learner = task.distiller_of(criterion), Learner(student, criterion, Optimizer(), 0)
     calls = dict[str, Any]()
-    for owner, name in ((distiller.mixer, "roll_out"), (distiller.rewarder, "advantages")):
+    for owner, name in ((distiller.mixer, "roll_out"), (distiller.rewarder, "begin")):
         original = getattr(owner, name)
 
         def recording(*args: Any, name: str = name, original: Any = original) -> Any:
@@ -272,7 +273,7 @@ def test_gradient_of_a_step_is_that_of_equation_4(
     found = {name: each.grad / count for name, each in student.named_parameters()}
 
     batch = calls["roll_out"]
-    target, advantage = batch.sample["target"], calls["advantages"][0].double()
+    target, advantage = batch.sample["target"], calls["begin"]()[0].double()
     counted, is_rollout = target.ne(1), batch.is_rollout
     lengths = counted.sum(dim=-1)
     assert 2 <= int(is_rollout.sum()) < 12
@@ -292,3 +293,79 @@ def test_gradient_of_a_step_is_that_of_equation_4(
     for name, parameter in student.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-6, atol=1e-9)
     assert max(float(each.abs().max()) for each in found.values()) > 1e-3
+
+
+def test_rewards_are_scored_beside_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher scores the batch before the rewards are there, and the loss waits for them."""
+    distiller, learner = distiller_and_learner("gkd", **REWARD)
+    assert distiller.rewarder is not None
+    monkeypatch.setattr(distiller_module, "PART_COST", {})
+    is_scored = threading.Event()
+    score, teacher_score = distiller.rewarder.score, distiller.teacher.score
+
+    def reward(*pair: str) -> float:
+        assert is_scored.wait(20.0), "the teacher waits for the rewards"
+        return score(*pair)
+
+    def teachers(*args: Any, **kwargs: Any) -> Any:
+        logits = teacher_score(*args, **kwargs)
+        is_scored.set()
+        return logits
+
+    monkeypatch.setattr(distiller.rewarder, "score", reward)
+    monkeypatch.setattr(distiller.teacher, "score", teachers)
+    _, _, logs = distiller.step(make_batch(reversed_pairs(8, seed=1)), learner)
+    assert logs["rewarded"] > 0
+
+
+class NoMemory:
+    """Memory that runs out once, unless nothing else is freed.
+
+    Attributes:
+        freed: how often the memory of graphs was asked for.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.freed = 0
+        self._full = True
+        monkeypatch.setattr(cuda_graphs, "release_graphs", self._free)
+
+    def use(self) -> None:
+        if self._full:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def needed_by(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that needs memory."""
+        return lambda *arguments: self.use() or function(*arguments)
+
+    def _free(self) -> bool:
+        was_full, self._full = self._full, False
+        self.freed += 1
+        return was_full
+
+
+def test_a_forward_pass_without_memory_is_repeated_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient is that of one pass."""
+    monkeypatch.setattr(distiller_module, "PART_COST", {})
+    found, memory = [], NoMemory(monkeypatch)
+    for runs_out in (False, True):
+        distiller, learner = distiller_and_learner("imitkd", student_share="0.5")
+        loss = learner.criterion._token_loss
+        learner.model.eval()
+        monkeypatch.setattr(learner.model, "train", lambda *_: None)  # dropout would draw other numbers
+        if runs_out:
+            monkeypatch.setattr(learner.criterion, "_token_loss", memory.needed_by(loss))
+        distiller.step(make_batch(reversed_pairs(8, seed=1)), learner)
+        found.append([parameter.grad for parameter in learner.model.parameters()])
+    assert memory.freed == 1
+    torch.testing.assert_close(*found)
+
+
+def test_a_backward_pass_without_memory_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the gradient may be there. fairseq leaves out the batch; the next ones have more memory."""
+    distiller, learner = distiller_and_learner("imitkd", student_share="0.5")
+    memory = NoMemory(monkeypatch)
+    monkeypatch.setattr(learner.optimizer, "backward", lambda _: memory.use())
+    with pytest.raises(torch.OutOfMemoryError):
+        distiller.step(make_batch(reversed_pairs(8, seed=1)), learner)
+    assert memory.freed == 1

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.errors import RefusedUpdate
+from fairseq_imitkd.models.logits import WholeLogits
+from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.text.rewards import REWARDS
 from tests.helpers import in_process
 from tests.helpers.emulated_cuda import emulated_cuda
@@ -182,3 +185,77 @@ def test_an_overflow_at_the_lowest_scale_is_refused(
                 "--min-loss-scale", 2**22, around_step=watched.step,
             )  # fmt: skip
         assert differences(watched.states[0]["model"], watched.state()["model"]) == []
+
+
+FORWARD = ("--criterion", "imitkd_full", "--loss-chunk", "-1")  # forward KL
+
+
+def spoil_student(monkeypatch: pytest.MonkeyPatch, watched: Watched, *steps: int) -> None:
+    """Make one of the student's logits infinite in these steps of the trainer, counted from 1."""
+    original = DistillationCriterion._student_logits
+
+    def student_logits(*arguments: Any, **named: Any) -> Any:
+        student = original(*arguments, **named)
+        if len(watched.states) in steps:
+            logits = student.logits(slice(None)).clone()
+            logits[0, 5] = -torch.inf  # the gradient of this token is finite
+            return WholeLogits(logits)
+        return student
+
+    monkeypatch.setattr(DistillationCriterion, "_student_logits", student_logits)
+
+
+@pytest.mark.parametrize("precision", ["--fp16", "--amp"])
+def test_a_student_that_overflows_lowers_the_loss_scale(
+    precision: str, digits: Any, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """As in stock fairseq, the update is left out; --amp tries the batch again."""
+    monkeypatch.setattr(in_process, "SETTINGS", [flag for flag in in_process.SETTINGS if flag != "--cpu"])
+    watched = Watched()
+    spoil_student(monkeypatch, watched, 2)
+    with emulated_cuda(), caplog.at_level(logging.WARNING, "fairseq_imitkd.criterion"):
+        in_process.train(
+            digits.data, tmp_path, *TASK, "--no-save", "--teacher-path", teacher, *FORWARD,
+            precision, around_step=watched.step,
+        )  # fmt: skip
+        assert differences(watched.states[1]["model"], watched.states[2]["model"]) == []
+    assert watched.updates == [1, 1 if precision == "--fp16" else 2, 2, 3, 4, 5, 6]
+    [said] = [record.message for record in caplog.records]
+    assert said.startswith("update 2 is skipped: the student's logits are not finite in sentence")
+    if precision == "--fp16":
+        assert watched.scales[:3] == [128, 64, 64]
+
+
+def test_a_student_that_always_overflows_is_refused(
+    digits: Any, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_process, "SETTINGS", [flag for flag in in_process.SETTINGS if flag != "--cpu"])
+    watched = Watched()
+    spoil_student(monkeypatch, watched, *range(2, 20))
+    line = "^update 2 is refused: .*reached --min-loss-scale 16.0: use"
+    with emulated_cuda(), pytest.raises(RefusedUpdate, match=line):
+        in_process.train(
+            digits.data, tmp_path, *TASK, "--no-save", "--teacher-path", teacher, *FORWARD,
+            "--fp16", "--min-loss-scale", 16, around_step=watched.step,
+        )  # fmt: skip
+    assert watched.updates == [1, 1, 1]
+
+
+def test_a_teacher_that_overflows_is_refused_in_half_precision(
+    digits: Any, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_process, "SETTINGS", [flag for flag in in_process.SETTINGS if flag != "--cpu"])
+    original = Teacher.score
+
+    def score(*arguments: Any, **named: Any) -> Any:
+        logits = original(*arguments, **named).logits(slice(None)).clone()
+        logits[0, 5] = torch.nan
+        return WholeLogits(logits)
+
+    monkeypatch.setattr(Teacher, "score", score)
+    with emulated_cuda(), pytest.raises(RefusedUpdate, match="the teacher's logits are not finite"):
+        in_process.train(
+            digits.data, tmp_path, *TASK, "--no-save", "--teacher-path", teacher, *FORWARD,
+            "--fp16", "--teacher-allow-poor",
+        )  # fmt: skip

@@ -1,0 +1,46 @@
+"""Imports a model with the vocabulary of a corpus: an import, and the trimming of what it has made."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fairseq_imitkd.data.output_folder import OutputFolder
+from fairseq_imitkd.huggingface.folder import read_json
+from fairseq_imitkd.huggingface.importer import CHECKPOINT, Imported, ImportJob, import_model
+from fairseq_imitkd.huggingface.layout import SIDES
+from fairseq_imitkd.huggingface.subwords import open_encoder
+from fairseq_imitkd.huggingface.tokens import DESCRIPTION
+from fairseq_imitkd.huggingface.trim import TrimJob, Trimmed, count_symbols, trim
+
+_FLAG = "--trim-to"
+
+
+def import_trimmed(job: ImportJob, corpora: Sequence[str]) -> tuple[Imported, Trimmed]:
+    """Import a model, and trim its vocabulary to raw text.
+
+    Args:
+        job: the model to import.
+        corpora: prefixes of text: ``PREFIX.LANG`` holds sentences.
+
+    Raises:
+        UsageError: as of :func:`~fairseq_imitkd.huggingface.importer.import_model` and
+            :func:`~fairseq_imitkd.huggingface.trim.trim`.
+    """
+    OutputFolder(job.out, "a new folder").check_new()
+    for language in filter(None, (job.source_lang, job.target_lang)):
+        count_symbols(_FLAG, corpora, language)  # before the import takes its time
+    with tempfile.TemporaryDirectory(prefix=".import-", dir=job.out.resolve().parent) as folder:
+        whole = Path(folder) / "whole"
+        made = import_model(replace(job, out=whole))
+        content = read_json(whole / DESCRIPTION)
+        counts = {
+            side: count_symbols(
+                _FLAG,
+                corpora,
+                content["text"][side]["language"],
+                split=open_encoder(whole, side).symbols,
+            )
+            for side in SIDES
+        }
+        return made, trim(TrimJob(whole / CHECKPOINT, job.out, corpora), counts)
