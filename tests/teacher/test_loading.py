@@ -102,7 +102,7 @@ def test_dictionary_that_differs_is_refused(
         f"{tmp_path / f'dict.{side}.txt'} differs from the student's at index 8: teacher 'f', student 'e'"
         in message
     )
-    assert "fairseq-preprocess --srcdict --tgtdict" in message
+    assert "(--srcdict, --tgtdict)" in message
 
 
 @pytest.mark.parametrize(

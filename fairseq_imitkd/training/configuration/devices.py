@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -79,7 +78,7 @@ def check(settings: Mapping[str, Any], command: str) -> None:
 
 def _is_installed(package: str) -> bool:
     names = (package, "tensorboardX") if package == "tensorboard" else (package,)  # fairseq takes either
-    return any(name in sys.modules or find_spec(name) is not None for name in names)
+    return any(find_spec(name) is not None for name in names)
 
 
 def _problems(settings: Mapping[str, Any]) -> Iterator[str]:
