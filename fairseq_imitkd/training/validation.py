@@ -27,7 +27,7 @@ from torch import Tensor
 from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.rollout.policy import length_limit
-from fairseq_imitkd.text.marks import subword_mark
+from fairseq_imitkd.text.marks import name_of, subword_mark
 from fairseq_imitkd.text.scored import ScoredText
 from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES, CorpusScores, check_installed, named_values
 
@@ -151,7 +151,7 @@ class ValidationScores:
     ):
         self.names, self.dictionary, self.remove_bpe = names, dictionary, remove_bpe
         self.tokenized_bleu, self.print_samples = tokenized_bleu, print_samples
-        self._will_log_signatures, self._told_of_unknown = False, False
+        self._will_log_signatures, self._told_of_unknown, self._told_of_subwords = False, False, False
 
     @classmethod
     def from_flags(cls, cfg: Any, dictionary: Dictionary) -> "ValidationScores | None":
@@ -185,11 +185,18 @@ class ValidationScores:
         """
         text = ScoredText(self.dictionary, self.remove_bpe, detokenizer.decode if detokenizer else None)
         translations, texts = text.hypotheses(hypotheses), text.references(references)
+        if not self._told_of_subwords and self.remove_bpe is not None:
+            self._told_of_subwords = True  # not before, since a line of an error may come instead
+            logger.info(
+                "subwords: %s; they are joined before scores are computed (--eval-bleu-remove-bpe none keeps "
+                "them)",
+                name_of(self.remove_bpe),
+            )
         if not self._told_of_unknown and text.unknown(references):
             self._told_of_unknown = True
             logger.info(
-                "the references have unknown words, which match no translation: scores against raw text are "
-                "other ones"
+                "the references have unknown words, which match no translation: scores against the "
+                "raw text are different ones"
             )
         if self.print_samples:
             logger.info("example hypothesis: %s", translations[0])
