@@ -141,7 +141,7 @@ def _add_selection_flags(group: Any) -> None:
         "--n",
         "--candidates",
         type=int,
-        help="samples per sentence, for --select sample (default: 1) and mbr (default: 32)",
+        help="samples per sentence, for --select sample and mbr (default: 1 and 32)",
     )
     _add_search_flags(group)
 

@@ -133,7 +133,7 @@ def _judge_left_out(split: Split, left_out: int, total: int, *, limits: Any) -> 
     remedy = "raise --max-tokens, --max-source-positions or --max-target-positions"
     if left_out > NEARLY_ALL * total:
         raise UsageError(f"{line}: {remedy}")
-    logger.warning("%s and are left out: %s", line, remedy)
+    logger.warning("%s", f"{line} and are left out: {remedy}")
 
 
 def _check_tokens(dataset: Any, split: Split, max_tokens: int | None, *, kept: np.ndarray) -> None:
