@@ -71,7 +71,14 @@ setup(
     project_urls={"Source": repository()} if repository() else {},
     packages=find_packages(include=["fairseq_imitkd", "fairseq_imitkd.*"]),
     package_data={
-        "fairseq_imitkd": ["py.typed", "serving/page/*", "report/*.html", "report/*.css", "cli/help/*.txt"]
+        "fairseq_imitkd": [
+            "py.typed",
+            "serving/page/*",
+            "report/*.html",
+            "report/*.css",
+            "cli/help/*.txt",
+            "cli/words.json",
+        ]
     },
     python_requires=">=3.11,<3.14",
     install_requires=[

@@ -22,6 +22,7 @@ from fairseq_imitkd.seqkd.factory import Result, make
 from fairseq_imitkd.seqkd.filters import Filters
 from fairseq_imitkd.seqkd.job import BACKENDS, Job
 from fairseq_imitkd.teacher.config import DTYPES
+from fairseq_imitkd.text.counted import counted
 from fairseq_imitkd.text.rewards import REWARDS
 from fairseq_imitkd.text.subwords import TextSettings
 
@@ -187,7 +188,7 @@ def _add_selection_flags(group: Any) -> None:
         "--n",
         "--candidates",
         type=int,
-        help="samples per sentence, for --select sample (default: 1) and mbr (default: 32)",
+        help="samples per sentence, for --select sample and mbr (default: 1 and 32)",
     )
     _add_search_flags(group)
 
@@ -473,8 +474,8 @@ def report(result: Result, out: Path, seconds: float) -> str:
     dropped = ", ".join(f"{number:,} {reason}" for reason, number in left_out.items() if number)
     return "\n".join(
         [
-            f"{counts['sentences']:,} sentences, {counts['translations']:,} translations, "
-            f"{counts['gold']:,} references, {counts['written']:,} pairs written"
+            f"{counted(counts['sentences'], 'sentence')}, {counted(counts['translations'], 'translation')}, "
+            f"{counted(counts['gold'], 'reference')}, {counted(counts['written'], 'pair')} written"
             + (f"; dropped: {dropped}" if dropped else ""),
             f"{out}/data-bin: to train on; {out}/text: the same as text; {out}/manifest.json: how they were "
             "made",

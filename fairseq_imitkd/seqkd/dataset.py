@@ -1,6 +1,5 @@
 """The files of a data set that is made of translations: as text, and binarised."""
 
-import logging
 import math
 import re
 import shutil
@@ -12,18 +11,16 @@ from typing import Any, TextIO
 
 from fairseq.data import Dictionary
 from torch import Tensor
-from tqdm import tqdm
 
+from fairseq_imitkd.data.bars import Bar
 from fairseq_imitkd.data.corpus import Corpus, Languages, dataset_builder, encoded, read_lines
 from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.seqkd.filters import Counts, Pair, Sides
 from fairseq_imitkd.text.subwords import Text
-
-logger = logging.getLogger(__name__)
+from fairseq_imitkd.text.unknown import warn_of_share
 
 # Some tools end a line at these characters too.
 _SEPARATORS = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
-_UNKNOWN = 0.01  # share of unknown symbols that is warned of
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ def write(
             )
         ]
         unknown = _Unknown(languages)
-        pairs = tqdm(judged, total=total, desc="write", unit=" pairs", mininterval=1.0)
+        pairs = Bar(judged, total=total, desc="write", unit=" pairs")
         for symbols in _written(pairs, written, student, texts=texts):
             for builder, side in zip(builders, symbols, strict=True):
                 builder.add_item(side)
@@ -195,13 +192,13 @@ class _Unknown:
     def warn(self) -> None:
         """Warn of a side with many unknown symbols."""
         for language, tokens, unknown in zip(self.sides, self.tokens, self.unknown, strict=True):
-            if unknown > _UNKNOWN * tokens:
-                logger.warning(
-                    "%.1f%% of the tokens that were written are unknown to dict.%s.txt: are the subwords "
-                    "those of the dictionary?",
-                    100.0 * unknown / tokens,
-                    language,
-                )
+            warn_of_share(
+                unknown,
+                tokens,
+                "the data set",
+                language=language,
+                remedy="give --student-bpe and the file that the student's data was made with",
+            )
 
 
 def _copy_rest(languages: Languages, data: Path) -> None:

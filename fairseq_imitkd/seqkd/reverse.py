@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from fairseq_imitkd.data.bars import Bar
 from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.engines.base import SearchSettings
@@ -67,7 +67,7 @@ def score_back(work: Work, numbers: Sequence[int]) -> None:
     if work.job.reverse_teacher is None or not todo:
         return
     engine, limits = open_reverse(work)
-    for number in tqdm(todo, desc="score back", unit=" batches", mininterval=1.0):
+    for number in Bar(todo, desc="score back", unit=" batches"):
         batch = read_batch(work.job.out, number)
         scores = score_batch(work, batch, engine, limits=limits)
         with atomic_files(_path(work.job, number)) as [file]:
