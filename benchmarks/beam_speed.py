@@ -49,7 +49,7 @@ from fairseq_imitkd.engines import ctranslate2_convert
 from fairseq_imitkd.engines.base import Hypothesis, SearchSettings
 from fairseq_imitkd.engines.ctranslate2 import CTranslate2Engine
 from fairseq_imitkd.engines.fairseq import FairseqEngine
-from fairseq_imitkd.seqkd.dataset import Filters
+from fairseq_imitkd.seqkd.filters import Filters
 from fairseq_imitkd.seqkd.job import Job
 from fairseq_imitkd.seqkd.work import plan
 from fairseq_imitkd.teacher.loading import load_teacher

@@ -64,55 +64,63 @@ class HelpFormatter(argparse.HelpFormatter):
         return f"{action.help} (default: %(default)s)"
 
 
-def add_subword_flags(group: Any, of: str, kinds: Sequence[str] = tuple(SUBWORDS)) -> None:
+def add_subword_flags(
+    group: Any, of: str, kinds: Sequence[str] = tuple(SUBWORDS), *, prefix: str = ""
+) -> None:
     """Add ``--bpe`` and the flags that name its files.
 
     Args:
         group: a parser, or a group of one.
         of: the text that is split into subwords.
         kinds: kinds of subwords, among :data:`~fairseq_imitkd.text.subwords.SUBWORDS`.
+        prefix: what the names of the flags begin with, after the dashes.
     """
     helps = {
-        "sentencepiece_model": "model file for --bpe sentencepiece",
-        "bpe_codes": "file of merges for --bpe fastbpe or subword_nmt",
-        "gpt2_encoder_json": "file of symbols for --bpe gpt2",
-        "gpt2_vocab_bpe": "file of merges for --bpe gpt2",
+        "sentencepiece_model": f"model file for --{prefix}bpe sentencepiece",
+        "bpe_codes": f"file of merges for --{prefix}bpe fastbpe or subword_nmt",
+        "gpt2_encoder_json": f"file of symbols for --{prefix}bpe gpt2",
+        "gpt2_vocab_bpe": f"file of merges for --{prefix}bpe gpt2",
     }
     group.add_argument(
-        "--bpe",
+        f"--{prefix}bpe",
         choices=list(kinds),
         help=f"how to split {of} into subwords (default: it consists of subwords already)",
     )
     for name in dict.fromkeys(name for kind in kinds for name in SUBWORDS[kind]):
-        group.add_argument(_flag(name), type=Path, help=helps[name])
+        group.add_argument(_flag(name, prefix), type=Path, help=helps[name])
 
 
-def text_settings(args: argparse.Namespace, tokenizer: str | None = None) -> TextSettings:
+def text_settings(
+    args: argparse.Namespace, tokenizer: str | None = None, *, prefix: str = ""
+) -> TextSettings:
     """Return the settings that the flags of :func:`add_subword_flags` describe.
 
     Args:
         args: the parsed flags.
         tokenizer: the tokeniser; None is none.
+        prefix: as for :func:`add_subword_flags`.
 
     Raises:
         UsageError: a flag changes nothing, is missing, or does not name a file.
     """
-    wanted = SUBWORDS.get(args.bpe, ())
+    given = {_flag(name): value for name, value in vars(args).items()}
+    bpe, flag = given[f"--{prefix}bpe"], f"--{prefix}bpe"
+    wanted = SUBWORDS.get(bpe, ())
     for name in dict.fromkeys(name for names in SUBWORDS.values() for name in names):
-        if getattr(args, name, None) is not None and name not in wanted:
+        if given.get(_flag(name, prefix)) is not None and name not in wanted:
             users = " or ".join(kind for kind, names in SUBWORDS.items() if name in names)
-            raise UsageError(f"{_flag(name)} changes nothing without --bpe {users}")
+            raise UsageError(f"{_flag(name, prefix)} changes nothing without {flag} {users}")
     files: dict[str, Path] = {}
     for name in wanted:
-        path = getattr(args, name)
+        path = given[_flag(name, prefix)]
         if path is None:
-            raise UsageError(f"--bpe {args.bpe} needs {_flag(name)}; add it")
-        if kind_of(path, _flag(name)) != "file":
+            raise UsageError(f"{flag} {bpe} needs {_flag(name, prefix)}; add it")
+        if kind_of(path, _flag(name, prefix)) != "file":
             raise UsageError(
-                f"{_flag(name)} '{path}' is not a file; use the file that --bpe {args.bpe} was made with"
+                f"{_flag(name, prefix)} '{path}' is not a file; use the file that {flag} {bpe} was made with"
             )
         files[name] = path
-    return TextSettings(args.bpe, files, tokenizer)
+    return TextSettings(bpe, files, tokenizer)
 
 
 def add_remove_bpe_flag(group: Any, what: str) -> None:
@@ -132,8 +140,8 @@ def add_remove_bpe_flag(group: Any, what: str) -> None:
     )
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _flag(name: str, prefix: str = "") -> str:
+    return f"--{prefix}{name.replace('_', '-')}"
 
 
 def add_search_flags(group: Any, beam: int | None, beam_help: str = "beam size") -> None:

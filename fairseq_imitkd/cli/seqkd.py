@@ -14,15 +14,21 @@ from fairseq_imitkd.cli.arguments import (
     search_limits,
     text_settings,
 )
+from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.engines.base import SELECTIONS, SearchSettings
 from fairseq_imitkd.engines.ctranslate2_convert import QUANTIZATIONS
 from fairseq_imitkd.errors import UsageError, one_line_errors
-from fairseq_imitkd.seqkd.dataset import Filters
 from fairseq_imitkd.seqkd.factory import Result, make
+from fairseq_imitkd.seqkd.filters import Filters
 from fairseq_imitkd.seqkd.job import BACKENDS, Job
 from fairseq_imitkd.teacher.config import DTYPES
 from fairseq_imitkd.text.counted import counted
 from fairseq_imitkd.text.rewards import REWARDS
+from fairseq_imitkd.text.subwords import TextSettings
+
+STUDENT = "student-"  # what the flags of the student's subwords begin with
+TARGETS = ("sentencepiece_model", "bpe_codes")  # files that the target may have of its own
+MANY = 1_000_000  # more translations than a sentence has
 
 
 @one_line_errors("; the same command continues where it stopped")
@@ -49,28 +55,31 @@ def parser() -> Parser:
         "data",
         type=Path,
         metavar="DATA",
-        help="fairseq's data directory, made with the teacher's dictionaries",
+        help="fairseq's data directory, made with the teacher's dictionaries; with --translations, with the "
+        "student's",
     )
     made.add_argument(
         "--out",
         type=Path,
         required=True,
         help="output folder: text/, data-bin/ and manifest.json; text/SPLIT.tsv has the columns: sentence "
-        "number from 0, teacher or gold, score, source, target",
+        "number from 0, teacher or gold, score, source, target; SPLIT.dropped.tsv has the reason in place of "
+        "the score",
     )
     _add_teacher_flags(made.add_argument_group("teacher"))
     _add_source_flags(made.add_argument_group("sentences"))
+    _add_translation_flags(made.add_argument_group("translations of others"))
+    _add_student_flags(made.add_argument_group("student with other subwords"))
     _add_selection_flags(made.add_argument_group("translations"))
     _add_engine_flags(made.add_argument_group("engine"))
     _add_output_flags(made.add_argument_group("output"))
+    _add_filter_flags(made.add_argument_group("filters"))
     _add_work_flags(made.add_argument_group("work"))
     return made
 
 
 def _add_teacher_flags(group: Any) -> None:
-    group.add_argument(
-        "--teacher-path", required=True, help="teacher's checkpoint, or several joined by ':' (an ensemble)"
-    )
+    group.add_argument("--teacher-path", help="teacher's checkpoint, or several joined by ':' (an ensemble)")
     group.add_argument("--teacher-dtype", choices=DTYPES, default="fp32", help="teacher's precision")
     group.add_argument(
         "--teacher-data",
@@ -107,6 +116,44 @@ def _add_source_flags(group: Any) -> None:
     group.add_argument(
         "-t", "--target-lang", help="target language (default: read from the names of DATA's files)"
     )
+
+
+def _add_translation_flags(group: Any) -> None:
+    group.add_argument(
+        "--translations",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="anyone's translations, in place of --teacher-path; those of several files are pooled. TSV: a "
+        "source and its translations in each line; JSONL: source, translations, scores, reference",
+    )
+    group.add_argument(
+        "--scores",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="one file for each of --translations: in each line a score for each translation (more is "
+        "better), for --select first and --drop-worst",
+    )
+
+
+def _add_student_flags(group: Any) -> None:
+    group.add_argument(
+        "--student-data",
+        type=Path,
+        metavar="DIR",
+        help="data directory with the dictionaries of a student with other subwords than the teacher's: "
+        "data-bin/ is made for it, of the text",
+    )
+    add_subword_flags(group, "text for the student", prefix=STUDENT)
+    for name in TARGETS:
+        group.add_argument(
+            f"--{STUDENT}target-{name.replace('_', '-')}",
+            type=Path,
+            help=f"the same for the target (default: that of --{STUDENT}{name.replace('_', '-')})",
+        )
 
 
 def _add_selection_flags(group: Any) -> None:
@@ -199,6 +246,15 @@ def _add_engine_flags(group: Any) -> None:
 def _add_output_flags(group: Any) -> None:
     add_remove_bpe_flag(group, "subword mark to remove in text/ and for --metric")
     group.add_argument(
+        "--mix-gold",
+        type=float,
+        default=0.0,
+        help="add the references of this share of the translated sentences",
+    )
+
+
+def _add_filter_flags(group: Any) -> None:
+    group.add_argument(
         "--max-ratio",
         type=float,
         default=0.0,
@@ -206,10 +262,28 @@ def _add_output_flags(group: Any) -> None:
     )
     group.add_argument("--dedup", action="store_true", help="drop a pair that occurred before")
     group.add_argument(
-        "--mix-gold",
+        "--drop-copies",
+        action="store_true",
+        help="drop a translation that is its source, but for case and blanks",
+    )
+    group.add_argument(
+        "--drop-repeats",
+        action="store_true",
+        help="drop a translation in which a phrase stands three times in a row, unless its source has one",
+    )
+    group.add_argument(
+        "--drop-worst",
         type=float,
         default=0.0,
-        help="add the references of this share of the translated sentences",
+        metavar="SHARE",
+        help="drop this share of the translations that are left, the worst ones by --reverse-teacher, or by "
+        "the scores of --translations",
+    )
+    group.add_argument(
+        "--reverse-teacher",
+        metavar="PATH",
+        help="checkpoint of a model that translates back, with the same dictionaries, or several joined by "
+        "':'; its log-probability of the source per token decides what --drop-worst drops",
     )
 
 
@@ -236,16 +310,22 @@ def job(args: argparse.Namespace) -> Job:
         UsageError: the flags do not fit together.
     """
     _refuse_unused(args)
+    _refuse_search(args)
     engine = {"quantization": args.quantization, "min_agreement": args.min_agreement}
     return Job(
         data=args.data,
-        teacher_path=args.teacher_path,
+        teacher_path=args.teacher_path or "",
         out=args.out,
         decoding=_search_settings(args),
-        filters=Filters(args.max_ratio, args.dedup, args.mix_gold, args.seed),
+        filters=_filters(args),
         split=args.gen_subset,
         source_text=args.source_text,
         text=text_settings(args),
+        translations=tuple(args.translations),
+        scores=tuple(args.scores),
+        reverse_teacher=args.reverse_teacher,
+        student_data=args.student_data,
+        student_text=_student_text(args),
         source_lang=args.source_lang,
         target_lang=args.target_lang,
         teacher_dtype=args.teacher_dtype,
@@ -263,6 +343,57 @@ def job(args: argparse.Namespace) -> Job:
     )
 
 
+def _filters(args: argparse.Namespace) -> Filters:
+    return Filters(
+        args.max_ratio,
+        args.dedup,
+        args.mix_gold,
+        args.seed,
+        drop_copies=args.drop_copies,
+        drop_repeats=args.drop_repeats,
+        drop_worst=args.drop_worst,
+    )
+
+
+def _student_text(args: argparse.Namespace) -> tuple[TextSettings, TextSettings]:
+    """Return how text is split into the student's subwords, of the source and of the target."""
+    if args.student_bpe is not None and args.student_data is None and not args.translations:
+        raise UsageError(f"--{STUDENT}bpe changes nothing without --student-data or --translations; add one")
+    source = text_settings(args, prefix=STUDENT)
+    target = dict(source.files)
+    for name in TARGETS:
+        path, flag = getattr(args, f"student_target_{name}"), f"--{STUDENT}target-{name.replace('_', '-')}"
+        if path is None:
+            continue
+        if name not in target:
+            raise UsageError(f"{flag} changes nothing without --{STUDENT}{name.replace('_', '-')}; add it")
+        if kind_of(path, flag) != "file":
+            raise UsageError(f"{flag} '{path}' is not a file; use the file that the subwords were made with")
+        target[name] = path
+    return source, TextSettings(source.bpe, target)
+
+
+def _refuse_search(args: argparse.Namespace) -> None:
+    """Refuse flags of the teacher and of its search with translations that are already there."""
+    if not args.translations:
+        return
+    made = parser()
+    names = [
+        *(name for name in vars(args) if name.startswith("teacher_") and name != "teacher_path"),
+        *("backend", "quantization", "min_agreement", "nbest", "n", "beam", "lenpen", "unkpen", "min_len"),
+        *("max_len_a", "max_len_b", "no_repeat_ngram_size", "diverse_beam_groups", "diverse_beam_strength"),
+        *("sampling_topk", "sampling_topp", "temperature", "bpe"),
+    ]
+    if args.reverse_teacher is not None:  # these are about its checkpoint too
+        names = [name for name in names if name not in ("teacher_dtype", "teacher_allow_globals")]
+    for name in names:
+        if getattr(args, name) != made.get_default(name):
+            raise UsageError(
+                f"--{name.replace('_', '-')} changes nothing with --translations, which nobody translates "
+                f"again; leave it out" + (f" (--{STUDENT}bpe splits the text)" if name == "bpe" else "")
+            )
+
+
 def _refuse_unused(args: argparse.Namespace) -> None:
     """Refuse flags that have no effect."""
     for flag, value in (("--quantization", args.quantization), ("--min-agreement", args.min_agreement)):
@@ -270,13 +401,13 @@ def _refuse_unused(args: argparse.Namespace) -> None:
             raise UsageError(
                 f"{flag} changes nothing with --backend {args.backend}; add --backend ctranslate2"
             )
-    draws = args.select == "sample" or (args.select == "mbr" and args.nbest is None)
+    draws = args.select == "sample" or (args.select == "mbr" and args.nbest is None and not args.translations)
     if args.seed != 1 and not draws and not args.mix_gold:
         raise UsageError(
             f"--seed {args.seed} changes nothing: only --select sample, mbr without --nbest, and --mix-gold "
             "are random; leave it out"
         )
-    if args.bpe is not None and args.source_text is None:
+    if args.bpe is not None and not (args.source_text or args.student_data or args.translations):
         raise UsageError(
             "--bpe changes nothing without --source-text: a split of DATA consists of subwords already"
         )
@@ -285,6 +416,8 @@ def _refuse_unused(args: argparse.Namespace) -> None:
 def _search_settings(args: argparse.Namespace) -> SearchSettings:
     if args.nbest is not None and args.nbest < 1:
         raise UsageError(f"--nbest must be 1 or more, but is {args.nbest}")
+    if args.translations:
+        return _selection(args)
     nbest = args.nbest or (35 if args.select == "best" else 1)
     samples = 32 if args.select == "mbr" and nbest == 1 else 1
     return SearchSettings(
@@ -302,6 +435,21 @@ def _search_settings(args: argparse.Namespace) -> SearchSettings:
         sampling_topp=args.sampling_topp,
         temperature=args.temperature,
         **search_limits(args),
+        remove_bpe=args.remove_bpe,
+        seed=args.seed,
+    )
+
+
+def _selection(args: argparse.Namespace) -> SearchSettings:
+    """Return the settings that choose among translations that are already there, however many."""
+    if args.select == "sample":
+        raise UsageError("--select must be first, best or mbr with --translations, but is sample")
+    return SearchSettings(
+        select=args.select,
+        keep=args.keep,
+        beam=MANY,
+        nbest=MANY if args.select in ("best", "mbr") else 1,
+        metric=args.metric,
         remove_bpe=args.remove_bpe,
         seed=args.seed,
     )

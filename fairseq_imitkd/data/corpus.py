@@ -18,10 +18,12 @@ from fairseq_imitkd.data.dictionaries import load_dictionary
 from fairseq_imitkd.data.directory import (
     check_dictionaries,
     check_folder,
+    check_same_dictionaries,
+    folders_of,
     languages_of_files,
     missing_split,
 )
-from fairseq_imitkd.data.files import partial, sha256
+from fairseq_imitkd.data.files import kind_of, partial, sha256
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError, in_one_line
 from fairseq_imitkd.text.subwords import Text
@@ -35,30 +37,36 @@ class Languages(LanguagePair):
     """The language pair of a data directory.
 
     Args:
-        folder: the directory.
+        folder: the directory, which has the dictionaries.
+        shards: further directories with sentences of ``train``.
     """
 
     folder: Path
+    shards: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, folder: Path, source: str | None, target: str | None) -> "Languages":
         """Read the dictionaries of a directory.
 
         Args:
-            folder: the directory.
+            folder: the directory, or several joined by ``:``, the first of which has the dictionaries.
             source, target: the languages; one that is None is read from the names of the files.
 
         Raises:
             UsageError: the directory, its languages or its dictionaries can't be read.
         """
-        check_folder(folder)
+        folder, *shards = (folder,) if kind_of(folder, "DATA") else map(Path, folders_of(str(folder)))
+        for each in (folder, *shards):
+            check_folder(each)
         if source is None or target is None:
             source, target = _completed(source, target, languages_of_files(folder), folder=folder)
         if source == target:
             raise UsageError(f"--source-lang and --target-lang must be two languages, but both are {source}")
         check_dictionaries(folder, (source, target))
         dictionaries = [load_dictionary(folder / f"dict.{language}.txt") for language in (source, target)]
-        return cls(source, target, dictionaries[0], dictionaries[1], folder)
+        for shard in shards:
+            check_same_dictionaries(folder, shard, (source, target))
+        return cls(source, target, dictionaries[0], dictionaries[1], folder, tuple(shards))
 
     @property
     def pairs(self) -> tuple[str, str]:
@@ -126,8 +134,8 @@ class Corpus:
 def read_split(languages: Languages, split: str) -> Corpus:
     """Read a split of a data directory.
 
-    ``train`` is ``train``, ``train1``, … one after another, as in fairseq's training; any other split is one
-    part.
+    ``train`` is ``train``, ``train1``, … of every directory, one after another, as in fairseq's training; any
+    other split is one part of the first directory.
 
     Raises:
         UsageError: the split is missing, empty or damaged, or its sides have different lengths.
@@ -151,12 +159,20 @@ def read_split(languages: Languages, split: str) -> Corpus:
 
 def _sides(languages: Languages, split: str) -> list[tuple[Path, Path | None]]:
     """Return the source and target of each part of a split, without the ends of the file names."""
+    shards = languages.shards if split == "train" else ()
+    return [
+        part for folder in (languages.folder, *shards) for part in _sides_in(folder, languages, split=split)
+    ]
+
+
+def _sides_in(folder: Path, languages: Languages, *, split: str) -> list[tuple[Path, Path | None]]:
+    """Return the same as :func:`_sides`, of one directory."""
     parts: list[tuple[Path, Path | None]] = []
     for number in itertools.count() if split == "train" else (0,):
         part = f"{split}{number}" if number else split
         for pair in languages.pairs:
             source, target = (
-                languages.folder / f"{part}.{pair}.{side}" for side in (languages.source, languages.target)
+                folder / f"{part}.{pair}.{side}" for side in (languages.source, languages.target)
             )
             if os.path.isfile(f"{source}.idx"):
                 parts.append((source, target if os.path.isfile(f"{target}.idx") else None))
@@ -165,7 +181,7 @@ def _sides(languages: Languages, split: str) -> list[tuple[Path, Path | None]]:
             break
     if not parts:
         both = (languages.source, languages.target)
-        raise missing_split("--gen-subset", split, languages.folder, languages=both)
+        raise missing_split("--gen-subset", split, folder, languages=both)
     return parts
 
 
@@ -183,13 +199,19 @@ def _read_sides(
 
 
 def split_hashes(languages: Languages, split: str) -> dict[str, str]:
-    """Return the SHA-256 of each file of a split.
+    """Return the SHA-256 of each file of a split; those of further directories have a number
+    before their name.
 
     Raises:
         UsageError: the split is missing.
     """
-    sides = [side for part in _sides(languages, split) for side in part if side]
-    return {path.name: sha256(path) for side in sides for path in (Path(f"{side}.idx"), Path(f"{side}.bin"))}
+    hashes = {}
+    folders = (languages.folder, *languages.shards)
+    for side in (side for part in _sides(languages, split) for side in part if side):
+        number = folders.index(side.parent)
+        for path in (Path(f"{side}.idx"), Path(f"{side}.bin")):
+            hashes[f"{number}/{path.name}" if number else path.name] = sha256(path)
+    return hashes
 
 
 def check_sentences(
@@ -239,12 +261,18 @@ def read_text(path: Path, text: Text, languages: Languages, *, folder: Path) -> 
             raise UsageError(f"--source-text '{path}' is empty; use a file with one sentence per line")
         with dataset_builder(prefix, len(dictionary)) as builder:
             for line in read_lines(path):
-                ids = dictionary.encode_line(text.encode(line), add_if_not_exist=False, append_eos=True)
+                ids = encoded(line, text, dictionary)
                 builder.add_item(ids)
                 tokens, unknown = tokens + ids.numel(), unknown + int(ids.eq(dictionary.unk()).sum())
         remedy = remedy_of_text(dictionary, is_encoded=text.bpe is not None)
         warn_of_share(unknown, tokens, "--source-text", language=languages.source, remedy=remedy)
     return Corpus(read_side(prefix, dictionary), None, path)
+
+
+def encoded(line: str, text: Text, dictionary: Dictionary) -> Tensor:
+    """Return the symbols of a line of text, ``(T,)`` int64, EOS included."""
+    ids: Tensor = dictionary.encode_line(text.encode(line), add_if_not_exist=False, append_eos=True)
+    return ids.long()
 
 
 def read_lines(text: Path) -> Iterator[str]:

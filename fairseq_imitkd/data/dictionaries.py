@@ -45,7 +45,7 @@ def check_dictionary(name: str, theirs: Dictionary, own: Dictionary) -> None:
         raise UsageError(
             f"the teacher's dictionary {name} differs from the student's at index {index}: teacher "
             f"'{theirs_symbol}', student '{own_symbol}'; binarise the data with the teacher's (--srcdict, "
-            "--tgtdict)"
+            "--tgtdict), or learn from text (imitkd-seqkd --student-data)"
         )
 
 

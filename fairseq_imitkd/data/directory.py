@@ -54,7 +54,7 @@ def check_data(data: str | None, source: str | None, target: str | None) -> tupl
             )
     check_dictionaries(folders[0], languages)
     for folder in folders[1:]:
-        _check_same_dictionaries(folders[0], folder, languages)
+        check_same_dictionaries(folders[0], folder, languages)
     return languages
 
 
@@ -71,13 +71,6 @@ def check_folder(folder: str | Path) -> None:
     """
     if kind_of(folder, "DATA") == "folder":
         return
-    parts = folders_of(str(folder))
-    if len(parts) > 1 and all(kind_of(part, "DATA") == "folder" for part in parts):
-        raise UsageError(
-            f"DATA '{folder}' names {len(parts)} directories, but this command reads one; run it once for "
-            "each, with "
-            "another --out"
-        )
     raise UsageError(f"DATA '{folder}' is not a directory; {ADVICE}")
 
 
@@ -93,10 +86,13 @@ def splits_of(folder: str | Path) -> set[str]:
         raise _unreadable(folder, error) from error
 
 
-def _check_same_dictionaries(first: str, other: str, languages: tuple[str, str]) -> None:
+def check_same_dictionaries(first: str | Path, other: str | Path, languages: tuple[str, str]) -> None:
     """Refuse a shard of data that was binarised with other dictionaries than the first one.
 
     fairseq reads the dictionaries of the first directory alone. A shard need not have any.
+
+    Raises:
+        UsageError: a dictionary of the shard is another one.
     """
     for name in (f"dict.{language}.txt" for language in languages):
         own, shard = Path(first) / name, Path(other) / name

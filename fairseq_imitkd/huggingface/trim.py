@@ -19,6 +19,7 @@ from torch import Tensor
 from fairseq_imitkd.checkpoints.build import configuration
 from fairseq_imitkd.checkpoints.compact import read
 from fairseq_imitkd.checkpoints.safe_load import reported
+from fairseq_imitkd.checkpoints.symbol_tables import are_joined, trimmed_weights
 from fairseq_imitkd.checkpoints.tags import SETTING, language_tags
 from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.data.corpus import Languages
@@ -30,16 +31,6 @@ from fairseq_imitkd.huggingface.spm import without_pieces
 from fairseq_imitkd.huggingface.subwords import DESCRIPTION, SUBWORD_FILES, write_description
 
 LARGEST = 1e-5  # difference of log-probabilities in float32
-_TABLES = {  # a side's tables, with a row for each symbol
-    "source": ("encoder.embed_tokens.weight",),
-    "target": (
-        "decoder.embed_tokens.weight",
-        "decoder.output_projection.weight",
-        "decoder.embed_out",
-        "decoder.fc_out.weight",
-        "decoder.fc_out.bias",
-    ),
-}
 _ADDED = re.compile(r"__.+__|\[.+\]|<mask>")  # symbols that fairseq's multilingual tasks add
 _LINES, _LONGEST = 16, 60  # sentences on which both models are compared, and most of their symbols
 
@@ -132,7 +123,7 @@ def trim(job: TrimJob, counts: Mapping[str, Counter[str]] | None = None) -> Trim
         | {*job.keep, *_tags(job, state, dictionaries[side])}
         for side in pair
     }
-    if _are_joined(state["model"]):
+    if are_joined(state["model"]):
         wanted = dict.fromkeys(pair, wanted["source"] | wanted["target"])
     kept = {side: kept_indices(dictionaries[side], wanted[side]) for side in pair}
     with out.built() as folder:
@@ -190,47 +181,6 @@ def trimmed_dictionary(dictionary: Dictionary, kept: Sequence[int]) -> Dictionar
     for index in kept[dictionary.nspecial :]:
         new.add_symbol(dictionary.symbols[index], n=dictionary.count[index])
     return new
-
-
-def trimmed_weights(
-    weights: Mapping[str, Tensor], kept: Mapping[str, Sequence[int]], sizes: Mapping[str, int]
-) -> dict[str, Tensor]:
-    """Return a model's weights with the rows of the symbols that stay.
-
-    Args:
-        weights: the model's weights by name.
-        kept: indices of the symbols that stay, of ``source`` and ``target``.
-        sizes: numbers of symbols of both sides.
-
-    Raises:
-        UsageError: the model has no tables of symbols, or one of another size.
-    """
-    new, done = dict(weights), dict[tuple[int, str], Tensor]()
-    for side, names in _TABLES.items():
-        index = torch.tensor(kept[side])
-        for name in [name for name in names if name in weights]:
-            table = weights[name]
-            if table.size(0) != sizes[side]:
-                raise UsageError(
-                    f"CHECKPOINT has {table.size(0):,} rows in {name}, but the {side} dictionary has "
-                    f"{sizes[side]:,} symbols; use the dictionaries that it was trained with"
-                )
-            key = (table.data_ptr(), str(kept[side]))
-            new[name] = done.setdefault(key, table.index_select(0, index))  # tables that are one stay one
-        if not any(name in weights for name in names):
-            raise UsageError(f"CHECKPOINT has no table of {side} symbols; use a translation model")
-    return new
-
-
-def _are_joined(weights: Mapping[str, Tensor]) -> bool:
-    """Return whether both sides share one table, so that they need the same symbols."""
-    source, target = (weights.get(_TABLES[side][0]) for side in ("source", "target"))
-    return (
-        source is not None
-        and target is not None
-        and source.shape == target.shape
-        and torch.equal(source, target)
-    )
 
 
 def _parameters(weights: Mapping[str, Tensor]) -> int:

@@ -15,7 +15,8 @@ from fairseq_imitkd.data.files import sync
 from fairseq_imitkd.data.output_folder import OutputFolder
 from fairseq_imitkd.engines import ctranslate2_convert
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.seqkd.dataset import Counts, pairs, summary, write
+from fairseq_imitkd.seqkd.dataset import Student, Written, summary, write
+from fairseq_imitkd.seqkd.filters import Counts, PairFilter
 from fairseq_imitkd.seqkd.folder import (
     AGREEMENT,
     BUILDING,
@@ -27,13 +28,17 @@ from fairseq_imitkd.seqkd.folder import (
     saved_batches,
 )
 from fairseq_imitkd.seqkd.job import Job
+from fairseq_imitkd.seqkd.reverse import check_reverse, qualities, score_back
 from fairseq_imitkd.seqkd.teacher_engine import check_teacher, convert, load
 from fairseq_imitkd.seqkd.work import Work, read_corpus
 from fairseq_imitkd.seqkd.workers import translate
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.text.marks import subword_mark
+from fairseq_imitkd.text.subwords import Text
 
 logger = logging.getLogger(__name__)
+
+UNLIMITED = (2**31, 2**31)  # tokens of a source and of a target that others have translated
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,13 @@ def _with_subword_mark(job: Job, languages: Languages) -> Job:
     return replace(job, decoding=replace(job.decoding, remove_bpe=mark))
 
 
-def _prepare(job: Job, languages: Languages) -> tuple[Work, Teacher]:
-    """Read the corpus and the teacher, and convert the teacher if that is wanted."""
+def _prepare(job: Job, languages: Languages) -> tuple[Work, Teacher | None]:
+    """Read the corpus and the teachers, and convert the teacher if that is wanted."""
     corpus = read_corpus(job, languages)
+    check_reverse(job, languages)
+    _student(job, languages)
+    if job.translations:
+        return Work(job, languages, corpus, UNLIMITED), None
     if job.source_text is None:
         corpus.warn_of_unknown(languages, job.split)
     teacher = load(job, languages)
@@ -102,15 +111,19 @@ def _prepare(job: Job, languages: Languages) -> tuple[Work, Teacher]:
     return work, teacher
 
 
-def _make(work: Work, folder: OutputFolder, identity: Mapping[str, Any], *, teacher: Teacher) -> Result:
+def _make(
+    work: Work, folder: OutputFolder, identity: Mapping[str, Any], *, teacher: Teacher | None
+) -> Result:
     job, count = work.job, len(work.batches)
     done = {number for number, _ in saved_batches(job.out)}
     todo = [number for number in range(count) if number not in done]
     if job.shard_id is not None:
         mine = [number for number in todo if number % job.num_shards == job.shard_id]
         translate(work, mine, teacher)
+        score_back(work, mine)
         return Result(None, count, len({number for number, _ in saved_batches(job.out)}))
     translate(work, todo, teacher)
+    score_back(work, range(count))
     return Result(finish(work, folder, identity), count, count)
 
 
@@ -158,27 +171,32 @@ def _write(work: Work) -> Counts:
         too_long=int((lengths > work.limits[0]).sum()),
         empty_sources=int((lengths <= 1).sum()),
     )
-    dictionary, mark = work.languages.target_dictionary, job.decoding.remove_bpe
-    kept = pairs(
-        work.corpus,
-        list(batches.values()),
-        job.filters,
-        counts=counts,
-        text=lambda target: dictionary.string(target, mark),
+    decode = Text(job.text).decode if job.student_data is not None and job.text.bpe else None
+    written = Written(
+        work.corpus, work.languages, job.decoding.remove_bpe, decode, from_text=bool(job.translations)
     )
+    every = list(batches.values())
+    found = PairFilter(work.corpus, every, job.filters, sides=written.sides, qualities=qualities(job, every))
     write(
         job.out / BUILDING,
-        work.corpus,
-        kept,
-        languages=work.languages,
+        found.judged(counts),
+        written,
         split=job.split,
-        remove_bpe=mark,
         total=len(work.corpus) * job.decoding.kept,
+        student=_student(job, work.languages),
     )
     sentences = {sentence for batch in batches.values() for sentence in batch.ids.tolist()}
     counts.check(len(sentences), sum(int(batch.counts.sum()) for batch in batches.values()))
     _check_written(counts)
     return counts
+
+
+def _student(job: Job, languages: Languages) -> Student | None:
+    """Return the student with other symbols than the teacher's; None if there is none."""
+    students = job.student_languages(languages)
+    if students is None:
+        return None
+    return Student(students, *job.student_texts())
 
 
 def _check_written(counts: Counts) -> None:

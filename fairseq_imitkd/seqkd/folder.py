@@ -3,7 +3,9 @@
     job.json       the job's identity; the first file that is written
     decoded/       while the job runs: what has been translated
         NUMBER.npz     the hypotheses of one batch
-        source.*       --source-text, binarised
+        NUMBER.reverse.npy   what the reverse teacher says about them
+        source.*       the sources of --source-text or --translations, binarised; reference.*: the references
+        places.npy     where the lines of each sentence begin in the files of --translations
         ctranslate2/   the teacher as a CTranslate2 model, and agreement.json, its comparison with fairseq
     building/      while the data set is written: text/ and data-bin/, later decoded/
     text/, data-bin/   the data set
@@ -39,7 +41,7 @@ def output_folder(out: Path) -> OutputFolder:
 
 def save_batch(out: Path, number: int, batch: TranslatedBatch) -> None:
     """Save a batch. It is on the disk when this function returns."""
-    with atomic_files(out / DECODED / f"{number:07d}.npz") as [file]:
+    with atomic_files(_path(out, number)) as [file]:
         np.savez(file, **vars(batch))
 
 
@@ -55,10 +57,23 @@ def saved_batches(out: Path) -> Iterator[tuple[int, TranslatedBatch]]:
             "read; finish with that version, or use another folder"
         )
     for path in sorted((out / DECODED).glob("*.npz")):
-        yield _read_batch(path)
+        yield _read(path)
 
 
-def _read_batch(path: Path) -> tuple[int, TranslatedBatch]:
+def read_batch(out: Path, number: int) -> TranslatedBatch:
+    """Read a batch that is saved.
+
+    Raises:
+        UsageError: its file is damaged.
+    """
+    return _read(_path(out, number))[1]
+
+
+def _path(out: Path, number: int) -> Path:
+    return out / DECODED / f"{number:07d}.npz"
+
+
+def _read(path: Path) -> tuple[int, TranslatedBatch]:
     content = io.BytesIO(path.read_bytes())
     try:
         with np.load(content, allow_pickle=False) as arrays:

@@ -12,10 +12,10 @@ from fairseq_imitkd.data.corpus import Languages, split_hashes
 from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.seqkd.dataset import Filters
+from fairseq_imitkd.seqkd.filters import Filters
 from fairseq_imitkd.seqkd.translator import check_ctranslate2
 from fairseq_imitkd.teacher.source import check_files
-from fairseq_imitkd.text.subwords import TextSettings
+from fairseq_imitkd.text.subwords import Text, TextSettings
 
 FORMAT = 1  # version of the files in the output folder
 BACKENDS = ("fairseq", "ctranslate2")
@@ -26,14 +26,22 @@ class Job:
     """The flags of ``imitkd-seqkd``.
 
     Args:
-        data: fairseq's data directory, made with the teacher's dictionaries.
-        teacher_path: checkpoints joined by ``:``.
+        data: fairseq's data directory, made with the teacher's dictionaries; with ``translations``, with the
+            student's.
+        teacher_path: checkpoints joined by ``:``; empty with ``translations``.
         out: the output folder.
         decoding: how to translate, and which hypothesis to keep.
         filters: which pairs to drop, and how many references to add.
         split: the split to translate; with ``source_text``, the name of the split that is made.
         source_text: a file of raw sentences to translate instead.
         text: how raw text is tokenised and split into subwords.
+        translations: files of translations that others have made, in place of a teacher.
+        scores: as many files with a score of each of these translations; empty keeps the files' own.
+        reverse_teacher: checkpoints, joined by ``:``, of a model that translates back. Its log-probability of
+            the source decides what ``filters.drop_worst`` drops; None leaves it to the scores.
+        student_data: data directory of a student with other dictionaries, for which the data set is made.
+        student_text: how text is split into the student's subwords, source and target; with
+            ``student_data`` or ``translations``.
         source_lang, target_lang: the languages; None reads them from the names of the data files.
         teacher_dtype, teacher_data, teacher_allow_globals, teacher_allow_poor: as in training.
         backend: the engine that translates, one of :data:`BACKENDS`.
@@ -59,6 +67,11 @@ class Job:
     split: str = "train"
     source_text: Path | None = None
     text: TextSettings = field(default_factory=TextSettings)
+    translations: tuple[Path, ...] = ()
+    scores: tuple[Path, ...] = ()
+    reverse_teacher: str | None = None
+    student_data: Path | None = None
+    student_text: tuple[TextSettings, TextSettings] = (TextSettings(), TextSettings())
     source_lang: str | None = None
     target_lang: str | None = None
     teacher_dtype: str = "fp32"
@@ -76,7 +89,8 @@ class Job:
     cpu: bool = False
 
     def __post_init__(self) -> None:
-        for valid, message in (*self._work_checks(), *self._source_checks(), *self._backend_checks()):
+        checks = self._work_checks, self._source_checks, self._translation_checks, self._backend_checks
+        for valid, message in (each for check in checks for each in check()):
             if not valid:
                 raise UsageError(message)
         if self.backend == "ctranslate2":
@@ -116,6 +130,38 @@ class Job:
                 not self.reference_flag,
                 f"{self.reference_flag} needs references, but --source-text has none; leave one of them out",
             )
+
+    def _translation_checks(self) -> Iterator[tuple[bool, str]]:
+        """Yield the same as :meth:`_work_checks`."""
+        given = bool(self.translations)
+        yield (
+            given != bool(self.teacher_path),
+            "--translations takes the place of --teacher-path; leave one of them out"
+            if given
+            else "--teacher-path is not given; name the teacher's checkpoint, or files of --translations",
+        )
+        yield (
+            not given or self.source_text is None,
+            "--source-text changes nothing with --translations, which hold the sources; leave one out",
+        )
+        yield (
+            not given or self.student_data is None,
+            "--student-data changes nothing with --translations: let DATA be the student's",
+        )
+        yield (
+            len(self.scores) in (0, len(self.translations)),
+            f"--scores must name one file for each of the {len(self.translations)} --translations, but names "
+            f"{len(self.scores)}",
+        )
+        judges = self.reverse_teacher is not None or given
+        yield (
+            not self.filters.drop_worst or judges,
+            "--drop-worst needs --reverse-teacher, or the scores of --translations; add one of them",
+        )
+        yield (
+            self.reverse_teacher is None or self.filters.drop_worst > 0,
+            "--reverse-teacher changes nothing without --drop-worst, the share that is dropped; add it",
+        )
 
     def _backend_checks(self) -> Iterator[tuple[bool, str]]:
         """Yield the same as :meth:`_work_checks`."""
@@ -171,25 +217,71 @@ class Job:
         """Read the languages and dictionaries of the data."""
         return Languages.of(self.data, self.source_lang, self.target_lang)
 
+    def student_languages(self, languages: Languages) -> Languages | None:
+        """Read the dictionaries of a student with other ones than the teacher's; None if there is none."""
+        if self.student_data is None:
+            return None
+        try:
+            return Languages.of(self.student_data, languages.source, languages.target)
+        except UsageError as error:
+            raise UsageError(f"--student-data: {error}") from error
+
+    def student_texts(self) -> tuple[Text, Text]:
+        """Return what splits text into the student's subwords, of the source and of the target."""
+        source, target = self.student_text
+        return Text(source), Text(target)
+
     def identity(self, languages: Languages) -> dict[str, Any]:
         """Return everything that decides the output, by content and not by the names of files."""
-        check_files(self.teacher_path)
-        files = {name: sha256(path) for name, path in self.text.files.items()}
-        if self.source_text is not None:
-            data = {"source_text": sha256(self.source_text)}
-        else:
-            data = split_hashes(languages, self.split)
+        if not self.translations:
+            check_files(self.teacher_path)
+        if self.reverse_teacher is not None:
+            check_files(self.reverse_teacher, "--reverse-teacher", "reverse teacher")
         return {
             "format": FORMAT,
-            "teachers": [sha256(path) for path in self.teacher_path.split(os.pathsep)],
+            "teachers": _hashes(self.teacher_path),
             "teacher_dtype": self.teacher_dtype,
             "backend": {"name": self.backend, "quantization": self.quantization},
             "languages": [languages.source, languages.target],
             "dictionaries": languages.dictionary_hashes(),
             "split": self.split,
-            "data": data,
-            "bpe": {} if self.text.bpe is None else {"_name": self.text.bpe, **files},
+            "data": self._data(languages),
+            "bpe": _subwords(self.text),
             "decoding": asdict(self.decoding),
             "filters": asdict(self.filters),
             "batches": {"max_tokens": self.max_tokens, "batch_size": self.batch_size},
+            "reverse_teachers": _hashes(self.reverse_teacher or ""),
+            "student": self._student(languages),
         }
+
+    def _data(self, languages: Languages) -> dict[str, Any]:
+        """Return the hashes of the sentences."""
+        if self.translations:
+            return {
+                "translations": [sha256(path) for path in self.translations],
+                "scores": [sha256(path) for path in self.scores],
+            }
+        if self.source_text is not None:
+            return {"source_text": sha256(self.source_text)}
+        return split_hashes(languages, self.split)
+
+    def _student(self, languages: Languages) -> dict[str, Any]:
+        """Return what decides the symbols of a student that are made of text; empty if they are not."""
+        student = languages if self.translations else self.student_languages(languages)
+        if student is None:
+            return {}
+        return {
+            "dictionaries": student.dictionary_hashes(),
+            "bpe": [_subwords(settings) for settings in self.student_text],
+        }
+
+
+def _hashes(paths: str) -> list[str]:
+    """Return the SHA-256 of each checkpoint of a list that is joined by ``:``."""
+    return [sha256(path) for path in paths.split(os.pathsep) if path]
+
+
+def _subwords(settings: TextSettings) -> dict[str, str]:
+    """Return the kind and the files of subwords, by content; empty if there are none."""
+    files = {name: sha256(path) for name, path in settings.files.items()}
+    return {} if settings.bpe is None else {"_name": settings.bpe, **files}

@@ -13,10 +13,11 @@ from fairseq_imitkd.engines.base import Engine
 from fairseq_imitkd.engines.ctranslate2 import CTranslate2Engine
 from fairseq_imitkd.engines.fairseq import FairseqEngine
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.seqkd.folder import AGREEMENT, CONVERTED, output_folder
+from fairseq_imitkd.seqkd.folder import AGREEMENT, CONVERTED, DECODED, output_folder
 from fairseq_imitkd.seqkd.job import Job
+from fairseq_imitkd.seqkd.translations import GivenTranslations
 from fairseq_imitkd.seqkd.translator import COMPARED, Translator, agreement
-from fairseq_imitkd.seqkd.work import Work
+from fairseq_imitkd.seqkd.work import Work, translation_files
 from fairseq_imitkd.teacher.likelihood import SENTENCES, check_likelihood
 from fairseq_imitkd.teacher.loading import load_teacher
 from fairseq_imitkd.teacher.source import TeacherSource
@@ -82,13 +83,23 @@ def open_translator(work: Work, worker: int, teacher: Teacher | None = None) -> 
     Args:
         work: what there is to translate.
         worker: number of the process.
-        teacher: the teacher, if this process has loaded it; CTranslate2 needs none.
+        teacher: the teacher, if this process has loaded it; CTranslate2 and translations of others need none.
     """
-    if work.job.backend == "ctranslate2":
+    job, dictionary = work.job, work.languages.target_dictionary
+    if job.translations:
+        given = GivenTranslations(
+            translation_files(job),
+            job.student_texts()[1],
+            dictionary,
+            settings=job.decoding,
+            folder=job.out / DECODED,
+        )
+        return Translator(given, dictionary, needs_scores=False)
+    if job.backend == "ctranslate2":
         engine: Engine = _ctranslate2(work, worker)
     else:
-        engine = _fairseq(work, worker, teacher or load(work.job, work.languages))
-    return Translator(engine, work.languages.target_dictionary)
+        engine = _fairseq(work, worker, teacher or load(job, work.languages))
+    return Translator(engine, dictionary)
 
 
 def _fairseq(work: Work, worker: int, teacher: Teacher) -> FairseqEngine:

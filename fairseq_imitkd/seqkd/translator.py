@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from sacrebleu.metrics import CHRF
 from torch import Tensor
 
 from fairseq_imitkd.engines import ctranslate2_convert
-from fairseq_imitkd.engines.base import Engine, Hypothesis
+from fairseq_imitkd.engines.base import Hypothesis, SearchSettings
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.text.expected_utility import expected_utilities
 from fairseq_imitkd.text.rewards import REWARDS
@@ -93,16 +93,26 @@ class TranslatedBatch:
         return list(torch.from_numpy(self.tokens.astype(np.int64)).split(self.lengths.tolist()))
 
 
+class Candidates(Protocol):
+    """What offers hypotheses: an :class:`~fairseq_imitkd.engines.base.Engine`, or translations of others."""
+
+    settings: SearchSettings
+
+    def translate(self, ids: Sequence[int], sources: Sequence[Tensor], nbest: int) -> list[list[Hypothesis]]:
+        """See :class:`~fairseq_imitkd.engines.base.Engine`."""
+
+
 class Translator:
     """Translates batches with an engine and keeps the hypotheses that the engine's settings ask for.
 
     Args:
         engine: what translates.
         dictionary: target dictionary.
+        needs_scores: whether a score that is not a number is an error; else it is the lack of one.
     """
 
-    def __init__(self, engine: Engine, dictionary: Dictionary):
-        self.engine, self.settings = engine, engine.settings
+    def __init__(self, engine: Candidates, dictionary: Dictionary, *, needs_scores: bool = True):
+        self.engine, self.settings, self.needs_scores = engine, engine.settings, needs_scores
         self.text = ScoredText(dictionary, self.settings.remove_bpe)
 
     def translate(
@@ -129,7 +139,7 @@ class Translator:
                 "or --beam, and give another --out"
             ) from error
         scores = [hypothesis.score for some in hypotheses for hypothesis in some]
-        if not all(map(math.isfinite, scores)) or not all(hypotheses):
+        if (self.needs_scores and not all(map(math.isfinite, scores))) or not all(hypotheses):
             raise UsageError(NO_NUMBERS)
         if self.settings.metric is not None:
             some_references = references if self.settings.select == "best" else [None] * len(ids)
@@ -151,7 +161,8 @@ class Translator:
         else:
             [text] = self.text.references([reference])
             utilities = [REWARDS[metric](own, text) for own in texts]
-        order = sorted(range(len(texts)), key=lambda at: (-utilities[at], -hypotheses[at].score, at))
+        scores = [each.score if math.isfinite(each.score) else 0.0 for each in hypotheses]
+        order = sorted(range(len(texts)), key=lambda at: (-utilities[at], -scores[at], at))
         first_of_text = {texts[at]: at for at in reversed(order)}
         different = [at for at in order if first_of_text[texts[at]] == at]
         return [hypotheses[at] for at in different[: self.settings.keep]]

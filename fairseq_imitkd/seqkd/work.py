@@ -12,6 +12,7 @@ from fairseq_imitkd.data.corpus import Corpus, Languages, check_sentences, read_
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.seqkd.folder import DECODED
 from fairseq_imitkd.seqkd.job import Job
+from fairseq_imitkd.seqkd.translations import TranslationFile, collect
 from fairseq_imitkd.text.subwords import Text
 
 
@@ -23,16 +24,28 @@ def read_corpus(job: Job, languages: Languages) -> Corpus:
     """
     folder = job.out / DECODED
     folder.mkdir(exist_ok=True)
-    if job.source_text is None:
+    if job.translations:
+        needs_scores = job.filters.drop_worst > 0 and job.reverse_teacher is None
+        corpus = collect(
+            translation_files(job), job.student_texts(), languages, folder=folder, needs_scores=needs_scores
+        )
+    elif job.source_text is None:
         corpus = read_split(languages, job.split)
     else:
         corpus = read_text(job.source_text, Text(job.text), languages, folder=folder)
     if job.reference_flag and corpus.references is None:
-        raise UsageError(
-            f"{job.reference_flag} needs references, but --gen-subset {job.split} of DATA '{job.data}' has "
-            "no target side"
-        )
+        where = f"--gen-subset {job.split} of DATA '{job.data}' has no target side"
+        where = "--translations have none; add them to the files" if job.translations else where
+        raise UsageError(f"{job.reference_flag} needs references, but {where}")
     return corpus
+
+
+def translation_files(job: Job) -> list[TranslationFile]:
+    """Open the files of translations that others have made."""
+    return [
+        TranslationFile(path, scores)
+        for path, scores in zip(job.translations, job.scores or [None] * len(job.translations), strict=True)
+    ]
 
 
 @dataclass(frozen=True)

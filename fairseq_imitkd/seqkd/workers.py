@@ -23,13 +23,13 @@ from fairseq_imitkd.teacher.teacher import Teacher
 Report = Callable[[int], object]  # called with the source tokens of each batch that is done
 
 
-def translate(work: Work, todo: Sequence[int], teacher: Teacher) -> None:
+def translate(work: Work, todo: Sequence[int], teacher: Teacher | None) -> None:
     """Translate batches, and save each one as soon as it is done.
 
     Args:
         work: what there is to translate.
         todo: numbers of the batches.
-        teacher: the teacher, loaded in this process.
+        teacher: the teacher, loaded in this process; None if others have translated.
 
     Raises:
         UsageError: a batch can't be translated or saved, or a worker died.

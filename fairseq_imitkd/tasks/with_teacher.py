@@ -16,6 +16,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.losses.metrics import totals
 from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.models.access import placement
+from fairseq_imitkd.teacher.cache.reader import CachedTeacher
 from fairseq_imitkd.teacher.likelihood import check_likelihood
 from fairseq_imitkd.teacher.sentence_weights import SentenceWeights
 from fairseq_imitkd.teacher.teacher import Teacher
@@ -134,6 +135,8 @@ class WithTeacher(_Task):
         """Remember the epoch, because schedules may depend on it."""
         super().begin_epoch(epoch, model)
         self._epoch = epoch
+        if self._distiller is not None and isinstance(self._distiller.teacher, CachedTeacher):
+            self._distiller.teacher.begin_epoch(epoch)
         self._run_files.begin_epoch(epoch, model)
 
     def train_step(

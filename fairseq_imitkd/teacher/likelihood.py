@@ -19,6 +19,7 @@ from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.models.logits import chunk_size
 from fairseq_imitkd.models.tagged import tags_of
+from fairseq_imitkd.teacher.subset import log_mass
 from fairseq_imitkd.teacher.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,10 @@ def check_likelihood(
         UsageError: a member does not know the data.
     """
     found = likelihoods(teacher, dataset, pad=pad, symbols=symbols, writes=writes, selects=selects)
+    if teacher.outside is not None:
+        move = utils.move_to_cuda if teacher.log_weights.is_cuda else lambda batch: batch
+        batches = map(move, _first_batches(dataset, teacher.max_positions))
+        log_mass(teacher, teacher.outside, batches, pad=pad, path=paths[0])
     for path, likelihood in zip([os.pathsep.join(paths)] if selects else paths, found, strict=False):
         logger.info("teacher %s: %s", path, likelihood)
         if not likelihood.problem:

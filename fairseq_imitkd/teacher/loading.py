@@ -1,5 +1,6 @@
 """Loads teachers from their checkpoints and checks them against the student's dictionaries and languages."""
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.models.tagged import tags_of
 from fairseq_imitkd.teacher.encoder_cache import EncoderCache
 from fairseq_imitkd.teacher.source import TeacherSource
+from fairseq_imitkd.teacher.subset import Outside, is_subset, restricted
 from fairseq_imitkd.teacher.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,8 @@ def load_teacher(source: TeacherSource, student: LanguagePair, *, encoder_cache:
         UsageError: a file is missing, unreadable, unsafe or not a translation model, or a dictionary differs.
     """
 
+    outside: list[Outside | None] = []
+
     def build(path: str, state: dict[str, Any], cfg: Any) -> BaseFairseqModel:
         check_kind(cfg, (student.source, student.target))
         if not is_multilingual(cfg.task):  # check_kind knows its pairs
@@ -60,7 +64,9 @@ def load_teacher(source: TeacherSource, student: LanguagePair, *, encoder_cache:
                 reader="the student",
                 remedy="use a teacher of that direction",
             )
-        return _build_member(path, state, cfg, student=student, data=source.data)
+        model, lacking = _build_member(path, state, cfg, student=student, data=source.data)
+        outside.append(lacking)
+        return model
 
     models = load_members(source, build)
     for path, model in zip(source.paths, models, strict=True):
@@ -69,8 +75,14 @@ def load_teacher(source: TeacherSource, student: LanguagePair, *, encoder_cache:
                 f"--teacher-path '{path}' needs other language tags than '{source.paths[0]}'; an ensemble's "
                 "teachers must need the same"
             )
+    if len(models) > 1 and any(lacking is not None for lacking in outside):
+        raise UsageError(
+            f"--teacher-path '{source.path}' names several teachers with more symbols than the student: "
+            "their average is not exact then; use one, or text (imitkd-seqkd --student-data)"
+        )
     return Teacher(
         models,
+        outside=outside[0],
         dtype=source.dtype,
         cache=EncoderCache(encoder_cache) if encoder_cache else None,
         weights=source.weights,
@@ -137,8 +149,12 @@ def dictionary_folder(path: str, cfg: Any, names: Sequence[str], *, data: str | 
 
 def _build_member(
     path: str, state: dict[str, Any], cfg: Any, *, student: LanguagePair, data: str | None
-) -> BaseFairseqModel:
-    """Build a member with its own task, so that nothing of the student's task is changed."""
+) -> tuple[BaseFairseqModel, Outside | None]:
+    """Build a member with its own task, so that nothing of the student's task is changed.
+
+    Returns:
+        the model over the student's symbols, and what is known of its other ones.
+    """
     source_lang = getattr(cfg.task, "source_lang", None) or student.source
     target_lang = getattr(cfg.task, "target_lang", None) or student.target
     names = [f"dict.{language}.txt" for language in (source_lang, target_lang)]
@@ -150,11 +166,18 @@ def _build_member(
     ):
         if language_tags(cfg.task):
             _check_added(theirs, own, language)
-        check_dictionary(f"{folder}/{name}", theirs, own)
-    check_fingerprints(state, dictionaries_of(student))
+        if is_multilingual(cfg.task) or language_tags(cfg.task) or not is_subset(theirs, own):
+            check_dictionary(f"{folder}/{name}", theirs, own)
+    check_fingerprints(state, dictionaries_of(task))
+    outside = None
+    theirs, own = ((of.source_dictionary, of.target_dictionary) for of in (task, student))
+    if [len(each) for each in theirs] != [len(each) for each in own]:
+        state, outside = restricted(state, theirs, own, path=path)
+        task = copy.copy(task)
+        task.src_dict, task.tgt_dict = own
     model = build_pair(state, cfg, task, pair=(source_lang, target_lang))
     check_model(model, student)
-    return with_tags(model, cfg, student)
+    return with_tags(model, cfg, student), outside
 
 
 def _check_added(theirs: Dictionary, own: Dictionary, language: str) -> None:

@@ -26,6 +26,7 @@ from fairseq_imitkd.models.logits import (
 )
 from fairseq_imitkd.rollout import Ensemble
 from fairseq_imitkd.teacher.encoder_cache import EncoderCache
+from fairseq_imitkd.teacher.subset import Outside
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -42,6 +43,7 @@ class Teacher:
         cache: cache of encoder outputs; None encodes every batch anew.
         weights: ``M`` weights of the members that add up to 1; None weighs all members alike.
         device: device of the members; None is the student's. A teacher on another device can only score.
+        outside: the symbols of the only member that the student lacks; None if there are none.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class Teacher:
         cache: EncoderCache | None = None,
         weights: Sequence[float] | None = None,
         device: torch.device | None = None,
+        outside: Outside | None = None,
     ):
+        self.outside = outside
         self.models = [_without_attention_weights(model.eval().requires_grad_(False)) for model in models]
         self.dtype = dtype
         self.cache = cache

@@ -10,8 +10,8 @@ from fairseq.models import BaseFairseqModel
 from fairseq_imitkd.data.corpus import dataset_builder
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.seqkd.dataset import Filters
 from fairseq_imitkd.seqkd.factory import make
+from fairseq_imitkd.seqkd.filters import Filters
 from fairseq_imitkd.seqkd.job import Job
 from tests.helpers.fairseq_models import (
     checkpoint_state,

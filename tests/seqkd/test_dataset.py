@@ -15,12 +15,13 @@ from torch import Tensor
 from fairseq_imitkd.data.corpus import Corpus, Languages, dataset_builder
 from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.seqkd.dataset import Counts, Filters, Pair, pairs, summary, write
+from fairseq_imitkd.seqkd.dataset import Written, summary, write
+from fairseq_imitkd.seqkd.filters import Counts, Filters, Pair, PairFilter, Sides
 from fairseq_imitkd.seqkd.translator import TranslatedBatch
 from tests.helpers.fairseq_models import LETTERS, letters, write_dictionaries
 
 EOS = 2
-NOTHING = {"cut": 0, "empty": 0, "ratio": 0, "duplicate": 0}
+NOTHING = dict.fromkeys(("cut", "empty", "ratio", "copy", "repeats", "duplicate", "worst"), 0)
 
 
 class Sentences(list):
@@ -69,14 +70,22 @@ def as_text(target: torch.Tensor) -> str:
     return "".join(" " if token == BLANK else LETTERS[token - 4] for token in target[:-1])
 
 
+def kept(
+    some: Corpus, translated: Sequence[TranslatedBatch], counts: Counts | None = None, **settings: Any
+) -> list[Pair]:
+    qualities = settings.pop("qualities", None)
+    sides = Sides(lambda sentence: as_text(some.sources[sentence]), as_text)
+    judge = PairFilter(some, translated, Filters(**settings), sides=lambda: sides, qualities=qualities)
+    return [pair for pair, reason in judge.judged(counts or Counts()) if reason is None]
+
+
 def listed(
     some: Corpus, translated: Sequence[TranslatedBatch], counts: Counts | None = None, **settings: Any
 ) -> list[tuple[int, str, str]]:
     """Sentence, origin and letters of each pair."""
-    every = pairs(some, translated, Filters(**settings), counts=counts or Counts(), text=as_text)
     return [
         (pair.sentence, pair.origin, "".join(LETTERS[token - 4] for token in pair.target[:-1]))
-        for pair in every
+        for pair in kept(some, translated, counts, **settings)
     ]
 
 
@@ -96,9 +105,9 @@ def test_order_is_the_corpus() -> None:
     translated = found({3: ["c", "cc"], 1: ["b", "a"]}, {4: ["d", "e"], 0: ["a", "f"]})
     expected = [(0, "a"), (0, "f"), (1, "b"), (1, "a"), (3, "c"), (3, "cc"), (4, "d"), (4, "e")]
     assert listed(some, translated) == [(number, "teacher", text) for number, text in expected]
-    scores = [pair.score for pair in pairs(some, translated, Filters(), counts=Counts(), text=as_text)]
+    scores = [pair.score for pair in kept(some, translated)]
     assert scores == [-6.5, -7.5, -2.5, -3.5, -0.5, -1.5, -4.5, -5.5]
-    every = list(pairs(some, translated, Filters(), counts=Counts(), text=as_text))
+    every = kept(some, translated)
     assert all(pair.target.dtype == torch.int64 and pair.target[-1] == EOS for pair in every)
 
 
@@ -173,7 +182,7 @@ def test_gold_comes_after_its_translation() -> None:
         (2, "teacher", "c"),
         (4, "teacher", "d"),
     ]
-    assert counts.dropped == {"cut": 1, "empty": 1, "ratio": 1, "duplicate": 1}
+    assert counts.dropped == {**NOTHING, "cut": 1, "empty": 1, "ratio": 1, "duplicate": 1}
     counts.check(4, 4)
 
 
@@ -244,8 +253,9 @@ def languages(folder: Path) -> Languages:
 
 
 def write_pairs(folder: Path, some: Corpus, every: list[Pair], **settings: Any) -> None:
-    settings = {"split": "train", "remove_bpe": None, **settings}
-    write(folder, some, iter(every), total=len(every), **settings)
+    settings = {"split": "train", **settings}
+    written = Written(some, settings.pop("languages"), settings.pop("remove_bpe", None))
+    write(folder, iter([(pair, None) for pair in every]), written, total=len(every), **settings)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +280,12 @@ def test_text_and_data_say_the_same(tmp_path: Path, marks: str | None, targets: 
     heads = ["0\tteacher\t-0.2500", "0\tgold\t", "2\tteacher\t-1.5000"]
     expected = ["\t".join(parts) for parts in zip(heads, sources, targets, strict=True)]
     assert (text / "train.tsv").read_text().splitlines() == expected
-    assert {path.name for path in text.iterdir()} == {"train.src", "train.tgt", "train.tsv"}
+    assert {path.name for path in text.iterdir()} == {
+        "train.src",
+        "train.tgt",
+        "train.tsv",
+        "train.dropped.tsv",
+    }
     data = tmp_path / "out" / "data-bin"
     for side, dictionary, lines, undone in (
         ("src", both.source_dictionary, sources, None),

@@ -26,6 +26,7 @@ from fairseq_imitkd.data.output_folder import OutputFolder
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.seqkd import factory, workers
 from fairseq_imitkd.seqkd.factory import Result, make
+from fairseq_imitkd.seqkd.filters import REASONS
 from fairseq_imitkd.seqkd.folder import output_folder, saved_batches
 from fairseq_imitkd.seqkd.job import Job
 from fairseq_imitkd.seqkd.translator import Translator
@@ -68,7 +69,7 @@ def test_whole_run(root: Path, whole: dict[str, bytes | None]) -> None:
         for side in ("src", "tgt")
         for end in ("bin", "idx")
     }
-    text = {f"text/test.{end}" for end in ("src", "tgt", "tsv")}
+    text = {f"text/test.{end}" for end in ("src", "tgt", "tsv", "dropped.tsv")}
     dictionaries = {f"data-bin/dict.{side}.txt" for side in ("src", "tgt")}
     assert whole.keys() == {"job.json", "manifest.json", "text", "data-bin"} | data | text | dictionaries
     lines = listed(root / "whole")
@@ -90,7 +91,9 @@ def test_whole_run(root: Path, whole: dict[str, bytes | None]) -> None:
     assert counts["sentences"] == SENTENCES
     assert counts["empty_sources"] == 1
     assert counts["written"] == len(lines)
-    assert counts["dropped"] == {"cut": SENTENCES - 1 - len(lines), "empty": 0, "ratio": 0, "duplicate": 0}
+    assert counts["dropped"] == {**dict.fromkeys(REASONS, 0), "cut": SENTENCES - 1 - len(lines)}
+    dropped = (root / "whole" / "text" / "test.dropped.tsv").read_text().splitlines()
+    assert [line.split("\t")[2] for line in dropped] == ["cut"] * counts["dropped"]["cut"]
     assert counts["translations"] == counts["written"] + sum(counts["dropped"].values()) == SENTENCES - 1
     assert set(manifest["files"]) == data | text | dictionaries
     for name, file in manifest["files"].items():
@@ -296,6 +299,28 @@ def test_parts_of_a_split(root: Path, tmp_path: Path) -> None:
         assert [line[4] for line in listed(tmp_path / split, split) if line[1] == "gold"] == expected
     (data / "train1.src-tgt.tgt.idx").unlink()
     assert "must have a target side, or none" in refusal(job(root, tmp_path / "new", **some))
+
+
+def test_shards(root: Path, tmp_path: Path) -> None:
+    """``DATA1:DATA2``: ``train`` of both, the dictionaries and other splits of the first; none may differ."""
+    one, two = (write_dictionaries(tmp_path / name) for name in ("one", "two"))
+    shards: tuple[tuple[Path, list[list[int]]], ...] = ((one, [[4, 5], [6]]), (two, [[7, 8, 9]]))
+    for data, rows in shards:
+        for side in ("src", "tgt"):
+            write_split(data, "train", rows, side)
+            write_split(data, "valid", rows, side)
+    (two / "dict.src.txt").unlink()  # a shard need not have any
+    some = {"data": Path(f"{one}:{two}"), "split": "train", "filters": {"mix_gold": 1.0}}
+    some["decoding"] = {"max_len_b": 30}
+    make(job(root, tmp_path / "out", **some))
+    gold = [(line[0], line[4]) for line in listed(tmp_path / "out", "train") if line[1] == "gold"]
+    assert gold == [("0", "a b"), ("1", "c"), ("2", "d e f")]
+    data_hashes = json.loads((tmp_path / "out" / "manifest.json").read_text())["data"]
+    assert "1/train.src-tgt.src.bin" in data_hashes
+    valid = "valid.src-tgt.src.bin"
+    assert (tmp_path / "out" / "data-bin" / valid).read_bytes() == (one / valid).read_bytes()
+    (two / "dict.tgt.txt").write_text("x 1\n")
+    assert f"'{two}/dict.tgt.txt' is not '{one}/dict.tgt.txt'" in refusal(job(root, tmp_path / "no", **some))
 
 
 def test_target_side_is_not_needed(root: Path, whole: dict[str, bytes | None], tmp_path: Path) -> None:

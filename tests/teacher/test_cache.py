@@ -777,13 +777,43 @@ def test_other_data_is_refused(data, caches, tmp_path) -> None:
         ({"train_subset": "valid"}, "split is train there, but valid here"),
         ({"truncate_source": True, "max_source_positions": 9}, "truncate_source is 0 there, but 9 here"),
         ({"left_pad_source": False}, "left_pad_source is True there, but False here"),
-        ({"data": f"{data}:{data}"}, "names 2; use one"),
+        ({"data": f"{data}:{data}"}, "data_sha256 is"),
         ({"upsample_primary": 3}, "--upsample-primary 3"),
     ):
         assert part in run_refusal(data, hidden, task=task)
     several = changed(PAIRS)
     write_split(several, "train1", PAIRS)
     assert "in parts ('train1', …)" in run_refusal(several, hidden)
+
+
+@pytest.mark.parametrize("kind", ["topk", "hidden"])
+def test_shards_are_those_of_the_epoch(data, tmp_path, kind: str) -> None:
+    """``DATA1:DATA2``: fairseq reads a directory in each epoch, and the answers are about its sentences."""
+    two = write_dictionaries(tmp_path / "two")
+    shards = PAIRS, [(target, source) for source, target in PAIRS[:5]]
+    write_split(two, "train", shards[1])
+    both = f"{data}:{two}"
+    keep = {"topk": "topk:19", "hidden": "hidden"}[kind]
+    settings: dict[str, Any] = {"keep": keep, "teacher_path": str(data / "teacher.pt")}
+    manifest = write_cache(
+        CacheRequest(data=both, out=str(tmp_path / "out"), dtype="fp32", teacher_allow_poor=True, **settings)
+    )
+    assert manifest["shards"] == [len(PAIRS), 5]
+    method = {"topk": {"teacher_topk": 19}, "hidden": {}}[kind]
+    cached = opened(data, tmp_path / "out", task={"data": both}, **method)
+    live = live_teacher(data)
+    cached.place(torch.device("cpu"), torch.float32)
+    live.place(torch.device("cpu"), torch.float32)
+    for epoch in (1, 2, 3):
+        cached.begin_epoch(epoch)
+        pairs = shards[(epoch - 1) % 2]
+        sample = make_batch([pairs[number] for number in (0, 3, 4)], ids=[0, 3, 4])
+        counted = sample["target"].ne(letters().pad()).flatten()
+        own, expected = (
+            teacher.score(sample).logits(slice(None)).log_softmax(-1)[counted] for teacher in (cached, live)
+        )
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
+    assert "data_sha256 is" in run_refusal(data, tmp_path / "out")
 
 
 def test_other_dictionaries_are_refused(data, caches) -> None:

@@ -103,16 +103,20 @@ def test_dictionary_that_differs_is_refused(
         in message
     )
     assert "(--srcdict, --tgtdict)" in message
+    assert "imitkd-seqkd --student-data" in message
 
 
 @pytest.mark.parametrize(
     ("theirs", "expected"),
-    [(LETTERS + "z", "teacher 'z', student '(nothing)'"), (LETTERS[:-1], "teacher '(nothing)', student 'p'")],
+    [
+        (LETTERS[:-1] + "zy", "teacher 'z', student 'p'"),
+        (LETTERS[:-1], "teacher '(nothing)', student 'p'"),
+    ],
 )
 def test_dictionary_of_another_size_is_refused(
     tmp_path: Path, cfg: Any, model: BaseFairseqModel, theirs: str, expected: str
 ) -> None:
-    """With one symbol more or fewer at the end."""
+    """With one symbol fewer at the end, or with more symbols but not all of the student's."""
     write_dictionaries(tmp_path, target=theirs)
     assert expected in refusal(saved(tmp_path, checkpoint_state(model, cfg)), data=str(tmp_path))
 

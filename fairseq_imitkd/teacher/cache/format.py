@@ -11,7 +11,8 @@
     weight.npy     hidden: (V, D) float32, the output projection that makes logits of them
     bias.npy       hidden: (V,) float32, the bias of the output projection, if it has one
 
-Tokens are target tokens, EOS included, in the order of the data set.
+Tokens are target tokens, EOS included, in the order of the data set. Of several directories,
+``DATA1:DATA2``, the sentences follow each other; ``cache.json`` has their numbers as ``shards``.
 """
 
 import hashlib
@@ -74,23 +75,21 @@ def data_identity(task: TranslationTask, split: str) -> dict[str, Any]:
         split: the split.
 
     Raises:
-        UsageError: the split is missing, or consists of several data sets.
+        UsageError: the split is missing, or a directory has it in several parts.
     """
     cfg = task.cfg
-    folders = utils.split_paths(cfg.data)
-    if len(folders) > 1:
-        raise UsageError(
-            f"DATA '{cfg.data}' must be one directory for a teacher cache, but names {len(folders)}; use one"
-        )
     languages = (cfg.source_lang, cfg.target_lang)
-    files = _split_files(Path(folders[0]), split, languages)
-    if not files:
-        raise UsageError(f"DATA '{cfg.data}' has no split '{split}' of {cfg.source_lang}-{cfg.target_lang}")
-    if _split_files(Path(folders[0]), f"{split}1", languages):
-        raise UsageError(
-            f"DATA '{cfg.data}' has the split '{split}' in parts ('{split}1', …), which fairseq joins "
-            "and may upsample; a teacher cache needs one part, so binarise them together"
-        )
+    files: list[Path] = []
+    for folder in utils.split_paths(cfg.data):
+        found = _split_files(Path(folder), split, languages)
+        if not found:
+            raise UsageError(f"DATA '{folder}' has no split '{split}' of {cfg.source_lang}-{cfg.target_lang}")
+        if _split_files(Path(folder), f"{split}1", languages):
+            raise UsageError(
+                f"DATA '{folder}' has the split '{split}' in parts ('{split}1', …), which fairseq joins "
+                "and may upsample; a teacher cache needs one part, so binarise them together"
+            )
+        files += found
     return {
         "split": split,
         "data_sha256": hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest(),
@@ -174,10 +173,18 @@ def check_manifest(manifest: dict[str, Any], path: Path) -> None:
         "max_positions": isinstance(longest, list)
         and len(longest) == 2
         and all(type(each) is int for each in longest),
+        "shards": _are_shards(manifest.get("shards"), manifest.get("sentences")),
     }
     for name, is_sound in sound.items():
         if not is_sound:
             raise UsageError(f"'{path}' is damaged, its {name} is {shown(manifest.get(name))}: {REMEDY}")
+
+
+def _are_shards(shards: Any, sentences: Any) -> bool:
+    """Whether the numbers of sentences in each directory of ``DATA`` are sound; one directory needs none."""
+    if shards is None:
+        return True
+    return isinstance(shards, list) and all(type(each) is int for each in shards) and sum(shards) == sentences
 
 
 def open_array(folder: Path, name: str, expected: ArrayType, *, mode: Any = "r") -> np.ndarray:

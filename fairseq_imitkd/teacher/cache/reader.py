@@ -117,6 +117,8 @@ class CachedTeacher:
             as_tensor(np.array(open_array(folder, name, (shape_of[name], np.float32))))
             for name in manifest["projection"]
         ]
+        self._shards: list[int] = manifest.get("shards") or [manifest["sentences"]]
+        self._first = 0  # number of the first sentence of the directory that this epoch reads
         source, target = manifest["max_positions"]
         self.max_positions: tuple[int, int] = (source, target)
         self._device: torch.device | None = None
@@ -130,6 +132,10 @@ class CachedTeacher:
         if self._device != device:
             self._device, self._dtype = device, self._dtype or student_dtype
             self._projection = [part.to(device, self._dtype) for part in self._projection]
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Answer about the directory of ``DATA`` that an epoch (1 = first) reads; fairseq takes turns."""
+        self._first = sum(self._shards[: (epoch - 1) % len(self._shards)])
 
     @property
     def writer(self) -> Ensemble:
@@ -160,7 +166,7 @@ class CachedTeacher:
         Raises:
             RefusedUpdate: a sentence is absent, or has another length than in the cache.
         """
-        ids, counted = sample["id"].cpu(), sample["target"].ne(self.pad).cpu()
+        ids, counted = sample["id"].cpu() + self._first, sample["target"].ne(self.pad).cpu()
         stored = self._offsets[ids.numpy() + 1] - self._offsets[ids.numpy()]
         lengths = counted.sum(dim=-1).numpy()
         if (stored != lengths).any():

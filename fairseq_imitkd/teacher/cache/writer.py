@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from fairseq import utils
-from fairseq.data import LanguagePairDataset, data_utils
+from fairseq.data import ConcatDataset, LanguagePairDataset, data_utils
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from torch import Tensor
 
@@ -104,9 +104,7 @@ def write_cache(request: CacheRequest) -> dict[str, Any]:
     """
     topk = parse_keep(request.keep)
     check_files(request.teacher_path)
-    languages = Languages.of(
-        Path(request.data.split(os.pathsep)[0]), request.source_lang, request.target_lang
-    )
+    languages = Languages.of(Path(request.data), request.source_lang, request.target_lang)
     task = _task(request, languages)
     symbols = len(task.target_dictionary)
     if topk >= symbols:
@@ -181,6 +179,31 @@ def _identity(request: CacheRequest, topk: int, task: TranslationTask) -> dict[s
     }
 
 
+def _sentences(task: TranslationTask, request: CacheRequest) -> tuple[LanguagePairDataset, list[int]]:
+    """Read the sentences of all directories of ``DATA``, one after another, and their numbers."""
+    parts = []
+    for epoch in range(1, len(utils.split_paths(request.data)) + 1):  # an epoch reads one directory
+        task.load_dataset(request.gen_subset, epoch=epoch)
+        parts.append(task.dataset(request.gen_subset))
+    shards = [len(part) for part in parts]
+    if len(parts) == 1:
+        return parts[0], shards
+    source, target = (ConcatDataset([getattr(part, side) for part in parts]) for side in ("src", "tgt"))
+    first = parts[0]
+    joined = LanguagePairDataset(
+        source,
+        source.sizes,
+        first.src_dict,
+        target,
+        target.sizes,
+        first.tgt_dict,
+        left_pad_source=first.left_pad_source,
+        left_pad_target=first.left_pad_target,
+        eos=first.eos,
+    )
+    return joined, shards
+
+
 def _remove_progress(folder: OutputFolder) -> None:
     """Delete the progress file and the leftovers of interrupted writes."""
     (folder.path / PROGRESS).unlink(missing_ok=True)
@@ -212,8 +235,7 @@ class _Writer:
         self.symbols = len(task.target_dictionary)
         self.teacher = _teacher(request, task)
         self.projection = self._projection()
-        task.load_dataset(request.gen_subset)
-        self.dataset = task.dataset(request.gen_subset)
+        self.dataset, self.shards = _sentences(task, request)
         self.plan = _plan(self.dataset, self.teacher.max_positions, request)
         check_likelihood(
             self.teacher,
@@ -244,6 +266,7 @@ class _Writer:
             "width": self.width,
             "projection": [*_numbers(self.projection)],
             "sentences": len(self.dataset),
+            **({"shards": self.shards} if len(self.shards) > 1 else {}),
             "absent": len(self.dataset) - sum(map(len, self.plan.batches)),
             "tokens": self.tokens,
             "bytes_a_token": bytes_a_token(shapes),

@@ -1,0 +1,91 @@
+"""The weights of a model that have a row for each symbol, and their restriction to some symbols.
+
+Rows of the embeddings and of the output matrix are left out. So the log-probabilities of the other symbols
+are those of the model, renormalised over what is left.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fairseq_imitkd.errors import UsageError
+
+TABLES = {  # a side's tables, with a row for each symbol
+    "source": ("encoder.embed_tokens.weight",),
+    "target": (
+        "decoder.embed_tokens.weight",
+        "decoder.output_projection.weight",
+        "decoder.embed_out",
+        "decoder.fc_out.weight",
+        "decoder.fc_out.bias",
+    ),
+}
+# The output matrix: the first one that a model has. Its embeddings are the matrix if it shares them.
+_OUTPUTS = (
+    "decoder.output_projection.weight",
+    "decoder.embed_out",
+    "decoder.fc_out.weight",
+    "decoder.embed_tokens.weight",
+)
+
+
+def trimmed_weights(
+    weights: Mapping[str, Tensor],
+    kept: Mapping[str, Sequence[int]],
+    sizes: Mapping[str, int],
+    *,
+    name: str = "CHECKPOINT",
+) -> dict[str, Tensor]:
+    """Return a model's weights with the rows of the symbols that stay.
+
+    Args:
+        weights: the model's weights by name.
+        kept: indices of the symbols that stay, of ``source`` and ``target``, in their new order.
+        sizes: numbers of symbols of both sides.
+        name: what messages call the model.
+
+    Raises:
+        UsageError: the model has no tables of symbols, or one of another size.
+    """
+    new, done = dict(weights), dict[tuple[int, str], Tensor]()
+    for side, names in TABLES.items():
+        index = torch.tensor(kept[side])
+        for table_name in [table for table in names if table in weights]:
+            table = weights[table_name]
+            if table.size(0) != sizes[side]:
+                raise UsageError(
+                    f"{name} has {table.size(0):,} rows in {table_name}, but the {side} dictionary has "
+                    f"{sizes[side]:,} symbols; use the dictionaries that it was trained with"
+                )
+            key = (table.data_ptr(), str(kept[side]))
+            new[table_name] = done.setdefault(
+                key, table.index_select(0, index)
+            )  # tables that are one stay one
+        if not any(table in weights for table in names):
+            raise UsageError(f"{name} has no table of {side} symbols; use a translation model")
+    return new
+
+
+def are_joined(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether both sides share one table, so that they need the same symbols."""
+    source, target = (weights.get(TABLES[side][0]) for side in ("source", "target"))
+    return (
+        source is not None
+        and target is not None
+        and source.shape == target.shape
+        and torch.equal(source, target)
+    )
+
+
+def output_rows(weights: Mapping[str, Tensor], symbols: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Return the rows of the output matrix, ``(n, D)``, and of its bias, ``(n,)`` or None.
+
+    Args:
+        weights: a model's weights by name, which have a table of target symbols.
+        symbols: ``n`` indices of target symbols.
+    """
+    name = next(name for name in _OUTPUTS if name in weights)
+    index = torch.tensor(symbols, dtype=torch.int64)
+    bias = weights.get("decoder.fc_out.bias") if name == "decoder.fc_out.weight" else None
+    return weights[name].index_select(0, index), None if bias is None else bias.index_select(0, index)
