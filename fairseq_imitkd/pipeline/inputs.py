@@ -125,7 +125,9 @@ def _look_at_text(path: Path, name: str) -> Text:
                 lines, size, empty = lines + 1, size + len(line), empty + (not line.strip())
                 line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{name} '{path}' must be UTF-8, but line {lines} is not; convert the file") from error
+        raise UsageError(
+            f"{name} '{path}' must be UTF-8, but line {lines} is not; convert the file"
+        ) from error
     except OSError as error:
         raise UsageError(f"{name} '{path}' can't be read: {error.strerror}") from error
     return Text(lines, empty, size, digest.hexdigest())
@@ -161,7 +163,9 @@ def _look_at_teacher(recipe: Recipe) -> Iterator[tuple[str, str]]:
     check_readable(str(teacher.checkpoint), "teacher")
     damage = find_damage(teacher.checkpoint)
     if damage is not None:
-        raise UsageError(f"teacher '{teacher.checkpoint}' {damage}; copy it again, or use another")
+        raise UsageError(
+            f"teacher '{teacher.checkpoint}' is damaged: {damage}; copy it again, or use another"
+        )
     yield str(teacher.checkpoint), sha256(teacher.checkpoint)
     digests = []
     for language in (recipe.source, recipe.target):
@@ -183,7 +187,9 @@ def _check_subwords(recipe: Recipe) -> None:
         return
     processor = None
     if model is not None:
-        with as_usage_error(f"sentencepiece '{model}' can't be read as a model", "name a file of SentencePiece"):
+        with as_usage_error(
+            f"sentencepiece '{model}' can't be read as a model", "name a file of SentencePiece"
+        ):
             processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
     if recipe.teacher.dictionaries is None:
         return

@@ -145,7 +145,7 @@ class Plan:
             else:
                 words = ("cat",)
             commands.append(Command(words, given=str(raw), out=f"{result}.part"))
-        needs = ()
+        needs: tuple[str, ...] = ()
         if recipe.teacher.huggingface is not None:
             needs = ("import",)
         elif recipe.subwords is not None and recipe.subwords.model is None:
@@ -198,7 +198,7 @@ class Plan:
     ) -> Step:
         own = ("--user-dir", str(self.recipe.user_dir)) if self.recipe.user_dir else ()
         words = ("imitkd-train", data, *self._pair, "--save-dir", folder, *self._cpu, *own, *flags)
-        updates = _last_value(flags, "--max-update")
+        updates = last_value(flags, "--max-update")
         return Step(
             name,
             (Command(words),),
@@ -212,7 +212,14 @@ class Plan:
     def _export(self, method: Method) -> Step:
         export, name = self.recipe.export, student_name(method.name, self.recipe.seeds[0])
         assert export is not None
-        words = ["imitkd-export", f"models/{name}/checkpoint_best.pt", "--data", "data-bin", "--out", EXPORTED]
+        words = [
+            "imitkd-export",
+            f"models/{name}/checkpoint_best.pt",
+            "--data",
+            "data-bin",
+            "--out",
+            EXPORTED,
+        ]
         words += self._pair
         if self.recipe.teacher.huggingface is not None:
             words += ["--format", "huggingface", "--subwords", TEACHER]
@@ -289,7 +296,7 @@ def student_name(method: str, seed: int) -> str:
     return f"{method}-seed{seed}"
 
 
-def _last_value(flags: Sequence[str], flag: str) -> str:
+def last_value(flags: Sequence[str], flag: str) -> str:
     """Return the value of a flag's last occurrence; empty if there is none."""
     found = ""
     for place, word in enumerate(flags):
@@ -312,8 +319,6 @@ def _with_key(step: Step, keys: Mapping[str, str], digests: Mapping[str, str]) -
     def named(word: str | None) -> str | None:
         return stands_for.get(word, word) if word is not None else None
 
-    commands = [
-        [*map(named, command.words), named(command.given), command.out] for command in step.commands
-    ]
+    commands = [[*map(named, command.words), named(command.given), command.out] for command in step.commands]
     content = json.dumps([step.name, commands, step.results, [keys[name] for name in step.needs]])
     return Step(**{**vars(step), "key": hashlib.sha256(content.encode()).hexdigest()[:16]})

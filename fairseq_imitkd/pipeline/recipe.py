@@ -296,9 +296,7 @@ def _methods(recipe: Section) -> tuple[Method, ...]:
     for number, entry in enumerate(recipe.sequence("methods", ("imitkd_full",)), 1):
         method = _method(f"methods[{number}]", entry, recipe.folder)
         if any(method.name == other.name for other in methods) or method.name in (TEACHER, EXPORTED):
-            raise UsageError(
-                f"methods[{number}].name '{method.name}' is taken; give the method another name"
-            )
+            raise UsageError(f"methods[{number}].name '{method.name}' is taken; give the method another name")
         methods.append(method)
     for number, method in enumerate(methods, 1):
         earlier = [other.name for other in methods[: number - 1]]
@@ -373,8 +371,14 @@ def _named_method(section: Section, key: str, methods: Sequence[Method]) -> str 
 def _check_subwords(recipe: Recipe) -> None:
     """Refuse subwords that can't be the teacher's."""
     if recipe.teacher.huggingface is not None and recipe.subwords is not None:
-        raise UsageError("sentencepiece changes nothing with teacher.huggingface, which has its own; leave it out")
-    if recipe.teacher.checkpoint is not None and recipe.subwords is not None and recipe.subwords.model is None:
+        raise UsageError(
+            "sentencepiece changes nothing with teacher.huggingface, which has its own; leave it out"
+        )
+    if (
+        recipe.teacher.checkpoint is not None
+        and recipe.subwords is not None
+        and recipe.subwords.model is None
+    ):
         raise UsageError(
             "sentencepiece.vocabulary trains new subwords, but teacher.checkpoint has its own; name their model"
         )

@@ -41,7 +41,9 @@ def train(model: Path, size: int, texts: list[str]) -> None:
             minloglevel=1,
         )
     except RuntimeError as error:
-        sys.exit(f"error: sentencepiece.vocabulary is {size}, but the text does not allow it ({error}); lower it")
+        sys.exit(
+            f"error: sentencepiece.vocabulary is {size}, but the text does not allow it ({error}); lower it"
+        )
     model.write_bytes(made.getvalue())
 
 

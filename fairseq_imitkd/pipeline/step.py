@@ -1,4 +1,4 @@
-"""Runs one step of a plan: its commands, with a log, results that are complete or absent, and a note of how it goes.
+"""Runs one step of a plan: its commands, with a log, complete results or none, and a note of how it goes.
 
     python -IS step.py PLAN NAME          run a step; Snakemake calls this
     python -IS step.py --engine WORDS…    become the program WORDS, which ends when its parent ends
@@ -6,6 +6,7 @@
 It imports the standard library alone, so it starts in a moment.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -65,6 +66,10 @@ class Step:
             status = self._commands()
             if status == 0:
                 self._finish()
+        except OSError as error:  # a full disk, above all
+            print(f"error: {self.name}: {error}; mend that, and run the same command again", file=sys.stderr)
+            with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as log:
+                print(f"error: {error.strerror or error}", file=log)
         finally:
             state = "done" if status == 0 else "failed"
             self._note(state=state, began=began, ended=time.time(), status=status)
@@ -101,26 +106,24 @@ class Step:
         log.flush()
         for result in self.step["results"]:
             Path(result).parent.mkdir(parents=True, exist_ok=True)
-        given = open(command["given"], "rb") if command["given"] else subprocess.DEVNULL
-        written = open(out, "wb") if out else log
-        # The process ends with this one, even if this one is killed.
-        process = subprocess.Popen(
-            [self._program(words[0]), *words[1:]],
-            stdin=given,
-            stdout=written,
-            stderr=log,
-            env=self.environment,
-            preexec_fn=lambda: end_with_parent(signal.SIGKILL),
-        )
-        try:
-            return process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-            for file in (given, written):
-                if not isinstance(file, int) and file is not log:
-                    file.close()
+        with contextlib.ExitStack() as opened:
+            given = opened.enter_context(open(command["given"], "rb")) if command["given"] else None
+            written = opened.enter_context(open(out, "wb")) if out else log
+            process = subprocess.Popen(
+                [self._program(words[0]), *words[1:]],
+                stdin=given or subprocess.DEVNULL,
+                stdout=written,
+                stderr=log,
+                env=self.environment,
+                # The command ends with this process, even if this one is killed.
+                preexec_fn=lambda: end_with_parent(signal.SIGKILL),
+            )
+            try:
+                return process.wait()
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
 
     def _program(self, name: str) -> str:
         beside = self.programs / name
