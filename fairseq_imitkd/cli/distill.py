@@ -1,6 +1,7 @@
 """``imitkd-distill``: from text and a teacher to a served student, by one recipe."""
 
 import argparse
+import importlib.util
 import os
 import shlex
 import sys
@@ -27,7 +28,7 @@ from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, described
 
 NEW = ("teacher", "sentencepiece", *SPLITS)  # flags in place of a recipe
 OPTIONAL = ("method", "arch", "updates")
-PACKAGES = ("snakemake", "jinja2", "matplotlib", "ctranslate2")
+PACKAGES = ("jinja2", "matplotlib", "ctranslate2")
 
 
 @one_line_errors("; the same command continues")
@@ -39,6 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     args = parser().parse_args(own)
     _check_flags(args)
+    if importlib.util.find_spec("snakemake") is None:  # to import it would change the settings of logging
+        raise UsageError("imitkd-distill needs snakemake: pip install 'fairseq-imitkd[pipeline]'")
     check_extra("imitkd-distill", "pipeline", PACKAGES)
     path, out = args.recipe, args.out or Path(args.recipe.stem)
     content = recipe_of(args) if path is None else None
@@ -63,9 +66,9 @@ def parser() -> Parser:
     """Return the parser."""
     made = Parser(
         "imitkd-distill",
-        "Make a small model of a teacher and text: encode the text, train students, compare them, export one. "
-        "A recipe says all of it. The same command continues after a kill, and runs again what a change of the "
-        "recipe changes. Flags after -- are Snakemake's.",
+        "Make a small model of a teacher and text: encode the text, train students, compare them, export "
+        "one. A recipe says all of it. The same command continues after a kill, and runs again what a change of "
+        "the recipe changes. Flags after -- are Snakemake's.",
     )
     made.add_argument("recipe", metavar="RECIPE", type=Path, nargs="?", help="YAML file; see docs/distil.md")
     made.add_argument(

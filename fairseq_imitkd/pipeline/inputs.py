@@ -17,7 +17,8 @@ from fairseq_imitkd.pipeline.sentencepieces import LINES
 
 FOREIGN = 0.05  # share of pieces that a dictionary may lack before the subwords count as another model's
 LOOKED_AT = 1000  # lines of the validation text that are compared with the teacher's dictionaries
-# Bytes on the disk for each byte of text: its subwords, its binary form, and both again for the teacher's text.
+# Bytes on the disk for each byte of text: its subwords and its binary form, and both again for the teacher's
+# translations.
 DISK, SEQKD_DISK = 3, 3
 
 
@@ -79,8 +80,8 @@ def look(recipe: Recipe) -> Inputs:
         source, target = texts[split, "source"], texts[split, "target"]
         if source.lines != target.lines:
             raise UsageError(
-                f"text.{split} must have two files of as many lines, but '{pair.source}' has {source.lines:,} and "
-                f"'{pair.target}' {target.lines:,}; align them"
+                f"text.{split} must have two files of as many lines, but '{pair.source}' has "
+                f"{source.lines:,} and '{pair.target}' {target.lines:,}; align them"
             )
         if not source.lines:
             raise UsageError(f"text.{split} '{pair.source}' is empty; name a file with sentences")
@@ -108,8 +109,8 @@ def check_room(out: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed - used > free:
         raise UsageError(
-            f"--out '{out}' needs {(needed - used) / 1e9:,.1f} GB, but its disk has {free / 1e9:,.1f} GB free; make "
-            "room, or use another"
+            f"--out '{out}' needs {(needed - used) / 1e9:,.1f} GB, but its disk has {free / 1e9:,.1f} GB; "
+            "make room, or use another"
         )
 
 
@@ -155,7 +156,8 @@ def _look_at_teacher(recipe: Recipe) -> Iterator[tuple[str, str]]:
         digest = _folder(teacher.huggingface, name)
         if not os.path.isfile(teacher.huggingface / "config.json"):
             raise UsageError(
-                f"{name} '{teacher.huggingface}' lacks config.json; name a folder of a model in Hugging Face's format"
+                f"{name} '{teacher.huggingface}' lacks config.json; name a model's folder in Hugging "
+                "Face's format"
             )
         yield str(teacher.huggingface), digest
     if teacher.checkpoint is None or teacher.dictionaries is None:
@@ -172,8 +174,8 @@ def _look_at_teacher(recipe: Recipe) -> Iterator[tuple[str, str]]:
         path = teacher.dictionaries / f"dict.{language}.txt"
         if not os.path.isfile(path):
             raise UsageError(
-                f"teacher.dictionaries '{teacher.dictionaries}' lacks dict.{language}.txt; name the folder with the "
-                "dictionaries of the teacher's training"
+                f"teacher.dictionaries '{teacher.dictionaries}' lacks dict.{language}.txt; name the folder "
+                "with the dictionaries of the teacher's training"
             )
         digests.append(sha256(path))
         yield str(path), digests[-1]
@@ -205,6 +207,6 @@ def _check_subwords(recipe: Recipe) -> None:
         if unknown > FOREIGN * len(pieces):
             subwords = f"sentencepiece '{model}'" if model else "text without sentencepiece"
             raise UsageError(
-                f"{subwords} is not the teacher's: '{dictionary}' lacks {unknown / len(pieces):.0%} of the subwords "
-                f"of '{path}'; use the model that the teacher's text was split with"
+                f"{subwords} is not the teacher's: '{dictionary}' lacks {unknown / len(pieces):.0%} of the "
+                f"subwords of '{path}'; use the model that the teacher's text was split with"
             )

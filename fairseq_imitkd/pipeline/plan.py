@@ -1,4 +1,4 @@
-"""The plan: every step that a recipe asks for, with its commands, and a key that changes when its result would."""
+"""The plan: every step that a recipe asks for, with its commands and the hash of all that it depends on."""
 
 import hashlib
 import json

@@ -11,8 +11,8 @@ from fairseq_imitkd.export.exporter import QUANTIZATIONS
 from fairseq_imitkd.pipeline.reading import Section, closest, load, shown
 
 KEYS = (
-    "languages", "text", "sentencepiece", "teacher", "student", "training", "distillation", "seqkd", "methods",
-    "seeds", "evaluate", "export", "device", "threads", "user_dir",
+    "languages", "text", "sentencepiece", "teacher", "student", "training", "distillation", "seqkd",
+    "methods", "seeds", "evaluate", "export", "device", "threads", "user_dir",
 )  # fmt: skip
 SPLITS = ("train", "valid", "test")
 DEVICES = ("auto", "cpu", "cuda")
@@ -380,5 +380,5 @@ def _check_subwords(recipe: Recipe) -> None:
         and recipe.subwords.model is None
     ):
         raise UsageError(
-            "sentencepiece.vocabulary trains new subwords, but teacher.checkpoint has its own; name their model"
+            "sentencepiece.vocabulary trains new subwords, but teacher.checkpoint has its own; name its file"
         )

@@ -150,8 +150,8 @@ class Run:
                 except OSError as error:
                     if time.monotonic() > deadline:
                         raise UsageError(
-                            f"--out '{self.out}' is in use by another imitkd-distill; wait for its end, or use "
-                            "another folder"
+                            f"--out '{self.out}' is in use by another imitkd-distill; wait for its end, or "
+                            "use another folder"
                         ) from error
                     time.sleep(WATCHED_EVERY)
             yield file.fileno()
