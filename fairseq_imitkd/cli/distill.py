@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import logging
 import os
 import shlex
 import sys
@@ -28,6 +29,7 @@ from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, described
 
 NEW = ("teacher", "sentencepiece", *SPLITS)  # flags in place of a recipe
 OPTIONAL = ("method", "arch", "updates")
+PROGRAMS = Path(sys.executable).parent  # folder of the commands
 PACKAGES = ("jinja2", "matplotlib", "ctranslate2")
 
 
@@ -35,6 +37,7 @@ PACKAGES = ("jinja2", "matplotlib", "ctranslate2")
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; ``arguments`` default to those of the command line."""
     words = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
     own, flags = (
         (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     )
@@ -67,8 +70,8 @@ def parser() -> Parser:
     made = Parser(
         "imitkd-distill",
         "Make a small model of a teacher and text: encode the text, train students, compare them, export "
-        "one. A recipe says all of it. The same command continues after a kill, and runs again what a change of "
-        "the recipe changes. Flags after -- are Snakemake's.",
+        "one. A recipe says all of it. The same command continues after a kill, and runs again what a change "
+        "of the recipe changes. Flags after -- are Snakemake's.",
     )
     made.add_argument("recipe", metavar="RECIPE", type=Path, nargs="?", help="YAML file; see docs/distil.md")
     made.add_argument(
@@ -165,7 +168,7 @@ def distil(run: Run, engine: Engine) -> None:
     """Run the steps that are not done, and print what they have made."""
     began = time.monotonic()
     with Shown(run) as shown:
-        run.run(engine, _programs(), shown.show)
+        run.run(engine, PROGRAMS, shown.show)
     wanted = run.plan.recipe
     if wanted.evaluation is not None:
         table = seeds.table(run.plan, run.out)
@@ -230,12 +233,6 @@ def _engine(args: argparse.Namespace, wanted: Recipe, flags: tuple[str, ...]) ->
         )
         gpus = tuple(visible.split(","))
     return Engine(cores, gpus, args.profile, flags)
-
-
-def _programs() -> Path:
-    """Return the folder of the commands: that of this one, or of this Python."""
-    called = Path(sys.argv[0]).absolute().parent
-    return called if (called / "imitkd-train").exists() else Path(sys.executable).parent
 
 
 def _write_recipe(out: Path, path: Path | None, content: Mapping[str, Any] | None) -> None:

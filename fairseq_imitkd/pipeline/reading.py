@@ -12,6 +12,7 @@ import yaml
 
 from fairseq_imitkd.errors import UsageError, as_usage_error
 
+FEW = 4  # choices that a message lists
 LONGEST = 60  # characters of a value that a message shows
 
 
@@ -108,7 +109,9 @@ class Section:
         """Return one of a few texts."""
         value = self.content.get(key, default)
         if value not in among:
-            raise UsageError(f"{self._named(key)} is {shown(value)}: {closest(str(value), among)}")
+            if len(among) > FEW:
+                raise UsageError(f"{self._named(key)} is {shown(value)}: {closest(str(value), among)}")
+            raise UsageError(f"{self._named(key)} must be one of {', '.join(among)}, but is {shown(value)}")
         return str(value)
 
     def flags(self, key: str, default: str = "") -> tuple[str, ...]:
