@@ -17,7 +17,7 @@ PACKAGE = "fairseq_imitkd"
 
 # Three modules that nearly all rooms import, and two that only start the package.
 LEFT_OUT = ("errors", "quick", "registration", "vocab_ops", "version", "__init__", "__main__")
-AROUND = ("cli", "seqkd", "report", "serving", "evaluate", "export", "engines", "huggingface")
+AROUND = ("cli", "pipeline", "seqkd", "report", "serving", "evaluate", "export", "engines", "huggingface")
 
 
 class Box(NamedTuple):

@@ -131,9 +131,7 @@ class Run:
                         show(self.statuses())
                         time.sleep(WATCHED_EVERY)
                 finally:
-                    if process.poll() is None:
-                        process.send_signal(signal.SIGTERM)
-                        process.wait()
+                    _end(process)
         show(self.statuses())
         if process.returncode:
             raise self._failure(began)
@@ -161,19 +159,32 @@ class Run:
         if note.get("key") != step.key:
             note = {}
         began, ended = float(note.get("began") or 0), float(note.get("ended") or 0)
-        if (self.out / STATE / "done" / f"{step.name}.{step.key}").exists():
-            return Status(DONE, began, ended)
+        with suppress(FileNotFoundError):  # the note of its end comes after this file
+            end = (self.out / STATE / "done" / f"{step.name}.{step.key}").stat().st_mtime
+            return Status(DONE, began, ended or end)
         state = str(note.get("state", WAITING))
         if state == RUNNING and step.updates is not None:
             return Status(state, began, ended, _updates(self.out / step.results[0] / "metrics.jsonl"))
         return Status(WAITING if state == DONE else state, began, ended)
 
     def _failure(self, began: float) -> UsageError:
-        for name, status in self.statuses().items():
+        statuses = sorted(self.statuses().items(), key=lambda each: each[1].ended)
+        for name, status in statuses:
             if status.state == FAILED and status.ended >= began:
                 return UsageError(f"step {name}: {last_error(self.log(name))} (log: {self.log(name)})")
         path = self.out / ENGINE_LOG
         return UsageError(f"Snakemake stopped: {last_error(path)} (log: {path})")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End Snakemake. At an interrupt it takes its jobs back from a cluster; at SIGTERM it would wait for them."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def last_error(path: Path) -> str:

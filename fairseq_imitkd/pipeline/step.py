@@ -26,7 +26,7 @@ _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 def main(words: list[str]) -> int:
     """Run the command line; return its exit status."""
     if words[0] == "--engine":
-        end_with_parent(signal.SIGTERM)
+        end_with_parent(signal.SIGKILL)  # at SIGTERM, Snakemake waits for the steps
         os.execvp(words[1], words[1:])
     end_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # then the commands end, too
