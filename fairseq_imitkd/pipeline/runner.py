@@ -177,7 +177,7 @@ class Run:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End Snakemake. At an interrupt it takes its jobs back from a cluster; at SIGTERM it would wait for them."""
+    """End Snakemake. At an interrupt it takes back its jobs from a cluster; at SIGTERM it would wait."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         try:

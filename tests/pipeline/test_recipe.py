@@ -62,7 +62,7 @@ def test_a_recipe_is_read_with_paths_from_its_folder(tmp_path: Path) -> None:
         ({"methods": ["gkd", "gkd"]}, "methods[2].name 'gkd' is taken; give the method another name"),
         ({"methods": [{"name": "a"}]}, "methods[1].criterion is not given"),
         ({"methods": [{"criterion": "gkd", "name": "../a"}]}, "methods[1].name must consist of letters"),
-        ({"methods": [{"criterion": "gkd", "data": "seqdk"}]}, "methods[1].data must be one of text, seqkd, but is"),
+        ({"methods": [{"criterion": "gkd", "data": "seqdk"}]}, "methods[1].data must be one of text, seqkd"),
         ({"methods": ["seqkd", {"criterion": "gkd", "start": "sekd"}]}, "did you mean seqkd?"),
         ({"methods": [{"criterion": "gkd", "start": "none"}, "none"]}, "list that method before this one"),
         ({"seeds": [1, 1]}, "seeds must be different whole numbers of 0 or more, such as [1, 2, 3]"),
