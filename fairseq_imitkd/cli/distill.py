@@ -17,8 +17,8 @@ import yaml
 
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.cli.extras import check_extra
+from fairseq_imitkd.cli.later_flags import check_command, check_training
 from fairseq_imitkd.cli.steps_shown import Shown
-from fairseq_imitkd.cli.training_flags import check_training
 from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.export.architecture import build, judge
@@ -29,6 +29,7 @@ from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, described
 
 NEW = ("teacher", "sentencepiece", *SPLITS)  # flags in place of a recipe
 OPTIONAL = ("method", "arch", "updates")
+CHECKED = ("seqkd", "export", "evaluate")  # steps whose flags the recipe gives, by its key
 PROGRAMS = Path(sys.executable).parent  # folder of the commands
 PACKAGES = ("jinja2", "matplotlib", "ctranslate2")
 
@@ -140,7 +141,7 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check(plan: Plan) -> int:
-    """Check the flags of all trainings, and whether the student can be exported.
+    """Check the flags of all commands, and whether the student can be exported.
 
     Returns:
         the number of a student's parameters, over a small dictionary.
@@ -152,6 +153,8 @@ def check(plan: Plan) -> int:
         for command in step.commands:
             if command.words[0] == "imitkd-train":
                 check_training(command.words[1:], step.name.removeprefix("train-"))
+            elif step.name in CHECKED:
+                check_command(command.words, step.name)
     wanted = plan.recipe
     own = ("--user-dir", str(wanted.user_dir)) if wanted.user_dir else ()
     flags = (*own, *wanted.student)

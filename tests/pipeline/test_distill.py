@@ -81,6 +81,12 @@ def test_a_recipe_makes_a_student_a_table_and_a_folder_to_serve(
         ({"methods": ["imitkd_ful"]}, "imitkd_ful-seed1: --criterion 'imitkd_ful' does not exist: did you"),
         ({"student": {"arch": "lstm"}}, "export can't work with this student: "),
         ({"user_dir": "nowhere"}, "user_dir '"),
+        ({"evaluate": "--quik"}, "evaluate: --quik is not a flag of this command: did you mean --quick?"),
+        ({"export": {"flags": "--beam x"}}, "export: --beam must be a whole number, but is 'x'"),
+        (
+            {"seqkd": "--select frist", "methods": ["seqkd"]},
+            "seqkd: --select 'frist' does not exist: did you",
+        ),
     ],
 )
 def test_a_training_that_can_not_work_is_refused_before_anything_runs(
