@@ -80,6 +80,7 @@ setup(
             "report/*.css",
             "cli/help/*.txt",
             "pipeline/Snakefile",
+            "cli/words.json",
         ]
     },
     python_requires=">=3.11,<3.14",

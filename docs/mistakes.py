@@ -56,6 +56,10 @@ imitkd distil
 imitkd shrink
 imitkd --lr 3
 imitkd --print-completion fish
+imitkd TRAIN
+imitkd DATA
+imitkd help trian
+imitkd --versoin
 """,
     "What is missing": """
 imitkd train …
@@ -77,6 +81,18 @@ imitkd export student.pt --out out
 imitkd prune
 imitkd report
 imitkd serve
+imitkd evaluate
+""",
+    "A word too many": """
+imitkd train DATA … text.txt
+imitkd train DATA … --teacher-path teacher.pt student.pt
+imitkd cache DATA --teacher-path teacher.pt student.pt --out out --keep hidden
+imitkd evaluate DATA --model student=student.pt --out out
+imitkd evaluate --model student=student.pt other=teacher.pt --data DATA --out out
+imitkd export student.pt DATA --out out
+imitkd export --checkpoint student.pt --data DATA --out out
+imitkd seqkd --data DATA --teacher-path teacher.pt --out out
+imitkd serve --dir out
 """,
     "Names that do not exist": """
 imitkd train DATA … --criterion imitkd_ful
@@ -88,6 +104,8 @@ imitkd train DATA … --task translation_with_teachers
 imitkd train DATA … --task translation
 imitkd train DATA … --arch transfomer
 imitkd train DATA … --arch tranformer_iwslt_de_en
+imitkd train DATA … --arch tiny
+imitkd train DATA … --arch transformer_tyny
 imitkd train DATA … --optimizer adamw
 imitkd train DATA … --lr-scheduler invers_sqrt
 imitkd train DATA … --divergence kl
@@ -103,7 +121,8 @@ imitkd train DATA … --eval-bleu --eval-bleu-detok mose
 imitkd train DATA … --activation-fn swish2
 imitkd train DATA … --user-dir nowhere
 imitkd train DATA … --user-dir text.txt
-imitkd seqkd DATA … --select mbr2
+imitkd evaluate … --user-dir text.txt
+imitkd seqkd DATA … --select random
 imitkd seqkd DATA … --backend onnx
 imitkd evaluate … --metrics comet2
 imitkd evaluate … --bleu-tokenize 14a
@@ -123,8 +142,18 @@ imitkd train DATA … --batchsize 10
 imitkd train DATA … --beam 5
 imitkd train DATA … --path student.pt
 imitkd train DATA … --gpu
+imitkd train DATA … --device cuda
+imitkd train DATA … --max_update 10
+imitkd train DATA … -lr 0.1
+imitkd train DATA … --label-smothing 0.1
+imitkd train DATA --teacher-pth teacher.pt
+imitkd train --jsd-wieght 0.1
 imitkd generate DATA … --beams 3
 imitkd generate DATA … --teacher-share 1
+imitkd generate DATA … --lr 0.1
+imitkd generate DATA … --student-share 1
+imitkd evaluate --modle student=student.pt --data DATA --out out
+imitkd seqkd DATA --teacher_path teacher.pt --out out
 imitkd seqkd DATA … --beamsize 3
 imitkd evaluate … --models a=b
 imitkd export student.pt … --quantisation int8
@@ -186,6 +215,17 @@ imitkd export student.pt … --beam 0
 imitkd prune student.pt --sparsity 2 --out out.pt
 imitkd serve DIR --port 99999
 """,
+    "Flags that change nothing": """
+imitkd train DATA … --eval-bleu-args '{"beam": 1}'
+imitkd train DATA … --eval-bleu-detok moses
+imitkd train DATA … --eval-bleu-remove-bpe none
+imitkd train DATA … --eval-bleu-print-samples
+imitkd generate DATA … --teacher-path teacher.pt
+imitkd generate DATA … --save-dir out
+imitkd generate DATA … --criterion imitkd
+imitkd interactive DATA … --eval-bleu
+imitkd prune student.pt --out out.pt
+""",
     "Files that are not there, or are others": """
 imitkd train NOWHERE …
 imitkd train text.txt …
@@ -203,12 +243,20 @@ imitkd train DATA … --valid-subset dev
 imitkd train DATA … --source-lang de --target-lang en
 imitkd train DATA … --source-lang tgt --target-lang src
 imitkd train DATA … --save-dir text.txt
+imitkd train DATA … --save-dir /proc/student
+imitkd train DATA … --teacher-path run
+imitkd train DATA … --teacher-path exported/model/model.bin
 imitkd train DATA … --encoder-embed-path nowhere.txt
 imitkd generate NOWHERE …
 imitkd generate DATA … --path nowhere.pt
 imitkd generate DATA … --path text.txt
+imitkd generate DATA … --path run
+imitkd generate DATA … --source-lang tgt --target-lang src
 imitkd generate DATA … --gen-subset dev
 imitkd interactive DATA … --input nowhere.txt
+imitkd interactive DATA … --input empty.txt
+imitkd interactive DATA … --source-lang tgt --target-lang src
+imitkd interactive DATA … --bpe sentencepiece --sentencepiece-model text.txt
 imitkd seqkd NOWHERE …
 imitkd seqkd DATA … --teacher-path text.txt
 imitkd seqkd DATA … --gen-subset dev
@@ -216,17 +264,25 @@ imitkd seqkd DATA … --bpe sentencepiece
 imitkd seqkd DATA … --source-text nowhere.txt
 imitkd cache NOWHERE …
 imitkd evaluate … --model student=nowhere.pt
+imitkd evaluate … --model student=run
+imitkd evaluate … --source-lang tgt --target-lang src
+imitkd evaluate … --bpe sentencepiece --sentencepiece-model text.txt
 imitkd evaluate … --data NOWHERE
 imitkd evaluate … --gen-subset dev
 imitkd export nowhere.pt …
 imitkd export text.txt …
+imitkd export run …
+imitkd export exported …
 imitkd export student.pt … --data NOWHERE
 imitkd prune nowhere.pt --sparsity 0.5
 imitkd prune text.txt --sparsity 0.5
 imitkd report NOWHERE …
 imitkd report text.txt …
+imitkd report … --evaluation NOWHERE
 imitkd serve NOWHERE
 imitkd serve text.txt
+imitkd serve student.pt
+imitkd serve run
 """,
     "A teacher and a method that do not fit": """
 imitkd train DATA … --criterion cross_entropy
@@ -277,6 +333,12 @@ def make_files(folder: Path) -> None:
     shutil.copy(folder / "transformer.pt", folder / "teacher.pt")
     shutil.copy(folder / "transformer.pt", folder / "student.pt")
     (folder / "text.txt").write_text("a b c\n")
+    (folder / "empty.txt").touch()
+    (folder / "run").mkdir()
+    shutil.copy(folder / "student.pt", folder / "run" / "checkpoint_best.pt")
+    (folder / "exported" / "model").mkdir(parents=True)
+    for name in ("imitkd.json", "model/model.bin"):
+        (folder / "exported" / name).touch()
 
 
 def answer(line: str) -> tuple[int, str]:

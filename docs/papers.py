@@ -66,6 +66,11 @@ PAPERS = (
         "https://arxiv.org/abs/2009.07253",
     ),
     Paper(
+        "Eikema & Aziz, COLING 2020",
+        "Is MAP Decoding All You Need? The Inadequacy of the Mode in Neural Machine Translation",
+        "https://arxiv.org/abs/2005.10283",
+    ),
+    Paper(
         "Kim & Rush, EMNLP 2016",
         "Sequence-Level Knowledge Distillation",
         "https://aclanthology.org/D16-1139/",
@@ -199,6 +204,7 @@ FLAGS = {
     "teacher.selection": "--teacher-selection reinforced",
     "teacher.initialise": "--init-from-teacher",
     "seqkd.translator": "--select best",
+    "text.expected_utility": "--select mbr",
 }
 # "section 3 and algorithm 1", "sections 3.1 and 3.2", "equations 6 to 8"
 NUMBERS = r"\d+(?:\.\d+)?(?: (?:to|and) \d+(?:\.\d+)?)?"

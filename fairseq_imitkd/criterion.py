@@ -242,7 +242,7 @@ class DistillationCriterion(FairseqCriterion):
                     student, positions.gold, chunk
                 )
                 positions.inputs["mixture_weight"] = positions.prefix_sums(difference).sigmoid()
-        if self._selection != "all":
+        if self._selection != "all" and self.training:  # the queue is of training batches alone
             positions.selected = self._hardest(positions, -token_lprobs(student, positions.gold, chunk))
 
     def _hardest(self, positions: "_Positions", difficulty: Tensor) -> Tensor:

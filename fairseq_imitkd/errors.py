@@ -97,7 +97,9 @@ def as_usage_error(
         raise UsageError(f"{problem}: {detail}" + (f"; {remedy}" if remedy else "")) from error
 
 
-def one_line_errors(then: str = "") -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
+def one_line_errors(
+    then: str | Callable[[], str] = "",
+) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
     """Return a decorator that ends a command with one line, whatever goes wrong in it.
 
     - A :class:`UsageError` and a :class:`RefusedUpdate` pass; their message is the line.
@@ -109,7 +111,7 @@ def one_line_errors(then: str = "") -> Callable[[Callable[Given, Result]], Calla
     The command also gets the flag ``--traceback``, which shows the whole exception before the line.
 
     Args:
-        then: text to print after ``stopped``.
+        then: text to print after ``stopped``, or what returns it.
     """
 
     def decorate(main: Callable[Given, Result]) -> Callable[Given, Result]:
@@ -123,7 +125,7 @@ def one_line_errors(then: str = "") -> Callable[[Callable[Given, Result]], Calla
                     sys.stdout.flush()
                     return result
                 except KeyboardInterrupt:
-                    stopped, end = f"stopped{then}", SystemExit(130)
+                    stopped, end = f"stopped{then if isinstance(then, str) else then()}", SystemExit(130)
                 except (Exception, SystemExit) as error:
                     end = _end_of(error, shown)
                 # The exception and its frames are freed here. What they log when they are deleted comes

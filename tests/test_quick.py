@@ -24,6 +24,16 @@ from tests.helpers.digit_corpus import REPO
         ("imitkd train", 2, "usage: imitkd train DATA"),
         ("imitkd trian --help", 2, "error: 'trian' is not a command of imitkd: did you mean train?"),
         ("imitkd shrink", 2, "error: 'shrink' is not a command of imitkd: use one of distill, train,"),
+        ("imitkd help", 0, "usage: imitkd COMMAND"),
+        ("imitkd help export", 0, "usage: imitkd export"),
+        ("imitkd help trian", 2, "error: 'trian' is not a command of imitkd: did you mean train?"),
+        ("imitkd -V", 0, f"fairseq-imitkd {__version__}\n"),
+        ("imitkd --versoin", 2, "error: --versoin is not a flag of imitkd: did you mean --version?"),
+        ("imitkd TRAIN", 2, "error: 'TRAIN' is not a command of imitkd: did you mean train?"),
+        ("imitkd /", 2, "error: '/' is a folder; name a command before it, such as imitkd train /; see"),
+        ("imitkd evaluate", 2, "error: --model is not given; add it, and --data, --out too; see imitkd-eval"),
+        ("imitkd-seqkd DATA --out", 2, "error: --out needs a value; see imitkd-seqkd --help"),
+        ("imitkd serve o --max-batch 0", 2, "error: --max-batch"),
         ("imitkd --lr 3", 2, "error: --lr is not a flag of imitkd; name a command first: imitkd train --lr"),
         (
             "imitkd --print-completion",
@@ -45,7 +55,8 @@ def test_answers(arguments: str, status: int, text: str) -> None:
     "arguments",
     [
         "imitkd train DATA --help", "imitkd train --help --criterion gkd", "imitkd train --help-all",
-        "imitkd evaluate", "imitkd-seqkd DATA", "imitkd --print-completion zsh", "pytest --help", "",
+        "imitkd evaluate --model a=b --data d --out o",
+        "imitkd export --check --arch x", "imitkd --print-completion zsh", "pytest --help", "",
     ],
 )  # fmt: skip
 def test_other_command_lines_run_a_command(arguments: str) -> None:
@@ -60,7 +71,12 @@ def test_no_help_imports_torch() -> None:
         "import fairseq_imitkd\n"
         "print(sorted({'torch', 'fairseq', 'omegaconf', 'numpy'} & set(sys.modules)))"
     )
-    for words in (["imitkd", "train", "--help"], ["imitkd-report", "--version"], ["imitkd", "trian"]):
+    for words in (
+        ["imitkd", "train", "--help"],
+        ["imitkd-report", "--version"],
+        ["imitkd", "trian"],
+        ["imitkd", "serve"],
+    ):
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=REPO)
         assert done.stdout == "[]\n", done.stderr
 

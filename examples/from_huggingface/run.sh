@@ -25,16 +25,14 @@ if [ -n "${SMOKE:-}" ]; then
 fi
 [ -n "${ORIGIN:-}" ] || die "ORIGIN is not given; name the folder of a model in Hugging Face's format"
 [ -n "${CORPUS:-}" ] || die "CORPUS is not given; name the part of your text's files before .train.$SRC"
-SPLITS=(train valid test)
 
-# encode FOLDER TO SPLIT…: split text into the subwords of an imported model.
+# encode: split the text into the subwords of the teacher.
 encode() {
-  local folder=$1 to=$2 split
-  shift 2
-  mkdir -p "$to"
-  for split in "$@"; do
-    imitkd encode "$folder" --side source <"$CORPUS.$split.$SRC" >"$to/$split.$SRC"
-    imitkd encode "$folder" --side target <"$CORPUS.$split.$TGT" >"$to/$split.$TGT"
+  local split
+  mkdir -p "$RUN/subwords"
+  for split in train valid test; do
+    imitkd encode "$RUN/teacher" --side source <"$CORPUS.$split.$SRC" >"$RUN/subwords/$split.$SRC"
+    imitkd encode "$RUN/teacher" --side target <"$CORPUS.$split.$TGT" >"$RUN/subwords/$split.$TGT"
   done
 }
 
@@ -42,12 +40,12 @@ data() {
   rm -rf "$RUN/data-bin" # fairseq-preprocess refuses a folder that a killed call left incomplete
   fairseq-preprocess --source-lang "$SRC" --target-lang "$TGT" --destdir "$RUN/data-bin" \
     --trainpref "$RUN/subwords/train" --validpref "$RUN/subwords/valid" --testpref "$RUN/subwords/test" \
-    --srcdict "$RUN/small/dict.$SRC.txt" --tgtdict "$RUN/small/dict.$TGT.txt" >"$RUN/preprocess.log" 2>&1 ||
+    --srcdict "$RUN/teacher/dict.$SRC.txt" --tgtdict "$RUN/teacher/dict.$TGT.txt" >"$RUN/preprocess.log" 2>&1 ||
     { tail -5 "$RUN/preprocess.log" >&2; return 1; }
 }
 
 distil() {
-  imitkd-train "$RUN/data-bin" --save-dir "$RUN/student" --teacher-path "$RUN/small/model.pt" --criterion "$METHOD" \
+  imitkd-train "$RUN/data-bin" --save-dir "$RUN/student" --teacher-path "$RUN/teacher/model.pt" --criterion "$METHOD" \
     "${STUDENT[@]}" --optimizer adam --adam-betas '(0.9, 0.98)' --lr 1e-3 --lr-scheduler inverse_sqrt --warmup-updates 2000 \
     --dropout 0.1 --max-tokens 4096 --max-update "$UPDATES" --no-epoch-checkpoints "${MORE[@]}" "${DEVICE_FLAGS[@]}"
 }
@@ -55,15 +53,12 @@ distil() {
 # exported: translates raw text with CTranslate2. Only SentencePiece models are given; see docs/export.md for others.
 exported() {
   imitkd-export "$RUN/student/checkpoint_best.pt" --data "$RUN/data-bin" --out "$RUN/exported" \
-    --bpe sentencepiece --sentencepiece-model "$RUN/small/source.spm"
+    --bpe sentencepiece --sentencepiece-model "$RUN/teacher/source.spm"
 }
 
 [ -z "${SMOKE:-}" ] || stage model python "$RECIPE/random_model.py" "$RUN"
-stage import imitkd import "$ORIGIN" --out "$RUN/teacher" --source-lang "$SRC" --target-lang "$TGT"
-stage encode encode "$RUN/teacher" "$RUN/whole" train
-stage trim imitkd trim "$RUN/teacher/model.pt" --text "$RUN/whole/train" --out "$RUN/small"
-stage subwords encode "$RUN/small" "$RUN/subwords" "${SPLITS[@]}"
+stage import imitkd import "$ORIGIN" --out "$RUN/teacher" --source-lang "$SRC" --target-lang "$TGT" --trim-to "$CORPUS.train"
+stage subwords encode
 stage data data
 stage student distil
 stage export exported
-printf 'Translate with it: imitkd serve %s\n' "$RUN/exported"

@@ -14,10 +14,16 @@ from fairseq_imitkd.models.pruning import is_prunable
 
 SPARSE = "imitkd_sparse"  # key that marks a compact checkpoint; its value is the number of the format
 FORMAT = 1
+_FLAGS = ("CHECKPOINT", "--allow-globals")
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Types for which torch has every operation of this module on a CPU.
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _DTYPES |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+
+
+def is_compact(path: str, allow_globals: str | None = None) -> bool:
+    """Return whether a checkpoint is compact. The arguments and errors are those of :func:`read`."""
+    return SPARSE in read_checkpoint(path, allow_globals, _FLAGS)
 
 
 def read(path: str, allow_globals: str | None = None) -> dict[str, Any]:
@@ -30,7 +36,7 @@ def read(path: str, allow_globals: str | None = None) -> dict[str, Any]:
     Raises:
         UsageError: the file can't be read, holds types that are not allowed, or is damaged.
     """
-    state = read_checkpoint(path, allow_globals, ("CHECKPOINT", "--allow-globals"))
+    state = read_checkpoint(path, allow_globals, _FLAGS)
     form = state.pop(SPARSE, FORMAT)
     if isinstance(form, int) and form != FORMAT:
         raise UsageError(

@@ -16,11 +16,12 @@ from fairseq.tasks.translation_lev import TranslationLevenshteinTask
 
 from fairseq_imitkd.checkpoints.budget import budget_of
 from fairseq_imitkd.checkpoints.build import configuration
+from fairseq_imitkd.checkpoints.direction import check_direction, flags_of
 from fairseq_imitkd.checkpoints.guard import all_are_trusted, read_stock
 from fairseq_imitkd.checkpoints.kinds import task_name
 from fairseq_imitkd.checkpoints.progress import check_progress
 from fairseq_imitkd.checkpoints.safe_load import reported
-from fairseq_imitkd.checkpoints.tags import language_tags
+from fairseq_imitkd.checkpoints.tags import is_multilingual, language_tags
 from fairseq_imitkd.data.dictionaries import check_fingerprints, dictionaries_of, fingerprints
 
 
@@ -133,7 +134,9 @@ def _check(states: dict[str, dict[str, Any]], task: Any, *, decodes: bool) -> No
             if not decodes:
                 check_progress(state)
             elif state.get("cfg") is not None or state.get("args") is not None:
-                _check_tags(configuration(state), task)
+                cfg = configuration(state)
+                _check_tags(cfg, task)
+                _check_direction(cfg, task)
 
 
 def _check_tags(cfg: Any, task: Any) -> None:
@@ -143,6 +146,20 @@ def _check_tags(cfg: Any, task: Any) -> None:
         raise ValueError(
             f"it was trained by --task {task_name(cfg)} with the language tags {tags}; add that --task and "
             "its flags"
+        )
+
+
+def _check_direction(cfg: Any, task: Any) -> None:
+    """Refuse to decode a model of one language pair in the opposite direction."""
+    pair = tuple(getattr(task.cfg, name, None) for name in ("source_lang", "target_lang"))
+    if isinstance(task, TranslationTask) and None not in pair and not is_multilingual(cfg.task):
+        source, target = map(str, pair)
+        check_direction(
+            cfg,
+            (source, target),
+            reader="DATA is read as",
+            remedy=f"use {flags_of((target, source))}",
+            data=task.cfg.data,
         )
 
 

@@ -16,7 +16,7 @@ import torch
 from omegaconf import Container
 
 from fairseq_imitkd.checkpoints.bounds import check_content, check_settings
-from fairseq_imitkd.data.files import kind_of
+from fairseq_imitkd.data.files import EXPORTED, checkpoint_in, kind_of
 from fairseq_imitkd.errors import UsageError, as_usage_error
 
 TEACHER_FLAGS = ("--teacher-path", "--teacher-allow-globals")
@@ -156,12 +156,30 @@ def check_readable(path: str, flag: str) -> None:
     Raises:
         UsageError: the path is not a file, or the file can't be read.
     """
+    _refuse_exported(path, flag)
     if kind_of(path, flag) == "folder" or path.endswith(".safetensors"):
         _refuse_foreign(path, flag)
+    found = checkpoint_in(path)
+    if found is not None:
+        raise UsageError(f"{flag} '{path}' is the folder of a training; use its checkpoint '{found}'")
     if kind_of(path, flag) != "file":
         raise UsageError(f"{flag} '{path}' is not a file; use the path of a fairseq checkpoint (.pt)")
     if not os.access(path, os.R_OK):
         raise UsageError(f"{flag} '{path}' can't be read; check the file's permissions")
+
+
+def _refuse_exported(path: str, flag: str) -> None:
+    """Refuse a student that imitkd-export has made: its folder, or a file in it.
+
+    Raises:
+        UsageError: its manifest is there.
+    """
+    for folder in (path, os.path.dirname(path), os.path.dirname(os.path.dirname(path))):
+        if folder and os.path.isfile(os.path.join(folder, EXPORTED)) and not path.endswith(".pt"):
+            raise UsageError(
+                f"{flag} '{path}' is an exported student, which can't be used here; use the checkpoint that "
+                "it was made of"
+            )
 
 
 def _refuse_foreign(path: str, flag: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fairseq import tasks
-from fairseq.data import Dictionary, data_utils
+from fairseq.data import Dictionary
 from fairseq.dataclass.utils import overwrite_args_by_name
 from fairseq.models import BaseFairseqModel, FairseqMultiModel
 
@@ -17,6 +17,7 @@ from fairseq_imitkd.checkpoints.build import (
     configuration,
     refuse_expressions,
 )
+from fairseq_imitkd.checkpoints.direction import flags_of, trained_pair
 from fairseq_imitkd.checkpoints.kinds import check_kind, check_model
 from fairseq_imitkd.checkpoints.safe_load import reported
 from fairseq_imitkd.checkpoints.tags import COMMAND, SETTING, is_multilingual, language_tags
@@ -159,18 +160,11 @@ def dictionary_folders(path: str, cfg: Any) -> list[Path]:
 def _check_languages(cfg: Any, data: Languages) -> None:
     if is_multilingual(cfg.task):  # check_kind knows its pairs
         return
-    expected = (data.source, data.target)
-    # A training without --source-lang and --target-lang read its languages from the names of the data's
-    # files.
-    guessed = data_utils.infer_language_pair(str(data.folder))
-    pair = tuple(
-        getattr(cfg.task, name, None) or found or own
-        for name, found, own in zip(("source_lang", "target_lang"), guessed, expected, strict=True)
-    )
-    if pair != expected:
+    trained, read = trained_pair(cfg, data.folder), (data.source, data.target)
+    if trained is not None and trained != read:
         raise ValueError(
-            f"it translates {'-'.join(pair)}, but --data is {'-'.join(expected)}; add --source-lang and "
-            "--target-lang"
+            f"it translates {'-'.join(trained)}, but --data is read as {'-'.join(read)}; use "
+            f"{flags_of(trained)}"
         )
 
 

@@ -3,11 +3,11 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from fairseq_imitkd.cli.parser_messages import said
 from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.quick.one_line_parser import OneLineParser, positive
 from fairseq_imitkd.rollout.policy import (
     FAIRSEQ_MAX_LEN_A,
     FAIRSEQ_MAX_LEN_B,
@@ -17,8 +17,10 @@ from fairseq_imitkd.rollout.policy import (
 )
 from fairseq_imitkd.text.subwords import SUBWORDS, TextSettings
 
+__all__ = ["Parser", "positive"]
 
-class Parser(argparse.ArgumentParser):
+
+class Parser(OneLineParser):
     """A parser that takes only full names of flags, and reports a wrong command line in one line.
 
     Args:
@@ -27,13 +29,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str, description: str):
-        # An abbreviation changes its meaning when a release adds a flag.
-        super().__init__(prog, description=description, allow_abbrev=False, formatter_class=HelpFormatter)
+        super().__init__(prog, description=description, formatter_class=HelpFormatter)
         add_traceback_flag(self)
-
-    def error(self, message: str) -> NoReturn:
-        """End the command with status 2, without the usage: its dozens of lines would hide the message."""
-        self.exit(2, f"error: {' '.join(said(self, message).split())}; see {self.prog} --help\n")
 
 
 def add_traceback_flag(parser: Any) -> None:
@@ -65,21 +62,6 @@ class HelpFormatter(argparse.HelpFormatter):
         if silent or not action.option_strings or action.help is None or "default" in action.help:
             return action.help
         return f"{action.help} (default: %(default)s)"
-
-
-def positive(text: str) -> int:
-    """Parse a whole number of 1 or more; the ``type`` of such a flag.
-
-    Raises:
-        argparse.ArgumentTypeError: the text is not such a number.
-    """
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, but is '{text}'")
-    return number
 
 
 def add_subword_flags(group: Any, of: str, kinds: Sequence[str] = tuple(SUBWORDS)) -> None:

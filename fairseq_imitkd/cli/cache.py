@@ -11,6 +11,7 @@ from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.teacher.cache.format import DTYPES
 from fairseq_imitkd.teacher.cache.writer import CacheRequest, write_cache
 from fairseq_imitkd.teacher.teacher import DTYPES as TEACHER_DTYPES
+from fairseq_imitkd.text.counted import counted
 
 DEFAULTS = CacheRequest("", "", "", "")
 
@@ -27,10 +28,11 @@ def main(arguments: list[str] | None = None) -> None:
     wanted = request(args)
     manifest = write_cache(wanted)
     size = manifest["tokens"] * manifest["bytes_a_token"]
+    present = counted(manifest["sentences"] - manifest["absent"], "sentence")
     print(
-        f"{wanted.out} is complete: {wanted.keep} of {manifest['sentences'] - manifest['absent']:,} "
-        f"sentences, {manifest['tokens']:,} tokens of {manifest['bytes_a_token']} bytes ({size / 2**20:,.1f} "
-        f"MB); {manifest['absent']:,} sentences are too long for the teacher and absent"
+        f"{wanted.out} is complete: {wanted.keep} of {present}, {manifest['tokens']:,} tokens of "
+        f"{manifest['bytes_a_token']} bytes ({size / 2**20:,.1f} MB); left out as too long for the teacher: "
+        f"{manifest['absent']:,}"
     )
 
 

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from fairseq_imitkd.cli.messages import PlainMessages, TerminalMessages
 from fairseq_imitkd.cli.progress import Progress, bars_of
 from fairseq_imitkd.cli.terminal import Terminal
-from fairseq_imitkd.cli.warnings_shown import VERBOSE, silence_warnings
+from fairseq_imitkd.warnings_shown import VERBOSE, silence_warnings
 
 _stock_mains: dict[str, Callable[..., Any]] = {}  # fairseq's own functions, while ours stand in for them
 

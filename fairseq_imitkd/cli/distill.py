@@ -43,6 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
         (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     )
     args = parser().parse_args(own)
+    if args.flags:
+        raise UsageError(f"'{args.flags[0]}' is one word too many; put flags of Snakemake after --")
     _check_flags(args)
     if importlib.util.find_spec("snakemake") is None:  # to import it would change the settings of logging
         raise UsageError("imitkd-distill needs snakemake: pip install 'fairseq-imitkd[pipeline]'")
@@ -72,9 +74,10 @@ def parser() -> Parser:
         "imitkd-distill",
         "Make a small model of a teacher and text: encode the text, train students, compare them, export "
         "one. A recipe says all of it. The same command continues after a kill, and runs again what a change "
-        "of the recipe changes. Flags after -- are Snakemake's.",
+        "of the recipe changes.",
     )
     made.add_argument("recipe", metavar="RECIPE", type=Path, nargs="?", help="YAML file; see docs/distil.md")
+    made.add_argument("flags", metavar="FLAG", nargs="*", help="after --: flags of Snakemake")
     made.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the run (default: RECIPE without its suffix)"
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fairseq_imitkd import quick
-from fairseq_imitkd.cli.warnings_shown import silence_warnings
+from fairseq_imitkd.warnings_shown import silence_warnings
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from fairseq_imitkd.errors import one_line_errors
 from fairseq_imitkd.export import huggingface
 from fairseq_imitkd.export.architecture import Verdict, judge
 from fairseq_imitkd.export.exporter import AUTO, FALLBACKS, QUANTIZATIONS, ExportJob, export, refusal
+from fairseq_imitkd.text.counted import counted
 from fairseq_imitkd.text.scores import SCORES, TITLES
 from fairseq_imitkd.text.subwords import TOKENIZERS
 
@@ -48,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     job = job_of(args)
     manifest = export(job)
     print(report(manifest, job, time.monotonic() - start))
+    print(f"Next: {shlex.join(['imitkd-serve', str(job.out)])}", flush=True)
     if manifest["quantization"] != job.quantization:
         print(fallback_line(manifest), file=sys.stderr)
         sys.exit(FELL_BACK)
@@ -185,9 +188,10 @@ def report(manifest: dict[str, Any], job: ExportJob, seconds: float) -> str:
     lines = [
         f"{job.out}: {ENGINES[manifest['form']]}, {quantization}, {size / 1e6:.2f} MB, "
         f"{manifest['student']['parameters']:,} parameters; {seconds:,.0f} s",
-        f"in float32 on {checks['sentences']} sentences of {checks['split']}: log-probabilities within "
-        f"{checks['largest_lprob_difference']:.2g} of fairseq's, {greedy['identical']} greedy translations "
-        "identical" + (", the others differ at ties" if greedy["identical"] < greedy["sentences"] else ""),
+        f"in float32 on {counted(checks['sentences'], 'sentence')} of {checks['split']}: log-probabilities "
+        f"within {checks['largest_lprob_difference']:.2g} of fairseq's, {greedy['identical']} greedy "
+        "translations identical"
+        + (", the others differ at ties" if greedy["identical"] < greedy["sentences"] else ""),
         f"{metric} on them: {checks['float32']:.2f} in float32 ({checks['signature']})",
     ]
     lines += [
@@ -204,7 +208,8 @@ def report(manifest: dict[str, Any], job: ExportJob, seconds: float) -> str:
 
 def _lost(found: dict[str, Any], max_loss: float) -> str:
     """Return in words what a quantisation loses, and what follows from it."""
-    line = f"a loss of {found['loss']:.2f} (95% interval {found['low']:.2f} to {found['high']:.2f})"
+    loss, low, high = (round(found[name], 2) + 0.0 for name in ("loss", "low", "high"))  # not -0.00
+    line = f"a loss of {loss:.2f} (95% interval {low:.2f} to {high:.2f})"
     if found["refused"]:
         return f"{line}: refused"
     return f"{line}, which may be chance: more --sentences can tell" if found["loss"] > max_loss else line

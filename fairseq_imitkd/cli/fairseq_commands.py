@@ -1,6 +1,5 @@
 """fairseq's commands with the plugin: ``imitkd-train``, ``imitkd-generate``, ``imitkd-interactive``."""
 
-import gc
 import importlib
 import logging
 import os
@@ -11,7 +10,7 @@ import threading
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,17 @@ from fairseq.data.iterators import BackgroundConsumer
 import fairseq_imitkd
 from fairseq_imitkd.checkpoints.guard import all_are_trusted
 from fairseq_imitkd.checkpoints.safe_load import read_checkpoint
+from fairseq_imitkd.cli import flags_of_training
 from fairseq_imitkd.cli.console import Console
 from fairseq_imitkd.cli.fairseq_help import ALL, all_flags, short_parser
-from fairseq_imitkd.cli.fairseq_parser import check_texts, one_line_parsers, parse_carefully
+from fairseq_imitkd.cli.fairseq_parser import (
+    check_texts,
+    misspelt_flag,
+    one_line_parsers,
+    parse_carefully,
+)
 from fairseq_imitkd.cli.next_command import is_first_process, next_command
+from fairseq_imitkd.cli.unfinished import no_trace_of_a_refusal, where_it_goes_on
 from fairseq_imitkd.data.dictionaries import load_dictionary
 from fairseq_imitkd.data.directory import folders_of
 from fairseq_imitkd.errors import UsageError, as_usage_error, one_line_errors
@@ -36,19 +42,19 @@ from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES
 from fairseq_imitkd.training.configuration import check_configuration, data
 from fairseq_imitkd.training.ranks import together
 from fairseq_imitkd.training.train_log import TrainLog
-from fairseq_imitkd.training.validation import score_names
+from fairseq_imitkd.training.validation import log_signatures, score_names
 
 logger = logging.getLogger(__name__)
 
 
-@one_line_errors("; the same command continues from its last checkpoint, if it has written one")
+@one_line_errors(where_it_goes_on)
 def train() -> None:
     """Run ``fairseq-train`` with the plugin loaded; the default task is ``translation_with_teacher``.
 
     Without an exception, the last line is the command that follows.
     """
     args = _run("train")
-    gc.collect()  # what the task logs when it is deleted comes before
+    log_signatures()
     line = next_command(args) if args is not None and is_first_process(args) else None
     if line is not None:
         print(f"Next: {line}", flush=True)
@@ -139,6 +145,7 @@ def _run(name: str) -> Namespace | None:
         together(sys.argv[1:]),
         _parsed_with_care(name) as parsed,
         console.around(command),
+        no_trace_of_a_refusal() if name == "train" else nullcontext(),
     ):
         command.cli_main()
     return parsed[-1] if parsed else None
@@ -182,7 +189,11 @@ def _parsed_with_care(command: str) -> Iterator[list[Namespace]]:
     def parse_and_check(
         parser: ArgumentParser, input_args: list[str] | None = None, **settings: Any
     ) -> Namespace:
-        if command == "train" and not _has_arch(sys.argv[1:] if input_args is None else input_args):
+        given = sys.argv[1:] if input_args is None else input_args
+        if command == "train" and not _has_arch(given):
+            misspelt = misspelt_flag(parser, given)
+            if misspelt is not None:
+                raise UsageError(misspelt)
             raise UsageError(
                 "--arch is not given; add the student's architecture, such as --arch transformer"
             )
@@ -214,16 +225,19 @@ def _check_user_dir() -> None:
     parser.add_argument("--user-dir")
     args, _ = parser.parse_known_args()
     name = f"--user-dir '{args.user_dir}'"
-    if not os.path.isdir(args.user_dir or "") and not _is_fairseqs(args.user_dir):
-        raise UsageError(f"{name} is not a directory; use a Python package, or leave it out")
+    if not os.path.isdir(args.user_dir or ""):
+        inside = _inside_fairseq(args.user_dir)  # where fairseq itself would find it
+        there = f"the one of fairseq is --user-dir {inside}" if inside else "use a Python package"
+        raise UsageError(f"{name} is not a directory; {there}, or leave it out")
     with as_usage_error(f"{name} can't be imported", "mend it, or leave the flag out"):
         utils.import_user_module(args)
 
 
-def _is_fairseqs(folder: str) -> bool:
-    """Whether fairseq finds a folder beside its own code."""
+def _inside_fairseq(folder: str | None) -> str | None:
+    """Return the path of a folder of this name beside fairseq's own code; None if there is none."""
     here = os.path.dirname(utils.__file__)
-    return bool(folder) and any(os.path.isdir(os.path.join(here, up, folder)) for up in ("", ".."))
+    paths = (os.path.normpath(os.path.join(here, up, folder or "")) for up in ("", ".."))
+    return next((path for path in paths if folder and os.path.isdir(path)), None)
 
 
 def _check(command: str, args: Namespace) -> None:
@@ -236,6 +250,8 @@ def _check(command: str, args: Namespace) -> None:
     Raises:
         UsageError: a flag, a directory, a split or a checkpoint can't be used.
     """
+    if command != "train":
+        flags_of_training.check(command, _flags(sys.argv[1:]))
     if command != "train" and not args.path:
         check_files(args.path, "--path", "student")
     languages = data.check(vars(args), command)
@@ -248,9 +264,6 @@ def _check(command: str, args: Namespace) -> None:
         return
     if args.task in data.TASKS and args.scoring == "sacrebleu":
         args.scoring, args.sacrebleu = generate_scorer.NAME, True
-    if languages is not None and args.bpe is None:  # --bpe joins subwords itself
-        dictionary = load_dictionary(Path(folders_of(args.data)[0]) / f"dict.{languages[1]}.txt")
-        args.post_process = subword_mark(dictionary, args.post_process, "--remove-bpe")
     for flag, paths in (("--path", args.path), ("--lm-path", args.lm_path)):
         if paths is None or "://" in paths:
             continue
@@ -262,3 +275,6 @@ def _check(command: str, args: Namespace) -> None:
         check_files(os.pathsep.join(names), flag, "student")
         for name in names if not all_are_trusted() else ():
             read_checkpoint(name, None, (flag, None))
+    if languages is not None and args.bpe is None:  # --bpe joins subwords itself
+        dictionary = load_dictionary(Path(folders_of(args.data)[0]) / f"dict.{languages[1]}.txt")
+        args.post_process = subword_mark(dictionary, args.post_process, "--remove-bpe")

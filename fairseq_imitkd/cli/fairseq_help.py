@@ -15,6 +15,7 @@ from fairseq_imitkd.models.pruning import PruningConfig
 from fairseq_imitkd.rollout.policy import FAIRSEQ_MAX_LEN_A, FAIRSEQ_MAX_LEN_B, MAX_LEN_A, MAX_LEN_B
 from fairseq_imitkd.teacher.config import SequenceTeacherConfig
 from fairseq_imitkd.text.generate_scorer import NAME as SCORER
+from fairseq_imitkd.training.source_only import SourceOnlyConfig
 from fairseq_imitkd.training.validation import ValidationConfig
 
 ALL = "--help-all"
@@ -89,6 +90,7 @@ _GROUPS: dict[str, list[tuple[str, Sequence[str]]]] = {
             ((kind.__doc__ or "").rstrip(".").lower(), _own(kind))
             for kind in (PrefixConfig, DivergenceConfig, AddedTermsConfig)
         ),
+        ("sources without references", _own(SourceOnlyConfig)),
         ("pruning", _own(PruningConfig)),
         ("validation and the best checkpoint", [*_own(ValidationConfig), *_VALIDATION]),
     ],

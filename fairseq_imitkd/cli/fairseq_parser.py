@@ -4,18 +4,19 @@ import inspect
 import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from fairseq.models import MODEL_DATACLASS_REGISTRY
+from fairseq import options
+from fairseq.models import MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 from fairseq.registry import REGISTRIES
-from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from fairseq_imitkd.cli.parser_messages import said, shortened
 from fairseq_imitkd.errors import UsageError, in_one_line
+from fairseq_imitkd.quick.parser_messages import of_extras, said, shortened
 
 _PLAIN = re.compile(r"[\w\s./:;,@%+=~()\[\]{}\"<>*!?#&|-]*")  # texts that hydra takes as they are
 
@@ -31,7 +32,13 @@ def one_line_parsers(command: str) -> Iterator[None]:
     """
 
     def error(parser: ArgumentParser, message: str) -> NoReturn:
-        line = f"{in_one_line(ValueError(said(parser, message, _owners)))}; see {command} --help"
+        def owners(name: str) -> str:
+            return _owners(name, command)
+
+        is_of_words = re.match("the following arguments are required|unrecognized arguments", message)
+        misspelt = misspelt_flag(parser, sys.argv[1:]) if is_of_words else None
+        found = misspelt or said(parser, message, owners, typed=sys.argv[1:])
+        line = f"{in_one_line(ValueError(found))}; see {command} --help"
         print(f"error: {line}", file=sys.stderr)
         end = SystemExit(2)
         end.add_note(line)  # for the processes that train with this one
@@ -45,21 +52,73 @@ def one_line_parsers(command: str) -> Iterator[None]:
         ArgumentParser.error = stock  # type: ignore[method-assign]
 
 
-def _owners(name: str, most: int = 3) -> str:
-    """Return the choices that add a flag in words; empty if none is known."""
+def _owners(name: str, command: str, most: int = 3) -> str:
+    """Return the choices or the commands that add a flag in words; empty if none is known."""
     field = name.removeprefix("--").replace("-", "_")
-    registries = {
+    found = [
+        f"--{kind.replace('_', '-')} {choice}"
+        for kind, choices in _registries().items()
+        for choice, settings in choices.items()
+        if field in getattr(settings, "__dataclass_fields__", ())
+    ]
+    trains = command.endswith("train")
+    if name in _flags_of("generate" if trains else "train") or (found and not trains):
+        return f"imitkd {'generate' if trains else 'train'}; leave it out"
+    return ", ".join(found[:most]) + (f" and {len(found) - most} others" if len(found) > most else "")
+
+
+def _registries() -> dict[str, Any]:
+    return {
         "task": TASK_DATACLASS_REGISTRY,
         "arch": MODEL_DATACLASS_REGISTRY,
         **{kind: part["dataclass_registry"] for kind, part in REGISTRIES.items()},
     }
-    found = [
-        f"--{kind.replace('_', '-')} {choice}"
-        for kind, choices in registries.items()
-        for choice, settings in choices.items()
-        if field in getattr(settings, "__dataclass_fields__", ())
-    ]
-    return ", ".join(found[:most]) + (f" and {len(found) - most} others" if len(found) > most else "")
+
+
+def _flags_of(command: str) -> set[str]:
+    """Return the flags that a command of fairseq has, whatever is chosen."""
+    made = options.get_training_parser() if command == "train" else options.get_generation_parser()
+    return set(made._option_string_actions)
+
+
+def misspelt_flag(parser: ArgumentParser, typed: Sequence[str]) -> str | None:
+    """Return what is wrong with the first flag that no choice of a training or translation would add.
+
+    Args:
+        parser: fairseq's parser, which may lack the flags of choices.
+        typed: the command line.
+
+    Returns:
+        the message; None if every flag is known.
+    """
+    known = set(parser._option_string_actions) | _flags_of("train") | _flags_of("generate") | _choices_flags()
+    for word in typed:
+        name = word.split("=")[0]
+        is_flag = word.startswith("--") or f"-{name}" in known  # -lr, but not the number -1
+        if is_flag and name not in known and len(name) > 2:
+            return of_extras(parser, [word], typed=typed, also=known)
+    return None
+
+
+def _choices_flags() -> set[str]:
+    """Return the flags that tasks, architectures, criteria and the other choices add."""
+    fields = {
+        "--" + field.replace("_", "-")
+        for choices in _registries().values()
+        for settings in choices.values()
+        for field in getattr(settings, "__dataclass_fields__", ())
+    }
+    # What is older than fairseq's dataclasses adds its flags to a parser.
+    parser = ArgumentParser(add_help=False, conflict_handler="resolve")
+    for kind in (*MODEL_REGISTRY.values(), *TASK_REGISTRY.values(), *_classes_of_choices()):
+        with suppress(Exception):
+            kind.add_args(parser)
+    return fields | set(parser._option_string_actions)
+
+
+def _classes_of_choices() -> Iterator[Any]:
+    for part in REGISTRIES.values():
+        yield from part["registry"].values()
 
 
 def check_texts(args: Namespace) -> None:

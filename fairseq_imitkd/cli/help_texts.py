@@ -1,10 +1,15 @@
-"""The help of every command as a text. ``python -m fairseq_imitkd.cli.help_texts`` writes ``cli/help/``."""
+"""The help of every command as a text, and the words that this package's own commands take.
 
+``python -m fairseq_imitkd.cli.help_texts`` writes both, so that commands answer without importing torch.
+"""
+
+import json
 import os
 from argparse import ArgumentParser
 
 from fairseq_imitkd.cli import door, fairseq_help
-from fairseq_imitkd.quick import FAIRSEQS, HELP, SUMMARIES
+from fairseq_imitkd.quick import FAIRSEQS, HELP, SUMMARIES, WORDS
+from fairseq_imitkd.quick.one_line_parser import described
 
 WIDTH = 100  # columns
 
@@ -18,8 +23,16 @@ def parser(command: str) -> ArgumentParser:
     return made
 
 
+def words() -> str:
+    """Return the words that the commands which are not fairseq's take, as JSON."""
+    commands = [command for command in SUMMARIES if command not in FAIRSEQS]
+    found = {command: list(described(door.module_of(command).parser())) for command in commands}
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
 def main() -> None:
     """Write the texts of all commands."""
+    WORDS.write_text(words(), encoding="utf-8")
     os.environ["COLUMNS"] = str(WIDTH)
     for command in SUMMARIES:
         (HELP / f"{command}.txt").write_text(parser(command).format_help(), encoding="utf-8")

@@ -16,7 +16,10 @@ _SHOWN: dict[str, list[tuple[str, str | None]]] = {
         (r"early stop.*", None),
         (r"(?i)stopping training.*(stop_time_hours|minimum learning rate).*", None),
     ],
-    "fairseq.tasks.translation": [(r".* (\S+) (\S+) (\d+) examples", r"data: \3 sentences of \1, \2")],
+    "fairseq.tasks.translation": [
+        (r".* (\S+) (\S+) 1 examples", r"data: 1 sentence of \1, \2"),
+        (r".* (\S+) (\S+) (\d+) examples", r"data: \3 sentences of \1, \2"),
+    ],
     "fairseq.trainer": [
         (r"Loaded checkpoint (.*) \(epoch (\d+) @ (\d+) updates\)", r"continues \1 after \3 updates"),
         (r"(NOTE: gradient overflow.*)", None),

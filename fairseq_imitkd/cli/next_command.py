@@ -27,8 +27,10 @@ def next_command(args: Namespace) -> str | None:
     if path is None or args.task not in TASKS or "://" in args.data:
         return None
     data = folders_of(args.data)[0]
-    models = [f"--model=student={path}"]
     teacher = getattr(args, "teacher_path", None)
+    # What is trained without a teacher may become one.
+    name = "student" if teacher or getattr(args, "teacher_cache", None) else folder.resolve().name
+    models = [f"--model={name}={path}"]
     if teacher and os.path.isfile(teacher):  # several, or one of another kind, are not evaluated
         models = [f"--model=teacher={teacher}", *models, "--teacher=teacher"]
     test = glob(f"{escape(os.path.join(data, 'test'))}.*")

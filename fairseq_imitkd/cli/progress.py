@@ -13,10 +13,11 @@ from omegaconf import DictConfig
 from fairseq_imitkd.cli.messages import ONLY_IN_FILES
 from fairseq_imitkd.cli.terminal import Terminal
 from fairseq_imitkd.text.scores import SCORES
+from fairseq_imitkd.training.run_files import updates_so_far
 
 # The first line comes after this many seconds; from then on one comes after a tenth of the time so far.
 SHORTEST, SHARE, LONGEST = 10.0, 0.1, 300.0
-DEFAULT_INTERVAL = 100  # fairseq's --log-interval: a user who types another one wants lines then, too
+DEFAULT_INTERVAL = 100  # fairseq's --log-interval: a user who types another one wants lines then
 # Metrics of a training that a line shows, by fairseq's names and ours; the first two fit on a bar, too.
 _TRAINING = {
     "loss": "loss {:.3f}",
@@ -105,7 +106,7 @@ class Progress:
         if self._trains and self._training is not None:
             score = f", last {self._score}" if self._score else ""
             seconds = time.monotonic() - self._start
-            self.say(f"trained {_update():,} updates in {_time(seconds)}{score}", always=True)
+            self.say(f"trained {updates_so_far():,} updates in {_time(seconds)}{score}", always=True)
 
     @property
     def score(self) -> str:
@@ -124,7 +125,7 @@ class _Training:
         self._progress = progress
         self._epoch = 0
         self._total: int | None = None
-        self._first = _update()
+        self._first = updates_so_far()
         self._began: float | None = None  # when the first update was done; it is slower than others
         self._bar: int | None = None
 
@@ -133,7 +134,7 @@ class _Training:
         limits = self._progress.cfg.optimization
         ends = [limits.max_update] if limits.max_update > 0 else []
         if limits.max_epoch > 0:
-            ends.append(_update() + updates - done + (limits.max_epoch - epoch) * updates)
+            ends.append(updates_so_far() + updates - done + (limits.max_epoch - epoch) * updates)
         self._epoch, self._total = epoch, min(ends, default=None)
         terminal = self._progress.terminal
         if terminal is not None and self._bar is None:
@@ -145,7 +146,7 @@ class _Training:
         Args:
             meters: the metrics since the last line; a line resets them.
         """
-        update = _update()
+        update = updates_so_far()
         if self._began is None:
             self._began, self._first = time.monotonic(), update
         if self._bar is not None and self._progress.terminal is not None:
@@ -157,9 +158,7 @@ class _Training:
                 left=self._left(update),
                 values="  ".join([*_values(meters)[:_ON_BAR], self._progress.score]).rstrip(),
             )
-        interval = self._progress.cfg.common.log_interval
-        asked = interval != DEFAULT_INTERVAL and interval > 0 and update % interval == 0
-        if self._progress.is_time() or asked:
+        if self._is_due(update):
             parts = [
                 f"update {self._count(update)}, epoch {self._epoch}",
                 *_values(meters),
@@ -168,6 +167,13 @@ class _Training:
             ]
             self._progress.say(" | ".join(part for part in parts if part))
             meters.reset()
+
+    def _is_due(self, update: int) -> bool:
+        """Whether a line is due: by time, or where a user has typed ``--log-interval``, by updates."""
+        interval = self._progress.cfg.common.log_interval
+        if interval == DEFAULT_INTERVAL or interval <= 0:
+            return self._progress.is_time()
+        return update % interval == 0
 
     def _count(self, update: int) -> str:
         return f"{update:,}" + (f"/{self._total:,}" if self._total else "")
@@ -250,12 +256,6 @@ class _Bar(progress_bar.BaseProgressBar):
         """Show the scores of a validation."""
         if self._validates:
             self.shared.validated(tag or "valid", step or 0, self._format_stats(stats))
-
-
-def _update() -> int:
-    """Return the number of updates so far; after a checkpoint was loaded, the checkpoint's."""
-    meter = metrics.get_meter("default", "num_updates")
-    return 0 if meter is None else int(meter.val)
 
 
 def _values(meters: MetersDict) -> list[str]:

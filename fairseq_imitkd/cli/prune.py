@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq_imitkd.checkpoints.compact import packed_state, read
+from fairseq_imitkd.checkpoints.compact import is_compact, packed_state, read
 from fairseq_imitkd.cli.arguments import Parser
 from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.errors import UsageError, in_one_line, one_line_errors
@@ -25,6 +25,8 @@ def main() -> None:
     """Run the command."""
     args = parser().parse_args()
     _check(args)
+    if args.out is not None and args.sparsity is None and not args.sparse:
+        _check_unpacks(args)
     state = read(args.checkpoint, args.allow_globals)
     weights, others = weights_of_checkpoint(state["model"])
     if not weights:
@@ -92,6 +94,15 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--out '{args.out}' is not the name of a file; use the name of the new checkpoint")
     elif not os.path.isdir(Path(args.out).parent):  # Path.is_dir raises where it may not look
         raise UsageError(f"--out '{args.out}' can't be written: its folder is missing; make it first")
+
+
+def _check_unpacks(args: argparse.Namespace) -> None:
+    """Refuse to copy a checkpoint that is neither pruned nor compact."""
+    if not is_compact(args.checkpoint, args.allow_globals):
+        raise UsageError(
+            f"--out '{args.out}' would hold the same weights as CHECKPOINT, because nothing is pruned: add "
+            "--sparsity, or --sparse to store it compactly"
+        )
 
 
 def _pruned(weights: Mapping[str, Weight], sparsity: float, scope: str) -> dict[str, Weight]:

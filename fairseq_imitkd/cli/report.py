@@ -9,13 +9,14 @@ from fairseq_imitkd.cli.arguments import Parser
 from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.data.files import atomic_files, kind_of
 from fairseq_imitkd.errors import UsageError, one_line_errors
+from fairseq_imitkd.text.counted import counted
 
 EXTRA = ("jinja2", "matplotlib")
 
 
 @one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command.
+    """Run the command; its status is 1 if a folder that is named does not exist.
 
     Args:
         arguments: those of the command line if None.
@@ -44,12 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
             file=sys.stderr,
         )
     write(args.out, html)
-    counts = f"{_counted(len(runs), 'run')}, {_counted(len(evaluations), 'evaluation')}"
+    counts = f"{counted(len(runs), 'run')}, {counted(len(evaluations), 'evaluation')}"
     print(f"{args.out}: {counts}, {args.out.stat().st_size / 1e6:.2f} MB")
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
+    if not all(map(os.path.exists, (*args.runs, *args.evaluation))):  # a warning has named it
+        sys.exit(1)
 
 
 def parser() -> Parser:

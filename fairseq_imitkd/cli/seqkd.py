@@ -21,6 +21,7 @@ from fairseq_imitkd.seqkd.dataset import Filters
 from fairseq_imitkd.seqkd.factory import Result, make
 from fairseq_imitkd.seqkd.job import BACKENDS, Job
 from fairseq_imitkd.teacher.config import DTYPES
+from fairseq_imitkd.text.counted import counted
 from fairseq_imitkd.text.rewards import REWARDS
 
 
@@ -114,15 +115,52 @@ def _add_selection_flags(group: Any) -> None:
         choices=SELECTIONS,
         default="first",
         help="first: keep the best hypothesis of the beam (SeqKD); best: keep the one of the n best that is "
-        "most similar to the reference (Seq-Inter); sample: draw from the teacher's distribution",
+        "most similar to the reference (Seq-Inter); mbr: keep the one of --n samples, or of --nbest, that is "
+        "most similar to all of them (minimum Bayes risk, without references); sample: draw from the "
+        "teacher's distribution",
     )
     group.add_argument(
-        "--metric", choices=list(REWARDS), help="similarity to the reference for --select best"
+        "--keep",
+        type=int,
+        default=1,
+        metavar="K",
+        help="keep the K best different hypotheses of --select first, best or mbr",
     )
     group.add_argument(
-        "--nbest", type=int, help="number of hypotheses that --select best chooses from (default: 35)"
+        "--metric",
+        "--utility",
+        choices=list(REWARDS),
+        help="similarity to the reference for --select best, to the other hypotheses for --select mbr",
     )
-    group.add_argument("--n", type=int, default=1, help="samples per sentence for --select sample")
+    group.add_argument(
+        "--nbest",
+        type=int,
+        help="number of hypotheses of the beam that --select best (default: 35) or mbr chooses from",
+    )
+    group.add_argument(
+        "--n",
+        "--candidates",
+        type=int,
+        help="samples per sentence, for --select sample and mbr (default: 1 and 32)",
+    )
+    _add_search_flags(group)
+
+
+def _add_search_flags(group: Any) -> None:
+    group.add_argument(
+        "--diverse-beam-groups",
+        type=int,
+        default=0,
+        metavar="G",
+        help="divide the beam into G groups that avoid each other's tokens (0: one beam)",
+    )
+    group.add_argument(
+        "--diverse-beam-strength",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="how much the groups of the beam avoid each other's tokens",
+    )
     add_search_flags(group, None, "beam size (default: 5, or --nbest if that is larger)")
     group.add_argument("--unkpen", type=float, default=0.0, help="penalty on unknown words")
     group.add_argument(
@@ -232,10 +270,11 @@ def _refuse_unused(args: argparse.Namespace) -> None:
             raise UsageError(
                 f"{flag} changes nothing with --backend {args.backend}; add --backend ctranslate2"
             )
-    if args.seed != 1 and args.select != "sample" and not args.mix_gold:
+    draws = args.select == "sample" or (args.select == "mbr" and args.nbest is None)
+    if args.seed != 1 and not draws and not args.mix_gold:
         raise UsageError(
-            f"--seed {args.seed} changes nothing: only --select sample and --mix-gold are random; leave it "
-            "out"
+            f"--seed {args.seed} changes nothing: only --select sample, mbr without --nbest, and --mix-gold "
+            "are random; leave it out"
         )
     if args.bpe is not None and args.source_text is None:
         raise UsageError(
@@ -247,12 +286,16 @@ def _search_settings(args: argparse.Namespace) -> SearchSettings:
     if args.nbest is not None and args.nbest < 1:
         raise UsageError(f"--nbest must be 1 or more, but is {args.nbest}")
     nbest = args.nbest or (35 if args.select == "best" else 1)
+    samples = 32 if args.select == "mbr" and nbest == 1 else 1
     return SearchSettings(
         select=args.select,
+        keep=args.keep,
         beam=args.beam if args.beam is not None else max(5, nbest),
         nbest=nbest,
         metric=args.metric,
-        samples=args.n,
+        samples=samples if args.n is None else args.n,
+        diverse_beam_groups=args.diverse_beam_groups,
+        diverse_beam_strength=args.diverse_beam_strength,
         lenpen=args.lenpen,
         unkpen=args.unkpen,
         sampling_topk=args.sampling_topk,
@@ -283,8 +326,8 @@ def report(result: Result, out: Path, seconds: float) -> str:
     dropped = ", ".join(f"{number:,} {reason}" for reason, number in left_out.items() if number)
     return "\n".join(
         [
-            f"{counts['sentences']:,} sentences, {counts['translations']:,} translations, "
-            f"{counts['gold']:,} references, {counts['written']:,} pairs written"
+            f"{counted(counts['sentences'], 'sentence')}, {counted(counts['translations'], 'translation')}, "
+            f"{counted(counts['gold'], 'reference')}, {counted(counts['written'], 'pair')} written"
             + (f"; dropped: {dropped}" if dropped else ""),
             f"{out}/data-bin: to train on; {out}/text: the same as text; {out}/manifest.json: how they were "
             "made",

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -54,6 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
         model = _model(args)
         names = {*LOOPBACK, shown_host, args.host.lower(), *map(_name, args.public_origin)}
         server = _server(args, model, names if is_local else None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, partial(_exit_unless_ending, server))
         name = "{source_lang}-{target_lang} ({engine}, {quantization})".format(**model_facts(model))
         print(f"serving {name} on http://{shown_host}:{port}", flush=True)
         try:
@@ -208,6 +211,16 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
 
 
+def _exit_unless_ending(server: Any, number: int, frame: FrameType | None) -> None:
+    """End the command at a signal, unless the server is ending because of it.
+
+    uvicorn raises a signal again in its event loop when it has handled it. An exception there would be
+    logged.
+    """
+    if not server.should_exit:
+        raise SystemExit(0)
+
+
 def bind(host: str, port: int) -> socket.socket:
     """Return a listening socket.
 
@@ -295,7 +308,16 @@ def _server(args: argparse.Namespace, model: ServedModel, hosts: set[str] | None
         # The event loop accepts up to three times as many connections before it closes the first.
         backlog=max(1, min(128, most // 8)),
     )
-    return uvicorn.Server(config)
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            """Begin to end. A second Ctrl-C ends at once; uvicorn would log a traceback then."""
+            if self.should_exit and sig == signal.SIGINT:
+                logging.shutdown()
+                os._exit(0)
+            super().handle_exit(sig, frame)
+
+    return Server(config)
 
 
 def _end_threads() -> None:

@@ -15,11 +15,17 @@ from fairseq.data import ConcatDataset, Dictionary, data_utils, indexed_dataset
 from torch import Tensor
 
 from fairseq_imitkd.data.dictionaries import load_dictionary
-from fairseq_imitkd.data.directory import check_dictionaries, check_folder, languages_of_files
+from fairseq_imitkd.data.directory import (
+    check_dictionaries,
+    check_folder,
+    languages_of_files,
+    missing_split,
+)
 from fairseq_imitkd.data.files import partial, sha256
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError, in_one_line
 from fairseq_imitkd.text.subwords import Text
+from fairseq_imitkd.text.unknown import remedy_of_text, warn_of_share, warn_of_unknown
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +111,17 @@ class Corpus:
         """``(N,)`` number of tokens of each source, EOS included."""
         return np.asarray(self.sources.sizes)
 
+    def warn_of_unknown(self, languages: Languages, split: str) -> None:
+        """Warn if many symbols of the sources are unknown, as those of text without subwords are.
+
+        Args:
+            languages: the dictionaries.
+            split: the split that the sentences are of.
+        """
+        first = (self.sources[number] for number in range(len(self)))
+        what, dictionary = f"--gen-subset '{split}'", languages.source_dictionary
+        warn_of_unknown(first, dictionary, what=what, language=languages.source)
+
 
 def read_split(languages: Languages, split: str) -> Corpus:
     """Read a split of a data directory.
@@ -147,10 +164,8 @@ def _sides(languages: Languages, split: str) -> list[tuple[Path, Path | None]]:
         else:
             break
     if not parts:
-        expected = f"{split}.{languages.pairs[0]}.{languages.source}.idx"
-        raise UsageError(
-            f"--gen-subset '{split}' is not in DATA '{languages.folder}', which lacks {expected}"
-        )
+        both = (languages.source, languages.target)
+        raise missing_split("--gen-subset", split, languages.folder, languages=both)
     return parts
 
 
@@ -227,13 +242,8 @@ def read_text(path: Path, text: Text, languages: Languages, *, folder: Path) -> 
                 ids = dictionary.encode_line(text.encode(line), add_if_not_exist=False, append_eos=True)
                 builder.add_item(ids)
                 tokens, unknown = tokens + ids.numel(), unknown + int(ids.eq(dictionary.unk()).sum())
-        if unknown > 0.01 * tokens:
-            logger.warning(
-                "%.1f%% of the tokens of --source-text are unknown to dict.%s.txt: are --bpe and its model "
-                "the teacher's?",
-                100.0 * unknown / tokens,
-                languages.source,
-            )
+        remedy = remedy_of_text(dictionary, is_encoded=text.bpe is not None)
+        warn_of_share(unknown, tokens, "--source-text", language=languages.source, remedy=remedy)
     return Corpus(read_side(prefix, dictionary), None, path)
 
 

@@ -44,8 +44,8 @@ def check_dictionary(name: str, theirs: Dictionary, own: Dictionary) -> None:
         index, theirs_symbol, own_symbol = difference
         raise UsageError(
             f"the teacher's dictionary {name} differs from the student's at index {index}: teacher "
-            f"'{theirs_symbol}', student '{own_symbol}'; binarise the student's data with the teacher's "
-            "dictionaries (fairseq-preprocess --srcdict --tgtdict)"
+            f"'{theirs_symbol}', student '{own_symbol}'; binarise the data with the teacher's (--srcdict, "
+            "--tgtdict)"
         )
 
 
@@ -119,9 +119,9 @@ def check_fingerprints(state: Mapping[str, Any], dictionaries: Mapping[str, Dict
         own = symbols_sha256(dictionary.symbols[:count])
         if digest not in (None, own):
             raise ValueError(
-                f"it was trained with another {name} dictionary ({count:,} symbols, SHA-256 {digest[:12]}) "
-                f"than that of the data ({len(dictionary):,} symbols, {own[:12]}); use the data that it was "
-                "trained on, or binarise with its dictionaries (fairseq-preprocess --srcdict --tgtdict)"
+                f"it was trained with another {name} dictionary ({count:,} symbols, here "
+                f"{len(dictionary):,}); use the data that it was trained on, or binarise with its "
+                "dictionaries (--srcdict, --tgtdict)"
             )
 
 

@@ -194,13 +194,23 @@ def check_splits(
             for prefix in prefixes:
                 _check_kind(prefix, dataset_impl)
             if not any(indexed_dataset.dataset_exists(prefix, dataset_impl) for prefix in prefixes):
-                names = {
-                    path.name.split(".")[0] for pair in pairs for path in folder.glob(f"*.{pair}.{source}*")
-                }
-                has = f"it has {', '.join(sorted(names))}" if names else "it has none"
-                raise UsageError(
-                    f"{flag} '{split}' is not in DATA '{folder}'; use a split that is there: {has}"
-                )
+                raise missing_split(flag, split, folder, languages=languages)
+
+
+def missing_split(flag: str, split: str, folder: Path, *, languages: tuple[str, str]) -> UsageError:
+    """Return the error of a split that is not in a directory, with those that are.
+
+    Args:
+        flag: the flag that names it.
+        split: its name.
+        folder: the directory.
+        languages: source and target language.
+    """
+    source, target = languages
+    pairs = (f"{source}-{target}", f"{target}-{source}")
+    names = {path.name.split(".")[0] for pair in pairs for path in folder.glob(f"*.{pair}.{source}*")}
+    has = f"it has {', '.join(sorted(names))}" if names else "it has none"
+    return UsageError(f"{flag} '{split}' is not in DATA '{folder}'; use a split that is there: {has}")
 
 
 def _check_kind(prefix: str, dataset_impl: str | None) -> None:

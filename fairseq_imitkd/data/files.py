@@ -12,6 +12,8 @@ from typing import Any, BinaryIO, Literal
 
 from fairseq_imitkd.errors import UsageError
 
+EXPORTED = "imitkd.json"  # file of a folder that imitkd-export has made
+
 
 def kind_of(path: str | Path, flag: str = "") -> Literal["file", "folder", "other"] | None:
     """Return what a path leads to, or None if there is nothing.
@@ -35,6 +37,12 @@ def kind_of(path: str | Path, flag: str = "") -> Literal["file", "folder", "othe
             f"{named} can't be looked at ({error.strerror}); make its folder readable or use another"
         ) from error
     return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
+
+
+def checkpoint_in(folder: str | Path) -> str | None:
+    """Return the path of the best checkpoint of a training's folder, else its last; None if it has none."""
+    paths = (os.path.join(folder, f"checkpoint_{name}.pt") for name in ("best", "last"))
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def partial(path: Path) -> Path:

@@ -11,7 +11,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.text.marks import is_known
 from fairseq_imitkd.text.rewards import REWARDS
 
-SELECTIONS = ("first", "best", "sample")
+SELECTIONS = ("first", "best", "mbr", "sample")
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,19 @@ class SearchSettings:
     """How a sentence is translated, and which of its hypotheses is kept.
 
     Args:
-        select: which hypothesis to keep. ``first``: the most probable one of the beam (sequence-level KD, Kim
-            & Rush 2016). ``best``: the one of the n best that is most similar to the reference
-            (sequence-level interpolation). ``sample``: samples from the model's distribution instead of beam
-            search.
+        select: which hypotheses to keep. ``first``: the most probable ones of the beam (sequence-level KD,
+            Kim & Rush 2016). ``best``: those of the n best that are most similar to the reference
+            (sequence-level interpolation). ``mbr``: those of the samples, or of the n best, that are most
+            similar to all of them (minimum Bayes risk). ``sample``: samples from the model's distribution.
         beam: beam size, as in fairseq-generate.
-        nbest: number of hypotheses that ``best`` chooses from.
-        metric: similarity that ``best`` maximises, one of :data:`~fairseq_imitkd.text.rewards.REWARDS`.
-        samples: number of samples per sentence.
+        nbest: number of hypotheses of the beam that ``best`` and ``mbr`` choose from; with 1, ``mbr`` chooses
+            from samples.
+        metric: similarity that ``best`` and ``mbr`` maximise, one of
+            :data:`~fairseq_imitkd.text.rewards.REWARDS`.
+        samples: number of samples per sentence, for ``sample`` and ``mbr``.
+        keep: number of hypotheses to keep; fewer if there are not so many different ones.
+        diverse_beam_groups, diverse_beam_strength: number of groups of the beam that avoid each other's
+            tokens, and how much, as in fairseq-generate; 0 groups is an ordinary beam.
         lenpen: length penalty, as in fairseq-generate.
         unkpen: penalty on unknown words, as in fairseq-generate.
         min_len: minimum number of tokens before the EOS.
@@ -47,6 +52,9 @@ class SearchSettings:
     nbest: int = 1
     metric: str | None = None
     samples: int = 1
+    keep: int = 1
+    diverse_beam_groups: int = 0
+    diverse_beam_strength: float = 0.5
     lenpen: float = 1.0
     unkpen: float = 0.0
     min_len: int = 1
@@ -70,8 +78,17 @@ class SearchSettings:
         yield "select", self.select in SELECTIONS, f"one of {', '.join(SELECTIONS)}"
         yield "beam", self.beam >= 1, "1 or more"
         yield "nbest", 1 <= self.nbest <= self.beam, f"in 1..{self.beam}, the --beam"
+        groups = self.diverse_beam_groups
+        yield (
+            "diverse_beam_groups",
+            groups == 0 or (groups >= 2 and self.beam % groups == 0),
+            f"0 (off) or 2 or more, and divide --beam {self.beam}",
+        )
+        yield "diverse_beam_strength", 0.0 <= self.diverse_beam_strength < math.inf, "0 or more"
         yield "metric", self.metric in (None, *REWARDS), f"one of {', '.join(REWARDS)}"
         yield "samples", self.samples >= 1, "1 or more"
+        most = self.samples if self.draws else max(self.nbest, self.beam if self.select == "first" else 1)
+        yield "keep", 1 <= self.keep <= most, f"in 1..{most}, the number of hypotheses to choose from"
         yield "sampling_topk", self.sampling_topk >= 0, "0 (all tokens) or more"
         yield "sampling_topp", 0.0 < self.sampling_topp <= 1.0, "above 0 and at most 1 (all tokens)"
         yield "temperature", 0.0 < self.temperature < math.inf, "above 0"
@@ -88,31 +105,41 @@ class SearchSettings:
         yield "remove_bpe", is_known(self.remove_bpe), "a subword mark that fairseq knows, like '@@ '"
 
     def _refuse_unused(self) -> None:
-        users = {
-            "best": ("nbest", "metric"),
-            "sample": ("samples", "sampling_topk", "sampling_topp", "temperature"),
-        }
-        for selection, names in users.items():
+        users = (
+            (("best", "mbr"), ("nbest", "metric")),
+            (("sample", "mbr"), ("samples", "sampling_topk", "sampling_topp", "temperature")),
+            (("first", "best", "mbr"), ("keep",)),
+        )
+        for selections, names in users:
             for name in names:
-                if self.select != selection and self._is_set(name):
+                if self.select not in selections and self._is_set(name):
                     raise UsageError(
-                        f"{_flag(name)} changes nothing with --select {self.select}; add --select {selection}"
+                        f"{_flag(name)} changes nothing with --select {self.select}; add --select "
+                        f"{selections[0]}"
                     )
-        if self.select == "sample":
-            for name in ("beam", "lenpen", "unkpen", "no_repeat_ngram_size"):
-                if self._is_set(name):
-                    raise UsageError(f"{_flag(name)} changes nothing with --select sample; leave it out")
-        if self.select == "best" and self.metric is None:
-            raise UsageError(f"--select best needs a --metric: one of {', '.join(REWARDS)}")
+        how = f"--select {self.select}" + (f" --nbest {self.nbest}" if self.nbest > 1 else "")
+        of_search = ("beam", "lenpen", "unkpen", "no_repeat_ngram_size", "diverse_beam_groups")
+        for name in of_search if self.draws else ("samples", "sampling_topk", "sampling_topp", "temperature"):
+            if self._is_set(name):
+                raise UsageError(f"{_flag(name)} changes nothing with {how}; leave it out")
+        if self._is_set("diverse_beam_strength") and not self.diverse_beam_groups:
+            raise UsageError("--diverse-beam-strength changes nothing without --diverse-beam-groups; add it")
+        if self.select in ("best", "mbr") and self.metric is None:
+            raise UsageError(f"--select {self.select} needs a --metric: one of {', '.join(REWARDS)}")
 
     def _is_set(self, name: str) -> bool:
         """Return whether a field differs from its default."""
         return getattr(self, name) != type(self).__dataclass_fields__[name].default
 
     @property
+    def draws(self) -> bool:
+        """Whether the hypotheses are samples, and not the best of a beam."""
+        return self.select == "sample" or (self.select == "mbr" and self.nbest == 1)
+
+    @property
     def kept(self) -> int:
-        """Number of translations that are kept per sentence."""
-        return self.samples if self.select == "sample" else 1
+        """Number of translations that are kept per sentence, at most."""
+        return self.samples if self.select == "sample" else self.keep
 
     def max_length(self, source_length: int, longest_target: int) -> int:
         """Return the maximum number of tokens before the EOS.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
+from fairseq import search
 from fairseq.data import data_utils
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
@@ -42,7 +43,7 @@ class FairseqEngine:
         self.longest_target = longest_target
         self.device = writer.log_weights.device
         self.pad, self.eos = languages.target_dictionary.pad(), languages.target_dictionary.eos()
-        self._generator = None if settings.select == "sample" else self._new_generator()
+        self._generator = None if settings.draws else self._new_generator()
 
     @classmethod
     def of_model(cls, model: BaseFairseqModel, languages: LanguagePair, settings: SearchSettings) -> Self:
@@ -54,6 +55,7 @@ class FairseqEngine:
         return RolloutGenerator(
             self.writer.models,
             self.languages.target_dictionary,
+            search_strategy=self._diverse_search(),
             beam_size=self.settings.beam,
             max_len_a=self.settings.max_len_a,
             max_len_b=self.settings.max_len_b,
@@ -62,6 +64,12 @@ class FairseqEngine:
             unk_penalty=self.settings.unkpen,
             no_repeat_ngram_size=self.settings.no_repeat_ngram_size,
         )
+
+    def _diverse_search(self) -> Any:
+        """Return fairseq's search of ``--diverse-beam-groups``; None is an ordinary beam."""
+        groups, strength = self.settings.diverse_beam_groups, self.settings.diverse_beam_strength
+        dictionary = self.languages.target_dictionary
+        return search.DiverseBeamSearch(dictionary, groups, strength) if groups else None
 
     def with_settings(self, settings: SearchSettings) -> Self:
         """See :class:`~fairseq_imitkd.engines.base.Engine`."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from fairseq_imitkd.data.bars import Bar
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.engines.base import Engine, Hypothesis, SearchSettings
 from fairseq_imitkd.errors import UsageError
@@ -209,7 +209,7 @@ class _Evaluation:
         some = [every[place] for place in spread(len(every), min(job.timed, len(every)))]
         largest, *smaller = sorted(set(job.batch_sizes), reverse=True)
         total = len(every) * len(engines) + len(some) * len(greedy) * len(smaller)
-        with tqdm(total=total, desc="translate", unit=" sentences", mininterval=1.0, leave=False) as bar:
+        with Bar(total=total, desc="translate", unit=" sentences", leave=False) as bar:
             batches = self.sentences.batches(every, largest)
             self.timings[largest], found = interleave(
                 engines, self.sentences, batches, failures=self.failures, bar=bar
@@ -318,7 +318,7 @@ class _Evaluation:
     def _searches(self) -> dict[str, dict[str, SearchResults]]:
         """Score the translations; return the results by model and search."""
         found: dict[str, dict[str, SearchResults]] = {name: {} for name in self.models}
-        with tqdm(total=len(self.texts), desc="score", unit=" outputs", leave=False) as bar:
+        with Bar(total=len(self.texts), desc="score", unit=" outputs", leave=False) as bar:
             for search in self.job.searches:
                 systems = {name: self.texts[name, search] for name in self.models}
                 scores = self.metrics.compare(systems, self.baseline, bar)
@@ -393,7 +393,7 @@ class _Evaluation:
             return self.metrics.bleu(self.text.target.hypotheses(tokens), numbers)
 
         found, teachers = {}, greedy(self.teacher)
-        for name, student in tqdm(students.items(), desc="probe", unit=" student", leave=False):
+        for name, student in Bar(students.items(), desc="probe", unit=" student", leave=False):
             try:
                 found[name] = prober.probe(student, own=greedy(name), teachers=teachers, bleu=bleu)
                 self.accepted[name] = prober.accepted(student, teachers)

@@ -159,8 +159,8 @@ def _probes(probes: Mapping[str, ProbeResults], teacher: str | None, sentences: 
         "KL, gold",
         "KL, own",
         "BLEU alone",
-        f"it, then {teacher}",
-        f"{teacher}, then it",
+        f"begun by it, ended by {teacher}",
+        f"begun by {teacher}, ended by it",
         f"{teacher} alone",
     ]
     rows = []
@@ -173,8 +173,8 @@ def _probes(probes: Mapping[str, ProbeResults], teacher: str | None, sentences: 
         f"agreement: share of tokens for which the model and {teacher} find the same one the most probable; "
         f"KL: KL({teacher} || model) in nats per token; gold: after the references' prefixes; own: after the "
         "model's own, by greedy decoding",
-        f"it, then {teacher}: BLEU of translations whose first half is the model's and whose second half "
-        f"{teacher} completes; {teacher}, then it: the other way round; all on the same sentences",
+        f"begun by it, ended by {teacher}: BLEU of translations whose first half is the model's and whose "
+        f"second half is {teacher}'s; all on the same sentences",
     ]
     return "\n".join([table(header, rows), "", *(f"- {_cell(note)}" for note in notes)])
 
@@ -267,7 +267,7 @@ def _origin(results: EvaluationResults) -> list[str]:
     versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
     return [
         f"machine: {machine.processor}, {cores}; {threads}",
-        f"commit {results.commit or 'unknown'}; {versions}",
+        f"commit {results.commit}; {versions}" if results.commit else versions,
     ]
 
 

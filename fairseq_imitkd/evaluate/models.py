@@ -18,6 +18,7 @@ from fairseq_imitkd.checkpoints.safe_load import reported
 from fairseq_imitkd.checkpoints.translation import load_student, with_tags
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.dictionaries import first_difference
+from fairseq_imitkd.data.files import checkpoint_in
 from fairseq_imitkd.engines.base import Engine, SearchSettings
 from fairseq_imitkd.engines.fairseq import FairseqEngine
 from fairseq_imitkd.errors import UsageError
@@ -92,6 +93,11 @@ def parse(texts: list[str]) -> dict[str, Path]:
             raise UsageError(
                 f"--model {name}: '{path}' does not exist; use a fairseq checkpoint or a folder of "
                 "imitkd-export"
+            )
+        checkpoint = checkpoint_in(path)
+        if checkpoint is not None:
+            raise UsageError(
+                f"--model {name}: '{path}' is the folder of a training; use its checkpoint '{checkpoint}'"
             )
     return found
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF, TER
-from tqdm import tqdm
 
+from fairseq_imitkd.data.bars import Bar
 from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.errors import UsageError, in_one_line
 from fairseq_imitkd.evaluate.schema import ROUGE, LengthGroup, QualityScore
@@ -93,7 +93,7 @@ class Metrics:
         return metrics
 
     def compare(
-        self, systems: Mapping[str, Sequence[str]], baseline: str | None, bar: tqdm | None = None
+        self, systems: Mapping[str, Sequence[str]], baseline: str | None, bar: Bar | None = None
     ) -> dict[str, SystemScores]:
         """Return each system's scores, with 95% confidence intervals and p of its difference from the
         baseline.

@@ -93,6 +93,7 @@ def read(
         raise UsageError(
             f"--gen-subset {split} has no target side to compare translations with; use another split"
         )
+    corpus.warn_of_unknown(languages, split)
     numbers = np.arange(len(corpus))
     # Validation leaves out both kinds, and one model has one score.
     for place, side, lengths in (

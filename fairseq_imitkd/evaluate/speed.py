@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from fairseq_imitkd.data.bars import Bar
 from fairseq_imitkd.engines.base import Engine, Hypothesis
 from fairseq_imitkd.errors import in_one_line
 from fairseq_imitkd.evaluate.schema import Quartiles, Rounds, SpeedResult
@@ -61,7 +61,7 @@ def interleave(
     batches: Sequence[list[int]],
     *,
     failures: Failures,
-    bar: tqdm,
+    bar: Bar,
 ) -> tuple[Timings, dict[Run, dict[int, Hypothesis]]]:
     """Decode batches by all engines, each batch by one after the other.
 

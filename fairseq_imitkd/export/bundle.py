@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from fairseq_imitkd.data.corpus import Languages
-from fairseq_imitkd.data.files import sha256
+from fairseq_imitkd.data.files import EXPORTED, checkpoint_in, sha256
 from fairseq_imitkd.engines.base import Engine, SearchSettings
 from fairseq_imitkd.engines.registry import CONVERTERS, open_engine
 from fairseq_imitkd.errors import UsageError, in_one_line
@@ -24,7 +24,7 @@ from fairseq_imitkd.text.marks import AUTO, NONE, is_known
 from fairseq_imitkd.text.subwords import SUBWORDS, TOKENIZERS, Text, TextSettings
 
 FORMAT = 1
-MANIFEST, MODEL, SUBWORD_FILES = "imitkd.json", "model", "subwords"
+MANIFEST, MODEL, SUBWORD_FILES = EXPORTED, "model", "subwords"
 INTEGERS = ("beam", "nbest", "samples", "max_len_b", "min_len", "no_repeat_ngram_size", "sampling_topk")
 
 
@@ -127,6 +127,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not os.path.isfile(path):
+        checkpoint = folder if folder.suffix == ".pt" else checkpoint_in(folder)
+        if checkpoint is not None:
+            raise UsageError(
+                f"DIR '{folder}' is not an exported student; make one first: imitkd export '{checkpoint}' "
+                "--data DATA --out NEW"
+            )
         raise UsageError(
             f"DIR '{folder}' is not an exported student: it has no {MANIFEST}; use a folder that "
             "imitkd-export made"

@@ -124,8 +124,8 @@ def refuse_another_model(difference: float, agreement: Agreement) -> None:
     if agreement.unexplained:
         raise UsageError(
             f"the exported student is not the student: {agreement.unexplained} of {agreement.sentences} "
-            "greedy translations differ at a token that is not a tie; nothing was written. Please report it "
-            "with the checkpoint's --arch and flags"
+            "greedy translations differ beyond ties; nothing was written. Please report it with the "
+            "checkpoint's --arch and flags"
         )
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
-from tqdm import tqdm
 
 import fairseq_imitkd
 from fairseq_imitkd.checkpoints.tags import language_tags
 from fairseq_imitkd.checkpoints.translation import load_student
+from fairseq_imitkd.data.bars import Bar
 from fairseq_imitkd.data.corpus import Corpus, Languages, check_sentences, read_split
 from fairseq_imitkd.data.files import sha256, write_json
 from fairseq_imitkd.data.output_folder import OutputFolder
@@ -135,6 +135,7 @@ def export(job: ExportJob) -> dict[str, Any]:
         raise UsageError(
             f"--gen-subset {job.split} has no target side, which the checks need; use another split"
         )
+    corpus.warn_of_unknown(languages, job.split)
     student = _load(job, languages)
     packages = _package_versions(student.engine)
     sample = _sample(corpus, languages, longest=student.longest, count=job.sentences)
@@ -350,7 +351,7 @@ class _Conversion:
                 quantisation loses too much.
         """
         wanted = candidates(self.job.quantization, self.job.device, self.student.converter.QUANTIZATIONS)
-        with tqdm(total=2 + len(wanted), desc="export", unit=" step", leave=False) as bar:
+        with Bar(total=2 + len(wanted), desc="export", unit=" step", leave=False) as bar:
             fairseqs = FairseqEngine.of_model(self.student.model, self.languages, self.greedy)
             expected = checks.translations(fairseqs, self.sample.sources)
             bar.update()
@@ -380,7 +381,7 @@ class _Conversion:
         }
 
     def _smallest(
-        self, wanted: Sequence[str], exact: Bootstrap, bar: tqdm
+        self, wanted: Sequence[str], exact: Bootstrap, bar: Bar
     ) -> tuple[str, dict[str, dict[str, Any]]]:
         """Convert to one quantisation after another until the score is kept, which float32 always does.
 

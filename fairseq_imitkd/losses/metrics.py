@@ -74,7 +74,7 @@ def _rollout_sums(target: Tensor, distillation: Any, *, pad: int, zero: Tensor) 
         return sums
     is_rollout, truncated = distillation.is_rollout, distillation.truncated
     sums.update(rollouts=is_rollout.sum(), rollouts_truncated=truncated.sum())
-    if distillation.now.student_share > 0.0:
+    if distillation.now.student_writes:
         counted = target.ne(pad)
         is_empty = is_rollout & ~truncated & counted.sum(dim=-1).eq(1)
         is_repeated = repeated(target) & counted & is_rollout.unsqueeze(-1)

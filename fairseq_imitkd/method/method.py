@@ -24,6 +24,7 @@ class Moment:
         gold_weight: weight of the reference's negative log-likelihood in data sentences, in 0..1.
         replay_share: share of the student's sentences that are rollouts of earlier updates, in 0..1.
         annealing: factor of the teacher's logits under ``logit-mse``, in 0..1.
+        fills_in: whether the student also writes the targets of all sentences that have no reference.
     """
 
     update_num: int
@@ -32,11 +33,17 @@ class Moment:
     gold_weight: float
     replay_share: float
     annealing: float
+    fills_in: bool = False
+
+    @property
+    def student_writes(self) -> bool:
+        """Whether the student may write targets at the update."""
+        return self.student_share > 0.0 or self.fills_in
 
     @property
     def needs_teacher(self) -> bool:
         """Whether the update's loss has a term that compares with the teacher."""
-        return self.gold_weight < 1.0 or self.student_share > 0.0
+        return self.gold_weight < 1.0 or self.student_writes
 
 
 class Method:
@@ -56,6 +63,7 @@ class Method:
         replay_capacity: number of rollouts to keep and train on again; 0 means none.
         reward: name of the reward; None without REINFORCE.
         rollout_policy: how the student decodes.
+        some_lack_references: whether some training sentences have no reference. The task sets it.
 
     Raises:
         UsageError: a value is out of range, or two flags can't be used together.
@@ -96,6 +104,7 @@ class Method:
             max_len_b=cfg.rollout_max_len_b,
             cuda_graphs=str(cfg.rollout_cuda_graphs) == "auto",
         )
+        self.some_lack_references = False
 
     def at(self, update_num: int, epoch: int = 1) -> Moment:
         """Return the values of all schedules at an update (0 = first) of an epoch (1 = first)."""
@@ -107,6 +116,7 @@ class Method:
             gold_weight=self._gold_schedule(now),
             replay_share=self._replay_schedule(now),
             annealing=self._annealing(now),
+            fills_in=self.some_lack_references and not self.teacher_samples,
         )
 
     def _annealing(self, now: int) -> float:
@@ -128,6 +138,11 @@ class Method:
     def rolls_out(self) -> bool:
         """Whether the student writes any target during training."""
         return self.adaptive_share is not None or self.share_schedule(self._end) > 0.0
+
+    @property
+    def always_rolls_out(self) -> bool:
+        """Whether the student writes every target during the whole training."""
+        return self.adaptive_share is None and self.share_schedule(0) == 1.0  # no schedule falls
 
     @property
     def writes(self) -> bool:

@@ -120,7 +120,8 @@ def split_by_length(target: Tensor, pad: int, cost: int) -> list[Tensor]:
     Returns:
         the rows of each part, rising.
     """
-    lengths, order = target.ne(pad).sum(dim=-1).sort(stable=True)
+    # A sentence without a target takes a column too.
+    lengths, order = target.ne(pad).sum(dim=-1).clamp(min=1).sort(stable=True)
     values, counts = lengths.unique_consecutive(return_counts=True)
     widths, ends = values.tolist(), counts.cumsum(dim=0).tolist()  # the number of sentences up to each length
     least, cut_before = [0.0], [0]
@@ -158,7 +159,8 @@ def with_rollouts(sample: Batch, rows: Tensor, rollout: Rollout, *, pad: int) ->
     longest_data, ntokens = 0, 0
     if rows.numel() < target.size(0):
         lengths = (target.ne(pad) & is_data.unsqueeze(-1)).sum(dim=-1)
-        longest_data, ntokens = torch.stack([lengths.max(), lengths.sum()]).tolist()
+        # A sentence without a target keeps its first decoder input.
+        longest_data, ntokens = torch.stack([lengths.max().clamp(min=1), lengths.sum()]).tolist()
     width = max(longest_data, rollout.tokens.size(1))
 
     new_target = target.new_full((target.size(0), width), pad)
@@ -272,11 +274,11 @@ def _select_rows(values: Batch, rows: Tensor, batch_size: int) -> Batch:
 
 
 def _without_empty_columns(tokens: Tensor, pad: int) -> Tensor:
-    """Cut the columns of padding before the first token and after the last one."""
+    """Cut the columns of padding before the first token and after the last one; one column stays at least."""
     used = tokens.ne(pad).any(dim=0)
     columns = torch.arange(used.numel(), device=used.device)
     bounds = torch.stack(
         [columns.masked_fill(~used, used.numel()).min(), columns.masked_fill(~used, 0).max()]
     )
     first, last = bounds.tolist()  # on a GPU, one wait for both
-    return tokens[:, first : last + 1]
+    return tokens[:, min(first, last) : last + 1]

@@ -17,6 +17,7 @@ from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.data.source_only import without_references
 from fairseq_imitkd.method.method import Method, Moment
 from fairseq_imitkd.mixing.batch import (
     BatchLayout,
@@ -132,6 +133,7 @@ class Mixer:
         layout: how the task's batches are padded.
         pool: which batches are decoded together; None decodes each batch on its own.
         replay: the rollouts of earlier updates; None keeps none.
+        policy: how the student decodes; None is the method's way.
     """
 
     def __init__(
@@ -141,8 +143,10 @@ class Mixer:
         pool: RolloutPool | None = None,
         *,
         replay: ReplayBuffer | None = None,
+        policy: RolloutPolicy | None = None,
     ):
         self.method, self.layout, self.pool, self.replay = method, layout, pool, replay
+        self.policy = policy or method.rollout_policy
 
     @classmethod
     def from_method(cls, method: Method, layout: BatchLayout) -> "Mixer":
@@ -160,7 +164,7 @@ class Mixer:
             sample: a batch; it is not changed.
             now: the method's schedules at this update.
         """
-        if now.student_share == 0.0:
+        if not now.student_writes:
             if self.pool is not None:
                 self.pool.forget()
             none_fresh = torch.zeros_like(sample["id"], dtype=torch.bool)
@@ -178,6 +182,8 @@ class Mixer:
         # With --share-by batch all sentences of an update share one draw, in every process.
         ids = torch.zeros_like(sample["id"]) if self.method.share_by_batch else sample["id"]
         is_students = key.uniforms(ids) < now.student_share
+        if now.fills_in:
+            is_students = is_students | without_references(sample["target"], self.layout.target.pad)
         past = self._fitting(sample, now)
         if not past:
             rows = _rows_of(is_students, all_true=now.student_share >= 1.0)
@@ -220,9 +226,9 @@ class Mixer:
 
     def _with_students_targets(self, draw: Draw, writers: Writers) -> MixedBatch:
         """Return the batch with new and earlier rollouts, or with its references if decoding needs too much
-        memory.
+        memory. Sentences without a reference then do not count.
         """
-        if draw.now.student_share == 0.0:  # is_fresh is False for all sentences
+        if not draw.now.student_writes:  # is_fresh is False for all sentences
             return MixedBatch(draw.sample, draw.is_fresh, draw.is_fresh)
         none = torch.zeros_like(draw.is_fresh)
         references = MixedBatch(draw.sample, none, none)
@@ -274,7 +280,7 @@ class Mixer:
         rows = (~batch.is_rollout).nonzero().squeeze(-1)
         if rows.numel() == 0:
             return batch
-        sample, policy = batch.sample, self.method.rollout_policy
+        sample, policy = batch.sample, self.policy
         net_input = encoder_inputs(sample, rows, self.layout.source_pad)
         sentences = [(RandomKey(self.method.seed, now.update_num), sample["id"][rows])]
         prompt = self._prompt(net_input, first_decoder_inputs(sample)[rows], writers)
@@ -376,7 +382,7 @@ class Mixer:
         order: Tensor | None,
     ) -> Rollout:
         """Decode with the method's policy. Each sentence uses the random numbers of its own update."""
-        policy = self.method.rollout_policy
+        policy = self.policy
         sentences = [(RandomKey(self.method.seed, draw.now.update_num), draw.fresh_ids) for draw in draws]
         corrector = None
         if policy.speculates:
@@ -391,7 +397,7 @@ class Mixer:
         )
 
     def _prompt(self, net_input: Batch, first_tokens: Tensor, writers: Writers) -> Prompt:
-        policy, most = self.method.rollout_policy, writers.max_target
+        policy, most = self.policy, writers.max_target
         lengths = policy.max_lengths(net_input["src_lengths"], most)
         longest = policy.longest(net_input["src_tokens"].size(1), most)
         return Prompt(net_input, first_tokens, lengths, longest=longest)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from fairseq_imitkd.data.bars import Bar
 from fairseq_imitkd.data.corpus import Corpus, Languages, dataset_builder, read_lines
 from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.errors import UsageError
@@ -95,19 +95,25 @@ class Counts:
     gold: int = 0
     written: int = 0
 
-    def check(self, translated_sentences: int, per_sentence: int) -> None:
+    def check(self, translated_sentences: int, translations: int) -> None:
         """Check that no sentence is lost or doubled.
 
         Args:
             translated_sentences: sentences that have translations.
-            per_sentence: translations of each of them.
+            translations: number of their translations.
 
         Raises:
             RuntimeError: a sentence is unaccounted for, which is a defect of this program.
         """
-        expected = (self.sentences - self.too_long - self.empty_sources) * per_sentence
-        if self.translations != expected or translated_sentences * per_sentence != expected:
-            raise RuntimeError(f"{expected} translations were expected, but {self.translations} are there")
+        expected = self.sentences - self.too_long - self.empty_sources
+        if translated_sentences != expected:
+            raise RuntimeError(
+                f"{expected} sentences must have translations, but {translated_sentences} have some"
+            )
+        if self.translations != translations:
+            raise RuntimeError(
+                f"{translations} translations were expected, but {self.translations} are there"
+            )
         if self.written != self.translations + self.gold - sum(self.dropped.values()):
             raise RuntimeError(f"the counts do not add up: {self}")
 
@@ -257,7 +263,7 @@ def write(
             )
         )
         sources = _source_texts(corpus, languages, remove_bpe)
-        for pair in tqdm(kept, total=total, desc="write", unit=" pairs", mininterval=1.0):
+        for pair in Bar(kept, total=total, desc="write", unit=" pairs"):
             source = _SEPARATORS.sub(" ", sources(pair.sentence))
             target = languages.target_dictionary.string(pair.target, remove_bpe)
             target = _SEPARATORS.sub(" ", target)

@@ -92,6 +92,8 @@ def _with_subword_mark(job: Job, languages: Languages) -> Job:
 def _prepare(job: Job, languages: Languages) -> tuple[Work, Teacher]:
     """Read the corpus and the teacher, and convert the teacher if that is wanted."""
     corpus = read_corpus(job, languages)
+    if job.source_text is None:
+        corpus.warn_of_unknown(languages, job.split)
     teacher = load(job, languages)
     work = Work(job, languages, corpus, teacher.max_positions)
     check_teacher(work, teacher)
@@ -174,7 +176,7 @@ def _write(work: Work) -> Counts:
         total=len(work.corpus) * job.decoding.kept,
     )
     sentences = {sentence for batch in batches.values() for sentence in batch.ids.tolist()}
-    counts.check(len(sentences), job.decoding.kept)
+    counts.check(len(sentences), sum(int(batch.counts.sum()) for batch in batches.values()))
     _check_written(counts)
     return counts
 
@@ -185,9 +187,9 @@ def _check_written(counts: Counts) -> None:
     reasons = ", ".join(f"{number:,} {reason}" for reason, number in counts.dropped.items() if number)
     if not counts.written:
         raise UsageError(
-            f"no pair is left to train on: of {counts.sentences:,} sentences, {counts.empty_sources:,} have "
-            f"an empty source and {counts.too_long:,} a source that is too long; dropped translations: "
-            f"{reasons or 'none'}; use other text, --max-len-b or filters, and another --out"
+            f"no pair is left to train on: of {counts.sentences:,} sources {counts.empty_sources:,} are "
+            f"empty, {counts.too_long:,} too long; dropped translations: {reasons or 'none'}; use other "
+            "text, --max-len-b or filters, and another --out"
         )
     if dropped > counts.written:
         logger.warning("most pairs are dropped: %s", reasons)

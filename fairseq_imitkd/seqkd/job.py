@@ -129,7 +129,8 @@ class Job:
         )
         if self.backend == "ctranslate2":
             for flag, value, supported in (
-                ("--select", self.decoding.select, ("first", "best")),
+                ("--select", self.decoding.select, ("first", "best", "mbr")),
+                ("--diverse-beam-groups", self.decoding.diverse_beam_groups, (0,)),
                 ("--unkpen", self.decoding.unkpen, (0.0,)),
                 ("--teacher-dtype", self.teacher_dtype, ("fp32",)),
             ):
@@ -138,6 +139,11 @@ class Job:
                     f"{flag} must be {' or '.join(map(str, supported))} with --backend ctranslate2, but is "
                     f"{value}; use --backend fairseq",
                 )
+            yield (
+                not self.decoding.draws,
+                "--select mbr needs --nbest with --backend ctranslate2, which does not sample here; add it, "
+                "or use --backend fairseq",
+            )
             yield (
                 os.pathsep not in self.teacher_path,
                 "--backend ctranslate2 translates with one model, not an ensemble; use --backend fairseq",

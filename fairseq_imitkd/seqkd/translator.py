@@ -14,6 +14,7 @@ from torch import Tensor
 from fairseq_imitkd.engines import ctranslate2_convert
 from fairseq_imitkd.engines.base import Engine, Hypothesis
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.text.expected_utility import expected_utilities
 from fairseq_imitkd.text.rewards import REWARDS
 from fairseq_imitkd.text.scored import ScoredText
 
@@ -111,13 +112,13 @@ class Translator:
 
         Args:
             ids, sources: as for :meth:`~fairseq_imitkd.engines.base.Engine.translate`.
-            references: ``B`` tensors ``(T,)``, which ``select="best"`` compares with.
+            references: ``B`` tensors ``(T,)``, which ``select="best"`` compares with; None if there are none.
 
         Raises:
             UsageError: a score is not finite, or the batch does not fit in memory.
         """
         try:
-            hypotheses = self.engine.translate(ids, sources, self.settings.nbest)
+            hypotheses = self.engine.translate(ids, sources, max(self.settings.nbest, self.settings.keep))
         except AssertionError as error:  # fairseq's search asserts that some score is a number
             raise UsageError(NO_NUMBERS) from error
         except RuntimeError as error:
@@ -130,24 +131,30 @@ class Translator:
         scores = [hypothesis.score for some in hypotheses for hypothesis in some]
         if not all(map(math.isfinite, scores)) or not all(hypotheses):
             raise UsageError(NO_NUMBERS)
-        if self.settings.select == "best":
-            assert references is not None
-            hypotheses = [
-                [self._most_similar(some, reference)]
-                for some, reference in zip(hypotheses, references, strict=True)
-            ]
+        if self.settings.metric is not None:
+            some_references = references if self.settings.select == "best" else [None] * len(ids)
+            assert some_references is not None
+            hypotheses = [self._best(*pair) for pair in zip(hypotheses, some_references, strict=True)]
         return TranslatedBatch.of(ids, hypotheses)
 
-    def _most_similar(self, hypotheses: Sequence[Hypothesis], reference: Tensor) -> Hypothesis:
-        """Return the hypothesis most similar to the reference; ties go to the more probable one.
+    def _best(self, hypotheses: Sequence[Hypothesis], reference: Tensor | None) -> list[Hypothesis]:
+        """Return the hypotheses that are most similar to the reference, or without one to all hypotheses.
 
-        This is sequence-level interpolation (Kim & Rush 2016, section 3.3).
+        The first is sequence-level interpolation (Kim & Rush 2016, section 3.3), the second minimum Bayes
+        risk (see :mod:`~fairseq_imitkd.text.expected_utility`). Ties go to the more probable hypothesis. Of
+        equal texts one is kept.
         """
-        similarity = REWARDS[self.settings.metric or ""]
-        [text] = self.text.references([reference])
+        metric = self.settings.metric or ""
         texts = self.text.hypotheses(each.tokens for each in hypotheses)
-        scores = [similarity(own, text) for own in texts]
-        return hypotheses[scores.index(max(scores))]
+        if reference is None:
+            utilities = expected_utilities(texts, metric).tolist()
+        else:
+            [text] = self.text.references([reference])
+            utilities = [REWARDS[metric](own, text) for own in texts]
+        order = sorted(range(len(texts)), key=lambda at: (-utilities[at], -hypotheses[at].score, at))
+        first_of_text = {texts[at]: at for at in reversed(order)}
+        different = [at for at in order if first_of_text[texts[at]] == at]
+        return [hypotheses[at] for at in different[: self.settings.keep]]
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from fairseq_imitkd.data.bars import Bar
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.seqkd.folder import output_folder, save_batch
 from fairseq_imitkd.seqkd.job import Job
@@ -35,7 +35,7 @@ def translate(work: Work, todo: Sequence[int], teacher: Teacher) -> None:
         UsageError: a batch can't be translated or saved, or a worker died.
     """
     total, left = work.tokens(work.batches), work.tokens([work.batches[number] for number in todo])
-    with tqdm(
+    with Bar(
         total=total, initial=total - left, desc="translate", unit=" source tokens", unit_scale=True
     ) as bar:
         if work.job.workers > 1 and len(todo) > 1:

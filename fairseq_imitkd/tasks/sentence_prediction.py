@@ -102,9 +102,8 @@ class SentencePredictionWithTeacherTask(WithTeacher, WithPlainErrors, SentencePr
         cfg = method.cfg
         if method.writes:
             raise UsageError(
-                f"--criterion {method.name} lets the student or the teacher write sentences, but --task "
-                "sentence_prediction_with_teacher only classifies them: use word_kd, annealing_kd, "
-                "continuation_kd or atkd, or --student-share 0"
+                f"--criterion {method.name} writes sentences, but --task sentence_prediction_with_teacher "
+                "classifies: use word_kd, annealing_kd, continuation_kd or atkd, or --student-share 0"
             )
         if cfg.loss_chunk > 0:
             raise UsageError(

@@ -28,16 +28,23 @@ from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training.adapter import AnyTeacher
 from fairseq_imitkd.training.checks import check_selection, check_student, parts_to_copy
 from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
+from fairseq_imitkd.training.source_only import SourceOnlyConfig, WithSourceOnlyData
 from fairseq_imitkd.training.validation import ValidationConfig, WithScores, check_validation
 
 
 @dataclass
-class TranslationWithTeacherConfig(SequenceTeacherConfig, PruningConfig, ValidationConfig, TranslationConfig):
-    """The flags of ``translation``, of the teacher, of pruning, and of the validation's scores."""
+class TranslationWithTeacherConfig(
+    SequenceTeacherConfig, PruningConfig, ValidationConfig, SourceOnlyConfig, TranslationConfig
+):
+    """The flags of ``translation``, of the teacher, of pruning, of the validation's scores, and of sentences
+    without references.
+    """
 
 
 @register_task("translation_with_teacher", dataclass=TranslationWithTeacherConfig)
-class TranslationWithTeacherTask(WithTeacher, WithScores, WithPlainErrors, TranslationTask):
+class TranslationWithTeacherTask(
+    WithTeacher, WithScores, WithSourceOnlyData, WithPlainErrors, TranslationTask
+):
     """Translation with a teacher. The student's targets can be written by the student itself."""
 
     decodes = True
@@ -102,6 +109,7 @@ class TranslationWithTeacherTask(WithTeacher, WithScores, WithPlainErrors, Trans
                 "--left-pad-target can't be used here, because rollouts are padded on the right: leave it out"
             )
         check_selection(self.cfg, method)
+        self.check_sources(method)
         student = getattr(self, "student", None)
         if student is not None:
             check_student(student, method)

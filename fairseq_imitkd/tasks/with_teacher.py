@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.data.source_only import with_references
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.losses.metrics import totals
 from fairseq_imitkd.method.method import Method
@@ -169,7 +170,8 @@ class WithTeacher(_Task):
         checked when it was written.
         """
         self._teacher_is_checked = True
-        dataset, teacher = self.datasets.get(self.cfg.train_subset), distiller.teacher
+        dataset = with_references(self.datasets.get(self.cfg.train_subset))
+        teacher = distiller.teacher
         if dataset is None or not isinstance(teacher, Teacher):
             return
         with autocast(learner.optimizer):

@@ -192,8 +192,8 @@ def _check_shapes(copy: Copied) -> None:
     raise UsageError(
         f"{FLAG}: the student's {copy.name} must be built as the teacher's, but its "
         f"{type(copy.student).__name__} has {key} {own.get(key, 'none')}, the teacher's "
-        f"{type(copy.teacher).__name__} {theirs.get(key, 'none')}; give the student the teacher's widths, or "
-        "leave this part out"
+        f"{type(copy.teacher).__name__} {theirs.get(key, 'none')}; use the teacher's widths, or leave this "
+        "part out"
     )
 
 
@@ -211,6 +211,5 @@ def _check_shared(copies: Iterable[Copied]) -> None:
             if not torch.equal(value, values[key]):
                 raise UsageError(
                     f"{FLAG}: the student's {name} and {copy.name} are one tensor, but the teacher's differ; "
-                    "build a student that does not share them (--share-all-embeddings, "
-                    "--share-decoder-input-output-embed), or leave this part out"
+                    "leave out --share-all-embeddings and --share-decoder-input-output-embed, or this part"
                 )

@@ -59,16 +59,18 @@ class Likelihood:
             return ""
         knowledge = self.frequencies - self.own
         if not knowledge >= -WORSE:  # NaN too
-            return "it predicts them worse than the frequencies of the symbols do"
+            return f"{self.own:.2f} nats a token of references, symbol frequencies {self.frequencies:.2f}"
         if knowledge > WORSE and self.other - self.own < SHARE * knowledge:
-            return "it predicts them nearly as well from the sources of other sentences"
+            return f"{self.own:.2f} nats a token of references, with other sources {self.other:.2f}"
         return ""
 
     def __str__(self) -> str:
-        return (
-            f"{self.own:.2f} nats a token on the first {self.sentences:,} references, {self.other:.2f} with "
-            f"the sources of other sentences, {self.frequencies:.2f} by the frequencies of symbols"
+        numbers = (
+            f"{self.own:.2f} nats a token of {self.sentences:,} references (less is better), "
+            f"{self.other:.2f} with other sources, {self.frequencies:.2f} by symbol frequencies"
         )
+        judged = "too few to judge" if self.sentences < LEAST else "bad" if self.problem else "good"
+        return f"{numbers}: {judged}"
 
 
 def check_likelihood(
@@ -106,11 +108,11 @@ def check_likelihood(
         logger.info("teacher %s: %s", path, likelihood)
         if not likelihood.problem:
             continue
-        message = f"--teacher-path '{path}' does not know this data: {likelihood.problem} ({likelihood})"
+        message = f"--teacher-path '{path}' does not know this data: {likelihood.problem}"
         if not allow_poor:
             raise UsageError(
-                f"{message}; check that its dictionaries are those of its training (--teacher-data), and its "
-                "languages and subwords those of the data, or add --teacher-allow-poor"
+                f"{message}; train it longer, check --teacher-data, languages and subwords, or add "
+                "--teacher-allow-poor"
             )
         logger.warning("%s", message)
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq import utils
-from fairseq.data import Dictionary, data_utils
+from fairseq.data import Dictionary
 from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.checkpoints.build import configuration, refuse_expressions
+from fairseq_imitkd.checkpoints.direction import check_direction
 from fairseq_imitkd.checkpoints.kinds import check_kind, check_model
 from fairseq_imitkd.checkpoints.safe_load import read_checkpoint, reported
 from fairseq_imitkd.checkpoints.tags import COMMAND, is_multilingual, language_tags
@@ -54,7 +54,12 @@ def load_teacher(source: TeacherSource, student: LanguagePair, *, encoder_cache:
     def build(path: str, state: dict[str, Any], cfg: Any) -> BaseFairseqModel:
         check_kind(cfg, (student.source, student.target))
         if not is_multilingual(cfg.task):  # check_kind knows its pairs
-            _check_languages(cfg, student)
+            check_direction(
+                cfg,
+                (student.source, student.target),
+                reader="the student",
+                remedy="use a teacher of that direction",
+            )
         return _build_member(path, state, cfg, student=student, data=source.data)
 
     models = load_members(source, build)
@@ -128,38 +133,6 @@ def dictionary_folder(path: str, cfg: Any, names: Sequence[str], *, data: str | 
                 )
     logger.info("teacher %s: dictionaries of %s", path, folders[0])
     return folders[0]
-
-
-def _check_languages(cfg: Any, student: LanguagePair) -> None:
-    """Refuse a teacher of the opposite direction: with a joined dictionary it passes the other checks."""
-    teacher_pair = tuple(getattr(cfg.task, name, None) for name in ("source_lang", "target_lang"))
-    if None in teacher_pair:
-        teacher_pair = _pair_of_training_data(cfg) or teacher_pair
-    student_pair = (student.source, student.target)
-    if None in teacher_pair or teacher_pair == student_pair:
-        return
-    if teacher_pair == student_pair[::-1]:
-        raise ValueError(
-            f"it translates {'-'.join(teacher_pair)}, but the student {'-'.join(student_pair)}; use a "
-            "teacher of that direction"
-        )
-    logger.warning(
-        "the teacher translates %s, the student %s: make sure that they mean the same",
-        teacher_pair,
-        student_pair,
-    )
-
-
-def _pair_of_training_data(cfg: Any) -> tuple[str, str] | None:
-    """Return the languages that fairseq guessed from the training data, if the data is still there.
-
-    fairseq does not save them.
-    """
-    try:
-        source, target = data_utils.infer_language_pair(utils.split_paths(cfg.task.data)[0])
-    except (OSError, TypeError, AttributeError, IndexError):  # the data is gone, or was never named
-        return None
-    return (source, target) if source and target else None
 
 
 def _build_member(

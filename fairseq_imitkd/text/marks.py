@@ -11,8 +11,8 @@ logger = logging.getLogger(__name__)
 AUTO, NONE = "auto", "none"
 # Marks that only subwords have: fairseq's name, what a symbol holds, and how it is called.
 _KINDS = (
-    ("sentencepiece", "▁", "SentencePiece's subwords (▁)"),
-    ("@@ ", "@@", "subwords of subword-nmt or fastBPE (@@)"),
+    ("sentencepiece", "▁", "SentencePiece (▁)"),
+    ("@@ ", "@@", "subword-nmt or fastBPE (@@)"),
 )
 # What shows other kinds of mark, which are removed on request only.
 _ON_REQUEST = {"wordpiece": "_", "letter": "|", "silence": "<SIL>", "_EOW": "_EOW"}
@@ -45,10 +45,7 @@ def subword_mark(dictionary: Dictionary, value: str | None, flag: str) -> str | 
     if value == NONE:
         return None
     if value is None or value == AUTO:
-        if found is not None:
-            name = next(words for mark, _, words in _KINDS if mark == found)
-            logger.info("%s: the dictionary has %s, which text is free of (none keeps them)", flag, name)
-        elif _is_gpt2(dictionary):
+        if found is None and _is_gpt2(dictionary):
             logger.warning(
                 "the dictionary looks like GPT-2's subwords, which %s can't join: text is scored as it is; "
                 "imitkd evaluate and export take --bpe gpt2",
@@ -64,6 +61,11 @@ def subword_mark(dictionary: Dictionary, value: str | None, flag: str) -> str | 
             f"{instead}; leave the flag out"
         )
     return asked
+
+
+def name_of(mark: str) -> str:
+    """Return what messages call the subwords of a mark, which is given by fairseq's name."""
+    return next((words for name, _, words in _KINDS if name == mark), mark)
 
 
 def recognised(dictionary: Dictionary) -> str | None:

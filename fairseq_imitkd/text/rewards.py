@@ -23,12 +23,12 @@ EQUAL_BEFORE_WARNING = 20  # successive batches; in each batch all rewards are e
 
 def sentence_bleu(hypothesis: str, reference: str) -> float:
     """Return sacreBLEU's sentence BLEU (13a tokens, exponential smoothing, effective order), in 0..1."""
-    return _sentence_bleu().sentence_score(hypothesis, [reference]).score / 100.0
+    return sentence_bleu_metric().sentence_score(hypothesis, [reference]).score / 100.0
 
 
 def chrf(hypothesis: str, reference: str) -> float:
     """Return sacreBLEU's chrF2 of one sentence, in 0..1."""
-    return _chrf().sentence_score(hypothesis, [reference]).score / 100.0
+    return chrf_metric().sentence_score(hypothesis, [reference]).score / 100.0
 
 
 def rouge_l(hypothesis: str, reference: str) -> float:
@@ -44,14 +44,16 @@ REWARDS: dict[str, Callable[[str, str], float]] = {
 
 
 @cache
-def _sentence_bleu() -> Any:
+def sentence_bleu_metric() -> Any:
+    """Return sacreBLEU's metric of :func:`sentence_bleu`."""
     from sacrebleu.metrics import BLEU
 
     return BLEU(effective_order=True)
 
 
 @cache
-def _chrf() -> Any:
+def chrf_metric() -> Any:
+    """Return sacreBLEU's metric of :func:`chrf`."""
     from sacrebleu.metrics import CHRF
 
     return CHRF()

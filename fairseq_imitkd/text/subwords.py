@@ -87,7 +87,31 @@ class Text:
 def _bpe_settings(settings: TextSettings) -> Namespace:
     if "bpe_codes" in settings.files:
         check_merges(str(settings.bpe), settings.files["bpe_codes"])
+    if "sentencepiece_model" in settings.files:
+        check_pieces(settings.files["sentencepiece_model"])
     return Namespace(bpe=settings.bpe, **{name: str(path) for name, path in settings.files.items()})
+
+
+def check_pieces(path: str | Path) -> None:
+    """Refuse a file that is not a model of SentencePiece, such as the list of its symbols.
+
+    Args:
+        path: the file of ``--sentencepiece-model``.
+
+    Raises:
+        UsageError: naming the flag.
+    """
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:  # who uses it says so
+        return
+    try:
+        SentencePieceProcessor().Load(str(path))
+    except (RuntimeError, OSError) as error:
+        raise UsageError(
+            f"--sentencepiece-model '{path}' is not a model of SentencePiece; use the .model file that the "
+            "data was split with"
+        ) from error
 
 
 def check_merges(bpe: str, path: Path) -> None:

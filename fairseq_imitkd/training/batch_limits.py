@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.text.counted import counted
 
 logger = logging.getLogger(__name__)
+# Shares of a training set's sentences that are too long: above the first one is warned of, above the second
+# one refused.
+MANY, NEARLY_ALL = 0.1, 0.9
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Split:
 def fitting(dataset: Any, split: Split, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of ``get_batch_iterator`` with which fairseq makes batches of a data set.
 
-    Sentences beyond the positions of the model are left out, with a warning. A typed line beyond
+    Sentences beyond the positions of the model are left out, with a warning; of a training set, with one if
+    they are many. A typed line beyond
     ``--max-tokens`` is left out too, since others follow.
 
     fairseq also drops the last ``N % --required-batch-size-multiple`` sentences of each set. Here that
@@ -48,7 +53,8 @@ def fitting(dataset: Any, split: Split, arguments: dict[str, Any]) -> dict[str, 
         arguments: the arguments, by name.
 
     Raises:
-        UsageError: a sentence is longer than ``--max-tokens``, or no sentence is left.
+        UsageError: a sentence is longer than ``--max-tokens``, or no sentence is left; of a training set,
+            hardly any.
     """
     limits, max_tokens = arguments.get("max_positions"), arguments.get("max_tokens")
     if not split.flag and max_tokens is not None:
@@ -60,6 +66,8 @@ def fitting(dataset: Any, split: Split, arguments: dict[str, Any]) -> dict[str, 
         if len(too_long) and not split.is_training:
             _warn_of_long_ones(dataset, split, too_long, limits=limits)
             arguments = {**arguments, "ignore_invalid_inputs": True}
+    if len(kept) and split.is_training:
+        _judge_left_out(split, len(dataset) - len(kept), len(dataset), limits=limits)
     if not len(kept):
         if not split.flag:
             return arguments
@@ -77,8 +85,8 @@ def fitting(dataset: Any, split: Split, arguments: dict[str, Any]) -> dict[str, 
         arguments = {**arguments, "required_batch_size_multiple": 1}
     elif len(kept) < multiple:
         logger.warning(
-            "%s has %d sentences, fewer than --required-batch-size-multiple %d, which is not used for it",
-            split, len(kept), multiple,
+            "%s has %s, fewer than --required-batch-size-multiple %d, which is not used for it",
+            split, counted(len(kept), "sentence"), multiple,
         )  # fmt: skip
         arguments = {**arguments, "required_batch_size_multiple": 1}
     return arguments
@@ -108,6 +116,24 @@ def _warn_of_long_ones(dataset: Any, split: Split, sentences: Any, *, limits: An
         "%d of the sentences of %s have more than %s tokens (source, target) and are left out: %s",
         len(sentences), split, _shown(limits), shown,
     )  # fmt: skip
+
+
+def _judge_left_out(split: Split, left_out: int, total: int, *, limits: Any) -> None:
+    """Warn if many sentences of a training set are left out.
+
+    Raises:
+        UsageError: nearly all of them are.
+    """
+    if left_out <= MANY * total:
+        return
+    line = (
+        f"{left_out:,} of the {total:,} sentences of {split} have more than {_shown(limits)} tokens (source, "
+        "target)"
+    )
+    remedy = "raise --max-tokens, --max-source-positions or --max-target-positions"
+    if left_out > NEARLY_ALL * total:
+        raise UsageError(f"{line}: {remedy}")
+    logger.warning("%s", f"{line} and are left out: {remedy}")
 
 
 def _check_tokens(dataset: Any, split: Split, max_tokens: int | None, *, kept: np.ndarray) -> None:

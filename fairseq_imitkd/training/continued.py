@@ -43,13 +43,13 @@ def check_continued(config: DictConfig, student: BaseFairseqModel, criterion: An
         raise
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         return  # the reader says what it is
-    named, other = f"{flag} '{path}'", "use a checkpoint of the same student"
+    named, other = f"{flag} '{path}'", "use one of this student"
     if flag == "--save-dir":
         folder, name = os.path.split(path)
         named, other = f"--save-dir '{folder}' holds {name}, which", "use another --save-dir"
     unlike = _difference(student, state["model"])
     if unlike is not None:
-        raise UsageError(f"{named} is of another student ({unlike}): {other}, or the flags of that student")
+        raise UsageError(f"{named} is of another student ({unlike}): {other}, or that student's flags")
     if flag == "--finetune-from-model" or settings.get("reset_optimizer"):
         return
     finetune = "--finetune-from-model with this file to start from its weights"

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, cast
 
@@ -148,6 +148,29 @@ class Distiller:
             loss, count, logs = self._train_on(sample, learner, ignore_grad=True)
         return loss, count, {**logs, **NO_WORK, **NO_REWARDS, **NO_GRAPHS, **self._seconds()}
 
+    def on_own_prefixes(
+        self, sample: Batch, model: torch.nn.Module, criterion: DistillationCriterion
+    ) -> Batch:
+        """Return a validation batch with the student's greedy translations as its targets, and a
+        :class:`Distillation`, so that the criterion compares student and teacher there.
+
+        Args:
+            sample: a batch of sentences without references.
+            model: the student, wrapped or not.
+            criterion: the method's criterion.
+        """
+        learner = Learner(model, criterion, None, max(self._update_num, 0))
+        now = self.method.at(learner.update_num, self.epoch)
+        now = replace(now, student_share=1.0, replay_share=0.0)
+        greedy = replace(self.method.rollout_policy, name="greedy", topk=0, topp=1.0, temperature=1.0)
+        mixer = Mixer(self.method, self.task.layout, policy=greedy)
+        self.teacher.place(*placement(learner.student))
+        batch = mixer.roll_out(mixer.draw(sample, now), self._writers(learner.student))
+        # The cache of encoder outputs is of the training data, by their ids.
+        encoder_outs = self.teacher.encode(batch.sample, cacheable=False)
+        encoded = _EncodedBatch(batch, now, lambda: (None, NO_REWARDS), encoder_outs, None, None)
+        return self._score_part(encoded, None, learner)
+
     def prepare_checkpoint(self, student: BaseFairseqModel) -> None:
         """Collect the state of all processes for a checkpoint; all of them must call this together."""
         if self.sentence_weights is not None:
@@ -168,7 +191,7 @@ class Distiller:
 
     def _rollout_stage(self, now: Moment, device: torch.device) -> contextlib.AbstractContextManager:
         """Return a context that times the decoding, if any target is written at this update."""
-        if now.student_share > 0.0 or self.method.teacher_samples:
+        if now.student_writes or self.method.teacher_samples:
             return self.timer.stage("rollout_seconds", device)
         return contextlib.nullcontext()
 

@@ -101,10 +101,7 @@ def _cause(trainer: Any, method: Method | None, error: FloatingPointError) -> st
         reached = f"--min-loss-scale {trainer.cfg.common.min_loss_scale}"
         return f"the loss scale has reached {reached}: use a smaller --lr, or leave out --fp16 or --amp"
     if method is not None and method.reward:
-        return f"the rewards of --reward {method.reward} may be too large: a smaller --reward-weight may help"
+        return f"use a smaller --lr or --reward-weight: rewards of --reward {method.reward} may be too large"
     if method is not None:
-        return (
-            f"the loss is finite, but its slope is not: choose another --divergence than "
-            f"{method.cfg.divergence}, or a smaller --lr"
-        )
-    return "a smaller --lr may help"
+        return f"use a smaller --lr, or another --divergence than {method.cfg.divergence}"
+    return "use a smaller --lr"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.errors import UsageError, as_usage_error
+from fairseq_imitkd.text.unknown import remedy_of_text, warn_of_unknown
 from fairseq_imitkd.training.batch_limits import Split, fitting
 from fairseq_imitkd.training.configuration import check_configuration, data, flat
 from fairseq_imitkd.training.continued import check_continued
@@ -46,6 +47,7 @@ class WithPlainErrors(_Task):
     dataset_to_epoch_iter: Any
     student: BaseFairseqModel
     _lines_typed = 0
+    _looked_at: frozenset[str] = frozenset()
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
         """Build the model.
@@ -83,6 +85,7 @@ class WithPlainErrors(_Task):
         """
         with as_usage_error(f"'{split}' of DATA '{self.cfg.data}' can't be read", "binarise it again"):
             super().load_dataset(split, *args, **kwargs)
+        self._warn_of_unknown(split)
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return fairseq's iterator over the batches of a data set, without the sentences that do not fit.
@@ -94,13 +97,41 @@ class WithPlainErrors(_Task):
             split = self._split_of(dataset)
             kwargs = fitting(dataset, split, kwargs)
             if not split.flag:
+                self._warn_of_typed(dataset)
                 self._lines_typed += len(dataset)
         return super().get_batch_iterator(dataset, *args, **kwargs)
 
+    def _warn_of_unknown(self, split: str) -> None:
+        """Warn once of a split whose symbols are unknown; of a training's, on both sides."""
+        dataset = self.datasets.get(split)
+        if split in self._looked_at or dataset is None:
+            return
+        self._looked_at |= {split}
+        flag, trains = self._split_of(dataset).flag, not self._decodes()
+        for name, language in (("src", "source_lang"), ("tgt", "target_lang"))[: 2 if trains else 1]:
+            side, dictionary = getattr(dataset, name, None), getattr(dataset, f"{name}_dict", None)
+            if side is not None and dictionary is not None:
+                sentences = (side[number] for number in range(len(side)))
+                what = f"{flag} '{split}'"
+                warn_of_unknown(sentences, dictionary, what=what, language=getattr(self.cfg, language))
+
+    def _warn_of_typed(self, dataset: Any) -> None:
+        """Warn of the first lines that are typed if their symbols are unknown."""
+        dictionary = getattr(dataset, "src_dict", None)
+        if self._lines_typed or dictionary is None:
+            return
+        config = whole_config(self.cfg)
+        remedy = remedy_of_text(dictionary, is_encoded=config is not None and config.bpe is not None)
+        language = self.cfg.source_lang
+        warn_of_unknown(dataset.src, dictionary, what="the input", language=language, remedy=remedy)
+
+    def _decodes(self) -> bool:
+        config = whole_config(self.cfg)
+        return config is not None and config.common_eval.path is not None
+
     def _split_of(self, dataset: Any) -> Split:
         trained = self.cfg.train_subset
-        config = whole_config(self.cfg)
-        decodes = config is not None and config.common_eval.path is not None
+        config, decodes = whole_config(self.cfg), self._decodes()
         for name, each in self.datasets.items():
             if each is dataset:
                 is_training = name == trained and not decodes

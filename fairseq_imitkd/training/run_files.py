@@ -76,7 +76,7 @@ class RunFiles:
             self._begin(model)
         if self._folder is None:
             return
-        self._write(EPOCH_BEGINS, {"num_updates": _update()})
+        self._write(EPOCH_BEGINS, {"num_updates": updates_so_far()})
         for tag in (INNER, EPOCH):
             # These are the meters that fairseq uses. Loading a checkpoint replaces them, so earlier is too
             # early.
@@ -111,7 +111,7 @@ class RunFiles:
                 config.checkpoint.best_checkpoint_metric,
             )
         self._valid_subsets = config.dataset.valid_subset.split(",")
-        folder, update = Path(config.checkpoint.save_dir), _update()
+        folder, update = Path(config.checkpoint.save_dir), updates_so_far()
         parameters = sum(each.numel() for each in model.parameters() if not getattr(each, "expert", False))
         try:
             write_json(
@@ -135,7 +135,7 @@ class RunFiles:
 
     def _write_and_reset(self, tag: str, meters: MetersDict) -> None:
         stats = meters.get_smoothed_values()
-        wall = metrics.get_meter("default", "wall")
+        wall = active_meter("wall")
         if wall is not None:
             stats["wall"] = round(wall.elapsed_time)
         self._write(tag, stats)
@@ -233,15 +233,21 @@ def versions() -> dict[str, str]:
     }
 
 
-def _update() -> int:
-    """Return the number of updates so far; after a checkpoint was loaded, the checkpoint's.
+def updates_so_far() -> int:
+    """Return the number of updates so far; after a checkpoint was loaded, the checkpoint's."""
+    meter = active_meter("num_updates")
+    return 0 if meter is None else int(meter.val)
 
-    Loading a checkpoint replaces the meters that have a name, but fairseq goes on logging into the active
-    ones. In a training that was resumed twice, those with a name are those of the first time (see
-    ``load_state_dict`` in fairseq/logging/metrics.py).
+
+def active_meter(name: str) -> Any:
+    """Return a meter of the whole run that fairseq logs into; None if there is no such meter.
+
+    Loading a checkpoint replaces the meters of ``metrics.get_meter``, but fairseq goes on logging into the
+    active ones, so the others stay at their values of that time (see ``load_state_dict`` in
+    fairseq/logging/metrics.py).
     """
-    meters = (aggregator.get("num_updates") for aggregator in metrics.get_active_aggregators())
-    return next((int(meter.val) for meter in meters if meter is not None), 0)
+    meters = (aggregator.get(name) for aggregator in metrics.get_active_aggregators())
+    return next((meter for meter in meters if meter is not None), None)
 
 
 def whole_config(task_config: Any) -> DictConfig | None:

@@ -27,11 +27,13 @@ from torch import Tensor
 from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.rollout.policy import length_limit
-from fairseq_imitkd.text.marks import subword_mark
+from fairseq_imitkd.text.marks import name_of, subword_mark
 from fairseq_imitkd.text.scored import ScoredText
 from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES, CorpusScores, check_installed, named_values
 
 logger = logging.getLogger(__name__)
+
+_signatures: list[Any] = []  # what will log them; each does it once
 
 # Values that every criterion logs and that are better when they are lower.
 LOSSES = ("loss", "nll_loss", "ppl")
@@ -149,7 +151,7 @@ class ValidationScores:
     ):
         self.names, self.dictionary, self.remove_bpe = names, dictionary, remove_bpe
         self.tokenized_bleu, self.print_samples = tokenized_bleu, print_samples
-        self._will_log_signatures, self._told_of_unknown = False, False
+        self._will_log_signatures, self._told_of_unknown, self._told_of_subwords = False, False, False
 
     @classmethod
     def from_flags(cls, cfg: Any, dictionary: Dictionary) -> "ValidationScores | None":
@@ -183,11 +185,18 @@ class ValidationScores:
         """
         text = ScoredText(self.dictionary, self.remove_bpe, detokenizer.decode if detokenizer else None)
         translations, texts = text.hypotheses(hypotheses), text.references(references)
+        if not self._told_of_subwords and self.remove_bpe is not None:
+            self._told_of_subwords = True  # not before, since a line of an error may come instead
+            logger.info(
+                "subwords: %s; they are joined before scores are computed (--eval-bleu-remove-bpe none keeps "
+                "them)",
+                name_of(self.remove_bpe),
+            )
         if not self._told_of_unknown and text.unknown(references):
             self._told_of_unknown = True
             logger.info(
-                "the references have unknown words, which match no translation: scores against raw text are "
-                "other ones"
+                "the references have unknown words, which match no translation: scores against the "
+                "raw text are different ones"
             )
         if self.print_samples:
             logger.info("example hypothesis: %s", translations[0])
@@ -215,7 +224,13 @@ class ValidationScores:
         """
         if not self._will_log_signatures:
             self._will_log_signatures = True
-            weakref.finalize(self, _log_signatures, self.corpus.signatures(), os.getpid())
+            _signatures.append(weakref.finalize(self, _log_signatures, self.corpus.signatures(), os.getpid()))
+
+
+def log_signatures() -> None:
+    """Log the signatures that are still to come, at the end of a training."""
+    while _signatures:
+        _signatures.pop(0)()
 
 
 def _scored(corpus: CorpusScores, name: str) -> Any:

@@ -45,6 +45,18 @@ def test_other_dictionaries_are_refused(folder: Path, cfg: Any, model: BaseFairs
         read(path)
 
 
+def test_the_opposite_direction_is_refused(folder: Path, cfg: Any, model: BaseFairseqModel) -> None:
+    """Other names of the languages may mean the same, so they pass."""
+    path = saved(folder, state_with(model, cfg, "task", source_lang="tgt", target_lang="src"))
+    with pytest.raises(UsageError) as error:
+        generated(path)
+    assert (
+        "it translates tgt-src, but DATA is read as src-tgt; use --source-lang tgt --target-lang src"
+        in str(error.value)
+    )
+    generated(saved(folder, state_with(model, cfg, "task", source_lang="source", target_lang="target")))
+
+
 def test_a_model_that_is_larger_than_its_weights_is_not_built(
     folder: Path, cfg: Any, model: BaseFairseqModel
 ) -> None:

@@ -19,6 +19,19 @@ from tests.helpers.fairseq_models import (
 from tests.helpers.teacher_checkpoints import load, refusal, saved
 
 
+def test_folders_of_trainings_and_exports_are_named(folder: Path, tmp_path: Path) -> None:
+    """The remedy is the checkpoint in it, or that it was made of."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint_last.pt").touch()
+    last = f"is the folder of a training; use its checkpoint '{tmp_path}/run/checkpoint_last.pt'"
+    assert last in refusal(str(tmp_path / "run"))
+    (tmp_path / "exported" / "model").mkdir(parents=True)
+    for name in ("imitkd.json", "model/model.bin"):
+        (tmp_path / "exported" / name).touch()
+    for name in ("exported", "exported/model/model.bin"):
+        assert f"--teacher-path '{tmp_path}/{name}' is an exported student" in refusal(str(tmp_path / name))
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_optimizer_state_is_dropped(folder: Path, cfg: Any, model: BaseFairseqModel, zipped: bool) -> None:
     """It is twice the model's size and of no use to a teacher; torch's older file format is read too."""

@@ -55,11 +55,10 @@ GIVEN = {
     ("flags", "message"),
     [
         (("--none",), "--none is not a flag of this command"),
-        (("a\nb",), "unrecognized arguments: a b"),
         (("FLAG",), "FLAG needs a value"),
         (("FLA", "x"), "FLA is not a flag of this command: did you mean FLAG?"),
     ],
-    ids=["unknown", "lines", "value", "abbreviated"],
+    ids=["unknown", "value", "abbreviated"],
 )
 def test_wrong_command_line_ends_in_one_line(
     name: str, flags: tuple[str, ...], message: str, capsys: Any
@@ -72,6 +71,45 @@ def test_wrong_command_line_ends_in_one_line(
         PARSERS[name]().parse_args([*GIVEN[name], *(words.get(word, word) for word in flags)])
     assert end.value.code == 2
     assert capsys.readouterr() == ("", f"error: {message}; see {name} --help\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("imitkd-evaluate", "DATA --model a=b --out o", "'DATA' is an extra word: did you mean --data DATA?"),
+        (
+            "imitkd-evaluate",
+            "--model a=b c=d --data DATA --out o",
+            "'c=d' is an extra word: give --model once for each model",
+        ),
+        (
+            "imitkd-cache",
+            "DATA --teacher-path a b --out o",
+            "'b' is an extra word: join several values of --teacher-path by ':'",
+        ),
+        (
+            "imitkd-export",
+            "--checkpoint c.pt --data DATA --out o",
+            "--checkpoint is not a flag of this command: that word is given without a flag",
+        ),
+        ("imitkd-serve", "--dir o", "--dir is not a flag of this command: that word is given without a flag"),
+        (
+            "imitkd-seqkd",
+            "--teacher_path t",
+            "--teacher_path is not a flag of this command: did you mean --tea",
+        ),
+        (
+            "imitkd-report",
+            "r --out o a\nb --outt",
+            "--outt is not a flag of this command: did you mean --out?",
+        ),
+    ],
+)
+def test_a_word_too_many(name: str, words: str, message: str, capsys: Any) -> None:
+    """It is named before a word that is missing."""
+    with pytest.raises(SystemExit):
+        PARSERS[name]().parse_args(words.split(" "))
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize("name", PARSERS)

@@ -1,6 +1,7 @@
 """What the console shows of fairseq's messages, and the lines that tell how far a training is."""
 
 import logging
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ from omegaconf import OmegaConf
 from fairseq_imitkd.cli import console, progress
 from fairseq_imitkd.cli.console import Console
 from fairseq_imitkd.cli.messages import ONLY_IN_FILES, PlainMessages, shown_text
-from fairseq_imitkd.cli.warnings_shown import silence_warnings
+from fairseq_imitkd.warnings_shown import silence_warnings
 
 
 def record(name: str, message: Any, level: int = logging.INFO) -> logging.LogRecord:
@@ -161,6 +162,46 @@ def test_where_a_training_ends(changes: Any, first: str, clock: Clock, caplog: A
     kind = progress.bars_of(progress.Progress(configuration(**changes), "train", None))
     epoch(kind(range(20), epoch=1), clock, 3.0, 1)
     assert caplog.records[0].getMessage().startswith(first)
+
+
+def test_an_interval_that_is_typed_decides_alone(clock: Clock, caplog: Any) -> None:
+    caplog.set_level("INFO")
+    kind = progress.bars_of(progress.Progress(configuration(**{"common.log_interval": 5}), "train", None))
+    epoch(kind(range(20), epoch=1), clock, 30.0, 1)
+    lines = [each.getMessage().split()[1] for each in caplog.records]
+    assert lines == ["5/100,", "10/100,", "15/100,", "20/100,"]
+
+
+def test_a_continued_training_counts_on(clock: Clock, caplog: Any) -> None:
+    """Loading a checkpoint replaces the meters that have a name. fairseq logs into the others."""
+    metrics.log_scalar("num_updates", 60, weight=0)
+    metrics.load_state_dict(metrics.state_dict())
+    caplog.set_level("INFO")
+    kind = progress.bars_of(progress.Progress(configuration(), "train", None))
+    epoch(kind(range(20), epoch=1), clock, 3.0, 61)
+    assert caplog.records[-1].getMessage().startswith("update 80/100, epoch 1 |")
+    assert "3.0 s an update | 0:01:00 left" in caplog.records[-1].getMessage()
+
+
+def test_advice_of_an_import_is_hidden() -> None:
+    """A later torch warns where fairseq uses it, before the command begins."""
+    program = """if True:
+        import sys, warnings
+
+        class Warner:
+            def find_spec(self, name, *more):
+                if name == "fairseq":
+                    warnings.warn("torch.jit.script is deprecated", FutureWarning)
+
+        sys.meta_path.insert(0, Warner())
+        sys.argv = [sys.argv[1], "--data", "x"]
+        import fairseq_imitkd
+    """
+    for name, shown in (("imitkd-export", False), ("pytest", True)):
+        done = subprocess.run(
+            [sys.executable, "-c", program, name], capture_output=True, text=True, check=True
+        )
+        assert ("torch.jit.script" in done.stderr) == shown
 
 
 def test_scores_of_validations(clock: Clock, caplog: Any) -> None:

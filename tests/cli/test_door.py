@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fairseq_imitkd import quick
-from fairseq_imitkd.cli import door, evaluate, fairseq_commands, fairseq_help, help_texts
+from fairseq_imitkd.cli import door, fairseq_commands, fairseq_help, help_texts, report
 from fairseq_imitkd.cli.completion import completion
 from fairseq_imitkd.methods import METHODS
 
@@ -20,12 +20,17 @@ def test_help_files_are_up_to_date(command: str, monkeypatch: pytest.MonkeyPatch
     assert (quick.HELP / f"{command}.txt").read_text(encoding="utf-8") == text
 
 
+def test_words_that_are_read_without_torch_are_up_to_date() -> None:
+    """``python -m fairseq_imitkd.cli.help_texts`` writes them."""
+    assert quick.WORDS.read_text(encoding="utf-8") == help_texts.words()
+
+
 @pytest.mark.parametrize(
     ("line", "module", "name"),
     [
-        (["imitkd", "evaluate", "--quick"], evaluate, "main"),
-        (["/bin/imitkd-evaluate", "--quick"], evaluate, "main"),
-        (["imitkd", "generate", "--quick"], fairseq_commands, "generate"),
+        (["imitkd", "report", "--out=x"], report, "main"),
+        (["/bin/imitkd-report", "--out=x"], report, "main"),
+        (["imitkd", "generate", "--out=x"], fairseq_commands, "generate"),
     ],
 )
 def test_a_command_gets_its_own_arguments(
@@ -36,7 +41,7 @@ def test_a_command_gets_its_own_arguments(
     monkeypatch.setattr(module, name, lambda: seen.append(list(sys.argv)))
     monkeypatch.setattr(sys, "argv", line)
     door.main()
-    assert seen == [[f"imitkd-{'evaluate' if name == 'main' else name}", "--quick"]]
+    assert seen == [[f"imitkd-{'report' if name == 'main' else name}", "--out=x"]]
 
 
 def test_the_short_help_shows_every_flag_of_the_plugin_once() -> None:

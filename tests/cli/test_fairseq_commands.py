@@ -179,6 +179,22 @@ TRAINING = (
             "--path 'FOLDER/text.pt' is damaged or not a checkpoint",
         ),
         ("interactive", ("DATA", "--path", "none.pt"), "--path 'none.pt' is not a file"),
+        (
+            "generate",
+            ("DATA", "--path", "x.pt", "--save-dir", "x"),
+            "--save-dir changes nothing in imitkd generate, because it is a flag of imitkd train: leave",
+        ),
+        (
+            "interactive",
+            ("DATA", "--path", "x.pt", "--teacher-path", "t"),
+            "--teacher-path changes nothing in",
+        ),
+        (
+            "train",
+            ("DATA", *TRAINING, "--user-dir", "tasks"),
+            "--user-dir 'tasks' is not a directory; the one",
+        ),
+        ("train", ("DATA", "--jsd-wieght", "1"), "--jsd-wieght is not a flag of this command: did you mean "),
     ],
 )
 def test_what_is_not_there_is_said_before_anything_is_done(

@@ -7,7 +7,12 @@ import pytest
 from fairseq import options
 
 import fairseq_imitkd  # noqa: F401  (registers the task and the criteria)
-from fairseq_imitkd.cli.fairseq_parser import check_texts, one_line_parsers, parse_carefully
+from fairseq_imitkd.cli.fairseq_parser import (
+    check_texts,
+    misspelt_flag,
+    one_line_parsers,
+    parse_carefully,
+)
 from fairseq_imitkd.errors import UsageError
 
 TRAINING = (
@@ -49,7 +54,15 @@ def parse(*flags: str, without: str = "") -> Namespace:
             ("--encoder-hidden-size", "8"),
             "--encoder-hidden-size is not a flag of this command, or belongs to",
         ),
-        (("more",), "unrecognized arguments: more"),
+        (("--max_update", "3"), "--max_update is not a flag of this command: did you mean --max-update?"),
+        (("-lr", "3"), "-lr is not a flag of this command: did you mean --lr?"),
+        (("--device", "cuda"), "--device is not a flag of this command: a GPU is used if there is one"),
+        (
+            ("--label-smothing", "1"),
+            "--label-smothing is not a flag of this command: did you mean --label-sm",
+        ),
+        (("--beam", "3"), "--beam can't be used here: it is a flag of imitkd generate; leave it out"),
+        (("more",), "'more' is an extra word: leave it out, or give its flag"),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, tuple) else "",
 )
@@ -64,6 +77,18 @@ def test_a_wrong_word_is_one_line(flags: tuple[str, ...], line: str, capsys: Any
     assert shown.err.endswith("; see imitkd-train --help\n")
     assert shown.err.count("\n") == 1
     assert len(shown.err) < 400
+
+
+def test_a_misspelt_flag_is_named_before_a_missing_word(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be meant by it. A flag that another choice would add is not misspelt."""
+    typed = ["--max-update", "3", "--jsd-wieght", "3"]
+    monkeypatch.setattr("sys.argv", ["imitkd-train", *typed])
+    with one_line_parsers("imitkd-train"), pytest.raises(SystemExit):
+        parse(without="data")
+    assert capsys.readouterr().err.startswith("error: --jsd-wieght is not a flag of this command: did you me")
+    parser = ArgumentParser(add_help=False)
+    assert misspelt_flag(parser, ["-s", "de", "--lr", "-1", "--encoder-hidden-size", "8", "--beam=3"]) is None
+    assert "did you mean --jsd-weight" in str(misspelt_flag(parser, typed))
 
 
 def test_data_that_are_not_given(capsys: Any) -> None:

@@ -299,6 +299,11 @@ def test_flags_that_make_no_sense_are_refused(run: Any, checkpoint: Path, tmp_pa
             f"--out '{pruned}' exists already; use another name, or delete it first",
         ),
         (
+            (checkpoint, "--out", out),
+            f"--out '{out}' would hold the same weights as CHECKPOINT, because nothing is pruned: add "
+            "--sparsity, or --sparse to store it compactly",
+        ),
+        (
             ("none.pt", "--out", tmp_path / "no" / "out.pt"),
             f"--out '{tmp_path}/no/out.pt' can't be written: its folder is missing; make it first",
         ),

@@ -26,7 +26,7 @@ from tests.helpers.fairseq_models import (
     [
         ({"beam": 0}, "--beam must be 1 or more, but is 0"),
         ({"beam": -1}, "--beam must be 1 or more, but is -1"),
-        ({"select": "all"}, "--select must be one of first, best, sample, but is all"),
+        ({"select": "all"}, "--select must be one of first, best, mbr, sample, but is all"),
         (
             {"select": "best", "beam": 3, "nbest": 4, "metric": "chrf"},
             "--nbest must be in 1..3, the --beam, but is 4",

@@ -175,7 +175,7 @@ def test_translations_that_differ_without_a_tie_are_noticed(
             for tokens in found(engine, sources)
         ],
     )
-    assert "greedy translations differ at a token that is not a tie" in refusal(root, tmp_path / "out")
+    assert "greedy translations differ beyond ties" in refusal(root, tmp_path / "out")
 
 
 def test_agreement_tells_ties_from_faults() -> None:
@@ -400,7 +400,7 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
     assert "which has 'p' at index 19, but --data has 'q'" in refusal(root, out, data=other)
     assert "its encoder has 20 symbols, but" in refusal(root, out, data=small)
     assert "use the --data that it was trained on" in refusal(root, out, data=small)
-    assert "it translates src-tgt, but --data is tgt-src" in refusal(
+    assert "it translates src-tgt, but --data is read as tgt-src" in refusal(
         root, out, source_lang="tgt", target_lang="src"
     )
     state = torch.load(root / "transformer.pt", weights_only=True)
@@ -409,7 +409,7 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
     )  # as of a training that read them off the files' names
     torch.save(state, tmp_path / "told.pt")
     other_way = {"checkpoint": tmp_path / "told.pt", "source_lang": "tgt", "target_lang": "src"}
-    assert "it translates src-tgt, but --data is tgt-src" in refusal(root, out, **other_way)
+    assert "it translates src-tgt, but --data is read as tgt-src" in refusal(root, out, **other_way)
     state["model"]["decoder.embed_tokens.weight"][7] = float("nan")
     torch.save(state, tmp_path / "nan.pt")
     assert "embed_tokens.weight holds numbers that are infinite or not a number; use another" in refusal(
@@ -623,6 +623,19 @@ def test_text_that_does_not_come_back_is_noticed(
     assert manifest["checks"]["encoded_otherwise"] == (0.25 if kind == "dropout" else 0.0)
     warned = "25.0% of the sentences of --gen-subset valid change their symbols when they are decoded to text"
     assert (warned in caplog.text) == (kind == "dropout")
+
+
+def test_a_training_and_its_checkpoint_must_be_exported_first(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoint_best.pt"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    for path in (checkpoint, checkpoint.parent):
+        with pytest.raises(UsageError) as refused:
+            Bundle.read(path)
+        assert str(refused.value) == (
+            f"DIR '{path}' is not an exported student; make one first: imitkd export '{checkpoint}' --data "
+            "DATA --out NEW"
+        )
 
 
 def test_a_folder_without_permission_is_not_a_student(

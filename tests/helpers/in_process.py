@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from fairseq_cli import train as fairseq_train
 from omegaconf import DictConfig
 
 import fairseq_imitkd  # noqa: F401  (registers the task and the criteria)
+from fairseq_imitkd.rollout.policy import MAX_LEN_A, MAX_LEN_B
 from fairseq_imitkd.training.train_log import TrainLog
 from tests.helpers.digit_corpus import TINY
 
@@ -168,3 +170,8 @@ def logged(metrics: dict[str, list[dict[str, float]]]) -> Iterator[None]:
     finally:
         root.removeHandler(collector)
         root.setLevel(level)
+
+
+def greedy() -> Any:
+    """Return the settings of a greedy search with the length limit of rollouts."""
+    return Namespace(beam=1, max_len_a=MAX_LEN_A, max_len_b=MAX_LEN_B)

@@ -11,6 +11,7 @@ from fairseq.logging import progress_bar
 import fairseq_imitkd.mixing.mixer
 from fairseq_imitkd.report import tensorboard
 from fairseq_imitkd.report.runs import read_run
+from fairseq_imitkd.training.configuration import devices
 from fairseq_imitkd.training.run_files import CPU_SECONDS
 from tests.helpers import digit_corpus, in_process
 
@@ -187,6 +188,7 @@ def test_replay_and_lost_rollouts_arrive(digits, teacher, tmp_path, monkeypatch)
         log=lambda metrics, step: notes.append({"metrics": metrics, "step": step}),
     )
     monkeypatch.setattr(progress_bar, "wandb", stand_in)
+    monkeypatch.setattr(devices, "find_spec", lambda name: name)  # as if wandb were installed
     logged = in_process.train(
         digits.data,
         tmp_path / "saved",

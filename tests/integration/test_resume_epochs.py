@@ -32,6 +32,7 @@ class Case:
         teachers: number of teachers.
         validates: whether validations decide anything.
         shards: whether the second epoch reads another folder of training data, as DATA1:DATA2 does.
+        more_sources: whether sources of another folder are mixed in, other ones in each epoch.
     """
 
     flags: tuple[object, ...]
@@ -40,6 +41,7 @@ class Case:
     teachers: int = 1
     validates: bool = False
     shards: bool = False
+    more_sources: bool = False
 
 
 CASES = {
@@ -89,6 +91,10 @@ CASES = {
         )
     ),
     "shards": Case(("--criterion", "imitkd", "--student-share", "0.5"), shards=True),
+    "more-sources": Case(  # eight of them, so an epoch has six batches too
+        ("--criterion", "imitkd", "--student-share", "0.5", "--mono-source-share", "0.0834"),
+        more_sources=True,
+    ),
     "pruning-ema": Case(
         (
             "--criterion", "word_kd", "--prune-sparsity", "0.5", "--prune-end", 12, "--store-ema",
@@ -185,6 +191,8 @@ def test_resumed_run_ends_like_the_run_that_was_not_stopped(
         flags.append("--disable-validation")
     if "cross_entropy" not in case.flags:
         flags += ["--teacher-path", ":".join(map(str, teachers[: case.teachers]))]
+    if case.more_sources:
+        flags += ["--mono-source-data", second]
     whole = train(folders, tmp_path / "whole", *flags)
     assert whole["optimizer_history"][-1]["num_updates"] == EPOCHS * case.updates
     if case.state:

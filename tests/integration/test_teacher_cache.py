@@ -135,7 +135,7 @@ def test_sentences_too_long_for_the_teacher_are_left_out_alike(digits, teacher, 
     torch.save(state, tmp_path / "short.pt")
     done = cache(digits, tmp_path / "short.pt", tmp_path / "cache", "--keep", "hidden", "--dtype", "fp32")
     long = sum(len(line.split()) > 4 for line in (digits.text / "train.src").read_text().splitlines())
-    assert f"{long:,} sentences are too long for the teacher and absent" in done.stdout
+    assert f"left out as too long for the teacher: {long:,}" in done.stdout
     live, cached = (
         in_process.train(digits.data, tmp_path / "saved", *run_flags("word_kd", 4, *source, "--no-save"))
         for source in (

@@ -182,7 +182,7 @@ def test_sample_size_is_of_sentences_or_tokens(by_sentence: bool, expected: int)
         teacher=object(),
         is_rollout=torch.tensor([False, True, False]),
         truncated=torch.tensor([False, False, False]),
-        now=SimpleNamespace(student_share=0.5),
+        now=SimpleNamespace(student_writes=True),
     )
     log = metrics.batch_sums(
         sample,

@@ -104,6 +104,7 @@ def test_a_training_that_can_not_work_is_refused_before_anything_runs(
         ([], "RECIPE is not given"),
         (["r.yaml", "--method", "gkd"], "--method changes nothing beside RECIPE 'r.yaml'"),
         (["--teacher", "t.pt"], "--sentencepiece is not given; add it, or name a recipe"),
+        (["r.yaml", "s.yaml"], "'s.yaml' is one word too many; put flags of Snakemake after --"),
         (["nowhere.yaml"], "recipe 'nowhere.yaml' can't be read"),
     ],
 )

@@ -122,12 +122,17 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) 
 
 
 def test_the_rest_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """What can't be read is a warning on the console and a note on the page."""
+    """What can't be read is a warning on the console and a note on the page.
+
+    The status is 1, because a folder does not exist.
+    """
     (tmp_path / "ev").mkdir()
     (tmp_path / "ev" / "evaluation.json").write_text("{")
-    page = make(
-        tmp_path, tmp_path / "gone", report_files.run(tmp_path / "good"), "--evaluation", tmp_path / "ev"
-    )
+    with pytest.raises(SystemExit, match="1"):
+        make(
+            tmp_path, tmp_path / "gone", report_files.run(tmp_path / "good"), "--evaluation", tmp_path / "ev"
+        )
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     warnings = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in warnings] == ["warning"] * 2
     for line, name in zip(warnings, (tmp_path / "gone", tmp_path / "ev" / "evaluation.json"), strict=True):

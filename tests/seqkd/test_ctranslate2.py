@@ -198,7 +198,8 @@ def test_sentences_of_other_tools(root: Path, tmp_path: Path) -> None:
         ),
         (
             {"backend": "ctranslate2", "decoding": {"select": "sample", "beam": 5}},
-            "--select must be first or best with --backend ctranslate2, but is sample; use --backend fairseq",
+            "--select must be first or best or mbr with --backend ctranslate2, but is sample; use --backend "
+            "fairseq",
         ),
         (
             {"backend": "ctranslate2", "decoding": {"unkpen": 1.0}},

@@ -54,6 +54,52 @@ def test_best_is_the_most_like_the_reference(metric: str) -> None:
     assert max(places) > 0, "otherwise the first would do"
 
 
+@pytest.mark.parametrize("metric", ["sentence-bleu", "chrf", "rouge-l"])
+@pytest.mark.parametrize("of", [{"samples": 12}, {"beam": 8, "nbest": 8}])
+def test_minimum_bayes_risk_is_the_most_like_all_others(metric: str, of: dict[str, int]) -> None:
+    """By the library's own score of every pair. Of equal texts one is kept, the more probable first."""
+    settings = SearchSettings("mbr", metric=metric, keep=3, **of)
+    sources = sentences(10)
+    own = fairseq_engine(settings)
+    translator = Translator(own, letters())
+    kept = translator.translate(range(10), sources, None)
+    texts = translator.text.hypotheses(kept.token_tensors())
+    changes, at = 0, 0
+    for every, number in zip(own.translate(range(10), sources, 8), kept.counts.tolist(), strict=True):
+        found = translator.text.hypotheses(each.tokens for each in every)
+        utility = {
+            text: sum(per_metric(metric, text, other) for other in found) / len(found) for text in found
+        }
+        assert number == min(3, len(utility))
+        best = sorted(utility.values(), reverse=True)[:number]
+        mine = texts[at : at + number]
+        assert len(set(mine)) == number
+        assert [utility[text] for text in mine] == pytest.approx(best)
+        changes += mine[0] != found[0]
+        at += number
+    assert changes > 0, "otherwise the first would do"
+
+
+def test_several_of_the_beam() -> None:
+    settings = SearchSettings("first", beam=4, keep=3)
+    kept = Translator(fairseq_engine(settings), letters()).translate(range(5), sentences(5), None)
+    every = fairseq_engine(SearchSettings("first", beam=4)).translate(range(5), sentences(5), 4)
+    assert kept.counts.tolist() == [3] * 5
+    assert kept.scores.tolist() == pytest.approx([each.score for some in every for each in some[:3]])
+
+
+def test_groups_of_a_diverse_beam_avoid_each_others_tokens() -> None:
+    """As fairseq's own search does; with no strength the groups are equal."""
+    sources, ids = sentences(12), range(12)
+
+    def different_first_tokens(**settings: Any) -> int:
+        found = fairseq_engine(SearchSettings("first", beam=4, **settings)).translate(ids, sources, 4)
+        return sum(len({int(each.tokens[0]) for each in some}) for some in found)
+
+    assert different_first_tokens(diverse_beam_groups=4, diverse_beam_strength=50.0) == 4 * 12
+    assert different_first_tokens(diverse_beam_groups=4, diverse_beam_strength=0.0) == 12
+
+
 class Scripted:
     """An engine that returns the hypotheses that it was given."""
 

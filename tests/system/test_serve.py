@@ -145,6 +145,26 @@ def test_half_requests_do_not_block_others() -> None:
         assert process.communicate() == ("", "")
 
 
+def test_second_interrupt_ends_it_at_once() -> None:
+    """As when a terminal's Ctrl-C is typed twice, or follows another signal."""
+    with (
+        server("--shutdown-timeout", 60, "--max-batch-sentences", 1) as (process, address),
+        ThreadPoolExecutor(1) as threads,
+    ):
+        slow = {"text": ["slow 40", "a"]}
+        stuck = threads.submit(httpx.post, f"{address}/translate", json=slow, timeout=60)
+        wait_for(address, waiting=1)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+        assert time.monotonic() - began < 15
+        with contextlib.suppress(httpx.TransportError):
+            stuck.result()
+        assert process.communicate() == ("", "")
+
+
 def test_it_ends_though_the_model_does_not() -> None:
     """It ends in time with status 0 while the model still computes."""
     with (

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.text.marks import is_known, recognised, subword_mark
+from fairseq_imitkd.text.marks import is_known, name_of, recognised, subword_mark
 from tests.helpers.fairseq_models import letters
 
 PIECES = [*(f"▁{letter}" for letter in "abcdefgh"), *"ijklmnop"]
@@ -28,12 +28,11 @@ def test_recognised(symbols: list[str], mark: str | None) -> None:
     assert subword_mark(letters(words), "none", "--remove-bpe") is None
 
 
-def test_what_is_removed_is_said_once_for_a_flag(caplog: pytest.LogCaptureFixture) -> None:
-    """A user who wants the pieces learns how to keep them."""
+def test_nothing_is_said_of_subwords_that_are_recognised(caplog: pytest.LogCaptureFixture) -> None:
+    """An error may follow, and it is one line."""
     caplog.set_level(logging.INFO)
-    subword_mark(letters(PIECES), None, "--eval-bleu-remove-bpe")
-    assert "--eval-bleu-remove-bpe: the dictionary has SentencePiece's subwords" in caplog.text
-    assert "none keeps them" in caplog.text
+    assert name_of(str(subword_mark(letters(PIECES), None, "--remove-bpe"))) == "SentencePiece (▁)"
+    assert not caplog.text
 
 
 def test_numbers_of_gpt2_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:

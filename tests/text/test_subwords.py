@@ -97,9 +97,15 @@ def test_a_tokenizer_comes_before_the_subwords(files: Path, monkeypatch: pytest.
 def test_what_can_not_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of another kind, a missing package: one line that names the flag."""
     (tmp_path / "junk").write_text("junk\n")
-    for name in ("sentencepiece", "gpt2"):
+    for name, message in (
+        (
+            "sentencepiece",
+            r"--sentencepiece-model '.*junk' is not a model of SentencePiece; use the \.model file",
+        ),
+        ("gpt2", r"--bpe gpt2 can't be used: [^\n]+$"),
+    ):
         wrong = TextSettings(name, dict.fromkeys(SUBWORDS[name], tmp_path / "junk"))
-        with pytest.raises(UsageError, match=rf"^--bpe {name} can't be used: [^\n]+$"):
+        with pytest.raises(UsageError, match=f"^{message}"):
             Text(wrong)
     (tmp_path / "codes").write_text("a b\nmore than two words\n")
     with pytest.raises(UsageError, match="must hold two subwords to merge in each line, but line 2 does not"):

@@ -55,9 +55,18 @@ def test_long_sentences_are_left_out_of_a_validation(caplog: Any) -> None:
         "8 of the sentences of --valid-subset 'valid' have more than 9/9 tokens (source, target) and are "
         "left out: 1, 2, 3, 4, 5, …"
     ]
-    caplog.clear()
-    assert fitting(data, TRAIN, arguments) == arguments
+
+
+def test_a_training_set_that_loses_sentences(caplog: Any) -> None:
+    """A few are left out without a word of ours; many with a warning; nearly all are refused."""
+    arguments = {"max_positions": (9, 9)}
+    assert fitting(Lengths(12, *[3] * 9), TRAIN, arguments) == arguments
     assert not caplog.messages
+    assert fitting(Lengths(12, 12, *[3] * 8), TRAIN, arguments) == arguments
+    [line] = caplog.messages
+    assert line.startswith("2 of the 10 sentences of --train-subset 'train' have more than 9/9 tokens")
+    with pytest.raises(UsageError, match=r"^19 of the 20 sentences .* raise --max-tokens, "):
+        fitting(Lengths(3, *[12] * 19), TRAIN, arguments)
 
 
 def test_a_long_line_is_not_translated(caplog: Any) -> None:

@@ -71,13 +71,13 @@ def test_another_student(tmp_path: Path) -> None:
     unlike = "encoder.layers.0.fc1.weight is 48x32 there and 32x32 here"
     assert refusal(run(tmp_path), student()) == (
         f"--save-dir '{tmp_path}' holds checkpoint_last.pt, which is of another student ({unlike}): use "
-        "another --save-dir, or the flags of that student"
+        "another --save-dir, or that student's flags"
     )
     for name in ("restore_file", "continue_once", "finetune_from_model"):
         flag = "--" + name.replace("_", "-")
         assert refusal(run(tmp_path / "new", **{name: str(file)}), student()) == (
-            f"{flag} '{file}' is of another student ({unlike}): use a checkpoint of the same student, or the "
-            "flags of that student"
+            f"{flag} '{file}' is of another student ({unlike}): use one of this student, or that student's "
+            "flags"
         )
 
 

@@ -84,8 +84,8 @@ def with_steep_slope(losses: Tensor) -> Tensor:
     [
         (
             with_infinite_slope, ("--clip-norm", 0),
-            r"the gradient of decoder\.\S+ and \d+ other parameters is not finite; the loss is finite, but "
-            "its slope is not: choose another --divergence than jsd",
+            r"the gradient of decoder\.\S+ and \d+ other parameters is not finite; use a smaller --lr, "
+            "or another --divergence than jsd",
         ),
         (with_infinite_slope, ("--clip-norm", "0.1", "--update-freq", 2), "the gradient of decoder"),
         (with_infinite_slope, ("--clip-norm", "0.1", "--optimizer", "sgd"), "the gradient of decoder"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fairseq.data import LanguagePairDataset
 from omegaconf import DictConfig
 
@@ -86,6 +87,28 @@ def test_data_that_can_not_be_read(digits: Any, tmp_path: Path) -> None:
         tiny_task(data=str(folder)).load_dataset("valid")
     assert str(refused.value).startswith(f"'valid' of DATA '{folder}' can't be read: ")
     assert str(refused.value).endswith("; binarise it again")
+
+
+def test_unknown_symbols_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Those of a split when it is read, and those of the first lines that are typed."""
+    task = tiny_task()
+    dictionary = letters()
+    unknown = torch.tensor([dictionary.unk(), dictionary.eos()])
+    task.datasets["valid"] = LanguagePairDataset([unknown], [2], dictionary, [unknown], [2], dictionary)
+    for _ in range(2):
+        task._warn_of_unknown("valid")
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        f"50.0% of the symbols of --valid-subset 'valid' are unknown to dict.{side}.txt"
+        for side in ("src", "tgt")
+    ]
+    caplog.clear()
+    for sentences in (1, 2):
+        typed = LanguagePairDataset([unknown] * sentences, [2] * sentences, dictionary)
+        task.get_batch_iterator(dataset=typed, max_tokens=9)
+    [message] = [message for message in caplog.messages if "unknown" in message]
+    assert message.startswith(
+        "50.0% of the symbols of the input are unknown to dict.src.txt: encode the text"
+    )
 
 
 def pairs(*lengths: int) -> LanguagePairDataset:

@@ -21,6 +21,7 @@ from fairseq_imitkd.training.validation import (
     ValidationScores,
     _log_signatures,
     check_validation,
+    log_signatures,
     score_names,
 )
 from tests.helpers.fairseq_models import build_student, letters, make_batch, tiny_criterion, tiny_task
@@ -272,6 +273,19 @@ def test_signatures_are_logged_once_at_the_end(caplog: pytest.LogCaptureFixture)
     assert signed(caplog) == expected
     assert "nc:6" in expected[0]
     assert "rouge-score|F1" in expected[1]
+
+
+def test_signatures_at_the_end_of_a_training(caplog: pytest.LogCaptureFixture) -> None:
+    """Asked for, they come before the scores are deleted, and not again."""
+    log_signatures()  # those of other tests
+    caplog.set_level(logging.INFO, "fairseq_imitkd.training.validation")
+    own = scores("chrf")
+    logged([own.batch_sums([torch.tensor([4, 2])], torch.tensor([[4, 2]]), None)], [], of=own)
+    log_signatures()
+    assert len(signed(caplog)) == 1
+    log_signatures()
+    del own
+    assert len(signed(caplog)) == 1
 
 
 def test_copy_of_a_process_signs_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,9 +14,9 @@ from fairseq import utils
 from fairseq.data import LanguagePairDataset, data_utils
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from torch import Tensor
-from tqdm import tqdm
 
 from fairseq_imitkd import vocab_ops
+from fairseq_imitkd.data.bars import Bar
 from fairseq_imitkd.data.corpus import Languages, check_sentences, read_split
 from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.data.languages import LanguagePair
@@ -152,6 +152,7 @@ def _task(request: CacheRequest, languages: Languages) -> TranslationTask:
         raise UsageError(
             f"--gen-subset {request.gen_subset} of DATA '{languages.folder}' has no target side; use another"
         )
+    corpus.warn_of_unknown(languages, request.gen_subset)
     cfg = TranslationConfig(
         data=request.data,
         source_lang=languages.source,
@@ -309,7 +310,7 @@ class _Writer:
         lengths = np.diff(self.plan.offsets)
         tokens = [int(lengths[batch].sum()) for batch in self.plan.batches]
         saved = time.monotonic()
-        with tqdm(
+        with Bar(
             total=sum(tokens),
             initial=sum(tokens[:done]),
             unit="token",

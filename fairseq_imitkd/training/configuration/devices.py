@@ -24,6 +24,10 @@ _PACKAGES = (
     ("optimizer", "cpu_adam", "deepspeed"),
     ("optimizer", "lamb", "apex"),
     ("fp16_adam_stats", None, "apex"),
+    ("tensorboard_logdir", None, "tensorboard"),
+    ("wandb_project", None, "wandb"),
+    ("aim_repo", None, "aim"),
+    ("azureml_logging", None, "azureml"),
 )
 # The same of flags that decoding alone uses.
 _DECODING_PACKAGES = (
@@ -63,13 +67,18 @@ def check(settings: Mapping[str, Any], command: str) -> None:
         logger.warning("--amp changes nothing without a GPU: the student trains in fp32")
     for name, value, package in _PACKAGES if command == "train" else (*_PACKAGES, *_DECODING_PACKAGES):
         given = settings.get(name)
-        if (given == value if value is not None else given) and find_spec(package) is None:
+        if (given == value if value is not None else given) and not _is_installed(package):
             shown = flag(name) if value is None else f"{flag(name)} {value}"
             raise UsageError(
                 f"{shown} needs the package {package}, which is not installed: install it or leave it out"
             )
     for problem in (*_problems(settings), *_problems_of_processes(settings, on_cpu)):
         raise UsageError(problem)
+
+
+def _is_installed(package: str) -> bool:
+    names = (package, "tensorboardX") if package == "tensorboard" else (package,)  # fairseq takes either
+    return any(find_spec(name) is not None for name in names)
 
 
 def _problems(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Files that flags name, and folders that a command will write."""
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def check(settings: Mapping[str, Any], command: str) -> None:
             path is not None and path not in _NOT_FILES.get(name, ()) and not (decodes and name in _TRAINING)
         ):
             check_file(str(path), flag(name), what)
+            if name == "input" and not _is_remote(path) and not os.path.getsize(path):
+                raise UsageError(f"--input '{path}' is empty; use {what}")
     if settings.get("log_file") is not None:
         _check_writable_file(Path(settings["log_file"]), "--log-file")
     for name in _FOLDERS:
@@ -121,6 +124,10 @@ def check_folder_to_write(path: Path, name: str, shown: Any) -> None:
         raise UsageError(
             f"{name} '{shown}' can't be written: check the permissions of '{there}', or use another"
         )
+    try:  # root may write everywhere, but not in /proc or on a full disk
+        os.rmdir(tempfile.mkdtemp(dir=there))
+    except OSError as error:
+        raise UsageError(f"{name} '{shown}' can't be written ({error.strerror}): use another") from error
     if len(os.fsencode(path.name)) > os.pathconf(there, "PC_NAME_MAX"):
         raise UsageError(
             f"{name} '{str(shown)[:60]}…' can't be made: its name is too long; use a shorter one"

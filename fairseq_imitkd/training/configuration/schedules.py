@@ -1,10 +1,13 @@
 """The schedules of a learning rate: what each one needs, and where it begins."""
 
+import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fairseq_imitkd.training.configuration.paths import checkpoint_to_start_from
 
+logger = logging.getLogger(__name__)
 # Learning-rate schedulers that take one learning rate.
 _ONE_RATE = ("cosine", "inverse_sqrt", "reduce_lr_on_plateau", "tri_stage", "triangular")
 
@@ -45,6 +48,21 @@ def problems(settings: Mapping[str, Any]) -> Iterator[str]:
         )
     if scheduler == "pass_through":
         yield f"{given} needs an --optimizer with a schedule of its own: use another --lr-scheduler"
+
+
+def warn(settings: Mapping[str, Any]) -> None:
+    """Warn of a training that ends before its learning rate has risen to ``--lr``."""
+    warmup, updates = settings.get("warmup_updates") or 0, settings.get("max_update") or 0
+    if 0 < updates <= warmup:
+        _warn_once(
+            f"--warmup-updates {warmup} is not below --max-update {updates}: the learning rate never reaches "
+            "--lr; lower it"
+        )
+
+
+@functools.cache  # the settings are checked twice, as the command line and as the configuration
+def _warn_once(line: str) -> None:
+    logger.warning("%s", line)
 
 
 def _three_stages(settings: Mapping[str, Any], given: str, updates: int) -> Iterator[str]:

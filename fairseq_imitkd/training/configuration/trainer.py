@@ -5,6 +5,7 @@ from typing import Any
 
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass.configs import EMAConfig
+from fairseq.tasks.translation import TranslationConfig
 
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.errors import UsageError
@@ -17,6 +18,11 @@ _FULL_PRECISION = ("adadelta", "adagrad", "adamax", "nag", "sgd")
 # What the validation of these criteria logs. fairseq looks the metric up after the first validation.
 _LOGGED = ("loss", "nll_loss", "ppl", "wps", "wpb", "bsz")
 _ACCURACY = ("accuracy", "total", "n_correct")
+# Flags of the scores that --eval-bleu and --eval-metrics ask for.
+OF_SCORES = (
+    "eval_bleu_args", "eval_bleu_detok", "eval_bleu_detok_args", "eval_tokenized_bleu",
+    "eval_bleu_remove_bpe", "eval_bleu_print_samples",
+)  # fmt: skip
 _TASKS = ("translation", "translation_with_teacher")
 # fairseq's own criteria that can train a translation. Others look for what its batches do not hold.
 _TRANSLATE = (
@@ -40,9 +46,11 @@ def check(settings: Mapping[str, Any]) -> None:
         _average_problems,
         _student_problems,
         _metric_problems,
+        _score_problems,
     )
     for problem in (text for find in problems for text in find(settings)):
         raise UsageError(problem)
+    schedules.warn(settings)
 
 
 def _missing(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -102,6 +110,17 @@ def _student_problems(settings: Mapping[str, Any]) -> Iterator[str]:
             f"--quant-noise-scalar {settings['quant_noise_scalar']} can't be used, because checkpoints lack "
             "its scales and a stopped run could not go on: leave it out"
         )
+
+
+def _score_problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield flags of the scores of a validation that computes none."""
+    if settings.get("eval_bleu") or settings.get("eval_metrics") or settings.get("task") not in _TASKS:
+        return
+    for name in OF_SCORES:
+        field = TranslationConfig.__dataclass_fields__[name]
+        if settings.get(name, field.default) != field.default:
+            either = "--eval-bleu" + (" or --eval-metrics" if "eval_metrics" in settings else "")
+            yield f"{flag(name)} changes nothing without {either}: add one, or leave it out"
 
 
 def _metric_problems(settings: Mapping[str, Any]) -> Iterator[str]:

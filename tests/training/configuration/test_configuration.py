@@ -49,7 +49,7 @@ def refusal(command: str, **changed: Any) -> str:
         check(command, **changed)
     message = str(caught.value)
     assert "\n" not in message
-    assert len(message) <= 220
+    assert len(message) <= 200
     return message
 
 
@@ -210,10 +210,10 @@ def test_every_default_is_accepted() -> None:
     ],
 )
 def test_scores_of_validation(changed: dict[str, Any], message: str) -> None:
-    """They are checked if a score is computed."""
+    """They are checked if a score is computed, and change nothing otherwise."""
     assert refusal("train", eval_bleu=True, **changed).startswith(message)
     assert refusal("train", eval_metrics="chrf", **changed).startswith(message)
-    check("train", **changed)
+    assert "changes nothing without --eval-bleu or --eval-metrics: add one" in refusal("train", **changed)
     check(
         "train",
         eval_bleu=True,
@@ -396,6 +396,8 @@ def test_trainer(changed: dict[str, Any], message: str) -> None:
             {"cpu_offload": True},
             "--cpu-offload changes nothing without --ddp-backend fully_sharded: leave it out",
         ),
+        ({"wandb_project": "x"}, "--wandb-project needs the package wandb, which is not installed"),
+        ({"aim_repo": "x"}, "--aim-repo needs the package aim, which is not installed"),
         ({"base_layers": 1}, "--base-layers 1 needs several processes: use --base-layers 0"),
         ({"num_batch_buckets": 2}, "--num-batch-buckets 2 can't be used with numpy 2"),
         (
@@ -431,6 +433,15 @@ def test_what_this_machine_lacks(changed: dict[str, Any], message: str, monkeypa
     if changed == {"distributed_world_size": 2}:
         monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun
         check("train", **changed)
+
+
+def test_a_warm_up_that_does_not_end_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Once, though the settings are checked twice."""
+    for warmup in (90, 100, 100):
+        check("train", max_update=95, warmup_updates=warmup)
+    assert caplog.messages == [
+        "--warmup-updates 100 is not below --max-update 95: the learning rate never reaches --lr; lower it"
+    ]
 
 
 def test_amp_without_a_gpu_is_warned_of(monkeypatch: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -631,6 +642,9 @@ def test_folders_that_can_not_be_made(tmp_path: Path, monkeypatch: Any) -> None:
         assert refusal("train", **{name: ""}) == f"{flag} is empty; name a folder"
         assert "its name is too long; use a shorter one" in refusal("train", **{name: "x" * 300})
         check("train", **{name: "new/folder"})
+        assert not Path("new").exists()
+        if Path("/proc").is_dir():  # where root may write, and can't
+            assert refusal("train", **{name: "/proc/x"}).startswith(f"{flag} '/proc/x' can't be written")
     assert refusal("generate", results_path="file").startswith(
         "--results-path 'file' can't be made: 'file' is"
     )

@@ -4,7 +4,10 @@ Importing torch and fairseq takes seconds. So the package looks here first when 
 ``__init__.py``), and the help texts are files, which a test keeps equal to the parsers.
 """
 
+import contextlib
 import difflib
+import io
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +15,8 @@ from pathlib import Path, PurePath
 
 from fairseq_imitkd.version import __version__
 
-HELP = Path(__file__).parent / "cli" / "help"  # one text for each command
+HELP = Path(__file__).parents[1] / "cli" / "help"  # one text for each command
+WORDS = HELP.with_name("words.json")  # the words that each command which is not fairseq's takes
 SUMMARIES = {
     "distill": "make a small model of a teacher and text: all steps, by one recipe",
     "train": "train a student with a teacher (fairseq-train with the plugin)",
@@ -59,20 +63,49 @@ def answer(arguments: Sequence[str]) -> Answer | None:
     Args:
         arguments: ``sys.argv``, of ``imitkd COMMAND …`` or of ``imitkd-COMMAND …``.
     """
-    if not arguments or PurePath(arguments[0]).name.partition("-")[0] != "imitkd":
+    if not is_command(arguments):
         return None
     command, words = split(arguments)
     if command is None:
         return _without_command(words)
+    if command == "help":
+        return answer([arguments[0], *words[:1], "--help"])
     if command not in SUMMARIES:
-        close = difflib.get_close_matches(command, SUMMARIES, 1, cutoff=0.6)
+        if Path(command).is_dir():
+            return _refusal(
+                f"'{command}' is a folder; name a command before it, such as imitkd train {command}"
+            )
+        close = difflib.get_close_matches(command.lower(), SUMMARIES, 1, cutoff=0.6)
         hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(SUMMARIES)}"
         return _refusal(f"'{command}' is not a command of imitkd: {hint}")
-    if words == ["--version"]:
+    if words in (["--version"], ["-V"]):
         return _version()
     if words in (["-h"], ["--help"]):
         return Answer((HELP / f"{command}.txt").read_text(encoding="utf-8"))
-    return Answer(_usage(), 2) if command == "train" and not words else None
+    if command in FAIRSEQS:
+        return Answer(_usage(), 2) if command == "train" and not words else None
+    # The flags of a training follow --check.
+    return None if words[:1] == ["--check"] else _wrong_words(command, words)
+
+
+def _wrong_words(command: str, words: Sequence[str]) -> Answer | None:
+    """Return the refusal of a command line that lacks words or has others; None if its parser may take it."""
+    from fairseq_imitkd.quick.one_line_parser import parser_of
+
+    parser = parser_of(f"imitkd-{command}", json.loads(WORDS.read_text(encoding="utf-8"))[command])
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parser.parse_args([word for word in words if word not in ("-h", "--help")])
+    except SystemExit:
+        is_help = {"-h", "--help"} & set(words)
+        return None if is_help else Answer(errors.getvalue(), 2)
+    return None
+
+
+def is_command(arguments: Sequence[str]) -> bool:
+    """Whether a command line, ``sys.argv``, runs ``imitkd`` or ``imitkd-COMMAND``."""
+    return bool(arguments) and PurePath(arguments[0]).name.partition("-")[0] == "imitkd"
 
 
 def split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -92,9 +125,12 @@ def split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 def _without_command(words: Sequence[str]) -> Answer | None:
     if not words or words[0] in ("-h", "--help"):
         return Answer(_overview())
-    if words[0] == "--version":
+    if words[0] in ("--version", "-V"):
         return _version()
     if words[0] != COMPLETION:
+        close = difflib.get_close_matches(words[0], ("--version", "--help", COMPLETION), 1, cutoff=0.7)
+        if close:
+            return _refusal(f"{words[0]} is not a flag of imitkd: did you mean {close[0]}?")
         return _refusal(f"{words[0]} is not a flag of imitkd; name a command first: imitkd train {words[0]}")
     if len(words) == 2 and words[1] in SHELLS:
         return None
