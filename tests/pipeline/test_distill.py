@@ -72,6 +72,15 @@ def test_a_recipe_makes_a_student_a_table_and_a_folder_to_serve(
     assert rerun == {"train-imitkd_full-seed1", "export", "evaluate", "report"}
 
 
+def test_the_default_flags_can_be_trained_and_exported(
+    wanted: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = wanted(training=None, student=None, methods=None, evaluate=None, export=None)
+    states = listed([write(tmp_path, content), "--out", str(tmp_path / "run")], capsys)
+    assert "train-imitkd_full-seed1" in states
+    assert {"export", "evaluate", "report"} <= set(states)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

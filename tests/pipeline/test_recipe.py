@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline.recipe import Method, Pair, parse, read
+from tests.helpers.digit_corpus import REPO
 from tests.pipeline.recipes import recipe
 
 HERE = Path("/text")
@@ -34,6 +36,17 @@ def test_a_recipe_is_read_with_paths_from_its_folder(tmp_path: Path) -> None:
     )
     assert made.exported == made.methods[1]
     assert made.baseline == made.methods[0]
+
+
+def test_the_recipe_of_the_documentation_is_one() -> None:
+    """docs/distil.md shows every kind of method."""
+    page = (REPO / "docs" / "distil.md").read_text(encoding="utf-8")
+    shown = page.partition("```yaml\n")[2].partition("```")[0]
+    made = parse(yaml.safe_load(shown), HERE)
+    assert [method.name for method in made.methods] == ["none", "seqkd", "imitkd_full", "gkd_after_seqkd"]
+    defaults = parse({key: yaml.safe_load(shown)[key] for key in ("languages", "text", "teacher")}, HERE)
+    assert set(made.training) <= set(defaults.training)
+    assert made.student == defaults.student
 
 
 @pytest.mark.parametrize(
