@@ -178,7 +178,8 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_results(
     file = write(tmp_path, content)
     whole = start([file, "--out", "whole", "--cores", "2"], tmp_path)
     began = time.monotonic()
-    assert whole.communicate()[0], whole.returncode == 0
+    output, _ = whole.communicate()
+    assert whole.returncode == 0, output[-2000:]
     seconds = time.monotonic() - began
     moments, kills = random.Random(3), 0
     while True:
