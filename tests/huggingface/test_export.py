@@ -73,7 +73,7 @@ CLASSES = {
     "fsmt": ("FSMTForConditionalGeneration", "FSMTTokenizer"),
     "pegasus": ("PegasusForConditionalGeneration", "MarianTokenizer"),
 }
-LONG = ("marian-bytes", "marian-tags", "m2m", "mbart50", "pegasus")
+LONG = ("marian-bytes", "marian-tags", "m2m", "nllb", "mbart", "mbart50", "pegasus")
 
 
 @pytest.mark.parametrize(
