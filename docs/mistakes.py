@@ -53,6 +53,7 @@ MISTAKES = {
     "The command": """
 imitkd trian
 imitkd distil
+imitkd shrink
 imitkd --lr 3
 imitkd --print-completion fish
 imitkd TRAIN

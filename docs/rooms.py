@@ -19,7 +19,7 @@ PACKAGE = "fairseq_imitkd"
 LEFT_OUT = (
     "errors", "quick", "warnings_shown", "registration", "vocab_ops", "version", "__init__", "__main__"
 )  # fmt: skip
-AROUND = ("cli", "seqkd", "report", "serving", "evaluate", "export", "engines", "huggingface")
+AROUND = ("cli", "pipeline", "seqkd", "report", "serving", "evaluate", "export", "engines", "huggingface")
 
 
 class Box(NamedTuple):

@@ -11,6 +11,7 @@ NOT_LOADED = (
     "fairseq_imitkd.evaluate",
     "fairseq_imitkd.export",
     "fairseq_imitkd.huggingface",
+    "fairseq_imitkd.pipeline",
     "fairseq_imitkd.report",
     "fairseq_imitkd.seqkd",
     "fairseq_imitkd.serving",

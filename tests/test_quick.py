@@ -23,7 +23,7 @@ from tests.helpers.digit_corpus import REPO
         ("imitkd-export --help", 0, "usage: imitkd export"),
         ("imitkd train", 2, "usage: imitkd train DATA"),
         ("imitkd trian --help", 2, "error: 'trian' is not a command of imitkd: did you mean train?"),
-        ("imitkd distil", 2, "error: 'distil' is not a command of imitkd: use one of train, generate,"),
+        ("imitkd shrink", 2, "error: 'shrink' is not a command of imitkd: use one of distill, train,"),
         ("imitkd help", 0, "usage: imitkd COMMAND"),
         ("imitkd help export", 0, "usage: imitkd export"),
         ("imitkd help trian", 2, "error: 'trian' is not a command of imitkd: did you mean train?"),

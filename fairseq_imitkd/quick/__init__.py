@@ -18,6 +18,7 @@ from fairseq_imitkd.version import __version__
 HELP = Path(__file__).parents[1] / "cli" / "help"  # one text for each command
 WORDS = HELP.with_name("words.json")  # the words that each command which is not fairseq's takes
 SUMMARIES = {
+    "distill": "make a small model of a teacher and text: all steps, by one recipe",
     "train": "train a student with a teacher (fairseq-train with the plugin)",
     "generate": "translate a test set (fairseq-generate with the plugin)",
     "interactive": "translate standard input (fairseq-interactive with the plugin)",

@@ -1,0 +1,260 @@
+"""``imitkd-distill``: from text and a teacher to a served student, by one recipe."""
+
+import argparse
+import importlib.util
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from fairseq_imitkd.cli.arguments import Parser, positive
+from fairseq_imitkd.cli.extras import check_extra
+from fairseq_imitkd.cli.later_flags import check_command, check_training
+from fairseq_imitkd.cli.steps_shown import Shown
+from fairseq_imitkd.data.files import atomic_files
+from fairseq_imitkd.errors import UsageError, one_line_errors
+from fairseq_imitkd.export.architecture import build, judge
+from fairseq_imitkd.pipeline import inputs, recipe, seeds
+from fairseq_imitkd.pipeline.plan import Plan
+from fairseq_imitkd.pipeline.recipe import SPLITS, Recipe
+from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, described
+
+NEW = ("teacher", "sentencepiece", *SPLITS)  # flags in place of a recipe
+OPTIONAL = ("method", "arch", "updates")
+CHECKED = ("seqkd", "export", "evaluate")  # steps whose flags the recipe gives, by its key
+PROGRAMS = Path(sys.executable).parent  # folder of the commands
+PACKAGES = ("jinja2", "matplotlib", "ctranslate2")
+
+
+@one_line_errors("; the same command continues")
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; ``arguments`` default to those of the command line."""
+    words = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    own, flags = (
+        (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    )
+    args = parser().parse_args(own)
+    if args.flags:
+        raise UsageError(f"'{args.flags[0]}' is one word too many; put flags of Snakemake after --")
+    _check_flags(args)
+    if importlib.util.find_spec("snakemake") is None:  # to import it would change the settings of logging
+        raise UsageError("imitkd-distill needs snakemake: pip install 'fairseq-imitkd[pipeline]'")
+    check_extra("imitkd-distill", "pipeline", PACKAGES)
+    path, out = args.recipe, args.out or Path(args.recipe.stem)
+    content = recipe_of(args) if path is None else None
+    wanted = recipe.read(path) if path is not None else recipe.parse(content, Path.cwd())
+    wanted = _with_device(wanted)
+    found = inputs.look(wanted)
+    run = Run(Plan(wanted, found.digests), out)
+    parameters = check(run.plan)
+    needed = found.disk(wanted, parameters)
+    inputs.check_room(out, needed)
+    if args.graph:
+        print(described(run.plan.steps))
+        return
+    if args.dry_run:
+        print(listed(run, needed))
+        return
+    _write_recipe(out, path, content)
+    distil(run, _engine(args, wanted, tuple(flags)))
+
+
+def parser() -> Parser:
+    """Return the parser."""
+    made = Parser(
+        "imitkd-distill",
+        "Make a small model of a teacher and text: encode the text, train students, compare them, export "
+        "one. A recipe says all of it. The same command continues after a kill, and runs again what a change "
+        "of the recipe changes.",
+    )
+    made.add_argument("recipe", metavar="RECIPE", type=Path, nargs="?", help="YAML file; see docs/distil.md")
+    made.add_argument("flags", metavar="FLAG", nargs="*", help="after --: flags of Snakemake")
+    made.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the run (default: RECIPE without its suffix)"
+    )
+    made.add_argument("--dry-run", action="store_true", help="check everything, list the steps, and run none")
+    made.add_argument(
+        "--graph",
+        action="store_true",
+        help="print the graph of the steps for Graphviz (| dot -Tsvg), and run none",
+    )
+    made.add_argument(
+        "--cores",
+        type=positive,
+        metavar="N",
+        help="threads that all steps together may take; trainings run side by side as far as they allow "
+        "(default: all of this machine, or what --profile says)",
+    )
+    made.add_argument("--profile", metavar="P", help="profile of Snakemake, such as that of a cluster")
+    new = made.add_argument_group("in place of a recipe, which is then written to --out")
+    new.add_argument(
+        "--teacher", metavar="FILE", help="teacher's checkpoint, with its dictionaries beside it"
+    )
+    new.add_argument("--sentencepiece", metavar="FILE", help="SentencePiece model of the teacher's text")
+    for split in SPLITS:
+        new.add_argument(
+            f"--{split}",
+            nargs=2,
+            metavar=("SOURCE", "TARGET"),
+            help=f"{split} text; suffixes name the languages",
+        )
+    new.add_argument("--method", metavar="M", help="--criterion of the student (default: imitkd_full)")
+    new.add_argument(
+        "--arch", metavar="A", help="architecture of the student (default: transformer_imitkd_2_2)"
+    )
+    new.add_argument("--updates", type=positive, metavar="N", help="updates of the student (default: 100000)")
+    return made
+
+
+def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the content of the recipe that flags describe, with absolute paths."""
+    suffixes = [Path(file).suffix.removeprefix(".") for file in args.train]
+    if not all(suffixes):
+        raise UsageError(
+            f"--train '{' '.join(args.train)}' must be two files whose suffixes name the languages, such as "
+            "train.de train.en; rename them, or write a recipe"
+        )
+    training = recipe.TRAINING
+    if args.updates is not None:
+        training = training.replace("--max-update 100000", f"--max-update {args.updates}")
+        if args.updates < 4000:
+            training = training.replace(
+                "--warmup-updates 4000", f"--warmup-updates {max(1, args.updates // 10)}"
+            )
+            training = training.replace("updates 2000", f"updates {max(1, args.updates // 10)}")
+    arch, _, flags = recipe.STUDENT.removeprefix("--arch ").partition(" ")
+    return {
+        "languages": suffixes,
+        "text": {split: [os.path.abspath(file) for file in getattr(args, split)] for split in SPLITS},
+        "sentencepiece": os.path.abspath(args.sentencepiece),
+        "teacher": os.path.abspath(args.teacher),
+        "student": {"arch": args.arch or arch, "flags": flags},
+        "training": training,
+        "methods": [args.method or "imitkd_full"],
+    }
+
+
+def check(plan: Plan) -> int:
+    """Check the flags of all commands, and whether the student can be exported.
+
+    Returns:
+        the number of a student's parameters, over a small dictionary.
+
+    Raises:
+        UsageError: a flag is wrong, or the export can't work.
+    """
+    for step in plan.steps:
+        for command in step.commands:
+            if command.words[0] == "imitkd-train":
+                check_training(command.words[1:], step.name.removeprefix("train-"))
+            elif step.name in CHECKED:
+                check_command(command.words, step.name)
+    wanted = plan.recipe
+    own = ("--user-dir", str(wanted.user_dir)) if wanted.user_dir else ()
+    flags = (*own, *wanted.student)
+    if wanted.export is not None and wanted.teacher.huggingface is None:
+        verdict = judge(flags)
+        if verdict.engine is None:
+            raise UsageError(
+                f"export can't work with this student: {verdict.reason}; change student, or set export: false"
+            )
+    return sum(parameter.numel() for parameter in build(flags).parameters())
+
+
+def distil(run: Run, engine: Engine) -> None:
+    """Run the steps that are not done, and print what they have made."""
+    began = time.monotonic()
+    with Shown(run) as shown:
+        run.run(engine, PROGRAMS, shown.show)
+    wanted = run.plan.recipe
+    if wanted.evaluation is not None:
+        table = seeds.table(run.plan, run.out)
+        with atomic_files(run.out / "table.md") as [file]:
+            file.write(f"{table}\n".encode())
+        print(f"\n{table}\n\nreport: {run.out / 'report.html'}; all scores: {run.out / 'evaluation.md'}")
+    print(f"{run.out}: {len(run.plan.steps)} steps are done; {time.monotonic() - began:,.0f} s")
+    if wanted.export is not None and wanted.teacher.huggingface is None:
+        print(f"Next: {shlex.join(['imitkd-serve', str(run.out / 'exported')])}", flush=True)
+
+
+def listed(run: Run, needed: int) -> str:
+    """Return what ``--dry-run`` prints."""
+    lines, statuses = [], run.statuses()
+    for step in run.plan.steps:
+        is_done = statuses[step.name].state == DONE
+        lines.append(
+            f"{step.name}: {'done' if is_done else 'continues' if run.continues(step) else 'to run'}"
+        )
+        for command in step.commands if not is_done else ():
+            lines.append(f"    {shlex.join(command.words)}{f' > {command.out}' if command.out else ''}")
+    to_run = sum(status.state != DONE for status in statuses.values())
+    lines.append(
+        f"{to_run} of {len(run.plan.steps)} steps to run; at least {needed / 1e6:,.0f} MB of disk in all"
+    )
+    return "\n".join(lines)
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    given = [name for name in (*NEW, *OPTIONAL) if getattr(args, name) is not None]
+    if args.recipe is not None:
+        if given:
+            raise UsageError(f"--{given[0]} changes nothing beside RECIPE '{args.recipe}'; write it there")
+        return
+    missing = [f"--{name}" for name in NEW if name not in given]
+    if missing:
+        if given:
+            raise UsageError(f"{missing[0]} is not given; add it, or name a recipe")
+        raise UsageError(
+            "RECIPE is not given; name a YAML file, or use --teacher, --sentencepiece and the text"
+        )
+    if args.out is None:
+        raise UsageError("--out is not given; name a folder for the student")
+
+
+def _with_device(wanted: Recipe) -> Recipe:
+    if wanted.device == "cuda" and not torch.cuda.is_available():
+        print("warning: device is cuda, but this machine has no visible GPU", file=sys.stderr)
+    if wanted.device != "auto":
+        return wanted
+    return replace(wanted, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _engine(args: argparse.Namespace, wanted: Recipe, flags: tuple[str, ...]) -> Engine:
+    cores = args.cores
+    if cores is None and args.profile is None:
+        cores = len(os.sched_getaffinity(0))
+    gpus: tuple[str, ...] = ()
+    if wanted.device == "cuda" and args.profile is None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
+            map(str, range(torch.cuda.device_count()))
+        )
+        gpus = tuple(visible.split(","))
+    return Engine(cores, gpus, args.profile, flags)
+
+
+def _write_recipe(out: Path, path: Path | None, content: Mapping[str, Any] | None) -> None:
+    """Keep the recipe in the run's folder."""
+    own = out / "recipe.yaml"
+    if path is not None and own.exists() and own.samefile(path):
+        return
+    text = (
+        path.read_bytes()
+        if path is not None
+        else yaml.safe_dump(content, sort_keys=False, width=100).encode()
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_files(own) as [file]:
+        file.write(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Shows how the steps of a run go: a bar for each that runs on a terminal, and a line for each that ends."""
+
+import datetime
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from fairseq_imitkd.cli.terminal import Terminal
+from fairseq_imitkd.pipeline.plan import Step
+from fairseq_imitkd.pipeline.runner import DONE, FAILED, RUNNING, WAITING, Run, Status
+
+
+class Shown:
+    """A context that shows a run.
+
+    Args:
+        run: the run.
+    """
+
+    def __init__(self, run: Run):
+        self._steps = {step.name: step for step in run.plan.steps}
+        self._states = {name: status.state for name, status in run.statuses().items()}
+        self._states = {name: state if state == DONE else WAITING for name, state in self._states.items()}
+        self._began = time.time()
+        self._terminal = Terminal.of_process() if sys.stderr.isatty() else None
+        self._opened = self._terminal.opened() if self._terminal else None
+        self._bars: dict[str, int] = {}
+        kept = sum(state == DONE for state in self._states.values())
+        if kept:
+            self._say(f"{kept} of {len(self._steps)} steps are done already")
+
+    def __enter__(self) -> "Shown":
+        if self._opened is not None:
+            self._opened.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._opened is not None:
+            self._opened.__exit__(kind, error, trace)
+
+    def show(self, statuses: Mapping[str, Status]) -> None:
+        """Show what has changed."""
+        for name, status in statuses.items():
+            if status.state in (FAILED, RUNNING) and max(status.ended, status.began) < self._began:
+                continue  # a note of an earlier run
+            if status.state != self._states[name]:
+                self._changed(name, status)
+                self._states[name] = status.state
+            if name in self._bars and self._terminal is not None:
+                step, seconds = self._steps[name], time.time() - status.began
+                self._terminal.show(self._bars[name], status.updates, left=left(step, status, seconds))
+
+    def _changed(self, name: str, status: Status) -> None:
+        step = self._steps[name]
+        if status.state == RUNNING:
+            if self._terminal is not None:
+                self._bars[name] = self._terminal.begin(name, step.updates)
+            else:
+                self._say(f"{name}: begins")
+            return
+        if name in self._bars and self._terminal is not None:
+            self._terminal.end(self._bars.pop(name))
+        if status.state in (DONE, FAILED):
+            took = duration(max(0.0, status.ended - status.began))
+            self._say(f"{name}: {'done' if status.state == DONE else 'failed'} after {took}")
+
+    def _say(self, line: str) -> None:
+        if self._terminal is not None:
+            self._terminal.console.print(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def left(step: Step, status: Status, seconds: float) -> str:
+    """Return in words how long a step has run, and how long a training will still take."""
+    text = duration(seconds)
+    if step.updates and status.updates:
+        text += f", {duration(seconds * (step.updates - status.updates) / status.updates)} left"
+    return text
+
+
+def duration(seconds: float) -> str:
+    """Return a time in hours, minutes and seconds."""
+    return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,0 +1,212 @@
+"""Looks at every file that a recipe names, before anything runs."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencepiece
+
+from fairseq_imitkd.checkpoints.safe_load import check_readable, find_damage
+from fairseq_imitkd.data.files import kind_of, sha256
+from fairseq_imitkd.errors import UsageError, as_usage_error
+from fairseq_imitkd.pipeline.recipe import SPLITS, Recipe
+from fairseq_imitkd.pipeline.sentencepieces import LINES
+
+FOREIGN = 0.05  # share of pieces that a dictionary may lack before the subwords count as another model's
+LOOKED_AT = 1000  # lines of the validation text that are compared with the teacher's dictionaries
+# Bytes on the disk for each byte of text: its subwords and its binary form, and both again for the teacher's
+# translations.
+DISK, SEQKD_DISK = 3, 3
+
+
+@dataclass(frozen=True)
+class Text:
+    """A file of text.
+
+    Args:
+        lines: number of its lines.
+        empty: number of those that are empty.
+        bytes: its size.
+        digest: hash of its content.
+    """
+
+    lines: int
+    empty: int
+    bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a recipe's files hold.
+
+    Args:
+        texts: each file of text, by split and side.
+        digests: hash of each file or folder that the recipe names, by its path.
+    """
+
+    texts: Mapping[tuple[str, str], Text]
+    digests: Mapping[str, str]
+
+    def disk(self, recipe: Recipe, parameters: int) -> int:
+        """Return the bytes that a run takes at least on the disk.
+
+        Args:
+            recipe: the recipe.
+            parameters: number of a student's parameters.
+        """
+        text = sum(text.bytes for text in self.texts.values())
+        data = text * (DISK + SEQKD_DISK * recipe.uses_seqkd)
+        # Two checkpoints of each training hold the weights and Adam's two moments, in float32.
+        return data + 2 * 3 * 4 * parameters * len(recipe.methods) * len(recipe.seeds)
+
+
+def look(recipe: Recipe) -> Inputs:
+    """Look at every file of a recipe.
+
+    Raises:
+        UsageError: a file is missing or unreadable, the two sides of a text have different lengths, or text
+            and teacher have other subwords.
+    """
+    texts, digests = {}, {}
+    for split in SPLITS:
+        pair = recipe.text[split]
+        for side, path in (("source", pair.source), ("target", pair.target)):
+            texts[split, side] = text = _look_at_text(path, f"text.{split}")
+            digests[str(path)] = text.digest
+        source, target = texts[split, "source"], texts[split, "target"]
+        if source.lines != target.lines:
+            raise UsageError(
+                f"text.{split} must have two files of as many lines, but '{pair.source}' has "
+                f"{source.lines:,} and '{pair.target}' {target.lines:,}; align them"
+            )
+        if not source.lines:
+            raise UsageError(f"text.{split} '{pair.source}' is empty; name a file with sentences")
+    if recipe.subwords is not None and recipe.subwords.model is not None:
+        digests[str(recipe.subwords.model)] = _file(recipe.subwords.model, "sentencepiece")
+    digests.update(_look_at_teacher(recipe))
+    if recipe.user_dir is not None:
+        digests[str(recipe.user_dir)] = _folder(recipe.user_dir, "user_dir", "*.py")
+    _check_subwords(recipe)
+    return Inputs(texts, digests)
+
+
+def check_room(out: Path, needed: int) -> None:
+    """Refuse a disk that is too small for a run.
+
+    Args:
+        out: folder of the run, which need not exist yet.
+        needed: bytes that the run takes at least.
+
+    Raises:
+        UsageError: less is free.
+    """
+    folder = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    used = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.exists() else 0
+    free = shutil.disk_usage(folder).free
+    if needed - used > free:
+        raise UsageError(
+            f"--out '{out}' needs {(needed - used) / 1e9:,.1f} GB, but its disk has {free / 1e9:,.1f} GB; "
+            "make room, or use another"
+        )
+
+
+def _look_at_text(path: Path, name: str) -> Text:
+    """Read a file once: count its lines, hash it, and check that it is UTF-8."""
+    if kind_of(path, name) != "file":
+        raise UsageError(f"{name} '{path}' is not a file; name a UTF-8 file with one sentence per line")
+    digest, lines, empty, size = hashlib.sha256(), 0, 0, 0
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                digest.update(line)
+                lines, size, empty = lines + 1, size + len(line), empty + (not line.strip())
+                line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{name} '{path}' must be UTF-8, but line {lines} is not; convert the file"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"{name} '{path}' can't be read: {error.strerror}") from error
+    return Text(lines, empty, size, digest.hexdigest())
+
+
+def _file(path: Path, name: str) -> str:
+    if kind_of(path, name) != "file":
+        raise UsageError(f"{name} '{path}' is not a file; check the path")
+    return sha256(path)
+
+
+def _folder(path: Path, name: str, pattern: str = "*") -> str:
+    """Return a hash of the files in a folder."""
+    if kind_of(path, name) != "folder":
+        raise UsageError(f"{name} '{path}' is not a folder; check the path")
+    files = sorted(file for file in path.rglob(pattern) if file.is_file())
+    content = "".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _look_at_teacher(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    teacher = recipe.teacher
+    if teacher.huggingface is not None:
+        name = "teacher.huggingface"
+        digest = _folder(teacher.huggingface, name)
+        if not os.path.isfile(teacher.huggingface / "config.json"):
+            raise UsageError(
+                f"{name} '{teacher.huggingface}' lacks config.json; name a model's folder in Hugging "
+                "Face's format"
+            )
+        yield str(teacher.huggingface), digest
+    if teacher.checkpoint is None or teacher.dictionaries is None:
+        return
+    check_readable(str(teacher.checkpoint), "teacher")
+    damage = find_damage(teacher.checkpoint)
+    if damage is not None:
+        raise UsageError(
+            f"teacher '{teacher.checkpoint}' is damaged: {damage}; copy it again, or use another"
+        )
+    yield str(teacher.checkpoint), sha256(teacher.checkpoint)
+    digests = []
+    for language in (recipe.source, recipe.target):
+        path = teacher.dictionaries / f"dict.{language}.txt"
+        if not os.path.isfile(path):
+            raise UsageError(
+                f"teacher.dictionaries '{teacher.dictionaries}' lacks dict.{language}.txt; name the folder "
+                "with the dictionaries of the teacher's training"
+            )
+        digests.append(sha256(path))
+        yield str(path), digests[-1]
+    yield str(teacher.dictionaries), " ".join(digests)
+
+
+def _check_subwords(recipe: Recipe) -> None:
+    """Refuse a SentencePiece model whose pieces the teacher's dictionaries lack."""
+    model = recipe.subwords.model if recipe.subwords is not None else None
+    if recipe.subwords is not None and model is None:
+        return
+    processor = None
+    if model is not None:
+        with as_usage_error(
+            f"sentencepiece '{model}' can't be read as a model", "name a file of SentencePiece"
+        ):
+            processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    if recipe.teacher.dictionaries is None:
+        return
+    valid = recipe.text["valid"]
+    for language, path in ((recipe.source, valid.source), (recipe.target, valid.target)):
+        dictionary = recipe.teacher.dictionaries / f"dict.{language}.txt"
+        known = {line.rsplit(" ", 1)[0] for line in dictionary.read_text(encoding="utf-8").splitlines()}
+        with open(path, encoding="utf-8") as file:
+            lines = [line.rstrip("\r\n") for _, line in zip(range(min(LOOKED_AT, LINES)), file, strict=False)]
+        split = processor.encode(lines, out_type=str) if processor else [line.split() for line in lines]
+        pieces = [piece for some in split for piece in some]
+        unknown = sum(piece not in known for piece in pieces)
+        if unknown > FOREIGN * len(pieces):
+            subwords = f"sentencepiece '{model}'" if model else "text without sentencepiece"
+            raise UsageError(
+                f"{subwords} is not the teacher's: '{dictionary}' lacks {unknown / len(pieces):.0%} of the "
+                f"subwords of '{path}'; use the model that the teacher's text was split with"
+            )

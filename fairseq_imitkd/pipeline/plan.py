@@ -1,0 +1,324 @@
+"""The plan: every step that a recipe asks for, with its commands and the hash of all that it depends on."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fairseq_imitkd.pipeline import sentencepieces
+from fairseq_imitkd.pipeline.recipe import EXPORTED, SEQKD, SPLITS, TEACHER, Method, Recipe
+
+STATE = ".steps"  # folder for the plan, and for what is noted about its steps
+FELL_BACK = 3  # imitkd-export has written another quantisation than the one that was asked for
+PLAIN = ("--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of a step.
+
+    Args:
+        words: its name and arguments; the working directory is the run's folder.
+        given: file that it reads as standard input.
+        out: file for its standard output; None is the log.
+        statuses: exit statuses of success.
+    """
+
+    words: tuple[str, ...]
+    given: str | None = None
+    out: str | None = None
+    statuses: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step.
+
+    Args:
+        name: its name.
+        commands: what it runs, in turn.
+        results: files and folders that it makes. A command may write ``RESULT.part`` instead.
+        needs: names of the steps whose results it reads.
+        resumes: whether its commands continue what a killed attempt began.
+        gpus: GPUs that it takes.
+        threads: threads that it computes with.
+        updates: number of updates of a training, if the recipe gives it.
+        key: a hash of all that the results depend on.
+    """
+
+    name: str
+    commands: tuple[Command, ...]
+    results: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    resumes: bool = False
+    gpus: int = 0
+    threads: int = 1
+    updates: int | None = None
+    key: str = ""
+
+
+@dataclass
+class Plan:
+    """All steps of a recipe, each after those that it needs.
+
+    Args:
+        recipe: the recipe.
+        digests: hashes of the contents of the files that the recipe names, by their paths.
+    """
+
+    recipe: Recipe
+    digests: Mapping[str, str]
+    steps: list[Step] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for step in self._all():
+            keys = {name: self.step(name).key for name in step.needs}
+            self.steps.append(_with_key(step, keys, self.digests))
+
+    def step(self, name: str) -> Step:
+        """Return the step of a name."""
+        return next(step for step in self.steps if step.name == name)
+
+    def to_json(self, programs: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+        """Return the plan as ``step.py`` and the Snakefile read it.
+
+        Args:
+            programs: folder of the commands.
+            environment: environment variables for all commands.
+        """
+        steps = [asdict(step) for step in self.steps]
+        return {"state": STATE, "programs": str(programs), "environment": dict(environment), "steps": steps}
+
+    def students(self) -> Iterator[tuple[str, Method, int]]:
+        """Yield each student's name, method and seed."""
+        for method in self.recipe.methods:
+            for seed in self.recipe.seeds:
+                yield student_name(method.name, seed), method, seed
+
+    def _all(self) -> Iterator[Step]:
+        recipe = self.recipe
+        if recipe.subwords is not None and recipe.subwords.model is None:
+            yield self._train_subwords()
+        if recipe.teacher.huggingface is not None:
+            yield self._import()
+        for split in SPLITS:
+            yield self._encode(split)
+        yield self._binarise()
+        if recipe.teacher.flags:
+            yield self._train_teacher()
+        if recipe.uses_seqkd:
+            yield self._seqkd()
+        for name, method, seed in self.students():
+            yield self._train(name, method, seed=seed)
+        if recipe.exported is not None:
+            yield self._export(recipe.exported)
+        if recipe.evaluation is not None:
+            yield self._evaluate(recipe.evaluation.flags)
+            yield self._report()
+
+    def _train_subwords(self) -> Step:
+        assert self.recipe.subwords is not None
+        train = self.recipe.text["train"]
+        size, texts = str(self.recipe.subwords.vocabulary), (str(train.source), str(train.target))
+        words = ("python", "-P", sentencepieces.__file__, "train", "subwords.model.part", size, *texts)
+        return Step("subwords", (Command(words),), ("subwords.model",))
+
+    def _import(self) -> Step:
+        words = ("imitkd-import", str(self.recipe.teacher.huggingface), "--out", TEACHER, *self._pair)
+        return Step("import", (Command(words),), (TEACHER,))
+
+    def _encode(self, split: str) -> Step:
+        recipe, pair = self.recipe, self.recipe.text[split]
+        commands, results = [], []
+        for side, language, raw in (
+            ("source", recipe.source, pair.source),
+            ("target", recipe.target, pair.target),
+        ):
+            result = f"text/{split}.{language}"
+            results.append(result)
+            if recipe.teacher.huggingface is not None:
+                words: tuple[str, ...] = ("imitkd-encode", TEACHER, "--side", side)
+            elif recipe.subwords is not None:
+                words = ("python", "-P", sentencepieces.__file__, "encode", self._subword_model)
+            else:
+                words = ("cat",)
+            commands.append(Command(words, given=str(raw), out=f"{result}.part"))
+        needs: tuple[str, ...] = ()
+        if recipe.teacher.huggingface is not None:
+            needs = ("import",)
+        elif recipe.subwords is not None and recipe.subwords.model is None:
+            needs = ("subwords",)
+        return Step(f"encode-{split}", tuple(commands), tuple(results), needs)
+
+    def _binarise(self) -> Step:
+        recipe, needs = self.recipe, tuple(f"encode-{split}" for split in SPLITS)
+        folder = TEACHER if recipe.teacher.huggingface is not None else recipe.teacher.dictionaries
+        words = ["fairseq-preprocess", *self._pair, "--destdir", "data-bin.part"]
+        for split in SPLITS:
+            words += [f"--{split}pref", f"text/{split}"]
+        if folder is None:
+            words.append("--joined-dictionary")
+        else:
+            for flag, language in (("--srcdict", recipe.source), ("--tgtdict", recipe.target)):
+                words += [flag, str(Path(folder, f"dict.{language}.txt"))]
+        if recipe.teacher.huggingface is not None:
+            needs = ("import", *needs)
+        return Step("binarise", (Command(tuple(words)),), ("data-bin",), needs)
+
+    def _train_teacher(self) -> Step:
+        flags = (*PLAIN, *self.recipe.training, *self.recipe.teacher.flags, "--seed", "1")
+        return self._training("train-teacher", TEACHER, flags, data="data-bin", needs=("binarise",))
+
+    def _seqkd(self) -> Step:
+        words = ("imitkd-seqkd", "data-bin", *self._taught, "--out", SEQKD, *self._cpu, *self.recipe.seqkd)
+        needs = ("binarise", *self._teachers_step)
+        return Step(SEQKD, (Command(words),), (SEQKD,), needs, resumes=True, **self._computes)
+
+    def _train(self, name: str, method: Method, *, seed: int) -> Step:
+        recipe, needs = self.recipe, ["binarise"]
+        data = "data-bin"
+        if method.data == SEQKD:
+            data = f"{SEQKD}/data-bin"
+            needs.append(SEQKD)
+        words = [*PLAIN]
+        if method.criterion is not None:
+            words = ["--criterion", method.criterion, *self._taught, *recipe.distillation]
+            needs += self._teachers_step
+        words += [*recipe.student, *recipe.training, *method.flags, "--seed", str(seed)]
+        if method.start is not None:
+            first = student_name(method.start, seed)
+            words += ["--finetune-from-model", f"models/{first}/checkpoint_best.pt"]
+            needs.append(f"train-{first}")
+        return self._training(f"train-{name}", f"models/{name}", words, data=data, needs=tuple(needs))
+
+    def _training(
+        self, name: str, folder: str, flags: Sequence[str], *, data: str, needs: tuple[str, ...]
+    ) -> Step:
+        own = ("--user-dir", str(self.recipe.user_dir)) if self.recipe.user_dir else ()
+        words = ("imitkd-train", data, *self._pair, "--save-dir", folder, *self._cpu, *own, *flags)
+        updates = last_value(flags, "--max-update")
+        return Step(
+            name,
+            (Command(words),),
+            (folder,),
+            needs,
+            resumes=True,
+            updates=int(updates) if updates.isdecimal() else None,
+            **self._computes,
+        )
+
+    def _export(self, method: Method) -> Step:
+        export, name = self.recipe.export, student_name(method.name, self.recipe.seeds[0])
+        assert export is not None
+        words = [
+            "imitkd-export",
+            f"models/{name}/checkpoint_best.pt",
+            "--data",
+            "data-bin",
+            "--out",
+            EXPORTED,
+        ]
+        words += self._pair
+        if self.recipe.teacher.huggingface is not None:
+            words += ["--format", "huggingface", "--subwords", TEACHER]
+        else:
+            words += ["--quantization", export.quantization]
+            if self.recipe.subwords is not None:
+                words += ["--bpe", "sentencepiece", "--sentencepiece-model", self._subword_model]
+        command = Command((*words, *export.flags), statuses=(0, FELL_BACK))
+        return Step("export", (command,), (EXPORTED,), (f"train-{name}",), threads=self.recipe.threads)
+
+    def _evaluate(self, flags: Sequence[str]) -> Step:
+        names = [name for name, _, _ in self.students()]
+        models = [f"{TEACHER}={self._teacher_path}"]
+        models += [f"{name}=models/{name}/checkpoint_best.pt" for name in names]
+        needs = [*self._teachers_step, *(f"train-{name}" for name in names)]
+        if self.recipe.exported is not None:
+            needs.append("export")  # beside it, speeds would be measured on a busy machine
+            if self.recipe.teacher.huggingface is None:
+                models.append(f"{EXPORTED}={EXPORTED}")
+        words = ["imitkd-evaluate", "--data", "data-bin", *self._pair, "--out", "evaluation"]
+        words += ["--teacher", TEACHER, "--threads", str(self.recipe.threads)]
+        words += ["--baseline", student_name(self.recipe.baseline.name, self.recipe.seeds[0])]
+        words += [word for model in models for word in ("--model", model)]
+        command = Command((*words, *flags), out="evaluation.md.part")
+        results = ("evaluation", "evaluation.md")
+        return Step("evaluate", (command,), results, tuple(needs), threads=self.recipe.threads)
+
+    def _report(self) -> Step:
+        folders = [f"models/{name}" for name, _, _ in self.students()]
+        if self.recipe.teacher.flags:
+            folders.insert(0, TEACHER)
+        words = ("imitkd-report", *folders, "--evaluation", "evaluation", "--out", "report.html")
+        return Step("report", (Command(words),), ("report.html",), ("evaluate",))
+
+    @property
+    def _pair(self) -> tuple[str, ...]:
+        return "--source-lang", self.recipe.source, "--target-lang", self.recipe.target
+
+    @property
+    def _cpu(self) -> tuple[str, ...]:
+        return () if self.recipe.device == "cuda" else ("--cpu",)
+
+    @property
+    def _computes(self) -> dict[str, Any]:
+        """What a step on a GPU, or on the threads in its place, takes."""
+        return {"gpus": int(self.recipe.device == "cuda"), "threads": self.recipe.threads}
+
+    @property
+    def _subword_model(self) -> str:
+        subwords = self.recipe.subwords
+        return str(subwords.model) if subwords and subwords.model else "subwords.model"
+
+    @property
+    def _teacher_path(self) -> str:
+        if self.recipe.teacher.checkpoint is not None:
+            return str(self.recipe.teacher.checkpoint)
+        return f"{TEACHER}/{'checkpoint_best.pt' if self.recipe.teacher.flags else 'model.pt'}"
+
+    @property
+    def _taught(self) -> tuple[str, ...]:
+        folder = self.recipe.teacher.dictionaries
+        where = ("--teacher-data", str(folder)) if folder is not None else ()
+        return "--teacher-path", self._teacher_path, *where
+
+    @property
+    def _teachers_step(self) -> tuple[str, ...]:
+        if self.recipe.teacher.flags:
+            return ("train-teacher",)
+        return ("import",) if self.recipe.teacher.huggingface is not None else ()
+
+
+def student_name(method: str, seed: int) -> str:
+    """Return the name of a student."""
+    return f"{method}-seed{seed}"
+
+
+def last_value(flags: Sequence[str], flag: str) -> str:
+    """Return the value of a flag's last occurrence; empty if there is none."""
+    found = ""
+    for place, word in enumerate(flags):
+        if word == flag and place + 1 < len(flags):
+            found = flags[place + 1]
+        elif word.startswith(f"{flag}="):
+            found = word.partition("=")[2]
+    return found
+
+
+def _with_key(step: Step, keys: Mapping[str, str], digests: Mapping[str, str]) -> Step:
+    """Return a step with its key.
+
+    Files count by their content, so a file that is copied or touched changes nothing. The number of threads
+    does not count.
+    """
+    program = sentencepieces.__file__
+    stands_for = {**digests, program: "sentencepieces"}
+
+    def named(word: str | None) -> str | None:
+        return stands_for.get(word, word) if word is not None else None
+
+    commands = [[*map(named, command.words), named(command.given), command.out] for command in step.commands]
+    content = json.dumps([step.name, commands, step.results, [keys[name] for name in step.needs]])
+    return Step(**{**vars(step), "key": hashlib.sha256(content.encode()).hexdigest()[:16]})

@@ -1,0 +1,154 @@
+"""Reads the sections of a recipe: wrong keys and values end in one line that names the key, the value and the
+remedy.
+"""
+
+import difflib
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fairseq_imitkd.errors import UsageError, as_usage_error
+
+FEW = 4  # choices that a message lists
+LONGEST = 60  # characters of a value that a message shows
+
+
+def load(path: Path) -> Any:
+    """Return the content of a YAML file.
+
+    Raises:
+        UsageError: the file can't be read, or is not YAML.
+    """
+    with (
+        as_usage_error(
+            f"recipe '{path}' can't be read", "use a YAML file", catch=(OSError, ValueError, yaml.YAMLError)
+        ),
+        open(path, encoding="utf-8") as file,
+    ):
+        return yaml.load(file, _Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
+        if twice is not None:
+            raise ValueError(f"line {node.start_mark.line + 1}: the key {shown(twice)} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it."""
+    text = " ".join(f"'{value}'".split()) if isinstance(value, str) else " ".join(str(value).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def closest(word: str, known: Sequence[str]) -> str:
+    """Return what may have been meant by a word, or all that is known, for the end of a message."""
+    near = difflib.get_close_matches(word.lower(), known, 1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
+
+
+class Section:
+    """A mapping in the recipe.
+
+    Args:
+        name: its name, for messages; empty for the whole recipe.
+        content: its content.
+        keys: the keys that it may have.
+        folder: folder that relative paths in the recipe start from.
+
+    Raises:
+        UsageError: the content is not a mapping, or has another key.
+    """
+
+    def __init__(self, name: str, content: Any, keys: Sequence[str], *, folder: Path):
+        self.name, self.folder = name, folder
+        if not isinstance(content, Mapping):
+            of = name or "the recipe"
+            raise UsageError(f"{of} must have the keys {', '.join(keys)}, but is {shown(content)}")
+        for key in content:
+            if key not in keys:
+                of = f"of {name}" if name else "of a recipe"
+                raise UsageError(f"{self._named(str(key))} is not a key {of}: {closest(str(key), keys)}")
+        self.content = content
+
+    def __contains__(self, key: str) -> bool:
+        return self.content.get(key) is not None
+
+    def get(self, key: str) -> Any:
+        """Return a value as YAML has it.
+
+        Raises:
+            UsageError: the key is missing or empty.
+        """
+        if key not in self:
+            raise UsageError(f"{self._named(key)} is not given; add it to the recipe")
+        return self.content[key]
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """Return a text; without a default it must be given."""
+        value = default if key not in self and default is not None else self.get(key)
+        if not isinstance(value, str) or not value:
+            raise self.wrong(key, "must be a text")
+        return value
+
+    def number(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        """Return a whole number; without a default it must be given."""
+        value = default if key not in self and default is not None else self.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.wrong(key, f"must be a whole number of {least} or more")
+        return value
+
+    def choice(self, key: str, among: Sequence[str], default: str) -> str:
+        """Return one of a few texts."""
+        value = self.content.get(key, default)
+        if value not in among:
+            if len(among) > FEW:
+                raise UsageError(f"{self._named(key)} is {shown(value)}: {closest(str(value), among)}")
+            raise UsageError(f"{self._named(key)} must be one of {', '.join(among)}, but is {shown(value)}")
+        return str(value)
+
+    def flags(self, key: str, default: str = "") -> tuple[str, ...]:
+        """Return the flags of a command: a text as in a shell, or a list of words."""
+        value = self.content.get(key, default)
+        value = "" if value is None else value
+        if isinstance(value, list) and all(isinstance(word, str | int | float) for word in value):
+            return tuple(str(word) for word in value)
+        if not isinstance(value, str):
+            raise self.wrong(key, "must be flags, such as --dropout 0.1")
+        with as_usage_error(f"{self._named(key)} can't be read as flags", "close the quotation marks"):
+            return tuple(shlex.split(value))
+
+    def path(self, key: str) -> Path:
+        """Return a path, absolute."""
+        return self.path_of(key, self.text(key))
+
+    def path_of(self, key: str, value: Any) -> Path:
+        """Return the path that an entry of a key's value names."""
+        if not isinstance(value, str) or not value:
+            raise UsageError(f"{self._named(key)} must name files, but has {shown(value)}")
+        return self.folder / Path(value).expanduser()
+
+    def sequence(self, key: str, default: Sequence[Any] = ()) -> list[Any]:
+        """Return a list that is not empty."""
+        value = self.content.get(key) or list(default)
+        if not isinstance(value, list) or not value:
+            raise self.wrong(key, "must be a list")
+        return value
+
+    def section(self, key: str, keys: Sequence[str]) -> "Section":
+        """Return a mapping inside this one."""
+        return Section(self._named(key), self.get(key), keys, folder=self.folder)
+
+    def wrong(self, key: str, must: str) -> UsageError:
+        """Return the error of a wrong value."""
+        return UsageError(f"{self._named(key)} {must}, but is {shown(self.content.get(key))}")
+
+    def _named(self, key: str) -> str:
+        return f"{self.name}.{key}" if self.name else key

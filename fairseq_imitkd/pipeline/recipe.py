@@ -1,0 +1,384 @@
+"""The recipe: what a person wants, read from a YAML file. docs/distil.md describes its keys."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.export.exporter import QUANTIZATIONS
+from fairseq_imitkd.pipeline.reading import Section, closest, load, shown
+
+KEYS = (
+    "languages", "text", "sentencepiece", "teacher", "student", "training", "distillation", "seqkd",
+    "methods", "seeds", "evaluate", "export", "device", "threads", "user_dir",
+)  # fmt: skip
+SPLITS = ("train", "valid", "test")
+DEVICES = ("auto", "cpu", "cuda")
+NONE, SEQKD = "none", "seqkd"  # the methods without a criterion of their own
+TEACHER, EXPORTED = "teacher", "exported"  # names in the evaluation that no student may have
+
+# Flags of every training of a recipe that has no others.
+TRAINING = (
+    "--optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1 --lr 7e-4 --lr-scheduler inverse_sqrt "
+    "--warmup-updates 4000 --max-tokens 4096 --max-update 100000 --dropout 0.1 --no-epoch-checkpoints "
+    "--validate-interval-updates 2000 --save-interval-updates 2000 --keep-interval-updates 1 "
+    """--eval-bleu --eval-bleu-args '{"beam": 1}'"""
+)
+STUDENT = "--arch transformer_imitkd_2_2 --share-decoder-input-output-embed"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two files of text: line N of one translates line N of the other."""
+
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class Subwords:
+    """A SentencePiece model.
+
+    Args:
+        model: its file; None to train one.
+        vocabulary: number of symbols of the one that is trained.
+    """
+
+    model: Path | None = None
+    vocabulary: int = 0
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The teacher: exactly one of its first three fields is given.
+
+    Args:
+        checkpoint: a checkpoint of fairseq.
+        huggingface: a folder of a model of Hugging Face's format.
+        flags: flags that train one, with ``--arch``.
+        dictionaries: folder with the dictionaries of the checkpoint.
+    """
+
+    checkpoint: Path | None = None
+    huggingface: Path | None = None
+    flags: tuple[str, ...] = ()
+    dictionaries: Path | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a student is trained.
+
+    Args:
+        name: its name in tables and folders.
+        criterion: its ``--criterion``; None learns the targets of its data alone.
+        data: ``text``, or ``seqkd``: the teacher's translations of it.
+        start: name of the method whose student it starts from; None starts from random weights.
+        flags: further flags of its training.
+    """
+
+    name: str
+    criterion: str | None = None
+    data: str = "text"
+    start: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is compared, and how.
+
+    Args:
+        baseline: name of the method that others are compared with; None is the first one.
+        flags: further flags of ``imitkd-evaluate``.
+    """
+
+    baseline: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is exported.
+
+    Args:
+        method: name of the method whose student of the first seed is exported; None is the last one.
+        quantization: as of ``imitkd-export``.
+        flags: further flags of ``imitkd-export``.
+    """
+
+    method: str | None = None
+    quantization: str = "int8"
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe.
+
+    Args:
+        source, target: the languages, which name files.
+        text: the pair of files of each of :data:`SPLITS`.
+        subwords: how text is split; None takes the subwords of a teacher of Hugging Face's format, or words.
+        teacher: the teacher.
+        student: flags that describe the student, with ``--arch``.
+        training: flags of every training.
+        distillation: further flags of trainings with the teacher.
+        seqkd: flags of ``imitkd-seqkd``.
+        methods: the students.
+        seeds: every method is trained once with each.
+        evaluation: None leaves it out.
+        export: None leaves it out.
+        device: one of :data:`DEVICES`.
+        threads: threads of a step.
+        user_dir: package with methods of the user's own.
+    """
+
+    source: str
+    target: str
+    text: Mapping[str, Pair]
+    teacher: Teacher
+    subwords: Subwords | None = None
+    student: tuple[str, ...] = ()
+    training: tuple[str, ...] = ()
+    distillation: tuple[str, ...] = ()
+    seqkd: tuple[str, ...] = ()
+    methods: tuple[Method, ...] = ()
+    seeds: tuple[int, ...] = (1,)
+    evaluation: Evaluation | None = field(default_factory=Evaluation)
+    export: Export | None = field(default_factory=Export)
+    device: str = "auto"
+    threads: int = 1
+    user_dir: Path | None = None
+
+    def method(self, name: str) -> Method:
+        """Return the method of a name."""
+        return next(method for method in self.methods if method.name == name)
+
+    @property
+    def uses_seqkd(self) -> bool:
+        """Whether a student learns from the teacher's translations."""
+        return any(method.data == SEQKD for method in self.methods)
+
+    @property
+    def baseline(self) -> Method:
+        """The method that the others are compared with."""
+        named = self.evaluation.baseline if self.evaluation else None
+        if named is not None:
+            return self.method(named)
+        return next((method for method in self.methods if method.name == NONE), self.methods[0])
+
+    @property
+    def exported(self) -> Method | None:
+        """The method whose student is exported."""
+        if self.export is None:
+            return None
+        return self.method(self.export.method) if self.export.method else self.methods[-1]
+
+
+def read(path: Path) -> Recipe:
+    """Read a recipe. Relative paths in it start from its folder.
+
+    Raises:
+        UsageError: a key or a value is wrong.
+    """
+    return parse(load(path), path.resolve().parent)
+
+
+def parse(content: Any, folder: Path) -> Recipe:
+    """Return the recipe that a YAML file's content describes.
+
+    Args:
+        content: the content.
+        folder: folder that its relative paths start from.
+
+    Raises:
+        UsageError: a key or a value is wrong.
+    """
+    recipe = Section("", content, KEYS, folder=folder)
+    source, target = _languages(recipe)
+    methods = _methods(recipe)
+    made = Recipe(
+        source=source,
+        target=target,
+        text=_text(recipe),
+        subwords=_subwords(recipe),
+        teacher=_teacher(recipe),
+        student=_student(recipe),
+        training=recipe.flags("training", TRAINING),
+        distillation=recipe.flags("distillation"),
+        seqkd=recipe.flags("seqkd"),
+        methods=methods,
+        seeds=_seeds(recipe),
+        evaluation=_evaluation(recipe, methods),
+        export=_export(recipe, methods),
+        device=recipe.choice("device", DEVICES, "auto"),
+        threads=recipe.number("threads", 1),
+        user_dir=recipe.path("user_dir") if "user_dir" in recipe else None,
+    )
+    _check_subwords(made)
+    return made
+
+
+def _languages(recipe: Section) -> tuple[str, str]:
+    value = recipe.get("languages")
+    pair = value.split("-") if isinstance(value, str) else value
+    if (
+        not isinstance(pair, list)
+        or len(pair) != 2
+        or not all(isinstance(name, str) and re.fullmatch(r"\w+", name) for name in pair)
+        or pair[0] == pair[1]
+    ):
+        raise recipe.wrong("languages", "must be two names, such as de-en or [deu_Latn, eng_Latn]")
+    return pair[0], pair[1]
+
+
+def _text(recipe: Section) -> dict[str, Pair]:
+    section = recipe.section("text", SPLITS)
+    pairs = {}
+    for split in SPLITS:
+        files = section.get(split)
+        if not isinstance(files, list) or len(files) != 2:
+            raise section.wrong(split, f"must be two files, such as [{split}.de, {split}.en]")
+        pairs[split] = Pair(*(section.path_of(split, file) for file in files))
+    return pairs
+
+
+def _subwords(recipe: Section) -> Subwords | None:
+    if "sentencepiece" not in recipe:
+        return None
+    if isinstance(recipe.get("sentencepiece"), str):
+        return Subwords(recipe.path("sentencepiece"))
+    section = recipe.section("sentencepiece", ("model", "vocabulary"))
+    if ("model" in section) == ("vocabulary" in section):
+        raise UsageError(
+            "sentencepiece must have either model, a file, or vocabulary, the number of symbols of a new one"
+        )
+    if "model" in section:
+        return Subwords(section.path("model"))
+    return Subwords(None, section.number("vocabulary", least=10))
+
+
+def _teacher(recipe: Section) -> Teacher:
+    if isinstance(recipe.get("teacher"), str):
+        path = recipe.path("teacher")
+        return Teacher(path, dictionaries=path.parent)
+    section = recipe.section("teacher", ("checkpoint", "dictionaries", "huggingface", "arch", "flags"))
+    given = [key for key in ("checkpoint", "huggingface", "arch") if key in section]
+    if len(given) != 1:
+        raise UsageError(
+            "teacher must have one of checkpoint, huggingface and arch, but has "
+            f"{' and '.join(given) or 'none of them'}"
+        )
+    for key, of in (("dictionaries", "checkpoint"), ("flags", "arch")):
+        if key in section and of not in section:
+            raise UsageError(f"teacher.{key} changes nothing without teacher.{of}; leave it out")
+    if "huggingface" in section:
+        return Teacher(huggingface=section.path("huggingface"))
+    if "arch" in section:
+        return Teacher(flags=("--arch", section.text("arch"), *section.flags("flags")))
+    path = section.path("checkpoint")
+    folder = section.path("dictionaries") if "dictionaries" in section else path.parent
+    return Teacher(path, dictionaries=folder)
+
+
+def _student(recipe: Section) -> tuple[str, ...]:
+    if "student" not in recipe:
+        return recipe.flags("student", STUDENT)
+    section = recipe.section("student", ("arch", "flags"))
+    return "--arch", section.text("arch"), *section.flags("flags")
+
+
+def _methods(recipe: Section) -> tuple[Method, ...]:
+    methods: list[Method] = []
+    for number, entry in enumerate(recipe.sequence("methods", ("imitkd_full",)), 1):
+        method = _method(f"methods[{number}]", entry, recipe.folder)
+        if any(method.name == other.name for other in methods) or method.name in (TEACHER, EXPORTED):
+            raise UsageError(f"methods[{number}].name '{method.name}' is taken; give the method another name")
+        methods.append(method)
+    for number, method in enumerate(methods, 1):
+        earlier = [other.name for other in methods[: number - 1]]
+        if method.start is not None and method.start not in earlier:
+            known = closest(method.start, earlier) if earlier else "list that method before this one"
+            raise UsageError(
+                f"methods[{number}].start '{method.start}' is not a method before this one: {known}"
+            )
+    return tuple(methods)
+
+
+def _method(name: str, entry: Any, folder: Path) -> Method:
+    if isinstance(entry, str):
+        entry = {"criterion": entry}
+    section = Section(name, entry, ("name", "criterion", "data", "start", "flags"), folder=folder)
+    criterion = section.text("criterion")
+    own = section.text("name", criterion)
+    if not re.fullmatch(r"\w[\w.]*", own):
+        raise section.wrong("name", "must consist of letters, digits, '_' and '.'")
+    return Method(
+        name=own,
+        criterion=None if criterion in (NONE, SEQKD) else criterion,
+        data=section.choice("data", ("text", SEQKD), SEQKD if criterion == SEQKD else "text"),
+        start=section.text("start") if "start" in section else None,
+        flags=section.flags("flags"),
+    )
+
+
+def _seeds(recipe: Section) -> tuple[int, ...]:
+    seeds = recipe.sequence("seeds", (1,))
+    if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise recipe.wrong("seeds", "must be different whole numbers of 0 or more, such as [1, 2, 3]")
+    return tuple(seeds)
+
+
+def _evaluation(recipe: Section, methods: Sequence[Method]) -> Evaluation | None:
+    value = recipe.content.get("evaluate", True)
+    if isinstance(value, bool):
+        return Evaluation() if value else None
+    if value is None or isinstance(value, str):
+        return Evaluation(flags=recipe.flags("evaluate"))
+    section = recipe.section("evaluate", ("baseline", "flags"))
+    return Evaluation(_named_method(section, "baseline", methods), section.flags("flags"))
+
+
+def _export(recipe: Section, methods: Sequence[Method]) -> Export | None:
+    value = recipe.content.get("export", True)
+    if isinstance(value, bool):
+        return Export() if value else None
+    if isinstance(value, str):
+        return Export(quantization=recipe.choice("export", QUANTIZATIONS, "int8"))
+    section = recipe.section("export", ("method", "quantization", "flags"))
+    return Export(
+        _named_method(section, "method", methods),
+        section.choice("quantization", QUANTIZATIONS, "int8"),
+        section.flags("flags"),
+    )
+
+
+def _named_method(section: Section, key: str, methods: Sequence[Method]) -> str | None:
+    if key not in section:
+        return None
+    names = [method.name for method in methods]
+    value = section.text(key)
+    if value not in names:
+        raise UsageError(
+            f"{section.name}.{key} {shown(value)} is not one of the methods: {closest(value, names)}"
+        )
+    return value
+
+
+def _check_subwords(recipe: Recipe) -> None:
+    """Refuse subwords that can't be the teacher's."""
+    if recipe.teacher.huggingface is not None and recipe.subwords is not None:
+        raise UsageError(
+            "sentencepiece changes nothing with teacher.huggingface, which has its own; leave it out"
+        )
+    if (
+        recipe.teacher.checkpoint is not None
+        and recipe.subwords is not None
+        and recipe.subwords.model is None
+    ):
+        raise UsageError(
+            "sentencepiece.vocabulary trains new subwords, but teacher.checkpoint has its own; name its file"
+        )

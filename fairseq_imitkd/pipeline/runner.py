@@ -1,0 +1,223 @@
+"""Runs a plan with Snakemake, and watches how its steps go."""
+
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq_imitkd.data.files import write_json
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.pipeline import step as step_program
+from fairseq_imitkd.pipeline.plan import STATE, Plan, Step
+
+SNAKEFILE = Path(__file__).with_name("Snakefile")
+PLAN = f"{STATE}/plan.json"
+LOGS, ENGINE_LOG = "logs", "logs/snakemake.log"
+WATCHED_EVERY = 0.2  # seconds
+PATIENCE = 10.0  # seconds in which the steps of a killed run end
+TAIL = 65536  # bytes at the end of a log that are searched for its error
+
+WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a step goes.
+
+    Args:
+        state: ``waiting``, ``running``, ``done`` or ``failed``.
+        began, ended: times in seconds since 1970; 0 if unknown.
+        updates: updates that a training has done.
+    """
+
+    state: str = WAITING
+    began: float = 0.0
+    ended: float = 0.0
+    updates: int = 0
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How Snakemake runs the steps.
+
+    Args:
+        cores: threads that all steps together may take on this machine; None leaves it to the profile.
+        gpus: names of this machine's GPUs.
+        profile: a profile of Snakemake, such as that of a cluster.
+        flags: further flags of Snakemake.
+    """
+
+    cores: int | None = None
+    gpus: tuple[str, ...] = ()
+    profile: str | None = None
+    flags: tuple[str, ...] = ()
+
+    def words(self, out: Path) -> list[str]:
+        """Return the command that runs the plan in a folder."""
+        words = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(out)]
+        words += ["--config", f"plan={PLAN}", f"python={sys.executable}", f"step={step_program.__file__}"]
+        # The names of finished steps hold their keys, so neither times nor Snakemake's own notes decide.
+        words += ["--rerun-triggers", "params", "--rerun-incomplete", "--nolock", "--scheduler", "greedy"]
+        if self.cores is not None:
+            words += ["--cores", str(self.cores)]
+        if self.profile is not None:
+            words += ["--profile", self.profile]
+        elif self.gpus:
+            words += ["--resources", f"gpu={len(self.gpus)}"]
+        return words + list(self.flags)
+
+
+class Run:
+    """A plan in a folder.
+
+    Args:
+        plan: the plan.
+        out: the folder.
+    """
+
+    def __init__(self, plan: Plan, out: Path):
+        self.plan, self.out = plan, out
+
+    def statuses(self) -> dict[str, Status]:
+        """Return how each step goes, by its name."""
+        return {step.name: self._status(step) for step in self.plan.steps}
+
+    def continues(self, step: Step) -> bool:
+        """Whether a step continues what an earlier attempt has begun."""
+        begun = self.out / STATE / "begun" / step.name
+        return step.resumes and begun.is_file() and begun.read_text() == step.key
+
+    def log(self, name: str) -> Path:
+        """Return the path of a step's log."""
+        return self.out / LOGS / f"{name}.log"
+
+    def run(
+        self, engine: Engine, programs: Path, show: Callable[[Mapping[str, Status]], None] = lambda _: None
+    ) -> None:
+        """Run all steps that are not done.
+
+        Args:
+            engine: how.
+            programs: folder of the commands.
+            show: called again and again with how each step goes.
+
+        Raises:
+            UsageError: a step failed, or another run is at work in the folder.
+        """
+        (self.out / STATE).mkdir(parents=True, exist_ok=True)
+        (self.out / LOGS).mkdir(exist_ok=True)
+        began = time.time()
+        with self._held() as lock:
+            environment = {"IMITKD_GPUS": ",".join(engine.gpus)} if engine.gpus and not engine.profile else {}
+            write_json(self.out / PLAN, self.plan.to_json(programs, environment))
+            with open(self.out / ENGINE_LOG, "wb") as log:
+                # It ends when this process ends, and so do the steps; until then it holds the lock, too.
+                process = subprocess.Popen(
+                    [sys.executable, "-IS", step_program.__file__, "--engine", *engine.words(self.out)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[lock],
+                )
+                try:
+                    while process.poll() is None:
+                        show(self.statuses())
+                        time.sleep(WATCHED_EVERY)
+                finally:
+                    _end(process)
+        show(self.statuses())
+        if process.returncode:
+            raise self._failure(began)
+
+    @contextmanager
+    def _held(self) -> Iterator[int]:
+        """Keep other runs out of the folder; yield the descriptor of the lock."""
+        with open(self.out / STATE / "lock", "w") as file:
+            deadline = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as error:
+                    if time.monotonic() > deadline:
+                        raise UsageError(
+                            f"--out '{self.out}' is in use by another imitkd-distill; wait for its end, or "
+                            "use another folder"
+                        ) from error
+                    time.sleep(WATCHED_EVERY)
+            yield file.fileno()
+
+    def _status(self, step: Step) -> Status:
+        note = _json(self.out / STATE / "notes" / f"{step.name}.json")
+        if note.get("key") != step.key:
+            note = {}
+        began, ended = float(note.get("began") or 0), float(note.get("ended") or 0)
+        with suppress(FileNotFoundError):  # the note of its end comes after this file
+            end = (self.out / STATE / "done" / f"{step.name}.{step.key}").stat().st_mtime
+            return Status(DONE, began, ended or end)
+        state = str(note.get("state", WAITING))
+        if state == RUNNING and step.updates is not None:
+            return Status(state, began, ended, _updates(self.out / step.results[0] / "metrics.jsonl"))
+        return Status(WAITING if state == DONE else state, began, ended)
+
+    def _failure(self, began: float) -> UsageError:
+        statuses = sorted(self.statuses().items(), key=lambda each: each[1].ended)
+        for name, status in statuses:
+            if status.state == FAILED and status.ended >= began:
+                return UsageError(f"step {name}: {last_error(self.log(name))} (log: {self.log(name)})")
+        path = self.out / ENGINE_LOG
+        return UsageError(f"Snakemake stopped: {last_error(path)} (log: {path})")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End Snakemake. At an interrupt it takes back its jobs from a cluster; at SIGTERM it would wait."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def last_error(path: Path) -> str:
+    """Return the line of a log that says what went wrong."""
+    text = ""
+    with suppress(OSError), open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, 2) - TAIL))
+        text = file.read().decode("utf-8", "replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line.partition("error: ")[2] for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["it left no message"])[-1]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _updates(path: Path) -> int:
+    """Return the last number of updates in a training's metrics."""
+    with suppress(OSError, ValueError), open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, 2) - 4096))
+        for line in reversed(file.read().splitlines()):
+            with suppress(ValueError, TypeError, AttributeError):
+                return int(json.loads(line).get("num_updates"))
+    return 0
+
+
+def described(steps: Sequence[Step]) -> str:
+    """Return the graph of some steps in the language of Graphviz."""
+    lines = [f'  "{step.name}";' for step in steps]
+    lines += [f'  "{needed}" -> "{step.name}";' for step in steps for needed in step.needs]
+    return "\n".join(["digraph steps {", "  rankdir=LR;", *lines, "}"])

@@ -1,0 +1,61 @@
+"""Trains a SentencePiece model, and encodes text with one.
+
+    python sentencepieces.py train MODEL SIZE TEXT…    one BPE for the text of all files
+    python sentencepieces.py encode MODEL < TEXT       prints one line of pieces for each line
+
+The pipeline runs this file as a program: it imports sentencepiece alone, so it starts in a moment.
+"""
+
+import io
+import itertools
+import sys
+from pathlib import Path
+
+import sentencepiece
+
+LINES = 10_000  # lines that are encoded at once
+
+
+def main(words: list[str]) -> None:
+    """Run the command line."""
+    match words:
+        case ["train", model, size, *texts] if texts:
+            train(Path(model), int(size), texts)
+        case ["encode", model]:
+            encode(model)
+        case _:
+            sys.exit(__doc__)
+
+
+def train(model: Path, size: int, texts: list[str]) -> None:
+    """Train a BPE of ``size`` symbols. The same text makes the same file."""
+    made = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            input=texts,
+            model_writer=made,
+            vocab_size=size,
+            model_type="bpe",
+            character_coverage=1.0,
+            num_threads=1,
+            minloglevel=1,
+        )
+    except RuntimeError as error:
+        sys.exit(
+            f"error: sentencepiece.vocabulary is {size}, but the text does not allow it ({error}); lower it"
+        )
+    model.write_bytes(made.getvalue())
+
+
+def encode(model: str) -> None:
+    """Encode the lines of standard input."""
+    processor = sentencepiece.SentencePieceProcessor(model_file=model)
+    lines = (line.rstrip("\r\n") for line in io.TextIOWrapper(sys.stdin.buffer, "utf-8", newline="\n"))
+    out = io.TextIOWrapper(sys.stdout.buffer, "utf-8", newline="\n")
+    while some := list(itertools.islice(lines, LINES)):
+        out.writelines(f"{' '.join(pieces)}\n" for pieces in processor.encode(some, out_type=str))
+    out.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

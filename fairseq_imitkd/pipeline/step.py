@@ -1,0 +1,197 @@
+"""Runs one step of a plan: its commands, with a log, complete results or none, and a note of how it goes.
+
+    python -IS step.py PLAN NAME          run a step; Snakemake calls this
+    python -IS step.py --engine WORDS…    become the program WORDS, which ends when its parent ends
+
+It imports the standard library alone, so it starts in a moment.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
+
+
+def main(words: list[str]) -> int:
+    """Run the command line; return its exit status."""
+    if words[0] == "--engine":
+        end_with_parent(signal.SIGKILL)  # at SIGTERM, Snakemake waits for the steps
+        os.execvp(words[1], words[1:])
+    end_with_parent(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # then the commands end, too
+    plan = json.loads(Path(words[0]).read_text(encoding="utf-8"))
+    step = next(step for step in plan["steps"] if step["name"] == words[1])
+    return Step(step, plan).run()
+
+
+def end_with_parent(number: int) -> None:
+    """Ask the system for a signal when the parent of this process ends, however it ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(_DIES_WITH_PARENT, int(number), 0, 0, 0)
+
+
+class Step:
+    """A step of a plan.
+
+    Args:
+        step: its entry in the plan.
+        plan: the plan. The working directory is the run's folder.
+    """
+
+    def __init__(self, step: dict[str, Any], plan: dict[str, Any]):
+        self.step, self.name, self.key = step, step["name"], step["key"]
+        self.state, self.programs = Path(plan["state"]), Path(plan["programs"])
+        self.log = Path("logs", f"{self.name}.log")
+        self.environment = {**os.environ, **plan["environment"], "OMP_NUM_THREADS": str(step["threads"])}
+
+    def run(self) -> int:
+        """Run the commands in turn; return the exit status of the first one that fails, or 0."""
+        for folder in (self.state / "done", self.state / "begun", self.state / "notes", self.log.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        began = time.time()
+        self._note(state="running", began=began, ended=None, status=None)
+        status = 1
+        try:
+            self._clear()
+            status = self._commands()
+            if status == 0:
+                self._finish()
+        except OSError as error:  # a full disk, above all
+            print(f"error: {self.name}: {error}; mend that, and run the same command again", file=sys.stderr)
+            with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as log:
+                print(f"error: {error.strerror or error}", file=log)
+        finally:
+            state = "done" if status == 0 else "failed"
+            self._note(state=state, began=began, ended=time.time(), status=status)
+        return status
+
+    def _clear(self) -> None:
+        """Delete what this step has made before. What an earlier attempt with the same key began is kept if
+        the step's commands can continue it.
+        """
+        for former in (self.state / "done").glob(f"{self.name}.*"):
+            former.unlink()
+        begun = self.state / "begun" / self.name
+        continues = self.step["resumes"] and begun.exists() and begun.read_text() == self.key
+        for result in self.step["results"]:
+            remove(Path(f"{result}.part"))
+            if not continues:
+                remove(Path(result))
+        if not continues:
+            self.log.unlink(missing_ok=True)
+        write(begun, self.key)
+
+    def _commands(self) -> int:
+        with open(self.log, "ab") as log, _gpu(self.step["gpus"], self.state, self.environment):
+            for command in self.step["commands"]:
+                status = self._command(command, log)
+                if status not in command["statuses"]:
+                    return status or 1
+        return 0
+
+    def _command(self, command: dict[str, Any], log: BinaryIO) -> int:
+        """Run a command, and return its exit status."""
+        words, out = command["words"], command["out"]
+        log.write(f"$ {shlex.join(words)}{f' > {out}' if out else ''}\n".encode())
+        log.flush()
+        for result in self.step["results"]:
+            Path(result).parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as opened:
+            given = opened.enter_context(open(command["given"], "rb")) if command["given"] else None
+            written = opened.enter_context(open(out, "wb")) if out else log
+            process = subprocess.Popen(
+                [self._program(words[0]), *words[1:]],
+                stdin=given or subprocess.DEVNULL,
+                stdout=written,
+                stderr=log,
+                env=self.environment,
+                # The command ends with this process, even if this one is killed.
+                preexec_fn=lambda: end_with_parent(signal.SIGKILL),
+            )
+            try:
+                return process.wait()
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
+
+    def _program(self, name: str) -> str:
+        beside = self.programs / name
+        return str(beside) if beside.exists() else name
+
+    def _finish(self) -> None:
+        """Give the results their names, and note that the step is done."""
+        for result in self.step["results"]:
+            part = Path(f"{result}.part")
+            if part.exists():
+                part.replace(result)
+        write(self.state / "done" / f"{self.name}.{self.key}", "")
+
+    def _note(self, **facts: Any) -> None:
+        write(self.state / "notes" / f"{self.name}.json", json.dumps({"key": self.key, **facts}))
+
+
+class _gpu:
+    """Keeps one of the visible GPUs for a step while others run beside it; a cluster gives each step its own.
+
+    Args:
+        count: GPUs that the step needs: 0 or 1.
+        state: folder of the locks.
+        environment: of the step's commands; names the GPU at the end.
+    """
+
+    def __init__(self, count: int, state: Path, environment: dict[str, str]):
+        visible = environment.get("IMITKD_GPUS", "")
+        self._names = visible.split(",") if count and visible else []
+        self._state, self._environment = state, environment
+        self._lock: Any = None
+
+    def __enter__(self) -> None:
+        while self._names and self._lock is None:
+            for name in self._names:
+                lock = open(self._state / f"gpu{name}.lock", "w")
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    lock.close()
+                    continue
+                self._lock, self._environment["CUDA_VISIBLE_DEVICES"] = lock, name
+                break
+            else:
+                time.sleep(1)
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+
+def write(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,218 @@
+"""``imitkd-distill`` from text and a teacher to an exported student."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairseq_imitkd.cli import distill
+from fairseq_imitkd.errors import UsageError
+from tests.helpers import warm_commands
+from tests.helpers.digit_corpus import ENVIRONMENT
+from tests.helpers.killable import tree
+from tests.pipeline.recipes import TRAINING, recipe
+
+COMMAND = "import sys; sys.argv[0] = 'imitkd-distill'; from fairseq_imitkd.cli.door import main; main()"
+
+
+@pytest.fixture
+def wanted(digits: Any, teacher: Path) -> Callable[..., dict[str, Any]]:
+    """A recipe on the digits with the tests' teacher."""
+    own = {"checkpoint": str(teacher), "dictionaries": str(digits.dictionaries)}
+    return lambda **changes: recipe(digits.text, **{"teacher": own, **changes})
+
+
+def write(folder: Path, content: dict[str, Any]) -> str:
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def listed(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """Return the state of each step that ``--dry-run`` prints."""
+    distill.main([*words, "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    return dict(line.split(": ") for line in lines[:-1] if not line.startswith("    "))
+
+
+def test_a_recipe_makes_a_student_a_table_and_a_folder_to_serve(
+    wanted: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A change of a method's flags then runs again what depends on it, and nothing else."""
+    monkeypatch.setattr(distill, "PROGRAMS", warm_commands.folder())
+    out = tmp_path / "run"
+    words = [write(tmp_path, wanted()), "--out", str(out), "--cores", "2"]
+    assert set(listed(words, capsys).values()) == {"to run"}
+    assert not out.exists()
+    distill.main(words)
+    printed = capsys.readouterr()
+    assert f"Next: imitkd-serve {out}/exported" in printed.out
+    assert "| imitkd_full | 1 |" in (out / "table.md").read_text()
+    assert (out / "table.md").read_text() in printed.out
+    assert json.loads((out / "exported" / "imitkd.json").read_text())["quantization"] == "int8"
+    assert "imitkd_full-seed1" in (out / "report.html").read_text()
+    assert (out / "recipe.yaml").read_text() == (tmp_path / "small.yaml").read_text()
+    assert "train-none-seed1: done after" in printed.err
+    assert set(listed(words, capsys).values()) == {"done"}
+    write(tmp_path, wanted(methods=["none", {"criterion": "imitkd_full", "flags": "--dropout 0.3"}]))
+    states = listed(words, capsys)
+    rerun = {name for name, state in states.items() if state != "done"}
+    assert rerun == {"train-imitkd_full-seed1", "export", "evaluate", "report"}
+
+
+def test_the_default_flags_can_be_trained_and_exported(
+    wanted: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = wanted(training=None, student=None, methods=None, evaluate=None, export=None)
+    states = listed([write(tmp_path, content), "--out", str(tmp_path / "run")], capsys)
+    assert "train-imitkd_full-seed1" in states
+    assert {"export", "evaluate", "report"} <= set(states)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student": {"arch": "transfomer"}}, "none-seed1: --arch 'transfomer' does not exist: did you mean"),
+        ({"training": f"{TRAINING} --lrs 3"}, "none-seed1: --lrs is not a flag"),
+        ({"training": f"{TRAINING} --warmup-updates -1"}, "none-seed1: --warmup-updates must be"),
+        ({"methods": ["imitkd_ful"]}, "imitkd_ful-seed1: --criterion 'imitkd_ful' does not exist: did you"),
+        ({"student": {"arch": "lstm"}}, "export can't work with this student: "),
+        ({"user_dir": "nowhere"}, "user_dir '"),
+        ({"evaluate": "--quik"}, "evaluate: --quik is not a flag of this command: did you mean --quick?"),
+        ({"export": {"flags": "--beam x"}}, "export: --beam must be a whole number, but is 'x'"),
+        (
+            {"seqkd": "--select frist", "methods": ["seqkd"]},
+            "seqkd: --select 'frist' does not exist: did you",
+        ),
+    ],
+)
+def test_a_training_that_can_not_work_is_refused_before_anything_runs(
+    changes: dict[str, Any], message: str, wanted: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as error:
+        distill.main([write(tmp_path, wanted(**changes)), "--out", str(tmp_path / "run")])
+    assert message in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "RECIPE is not given"),
+        (["r.yaml", "--method", "gkd"], "--method changes nothing beside RECIPE 'r.yaml'"),
+        (["--teacher", "t.pt"], "--sentencepiece is not given; add it, or name a recipe"),
+        (["r.yaml", "s.yaml"], "'s.yaml' is one word too many; put flags of Snakemake after --"),
+        (["nowhere.yaml"], "recipe 'nowhere.yaml' can't be read"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        distill.main(words)
+    assert message in str(error.value)
+
+
+def test_flags_stand_for_a_recipe() -> None:
+    given = {split: [f"{split}.de", f"{split}.en"] for split in ("train", "valid", "test")}
+    words = [word for split, files in given.items() for word in (f"--{split}", *files)]
+    words += ["--teacher", "t.pt", "--sentencepiece", "s.model", "--updates", "50", "--method", "gkd"]
+    made = distill.recipe_of(distill.parser().parse_args(words))
+    assert made["languages"] == ["de", "en"]
+    assert made["text"]["valid"] == [os.path.abspath("valid.de"), os.path.abspath("valid.en")]
+    assert made["methods"] == ["gkd"]
+    assert "--max-update 50 " in made["training"]
+    assert "--warmup-updates 5 " in made["training"]
+
+
+def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *words],
+        cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def results(out: Path) -> dict[str, bytes | None]:
+    """Return what a run has made, without what holds times: logs, speeds, the report."""
+    parts = ("text", "data-bin", "seqkd/data-bin", "models", "table.md")
+    kept = {}
+    for part in parts:
+        path = out / part
+        for name, content in (tree(path) if path.is_dir() else {"": path.read_bytes()}).items():
+            if not name or path.joinpath(name).suffix in (".src", ".tgt", ".bin", ".idx", ".txt"):
+                kept[f"{part}/{name}"] = content
+    return kept
+
+
+def weights(out: Path) -> dict[str, Any]:
+    import torch
+
+    found = {}
+    for path in sorted(out.glob("models/*/checkpoint_last.pt")):
+        state = torch.load(path, weights_only=True)["model"]
+        found.update({f"{path.parent.name}.{name}": value for name, value in state.items()})
+    return found
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_results(
+    wanted: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """The command alone is killed; its steps then end by themselves."""
+    import torch
+
+    content = wanted(
+        methods=["none", {"criterion": "imitkd_full", "name": "two", "data": "seqkd", "start": "none"}],
+        seqkd="--beam 1",
+    )
+    file = write(tmp_path, content)
+    whole = start([file, "--out", "whole", "--cores", "2"], tmp_path)
+    began = time.monotonic()
+    output, _ = whole.communicate()
+    assert whole.returncode == 0, output[-2000:]
+    seconds = time.monotonic() - began
+    moments, kills = random.Random(3), 0
+    while True:
+        run = start([file, "--out", "killed", "--cores", "2"], tmp_path)
+        try:
+            output, _ = run.communicate(timeout=None if kills >= 8 else moments.uniform(0.1, 0.4) * seconds)
+            assert run.returncode == 0, output[-2000:]
+            break
+        except subprocess.TimeoutExpired:
+            run.send_signal(signal.SIGKILL)
+            run.communicate()
+            kills += 1
+    assert kills >= 2
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_a_cluster_runs_the_steps(wanted: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """A profile of Snakemake names the command that submits a job: here one that notes it, and runs it."""
+    submit = tmp_path / "sbatch"
+    submit.write_text('#!/bin/sh\necho "$@" >> jobs\n"$@" > /dev/null 2>&1 &\necho $!\n')
+    submit.chmod(0o755)
+    profile = tmp_path / "profile"
+    profile.mkdir()
+    (profile / "config.yaml").write_text(
+        f"executor: cluster-generic\ncluster-generic-submit-cmd: {submit}\njobs: 2\nlatency-wait: 20\n"
+    )
+    file = write(tmp_path, wanted(methods=["none"], evaluate=False, export=False))
+    run = start([file, "--out", "run", "--profile", str(profile)], tmp_path)
+    output, _ = run.communicate(timeout=600)
+    assert run.returncode == 0, output[-2000:]
+    assert "run: 5 steps are done" in output
+    assert len((tmp_path / "run" / "jobs").read_text().splitlines()) == 5

@@ -1,0 +1,106 @@
+"""Every file of a recipe is looked at before anything runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.pipeline import inputs, sentencepieces
+from fairseq_imitkd.pipeline.recipe import parse
+from tests.pipeline.recipes import recipe
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.src").write_text("1 2 3\n4 5 6 7\n" * 20)
+        (tmp_path / f"{split}.tgt").write_text("one two three\nfour five six seven\n" * 20)
+    return tmp_path
+
+
+def look(text: Path, /, **changes: Any) -> inputs.Inputs:
+    return inputs.look(parse(recipe(text, **changes), text))
+
+
+def test_texts_are_counted_and_hashed(text: Path) -> None:
+    (text / "train.src").write_text("1\n\n" * 20)
+    found = look(text)
+    source = found.texts["train", "source"]
+    assert (source.lines, source.empty, source.bytes) == (40, 20, 60)
+    assert found.digests[str(text / "valid.src")] == found.digests[str(text / "test.src")]
+
+
+def cut(text: Path) -> None:
+    (text / "valid.tgt").write_text("one\n")
+
+
+def binary(text: Path) -> None:
+    (text / "train.src").write_bytes(b"1\n\xff\n" * 20)
+
+
+def empty(text: Path) -> None:
+    for side in ("src", "tgt"):
+        (text / f"test.{side}").write_text("")
+
+
+def missing(text: Path) -> None:
+    (text / "test.src").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (cut, "text.valid must have two files of as many lines"),
+        (binary, "must be UTF-8, but line 2 is not; convert the file"),
+        (empty, "is empty; name a file with sentences"),
+        (missing, "is not a file; name a UTF-8 file with one sentence per line"),
+    ],
+)
+def test_wrong_text_is_refused(spoil: Callable[[Path], None], message: str, text: Path) -> None:
+    spoil(text)
+    with pytest.raises(UsageError, match="text") as error:
+        look(text)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ("nothing.pt", "is not a file"),
+        ({"checkpoint": "train.src"}, "is damaged: "),
+        ({"huggingface": "nowhere"}, "is not a folder"),
+        ({"huggingface": "."}, "lacks config.json"),
+    ],
+)
+def test_a_wrong_teacher_is_refused(teacher: Any, message: str, text: Path) -> None:
+    with pytest.raises(UsageError, match="teacher") as error:
+        look(text, teacher=teacher)
+    assert message in str(error.value)
+
+
+def test_a_teacher_of_other_subwords_is_refused(text: Path, digits: Any, teacher: Path) -> None:
+    own = {"checkpoint": str(teacher), "dictionaries": str(digits.dictionaries)}
+    look(text, teacher=own)
+    sentencepieces.train(text / "other.model", 40, [str(text / "train.src"), str(text / "train.tgt")])
+    with pytest.raises(
+        UsageError, match=r"is not the teacher's: .*dict\.src\.txt' lacks 88% of the subwords"
+    ):
+        look(text, teacher=own, sentencepiece=str(text / "other.model"))
+    with pytest.raises(UsageError, match=r"lacks dict\.src\.txt; name the folder"):
+        look(text, teacher={**own, "dictionaries": str(text)})
+    with pytest.raises(UsageError, match="can't be read as a model"):
+        look(text, teacher=own, sentencepiece=str(text / "train.src"))
+
+
+def test_a_disk_that_is_too_small_is_refused(text: Path) -> None:
+    inputs.check_room(text / "new" / "run", 1)
+    with pytest.raises(UsageError, match=r"needs 1,000,000.0 GB, but its disk has .* GB; make room"):
+        inputs.check_room(text / "new" / "run", 10**15)
+
+
+def test_two_trainings_of_subwords_make_the_same_file(text: Path) -> None:
+    for name in ("a", "b"):
+        sentencepieces.train(text / name, 40, [str(text / "train.src"), str(text / "train.tgt")])
+    assert (text / "a").read_bytes() == (text / "b").read_bytes()

@@ -1,0 +1,106 @@
+"""The steps of a recipe, what they need, and what changes their keys."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairseq_imitkd.pipeline.plan import Plan, last_value
+from fairseq_imitkd.pipeline.recipe import parse
+from tests.pipeline.recipes import TRAINING, recipe
+
+HERE = Path("/text")
+DIGESTS = {
+    str(HERE / f"{split}.{side}"): f"{split}{side}"
+    for split in ("train", "valid", "test")
+    for side in ("src", "tgt")
+}
+
+
+def plan(digests: dict[str, str] = DIGESTS, **changes: Any) -> Plan:
+    return Plan(parse(recipe(HERE, **changes), HERE), digests)
+
+
+def keys(made: Plan) -> dict[str, str]:
+    return {step.name: step.key for step in made.steps}
+
+
+def test_every_step_comes_after_those_that_it_needs() -> None:
+    made = plan(
+        methods=["none", "seqkd", {"criterion": "gkd", "data": "seqkd", "start": "seqkd"}],
+        seeds=[1, 2],
+        sentencepiece={"vocabulary": 50},
+    )
+    names = [step.name for step in made.steps]
+    for step in made.steps:
+        assert set(step.needs) <= set(names[: names.index(step.name)]), step.name
+    assert names == [
+        "subwords", "encode-train", "encode-valid", "encode-test", "binarise", "train-teacher", "seqkd",
+        "train-none-seed1", "train-none-seed2", "train-seqkd-seed1", "train-seqkd-seed2", "train-gkd-seed1",
+        "train-gkd-seed2", "export", "evaluate", "report",
+    ]  # fmt: skip
+    last = made.step("train-gkd-seed2")
+    assert set(last.needs) == {"binarise", "seqkd", "train-teacher", "train-seqkd-seed2"}
+    [command] = last.commands
+    assert command.words[1] == "seqkd/data-bin"
+    assert command.words[-1] == "models/seqkd-seed2/checkpoint_best.pt"
+    assert last.updates == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "rerun"),
+    [
+        (
+            {"methods": ["none", {"criterion": "imitkd_full", "flags": "--dropout 0.2"}]},
+            {"train-imitkd_full-seed1", "export", "evaluate", "report"},
+        ),
+        ({"export": "float32"}, {"export", "evaluate", "report"}),
+        ({"evaluate": "--quick"}, {"evaluate", "report"}),
+        ({"threads": 2}, {"evaluate", "report"}),
+        (
+            {"training": f"{TRAINING} --max-update 9"},
+            {"train-teacher", "train-none-seed1", "train-imitkd_full-seed1", "export", "evaluate", "report"},
+        ),
+        ({"seeds": [1, 2]}, {"evaluate", "report"}),
+        ({"methods": ["none", "gkd", "imitkd_full"]}, {"evaluate", "report"}),
+    ],
+)
+def test_a_change_changes_the_keys_of_what_depends_on_it_alone(
+    changes: dict[str, Any], rerun: set[str]
+) -> None:
+    before, after = keys(plan()), keys(plan(**changes))
+    assert {name for name in before if after[name] != before[name]} == rerun
+
+
+def test_text_counts_by_its_content() -> None:
+    """Other training text changes all that is made of it, and not the other splits' text."""
+    moved = {path.replace("/text", "/elsewhere"): digest for path, digest in DIGESTS.items()}
+    elsewhere = Plan(parse(recipe(Path("/elsewhere")), HERE), moved)
+    assert keys(elsewhere) == keys(plan())
+    other = keys(plan({**DIGESTS, "/text/train.src": "other"}))
+    same = {name for name, key in keys(plan()).items() if other[name] == key}
+    assert same == {"encode-valid", "encode-test"}
+
+
+def test_a_teacher_from_hugging_face_is_imported_and_its_subwords_are_used() -> None:
+    made = plan(teacher={"huggingface": "/opus"})
+    assert made.steps[0].commands[0].words[:2] == ("imitkd-import", "/opus")
+    assert made.step("encode-valid").commands[1].words == ("imitkd-encode", "teacher", "--side", "target")
+    assert "teacher/dict.src.txt" in made.step("binarise").commands[0].words
+    assert "teacher/model.pt" in made.step("train-imitkd_full-seed1").commands[0].words
+    assert "huggingface" in made.step("export").commands[0].words
+
+
+def test_a_checkpoint_teacher_gives_its_dictionaries() -> None:
+    made = plan(teacher={"checkpoint": "/t/teacher.pt", "dictionaries": "/d"}, device="cuda")
+    assert {"--srcdict", "/d/dict.src.txt"} <= set(made.step("binarise").commands[0].words)
+    student = made.step("train-imitkd_full-seed1")
+    assert {"--teacher-path", "/t/teacher.pt", "--teacher-data", "/d"} <= set(student.commands[0].words)
+    assert student.gpus == 1
+    assert "--cpu" not in student.commands[0].words
+    assert made.step("export").gpus == 0
+
+
+def test_the_last_value_of_a_flag_counts() -> None:
+    assert last_value(["--a", "1", "--a=2", "--b"], "--a") == "2"
+    assert last_value(["--b"], "--b") == ""

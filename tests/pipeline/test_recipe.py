@@ -1,0 +1,114 @@
+"""A wrong recipe ends in one line that names the key, the value and the remedy."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.pipeline.recipe import Method, Pair, parse, read
+from tests.helpers.digit_corpus import REPO
+from tests.pipeline.recipes import recipe
+
+HERE = Path("/text")
+
+
+def test_a_recipe_is_read_with_paths_from_its_folder(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        "languages: de-en\n"
+        "text: {train: [a.de, a.en], valid: [v.de, v.en], test: [t.de, /t.en]}\n"
+        "teacher: big/teacher.pt\n"
+        "sentencepiece: spm.model\n"
+        "training: --lr 0.1 --adam-betas '(0.9, 0.98)'\n"
+        "methods: [seqkd, {criterion: imitkd_full, name: two_steps, data: seqkd, start: seqkd}]\n"
+        "seeds: [1, 2]\n"
+    )
+    made = read(file)
+    assert (made.source, made.target) == ("de", "en")
+    assert made.text["test"] == Pair(tmp_path / "t.de", Path("/t.en"))
+    assert made.teacher.dictionaries == tmp_path / "big"
+    assert made.training == ("--lr", "0.1", "--adam-betas", "(0.9, 0.98)")
+    assert made.methods == (
+        Method("seqkd", None, "seqkd"),
+        Method("two_steps", "imitkd_full", "seqkd", "seqkd"),
+    )
+    assert made.exported == made.methods[1]
+    assert made.baseline == made.methods[0]
+
+
+def test_the_recipe_of_the_documentation_is_one() -> None:
+    """docs/distil.md shows every kind of method."""
+    page = (REPO / "docs" / "distil.md").read_text(encoding="utf-8")
+    shown = page.partition("```yaml\n")[2].partition("```")[0]
+    made = parse(yaml.safe_load(shown), HERE)
+    assert [method.name for method in made.methods] == ["none", "seqkd", "imitkd_full", "gkd_after_seqkd"]
+    defaults = parse({key: yaml.safe_load(shown)[key] for key in ("languages", "text", "teacher")}, HERE)
+    assert set(made.training) <= set(defaults.training)
+    assert made.student == defaults.student
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": [1]}, "seed is not a key of a recipe: did you mean seeds?"),
+        ({"languages": None}, "languages is not given; add it to the recipe"),
+        ({"languages": "de"}, "languages must be two names, such as de-en or [deu_Latn, eng_Latn], but is"),
+        ({"languages": "de-de"}, "languages must be two names"),
+        ({"text": {"train": ["a", "b"], "valid": ["a", "b"]}}, "text.test is not given"),
+        ({"text": {"trian": []}}, "text.trian is not a key of text: did you mean train?"),
+        ({"text": {"train": "a.de"}}, "text.train must be two files, such as [train.de, train.en]"),
+        ({"text": {"train": [1, 2]}}, "text.train must name files, but has 1"),
+        ({"teacher": {}}, "teacher must have one of checkpoint, huggingface and arch, but has none of them"),
+        ({"teacher": {"arch": "a", "checkpoint": "b"}}, "but has checkpoint and arch"),
+        ({"teacher": {"checkpoint": "b", "flags": "--lr 1"}}, "flags changes nothing without teacher.arch"),
+        ({"teacher": 3}, "teacher must have the keys checkpoint"),
+        ({"teacher": "t.pt", "sentencepiece": {"vocabulary": 100}}, "teacher.checkpoint has its own"),
+        ({"teacher": {"huggingface": "m"}, "sentencepiece": "s"}, "changes nothing with teacher.huggingface"),
+        ({"sentencepiece": {"vocabulary": 3}}, "vocabulary must be a whole number of 10 or more"),
+        ({"sentencepiece": {}}, "sentencepiece must have either model"),
+        ({"training": 3}, "training must be flags, such as --dropout 0.1, but is 3"),
+        ({"training": "--a '(1"}, "training can't be read as flags: No closing quotation"),
+        ({"methods": []}, None),
+        ({"methods": "gkd"}, "methods must be a list, but is 'gkd'"),
+        ({"methods": ["gkd", "gkd"]}, "methods[2].name 'gkd' is taken; give the method another name"),
+        ({"methods": [{"name": "a"}]}, "methods[1].criterion is not given"),
+        ({"methods": [{"criterion": "gkd", "name": "../a"}]}, "methods[1].name must consist of letters"),
+        ({"methods": [{"criterion": "gkd", "data": "seqdk"}]}, "methods[1].data must be one of text, seqkd"),
+        ({"methods": ["seqkd", {"criterion": "gkd", "start": "sekd"}]}, "did you mean seqkd?"),
+        ({"methods": [{"criterion": "gkd", "start": "none"}, "none"]}, "list that method before this one"),
+        ({"seeds": [1, 1]}, "seeds must be different whole numbers of 0 or more, such as [1, 2, 3]"),
+        ({"seeds": [True]}, "seeds must be different whole numbers"),
+        ({"evaluate": {"baseline": "imitkd_ful"}}, "is not one of the methods: did you mean imitkd_full?"),
+        ({"export": "int9"}, "export is 'int9': did you mean int8?"),
+        ({"export": {"method": "gkd"}}, "export.method 'gkd' is not one of the methods: use one of none"),
+        ({"device": "gpu"}, "device must be one of auto, cpu, cuda, but is 'gpu'"),
+        ({"threads": 0}, "threads must be a whole number of 1 or more, but is 0"),
+    ],
+)  # fmt: skip
+def test_a_wrong_recipe_names_the_key_and_the_remedy(changes: dict[str, Any], message: str | None) -> None:
+    if message is None:  # an empty value is as good as none
+        assert parse(recipe(HERE, **changes), HERE).methods
+        return
+    with pytest.raises(UsageError) as error:
+        parse(recipe(HERE, **changes), HERE)
+    assert message in str(error.value)
+    assert len(str(error.value)) <= 200
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "can't be read: "),
+        ("seeds: [1]\nseeds: [2]", "the key 'seeds' is given twice"),
+        ("- a", "the recipe must have the keys languages"),
+        ("", "the recipe must have the keys languages"),
+        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+    ],
+)
+def test_a_file_that_is_not_a_recipe_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UsageError, match="") as error:
+        read(tmp_path / "r.yaml")
+    assert message in str(error.value)

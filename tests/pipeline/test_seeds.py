@@ -1,0 +1,36 @@
+"""The table of methods over seeds."""
+
+import numpy as np
+import pytest
+
+from fairseq_imitkd.pipeline.seeds import mean, rows
+from fairseq_imitkd.text.bootstrap import Bootstrap
+
+
+def system(score: float, shift: float = 0.0) -> Bootstrap:
+    """A system whose resampled scores lie around its score, as those of the same test sentences do."""
+    noise = np.random.default_rng(1).normal(size=1000)
+    return Bootstrap(score, score + noise + shift * np.random.default_rng(2).normal(size=1000))
+
+
+def test_a_mean_is_resampled_with_its_seeds() -> None:
+    both = mean([system(30.0), system(34.0)])
+    assert both.score == 32.0
+    assert both.resampled == pytest.approx((system(30.0).resampled + system(34.0).resampled) / 2)
+
+
+def test_rows_compare_means_with_the_baseline() -> None:
+    """The difference of two systems that vary with the same sentences is surer than either score."""
+    systems = {
+        "teacher": [],
+        "none": [system(30.0), system(32.0)],
+        "gkd": [system(33.0, 0.1), system(35.0, 0.1)],
+    }
+    lines = rows(systems, "none")
+    assert len(lines) == 4, "what was not evaluated has no row"
+    none, gkd = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:])
+    assert none[:2] == ["none", "2"]
+    assert none[3:] == ["30.00 to 32.00", "", ""]
+    assert gkd[3] == "33.00 to 35.00"
+    assert gkd[4].startswith("+3.00 (+2.8")
+    assert gkd[5] == "0.001"
