@@ -33,6 +33,8 @@ TASK_FLAGS = {
     "--prune-end": None,
     "--prune-every": 100,
     "--eval-metrics": None,
+    "--mono-source-data": None,
+    "--mono-source-share": None,
 }
 CRITERION_FLAGS = {
     "--student-share": "constant:0",

@@ -53,7 +53,7 @@ def check_direction(
     trained = trained_pair(cfg, data)
     if trained is None or trained == pair:
         return
-    if trained == pair[::-1]:
+    if trained == pair[::-1] and trained_pair(cfg) == trained:  # not a guess from the data that is read
         raise ValueError(f"it translates {'-'.join(trained)}, but {reader} {'-'.join(pair)}; {remedy}")
     logger.warning(
         "a model translates %s, %s %s: make sure that they mean the same",

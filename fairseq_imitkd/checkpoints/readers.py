@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,8 +22,10 @@ from fairseq_imitkd.checkpoints.guard import all_are_trusted, read_stock
 from fairseq_imitkd.checkpoints.kinds import task_name
 from fairseq_imitkd.checkpoints.progress import check_progress
 from fairseq_imitkd.checkpoints.safe_load import reported
-from fairseq_imitkd.checkpoints.tags import is_multilingual, language_tags
+from fairseq_imitkd.checkpoints.tags import SETTING, is_multilingual, language_tags
 from fairseq_imitkd.data.dictionaries import check_fingerprints, dictionaries_of, fingerprints
+
+logger = logging.getLogger(__name__)
 
 
 def check_fairseqs_readers() -> None:
@@ -147,6 +150,8 @@ def _check_tags(cfg: Any, task: Any) -> None:
             f"it was trained by --task {task_name(cfg)} with the language tags {tags}; add that --task and "
             "its flags"
         )
+    if tags and getattr(cfg.task, SETTING, None) is not None:
+        logger.warning("the data must hold the language tags %s: imitkd-encode --tags writes them", tags)
 
 
 def _check_direction(cfg: Any, task: Any) -> None:

@@ -12,9 +12,17 @@ from fairseq_imitkd.models.pruning import PruningConfig
 from fairseq_imitkd.teacher.config import SequenceTeacherConfig
 from fairseq_imitkd.training.configuration.ranges import flag
 from fairseq_imitkd.training.configuration.trainer import OF_SCORES
+from fairseq_imitkd.training.source_only import SourceOnlyConfig
 from fairseq_imitkd.training.validation import ValidationConfig
 
-_CONFIGS = (SequenceTeacherConfig, PruningConfig, ValidationConfig, CheckpointConfig, FixedLRScheduleConfig)
+_CONFIGS = (
+    SequenceTeacherConfig,
+    SourceOnlyConfig,
+    PruningConfig,
+    ValidationConfig,
+    CheckpointConfig,
+    FixedLRScheduleConfig,
+)
 _OTHERS = (
     "criterion", "optimizer", "eval_bleu", *OF_SCORES, "train_subset", "valid_subset",
     "combine_valid_subsets", "ignore_unused_valid_subsets", "validate_interval", "validate_interval_updates",

@@ -1,6 +1,7 @@
 """The command that follows a training, with the paths of this one."""
 
 import os
+import re
 import shlex
 from argparse import Namespace
 from glob import escape, glob
@@ -13,6 +14,11 @@ from fairseq_imitkd.training.configuration.data import TASKS
 def is_first_process(args: Namespace) -> bool:
     """Whether this process speaks for all that train together."""
     return int(os.environ.get("RANK", args.distributed_rank or 0)) == 0
+
+
+def _plain(name: str) -> str:
+    """Return a folder's name as a name of a model, which has letters, digits and a few signs."""
+    return re.sub(r"[^\w.+-]", "_", name, flags=re.ASCII) or "model"
 
 
 def next_command(args: Namespace) -> str | None:
@@ -29,7 +35,7 @@ def next_command(args: Namespace) -> str | None:
     data = folders_of(args.data)[0]
     teacher = getattr(args, "teacher_path", None)
     # What is trained without a teacher may become one.
-    name = "student" if teacher or getattr(args, "teacher_cache", None) else folder.resolve().name
+    name = "student" if teacher or getattr(args, "teacher_cache", None) else _plain(folder.resolve().name)
     models = [f"--model={name}={path}"]
     if teacher and os.path.isfile(teacher):  # several, or one of another kind, are not evaluated
         models = [f"--model=teacher={teacher}", *models, "--teacher=teacher"]

@@ -171,7 +171,7 @@ def _add_selection_flags(group: Any) -> None:
         type=int,
         default=1,
         metavar="K",
-        help="keep the K best different hypotheses of --select first, best or mbr",
+        help="keep the K best hypotheses of --select first, best or mbr; of equal texts, best and mbr keep one",
     )
     group.add_argument(
         "--metric",
@@ -401,7 +401,8 @@ def _refuse_unused(args: argparse.Namespace) -> None:
             raise UsageError(
                 f"{flag} changes nothing with --backend {args.backend}; add --backend ctranslate2"
             )
-    draws = args.select == "sample" or (args.select == "mbr" and args.nbest is None and not args.translations)
+    of_samples = args.select == "mbr" and args.nbest in (None, 1) and not args.translations
+    draws = args.select == "sample" or of_samples
     if args.seed != 1 and not draws and not args.mix_gold:
         raise UsageError(
             f"--seed {args.seed} changes nothing: only --select sample, mbr without --nbest, and --mix-gold "

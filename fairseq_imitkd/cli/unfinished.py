@@ -18,7 +18,7 @@ def where_it_goes_on() -> str:
     path = os.path.join(args.save_dir, LAST.replace(".pt", f"{args.checkpoint_suffix}.pt"))
     if os.path.isfile(path):
         return f"; the same command continues from {path}"
-    return "; there is no checkpoint yet, so the same command begins anew"
+    return "; there is no checkpoint yet, so the same command starts from the beginning"
 
 
 @contextmanager

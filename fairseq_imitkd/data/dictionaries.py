@@ -44,8 +44,8 @@ def check_dictionary(name: str, theirs: Dictionary, own: Dictionary) -> None:
         index, theirs_symbol, own_symbol = difference
         raise UsageError(
             f"the teacher's dictionary {name} differs from the student's at index {index}: teacher "
-            f"'{theirs_symbol}', student '{own_symbol}'; binarise the data with the teacher's (--srcdict, "
-            "--tgtdict), or learn from text (imitkd-seqkd --student-data)"
+            f"'{theirs_symbol}', student '{own_symbol}'; binarise with it (--srcdict, --tgtdict), or use "
+            "imitkd-seqkd --student-data"
         )
 
 

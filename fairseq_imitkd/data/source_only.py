@@ -115,7 +115,7 @@ class SourceMix(LanguagePairDataset):
             pad_to_multiple=parallel.pad_to_multiple,
         )
         self.parallel, self.seed, self.epoch = parallel, seed, 1
-        self.others = round(len(parallel) * share / (1.0 - share))  # in an epoch
+        self.others = max(1, round(len(parallel) * share / (1.0 - share)))  # in an epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the sentences of an epoch (1 = first)."""

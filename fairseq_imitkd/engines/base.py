@@ -86,7 +86,8 @@ class SearchSettings:
         )
         yield "diverse_beam_strength", 0.0 <= self.diverse_beam_strength < math.inf, "0 or more"
         yield "metric", self.metric in (None, *REWARDS), f"one of {', '.join(REWARDS)}"
-        yield "samples", self.samples >= 1, "1 or more"
+        least = 2 if self.select == "mbr" and self.draws else 1
+        yield "samples", self.samples >= least, f"{least} or more"
         most = self.samples if self.draws else max(self.nbest, self.beam if self.select == "first" else 1)
         yield "keep", 1 <= self.keep <= most, f"in 1..{most}, the number of hypotheses to choose from"
         yield "sampling_topk", self.sampling_topk >= 0, "0 (all tokens) or more"

@@ -101,7 +101,7 @@ def expected_speedup(acceptance: float, length: int, cost: float) -> float:
     Args:
         acceptance: ``a``, in 0..1.
         length: ``g``, number of tokens in a draft.
-        cost: ``c``, time of a token of the student by that of a token of the teacher.
+        cost: ``c``, time of a token of the student divided by that of the teacher.
     """
     return expected_tokens(acceptance, length) / (length * cost + 1.0)
 
@@ -112,7 +112,7 @@ def results(acceptance: Tensor, outputs: Sequence[Tensor], cost: float) -> Draft
     Args:
         acceptance: ``(N,)``, at each position of all outputs.
         outputs: the same by output, as :func:`teacher_calls` reads it.
-        cost: time of a token of the student by that of a token of the teacher.
+        cost: time of a token of the student divided by that of the teacher.
     """
     mean = float(acceptance.mean())
     length = max(LENGTHS, key=lambda length: expected_speedup(mean, length, cost))

@@ -229,7 +229,7 @@ def _drafts(models: Models, teacher: str | None) -> str:
         f"prefixes of its own output; greedy: both find the same token the most probable; sampling: sum of "
         "min(p, q)",
         f"tokens a pass: tokens that one pass of {teacher} yields, with the drafts' length of the greatest "
-        "speed-up; cost of a token: its time by that of the teacher, from the speeds at the smallest batch "
+        "speed-up; cost of a token: its time divided by the teacher's, from the speeds at the smallest batch "
         "size; speed-up: by the formula of Leviathan et al. (2023), which neglects all other costs",
     ]
     return "\n".join([table(header, rows, 2), "", *(f"- {_cell(note)}" for note in notes)])

@@ -195,7 +195,7 @@ class DraftResults:
         acceptance: mean probability that the teacher accepts a drafted token, in 0..1.
         length: number of tokens in a draft: that of the greatest ``speedup``.
         tokens_per_call: tokens that a pass of the teacher yields with such drafts, counted on these outputs.
-        cost: time of a token of the student by that of a token of the teacher.
+        cost: time of a token of the student divided by that of the teacher.
         speedup: how many times as fast as the teacher alone, by the formula of Leviathan et al. 2023.
     """
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import fairseq_imitkd
+from fairseq_imitkd.checkpoints.tags import language_tags
 from fairseq_imitkd.checkpoints.translation import LoadedStudent, load_student
 from fairseq_imitkd.data.corpus import Languages, read_split
 from fairseq_imitkd.data.files import sha256, write_json
@@ -105,6 +106,7 @@ def export_huggingface(job: HuggingFaceJob) -> Exported:
         else text_of_folder(job.subwords, languages)
     )
     student = load_student(job.checkpoint, languages, job.allow_globals)
+    _check_tags(student, languages, text, job=job)
     described = _describe(student, languages, text)
     shared = shared_tables(described.state)
     content = config_json(described.config, shared)
@@ -139,6 +141,23 @@ def export_huggingface(job: HuggingFaceJob) -> Exported:
             checks=card_checks(compared, job.split),
         )
     return Exported(content["architectures"][0], text.subwords.tokenizer, origin.parameters, compared, notes)
+
+
+def _check_tags(
+    student: LoadedStudent, languages: Languages, text: SourceText, *, job: HuggingFaceJob
+) -> None:
+    """Refuse a model with language tags that the text is not given.
+
+    Raises:
+        UsageError: its tags are not those of the subwords.
+    """
+    of_source, of_target = language_tags(student.config.task, (languages.source, languages.target)).sides
+    given = (*text.subwords.before, *text.subwords.after)
+    if set(of_source) - set(given) or set(of_target) - set(text.subwords.target_before):
+        raise UsageError(
+            f"CHECKPOINT '{job.checkpoint}' needs the language tags {' '.join((*of_source, *of_target))}; add "
+            "--subwords with the folder of its import, or export a student of it, which needs none"
+        )
 
 
 def _describe(student: LoadedStudent, languages: Languages, text: SourceText) -> Described:

@@ -64,6 +64,7 @@ class TransformersEngine:
                 num_beams=1,
                 do_sample=False,
                 max_new_tokens=self.settings.max_len_b + 1,
+                no_repeat_ngram_size=0,
             )
         return [[_Found(_to_eos(row[1:]))] for row in out]
 

@@ -1,6 +1,7 @@
 """The model card of an exported student: the README.md that model hubs show."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,11 +92,16 @@ def origin_of(config: Any, *, arch: str, parameters: int) -> Origin:
 
 
 def _name(path: Any) -> str | None:
-    """Return the last two parts of a path, without what tells about the machine."""
+    """Return the names of the files or folders that a setting joins by ``:``, without where they are. A
+    checkpoint's own name says little, so its folder's comes before it.
+    """
     if not isinstance(path, str) or not path:
         return None
-    parts = [part for part in Path(path.split(":")[0]).parts if part not in ("/", ".", "..")]
-    return "/".join(parts[-2:]) or None
+    names = []
+    for each in path.split(os.pathsep):
+        parts = [part for part in Path(each).parts if part not in ("/", ".", "..")]
+        names.append("/".join(parts[-2:] if each.endswith(".pt") else parts[-1:]))
+    return ", ".join(filter(None, names)) or None
 
 
 def write_card(

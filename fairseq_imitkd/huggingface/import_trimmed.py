@@ -24,12 +24,13 @@ def import_trimmed(job: ImportJob, corpora: Sequence[str]) -> tuple[Imported, Tr
         corpora: prefixes of text: ``PREFIX.LANG`` holds sentences.
 
     Raises:
-        UsageError: as of :func:`~fairseq_imitkd.huggingface.importer.import_model` and
+        UsageError: as in :func:`~fairseq_imitkd.huggingface.importer.import_model` and
             :func:`~fairseq_imitkd.huggingface.trim.trim`.
     """
     OutputFolder(job.out, "a new folder").check_new()
     for language in filter(None, (job.source_lang, job.target_lang)):
         count_symbols(_FLAG, corpora, language)  # before the import takes its time
+    job.out.resolve().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".import-", dir=job.out.resolve().parent) as folder:
         whole = Path(folder) / "whole"
         made = import_model(replace(job, out=whole))

@@ -126,7 +126,7 @@ class PrefixConfig(FairseqDataclass):
     rollout_confidence: ConfidenceName = _flag(
         "none",
         "weigh the divergence at each position of a rollout by the teacher's confidence there: one minus its "
-        "entropy by the largest possible one, or the probability of its most probable token",
+        "entropy divided by the largest one, or the probability of its most probable token",
     )
     rollout_cuda_graphs: GraphsName = _flag(
         "auto",

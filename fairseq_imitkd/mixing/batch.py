@@ -235,7 +235,8 @@ def with_past_rollouts(
 
 
 def sentences_of(sample: Batch, rows: Tensor, *, layout: BatchLayout) -> tuple[Sequence[Tensor], ...]:
-    """Return sources, decoder inputs and targets of some sentences, on the CPU and without padding.
+    """Return sources, decoder inputs and targets of some sentences, on the CPU and without padding. The
+    target of a sentence without a reference is one padding symbol.
 
     The sentences share memory, so the number of operations does not depend on their number.
 
@@ -250,6 +251,7 @@ def sentences_of(sample: Batch, rows: Tensor, *, layout: BatchLayout) -> tuple[S
     tensors = (sample["net_input"]["src_tokens"], sample["net_input"]["prev_output_tokens"], sample["target"])
     sources, inputs, targets = (tensor.cpu()[rows] for tensor in tensors)
     is_source, is_target = sources.ne(layout.source_pad), targets.ne(layout.target.pad)
+    is_target[:, 0] = True  # a sentence without a reference keeps its first decoder input
     lengths = is_target.sum(dim=-1).tolist()
     return (
         sources[is_source].split(is_source.sum(dim=-1).tolist()),

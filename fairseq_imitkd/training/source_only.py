@@ -130,6 +130,12 @@ class WithSourceOnlyData(_Task):
                     f"--valid-subset '{split}' has no target side, which this --criterion needs: binarise "
                     "the targets too, or add --disable-validation"
                 )
+            metric = config.checkpoint.best_checkpoint_metric
+            if metric in ("nll_loss", "ppl"):
+                raise UsageError(
+                    f"--best-checkpoint-metric {metric} needs references, but --valid-subset '{split}' has no "
+                    "target side: use loss"
+                )
             if self.cfg.eval_bleu or self.cfg.eval_metrics is not None:
                 flag = "--eval-bleu" if self.cfg.eval_bleu else f"--eval-metrics {self.cfg.eval_metrics}"
                 raise UsageError(

@@ -10,7 +10,7 @@ from fairseq_imitkd.errors import UsageError
 
 def test_where_a_stopped_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["imitkd-train", "data", f"--save-dir={tmp_path}"])
-    assert where_it_goes_on() == "; there is no checkpoint yet, so the same command begins anew"
+    assert where_it_goes_on() == "; there is no checkpoint yet, so the same command starts from the beginning"
     (tmp_path / "checkpoint_last.pt").touch()
     assert where_it_goes_on() == f"; the same command continues from {tmp_path}/checkpoint_last.pt"
 

@@ -52,7 +52,7 @@ def epoch(mixed: SourceMix, number: int) -> np.ndarray:
     return mixed.ordered_indices()
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.25, 20), (0.5, 60), (0.9, 540), (0.001, 0)])
+@pytest.mark.parametrize(("share", "expected"), [(0.25, 20), (0.5, 60), (0.9, 540), (0.001, 1)])
 def test_epoch_has_the_parallel_sentences_once_and_the_share_of_others(share: float, expected: int) -> None:
     order = epoch(mix(share), 1)
     assert sorted(order[order < PARALLEL]) == list(range(PARALLEL))

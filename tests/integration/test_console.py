@@ -133,7 +133,7 @@ def test_a_training_on_a_terminal(stop: bool, digits: Any, teacher: Path, tmp_pa
     last = re.sub(bars, "", left).rstrip("\n").splitlines()[-1]
     if stop:
         assert status == 130
-        assert last == "stopped; there is no checkpoint yet, so the same command begins anew"
+        assert last == "stopped; there is no checkpoint yet, so the same command starts from the beginning"
     else:
         assert status == 0
         assert re.fullmatch(r"trained 8 updates in \d:\d\d:\d\d", last)

@@ -174,7 +174,7 @@ def test_outputs_are_fairseqs_own(root: Path, evaluation_run, tmp_path: Path) ->
 def test_markdown_is_printed_from_the_file(evaluation_run) -> None:
     """The tables are well-formed, and their values are the file's."""
     _, found, printed = evaluation_run
-    scores, _, speed, size, probes, by_token = tables(printed)
+    scores, _, speed, size, probes, by_token, drafts = tables(printed)
     for row in scores[1:]:
         decoding = found["models"][row[0]]["decoding"][row[1]]
         assert row[2].split()[0] == f"{decoding['bleu']['score']:.2f}"
@@ -187,6 +187,10 @@ def test_markdown_is_printed_from_the_file(evaluation_run) -> None:
     assert by_token[0][1:] == [f"1 to 5 ({group['gold']['tokens']:,})"]
     own, gold = (100 * group[prefix]["agreement"] for prefix in ("own", "gold"))
     assert by_token[1:] == [["gru", f"{own:.1f}% of {group['own']['tokens']:,} ({own - gold:+.1f})"]]
+    accepted = {how: each["acceptance"] for how, each in found["models"]["gru"]["drafts"].items()}
+    assert [row[:3] for row in drafts[1:] if row[0] == "gru"] == [
+        ["gru", how, f"{100 * share:.1f}%"] for how, share in accepted.items()
+    ]
     assert found["command"] in printed
     assert all(signature in printed for signature in found["signatures"].values())
 
