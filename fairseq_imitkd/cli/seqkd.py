@@ -171,7 +171,7 @@ def _add_selection_flags(group: Any) -> None:
         type=int,
         default=1,
         metavar="K",
-        help="keep the K best hypotheses of --select first, best or mbr; of equal texts, best and mbr keep one",
+        help="keep the K best hypotheses of --select first, best or mbr; of equal texts, both last keep one",
     )
     group.add_argument(
         "--metric",

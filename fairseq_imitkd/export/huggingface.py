@@ -155,8 +155,8 @@ def _check_tags(
     given = (*text.subwords.before, *text.subwords.after)
     if set(of_source) - set(given) or set(of_target) - set(text.subwords.target_before):
         raise UsageError(
-            f"CHECKPOINT '{job.checkpoint}' needs the language tags {' '.join((*of_source, *of_target))}; add "
-            "--subwords with the folder of its import, or export a student of it, which needs none"
+            f"CHECKPOINT '{job.checkpoint}' needs the language tags {' '.join((*of_source, *of_target))}; "
+            "add --subwords with the folder of its import, or export a student of it, which needs none"
         )
 
 

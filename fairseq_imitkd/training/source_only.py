@@ -133,8 +133,8 @@ class WithSourceOnlyData(_Task):
             metric = config.checkpoint.best_checkpoint_metric
             if metric in ("nll_loss", "ppl"):
                 raise UsageError(
-                    f"--best-checkpoint-metric {metric} needs references, but --valid-subset '{split}' has no "
-                    "target side: use loss"
+                    f"--best-checkpoint-metric {metric} needs references, but --valid-subset '{split}' has "
+                    "no target side: use loss"
                 )
             if self.cfg.eval_bleu or self.cfg.eval_metrics is not None:
                 flag = "--eval-bleu" if self.cfg.eval_bleu else f"--eval-metrics {self.cfg.eval_metrics}"

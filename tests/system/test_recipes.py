@@ -30,8 +30,13 @@ def run(
     return done.stdout + done.stderr
 
 
+ALIKE = ("iwslt14_de_en", "wmt16_en_de")  # they have the scripts of multi30k
+
+
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["forked", "real"])
-@pytest.mark.parametrize("recipe", ROWS)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE)) for name in ROWS]
+)
 def test_every_stage_runs(recipe: str, real: bool, tmp_path: Path) -> None:
     """Commands are forks of a process that has imported the package, or each is a new Python (slow)."""
     output = run(recipe, tmp_path, *ROWS[recipe], real=real)
