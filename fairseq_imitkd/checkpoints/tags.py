@@ -101,6 +101,8 @@ def language_tags(task: Any, pair: Pair = (None, None)) -> TagNames:
         for language, side in zip(languages_of(task, pair), ("SOURCE", "TARGET"), strict=True)
     )
     if issubclass(kind, TranslationFromPretrainedBARTTask):
+        own = languages_of(task)  # its tags are the names of its one pair, whatever the data call it
+        source, target = own[0] or source, own[1] or target
         before = (_BOS,) if getattr(task, "prepend_bos", False) else ()
         return TagNames(before, (EOS, f"[{source}]"), (f"[{target}]", *before))
     if issubclass(kind, OnlineBackTranslationTask):

@@ -10,6 +10,7 @@ from torch import Tensor
 from fairseq_imitkd.data.corpus import Languages, check_sentences, read_split
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate.models import EvaluatedModel
+from fairseq_imitkd.models.tagged import check_without_tags, tags_of
 from fairseq_imitkd.text.scored import ScoredText
 from fairseq_imitkd.text.subwords import Text, TextSettings
 
@@ -117,6 +118,10 @@ def read(
     )
     check_sentences(ids, sources, languages.source_dictionary, language=languages.source)
     check_sentences(ids, references, languages.target_dictionary, language=languages.target)
+    for model in models.values():
+        tags = None if model.fairseq is None else tags_of(model.fairseq)
+        if tags is not None:
+            check_without_tags(tags, languages, sources, references)
     if not any(source.numel() > 1 for source in sources):
         raise UsageError(f"--gen-subset {split} has no sentence with words; use another split")
     texts = detokenizer.target.references(references)

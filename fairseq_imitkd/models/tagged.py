@@ -6,6 +6,7 @@ model: the data, the student and all translations are without tags, and each pos
 same for student and teacher.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ from fairseq.models import (
     FairseqIncrementalDecoder,
 )
 from torch import Tensor
+
+from fairseq_imitkd.data.languages import LanguagePair
+from fairseq_imitkd.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,33 @@ class Tags:
         """Replace the EOS that decoder inputs ``(B, T)`` begin with, ``(B, T + added)``."""
         start = prev_output_tokens.new_tensor(self.target_start).expand(prev_output_tokens.size(0), -1)
         return torch.cat([start, prev_output_tokens[:, 1:]], dim=1)
+
+
+def check_without_tags(
+    tags: Tags, pair: LanguagePair, sources: Sequence[Tensor], targets: Sequence[Tensor]
+) -> None:
+    """Refuse sentences with language tags, which a :class:`TaggedModel` would then read twice.
+
+    Args:
+        tags: the model's.
+        pair: the dictionaries of the sentences.
+        sources, targets: ``(S,)`` and ``(T,)`` tokens each, with or without padding.
+
+    Raises:
+        UsageError: each source, or each target, holds one of the tags.
+    """
+    for side, dictionary, sentences, added in (
+        ("source", pair.source_dictionary, sources, tags.source_before + tags.source_end),
+        ("target", pair.target_dictionary, targets, tags.target_start),
+    ):
+        for tag in added:
+            if tag == dictionary.eos() or not len(sentences):
+                continue
+            if all(bool(sentence.eq(tag).any()) for sentence in sentences):
+                raise UsageError(
+                    f"the {side}s of DATA hold the language tag {dictionary[tag]}, which the model adds "
+                    "itself; binarise text without it (imitkd-encode without --tags)"
+                )
 
 
 class TaggedEncoder(FairseqEncoder):

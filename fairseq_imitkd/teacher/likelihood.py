@@ -16,9 +16,10 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.models.logits import chunk_size
-from fairseq_imitkd.models.tagged import tags_of
+from fairseq_imitkd.models.tagged import check_without_tags, tags_of
 from fairseq_imitkd.teacher.subset import log_mass
 from fairseq_imitkd.teacher.teacher import Teacher
 
@@ -235,24 +236,11 @@ def _check_symbols(number: int, tokens: Tensor, dictionary: Dictionary | None, *
 
 
 def _refuse_tagged(teacher: Teacher, batch: Batch, dataset: Any) -> None:
-    """Refuse data with language tags, which a teacher of :class:`TaggedModel` would then read twice.
-
-    Raises:
-        UsageError: each of the batch's sources, or of its targets, holds one of the teacher's tags.
-    """
+    """Refuse data with the language tags that a teacher adds itself."""
     tags = tags_of(teacher.models[0])
-    if tags is None:
-        return
-    for side, dictionary, tokens, added in (
-        ("source", dataset.src_dict, batch["net_input"]["src_tokens"], tags.source_before + tags.source_end),
-        ("target", dataset.tgt_dict, batch["target"], tags.target_start),
-    ):
-        for tag in added:
-            if tag != dictionary.eos() and bool(tokens.eq(tag).any(dim=-1).all()):
-                raise UsageError(
-                    f"the {side}s of DATA hold the language tag {dictionary[tag]}, which the teacher adds "
-                    "itself; binarise text without it (imitkd-encode without --tags)"
-                )
+    if tags is not None:
+        pair = LanguagePair("", "", dataset.src_dict, dataset.tgt_dict)
+        check_without_tags(tags, pair, batch["net_input"]["src_tokens"], batch["target"])
 
 
 def _targets(dataset: Any, count: int) -> list[Tensor]:

@@ -155,8 +155,9 @@ def _build_member(
     Returns:
         the model over the student's symbols, and what is known of its other ones.
     """
-    source_lang = getattr(cfg.task, "source_lang", None) or student.source
-    target_lang = getattr(cfg.task, "target_lang", None) or student.target
+    known = None if is_multilingual(cfg.task) else cfg.task  # of its pairs, the one of the student
+    source_lang = getattr(known, "source_lang", None) or student.source
+    target_lang = getattr(known, "target_lang", None) or student.target
     names = [f"dict.{language}.txt" for language in (source_lang, target_lang)]
     folder = dictionary_folder(path, cfg, names, data=data)
     task = translation_task(cfg, folder, pair=(source_lang, target_lang))

@@ -326,3 +326,15 @@ def test_state_always_has_the_same_types(count: int) -> None:
     """An empty buffer has them too. Tokens are int32, which halves the memory."""
     types = {name: tensor.dtype for name, tensor in filled(3, count).state().items()}
     assert types == {"numbers": torch.int64, "lengths": torch.int64, "tokens": torch.int32}
+
+
+def test_a_sentence_without_a_reference_keeps_its_first_input() -> None:
+    """The teacher may still write its target."""
+    sample = make_batch([([4, 5], [6, 7]), ([5, 6], [7, 8])])
+    sample["target"][0], sample["net_input"]["prev_output_tokens"][0, 1:] = 1, 1
+    past = PastRollout(9, 0, False, torch.tensor([4, 2]), torch.tensor([2, 5]), torch.tensor([5, 2]))
+    new, order = with_past_rollouts(sample, torch.tensor([1]), [past], layout=layout())
+    row = order.tolist().index(0)
+    assert new["target"][row].eq(1).all()
+    assert new["net_input"]["prev_output_tokens"][row].tolist()[:2] == [2, 1]
+    assert new["ntokens"] == 2

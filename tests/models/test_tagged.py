@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_imitkd.data.languages import LanguagePair
+from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.models.encoding import encode
-from fairseq_imitkd.models.tagged import TaggedModel, Tags
+from fairseq_imitkd.models.tagged import TaggedModel, Tags, check_without_tags
 from fairseq_imitkd.rollout import RolloutPolicy
 from fairseq_imitkd.rollout.steps import IncrementalSteps
 from fairseq_imitkd.teacher.teacher import Teacher
@@ -164,3 +166,16 @@ def test_losses_and_gradients_are_those_of_the_definition(
     total.backward()
     for name, parameter in student.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_data_that_hold_the_tags_are_refused() -> None:
+    """A single sentence may hold the symbol, as a word of its own."""
+    pair = LanguagePair("a", "b", letters(), letters())
+    plain, tagged = torch.tensor([4, 5, EOS]), torch.tensor([TAG, 4, EOS])
+    check_without_tags(LAYOUTS["prefixes"], pair, [plain, tagged], [plain, plain])
+    with pytest.raises(
+        UsageError, match=r"^the sources of DATA hold the language tag o, which the model adds"
+    ):
+        check_without_tags(LAYOUTS["prefixes"], pair, [tagged, tagged], [plain, plain])
+    with pytest.raises(UsageError, match=r"^the targets of DATA hold the language tag p, which"):
+        check_without_tags(LAYOUTS["prefixes"], pair, [plain], [torch.tensor([OTHER, 4, EOS])])
