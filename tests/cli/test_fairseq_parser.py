@@ -1,5 +1,6 @@
 """What fairseq's parser reports, as one line each."""
 
+import sys
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
@@ -19,6 +20,12 @@ TRAINING = (
     "data", "--task", "translation_with_teacher", "--arch", "transformer", "--criterion", "imitkd",
     "--optimizer", "adam", "--lr-scheduler", "triangular", "--max-lr", "1",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser looks for misspelt flags in the command line, which is pytest's here."""
+    monkeypatch.setattr(sys, "argv", ["imitkd-train"])
 
 
 def parse(*flags: str, without: str = "") -> Namespace:
