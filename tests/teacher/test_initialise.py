@@ -124,7 +124,7 @@ def test_a_student_of_the_same_size_computes_what_its_teacher_does(settings: dic
             {"encoder_embed_dim": 16, "decoder_embed_dim": 16},
             "the student's encoder's embed_tokens must be built as the teacher's, but its Embedding has "
             "weight "
-            "(20, 16), the teacher's Embedding (20, 32); give the student the teacher's widths, or leave "
+            "(20, 16), the teacher's Embedding (20, 32); use the teacher's widths, or leave "
             "this part out",
         ),
         (
@@ -267,7 +267,7 @@ def test_one_tensor_for_several_of_the_teachers(
     with pytest.raises(UsageError) as error:
         initialise(own, theirs, parts)
     assert (
-        f"--init-from-teacher: the student's {refused} are one tensor, but the teacher's differ; build a"
+        f"--init-from-teacher: the student's {refused} are one tensor, but the teacher's differ; leave"
         in str(error.value)
     )
     assert all(torch.equal(values, before[name]) for name, values in own.state_dict().items())
