@@ -64,6 +64,17 @@ class HelpFormatter(argparse.HelpFormatter):
         return f"{action.help} (default: %(default)s)"
 
 
+def add_checkpoint_flags(made: Any) -> None:
+    """Add the flags of a command that reads one CHECKPOINT: its languages, and types of its file."""
+    for flags, which in ((("-s", "--source-lang"), "source"), (("-t", "--target-lang"), "target")):
+        made.add_argument(*flags, help=f"{which} language (default: that of CHECKPOINT)")
+    made.add_argument(
+        "--allow-globals",
+        metavar="NAMES",
+        help="types that CHECKPOINT may hold besides fairseq's own: module.name,… (for files that you trust)",
+    )
+
+
 def add_subword_flags(
     group: Any, of: str, kinds: Sequence[str] = tuple(SUBWORDS), *, prefix: str = ""
 ) -> None:

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from fairseq_imitkd.cli.arguments import Parser
+from fairseq_imitkd.cli.arguments import Parser, add_checkpoint_flags
 from fairseq_imitkd.errors import one_line_errors
 from fairseq_imitkd.teacher.dictionaries import write_dictionaries
 
@@ -45,13 +45,7 @@ def parser() -> Parser:
         help="folder with the dictionaries that the model was trained with (default: the checkpoint's "
         "folder, then the data folder that the checkpoint names)",
     )
-    for flags, which in ((("-s", "--source-lang"), "source"), (("-t", "--target-lang"), "target")):
-        made.add_argument(*flags, help=f"{which} language (default: that of CHECKPOINT)")
-    made.add_argument(
-        "--allow-globals",
-        metavar="NAMES",
-        help="types that CHECKPOINT may hold besides fairseq's own: module.name,… (for files that you trust)",
-    )
+    add_checkpoint_flags(made)
     return made
 
 

@@ -57,7 +57,7 @@ def check_command(words: Sequence[str], name: str) -> None:
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Return a context whose errors name what they are about, and of which argparse prints none."""
+    """Return a context whose errors name what they are about; argparse prints none of them."""
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):

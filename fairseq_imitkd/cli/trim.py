@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from fairseq_imitkd.cli.arguments import Parser, positive
+from fairseq_imitkd.cli.arguments import Parser, add_checkpoint_flags, positive
 from fairseq_imitkd.errors import one_line_errors
 from fairseq_imitkd.huggingface.trim import SideReport, TrimJob, Trimmed, trim
 
@@ -55,13 +55,7 @@ def parser() -> Parser:
         "--min-count", type=positive, default=1, help="fewest occurrences of a symbol that stays"
     )
     made.add_argument("--keep", nargs="+", default=(), metavar="SYMBOL", help="further symbols that stay")
-    for flags, which in ((("-s", "--source-lang"), "source"), (("-t", "--target-lang"), "target")):
-        made.add_argument(*flags, help=f"{which} language (default: that of CHECKPOINT)")
-    made.add_argument(
-        "--allow-globals",
-        metavar="NAMES",
-        help="types that CHECKPOINT may hold besides fairseq's own: module.name,… (for files that you trust)",
-    )
+    add_checkpoint_flags(made)
     return made
 
 

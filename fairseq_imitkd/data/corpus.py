@@ -49,7 +49,7 @@ class Languages(LanguagePair):
         """Read the dictionaries of a directory.
 
         Args:
-            folder: the directory, or several joined by ``:``, the first of which has the dictionaries.
+            folder: the directory, or several joined by ``:``; the first one has the dictionaries.
             source, target: the languages; one that is None is read from the names of the files.
 
         Raises:

@@ -69,6 +69,20 @@ class Sentences:
         return [order[start : start + size] for start in range(0, len(order), size)]
 
 
+def _check_tags(
+    models: Mapping[str, EvaluatedModel],
+    languages: Languages,
+    sources: Sequence[Tensor],
+    *,
+    references: Sequence[Tensor],
+) -> None:
+    """Refuse sentences that hold the language tags which a model adds itself."""
+    for model in models.values():
+        tags = None if model.fairseq is None else tags_of(model.fairseq)
+        if tags is not None:
+            check_without_tags(tags, languages, sources=sources, targets=references)
+
+
 def read(
     languages: Languages,
     split: str,
@@ -118,10 +132,7 @@ def read(
     )
     check_sentences(ids, sources, languages.source_dictionary, language=languages.source)
     check_sentences(ids, references, languages.target_dictionary, language=languages.target)
-    for model in models.values():
-        tags = None if model.fairseq is None else tags_of(model.fairseq)
-        if tags is not None:
-            check_without_tags(tags, languages, sources, references)
+    _check_tags(models, languages, sources, references=references)
     if not any(source.numel() > 1 for source in sources):
         raise UsageError(f"--gen-subset {split} has no sentence with words; use another split")
     texts = detokenizer.target.references(references)

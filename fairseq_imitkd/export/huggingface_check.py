@@ -1,5 +1,6 @@
 """Compares an exported folder with the student: ids of text, and greedy translations by ``transformers``."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,9 @@ class TransformersEngine:
 
     def with_settings(self, settings: SearchSettings) -> "TransformersEngine":
         """See :class:`~fairseq_imitkd.engines.base.Engine`."""
-        raise NotImplementedError
+        other = copy.copy(self)
+        other.settings = settings
+        return other
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class Tags:
 
 
 def check_without_tags(
-    tags: Tags, pair: LanguagePair, sources: Sequence[Tensor], targets: Sequence[Tensor]
+    tags: Tags, pair: LanguagePair, *, sources: Sequence[Tensor], targets: Sequence[Tensor]
 ) -> None:
     """Refuse sentences with language tags, which a :class:`TaggedModel` would then read twice.
 

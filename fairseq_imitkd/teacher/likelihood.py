@@ -240,7 +240,7 @@ def _refuse_tagged(teacher: Teacher, batch: Batch, dataset: Any) -> None:
     tags = tags_of(teacher.models[0])
     if tags is not None:
         pair = LanguagePair("", "", dataset.src_dict, dataset.tgt_dict)
-        check_without_tags(tags, pair, batch["net_input"]["src_tokens"], batch["target"])
+        check_without_tags(tags, pair, sources=batch["net_input"]["src_tokens"], targets=batch["target"])
 
 
 def _targets(dataset: Any, count: int) -> list[Tensor]:

@@ -172,10 +172,12 @@ def test_data_that_hold_the_tags_are_refused() -> None:
     """A single sentence may hold the symbol, as a word of its own."""
     pair = LanguagePair("a", "b", letters(), letters())
     plain, tagged = torch.tensor([4, 5, EOS]), torch.tensor([TAG, 4, EOS])
-    check_without_tags(LAYOUTS["prefixes"], pair, [plain, tagged], [plain, plain])
+    check_without_tags(LAYOUTS["prefixes"], pair, sources=[plain, tagged], targets=[plain, plain])
     with pytest.raises(
         UsageError, match=r"^the sources of DATA hold the language tag o, which the model adds"
     ):
-        check_without_tags(LAYOUTS["prefixes"], pair, [tagged, tagged], [plain, plain])
+        check_without_tags(LAYOUTS["prefixes"], pair, sources=[tagged, tagged], targets=[plain, plain])
     with pytest.raises(UsageError, match=r"^the targets of DATA hold the language tag p, which"):
-        check_without_tags(LAYOUTS["prefixes"], pair, [plain], [torch.tensor([OTHER, 4, EOS])])
+        check_without_tags(
+            LAYOUTS["prefixes"], pair, sources=[plain], targets=[torch.tensor([OTHER, 4, EOS])]
+        )
