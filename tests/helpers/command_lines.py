@@ -98,8 +98,8 @@ class End:
 
     @property
     def read_data(self) -> bool:
-        """Whether a data set or an input was opened; the console says so."""
-        return " sentences of " in self.output or "Type the input sentence" in self.output
+        """Whether a data set or an input was opened; the console says so, and with --log-format fairseq."""
+        return any(said in self.output for said in (" sentences of ", " examples", "Type the input sentence"))
 
 
 @functools.cache
