@@ -101,9 +101,10 @@ class SentencePredictionWithTeacherTask(WithTeacher, WithPlainErrors, SentencePr
         """Refuse methods that write sentences, and settings that change nothing for classes."""
         cfg = method.cfg
         if method.writes:
+            remedy = "a method without --teacher-samples" if method.teacher_samples else "--student-share 0"
             raise UsageError(
                 f"--criterion {method.name} writes sentences, but --task sentence_prediction_with_teacher "
-                "classifies: use word_kd, annealing_kd, continuation_kd or atkd, or --student-share 0"
+                f"classifies: use word_kd, annealing_kd, continuation_kd or atkd, or {remedy}"
             )
         if cfg.loss_chunk > 0:
             raise UsageError(
