@@ -189,7 +189,9 @@ def flags() -> set[str]:
 
     helps = (REPO / "fairseq_imitkd" / "cli" / "help").glob("*.txt")
     chosen = ("--arch", "transformer", "--optimizer", "adam", "--lr-scheduler", "inverse_sqrt")
-    parsers = (all_flags("train", chosen), options.get_preprocessing_parser())
+    parsers = (
+        all_flags("train", chosen), options.get_preprocessing_parser(), options.get_generation_parser()
+    )  # fmt: skip
     found = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
     return (
         found | OTHERS | {flag for path in helps for flag in FLAG.findall(path.read_text(encoding="utf-8"))}

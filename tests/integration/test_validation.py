@@ -14,10 +14,11 @@ from fairseq_imitkd.errors import UsageError
 from tests.helpers import digit_corpus, in_process
 
 SEARCH = ("--eval-bleu-args", '{"beam": 1, "max_len_a": 0, "max_len_b": 12}')
-PLAIN = (
+UNSCORED = (
     "--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--max-update", 40,
-    "--lr", "1e-2", "--validate-interval-updates", 20, *SEARCH,
+    "--lr", "1e-2", "--validate-interval-updates", 20,
 )  # fmt: skip
+PLAIN = (*UNSCORED, *SEARCH)
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +156,6 @@ def test_mistakes_end_the_run_before_the_data(flags, message, digits, tmp_path):
     languages = ("--source-lang", "src", "--target-lang", "tgt")
     with pytest.raises(UsageError, match=re.escape(message)) as caught:
         in_process.train(
-            digits.dictionaries, tmp_path, "--task", "translation_with_teacher", *languages, *PLAIN, *flags
+            digits.dictionaries, tmp_path, "--task", "translation_with_teacher", *languages, *UNSCORED, *flags
         )
     assert "\n" not in str(caught.value)
