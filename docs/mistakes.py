@@ -21,6 +21,7 @@ from fairseq_imitkd.cli import door
 REPO = Path(__file__).parents[1]
 sys.path.insert(0, str(REPO))
 from tests.helpers.exports import make_students  # noqa: E402
+from tests.helpers.teacher_checkpoints import saved, untrained  # noqa: E402
 
 PAGE = Path(__file__).with_name("mistakes.md")
 LONGEST = 200  # characters of a line
@@ -29,7 +30,8 @@ INTRODUCTION = """# Wrong commands
 {count} wrong commands, and the line that each of them ends with after `error: `. Every line has at most
 {longest} characters. `python docs/mistakes.py --write` makes this page, and a test compares it.
 
-DATA is a data directory of letters; teacher.pt and student.pt are models of it. … stands for the rest of a
+DATA is a data directory of letters; teacher.pt and student.pt are models of it,
+and nat.pt is one that writes all tokens at once. … stands for the rest of a
 command that works, such as `--optimizer adam --lr 0.001 --max-tokens 400`."""
 ARCH = (
     "--arch transformer --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 32 --decoder-embed-dim 32 "
@@ -296,6 +298,21 @@ imitkd train DATA … --left-pad-target
 imitkd train DATA … --arch levenshtein_transformer
 imitkd train DATA … --init-from-teacher encoder --finetune-from-model student.pt
 """,
+    "Tasks and models that are not for these methods": """
+imitkd train DATA … --task masked_lm
+imitkd train DATA … --task denoising --criterion word_kd
+imitkd train DATA … --task translation_multi_simple_epoch
+imitkd train DATA … --task speech_to_text
+imitkd train DATA … --task translation_lev --arch nonautoregressive_transformer
+imitkd train DATA … --criterion cross_entropy --arch nonautoregressive_transformer
+imitkd train DATA … --teacher-path nat.pt
+imitkd seqkd DATA … --teacher-path nat.pt
+imitkd cache DATA … --teacher-path nat.pt
+imitkd evaluate … --model student=nat.pt
+imitkd export nat.pt …
+imitkd generate DATA … --path nat.pt
+imitkd interactive DATA … --path nat.pt
+""",
 }
 
 
@@ -332,6 +349,7 @@ def make_files(folder: Path) -> None:
         shutil.copy(path, data / path.name.replace("valid", "train", 1))
     shutil.copy(folder / "transformer.pt", folder / "teacher.pt")
     shutil.copy(folder / "transformer.pt", folder / "student.pt")
+    saved(folder, untrained(data, "translation_lev", "--arch", "nonautoregressive_transformer"), "nat.pt")
     (folder / "text.txt").write_text("a b c\n")
     (folder / "empty.txt").touch()
     (folder / "run").mkdir()

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from fairseq.criterions import FairseqCriterion
 from fairseq.models import BaseFairseqModel
+from fairseq.tasks import TASK_REGISTRY
 from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
@@ -94,10 +95,7 @@ class DistillationCriterion(FairseqCriterion):
         super().__init__(task)
         name = getattr(cfg, "_name", None) or "distillation"
         if not getattr(task, "has_teacher", False):
-            raise UsageError(
-                f"--criterion {name} needs a task that holds a teacher, but --task is {_task_name(task)}: "
-                "use --task translation_with_teacher --teacher-path TEACHER.pt"
-            )
+            raise UsageError(no_teacher(name, _task_name(task)))
         self.method = Method(name, cfg, self.Config())
         task.check_method(self.method)
         self.padding_idx = task.uncounted
@@ -485,8 +483,26 @@ def _sentences_of(sample: Batch, positions: "_Positions", losses: Tensor) -> tup
     return ", ".join(map(str, ids[:8])) + more or "?", broken
 
 
+def no_teacher(criterion: str, task: str) -> str:
+    """Return the message that a criterion can't be used with a task, because it has no teacher.
+
+    It names the tasks that have one, those of ``--user-dir`` too.
+    """
+    suffix = "_with_teacher"
+    *others, last = sorted(
+        name for name, kind in TASK_REGISTRY.items() if getattr(kind, "has_teacher", False)
+    )
+    names = ", ".join(name.removesuffix(suffix) + "_" * name.endswith(suffix) for name in others)
+    return (
+        f"--criterion {criterion} has no teacher under --task {task}: use {names} or {last}, or make a task "
+        "with WithTeacher (see CONTRIBUTING.md)"
+    )
+
+
 def _task_name(task: Any) -> str:
-    return getattr(getattr(task, "cfg", None), "_name", None) or type(task).__name__
+    """Return the name of a task as ``--task`` has it. Old tasks keep it in their arguments."""
+    settings = getattr(task, "cfg", None) or getattr(task, "args", None)
+    return getattr(settings, "_name", None) or getattr(settings, "task", None) or type(task).__name__
 
 
 def _with_zeros_at(rows: Tensor, logits: Tensor) -> Tensor:

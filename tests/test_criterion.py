@@ -434,7 +434,7 @@ def test_task_without_a_teacher_is_refused(name: str) -> None:
         tiny_criterion(name, task)
     for word in (
         f"--criterion {name}",
-        "--task is translation:",
+        "has no teacher under --task translation:",
         "--task translation_with_teacher",
         "--teacher-path",
     ):
@@ -846,7 +846,7 @@ def test_criterion_built_by_hand_is_called_distillation() -> None:
     """Its settings have no name, because no command line was parsed."""
     cfg = METHODS["imitkd"]()
     cfg._name = None
-    message = r"^--criterion distillation needs a task that holds a teacher, but --task is Simple"
+    message = r"^--criterion distillation has no teacher under --task Simple"
     with pytest.raises(UsageError, match=message):
         DistillationCriterion(cfg, SimpleNamespace(target_dictionary=None))
 

@@ -129,7 +129,4 @@ def _two_targets(pair: LanguagePair) -> dict[str, torch.Tensor]:
 
 
 def _not_in_order(what: str) -> str:
-    return (
-        f"{what} does not write from left to right, one token after another; use a model that does, such as "
-        "--arch transformer"
-    )
+    return f"{what} does not write from left to right; use a model that does, such as --arch transformer"

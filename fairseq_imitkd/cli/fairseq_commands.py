@@ -40,6 +40,7 @@ from fairseq_imitkd.text import generate_scorer
 from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES
 from fairseq_imitkd.training.configuration import check_configuration, data
+from fairseq_imitkd.training.configuration.trainer import check_task
 from fairseq_imitkd.training.ranks import together
 from fairseq_imitkd.training.train_log import TrainLog
 from fairseq_imitkd.training.validation import log_signatures, score_names
@@ -197,6 +198,8 @@ def _parsed_with_care(command: str) -> Iterator[list[Namespace]]:
             raise UsageError(
                 "--arch is not given; add the student's architecture, such as --arch transformer"
             )
+        if command == "train":
+            _check_task(given)
         # fairseq calls it before it parses, and when it has added the flags of the task and the others.
         settings["modify_parser"] = settings.get("modify_parser") or parse_carefully
         args = parse(parser, input_args, **settings)
@@ -217,6 +220,15 @@ def _parsed_with_care(command: str) -> Iterator[list[Namespace]]:
             yield parsed
     finally:
         options.parse_args_and_arch, logged.disabled = parse, disabled
+
+
+def _check_task(arguments: Sequence[str]) -> None:
+    """Refuse a method with a task that has no teacher, before the parser refuses the teacher's flags."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--task", "--criterion"):
+        parser.add_argument(name, nargs="?")
+    args, _ = parser.parse_known_args(list(arguments))
+    check_task(args.criterion, args.task)
 
 
 def _check_user_dir() -> None:

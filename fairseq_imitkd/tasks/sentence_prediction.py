@@ -66,8 +66,7 @@ class SentencePredictionWithTeacherTask(WithTeacher, WithPlainErrors, SentencePr
             UsageError: --num-classes is missing or is not the number of labels, or the worst checkpoint would
                 be kept.
         """
-        for_training = not kwargs.get("from_checkpoint", False)
-        if for_training:
+        if not kwargs.get("from_checkpoint", False):
             check_run(cfg)
             check_direction(cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric)
         if cfg.num_classes < 2:
@@ -84,7 +83,6 @@ class SentencePredictionWithTeacherTask(WithTeacher, WithPlainErrors, SentencePr
                 f"--num-classes {cfg.num_classes} is not the number of labels in {file}: give --num-classes "
                 f"{labels}"
             )
-        task.for_training = for_training
         return task
 
     @property

@@ -6,17 +6,14 @@ from typing import Any, cast
 import torch
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
-from torch import Tensor
 
-from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.data.directory import check_data, dictionaries_read
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.method import Method
-from fairseq_imitkd.mixing import BatchLayout
 from fairseq_imitkd.models.pruning import Pruner, PruningConfig, check_pruning
 from fairseq_imitkd.models.tagged import untagged
-from fairseq_imitkd.rollout import RolloutGenerator, SpecialSymbols
+from fairseq_imitkd.rollout import RolloutGenerator
 from fairseq_imitkd.tasks.with_teacher import WithTeacher
 from fairseq_imitkd.teacher.cache.reader import open_cache, refuse_teacher_flags
 from fairseq_imitkd.teacher.config import SequenceTeacherConfig
@@ -47,8 +44,6 @@ class TranslationWithTeacherTask(
 ):
     """Translation with a teacher. The student's targets can be written by the student itself."""
 
-    decodes = True
-    logs_accuracy = False
     cfg: TranslationWithTeacherConfig
 
     def __init__(self, cfg: TranslationWithTeacherConfig, src_dict: Any, tgt_dict: Any):
@@ -58,35 +53,14 @@ class TranslationWithTeacherTask(
     @classmethod
     def setup_task(cls, cfg: TranslationWithTeacherConfig, **kwargs: Any) -> "TranslationWithTeacherTask":
         """Load the dictionaries. A task rebuilt from a checkpoint needs no teacher."""
-        for_training = not kwargs.get("from_checkpoint", False)
-        if for_training:
+        if not kwargs.get("from_checkpoint", False):
             check_run(cfg)
             check_pruning(cfg)
             check_validation(cfg)
         if "://" not in (cfg.data or ""):
             check_data(cfg.data, cfg.source_lang, cfg.target_lang)
         with dictionaries_read(cfg.data):
-            task = super().setup_task(cfg, **kwargs)
-        task.for_training = for_training
-        return task
-
-    @property
-    def layout(self) -> BatchLayout:
-        """How the task's batches are padded."""
-        return BatchLayout(
-            source_pad=self.source_dictionary.pad(),
-            target=SpecialSymbols.from_dictionary(self.target_dictionary),
-            left_pad_source=self.cfg.left_pad_source,
-        )
-
-    @property
-    def uncounted(self) -> int:
-        """The index of the padding symbol in the target dictionary."""
-        return self.target_dictionary.pad()
-
-    def run_student(self, model: torch.nn.Module, sample: Batch) -> Tensor:
-        """Return the student's logits, or its hidden states, at all target positions, ``(B * T, V)``."""
-        return model(**sample["net_input"])[0].flatten(0, 1)
+            return super().setup_task(cfg, **kwargs)
 
     def check_method(self, method: Method) -> None:
         """Refuse ``--teacher-topk`` as large as the vocabulary."""

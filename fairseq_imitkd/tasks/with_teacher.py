@@ -1,7 +1,6 @@
 """The mixin that turns a fairseq task into one with a teacher."""
 
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,19 +8,26 @@ from fairseq import utils
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
+from fairseq_imitkd.checkpoints.build import build_model
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.data.dictionaries import check_fingerprints, dictionaries_of
 from fairseq_imitkd.data.source_only import with_references
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.losses.metrics import totals
 from fairseq_imitkd.method.method import Method
+from fairseq_imitkd.mixing import BatchLayout
 from fairseq_imitkd.models.access import placement
+from fairseq_imitkd.rollout import SpecialSymbols
 from fairseq_imitkd.teacher.cache.reader import CachedTeacher
 from fairseq_imitkd.teacher.likelihood import check_likelihood
+from fairseq_imitkd.teacher.loading import load_members
 from fairseq_imitkd.teacher.sentence_weights import SentenceWeights
+from fairseq_imitkd.teacher.source import TeacherSource, check_files
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training import fairseq_state
 from fairseq_imitkd.training.adapter import AnyTeacher
+from fairseq_imitkd.training.checks import check_student
 from fairseq_imitkd.training.distiller import Distiller, Learner, autocast
 from fairseq_imitkd.training.finite_gradients import refuse_broken_gradients
 from fairseq_imitkd.training.ranks import memory_for
@@ -37,8 +43,9 @@ else:
 class WithTeacher(_Task):
     """A fairseq task with a frozen teacher beside the student.
 
-    Inherit it before the fairseq task class, and implement
-    :class:`~fairseq_imitkd.training.adapter.TaskAdapter`. With a criterion that distils, a
+    Inherit it before the fairseq task class. It implements
+    :class:`~fairseq_imitkd.training.adapter.TaskAdapter` for encoder-decoder models that write from left to
+    right; a task overrides what differs. With a criterion that distils, a
     :class:`~fairseq_imitkd.training.distiller.Distiller` runs the training steps. The teacher is loaded when
     this criterion is built for training. Any other criterion trains as in the fairseq task, without a
     teacher. Decoding needs no teacher either.
@@ -48,13 +55,12 @@ class WithTeacher(_Task):
     for_training = True  # False for a task rebuilt from a checkpoint, to decode or validate
     cfg: Any
     datasets: Any
+    source_dictionary: Any
     target_dictionary: Any
     student: BaseFairseqModel
 
-    # The task class provides these (see TaskAdapter).
-    decodes: bool
-    open_teacher: Callable[[Method], AnyTeacher]
-    check_training: Callable[[Method], None]
+    decodes = True
+    logs_accuracy = False
 
     def __init__(self, cfg: Any, *dictionaries: Any, **more: Any):
         super().__init__(cfg, *dictionaries, **more)
@@ -63,6 +69,50 @@ class WithTeacher(_Task):
         self._run_files = RunFiles(cfg)
         self._epoch = 1
         self._fairseq_state: dict[str, Any] = {}
+
+    @classmethod
+    def setup_task(cls, cfg: Any, **kwargs: Any) -> Any:
+        """Set up fairseq's task. One that is rebuilt from a checkpoint needs no teacher."""
+        task: Any = super().setup_task(cfg, **kwargs)
+        task.for_training = not kwargs.get("from_checkpoint", False)
+        return task
+
+    @property
+    def layout(self) -> BatchLayout:
+        """How the task's batches are padded: as its ``left_pad_source`` says, else on the right."""
+        return BatchLayout(
+            source_pad=self.source_dictionary.pad(),
+            target=SpecialSymbols.from_dictionary(self.target_dictionary),
+            left_pad_source=getattr(self.cfg, "left_pad_source", False),
+        )
+
+    @property
+    def uncounted(self) -> int:
+        """The index of the padding symbol in the target dictionary."""
+        return int(self.target_dictionary.pad())
+
+    def run_student(self, model: torch.nn.Module, sample: Batch) -> Tensor:
+        """Return the student's logits, or its hidden states, at all target positions, ``(B * T, V)``."""
+        return model(**sample["net_input"])[0].flatten(0, 1)
+
+    def check_method(self, method: Method) -> None:
+        """Accept every method."""
+
+    def check_training(self, method: Method) -> None:
+        """Refuse missing files and students that can't write, before the teacher is loaded."""
+        check_files(self.cfg.teacher_path)
+        if self.decodes and hasattr(self, "student"):
+            check_student(self.student, method)
+
+    def open_teacher(self, method: Method) -> AnyTeacher:
+        """Load a teacher that was trained with fairseq's task of the same dictionaries."""
+
+        def build(path: str, state: dict[str, Any], cfg: Any) -> BaseFairseqModel:
+            check_fingerprints(state, dictionaries_of(self))
+            return build_model(state, cfg, self)
+
+        source = TeacherSource.from_flags(self.cfg)
+        return Teacher(load_members(source, build), dtype=source.dtype, weights=source.weights)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
         """Build the student."""

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq import checkpoint_utils, options, tasks
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq import checkpoint_utils
 from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.checkpoints.kinds import check_kind, check_model
@@ -16,22 +15,8 @@ from fairseq_imitkd.checkpoints.tags import language_tags
 from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.errors import UsageError
-from tests.helpers.fairseq_models import build_student, checkpoint_state, tiny_task
-from tests.helpers.teacher_checkpoints import STUDENT_SIDE, load, saved, state_with
-
-SIZES = tuple(
-    f"--{side}-{size}"
-    for side in ("encoder", "decoder")
-    for size in ("layers=1", "embed-dim=32", "ffn-embed-dim=32", "attention-heads=2")
-)
-
-
-def trained(folder: Path, task: str, *flags: str) -> dict[str, Any]:
-    """Return the checkpoint of a model of a task, and of flags that build it."""
-    arguments = [str(folder), "--source-lang", "src", "--target-lang", "tgt", "--task", task, *SIZES, *flags]
-    args = options.parse_args_and_arch(options.get_training_parser(), arguments)
-    cfg = convert_namespace_to_omegaconf(args)
-    return checkpoint_state(tasks.setup_task(cfg.task).build_model(cfg.model), cfg)
+from tests.helpers.fairseq_models import build_student, tiny_task
+from tests.helpers.teacher_checkpoints import STUDENT_SIDE, load, saved, state_with, untrained
 
 
 def by_stock(path: str) -> Any:
@@ -60,11 +45,15 @@ def refusals(folder: Path, state: dict[str, Any]) -> dict[str, str]:
 
 @pytest.mark.parametrize("task", ["translation_lev", "translation"])
 @pytest.mark.parametrize(
-    "architecture", ["levenshtein_transformer", "nonautoregressive_transformer", "cmlm_transformer"]
-)
+    "architecture",
+    [
+        "levenshtein_transformer", "nonautoregressive_transformer", "cmlm_transformer",
+        "iterative_nonautoregressive_transformer", "insertion_transformer", "nacrf_transformer",
+    ],
+)  # fmt: skip
 def test_models_that_write_all_tokens_at_once_are_refused(folder: Path, architecture: str, task: str) -> None:
     """Whatever task they name: the file's author chooses it."""
-    state = trained(folder, "translation_lev", "--arch", architecture)
+    state = untrained(folder, "translation_lev", "--arch", architecture)
     state["cfg"]["task"]["_name"] = state["cfg"]["task"]["task"] = task
     for message in refusals(folder, state).values():
         assert "does not write from left to right" in message
@@ -100,8 +89,8 @@ def test_logits_that_are_none_are_refused(
 
 def test_other_models_of_translation_tasks_are_refused(folder: Path) -> None:
     """An adaptive softmax has no logits over all symbols, and a multilingual model has its language pairs."""
-    adaptive = trained(folder, "translation", "--arch", "transformer", "--adaptive-softmax-cutoff", "8")
-    several = trained(
+    adaptive = untrained(folder, "translation", "--arch", "transformer", "--adaptive-softmax-cutoff", "8")
+    several = untrained(
         folder, "multilingual_translation", "--arch", "multilingual_transformer", "--lang-pairs", "tgt-src",
     )  # fmt: skip
     for state, said in (

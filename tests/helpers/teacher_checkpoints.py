@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq import options
+from fairseq import options, tasks
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.data.languages import LanguagePair
@@ -23,6 +24,11 @@ from tests.helpers.fairseq_models import (
     write_dictionaries,
 )
 
+SIZES = tuple(
+    f"--{side}-{size}"
+    for side in ("encoder", "decoder")
+    for size in ("layers=1", "embed-dim=32", "ffn-embed-dim=32", "attention-heads=2")
+)
 STUDENT_SIDE = LanguagePair("src", "tgt", letters(), letters())
 
 
@@ -43,6 +49,20 @@ def model(cfg: Any) -> BaseFairseqModel:
     """The weights of a model."""
     torch.manual_seed(4)
     return tiny_task().build_model(cfg.model)
+
+
+def untrained(folder: Path, task: str, *flags: str) -> dict[str, Any]:
+    """Return the checkpoint of a small untrained model of a task.
+
+    Args:
+        folder: folder with dictionaries of the languages src and tgt.
+        task: the task's name.
+        flags: further flags, with ``--arch``.
+    """
+    arguments = [str(folder), "--source-lang", "src", "--target-lang", "tgt", "--task", task, *SIZES, *flags]
+    args = options.parse_args_and_arch(options.get_training_parser(), arguments)
+    cfg = convert_namespace_to_omegaconf(args)
+    return checkpoint_state(tasks.setup_task(cfg.task).build_model(cfg.model), cfg)
 
 
 def saved(folder: Path, state: Any, name: str = "teacher.pt", **flags: Any) -> str:

@@ -90,7 +90,7 @@ def refusal(data, save_dir, *flags) -> str:
         (("--left-pad-target",), ("--left-pad-target", "leave it out")),
         (("--adaptive-softmax-cutoff", "5,10"), ("--adaptive-softmax-cutoff", "leave it out")),
         (("--arch", "no_incremental_decoder"), ("--arch", "NoIncrementalDecoder", "incremental")),
-        (("--arch", "nonautoregressive_transformer"), ("--arch", "NATransformerModel", "choose another")),
+        (("--arch", "nonautoregressive_transformer"), ("--arch", "left to right", "choose another")),
     ],
     ids=lambda value: (
         "_".join(map(str, value)).replace("--", "") if value and str(value[0]).startswith("--") else ""
@@ -102,15 +102,15 @@ def test_flags(flags, parts, digits, teacher, tmp_path):
         assert part in message
 
 
-def test_another_task(digits, tmp_path):
-    """The message names the task that has a teacher."""
-    message = refusal(digits.dictionaries, tmp_path, "--task", "translation")
-    for part in (
-        "--criterion imitkd",
-        "--task is translation",
-        "--task translation_with_teacher --teacher-path",
-    ):
+@pytest.mark.parametrize("task", ["translation", "translation_multi_simple_epoch"])
+def test_another_task(task, digits, tmp_path):
+    """By fairseq's own command too, the message names the tasks that have a teacher, and how to make one."""
+    pair = ("--lang-pairs", "src-tgt") if task == "translation_multi_simple_epoch" else ()
+    message = refusal(digits.dictionaries, tmp_path, "--task", task, *pair)
+    for part in (f"--criterion imitkd has no teacher under --task {task}: use", "sentence_prediction_",
+                 "translation_with_teacher", "WithTeacher (see CONTRIBUTING.md)"):  # fmt: skip
         assert part in message
+    assert len(message) <= 200
 
 
 def test_fully_sharded(digits, teacher, tmp_path):

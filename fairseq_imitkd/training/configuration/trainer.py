@@ -5,9 +5,12 @@ from typing import Any
 
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass.configs import EMAConfig
+from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.models.nat import FairseqNATModel
+from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.translation import TranslationConfig
 
-from fairseq_imitkd.criterion import DistillationCriterion
+from fairseq_imitkd.criterion import DistillationCriterion, no_teacher
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.text.scores import SCORES
 from fairseq_imitkd.training.configuration import schedules
@@ -51,6 +54,25 @@ def check(settings: Mapping[str, Any]) -> None:
     for problem in (text for find in problems for text in find(settings)):
         raise UsageError(problem)
     schedules.warn(settings)
+
+
+def check_task(criterion: str | None, task: str | None) -> None:
+    """Refuse a method with a task that has no teacher.
+
+    Args:
+        criterion, task: the values of the flags; None if they are not given.
+
+    Raises:
+        UsageError: naming the tasks that have one.
+    """
+    kind = TASK_REGISTRY.get(task)
+    if kind is not None and _distils(criterion) and not getattr(kind, "has_teacher", False):
+        raise UsageError(no_teacher(str(criterion), str(task)))
+
+
+def _distils(criterion: Any) -> bool:
+    """Return whether a ``--criterion`` is one of a method, those of ``--user-dir`` too."""
+    return issubclass(CRITERION_REGISTRY.get(criterion, object), DistillationCriterion)
 
 
 def _missing(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -110,6 +132,12 @@ def _student_problems(settings: Mapping[str, Any]) -> Iterator[str]:
             f"--quant-noise-scalar {settings['quant_noise_scalar']} can't be used, because checkpoints lack "
             "its scales and a stopped run could not go on: leave it out"
         )
+    arch = settings.get("arch")
+    if settings.get("task") in _TASKS and issubclass(ARCH_MODEL_REGISTRY.get(arch, object), FairseqNATModel):
+        yield (
+            f"--arch {arch} does not write from left to right: choose another encoder-decoder, or train it "
+            "by fairseq's --task translation_lev, without a teacher"
+        )
 
 
 def _score_problems(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -125,8 +153,7 @@ def _score_problems(settings: Mapping[str, Any]) -> Iterator[str]:
 
 def _metric_problems(settings: Mapping[str, Any]) -> Iterator[str]:
     criterion, metric = settings.get("criterion"), settings.get("best_checkpoint_metric")
-    distils = issubclass(CRITERION_REGISTRY.get(criterion, object), DistillationCriterion)
-    known = distils or criterion in ("cross_entropy", "label_smoothed_cross_entropy")
+    known = _distils(criterion) or criterion in ("cross_entropy", "label_smoothed_cross_entropy")
     if not known or settings.get("disable_validation") or settings.get("task") not in _TASKS:
         return
     logged = (*_LOGGED, *SCORES.values(), *(_ACCURACY if settings.get("report_accuracy") else ()))
