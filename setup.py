@@ -93,6 +93,7 @@ setup(
         "sentencepiece>=0.2",
         "rouge-score>=0.1.2",
         "rich>=13",
+        "scipy",  # which fairseq imports too
         "shtab",
         "tqdm",
     ],

@@ -24,6 +24,7 @@ from fairseq_imitkd.errors import RefusedUpdate, UsageError
 from fairseq_imitkd.losses import metrics
 from fairseq_imitkd.losses.chunked import TokenValues, chunked_loss
 from fairseq_imitkd.losses.divergences import DIVERGENCES, most_probable_only, needs
+from fairseq_imitkd.losses.regression import squared_error, with_zeros
 from fairseq_imitkd.losses.token_weights import CONFIDENCES, DifficultyQueue, is_among_hardest
 from fairseq_imitkd.method.config import DistillationConfig
 from fairseq_imitkd.method.method import Method, Moment
@@ -79,7 +80,8 @@ class DistillationCriterion(FairseqCriterion):
     divergence`` (Kim & Rush 2016, section 3.1). At each position of a rollout it is the divergence; with a
     reward it is ``reward_weight * advantage * NLL(rollout) + (1 - reward_weight) * divergence`` (Agarwal et
     al. 2023, equation 4, by REINFORCE). In validation, and in filler batches, it is the references' negative
-    log-likelihood.
+    log-likelihood. Where scores are learned (``--regression-target``), the squared error to the label
+    replaces the NLL, and a sentence without a label has the divergence alone.
 
     Args:
         cfg: the method's settings.
@@ -100,7 +102,7 @@ class DistillationCriterion(FairseqCriterion):
         task.check_method(self.method)
         self.padding_idx = task.uncounted
         self._run_student = task.run_student
-        self._logs_accuracy = task.logs_accuracy
+        self._logs_accuracy, self._regresses = task.logs_accuracy, task.regresses
         # With --find-unused-parameters torch searches the forward pass for the parameters that are used.
         # Chunks use the output matrix outside it.
         self._loss_chunk = -1 if cfg.find_unused_parameters or not task.decodes else cfg.loss_chunk
@@ -185,14 +187,22 @@ class DistillationCriterion(FairseqCriterion):
         target, distillation = sample["target"], sample.get(DISTILLATION)
         gold = target.flatten()
         counted = gold.ne(self.padding_idx)
+        lacks_label = torch.zeros_like(counted)
+        if self._regresses:
+            gold, lacks_label = with_zeros(gold)
+            has_teacher = distillation is not None and distillation.teacher is not None
+            counted = torch.ones_like(counted) if has_teacher else ~lacks_label
         indices = counted.nonzero().squeeze(-1) if only_counted else None
         rows = torch.arange(target.size(0), device=target.device).unsqueeze(-1).expand_as(target).flatten()
         if indices is not None:
             gold, rows, counted = gold[indices], rows[indices], counted[indices]
-        positions = _Positions(target, gold, counted, torch.zeros_like(counted), rows, indices, distillation)
+        positions = _Positions(
+            target, gold, counted, torch.zeros_like(counted), lacks_label, rows, indices, distillation
+        )
         if distillation is None:
             return positions
         positions.is_rollout = distillation.is_rollout[rows] & counted
+        positions.lacks_reference = positions.is_rollout | positions.lacks_reference
         positions.gold_weight = distillation.now.gold_weight
         positions.teacher = distillation.teacher
         if indices is not None and positions.teacher is not None:
@@ -271,7 +281,7 @@ class DistillationCriterion(FairseqCriterion):
         """Return the loss at ``n`` positions of a batch, ``(n, V) -> (n,)``, and ``(n,)`` values to log."""
         logits, part = full_precision(student_logits), positions.part(at)
         loss, nll, reinforced = self._reference_loss(part, logits)
-        values = {"nll": nll.detach()}
+        values = {"squared_error" if self._regresses else "nll": nll.detach()}
         if positions.teacher is not None:
             divergence = self._teacher_loss(part, logits, positions.teacher.logits(at), values=values)
             on_data, on_rollouts = 1.0 - positions.gold_weight, 1.0
@@ -280,7 +290,7 @@ class DistillationCriterion(FairseqCriterion):
             if on_data == on_rollouts == 1.0:
                 loss = loss + divergence
             else:
-                weight = torch.full_like(divergence, on_data).masked_fill_(part.is_rollout, on_rollouts)
+                weight = torch.full_like(divergence, on_data).masked_fill_(part.lacks_reference, on_rollouts)
                 loss = loss + divergence * weight
         # Padding is computed too, then masked: indexing it away would copy all logits twice.
         loss = loss.masked_fill(~part.counted, 0.0)
@@ -288,14 +298,19 @@ class DistillationCriterion(FairseqCriterion):
         if reinforced is not None:  # REINFORCE weighs a sentence's log-probability, a sum and not a mean
             loss, total = loss + reinforced, total + reinforced
         values["loss"] = loss.detach()
+        if self._regresses:
+            values["labelled"] = part.counted & ~part.lacks_reference
         if self._logs_accuracy:
             values["correct"] = logits.detach().argmax(dim=-1) == part.gold
         return total, values
 
     def _reference_loss(self, part: "_Positions", logits: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the weighted NLL of data tokens, the NLL of all tokens, and the REINFORCE term, ``(n,)``
-        each.
+        each. Where scores are learned, the NLL is the squared error to the label.
         """
+        if self._regresses:
+            error = squared_error(logits, part.gold).masked_fill(part.lacks_reference, 0.0)
+            return part.gold_weight * error, error, None
         if part.gold_weight == 0.0 and part.advantages is None:
             with torch.no_grad():  # only to log, without an N x V tensor
                 nll = logits.logsumexp(dim=-1) - logits.gather(-1, part.gold.unsqueeze(-1)).squeeze(-1)
@@ -420,6 +435,7 @@ class _Positions:
         gold: ``(P,)``, the target symbols.
         counted: ``(P,)`` bool, False at padding.
         is_rollout: ``(P,)`` bool, the counted positions of rollouts.
+        lacks_reference: ``(P,)`` bool, the positions of rollouts, and of sentences without a label.
         rows: ``(P,)``, the sentence of each position.
         indices: ``(P,)``, their indices among the ``B * T`` positions; None means all.
         distillation: the batch's :class:`Distillation`; None in validation and in filler batches.
@@ -436,6 +452,7 @@ class _Positions:
     gold: Tensor
     counted: Tensor
     is_rollout: Tensor
+    lacks_reference: Tensor
     rows: Tensor
     indices: Tensor | None
     distillation: Distillation | None
@@ -453,6 +470,7 @@ class _Positions:
             gold=self.gold[at],
             counted=self.counted[at],
             is_rollout=self.is_rollout[at],
+            lacks_reference=self.lacks_reference[at],
             teacher=None,
             advantages=None if self.advantages is None else self.advantages[at],
             scale=None if self.scale is None else self.scale[at],

@@ -32,7 +32,7 @@ def batch_sums(
         sample: a batch of ``B`` sentences.
         values: ``(P,)`` tensors for the ``P`` positions that were computed: ``loss`` and ``nll``; with a
             teacher ``compared`` (whether the loss compares with the teacher) and ``agrees``; for classes
-            ``correct``.
+            ``correct``; for scores ``squared_error`` instead of ``nll``, and ``labelled``.
         counted: ``(P,)`` bool, False at padding.
         tokens: number of counted positions.
         is_rollout: ``(P,)`` bool, the counted positions of rollouts.
@@ -47,7 +47,7 @@ def batch_sums(
     without_teacher = distillation is None or distillation.teacher is None
     return {
         "loss": loss.sum(),
-        "nll_loss": values["nll"].masked_fill(~is_data, 0.0).sum(),
+        "nll_loss": values["nll"].masked_fill(~is_data, 0.0).sum() if "nll" in values else zero,
         "loss_data": loss.masked_fill(~is_data, 0.0).sum(),
         "loss_rollout": loss.masked_fill(~is_rollout, 0.0).sum(),
         "ntokens": tokens,
@@ -61,6 +61,7 @@ def batch_sums(
         "teacher_agrees": zero if without_teacher else values["agrees"].sum(),
         **_rollout_sums(sample["target"], distillation, pad=pad, zero=zero),
         **({"correct": values["correct"].sum()} if "correct" in values else {}),
+        **{name: values[name].sum() for name in ("squared_error", "labelled") if name in values},
     }
 
 
@@ -85,6 +86,8 @@ def _rollout_sums(target: Tensor, distillation: Any, *, pad: int, zero: Tensor) 
 def log(logging_outputs: list[dict[str, Any]]) -> None:
     """Turn the sums of all processes and micro-batches into fairseq's meters."""
     total = totals(logging_outputs)
+    if "squared_error" in total:
+        return _log_scores(total)
     _ratio(total, "loss", "loss", of="ntokens", digits=3, unit=1.0 / math.log(2))
     if total["tokens_data"] > 0:
         _ratio(total, "nll_loss", "nll_loss", of="tokens_data", digits=3, unit=1.0 / math.log(2))
@@ -93,6 +96,15 @@ def log(logging_outputs: list[dict[str, Any]]) -> None:
         _ratio(total, "accuracy", "correct", of="ntokens", digits=2, unit=100.0)
     if total["distilled_tokens"] > 0:
         _log_distillation(total)
+
+
+def _log_scores(total: dict[str, float]) -> None:
+    """Log the meters of a task whose labels are numbers: squared errors, in the labels' unit squared."""
+    _ratio(total, "loss", "loss", of="ntokens", digits=6)
+    _ratio(total, "squared_error", "squared_error", of="labelled", digits=6)
+    if total["distilled_tokens"] > 0:
+        _ratio(total, "labelled", "labelled", of="ntokens", digits=3)
+        _ratio(total, "teacher_time", "teacher_seconds", of="step_seconds", digits=3)
 
 
 def _log_distillation(total: dict[str, float]) -> None:

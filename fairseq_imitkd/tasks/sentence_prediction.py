@@ -1,8 +1,8 @@
-"""``sentence_prediction_with_teacher``: fairseq's classification of sentences with a frozen teacher beside
-the student.
+"""``sentence_prediction_with_teacher``: fairseq's classification or regression of sentences with a frozen
+teacher beside the student.
 
-A sentence is a target of one symbol, its class. There is nothing to decode, so methods train on the data
-alone.
+A sentence is a target of one symbol, its class, or of one number, its score. There is nothing to decode, so
+methods train on the data alone.
 """
 
 import os
@@ -20,13 +20,17 @@ from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.mixing import BatchLayout
+from fairseq_imitkd.models.access import placement
 from fairseq_imitkd.rollout import SpecialSymbols
 from fairseq_imitkd.tasks.with_teacher import WithTeacher
-from fairseq_imitkd.teacher.classifier import class_logits, load_classifier
+from fairseq_imitkd.teacher.classifier import ClassifyingTeacher, class_logits, load_classifier
 from fairseq_imitkd.teacher.config import TeacherConfig
+from fairseq_imitkd.teacher.score_check import check_scores
 from fairseq_imitkd.teacher.source import TeacherSource, check_files
 from fairseq_imitkd.training.adapter import AnyTeacher
+from fairseq_imitkd.training.distiller import Distiller, Learner, autocast
 from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
+from fairseq_imitkd.training.regression import Correlations, check_regression, give_exact_labels
 from fairseq_imitkd.training.validation import check_direction
 
 
@@ -37,7 +41,11 @@ class SentencePredictionWithTeacherConfig(TeacherConfig, SentencePredictionConfi
     # fairseq reads these two from its own criterion's settings; here they belong to the task:
     # https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/tasks/sentence_prediction.py#L83-L84
     regression_target: bool = field(
-        default=False, metadata={"help": "not supported: distillation needs classes"}
+        default=False,
+        metadata={
+            "help": "labels are numbers, and the student learns the label and the teacher's score by their "
+            "squared errors; nan is a pair without a label (with --num-classes 1)"
+        },
     )
     classification_head_name: str = field(
         default="sentence_classification_head",
@@ -49,12 +57,25 @@ class SentencePredictionWithTeacherConfig(TeacherConfig, SentencePredictionConfi
 
 @register_task("sentence_prediction_with_teacher", dataclass=SentencePredictionWithTeacherConfig)
 class SentencePredictionWithTeacherTask(WithTeacher, WithPlainErrors, SentencePredictionTask):
-    """Classification of sentences with a teacher, without rollouts."""
+    """Classification or regression of sentences with a teacher, without rollouts."""
 
     decodes = False
-    logs_accuracy = True
     uncounted = -100  # a class is never padding
     cfg: SentencePredictionWithTeacherConfig
+
+    def __init__(self, cfg: SentencePredictionWithTeacherConfig, *dictionaries: Dictionary):
+        super().__init__(cfg, *dictionaries)
+        self._correlations = Correlations()
+
+    @property
+    def regresses(self) -> bool:
+        """Whether labels are numbers."""
+        return bool(self.cfg.regression_target)
+
+    @property
+    def logs_accuracy(self) -> bool:
+        """Whether labels are classes."""
+        return not self.regresses
 
     @classmethod
     def setup_task(
@@ -63,20 +84,18 @@ class SentencePredictionWithTeacherTask(WithTeacher, WithPlainErrors, SentencePr
         """Load the dictionaries. A task rebuilt from a checkpoint needs no teacher.
 
         Raises:
-            UsageError: --num-classes is missing or is not the number of labels, or the worst checkpoint would
-                be kept.
+            UsageError: --num-classes is missing, is not the number of labels, or is not 1 for numbers, or the
+                worst checkpoint would be kept.
         """
         if not kwargs.get("from_checkpoint", False):
             check_run(cfg)
             check_direction(cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric)
-        if cfg.num_classes < 2:
+        if cfg.regression_target and cfg.num_classes != 1:
+            raise UsageError(f"--regression-target needs --num-classes 1, but it is {cfg.num_classes}")
+        if cfg.num_classes < 2 and not cfg.regression_target:
             raise UsageError(f"--num-classes must be 2 or more, but is {cfg.num_classes}")
-        if cfg.regression_target:
-            raise UsageError(
-                "--regression-target can't be distilled here, because a teacher scores classes: leave it out"
-            )
         task = super().setup_task(cfg, **kwargs)
-        labels = _count_labels(task.label_dictionary)
+        labels = 1 if cfg.regression_target else _count_labels(task.label_dictionary)
         if labels != cfg.num_classes:
             file = os.path.join(cfg.data, "label", "dict.txt")
             raise UsageError(
@@ -104,6 +123,8 @@ class SentencePredictionWithTeacherTask(WithTeacher, WithPlainErrors, SentencePr
                 f"--criterion {method.name} writes sentences, but --task sentence_prediction_with_teacher "
                 f"classifies: use word_kd, annealing_kd, continuation_kd or atkd, or {remedy}"
             )
+        if self.regresses:
+            return check_regression(method)
         if cfg.loss_chunk > 0:
             raise UsageError(
                 f"--loss-chunk {cfg.loss_chunk} changes nothing, because there are few classes: leave it out"
@@ -113,6 +134,46 @@ class SentencePredictionWithTeacherTask(WithTeacher, WithPlainErrors, SentencePr
                 f"--teacher-topk {cfg.teacher_topk} changes nothing, because there are "
                 f"{self.cfg.num_classes} classes (--num-classes): lower it or leave it out"
             )
+
+    def load_dataset(self, split: str, *args: Any, **kwargs: Any) -> None:
+        """Read a data set.
+
+        Raises:
+            UsageError: its files can't be read, or its labels are not one number for each sentence.
+        """
+        labels = os.path.join(self.cfg.data, "label", f"{split}.label")
+        if self.regresses and not os.path.isfile(labels):
+            raise UsageError(f"--regression-target needs a number for each sentence of '{split}' in {labels}")
+        super().load_dataset(split, *args, **kwargs)
+        if self.regresses:
+            give_exact_labels(self.datasets[split], labels)
+
+    def valid_step(
+        self, sample: Batch, model: torch.nn.Module, criterion: Any
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """fairseq's own validation step; scores are kept for their correlation with the labels."""
+        result: tuple[Tensor, int, dict[str, Any]] = super().valid_step(sample, model, criterion)
+        if self.regresses:
+            with torch.no_grad():
+                scores = self.run_student(model, sample).flatten()
+            self._correlations.add(sample["id"], scores, sample["target"].flatten())
+        return result
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        """Log the values of all processes, and the correlations of a validation's scores with its labels."""
+        super().reduce_metrics(logging_outputs, criterion)
+        self._correlations.log()
+
+    def _check_teacher(self, distiller: Distiller, learner: Learner) -> None:
+        if not self.regresses:
+            return super()._check_teacher(distiller, learner)
+        self._teacher_is_checked = True
+        teacher = distiller.teacher
+        assert isinstance(teacher, ClassifyingTeacher)
+        with autocast(learner.optimizer):
+            teacher.place(*placement(learner.student))
+            paths, poor = (self.cfg.teacher_path or "").split(os.pathsep), self.cfg.teacher_allow_poor
+            check_scores(teacher, self.datasets[self.cfg.train_subset], paths=paths, allow_poor=poor)
 
     def check_training(self, method: Method) -> None:
         """Refuse missing files before anything slow happens."""

@@ -60,7 +60,8 @@ class WithTeacher(_Task):
     student: BaseFairseqModel
 
     decodes = True
-    logs_accuracy = False
+    logs_accuracy: Any = False  # may be a property, as may the next one
+    regresses: Any = False
 
     def __init__(self, cfg: Any, *dictionaries: Any, **more: Any):
         super().__init__(cfg, *dictionaries, **more)

@@ -60,6 +60,11 @@ class ClassifyingTeacher(Teacher):
         """Return an empty list: a classifier has no separate encoder."""
         return []
 
+    @torch.no_grad()
+    def each_score(self, sample: Batch) -> list[Tensor]:
+        """Return each member's score of every sentence, ``(B,)``, if the members have one output."""
+        return [member.logits(slice(None)).squeeze(-1) for member in self._members_logits(sample, None)]
+
     def _members_logits(
         self,
         sample: Batch,
@@ -139,6 +144,11 @@ def _check_head(path: str, weights: dict[str, Tensor], student: Any) -> None:
         if heads:
             remedy = f"--classification-head-name must name one that it has: {', '.join(heads)}"
         raise UsageError(f"--teacher-path '{path}' has no classification head '{head}'; {remedy}")
+    if student.regression_target and matrix.size(0) != 1:
+        raise UsageError(
+            f"--teacher-path '{path}' has {matrix.size(0)} classes, but --regression-target needs one score; "
+            "use a teacher that was trained with it"
+        )
     if matrix.size(0) != student.num_classes:
         raise UsageError(
             f"--teacher-path '{path}' has {matrix.size(0)} classes, but the student {student.num_classes} "
@@ -161,12 +171,16 @@ def _check_input_format(path: str, teacher: Any, student: Any) -> None:
 
 def _task_of_teacher(path: str, cfg: Any, student: SentencePredictionTask, *, data: str | None) -> Any:
     """Set up the teacher's own task, over dictionaries that are the student's."""
-    folder: Path = dictionary_folder(path, cfg, ["input0/dict.txt", "label/dict.txt"], data=data)
-    overwrite_args_by_name(cfg, {"data": str(folder)})
+    kinds = ["input0"] if student.cfg.regression_target else ["input0", "label"]
+    folder: Path = dictionary_folder(path, cfg, [f"{kind}/dict.txt" for kind in kinds], data=data)
+    regresses = bool(student.cfg.regression_target)
+    overwrite_args_by_name(cfg, {"data": str(folder), "regression_target": regresses})
     task = tasks.setup_task(cfg.task, from_checkpoint=True)
-    for kind, theirs, own in (
-        ("input0", task.source_dictionary, student.source_dictionary),
-        ("label", task.label_dictionary, student.label_dictionary),
+    for kind, theirs, own in zip(
+        kinds,
+        (task.source_dictionary, task.label_dictionary),
+        (student.source_dictionary, student.label_dictionary),
+        strict=False,
     ):
         check_dictionary(str(folder / kind / "dict.txt"), theirs, own)
     return task

@@ -25,10 +25,16 @@ class TaskAdapter(Protocol):
         decodes: whether the task's models write sentences, token by token. Without it there are no rollouts,
             and batches are not divided by target length.
         logs_accuracy: whether the share of targets that the student finds most probable is logged.
+        regresses: whether a sentence's target is a number, ``(B, 1)``, and NaN if it has no label.
     """
 
     decodes: bool
-    logs_accuracy: bool
+
+    @property
+    def logs_accuracy(self) -> bool: ...
+
+    @property
+    def regresses(self) -> bool: ...
 
     @property
     def uncounted(self) -> int:

@@ -30,6 +30,7 @@ from fairseq_imitkd.rollout.policy import length_limit
 from fairseq_imitkd.text.marks import name_of, subword_mark
 from fairseq_imitkd.text.scored import ScoredText
 from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES, CorpusScores, check_installed, named_values
+from fairseq_imitkd.training.regression import PEARSON, SPEARMAN
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,11 @@ def check_direction(metric: str, maximize: bool) -> None:
     Raises:
         UsageError: the direction is the wrong one for this metric.
     """
-    if metric in (*SCORES.values(), "accuracy") and metric not in LESS_IS_BETTER and not maximize:
+    if (
+        metric in (*SCORES.values(), "accuracy", PEARSON, SPEARMAN)
+        and metric not in LESS_IS_BETTER
+        and not maximize
+    ):
         raise UsageError(
             f"--best-checkpoint-metric {metric} would keep the worst checkpoint: add "
             "--maximize-best-checkpoint-metric"
