@@ -2,7 +2,7 @@
 # shellcheck shell=bash disable=SC2034
 USES="SMOKE"
 # Pairs of a source and a translation: for training with and without labels, for validation and for the test.
-LABELLED=20000 UNLABELLED=40000 VALID=1000 TEST=2000
+LABELLED=8000 UNLABELLED=13000 VALID=1000 TEST=2000
 # The updates of the translator whose checkpoints translate: from hardly a word right to its best.
 CHECKPOINTS=(50 100 200 300 500 1000)
 SENTENCES=20000 # of the translator's training
@@ -21,22 +21,22 @@ OPTIMISER=(
 )
 # The squared error on the validation pairs chooses checkpoint_best.pt.
 VALIDATION=(
-  --validate-interval-updates 200 --validate-interval 100000 --save-interval 100000
-  --save-interval-updates 200 --keep-interval-updates 1 --no-epoch-checkpoints --log-interval 50
+  --validate-interval-updates 100 --validate-interval 100000 --save-interval 100000
+  --save-interval-updates 100 --keep-interval-updates 1 --no-epoch-checkpoints --log-interval 50
 )
 roberta() { # LAYERS WIDTH
   MODEL=(
     --arch roberta --encoder-layers "$1" --encoder-attention-heads 4 --encoder-embed-dim "$2"
-    --encoder-ffn-embed-dim "$((2 * $2))" --max-tokens 4096 --warmup-updates 200
+    --encoder-ffn-embed-dim "$((2 * $2))" --max-tokens 2048 --warmup-updates 100
   )
 }
 STOCK=(--task sentence_prediction --criterion sentence_prediction)
-UPDATES_EACH=${STUDENT_UPDATES:-2000}
+UPDATES_EACH=${STUDENT_UPDATES:-1200}
 # sized half|eighth: the student's model, half or an eighth of the teacher's parameters.
 sized() {
   case $1 in
-    half) roberta 2 104 ;;
-    eighth) roberta 2 44 ;;
+    half) roberta 2 84 ;;
+    eighth) roberta 1 36 ;;
     *) die "the size must be half or eighth, but is '$1'" ;;
   esac
   MODEL+=(--dropout 0.1 --lr 2e-3 --max-update "$UPDATES_EACH")
