@@ -6,7 +6,8 @@ source "$(dirname "$0")/../common.sh"
 size=$1 row=distilled_$1
 shift
 if [ "${1:-}" = more ]; then
-  row=more_$size DATA=$RUN/more-bin
+  row=more_$size
+  export DATA=$RUN/more-bin
   shift
 fi
 
