@@ -15,7 +15,8 @@ def table(results: dict[str, Any]) -> str:
         known = f"{model['pearson_p']:.3f}" if "pearson_p" in model else ""
         seconds = training["cpu_seconds"]
         rows.append(
-            f"| {name.partition('-')[0]} | {model['seed']} | {model['parameters']:,} | {training['updates']:,} "
+            f"| {name.partition('-')[0]} | {model['seed']} | {model['parameters']:,} "
+            f"| {training['updates']:,} "
             f"| {interval(model, 'pearson')} | {interval(model, 'spearman')} | {model['rmse']:.3f} | {known} "
             f"| {'' if seconds is None else f'{seconds / 60:.1f}'} |"
         )

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# What can be done with a teacher's translations as data: one for each source, several, those where the student is worst, and for
+# students that write all tokens at once.
+#   SEED=N   seed of languages, sentences and initial weights (default: 1)
+source "$(dirname "$0")/../common.sh"
+source "$REPO/examples/quickstart/models.sh"
+TEACHER_UPDATES=${TEACHER_UPDATES:-1600} STUDENT_UPDATES=${STUDENT_UPDATES:-1000} MORE_UPDATES=${MORE_UPDATES:-400}
+TEACHER=$RUN/teacher/checkpoint_last.pt
+
+data() {
+  python "$REPO/examples/quickstart/language.py" "$RUN/text" --seed "$SEED"
+  rm -rf "$RUN/data-bin" # fairseq-preprocess refuses a folder that a killed call left incomplete
+  binarise text data-bin --validpref "$RUN/text/valid" --testpref "$RUN/text/test"
+}
+
+# binarise TEXT DATA [FLAGS…]: write fairseq's data directory of $RUN/TEXT/train.
+binarise() {
+  fairseq-preprocess --source-lang src --target-lang tgt --trainpref "$RUN/$1/train" --destdir "$RUN/$2" "${@:3}" \
+    >"$RUN/preprocess.log" 2>&1 || { tail -5 "$RUN/preprocess.log" >&2; return 1; }
+}
+
+# translated NAME FLAGS…: the teacher's translations of the training sentences, in $RUN/data_NAME.
+translated() {
+  imitkd-seqkd "$RUN/data-bin" "${DEVICE_FLAGS[@]}" --teacher-path "$TEACHER" --out "$RUN/data_$1" "${@:2}"
+}
+
+# The half of the training sentences where the student's translation differs most from the teacher's.
+worst() {
+  imitkd-generate "$RUN/data_seqkd/data-bin" "${DEVICE_FLAGS[@]}" --path "$RUN/seqkd/checkpoint_last.pt" --gen-subset train --beam 1 \
+    --batch-size 200 >"$RUN/seqkd/train.txt"
+  python "$RECIPE/worst.py" "$RUN/seqkd/train.txt" "$RUN/data_worst" --share 0.5
+  rm -rf "$RUN/data_worst/data-bin"
+  binarise data_worst data_worst/data-bin --srcdict "$RUN/data-bin/dict.src.txt" --tgtdict "$RUN/data-bin/dict.tgt.txt" \
+    --validpref "$RUN/text/valid"
+}
+
+# on NAME fit …: train on the teacher's translations in $RUN/data_NAME.
+on() { DATA=$RUN/data_$1/data-bin stage "${@:2}"; }
+
+PLAIN=(--task translation_with_teacher --criterion cross_entropy) # as in the quickstart
+STUDENT=("${PLAIN[@]}" "${STUDENT_MODEL[@]}" --lr 1e-2)
+FROM_SEQKD=(
+  --restore-file "$RUN/seqkd/checkpoint_last.pt"
+  --reset-optimizer --reset-lr-scheduler --reset-dataloader --reset-meters
+)
+# fairseq's own training of a model that writes all tokens at once; later flags replace those of fit.
+NON_AUTOREGRESSIVE=(
+  --task translation_lev --criterion nat_loss --noise full_mask --arch nonautoregressive_transformer "${TEACHER_MODEL[@]}"
+  --apply-bert-init --encoder-learned-pos --decoder-learned-pos --pred-length-offset --length-loss-factor 0.1 --lr 5e-3
+)
+
+DATA=$RUN/data-bin
+stage data data
+stage teacher fit teacher "$TEACHER_UPDATES" "${PLAIN[@]}" "${TEACHER_MODEL[@]}" --lr 5e-3
+stage data_seqkd translated seqkd --beam 5
+stage data_several translated several --beam 8 --diverse-beam-groups 4 --keep 4
+stage scratch fit scratch "$STUDENT_UPDATES" "${STUDENT[@]}"
+on seqkd seqkd fit seqkd "$STUDENT_UPDATES" "${STUDENT[@]}"
+on several several fit several "$STUDENT_UPDATES" "${STUDENT[@]}"
+stage nat_scratch fit nat_scratch "$TEACHER_UPDATES" "${NON_AUTOREGRESSIVE[@]}"
+on seqkd nat_seqkd fit nat_seqkd "$TEACHER_UPDATES" "${NON_AUTOREGRESSIVE[@]}"
+stage data_worst worst
+on seqkd continued fit continued "$MORE_UPDATES" "${STUDENT[@]}" "${FROM_SEQKD[@]}"
+on worst feedback fit feedback "$MORE_UPDATES" "${STUDENT[@]}" "${FROM_SEQKD[@]}"
+stage table env PYTHONPATH="$REPO/examples:$REPO/examples/quickstart${PYTHONPATH:+:$PYTHONPATH}" \
+  python "$RECIPE/evaluate.py" "$RUN" --seed "$SEED" "${DEVICE_FLAGS[@]}"
+cat "$RUN/table.md"
