@@ -24,8 +24,9 @@ def table(results: dict[str, Any]) -> str:
     rows += [
         "",
         f"{results['pairs']:,} test pairs, whose chrF has the mean {chrf['mean']:.3f} and the standard "
-        f"deviation {chrf['deviation']:.3f}. Intervals: bootstrap of 1,000 samples. RMSE: root of the mean squared "
-        "error. p: of the difference of Pearson's correlation from `scratch` of the same size and seed, "
+        f"deviation {chrf['deviation']:.3f}. Intervals: bootstrap of 1,000 samples. RMSE: root of the "
+        "mean squared error. p: of the difference of Pearson's correlation from `scratch` of the same size "
+        "and seed, "
         "paired bootstrap. CPU min: processor time of the training. Parameters exclude the head for masked "
         "words, which fairseq builds but regression does not use.",
     ]

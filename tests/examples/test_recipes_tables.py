@@ -1,4 +1,6 @@
-"""Tests of the special tables: quickstart, lifelong, SST-2, and Multi30k's earlier studies."""
+"""Tests of the special tables: quickstart, lifelong, SST-2, quality estimation, a teacher's data, and
+Multi30k's earlier studies.
+"""
 
 import importlib
 import json
@@ -9,8 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import pearsonr, spearmanr
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TRAINING = {
@@ -152,6 +156,87 @@ def test_sst2_s_statistics(script: Any) -> None:
         "scratch-seed2",
         "word_kd",
     ]
+
+
+def test_quality_estimation_s_pairs_and_table(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoint K has translated the lines K modulo their number. The table has a line for each model."""
+    pairs = script("quality_estimation", "pairs")
+    (tmp_path / "test.src").write_text("a\nb c\nd\ne\n")
+    (tmp_path / "test.all").write_text("wort\neins zwei\tzwei eins\ndrei\nvier\n")
+    (tmp_path / "part1.translations").write_text("S-1\td\nH-1\t-0.1\tdrei\nH-0\t-0.1\twort\n")
+    (tmp_path / "part0.translations").write_text("H-0\t-0.1\tzwei eins\nH-1\t-0.1\tfünf\n")
+    sizes = ("--labelled", "1", "--unlabelled", "1", "--valid", "1", "--test", "1")
+    arguments = ["pairs.py", str(tmp_path), str(tmp_path / "raw"), "--checkpoints", "2", *sizes]
+    monkeypatch.setattr(sys, "argv", arguments)
+    pairs.main()
+    read = {path.name: path.read_text().splitlines() for path in (tmp_path / "raw").iterdir()}
+    assert read["more.input1"] == ["wort", "zwei eins"]
+    assert read["more.label"] == ["1.0", "nan"]
+    assert (read["train.label"], read["valid.label"], read["test.label"]) == (["1.0"], ["1.0"], ["0.0"])
+    model = {"seed": 1, "parameters": 1000, "rmse": 0.1, "pearson": 0.5, "pearson_interval": [0.4, 0.6]}
+    model |= {"spearman": 0.4, "spearman_interval": [0.3, 0.5]}
+    table = script("quality_estimation", "table").table
+    names = ("teacher", "more_half-seed2")
+    results = {
+        "pairs": 9,
+        "chrf": {"mean": 0.5, "deviation": 0.1},
+        "trainings": dict.fromkeys(names, TRAINING),
+    }
+    results["models"] = {"teacher": model, "more_half-seed2": {**model, "seed": 2, "pearson_p": 0.002}}
+    lines = table(results).splitlines()
+    assert cells(lines[2])[4:] == ["0.500 (0.400 to 0.600)", "0.400 (0.300 to 0.500)", "0.100", "", "2.0"]
+    assert cells(lines[3])[:2] + cells(lines[3])[-2:] == ["more_half", "2", "0.002", "2.0"]
+
+
+def test_quality_estimation_s_statistics(script: Any) -> None:
+    """The correlations are scipy's; a model that is as good as its rival has a p near 1."""
+    evaluate = script("quality_estimation", "evaluate")
+    generator = np.random.default_rng(3)
+    labels = generator.random(60)
+    scores, rival = labels + generator.normal(size=(2, 60)) * 0.2
+    drawn = generator.integers(60, size=(200, 60))
+    found = evaluate.correlations(scores, labels, drawn, rival)
+    assert found["pearson"] == pytest.approx(pearsonr(scores, labels)[0])
+    assert found["spearman"] == pytest.approx(spearmanr(scores, labels)[0])
+    assert found["pearson_interval"][0] < found["pearson"] < found["pearson_interval"][1]
+    assert evaluate.correlations(labels, labels, drawn, generator.random(60))["pearson_p"] < 0.02
+    assert evaluate.correlations(scores, labels, drawn, scores)["pearson_p"] == 1.0
+    names = ["more_half", "scratch_eighth", "teacher", "scratch_half", "scratch_half-seed2"]
+    assert sorted(names, key=evaluate.order)[:2] == ["teacher", "scratch_eighth"]
+    assert evaluate.rival("more_half-seed2") == "scratch_half-seed2"
+
+
+def test_a_teacher_s_data(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The half of the sentences where the student differs most, and a line of the table."""
+    worst = script("teacher_data", "worst")
+    output = "".join(
+        f"S-{number}\ts{number}\nT-{number}\t{target}\nH-{number}\t-0.5\t{own}\nD-{number}\t-0.5\t{own}\n"
+        for number, target, own in (
+            (2, "ab ab", "ab ab"),
+            (0, "cd cd", "xy"),
+            (1, "ef", "eg"),
+            (3, "gh", "gh"),
+        )
+    )
+    (tmp_path / "train.txt").write_text(output)
+    arguments = ["worst.py", str(tmp_path / "train.txt"), str(tmp_path / "out"), "--share", "0.5"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    worst.main()
+    assert (tmp_path / "out" / "train.src").read_text() == "s0\ns1\n"
+    assert (tmp_path / "out" / "train.tgt").read_text() == "cd cd\nef\n"
+    assert "2 of 4 sentences" in capsys.readouterr().out
+    model = {"bleu": 12.345, "bleu_interval": 1.0, "chrf": 40.0, "right": 50.0, "parameters": 1000}
+    results = {"models": {"seqkd": model}, "trainings": {"seqkd": TRAINING}, "seed": 1}
+    lines = (
+        script("teacher_data", "table")
+        .table({**results, "signatures": {"bleu": "s", "chrf": "c"}})
+        .splitlines()
+    )
+    assert cells(lines[2])[2:] == ["12.35 ± 1.00", "40.00", "50.0%", "1,000", "1,000", "120"]
 
 
 def test_the_time_of_a_training_excludes_that_of_its_start(

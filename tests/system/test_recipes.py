@@ -90,6 +90,29 @@ def test_the_generated_languages(recipe: str, tmp_path: Path) -> None:
     assert (tmp_path / "table.md").read_text() in done.stdout
 
 
+@pytest.mark.slow
+def test_quality_estimation(tmp_path: Path) -> None:
+    """Every stage runs with small models and few pairs."""
+    output = run("quality_estimation", tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    rows = {f"{row}_{size}" for row in ("scratch", "distilled", "more") for size in ("half", "eighth")}
+    assert set(results["models"]) == {"teacher", *rows}
+    assert results["pairs"] == 30
+    assert "| more_eighth | 1 |" in output
+    assert all(str(tmp_path) not in training["command"] for training in results["trainings"].values())
+
+
+@pytest.mark.slow
+def test_a_teacher_s_data(tmp_path: Path) -> None:
+    """Every stage runs with few updates."""
+    environment = scripts.environment(tmp_path, TEACHER_UPDATES="60", STUDENT_UPDATES="3", MORE_UPDATES="3")
+    done = scripts.call(EXAMPLES / "teacher_data" / "run.sh", env=environment)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {"seqkd", "several", "feedback", "nat_seqkd"} < set(results["models"])
+    assert (tmp_path / "table.md").read_text() in done.stdout
+
+
 def test_an_exported_student_is_evaluated_beside_the_others(tmp_path: Path) -> None:
     run("multi30k", tmp_path, "scratch")
     run("multi30k", tmp_path, "scratch", script="export.sh")

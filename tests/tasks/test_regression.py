@@ -212,7 +212,7 @@ def distil(data: Path, folder: Path, teacher: Path, *more: object) -> in_process
 
 
 def test_a_student_learns_the_scores(data: Path, teacher: Path, tmp_path: Path) -> None:
-    """With pairs that have no label. A correlation can choose the best checkpoint, which stock fairseq loads."""
+    """With pairs that have no label. A correlation can choose the checkpoint, which stock fairseq loads."""
     best = ("--best-checkpoint-metric", "spearman", "--maximize-best-checkpoint-metric")
     training = distil(data, tmp_path, teacher, *best, "--validate-interval-updates", 15)
     valid, steps = training.metrics["valid"][-1], training.metrics["train_inner"]
