@@ -26,7 +26,7 @@ from fairseq_imitkd.tasks.with_teacher import WithTeacher
 from fairseq_imitkd.teacher.classifier import ClassifyingTeacher, class_logits, load_classifier
 from fairseq_imitkd.teacher.config import TeacherConfig
 from fairseq_imitkd.teacher.score_check import check_scores
-from fairseq_imitkd.teacher.source import TeacherSource, check_files
+from fairseq_imitkd.teacher.source import TeacherSource
 from fairseq_imitkd.training.adapter import AnyTeacher
 from fairseq_imitkd.training.distiller import Distiller, Learner, autocast
 from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
@@ -117,14 +117,17 @@ class SentencePredictionWithTeacherTask(WithTeacher, WithPlainErrors, SentencePr
     def check_method(self, method: Method) -> None:
         """Refuse methods that write sentences, and settings that change nothing for classes."""
         cfg = method.cfg
+        if self.regresses:
+            check_regression(method)
         if method.writes:
             remedy = "a method without --teacher-samples" if method.teacher_samples else "--student-share 0"
+            also = "" if self.regresses else " or atkd"
             raise UsageError(
                 f"--criterion {method.name} writes sentences, but --task sentence_prediction_with_teacher "
-                f"classifies: use word_kd, annealing_kd, continuation_kd or atkd, or {remedy}"
+                f"classifies: use word_kd, annealing_kd, continuation_kd{also}, or {remedy}"
             )
         if self.regresses:
-            return check_regression(method)
+            return
         if cfg.loss_chunk > 0:
             raise UsageError(
                 f"--loss-chunk {cfg.loss_chunk} changes nothing, because there are few classes: leave it out"
@@ -174,10 +177,6 @@ class SentencePredictionWithTeacherTask(WithTeacher, WithPlainErrors, SentencePr
             teacher.place(*placement(learner.student))
             paths, poor = (self.cfg.teacher_path or "").split(os.pathsep), self.cfg.teacher_allow_poor
             check_scores(teacher, self.datasets[self.cfg.train_subset], paths=paths, allow_poor=poor)
-
-    def check_training(self, method: Method) -> None:
-        """Refuse missing files before anything slow happens."""
-        check_files(self.cfg.teacher_path)
 
     def open_teacher(self, method: Method) -> AnyTeacher:
         """Load the classifiers and check that their classes are the student's."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fairseq.logging import metrics
+from scipy.stats import pearsonr, spearmanr
 from torch import Tensor, nn
 
 from fairseq_imitkd.criterion import DISTILLATION, Distillation
@@ -18,6 +19,7 @@ from fairseq_imitkd.tasks.sentence_prediction import (
     SentencePredictionWithTeacherConfig,
     SentencePredictionWithTeacherTask,
 )
+from fairseq_imitkd.training import regression
 from fairseq_imitkd.training.regression import Correlations
 from tests.helpers import in_process
 from tests.helpers.classifiers import (
@@ -123,8 +125,6 @@ def test_loss_and_gradient_follow_the_definition(name: str, update: int) -> None
 
 def test_validation_logs_the_error_and_both_correlations() -> None:
     """Over all batches; a pair without a label does not count, and a repeated batch changes nothing."""
-    from scipy.stats import pearsonr, spearmanr
-
     task = regression_task()
     criterion = tiny_criterion("word_kd", task, divergence="logit-mse")
     labels = torch.tensor([0.1, 0.9, NAN, 0.4, 0.3, 0.7, 0.2])
@@ -152,13 +152,31 @@ def test_scores_that_do_not_vary_have_no_correlation() -> None:
     assert meters.get_smoothed_values() == {"pearson": 0.0, "spearman": 0.0}
 
 
+def test_scores_of_all_processes_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process has another sentence, and one that this process has, too, as a filler batch."""
+
+    def gather(gathered: list[Any], own: Any) -> None:
+        assert own == {0: (1.0, 1.0), 1: (2.0, 3.0)}
+        gathered[:] = [own, {1: (2.0, 3.0), 2: (5.0, 2.0)}]
+
+    monkeypatch.setattr(regression, "several_processes", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    correlations = Correlations()
+    with metrics.aggregate() as meters:
+        correlations.add(torch.arange(2), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]))
+        correlations.log()
+    expected = pearsonr([1.0, 2.0, 5.0], [1.0, 3.0, 2.0])[0]
+    assert meters.get_smoothed_value("pearson") == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
         ("word_kd", {}, "--divergence forward-kl compares classes, but --regression-target has none: add"),
         ("atkd", {}, "--divergence target-decoupled-kl compares classes"),
         ("imitkd", {"student_share": "0"}, "--divergence teacher-argmax compares classes"),
-        ("imitkd", {}, "--criterion imitkd writes sentences, but --task sentence_prediction_with_teacher"),
+        ("gkd", {"divergence": "logit-mse"}, "--criterion gkd writes sentences, but --task sentence_pred"),
         ("word_kd", {"divergence": "logit-mse", "label_smoothing": 0.1}, "--label-smoothing 0.1 needs"),
         ("word_kd", {"divergence": "logit-mse", "token_selection": "batch"}, "--token-selection batch needs"),
     ],
