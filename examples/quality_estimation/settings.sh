@@ -36,7 +36,7 @@ UPDATES_EACH=${STUDENT_UPDATES:-800}
 sized() {
   case $1 in
     half) roberta 2 84 ;;
-    eighth) roberta 1 36 ;;
+    eighth) roberta 1 40 ;;
     *) die "the size must be half or eighth, but is '$1'" ;;
   esac
   MODEL+=(--dropout 0.1 --lr 2e-3 --max-update "$UPDATES_EACH")

@@ -236,7 +236,7 @@ def test_a_student_learns_the_scores(data: Path, teacher: Path, tmp_path: Path) 
     valid, steps = training.metrics["valid"][-1], training.metrics["train_inner"]
     assert valid["pearson"] > 0.8
     assert valid["spearman"] > 0.8
-    assert valid["loss"] == valid["squared_error"] < 0.02
+    assert valid["loss"] == valid["squared_error"] < 0.05
     assert sum(step["labelled"] for step in steps) / len(steps) == pytest.approx(2 / 3, abs=0.02)
     saved = torch.load(tmp_path / "checkpoint_best.pt", weights_only=True)["extra_state"]["best"]
     assert saved == max(each["spearman"] for each in training.metrics["valid"])

@@ -421,7 +421,6 @@ def test_the_remedy_for_methods_with_rollouts(data: Path, teacher: Path) -> None
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
-        ({"regression_target": True}, ("--regression-target", "leave it out")),
         ({"num_classes": 1}, ("--num-classes must be 2 or more", "is 1")),
         ({"num_classes": 3}, ("--num-classes 3", "label/dict.txt", "give --num-classes 2")),
         ({"num_classes": 4}, ("--num-classes 4", "give --num-classes 2")),
