@@ -31,7 +31,7 @@ roberta() { # LAYERS WIDTH
   )
 }
 STOCK=(--task sentence_prediction --criterion sentence_prediction)
-UPDATES_EACH=${STUDENT_UPDATES:-800}
+UPDATES_EACH=${STUDENT_UPDATES:-600}
 # sized half|eighth: the student's model, half or an eighth of the teacher's parameters.
 sized() {
   case $1 in

@@ -5,4 +5,4 @@ source "$(dirname "$0")/../common.sh"
 
 roberta 2 128
 stage teacher train teacher "${STOCK[@]}" "${SCORE[@]}" "${MODEL[@]}" "${OPTIMISER[@]}" "${VALIDATION[@]}" \
-  --dropout 0.1 --lr 1e-3 --max-update "${TEACHER_UPDATES:-1200}"
+  --dropout 0.1 --lr 1e-3 --max-update "${TEACHER_UPDATES:-700}"
