@@ -24,17 +24,17 @@ class TaskAdapter(Protocol):
     Attributes:
         decodes: whether the task's models write sentences, token by token. Without it there are no rollouts,
             and batches are not divided by target length.
-        logs_accuracy: whether the share of targets that the student finds most probable is logged.
-        regresses: whether a sentence's target is a number, ``(B, 1)``, and NaN if it has no label.
     """
 
     decodes: bool
 
     @property
-    def logs_accuracy(self) -> bool: ...
+    def logs_accuracy(self) -> bool:
+        """Whether the share of targets that the student finds most probable is logged."""
 
     @property
-    def regresses(self) -> bool: ...
+    def regresses(self) -> bool:
+        """Whether a sentence's target is a number, ``(B, 1)``, and NaN if it has no label."""
 
     @property
     def uncounted(self) -> int:

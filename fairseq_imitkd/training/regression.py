@@ -70,6 +70,7 @@ class ExactLabels(RawLabelDataset):
     """
 
     def collater(self, samples: list[list[float]]) -> Tensor:
+        """Return the labels of ``B`` sentences, ``(B, 1)``."""
         return torch.tensor(samples, dtype=torch.float64)
 
 
