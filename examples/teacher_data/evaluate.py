@@ -6,14 +6,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fairseq import checkpoint_utils, options
-from fairseq_cli import generate
-from scoring import DECODING, asked, score, write  # the quickstart's
+from fairseq import checkpoint_utils
+from scoring import asked, decode, score, write  # the quickstart's
 from table import MODELS, table
 from trainings import training
-
-# A model that writes all tokens at once, without refining them.
-AT_ONCE = ["--task", "translation_lev", "--iter-decode-max-iter", "0", "--iter-decode-eos-penalty", "0"]
 
 
 def main() -> None:
@@ -38,15 +34,12 @@ def main() -> None:
 def measure(run: Path, name: str, device: list[str]) -> dict[str, Any]:
     """Return the scores and the size of a model."""
     checkpoint = run / name / "checkpoint_last.pt"
-    task = AT_ONCE if name.startswith("nat_") else []
-    flags = [str(run / "data-bin"), "--path", str(checkpoint), "--results-path", str(run / name)]
-    parser = options.get_generation_parser(default_task="translation_lev" if task else "translation")
-    generate.main(options.parse_args_and_arch(parser, [*flags, *DECODING, *task, *device]))
+    output = decode(run / "data-bin", checkpoint, run / name, device)
     [model], _, _ = checkpoint_utils.load_model_ensemble_and_task(
         [str(checkpoint)], arg_overrides={"data": str(run / "data-bin")}
     )
     return {
-        **score(run / "text", run / name / "generate-test.txt"),
+        **score(run / "text", output),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
 

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# What can be done with a teacher's translations as data: one for each source, several, those where the student is worst, and for
-# students that write all tokens at once.
+# What can be done with a teacher's translations as data: one for each source, several, and those where the student is worst.
 #   SEED=N   seed of languages, sentences and initial weights (default: 1)
 source "$(dirname "$0")/../common.sh"
 source "$REPO/examples/quickstart/models.sh"
@@ -43,12 +42,6 @@ FROM_SEQKD=(
   --restore-file "$RUN/seqkd/checkpoint_last.pt"
   --reset-optimizer --reset-lr-scheduler --reset-dataloader --reset-meters
 )
-# fairseq's own training of a model that writes all tokens at once; later flags replace those of fit.
-NON_AUTOREGRESSIVE=(
-  --task translation_lev --criterion nat_loss --noise full_mask --arch nonautoregressive_transformer "${TEACHER_MODEL[@]}"
-  --apply-bert-init --encoder-learned-pos --decoder-learned-pos --pred-length-offset --length-loss-factor 0.1 --lr 5e-3
-)
-
 DATA=$RUN/data-bin
 stage data data
 stage teacher fit teacher "$TEACHER_UPDATES" "${PLAIN[@]}" "${TEACHER_MODEL[@]}" --lr 5e-3
@@ -57,8 +50,6 @@ stage data_several translated several --beam 8 --diverse-beam-groups 4 --keep 4
 stage scratch fit scratch "$STUDENT_UPDATES" "${STUDENT[@]}"
 on seqkd seqkd fit seqkd "$STUDENT_UPDATES" "${STUDENT[@]}"
 on several several fit several "$STUDENT_UPDATES" "${STUDENT[@]}"
-stage nat_scratch fit nat_scratch "$TEACHER_UPDATES" "${NON_AUTOREGRESSIVE[@]}"
-on seqkd nat_seqkd fit nat_seqkd "$TEACHER_UPDATES" "${NON_AUTOREGRESSIVE[@]}"
 stage data_worst worst
 on seqkd continued fit continued "$MORE_UPDATES" "${STUDENT[@]}" "${FROM_SEQKD[@]}"
 on worst feedback fit feedback "$MORE_UPDATES" "${STUDENT[@]}" "${FROM_SEQKD[@]}"

@@ -10,8 +10,6 @@ MODELS = {
     "several": "four of the teacher's translations each",
     "continued": "`seqkd`, then the same translations",
     "feedback": "`seqkd`, then the half where it is worst",
-    "nat_scratch": "the references",
-    "nat_seqkd": "the teacher's translations",
 }
 
 
@@ -32,7 +30,7 @@ def table(results: dict[str, Any]) -> str:
     notes = (
         f"BLEU ± 95% bootstrap interval: `{results['signatures']['bleu']}`; chrF: "
         f"`{results['signatures']['chrf']}`; right: share of translations that equal a right translation; "
-        "greedy decoding, of nat_ models in one pass; updates: of this training alone; training: processor "
+        "greedy decoding; updates: of this training alone; training: processor "
         f"time of this model's training command; seed {results['seed']}."
     )
     return "\n".join([*rows, "", notes])
