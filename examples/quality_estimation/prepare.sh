@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make the pairs: two made-up languages, the checkpoints of a translator between them, their translations, and the chrF of each.
 source "$(dirname "$0")/../common.sh"
+# shellcheck disable=SC2153 # settings.sh sets them
 POOL=$((LABELLED + UNLABELLED + VALID + TEST))
 
 text() {
