@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # What can be done with a teacher's translations as data: one for each source, several, and those where the student is worst.
 #   SEED=N   seed of languages, sentences and initial weights (default: 1)
+USES="SMOKE"
 source "$(dirname "$0")/../common.sh"
 source "$REPO/examples/quickstart/models.sh"
 TEACHER_UPDATES=${TEACHER_UPDATES:-1600} STUDENT_UPDATES=${STUDENT_UPDATES:-1000} MORE_UPDATES=${MORE_UPDATES:-400}
+SIZES=()
+if [ -n "${SMOKE:-}" ]; then SIZES=(--train 300 --valid 20 --test 30) TEACHER_UPDATES=300 STUDENT_UPDATES=3 MORE_UPDATES=3; fi
 TEACHER=$RUN/teacher/checkpoint_last.pt
 
 data() {
-  python "$REPO/examples/quickstart/language.py" "$RUN/text" --seed "$SEED"
+  python "$REPO/examples/quickstart/language.py" "$RUN/text" --seed "$SEED" "${SIZES[@]}"
   rm -rf "$RUN/data-bin" # fairseq-preprocess refuses a folder that a killed call left incomplete
   binarise text data-bin --validpref "$RUN/text/valid" --testpref "$RUN/text/test"
 }
