@@ -6,7 +6,7 @@ source "$(dirname "$0")/../common.sh"
 source "$REPO/examples/quickstart/models.sh"
 TEACHER_UPDATES=${TEACHER_UPDATES:-1600} STUDENT_UPDATES=${STUDENT_UPDATES:-1000} MORE_UPDATES=${MORE_UPDATES:-400}
 SIZES=()
-if [ -n "${SMOKE:-}" ]; then SIZES=(--train 300 --valid 20 --test 30) TEACHER_UPDATES=300 STUDENT_UPDATES=3 MORE_UPDATES=3; fi
+if [ -n "${SMOKE:-}" ]; then SIZES=(--train 300 --valid 16 --test 200) TEACHER_UPDATES=300 STUDENT_UPDATES=3 MORE_UPDATES=3; fi
 TEACHER=$RUN/teacher/checkpoint_last.pt
 
 data() {
