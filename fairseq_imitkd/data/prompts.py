@@ -31,8 +31,8 @@ def prompt_lengths(sentences: Any, *, symbol: int | None, length: int, split: st
         places = np.flatnonzero(sentences[number].numpy() == symbol)
         if not len(places):
             raise UsageError(
-                f"--prompt-symbol {name} is not in sentence {number} of '{split}': its prompt has no end; add "
-                "it to the text, or use --prompt-length"
+                f"--prompt-symbol {name} is not in sentence {number} of '{split}': its prompt has no end; "
+                "add it to the text, or use --prompt-length"
             )
         found[number] = places[0] + 1
     return found
@@ -94,8 +94,26 @@ class PromptDataset(LanguagePairDataset):
             indices: numbers of sentences.
             max_sizes: the longest sequence, or that of each side, of which the shorter counts.
         """
-        if max_sizes is None:
-            return indices, []
         longest = min(max_sizes) if isinstance(max_sizes, Sequence) else max_sizes
         needed = np.maximum(self.num_tokens_vec(indices), self.src_sizes[indices] + 1)
         return indices[needed <= longest], indices[needed > longest].tolist()
+
+
+class TypedPrompts(LanguagePairDataset):
+    """Prompts without continuations.
+
+    Args:
+        prompts: ``(S,)`` token ids each, with an EOS at the end.
+        lengths: their lengths.
+        dictionary: the dictionary of the prompts.
+        others: further arguments of fairseq's ``LanguagePairDataset``.
+    """
+
+    def __init__(self, prompts: Any, lengths: Any, dictionary: Dictionary, **others: Any):
+        super().__init__(prompts, lengths, dictionary, left_pad_source=False, **others)
+
+    def filter_indices_by_size(self, indices: np.ndarray, max_sizes: Any) -> tuple[np.ndarray, list[int]]:
+        """Leave out prompts that a model could not continue by one token; see :class:`PromptDataset`."""
+        longest = min(max_sizes) if isinstance(max_sizes, Sequence) else max_sizes
+        fits = self.src_sizes[indices] < longest
+        return indices[fits], indices[~fits].tolist()

@@ -1,7 +1,7 @@
 """A language model that continues prompts, in the form of an encoder-decoder model.
 
-A prompt is a source, and what follows it is a target. So whatever trains, scores and decodes translations also
-does so with continuations, and logits exist for the positions of continuations alone. The wrapper has no
+A prompt is a source, and what follows it is a target. So whatever trains, scores and decodes translations
+also does so with continuations, and logits exist for the positions of continuations alone. The wrapper has no
 weights: a checkpoint's names and values are those of the language model.
 """
 
@@ -103,9 +103,7 @@ def join(prompts: Tensor, inputs: Tensor, pad: int) -> tuple[Tensor, Tensor]:
 
 
 def prompted(model: BaseFairseqModel) -> BaseFairseqModel:
-    """Return a language model as a :class:`PromptedModel`; any other model, and one that is one already, as it
-    is.
-    """
+    """Return a language model as a :class:`PromptedModel`, and any other model as it is."""
     is_incremental = isinstance(getattr(model, "decoder", None), FairseqIncrementalDecoder)
     if isinstance(model, FairseqLanguageModel) and is_incremental:
         return PromptedModel(model.decoder)

@@ -63,7 +63,7 @@ def unsupported_decoder_reason(decoder: Any, *, with_cross_attention: bool) -> s
             part is not None for part in (layer.c_attn, layer.attn_ln, layer.ffn_layernorm, layer.w_resid)
         ):
             return "its layers are scaled (NormFormer)"
-        for attention in (layer.self_attn, layer.encoder_attn) if with_cross_attention else (layer.self_attn,):
+        for attention in filter(None, (layer.self_attn, layer.encoder_attn)):
             if type(attention) is not MultiheadAttention or attention.use_xformers:
                 return "its attention is not fairseq's own"
             if attention.bias_k is not None or attention.add_zero_attn:
@@ -118,7 +118,7 @@ class TransformerSteps:
         return logits
 
     def _next_logits(self, tokens: Tensor) -> Tensor:
-        """Read one more position of all rows, whose last tokens are ``(R,)``, and return logits ``(R, V)``."""
+        """Read one more position of all rows, their last tokens ``(R,)``, and return logits ``(R, V)``."""
         logits = next_logits(
             self.decoder,
             self.layers,
@@ -297,11 +297,12 @@ class DecoderLayer:
         """
         layer, attention = self.layer, self.layer.self_attn
         positions, rows, width = query.shape
-        heads = [
+        queries, keys, values = (
             each.view(positions, rows, attention.num_heads, -1).permute(1, 2, 0, 3)
             for each in (query, key, value)
-        ]
-        attended = F.scaled_dot_product_attention(*heads, is_causal=True)  # (R, heads, S, D / heads)
+        )
+        # (R, heads, S, D / heads)
+        attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         joined = attended.permute(2, 0, 1, 3).reshape(positions, rows, width)
         return self._add(x, attention.out_proj(joined), layer.self_attn_layer_norm)
 

@@ -90,7 +90,9 @@ class PromptedSteps(TransformerSteps):
         self.rows_computed = 0
         self.prompts: Tensor | None = prompts  # until they have been read
         lengths = prompts.ne(pad).sum(dim=-1)
-        self.next_positions = lengths - 1  # (R,); the first step's logits are those of the prompt's last token
+        self.next_positions = (
+            lengths - 1
+        )  # (R,); the first step's logits are those of the prompt's last token
         # Padding, (R, 1, 1, S); None if no prompt is padded.
         is_padding = torch.arange(width, device=prompts.device) >= lengths.unsqueeze(-1)
         self.ignored = is_padding[:, None, None] if bool(is_padding.any()) else None
@@ -133,17 +135,18 @@ class PromptedSteps(TransformerSteps):
 
     def _position(self) -> Tensor | None:
         """Return the embedding of each row's next position, ``(R, D)``; None if the decoder has none."""
-        if self.positions is None:
+        positions = self.positions
+        if positions is None:
             return None
         size = min(self._capacity(), self.decoder.max_positions())
-        if self.filled >= self.positions.size(0) and size > self.positions.size(0):
-            self.positions = position_embeddings(self.decoder, size)
+        if self.filled >= positions.size(0) and size > positions.size(0):
+            positions = self.positions = position_embeddings(self.decoder, size)
+        assert positions is not None
         # A finished row goes on until it is dropped, also beyond the model's positions.
-        return self.positions[self.next_positions.clamp(max=self.positions.size(0) - 1)]
+        return positions[self.next_positions.clamp(max=positions.size(0) - 1)]
 
     def _remember(self, number: int, key: Tensor, value: Tensor) -> Remembered:
         keys, values, _ = super()._remember(number, key, value)
-        ignored = self.ignored
-        if ignored is not None:
-            ignored = F.pad(ignored, (0, keys.size(0) - ignored.size(-1)), value=False)
-        return keys, values, ignored
+        if self.ignored is None:
+            return keys, values, None
+        return keys, values, F.pad(self.ignored, (0, keys.size(0) - self.ignored.size(-1)), value=False)

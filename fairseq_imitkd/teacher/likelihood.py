@@ -5,9 +5,10 @@ this, but its likelihoods do.
 """
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,9 +68,10 @@ class Likelihood:
         return ""
 
     def __str__(self) -> str:
+        others = "" if math.isnan(self.other) else f"{self.other:.2f} with other sources, "
         numbers = (
             f"{self.own:.2f} nats a token of {self.sentences:,} references (less is better), "
-            f"{self.other:.2f} with other sources, {self.frequencies:.2f} by symbol frequencies"
+            f"{others}{self.frequencies:.2f} by symbol frequencies"
         )
         judged = "too few to judge" if self.sentences < LEAST else "bad" if self.problem else "good"
         return f"{numbers}: {judged}"
@@ -84,6 +86,7 @@ def check_likelihood(
     symbols: int,
     writes: bool = True,
     selects: bool = False,
+    compares_sources: bool = True,
     allow_poor: bool = False,
 ) -> None:
     """Log how well each member of a teacher predicts the first references, and refuse one that does not.
@@ -100,12 +103,16 @@ def check_likelihood(
         writes: whether the teacher writes the references, so that ``prev_output_tokens`` belong to them.
         selects: whether members are chosen for each sentence (``--teacher-selection``), so that it is enough
             if one of them knows it.
+        compares_sources: whether the teacher has an own dictionary of sources, so that it is worth asking it
+            about references with other sources.
         allow_poor: ``--teacher-allow-poor``: only warn.
 
     Raises:
         UsageError: a member does not know the data.
     """
     found = likelihoods(teacher, dataset, pad=pad, symbols=symbols, writes=writes, selects=selects)
+    if not compares_sources:
+        found = [replace(each, other=math.nan) for each in found]
     if teacher.outside is not None:
         move = utils.move_to_cuda if teacher.log_weights.is_cuda else lambda batch: batch
         batches = map(move, _first_batches(dataset, teacher.max_positions))
