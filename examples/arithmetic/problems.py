@@ -1,4 +1,4 @@
-"""Write sums of several numbers with their worked steps, one problem a line: problems.py FOLDER.
+"""Write sums of two to four numbers with their worked steps, one problem a line: problems.py FOLDER.
 
     4 7 + 3 6 + 8 1 + 5 5 = 4 7 + 3 6 = 8 3 ; 8 3 + 8 1 = 1 6 4 ; 1 6 4 + 5 5 = 2 1 9
 
@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 
 SPLITS = {"train": 10_000, "valid": 1_000, "test": 2_000}
-NUMBERS = 4  # in a sum; each has two digits
+NUMBERS = (2, 4)  # least and most numbers of a sum; each has two digits
 
 
 def spaced(number: int) -> str:
@@ -43,7 +43,7 @@ def main() -> None:
             for _ in range(round(count * args.share)):
                 numbers = None
                 while numbers is None or tuple(numbers) in seen:
-                    numbers = [generator.randrange(10, 100) for _ in range(NUMBERS)]
+                    numbers = [generator.randrange(10, 100) for _ in range(generator.randint(*NUMBERS))]
                 seen.add(tuple(numbers))
                 print(problem(numbers), file=file)
 
