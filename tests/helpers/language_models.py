@@ -38,7 +38,9 @@ def tiny_task(**settings: Any) -> LanguageModelingWithTeacherTask:
 def build(seed: int = 1, arch: str = "transformer_lm", **settings: Any) -> Any:
     """Return an untrained language model that continues prompts."""
     sizes = {"tokens_per_sample": POSITIONS, "max_target_positions": POSITIONS, "tpu": False}
-    args = Namespace(arch=arch, criterion="cross_entropy", add_bos_token=False, **{**WIDTHS, **sizes, **settings})
+    args = Namespace(
+        arch=arch, criterion="cross_entropy", add_bos_token=False, **{**WIDTHS, **sizes, **settings}
+    )
     ARCH_CONFIG_REGISTRY[arch](args)
     torch.manual_seed(seed)
     return tiny_task().build_model(args)

@@ -27,9 +27,7 @@ EOS, PAD = letters().eos(), letters().pad()
 
 
 @pytest.mark.parametrize("settings", (FAST | SLOW).values(), ids=FAST | SLOW)
-def test_logits_equal_each_sentence_alone_in_float64(
-    settings: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_equal_each_sentence_alone_in_float64(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """To 1e-10: the whole batch, and steps while rows are dropped, against the model without padding."""
     monkeypatch.setattr(fairseq_utils, "softmax", lambda x, dim, onnx_trace=False: x.softmax(dim))
     model, sample = build(**settings).double().eval(), batch()
@@ -100,5 +98,8 @@ def test_beam_search_is_that_of_each_prompt_alone() -> None:
     inputs = {name: sample["net_input"][name] for name in ("src_tokens", "src_lengths")}
     together = best(inputs)
     for row, length in enumerate(inputs["src_lengths"].tolist()):
-        single = {"src_tokens": inputs["src_tokens"][row : row + 1, :length], "src_lengths": torch.tensor([length])}
+        single = {
+            "src_tokens": inputs["src_tokens"][row : row + 1, :length],
+            "src_lengths": torch.tensor([length]),
+        }
         assert best(single) == [together[row]]
