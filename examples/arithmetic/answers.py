@@ -1,8 +1,8 @@
 """Reads what imitkd-generate wrote: ``answers.py join OUTPUT`` and ``answers.py score RUN NAME…``.
 
 ``join`` prints each prompt with its continuation, in the order of the data. ``score`` compares the models'
-continuations of the test set, ``RUN/NAME/test.out``, with ``RUN/raw/test.txt``. It writes ``RUN/results.json``
-and prints the table. An answer is what follows the last "=" of a continuation.
+continuations of the test set, ``RUN/NAME/test.out``, with ``RUN/raw/test.txt``. It writes
+``RUN/results.json`` and prints the table. An answer is what follows the last "=" of a continuation.
 """
 
 import sys

@@ -11,7 +11,6 @@ TRAINING=(
   --validate-interval-updates 500 --validate-interval 100000 --save-interval 100000
   --save-interval-updates 500 --keep-interval-updates 1 --no-epoch-checkpoints --log-interval 50
 )
-DISTILLATION=(--rollout-max-len-a 0 --rollout-max-len-b 50)
 # model LAYERS WIDTH FEED_FORWARD: set MODEL to the flags of a language model; with SMOKE=1 to those of a tiny one.
 model() {
   [ -z "${SMOKE:-}" ] || set -- 1 16 32

@@ -25,7 +25,10 @@ objective=(--criterion cross_entropy)
 case $row in
   scratch) ;;
   seqkd) stage teachers continuations && DATA=$RUN/teachers/data-bin ;;
-  *) objective=(--criterion "$row" --teacher-path "$RUN/teacher/checkpoint_best.pt" --teacher-data "$RUN/data-bin" "${DISTILLATION[@]}") ;;
+  *)
+    objective=(--criterion "$row" --teacher-path "$RUN/teacher/checkpoint_best.pt" --teacher-data "$RUN/data-bin")
+    [ "$row" = word_kd ] || objective+=(--rollout-max-len-a 0 --rollout-max-len-b 50)
+    ;;
 esac
 model 1 64 128
 name=$(named "$row")

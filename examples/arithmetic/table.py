@@ -7,8 +7,8 @@ from typing import Any
 def table(results: dict[str, Any]) -> str:
     """Return the tables of answers.py's results.json, and notes on their columns."""
     rows = [
-        "| model | seed | parameters | right answers, % (95%) | all steps right, % | gained / lost | p | updates to best "
-        "| CPU minutes |",
+        "| model | seed | parameters | right answers, % (95%) | all steps right, % | gained / lost | p "
+        "| updates to best | CPU minutes |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     seeds: dict[str, list[float]] = {}
@@ -32,9 +32,9 @@ def table(results: dict[str, Any]) -> str:
     count = next(iter(results["models"].values()))["problems"]
     rows += [
         "",
-        f"Greedy decoding of {count:,} test problems. An answer is right if it equals that of the problem. Interval: "
-        "Wilson's, 95%. Gained / lost: test problems that only the model, or only `scratch` of the same seed, gets "
-        "right. p: McNemar's exact test. CPU minutes: processor time of the training command, with its validations "
-        "and with the teacher's passes; `seqkd` without the teacher's continuations.",
+        f"Greedy decoding of {count:,} test problems. An answer is right if it equals that of the problem. "
+        "Interval: Wilson's, 95%. Gained / lost: test problems that only the model, or only `scratch` of the "
+        "same seed, gets right. p: McNemar's exact test. CPU minutes: processor time of the training, "
+        "with its validations and the teacher's passes; `seqkd` without the teacher's continuations.",
     ]
     return "\n".join(rows)
