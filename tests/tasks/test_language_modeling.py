@@ -82,7 +82,7 @@ def test_losses_and_gradients_by_their_definitions_in_float64(method: str, chunk
 
 
 def test_prompts_and_continuations() -> None:
-    """The symbol belongs to the prompt. A short sentence is a prompt as a whole. Sizes are of the sequence."""
+    """The symbol belongs to the prompt. A short sentence is a whole prompt. Sizes are of the sequence."""
     rows = [torch.tensor([*tokens, EOS]) for tokens in ([4, 9, 5, 9, 6], [9], [7, 9])]
     cuts = prompt_lengths(Sentences(rows), symbol=9, length=0, split="train", name="=")
     assert cuts.tolist() == [2, 1, 2]
