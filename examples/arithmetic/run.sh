@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Run the recipe stage by stage: run.sh [ROW…] (default: scratch seqkd word_kd imitkd gkd), for each of SEEDS (default: 1 2).
+# Run the recipe stage by stage: run.sh [ROW…] (default: scratch continued seqkd word_kd imitkd gkd), for each of SEEDS (default: 1 2).
 # A second call continues where the first one stopped.
 here=$(cd "$(dirname "$0")" && pwd)
 set -euo pipefail
-[ $# -gt 0 ] || set -- scratch seqkd word_kd imitkd gkd
+[ $# -gt 0 ] || set -- scratch continued seqkd word_kd imitkd gkd
 
 "$here/prepare.sh"
 "$here/teacher.sh"

@@ -8,8 +8,8 @@ TRAINING=(
   --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 --lr-scheduler inverse_sqrt --warmup-updates 200
   --eval-metrics exact --eval-bleu-args '{"beam": 1, "max_len_a": 0, "max_len_b": 50}' --eval-bleu-remove-bpe none
   --best-checkpoint-metric exact --maximize-best-checkpoint-metric
-  --validate-interval-updates 500 --validate-interval 100000 --save-interval 100000
-  --save-interval-updates 500 --keep-interval-updates 1 --no-epoch-checkpoints --log-interval 50
+  --validate-interval-updates 250 --validate-interval 100000 --save-interval 100000
+  --save-interval-updates 250 --keep-interval-updates 1 --no-epoch-checkpoints --log-interval 50
 )
 # model LAYERS WIDTH FEED_FORWARD: set MODEL to the flags of a language model; with SMOKE=1 to those of a tiny one.
 model() {

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Train one student: student.sh ROW. The student starts from random weights, and all rows get the same number of updates.
-#   scratch   cross-entropy on the worked steps
-#   seqkd     cross-entropy on the teacher's continuations of the same prompts, by beam search (Kim & Rush 2016, section 3.2)
-#   METHOD    any name of --criterion: the worked steps and the teacher
+# Train one student: student.sh ROW. `scratch` starts from random weights, all other rows from `scratch` of the same seed.
+#   scratch     cross-entropy on the worked steps
+#   continued   the same, the control of the rows below
+#   seqkd       cross-entropy on the teacher's continuations of the same prompts, by beam search (Kim & Rush 2016, section 3.2)
+#   METHOD      any name of --criterion: the worked steps and the teacher
 #   SEED=2 makes ROW-seed2
 source "$(dirname "$0")/../common.sh"
-[ $# -gt 0 ] || die "usage: student.sh ROW [FLAGS…], ROW scratch, seqkd or a name of --criterion"
+[ $# -gt 0 ] || die "usage: student.sh ROW [FLAGS…], ROW scratch, continued, seqkd or a name of --criterion"
 row=$1
 shift
 
@@ -23,13 +24,19 @@ continuations() {
 
 objective=(--criterion cross_entropy)
 case $row in
-  scratch) ;;
+  scratch | continued) ;;
   seqkd) stage teachers continuations && DATA=$RUN/teachers/data-bin ;;
   *)
     objective=(--criterion "$row" --teacher-path "$RUN/teacher/checkpoint_best.pt" --teacher-data "$RUN/data-bin")
     [ "$row" = word_kd ] || objective+=(--rollout-max-len-a 0 --rollout-max-len-b 50)
     ;;
 esac
-model 1 64 128
+length=(--lr 4e-3 --max-update "${UPDATES:-2000}")
+if [ "$row" != scratch ]; then
+  start=$RUN/$(named scratch)/checkpoint_best.pt
+  [ -e "$start" ] || die "$start does not exist; train scratch first"
+  length=(--lr 2e-3 --max-update "${MORE_UPDATES:-500}" --finetune-from-model "$start")
+fi
+model 2 48 96
 name=$(named "$row")
-stage "$name" train "$name" "${objective[@]}" "${MODEL[@]}" --lr 4e-3 --max-update "${UPDATES:-2000}" "${TRAINING[@]}" "$@"
+stage "$name" train "$name" "${objective[@]}" "${MODEL[@]}" "${TRAINING[@]}" "${length[@]}" "$@"

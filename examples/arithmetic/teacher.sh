@@ -3,4 +3,4 @@
 SEED=1
 source "$(dirname "$0")/../common.sh"
 model 2 96 384
-stage teacher train teacher --criterion cross_entropy "${MODEL[@]}" --lr 3e-3 --max-update "${TEACHER_UPDATES:-2500}" "${TRAINING[@]}"
+stage teacher train teacher --criterion cross_entropy "${MODEL[@]}" --lr 3e-3 --max-update "${TEACHER_UPDATES:-2000}" "${TRAINING[@]}"
