@@ -290,7 +290,7 @@ class DecoderLayer:
         attended = _attend(query, keys, values, heads=attention.num_heads, ignored=ignored)
         return self._add(x, attention.out_proj(attended), layer.self_attn_layer_norm)
 
-    def causal_self_attention(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def causal_self_attention(self, x: Tensor, query: Tensor, *, key: Tensor, value: Tensor) -> Tensor:
         """Attend from ``S`` positions, ``(S, R, D)`` each, to themselves and to those before them.
 
         Padding on the right is read by padding alone.

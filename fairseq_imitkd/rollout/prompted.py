@@ -128,7 +128,7 @@ class PromptedSteps(TransformerSteps):
                 capacity = min(self.longest, 2 * width)
                 self.own = key.new_empty((len(self.layers), 2, capacity, *key.shape[1:]))
             self.own[number, 0, :width], self.own[number, 1, :width] = key, value
-            x = layer.feed_forward(layer.causal_self_attention(x, query, key, value))
+            x = layer.feed_forward(layer.causal_self_attention(x, query, key=key, value=value))
         self.filled = width
         last = x[self.next_positions, torch.arange(x.size(1), device=x.device)]
         return output(self.decoder, last)

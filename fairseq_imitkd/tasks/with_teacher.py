@@ -187,7 +187,6 @@ class WithTeacher(_Task):
                 symbols=len(self.target_dictionary),
                 writes=self.decodes,
                 selects=str(getattr(self.cfg, "teacher_selection", "fixed")) != "fixed",
-                compares_sources=not distiller.task.layout.shares_positions,
                 allow_poor=self.cfg.teacher_allow_poor,
             )
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.data.languages import LanguagePair
+from fairseq_imitkd.data.prompts import PromptDataset
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.models.logits import chunk_size
 from fairseq_imitkd.models.tagged import check_without_tags, tags_of
@@ -86,7 +87,6 @@ def check_likelihood(
     symbols: int,
     writes: bool = True,
     selects: bool = False,
-    compares_sources: bool = True,
     allow_poor: bool = False,
 ) -> None:
     """Log how well each member of a teacher predicts the first references, and refuse one that does not.
@@ -103,15 +103,13 @@ def check_likelihood(
         writes: whether the teacher writes the references, so that ``prev_output_tokens`` belong to them.
         selects: whether members are chosen for each sentence (``--teacher-selection``), so that it is enough
             if one of them knows it.
-        compares_sources: whether the teacher has an own dictionary of sources, so that it is worth asking it
-            about references with other sources.
         allow_poor: ``--teacher-allow-poor``: only warn.
 
     Raises:
         UsageError: a member does not know the data.
     """
     found = likelihoods(teacher, dataset, pad=pad, symbols=symbols, writes=writes, selects=selects)
-    if not compares_sources:
+    if isinstance(dataset, PromptDataset):  # a long continuation may say little about its prompt
         found = [replace(each, other=math.nan) for each in found]
     if teacher.outside is not None:
         move = utils.move_to_cuda if teacher.log_weights.is_cuda else lambda batch: batch

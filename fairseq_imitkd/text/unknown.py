@@ -50,8 +50,8 @@ def warn_of_share(unknown: int, symbols: int, what: str, *, language: str | None
     """
     if unknown > MOST * symbols:
         logger.warning(
-            "%.1f%% of the symbols of %s are unknown to %s: %s",
-            100.0 * unknown / symbols, what, f"dict.{language}.txt" if language else "dict.txt", remedy,
+            "%.1f%% of the symbols of %s are unknown to dict%s.txt: %s",
+            100.0 * unknown / symbols, what, f".{language}" if language else "", remedy,
         )  # fmt: skip
 
 
