@@ -1,7 +1,7 @@
 # The settings of the recipe's trainings. ../common.sh sources this file.
 # shellcheck shell=bash disable=SC2034
-USES="SMOKE UPDATES"
-PROMPTS=(--task language_modeling_with_teacher --prompt-symbol =)
+USES="SMOKE UPDATES MORE_UPDATES"
+PROMPTS=(--task language_modeling_with_teacher --prompt-symbol "=")
 # Greedy decoding of at most 50 symbols, in validation and everywhere else.
 TRAINING=(
   "${PROMPTS[@]}" --tokens-per-sample 80 --max-tokens 2048 --num-workers 0 --seed "${SEED:-1}"

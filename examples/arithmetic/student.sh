@@ -25,7 +25,10 @@ continuations() {
 objective=(--criterion cross_entropy)
 case $row in
   scratch | continued) ;;
-  seqkd) stage teachers continuations && DATA=$RUN/teachers/data-bin ;;
+  seqkd)
+    stage teachers continuations
+    DATA=$RUN/teachers/data-bin
+    ;;
   *)
     objective=(--criterion "$row" --teacher-path "$RUN/teacher/checkpoint_best.pt" --teacher-data "$RUN/data-bin")
     [ "$row" = word_kd ] || objective+=(--rollout-max-len-a 0 --rollout-max-len-b 50)
@@ -33,9 +36,9 @@ case $row in
 esac
 length=(--lr 4e-3 --max-update "${UPDATES:-2000}")
 if [ "$row" != scratch ]; then
-  start=$RUN/$(named scratch)/checkpoint_best.pt
-  [ -e "$start" ] || die "$start does not exist; train scratch first"
-  length=(--lr 2e-3 --max-update "${MORE_UPDATES:-500}" --finetune-from-model "$start")
+  first=$RUN/$(named scratch)/checkpoint_best.pt
+  [ -e "$first" ] || die "$first does not exist; train scratch first"
+  length=(--lr 2e-3 --max-update "${MORE_UPDATES:-500}" --finetune-from-model "$first")
 fi
 model 2 48 96
 name=$(named "$row")
