@@ -5,7 +5,7 @@ import torch
 from fairseq import utils as fairseq_utils
 
 from fairseq_imitkd.mixing.batch import encoder_inputs
-from fairseq_imitkd.models.prompted import PromptedModel
+from fairseq_imitkd.models.prompted import PromptedModel, join
 from fairseq_imitkd.rollout import Prompt, RandomKey, RolloutPolicy, SpecialSymbols, decode, sampling_uniforms
 from fairseq_imitkd.rollout import prompted as prompted_steps
 from fairseq_imitkd.rollout.generator import RolloutGenerator
@@ -103,3 +103,14 @@ def test_beam_search_is_that_of_each_prompt_alone() -> None:
             "src_lengths": torch.tensor([length]),
         }
         assert best(single) == [together[row]]
+
+
+def test_what_a_language_model_reads() -> None:
+    """The EOS first, then the prompt and the continuation; padding alone after them."""
+    prompts = torch.tensor([[5, 6, EOS], [7, EOS, PAD], [EOS, PAD, PAD]])
+    joined, places = join(prompts, torch.full((3, 1), EOS), PAD)
+    assert joined.tolist() == [[EOS, 5, 6], [EOS, 7, PAD], [EOS, PAD, PAD]]
+    assert places.tolist() == [[2], [1], [0]]
+    joined, places = join(prompts, torch.tensor([[EOS, 8], [EOS, PAD], [EOS, 9]]), PAD)
+    assert joined.tolist() == [[EOS, 5, 6, 8], [EOS, 7, PAD, PAD], [EOS, 9, PAD, PAD]]
+    assert places.tolist() == [[2, 3], [1, 2], [0, 1]]
