@@ -21,7 +21,7 @@ MODEL = (
 )  # fmt: skip
 TASK = ("--task", "language_modeling_with_teacher")
 # A dozen batches in two epochs.
-FLAGS = (*MODEL, "--batch-size", 16, "--save-interval-updates", 1, "--validate-interval-updates", 10**6)
+FLAGS = (*MODEL, "--batch-size", 16, "--save-interval-updates", 10, "--validate-interval-updates", 10**6)
 CASES = {
     "gkd": ("--criterion", "gkd"),
     "replay": ("--criterion", "distillm", "--student-share", "0.7", "--rollout-replay-share", "0.6"),
@@ -53,7 +53,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
                 place = number % len(sentence)
                 builder.add_item(torch.cat([sentence[:place], torch.tensor([first]), sentence[place:]]))
     stock = ("--task", "language_modeling", "--criterion", "cross_entropy")
-    in_process.train(root, root / "teacher", *MODEL, *stock, "--max-update", 30, "--disable-validation")
+    in_process.train(root, root / "teacher", *MODEL, *stock, "--max-update", 12, "--disable-validation")
     return Model(root, root / "teacher" / "checkpoint_last.pt")
 
 
