@@ -11,7 +11,7 @@ def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
     share, shrink = right / total, 1.0 + z * z / total
     middle = (share + z * z / (2 * total)) / shrink
     half = z * math.sqrt(share * (1.0 - share) / total + (z / (2 * total)) ** 2) / shrink
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def mcnemar(baseline: Tensor, system: Tensor) -> dict[str, Any]:

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 
+ROWS = ("teacher", "scratch", "continued", "seqkd", "word_kd", "imitkd", "gkd")
+
+
 def main() -> None:
     command, *words = sys.argv[1:]
     if command == "join":
@@ -59,7 +62,7 @@ def score(run: Path, names: list[str]) -> None:
             (found, problem.partition("= ")[2]) for (_, found), problem in zip(written, problems, strict=True)
         ]
         right[name] = torch.tensor([answer(found) == answer(wanted) for found, wanted in pairs])
-        state = read_checkpoint(str(run / name / "checkpoint_best.pt"))
+        state = read_checkpoint(str(run / name / "checkpoint_best.pt"), None)
         weights = {tensor.data_ptr(): tensor.numel() for tensor in state["model"].values()}
         count = int(right[name].sum())
         models[name] = {
@@ -72,9 +75,9 @@ def score(run: Path, names: list[str]) -> None:
         }
     for name, model in models.items():
         row, dash, seed = name.partition("-")
-        baseline = f"scratch{dash}{seed}"
-        if baseline in right and row not in ("scratch", "teacher"):
-            model["against_scratch"] = mcnemar(right[baseline], right[name])
+        control = f"continued{dash}{seed}"
+        if control in right and row not in ("scratch", "teacher", "continued"):
+            model["against_continued"] = mcnemar(right[control], right[name])
     trainings = {name: training(run, name) for name in names}
     results = {"recipe": "arithmetic", **origin(), "trainings": trainings, "models": models}
     write_json(run / "results.json", results)
@@ -82,8 +85,9 @@ def score(run: Path, names: list[str]) -> None:
 
 
 def order(name: str) -> tuple[int, str]:
-    """Return a sort key: the teacher first, then scratch, then all others."""
-    return {"teacher": 0, "scratch": 1}.get(name.partition("-")[0], 2), name
+    """Return a sort key: the order of the table's rows."""
+    row = name.partition("-")[0]
+    return ROWS.index(row) if row in ROWS else len(ROWS), name
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def table(results: dict[str, Any]) -> str:
         share = 100 * model["right_answers"] / model["problems"]
         seeds.setdefault(row, []).append(share)
         low, high = model["interval"]
-        against = model.get("against_scratch")
+        against = model.get("against_continued")
         compared = (
             "| |" if against is None else f"{against['gained']} / {against['lost']} | {against['p']:.4f} |"
         )
@@ -33,8 +33,9 @@ def table(results: dict[str, Any]) -> str:
     rows += [
         "",
         f"Greedy decoding of {count:,} test problems. An answer is right if it equals that of the problem. "
-        "Interval: Wilson's, 95%. Gained / lost: test problems that only the model, or only `scratch` of the "
-        "same seed, gets right. p: McNemar's exact test. CPU minutes: processor time of the training, "
-        "with its validations and the teacher's passes; `seqkd` without the teacher's continuations.",
+        "Interval: Wilson's, 95%. Gained / lost: test problems that only the model, or only `continued` of the "
+        "same seed, gets right. p: McNemar's exact test. Updates to best: of the row's own training. CPU "
+        "minutes: processor time of this training, with its validations and the teacher's passes; `seqkd` "
+        "without the teacher's continuations.",
     ]
     return "\n".join(rows)

@@ -144,7 +144,7 @@ def test_the_arithmetic_s_table_and_means(script: Any) -> None:
         "interval": [19.5, 31.4],
     }  # fmt: skip
     against = {"gained": 3, "lost": 4, "p": 1.0}
-    models = {"scratch": model, "gkd-seed2": {**model, "right_answers": 60, "against_scratch": against}}
+    models = {"scratch": model, "gkd-seed2": {**model, "right_answers": 60, "against_continued": against}}
     trainings = {"scratch": TRAINING, "gkd-seed2": {**TRAINING, "cpu_seconds": None}}
     rows = table({"models": models, "trainings": trainings}).splitlines()
     assert cells(rows[2])[2:] == ["1,000", "25.0 (19.5 to 31.4)", "20.0", "", "", "5", "2.0"]
