@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 ROWS = ("teacher", "scratch", "continued", "seqkd", "word_kd", "imitkd", "gkd")
 
 

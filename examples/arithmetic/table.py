@@ -33,8 +33,8 @@ def table(results: dict[str, Any]) -> str:
     rows += [
         "",
         f"Greedy decoding of {count:,} test problems. An answer is right if it equals that of the problem. "
-        "Interval: Wilson's, 95%. Gained / lost: test problems that only the model, or only `continued` of the "
-        "same seed, gets right. p: McNemar's exact test. Updates to best: of the row's own training. CPU "
+        "Interval: Wilson's, 95%. Gained / lost: test problems that only the model, or only `continued` of "
+        "the same seed, gets right. p: McNemar's exact test. Updates to best: of the row's own training. CPU "
         "minutes: processor time of this training, with its validations and the teacher's passes; `seqkd` "
         "without the teacher's continuations.",
     ]
