@@ -113,6 +113,11 @@ def languages_of_files(folder: str | Path) -> tuple[str, str]:
         source, target = data_utils.infer_language_pair(str(folder))
     except OSError as error:
         raise _unreadable(folder, error) from error
+    if source is None and os.path.isfile(Path(folder) / "dict.txt"):
+        raise UsageError(
+            f"DATA '{folder}' is that of a language model, without translations: use --task "
+            "language_modeling_with_teacher, whose scores are those of --eval-metrics"
+        )
     if source is None or target is None:
         raise UsageError(
             f"DATA '{folder}' has no file such as train.de-en.de.idx, which shows its languages; {ADVICE}, "
