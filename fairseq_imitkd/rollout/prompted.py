@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq_imitkd.models.layer_drop import layers_of
 from fairseq_imitkd.models.prompted import PromptedModel, join
@@ -32,7 +32,8 @@ def begin_prompted(model: PromptedModel, prompts: Tensor, longest: int) -> "Prom
         prompts: ``(R, S)``, each with an EOS at the end, padded on the right.
         longest: maximum number of tokens that the decoder will read per row after the prompt.
     """
-    if unsupported_decoder_reason(model.decoder, with_cross_attention=False) is None:
+    reason = unsupported_decoder_reason(model.decoder, with_cross_attention=False)
+    if reason is None and type(model.decoder.embed_tokens) is nn.Embedding:  # not adaptive, not of letters
         return PromptedSteps(model.decoder, prompts, longest)
     return RereadingSteps(model, prompts)
 
@@ -90,9 +91,8 @@ class PromptedSteps(TransformerSteps):
         self.rows_computed = 0
         self.prompts: Tensor | None = prompts  # until they have been read
         lengths = prompts.ne(pad).sum(dim=-1)
-        self.next_positions = (
-            lengths - 1
-        )  # (R,); the first step's logits are those of the prompt's last token
+        # (R,); the first step's logits are those of the prompt's last token.
+        self.next_positions = lengths - 1
         # Padding, (R, 1, 1, S); None if no prompt is padded.
         is_padding = torch.arange(width, device=prompts.device) >= lengths.unsqueeze(-1)
         self.ignored = is_padding[:, None, None] if bool(is_padding.any()) else None

@@ -21,6 +21,7 @@ FAST: dict[str, dict] = {
 }
 SLOW: dict[str, dict] = {
     "scaled heads": {"scale_heads": True},
+    "adaptive input": {"adaptive_input": True, "adaptive_input_cutoff": "8"},
     "lstm": {"arch": "lstm_lm", "decoder_hidden_size": 32, "decoder_out_embed_dim": 32, "decoder_layers": 1},
 }
 EOS, PAD = letters().eos(), letters().pad()
