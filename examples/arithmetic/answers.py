@@ -62,7 +62,11 @@ def score(run: Path, names: list[str]) -> None:
         ]
         right[name] = torch.tensor([answer(found) == answer(wanted) for found, wanted in pairs])
         state = read_checkpoint(str(run / name / "checkpoint_best.pt"), None)
-        weights = {tensor.data_ptr(): tensor.numel() for tensor in state["model"].values()}
+        weights = {  # tied ones once
+            tensor.data_ptr(): tensor.numel()
+            for weight, tensor in state["model"].items()
+            if not weight.endswith((".version", "._float_tensor"))
+        }
         count = int(right[name].sum())
         models[name] = {
             "parameters": sum(weights.values()),
