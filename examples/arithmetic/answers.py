@@ -5,6 +5,7 @@ continuations of the test set, ``RUN/NAME/test.out``, with ``RUN/raw/test.txt``.
 ``RUN/results.json`` and prints the table. An answer is what follows the last "=" of a continuation.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def score(run: Path, names: list[str]) -> None:
             "right_answers": count,
             "interval": [100.0 * end for end in wilson(count, len(problems))],
             "right_steps": sum(found == wanted for found, wanted in pairs),
+            "validations": validations(run / name / "metrics.jsonl"),
         }
     for name, model in models.items():
         row, dash, seed = name.partition("-")
@@ -83,8 +85,19 @@ def score(run: Path, names: list[str]) -> None:
             model["against_continued"] = mcnemar(right[control], right[name])
     trainings = {name: training(run, name) for name in names}
     results = {"recipe": "arithmetic", **origin(), "trainings": trainings, "models": models}
+    if (theirs := run / "teachers" / "train.txt").exists():  # the training set with the teacher's steps
+        files = [
+            path.read_text(encoding="utf-8").splitlines() for path in (theirs, run / "raw" / "train.txt")
+        ]
+        results["teachers_right_steps"] = sum(one == other for one, other in zip(*files, strict=True))
     write_json(run / "results.json", results)
     print(table(results))
+
+
+def validations(metrics: Path) -> list[tuple[int, float]]:
+    """Return the update and the share of right steps, in per cent, of each validation of a training."""
+    lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    return [(int(line["num_updates"]), float(line["exact"])) for line in lines if line["tag"] == "valid"]
 
 
 def order(name: str) -> tuple[int, str]:

@@ -19,7 +19,7 @@ def table(results: dict[str, Any]) -> str:
         low, high = model["interval"]
         against = model.get("against_continued")
         compared = (
-            "| |" if against is None else f"{against['gained']} / {against['lost']} | {against['p']:.4f} |"
+            "| |" if against is None else f"{against['gained']} / {against['lost']} | {shown(against['p'])} |"
         )
         seconds = training["cpu_seconds"]
         rows.append(
@@ -39,3 +39,8 @@ def table(results: dict[str, Any]) -> str:
         "without the teacher's continuations.",
     ]
     return "\n".join(rows)
+
+
+def shown(p: float) -> str:
+    """Return a p-value, or its bound."""
+    return f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
