@@ -512,8 +512,8 @@ def no_teacher(criterion: str, task: str) -> str:
     )
     names = ", ".join(name.removesuffix(suffix) + "_" * name.endswith(suffix) for name in others)
     return (
-        f"--criterion {criterion} has no teacher under --task {task}: use {names} or {last}, or make a task "
-        "with WithTeacher (see CONTRIBUTING.md)"
+        f"--criterion {criterion} has no teacher in --task {task}: use {names} or {last}, or your own "
+        "WithTeacher (CONTRIBUTING.md)"
     )
 
 

@@ -432,7 +432,7 @@ def test_task_without_a_teacher_is_refused(name: str) -> None:
     task = SimpleNamespace(cfg=SimpleNamespace(_name="translation"), target_dictionary=None)
     with pytest.raises(UsageError) as refusal:
         tiny_criterion(name, task)
-    for word in (f"--criterion {name} has no teacher under --task translation:", "translation_with_teacher"):
+    for word in (f"--criterion {name} has no teacher in --task translation:", "translation_with_teacher"):
         assert word in str(refusal.value)
 
 
@@ -841,7 +841,7 @@ def test_criterion_built_by_hand_is_called_distillation() -> None:
     """Its settings have no name, because no command line was parsed."""
     cfg = METHODS["imitkd"]()
     cfg._name = None
-    message = r"^--criterion distillation has no teacher under --task Simple"
+    message = r"^--criterion distillation has no teacher in --task Simple"
     with pytest.raises(UsageError, match=message):
         DistillationCriterion(cfg, SimpleNamespace(target_dictionary=None))
 

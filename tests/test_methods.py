@@ -7,11 +7,13 @@ import pytest
 from fairseq.criterions import CRITERION_DATACLASS_REGISTRY, CRITERION_REGISTRY
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.tasks import TASK_REGISTRY
+from fairseq.tasks.language_modeling import LanguageModelingConfig
 from fairseq.tasks.translation import TranslationConfig
 
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.losses.divergences import DIVERGENCES
 from fairseq_imitkd.methods import METHODS, table
+from fairseq_imitkd.tasks.language_modeling import LanguageModelingWithTeacherConfig
 from fairseq_imitkd.tasks.translation import TranslationWithTeacherConfig, TranslationWithTeacherTask
 from tests.helpers import digit_corpus
 
@@ -174,6 +176,18 @@ def test_task_flags_are_frozen() -> None:
     } == TASK_FLAGS
     assert inherited.keys() < own.keys()
     assert all(own[name].default == action.default for name, action in inherited.items())
+
+
+def test_flags_of_language_models_are_frozen() -> None:
+    """They are those of translation, without an encoder's, and those of prompts."""
+    own, inherited = flags(LanguageModelingWithTeacherConfig), flags(LanguageModelingConfig)
+    of_scores = {name for name in flags(TranslationConfig) if name.startswith("--eval-")}
+    absent = ("--teacher-cache", "--teacher-encoder-cache", "--mono-", "--prune-")
+    expected = {name for name in TASK_FLAGS if not name.startswith(absent)}
+    assert own.keys() - inherited.keys() == expected | of_scores | {"--prompt-symbol", "--prompt-length"}
+    assert all(own[name].default == TASK_FLAGS[name] for name in expected)
+    changed = {name for name, action in inherited.items() if own[name].default != action.default}
+    assert changed == {"--sample-break-mode"}
 
 
 def test_methods_are_frozen() -> None:

@@ -7,12 +7,12 @@ Each NAME is a folder of DIR with ``checkpoint_best.pt``; ``NAME-seed2`` is anot
 
 import argparse
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from fairseq import checkpoint_utils, utils
+from proportions import mcnemar, wilson
 from table import table
 from torch import Tensor
 from trainings import origin, training
@@ -95,21 +95,6 @@ def classify(model: torch.nn.Module, task: Any, split: str, device: str) -> Tens
         )[0]
         right[sample["id"].cpu()] = (logits.argmax(dim=-1) == sample["target"].view(-1)).cpu()
     return right
-
-
-def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's 95% interval of a proportion (Wilson 1927)."""
-    share, shrink = right / total, 1.0 + z * z / total
-    middle = (share + z * z / (2 * total)) / shrink
-    half = z * math.sqrt(share * (1.0 - share) / total + (z / (2 * total)) ** 2) / shrink
-    return middle - half, middle + half
-
-
-def mcnemar(baseline: Tensor, system: Tensor) -> dict[str, Any]:
-    """Return McNemar's exact test: the sentences that only one of two models gets right, and the p-value."""
-    gained, lost = int((system & ~baseline).sum()), int((baseline & ~system).sum())
-    tail = sum(math.comb(gained + lost, k) for k in range(min(gained, lost) + 1)) / 2 ** (gained + lost)
-    return {"gained": gained, "lost": lost, "p": min(1.0, 2.0 * tail)}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, BaseFairseqModel, FairseqMultiModel
 from fairseq.models.nat import FairseqNATModel
 from fairseq.tasks import TASK_REGISTRY
+from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
 from fairseq.tasks.online_backtranslation import OnlineBackTranslationTask
 from fairseq.tasks.translation import TranslationTask
@@ -63,6 +64,11 @@ def check_kind(cfg: Any, pair: tuple[str | None, str | None] = (None, None)) -> 
         )
     if issubclass(kind, TranslationLevenshteinTask):
         raise ValueError(_not_in_order(f"a model of --task {name}"))
+    if issubclass(kind, LanguageModelingTask):
+        raise ValueError(
+            f"it was trained by --task {name}, which is not translation: decode it with imitkd-generate, "
+            "and score it by --eval-metrics"
+        )
     if not issubclass(kind, (TranslationTask, *_MULTILINGUAL)) and kind.__module__.startswith("fairseq."):
         raise ValueError(f"it was trained by --task {name}, which is not translation; use another")
 

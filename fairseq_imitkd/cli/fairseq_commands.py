@@ -32,7 +32,6 @@ from fairseq_imitkd.cli.fairseq_parser import (
 from fairseq_imitkd.cli.next_command import is_first_process, next_command
 from fairseq_imitkd.cli.unfinished import no_trace_of_a_refusal, where_it_goes_on
 from fairseq_imitkd.data.dictionaries import load_dictionary
-from fairseq_imitkd.data.directory import folders_of
 from fairseq_imitkd.errors import UsageError, as_usage_error, one_line_errors
 from fairseq_imitkd.rollout.policy import MAX_LEN_A, MAX_LEN_B
 from fairseq_imitkd.teacher.source import check_files
@@ -266,7 +265,7 @@ def _check(command: str, args: Namespace) -> None:
         flags_of_training.check(command, _flags(sys.argv[1:]))
     if command != "train" and not args.path:
         check_files(args.path, "--path", "student")
-    languages = data.check(vars(args), command)
+    dictionary = data.check(vars(args), command)
     check_configuration(vars(args), command)
     if command == "train":
         if args.task in data.TASKS:
@@ -274,7 +273,7 @@ def _check(command: str, args: Namespace) -> None:
                 args, data.IGNORE, True
             )  # fairseq's own check refuses validation sets that are named, too
         return
-    if args.task in data.TASKS and args.scoring == "sacrebleu":
+    if (dictionary is not None or args.task in data.TASKS) and args.scoring == "sacrebleu":
         args.scoring, args.sacrebleu = generate_scorer.NAME, True
     for flag, paths in (("--path", args.path), ("--lm-path", args.lm_path)):
         if paths is None or "://" in paths:
@@ -287,6 +286,5 @@ def _check(command: str, args: Namespace) -> None:
         check_files(os.pathsep.join(names), flag, "student")
         for name in names if not all_are_trusted() else ():
             read_checkpoint(name, None, (flag, None))
-    if languages is not None and args.bpe is None:  # --bpe joins subwords itself
-        dictionary = load_dictionary(Path(folders_of(args.data)[0]) / f"dict.{languages[1]}.txt")
-        args.post_process = subword_mark(dictionary, args.post_process, "--remove-bpe")
+    if dictionary is not None and args.bpe is None:  # --bpe joins subwords itself
+        args.post_process = subword_mark(load_dictionary(dictionary), args.post_process, "--remove-bpe")

@@ -113,6 +113,11 @@ def languages_of_files(folder: str | Path) -> tuple[str, str]:
         source, target = data_utils.infer_language_pair(str(folder))
     except OSError as error:
         raise _unreadable(folder, error) from error
+    if source is None and os.path.isfile(Path(folder) / "dict.txt"):
+        raise UsageError(
+            f"DATA '{folder}' is that of a language model, without translations: use --task "
+            "language_modeling_with_teacher, whose scores are those of --eval-metrics"
+        )
     if source is None or target is None:
         raise UsageError(
             f"DATA '{folder}' has no file such as train.de-en.de.idx, which shows its languages; {ADVICE}, "
@@ -191,6 +196,38 @@ def check_splits(
                 _check_kind(prefix, dataset_impl)
             if not any(indexed_dataset.dataset_exists(prefix, dataset_impl) for prefix in prefixes):
                 raise missing_split(flag, split, folder, languages=languages)
+
+
+def check_sentences(data: str | None, splits: Sequence[tuple[str, str]]) -> Path:
+    """Check that a language model's dictionary and splits are there.
+
+    Args:
+        data: ``DATA``: a directory, or several joined by ``:``; the first one has the dictionary.
+        splits: flags, and the split that each one names.
+
+    Returns:
+        the dictionary.
+
+    Raises:
+        UsageError: a directory, the dictionary or a split is missing.
+    """
+    advice = f"{ADVICE} with --only-source"
+    if not data:
+        raise UsageError(f"DATA is not given; {advice}")
+    folders = folders_of(data)
+    for folder in folders:
+        check_folder(folder)
+    dictionary = Path(folders[0]) / "dict.txt"
+    if kind_of(dictionary, "DATA") != "file":
+        raise UsageError(f"DATA '{folders[0]}' has no dict.txt; {advice}")
+    for flag, split in splits:
+        for folder in folders if flag == "--train-subset" else folders[:1]:
+            if not indexed_dataset.dataset_exists(os.path.join(folder, split), None):
+                has = ", ".join(sorted(splits_of(folder))) or "none"
+                raise UsageError(
+                    f"{flag} '{split}' is not in DATA '{folder}'; use a split that is there: it has {has}"
+                )
+    return dictionary
 
 
 def missing_split(flag: str, split: str, folder: Path, *, languages: tuple[str, str]) -> UsageError:

@@ -31,11 +31,13 @@ class BatchLayout:
         source_pad: index of the padding symbol in the source dictionary.
         target: padding and EOS of the target. Targets are padded on the right.
         left_pad_source: whether sources are padded on the left.
+        shares_positions: whether a source takes up positions of its target: a language model's prompt does.
     """
 
     source_pad: int
     target: SpecialSymbols
     left_pad_source: bool
+    shares_positions: bool = False
 
 
 def first_decoder_inputs(sample: Batch) -> Tensor:

@@ -398,7 +398,8 @@ class Mixer:
 
     def _prompt(self, net_input: Batch, first_tokens: Tensor, writers: Writers) -> Prompt:
         policy, most = self.policy, writers.max_target
-        lengths = policy.max_lengths(net_input["src_lengths"], most)
+        shares_positions = self.layout.shares_positions
+        lengths = policy.max_lengths(net_input["src_lengths"], most, shares_positions=shares_positions)
         longest = policy.longest(net_input["src_tokens"].size(1), most)
         return Prompt(net_input, first_tokens, lengths, longest=longest)
 

@@ -14,14 +14,19 @@ from fairseq.models.transformer import TransformerModelBase
 from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor
 
+from fairseq_imitkd.models.prompted import PromptedModel
 from fairseq_imitkd.rollout.fast_transformer import TransformerSteps, unsupported_reason
+from fairseq_imitkd.rollout.prompted import begin_prompted
 
 
 def beam_models(models: Sequence[BaseFairseqModel]) -> EnsembleModel:
     """Wrap models for a ``SequenceGenerator``.
 
-    Stock transformers get the engine's steps through :class:`BeamModels`; other models get fairseq's wrapper.
+    Stock transformers get the engine's steps through :class:`BeamModels`, and language models through
+    :class:`PromptedBeamModels`; other models get fairseq's wrapper.
     """
+    if all(isinstance(model, PromptedModel) for model in models):
+        return PromptedBeamModels(models)
     fast = all(
         hasattr(model, "decoder") and unsupported_reason(model) is None and has_softmax_output(model)
         for model in models
@@ -41,7 +46,7 @@ class BeamModels(EnsembleModel):
 
     def __init__(self, models: Sequence[BaseFairseqModel]):
         super().__init__(models)
-        self.steps: list[TransformerSteps] = []
+        self.steps: list[Any] = []
         self.encoded: list[Any] = []
 
     def forget(self) -> None:
@@ -90,6 +95,24 @@ class BeamModels(EnsembleModel):
         return F.log_softmax(
             logits if temperature == 1.0 else logits / temperature, dim=-1, dtype=torch.float32
         )
+
+
+class PromptedBeamModels(BeamModels):
+    """The same with language models, which continue prompts. The beams of a prompt read it once each.
+
+    Args:
+        models: language models over the same dictionary.
+    """
+
+    def reorder_encoder_out(self, encoder_outs: Any, new_order: Tensor) -> Any:
+        """Begin decoding on the first call; later do nothing."""
+        if not self.steps:
+            longest = self.max_decoder_positions()
+            self.steps = [
+                begin_prompted(model, encoded["src_tokens"][0].index_select(0, new_order), longest)
+                for model, encoded in zip(self.models, self.encoded, strict=True)
+            ]
+        return encoder_outs
 
 
 def has_softmax_output(model: Any) -> bool:

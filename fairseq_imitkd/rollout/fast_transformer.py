@@ -38,7 +38,16 @@ def unsupported_reason(model: BaseFairseqModel) -> str | None:
     Supported are post-norm and pre-norm layers; learned, sinusoidal or no positions; tied and untied
     embeddings of any width; normalised embeddings; and LayerDrop, which keeps all layers in decoding.
     """
-    decoder: Any = model.decoder
+    return unsupported_decoder_reason(model.decoder, with_cross_attention=True)
+
+
+def unsupported_decoder_reason(decoder: Any, *, with_cross_attention: bool) -> str | None:
+    """Return why a decoder's layers can't be computed here, in a few words, or None if they can.
+
+    Args:
+        decoder: the decoder.
+        with_cross_attention: whether its layers read a source, or none of them.
+    """
     if type(decoder) not in (TransformerDecoderBase, TransformerDecoder):
         return f"its decoder is a {type(decoder).__name__}"
     if decoder.adaptive_softmax is not None:
@@ -48,13 +57,13 @@ def unsupported_reason(model: BaseFairseqModel) -> str | None:
     for layer in layers_of(decoder):
         if type(layer) not in (TransformerDecoderLayerBase, TransformerDecoderLayer):
             return f"a layer is a {type(layer).__name__}"
-        if layer.encoder_attn is None:
-            return "it has no cross-attention"
+        if (layer.encoder_attn is not None) != with_cross_attention:
+            return "it has no cross-attention" if with_cross_attention else "it has cross-attention"
         if any(
             part is not None for part in (layer.c_attn, layer.attn_ln, layer.ffn_layernorm, layer.w_resid)
         ):
             return "its layers are scaled (NormFormer)"
-        for attention in (layer.self_attn, layer.encoder_attn):
+        for attention in filter(None, (layer.self_attn, layer.encoder_attn)):
             if type(attention) is not MultiheadAttention or attention.use_xformers:
                 return "its attention is not fairseq's own"
             if attention.bias_k is not None or attention.add_zero_attn:
@@ -91,7 +100,7 @@ class TransformerSteps:
         self.layers = [DecoderLayer(layer) for layer in layers_of(decoder)]
         self.positions: Tensor | None = None  # embeddings of the first positions, (t, D)
         [encoded] = encoder_out["encoder_out"]  # (S, B, D)
-        self.cross = [layer.cross_keys_and_values(encoded) for layer in self.layers]  # two of (S, B, D)
+        self.cross: Any = [layer.cross_keys_and_values(encoded) for layer in self.layers]  # two of (S, B, D)
         # Keys and values of self-attention, (layers, 2, capacity, R, D). The first key sets the dtype.
         self.own = torch.empty(len(self.layers), 2, 0)
         self.spare: Tensor | None = None  # memory for the next reordering of a beam
@@ -104,17 +113,22 @@ class TransformerSteps:
 
     def logits(self, tokens: Tensor) -> Tensor:
         """See :class:`~fairseq_imitkd.rollout.steps.Steps`."""
+        logits = self._next_logits(tokens[:, -1])
+        self.rows_computed += tokens.size(0)
+        return logits
+
+    def _next_logits(self, tokens: Tensor) -> Tensor:
+        """Read one more position of all rows, their last tokens ``(R,)``, and return logits ``(R, V)``."""
         logits = next_logits(
             self.decoder,
             self.layers,
-            tokens[:, -1],
+            tokens,
             position=self._position(),
             remember=self._remember,
             cross=self.cross,
             ignored=self.ignored,
         )
         self.filled += 1
-        self.rows_computed += tokens.size(0)
         return logits
 
     def keep(self, rows: Tensor) -> None:
@@ -173,7 +187,7 @@ def next_logits(
     *,
     position: Tensor | None,
     remember: Remember,
-    cross: Sequence[tuple[Tensor, Tensor]],
+    cross: Sequence[tuple[Tensor, Tensor]] | None,
     ignored: Tensor | None,
 ) -> Tensor:
     """Compute one decoding step.
@@ -182,10 +196,10 @@ def next_logits(
         decoder: fairseq's decoder.
         layers: all its layers.
         tokens: last token of each row, ``(R,)``.
-        position: embedding of the position, ``(D,)`` or ``(1, D)``, or None. All rows are at the same
-            position, because none is padded.
+        position: embedding of the position, ``(D,)`` or ``(1, D)`` if all rows are at the same position,
+            ``(R, D)`` otherwise, or None.
         remember: stores keys and values of self-attention; see :data:`Remember`.
-        cross: each layer's keys and values of the source, ``(S, B, D)``.
+        cross: each layer's keys and values of the source, ``(S, B, D)``; None without cross-attention.
         ignored: mask that is true at source padding, ``(B, 1, 1, S)``, or None without padding.
 
     Returns:
@@ -195,8 +209,14 @@ def next_logits(
     for number, layer in enumerate(layers):
         query, key, value = layer.query_key_value(x)
         x = layer.self_attention(x, query, remember(number, key, value))
-        x = layer.cross_attention(x, cross[number], ignored)
+        if cross is not None:
+            x = layer.cross_attention(x, cross[number], ignored)
         x = layer.feed_forward(x)
+    return output(decoder, x)
+
+
+def output(decoder: Any, x: Tensor) -> Tensor:
+    """Return the logits ``(R, V)`` of the last layer's output ``(R, D)``."""
     if decoder.layer_norm is not None:
         x = decoder.layer_norm(x)
     if decoder.project_out_dim is not None:
@@ -205,12 +225,12 @@ def next_logits(
 
 
 def embedded(decoder: Any, tokens: Tensor, position: Tensor | None) -> Tensor:
-    """Return the input ``(R, D)`` of the first layer.
+    """Return the input ``(R, D)`` of the first layer, or ``(S, R, D)`` of several positions.
 
     Args:
         decoder: fairseq's decoder.
-        tokens: last token of each row, ``(R,)``.
-        position: embedding of the position, ``(D,)`` or ``(1, D)``, or None.
+        tokens: last token of each row, ``(R,)``, or tokens at ``S`` positions, ``(S, R)``.
+        position: embedding of the position, in a shape that fits the result, or None.
     """
     x = decoder.embed_scale * decoder.embed_tokens(tokens)
     if decoder.project_in_dim is not None:
@@ -234,6 +254,8 @@ def position_embeddings(decoder: Any, longest: int) -> Tensor | None:
 
 class DecoderLayer:
     """The parts of one decoder layer, at one position of ``R`` rows: ``(R, D)`` to ``(R, D)``.
+
+    Parts that do not attend also take several positions, ``(S, R, D)``.
 
     Args:
         layer: fairseq's layer.
@@ -267,6 +289,22 @@ class DecoderLayer:
         keys, values, ignored = remembered
         attended = _attend(query, keys, values, heads=attention.num_heads, ignored=ignored)
         return self._add(x, attention.out_proj(attended), layer.self_attn_layer_norm)
+
+    def causal_self_attention(self, x: Tensor, query: Tensor, *, key: Tensor, value: Tensor) -> Tensor:
+        """Attend from ``S`` positions, ``(S, R, D)`` each, to themselves and to those before them.
+
+        Padding on the right is read by padding alone.
+        """
+        layer, attention = self.layer, self.layer.self_attn
+        positions, rows, width = query.shape
+        queries, keys, values = (
+            each.view(positions, rows, attention.num_heads, -1).permute(1, 2, 0, 3)
+            for each in (query, key, value)
+        )
+        # (R, heads, S, D / heads)
+        attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        joined = attended.permute(2, 0, 1, 3).reshape(positions, rows, width)
+        return self._add(x, attention.out_proj(joined), layer.self_attn_layer_norm)
 
     def cross_attention(self, x: Tensor, cross: tuple[Tensor, Tensor], ignored: Tensor | None) -> Tensor:
         """Attend to the source's keys and values, ``(S, B, D)``, except where ``ignored`` is true."""

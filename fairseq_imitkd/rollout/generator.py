@@ -9,6 +9,7 @@ from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor
 
+from fairseq_imitkd.models.prompted import PromptedModel
 from fairseq_imitkd.models.tagged import TaggedModel, tags_of, untagged
 from fairseq_imitkd.rollout.beam import BeamModels, beam_models, has_softmax_output
 from fairseq_imitkd.rollout.draft import Prompt, Rollout, SpecialSymbols
@@ -147,13 +148,16 @@ class RolloutGenerator(SequenceGenerator):
         if "src_tokens" not in net_input or self.match_source_len:
             return None
         longest = self.max_len - 1
+        shares_positions = isinstance(self.model.single_model, PromptedModel)
         if min(int(self.max_len_a + self.max_len_b), longest) < 1:  # of a source that is an EOS alone
             return None
         lengths = net_input.get("src_lengths")
         if lengths is None:
             lengths = net_input["src_tokens"].ne(self.pad).sum(dim=1)
         lengths = lengths + (self.tags.added[0] if self.tags else 0)
-        return max_lengths(lengths, self.max_len_a, self.max_len_b, longest=longest)
+        return max_lengths(
+            lengths, self.max_len_a, self.max_len_b, longest=longest, shares_positions=shares_positions
+        )
 
     def _with_tags(
         self,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_imitkd.models.encoding import encode
+from fairseq_imitkd.models.prompted import PromptedModel
 from fairseq_imitkd.rollout.cuda_graphs import graphs_of, rounded
 from fairseq_imitkd.rollout.draft import Corrector, Prompt, Rollout, SpecialSymbols, advance, finish
 from fairseq_imitkd.rollout.fast_transformer import unsupported_reason
@@ -27,7 +28,7 @@ STEPS_PER_GRAPH = 4
 def graphs_unsupported_reason(models: Sequence[Any]) -> str | None:
     """Return why models can't decode in graphs, in a few words, or None if they can."""
     for model in models:
-        reason = unsupported_reason(model)
+        reason = "it is a language model" if isinstance(model, PromptedModel) else unsupported_reason(model)
         if reason is None and type(model.decoder.output_projection) is not nn.Linear:
             reason = "its output is not a plain linear layer"
         if reason is not None:

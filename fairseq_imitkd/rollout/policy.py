@@ -31,20 +31,31 @@ def length_limit(max_len_a: float | None, max_len_b: int | None) -> tuple[float,
     )
 
 
-def max_lengths(source_lengths: Tensor, max_len_a: float, max_len_b: float, *, longest: int) -> Tensor:
+def max_lengths(
+    source_lengths: Tensor,
+    max_len_a: float,
+    max_len_b: float,
+    *,
+    longest: int,
+    shares_positions: bool = False,
+) -> Tensor:
     """Return the maximum number of tokens of each translation before its EOS.
 
     Args:
         source_lengths: ``(B,)`` numbers of source tokens, including the EOS.
         max_len_a, max_len_b: a translation has at most ``max_len_a * source length + max_len_b`` tokens.
         longest: maximum number of tokens that the models can represent before an EOS.
+        shares_positions: whether a source takes up positions of its target, as prompts do.
 
     Returns:
         ``(B,)`` int64, at least 1.
     """
     # float64 gives the same result as Python's int(a * length + b). Clamp before an int64 can overflow.
     lengths = source_lengths.double() * max_len_a + max_len_b
-    return lengths.clamp(min=1, max=max(1, longest)).long()
+    lengths = lengths.clamp(min=1, max=max(1, longest)).long()
+    if shares_positions:
+        lengths = lengths.minimum((longest + 1 - source_lengths).clamp(min=1))
+    return lengths
 
 
 @dataclass(frozen=True)
@@ -104,17 +115,26 @@ class RolloutPolicy:
                 "--rollout-policy greedy: add --rollout-policy sampling"
             )
 
-    def max_lengths(self, source_lengths: Tensor, max_positions: int) -> Tensor:
+    def max_lengths(
+        self, source_lengths: Tensor, max_positions: int, *, shares_positions: bool = False
+    ) -> Tensor:
         """Return the maximum number of tokens of each rollout before its EOS.
 
         Args:
             source_lengths: ``(B,)`` numbers of source tokens, including the EOS as in fairseq.
             max_positions: length of the longest target that the models can represent, including its EOS.
+            shares_positions: whether a source takes up positions of its target, as prompts do.
 
         Returns:
             ``(B,)`` int64, at least 1.
         """
-        return max_lengths(source_lengths, self.max_len_a, self.max_len_b, longest=int(max_positions) - 1)
+        return max_lengths(
+            source_lengths,
+            self.max_len_a,
+            self.max_len_b,
+            longest=int(max_positions) - 1,
+            shares_positions=shares_positions,
+        )
 
     def longest(self, source_width: int, max_positions: int) -> int:
         """Return the maximum length of a rollout whose source has all positions of a padded batch."""

@@ -9,8 +9,10 @@ from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
 from fairseq_imitkd.models.encoding import encode
+from fairseq_imitkd.models.prompted import PromptedModel
 from fairseq_imitkd.models.tagged import TaggedModel, Tags
 from fairseq_imitkd.rollout.fast_transformer import TransformerSteps, unsupported_reason
+from fairseq_imitkd.rollout.prompted import begin_prompted
 
 
 class Steps(Protocol):
@@ -160,6 +162,8 @@ def begin_decoding(
 def _begin_one(model: BaseFairseqModel, encoder_out: Any, longest: int) -> Steps:
     if isinstance(model, TaggedModel):
         return TaggedSteps(_begin_one(model.inner, encoder_out, longest + model.tags.added[1]), model.tags)
+    if isinstance(model, PromptedModel):
+        return begin_prompted(model, encoder_out["src_tokens"][0], longest)
     if unsupported_reason(model) is None:
         return TransformerSteps(model.decoder, encoder_out, longest)
     return IncrementalSteps(model, encoder_out)

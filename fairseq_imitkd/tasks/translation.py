@@ -20,10 +20,16 @@ from fairseq_imitkd.teacher.config import SequenceTeacherConfig
 from fairseq_imitkd.teacher.initialise import initialise
 from fairseq_imitkd.teacher.loading import load_teacher
 from fairseq_imitkd.teacher.sentence_weights import SentenceWeights, select_teachers
-from fairseq_imitkd.teacher.source import TeacherSource, check_files, parse_bytes, parse_device
+from fairseq_imitkd.teacher.source import TeacherSource, check_files, parse_bytes
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training.adapter import AnyTeacher
-from fairseq_imitkd.training.checks import check_selection, check_student, parts_to_copy
+from fairseq_imitkd.training.checks import (
+    check_device,
+    check_selection,
+    check_student,
+    check_topk,
+    parts_to_copy,
+)
 from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
 from fairseq_imitkd.training.source_only import SourceOnlyConfig, WithSourceOnlyData
 from fairseq_imitkd.training.validation import ValidationConfig, WithScores, check_validation
@@ -64,12 +70,7 @@ class TranslationWithTeacherTask(
 
     def check_method(self, method: Method) -> None:
         """Refuse ``--teacher-topk`` as large as the vocabulary."""
-        symbols = len(self.target_dictionary)
-        if symbols <= method.cfg.teacher_topk:
-            raise UsageError(
-                f"--teacher-topk {method.cfg.teacher_topk} changes nothing, because there are {symbols} "
-                "symbols: lower it or leave it out"
-            )
+        check_topk(method, len(self.target_dictionary))
 
     def check_training(self, method: Method) -> None:
         """Refuse flags and students that can't be trained, before the teacher is loaded."""
@@ -77,7 +78,7 @@ class TranslationWithTeacherTask(
             refuse_teacher_flags(self.cfg, TranslationWithTeacherConfig())
         else:
             check_files(self.cfg.teacher_path)
-        self._check_teacher_device(method)
+        check_device(self.cfg, method)
         if self.cfg.left_pad_target:
             raise UsageError(
                 "--left-pad-target can't be used here, because rollouts are padded on the right: leave it out"
@@ -87,21 +88,6 @@ class TranslationWithTeacherTask(
         student = getattr(self, "student", None)
         if student is not None:
             check_student(student, method)
-
-    def _check_teacher_device(self, method: Method) -> None:
-        """Refuse a device that is not there, and a teacher elsewhere that does more than score."""
-        if parse_device(self.cfg.teacher_device) is None:
-            return
-        for flag, is_used in (
-            ("--teacher-samples", method.teacher_samples),
-            ("--rollout-policy speculative", method.rollout_policy.speculates),
-            (f"--teacher-selection {self.cfg.teacher_selection}", str(self.cfg.teacher_selection) != "fixed"),
-        ):
-            if is_used:
-                raise UsageError(
-                    f"--teacher-device {self.cfg.teacher_device} can't be used with {flag}, which needs the "
-                    "teacher on the student's device; leave one of them out"
-                )
 
     def open_teacher(self, method: Method) -> AnyTeacher:
         """Load the teacher, or open the cache of its answers."""

@@ -62,8 +62,8 @@ class TeacherConfig(FairseqDataclass):
 
 
 @dataclass
-class SequenceTeacherConfig(TeacherConfig):
-    """The flags of a teacher that scores target sequences."""
+class WriterTeacherConfig(TeacherConfig):
+    """The flags of a teacher whose task writes sentences."""
 
     teacher_selection: Selection = field(
         default="fixed",
@@ -80,6 +80,21 @@ class SequenceTeacherConfig(TeacherConfig):
             "its output matrix is also copied to the student's device"
         },
     )
+    init_from_teacher: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "parts of the (first) teacher that the student starts with: 'embeddings', 'encoder' and "
+            "'decoder', joined by commas; the student must have the same widths, heads, norms and "
+            "activation; a side's layers are spread evenly over the teacher's, or named: 'encoder:0.2.5'"
+        },
+    )
+    finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")
+
+
+@dataclass
+class SequenceTeacherConfig(WriterTeacherConfig):
+    """The flags of a teacher with an encoder."""
+
     teacher_encoder_cache: str = field(
         default="0",
         metadata={
@@ -94,12 +109,3 @@ class SequenceTeacherConfig(TeacherConfig):
             "replaces --teacher-path"
         },
     )
-    init_from_teacher: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "parts of the (first) teacher that the student starts with: 'embeddings', 'encoder' and "
-            "'decoder', joined by commas; the student must have the same widths, heads, norms and "
-            "activation; a side's layers are spread evenly over the teacher's, or named: 'encoder:0.2.5'"
-        },
-    )
-    finetune_from_model: Optional[str] = II("checkpoint.finetune_from_model")

@@ -5,9 +5,10 @@ this, but its likelihoods do.
 """
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.data.languages import LanguagePair
+from fairseq_imitkd.data.prompts import PromptDataset
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.models.logits import chunk_size
 from fairseq_imitkd.models.tagged import check_without_tags, tags_of
@@ -67,9 +69,10 @@ class Likelihood:
         return ""
 
     def __str__(self) -> str:
+        others = "" if math.isnan(self.other) else f"{self.other:.2f} with other sources, "
         numbers = (
             f"{self.own:.2f} nats a token of {self.sentences:,} references (less is better), "
-            f"{self.other:.2f} with other sources, {self.frequencies:.2f} by symbol frequencies"
+            f"{others}{self.frequencies:.2f} by symbol frequencies"
         )
         judged = "too few to judge" if self.sentences < LEAST else "bad" if self.problem else "good"
         return f"{numbers}: {judged}"
@@ -106,6 +109,8 @@ def check_likelihood(
         UsageError: a member does not know the data.
     """
     found = likelihoods(teacher, dataset, pad=pad, symbols=symbols, writes=writes, selects=selects)
+    if isinstance(dataset, PromptDataset):  # a long continuation may say little about its prompt
+        found = [replace(each, other=math.nan) for each in found]
     if teacher.outside is not None:
         move = utils.move_to_cuda if teacher.log_weights.is_cuda else lambda batch: batch
         batches = map(move, _first_batches(dataset, teacher.max_positions))

@@ -21,7 +21,12 @@ _FLAGS = {
 
 
 def warn_of_unknown(
-    sentences: Iterable[Tensor], dictionary: Dictionary, *, what: str, language: str, remedy: str = BINARISE
+    sentences: Iterable[Tensor],
+    dictionary: Dictionary,
+    *,
+    what: str,
+    language: str | None,
+    remedy: str = BINARISE,
 ) -> None:
     """Warn if more than :data:`MOST` of the symbols of the first sentences are unknown.
 
@@ -29,7 +34,7 @@ def warn_of_unknown(
         sentences: ``(S,)`` symbols each.
         dictionary: the dictionary that they are of.
         what: what the message calls them.
-        language: language of the dictionary.
+        language: language of the dictionary; None if it is the only one.
         remedy: what to do.
     """
     first = [sentence.flatten() for sentence in islice(sentences, FIRST)]
@@ -39,14 +44,14 @@ def warn_of_unknown(
     )
 
 
-def warn_of_share(unknown: int, symbols: int, what: str, *, language: str, remedy: str) -> None:
+def warn_of_share(unknown: int, symbols: int, what: str, *, language: str | None, remedy: str) -> None:
     """Warn if more than :data:`MOST` of some symbols are unknown. The arguments are those of
     :func:`warn_of_unknown`.
     """
     if unknown > MOST * symbols:
         logger.warning(
-            "%.1f%% of the symbols of %s are unknown to dict.%s.txt: %s",
-            100.0 * unknown / symbols, what, language, remedy,
+            "%.1f%% of the symbols of %s are unknown to dict%s.txt: %s",
+            100.0 * unknown / symbols, what, f".{language}" if language else "", remedy,
         )  # fmt: skip
 
 

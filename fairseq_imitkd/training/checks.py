@@ -9,6 +9,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.models.access import output_projection, unsupported_reason
 from fairseq_imitkd.teacher.initialise import parse_parts
+from fairseq_imitkd.teacher.source import parse_device
 
 
 def check_student(student: BaseFairseqModel, method: Method) -> None:
@@ -25,6 +26,47 @@ def check_student(student: BaseFairseqModel, method: Method) -> None:
             f"--loss-chunk {method.cfg.loss_chunk} can't be used with this --arch, whose logits are not the "
             "product of hidden states and one matrix: leave it out"
         )
+
+
+def check_topk(method: Method, symbols: int) -> None:
+    """Refuse ``--teacher-topk`` as large as the vocabulary.
+
+    Args:
+        method: the method that is trained.
+        symbols: size of the vocabulary.
+
+    Raises:
+        UsageError: naming the flag.
+    """
+    if symbols <= method.cfg.teacher_topk:
+        raise UsageError(
+            f"--teacher-topk {method.cfg.teacher_topk} changes nothing, because there are {symbols} "
+            "symbols: lower it or leave it out"
+        )
+
+
+def check_device(cfg: Any, method: Method) -> None:
+    """Refuse a teacher's device that is not there, and a teacher elsewhere that does more than score.
+
+    Args:
+        cfg: the task's settings.
+        method: the method that is trained.
+
+    Raises:
+        UsageError: naming the flag.
+    """
+    if parse_device(cfg.teacher_device) is None:
+        return
+    for flag, is_used in (
+        ("--teacher-samples", method.teacher_samples),
+        ("--rollout-policy speculative", method.rollout_policy.speculates),
+        (f"--teacher-selection {cfg.teacher_selection}", str(cfg.teacher_selection) != "fixed"),
+    ):
+        if is_used:
+            raise UsageError(
+                f"--teacher-device {cfg.teacher_device} can't be used with {flag}, which needs the "
+                "teacher on the student's device; leave one of them out"
+            )
 
 
 def check_selection(cfg: Any, method: Method) -> None:
@@ -67,7 +109,7 @@ def parts_to_copy(cfg: Any) -> dict[str, list[int] | None]:
         raise UsageError(
             "--init-from-teacher changes nothing with --finetune-from-model, whose weights win: leave one out"
         )
-    if cfg.teacher_cache:
+    if getattr(cfg, "teacher_cache", None):
         raise UsageError(
             "--init-from-teacher needs --teacher-path, not --teacher-cache, which holds no weights"
         )

@@ -113,7 +113,7 @@ class WithPlainErrors(_Task):
             if side is not None and dictionary is not None:
                 sentences = (side[number] for number in range(len(side)))
                 what = f"{flag} '{split}'"
-                warn_of_unknown(sentences, dictionary, what=what, language=getattr(self.cfg, language))
+                warn_of_unknown(sentences, dictionary, what=what, language=getattr(self.cfg, language, None))
 
     def _warn_of_typed(self, dataset: Any) -> None:
         """Warn of the first lines that are typed if their symbols are unknown."""
@@ -122,7 +122,7 @@ class WithPlainErrors(_Task):
             return
         config = whole_config(self.cfg)
         remedy = remedy_of_text(dictionary, is_encoded=config is not None and config.bpe is not None)
-        language = self.cfg.source_lang
+        language = getattr(self.cfg, "source_lang", None)
         warn_of_unknown(dataset.src, dictionary, what="the input", language=language, remedy=remedy)
 
     def _decodes(self) -> bool:

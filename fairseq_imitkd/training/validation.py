@@ -21,6 +21,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from fairseq.models import BaseFairseqModel
 from fairseq.tasks import FairseqTask
+from fairseq.tasks.translation import TranslationConfig
 from omegaconf import II
 from torch import Tensor
 
@@ -55,6 +56,25 @@ class ValidationConfig(FairseqDataclass):
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
     maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
     disable_validation: bool = II("dataset.disable_validation")
+
+
+def _as_in_translation(name: str) -> Any:
+    """Return a field like that of fairseq's ``TranslationConfig``."""
+    own = TranslationConfig.__dataclass_fields__[name]
+    return field(default=own.default, metadata=dict(own.metadata))
+
+
+@dataclass
+class WriterValidationConfig(ValidationConfig):
+    """The same flags and those of ``--eval-bleu``, for another task than translation that writes."""
+
+    eval_bleu: bool = _as_in_translation("eval_bleu")
+    eval_bleu_args: Optional[str] = _as_in_translation("eval_bleu_args")
+    eval_bleu_detok: str = _as_in_translation("eval_bleu_detok")
+    eval_bleu_detok_args: Optional[str] = _as_in_translation("eval_bleu_detok_args")
+    eval_tokenized_bleu: bool = _as_in_translation("eval_tokenized_bleu")
+    eval_bleu_remove_bpe: Optional[str] = _as_in_translation("eval_bleu_remove_bpe")
+    eval_bleu_print_samples: bool = _as_in_translation("eval_bleu_print_samples")
 
 
 def score_names(eval_metrics: str | None, eval_bleu: bool) -> list[str]:
@@ -266,8 +286,8 @@ class WithScores(_Task):
     tokenizer: Any
     sequence_generator: Any
 
-    def __init__(self, cfg: Any, src_dict: Dictionary, tgt_dict: Dictionary):
-        super().__init__(cfg, src_dict, tgt_dict)
+    def __init__(self, cfg: Any, src_dict: Dictionary, tgt_dict: Dictionary, **more: Any):
+        super().__init__(cfg, src_dict, tgt_dict, **more)
         self._scores = ValidationScores.from_flags(cfg, tgt_dict)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
@@ -280,7 +300,7 @@ class WithScores(_Task):
         """
         model = super().build_model(cfg, from_checkpoint)
         if self._scores is not None:
-            languages = {"source_lang": self.cfg.source_lang, "target_lang": self.cfg.target_lang}
+            languages = {name: getattr(self.cfg, name, None) for name in ("source_lang", "target_lang")}
             flags = {**languages, **json.loads(self.cfg.eval_bleu_detok_args or "{}")}
             self.tokenizer = encoders.build_tokenizer(Namespace(tokenizer=self.cfg.eval_bleu_detok, **flags))
             search = json.loads(self.cfg.eval_bleu_args or "{}")

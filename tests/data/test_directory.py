@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fairseq_imitkd.data.corpus import Languages
-from fairseq_imitkd.data.directory import check_data, check_splits, dictionaries_read
+from fairseq_imitkd.data.directory import check_data, check_sentences, check_splits, dictionaries_read
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.tasks.translation import TranslationWithTeacherTask
 from tests.helpers.fairseq_models import tiny_task, write_dictionaries
@@ -34,6 +34,20 @@ def test_languages_are_told_as_fairseq_tells_them(data: Path) -> None:
     assert check_data(str(data), "tgt", "src") == ("tgt", "src")
     (data.parent / "more").mkdir()
     assert check_data(f"{data}{os.pathsep}{data.parent / 'more'}", None, None) == ("src", "tgt")
+
+
+def test_the_data_of_a_language_model(tmp_path: Path) -> None:
+    """It has one dictionary. No translation reads it."""
+    with pytest.raises(UsageError, match=re.escape(f"DATA '{tmp_path}' has no dict.txt; use a directory")):
+        check_sentences(str(tmp_path), [])
+    (tmp_path / "dict.txt").touch()
+    with pytest.raises(UsageError, match="is that of a language model, without translations: use --task"):
+        check_data(str(tmp_path), None, None)
+    for end in ("idx", "bin"):
+        (tmp_path / f"valid.{end}").touch()
+    with pytest.raises(UsageError, match=r"--train-subset 'train' is not in DATA '.*'; .* it has valid"):
+        check_sentences(str(tmp_path), [("--valid-subset", "valid"), ("--train-subset", "train")])
+    check_sentences(str(tmp_path), [("--valid-subset", "valid")])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from fairseq_cli import preprocess
 
 from fairseq_imitkd.models.pruning import Weight, weights_of_model
 from tests.distributed import two_ranks
-from tests.helpers import warm_commands
+from tests.helpers import language_models, warm_commands
 from tests.helpers.digit_corpus import ENVIRONMENT, REPO, write_text
 from tests.helpers.fairseq_models import TINY_TRANSFORMER_FLAGS, checkpoint_state, training_config
 
@@ -107,6 +107,18 @@ def test_gradients_of_two_ranks_are_one_processes(
         torch.testing.assert_close(summed, one_process["gradients"], rtol=1e-4, atol=1e-5)
     assert [result["count"] for result in results] == one_process["counts"]
     assert max(float(gradient.abs().max()) for gradient in one_process["gradients"].values()) > 0.1
+
+
+@pytest.mark.parametrize("backend", two_ranks.BACKENDS)
+def test_a_language_model_on_two_ranks(ranks: list[dict[str, Any]], backend: str) -> None:
+    """Its gradients are those of one process, too."""
+    model = language_models.build(seed=1, dropout=0.0)
+    counts = [two_ranks.continuations(model, rank) for rank in range(2)]
+    assert [rank[f"{backend}-continuations"]["count"] for rank in ranks] == counts
+    for rank in ranks:
+        found = rank[f"{backend}-continuations"]["gradients"]
+        summed = {name: 2.0 * gradient for name, gradient in found.items()}
+        torch.testing.assert_close(summed, two_ranks.gradients(model), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", two_ranks.BACKENDS)

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.rollout import cuda_graphs
 from fairseq_imitkd.teacher.teacher import Teacher
+from tests.helpers import language_models
 from tests.helpers.fairseq_models import (
     build_student,
     give_teacher,
@@ -107,6 +108,28 @@ def wrapped_step(backend: str, rank: int, ignore_grad: bool, **settings: Any) ->
     if backend == "legacy_ddp":
         outer.all_reduce_grads()
     return {"gradients": gradients(model), "count": count, "metrics": plain(metrics), "keys": list(metrics)}
+
+
+def continuations(outer: nn.Module, rank: int) -> int:
+    """Run a step of a language model, of whose prompts it continues half. Return its count."""
+    own = language_models.tiny_task()
+    give_teacher(own, Teacher([language_models.build(seed=9)]))
+    method = tiny_criterion(
+        "imitkd_full", own, student_share="0.5", rollout_max_len_a=0.0, rollout_max_len_b=6, loss_chunk=3
+    )
+    sample = language_models.batch(5, seed=3 + rank)
+    sample["id"] = sample["id"] + 5 * rank
+    return own.train_step(sample, outer, method, Optimizer(), UPDATE)[1]
+
+
+def continuations_together(rank: int, backend: str) -> dict[str, Any]:
+    """Run this step through the wrapper."""
+    model = language_models.build(seed=1, dropout=0.0)
+    outer = wrapped(model, backend)
+    count = continuations(outer, rank)
+    if backend == "legacy_ddp":
+        outer.all_reduce_grads()
+    return {"gradients": gradients(model), "count": count}
 
 
 def step_without_memory(backend: str, rank: int) -> dict[str, Any]:
@@ -209,6 +232,7 @@ def main(rank: int, folder: Path) -> None:
         results[f"{backend}-without-memory"] = step_without_memory(backend, rank)
         results[f"{backend}-weighted"] = wrapped_step(backend, rank, False, **WEIGHTED)
         results[f"{backend}-pruned"] = pruned(rank, backend)
+        results[f"{backend}-continuations"] = continuations_together(rank, backend)
     results["policy"] = policy_over_teachers(rank)
     results["trainer"] = trainer_steps(rank, folder)
     torch.save(results, folder / f"rank-{rank}.pt")

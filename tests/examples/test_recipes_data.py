@@ -575,3 +575,37 @@ def test_another_dictionary_is_refused(load: Load, run: Callable[..., None], tmp
     with pytest.raises(SystemExit, match="cannot be read"):
         run(module, "--dictionary", tmp_path / "gone", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# ---- arithmetic/problems.py, arithmetic/answers.py
+
+
+def test_worked_steps_are_right_and_no_problem_is_in_two_splits(
+    load: Load, run: Callable[..., None], tmp_path: Path
+) -> None:
+    """Each step is a sum, and begins with the result of the step before."""
+    run(load("arithmetic/problems.py"), "--share", "0.05", tmp_path)
+    prompts: list[str] = []
+    for split, count in (("train", 500), ("valid", 50), ("test", 100)):
+        problems = lines(tmp_path / f"{split}.txt")
+        assert len(problems) == count
+        for problem in problems:
+            prompt, _, steps = problem.replace(" ", "").partition("=")
+            numbers = list(map(int, prompt.split("+")))
+            assert 2 <= len(numbers) <= 4
+            totals = [sum(numbers[: length + 2]) for length in range(len(numbers) - 1)]
+            before = [numbers[0], *totals]
+            expected = [
+                f"{one}+{number}={total}"
+                for one, number, total in zip(before, numbers[1:], totals, strict=False)
+            ]
+            assert steps.split(";") == expected
+            prompts.append(prompt)
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_answers_are_read_in_the_order_of_the_data(load: Load, tmp_path: Path) -> None:
+    module, output = load("arithmetic/answers.py"), tmp_path / "test.out"
+    output.write_text("S-1\t1 + 2 =\nT-1\t3\nH-1\t-0.1\t1 + 2 = 3\nS-0\t4 + 4 =\nH-0\t-0.2\t\nP-0\t-0.2\n")
+    assert module.continuations(output) == [("4 + 4 =", ""), ("1 + 2 =", "1 + 2 = 3")]
+    assert [module.answer(text) for text in ("1 + 2 = 3 ; 3 + 1 = 4", "5", "")] == ["4", "5", ""]

@@ -141,6 +141,21 @@ def test_sst2_s_table_and_means(script: Any) -> None:
     assert "| word_kd (2) | 80.0 | 81.5 |" in lines
 
 
+def test_the_arithmetic_s_table_and_means(script: Any) -> None:
+    table = script("arithmetic", "table").table
+    model = {
+        "seed": 1, "parameters": 1000, "problems": 200, "right_answers": 50, "right_steps": 40,
+        "interval": [19.5, 31.4],
+    }  # fmt: skip
+    against = {"gained": 3, "lost": 4, "p": 1.0}
+    models = {"scratch": model, "gkd-seed2": {**model, "right_answers": 60, "against_continued": against}}
+    trainings = {"scratch": TRAINING, "gkd-seed2": {**TRAINING, "cpu_seconds": None}}
+    rows = table({"models": models, "trainings": trainings}).splitlines()
+    assert cells(rows[2])[2:] == ["1,000", "25.0 (19.5 to 31.4)", "20.0", "", "", "5", "2.0"]
+    assert cells(rows[3])[5:] == ["3 / 4", "1.0000", "5", ""]
+    assert "| `gkd` (1) | 30.0 |" in rows
+
+
 def test_sst2_s_statistics(script: Any) -> None:
     """At Wilson's bounds the score test's z is 1.96. McNemar's p is both tails of the binomial."""
     evaluate = script("sst2", "evaluate")

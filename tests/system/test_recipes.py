@@ -55,6 +55,16 @@ def test_every_stage_runs(recipe: str, real: bool, tmp_path: Path) -> None:
     assert str(tmp_path) not in results["evaluation"]["command"]
 
 
+@pytest.mark.slow
+def test_language_models_that_write_worked_steps(tmp_path: Path) -> None:
+    """With small models, every stage runs, and a second call trains nothing."""
+    output = run("arithmetic", tmp_path, "scratch", "seqkd", "word_kd", "gkd")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["models"].keys() == {"teacher", "scratch", "seqkd", "word_kd", "gkd"}
+    assert "| `gkd` | 1 |" in output
+    assert "gkd: already done" in run("arithmetic", tmp_path, "gkd")
+
+
 def test_a_model_of_hugging_face_becomes_a_student_in_int8(tmp_path: Path) -> None:
     """With random weights and made-up text, every stage runs."""
     output = run("from_huggingface", tmp_path)

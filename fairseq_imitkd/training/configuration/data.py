@@ -1,17 +1,19 @@
-"""The data directories of a translation: their splits, languages and dictionaries."""
+"""The data directories of translations and of language models: their splits, languages and dictionaries."""
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from fairseq_imitkd.data.directory import check_data, check_splits, folders_of, splits_of
+from fairseq_imitkd.data.directory import check_data, check_sentences, check_splits, folders_of, splits_of
 from fairseq_imitkd.errors import UsageError
 
 IGNORE = "ignore_unused_valid_subsets"
-TASKS = ("translation", "translation_with_teacher")  # tasks whose directories are known here
+TASKS = ("translation", "translation_with_teacher")  # translations, whose directories are known here
+LANGUAGE_MODELS = "language_modeling_with_teacher"  # its directories have one side
 
 
-def check(settings: Mapping[str, Any], command: str) -> tuple[str, str] | None:
+def check(settings: Mapping[str, Any], command: str) -> Path | None:
     """Refuse directories, splits and dictionaries that are not there.
 
     Args:
@@ -19,19 +21,21 @@ def check(settings: Mapping[str, Any], command: str) -> tuple[str, str] | None:
         command: the command, as in :func:`~fairseq_imitkd.training.configuration.check_configuration`.
 
     Returns:
-        the source and the target language; None if the task or the directory is not known here.
+        the dictionary of what is written; None if the task or the directory is not known here.
 
     Raises:
         UsageError: naming the flag or the directory.
     """
     data = settings.get("data") or ""
+    if settings.get("task") == LANGUAGE_MODELS and "://" not in data:
+        return check_sentences(data, list(_splits(settings, command)))
     if settings.get("task") not in TASKS or "://" in data:
         return None
     languages = check_data(data, settings.get("source_lang"), settings.get("target_lang"))
     check_splits(data, languages, list(_splits(settings, command)), dataset_impl=settings.get("dataset_impl"))
     if command == "train":
         check_validation_sets(settings)
-    return languages
+    return Path(folders_of(data)[0]) / f"dict.{languages[1]}.txt"
 
 
 def _splits(settings: Mapping[str, Any], command: str) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from fairseq_imitkd.criterion import DistillationCriterion, no_teacher
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.text.scores import SCORES
 from fairseq_imitkd.training.configuration import schedules
+from fairseq_imitkd.training.configuration.data import LANGUAGE_MODELS, TASKS
 from fairseq_imitkd.training.configuration.ranges import flag
 
 # fairseq's optimizers that can't keep their state in half precision.
@@ -26,8 +27,8 @@ OF_SCORES = (
     "eval_bleu_args", "eval_bleu_detok", "eval_bleu_detok_args", "eval_tokenized_bleu",
     "eval_bleu_remove_bpe", "eval_bleu_print_samples",
 )  # fmt: skip
-_TASKS = ("translation", "translation_with_teacher")
-# fairseq's own criteria that can train a translation. Others look for what its batches do not hold.
+_TASKS = (*TASKS, LANGUAGE_MODELS)
+# fairseq's own criteria that can train on sources and targets. Others look for what its batches do not hold.
 _TRANSLATE = (
     "adaptive_loss", "composite_loss", "cross_entropy", "label_smoothed_cross_entropy",
     "label_smoothed_cross_entropy_with_alignment", "label_smoothed_cross_entropy_with_rdrop",
@@ -88,7 +89,10 @@ def _criterion_problems(settings: Mapping[str, Any]) -> Iterator[str]:
     criterion = settings.get("criterion")
     is_fairseqs = getattr(CRITERION_REGISTRY.get(criterion), "__module__", "").startswith("fairseq.")
     if settings.get("task") in _TASKS and is_fairseqs and criterion not in _TRANSLATE:
-        yield f"--criterion {criterion} is not for translation: use a method such as imitkd, or cross_entropy"
+        yield (
+            f"--criterion {criterion} is not for --task {settings['task']}: use a method such as imitkd, or "
+            "cross_entropy"
+        )
     if criterion == "label_smoothed_cross_entropy_with_alignment" and not settings.get("load_alignments"):
         yield f"--criterion {criterion} needs alignments: add --load-alignments"
 

@@ -348,7 +348,7 @@ def test_a_training_that_would_end_before_it_begins(
         ),
         (
             {"criterion": "ctc"},
-            "--criterion ctc is not for translation: use a method such as imitkd, or cross",
+            "--criterion ctc is not for --task translation_with_teacher: use a method",
         ),
         (
             {"criterion": "label_smoothed_cross_entropy_with_alignment"},
