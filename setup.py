@@ -80,6 +80,7 @@ setup(
             "report/*.css",
             "cli/help/*.txt",
             "pipeline/Snakefile",
+            "pipeline/recipes/*.yaml",
             "cli/words.json",
         ]
     },

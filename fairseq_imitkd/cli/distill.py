@@ -7,7 +7,6 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from fairseq_imitkd.cli.steps_shown import Shown
 from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.export.architecture import build, judge
-from fairseq_imitkd.pipeline import inputs, recipe, seeds
+from fairseq_imitkd.pipeline import inputs, packaged, recipe, seeds
 from fairseq_imitkd.pipeline.plan import Plan
 from fairseq_imitkd.pipeline.recipe import SPLITS, Recipe
 from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, described
@@ -43,15 +42,17 @@ def main(arguments: list[str] | None = None) -> None:
         (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     )
     args = parser().parse_args(own)
+    if args.list:
+        print(packaged.listed())
+        return
     if args.flags:
         raise UsageError(f"'{args.flags[0]}' is one word too many; put flags of Snakemake after --")
     _check_flags(args)
     if importlib.util.find_spec("snakemake") is None:  # to import it would change the settings of logging
         raise UsageError("imitkd-distill needs snakemake: pip install 'fairseq-imitkd[pipeline]'")
     check_extra("imitkd-distill", "pipeline", PACKAGES)
-    path, out = args.recipe, args.out or Path(args.recipe.stem)
-    content = recipe_of(args) if path is None else None
-    wanted = recipe.read(path) if path is not None else recipe.parse(content, Path.cwd())
+    out = args.out or Path(args.recipe.stem)
+    wanted, written = _read(args)
     wanted = _with_device(wanted)
     found = inputs.look(wanted)
     run = Run(Plan(wanted, found.digests), out)
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.dry_run:
         print(listed(run, needed))
         return
-    _write_recipe(out, path, content)
+    _write_recipe(out, args.recipe, written)
     distil(run, _engine(args, wanted, tuple(flags)))
 
 
@@ -76,7 +77,20 @@ def parser() -> Parser:
         "one. A recipe says all of it. The same command continues after a kill, and runs again what a change "
         "of the recipe changes.",
     )
-    made.add_argument("recipe", metavar="RECIPE", type=Path, nargs="?", help="YAML file; see docs/distil.md")
+    made.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        type=Path,
+        nargs="?",
+        help="YAML file (see docs/distil.md), or a name of --list",
+    )
+    made.add_argument("--list", action="store_true", help="list the recipes that come with the package")
+    made.add_argument(
+        "--text",
+        type=Path,
+        metavar="DIR",
+        help="folder of the text of a recipe of --list (default: this one)",
+    )
     made.add_argument("flags", metavar="FLAG", nargs="*", help="after --: flags of Snakemake")
     made.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the run (default: RECIPE without its suffix)"
@@ -238,22 +252,39 @@ def _engine(args: argparse.Namespace, wanted: Recipe, flags: tuple[str, ...]) ->
             map(str, range(torch.cuda.device_count()))
         )
         gpus = tuple(visible.split(","))
+        if wanted.processes > len(gpus):
+            raise UsageError(
+                f"processes must be at most {len(gpus)}, the number of visible GPUs, but is "
+                f"{wanted.processes}; lower it, or use --profile"
+            )
     return Engine(cores, gpus, args.profile, flags)
 
 
-def _write_recipe(out: Path, path: Path | None, content: Mapping[str, Any] | None) -> None:
+def _read(args: argparse.Namespace) -> tuple[Recipe, str]:
+    """Return the recipe that the command line names or describes, and its text for the run's folder."""
+    if args.recipe is None:
+        content = recipe_of(args)
+        return recipe.parse(content, Path.cwd()), yaml.safe_dump(content, sort_keys=False, width=100)
+    own = packaged.find(args.recipe)
+    if own is None:
+        if args.text is not None:
+            raise UsageError(
+                f"--text '{args.text}' changes nothing beside RECIPE '{args.recipe}', which names its files"
+            )
+        wanted = recipe.read(args.recipe)
+        return wanted, args.recipe.read_text(encoding="utf-8")
+    folder = (args.text or Path.cwd()).absolute()
+    return recipe.read(own, folder), packaged.with_folder(args.recipe.name, folder)
+
+
+def _write_recipe(out: Path, path: Path | None, text: str) -> None:
     """Keep the recipe in the run's folder."""
     own = out / "recipe.yaml"
-    if path is not None and own.exists() and own.samefile(path):
+    if path is not None and path.exists() and own.exists() and own.samefile(path):
         return
-    text = (
-        path.read_bytes()
-        if path is not None
-        else yaml.safe_dump(content, sort_keys=False, width=100).encode()
-    )
     out.mkdir(parents=True, exist_ok=True)
     with atomic_files(own) as [file]:
-        file.write(text)
+        file.write(text.encode())
 
 
 if __name__ == "__main__":

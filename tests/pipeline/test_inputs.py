@@ -27,7 +27,7 @@ def look(text: Path, /, **changes: Any) -> inputs.Inputs:
 def test_texts_are_counted_and_hashed(text: Path) -> None:
     (text / "train.src").write_text("1\n\n" * 20)
     found = look(text)
-    source = found.texts["train", "source"]
+    source = found.texts[text / "train.src"]
     assert (source.lines, source.empty, source.bytes) == (40, 20, 60)
     assert found.digests[str(text / "valid.src")] == found.digests[str(text / "test.src")]
 

@@ -27,7 +27,7 @@ def test_a_recipe_is_read_with_paths_from_its_folder(tmp_path: Path) -> None:
     )
     made = read(file)
     assert (made.source, made.target) == ("de", "en")
-    assert made.text["test"] == Pair(tmp_path / "t.de", Path("/t.en"))
+    assert made.text.pairs["test"] == Pair(tmp_path / "t.de", Path("/t.en"))
     assert made.teacher.dictionaries == tmp_path / "big"
     assert made.training == ("--lr", "0.1", "--adam-betas", "(0.9, 0.98)")
     assert made.methods == (
