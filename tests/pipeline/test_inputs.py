@@ -49,6 +49,26 @@ def missing(text: Path) -> None:
     (text / "test.src").unlink()
 
 
+def test_further_files_of_text_are_looked_at(text: Path) -> None:
+    pairs = {split: [f"{split}.src", f"{split}.tgt"] for split in ("train", "valid", "test")}
+    (text / "more").write_text("8 9\n")
+    found = look(text, text={**pairs, "mono": "more"}, methods=["seqkd"])
+    assert found.texts[text / "more"].lines == 1
+    assert str(text / "more") in found.digests
+    with pytest.raises(UsageError, match=r"text\.references must have a line for each of the 40 sentences"):
+        look(text, text={**pairs, "references": "more"})
+    (text / "test.src").unlink()
+    with pytest.raises(UsageError, match=r"test\.src' is not a file; it is at example\.org"):
+        look(text, text={**pairs, "origin": "at example.org"})
+
+
+def test_made_up_text_has_no_files_yet(text: Path) -> None:
+    made_up = {"made_up": {"train": 1000, "valid": 10, "test": 10}}
+    found = look(Path("/nowhere"), text=made_up, methods=["none"])
+    assert not found.texts
+    assert found.disk(parse(recipe(text, text=made_up, methods=["none"]), text), 0) == 1020 * 160 * 3
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
