@@ -17,11 +17,12 @@ import yaml
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.cli.later_flags import check_command, check_training
-from fairseq_imitkd.cli.steps_shown import Shown
+from fairseq_imitkd.cli.steps_shown import Shown, duration
 from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.export.architecture import build, judge
 from fairseq_imitkd.pipeline import inputs, packaged, recipe, seeds
+from fairseq_imitkd.pipeline.estimate import Estimate, estimate
 from fairseq_imitkd.pipeline.plan import Plan
 from fairseq_imitkd.pipeline.recipe import SPLITS, Recipe
 from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, described
@@ -63,7 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(described(run.plan.steps))
         return
     if args.dry_run:
-        print(listed(run, needed))
+        is_done = all(status.state == DONE for status in run.statuses().values())
+        expected = Estimate({}) if is_done else estimate(run.plan, found)
+        print(listed(run, needed, expected, _engine(args, wanted, tuple(flags))))
         return
     _write_recipe(out, args.recipe, written)
     distil(run, _engine(args, wanted, tuple(flags)))
@@ -200,19 +203,37 @@ def distil(run: Run, engine: Engine) -> None:
         print(f"Next: {shlex.join(['imitkd-serve', str(run.out / 'exported')])}", flush=True)
 
 
-def listed(run: Run, needed: int) -> str:
-    """Return what ``--dry-run`` prints."""
+def listed(run: Run, needed: int, expected: Estimate, engine: Engine) -> str:
+    """Return what ``--dry-run`` prints.
+
+    Args:
+        run: the run.
+        needed: bytes on the disk.
+        expected: how long the steps take.
+        engine: how they are run.
+    """
     lines, statuses = [], run.statuses()
     for step in run.plan.steps:
         is_done = statuses[step.name].state == DONE
-        lines.append(
-            f"{step.name}: {'done' if is_done else 'continues' if run.continues(step) else 'to run'}"
-        )
+        state = "done" if is_done else "continues" if run.continues(step) else "to run"
+        about = f", about {duration(expected.seconds[step.name])}" if step.name in expected.seconds else ""
+        lines.append(f"{step.name}: {state}{about if not is_done else ''}")
         for command in step.commands if not is_done else ():
-            lines.append(f"    {shlex.join(command.words)}{f' > {command.out}' if command.out else ''}")
-    to_run = sum(status.state != DONE for status in statuses.values())
+            several = f"{command.processes} x " if command.processes > 1 else ""
+            out = f" > {command.out}" if command.out else ""
+            lines.append(f"    {several}{shlex.join(command.words)}{out}")
+    left = [step for step in run.plan.steps if statuses[step.name].state != DONE]
     lines.append(
-        f"{to_run} of {len(run.plan.steps)} steps to run; at least {needed / 1e6:,.0f} MB of disk in all"
+        f"{len(left)} of {len(run.plan.steps)} steps to run; at least {needed / 1e6:,.0f} MB of disk in all"
+    )
+    if not left:
+        return "\n".join(lines)
+    cores = engine.cores or len(os.sched_getaffinity(0))
+    lines.append(
+        f"about {duration(sum(expected.seconds.get(step.name, 0.0) for step in left))} of trainings and "
+        f"translations, {duration(expected.side_by_side(left, cores))} side by side on {cores} cores. This "
+        "rests on passes of these models over random tokens, timed just now on this machine; other steps are "
+        f"left out{f', and {expected.left_out}' if expected.left_out else ''}"
     )
     return "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """``imitkd-distill`` from text and a teacher to an exported student."""
 
+import itertools
 import json
 import os
 import random
@@ -40,8 +41,9 @@ def write(folder: Path, content: dict[str, Any]) -> str:
 def listed(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """Return the state of each step that ``--dry-run`` prints."""
     distill.main([*words, "--dry-run"])
-    lines = capsys.readouterr().out.splitlines()
-    return dict(line.split(": ") for line in lines[:-1] if not line.startswith("    "))
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("    ")]
+    steps = itertools.takewhile(lambda line: " steps to run; at least " not in line, lines)
+    return {name: state.partition(",")[0] for name, state in (line.split(": ") for line in steps)}
 
 
 def test_a_recipe_makes_a_student_a_table_and_a_folder_to_serve(
@@ -197,6 +199,64 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_results(
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_a_training_over_two_processes(wanted: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """torchrun starts two gloo processes. They learn what one process learns that takes two batches for each
+    update. If the command is killed, both end, and the next call continues.
+    """
+    import torch
+
+    methods = ["none", {"criterion": "imitkd_full", "flags": "--teacher-allow-poor"}]
+    training = f"{TRAINING} --dropout 0 --max-update 12"
+    content = wanted(methods=methods, evaluate=False, export=False, training=training)
+    for name, changes in (
+        ("one", {"training": f"{training} --update-freq 2"}),
+        ("two", {"processes": 2}),
+        ("killed", {"processes": 2}),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        file = write(folder, {**content, **changes})
+        run = start([file, "--out", "run", "--cores", "2"], folder)
+        if name == "killed":
+            metrics = folder / "run" / "models" / "none-seed1" / "checkpoint_last.pt"
+            while run.poll() is None and not metrics.exists():
+                time.sleep(0.05)
+            run.kill()
+            run.communicate()
+            run = start([file, "--out", "run", "--cores", "2"], folder)
+        output, _ = run.communicate(timeout=900)
+        assert run.returncode == 0, output[-2000:]
+    log = (tmp_path / "two" / "run" / "logs" / "train-none-seed1.log").read_text()
+    assert "torch.distributed.run --standalone --nproc-per-node 2" in log
+    one, two, killed = (weights(tmp_path / name / "run") for name in ("one", "two", "killed"))
+    for key in two:
+        assert torch.equal(two[key], killed[key]), key
+        if key.startswith("none"):
+            torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_shards_and_source_text(wanted: Callable[..., dict[str, Any]], digits: Any, tmp_path: Path) -> None:
+    """Two shards write what one job writes; the teacher's translations of further text are learnt too."""
+    lines = (digits.text / "train.src").read_text().splitlines()
+    (tmp_path / "more.src").write_text("".join(f"{line} {line.split()[0]}\n" for line in lines[:40]))
+    text = {**wanted()["text"], "mono": str(tmp_path / "more.src")}
+    methods = ["seqkd", {"criterion": "imitkd_full", "mono": 0.5, "flags": "--teacher-allow-poor"}]
+    content = wanted(text=text, methods=methods, evaluate=False, export=False)
+    found = []
+    for shards in (1, 2):
+        folder = tmp_path / str(shards)
+        folder.mkdir()
+        seqkd = {"flags": "--beam 1 --teacher-allow-poor", "shards": shards}
+        run = start([write(folder, {**content, "seqkd": seqkd}), "--out", "run", "--cores", "2"], folder)
+        output, _ = run.communicate(timeout=900)
+        assert run.returncode == 0, output[-2000:]
+        found.append({name: tree(folder / "run" / name / "data-bin") for name in ("seqkd", "seqkd-mono")})
+    assert found[0] == found[1]
+    assert (tmp_path / "2" / "run" / "logs" / "seqkd-mono-shard2.log").exists()
 
 
 @pytest.mark.slow
