@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     wanted = _with_device(wanted)
     found = inputs.look(wanted)
     run = Run(Plan(wanted, found.digests), out)
+    check_programs(run.plan)
     parameters = check(run.plan)
     needed = found.disk(wanted, parameters)
     inputs.check_room(out, needed)
@@ -185,6 +187,20 @@ def check(plan: Plan) -> int:
                 f"export can't work with this student: {verdict.reason}; change student, or set export: false"
             )
     return sum(parameter.numel() for parameter in build(flags).parameters())
+
+
+def check_programs(plan: Plan) -> None:
+    """Refuse an environment that lacks a command.
+
+    Raises:
+        UsageError: a command is neither beside this Python nor on PATH.
+    """
+    for name in sorted({command.words[0] for step in plan.steps for command in step.commands}):
+        if not (PROGRAMS / name).exists() and shutil.which(name) is None:
+            raise UsageError(
+                f"{name} is neither in '{PROGRAMS}' nor on PATH; install fairseq and fairseq-imitkd in the "
+                "same environment"
+            )
 
 
 def distil(run: Run, engine: Engine) -> None:

@@ -73,7 +73,8 @@ class Step:
         except OSError as error:  # a full disk, above all
             print(f"error: {self.name}: {error}; mend that, and run the same command again", file=sys.stderr)
             with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as log:
-                print(f"error: {error.strerror or error}", file=log)
+                of = f"{error.filename}: " if error.filename else ""
+                print(f"error: {of}{error.strerror or error}", file=log)
         finally:
             state = "done" if status == 0 else "failed"
             self._note(state=state, began=began, ended=time.time(), status=status)
