@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import json
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -76,8 +77,9 @@ class Step:
                 of = f"{error.filename}: " if error.filename else ""
                 print(f"error: {of}{error.strerror or error}", file=log)
         finally:
-            state = "done" if status == 0 else "failed"
-            self._note(state=state, began=began, ended=time.time(), status=status)
+            state, used = "done" if status == 0 else "failed", resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+            self._note(state=state, began=began, ended=time.time(), status=status, cpu=cpu, peak=peak)
         return status
 
     def _clear(self) -> None:

@@ -95,7 +95,7 @@ def test_the_recipe_of_the_documentation_is_one() -> None:
         ({"text": {"made_up": MADE_UP, "mono": "m"}}, "text.mono changes nothing with text.made_up"),
         ({"text": {**TEXT, "mono": "m.src"}}, "text.mono changes nothing: add the method seqkd"),
         ({"methods": [{"criterion": "gkd", "mono": 0.5}]}, "mono is 0.5, but text.mono is not given"),
-        ({"text": {**TEXT, "mono": "m"}, "methods": [{"criterion": "gkd", "mono": 1}]}, "above 0 and below 1"),
+        ({"text": {**TEXT, "mono": "m"}, "methods": [{"criterion": "gkd", "mono": 1}]}, "above 0 and below"),
         (
             {"text": {**TEXT, "mono": "m"}, "methods": [{"criterion": "none", "mono": 0.5}]},
             "methods[1].mono needs a method with a teacher, but its criterion is none",
@@ -114,9 +114,7 @@ def test_a_wrong_recipe_names_the_key_and_the_remedy(changes: dict[str, Any], me
     assert len(str(error.value)) <= 200
 
 
-def test_a_recipe_of_the_package_is_found_by_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recipes_of_the_package_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = packaged.names()
     assert names[0] == "quickstart"
