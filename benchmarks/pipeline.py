@@ -31,6 +31,10 @@ import yaml
 
 REPO = Path(__file__).resolve().parent.parent
 COMMAND = "import sys; sys.argv[0] = 'imitkd-distill'; from fairseq_imitkd.cli.door import main; main()"
+WARM = (
+    "import sys; from pathlib import Path; from fairseq_imitkd.cli import distill; "
+    "distill.PROGRAMS = Path('{programs}'); distill.main()"
+)
 TINY = (
     "--encoder-layers 1 --decoder-layers 1 --encoder-attention-heads 2 --decoder-attention-heads 2 "
     "--encoder-embed-dim 16 --decoder-embed-dim 16 --encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32"
@@ -122,7 +126,7 @@ def kills(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         sys.path.insert(0, str(REPO))
         from tests.helpers import warm_commands
 
-        command = [str(warm_commands.folder() / "imitkd"), "distill"]
+        command[-1] = WARM.format(programs=warm_commands.folder())
     file, moments = write(folder, SMALL), random.Random(args.seed)
     began = time.monotonic()
     run([file, "--out", "whole", "--cores", "2"], folder, command)
