@@ -124,3 +124,15 @@ def test_two_trainings_of_subwords_make_the_same_file(text: Path) -> None:
     for name in ("a", "b"):
         sentencepieces.train(text / name, 40, [str(text / "train.src"), str(text / "train.tgt")])
     assert (text / "a").read_bytes() == (text / "b").read_bytes()
+
+
+def test_subwords_of_large_text_are_trained_on_a_part(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines are spread over both files."""
+    monkeypatch.setattr(sentencepieces, "SAMPLED", 20)
+    files = [str(text / f"train.{side}") for side in ("src", "tgt")]
+    lines = list(sentencepieces.spread(files, 80))
+    assert len(lines) == 20
+    assert lines[0] == "1 2 3"
+    assert sum(line.startswith(("one", "four")) for line in lines) == 10
+    sentencepieces.train(text / "model", 30, files)
+    assert (text / "model").stat().st_size > 0
