@@ -159,7 +159,7 @@ def table(rows: list[Row], args: argparse.Namespace) -> str:
     lines = [head, ["---", *["--:"] * (len(head) - 1)]]
     for name, hours, disk, memory in rows:
         cells = [name, *(f"{value:,.1f}" if value else "" for value in (hours, disk / 1e9, memory / 1e9))]
-        lines.append(cells + [f"{hours * args.price:,.0f}"] * bool(priced))
+        lines.append(cells if args.price is None else [*cells, f"{hours * args.price:,.0f}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

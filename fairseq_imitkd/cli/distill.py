@@ -315,8 +315,16 @@ def _read(args: argparse.Namespace) -> tuple[Recipe, str]:
 
 
 def _write_recipe(out: Path, path: Path | None, text: str) -> None:
-    """Keep the recipe in the run's folder."""
+    """Keep the recipe in the run's folder.
+
+    Raises:
+        UsageError: flags say something else than the recipe that is there, which may have been edited.
+    """
     own = out / "recipe.yaml"
+    if path is None and own.exists() and own.read_text(encoding="utf-8") != text:
+        raise UsageError(
+            f"'{own}' differs from what these flags say; run imitkd-distill {own}, or delete that file"
+        )
     if path is not None and path.exists() and own.exists() and own.samefile(path):
         return
     out.mkdir(parents=True, exist_ok=True)
