@@ -24,13 +24,14 @@ from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.export.architecture import build, judge
 from fairseq_imitkd.pipeline import inputs, packaged, recipe, seeds
 from fairseq_imitkd.pipeline.estimate import Estimate, estimate
-from fairseq_imitkd.pipeline.plan import Plan
+from fairseq_imitkd.pipeline.plan import STATE, Plan
 from fairseq_imitkd.pipeline.recipe import SPLITS, Recipe
 from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, described
 
 NEW = ("teacher", "sentencepiece", *SPLITS)  # flags in place of a recipe
 OPTIONAL = ("method", "arch", "updates")
 CHECKED = ("seqkd", "export", "evaluate")  # steps whose flags the recipe gives, by its key
+KEPT = "recipe.yaml"  # the recipe of a run, in its folder
 PROGRAMS = Path(sys.executable).parent  # folder of the commands
 PACKAGES = ("jinja2", "matplotlib", "ctranslate2")
 
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     if importlib.util.find_spec("snakemake") is None:  # to import it would change the settings of logging
         raise UsageError("imitkd-distill needs snakemake: pip install 'fairseq-imitkd[pipeline]'")
     check_extra("imitkd-distill", "pipeline", PACKAGES)
-    out = args.out or Path(args.recipe.stem)
+    out = args.out or folder_of(args.recipe)
     wanted, written = _read(args)
     wanted = _with_device(wanted)
     found = inputs.look(wanted)
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         expected = Estimate({}) if is_done else estimate(run.plan, found)
         print(listed(run, needed, expected, _engine(args, wanted, tuple(flags))))
         return
-    _write_recipe(out, args.recipe, written)
+    keep_recipe(out, args.recipe, written)
     distil(run, _engine(args, wanted, tuple(flags)))
 
 
@@ -98,7 +99,10 @@ def parser() -> Parser:
     )
     made.add_argument("flags", metavar="FLAG", nargs="*", help="after --: flags of Snakemake")
     made.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the run (default: RECIPE without its suffix)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the run (default: RECIPE without its suffix; of the recipe.yaml of a run, its folder)",
     )
     made.add_argument("--dry-run", action="store_true", help="check everything, list the steps, and run none")
     made.add_argument(
@@ -314,13 +318,18 @@ def _read(args: argparse.Namespace) -> tuple[Recipe, str]:
     return recipe.read(own, folder), packaged.with_folder(args.recipe.name, folder)
 
 
-def _write_recipe(out: Path, path: Path | None, text: str) -> None:
+def folder_of(path: Path) -> Path:
+    """Return the folder of a recipe's run: the recipe that a run has kept continues this run."""
+    return path.parent if path.name == KEPT and (path.parent / STATE).is_dir() else Path(path.stem)
+
+
+def keep_recipe(out: Path, path: Path | None, text: str) -> None:
     """Keep the recipe in the run's folder.
 
     Raises:
         UsageError: flags say something else than the recipe that is there, which may have been edited.
     """
-    own = out / "recipe.yaml"
+    own = out / KEPT
     if path is None and own.exists() and own.read_text(encoding="utf-8") != text:
         raise UsageError(
             f"'{own}' differs from what these flags say; run imitkd-distill {own}, or delete that file"

@@ -137,6 +137,31 @@ def test_flags_stand_for_a_recipe() -> None:
     assert "--warmup-updates 5 " in made["training"]
 
 
+def test_the_recipe_that_a_run_has_kept_continues_it(tmp_path: Path) -> None:
+    kept = tmp_path / "small" / "recipe.yaml"
+    distill.keep_recipe(tmp_path / "small", None, "seeds: [1]\n")
+    assert distill.folder_of(kept) == Path("recipe")
+    (tmp_path / "small" / ".steps").mkdir()
+    assert distill.folder_of(kept) == tmp_path / "small"
+    distill.keep_recipe(tmp_path / "small", None, "seeds: [1]\n")
+    kept.write_text("seeds: [2]\n")
+    with pytest.raises(
+        UsageError, match=r"recipe\.yaml' differs from what these flags say; run imitkd-distill"
+    ):
+        distill.keep_recipe(tmp_path / "small", None, "seeds: [1]\n")
+    distill.keep_recipe(tmp_path / "small", Path("small.yaml"), "seeds: [3]\n")
+    assert kept.read_text() == "seeds: [3]\n"
+
+
+def test_commands_that_are_missing_are_named(
+    wanted: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "PROGRAMS", tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    with pytest.raises(UsageError, match=r"fairseq-preprocess is neither in .* nor on PATH; install fairseq"):
+        distill.main([write(tmp_path, wanted()), "--out", str(tmp_path / "run")])
+
+
 def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *words],
