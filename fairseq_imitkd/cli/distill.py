@@ -102,7 +102,7 @@ def parser() -> Parser:
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder of the run (default: RECIPE without its suffix; of the recipe.yaml of a run, its folder)",
+        help="folder of the run (default: RECIPE without its suffix, or the folder of a run's recipe.yaml)",
     )
     made.add_argument("--dry-run", action="store_true", help="check everything, list the steps, and run none")
     made.add_argument(
