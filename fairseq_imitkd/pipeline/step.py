@@ -72,6 +72,7 @@ class Step:
             if status == 0:
                 self._finish()
         except OSError as error:  # a full disk, above all
+            status = 1
             print(f"error: {self.name}: {error}; mend that, and run the same command again", file=sys.stderr)
             with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as log:
                 of = f"{error.filename}: " if error.filename else ""

@@ -18,7 +18,7 @@ import yaml
 from fairseq_imitkd.cli import distill
 from fairseq_imitkd.errors import UsageError
 from tests.helpers import warm_commands
-from tests.helpers.digit_corpus import ENVIRONMENT
+from tests.helpers.digit_corpus import ENVIRONMENT, REPO
 from tests.helpers.killable import tree
 from tests.pipeline.recipes import TRAINING, recipe
 
@@ -282,6 +282,23 @@ def test_shards_and_source_text(wanted: Callable[..., dict[str, Any]], digits: A
         found.append({name: tree(folder / "run" / name / "data-bin") for name in ("seqkd", "seqkd-mono")})
     assert found[0] == found[1]
     assert (tmp_path / "2" / "run" / "logs" / "seqkd-mono-shard2.log").exists()
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_is_a_row(wanted: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """The method of docs/your-own-method.md, in a package outside."""
+    page = (REPO / "docs" / "your-own-method.md").read_text(encoding="utf-8")
+    package = tmp_path / "brier_kd"
+    package.mkdir()
+    (package / "__init__.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    content = wanted(user_dir="brier_kd", methods=["none", "brier_kdd"], export=False)
+    refused = start([write(tmp_path, content), "--dry-run"], tmp_path)
+    assert "'brier_kdd' does not exist: did you mean brier_kd?" in refused.communicate(timeout=300)[0]
+    methods = ["none", {"criterion": "brier_kd", "flags": "--brier-power 3 --teacher-allow-poor"}]
+    run = start([write(tmp_path, {**content, "methods": methods}), "--out", "run", "--cores", "2"], tmp_path)
+    output, _ = run.communicate(timeout=900)
+    assert run.returncode == 0, output[-2000:]
+    assert "| brier_kd | 1 |" in (tmp_path / "run" / "table.md").read_text()
 
 
 @pytest.mark.slow
