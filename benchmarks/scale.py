@@ -28,7 +28,15 @@ from fairseq_imitkd.pipeline.recipe import STUDENT
 
 TEACHER = "--arch transformer_wmt_en_de --share-all-embeddings"
 SIDES = ("src", "tgt")
+MEASURED = ("encode", "binarise", "write seqkd's data")
 PROGRAMS = Path(sys.executable).parent
+
+
+LAUNCHER = (
+    "import resource, subprocess, sys; status = subprocess.call(sys.argv[1:]); "
+    "used = resource.getrusage(resource.RUSAGE_CHILDREN); "
+    "print(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, file=sys.stderr); sys.exit(status)"
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ def per_sentence(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     lines = [path.read_text(encoding="utf-8").splitlines() for path in args.text]
     count = len(lines[0])
     sentencepieces.train(folder / "model", args.vocabulary, [str(path) for path in args.text])
-    found: dict[str, list[Used]] = {"encode": [], "binarise": []}
+    found: dict[str, list[Used]] = {name: [] for name in MEASURED}
     for size in (count // 4, count):
         own = folder / str(size)
         own.mkdir()
@@ -77,6 +85,7 @@ def per_sentence(args: argparse.Namespace, folder: Path) -> dict[str, float]:
             (own / f"raw.{side}").write_text("".join(f"{line}\n" for line in text[:size]), encoding="utf-8")
         found["encode"].append(encode(own, folder / "model"))
         found["binarise"].append(binarise(own))
+        found["write seqkd's data"].append(assemble(own, folder / "model"))
     tokens = sum(len(line.split()) + 1 for line in (own / "text.tgt").read_text("utf-8").splitlines())
     per = {
         "raw": sum((own / f"raw.{side}").stat().st_size for side in SIDES) / count,
@@ -107,17 +116,37 @@ def binarise(folder: Path) -> Used:
         "--joined-dictionary", "--trainpref", str(folder / "text"), "--destdir", str(folder / "bin"),
     )  # fmt: skip
     used = run(command, Path(os.devnull), folder / "log")
-    return Used(used.seconds, used.memory, sum(path.stat().st_size for path in (folder / "bin").iterdir()))
+    return Used(used.seconds, used.memory, size_of(folder / "bin"))
+
+
+def assemble(folder: Path, model: Path) -> Used:
+    """Write the data set of a folder's pairs, as the last of imitkd-seqkd's jobs does with the translations."""
+    pairs = [(folder / f"raw.{side}").read_text("utf-8").splitlines() for side in SIDES]
+    lines = (f"{one}\t{other}\n" for one, other in zip(*pairs, strict=True))
+    (folder / "pairs.tsv").write_text("".join(lines), encoding="utf-8")
+    command = (
+        str(PROGRAMS / "imitkd-seqkd"), str(folder / "bin"), "--translations", str(folder / "pairs.tsv"),
+        "--source-lang", "src", "--target-lang", "tgt", "--out", str(folder / "seqkd"),
+        "--student-bpe", "sentencepiece", "--student-sentencepiece-model", str(model),
+    )  # fmt: skip
+    used = run(command, Path(os.devnull), folder / "seqkd.log")
+    return Used(used.seconds, used.memory, size_of(folder / "seqkd"))
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def run(command: tuple[str, ...], given: Path, out: Path) -> Used:
-    """Run a command between two files."""
+    """Run a command between two files, as a small process's child: a peak of memory includes the parent's."""
     with open(given, "rb") as source, open(out, "wb") as target:
-        process = subprocess.Popen(command, stdin=source, stdout=target, stderr=subprocess.DEVNULL)
-        _, status, own = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{shlex.join(command)} failed")
-    return Used(own.ru_utime + own.ru_stime, own.ru_maxrss * 1024, 0)
+        launched = (sys.executable, "-IS", "-c", LAUNCHER, *command)
+        done = subprocess.run(launched, stdin=source, stdout=target, stderr=subprocess.PIPE, check=False)
+    if done.returncode:
+        sys.exit(f"{shlex.join(command)} failed: {done.stderr.decode()[-500:]}")
+    seconds, memory = done.stderr.decode().split()[-2:]
+    return Used(float(seconds), int(memory), 0)
 
 
 Row = tuple[str, float, float, float]  # step, hours, bytes on the disk, bytes of memory
@@ -127,7 +156,7 @@ def preparation(args: argparse.Namespace, per: dict[str, float]) -> list[Row]:
     """Return the rows of steps that prepare data."""
     count = args.sentences
     rows: list[Row] = [("text", 0.0, count * per["raw"], 0.0)]
-    for name in ("encode", "binarise"):
+    for name in MEASURED:
         hours = count * per[f"{name}_seconds"] / 3600
         rows.append((name, hours, count * per[f"{name}_bytes"], count * per[f"{name}_memory"]))
     return rows
@@ -135,10 +164,11 @@ def preparation(args: argparse.Namespace, per: dict[str, float]) -> list[Row]:
 
 def computation(args: argparse.Namespace, length: float) -> list[Row]:
     """Return the rows of steps that compute with models."""
-    clock = time.monotonic()
-    student = timed(build(shlex.split(args.student), args.vocabulary), length, args.device, beam=1)
-    teacher = timed(build(shlex.split(args.teacher), args.vocabulary), length, args.device, beam=BEAM)
-    print(f"passes timed in {time.monotonic() - clock:.0f} s", file=sys.stderr)
+    clock = time.process_time if args.device == "cpu" else time.monotonic
+    student, teacher = (
+        timed(build(shlex.split(flags), args.vocabulary), length, args.device, beam=beam, clock=clock)
+        for flags, beam in ((args.student, 1), (args.teacher, BEAM))
+    )
     tokens, words = args.updates * args.max_tokens, args.sentences * length
     return [
         (f"seqkd, beam {BEAM}", words * teacher.translation / 3600, 0.0, 0.0),

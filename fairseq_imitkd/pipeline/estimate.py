@@ -29,6 +29,9 @@ SHORTEST, LONGEST = 4, 200  # tokens of an average sentence
 SECONDS = 0.3  # a pass is repeated for so long
 
 
+Clock = Callable[[], float]
+
+
 @dataclass(frozen=True)
 class Pass:
     """Seconds that a model takes for one target token.
@@ -159,7 +162,9 @@ def teacher_of(recipe: Recipe, own: tuple[str, ...], size: int) -> BaseFairseqMo
         return build_model(state, cfg, TranslationTask(TranslationConfig(), *map(Dictionary.load, files)))
 
 
-def timed(model: BaseFairseqModel, length: float, device: str, *, beam: int) -> Pass:
+def timed(
+    model: BaseFairseqModel, length: float, device: str, *, beam: int, clock: Clock = time.monotonic
+) -> Pass:
     """Time the passes of a model over a batch of random tokens.
 
     Args:
@@ -167,6 +172,7 @@ def timed(model: BaseFairseqModel, length: float, device: str, *, beam: int) -> 
         length: tokens of a sentence.
         device: ``cpu`` or ``cuda``.
         beam: width of the beam search.
+        clock: returns seconds.
     """
     columns = round(length)
     model = model.to(device)
@@ -193,17 +199,17 @@ def timed(model: BaseFairseqModel, length: float, device: str, *, beam: int) -> 
 
     model.eval()
     runs = (forward, train, translate)
-    return Pass(*(fastest(run, device) / tokens.numel() for run in runs))
+    return Pass(*(fastest(run, device, clock) / tokens.numel() for run in runs))
 
 
-def fastest(run: Callable[[], None], device: str) -> float:
+def fastest(run: Callable[[], None], device: str, clock: Clock) -> float:
     """Return the seconds of the fastest of some runs, so that other work on the machine counts least."""
     times: list[float] = []
-    until = time.monotonic() + SECONDS
-    while len(times) < 2 or time.monotonic() < until:
-        began = time.monotonic()
+    until = clock() + SECONDS
+    while len(times) < 2 or clock() < until:
+        began = clock()
         run()
         if device == "cuda":
             torch.cuda.synchronize()
-        times.append(time.monotonic() - began)
+        times.append(clock() - began)
     return min(times)
