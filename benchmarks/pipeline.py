@@ -65,7 +65,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parts = parser.add_subparsers(dest="part", required=True)
     own = parts.add_parser("overhead", help="processor time beside that of the commands")
-    own.add_argument("--recipe", default="quickstart", help="YAML file or name (default: %(default)s)")
+    own.add_argument(
+        "--recipe", default="quickstart", help="YAML file, name, or small (default: %(default)s)"
+    )
     own = parts.add_parser("parallel", help="two trainings side by side, and in turn")
     own.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     own.add_argument("--updates", type=int, default=300, help="of each training (default: %(default)s)")
@@ -82,13 +84,15 @@ def main() -> None:
 def overhead(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run a recipe; compare the processor time of the whole with that of its commands."""
     before = used()
-    run([args.recipe, "--out", "run"], folder)
+    recipe = write(folder, SMALL) if args.recipe == "small" else args.recipe
+    run([recipe, "--out", "run"], folder)
     whole = used() - before
     commands = sum(note["cpu"] for note in notes(folder / "run"))
     return {
         "steps": len(list(notes(folder / "run"))),
         "cpu_seconds": round(whole, 1),
         "cpu_seconds_of_commands": round(commands, 1),
+        "added_seconds": round(whole - commands, 1),
         "added_percent": round(100 * (whole / commands - 1), 2),
     }
 

@@ -120,7 +120,7 @@ def binarise(folder: Path) -> Used:
 
 
 def assemble(folder: Path, model: Path) -> Used:
-    """Write the data set of a folder's pairs, as the last of imitkd-seqkd's jobs does with the translations."""
+    """Write the data set of a folder's pairs, as imitkd-seqkd does at its end with translations."""
     pairs = [(folder / f"raw.{side}").read_text("utf-8").splitlines() for side in SIDES]
     lines = (f"{one}\t{other}\n" for one, other in zip(*pairs, strict=True))
     (folder / "pairs.tsv").write_text("".join(lines), encoding="utf-8")

@@ -34,7 +34,7 @@ def table(plan: Plan, out: Path) -> str:
     columns = _references(evaluation, has_several=plan.recipe.text.references is not None)
     flags = plan.recipe.evaluation.flags if plan.recipe.evaluation else ()
     tokenize = last_value(flags, "--bleu-tokenize") or None
-    bleu = BLEU(tokenize=tokenize, trg_lang=plan.recipe.target, references=columns)
+    bleu = BLEU(tokenize=tokenize, trg_lang=plan.recipe.target, references=columns, force=True)
     times = bootstrap.resamples(len(columns[0]))
 
     def scored(name: str) -> Bootstrap | None:
