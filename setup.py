@@ -16,6 +16,7 @@ RECIPES = [
 REPORT = ["jinja2", "matplotlib>=3.6"]
 # serving/connections.py extends private classes of uvicorn and h11, so later releases must be tested first.
 SERVE = [*FAST, "starlette", "uvicorn~=0.54.0", "h11~=0.16.0", "prometheus_client"]
+LANGUAGE_ID = ["py3langid>=0.4"]
 PIPELINE = ["snakemake>=9", *REPORT, *SERVE]  # imitkd-distill runs all other commands
 COMMANDS = [
     "distill", "train", "generate", "interactive", "import", "encode", "trim", "dictionary", "seqkd",
@@ -105,9 +106,11 @@ setup(
         "pipeline": PIPELINE,
         "docs": DOCS,
         "huggingface": HUGGINGFACE,
+        "language-id": LANGUAGE_ID,
         "dev": [
             *PIPELINE,
             *HUGGINGFACE,
+            *LANGUAGE_ID,
             *TESTS,
             *DOCS,
             "ruff",

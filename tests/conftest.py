@@ -11,7 +11,7 @@ import torch
 
 from tests.helpers import digit_corpus, in_process
 from tests.helpers.shared import made_once
-from tests.helpers.warm_commands import parse_each_setting_once
+from tests.helpers.warm_commands import compose_settings_quickly
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,7 +32,7 @@ def interrupts_are_not_ignored():
 @pytest.fixture(scope="session", autouse=True)
 def each_setting_is_parsed_once():
     """Tests train in their own process, too."""
-    parse_each_setting_once()
+    compose_settings_quickly()
 
 
 @dataclass(frozen=True)

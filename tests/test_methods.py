@@ -130,7 +130,7 @@ METHOD_DEFAULTS = {
     },
 }  # fmt: skip
 CHOICES = {
-    "--teacher-dtype": ["auto", "fp32", "fp16", "bf16"],
+    "--teacher-dtype": ["auto", "fp32", "fp16", "bf16", "int8"],
     "--teacher-selection": ["fixed", "agreement", "reinforced"],
     "--prune-scope": ["global", "layer"],
     "--rollout-cuda-graphs": ["auto", "off"],

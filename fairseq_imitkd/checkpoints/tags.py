@@ -63,7 +63,7 @@ class TagNames:
             missing = [name for name in names if name not in dictionary]
             if missing:
                 raise ValueError(
-                    f"its language tag {missing[0]} is not in the student's dict.{language}.txt; use the "
+                    f"its language tag {missing[0]} is not in dict.{language}.txt; use the "
                     f"dictionaries of: {COMMAND} TEACHER --out FOLDER"
                 )
 

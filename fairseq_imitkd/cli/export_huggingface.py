@@ -13,7 +13,9 @@ from fairseq_imitkd.text.scores import TITLES
 
 FORMAT = "huggingface"
 _OWN = ("subwords", "teacher", "scores")  # flags of this format alone
-_FOREIGN = ("quantization", "remove_bpe", "metric", "max_loss", "device", "strict")  # flags of the others
+_FOREIGN = (  # flags of the others
+    "quantization", "remove_bpe", "metric", "max_loss", "device", "strict", "max_len_a", "max_len_b",
+)  # fmt: skip
 
 
 def add_flags(group: Any) -> None:

@@ -22,7 +22,7 @@ from fairseq_imitkd.checkpoints.guard import all_are_trusted
 from fairseq_imitkd.checkpoints.safe_load import read_checkpoint
 from fairseq_imitkd.cli import flags_of_training
 from fairseq_imitkd.cli.console import Console
-from fairseq_imitkd.cli.fairseq_help import ALL, all_flags, short_parser
+from fairseq_imitkd.cli.fairseq_help import ALL, TASK, all_flags, short_parser
 from fairseq_imitkd.cli.fairseq_parser import (
     check_texts,
     misspelt_flag,
@@ -91,7 +91,7 @@ def _with_defaults(command: str) -> list[str]:
 
     A translation has the length limit and the score of the plugin's other commands.
     """
-    defaults = {"--user-dir": str(Path(fairseq_imitkd.__file__).parent), "--task": "translation_with_teacher"}
+    defaults = {"--user-dir": str(Path(fairseq_imitkd.__file__).parent), **TASK}
     typed = _flags(sys.argv[1:])
     if command != "train" and not typed & {"--max-len-a", "--max-len-b"}:
         defaults.update({"--max-len-a": f"{MAX_LEN_A:g}", "--max-len-b": str(MAX_LEN_B)})

@@ -149,7 +149,9 @@ def all_flags(command: str, arguments: Iterable[str] = ()) -> ArgumentParser:
 def _show_defaults(parser: ArgumentParser, command: str) -> None:
     """Let the help name the defaults of the plugin's command where fairseq's are others."""
     limit = "a translation has at most A * source length + B tokens; this is"
+    task = {"task": f"task (default: {TASK['--task']})"}
     helps = {
+        **task,
         "max_len_a": f"{limit} A (default: {MAX_LEN_A:g}, or {FAIRSEQ_MAX_LEN_A:g} with --max-len-b)",
         "max_len_b": f"{limit} B (default: {MAX_LEN_B}, or {FAIRSEQ_MAX_LEN_B} with --max-len-a)",
     }
@@ -157,6 +159,7 @@ def _show_defaults(parser: ArgumentParser, command: str) -> None:
         helps["scoring"] = "score of the translations (default: sacrebleu)"
     if command == "train":
         helps = {
+            **task,
             "eval_bleu_args": "settings of the search in validation as a JSON object "
             f"(default: beam 5, max_len_a {MAX_LEN_A:g}, max_len_b {MAX_LEN_B})",
             "best_checkpoint_metric": "metric of the best checkpoint (default: the first score of "

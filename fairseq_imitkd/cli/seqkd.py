@@ -19,7 +19,7 @@ from fairseq_imitkd.engines.base import SELECTIONS, SearchSettings
 from fairseq_imitkd.engines.ctranslate2_convert import QUANTIZATIONS
 from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.seqkd.factory import Result, make
-from fairseq_imitkd.seqkd.filters import Filters
+from fairseq_imitkd.seqkd.filters import LANGUAGE, Filters
 from fairseq_imitkd.seqkd.job import BACKENDS, Job
 from fairseq_imitkd.teacher.config import DTYPES
 from fairseq_imitkd.text.counted import counted
@@ -272,6 +272,12 @@ def _add_filter_flags(group: Any) -> None:
         help="drop a translation in which a phrase stands three times in a row, unless its source has one",
     )
     group.add_argument(
+        LANGUAGE,
+        metavar="CODE",
+        help="drop a translation that is in another language than this, such as de or en, by the package "
+        "py3langid",
+    )
+    group.add_argument(
         "--drop-worst",
         type=float,
         default=0.0,
@@ -351,6 +357,7 @@ def _filters(args: argparse.Namespace) -> Filters:
         args.seed,
         drop_copies=args.drop_copies,
         drop_repeats=args.drop_repeats,
+        language=args.drop_other_languages,
         drop_worst=args.drop_worst,
     )
 

@@ -19,7 +19,7 @@ tags:
 - distillation
 ---
 
-# A student from {source} to {target}
+# A small model for {source} to {target}
 
 A small model that learned from a larger one, its teacher, with fairseq-imitkd {version}.
 

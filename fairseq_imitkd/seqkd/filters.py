@@ -14,9 +14,11 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.rollout import RandomKey
 from fairseq_imitkd.rollout.keyed_random import MIXING_GOLD
 from fairseq_imitkd.seqkd.translator import TranslatedBatch
+from fairseq_imitkd.text.language import is_other_language
 from fairseq_imitkd.text.repetition import repeats
 
-REASONS = ("cut", "empty", "ratio", "copy", "repeats", "duplicate", "worst")
+LANGUAGE = "--drop-other-languages"
+REASONS = ("cut", "empty", "ratio", "copy", "repeats", "language", "duplicate", "worst")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Filters:
         drop_copies: whether to drop a target that is its source, but for case and blanks.
         drop_repeats: whether to drop a target in which a phrase stands three times in a row, if that is not
             so in its source.
+        language: ISO 639-1 code of the targets' language. A target in another one is dropped; None drops
+            none.
         drop_worst: share of the translations that no other filter drops, those of lowest quality, to drop.
 
     Raises:
@@ -43,6 +47,7 @@ class Filters:
     seed: int = 1
     drop_copies: bool = False
     drop_repeats: bool = False
+    language: str | None = None
     drop_worst: float = 0.0
 
     def __post_init__(self) -> None:
@@ -50,6 +55,8 @@ class Filters:
             raise UsageError(f"--max-ratio must be 1 or more, or 0 for no limit, but is {self.max_ratio}")
         if not 0.0 <= self.mix_gold <= 1.0:
             raise UsageError(f"--mix-gold must be in 0..1, but is {self.mix_gold}")
+        if self.language is not None:
+            is_other_language(self.language, LANGUAGE)  # whether that can be known
         if not 0.0 <= self.drop_worst < 1.0:
             raise UsageError(f"--drop-worst must be 0 or more and below 1, but is {self.drop_worst}")
 
@@ -249,6 +256,7 @@ class _DropReason:
 
     def __init__(self, corpus: Corpus, filters: Filters, sides: Sides):
         self.corpus, self.filters, self.sides = corpus, filters, sides
+        self._is_other = is_other_language(filters.language, LANGUAGE) if filters.language else None
         self._seen: set[bytes] = set()
 
     def __call__(self, pair: Pair) -> str | None:
@@ -267,6 +275,8 @@ class _DropReason:
                 return "copy"
             if self.filters.drop_repeats and repeats(target) and not repeats(source):
                 return "repeats"
+        if self._is_other is not None and self._is_other(self.sides.target(pair.target)):
+            return "language"
         if self.filters.dedup and self._is_duplicate(pair):
             return "duplicate"
         return None

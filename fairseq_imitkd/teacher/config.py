@@ -7,7 +7,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
 DTYPES = ("fp32", "fp16", "bf16")
-Precision: Any = ChoiceEnum(["auto", *DTYPES])
+Precision: Any = ChoiceEnum(["auto", *DTYPES, "int8"])
 Selection: Any = ChoiceEnum(["fixed", "agreement", "reinforced"])
 
 
@@ -30,7 +30,11 @@ class TeacherConfig(FairseqDataclass):
         },
     )
     teacher_dtype: Precision = field(
-        default="auto", metadata={"help": "the teacher's precision (auto: the student's)"}
+        default="auto",
+        metadata={
+            "help": "the teacher's precision (auto: the student's; int8: the student's, but the weights of "
+            "linear layers are kept in eight bits)"
+        },
     )
     teacher_data: Optional[str] = field(
         default=None,

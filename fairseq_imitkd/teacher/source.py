@@ -18,7 +18,7 @@ class TeacherSource:
 
     Args:
         path: ``--teacher-path``: checkpoint files joined by ``:``.
-        dtype: ``--teacher-dtype``: ``fp32``, ``fp16``, ``bf16``, or ``auto`` for the student's.
+        dtype: ``--teacher-dtype``: ``fp32``, ``fp16``, ``bf16``, ``int8``, or ``auto`` for the student's.
         data: ``--teacher-data``: folder with the dictionaries that the teacher was trained with. By default
             they are looked for beside the checkpoint and in the folder that the checkpoint names. If both
             have them, they must be equal.

@@ -1,6 +1,7 @@
 """The frozen teacher: one model or an ensemble that scores every prefix of a batch."""
 
 import contextlib
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,8 +26,11 @@ from fairseq_imitkd.models.logits import (
     token_lprobs,
 )
 from fairseq_imitkd.rollout import Ensemble
+from fairseq_imitkd.teacher import int8
 from fairseq_imitkd.teacher.encoder_cache import EncoderCache
 from fairseq_imitkd.teacher.subset import Outside
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -39,7 +43,8 @@ class Teacher:
 
     Args:
         models: ``M`` encoder-decoder models over the student's dictionaries.
-        dtype: precision of the teacher: ``fp32``, ``fp16``, ``bf16``, or ``auto`` for the student's.
+        dtype: precision of the teacher: ``fp32``, ``fp16``, ``bf16``, or ``auto`` for the student's; ``int8``
+            is ``auto`` with the weights of linear layers in eight bits.
         cache: cache of encoder outputs; None encodes every batch anew.
         weights: ``M`` weights of the members that add up to 1; None weighs all members alike.
         device: device of the members; None is the student's. A teacher on another device can only score.
@@ -79,11 +84,23 @@ class Teacher:
             student_dtype: precision of the student, which the teacher takes if its ``dtype`` is ``auto``.
         """
         if self._students_device != device:
-            self._dtype = self._dtype or DTYPES.get(self.dtype, student_dtype)
+            if self._dtype is None:
+                self._dtype = DTYPES.get(self.dtype, student_dtype)
+                self._quantise(self._dtype)  # before it moves, since it may not fit otherwise
             self._placed_on, self._students_device = self._device or device, device
             self.models = [model.to(device=self._placed_on, dtype=self._dtype) for model in self.models]
             self.log_weights = self.log_weights.to(device)
             self._outputs = {}
+
+    def _quantise(self, dtype: torch.dtype) -> None:
+        """Keep the weights in eight bits if that was asked for."""
+        if self.dtype != "int8":
+            return
+        before = sum(map(int8.megabytes, self.models))
+        for model in self.models:
+            int8.quantise(model, dtype)
+        after = sum(map(int8.megabytes, self.models))
+        logger.info("teacher in eight bits: %.1f MB instead of %.1f (fp32)", after, before)
 
     @property
     def max_positions(self) -> tuple[int, int]:
@@ -206,7 +223,7 @@ class Teacher:
         if self._is_elsewhere:
             logits = self._come_back(logits, materialise=materialise)
         return [
-            replace(one, ignore_autocast=self.dtype != "auto") if isinstance(one, ProjectedLogits) else one
+            replace(one, ignore_autocast=self.dtype in DTYPES) if isinstance(one, ProjectedLogits) else one
             for one in logits
         ]
 
@@ -248,7 +265,7 @@ class Teacher:
 
     def _precision(self) -> contextlib.AbstractContextManager:
         """Switch autocast off if a precision was asked for; ``--amp`` then affects the student alone."""
-        if self.dtype == "auto" or self._placed_on is None:
+        if self.dtype not in DTYPES or self._placed_on is None:
             return contextlib.nullcontext()
         return torch.autocast((self._students_device or self._placed_on).type, enabled=False)
 

@@ -1,5 +1,6 @@
 """``imitkd COMMAND``: it runs the command, its help is up to date, and shells complete it."""
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -82,3 +83,5 @@ def test_completion_is_a_script_of_the_shell() -> None:
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     assert "--teacher-encoder-cache" in script
     assert all(name in script for name in (*quick.SUMMARIES, *METHODS))
+    completed = re.findall(r"^complete .* (\S+)$", script, re.MULTILINE)
+    assert completed == ["imitkd", *(f"imitkd-{name}" for name in quick.SUMMARIES)]

@@ -118,14 +118,14 @@ def test_every_row_is_a_command_that_is_accepted(recipe: str, dry_runs: Callable
 
 def accept(name: str, command: list[str]) -> None:
     """Refuse a training's flags as fairseq and the method do."""
-    parser = options.get_training_parser()
-    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=command))
-    distils = issubclass(CRITERION_REGISTRY[cfg.criterion._name], DistillationCriterion)
+    args = options.parse_args_and_arch(options.get_training_parser(), input_args=command)
+    criterion = CRITERION_REGISTRY[args.criterion]
+    distils = issubclass(criterion, DistillationCriterion)
     assert distils == ("--teacher-path" in command), name
     if distils:
-        assert cfg.task._name == "translation_with_teacher"
-        check(cfg.criterion, cfg.criterion._name, CRITERION_REGISTRY[cfg.criterion._name].Config())
-    assert cfg.checkpoint.maximize_best_checkpoint_metric, name
+        assert args.task == "translation_with_teacher"
+        check(criterion.Config.from_namespace(args), args.criterion, criterion.Config())
+    assert args.maximize_best_checkpoint_metric, name
 
 
 SAME = ("iwslt14_de_en", "wmt16_en_de", "cnn_dm", "multi30k", "tatoeba", "reuters_headlines")

@@ -34,6 +34,7 @@ import traceback
 import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 COMMANDS = ("imitkd", "fairseq-", "subword-nmt")
 # Not fairseq_cli: its modules set up logging when they are imported, so each command imports its own.
@@ -102,11 +103,20 @@ def folder() -> Path:
     return made
 
 
-def parse_each_setting_once() -> None:
-    """Make hydra cache what it has parsed in this process: fairseq parses the same 300 settings for every
-    training, which takes longer than a few updates.
+def compose_settings_quickly() -> None:
+    """Make hydra do less in this process: fairseq composes the same 300 settings for every training, which
+    takes longer than a few updates.
+
+    Each setting is parsed once. And the known configurations are not copied for each composition. hydra
+    copies them because it then reads their folders again, but that only assigns a new list of sources.
     """
+    from hydra._internal.config_repository import CachingConfigRepository
     from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    def keep(self: CachingConfigRepository, delegate: Any) -> None:
+        self.delegate, self.cache = copy.copy(delegate), {}
+
+    CachingConfigRepository.__init__ = keep
 
     parser = OverridesParser.create()
     parse = functools.cache(OverridesParser.parse_rule)
@@ -118,7 +128,7 @@ def parse_settings() -> None:
     from fairseq import options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
-    parse_each_setting_once()
+    compose_settings_quickly()
     chosen = ("--arch", "transformer", "--criterion", "imitkd", "--optimizer", "adam", "--lr-scheduler")
     for parser, flags in (
         (options.get_training_parser("translation_with_teacher"), (*chosen, "inverse_sqrt")),

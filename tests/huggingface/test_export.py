@@ -288,6 +288,7 @@ def test_two_dictionaries_need_subwords(tmp_path: Path) -> None:
         (["--subwords", "nowhere"], "'nowhere' has no huggingface.json; use a folder that imitkd-import"),
         (["--tokenizer", "moses"], "--tokenizer moses needs --bpe subword_nmt or fastbpe with --format"),
         (["--scores", "file.json"], "--scores must be MODEL=FILE, but is 'file.json'; name a model of"),
+        (["--max-len-b", "20"], "--max-len-b changes nothing with --format huggingface; leave it out"),
         (["--sentences", "-1"], "--sentences must be 0 (all) or more, but is -1"),
     ],
 )

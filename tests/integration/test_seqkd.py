@@ -184,6 +184,21 @@ def job(digits, teacher):
     return arguments
 
 
+@pytest.fixture
+def translated(digits, tmp_path):
+    """A job whose translations are those of files, which are put together, selected and filtered."""
+    path = tmp_path / "all.tsv"
+    sources, targets = ((digits.text / f"train.{side}").read_text().splitlines() for side in ("src", "tgt"))
+    lines = zip(sources[:60], targets[:60], targets[1:61], sources[:60], strict=True)
+    path.write_text("".join("\t".join(line) + "\n" for line in lines))
+
+    def arguments(out):
+        flags = ("--select", "mbr", "--metric", "chrf", "--keep", 2, "--drop-copies", "--dedup")
+        return [digits.data, "--out", out, "--cpu", "--translations", path, path, *flags]
+
+    return arguments
+
+
 def test_killed_at_random_moments(job, tmp_path):
     """Many runs follow each other. Of two processes, only the first one is killed."""
     killer = Killer(job, tmp_path, workers=(1, 1, 2))
@@ -210,14 +225,16 @@ def test_killed_before_changes_of_files(job, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_before_every_change_of_files(job, tmp_path):
+@pytest.mark.parametrize(("kind", "fewest"), [("job", 81), ("translated", 60)])
+def test_killed_before_every_change_of_files(kind, fewest, tmp_path, request):
     """Every change of files is tested."""
+    job = request.getfixturevalue(kind)
     killer = Killer(job, tmp_path)
     stop_at = 1
     while changes(job, tmp_path, stop_at):
         assert tree(tmp_path / "out") == killer.expected, f"killed before change {stop_at}"
         stop_at += 1
-    assert stop_at > 80
+    assert stop_at >= fewest
 
 
 @pytest.mark.slow

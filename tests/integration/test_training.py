@@ -471,16 +471,17 @@ def test_bf16_typed_on_the_command_line(digits, teacher, tmp_path):
 
 
 def test_teacher_dtype(digits, teacher, tmp_path):
-    """``--teacher-dtype bf16`` halves the teacher and leaves the student in float32. The loss
-    hardly changes.
+    """``--teacher-dtype bf16`` halves the teacher, ``int8`` rounds its linear layers, and both leave the
+    student in float32. The loss hardly changes.
     """
     losses, weights = {}, {}
-    for dtype in ("fp32", "bf16"):
+    for dtype in ("fp32", "bf16", "int8"):
         flags = ("--student-share", "constant:0.5", "--max-update", 2, "--teacher-dtype", dtype, *QUICK)
         training = distil(digits, tmp_path, teacher, "imitkd_full", *flags)
         losses[dtype], weights[dtype] = training.metrics["train_inner"][0]["loss"], training.weights()
         expected = torch.bfloat16 if dtype == "bf16" else torch.float32
         assert next(training.trainer.task._distiller.teacher.models[0].parameters()).dtype == expected
         assert next(training.trainer.get_model().parameters()).dtype == torch.float32
-    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
-    assert any(not weights["bf16"][name].equal(weight) for name, weight in weights["fp32"].items())
+    for dtype in ("bf16", "int8"):
+        assert losses[dtype] == pytest.approx(losses["fp32"], rel=0.02)
+        assert any(not weights[dtype][name].equal(weight) for name, weight in weights["fp32"].items())

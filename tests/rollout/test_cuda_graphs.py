@@ -394,7 +394,7 @@ def test_python_launches_a_graph_for_several_steps(policy: str, most: float, gpu
     """One launch for four steps; without graphs, 25 per layer for each step."""
     if gpu is None:
         pytest.skip("a real device does not count launches")
-    model, sample = build_student("transformer", decoder_layers=6).cuda(), batch(2)
+    model, sample = build_student("transformer", decoder_layers=2).cuda(), batch(2)
     policies = {"top-k": RolloutPolicy("sampling", topk=5, temperature=1.3), **POLICIES}
 
     def launches(steps: int, cuda_graphs: bool) -> int:

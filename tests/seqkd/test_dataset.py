@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fairseq_imitkd.seqkd.translator import TranslatedBatch
 from tests.helpers.fairseq_models import LETTERS, letters, write_dictionaries
 
 EOS = 2
-NOTHING = dict.fromkeys(("cut", "empty", "ratio", "copy", "repeats", "duplicate", "worst"), 0)
+NOTHING = dict.fromkeys(("cut", "empty", "ratio", "copy", "repeats", "language", "duplicate", "worst"), 0)
 
 
 class Sentences(list):
@@ -134,6 +135,29 @@ def test_filters(settings: dict[str, Any], left: list[int], dropped: dict[str, i
     assert counts.dropped == {**NOTHING, **dropped}
     assert (counts.translations, counts.gold, counts.written) == (8, 0, len(left))
     counts.check(8, 8)
+
+
+GERMAN = ("Der Mann liest am Abend ein Buch.", "Wir haben gestern im Wald gespielt.")
+ENGLISH = ("The man reads a book in the evening.", "We played in the forest yesterday.")
+
+
+@pytest.mark.parametrize(("code", "left"), [("de", [0, 1]), ("en", [2, 3]), (None, [0, 1, 2, 3])])
+def test_other_languages(code: str | None, left: list[int]) -> None:
+    """Texts of the language stay, and the others are counted."""
+    texts, counts = (*GERMAN, *ENGLISH), Counts()
+    some, translated = corpus("a", "b", "c", "d"), found({number: ["abcd"[number]] for number in range(4)})
+    sides = Sides(lambda sentence: "?", lambda target: texts["abcd".index(as_text(target))])
+    judge = PairFilter(some, translated, Filters(language=code), sides=lambda: sides)
+    assert [pair.sentence for pair, reason in judge.judged(counts) if reason is None] == left
+    assert counts.dropped == {**NOTHING, "language": 4 - len(left)}
+
+
+def test_a_language_that_is_unknown_or_cannot_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"--drop-other-languages must be the code .* but is 'german'"):
+        Filters(language="german")
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)
+    with pytest.raises(UsageError, match="--drop-other-languages needs the package py3langid; pip install"):
+        Filters(language="de")
 
 
 def test_ratio_is_of_words_without_the_end() -> None:

@@ -193,7 +193,16 @@ def test_planted_bad_lines(data: Path, tmp_path: Path) -> None:
     manifest = run(data, tmp_path / "out", "--translations", path, *flags)
     bad_at = [(str(at), reason) for at, (_, _, reason) in enumerate(lines) if reason]
     assert [(row[0], row[2]) for row in rows(tmp_path / "out", "train.dropped.tsv")] == bad_at
-    expected = {"copy": 2, "repeats": 1, "ratio": 1, "empty": 1, "worst": 2, "cut": 0, "duplicate": 0}
+    expected = {
+        "copy": 2,
+        "repeats": 1,
+        "ratio": 1,
+        "empty": 1,
+        "worst": 2,
+        "cut": 0,
+        "language": 0,
+        "duplicate": 0,
+    }
     assert manifest["counts"]["dropped"] == expected
     assert [row[0] for row in rows(tmp_path / "out")] == [
         str(at) for at, (_, _, reason) in enumerate(lines) if not reason

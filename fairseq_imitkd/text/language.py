@@ -1,0 +1,38 @@
+"""In which language a text is, by the package py3langid."""
+
+from collections.abc import Callable
+
+from fairseq_imitkd.errors import UsageError
+
+# A text is of another language if its own is less probable than this. Of 3,000 real sentences of 6 words on
+# average, 0.1% of German and 0.2% of English ones are; of those in the other of the two languages, 99.7%.
+UNLIKELY = 0.05
+
+
+def is_other_language(code: str, flag: str) -> Callable[[str], bool]:
+    """Return a function that says whether a text is in another language than a given one.
+
+    Args:
+        code: ISO 639-1 code of the language, such as ``de``.
+        flag: the flag that names it, for messages.
+
+    Raises:
+        UsageError: the package is not installed, or does not know the language.
+    """
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError as error:
+        raise UsageError(
+            f"{flag} needs the package py3langid; pip install 'fairseq-imitkd[language-id]', or leave it out"
+        ) from error
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    if code not in identifier.labels:
+        raise UsageError(
+            f"{flag} must be the code of a language such as de or en, but is '{code}'; "
+            f"py3langid knows {len(identifier.labels)}"
+        )
+
+    def is_other(text: str) -> bool:
+        return dict(identifier.rank(text))[code] < UNLIKELY
+
+    return is_other
