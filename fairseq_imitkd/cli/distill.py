@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.dry_run:
         is_done = all(status.state == DONE for status in run.statuses().values())
         expected = Estimate({}) if is_done else estimate(run.plan, found)
-        print(listed(run, needed, expected, _engine(args, wanted, tuple(flags))))
+        print(listed(run, needed, expected, engine=_engine(args, wanted, tuple(flags))))
         return
     keep_recipe(out, args.recipe, written)
     distil(run, _engine(args, wanted, tuple(flags)))
@@ -118,6 +118,11 @@ def parser() -> Parser:
         "(default: all of this machine, or what --profile says)",
     )
     made.add_argument("--profile", metavar="P", help="profile of Snakemake, such as that of a cluster")
+    _add_plain_case(made)
+    return made
+
+
+def _add_plain_case(made: Parser) -> None:
     new = made.add_argument_group("in place of a recipe, which is then written to --out")
     new.add_argument(
         "--teacher", metavar="FILE", help="teacher's checkpoint, with its dictionaries beside it"
@@ -135,7 +140,6 @@ def parser() -> Parser:
         "--arch", metavar="A", help="architecture of the student (default: transformer_imitkd_2_2)"
     )
     new.add_argument("--updates", type=positive, metavar="N", help="updates of the student (default: 100000)")
-    return made
 
 
 def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -223,7 +227,7 @@ def distil(run: Run, engine: Engine) -> None:
         print(f"Next: {shlex.join(['imitkd-serve', str(run.out / 'exported')])}", flush=True)
 
 
-def listed(run: Run, needed: int, expected: Estimate, engine: Engine) -> str:
+def listed(run: Run, needed: int, expected: Estimate, *, engine: Engine) -> str:
     """Return what ``--dry-run`` prints.
 
     Args:

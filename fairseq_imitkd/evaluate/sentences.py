@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from fairseq_imitkd.data.corpus import Languages, check_sentences, read_split
+from fairseq_imitkd.data.corpus import Corpus, Languages, check_sentences, read_split
 from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.evaluate.models import EvaluatedModel
 from fairseq_imitkd.models.tagged import check_without_tags, tags_of
@@ -137,21 +137,7 @@ def read(
         )
     corpus.warn_of_unknown(languages, split)
     every = None if right is None else _right_translations(right, len(corpus))
-    numbers = np.arange(len(corpus))
-    # Validation leaves out both kinds, and one model has one score.
-    for place, side, lengths in (
-        (0, "source", corpus.lengths),
-        (1, "reference", np.asarray(corpus.references.sizes)),
-    ):
-        longest = min(model.longest[place] for model in models.values())
-        fitting = numbers[lengths[numbers] <= longest]
-        if fitting.size < numbers.size:
-            reader = next(name for name, model in models.items() if model.longest[place] == longest)
-            logger.warning(
-                "%d of %d sentences are left out for all models: their %s is longer than the %d tokens of %s",
-                *(numbers.size - fitting.size, len(corpus), side, longest, reader),
-            )
-        numbers = fitting
+    numbers = _fitting(corpus, models)
     if count and count < numbers.size:
         numbers = numbers[spread(numbers.size, count)]
     ids = numbers.tolist()
@@ -174,6 +160,27 @@ def read(
         )
     unknown = detokenizer.target.unknown(references)
     return Sentences(sources, references, detokenizer.source.sources(sources), texts, unknown, every)
+
+
+def _fitting(corpus: Corpus, models: Mapping[str, EvaluatedModel]) -> np.ndarray:
+    """Return the numbers of the sentences that all models can read."""
+    assert corpus.references is not None
+    numbers = np.arange(len(corpus))
+    # Validation leaves out both kinds, and one model has one score.
+    for place, side, lengths in (
+        (0, "source", corpus.lengths),
+        (1, "reference", np.asarray(corpus.references.sizes)),
+    ):
+        longest = min(model.longest[place] for model in models.values())
+        fitting = numbers[lengths[numbers] <= longest]
+        if fitting.size < numbers.size:
+            reader = next(name for name, model in models.items() if model.longest[place] == longest)
+            logger.warning(
+                "%d of %d sentences are left out for all models: their %s is longer than the %d tokens of %s",
+                *(numbers.size - fitting.size, len(corpus), side, longest, reader),
+            )
+        numbers = fitting
+    return numbers
 
 
 def _right_translations(path: Path, count: int) -> list[list[str]]:

@@ -93,7 +93,7 @@ class Language:
     """A pair of languages and an endless source of sentences. ``seed`` decides all random choices."""
 
     def __init__(
-        self, seed: int, nouns: int = 40, ambiguous: int = 12, adjectives: int = 16, verbs: int = 20
+        self, seed: int, *, nouns: int = 40, ambiguous: int = 12, adjectives: int = 16, verbs: int = 20
     ) -> None:
         self.chance = random.Random(seed)
         sources, targets = self._stems(*SOURCE_SOUNDS), self._stems(*TARGET_SOUNDS)
