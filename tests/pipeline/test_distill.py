@@ -259,8 +259,8 @@ def test_a_training_over_two_processes(wanted: Callable[..., dict[str, Any]], tm
     one, two, killed = (weights(tmp_path / name / "run") for name in ("one", "two", "killed"))
     for key in two:
         assert torch.equal(two[key], killed[key]), key
-        if key.startswith("none"):
-            torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5)
+        # The order of sums differs. Other batches would differ by an update of Adam, 5e-3.
+        torch.testing.assert_close(one[key], two[key], rtol=0.0, atol=1e-3)
 
 
 @pytest.mark.slow
