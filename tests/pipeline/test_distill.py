@@ -101,8 +101,13 @@ def test_the_default_flags_can_be_trained_and_exported(
     ],
 )
 def test_a_training_that_can_not_work_is_refused_before_anything_runs(
-    changes: dict[str, Any], message: str, wanted: Callable[..., dict[str, Any]], tmp_path: Path
+    changes: dict[str, Any],
+    message: str,
+    wanted: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys, "argv", ["imitkd-distill", "r.yaml", "--out", "run", "--durations=6"])
     with pytest.raises(UsageError) as error:
         distill.main([write(tmp_path, wanted(**changes)), "--out", str(tmp_path / "run")])
     assert message in str(error.value)
