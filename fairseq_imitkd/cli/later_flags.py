@@ -58,7 +58,7 @@ def check_command(words: Sequence[str], name: str) -> None:
 
 @contextlib.contextmanager
 def _typed(words: Sequence[str]) -> Iterator[None]:
-    """Return a context in which these words are the command line, where the parser looks for misspelt flags."""
+    """Return a context in which the parser looks for misspelt flags in these words, as in a command line."""
     own, sys.argv = sys.argv, ["imitkd-train", *words]
     try:
         yield
