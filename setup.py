@@ -81,6 +81,7 @@ setup(
             "report/*.css",
             "cli/help/*.txt",
             "pipeline/Snakefile",
+            "pipeline/recipes/*.yaml",
             "cli/words.json",
         ]
     },

@@ -186,7 +186,7 @@ def stages_of(run: Path, size: Size) -> Iterator[Stage]:
 def made_up_data(run: Path) -> Iterator[Stage]:
     """Yield the stages that make data of a made-up language."""
     text, data = run / "text", run / "data-bin"
-    language = (python("examples/quickstart/language.py"), text)
+    language = (python("fairseq_imitkd/pipeline/made_up.py"), text)
     counts = ("--train", 160, "--valid", 16, "--test", 16)
     yield Stage("text", 60, {"text": flat((language, counts))}, no_tables)
     sides = ("--source-lang", "src", "--target-lang", "tgt", "--joined-dictionary", "--destdir", data)

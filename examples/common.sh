@@ -179,7 +179,7 @@ raw_text() {
 
 made_up_text() {
   local split
-  python "$REPO/examples/quickstart/language.py" "$RUN/raw/made_up" --train 160 --valid 16 --test 16
+  python "$REPO/fairseq_imitkd/pipeline/made_up.py" "$RUN/raw/made_up" --train 160 --valid 16 --test 16
   for split in train valid test; do
     mv "$RUN/raw/made_up/$split.src" "$RUN/raw/$split.$SOURCE"
     mv "$RUN/raw/made_up/$split.tgt" "$RUN/raw/$split.$TARGET"

@@ -8,8 +8,8 @@ REPLAYED=5000 # of the first task's 20,000 sentences, in the second task's train
 
 # first, second: a pair of languages each. both: the second with the replayed part of the first. All share one dictionary per side.
 data() {
-  python "$REPO/examples/quickstart/language.py" "$RUN/text/first" --seed "$SEED"
-  python "$REPO/examples/quickstart/language.py" "$RUN/text/second" --seed "$((SEED + 1000))"
+  python "$REPO/fairseq_imitkd/pipeline/made_up.py" "$RUN/text/first" --seed "$SEED"
+  python "$REPO/fairseq_imitkd/pipeline/made_up.py" "$RUN/text/second" --seed "$((SEED + 1000))"
   rm -rf "$RUN/data-bin" # fairseq-preprocess refuses a folder that a killed call left incomplete
   mkdir -p "$RUN/text/both" "$RUN/text/all"
   for side in src tgt; do

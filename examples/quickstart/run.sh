@@ -14,7 +14,7 @@ FROM_SCRATCH_STUDENT=(
 )
 
 data() {
-  python "$RECIPE/language.py" "$RUN/text" --seed "$SEED"
+  python "$REPO/fairseq_imitkd/pipeline/made_up.py" "$RUN/text" --seed "$SEED"
   rm -rf "$DATA" # fairseq-preprocess refuses a folder that a killed call left incomplete
   fairseq-preprocess --source-lang src --target-lang tgt --destdir "$DATA" \
     --trainpref "$RUN/text/train" --validpref "$RUN/text/valid" --testpref "$RUN/text/test" >"$RUN/preprocess.log" 2>&1 ||

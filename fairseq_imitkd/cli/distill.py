@@ -5,9 +5,9 @@ import importlib.util
 import logging
 import os
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,20 @@ import yaml
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.cli.later_flags import check_command, check_training
-from fairseq_imitkd.cli.steps_shown import Shown
+from fairseq_imitkd.cli.steps_shown import Shown, duration
 from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.export.architecture import build, judge
-from fairseq_imitkd.pipeline import inputs, recipe, seeds
-from fairseq_imitkd.pipeline.plan import Plan
+from fairseq_imitkd.pipeline import inputs, packaged, recipe, seeds
+from fairseq_imitkd.pipeline.estimate import Estimate, estimate
+from fairseq_imitkd.pipeline.plan import STATE, Plan
 from fairseq_imitkd.pipeline.recipe import SPLITS, Recipe
 from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, described
 
 NEW = ("teacher", "sentencepiece", *SPLITS)  # flags in place of a recipe
 OPTIONAL = ("method", "arch", "updates")
 CHECKED = ("seqkd", "export", "evaluate")  # steps whose flags the recipe gives, by its key
+KEPT = "recipe.yaml"  # the recipe of a run, in its folder
 PROGRAMS = Path(sys.executable).parent  # folder of the commands
 PACKAGES = ("jinja2", "matplotlib", "ctranslate2")
 
@@ -43,18 +45,21 @@ def main(arguments: list[str] | None = None) -> None:
         (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     )
     args = parser().parse_args(own)
+    if args.list:
+        print(packaged.listed())
+        return
     if args.flags:
         raise UsageError(f"'{args.flags[0]}' is one word too many; put flags of Snakemake after --")
     _check_flags(args)
     if importlib.util.find_spec("snakemake") is None:  # to import it would change the settings of logging
         raise UsageError("imitkd-distill needs snakemake: pip install 'fairseq-imitkd[pipeline]'")
     check_extra("imitkd-distill", "pipeline", PACKAGES)
-    path, out = args.recipe, args.out or Path(args.recipe.stem)
-    content = recipe_of(args) if path is None else None
-    wanted = recipe.read(path) if path is not None else recipe.parse(content, Path.cwd())
+    out = args.out or folder_of(args.recipe)
+    wanted, written = _read(args)
     wanted = _with_device(wanted)
     found = inputs.look(wanted)
     run = Run(Plan(wanted, found.digests), out)
+    check_programs(run.plan)
     parameters = check(run.plan)
     needed = found.disk(wanted, parameters)
     inputs.check_room(out, needed)
@@ -62,9 +67,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(described(run.plan.steps))
         return
     if args.dry_run:
-        print(listed(run, needed))
+        is_done = all(status.state == DONE for status in run.statuses().values())
+        expected = Estimate({}) if is_done else estimate(run.plan, found)
+        print(listed(run, needed, expected, engine=_engine(args, wanted, tuple(flags))))
         return
-    _write_recipe(out, path, content)
+    keep_recipe(out, args.recipe, written)
     distil(run, _engine(args, wanted, tuple(flags)))
 
 
@@ -76,10 +83,26 @@ def parser() -> Parser:
         "one. A recipe says all of it. The same command continues after a kill, and runs again what a change "
         "of the recipe changes.",
     )
-    made.add_argument("recipe", metavar="RECIPE", type=Path, nargs="?", help="YAML file; see docs/distil.md")
+    made.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        type=Path,
+        nargs="?",
+        help="YAML file (see docs/distil.md), or a name of --list",
+    )
+    made.add_argument("--list", action="store_true", help="list the recipes that come with the package")
+    made.add_argument(
+        "--text",
+        type=Path,
+        metavar="DIR",
+        help="folder of the text of a recipe of --list (default: this one)",
+    )
     made.add_argument("flags", metavar="FLAG", nargs="*", help="after --: flags of Snakemake")
     made.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the run (default: RECIPE without its suffix)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the run (default: RECIPE without its suffix, or the folder of a run's recipe.yaml)",
     )
     made.add_argument("--dry-run", action="store_true", help="check everything, list the steps, and run none")
     made.add_argument(
@@ -95,6 +118,11 @@ def parser() -> Parser:
         "(default: all of this machine, or what --profile says)",
     )
     made.add_argument("--profile", metavar="P", help="profile of Snakemake, such as that of a cluster")
+    _add_plain_case(made)
+    return made
+
+
+def _add_plain_case(made: Parser) -> None:
     new = made.add_argument_group("in place of a recipe, which is then written to --out")
     new.add_argument(
         "--teacher", metavar="FILE", help="teacher's checkpoint, with its dictionaries beside it"
@@ -112,7 +140,6 @@ def parser() -> Parser:
         "--arch", metavar="A", help="architecture of the student (default: transformer_imitkd_2_2)"
     )
     new.add_argument("--updates", type=positive, metavar="N", help="updates of the student (default: 100000)")
-    return made
 
 
 def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -170,6 +197,20 @@ def check(plan: Plan) -> int:
     return sum(parameter.numel() for parameter in build(flags).parameters())
 
 
+def check_programs(plan: Plan) -> None:
+    """Refuse an environment that lacks a command.
+
+    Raises:
+        UsageError: a command is neither beside this Python nor on PATH.
+    """
+    for name in sorted({command.words[0] for step in plan.steps for command in step.commands}):
+        if not (PROGRAMS / name).exists() and shutil.which(name) is None:
+            raise UsageError(
+                f"{name} is neither in '{PROGRAMS}' nor on PATH; install fairseq and fairseq-imitkd in the "
+                "same environment"
+            )
+
+
 def distil(run: Run, engine: Engine) -> None:
     """Run the steps that are not done, and print what they have made."""
     began = time.monotonic()
@@ -186,19 +227,37 @@ def distil(run: Run, engine: Engine) -> None:
         print(f"Next: {shlex.join(['imitkd-serve', str(run.out / 'exported')])}", flush=True)
 
 
-def listed(run: Run, needed: int) -> str:
-    """Return what ``--dry-run`` prints."""
+def listed(run: Run, needed: int, expected: Estimate, *, engine: Engine) -> str:
+    """Return what ``--dry-run`` prints.
+
+    Args:
+        run: the run.
+        needed: bytes on the disk.
+        expected: how long the steps take.
+        engine: how they are run.
+    """
     lines, statuses = [], run.statuses()
     for step in run.plan.steps:
         is_done = statuses[step.name].state == DONE
-        lines.append(
-            f"{step.name}: {'done' if is_done else 'continues' if run.continues(step) else 'to run'}"
-        )
+        state = "done" if is_done else "continues" if run.continues(step) else "to run"
+        about = f", about {duration(expected.seconds[step.name])}" if step.name in expected.seconds else ""
+        lines.append(f"{step.name}: {state}{about if not is_done else ''}")
         for command in step.commands if not is_done else ():
-            lines.append(f"    {shlex.join(command.words)}{f' > {command.out}' if command.out else ''}")
-    to_run = sum(status.state != DONE for status in statuses.values())
+            several = f"{command.processes} x " if command.processes > 1 else ""
+            out = f" > {command.out}" if command.out else ""
+            lines.append(f"    {several}{shlex.join(command.words)}{out}")
+    left = [step for step in run.plan.steps if statuses[step.name].state != DONE]
     lines.append(
-        f"{to_run} of {len(run.plan.steps)} steps to run; at least {needed / 1e6:,.0f} MB of disk in all"
+        f"{len(left)} of {len(run.plan.steps)} steps to run; at least {needed / 1e6:,.0f} MB of disk in all"
+    )
+    if not left:
+        return "\n".join(lines)
+    cores = engine.cores or len(os.sched_getaffinity(0))
+    lines.append(
+        f"about {duration(sum(expected.seconds.get(step.name, 0.0) for step in left))} of trainings and "
+        f"translations, {duration(expected.side_by_side(left, cores))} side by side on {cores} cores. This "
+        "rests on passes of these models over random tokens, timed just now on this machine; other steps are "
+        f"left out{f', and {expected.left_out}' if expected.left_out else ''}"
     )
     return "\n".join(lines)
 
@@ -238,22 +297,52 @@ def _engine(args: argparse.Namespace, wanted: Recipe, flags: tuple[str, ...]) ->
             map(str, range(torch.cuda.device_count()))
         )
         gpus = tuple(visible.split(","))
+        if wanted.processes > len(gpus):
+            raise UsageError(
+                f"processes must be at most {len(gpus)}, the number of visible GPUs, but is "
+                f"{wanted.processes}; lower it, or use --profile"
+            )
     return Engine(cores, gpus, args.profile, flags)
 
 
-def _write_recipe(out: Path, path: Path | None, content: Mapping[str, Any] | None) -> None:
-    """Keep the recipe in the run's folder."""
-    own = out / "recipe.yaml"
-    if path is not None and own.exists() and own.samefile(path):
+def _read(args: argparse.Namespace) -> tuple[Recipe, str]:
+    """Return the recipe that the command line names or describes, and its text for the run's folder."""
+    if args.recipe is None:
+        content = recipe_of(args)
+        return recipe.parse(content, Path.cwd()), yaml.safe_dump(content, sort_keys=False, width=100)
+    own = packaged.find(args.recipe)
+    if own is None:
+        if args.text is not None:
+            raise UsageError(
+                f"--text '{args.text}' changes nothing beside RECIPE '{args.recipe}', which names its files"
+            )
+        wanted = recipe.read(args.recipe)
+        return wanted, args.recipe.read_text(encoding="utf-8")
+    folder = (args.text or Path.cwd()).absolute()
+    return recipe.read(own, folder), packaged.with_folder(args.recipe.name, folder)
+
+
+def folder_of(path: Path) -> Path:
+    """Return the folder of a recipe's run: the recipe that a run has kept continues this run."""
+    return path.parent if path.name == KEPT and (path.parent / STATE).is_dir() else Path(path.stem)
+
+
+def keep_recipe(out: Path, path: Path | None, text: str) -> None:
+    """Keep the recipe in the run's folder.
+
+    Raises:
+        UsageError: flags say something else than the recipe that is there, which may have been edited.
+    """
+    own = out / KEPT
+    if path is None and own.exists() and own.read_text(encoding="utf-8") != text:
+        raise UsageError(
+            f"'{own}' differs from what these flags say; run imitkd-distill {own}, or delete that file"
+        )
+    if path is not None and path.exists() and own.exists() and own.samefile(path):
         return
-    text = (
-        path.read_bytes()
-        if path is not None
-        else yaml.safe_dump(content, sort_keys=False, width=100).encode()
-    )
     out.mkdir(parents=True, exist_ok=True)
     with atomic_files(own) as [file]:
-        file.write(text)
+        file.write(text.encode())
 
 
 if __name__ == "__main__":

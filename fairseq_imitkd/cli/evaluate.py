@@ -122,6 +122,11 @@ def _add_scores(made: Parser) -> None:
         "--metrics", default="", help="metrics beside BLEU, chrF and TER, joined by commas: rouge, comet"
     )
     scores.add_argument(
+        "--references", type=Path, metavar="FILE",
+        help="all right translations of each sentence, with tabs between them; BLEU, chrF and TER compare "
+        "with all, other metrics with the first (default: the references of --data)",
+    )  # fmt: skip
+    scores.add_argument(
         "--no-ter", action="store_true", help="leave out TER, which takes hours on thousands of long texts"
     )
     scores.add_argument(
@@ -186,6 +191,7 @@ def job_of(args: argparse.Namespace, command: str) -> EvaluationJob:
         bleu_tokenize=args.bleu_tokenize,
         comet_model=args.comet_model,
         ter=not args.no_ter,
+        references=args.references,
         threads=args.threads,
         source_lang=args.source_lang,
         target_lang=args.target_lang,

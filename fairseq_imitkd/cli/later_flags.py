@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import sys
 from collections.abc import Iterator, Sequence
 
 from fairseq import options
@@ -22,7 +23,7 @@ def check_training(words: Sequence[str], name: str) -> None:
     Raises:
         UsageError: a flag is unknown, or a value is wrong.
     """
-    with _named(name), one_line_parsers("imitkd-train"):
+    with _named(name), _typed(words), one_line_parsers("imitkd-train"):
         args = options.parse_args_and_arch(
             options.get_training_parser("translation_with_teacher"),
             list(words),
@@ -53,6 +54,16 @@ def check_command(words: Sequence[str], name: str) -> None:
         args = made.parse_args(list(words[1:]))
         if words[0] == "imitkd-export":
             export_huggingface.check_flags(args, made)
+
+
+@contextlib.contextmanager
+def _typed(words: Sequence[str]) -> Iterator[None]:
+    """Return a context in which the parser looks for misspelt flags in these words, as in a command line."""
+    own, sys.argv = sys.argv, ["imitkd-train", *words]
+    try:
+        yield
+    finally:
+        sys.argv = own
 
 
 @contextlib.contextmanager

@@ -62,6 +62,7 @@ class EvaluationJob:
         bleu_tokenize: sacreBLEU's tokenizer for BLEU; None is its choice for the language.
         comet_model: file of COMET's model.
         ter: whether TER is computed.
+        references: file with all right translations of each sentence; None takes the data's references.
         threads: number of threads; None is torch's choice.
         source_lang, target_lang: languages; None reads them from the names in the data directory.
         allow_globals: types that checkpoints may hold beside fairseq's own.
@@ -87,6 +88,7 @@ class EvaluationJob:
     bleu_tokenize: str | None = None
     comet_model: Path | None = None
     ter: bool = True
+    references: Path | None = None
     threads: int | None = None
     source_lang: str | None = None
     target_lang: str | None = None
@@ -165,7 +167,12 @@ class _Evaluation:
             mark = subword_mark(self.languages.target_dictionary, job.decoding.remove_bpe, "--remove-bpe")
         self.text = Detokenizer(self.languages, job.text, mark)
         self.sentences = sentences.read(
-            self.languages, job.split, count=job.sentences, models=self.models, detokenizer=self.text
+            self.languages,
+            job.split,
+            count=job.sentences,
+            models=self.models,
+            detokenizer=self.text,
+            right=job.references,
         )
         self.metrics = Metrics(
             self.sentences,
@@ -264,7 +271,7 @@ class _Evaluation:
             baseline=self.baseline,
             teacher=self.teacher,
             signatures=self.metrics.signatures,
-            files={"sources": folder.SOURCES, "references": folder.REFERENCES},
+            files=folder.named(self.sentences),
             models=found,
             failed={**self.failures.reasons, **self.metrics.failed},
             seconds=Seconds(decoding, probing, time.perf_counter() - begun),

@@ -14,6 +14,7 @@ from fairseq_imitkd.evaluate.sentences import Sentences
 from fairseq_imitkd.evaluate.speed import Run
 
 SOURCES, REFERENCES = "sources.txt", "references.txt"
+RIGHT = "right.tsv"  # all right translations of each sentence, if --references gives them
 
 
 def output_folder(out: Path) -> OutputFolder:
@@ -28,6 +29,12 @@ def check(out: Path) -> None:
         UsageError: the folder holds something else, or can't be read.
     """
     output_folder(out).check()
+
+
+def named(sentences: Sentences) -> dict[str, str]:
+    """Return the names of the files with the sentences."""
+    files = {"sources": SOURCES, "references": REFERENCES}
+    return files if sentences.right is None else {**files, "right": RIGHT}
 
 
 @contextmanager
@@ -67,6 +74,8 @@ def write(
         UsageError: the files can't be written.
     """
     lines = {SOURCES: sentences.source_texts, REFERENCES: sentences.reference_texts}
+    if sentences.right is not None:
+        lines[RIGHT] = ["\t".join(texts) for texts in sentences.right]
     lines.update({outputs(run): translations for run, translations in texts.items()})
     contents = {name: "".join(f"{line}\n" for line in some) for name, some in lines.items()}
     contents[RESULTS] = json.dumps(results, indent=2) + "\n"

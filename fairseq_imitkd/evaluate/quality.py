@@ -76,7 +76,7 @@ class Metrics:
             )
 
     def _sacrebleu(self, tokenizer: str, ter: bool) -> dict[str, Any]:
-        references = [list(self.sentences.reference_texts)]
+        references = self.sentences.reference_columns()
         try:
             bleu = BLEU(**self.bleu_settings, references=references)
         except (ImportError, RuntimeError) as error:
@@ -161,8 +161,8 @@ class Metrics:
             texts: a translation for each of them.
             numbers: their numbers in the test set.
         """
-        references = [self.sentences.reference_texts[number] for number in numbers]
-        return float(BLEU(**self.bleu_settings, force=True).corpus_score(list(texts), [references]).score)
+        references = self.sentences.reference_columns(numbers)
+        return float(BLEU(**self.bleu_settings, force=True).corpus_score(list(texts), references).score)
 
     def by_length(self, texts: Sequence[str]) -> list[LengthGroup]:
         """Return BLEU of groups of sentences by the number of their source's tokens, without the EOS."""

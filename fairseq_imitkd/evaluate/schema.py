@@ -324,7 +324,7 @@ class EvaluationResults:
         baseline: name of the model that the others are compared with.
         teacher: name of the model that the others are students of.
         signatures: exact settings of each metric.
-        files: names of the files of ``sources`` and ``references``.
+        files: names of the files of ``sources`` and ``references``, and of all ``right`` translations.
         models: results by name.
         failed: why models or metrics failed, by name.
         seconds: time that was spent.

@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from fairseq_imitkd.data.corpus import Languages, check_sentences, read_split
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.data.corpus import Corpus, Languages, check_sentences, read_split
+from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.evaluate.models import EvaluatedModel
 from fairseq_imitkd.models.tagged import check_without_tags, tags_of
 from fairseq_imitkd.text.scored import ScoredText
@@ -44,6 +45,7 @@ class Sentences:
         sources, references: ``(S,)`` and ``(T,)`` int64 tokens each, with an EOS.
         source_texts, reference_texts: the same as text, as scores read it.
         unknown: number of the references' words that the dictionary lacks.
+        right: all right translations of each sentence; None if there is only the reference.
     """
 
     sources: Sequence[Tensor]
@@ -51,9 +53,21 @@ class Sentences:
     source_texts: Sequence[str]
     reference_texts: Sequence[str]
     unknown: int = 0
+    right: Sequence[Sequence[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.sources)
+
+    def reference_columns(self, numbers: Sequence[int] | None = None) -> list[list[str]]:
+        """Return the references of some sentences, as :func:`reference_columns` does.
+
+        Args:
+            numbers: numbers of the sentences; None is all.
+        """
+        every = [[text] for text in self.reference_texts] if self.right is None else self.right
+        return reference_columns(
+            [every[number] for number in (range(len(self)) if numbers is None else numbers)]
+        )
 
     def length(self, number: int) -> int:
         """Return the number of a source's tokens, without the EOS."""
@@ -67,6 +81,16 @@ class Sentences:
         """Split sentences into batches of a size, the longest first."""
         order = sorted(numbers, key=lambda number: -self.length(number))
         return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def reference_columns(right: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return references as sacreBLEU takes them: the first of each sentence, the second of each, and so on.
+
+    Args:
+        right: the right translations of each sentence. One with fewer than another repeats its last.
+    """
+    most = max(map(len, right))
+    return [[texts[min(place, len(texts) - 1)] for texts in right] for place in range(most)]
 
 
 def _check_tags(
@@ -90,6 +114,7 @@ def read(
     count: int,
     models: Mapping[str, EvaluatedModel],
     detokenizer: Detokenizer,
+    right: Path | None = None,
 ) -> Sentences:
     """Read a split, without the sentences that are too long for a model.
 
@@ -99,9 +124,11 @@ def read(
         count: number of sentences to choose, evenly spread; 0 is all.
         models: models that will read them.
         detokenizer: what makes text of them.
+        right: file with all right translations of each sentence of the split; None takes its references.
 
     Raises:
-        UsageError: the split is missing, empty, damaged, without references, or of another dictionary.
+        UsageError: the split is missing, empty, damaged, without references, or of another dictionary; or the
+            file does not fit it.
     """
     corpus = read_split(languages, split)
     if corpus.references is None:
@@ -109,6 +136,35 @@ def read(
             f"--gen-subset {split} has no target side to compare translations with; use another split"
         )
     corpus.warn_of_unknown(languages, split)
+    every = None if right is None else _right_translations(right, len(corpus))
+    numbers = _fitting(corpus, models)
+    if count and count < numbers.size:
+        numbers = numbers[spread(numbers.size, count)]
+    ids = numbers.tolist()
+    sources, references = (
+        [side[number].long() for number in ids] for side in (corpus.sources, corpus.references)
+    )
+    check_sentences(ids, sources, languages.source_dictionary, language=languages.source)
+    check_sentences(ids, references, languages.target_dictionary, language=languages.target)
+    _check_tags(models, languages, sources, references=references)
+    if not any(source.numel() > 1 for source in sources):
+        raise UsageError(f"--gen-subset {split} has no sentence with words; use another split")
+    texts = detokenizer.target.references(references)
+    if every is not None:
+        every = [every[number] for number in ids]
+        texts = [some[0] for some in every]
+    if any("▁" in text or "@@ " in text for text in texts):
+        logger.warning(
+            "the references consist of subwords, so scores mean nothing; add --bpe with its files, or "
+            "--remove-bpe"
+        )
+    unknown = detokenizer.target.unknown(references)
+    return Sentences(sources, references, detokenizer.source.sources(sources), texts, unknown, every)
+
+
+def _fitting(corpus: Corpus, models: Mapping[str, EvaluatedModel]) -> np.ndarray:
+    """Return the numbers of the sentences that all models can read."""
+    assert corpus.references is not None
     numbers = np.arange(len(corpus))
     # Validation leaves out both kinds, and one model has one score.
     for place, side, lengths in (
@@ -124,25 +180,21 @@ def read(
                 *(numbers.size - fitting.size, len(corpus), side, longest, reader),
             )
         numbers = fitting
-    if count and count < numbers.size:
-        numbers = numbers[spread(numbers.size, count)]
-    ids = numbers.tolist()
-    sources, references = (
-        [side[number].long() for number in ids] for side in (corpus.sources, corpus.references)
-    )
-    check_sentences(ids, sources, languages.source_dictionary, language=languages.source)
-    check_sentences(ids, references, languages.target_dictionary, language=languages.target)
-    _check_tags(models, languages, sources, references=references)
-    if not any(source.numel() > 1 for source in sources):
-        raise UsageError(f"--gen-subset {split} has no sentence with words; use another split")
-    texts = detokenizer.target.references(references)
-    if any("▁" in text or "@@ " in text for text in texts):
-        logger.warning(
-            "the references consist of subwords, so scores mean nothing; add --bpe with its files, or "
-            "--remove-bpe"
+    return numbers
+
+
+def _right_translations(path: Path, count: int) -> list[list[str]]:
+    """Return the right translations in the lines of a file, with tabs between them."""
+    with as_usage_error(
+        f"--references '{path}' can't be read", "use a UTF-8 file", catch=(OSError, UnicodeDecodeError)
+    ):
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    if len(lines) != count:
+        raise UsageError(
+            f"--references '{path}' must have a line for each of the {count:,} sentences of --gen-subset, "
+            f"but has {len(lines):,}"
         )
-    unknown = detokenizer.target.unknown(references)
-    return Sentences(sources, references, detokenizer.source.sources(sources), texts, unknown)
+    return [line.rstrip("\r").split("\t") for line in lines]
 
 
 def spread(among: int, count: int) -> np.ndarray:

@@ -81,14 +81,21 @@ def _is_exportable(flags: Sequence[str]) -> bool | None:
         return None
 
 
-def build(flags: Sequence[str]) -> BaseFairseqModel:
-    """Build the student of a training command line over a small dictionary, without weights if possible.
+def build(flags: Sequence[str], symbols: int | None = None) -> BaseFairseqModel:
+    """Build the student of a training command line.
+
+    Args:
+        flags: arguments of ``fairseq-train``, with or without the data directory.
+        symbols: size of the dictionary; None takes a small one, and builds the student without weights if
+            possible.
 
     Raises:
         UsageError: the flags do not describe a student.
     """
     args = _parse_with_defaults(flags)
     try:
+        if symbols is not None:
+            return _build(args, symbols)
         # The meta device gives the weights shapes but no memory. Some models can't be built there: BART's
         # initialisation copies weights to the CPU.
         with torch.device("meta"):
@@ -104,9 +111,9 @@ def build(flags: Sequence[str]) -> BaseFairseqModel:
             ) from error
 
 
-def _build(args: Namespace) -> BaseFairseqModel:
+def _build(args: Namespace, symbols: int = SYMBOLS) -> BaseFairseqModel:
     dictionary = Dictionary()
-    for index in range(max(SYMBOLS, _last_cutoff(args) + 1)):
+    for index in range(max(symbols, _last_cutoff(args) + 1)):
         dictionary.add_symbol(str(index))
     # The model does not depend on the task that will train it.
     task = TranslationTask(TranslationConfig(), dictionary, dictionary)

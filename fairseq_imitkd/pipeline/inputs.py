@@ -20,6 +20,7 @@ LOOKED_AT = 1000  # lines of the validation text that are compared with the teac
 # Bytes on the disk for each byte of text: its subwords and its binary form, and both again for the teacher's
 # translations.
 DISK, SEQKD_DISK = 3, 3
+PAIR = 160  # bytes of a pair of made-up sentences
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class Inputs:
     """What a recipe's files hold.
 
     Args:
-        texts: each file of text, by split and side.
+        texts: each file of text, by its path; none if the text is made up.
         digests: hash of each file or folder that the recipe names, by its path.
     """
 
-    texts: Mapping[tuple[str, str], Text]
+    texts: Mapping[Path, Text]
     digests: Mapping[str, str]
 
     def disk(self, recipe: Recipe, parameters: int) -> int:
@@ -59,6 +60,8 @@ class Inputs:
             parameters: number of a student's parameters.
         """
         text = sum(text.bytes for text in self.texts.values())
+        if recipe.text.made_up is not None:
+            text = PAIR * sum(recipe.text.made_up.sizes.values())
         data = text * (DISK + SEQKD_DISK * recipe.uses_seqkd)
         # Two checkpoints of each training hold the weights and Adam's two moments, in float32.
         return data + 2 * 3 * 4 * parameters * len(recipe.methods) * len(recipe.seeds)
@@ -71,20 +74,8 @@ def look(recipe: Recipe) -> Inputs:
         UsageError: a file is missing or unreadable, the two sides of a text have different lengths, or text
             and teacher have other subwords.
     """
-    texts, digests = {}, {}
-    for split in SPLITS:
-        pair = recipe.text[split]
-        for side, path in (("source", pair.source), ("target", pair.target)):
-            texts[split, side] = text = _look_at_text(path, f"text.{split}")
-            digests[str(path)] = text.digest
-        source, target = texts[split, "source"], texts[split, "target"]
-        if source.lines != target.lines:
-            raise UsageError(
-                f"text.{split} must have two files of as many lines, but '{pair.source}' has "
-                f"{source.lines:,} and '{pair.target}' {target.lines:,}; align them"
-            )
-        if not source.lines:
-            raise UsageError(f"text.{split} '{pair.source}' is empty; name a file with sentences")
+    texts = {} if recipe.text.made_up is not None else _look_at_texts(recipe)
+    digests = {str(path): text.digest for path, text in texts.items()}
     if recipe.subwords is not None and recipe.subwords.model is not None:
         digests[str(recipe.subwords.model)] = _file(recipe.subwords.model, "sentencepiece")
     digests.update(_look_at_teacher(recipe))
@@ -114,10 +105,40 @@ def check_room(out: Path, needed: int) -> None:
         )
 
 
-def _look_at_text(path: Path, name: str) -> Text:
+def _look_at_texts(recipe: Recipe) -> dict[Path, Text]:
+    """Look at all files of text; return what they hold."""
+    texts: dict[Path, Text] = {}
+    for split in SPLITS:
+        pair = recipe.text.pairs[split]
+        for path in (pair.source, pair.target):
+            texts[path] = _look_at_text(path, f"text.{split}", recipe.text.origin)
+        source, target = texts[pair.source], texts[pair.target]
+        if source.lines != target.lines:
+            raise UsageError(
+                f"text.{split} must have two files of as many lines, but '{pair.source}' has "
+                f"{source.lines:,} and '{pair.target}' {target.lines:,}; align them"
+            )
+        if not source.lines:
+            raise UsageError(f"text.{split} '{pair.source}' is empty; name a file with sentences")
+    for own, name in ((recipe.text.references, "text.references"), (recipe.text.mono, "text.mono")):
+        if own is not None:
+            texts[own] = _look_at_text(own, name, recipe.text.origin)
+            if not texts[own].lines:
+                raise UsageError(f"{name} '{own}' is empty; name a file with sentences")
+    references, test = recipe.text.references, recipe.text.pairs["test"].target
+    if references is not None and texts[references].lines != texts[test].lines:
+        raise UsageError(
+            f"text.references must have a line for each of the {texts[test].lines:,} sentences of text.test, "
+            f"but '{references}' has {texts[references].lines:,}"
+        )
+    return texts
+
+
+def _look_at_text(path: Path, name: str, origin: str) -> Text:
     """Read a file once: count its lines, hash it, and check that it is UTF-8."""
     if kind_of(path, name) != "file":
-        raise UsageError(f"{name} '{path}' is not a file; name a UTF-8 file with one sentence per line")
+        remedy = f"it is {origin}" if origin else "name a UTF-8 file with one sentence per line"
+        raise UsageError(f"{name} '{path}' is not a file; {remedy}")
     digest, lines, empty, size = hashlib.sha256(), 0, 0, 0
     try:
         with open(path, "rb") as file:
@@ -193,9 +214,9 @@ def _check_subwords(recipe: Recipe) -> None:
             f"sentencepiece '{model}' can't be read as a model", "name a file of SentencePiece"
         ):
             processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    if recipe.teacher.dictionaries is None:
+    if recipe.teacher.dictionaries is None or recipe.text.made_up is not None:
         return
-    valid = recipe.text["valid"]
+    valid = recipe.text.pairs["valid"]
     for language, path in ((recipe.source, valid.source), (recipe.target, valid.target)):
         dictionary = recipe.teacher.dictionaries / f"dict.{language}.txt"
         known = {line.rsplit(" ", 1)[0] for line in dictionary.read_text(encoding="utf-8").splitlines()}

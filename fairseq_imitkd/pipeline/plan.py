@@ -3,15 +3,27 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairseq_imitkd.pipeline import sentencepieces
-from fairseq_imitkd.pipeline.recipe import EXPORTED, SEQKD, SPLITS, TEACHER, Method, Recipe
+from fairseq_imitkd.pipeline import made_up, sentencepieces
+from fairseq_imitkd.pipeline.recipe import (
+    EXPORTED,
+    JOINED,
+    RAW,
+    SEQKD,
+    SPLITS,
+    TEACHER,
+    MadeUp,
+    Method,
+    Recipe,
+)
 
 STATE = ".steps"  # folder for the plan, and for what is noted about its steps
 FELL_BACK = 3  # imitkd-export has written another quantisation than the one that was asked for
+MONO, MONO_DATA, SEQKD_MONO = "mono", "mono-bin", "seqkd-mono"  # source text without translations
+GLOO = ("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp")  # of several processes without GPUs
 PLAIN = ("--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1")
 
 
@@ -24,12 +36,14 @@ class Command:
         given: file that it reads as standard input.
         out: file for its standard output; None is the log.
         statuses: exit statuses of success.
+        processes: number of processes, which ``torchrun`` starts if there are several.
     """
 
     words: tuple[str, ...]
     given: str | None = None
     out: str | None = None
     statuses: tuple[int, ...] = (0,)
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,8 +57,9 @@ class Step:
         needs: names of the steps whose results it reads.
         resumes: whether its commands continue what a killed attempt began.
         gpus: GPUs that it takes.
-        threads: threads that it computes with.
+        threads: threads that all its processes compute with.
         updates: number of updates of a training, if the recipe gives it.
+        depends: what else the results depend on.
         key: a hash of all that the results depend on.
     """
 
@@ -56,6 +71,7 @@ class Step:
     gpus: int = 0
     threads: int = 1
     updates: int | None = None
+    depends: tuple[str, ...] = ()
     key: str = ""
 
 
@@ -99,17 +115,26 @@ class Plan:
 
     def _all(self) -> Iterator[Step]:
         recipe = self.recipe
+        if recipe.text.made_up is not None:
+            yield self._make_up(recipe.text.made_up)
         if recipe.subwords is not None and recipe.subwords.model is None:
             yield self._train_subwords()
         if recipe.teacher.huggingface is not None:
             yield self._import()
         for split in SPLITS:
-            yield self._encode(split)
+            yield self._encode(split, *astuple(recipe.text.pairs[split]))
         yield self._binarise()
+        if recipe.text.mono is not None:
+            yield self._encode(MONO, recipe.text.mono)
+        if recipe.reads_mono:
+            yield self._binarise_mono()
         if recipe.teacher.flags:
             yield self._train_teacher()
         if recipe.uses_seqkd:
-            yield self._seqkd()
+            yield from self._translate(SEQKD)
+            if recipe.text.mono is not None:
+                source = "--source-text", f"text/{MONO}.{recipe.source}"
+                yield from self._translate(SEQKD_MONO, *source, needs=(f"encode-{MONO}",))
         for name, method, seed in self.students():
             yield self._train(name, method, seed=seed)
         if recipe.exported is not None:
@@ -118,24 +143,27 @@ class Plan:
             yield self._evaluate(recipe.evaluation.flags)
             yield self._report()
 
+    def _make_up(self, wanted: MadeUp) -> Step:
+        sizes = (word for split, size in wanted.sizes.items() for word in (f"--{split}", str(size)))
+        words = ("python", "-P", made_up.__file__, f"{RAW}.part", *sizes, "--seed", str(wanted.seed))
+        return Step("text", (Command(words),), (RAW,))
+
     def _train_subwords(self) -> Step:
         assert self.recipe.subwords is not None
-        train = self.recipe.text["train"]
+        train = self.recipe.text.pairs["train"]
         size, texts = str(self.recipe.subwords.vocabulary), (str(train.source), str(train.target))
         words = ("python", "-P", sentencepieces.__file__, "train", "subwords.model.part", size, *texts)
-        return Step("subwords", (Command(words),), ("subwords.model",))
+        return Step("subwords", (Command(words),), ("subwords.model",), self._text_step)
 
     def _import(self) -> Step:
         words = ("imitkd-import", str(self.recipe.teacher.huggingface), "--out", TEACHER, *self._pair)
         return Step("import", (Command(words),), (TEACHER,))
 
-    def _encode(self, split: str) -> Step:
-        recipe, pair = self.recipe, self.recipe.text[split]
-        commands, results = [], []
-        for side, language, raw in (
-            ("source", recipe.source, pair.source),
-            ("target", recipe.target, pair.target),
-        ):
+    def _encode(self, split: str, *files: Path) -> Step:
+        """Return the step that splits text: a file of the source language, and one of the target if given."""
+        recipe, commands, results = self.recipe, [], []
+        sides = (("source", recipe.source), ("target", recipe.target))
+        for (side, language), raw in zip(sides, files, strict=False):
             result = f"text/{split}.{language}"
             results.append(result)
             if recipe.teacher.huggingface is not None:
@@ -145,11 +173,11 @@ class Plan:
             else:
                 words = ("cat",)
             commands.append(Command(words, given=str(raw), out=f"{result}.part"))
-        needs: tuple[str, ...] = ()
+        needs = self._text_step
         if recipe.teacher.huggingface is not None:
-            needs = ("import",)
+            needs += ("import",)
         elif recipe.subwords is not None and recipe.subwords.model is None:
-            needs = ("subwords",)
+            needs += ("subwords",)
         return Step(f"encode-{split}", tuple(commands), tuple(results), needs)
 
     def _binarise(self) -> Step:
@@ -159,7 +187,7 @@ class Plan:
         for split in SPLITS:
             words += [f"--{split}pref", f"text/{split}"]
         if folder is None:
-            words.append("--joined-dictionary")
+            words += ["--joined-dictionary"] * (recipe.dictionaries == JOINED)
         else:
             for flag, language in (("--srcdict", recipe.source), ("--tgtdict", recipe.target)):
                 words += [flag, str(Path(folder, f"dict.{language}.txt"))]
@@ -167,26 +195,51 @@ class Plan:
             needs = ("import", *needs)
         return Step("binarise", (Command(tuple(words)),), ("data-bin",), needs)
 
+    def _binarise_mono(self) -> Step:
+        dictionary = f"data-bin/dict.{self.recipe.source}.txt"
+        words = ("fairseq-preprocess", *self._pair, "--only-source", "--srcdict", dictionary)
+        command = Command((*words, "--trainpref", f"text/{MONO}", "--destdir", f"{MONO_DATA}.part"))
+        return Step("binarise-mono", (command,), (MONO_DATA,), ("binarise", f"encode-{MONO}"))
+
     def _train_teacher(self) -> Step:
-        flags = (*PLAIN, *self.recipe.training, *self.recipe.teacher.flags, "--seed", "1")
+        own = self.recipe.teacher.flags
+        flags = (*plain(own), *self.recipe.training, *own, "--seed", "1")
         return self._training("train-teacher", TEACHER, flags, data="data-bin", needs=("binarise",))
 
-    def _seqkd(self) -> Step:
-        words = ("imitkd-seqkd", "data-bin", *self._taught, "--out", SEQKD, *self._cpu, *self.recipe.seqkd)
-        needs = ("binarise", *self._teachers_step)
-        return Step(SEQKD, (Command(words),), (SEQKD,), needs, resumes=True, **self._computes)
+    def _translate(self, folder: str, *more: str, needs: tuple[str, ...] = ()) -> Iterator[Step]:
+        """Yield the steps that let the teacher translate into a folder.
+
+        Shards write one folder together. The first step alone makes and deletes it.
+        """
+        wanted, needs = self.recipe.seqkd, ("binarise", *needs, *self._teachers_step)
+        words = ("imitkd-seqkd", "data-bin", *more, *self._taught, "--out", folder, *self._cpu, *wanted.flags)
+        computes = self._computes(1)
+        if wanted.shards == 1:
+            yield Step(folder, (Command(words),), (folder,), needs, resumes=True, **computes)
+            return
+        make = Command(("mkdir", "-p", folder))
+        yield Step(f"{folder}-begin", (make,), (folder,), needs, depends=words)
+        names = [f"{folder}-shard{number}" for number in range(1, wanted.shards + 1)]
+        for number, name in enumerate(names):
+            shard = ("--num-shards", str(wanted.shards), "--shard-id", str(number))
+            yield Step(name, (Command((*words, *shard)),), (), (f"{folder}-begin",), **computes)
+        yield Step(folder, (Command(words),), (), tuple(names), **computes)
 
     def _train(self, name: str, method: Method, *, seed: int) -> Step:
         recipe, needs = self.recipe, ["binarise"]
         data = "data-bin"
         if method.data == SEQKD:
-            data = f"{SEQKD}/data-bin"
-            needs.append(SEQKD)
-        words = [*PLAIN]
+            folders = [SEQKD] if recipe.text.mono is None else [SEQKD, SEQKD_MONO]
+            data = ":".join(f"{folder}/data-bin" for folder in folders)
+            needs += folders
+        words = [*plain(method.flags)]
         if method.criterion is not None:
             words = ["--criterion", method.criterion, *self._taught, *recipe.distillation]
             needs += self._teachers_step
-        words += [*recipe.student, *recipe.training, *method.flags, "--seed", str(seed)]
+        if method.mono is not None:
+            words += ["--mono-source-data", MONO_DATA, "--mono-source-share", str(method.mono)]
+            needs.append("binarise-mono")
+        words += [*recipe.training, *recipe.student, *method.flags, "--seed", str(seed)]
         if method.start is not None:
             first = student_name(method.start, seed)
             words += ["--finetune-from-model", f"models/{first}/checkpoint_best.pt"]
@@ -197,16 +250,18 @@ class Plan:
         self, name: str, folder: str, flags: Sequence[str], *, data: str, needs: tuple[str, ...]
     ) -> Step:
         own = ("--user-dir", str(self.recipe.user_dir)) if self.recipe.user_dir else ()
-        words = ("imitkd-train", data, *self._pair, "--save-dir", folder, *self._cpu, *own, *flags)
+        count = self.recipe.processes
+        words = ("imitkd-train", data, *self._pair, "--save-dir", folder, *self._cpu, *own, *together(count))
+        words += (*(GLOO if count > 1 and self._cpu else ()), *flags)
         updates = last_value(flags, "--max-update")
         return Step(
             name,
-            (Command(words),),
+            (Command(words, processes=count),),
             (folder,),
             needs,
             resumes=True,
             updates=int(updates) if updates.isdecimal() else None,
-            **self._computes,
+            **self._computes(count),
         )
 
     def _export(self, method: Method) -> Step:
@@ -243,6 +298,8 @@ class Plan:
         words += ["--teacher", TEACHER, "--threads", str(self.recipe.threads)]
         words += ["--baseline", student_name(self.recipe.baseline.name, self.recipe.seeds[0])]
         words += [word for model in models for word in ("--model", model)]
+        if self.recipe.text.references is not None:
+            words += ["--references", str(self.recipe.text.references)]
         command = Command((*words, *flags), out="evaluation.md.part")
         results = ("evaluation", "evaluation.md")
         return Step("evaluate", (command,), results, tuple(needs), threads=self.recipe.threads)
@@ -262,10 +319,14 @@ class Plan:
     def _cpu(self) -> tuple[str, ...]:
         return () if self.recipe.device == "cuda" else ("--cpu",)
 
+    def _computes(self, processes: int) -> dict[str, Any]:
+        """Return what a step takes whose processes are each on a GPU, or on the threads in its place."""
+        gpus = processes if self.recipe.device == "cuda" else 0
+        return {"gpus": gpus, "threads": processes * self.recipe.threads}
+
     @property
-    def _computes(self) -> dict[str, Any]:
-        """What a step on a GPU, or on the threads in its place, takes."""
-        return {"gpus": int(self.recipe.device == "cuda"), "threads": self.recipe.threads}
+    def _text_step(self) -> tuple[str, ...]:
+        return ("text",) if self.recipe.text.made_up is not None else ()
 
     @property
     def _subword_model(self) -> str:
@@ -291,6 +352,19 @@ class Plan:
         return ("import",) if self.recipe.teacher.huggingface is not None else ()
 
 
+def plain(flags: Sequence[str]) -> tuple[str, ...]:
+    """Return the flags of a loss without a teacher, unless some flags name another one."""
+    return () if last_value(flags, "--criterion") else PLAIN
+
+
+def together(processes: int) -> tuple[str, ...]:
+    """Return the flags of each of several processes that torchrun starts; its rank comes last."""
+    if processes == 1:
+        return ()
+    meeting = ("--distributed-init-method", "env://", "--distributed-no-spawn")
+    return "--distributed-world-size", str(processes), *meeting
+
+
 def student_name(method: str, seed: int) -> str:
     """Return the name of a student."""
     return f"{method}-seed{seed}"
@@ -313,12 +387,14 @@ def _with_key(step: Step, keys: Mapping[str, str], digests: Mapping[str, str]) -
     Files count by their content, so a file that is copied or touched changes nothing. The number of threads
     does not count.
     """
-    program = sentencepieces.__file__
-    stands_for = {**digests, program: "sentencepieces"}
+    programs = {str(program.__file__): program.__name__ for program in (made_up, sentencepieces)}
+    stands_for = {**digests, **programs}
 
     def named(word: str | None) -> str | None:
         return stands_for.get(word, word) if word is not None else None
 
     commands = [[*map(named, command.words), named(command.given), command.out] for command in step.commands]
-    content = json.dumps([step.name, commands, step.results, [keys[name] for name in step.needs]])
+    content = json.dumps(
+        [step.name, commands, step.results, [keys[name] for name in step.needs], step.depends]
+    )
     return Step(**{**vars(step), "key": hashlib.sha256(content.encode()).hexdigest()[:16]})

@@ -105,6 +105,13 @@ class Section:
             raise self.wrong(key, f"must be a whole number of {least} or more")
         return value
 
+    def share(self, key: str) -> float:
+        """Return a share above 0 and below 1; it must be given."""
+        value = self.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1:
+            raise self.wrong(key, "must be above 0 and below 1")
+        return float(value)
+
     def choice(self, key: str, among: Sequence[str], default: str) -> str:
         """Return one of a few texts."""
         value = self.content.get(key, default)
@@ -115,15 +122,21 @@ class Section:
         return str(value)
 
     def flags(self, key: str, default: str = "") -> tuple[str, ...]:
-        """Return the flags of a command: a text as in a shell, or a list of words."""
+        """Return the flags of a command: a text as in a shell, or a list of words.
+
+        In them, ``{folder}`` stands for the recipe's folder.
+        """
         value = self.content.get(key, default)
         value = "" if value is None else value
         if isinstance(value, list) and all(isinstance(word, str | int | float) for word in value):
-            return tuple(str(word) for word in value)
+            return tuple(self._in_folder(str(word)) for word in value)
         if not isinstance(value, str):
             raise self.wrong(key, "must be flags, such as --dropout 0.1")
         with as_usage_error(f"{self._named(key)} can't be read as flags", "close the quotation marks"):
-            return tuple(shlex.split(value))
+            return tuple(map(self._in_folder, shlex.split(value)))
+
+    def _in_folder(self, word: str) -> str:
+        return word.replace("{folder}", str(self.folder))
 
     def path(self, key: str) -> Path:
         """Return a path, absolute."""

@@ -11,11 +11,13 @@ from fairseq_imitkd.export.exporter import QUANTIZATIONS
 from fairseq_imitkd.pipeline.reading import Section, closest, load, shown
 
 KEYS = (
-    "languages", "text", "sentencepiece", "teacher", "student", "training", "distillation", "seqkd",
-    "methods", "seeds", "evaluate", "export", "device", "threads", "user_dir",
+    "languages", "text", "sentencepiece", "dictionaries", "teacher", "student", "training", "distillation",
+    "seqkd", "methods", "seeds", "evaluate", "export", "device", "threads", "processes", "user_dir", "about",
 )  # fmt: skip
 SPLITS = ("train", "valid", "test")
 DEVICES = ("auto", "cpu", "cuda")
+JOINED, SEPARATE = "joined", "separate"  # one dictionary of both languages, or one of each
+RAW = "raw"  # folder of made-up text in the run's folder
 NONE, SEQKD = "none", "seqkd"  # the methods without a criterion of their own
 TEACHER, EXPORTED = "teacher", "exported"  # names in the evaluation that no student may have
 
@@ -35,6 +37,51 @@ class Pair:
 
     source: Path
     target: Path
+
+
+@dataclass(frozen=True)
+class MadeUp:
+    """Text in two made-up languages, of :mod:`~fairseq_imitkd.pipeline.made_up`.
+
+    Args:
+        sizes: number of sentences of each of :data:`SPLITS`.
+        seed: decides languages and sentences.
+    """
+
+    sizes: Mapping[str, int]
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text of a recipe.
+
+    Args:
+        pairs: the pair of files of each of :data:`SPLITS`; those of made-up text start from the run's folder.
+        references: file with all right translations of each test sentence; None takes the test's target side.
+        mono: file of text in the source language without translations.
+        made_up: what is made up; None if the files exist.
+        origin: where the files come from, for the message that one is missing.
+    """
+
+    pairs: Mapping[str, Pair]
+    references: Path | None = None
+    mono: Path | None = None
+    made_up: MadeUp | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Seqkd:
+    """The teacher's translations.
+
+    Args:
+        flags: flags of ``imitkd-seqkd``.
+        shards: number of jobs that share the work.
+    """
+
+    flags: tuple[str, ...] = ()
+    shards: int = 1
 
 
 @dataclass(frozen=True)
@@ -76,6 +123,7 @@ class Method:
         criterion: its ``--criterion``; None learns the targets of its data alone.
         data: ``text``, or ``seqkd``: the teacher's translations of it.
         start: name of the method whose student it starts from; None starts from random weights.
+        mono: share of the sentences of ``text.mono`` in its batches; None reads none.
         flags: further flags of its training.
     """
 
@@ -83,6 +131,7 @@ class Method:
     criterion: str | None = None
     data: str = "text"
     start: str | None = None
+    mono: float | None = None
     flags: tuple[str, ...] = ()
 
 
@@ -120,38 +169,44 @@ class Recipe:
 
     Args:
         source, target: the languages, which name files.
-        text: the pair of files of each of :data:`SPLITS`.
+        text: the text.
         subwords: how text is split; None takes the subwords of a teacher of Hugging Face's format, or words.
+        dictionaries: whether both languages have one dictionary, if the teacher is trained.
         teacher: the teacher.
         student: flags that describe the student, with ``--arch``.
         training: flags of every training.
         distillation: further flags of trainings with the teacher.
-        seqkd: flags of ``imitkd-seqkd``.
+        seqkd: how the teacher translates.
         methods: the students.
         seeds: every method is trained once with each.
         evaluation: None leaves it out.
         export: None leaves it out.
         device: one of :data:`DEVICES`.
-        threads: threads of a step.
+        threads: threads of a process.
+        processes: processes of a training, each on a GPU of its own with ``device: cuda``.
         user_dir: package with methods of the user's own.
+        about: what the recipe is, in a line.
     """
 
     source: str
     target: str
-    text: Mapping[str, Pair]
+    text: Text
     teacher: Teacher
     subwords: Subwords | None = None
+    dictionaries: str = JOINED
     student: tuple[str, ...] = ()
     training: tuple[str, ...] = ()
     distillation: tuple[str, ...] = ()
-    seqkd: tuple[str, ...] = ()
+    seqkd: Seqkd = field(default_factory=Seqkd)
     methods: tuple[Method, ...] = ()
     seeds: tuple[int, ...] = (1,)
     evaluation: Evaluation | None = field(default_factory=Evaluation)
     export: Export | None = field(default_factory=Export)
     device: str = "auto"
     threads: int = 1
+    processes: int = 1
     user_dir: Path | None = None
+    about: str = ""
 
     def method(self, name: str) -> Method:
         """Return the method of a name."""
@@ -161,6 +216,11 @@ class Recipe:
     def uses_seqkd(self) -> bool:
         """Whether a student learns from the teacher's translations."""
         return any(method.data == SEQKD for method in self.methods)
+
+    @property
+    def reads_mono(self) -> bool:
+        """Whether a student is trained on source text without translations."""
+        return any(method.mono is not None for method in self.methods)
 
     @property
     def baseline(self) -> Method:
@@ -178,13 +238,17 @@ class Recipe:
         return self.method(self.export.method) if self.export.method else self.methods[-1]
 
 
-def read(path: Path) -> Recipe:
-    """Read a recipe. Relative paths in it start from its folder.
+def read(path: Path, folder: Path | None = None) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: its file.
+        folder: folder that its relative paths start from; None is that of the file.
 
     Raises:
         UsageError: a key or a value is wrong.
     """
-    return parse(load(path), path.resolve().parent)
+    return parse(load(path), path.resolve().parent if folder is None else folder.absolute())
 
 
 def parse(content: Any, folder: Path) -> Recipe:
@@ -205,20 +269,26 @@ def parse(content: Any, folder: Path) -> Recipe:
         target=target,
         text=_text(recipe),
         subwords=_subwords(recipe),
+        dictionaries=recipe.choice("dictionaries", (JOINED, SEPARATE), JOINED),
         teacher=_teacher(recipe),
         student=_student(recipe),
         training=recipe.flags("training", TRAINING),
         distillation=recipe.flags("distillation"),
-        seqkd=recipe.flags("seqkd"),
+        seqkd=_seqkd(recipe),
         methods=methods,
         seeds=_seeds(recipe),
         evaluation=_evaluation(recipe, methods),
         export=_export(recipe, methods),
         device=recipe.choice("device", DEVICES, "auto"),
         threads=recipe.number("threads", 1),
+        processes=recipe.number("processes", 1),
         user_dir=recipe.path("user_dir") if "user_dir" in recipe else None,
+        about=recipe.text("about") if "about" in recipe else "",
     )
+    if "dictionaries" in recipe and not made.teacher.flags:
+        raise UsageError("dictionaries changes nothing with this teacher, which has its own; leave it out")
     _check_subwords(made)
+    _check_mono(made)
     return made
 
 
@@ -235,15 +305,41 @@ def _languages(recipe: Section) -> tuple[str, str]:
     return pair[0], pair[1]
 
 
-def _text(recipe: Section) -> dict[str, Pair]:
-    section = recipe.section("text", SPLITS)
+def _text(recipe: Section) -> Text:
+    section = recipe.section("text", (*SPLITS, "mono", "references", "origin", "made_up"))
+    if "made_up" in section:
+        return _made_up(section)
     pairs = {}
     for split in SPLITS:
         files = section.get(split)
         if not isinstance(files, list) or len(files) != 2:
             raise section.wrong(split, f"must be two files, such as [{split}.de, {split}.en]")
         pairs[split] = Pair(*(section.path_of(split, file) for file in files))
-    return pairs
+    return Text(
+        pairs,
+        section.path("references") if "references" in section else None,
+        section.path("mono") if "mono" in section else None,
+        origin=section.text("origin") if "origin" in section else "",
+    )
+
+
+def _made_up(text: Section) -> Text:
+    other = next((key for key in text.content if key != "made_up"), None)
+    if other is not None:
+        raise UsageError(
+            f"text.{other} changes nothing with text.made_up, which makes all text; leave it out"
+        )
+    section = text.section("made_up", (*SPLITS, "seed"))
+    sizes = {split: section.number(split) for split in SPLITS}
+    pairs = {split: Pair(Path(RAW, f"{split}.src"), Path(RAW, f"{split}.tgt")) for split in SPLITS}
+    return Text(pairs, Path(RAW, "test.all"), made_up=MadeUp(sizes, section.number("seed", 1, least=0)))
+
+
+def _seqkd(recipe: Section) -> Seqkd:
+    if not isinstance(recipe.content.get("seqkd"), Mapping):
+        return Seqkd(recipe.flags("seqkd"))
+    section = recipe.section("seqkd", ("flags", "shards"))
+    return Seqkd(section.flags("flags"), section.number("shards", 1))
 
 
 def _subwords(recipe: Section) -> Subwords | None:
@@ -311,7 +407,8 @@ def _methods(recipe: Section) -> tuple[Method, ...]:
 def _method(name: str, entry: Any, folder: Path) -> Method:
     if isinstance(entry, str):
         entry = {"criterion": entry}
-    section = Section(name, entry, ("name", "criterion", "data", "start", "flags"), folder=folder)
+    keys = ("name", "criterion", "data", "start", "mono", "flags")
+    section = Section(name, entry, keys, folder=folder)
     criterion = section.text("criterion")
     own = section.text("name", criterion)
     if not re.fullmatch(r"\w[\w.]*", own):
@@ -321,6 +418,7 @@ def _method(name: str, entry: Any, folder: Path) -> Method:
         criterion=None if criterion in (NONE, SEQKD) else criterion,
         data=section.choice("data", ("text", SEQKD), SEQKD if criterion == SEQKD else "text"),
         start=section.text("start") if "start" in section else None,
+        mono=section.share("mono") if "mono" in section else None,
         flags=section.flags("flags"),
     )
 
@@ -381,4 +479,24 @@ def _check_subwords(recipe: Recipe) -> None:
     ):
         raise UsageError(
             "sentencepiece.vocabulary trains new subwords, but teacher.checkpoint has its own; name its file"
+        )
+
+
+def _check_mono(recipe: Recipe) -> None:
+    """Refuse text without translations that nothing reads, and a method that reads none."""
+    for number, method in enumerate(recipe.methods, 1):
+        if method.mono is None:
+            continue
+        if recipe.text.mono is None:
+            raise UsageError(
+                f"methods[{number}].mono is {method.mono}, but text.mono is not given; name a file of sources"
+            )
+        if method.criterion is None:
+            raise UsageError(
+                f"methods[{number}].mono needs a method with a teacher, but its criterion is "
+                f"{SEQKD if method.data == SEQKD else NONE}; leave it out"
+            )
+    if recipe.text.mono is not None and not recipe.reads_mono and not recipe.uses_seqkd:
+        raise UsageError(
+            "text.mono changes nothing: add the method seqkd, or mono: 0.5 to a method with rollouts"
         )

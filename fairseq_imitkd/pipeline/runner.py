@@ -171,7 +171,9 @@ class Run:
         statuses = sorted(self.statuses().items(), key=lambda each: each[1].ended)
         for name, status in statuses:
             if status.state == FAILED and status.ended >= began:
-                return UsageError(f"step {name}: {last_error(self.log(name))} (log: {self.log(name)})")
+                message = last_error(self.log(name))
+                where = f"; flags are in {self.out / 'recipe.yaml'}" if " add --" in message else ""
+                return UsageError(f"step {name}: {message} (log: {self.log(name)}{where})")
         path = self.out / ENGINE_LOG
         return UsageError(f"Snakemake stopped: {last_error(path)} (log: {path})")
 

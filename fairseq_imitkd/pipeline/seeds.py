@@ -7,6 +7,7 @@ import numpy as np
 from sacrebleu.metrics import BLEU
 
 from fairseq_imitkd.evaluate import folder, schema
+from fairseq_imitkd.evaluate.sentences import reference_columns
 from fairseq_imitkd.pipeline.plan import Plan, last_value
 from fairseq_imitkd.pipeline.recipe import TEACHER
 from fairseq_imitkd.text import bootstrap
@@ -30,11 +31,11 @@ def table(plan: Plan, out: Path) -> str:
     """
     evaluation = out / "evaluation"
     results = schema.read(evaluation / schema.FILE, str(evaluation))
-    references = (evaluation / folder.REFERENCES).read_text(encoding="utf-8").splitlines()
+    columns = _references(evaluation, has_several=plan.recipe.text.references is not None)
     flags = plan.recipe.evaluation.flags if plan.recipe.evaluation else ()
     tokenize = last_value(flags, "--bleu-tokenize") or None
-    bleu = BLEU(tokenize=tokenize, trg_lang=plan.recipe.target, references=[references])
-    times = bootstrap.resamples(len(references))
+    bleu = BLEU(tokenize=tokenize, trg_lang=plan.recipe.target, references=columns, force=True)
+    times = bootstrap.resamples(len(columns[0]))
 
     def scored(name: str) -> Bootstrap | None:
         found = results.models.get(name)
@@ -49,6 +50,14 @@ def table(plan: Plan, out: Path) -> str:
         if own is not None:
             systems[system].append(own)
     return "\n".join(rows(systems, plan.recipe.baseline.name))
+
+
+def _references(evaluation: Path, *, has_several: bool) -> list[list[str]]:
+    """Return the columns of references that the evaluation compared with."""
+    if not has_several:
+        return [(evaluation / folder.REFERENCES).read_text(encoding="utf-8").split("\n")[:-1]]
+    lines = (evaluation / folder.RIGHT).read_text(encoding="utf-8").split("\n")[:-1]
+    return reference_columns([line.split("\t") for line in lines])
 
 
 def rows(systems: Mapping[str, Sequence[Bootstrap]], baseline: str) -> list[str]:

@@ -9,11 +9,13 @@ The pipeline runs this file as a program: it imports sentencepiece alone, so it 
 import io
 import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import sentencepiece
 
 LINES = 10_000  # lines that are encoded at once
+SAMPLED = 5_000_000  # lines that a model is trained on
 
 
 def main(words: list[str]) -> None:
@@ -28,11 +30,16 @@ def main(words: list[str]) -> None:
 
 
 def train(model: Path, size: int, texts: list[str]) -> None:
-    """Train a BPE of ``size`` symbols. The same text makes the same file."""
+    """Train a BPE of ``size`` symbols. The same text makes the same file.
+
+    Of more than :data:`SAMPLED` lines, as many are read, evenly spread: all of them would fill the memory.
+    """
     made = io.BytesIO()
+    count = sum(map(lines_of, texts))
+    given = {"input": texts} if count <= SAMPLED else {"sentence_iterator": spread(texts, count)}
     try:
         sentencepiece.SentencePieceTrainer.train(
-            input=texts,
+            **given,
             model_writer=made,
             vocab_size=size,
             model_type="bpe",
@@ -45,6 +52,23 @@ def train(model: Path, size: int, texts: list[str]) -> None:
             f"error: sentencepiece.vocabulary is {size}, but the text does not allow it ({error}); lower it"
         )
     model.write_bytes(made.getvalue())
+
+
+def spread(texts: list[str], count: int) -> Iterator[str]:
+    """Yield :data:`SAMPLED` lines of ``count``, evenly spread over some files."""
+    number = 0
+    for text in texts:
+        with open(text, encoding="utf-8", newline="\n") as file:
+            for line in file:
+                if number * SAMPLED // count != (number - 1) * SAMPLED // count:
+                    yield line.rstrip("\r\n")
+                number += 1
+
+
+def lines_of(text: str) -> int:
+    """Return the number of lines of a file."""
+    with open(text, "rb") as file:
+        return sum(1 for _ in file)
 
 
 def encode(model: str) -> None:

@@ -2,6 +2,7 @@
 
     python -IS step.py PLAN NAME          run a step; Snakemake calls this
     python -IS step.py --engine WORDS…    become the program WORDS, which ends when its parent ends
+    python -IS step.py --rank WORDS…      the same for a process that torchrun starts, which learns its rank
 
 It imports the standard library alone, so it starts in a moment.
 """
@@ -11,6 +12,7 @@ import ctypes
 import fcntl
 import json
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -25,9 +27,10 @@ _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 def main(words: list[str]) -> int:
     """Run the command line; return its exit status."""
-    if words[0] == "--engine":
+    if words[0] in ("--engine", "--rank"):
         end_with_parent(signal.SIGKILL)  # at SIGTERM, Snakemake waits for the steps
-        os.execvp(words[1], words[1:])
+        rank = ["--distributed-rank", os.environ["RANK"]] if words[0] == "--rank" else []
+        os.execvp(words[1], words[1:] + rank)
     end_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # then the commands end, too
     plan = json.loads(Path(words[0]).read_text(encoding="utf-8"))
@@ -52,7 +55,9 @@ class Step:
         self.step, self.name, self.key = step, step["name"], step["key"]
         self.state, self.programs = Path(plan["state"]), Path(plan["programs"])
         self.log = Path("logs", f"{self.name}.log")
-        self.environment = {**os.environ, **plan["environment"], "OMP_NUM_THREADS": str(step["threads"])}
+        processes = max(command.get("processes", 1) for command in step["commands"])
+        threads = max(1, step["threads"] // processes)
+        self.environment = {**os.environ, **plan["environment"], "OMP_NUM_THREADS": str(threads)}
 
     def run(self) -> int:
         """Run the commands in turn; return the exit status of the first one that fails, or 0."""
@@ -67,12 +72,15 @@ class Step:
             if status == 0:
                 self._finish()
         except OSError as error:  # a full disk, above all
+            status = 1
             print(f"error: {self.name}: {error}; mend that, and run the same command again", file=sys.stderr)
             with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as log:
-                print(f"error: {error.strerror or error}", file=log)
+                of = f"{error.filename}: " if error.filename else ""
+                print(f"error: {of}{error.strerror or error}", file=log)
         finally:
-            state = "done" if status == 0 else "failed"
-            self._note(state=state, began=began, ended=time.time(), status=status)
+            state, used = "done" if status == 0 else "failed", resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+            self._note(state=state, began=began, ended=time.time(), status=status, cpu=cpu, peak=peak)
         return status
 
     def _clear(self) -> None:
@@ -92,7 +100,7 @@ class Step:
         write(begun, self.key)
 
     def _commands(self) -> int:
-        with open(self.log, "ab") as log, _gpu(self.step["gpus"], self.state, self.environment):
+        with open(self.log, "ab") as log, _gpus(self.step["gpus"], self.state, self.environment):
             for command in self.step["commands"]:
                 status = self._command(command, log)
                 if status not in command["statuses"]:
@@ -101,7 +109,7 @@ class Step:
 
     def _command(self, command: dict[str, Any], log: BinaryIO) -> int:
         """Run a command, and return its exit status."""
-        words, out = command["words"], command["out"]
+        words, out = self._words(command), command["out"]
         log.write(f"$ {shlex.join(words)}{f' > {out}' if out else ''}\n".encode())
         log.flush()
         for result in self.step["results"]:
@@ -110,7 +118,7 @@ class Step:
             given = opened.enter_context(open(command["given"], "rb")) if command["given"] else None
             written = opened.enter_context(open(out, "wb")) if out else log
             process = subprocess.Popen(
-                [self._program(words[0]), *words[1:]],
+                words,
                 stdin=given or subprocess.DEVNULL,
                 stdout=written,
                 stderr=log,
@@ -124,6 +132,16 @@ class Step:
                 if process.poll() is None:
                     process.terminate()
                     process.wait()
+
+    def _words(self, command: dict[str, Any]) -> list[str]:
+        """Return the words that start a command's process, or its processes by torchrun."""
+        own = [self._program(command["words"][0]), *command["words"][1:]]
+        processes = command.get("processes", 1)
+        if processes == 1:
+            return own
+        python = self._program("python")
+        launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        return [*launch, "--no-python", python, "-IS", __file__, "--rank", *own]
 
     def _program(self, name: str) -> str:
         beside = self.programs / name
@@ -141,38 +159,42 @@ class Step:
         write(self.state / "notes" / f"{self.name}.json", json.dumps({"key": self.key, **facts}))
 
 
-class _gpu:
-    """Keeps one of the visible GPUs for a step while others run beside it; a cluster gives each step its own.
+class _gpus:
+    """Keeps some of the visible GPUs for a step while others run beside it; a cluster has its own way.
+
+    Snakemake begins no step beyond the number of GPUs, so steps that wait for each other's GPUs can't be.
 
     Args:
-        count: GPUs that the step needs: 0 or 1.
+        count: GPUs that the step needs.
         state: folder of the locks.
-        environment: of the step's commands; names the GPU at the end.
+        environment: of the step's commands; names the GPUs at the end.
     """
 
     def __init__(self, count: int, state: Path, environment: dict[str, str]):
         visible = environment.get("IMITKD_GPUS", "")
         self._names = visible.split(",") if count and visible else []
-        self._state, self._environment = state, environment
-        self._lock: Any = None
+        self._count, self._state, self._environment = count, state, environment
+        self._locks: dict[str, Any] = {}
 
     def __enter__(self) -> None:
-        while self._names and self._lock is None:
+        while self._names and len(self._locks) < self._count:
             for name in self._names:
+                if name in self._locks or len(self._locks) == self._count:
+                    continue
                 lock = open(self._state / f"gpu{name}.lock", "w")
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    self._locks[name] = lock
                 except OSError:
                     lock.close()
-                    continue
-                self._lock, self._environment["CUDA_VISIBLE_DEVICES"] = lock, name
-                break
-            else:
+            if len(self._locks) < self._count:
                 time.sleep(1)
+        if self._locks:
+            self._environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._locks)
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        for lock in self._locks.values():
+            lock.close()
 
 
 def write(path: Path, text: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sacrebleu.metrics import BLEU
 from tqdm import tqdm
 
 from fairseq_imitkd.cli.evaluate import main
@@ -261,6 +262,35 @@ def test_scores_are_those_of_sacrebleus_command_line(tmp_path: Path) -> None:
                 (float(mean) - float(half), float(mean) + float(half)), abs=1e-11
             )
             assert (own.p if chance is None else f"{own.p:.4f}") == chance
+
+
+def test_several_right_translations(root: Path, languages: Languages, tmp_path: Path) -> None:
+    """BLEU of all sentences, of some, and by length compares with all of them; a file has them by line."""
+    references, found = systems(12)
+    own = sentences(references, references)
+    right = [[text, f"{text} once", text.upper()][: 1 + number % 3] for number, text in enumerate(references)]
+    metrics = Metrics(replace(own, right=right), "en", ter=False)
+    columns = [[texts[min(place, len(texts) - 1)] for texts in right] for place in range(3)]
+    other = [texts[-1] for texts in right]
+    assert "nrefs:3" in metrics.signatures["bleu"]
+    compared = metrics.compare({"bad": found["bad"], "last": other}, None)
+    assert compared["last"]["bleu"].score == pytest.approx(100.0)
+    expected = BLEU(trg_lang="en").corpus_score(found["bad"], columns).score
+    assert compared["bad"]["bleu"].score == pytest.approx(expected)
+    assert metrics.bleu(other[:5], range(5)) == pytest.approx(100.0)
+
+    models_ = {"one": models.load(root / "transformer.pt", languages, GREEDY)}
+    text = Detokenizer(languages, TextSettings())
+    whole = read(languages, "test", count=0, models=models_, detokenizer=text)
+    lines = [f"{line}\t{line} again" for line in whole.reference_texts]
+    paths = write(tmp_path, right=lines, short=lines[1:])
+    some = read(languages, "test", count=3, models=models_, detokenizer=text, right=paths["right"])
+    assert some.right is not None
+    assert [texts[0] for texts in some.right] == list(some.reference_texts)
+    with pytest.raises(
+        UsageError, match="must have a line for each of the 60 sentences of --gen-subset, but"
+    ):
+        read(languages, "test", count=0, models=models_, detokenizer=text, right=paths["short"])
 
 
 def test_each_system_is_read_and_resampled_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,9 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.method.checks import check
+from fairseq_imitkd.pipeline import packaged
+from fairseq_imitkd.pipeline.plan import Plan
+from fairseq_imitkd.pipeline.recipe import TEACHER, read
 from tests.helpers import scripts, warm_commands
 from tests.helpers.scripts import EXAMPLES
 
@@ -123,6 +126,48 @@ def accept(name: str, command: list[str]) -> None:
         assert args.task == "translation_with_teacher"
         check(criterion.Config.from_namespace(args), args.criterion, criterion.Config())
     assert args.maximize_best_checkpoint_metric, name
+
+
+SAME = ("iwslt14_de_en", "wmt16_en_de", "cnn_dm", "multi30k", "tatoeba", "reuters_headlines")
+ELSEWHERE = (
+    "--save-dir",
+    "--teacher-path",
+    "--teacher-data",
+    "--source-lang",
+    "--target-lang",
+    "--log-format",
+)
+
+
+def settings(command: list[str]) -> dict[str, str]:
+    """Return the last value of each flag that decides what is trained."""
+    found: dict[str, str] = {}
+    for place, word in enumerate(command):
+        if word.startswith("--"):
+            following = command[place + 1] if place + 1 < len(command) else "--"
+            found[word] = "" if following.startswith("--") else following
+    start = found.get("--finetune-from-model")
+    if start is not None:
+        found["--finetune-from-model"] = Path(start).parent.name.partition("-seed")[0].partition("_sru")[0]
+    tasks = ("--task", "--cpu")  # without a teacher both tasks train the same
+    return {flag: value for flag, value in found.items() if flag not in (*ELSEWHERE, *tasks)}
+
+
+@pytest.mark.parametrize("recipe", SAME)
+def test_the_packaged_recipe_trains_the_same(recipe: str, dry_runs: Callable[[str], DryRun]) -> None:
+    """``imitkd-distill multi30k`` has the trainings of ``examples/multi30k``. Only a script has seq_inter."""
+    wanted = read(packaged.path_of(recipe), Path("/text"))
+    plan = Plan(wanted, {})
+    scripts_own = dry_runs(recipe).commands
+    names = {name: f"train-{name}" for name in (TEACHER,) if wanted.teacher.flags}
+    names |= {method.name: f"train-{name}" for name, method, _ in plan.students()}
+    by_row = {name.removesuffix("_sru"): command for name, command in scripts_own.items()}
+    by_row = {name: command for name, command in by_row.items() if not name.endswith("-seed2")}
+    assert set(by_row) - set(names) <= {"seq_inter", TEACHER}
+    for row, step in names.items():
+        [command] = plan.step(step).commands
+        assert settings(list(command.words)) == settings(by_row[row]), row
+        assert ("seqkd" in command.words[1]) == ("seqkd" in by_row[row][0]), row
 
 
 @pytest.mark.parametrize("plan", EXAMPLES.glob("*/evidence.toml"), ids=lambda plan: plan.parent.name)

@@ -281,7 +281,7 @@ def script(name: str, arguments: list[str]) -> None:
 
 
 def python(arguments: list[str]) -> None:
-    """Run ``python -c CODE``, ``python -m MODULE`` or ``python FILE`` with arguments."""
+    """Run ``python -c CODE``, ``python -m MODULE``, ``python FILE`` or ``python -P FILE`` with arguments."""
     match arguments:
         case ["-c", code, *_]:
             sys.argv = arguments[:1] + arguments[2:]
@@ -290,6 +290,9 @@ def python(arguments: list[str]) -> None:
             sys.argv = [name, *rest]
             sys.path.insert(0, os.getcwd())
             runpy.run_module(name, run_name="__main__", alter_sys=True)
+        case ["-P", file, *_]:
+            sys.argv = arguments[1:]
+            runpy.run_path(file, run_name="__main__")
         case [file, *_]:
             sys.argv = arguments
             sys.path.insert(0, str(Path(file).resolve().parent))

@@ -1,5 +1,6 @@
 """``imitkd-distill`` from text and a teacher to an exported student."""
 
+import itertools
 import json
 import os
 import random
@@ -17,7 +18,7 @@ import yaml
 from fairseq_imitkd.cli import distill
 from fairseq_imitkd.errors import UsageError
 from tests.helpers import warm_commands
-from tests.helpers.digit_corpus import ENVIRONMENT
+from tests.helpers.digit_corpus import ENVIRONMENT, REPO
 from tests.helpers.killable import tree
 from tests.pipeline.recipes import TRAINING, recipe
 
@@ -40,8 +41,9 @@ def write(folder: Path, content: dict[str, Any]) -> str:
 def listed(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """Return the state of each step that ``--dry-run`` prints."""
     distill.main([*words, "--dry-run"])
-    lines = capsys.readouterr().out.splitlines()
-    return dict(line.split(": ") for line in lines[:-1] if not line.startswith("    "))
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("    ")]
+    steps = itertools.takewhile(lambda line: " steps to run; at least " not in line, lines)
+    return {name: state.partition(",")[0] for name, state in (line.split(": ") for line in steps)}
 
 
 def test_a_recipe_makes_a_student_a_table_and_a_folder_to_serve(
@@ -99,8 +101,13 @@ def test_the_default_flags_can_be_trained_and_exported(
     ],
 )
 def test_a_training_that_can_not_work_is_refused_before_anything_runs(
-    changes: dict[str, Any], message: str, wanted: Callable[..., dict[str, Any]], tmp_path: Path
+    changes: dict[str, Any],
+    message: str,
+    wanted: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys, "argv", ["imitkd-distill", "r.yaml", "--out", "run", "--durations=6"])
     with pytest.raises(UsageError) as error:
         distill.main([write(tmp_path, wanted(**changes)), "--out", str(tmp_path / "run")])
     assert message in str(error.value)
@@ -133,6 +140,31 @@ def test_flags_stand_for_a_recipe() -> None:
     assert made["methods"] == ["gkd"]
     assert "--max-update 50 " in made["training"]
     assert "--warmup-updates 5 " in made["training"]
+
+
+def test_the_recipe_that_a_run_has_kept_continues_it(tmp_path: Path) -> None:
+    kept = tmp_path / "small" / "recipe.yaml"
+    distill.keep_recipe(tmp_path / "small", None, "seeds: [1]\n")
+    assert distill.folder_of(kept) == Path("recipe")
+    (tmp_path / "small" / ".steps").mkdir()
+    assert distill.folder_of(kept) == tmp_path / "small"
+    distill.keep_recipe(tmp_path / "small", None, "seeds: [1]\n")
+    kept.write_text("seeds: [2]\n")
+    with pytest.raises(
+        UsageError, match=r"recipe\.yaml' differs from what these flags say; run imitkd-distill"
+    ):
+        distill.keep_recipe(tmp_path / "small", None, "seeds: [1]\n")
+    distill.keep_recipe(tmp_path / "small", Path("small.yaml"), "seeds: [3]\n")
+    assert kept.read_text() == "seeds: [3]\n"
+
+
+def test_commands_that_are_missing_are_named(
+    wanted: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "PROGRAMS", tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    with pytest.raises(UsageError, match=r"fairseq-preprocess is neither in .* nor on PATH; install fairseq"):
+        distill.main([write(tmp_path, wanted()), "--out", str(tmp_path / "run")])
 
 
 def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
@@ -197,6 +229,81 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_results(
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_a_training_over_two_processes(wanted: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """torchrun starts two gloo processes. They learn what one process learns that takes two batches for each
+    update. If the command is killed, both end, and the next call continues.
+    """
+    import torch
+
+    methods = ["none", {"criterion": "imitkd_full", "flags": "--teacher-allow-poor"}]
+    training = f"{TRAINING} --dropout 0 --max-update 12"
+    content = wanted(methods=methods, evaluate=False, export=False, training=training)
+    for name, changes in (
+        ("one", {"training": f"{training} --update-freq 2"}),
+        ("two", {"processes": 2}),
+        ("killed", {"processes": 2}),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        file = write(folder, {**content, **changes})
+        run = start([file, "--out", "run", "--cores", "2"], folder)
+        if name == "killed":
+            metrics = folder / "run" / "models" / "none-seed1" / "checkpoint_last.pt"
+            while run.poll() is None and not metrics.exists():
+                time.sleep(0.05)
+            run.kill()
+            run.communicate()
+            run = start([file, "--out", "run", "--cores", "2"], folder)
+        output, _ = run.communicate(timeout=900)
+        assert run.returncode == 0, output[-2000:]
+    log = (tmp_path / "two" / "run" / "logs" / "train-none-seed1.log").read_text()
+    assert "torch.distributed.run --standalone --nproc-per-node 2" in log
+    one, two, killed = (weights(tmp_path / name / "run") for name in ("one", "two", "killed"))
+    for key in two:
+        assert torch.equal(two[key], killed[key]), key
+        # The order of sums differs. Other batches would differ by an update of Adam, 5e-3.
+        torch.testing.assert_close(one[key], two[key], rtol=0.0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_shards_and_source_text(wanted: Callable[..., dict[str, Any]], digits: Any, tmp_path: Path) -> None:
+    """Two shards write what one job writes; the teacher's translations of further text are learnt too."""
+    lines = (digits.text / "train.src").read_text().splitlines()
+    (tmp_path / "more.src").write_text("".join(f"{line} {line.split()[0]}\n" for line in lines[:40]))
+    text = {**wanted()["text"], "mono": str(tmp_path / "more.src")}
+    methods = ["seqkd", {"criterion": "imitkd_full", "mono": 0.5, "flags": "--teacher-allow-poor"}]
+    content = wanted(text=text, methods=methods, evaluate=False, export=False)
+    found = []
+    for shards in (1, 2):
+        folder = tmp_path / str(shards)
+        folder.mkdir()
+        seqkd = {"flags": "--beam 1 --teacher-allow-poor", "shards": shards}
+        run = start([write(folder, {**content, "seqkd": seqkd}), "--out", "run", "--cores", "2"], folder)
+        output, _ = run.communicate(timeout=900)
+        assert run.returncode == 0, output[-2000:]
+        found.append({name: tree(folder / "run" / name / "data-bin") for name in ("seqkd", "seqkd-mono")})
+    assert found[0] == found[1]
+    assert (tmp_path / "2" / "run" / "logs" / "seqkd-mono-shard2.log").exists()
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_is_a_row(wanted: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """The method of docs/your-own-method.md, in a package outside."""
+    page = (REPO / "docs" / "your-own-method.md").read_text(encoding="utf-8")
+    package = tmp_path / "brier_kd"
+    package.mkdir()
+    (package / "__init__.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    content = wanted(user_dir="brier_kd", methods=["none", "brier_kdd"], export=False)
+    refused = start([write(tmp_path, content), "--dry-run"], tmp_path)
+    assert "'brier_kdd' does not exist: did you mean brier_kd?" in refused.communicate(timeout=300)[0]
+    methods = ["none", {"criterion": "brier_kd", "flags": "--brier-power 3 --teacher-allow-poor"}]
+    run = start([write(tmp_path, {**content, "methods": methods}), "--out", "run", "--cores", "2"], tmp_path)
+    output, _ = run.communicate(timeout=900)
+    assert run.returncode == 0, output[-2000:]
+    assert "| brier_kd | 1 |" in (tmp_path / "run" / "table.md").read_text()
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def look(text: Path, /, **changes: Any) -> inputs.Inputs:
 def test_texts_are_counted_and_hashed(text: Path) -> None:
     (text / "train.src").write_text("1\n\n" * 20)
     found = look(text)
-    source = found.texts["train", "source"]
+    source = found.texts[text / "train.src"]
     assert (source.lines, source.empty, source.bytes) == (40, 20, 60)
     assert found.digests[str(text / "valid.src")] == found.digests[str(text / "test.src")]
 
@@ -47,6 +47,26 @@ def empty(text: Path) -> None:
 
 def missing(text: Path) -> None:
     (text / "test.src").unlink()
+
+
+def test_further_files_of_text_are_looked_at(text: Path) -> None:
+    pairs = {split: [f"{split}.src", f"{split}.tgt"] for split in ("train", "valid", "test")}
+    (text / "more").write_text("8 9\n")
+    found = look(text, text={**pairs, "mono": "more"}, methods=["seqkd"])
+    assert found.texts[text / "more"].lines == 1
+    assert str(text / "more") in found.digests
+    with pytest.raises(UsageError, match=r"text\.references must have a line for each of the 40 sentences"):
+        look(text, text={**pairs, "references": "more"})
+    (text / "test.src").unlink()
+    with pytest.raises(UsageError, match=r"test\.src' is not a file; it is at example\.org"):
+        look(text, text={**pairs, "origin": "at example.org"})
+
+
+def test_made_up_text_has_no_files_yet(text: Path) -> None:
+    made_up = {"made_up": {"train": 1000, "valid": 10, "test": 10}}
+    found = look(Path("/nowhere"), text=made_up, methods=["none"])
+    assert not found.texts
+    assert found.disk(parse(recipe(text, text=made_up, methods=["none"]), text), 0) == 1020 * 160 * 3
 
 
 @pytest.mark.parametrize(
@@ -104,3 +124,15 @@ def test_two_trainings_of_subwords_make_the_same_file(text: Path) -> None:
     for name in ("a", "b"):
         sentencepieces.train(text / name, 40, [str(text / "train.src"), str(text / "train.tgt")])
     assert (text / "a").read_bytes() == (text / "b").read_bytes()
+
+
+def test_subwords_of_large_text_are_trained_on_a_part(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines are spread over both files."""
+    monkeypatch.setattr(sentencepieces, "SAMPLED", 20)
+    files = [str(text / f"train.{side}") for side in ("src", "tgt")]
+    lines = list(sentencepieces.spread(files, 80))
+    assert len(lines) == 20
+    assert lines[0] == "1 2 3"
+    assert sum(line.startswith(("one", "four")) for line in lines) == 10
+    sentencepieces.train(text / "model", 30, files)
+    assert (text / "model").stat().st_size > 0

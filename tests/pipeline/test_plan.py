@@ -101,6 +101,71 @@ def test_a_checkpoint_teacher_gives_its_dictionaries() -> None:
     assert made.step("export").gpus == 0
 
 
+def test_shards_share_a_folder_that_the_first_step_makes() -> None:
+    """Another number of shards continues in the same folder; other flags begin with an empty one."""
+    made = plan(methods=["seqkd"], seqkd={"flags": "--beam 2", "shards": 2})
+    begin, one, two, end = (made.step(f"seqkd{part}") for part in ("-begin", "-shard1", "-shard2", ""))
+    assert (begin.results, one.results, end.results) == (("seqkd",), (), ())
+    assert one.needs == two.needs == ("seqkd-begin",)
+    assert end.needs == ("seqkd-shard1", "seqkd-shard2")
+    assert two.commands[0].words[-4:] == ("--num-shards", "2", "--shard-id", "1")
+    assert "--shard-id" not in end.commands[0].words
+    more = plan(methods=["seqkd"], seqkd={"flags": "--beam 2", "shards": 3})
+    other = plan(methods=["seqkd"], seqkd={"flags": "--beam 3", "shards": 2})
+    assert more.step("seqkd-begin").key == begin.key != other.step("seqkd-begin").key
+    assert more.step("train-seqkd-seed1").key != made.step("train-seqkd-seed1").key
+
+
+def test_source_text_is_translated_and_read() -> None:
+    text = {**recipe(HERE)["text"], "mono": "/text/more.src"}
+    made = plan(
+        {**DIGESTS, "/text/more.src": "m"}, text=text, methods=["seqkd", {"criterion": "gkd", "mono": 0.3}]
+    )
+    assert "seqkd/data-bin:seqkd-mono/data-bin" in made.step("train-seqkd-seed1").commands[0].words
+    assert {"--source-text", "text/mono.src"} <= set(made.step("seqkd-mono").commands[0].words)
+    words = made.step("train-gkd-seed1").commands[0].words
+    assert {"--mono-source-data", "mono-bin", "--mono-source-share", "0.3"} <= set(words)
+    assert "binarise-mono" in made.step("train-gkd-seed1").needs
+    assert made.step("encode-mono").results == ("text/mono.src",)
+
+
+def test_several_processes_take_a_gpu_or_threads_each() -> None:
+    one, on_cpus, on_gpus = (
+        plan(**changes).step("train-none-seed1")
+        for changes in ({}, {"processes": 2, "threads": 3}, {"processes": 2, "device": "cuda"})
+    )
+    assert (one.gpus, one.threads, one.commands[0].processes) == (0, 1, 1)
+    assert (on_cpus.gpus, on_cpus.threads, on_cpus.commands[0].processes) == (0, 6, 2)
+    assert (on_gpus.gpus, on_gpus.threads) == (2, 2)
+    assert last_value(on_cpus.commands[0].words, "--distributed-world-size") == "2"
+    assert "gloo" in on_cpus.commands[0].words
+    assert "gloo" not in on_gpus.commands[0].words
+
+
+def test_made_up_text_is_the_first_step() -> None:
+    made = plan(text={"made_up": {"train": 9, "valid": 8, "test": 7}}, dictionaries="separate")
+    assert made.steps[0].name == "text"
+    assert made.steps[0].commands[0].words[4:] == (
+        "--train",
+        "9",
+        "--valid",
+        "8",
+        "--test",
+        "7",
+        "--seed",
+        "1",
+    )
+    assert made.step("encode-train").commands[0].given == "raw/train.src"
+    assert "--joined-dictionary" not in made.step("binarise").commands[0].words
+    assert last_value(made.step("evaluate").commands[0].words, "--references") == "raw/test.all"
+
+
+def test_a_loss_without_a_teacher_can_be_another_one() -> None:
+    made = plan(methods=[{"criterion": "none", "flags": "--criterion cross_entropy"}])
+    [command] = made.step("train-none-seed1").commands
+    assert "--label-smoothing" not in command.words
+
+
 def test_the_last_value_of_a_flag_counts() -> None:
     assert last_value(["--a", "1", "--a=2", "--b"], "--a") == "2"
     assert last_value(["--b"], "--b") == ""

@@ -7,11 +7,14 @@ import pytest
 import yaml
 
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.pipeline import packaged
 from fairseq_imitkd.pipeline.recipe import Method, Pair, parse, read
 from tests.helpers.digit_corpus import REPO
 from tests.pipeline.recipes import recipe
 
 HERE = Path("/text")
+TEXT: dict[str, Any] = {split: [f"{split}.src", f"{split}.tgt"] for split in ("train", "valid", "test")}
+MADE_UP = {"train": 9, "valid": 9, "test": 9}
 
 
 def test_a_recipe_is_read_with_paths_from_its_folder(tmp_path: Path) -> None:
@@ -27,7 +30,7 @@ def test_a_recipe_is_read_with_paths_from_its_folder(tmp_path: Path) -> None:
     )
     made = read(file)
     assert (made.source, made.target) == ("de", "en")
-    assert made.text["test"] == Pair(tmp_path / "t.de", Path("/t.en"))
+    assert made.text.pairs["test"] == Pair(tmp_path / "t.de", Path("/t.en"))
     assert made.teacher.dictionaries == tmp_path / "big"
     assert made.training == ("--lr", "0.1", "--adam-betas", "(0.9, 0.98)")
     assert made.methods == (
@@ -83,6 +86,20 @@ def test_the_recipe_of_the_documentation_is_one() -> None:
         ({"evaluate": {"baseline": "imitkd_ful"}}, "is not one of the methods: did you mean imitkd_full?"),
         ({"export": "int9"}, "export is 'int9': did you mean int8?"),
         ({"export": {"method": "gkd"}}, "export.method 'gkd' is not one of the methods: use one of none"),
+        ({"processes": 0}, "processes must be a whole number of 1 or more, but is 0"),
+        ({"seqkd": {"shard": 2}}, "seqkd.shard is not a key of seqkd: did you mean shards?"),
+        ({"seqkd": {"shards": 0}}, "seqkd.shards must be a whole number of 1 or more, but is 0"),
+        ({"dictionaries": "joint"}, "dictionaries must be one of joined, separate, but is 'joint'"),
+        ({"teacher": "t.pt", "dictionaries": "joined"}, "dictionaries changes nothing with this teacher"),
+        ({"text": {"made_up": {"train": 9}}}, "text.made_up.valid is not given"),
+        ({"text": {"made_up": MADE_UP, "mono": "m"}}, "text.mono changes nothing with text.made_up"),
+        ({"text": {**TEXT, "mono": "m.src"}}, "text.mono changes nothing: add the method seqkd"),
+        ({"methods": [{"criterion": "gkd", "mono": 0.5}]}, "mono is 0.5, but text.mono is not given"),
+        ({"text": {**TEXT, "mono": "m"}, "methods": [{"criterion": "gkd", "mono": 1}]}, "above 0 and below"),
+        (
+            {"text": {**TEXT, "mono": "m"}, "methods": [{"criterion": "none", "mono": 0.5}]},
+            "methods[1].mono needs a method with a teacher, but its criterion is none",
+        ),
         ({"device": "gpu"}, "device must be one of auto, cpu, cuda, but is 'gpu'"),
         ({"threads": 0}, "threads must be a whole number of 1 or more, but is 0"),
     ],
@@ -95,6 +112,23 @@ def test_a_wrong_recipe_names_the_key_and_the_remedy(changes: dict[str, Any], me
         parse(recipe(HERE, **changes), HERE)
     assert message in str(error.value)
     assert len(str(error.value)) <= 200
+
+
+def test_recipes_of_the_package_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = packaged.names()
+    assert names[0] == "quickstart"
+    for name in names:
+        path = packaged.find(Path(name))
+        assert path is not None
+        assert read(path, tmp_path).about, name
+        kept = parse(yaml.safe_load(packaged.with_folder(name, tmp_path)), Path("/elsewhere"))
+        assert kept == read(path, tmp_path), name
+    with pytest.raises(UsageError, match="is neither a file nor a recipe of the package: did you mean mul"):
+        packaged.find(Path("multi30"))
+    (tmp_path / "multi30").touch()
+    assert packaged.find(Path("multi30")) is None
+    assert packaged.find(Path("small.yaml")) is None
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A step leaves complete results or none, continues what it can, and ends when its parent ends."""
 
+import errno
 import json
 import os
 import signal
@@ -9,7 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fairseq_imitkd.pipeline import step as program
+from fairseq_imitkd.pipeline.runner import last_error
 
 SHELL = {"given": None, "out": None, "statuses": [0]}
 
@@ -32,6 +36,65 @@ def test_a_result_gets_its_name_when_its_command_has_ended(tmp_path: Path) -> No
     assert run(tmp_path, "echo whole > made.part").wait() == 0
     assert (tmp_path / "made").read_text() == "whole\n"
     assert [path.name for path in (tmp_path / "s/done").iterdir()] == ["one.k1"]
+
+
+def test_a_full_disk_ends_in_its_line_and_loses_nothing(tmp_path: Path) -> None:
+    """``/dev/full`` refuses what the command writes."""
+    begin = "mkdir -p made; echo 1 >> made/kept; "
+    assert run(tmp_path, f"{begin} cat made/kept > /dev/full", resumes=True).wait() != 0
+    assert last_error(tmp_path / "logs/one.log").endswith("No space left on device")
+    assert not list((tmp_path / "s/done").iterdir())
+    assert run(tmp_path, begin, resumes=True).wait() == 0
+    assert (tmp_path / "made/kept").read_text() == "1\n1\n"
+
+
+def test_a_disk_that_is_full_at_the_end_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step has not ended then, and says why."""
+    assert run(tmp_path, "echo 1 > made.part; exit 1").wait() == 1
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["steps"][0]["commands"][0]["words"][-1] = "echo 1 > made.part"
+    monkeypatch.chdir(tmp_path)
+    stock = program.write
+
+    def full(path: Path, text: str) -> None:
+        if path.parent.name == "done":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        stock(path, text)
+
+    monkeypatch.setattr(program, "write", full)
+    assert program.Step(plan["steps"][0], plan).run() == 1
+    assert last_error(tmp_path / "logs/one.log") == "s/done/one.k1: No space left on device"
+    assert json.loads((tmp_path / "s/notes/one.json").read_text())["state"] == "failed"
+    monkeypatch.setattr(program, "write", stock)
+    assert program.Step(plan["steps"][0], plan).run() == 0
+    note = json.loads((tmp_path / "s/notes/one.json").read_text())
+    assert note["cpu"] > 0.0
+    assert note["peak"] > 0
+
+
+def test_a_process_of_several_learns_its_rank(tmp_path: Path) -> None:
+    """torchrun names it in the environment; the command gets it as a flag, last."""
+    words = [sys.executable, "-IS", program.__file__, "--rank", "echo", "--distributed-world-size", "2"]
+    done = subprocess.run(words, env={**os.environ, "RANK": "1"}, capture_output=True, text=True, check=True)
+    assert done.stdout == "--distributed-world-size 2 --distributed-rank 1\n"
+    command = {**SHELL, "words": ["imitkd-train", "data"], "processes": 2}
+    step = {"name": "one", "key": "k", "threads": 4, "gpus": 0, "commands": [command]}
+    made = program.Step(step, {"state": "s", "programs": "/nowhere", "environment": {}})
+    assert made.environment["OMP_NUM_THREADS"] == "2"
+    launched = made._words(command)
+    assert launched[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert launched[-3:] == ["--rank", "imitkd-train", "data"]
+
+
+def test_gpus_are_kept_for_a_step(tmp_path: Path) -> None:
+    environment = {"IMITKD_GPUS": "0,1,2"}
+    with program._gpus(2, tmp_path, environment):
+        assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+        other = {"IMITKD_GPUS": "0,1,2"}
+        with program._gpus(1, tmp_path, other):
+            assert other["CUDA_VISIBLE_DEVICES"] == "2"
+    with program._gpus(3, tmp_path, environment):
+        assert environment["CUDA_VISIBLE_DEVICES"] == "0,1,2"
 
 
 def test_a_status_that_counts_as_success(tmp_path: Path) -> None:

@@ -1,21 +1,17 @@
-"""An artificial pair of languages. A teacher learns it in minutes, but it is hard for a very small student.
+"""Makes up a pair of languages. A teacher learns it in minutes, but it is hard for a very small student.
 
 A translator must handle:
 
 - order: the source puts the verb last and adjectives before their noun. The target puts the verb second, or
-first in
-  the clause after a conjunction and in a relative clause;
+  first in the clause after a conjunction and in a relative clause;
 - agreement: the source has no gender. In the target, determiners, adjectives and relative pronouns agree with
-their
-  noun, and verbs with their subject, in gender and number;
+  their noun, and verbs with their subject, in gender and number;
 - ambiguity: some source nouns have two translations of different gender. The verb of the noun's clause, which
-comes last
-  in the source, decides which one is meant. A wrong reading makes determiner, noun, adjectives and verb
-  wrong;
+  comes last in the source, decides which one is meant. A wrong reading makes determiner, noun, adjectives and
+  verb wrong;
 - freedom: as in most languages, one sentence has several right translations. Subject, object, place or adverb
-may open
-  it, and adjectives stand before or after their nouns, in the same way throughout a sentence. The corpus
-  holds one translation, drawn at random. A translator has to choose one and keep to it.
+  may open it, and adjectives stand before or after their nouns, in the same way throughout a sentence. The
+  corpus holds one translation, drawn at random. A translator has to choose one and keep to it.
 """
 
 import argparse
@@ -97,7 +93,7 @@ class Language:
     """A pair of languages and an endless source of sentences. ``seed`` decides all random choices."""
 
     def __init__(
-        self, seed: int, nouns: int = 40, ambiguous: int = 12, adjectives: int = 16, verbs: int = 20
+        self, seed: int, *, nouns: int = 40, ambiguous: int = 12, adjectives: int = 16, verbs: int = 20
     ) -> None:
         self.chance = random.Random(seed)
         sources, targets = self._stems(*SOURCE_SOUNDS), self._stems(*TARGET_SOUNDS)
@@ -140,7 +136,8 @@ class Language:
     def sentence(self) -> Sentence:
         """Return a new sentence of one or two clauses. Its first translation is drawn; the others follow."""
         first = self._clause()
-        source, second_target = self._source_clause(first), [[], []]
+        source = self._source_clause(first)
+        second_target: list[list[str]] = [[], []]
         if self.chance.random() < 0.4:
             conjunction, second = self.chance.choice(self.conjunctions), self._clause()
             source += [conjunction[0], *self._source_clause(second)]
@@ -210,7 +207,8 @@ def corpus(seed: int, sizes: dict[str, int]) -> dict[str, list[Sentence]]:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"--{name} must be at least 1, but is {size}")
-    language, seen, splits = Language(seed), set(), {}
+    language, seen = Language(seed), set[str]()
+    splits: dict[str, list[Sentence]] = {}
     for name, size in sizes.items():
         splits[name] = []
         while len(splits[name]) < size:

@@ -1,0 +1,215 @@
+"""Estimates how long trainings and translations of a plan take, from passes that are timed on this machine.
+
+An update without a teacher is a forward and a backward pass of the student. With a teacher, a forward pass of
+the teacher is added, and one of the student for a translation of its own. docs/performance.md compares these
+counts with measured updates. Batches count as full, and every sentence as one of average length.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.models import BaseFairseqModel
+from fairseq.sequence_generator import SequenceGenerator
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+from fairseq_imitkd.checkpoints.build import build_model, configuration, refuse_expressions
+from fairseq_imitkd.checkpoints.safe_load import read_checkpoint, reported
+from fairseq_imitkd.export.architecture import SYMBOLS, build
+from fairseq_imitkd.pipeline.inputs import Inputs
+from fairseq_imitkd.pipeline.plan import SEQKD_MONO, Plan, Step, last_value
+from fairseq_imitkd.pipeline.recipe import SEQKD, Recipe
+
+ROWS, BEAM = 32, 5  # sentences of a timed batch; beam of imitkd-seqkd without --beam
+SUBWORD = 4  # bytes of a subword, as they are counted before the text is split
+SHORTEST, LONGEST = 4, 200  # tokens of an average sentence
+SECONDS = 0.3  # a pass is repeated for so long
+
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Seconds that a model takes for one target token.
+
+    Args:
+        forward: in a forward pass.
+        training: in a forward and a backward pass.
+        translation: in a beam search.
+    """
+
+    forward: float
+    training: float
+    translation: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long the steps of a plan take.
+
+    Args:
+        seconds: of each step that is estimated, by its name.
+        left_out: why others are not, empty if all trainings and translations are estimated.
+    """
+
+    seconds: Mapping[str, float]
+    left_out: str = ""
+
+    def side_by_side(self, steps: Sequence[Step], cores: int) -> float:
+        """Return the seconds of some steps that run as soon as they can on a number of threads."""
+        running: list[tuple[float, int]] = []  # end and threads of each step
+        now, free, waiting = 0.0, cores, list(steps)
+        ends = {step.name: math.inf for step in steps}
+        while waiting or running:
+            for step in list(waiting):
+                threads = min(step.threads, cores)
+                if threads <= free and all(ends.get(name, now) <= now for name in step.needs):
+                    waiting.remove(step)
+                    ends[step.name] = now + self.seconds.get(step.name, 0.0)
+                    running.append((ends[step.name], threads))
+                    free -= threads
+            running.sort()
+            now, threads = running.pop(0)
+            free += threads
+        return now
+
+
+def estimate(plan: Plan, found: Inputs) -> Estimate:
+    """Time the passes of student and teacher, and estimate all trainings and translations with them.
+
+    Args:
+        plan: the plan.
+        found: what the recipe's files hold.
+    """
+    recipe = plan.recipe
+    torch.set_num_threads(recipe.threads)
+    length, seconds = average_length(recipe, found), dict[str, float]()
+    own = ("--user-dir", str(recipe.user_dir)) if recipe.user_dir else ()
+    size = symbols(recipe)
+    student = timed(build((*own, *recipe.student), size), length, recipe.device, beam=1)
+    teacher, left_out = None, ""
+    if recipe.teacher.huggingface is not None:
+        left_out = "the teacher is not imported yet, so its steps are left out"
+    else:
+        beam = int(last_value(recipe.seqkd.flags, "--beam") or BEAM)
+        teacher = timed(teacher_of(recipe, own, size), length, recipe.device, beam=beam)
+    sentences = {SEQKD: lines(recipe, found, "train"), SEQKD_MONO: lines(recipe, found, "mono")}
+    for step in plan.steps:
+        words = step.commands[0].words
+        if step.name.startswith("train-") and step.updates is not None:
+            tokens = step.updates * tokens_of_update(words, length)
+            if step.name == "train-teacher" and teacher is not None:
+                seconds[step.name] = tokens * teacher.training
+            elif "--teacher-path" not in words:
+                seconds[step.name] = tokens * student.training
+            elif teacher is not None:
+                seconds[step.name] = tokens * (student.training + student.forward + teacher.forward)
+        elif words[0] == "imitkd-seqkd" and teacher is not None:
+            folder, _, shard = step.name.partition("-shard")
+            if shard or recipe.seqkd.shards == 1:
+                seconds[step.name] = sentences[folder] * length * teacher.translation / recipe.seqkd.shards
+    return Estimate(seconds, left_out)
+
+
+def average_length(recipe: Recipe, found: Inputs) -> float:
+    """Return the number of tokens of an average training sentence."""
+    text = found.texts.get(recipe.text.pairs["train"].target)
+    if text is None:
+        return 12.0  # of made-up sentences
+    return min(LONGEST, max(SHORTEST, text.bytes / text.lines / SUBWORD))
+
+
+def lines(recipe: Recipe, found: Inputs, kind: str) -> int:
+    """Return the number of sentences of the training text, or of that without translations."""
+    if recipe.text.made_up is not None:
+        return recipe.text.made_up.sizes["train"]
+    path = recipe.text.pairs["train"].source if kind == "train" else recipe.text.mono
+    return found.texts[path].lines if path is not None else 0
+
+
+def symbols(recipe: Recipe) -> int:
+    """Return the number of symbols in the student's dictionary, as far as it is known."""
+    if recipe.teacher.dictionaries is not None:
+        path = recipe.teacher.dictionaries / f"dict.{recipe.target}.txt"
+        return len(Dictionary.load(str(path)))
+    return recipe.subwords.vocabulary if recipe.subwords is not None else SYMBOLS
+
+
+def tokens_of_update(words: Sequence[str], length: float) -> float:
+    """Return the number of target tokens of a training's update, with full batches."""
+    freq = int(last_value(words, "--update-freq") or 1)
+    tokens, rows = last_value(words, "--max-tokens"), last_value(words, "--batch-size")
+    limits = [float(tokens)] * bool(tokens) + [float(rows or 0) * length] * bool(rows)
+    return freq * min(limits, default=4096.0)
+
+
+def teacher_of(recipe: Recipe, own: tuple[str, ...], size: int) -> BaseFairseqModel:
+    """Return the teacher, or a model of the shape that it will have."""
+    if recipe.teacher.checkpoint is None:
+        return build((*own, *recipe.training, *recipe.teacher.flags), size)
+    path = str(recipe.teacher.checkpoint)
+    state = read_checkpoint(path, None)
+    assert recipe.teacher.dictionaries is not None
+    with reported(path, "teacher"):
+        cfg = configuration(state)
+        refuse_expressions(cfg)
+        sides = (recipe.source, recipe.target)
+        files = (str(recipe.teacher.dictionaries / f"dict.{side}.txt") for side in sides)
+        return build_model(state, cfg, TranslationTask(TranslationConfig(), *map(Dictionary.load, files)))
+
+
+def timed(
+    model: BaseFairseqModel, length: float, device: str, *, beam: int, clock: Clock = time.monotonic
+) -> Pass:
+    """Time the passes of a model over a batch of random tokens.
+
+    Args:
+        model: the model.
+        length: tokens of a sentence.
+        device: ``cpu`` or ``cuda``.
+        beam: width of the beam search.
+        clock: returns seconds.
+    """
+    columns = round(length)
+    model = model.to(device)
+    dictionary = model.decoder.dictionary
+    shape = (ROWS, columns)
+    tokens = torch.randint(dictionary.nspecial, len(dictionary), shape, device=device)
+    lengths = torch.full((ROWS,), columns, device=device)
+    generator = SequenceGenerator(
+        [model], dictionary, beam_size=beam, max_len_a=0, max_len_b=columns, min_len=columns - 1
+    )
+    sample = {"net_input": {"src_tokens": tokens, "src_lengths": lengths}}
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(tokens, lengths, tokens)
+
+    def train() -> None:
+        model(tokens, lengths, tokens)[0].float().log_softmax(-1).mean().backward()
+        model.zero_grad()
+
+    def translate() -> None:
+        with torch.no_grad():
+            generator.generate([model], sample)
+
+    model.eval()
+    runs = (forward, train, translate)
+    return Pass(*(fastest(run, device, clock) / tokens.numel() for run in runs))
+
+
+def fastest(run: Callable[[], None], device: str, clock: Clock) -> float:
+    """Return the seconds of the fastest of some runs, so that other work on the machine counts least."""
+    times: list[float] = []
+    until = clock() + SECONDS
+    while len(times) < 2 or clock() < until:
+        began = clock()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(clock() - began)
+    return min(times)

@@ -1,0 +1,65 @@
+"""The recipes that come with the package, by name."""
+
+from pathlib import Path
+
+import yaml
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.pipeline.reading import closest, load
+
+FOLDER = Path(__file__).with_name("recipes")
+
+
+def names() -> list[str]:
+    """Return the names of all recipes, the one that needs no data first."""
+    found = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(found, key=lambda name: "made_up" not in (load(path_of(name)).get("text") or {}))
+
+
+def path_of(name: str) -> Path:
+    """Return the path of the file of a name."""
+    return FOLDER / f"{name}.yaml"
+
+
+def find(given: Path) -> Path | None:
+    """Return the file of the packaged recipe that a word of the command line names.
+
+    Returns:
+        None if the word names a file.
+
+    Raises:
+        UsageError: it names neither.
+    """
+    if given.exists() or given.suffix or len(given.parts) != 1:
+        return None
+    if given.name not in names():
+        raise UsageError(
+            f"RECIPE '{given}' is neither a file nor a recipe of the package: {closest(given.name, names())}"
+        )
+    return path_of(given.name)
+
+
+def listed() -> str:
+    """Return a line for each recipe: its name, and what it is."""
+    longest = max(map(len, names()))
+    return "\n".join(f"{name:{longest}}  {load(path_of(name)).get('about', '')}" for name in names())
+
+
+def with_folder(name: str, folder: Path) -> str:
+    """Return a recipe with absolute paths, as a run keeps it.
+
+    Args:
+        name: name of the recipe.
+        folder: folder of its text.
+    """
+    content = load(path_of(name))
+    text = content["text"]
+    for split, files in text.items():
+        if isinstance(files, list):
+            text[split] = [str(folder / file) for file in files]
+    if isinstance(content["teacher"], dict):
+        for key in ("checkpoint", "dictionaries", "huggingface"):
+            if key in content["teacher"]:
+                content["teacher"][key] = str(folder / content["teacher"][key])
+    written: str = yaml.safe_dump(content, sort_keys=False, width=100, allow_unicode=True)
+    return written.replace("{folder}", str(folder))

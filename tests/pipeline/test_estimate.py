@@ -1,0 +1,67 @@
+"""How long a plan takes, by passes that are timed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fairseq_imitkd.pipeline import estimate, inputs
+from fairseq_imitkd.pipeline.estimate import Estimate, Pass
+from fairseq_imitkd.pipeline.plan import Command, Plan, Step
+from fairseq_imitkd.pipeline.recipe import parse
+from tests.pipeline.recipes import TRAINING, recipe
+
+
+def step(name: str, *needs: str, threads: int = 1) -> Step:
+    return Step(name, (Command(("true",)),), (), needs, threads=threads)
+
+
+def test_steps_run_as_soon_as_threads_are_free() -> None:
+    seconds = {"a": 3.0, "b": 1.0, "c": 2.0, "d": 4.0}
+    steps = [
+        step("data"),
+        step("a", "data"),
+        step("b", "data"),
+        step("c", "b"),
+        step("d", "a", "c", threads=2),
+    ]
+    expected = Estimate(seconds)
+    assert expected.side_by_side(steps, 1) == 10.0
+    assert expected.side_by_side(steps, 2) == 7.0
+    assert expected.side_by_side(steps[3:], 8) == 6.0, "what is done is not waited for"
+
+
+def test_passes_are_multiplied_by_tokens(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update with a teacher adds a forward pass of each model; a sentence of the teacher, its tokens."""
+    passes = iter([Pass(1.0, 3.0, 9.0), Pass(10.0, 30.0, 50.0)])
+    beams = []
+    monkeypatch.setattr(estimate, "timed", lambda *_, beam: beams.append(beam) or next(passes))
+    changes: dict[str, Any] = {"methods": ["none", "seqkd", "imitkd_full"]}
+    changes["seqkd"] = {"flags": "--beam 2", "shards": 2}
+    wanted = parse(recipe(digits.text, **changes), Path())
+    found = inputs.look(wanted)
+    made = estimate.estimate(Plan(wanted, found.digests), found)
+    tokens = 8 * 400
+    length = estimate.average_length(wanted, found)
+    train = found.texts[wanted.text.pairs["train"].source].lines
+    assert beams == [1, 2]
+    assert made.seconds == {
+        "train-teacher": tokens * 30.0,
+        "seqkd-shard1": train * length * 50.0 / 2,
+        "seqkd-shard2": train * length * 50.0 / 2,
+        "train-none-seed1": tokens * 3.0,
+        "train-seqkd-seed1": tokens * 3.0,
+        "train-imitkd_full-seed1": tokens * 14.0,
+    }
+    assert estimate.tokens_of_update(["--max-tokens", "900", "--batch-size", "10"], 20.0) == 200.0
+    assert estimate.tokens_of_update([*TRAINING.split(), "--update-freq", "4"], 20.0) == 1600.0
+
+
+def test_a_checkpoint_is_timed(digits: Any, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "SECONDS", 0.0)
+    own = {"checkpoint": str(teacher), "dictionaries": str(digits.dictionaries)}
+    wanted = parse(recipe(digits.text, teacher=own, methods=["imitkd_full"]), Path())
+    found = inputs.look(wanted)
+    made = estimate.estimate(Plan(wanted, found.digests), found)
+    assert set(made.seconds) == {"train-imitkd_full-seed1"}
+    assert 0.0 < made.seconds["train-imitkd_full-seed1"] < 600.0
