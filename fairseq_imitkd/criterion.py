@@ -187,7 +187,7 @@ class DistillationCriterion(FairseqCriterion):
         target, distillation = sample["target"], sample.get(DISTILLATION)
         gold = target.flatten()
         counted = gold.ne(self.padding_idx)
-        lacks_label = torch.zeros_like(counted)
+        lacks_label = None
         if self._regresses:
             gold, lacks_label = with_zeros(gold)
             has_teacher = distillation is not None and distillation.teacher is not None
@@ -196,13 +196,14 @@ class DistillationCriterion(FairseqCriterion):
         rows = torch.arange(target.size(0), device=target.device).unsqueeze(-1).expand_as(target).flatten()
         if indices is not None:
             gold, rows, counted = gold[indices], rows[indices], counted[indices]
-        positions = _Positions(
-            target, gold, counted, torch.zeros_like(counted), lacks_label, rows, indices, distillation
-        )
+        none = torch.zeros_like(counted)
+        lacks_reference = none if lacks_label is None else lacks_label  # a task that regresses has no chunks
+        positions = _Positions(target, gold, counted, none, lacks_reference, rows, indices, distillation)
         if distillation is None:
             return positions
         positions.is_rollout = distillation.is_rollout[rows] & counted
-        positions.lacks_reference = positions.is_rollout | positions.lacks_reference
+        if lacks_label is None:  # a score is not written, so a task that regresses has no rollouts
+            positions.lacks_reference = positions.is_rollout
         positions.gold_weight = distillation.now.gold_weight
         positions.teacher = distillation.teacher
         if indices is not None and positions.teacher is not None:
