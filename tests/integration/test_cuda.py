@@ -95,7 +95,17 @@ FEATURES: dict[str, tuple[str, tuple[object, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+# In the default run: each kind of work beside the loss, which is tested on the host for all methods.
+OFTEN = (
+    "imitkd", "gkd", "distillm", "f_distill_kl", "rewards", "pool of updates", "selective_kd",
+    "teacher on the host, small chunks", "small chunks", "pruning", "gru",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [each if each in OFTEN else pytest.param(each, marks=pytest.mark.slow) for each in FEATURES],
+)
 def test_trains_as_on_the_host(feature, digits, teacher, on_host, tmp_path, request):
     criterion, flags = FEATURES[feature]
     expected = on_host("--criterion", criterion, *flags)
