@@ -22,16 +22,16 @@ from fairseq_imitkd.cli.steps_shown import Shown, duration
 from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.export.architecture import build, judge
-from fairseq_imitkd.pipeline import inputs, packaged, recipe, seeds
+from fairseq_imitkd.pipeline import folder, inputs, packaged, recipe, seeds
 from fairseq_imitkd.pipeline.estimate import Estimate, estimate
-from fairseq_imitkd.pipeline.plan import STATE, Plan
+from fairseq_imitkd.pipeline.folder import Given
+from fairseq_imitkd.pipeline.plan import Plan
 from fairseq_imitkd.pipeline.recipe import SPLITS, Recipe
 from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, described
 
 NEW = ("teacher", "sentencepiece", *SPLITS)  # flags in place of a recipe
 OPTIONAL = ("method", "arch", "updates")
 CHECKED = ("seqkd", "export", "evaluate")  # steps whose flags the recipe gives, by its key
-KEPT = "recipe.yaml"  # the recipe of a run, in its folder
 PROGRAMS = Path(sys.executable).parent  # folder of the commands
 PACKAGES = ("jinja2", "matplotlib", "ctranslate2")
 
@@ -54,8 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
     if importlib.util.find_spec("snakemake") is None:  # to import it would change the settings of logging
         raise UsageError("imitkd-distill needs snakemake: pip install 'fairseq-imitkd[pipeline]'")
     check_extra("imitkd-distill", "pipeline", PACKAGES)
-    out = args.out or folder_of(args.recipe)
-    wanted, written = _read(args)
+    out = args.out or folder.folder_of(args.recipe)
+    wanted, given = _read(args)
+    folder.check(out, given)
     wanted = _with_device(wanted)
     found = inputs.look(wanted)
     run = Run(Plan(wanted, found.digests), out)
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         expected = Estimate({}) if is_done else estimate(run.plan, found)
         print(listed(run, needed, expected, engine=_engine(args, wanted, tuple(flags))))
         return
-    keep_recipe(out, args.recipe, written)
+    folder.keep(out, given)
     distil(run, _engine(args, wanted, tuple(flags)))
 
 
@@ -264,6 +265,8 @@ def listed(run: Run, needed: int, expected: Estimate, *, engine: Engine) -> str:
 
 def _check_flags(args: argparse.Namespace) -> None:
     given = [name for name in (*NEW, *OPTIONAL) if getattr(args, name) is not None]
+    if args.recipe is None and args.text is not None:
+        raise UsageError(f"--text '{args.text}' needs a recipe of --list; name one, or leave it out")
     if args.recipe is not None:
         if given:
             raise UsageError(f"--{given[0]} changes nothing beside RECIPE '{args.recipe}'; write it there")
@@ -305,11 +308,11 @@ def _engine(args: argparse.Namespace, wanted: Recipe, flags: tuple[str, ...]) ->
     return Engine(cores, gpus, args.profile, flags)
 
 
-def _read(args: argparse.Namespace) -> tuple[Recipe, str]:
-    """Return the recipe that the command line names or describes, and its text for the run's folder."""
+def _read(args: argparse.Namespace) -> tuple[Recipe, Given]:
+    """Return the recipe that the command line names or describes, and what the run's folder keeps of it."""
     if args.recipe is None:
         content = recipe_of(args)
-        return recipe.parse(content, Path.cwd()), yaml.safe_dump(content, sort_keys=False, width=100)
+        return recipe.parse(content, Path.cwd()), Given(yaml.safe_dump(content, sort_keys=False, width=100))
     own = packaged.find(args.recipe)
     if own is None:
         if args.text is not None:
@@ -317,32 +320,15 @@ def _read(args: argparse.Namespace) -> tuple[Recipe, str]:
                 f"--text '{args.text}' changes nothing beside RECIPE '{args.recipe}', which names its files"
             )
         wanted = recipe.read(args.recipe)
-        return wanted, args.recipe.read_text(encoding="utf-8")
-    folder = (args.text or Path.cwd()).absolute()
-    return recipe.read(own, folder), packaged.with_folder(args.recipe.name, folder)
-
-
-def folder_of(path: Path) -> Path:
-    """Return the folder of a recipe's run: the recipe that a run has kept continues this run."""
-    return path.parent if path.name == KEPT and (path.parent / STATE).is_dir() else Path(path.stem)
-
-
-def keep_recipe(out: Path, path: Path | None, text: str) -> None:
-    """Keep the recipe in the run's folder.
-
-    Raises:
-        UsageError: flags say something else than the recipe that is there, which may have been edited.
-    """
-    own = out / KEPT
-    if path is None and own.exists() and own.read_text(encoding="utf-8") != text:
+        text = args.recipe.read_text(encoding="utf-8")
+        return wanted, Given(folder.with_folder(text, args.recipe.resolve().parent), args.recipe)
+    start = (args.text or Path.cwd()).absolute()
+    wanted = recipe.read(own, start)
+    if args.text is not None and wanted.text.made_up is not None:
         raise UsageError(
-            f"'{own}' differs from what these flags say; run imitkd-distill {own}, or delete that file"
+            f"--text '{args.text}' changes nothing with {args.recipe}, whose text is made up; leave it out"
         )
-    if path is not None and path.exists() and own.exists() and own.samefile(path):
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_files(own) as [file]:
-        file.write(text.encode())
+    return wanted, Given(folder.with_folder(own.read_text(encoding="utf-8"), start), name=args.recipe.name)
 
 
 if __name__ == "__main__":

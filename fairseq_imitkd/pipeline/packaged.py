@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import yaml
-
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline.reading import closest, load
 
@@ -25,12 +23,12 @@ def find(given: Path) -> Path | None:
     """Return the file of the packaged recipe that a word of the command line names.
 
     Returns:
-        None if the word names a file.
+        None if the word names a file; a folder of that name, such as that of its run, does not count.
 
     Raises:
         UsageError: it names neither.
     """
-    if given.exists() or given.suffix or len(given.parts) != 1:
+    if given.is_file() or given.suffix or len(given.parts) != 1:
         return None
     if given.name not in names():
         raise UsageError(
@@ -43,23 +41,3 @@ def listed() -> str:
     """Return a line for each recipe: its name, and what it is."""
     longest = max(map(len, names()))
     return "\n".join(f"{name:{longest}}  {load(path_of(name)).get('about', '')}" for name in names())
-
-
-def with_folder(name: str, folder: Path) -> str:
-    """Return a recipe with absolute paths, as a run keeps it.
-
-    Args:
-        name: name of the recipe.
-        folder: folder of its text.
-    """
-    content = load(path_of(name))
-    text = content["text"]
-    for split, files in text.items():
-        if isinstance(files, list):
-            text[split] = [str(folder / file) for file in files]
-    if isinstance(content["teacher"], dict):
-        for key in ("checkpoint", "dictionaries", "huggingface"):
-            if key in content["teacher"]:
-                content["teacher"][key] = str(folder / content["teacher"][key])
-    written: str = yaml.safe_dump(content, sort_keys=False, width=100, allow_unicode=True)
-    return written.replace("{folder}", str(folder))

@@ -28,18 +28,29 @@ def load(path: Path) -> Any:
         ),
         open(path, encoding="utf-8") as file,
     ):
-        return yaml.load(file, _Loader)
+        return parsed(file.read())
+
+
+def parsed(text: str) -> Any:
+    """Return the content of a YAML text.
+
+    Raises:
+        ValueError, YAMLError: it is not YAML, or a key is given twice.
+    """
+    return yaml.load(text, _Loader)
 
 
 class _Loader(yaml.SafeLoader):
     """Refuses a key that is given twice; YAML would take the last one."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        # A merged mapping (<<: *other) may have the same keys; its own come first.
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
         if twice is not None:
             raise ValueError(f"line {node.start_mark.line + 1}: the key {shown(twice)} is given twice")
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def shown(value: Any) -> str:
@@ -150,9 +161,9 @@ class Section:
 
     def sequence(self, key: str, default: Sequence[Any] = ()) -> list[Any]:
         """Return a list that is not empty."""
-        value = self.content.get(key) or list(default)
+        value = self.content[key] if key in self else list(default)
         if not isinstance(value, list) or not value:
-            raise self.wrong(key, "must be a list")
+            raise self.wrong(key, "must be a list that is not empty")
         return value
 
     def section(self, key: str, keys: Sequence[str]) -> "Section":

@@ -13,6 +13,7 @@ from fairseq_imitkd.pipeline.reading import Section, closest, load, shown
 KEYS = (
     "languages", "text", "sentencepiece", "dictionaries", "teacher", "student", "training", "distillation",
     "seqkd", "methods", "seeds", "evaluate", "export", "device", "threads", "processes", "user_dir", "about",
+    "folder",
 )  # fmt: skip
 SPLITS = ("train", "valid", "test")
 DEVICES = ("auto", "cpu", "cuda")
@@ -256,12 +257,14 @@ def parse(content: Any, folder: Path) -> Recipe:
 
     Args:
         content: the content.
-        folder: folder that its relative paths start from.
+        folder: folder that its relative paths start from, if the key ``folder`` names no other.
 
     Raises:
         UsageError: a key or a value is wrong.
     """
     recipe = Section("", content, KEYS, folder=folder)
+    if "folder" in recipe:
+        recipe = Section("", content, KEYS, folder=recipe.path("folder"))
     source, target = _languages(recipe)
     methods = _methods(recipe)
     made = Recipe(

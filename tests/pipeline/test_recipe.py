@@ -41,6 +41,24 @@ def test_a_recipe_is_read_with_paths_from_its_folder(tmp_path: Path) -> None:
     assert made.baseline == made.methods[0]
 
 
+def test_merged_keys_and_another_folder(tmp_path: Path) -> None:
+    """A mapping's own keys come before merged ones, wherever those are read first."""
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        "languages: de-en\nfolder: deep\n"
+        "text: {train: [a.de, a.en], valid: [v.de, v.en], test: [t.de, t.en]}\n"
+        "teacher: t.pt\n"
+        "methods:\n- &one {criterion: gkd, flags: '--x {folder}'}\n"
+        "- &two {<<: *one, name: two, data: seqkd}\n- {<<: *two, name: three}\n"
+    )
+    made = read(file)
+    assert [(method.name, method.data) for method in made.methods] == [
+        ("gkd", "text"), ("two", "seqkd"), ("three", "seqkd"),
+    ]  # fmt: skip
+    assert made.methods[2].flags[-1] == str(tmp_path / "deep")
+    assert made.teacher.checkpoint == tmp_path / "deep" / "t.pt"
+
+
 def test_the_recipe_of_the_documentation_is_one() -> None:
     """docs/distil.md shows every kind of method."""
     page = (REPO / "docs" / "distil.md").read_text(encoding="utf-8")
@@ -73,8 +91,9 @@ def test_the_recipe_of_the_documentation_is_one() -> None:
         ({"sentencepiece": {}}, "sentencepiece must have either model"),
         ({"training": 3}, "training must be flags, such as --dropout 0.1, but is 3"),
         ({"training": "--a '(1"}, "training can't be read as flags: No closing quotation"),
-        ({"methods": []}, None),
-        ({"methods": "gkd"}, "methods must be a list, but is 'gkd'"),
+        ({"methods": []}, "methods must be a list that is not empty, but is []"),
+        ({"seeds": 0}, "seeds must be a list that is not empty, but is 0"),
+        ({"methods": "gkd"}, "methods must be a list that is not empty, but is 'gkd'"),
         ({"methods": ["gkd", "gkd"]}, "methods[2].name 'gkd' is taken; give the method another name"),
         ({"methods": [{"name": "a"}]}, "methods[1].criterion is not given"),
         ({"methods": [{"criterion": "gkd", "name": "../a"}]}, "methods[1].name must consist of letters"),
@@ -104,10 +123,7 @@ def test_the_recipe_of_the_documentation_is_one() -> None:
         ({"threads": 0}, "threads must be a whole number of 1 or more, but is 0"),
     ],
 )  # fmt: skip
-def test_a_wrong_recipe_names_the_key_and_the_remedy(changes: dict[str, Any], message: str | None) -> None:
-    if message is None:  # an empty value is as good as none
-        assert parse(recipe(HERE, **changes), HERE).methods
-        return
+def test_a_wrong_recipe_names_the_key_and_the_remedy(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as error:
         parse(recipe(HERE, **changes), HERE)
     assert message in str(error.value)
@@ -122,10 +138,10 @@ def test_recipes_of_the_package_have_names(tmp_path: Path, monkeypatch: pytest.M
         path = packaged.find(Path(name))
         assert path is not None
         assert read(path, tmp_path).about, name
-        kept = parse(yaml.safe_load(packaged.with_folder(name, tmp_path)), Path("/elsewhere"))
-        assert kept == read(path, tmp_path), name
     with pytest.raises(UsageError, match="is neither a file nor a recipe of the package: did you mean mul"):
         packaged.find(Path("multi30"))
+    (tmp_path / "multi30k").mkdir()
+    assert packaged.find(Path("multi30k")) == packaged.path_of("multi30k"), "a folder is not a recipe"
     (tmp_path / "multi30").touch()
     assert packaged.find(Path("multi30")) is None
     assert packaged.find(Path("small.yaml")) is None

@@ -1,0 +1,110 @@
+"""The folder of a run: whose it is, and the recipe that it keeps."""
+
+import hashlib
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from fairseq_imitkd.data.files import atomic_files, write_json
+from fairseq_imitkd.data.output_folder import OutputFolder
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.pipeline.plan import STATE
+from fairseq_imitkd.pipeline.reading import parsed
+
+KEPT = "recipe.yaml"  # the recipe of a run, in its folder
+NOTE = f"{STATE}/recipe.json"  # where that recipe came from, and a hash of it as it was written
+
+
+@dataclass(frozen=True)
+class Given:
+    """The recipe that a command line names or describes.
+
+    Args:
+        text: its text, which says where relative paths start.
+        path: its file; None if it comes with the package, or flags describe it.
+        name: what stands for it without a file.
+    """
+
+    text: str
+    path: Path | None = None
+    name: str = "flags"
+
+    def origin(self, out: Path) -> str:
+        """Return where the recipe comes from; a file's path starts from a run's folder, so both may move."""
+        return self.name if self.path is None else os.path.relpath(self.path, out)
+
+
+def folder_of(path: Path) -> Path:
+    """Return the folder of a recipe's run: the recipe that a run has kept continues this run."""
+    is_kept = path.name == KEPT and (path.parent / STATE).is_dir()
+    return path.parent if is_kept else path.parent / path.stem
+
+
+def check(out: Path, given: Given) -> None:
+    """Refuse a folder in which this recipe may not run: steps delete former results there.
+
+    Raises:
+        UsageError: the folder holds something else than a run, the run of another recipe, or a recipe that
+            was edited there.
+    """
+    if not (out / STATE).is_dir():
+        OutputFolder(out, "a run of imitkd-distill").check()
+        return
+    own = out / KEPT
+    if _is_kept(out, given) or not own.exists() or own.read_text(encoding="utf-8") == given.text:
+        return
+    noted = OutputFolder(out, "a run of imitkd-distill").read(NOTE) or {}
+    if "origin" in noted and noted["origin"] != given.origin(out):
+        raise UsageError(
+            f"--out '{out}' is the run of '{noted['origin']}'; use another --out, or delete '{own}' to let "
+            "this recipe go on there"
+        )
+    if given.name == "flags" and given.path is None:
+        raise UsageError(
+            f"'{own}' differs from what these flags say; run imitkd-distill {own}, or delete that file"
+        )
+    if noted.get("sha256") != _hash(own.read_text(encoding="utf-8")):
+        raise UsageError(f"'{own}' was edited; run imitkd-distill {own}, or delete that file")
+
+
+def keep(out: Path, given: Given) -> None:
+    """Keep a recipe in the folder of its run."""
+    (out / STATE).mkdir(parents=True, exist_ok=True)
+    if _is_kept(out, given):
+        return
+    with atomic_files(out / KEPT) as [file]:
+        file.write(given.text.encode())
+    write_json(out / NOTE, {"origin": given.origin(out), "sha256": _hash(given.text)})
+
+
+def with_folder(text: str, folder: Path) -> str:
+    """Return a recipe's text with a key that says where its relative paths start.
+
+    Args:
+        text: the recipe.
+        folder: absolute path of the folder in which the recipe was.
+    """
+    given = parsed(text)
+    start = {"folder": str(folder / Path(given.get("folder") or "").expanduser())}
+    content = {**given, **start}
+    if given == content:
+        return text
+    first = yaml.safe_dump(start, allow_unicode=True) + text
+    with suppress(ValueError, yaml.YAMLError):
+        if parsed(first) == content:
+            return first  # with its comments
+    written: str = yaml.safe_dump(content, sort_keys=False, width=100, allow_unicode=True)
+    return written
+
+
+def _is_kept(out: Path, given: Given) -> bool:
+    """Whether a recipe is the one that the run has kept."""
+    own = out / KEPT
+    return given.path is not None and given.path.exists() and own.exists() and own.samefile(given.path)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

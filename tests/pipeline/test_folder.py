@@ -1,0 +1,64 @@
+"""The folder of a run: whose it is, and the recipe that it keeps."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.pipeline import packaged
+from fairseq_imitkd.pipeline.folder import Given, check, folder_of, keep, with_folder
+from fairseq_imitkd.pipeline.recipe import parse, read
+
+
+def run(out: Path, given: Given) -> None:
+    check(out, given)
+    keep(out, given)
+
+
+def test_the_recipe_that_a_run_has_kept_continues_it(tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    assert folder_of(tmp_path / "small.yaml") == out
+    assert folder_of(out / "recipe.yaml") == out / "recipe"
+    run(out, Given("seeds: [1]\n", tmp_path / "small.yaml"))
+    assert folder_of(out / "recipe.yaml") == out
+    run(out, Given("seeds: [2]\n", tmp_path / "small.yaml"))
+    assert (out / "recipe.yaml").read_text() == "seeds: [2]\n"
+    with pytest.raises(UsageError, match=r"is the run of '\.\./small\.yaml'; use another --out, or delete"):
+        check(out, Given("seeds: [3]\n", tmp_path / "other.yaml"))
+    (out / "recipe.yaml").write_text("seeds: [4]\n")
+    run(out, Given("seeds: [4]\nfolder: x\n", out / "recipe.yaml"))
+    assert (out / "recipe.yaml").read_text() == "seeds: [4]\n"
+    with pytest.raises(UsageError, match=r"recipe\.yaml' was edited; run imitkd-distill "):
+        check(out, Given("seeds: [3]\n", tmp_path / "small.yaml"))
+    (out / "recipe.yaml").unlink()
+    run(out, Given("seeds: [3]\n", tmp_path / "other.yaml"))
+    assert (out / "recipe.yaml").read_text() == "seeds: [3]\n"
+    run(tmp_path / "new", Given("seeds: [1]\n"))
+    run(tmp_path / "new", Given("seeds: [1]\n"))
+    with pytest.raises(UsageError, match=r"recipe\.yaml' differs from what these flags say; run imitkd-dis"):
+        check(tmp_path / "new", Given("seeds: [2]\n"))
+
+
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "data-bin").mkdir(parents=True)
+    with pytest.raises(
+        UsageError, match="exists and is not a run of imitkd-distill; use a new or"
+    ):
+        check(tmp_path / "mine", Given(""))
+    check(tmp_path / "new", Given(""))
+    check(tmp_path / "mine" / "data-bin", Given(""))
+
+
+def test_a_kept_recipe_says_where_paths_start(tmp_path: Path) -> None:
+    """Whatever the folder is called, in whatever style the recipe is written."""
+    folder = tmp_path / "a: b #c {folder}"
+    for name in packaged.names():
+        text = packaged.path_of(name).read_text(encoding="utf-8")
+        kept = with_folder(text, folder)
+        assert kept.endswith(text)
+        assert with_folder(kept, tmp_path) == kept
+        assert parse(yaml.safe_load(kept), Path("/elsewhere")) == read(packaged.path_of(name), folder), name
+    for text in ("{a: 1}", "--- # one\na: 1\n", "folder: deep\na: 1\n"):
+        kept = yaml.safe_load(with_folder(text, folder))
+        assert kept == {"a": 1, "folder": str(folder / ("deep" if "deep" in text else ""))}
