@@ -151,6 +151,13 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
             f"--train '{' '.join(args.train)}' must be two files whose suffixes name the languages, such as "
             "train.de train.en; rename them, or write a recipe"
         )
+    for split in SPLITS:
+        own = [Path(file).suffix.removeprefix(".") for file in getattr(args, split)]
+        if own != suffixes:
+            raise UsageError(
+                f"--{split} '{' '.join(getattr(args, split))}' must have the suffixes of --train, "
+                f".{suffixes[0]} and .{suffixes[1]}, in that order; exchange or rename them"
+            )
     training = recipe.TRAINING
     if args.updates is not None:
         training = training.replace("--max-update 100000", f"--max-update {args.updates}")

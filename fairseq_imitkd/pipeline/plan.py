@@ -234,12 +234,13 @@ class Plan:
             needs += folders
         words = [*plain(method.flags)]
         if method.criterion is not None:
-            words = ["--criterion", method.criterion, *self._taught, *recipe.distillation]
+            words = ["--criterion", method.criterion, *self._taught]
             needs += self._teachers_step
         if method.mono is not None:
             words += ["--mono-source-data", MONO_DATA, "--mono-source-share", str(method.mono)]
             needs.append("binarise-mono")
-        words += [*recipe.training, *recipe.student, *method.flags, "--seed", str(seed)]
+        taught = recipe.distillation if method.criterion is not None else ()
+        words += [*recipe.training, *recipe.student, *taught, *method.flags, "--seed", str(seed)]
         if method.start is not None:
             first = student_name(method.start, seed)
             words += ["--finetune-from-model", f"models/{first}/checkpoint_best.pt"]
@@ -391,10 +392,12 @@ def _with_key(step: Step, keys: Mapping[str, str], digests: Mapping[str, str]) -
     stands_for = {**digests, **programs}
 
     def named(word: str | None) -> str | None:
-        return stands_for.get(word, word) if word is not None else None
+        if word is None or word in stands_for:
+            return stands_for.get(word or "")
+        before, equals, value = word.partition("=")  # --flag=FILE, or a model NAME=FILE
+        return f"{before}{equals}{stands_for.get(value, value)}"
 
     commands = [[*map(named, command.words), named(command.given), command.out] for command in step.commands]
-    content = json.dumps(
-        [step.name, commands, step.results, [keys[name] for name in step.needs], step.depends]
-    )
+    depends = [*map(named, step.depends)]
+    content = json.dumps([step.name, commands, step.results, [keys[name] for name in step.needs], depends])
     return Step(**{**vars(step), "key": hashlib.sha256(content.encode()).hexdigest()[:16]})

@@ -22,6 +22,24 @@ RAW = "raw"  # folder of made-up text in the run's folder
 NONE, SEQKD = "none", "seqkd"  # the methods without a criterion of their own
 TEACHER, EXPORTED = "teacher", "exported"  # names in the evaluation that no student may have
 
+# Flags that the steps set themselves, with what to do instead.
+_LANGUAGES = dict.fromkeys(("--source-lang", "--target-lang", "-s", "-t"), "use languages")
+_TEACHER = dict.fromkeys(("--teacher-path", "--teacher-data"), "use teacher")
+SET_IN_TRAININGS = {
+    **_LANGUAGES,
+    **_TEACHER,
+    "--save-dir": "leave it out: models lie in the run's folder",
+    "--seed": "use seeds, or leave it out: a teacher's is 1",
+    "--user-dir": "use user_dir",
+}
+SET_IN_COMMANDS = {
+    **_LANGUAGES,
+    **_TEACHER,
+    **dict.fromkeys(("--num-shards", "--shard-id"), "use seqkd.shards"),
+    "--data": "leave it out: the data lies in the run's folder",
+    "--out": "leave it out: results lie in the run's folder",
+}
+
 # Flags of every training of a recipe that has no others.
 TRAINING = (
     "--optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1 --lr 7e-4 --lr-scheduler inverse_sqrt "
@@ -290,6 +308,7 @@ def parse(content: Any, folder: Path) -> Recipe:
     )
     if "dictionaries" in recipe and not made.teacher.flags:
         raise UsageError("dictionaries changes nothing with this teacher, which has its own; leave it out")
+    _check_flags(made)
     _check_subwords(made)
     _check_mono(made)
     return made
@@ -416,10 +435,13 @@ def _method(name: str, entry: Any, folder: Path) -> Method:
     own = section.text("name", criterion)
     if not re.fullmatch(r"\w[\w.]*", own):
         raise section.wrong("name", "must consist of letters, digits, '_' and '.'")
+    data = section.choice("data", ("text", SEQKD), SEQKD if criterion == SEQKD else "text")
+    if criterion == SEQKD and data != SEQKD:
+        raise section.wrong("data", f"must be {SEQKD} with criterion {SEQKD} (use {NONE} for references)")
     return Method(
         name=own,
         criterion=None if criterion in (NONE, SEQKD) else criterion,
-        data=section.choice("data", ("text", SEQKD), SEQKD if criterion == SEQKD else "text"),
+        data=data,
         start=section.text("start") if "start" in section else None,
         mono=section.share("mono") if "mono" in section else None,
         flags=section.flags("flags"),
@@ -467,6 +489,29 @@ def _named_method(section: Section, key: str, methods: Sequence[Method]) -> str 
             f"{section.name}.{key} {shown(value)} is not one of the methods: {closest(value, names)}"
         )
     return value
+
+
+def _check_flags(recipe: Recipe) -> None:
+    """Refuse flags that the steps set themselves, so that one of the two would change nothing."""
+    loss = {"--criterion": "name it in methods, or in the flags of none or of the teacher"}
+    _refuse("training", recipe.training, {**SET_IN_TRAININGS, **loss})
+    _refuse("student.flags", recipe.student, {**SET_IN_TRAININGS, **loss})
+    _refuse("distillation", recipe.distillation, {**SET_IN_TRAININGS, **loss})
+    _refuse("teacher.flags", recipe.teacher.flags, SET_IN_TRAININGS)
+    for number, method in enumerate(recipe.methods, 1):
+        own = {"--criterion": f"use methods[{number}].criterion"} if method.criterion is not None else {}
+        start = {"--finetune-from-model": "leave it out beside start"} if method.start is not None else {}
+        _refuse(f"methods[{number}].flags", method.flags, {**SET_IN_TRAININGS, **own, **start})
+    _refuse("seqkd", recipe.seqkd.flags, SET_IN_COMMANDS)
+    for key, step in (("evaluate", recipe.evaluation), ("export", recipe.export)):
+        _refuse(key, step.flags if step is not None else (), SET_IN_COMMANDS)
+
+
+def _refuse(key: str, flags: Sequence[str], remedies: Mapping[str, str]) -> None:
+    for word in flags:
+        name = word.partition("=")[0]
+        if name in remedies:
+            raise UsageError(f"{key} has {name}, which imitkd-distill sets itself; {remedies[name]}")
 
 
 def _check_subwords(recipe: Recipe) -> None:

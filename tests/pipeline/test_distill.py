@@ -164,6 +164,11 @@ def test_flags_stand_for_a_recipe() -> None:
     assert made["methods"] == ["gkd"]
     assert "--max-update 50 " in made["training"]
     assert "--warmup-updates 5 " in made["training"]
+    words[words.index("valid.de") : words.index("valid.en") + 1] = ["valid.en", "valid.de"]
+    with pytest.raises(
+        UsageError, match=r"--valid 'valid\.en valid\.de' must have the suffixes of --train, \.de"
+    ):
+        distill.recipe_of(distill.parser().parse_args(words))
 
 
 def test_commands_that_are_missing_are_named(

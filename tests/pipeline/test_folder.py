@@ -42,9 +42,7 @@ def test_the_recipe_that_a_run_has_kept_continues_it(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine" / "data-bin").mkdir(parents=True)
-    with pytest.raises(
-        UsageError, match="exists and is not a run of imitkd-distill; use a new or"
-    ):
+    with pytest.raises(UsageError, match="exists and is not a run of imitkd-distill; use a new or"):
         check(tmp_path / "mine", Given(""))
     check(tmp_path / "new", Given(""))
     check(tmp_path / "mine" / "data-bin", Given(""))

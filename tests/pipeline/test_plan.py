@@ -82,6 +82,25 @@ def test_text_counts_by_its_content() -> None:
     assert same == {"encode-valid", "encode-test"}
 
 
+def test_a_teacher_counts_by_its_content() -> None:
+    moved = [
+        Plan(parse(recipe(HERE, teacher={"checkpoint": f"/{place}/t.pt"}), HERE), {**DIGESTS, **own})
+        for place in ("a", "b")
+        for own in [
+            {f"/{place}/t.pt": "t", f"/{place}": "d", **{f"/{place}/dict.{s}.txt": s for s in ("src", "tgt")}}
+        ]
+    ]
+    assert keys(moved[0]) == keys(moved[1])
+
+
+def test_flags_of_distillation_come_before_a_methods_own() -> None:
+    changes = {"training": f"{TRAINING} --dropout 0.1", "distillation": "--dropout 0.2"}
+    methods = ["none", "gkd", {"criterion": "imitkd", "flags": "--dropout 0.3"}]
+    made = plan(methods=methods, **changes)
+    words = {name: made.step(f"train-{name}-seed1").commands[0].words for name in ("none", "gkd", "imitkd")}
+    assert [last_value(each, "--dropout") for each in words.values()] == ["0.1", "0.2", "0.3"]
+
+
 def test_a_teacher_from_hugging_face_is_imported_and_its_subwords_are_used() -> None:
     made = plan(teacher={"huggingface": "/opus"})
     assert made.steps[0].commands[0].words[:2] == ("imitkd-import", "/opus")
@@ -113,6 +132,9 @@ def test_shards_share_a_folder_that_the_first_step_makes() -> None:
     more = plan(methods=["seqkd"], seqkd={"flags": "--beam 2", "shards": 3})
     other = plan(methods=["seqkd"], seqkd={"flags": "--beam 3", "shards": 2})
     assert more.step("seqkd-begin").key == begin.key != other.step("seqkd-begin").key
+    checkpoint = {"teacher": {"checkpoint": "/t.pt"}, "methods": ["seqkd"], "seqkd": {"shards": 2}}
+    old, new = (plan({**DIGESTS, "/t.pt": digest}, **checkpoint) for digest in ("1", "2"))
+    assert old.step("seqkd-begin").key != new.step("seqkd-begin").key, "another teacher begins anew"
     assert more.step("train-seqkd-seed1").key != made.step("train-seqkd-seed1").key
 
 
