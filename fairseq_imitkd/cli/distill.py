@@ -8,20 +8,23 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.cli.later_flags import check_command, check_training
 from fairseq_imitkd.cli.steps_shown import Shown, duration
 from fairseq_imitkd.data.files import atomic_files
+from fairseq_imitkd.engines.registry import engine_for, unsupported_reason
 from fairseq_imitkd.errors import UsageError, one_line_errors
-from fairseq_imitkd.export.architecture import build, judge
+from fairseq_imitkd.export.architecture import build
 from fairseq_imitkd.pipeline import folder, inputs, packaged, recipe, seeds
 from fairseq_imitkd.pipeline.estimate import Estimate, estimate
 from fairseq_imitkd.pipeline.folder import Given
@@ -70,10 +73,11 @@ def main(arguments: list[str] | None = None) -> None:
     if args.dry_run:
         is_done = all(status.state == DONE for status in run.statuses().values())
         expected = Estimate({}) if is_done else estimate(run.plan, found)
-        print(listed(run, needed, expected, engine=_engine(args, wanted, tuple(flags))))
+        print(listed(run, needed, expected, cores=args.cores))
         return
+    engine = _engine(args, wanted, tuple(flags))
     folder.keep(out, given)
-    distil(run, _engine(args, wanted, tuple(flags)))
+    distil(run, engine)
 
 
 def parser() -> Parser:
@@ -182,7 +186,7 @@ def check(plan: Plan) -> int:
     """Check the flags of all commands, and whether the student can be exported.
 
     Returns:
-        the number of a student's parameters, over a small dictionary.
+        the number of the largest student's parameters, over a small dictionary.
 
     Raises:
         UsageError: a flag is wrong, or the export can't work.
@@ -194,15 +198,22 @@ def check(plan: Plan) -> int:
             elif step.name in CHECKED:
                 check_command(command.words, step.name)
     wanted = plan.recipe
-    own = ("--user-dir", str(wanted.user_dir)) if wanted.user_dir else ()
-    flags = (*own, *wanted.student)
-    if wanted.export is not None and wanted.teacher.huggingface is None:
-        verdict = judge(flags)
-        if verdict.engine is None:
+    students = {method.name: _build(plan.flags(method), method.name) for method in wanted.methods}
+    if wanted.exported is not None and wanted.teacher.huggingface is None:
+        student = students[wanted.exported.name]
+        if engine_for(student) is None:
             raise UsageError(
-                f"export can't work with this student: {verdict.reason}; change student, or set export: false"
+                f"export can't work with {wanted.exported.name}'s student: {unsupported_reason(student)}; "
+                "change its flags, or set export: false"
             )
-    return sum(parameter.numel() for parameter in build(flags).parameters())
+    return max(sum(each.numel() for each in student.parameters()) for student in students.values())
+
+
+def _build(flags: Sequence[str], name: str) -> BaseFairseqModel:
+    try:
+        return build(flags)
+    except UsageError as error:
+        raise UsageError(f"{name}: {str(error).replace('the flags after --check', 'the flags')}") from error
 
 
 def check_programs(plan: Plan) -> None:
@@ -235,14 +246,14 @@ def distil(run: Run, engine: Engine) -> None:
         print(f"Next: {shlex.join(['imitkd-serve', str(run.out / 'exported')])}", flush=True)
 
 
-def listed(run: Run, needed: int, expected: Estimate, *, engine: Engine) -> str:
+def listed(run: Run, needed: int, expected: Estimate, *, cores: int | None) -> str:
     """Return what ``--dry-run`` prints.
 
     Args:
         run: the run.
         needed: bytes on the disk.
         expected: how long the steps take.
-        engine: how they are run.
+        cores: threads that all steps together may take; None for all of this machine.
     """
     lines, statuses = [], run.statuses()
     for step in run.plan.steps:
@@ -260,12 +271,12 @@ def listed(run: Run, needed: int, expected: Estimate, *, engine: Engine) -> str:
     )
     if not left:
         return "\n".join(lines)
-    cores = engine.cores or len(os.sched_getaffinity(0))
+    cores = cores or len(os.sched_getaffinity(0))
     lines.append(
         f"about {duration(sum(expected.seconds.get(step.name, 0.0) for step in left))} of trainings and "
         f"translations, {duration(expected.side_by_side(left, cores))} side by side on {cores} cores. This "
-        "rests on passes of these models over random tokens, timed just now on this machine; other steps are "
-        f"left out{f', and {expected.left_out}' if expected.left_out else ''}"
+        f"rests on passes of these models over random tokens, timed just now on {expected.where}; other "
+        f"steps are left out{f', and {expected.left_out}' if expected.left_out else ''}"
     )
     return "\n".join(lines)
 
@@ -302,17 +313,23 @@ def _engine(args: argparse.Namespace, wanted: Recipe, flags: tuple[str, ...]) ->
     if cores is None and args.profile is None:
         cores = len(os.sched_getaffinity(0))
     gpus: tuple[str, ...] = ()
-    if wanted.device == "cuda" and args.profile is None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
-            map(str, range(torch.cuda.device_count()))
+    if args.profile is not None:
+        return Engine(cores, gpus, args.profile, flags)
+    taken = wanted.processes * wanted.threads
+    if cores is not None and taken > cores:
+        raise UsageError(
+            f"--cores must be at least {taken}, the threads of a training (processes x threads), but is "
+            f"{cores}; raise it, or lower them"
         )
-        gpus = tuple(visible.split(","))
+    if wanted.device == "cuda":
+        known = ",".join(map(str, range(torch.cuda.device_count())))
+        gpus = tuple((os.environ.get("CUDA_VISIBLE_DEVICES") or known).split(",")) if known else ()
         if wanted.processes > len(gpus):
             raise UsageError(
                 f"processes must be at most {len(gpus)}, the number of visible GPUs, but is "
-                f"{wanted.processes}; lower it, or use --profile"
+                f"{wanted.processes}; change it or device, or use --profile"
             )
-    return Engine(cores, gpus, args.profile, flags)
+    return Engine(cores, gpus, None, flags)
 
 
 def _read(args: argparse.Namespace) -> tuple[Recipe, Given]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import sentencepiece
 import torch
 from fairseq.data import Dictionary
 from fairseq.models import BaseFairseqModel
@@ -54,10 +55,12 @@ class Estimate:
     Args:
         seconds: of each step that is estimated, by its name.
         left_out: why others are not, empty if all trainings and translations are estimated.
+        where: where passes were timed.
     """
 
     seconds: Mapping[str, float]
     left_out: str = ""
+    where: str = "this machine"
 
     def side_by_side(self, steps: Sequence[Step], cores: int) -> float:
         """Return the seconds of some steps that run as soon as they can on a number of threads."""
@@ -90,13 +93,15 @@ def estimate(plan: Plan, found: Inputs) -> Estimate:
     length, seconds = average_length(recipe, found), dict[str, float]()
     own = ("--user-dir", str(recipe.user_dir)) if recipe.user_dir else ()
     size = symbols(recipe)
-    student = timed(build((*own, *recipe.student), size), length, recipe.device, beam=1)
+    has_device = recipe.device != "cuda" or torch.cuda.is_available()  # a cluster may have it
+    device = recipe.device if has_device else "cpu"
+    student = timed(build(plan.flags(recipe.methods[0]), size), length, device, beam=1)
     teacher, left_out = None, ""
     if recipe.teacher.huggingface is not None:
         left_out = "the teacher is not imported yet, so its steps are left out"
     else:
         beam = int(last_value(recipe.seqkd.flags, "--beam") or BEAM)
-        teacher = timed(teacher_of(recipe, own, size), length, recipe.device, beam=beam)
+        teacher = timed(teacher_of(recipe, own, size), length, device, beam=beam)
     sentences = {SEQKD: lines(recipe, found, "train"), SEQKD_MONO: lines(recipe, found, "mono")}
     for step in plan.steps:
         words = step.commands[0].words
@@ -112,7 +117,9 @@ def estimate(plan: Plan, found: Inputs) -> Estimate:
             folder, _, shard = step.name.partition("-shard")
             if shard or recipe.seqkd.shards == 1:
                 seconds[step.name] = sentences[folder] * length * teacher.translation / recipe.seqkd.shards
-    return Estimate(seconds, left_out)
+    return Estimate(
+        seconds, left_out, "this machine" if has_device else "the CPU of this machine, which has no GPU"
+    )
 
 
 def average_length(recipe: Recipe, found: Inputs) -> float:
@@ -136,7 +143,12 @@ def symbols(recipe: Recipe) -> int:
     if recipe.teacher.dictionaries is not None:
         path = recipe.teacher.dictionaries / f"dict.{recipe.target}.txt"
         return len(Dictionary.load(str(path)))
-    return recipe.subwords.vocabulary if recipe.subwords is not None else SYMBOLS
+    if recipe.subwords is None:
+        return SYMBOLS
+    if recipe.subwords.model is None:
+        return recipe.subwords.vocabulary
+    model = sentencepiece.SentencePieceProcessor(model_file=str(recipe.subwords.model))
+    return int(model.get_piece_size())
 
 
 def tokens_of_update(words: Sequence[str], length: float) -> float:

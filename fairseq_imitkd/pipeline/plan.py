@@ -113,6 +113,10 @@ class Plan:
             for seed in self.recipe.seeds:
                 yield student_name(method.name, seed), method, seed
 
+    def flags(self, method: Method) -> tuple[str, ...]:
+        """Return the flags of the training of a method's student of the first seed."""
+        return self.step(f"train-{student_name(method.name, self.recipe.seeds[0])}").commands[0].words[2:]
+
     def _all(self) -> Iterator[Step]:
         recipe = self.recipe
         if recipe.text.made_up is not None:

@@ -63,8 +63,16 @@ class Engine:
         """Return the command that runs the plan in a folder."""
         words = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(out)]
         words += ["--config", f"plan={PLAN}", f"python={sys.executable}", f"step={step_program.__file__}"]
-        # The names of finished steps hold their keys, so neither times nor Snakemake's own notes decide.
-        words += ["--rerun-triggers", "params", "--rerun-incomplete", "--nolock", "--scheduler", "greedy"]
+        # The names of finished steps hold their keys, so nothing else decides: neither times, nor parameters
+        # such as the path of Python. Snakemake wants a trigger; of software-env the steps have none.
+        words += [
+            "--rerun-triggers",
+            "software-env",
+            "--rerun-incomplete",
+            "--nolock",
+            "--scheduler",
+            "greedy",
+        ]
         if self.cores is not None:
             words += ["--cores", str(self.cores)]
         if self.profile is not None:

@@ -17,6 +17,7 @@ import yaml
 
 from fairseq_imitkd.cli import distill
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.pipeline import estimate
 from tests.helpers import warm_commands
 from tests.helpers.digit_corpus import ENVIRONMENT, REPO
 from tests.helpers.killable import tree
@@ -91,7 +92,11 @@ def test_the_default_flags_can_be_trained_and_exported(
         ({"training": f"{TRAINING} --lrs 3"}, "none-seed1: --lrs is not a flag"),
         ({"training": f"{TRAINING} --warmup-updates -1"}, "none-seed1: --warmup-updates must be"),
         ({"methods": ["imitkd_ful"]}, "imitkd_ful-seed1: --criterion 'imitkd_ful' does not exist: did you"),
-        ({"student": {"arch": "lstm"}}, "export can't work with this student: "),
+        ({"student": {"arch": "lstm"}}, "export can't work with imitkd_full's student: "),
+        (
+            {"methods": [{"criterion": "gkd", "flags": "--share-all-embeddings --decoder-embed-dim 16"}]},
+            "gkd: the flags do not describe a student: --share-all-embeddings requires",
+        ),
         ({"user_dir": "nowhere"}, "user_dir '"),
         ({"evaluate": "--quik"}, "evaluate: --quik is not a flag of this command: did you mean --quick?"),
         ({"export": {"flags": "--beam x"}}, "export: --beam must be a whole number, but is 'x'"),
@@ -152,6 +157,28 @@ def test_a_packaged_recipe_is_found_beside_its_run(
     (tmp_path / "quickstart" / ".steps").mkdir(parents=True)
     distill.main(["quickstart", "--graph"])
     assert "train-scratch-seed1" in capsys.readouterr().out
+
+
+def test_a_cluster_has_gpus_that_this_machine_lacks(
+    wanted: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A dry run times the CPU then; a run here is refused, and so is one with too few threads."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(estimate, "SECONDS", 0.0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr(distill.Run, "run", lambda *_: pytest.fail("it runs"))
+    file = write(tmp_path, wanted(device="cuda", threads=2, methods=["none"]))
+    out = str(tmp_path / "run")
+    distill.main([file, "--out", out, "--dry-run"])
+    assert "timed just now on the CPU of this machine, which has no GPU" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="processes must be at most 0, the number of visible GPUs, but is 1"):
+        distill.main([file, "--out", out, "--cores", "2"])
+    with pytest.raises(UsageError, match=r"--cores must be at least 2, the threads of a training \(proc"):
+        distill.main([file, "--out", out, "--cores", "1"])
+    assert not Path(out).exists()
 
 
 def test_flags_stand_for_a_recipe() -> None:
