@@ -20,6 +20,11 @@ LOOKED_AT = 1000  # lines of the validation text that are compared with the teac
 # Bytes on the disk for each byte of text: its subwords and its binary form, and both again for the teacher's
 # translations.
 DISK, SEQKD_DISK = 3, 3
+# Flags that name files which their command reads.
+FILES = (
+    "--bpe-codes", "--comet-model", "--decoder-embed-path", "--encoder-embed-path", "--finetune-from-model",
+    "--restore-file", "--reverse-teacher", "--scores", "--sentencepiece-model", "--translations",
+)  # fmt: skip
 PAIR = 160  # bytes of a pair of made-up sentences
 
 
@@ -79,6 +84,7 @@ def look(recipe: Recipe) -> Inputs:
     if recipe.subwords is not None and recipe.subwords.model is not None:
         digests[str(recipe.subwords.model)] = _file(recipe.subwords.model, "sentencepiece")
     digests.update(_look_at_teacher(recipe))
+    digests.update(_look_at_flags(recipe))
     if recipe.user_dir is not None:
         digests[str(recipe.user_dir)] = _folder(recipe.user_dir, "user_dir", "*.py")
     _check_subwords(recipe)
@@ -162,10 +168,14 @@ def _file(path: Path, name: str) -> str:
 
 
 def _folder(path: Path, name: str, pattern: str = "*") -> str:
-    """Return a hash of the files in a folder."""
+    """Return a hash of the files in a folder, without those of hidden folders, such as .git."""
     if kind_of(path, name) != "folder":
         raise UsageError(f"{name} '{path}' is not a folder; check the path")
-    files = sorted(file for file in path.rglob(pattern) if file.is_file())
+    files = sorted(
+        file
+        for file in path.rglob(pattern)
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts[:-1])
+    )
     content = "".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -201,6 +211,25 @@ def _look_at_teacher(recipe: Recipe) -> Iterator[tuple[str, str]]:
         digests.append(sha256(path))
         yield str(path), digests[-1]
     yield str(teacher.dictionaries), " ".join(digests)
+
+
+def _look_at_flags(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield a hash of each file that flags name by an absolute path; other paths start from the run's folder,
+    whose files may not exist yet.
+    """
+    for key, flags in recipe.flags():
+        flag = ""
+        for word in flags:
+            name, equals, value = word.partition("=")
+            if word.startswith("--"):
+                flag = name
+                if not equals:
+                    continue
+            elif not value.startswith("/"):  # MODEL=FILE has its file after the sign
+                value = word
+            files = [Path(file) for file in value.split(":")]
+            if flag in FILES and all(file.is_absolute() for file in files):
+                yield value, " ".join(_file(file, f"{key}: {flag}") for file in files)
 
 
 def _check_subwords(recipe: Recipe) -> None:

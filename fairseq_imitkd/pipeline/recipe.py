@@ -1,7 +1,7 @@
 """The recipe: what a person wants, read from a YAML file. docs/distil.md describes its keys."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -230,6 +230,18 @@ class Recipe:
     def method(self, name: str) -> Method:
         """Return the method of a name."""
         return next(method for method in self.methods if method.name == name)
+
+    def flags(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yield the flags of all commands, each with the key that gives them."""
+        yield "training", self.training
+        yield "distillation", self.distillation
+        yield "student.flags", self.student
+        yield "teacher.flags", self.teacher.flags
+        for number, method in enumerate(self.methods, 1):
+            yield f"methods[{number}].flags", method.flags
+        yield "seqkd", self.seqkd.flags
+        yield "evaluate", self.evaluation.flags if self.evaluation is not None else ()
+        yield "export", self.export.flags if self.export is not None else ()
 
     @property
     def uses_seqkd(self) -> bool:
@@ -493,18 +505,17 @@ def _named_method(section: Section, key: str, methods: Sequence[Method]) -> str 
 
 def _check_flags(recipe: Recipe) -> None:
     """Refuse flags that the steps set themselves, so that one of the two would change nothing."""
-    loss = {"--criterion": "name it in methods, or in the flags of none or of the teacher"}
-    _refuse("training", recipe.training, {**SET_IN_TRAININGS, **loss})
-    _refuse("student.flags", recipe.student, {**SET_IN_TRAININGS, **loss})
-    _refuse("distillation", recipe.distillation, {**SET_IN_TRAININGS, **loss})
-    _refuse("teacher.flags", recipe.teacher.flags, SET_IN_TRAININGS)
+    for key, flags in recipe.flags():
+        _refuse(key, flags, SET_IN_COMMANDS if key in ("seqkd", "evaluate", "export") else SET_IN_TRAININGS)
+        if key in ("training", "distillation", "student.flags"):
+            loss = "name it in methods, or in the flags of none or of the teacher"
+            _refuse(key, flags, {"--criterion": loss})
     for number, method in enumerate(recipe.methods, 1):
-        own = {"--criterion": f"use methods[{number}].criterion"} if method.criterion is not None else {}
-        start = {"--finetune-from-model": "leave it out beside start"} if method.start is not None else {}
-        _refuse(f"methods[{number}].flags", method.flags, {**SET_IN_TRAININGS, **own, **start})
-    _refuse("seqkd", recipe.seqkd.flags, SET_IN_COMMANDS)
-    for key, step in (("evaluate", recipe.evaluation), ("export", recipe.export)):
-        _refuse(key, step.flags if step is not None else (), SET_IN_COMMANDS)
+        key = f"methods[{number}].flags"
+        if method.criterion is not None:
+            _refuse(key, method.flags, {"--criterion": f"use methods[{number}].criterion"})
+        if method.start is not None:
+            _refuse(key, method.flags, {"--finetune-from-model": "leave it out beside start"})
 
 
 def _refuse(key: str, flags: Sequence[str], remedies: Mapping[str, str]) -> None:

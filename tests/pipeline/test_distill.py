@@ -167,13 +167,15 @@ def test_a_cluster_has_gpus_that_this_machine_lacks(
 ) -> None:
     """A dry run times the CPU then; a run here is refused, and so is one with too few threads."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(estimate, "SECONDS", 0.0)
+    timed_on = []
+    monkeypatch.setattr(estimate, "timed", lambda *a, beam: timed_on.append(a[2]) or estimate.Pass(1, 1, 1))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr(distill.Run, "run", lambda *_: pytest.fail("it runs"))
     file = write(tmp_path, wanted(device="cuda", threads=2, methods=["none"]))
     out = str(tmp_path / "run")
     distill.main([file, "--out", out, "--dry-run"])
     assert "timed just now on the CPU of this machine, which has no GPU" in capsys.readouterr().out
+    assert timed_on == ["cpu", "cpu"]
     with pytest.raises(UsageError, match="processes must be at most 0, the number of visible GPUs, but is 1"):
         distill.main([file, "--out", out, "--cores", "2"])
     with pytest.raises(UsageError, match=r"--cores must be at least 2, the threads of a training \(proc"):

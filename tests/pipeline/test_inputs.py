@@ -62,6 +62,33 @@ def test_further_files_of_text_are_looked_at(text: Path) -> None:
         look(text, text={**pairs, "origin": "at example.org"})
 
 
+def test_files_in_flags_are_looked_at(text: Path) -> None:
+    """In each form; a path that starts from the run's folder may not exist yet."""
+    for name in ("codes", "one.pt", "two.pt"):
+        (text / name).write_text(name)
+    one, two = f"{text}/one.pt", f"{text}/two.pt"
+    found = look(
+        text,
+        evaluate="--bpe-codes {folder}/codes --sentencepiece-model subwords.model",
+        seqkd=f"--reverse-teacher {one}:{two} --scores {one} {two} --beam 2",
+        export={"flags": f"--scores=a={two}"},
+        methods=[{"criterion": "none", "flags": f"--finetune-from-model={one}"}],
+    )
+    assert {f"{text}/codes", one, two, f"{one}:{two}"} <= set(found.digests)
+    assert found.digests[f"{one}:{two}"] == f"{found.digests[one]} {found.digests[two]}"
+    with pytest.raises(UsageError, match=r"evaluate: --bpe-codes '/nowhere' is not a file; check the path"):
+        look(text, evaluate="--bpe-codes /nowhere")
+
+
+def test_hidden_folders_do_not_count(text: Path) -> None:
+    (text / ".git").mkdir()
+    before = inputs._folder(text, "teacher")
+    (text / ".git" / "index").write_text("1")
+    assert inputs._folder(text, "teacher") == before
+    (text / "config.json").write_text("1")
+    assert inputs._folder(text, "teacher") != before
+
+
 def test_made_up_text_has_no_files_yet(text: Path) -> None:
     made_up = {"made_up": {"train": 1000, "valid": 10, "test": 10}}
     found = look(Path("/nowhere"), text=made_up, methods=["none"])
