@@ -7,6 +7,7 @@ import pytest
 
 from fairseq_imitkd.pipeline.plan import Plan, last_value
 from fairseq_imitkd.pipeline.recipe import parse
+from fairseq_imitkd.pipeline.runner import Engine
 from tests.pipeline.recipes import TRAINING, recipe
 
 HERE = Path("/text")
@@ -191,3 +192,9 @@ def test_a_loss_without_a_teacher_can_be_another_one() -> None:
 def test_the_last_value_of_a_flag_counts() -> None:
     assert last_value(["--a", "1", "--a=2", "--b"], "--a") == "2"
     assert last_value(["--b"], "--b") == ""
+
+
+def test_another_path_of_python_runs_nothing_again() -> None:
+    """Snakemake has it as a parameter, so parameters must not decide."""
+    words = Engine().words(Path("run"))
+    assert words[words.index("--rerun-triggers") + 1] == "software-env"
