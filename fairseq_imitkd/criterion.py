@@ -508,13 +508,12 @@ def no_teacher(criterion: str, task: str) -> str:
     It names the tasks that have one, those of ``--user-dir`` too.
     """
     suffix = "_with_teacher"
-    *others, last = sorted(
-        name for name, kind in TASK_REGISTRY.items() if getattr(kind, "has_teacher", False)
-    )
-    names = ", ".join(name.removesuffix(suffix) + "_" * name.endswith(suffix) for name in others)
+    names = sorted(name for name, kind in TASK_REGISTRY.items() if getattr(kind, "has_teacher", False))
+    kinds = ",".join(name.removesuffix(suffix) for name in names if name.endswith(suffix))
+    use = ", ".join([f"{{{kinds}}}{suffix}", *(name for name in names if not name.endswith(suffix))])
     return (
-        f"--criterion {criterion} has no teacher in --task {task}: use {names} or {last}, or your own "
-        "WithTeacher (CONTRIBUTING.md)"
+        f"--criterion {criterion} has no teacher in --task {task}: use one of {use}, or "
+        "WithTeacher (see CONTRIBUTING.md)"
     )
 
 

@@ -5,7 +5,7 @@ source "$(dirname "$0")/../common.sh"
 POOL=$((LABELLED + UNLABELLED + VALID + TEST))
 
 text() {
-  python "$REPO/examples/quickstart/language.py" "$RUN/text" --seed 1 --train "$SENTENCES" --valid 200 --test "$POOL"
+  python "$REPO/fairseq_imitkd/pipeline/made_up.py" "$RUN/text" --seed 1 --train "$SENTENCES" --valid 200 --test "$POOL"
   # Each checkpoint translates a part of the sentences.
   local parts=${#CHECKPOINTS[@]} part
   for ((part = 0; part < parts; part++)); do

@@ -10,7 +10,7 @@ if [ -n "${SMOKE:-}" ]; then SIZES=(--train 300 --valid 16 --test 200) TEACHER_U
 TEACHER=$RUN/teacher/checkpoint_last.pt
 
 data() {
-  python "$REPO/examples/quickstart/language.py" "$RUN/text" --seed "$SEED" "${SIZES[@]}"
+  python "$REPO/fairseq_imitkd/pipeline/made_up.py" "$RUN/text" --seed "$SEED" "${SIZES[@]}"
   rm -rf "$RUN/data-bin" # fairseq-preprocess refuses a folder that a killed call left incomplete
   binarise text data-bin --validpref "$RUN/text/valid" --testpref "$RUN/text/test"
 }

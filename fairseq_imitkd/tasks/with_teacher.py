@@ -113,7 +113,9 @@ class WithTeacher(_Task):
             return build_model(state, cfg, self)
 
         source = TeacherSource.from_flags(self.cfg)
-        return Teacher(load_members(source, build), dtype=source.dtype, weights=source.weights)
+        return Teacher(
+            load_members(source, build), dtype=source.dtype, weights=source.weights, device=source.device
+        )
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
         """Build the student."""

@@ -1,10 +1,14 @@
 """Weights of a frozen model in eight bits, for a teacher that does not fit on the device otherwise."""
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 _LARGEST = 127
+# What computes logits, by fairseq's names.
+_OUTPUT = re.compile(r"(^|\.)(output_projection$|fc_out$|adaptive_softmax\.|classification_heads\.)")
 
 
 class RowwiseInt8(nn.Module):
@@ -59,8 +63,7 @@ def quantise(model: nn.Module, dtype: torch.dtype) -> None:
     """
     shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, module in list(model.named_modules()):
-        is_output = name.endswith("output_projection") or "classification_heads." in name
-        if isinstance(module, nn.Linear) and not is_output and id(module.weight) not in shared:
+        if isinstance(module, nn.Linear) and not _OUTPUT.search(name) and id(module.weight) not in shared:
             # unsafe: it skips the check that the matrix is unchanged, which rounding fails.
             parametrize.register_parametrization(module, "weight", RowwiseInt8(dtype), unsafe=True)
 

@@ -8,9 +8,10 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from fairseq import utils
 from fairseq.data import Dictionary
@@ -109,8 +110,6 @@ def check_likelihood(
         UsageError: a member does not know the data.
     """
     found = likelihoods(teacher, dataset, pad=pad, symbols=symbols, writes=writes, selects=selects)
-    if isinstance(dataset, PromptDataset):  # a long continuation may say little about its prompt
-        found = [replace(each, other=math.nan) for each in found]
     if teacher.outside is not None:
         move = utils.move_to_cuda if teacher.log_weights.is_cuda else lambda batch: batch
         batches = map(move, _first_batches(dataset, teacher.max_positions))
@@ -139,12 +138,16 @@ def likelihoods(
     Raises:
         UsageError: the data hold the language tags that the teacher adds.
     """
+    # A long continuation may say little about its prompt, and with another prompt it may be too long.
+    moves = not isinstance(dataset, PromptDataset)
     parts: list[_Losses] = []
     targets: list[Tensor] = []
     for batch in _first_batches(dataset, teacher.max_positions):
         _refuse_tagged(teacher, batch, dataset)
         targets += [row[row.ne(pad)] for row in batch["target"]]
-        parts.append(_losses(teacher, batch, pad=pad, symbols=symbols, writes=writes, selects=selects))
+        parts.append(
+            _losses(teacher, batch, pad=pad, symbols=symbols, writes=writes, selects=selects, moves=moves)
+        )
     if not parts:
         return []
     frequencies = _frequency_loss(targets, _targets(dataset, COUNTED), symbols)
@@ -176,9 +179,16 @@ class _Losses:
 
 
 def _losses(
-    teacher: Teacher, batch: Batch, *, pad: int, symbols: int, writes: bool, selects: bool
+    teacher: Teacher,
+    batch: Batch,
+    *,
+    pad: int,
+    symbols: int,
+    writes: bool,
+    selects: bool,
+    moves: bool,
 ) -> _Losses:
-    """Score the references of a batch, and again with the source of the sentence half a batch away."""
+    """Score the references of a batch, and with ``moves`` also with the source half a batch away."""
     sample = utils.move_to_cuda(batch) if teacher.log_weights.is_cuda else batch
     encoded = teacher.encode(sample, cacheable=False)
     half, sources = len(batch["target"]) // 2, batch["net_input"]["src_tokens"]
@@ -195,6 +205,8 @@ def _losses(
         return losses.amin(dim=-1, keepdim=True) if selects else losses, tokens
 
     own, tokens = loss(sample)
+    if not moves:
+        return _Losses(own, tokens, own[:0], tokens[:0])
     other, moved_tokens = loss(moved)
     differs = sources.ne(sources.roll(half, dims=0)).any(dim=-1)  # several references may share a source
     return _Losses(own, tokens, (other - own.roll(half, dims=0))[differs], moved_tokens[differs])
@@ -204,7 +216,10 @@ def _first_batches(dataset: Any, limits: tuple[int, int]) -> Iterator[Batch]:
     """Yield the first sentences of a data set that a teacher can read, in one batch or two."""
     rows: list[Any] = []
     longest, sentences, batches = 0, 0, 0
-    for number in range(len(dataset)):
+    numbers: Any = range(len(dataset))
+    if isinstance(dataset, PromptDataset):  # its sides share the positions
+        numbers, _ = dataset.filter_indices_by_size(np.arange(len(dataset)), limits)
+    for number in map(int, numbers):
         row = dataset[number]
         source = row["source"] if "source" in row else row["net_input.src_tokens"]
         if row.get("target") is None:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from fairseq import utils
 
 from fairseq_imitkd.errors import UsageError
@@ -20,7 +21,7 @@ WORSE = 1.5  # a teacher's squared error, as a multiple of the labels' variance,
 def check_scores(
     teacher: ClassifyingTeacher, dataset: Any, *, paths: Sequence[str], allow_poor: bool = False
 ) -> None:
-    """Log each member's squared error on labels, and refuse a member that a constant would beat.
+    """Log each member's squared error on labels, and refuse a member that is clearly worse than a constant.
 
     Its scores may have another unit, such as per cent, or its dictionary may be another training's.
 
@@ -35,6 +36,7 @@ def check_scores(
     """
     rows = _labelled(dataset, teacher.max_positions[0])
     if len(rows) < LEAST:
+        logger.info("teacher: not compared with the labels, of which there are only %d", len(rows))
         return
     batch = dataset.collater(rows)
     sample = utils.move_to_cuda(batch) if teacher.log_weights.is_cuda else batch
@@ -55,10 +57,12 @@ def check_scores(
 
 
 def _labelled(dataset: Any, longest: int) -> list[Any]:
-    """Return sentences with a label, spread over the data set, which may be sorted by length."""
+    """Return sentences with a label, drawn from the whole data set, in which few may have one."""
     found: list[Any] = []
-    for number in range(0, len(dataset), max(1, len(dataset) // (4 * LABELS))):
+    for number in np.random.RandomState(0).permutation(len(dataset)).tolist():
         row = dataset[number]
         if not math.isnan(row["target"][0]) and row["net_input.src_tokens"].numel() <= longest:
             found.append(row)
-    return found[:: max(1, len(found) // LABELS)][:LABELS]
+        if len(found) == LABELS:
+            break
+    return found

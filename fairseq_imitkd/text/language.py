@@ -33,6 +33,8 @@ def is_other_language(code: str, flag: str) -> Callable[[str], bool]:
         )
 
     def is_other(text: str) -> bool:
+        if not any(map(str.isalpha, text)):  # numbers and marks are of every language
+            return False
         return dict(identifier.rank(text))[code] < UNLIKELY
 
     return is_other

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any, Optional
 import torch
 from fairseq.data import data_utils
 from fairseq.dataclass import FairseqDataclass
-from fairseq.models import BaseFairseqModel
+from fairseq.models import (
+    ARCH_MODEL_REGISTRY,
+    MODEL_REGISTRY,
+    BaseFairseqModel,
+    FairseqLanguageModel,
+)
 from fairseq.tasks import FairseqTask
 
 from fairseq_imitkd.data.batch_type import Batch
@@ -98,14 +103,25 @@ class WithPrompts(_Task):
         self._symbol: int | None = None
         if cfg.prompt_symbol is not None:
             self._symbol = dictionary.index(cfg.prompt_symbol)
-            if self._symbol == dictionary.unk():
+            if self._symbol < dictionary.nspecial:
                 raise UsageError(
-                    f"--prompt-symbol {cfg.prompt_symbol} is not in the dictionary of DATA: name a "
-                    "symbol of its dict.txt"
+                    f"--prompt-symbol {cfg.prompt_symbol} is not a symbol of a sentence: name one of the "
+                    "dict.txt of DATA"
                 )
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
-        """Build a language model that continues prompts."""
+        """Build a language model that continues prompts.
+
+        Raises:
+            UsageError: the architecture is not that of a language model.
+        """
+        name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
+        kind = MODEL_REGISTRY.get(name) or ARCH_MODEL_REGISTRY.get(name)
+        if kind is not None and not issubclass(kind, FairseqLanguageModel):
+            raise UsageError(
+                f"--arch builds a {kind.__name__}, which is not a language model: use one, such as "
+                "transformer_lm"
+            )
         return prompted(super().build_model(cfg, from_checkpoint))
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:

@@ -438,6 +438,7 @@ def test_a_smoke_run_of_text(recipe: str, key: str, title: str, tmp_path: Path) 
     assert "assistant/checkpoint_best.pt" in (tmp_path / "then" / "commands").read_text()
 
 
+@pytest.mark.slow
 def test_a_smoke_run_records_its_rows(tmp_path: Path) -> None:
     """Real trainings of tiny models, from raw text to a row; a smoke run is not published."""
     environment = scripts.environment(tmp_path, SMOKE="1")

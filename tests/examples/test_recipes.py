@@ -109,6 +109,13 @@ def test_all_recipes_have_the_same_stages() -> None:
             assert os.access(EXAMPLES / recipe / script, os.X_OK), f"{recipe}/{script}"
 
 
+def test_scripts_name_files_that_exist() -> None:
+    """``$REPO/…`` in a script, of a recipe that only a slow test runs too."""
+    for script in sorted(EXAMPLES.rglob("*.sh")):
+        for path in re.findall(r"\$REPO/([\w./-]+\.\w+)", script.read_text(encoding="utf-8")):
+            assert (EXAMPLES.parent / path).exists(), f"{script}: {path}"
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_row_is_a_command_that_is_accepted(recipe: str, dry_runs: Callable[[str], DryRun]) -> None:
     for name, command in dry_runs(recipe).commands.items():

@@ -118,7 +118,8 @@ def test_typed_prompts_are_continued(model: Model, student: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--prompt-symbol", "z"), "--prompt-symbol z is not in the dictionary of DATA"),
+        (("--prompt-symbol", "z"), "--prompt-symbol z is not a symbol of a sentence: name one of"),
+        (("--prompt-symbol", "</s>"), "--prompt-symbol </s> is not a symbol of a sentence: name one of"),
         ((), "--prompt-symbol or --prompt-length must be given, and not both"),
         (("--prompt-length", 1, "--train-subset", "nosuch"), "--train-subset 'nosuch' is not in DATA"),
         (

@@ -27,7 +27,7 @@ def made(digits, teacher, tmp_path_factory) -> Path:
         f"{SENTENCES} sentences, {SENTENCES} translations, 0 references, {SENTENCES} pairs written"
         in done.stdout
     )
-    assert "translate: 100%" in done.stderr
+    assert "translate: " not in done.stderr  # short work shows no progress in a pipe
     return out
 
 

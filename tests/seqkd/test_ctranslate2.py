@@ -80,17 +80,20 @@ def test_whole_run(root: Path, tmp_path: Path, caplog: Any) -> None:
     )
 
 
-def test_runs_that_stop(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("step", "fewest"), [(13, 2), pytest.param(4, 5, marks=pytest.mark.slow)], ids=["some", "many"]
+)
+def test_runs_that_stop(step: int, fewest: int, root: Path, tmp_path: Path) -> None:
     """Killed while converting, comparing or translating, the next run ends the same."""
     make(job(root, tmp_path / "whole", backend="ctranslate2"))
     flags, killed = (*FLAGS, "--workers", 1), 0
-    for stop_at in range(1, 40, 4):
+    for stop_at in range(1, 40, step):
         (folder := tmp_path / f"stop-{stop_at}").mkdir()
         if start_command(root, folder, flags=flags, stop_at=stop_at).end() != 0:
             killed += 1
             assert start_command(root, folder, flags=flags).end() == 0
         assert tree(folder / "out") == tree(tmp_path / "whole"), f"killed before change {stop_at}"
-    assert killed >= 5
+    assert killed >= fewest
 
 
 def test_conversion_that_was_stopped_leaves_nothing(root: Path, tmp_path: Path, monkeypatch: Any) -> None:

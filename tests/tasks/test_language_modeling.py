@@ -11,11 +11,21 @@ from torch import Tensor
 from fairseq_imitkd.data.prompts import prompt_lengths
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.tasks.language_modeling import LanguageModelingWithTeacherConfig
+from fairseq_imitkd.teacher.likelihood import LEAST, likelihoods
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training.prompts import check_prompts
 from tests.distributed.two_ranks import Optimizer
 from tests.helpers.fairseq_models import build_student, give_teacher, letters, tiny_criterion
-from tests.helpers.language_models import Sentences, alone, batch, build, dataset, sentences, tiny_task
+from tests.helpers.language_models import (
+    POSITIONS,
+    Sentences,
+    alone,
+    batch,
+    build,
+    dataset,
+    sentences,
+    tiny_task,
+)
 
 EOS, PAD = letters().eos(), letters().pad()
 LIMIT = 5  # tokens of a rollout
@@ -120,3 +130,27 @@ def test_a_student_with_an_encoder_is_refused(tmp_path: Path) -> None:
     criterion = tiny_criterion("gkd", task)
     with pytest.raises(UsageError, match="TransformerModel, which is not a language model"):
         task.check_training(criterion.method)
+
+
+def test_likelihood_of_sentences_that_fill_the_positions() -> None:
+    """Longer ones are left out, as in training, and no continuation is scored after another prompt."""
+    teacher, many = Teacher([build(2, decoder_learned_pos=True)]), LEAST
+    rows = [torch.cat([torch.arange(4, 4 + POSITIONS - 1) % 10 + 4, torch.tensor([EOS])])] * many
+    rows.append(torch.cat([rows[0][:-1], rows[0]]))
+    cuts = [(2, POSITIONS - 4)[number % 2] for number in range(len(rows))]
+    made = dataset(rows, cuts)
+    [found] = likelihoods(teacher, made, pad=PAD, symbols=len(letters()))
+    nll, tokens = 0.0, 0
+    for number in range(many):
+        sentence, cut = rows[number], cuts[number]
+        logits = teacher.models[0].decoder(sentence.roll(1).unsqueeze(0))[0][0]
+        lprobs = logits.log_softmax(-1).gather(-1, sentence.unsqueeze(-1)).squeeze(-1)[cut:]
+        nll, tokens = nll - float(lprobs.sum()), tokens + len(lprobs)
+    assert found.sentences == many
+    assert found.own == pytest.approx(nll / tokens, rel=1e-5)
+    assert math.isnan(found.other)
+
+
+def test_a_model_that_is_not_a_language_model_is_refused() -> None:
+    with pytest.raises(UsageError, match="--arch builds a TransformerModel, which is not a language model"):
+        build(arch="transformer")
