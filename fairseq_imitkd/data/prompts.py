@@ -92,7 +92,7 @@ class PromptDataset(LanguagePairDataset):
 
         Args:
             indices: numbers of sentences.
-            max_sizes: the longest sequence, or that of each side, of which the shorter counts.
+            max_sizes: the longest sequence. If it is given for each side, the shorter one counts.
         """
         longest = min(max_sizes) if isinstance(max_sizes, Sequence) else max_sizes
         needed = np.maximum(self.num_tokens_vec(indices), self.src_sizes[indices] + 1)

@@ -1,4 +1,4 @@
-"""What the loss of scores needs: labels that are numbers, some of which may be missing."""
+"""What the loss of scores needs: labels that are numbers. Some may be missing."""
 
 import torch
 from torch import Tensor

@@ -36,7 +36,7 @@ def check_scores(
     """
     rows = _labelled(dataset, teacher.max_positions[0])
     if len(rows) < LEAST:
-        logger.info("teacher: not compared with the labels, of which there are only %d", len(rows))
+        logger.info("teacher: not compared with the labels, because there are only %d", len(rows))
         return
     batch = dataset.collater(rows)
     sample = utils.move_to_cuda(batch) if teacher.log_weights.is_cuda else batch

@@ -86,20 +86,14 @@ class Teacher:
         if self._students_device != device:
             if self._dtype is None:
                 self._dtype = DTYPES.get(self.dtype, student_dtype)
-                self._quantise(self._dtype)  # before it moves, since it may not fit otherwise
+                if self.dtype == "int8":  # before it moves, since it may not fit otherwise
+                    for model in self.models:
+                        int8.quantise(model, self._dtype)
             self._placed_on, self._students_device = self._device or device, device
             self.models = [model.to(device=self._placed_on, dtype=self._dtype) for model in self.models]
+            logger.info("teacher on %s: %.1f MB", self._placed_on, sum(map(int8.megabytes, self.models)))
             self.log_weights = self.log_weights.to(device)
             self._outputs = {}
-
-    def _quantise(self, dtype: torch.dtype) -> None:
-        """Keep the weights in eight bits if that was asked for."""
-        if self.dtype != "int8":
-            return
-        for model in self.models:
-            int8.quantise(model, dtype)
-            size = int8.megabytes(model.to(dtype=dtype))
-            logger.info("teacher with linear layers in eight bits: %.1f MB", size)
 
     @property
     def max_positions(self) -> tuple[int, int]:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from fairseq_imitkd.errors import UsageError
 
-# A text is of another language if its own is less probable than this. Of 3,000 real sentences of 6 words on
-# average, 0.1% of German and 0.2% of English ones are; of those in the other of the two languages, 99.7%.
+# A text is of another language if its own is less probable than this. It leaves out nearly all German
+# sentences of Tatoeba where English is asked for, and the reverse, and next to none of the right ones.
 UNLIKELY = 0.05
 
 

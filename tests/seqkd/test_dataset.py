@@ -19,6 +19,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.seqkd.dataset import Written, summary, write
 from fairseq_imitkd.seqkd.filters import Counts, Filters, Pair, PairFilter, Sides
 from fairseq_imitkd.seqkd.translator import TranslatedBatch
+from fairseq_imitkd.text.language import is_other_language
 from tests.helpers.fairseq_models import LETTERS, letters, write_dictionaries
 
 EOS = 2
@@ -150,6 +151,11 @@ def test_other_languages(code: str | None, left: list[int]) -> None:
     judge = PairFilter(some, translated, Filters(language=code), sides=lambda: sides)
     assert [pair.sentence for pair, reason in judge.judged(counts) if reason is None] == left
     assert counts.dropped == {**NOTHING, "language": 4 - len(left)}
+
+
+def test_numbers_and_marks_are_of_every_language() -> None:
+    is_other = is_other_language("de", "--flag")
+    assert [is_other(text) for text in ("1 2 3", "!", "", ENGLISH[0])] == [False, False, False, True]
 
 
 def test_a_language_that_is_unknown_or_cannot_be_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from fairseq_imitkd.teacher.int8 import RowwiseInt8, megabytes
+from fairseq_imitkd.teacher.int8 import RowwiseInt8, megabytes, quantise
 from fairseq_imitkd.teacher.teacher import Teacher
 from tests.helpers.fairseq_models import build_student, make_batch, reversed_pairs, teacher_logits
 
@@ -81,3 +82,18 @@ def test_memory() -> None:
     Teacher([model], dtype="int8").place(torch.device("cpu"), torch.float32)
     assert megabytes(model) == pytest.approx(before - saved, abs=1e-6)
     assert len(linear) > 10
+
+
+def test_what_computes_logits_is_not_rounded() -> None:
+    """By the names of translation models, recurrent language models, adaptive softmax and classifiers."""
+    parts = {
+        "layers": nn.ModuleDict({"fc1": nn.Linear(4, 4), "out_proj": nn.Linear(4, 4)}),
+        "output_projection": nn.Linear(4, 4),
+        "fc_out": nn.Linear(4, 4),
+        "adaptive_softmax": nn.ModuleDict({"head": nn.Linear(4, 4)}),
+        "classification_heads": nn.ModuleDict({"sentiment": nn.ModuleDict({"out_proj": nn.Linear(4, 4)})}),
+    }
+    model = nn.ModuleDict({"decoder": nn.ModuleDict(parts)}).requires_grad_(False)
+    quantise(model, torch.float32)
+    rounded_ones = {name for name, module in model.named_modules() if is_parametrized(module, "weight")}
+    assert rounded_ones == {"decoder.layers.fc1", "decoder.layers.out_proj"}
