@@ -25,7 +25,7 @@ from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.engines.registry import engine_for, unsupported_reason
 from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.export.architecture import build
-from fairseq_imitkd.pipeline import folder, inputs, packaged, recipe, seeds
+from fairseq_imitkd.pipeline import folder, inputs, packaged, recipe_file, seeds
 from fairseq_imitkd.pipeline.estimate import Estimate, estimate
 from fairseq_imitkd.pipeline.folder import Given
 from fairseq_imitkd.pipeline.plan import Plan
@@ -162,7 +162,7 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
                 f"--{split} '{' '.join(getattr(args, split))}' must have the suffixes of --train, "
                 f".{suffixes[0]} and .{suffixes[1]}, in that order; exchange or rename them"
             )
-    training = recipe.TRAINING
+    training = recipe_file.TRAINING
     if args.updates is not None:
         training = training.replace("--max-update 100000", f"--max-update {args.updates}")
         if args.updates < 4000:
@@ -170,7 +170,7 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
                 "--warmup-updates 4000", f"--warmup-updates {max(1, args.updates // 10)}"
             )
             training = training.replace("updates 2000", f"updates {max(1, args.updates // 10)}")
-    arch, _, flags = recipe.STUDENT.removeprefix("--arch ").partition(" ")
+    arch, _, flags = recipe_file.STUDENT.removeprefix("--arch ").partition(" ")
     return {
         "languages": suffixes,
         "text": {split: [os.path.abspath(file) for file in getattr(args, split)] for split in SPLITS},
@@ -336,18 +336,20 @@ def _read(args: argparse.Namespace) -> tuple[Recipe, Given]:
     """Return the recipe that the command line names or describes, and what the run's folder keeps of it."""
     if args.recipe is None:
         content = recipe_of(args)
-        return recipe.parse(content, Path.cwd()), Given(yaml.safe_dump(content, sort_keys=False, width=100))
+        return recipe_file.parse(content, Path.cwd()), Given(
+            yaml.safe_dump(content, sort_keys=False, width=100)
+        )
     own = packaged.find(args.recipe)
     if own is None:
         if args.text is not None:
             raise UsageError(
                 f"--text '{args.text}' changes nothing beside RECIPE '{args.recipe}', which names its files"
             )
-        wanted = recipe.read(args.recipe)
+        wanted = recipe_file.read(args.recipe)
         text = args.recipe.read_text(encoding="utf-8")
         return wanted, Given(folder.with_folder(text, args.recipe.resolve().parent), args.recipe)
     start = (args.text or Path.cwd()).absolute()
-    wanted = recipe.read(own, start)
+    wanted = recipe_file.read(own, start)
     if args.text is not None and wanted.text.made_up is not None:
         raise UsageError(
             f"--text '{args.text}' changes nothing with {args.recipe}, whose text is made up; leave it out"
