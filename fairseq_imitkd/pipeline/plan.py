@@ -34,6 +34,7 @@ class Command:
     Args:
         words: its name and arguments; the working directory is the run's folder.
         given: file that it reads as standard input.
+        lines: number of lines of that file that it reads; None reads all.
         out: file for its standard output; None is the log.
         statuses: exit statuses of success.
         processes: number of processes, which ``torchrun`` starts if there are several.
@@ -41,6 +42,7 @@ class Command:
 
     words: tuple[str, ...]
     given: str | None = None
+    lines: int | None = None
     out: str | None = None
     statuses: tuple[int, ...] = (0,)
     processes: int = 1
@@ -154,8 +156,10 @@ class Plan:
     def _train_subwords(self) -> Step:
         assert self.recipe.subwords is not None
         train = self.recipe.text.pairs["train"]
-        size, texts = str(self.recipe.subwords.vocabulary), (str(train.source), str(train.target))
-        words = ("python", "-P", sentencepieces.__file__, "train", "subwords.model.part", size, *texts)
+        words: tuple[str, ...] = ("python", "-P", sentencepieces.__file__, "train", "subwords.model.part")
+        words += (str(self.recipe.subwords.vocabulary), str(train.source), str(train.target))
+        if self.recipe.first is not None:
+            words += ("--lines", str(self.recipe.first["train"]))
         return Step("subwords", (Command(words),), ("subwords.model",), self._text_step)
 
     def _import(self) -> Step:
@@ -175,7 +179,8 @@ class Plan:
                 words = ("python", "-P", sentencepieces.__file__, "encode", self._subword_model)
             else:
                 words = ("cat",)
-            commands.append(Command(words, given=str(raw), out=f"{result}.part"))
+            lines = recipe.first[split] if recipe.first is not None else None
+            commands.append(Command(words, given=str(raw), lines=lines, out=f"{result}.part"))
         needs = self._text_step
         if recipe.teacher.huggingface is not None:
             needs += ("import",)
@@ -400,7 +405,15 @@ def _with_key(step: Step, keys: Mapping[str, str], digests: Mapping[str, str]) -
         before, equals, value = word.partition("=")  # --flag=FILE, or a model NAME=FILE
         return f"{before}{equals}{stands_for.get(value, value)}"
 
-    commands = [[*map(named, command.words), named(command.given), command.out] for command in step.commands]
+    commands = [
+        [
+            *map(named, command.words),
+            named(command.given),
+            command.out,
+            *[command.lines] * (command.lines is not None),
+        ]
+        for command in step.commands
+    ]
     depends = [*map(named, step.depends)]
     content = json.dumps([step.name, commands, step.results, [keys[name] for name in step.needs], depends])
     return Step(**{**vars(step), "key": hashlib.sha256(content.encode()).hexdigest()[:16]})

@@ -143,6 +143,13 @@ class Section:
             raise UsageError(f"{self._named(key)} must be one of {', '.join(among)}, but is {shown(value)}")
         return str(value)
 
+    def yes_or_no(self, key: str, default: bool) -> bool:
+        """Return a truth value."""
+        value = default if key not in self else self.content[key]
+        if not isinstance(value, bool):
+            raise self.wrong(key, "must be true or false")
+        return value
+
     def flags(self, key: str, default: str = "") -> tuple[str, ...]:
         """Return the flags of a command: a text as in a shell, or a list of words.
 

@@ -169,6 +169,7 @@ class Recipe:
         processes: processes of a training, each on a GPU of its own with ``device: cuda``.
         user_dir: package with methods of the user's own.
         about: what the recipe is, in a line.
+        first: number of lines that are read of each text, by its name; None reads all.
     """
 
     source: str
@@ -190,6 +191,7 @@ class Recipe:
     processes: int = 1
     user_dir: Path | None = None
     about: str = ""
+    first: Mapping[str, int] | None = None
 
     def method(self, name: str) -> Method:
         """Return the method of a name."""

@@ -29,11 +29,12 @@ from fairseq_imitkd.pipeline.recipe import (
     Text,
     Translations,
 )
+from fairseq_imitkd.pipeline.rehearsal import rehearsal
 
 KEYS = (
     "languages", "text", "sentencepiece", "dictionaries", "teacher", "student", "training", "distillation",
     "seqkd", "translations", "methods", "seeds", "evaluate", "export", "device", "threads", "processes",
-    "user_dir", "about", "folder",
+    "user_dir", "about", "folder", "rehearsal",
 )  # fmt: skip
 # Folders of a run, whose names translations can't have.
 RESERVED = ("text", "raw", "mono", TEACHER, SEQKD, "models", EXPORTED, "evaluation", "logs")
@@ -122,7 +123,7 @@ def parse(content: Any, folder: Path) -> Recipe:
     _check_subwords(made)
     _check_mono(made)
     _check_translations(made)
-    return made
+    return rehearsal(made) if recipe.yes_or_no("rehearsal", False) else made
 
 
 def _languages(recipe: Section) -> tuple[str, str]:
