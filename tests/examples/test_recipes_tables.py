@@ -79,6 +79,8 @@ def test_the_quickstart_s_evaluation_is_written_whole(
             else TRAINING
         ),
     )
+    (tmp_path / "data_seqkd.needs").mkdir()
+    (tmp_path / "data_seqkd.needs" / "cpu").write_text("33.3")
     monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path), "--seed", "3", "--cpu"])
     evaluate.main()
     results = json.loads((tmp_path / "results.json").read_text())
@@ -91,6 +93,7 @@ def test_the_quickstart_s_evaluation_is_written_whole(
     assert cells(lines[2])[0] == "teacher"
     assert cells(lines[2])[3:] == ["80.0%", "62,500", "0.25", "100 (90 to 1,100)", "1,000", "120"]
     assert cells(lines[4])[-2] == "1,000 + 1,000"  # with those of the model that it started from
+    assert "translations for SeqKD took 33 CPU s more" in lines[-1]
     assert (tmp_path / "quickstart.png").stat().st_size > 10_000
 
 
