@@ -1,6 +1,7 @@
 """The mixin that turns a fairseq task into one with a teacher."""
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,6 +92,10 @@ class WithTeacher(_Task):
     def uncounted(self) -> int:
         """The index of the padding symbol in the target dictionary."""
         return int(self.target_dictionary.pad())
+
+    def writer(self, student: BaseFairseqModel) -> BaseFairseqModel:
+        """Return the student, which reads the task's batches as they are."""
+        return student
 
     def run_student(self, model: torch.nn.Module, sample: Batch) -> Tensor:
         """Return the student's logits, or its hidden states, at all target positions, ``(B * T, V)``."""
@@ -226,22 +231,29 @@ class WithTeacher(_Task):
         checked when it was written.
         """
         self._teacher_is_checked = True
-        dataset = with_references(self.datasets.get(self.cfg.train_subset))
         teacher = distiller.teacher
-        if dataset is None or not isinstance(teacher, Teacher):
+        if not isinstance(teacher, Teacher):
             return
-        with autocast(learner.optimizer):
-            teacher.place(*placement(learner.student))
-            check_likelihood(
-                teacher,
-                dataset,
-                paths=self.cfg.teacher_path.split(os.pathsep),
-                pad=distiller.task.uncounted,
-                symbols=len(self.target_dictionary),
-                writes=self.decodes,
-                selects=str(getattr(self.cfg, "teacher_selection", "fixed")) != "fixed",
-                allow_poor=self.cfg.teacher_allow_poor,
-            )
+        for data, dataset in self.teacher_checks():
+            with autocast(learner.optimizer):
+                teacher.place(*placement(learner.student))
+                check_likelihood(
+                    teacher,
+                    dataset,
+                    data=data,
+                    paths=self.cfg.teacher_path.split(os.pathsep),
+                    pad=distiller.task.uncounted,
+                    symbols=len(self.target_dictionary),
+                    writes=self.decodes,
+                    selects=str(getattr(self.cfg, "teacher_selection", "fixed")) != "fixed",
+                    allow_poor=self.cfg.teacher_allow_poor,
+                )
+
+    def teacher_checks(self) -> Iterator[tuple[str, Any]]:
+        """Yield the data sets that the teacher must know, with what messages call them; empty is all data."""
+        dataset = with_references(self.datasets.get(self.cfg.train_subset))
+        if dataset is not None:
+            yield "", dataset
 
     def train_on(
         self, sample: Batch, model: torch.nn.Module, **arguments: Any
