@@ -76,6 +76,7 @@ class PairDataManager(MultilingualDatasetManager):
     """
 
     distils = False
+    lang_pairs: list[str]
 
     @property
     def tag_is_written(self) -> bool:

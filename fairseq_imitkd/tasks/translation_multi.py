@@ -1,5 +1,5 @@
-"""``translation_multi_simple_epoch_with_teacher``: one student of several language pairs with one frozen teacher
-beside it.
+"""``translation_multi_simple_epoch_with_teacher``: one student of several language pairs, with one
+frozen teacher beside it.
 
 A language tag tells both the target language of each sentence, and rollouts are forced to begin with it.
 """

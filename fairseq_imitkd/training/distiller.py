@@ -174,9 +174,8 @@ class Distiller:
     def prepare_checkpoint(self, student: BaseFairseqModel) -> None:
         """Collect the state of all processes for a checkpoint; all of them must call this together."""
         if self.sentence_weights is not None:
-            self.sentence_weights.learn(
-                self.task.writer(student)
-            )  # a checkpoint does not hold choices that wait for a reward
+            # A checkpoint does not hold choices that wait for a reward.
+            self.sentence_weights.learn(self.task.writer(student))
         self.state.gather()
 
     # The stages of a step

@@ -6,7 +6,7 @@ import os
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, cast
 
 import torch
 from fairseq.data import Dictionary, indexed_dataset
@@ -127,7 +127,7 @@ class LanguagePairsConfig(FairseqDataclass):
     )
     max_source_positions: int = field(default=1024, metadata={"help": "most tokens of a source"})
     max_target_positions: int = field(default=1024, metadata={"help": "most tokens of a target"})
-    dataset_impl: Any = II("dataset.dataset_impl")
+    dataset_impl: Optional[str] = II("dataset.dataset_impl")
     seed: int = II("common.seed")
 
 
@@ -154,9 +154,8 @@ def settings_of(cfg: Any) -> Namespace:
     """
     names = [each.name for each in fields(LanguagePairsConfig) if not each.name.startswith("_")]
     settings = {name: getattr(cfg, name) for name in names}
-    plain = {
-        name: str(value) for name, value in settings.items() if isinstance(value, Sampling | Sides | Style)
-    }
+    choices = ("sampling_method", "encoder_langtok", "lang_tok_style", "dataset_impl")
+    plain = {name: str(settings[name]) for name in choices if settings[name] is not None}
     return Namespace(
         **{
             **settings,
@@ -286,8 +285,8 @@ def _check_dictionaries(cfg: Any, sources: list[str], targets: list[str]) -> Non
             found = first_difference(Dictionary.load(str(first)).symbols, Dictionary.load(str(other)).symbols)
             if found is not None:
                 raise UsageError(
-                    f"'{other}' is not '{first}', but all languages of a side must share one dictionary (index "
-                    f"{found[0]}); binarise with fairseq-preprocess --srcdict --tgtdict"
+                    f"'{other}' is not '{first}', but all languages of a side must share one dictionary "
+                    f"(index {found[0]}); binarise with fairseq-preprocess --srcdict --tgtdict"
                 )
 
 
@@ -344,6 +343,11 @@ class WithLanguagePairs(_Task):
         self.data_manager = PairDataManager(
             self.args, self.lang_pairs, self.langs, self.dicts, self.sampling_method
         )
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        """Add the flags of the task's dataclass, and not those of fairseq's class, which has none."""
+        cast(Any, FairseqTask.add_args).__func__(cls, parser)
 
     @classmethod
     def setup_task(cls, cfg: Any, **kwargs: Any) -> Any:
