@@ -21,6 +21,7 @@ from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.mixing import BatchLayout
 from fairseq_imitkd.models.access import as_logits, unwrapped
+from fairseq_imitkd.models.logits import full_precision
 from fairseq_imitkd.models.tagged import reading_eos_first, untagged
 from fairseq_imitkd.rollout import SpecialSymbols
 from fairseq_imitkd.tasks.with_teacher import WithTeacher
@@ -96,7 +97,7 @@ class TranslationMultiWithTeacherTask(
         output: Tensor = model(**net_input)[0]
         if model.training:
             logits = as_logits(cast(Any, unwrapped(model)).decoder, output[:, 0])
-            self._tag_loss = F.cross_entropy(logits.float(), inputs[:, 0], reduction="sum")
+            self._tag_loss = F.cross_entropy(full_precision(logits), inputs[:, 0], reduction="sum")
         return output[:, 1:].flatten(0, 1)
 
     def train_on(self, sample: Batch, model: torch.nn.Module, **arguments: Any) -> tuple[Tensor, int, Any]:
@@ -137,7 +138,8 @@ class TranslationMultiWithTeacherTask(
     def teacher_checks(self) -> Iterator[tuple[str, Any]]:
         """Yield the training sentences of each pair."""
         dataset = self.datasets[self.cfg.train_subset]
-        yield from zip(dataset.keys, dataset.datasets, strict=True)
+        names = [key.split(":")[-1] for key in dataset.keys]
+        yield from zip(names, dataset.datasets, strict=True)
 
     def select_teachers(self, teacher: AnyTeacher, method: Method) -> SentenceWeights | None:
         """Return the weights that ``--teacher-selection`` asks for."""

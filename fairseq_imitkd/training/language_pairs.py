@@ -139,7 +139,6 @@ _FIXED = {
     "extra_data": None,
     "extra_lang_pairs": None,
     "langtoks_specs": ["main"],
-    "langtoks": None,
 }
 
 
@@ -163,7 +162,8 @@ def settings_of(cfg: Any) -> Namespace:
             **_FIXED,
             "train_subset": cfg.train_subset,
             "lang_pairs": pairs_of_flags(cfg),
-            "langs": cfg.langs.split(",") if cfg.langs else None,
+            "langtoks": {"main": (plain.get("encoder_langtok"), "tgt" if cfg.decoder_langtok else None)},
+            "langs": None if cfg.lang_dict else _languages(cfg, pairs_of_flags(cfg)),
             "sampling_weights": _weights(cfg),
             "sampling_weights_from_file": None,
         }
@@ -337,8 +337,8 @@ class WithLanguagePairs(_Task):
     data_manager: Any
     for_training: bool
 
-    def __init__(self, cfg: Any, *others: Any, settings: Namespace | None = None):
-        super().__init__(settings or settings_of(cfg), *others)
+    def __init__(self, cfg: Any, *others: Any):
+        super().__init__(settings_of(cfg), *others)
         self.cfg = cfg  # fairseq's class keeps args alone
         self.data_manager = PairDataManager(
             self.args, self.lang_pairs, self.langs, self.dicts, self.sampling_method
@@ -352,9 +352,7 @@ class WithLanguagePairs(_Task):
     @classmethod
     def setup_task(cls, cfg: Any, **kwargs: Any) -> Any:
         """Load the dictionaries, and add the tags to them."""
-        settings = settings_of(cfg)
-        languages, dictionaries, training = MultilingualDatasetManager.prepare(cls.load_dictionary, settings)
-        return cls(cfg, languages, dictionaries, training, settings=settings)
+        return cls(cfg, *MultilingualDatasetManager.prepare(cls.load_dictionary, settings_of(cfg)))
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the criterion, and note whether it distils."""
