@@ -399,7 +399,7 @@ class WithLanguagePairs(_Task):
             return super().inference_step(generator, models, sample, prefix_tokens, constraints)
         tags = self.first_inputs(sample)
         if not self.data_manager.tag_is_written:
-            return FairseqTask.inference_step(self, generator, models, sample, bos_token=tags)
+            return generator.generate(models, sample, bos_token=tags)
         found = generator.generate(models, sample, prefix_tokens=tags.unsqueeze(-1))
         for hypotheses in found:
             for each in hypotheses:
