@@ -1,8 +1,9 @@
 """Makes the texts of three languages: ``languages.py RAW OUT [--words N]``.
 
-RAW has {train,valid,test}.{de,en}. German and English are its sentences of at most N words. The third language,
-xx, is English in a cipher: each vowel becomes the next vowel, and each consonant the next consonant. Only the
-first quarter of the training pairs has it, so that its pair has fewer sentences than the others.
+RAW has {train,valid,test}.{de,en}. German and English are its sentences of at most N words. The third
+language, xx, is English in a cipher: each vowel becomes the next vowel, and each consonant the next
+consonant. Only the first quarter of the training pairs has it, so that its pair has fewer sentences than the
+others.
 """
 
 import argparse

@@ -18,6 +18,7 @@ from torch import Tensor
 from fairseq_imitkd.checkpoints.tags import language_tags
 from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.data.languages import LanguagePair
+from fairseq_imitkd.data.pair_flags import check_pairs
 from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.mixing import BatchLayout
 from fairseq_imitkd.models.access import as_logits, unwrapped
@@ -39,7 +40,7 @@ from fairseq_imitkd.training.checks import (
     check_topk,
     parts_to_copy,
 )
-from fairseq_imitkd.training.language_pairs import LanguagePairsConfig, WithLanguagePairs, check_pairs
+from fairseq_imitkd.training.language_pairs import LanguagePairsConfig, WithLanguagePairs
 from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
 from fairseq_imitkd.training.validation import WithScores, WriterValidationConfig, check_validation
 

@@ -60,10 +60,10 @@ def _check_pairs(task: Any, pairs: Sequence[tuple[str, str]], tags_of: TagsOf) -
         theirs, own_tags = language_tags(task, pair), tags_of(pair)
         if theirs != own_tags:
             raise UsageError(
-                f"the teacher's tags of {'-'.join(pair)} are {_shown(theirs)}, but the student's are "
-                f"{_shown(own_tags)}: give the flags of the teacher's tags (--encoder-langtok, …)"
+                f"the teacher reads {'-'.join(pair)} with {_shown(theirs)}, the student with {_shown(own_tags)}: "
+                "use the teacher's flags (--encoder-langtok, …)"
             )
 
 
 def _shown(tags: TagNames) -> str:
-    return str(tags) or "none"
+    return str(tags) or "no tags"

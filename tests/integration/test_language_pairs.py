@@ -1,0 +1,163 @@
+"""One student of several language pairs by the real commands: training, a resumed run, decoding, refusals."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from fairseq_imitkd.data.corpus import dataset_builder
+from tests.helpers import digit_corpus, in_process
+from tests.helpers.fairseq_models import letters
+from tests.helpers.language_models import sentences
+from tests.helpers.language_pairs import PAIRS, TAGS, TASK, dictionary
+from tests.integration.test_resume_epochs import differences, end, train
+
+MODEL = (
+    "--arch", "transformer", "--encoder-layers", 1, "--decoder-layers", 1, "--encoder-embed-dim", 16,
+    "--decoder-embed-dim", 16, "--encoder-ffn-embed-dim", 16, "--decoder-ffn-embed-dim", 16,
+    "--encoder-attention-heads", 2, "--decoder-attention-heads", 2, "--share-all-embeddings",
+)  # fmt: skip
+TAGGED = ("--lang-pairs", PAIRS, "--encoder-langtok", "src", "--decoder-langtok")
+SETTINGS = ("--task", TASK, *TAGGED)
+# Six batches an epoch.
+FLAGS = (*MODEL, "--batch-size", 16, "--save-interval-updates", 4, "--validate-interval-updates", 10**6)
+SAMPLED = ("--sampling-method", "temperature", "--sampling-temperature", 3)
+CASES = {
+    "gkd": ("--criterion", "gkd", *SAMPLED),
+    "virtual": ("--criterion", "gkd", *SAMPLED, "--virtual-data-size", 90, "--virtual-epoch-size", 50),
+    "replay": ("--criterion", "distillm", "--student-share", "0.7", "--rollout-replay-share", "0.6"),
+    "samples": ("--criterion", "f_distill", "--teacher-samples", "--rollout-pool-updates", 3),
+    "speculative": ("--criterion", "speculative_kd", "--sampling-method", "uniform"),
+    "reward": ("--criterion", "gkd", "--reward", "chrf", "--reward-baseline", "running"),
+    "replacing": ("--criterion", "imitkd_full", "--lang-tok-replacing-bos-eos"),
+}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A data directory of three pairs of letters, and a teacher of them by fairseq's own task."""
+
+    data: Path
+    teacher: Path
+
+
+def write_pair(root: Path, pair: str, counts: dict[str, int]) -> None:
+    """Write random sentences as sources; their targets are the same letters in reverse order, or the same."""
+    source, target = pair.split("-")
+    for split, count in counts.items():
+        sides = {side: root / f"{split}.{pair}.{side}" for side in (source, target)}
+        with (
+            dataset_builder(sides[source], len(letters())) as sources,
+            dataset_builder(sides[target], len(letters())) as targets,
+        ):
+            for sentence in sentences(count, len(split) + ord(source[0]), 6):
+                sources.add_item(sentence)
+                words = sentence[:-1].flip(0) if target == "yy" else sentence[:-1]
+                targets.add_item(torch.cat([words, sentence[-1:]]))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
+    root = tmp_path_factory.mktemp("pairs")
+    for language in ("xx", "yy", "zz"):
+        dictionary().save(str(root / f"dict.{language}.txt"))
+    for pair, count in zip(PAIRS.split(","), (48, 24, 18), strict=True):
+        write_pair(root, pair, {"train": count, "valid": 6, "test": 6})
+    stock = ("--task", "translation_multi_simple_epoch", "--criterion", "cross_entropy", *TAGGED)
+    in_process.train(root, root / "teacher", *MODEL, *stock, "--max-update", 12, "--disable-validation")
+    return Pairs(root, root / "teacher" / "checkpoint_last.pt")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "gkd")) for name in CASES]
+)
+def test_resumed_run_ends_like_the_run_that_was_not_stopped(name: str, pairs: Pairs, tmp_path: Path) -> None:
+    """In every bit. It is cut within an epoch of this task's own iterator, and goes on beyond it."""
+    teacher = pairs.teacher
+    flags = (*SETTINGS, *FLAGS, *CASES[name], "--disable-validation", "--teacher-allow-poor")
+    if name == "replacing":
+        stock = ("--task", "translation_multi_simple_epoch", "--criterion", "cross_entropy", *TAGGED)
+        in_process.train(
+            pairs.data, tmp_path / "teacher", *MODEL, *stock, CASES[name][-1], "--max-update", 4,
+            "--disable-validation",
+        )  # fmt: skip
+        teacher = tmp_path / "teacher" / "checkpoint_last.pt"
+    flags = (*flags, "--teacher-path", teacher, "--teacher-data", pairs.data, "--max-update", 8)
+    whole = train(pairs.data, tmp_path / "whole", *flags)
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    [cut] = (tmp_path / "whole").glob("checkpoint_*_4.pt")
+    shutil.copy(cut, folder / "checkpoint_last.pt")
+    again = train(pairs.data, folder, *flags)
+    assert again["optimizer_history"][-1]["num_updates"] == 8
+    assert differences(end(again), end(whole)) == []
+    own = [state["extra_state"].get("TranslationMultiWithTeacherTask") for state in (again, whole)]
+    assert differences(*own) == []
+
+
+@pytest.fixture(scope="module")
+def student(pairs: Pairs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a student that was trained by ``imitkd-train`` and validated on each pair."""
+    folder = tmp_path_factory.mktemp("student")
+    digit_corpus.train(
+        pairs.data, folder, *SETTINGS, *MODEL, "--criterion", "imitkd_full", "--teacher-path", pairs.teacher,
+        "--teacher-allow-poor", "--max-update", 10, "--eval-bleu", "--eval-bleu-args", '{"beam": 1}',
+        "--valid-subset", "valid,valid:xx-yy,valid:xx-zz", *SAMPLED,
+    )  # fmt: skip
+    return folder
+
+
+def test_each_pair_is_validated_and_decoded(pairs: Pairs, student: Path, tmp_path: Path) -> None:
+    """Greedily and by beam search, with the tag of its target language, which is not printed."""
+    lines = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
+    valid = {line["tag"]: line for line in lines if line["tag"].startswith("valid")}
+    assert valid.keys() == {"valid", "valid:xx-yy", "valid:xx-zz"}
+    assert all({"loss", "bleu"} <= line.keys() for line in valid.values())
+    theirs, own = (
+        torch.load(path, weights_only=True)["model"]
+        for path in (pairs.teacher, student / "checkpoint_best.pt")
+    )
+    assert theirs.keys() == own.keys()
+    decode = (*SETTINGS, "-s", "xx", "-t", "zz", "--path", student / "checkpoint_best.pt", "--cpu")
+    for beam in (1, 3):
+        done = digit_corpus.run("imitkd-generate", pairs.data, *decode, "--beam", beam, "--max-len-b", 5)
+        found = in_process.hypotheses(done.stdout)
+        assert len(found) == 6
+        assert not set(" ".join(found).split()) & set(TAGS)
+    digit_corpus.run(
+        "imitkd-evaluate", "--model", f"student={student / 'checkpoint_best.pt'}", "--data", pairs.data,
+        "--source-lang", "xx", "--target-lang", "zz", "--out", tmp_path / "evaluation", "--quick",
+    )  # fmt: skip
+    evaluation = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert evaluation["data"]["target_lang"] == "zz"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--lang-pairs", "xx-yy,yyzz"), "such as de-en,en-de, but has 'yyzz'"),
+        (("--lang-pairs", "xx-yy,xx-yy"), "names a pair twice"),
+        (("--lang-pairs", "xx-yy,xx-qq"), "dict.qq.txt"),
+        (("--lang-pairs", "xx-yy,zz-yy"), "the teacher was trained on xx-yy,xx-zz,yy-zz, but not on zz-yy"),
+        (("--train-subset", "nosuch"), "has no 'nosuch' of xx-yy, a pair of --lang-pairs: binarise it"),
+        (("--langs", "xx,yy"), "language zz is not one of --langs: xx,yy"),
+        (("--valid-subset", "valid:zz-xx"), "'valid:zz-xx' must end in a pair of --lang-pairs"),
+        (("--sampling-weights", '{"main:xx-yy": 1}'), "must give each pair a weight above 0"),
+        (("--sampling-temperature", 0), "--sampling-temperature must be above 0, but is 0.0"),
+        (("--encoder-langtok", "tgt"), "the teacher reads xx-yy with __xx__ in the source and"),
+        (("--source-dict", "nosuch"), "--source-dict 'nosuch' is not a file"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(flags: tuple, message: str, pairs: Pairs, tmp_path: Path) -> None:
+    """Before data is read."""
+    done = digit_corpus.train(
+        pairs.data, tmp_path, *SETTINGS, *MODEL, "--criterion", "gkd", "--teacher-path", pairs.teacher,
+        "--max-update", 1, *flags, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert message in last
+    assert len(last) <= 200
