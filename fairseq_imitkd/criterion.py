@@ -512,8 +512,8 @@ def no_teacher(criterion: str, task: str) -> str:
     kinds = ",".join(name.removesuffix(suffix) for name in names if name.endswith(suffix))
     use = ", ".join([f"{{{kinds}}}{suffix}", *(name for name in names if not name.endswith(suffix))])
     return (
-        f"--criterion {criterion} has no teacher in --task {task}: use one of {use}, or "
-        "WithTeacher (see CONTRIBUTING.md)"
+        f"--criterion {criterion} has no teacher in --task {task}: use {use}, or "
+        "WithTeacher (CONTRIBUTING.md)"
     )
 
 

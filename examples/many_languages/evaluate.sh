@@ -14,4 +14,4 @@ for pair in "${PAIRS[@]}"; do
   imitkd-evaluate "${models[@]}" --data data-bin --source-lang "${pair%-*}" --target-lang "${pair#*-}" --out "evaluation/$pair" \
     --threads "${THREADS:-1}" --quick --baseline scratch "${DECODING[@]}" >"$pair.md"
 done
-PYTHONPATH="$REPO/examples${PYTHONPATH:+:$PYTHONPATH}" python "$RECIPE/table.py" "$RUN" "${PAIRS[@]}"
+PYTHONPATH="$REPO/examples${PYTHONPATH:+:$PYTHONPATH}" python "$RECIPE/scores.py" "$RUN" "${PAIRS[@]}"

@@ -1,5 +1,7 @@
 """The mixin that turns a fairseq task into one with a teacher."""
 
+import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     from fairseq.tasks import FairseqTask as _Task
 else:
     _Task = object  # a mixin: the fairseq task class comes after it
+
+
+logger = logging.getLogger(__name__)
 
 
 class WithTeacher(_Task):
@@ -234,13 +239,12 @@ class WithTeacher(_Task):
         teacher = distiller.teacher
         if not isinstance(teacher, Teacher):
             return
-        for data, dataset in self.teacher_checks():
-            with autocast(learner.optimizer):
+        for name, dataset in self.teacher_checks():
+            with autocast(learner.optimizer), naming(name):
                 teacher.place(*placement(learner.student))
                 check_likelihood(
                     teacher,
                     dataset,
-                    data=data,
                     paths=self.cfg.teacher_path.split(os.pathsep),
                     pad=distiller.task.uncounted,
                     symbols=len(self.target_dictionary),
@@ -250,7 +254,7 @@ class WithTeacher(_Task):
                 )
 
     def teacher_checks(self) -> Iterator[tuple[str, Any]]:
-        """Yield the data sets that the teacher must know, with what messages call them; empty is all data."""
+        """Yield the data sets that the teacher must know, with their names; empty is all data."""
         dataset = with_references(self.datasets.get(self.cfg.train_subset))
         if dataset is not None:
             yield "", dataset
@@ -320,6 +324,17 @@ class WithTeacher(_Task):
         """
         fairseq_state.restore(trainer, epoch, self._fairseq_state)
         refuse_broken_gradients(trainer, self._distiller.method if self._distiller is not None else None)
+
+
+@contextlib.contextmanager
+def naming(part: str) -> Iterator[None]:
+    """Name the part of the data that an error is about, if it is not all."""
+    if part:
+        logger.info("%s:", part)
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{part}: {error}" if part else str(error)) from error
 
 
 def _warm_up(task_config: Any) -> int:

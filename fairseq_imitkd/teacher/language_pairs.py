@@ -32,9 +32,9 @@ def load_teacher_of_pairs(
             differs.
     """
 
-    def as_reader(model: BaseFairseqModel, cfg: Any, _: LanguagePair) -> BaseFairseqModel:
+    def as_reader(cfg: Any) -> Callable[[BaseFairseqModel], BaseFairseqModel]:
         _check_pairs(cfg.task, [(pair.source, pair.target) for pair in pairs], tags_of)
-        return reading_eos_first(model) if reads_eos_first else model
+        return reading_eos_first if reads_eos_first else lambda model: model
 
     return load_teacher(source, pairs[0], as_reader=as_reader)
 
@@ -60,8 +60,8 @@ def _check_pairs(task: Any, pairs: Sequence[tuple[str, str]], tags_of: TagsOf) -
         theirs, own_tags = language_tags(task, pair), tags_of(pair)
         if theirs != own_tags:
             raise UsageError(
-                f"the teacher reads {'-'.join(pair)} with {_shown(theirs)}, the student with {_shown(own_tags)}: "
-                "use the teacher's flags (--encoder-langtok, …)"
+                f"the teacher reads {'-'.join(pair)} with {_shown(theirs)}, but the student with "
+                f"{_shown(own_tags)}: use the teacher's flags (--encoder-langtok, …)"
             )
 
 

@@ -89,7 +89,6 @@ def check_likelihood(
     writes: bool = True,
     selects: bool = False,
     allow_poor: bool = False,
-    data: str = "",
 ) -> None:
     """Log how well each member of a teacher predicts the first references, and refuse one that does not.
 
@@ -106,7 +105,6 @@ def check_likelihood(
         selects: whether members are chosen for each sentence (``--teacher-selection``), so that it is enough
             if one of them knows it.
         allow_poor: ``--teacher-allow-poor``: only warn.
-        data: what messages call the data set; empty if it is all of the training data.
 
     Raises:
         UsageError: a member does not know the data.
@@ -117,10 +115,10 @@ def check_likelihood(
         batches = map(move, _first_batches(dataset, teacher.max_positions))
         log_mass(teacher, teacher.outside, batches, pad=pad, path=paths[0])
     for path, likelihood in zip([os.pathsep.join(paths)] if selects else paths, found, strict=False):
-        logger.info("teacher %s: %s%s", path, f"{data}: " if data else "", likelihood)
+        logger.info("teacher %s: %s", path, likelihood)
         if not likelihood.problem:
             continue
-        message = f"--teacher-path '{path}' does not know {data or 'this data'}: {likelihood.problem}"
+        message = f"--teacher-path '{path}' does not know this data: {likelihood.problem}"
         if not allow_poor:
             raise UsageError(
                 f"{message}; train it longer, check --teacher-data, languages and subwords, or add "

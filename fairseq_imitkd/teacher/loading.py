@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 
 # (the checkpoint's path, its content, its configuration) -> its model
 BuildMember = Callable[[str, dict[str, Any], Any], BaseFairseqModel]
-# (a model, its configuration, the student's languages) -> the model as it reads the student's batches
-AsReader = Callable[[BaseFairseqModel, Any, LanguagePair], BaseFairseqModel]
+# a checkpoint's configuration -> what makes its model one that reads the student's batches
+AsReader = Callable[[Any], Callable[[BaseFairseqModel], BaseFairseqModel]]
 
 
 def load_teacher(
@@ -52,8 +52,8 @@ def load_teacher(
         source: checkpoints of the teacher.
         student: dictionaries and languages of the student.
         encoder_cache: size of the cache of encoder outputs, in bytes; 0 means no cache.
-        as_reader: makes each member read the batches of a student of several pairs, of which ``student`` is
-            one, and checks its language tags; None adds the tags of the one pair.
+        as_reader: checks the language tags of each member before it is built, and makes it read the batches
+            of a student of several pairs, of which ``student`` is one; None adds the tags of the one pair.
 
     Raises:
         UsageError: a file is missing, unreadable, unsafe or not a translation model, or a dictionary differs.
@@ -70,9 +70,10 @@ def load_teacher(
                 reader="the student",
                 remedy="use a teacher of that direction",
             )
+        reader = None if as_reader is None else as_reader(cfg)
         model, lacking = _build_member(path, state, cfg, student=student, data=source.data)
         outside.append(lacking)
-        return (as_reader or with_tags)(model, cfg, student)
+        return with_tags(model, cfg, student) if reader is None else reader(model)
 
     models = load_members(source, build)
     for path, model in zip(source.paths, models, strict=True):

@@ -233,12 +233,10 @@ class WithLanguagePairs(_Task):
         tags_are_written = self.data_manager.tag_is_written and not self.data_manager.distils
         return target[:, 1:] if tags_are_written else target
 
-    def inference_step(
-        self, generator: Any, models: Any, sample: Batch, prefix_tokens: Any = None, constraints: Any = None
-    ) -> Any:
+    def inference_step(self, generator: Any, models: Any, sample: Batch, *more: Any, **settings: Any) -> Any:
         """Decode a batch. In a training each sentence has the tag of its own pair, which is then left out."""
         if not self.training:
-            return super().inference_step(generator, models, sample, prefix_tokens, constraints)
+            return super().inference_step(generator, models, sample, *more, **settings)
         tags = self.first_inputs(sample)
         if not self.data_manager.tag_is_written:
             return generator.generate(models, sample, bos_token=tags)
