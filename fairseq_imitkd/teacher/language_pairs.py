@@ -60,8 +60,8 @@ def _check_pairs(task: Any, pairs: Sequence[tuple[str, str]], tags_of: TagsOf) -
         theirs, own_tags = language_tags(task, pair), tags_of(pair)
         if theirs != own_tags:
             raise UsageError(
-                f"the teacher reads {'-'.join(pair)} with {_shown(theirs)}, but the student with "
-                f"{_shown(own_tags)}: use the teacher's flags (--encoder-langtok, …)"
+                f"the teacher has {_shown(theirs)}, the student {_shown(own_tags)}: use its flags "
+                "(--encoder-langtok, …) or imitkd-seqkd"
             )
 
 

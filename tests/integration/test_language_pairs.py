@@ -147,7 +147,7 @@ def test_each_pair_is_validated_and_decoded(pairs: Pairs, student: Path, tmp_pat
         (("--valid-subset", "valid:zz-xx"), "'valid:zz-xx' must end in a pair of --lang-pairs"),
         (("--sampling-weights", '{"main:xx-yy": 1}'), "must give each pair a weight above 0"),
         (("--sampling-temperature", 0), "--sampling-temperature must be above 0, but is 0.0"),
-        (("--encoder-langtok", "tgt"), "the teacher reads xx-yy with __xx__ in the source and"),
+        (("--encoder-langtok", "tgt"), "the teacher has __xx__ in the source and __yy__ in the"),
         (("--source-dict", "nosuch"), "--source-dict 'nosuch' is not a file"),
     ],
 )  # fmt: skip

@@ -108,7 +108,7 @@ def test_another_task(task, digits, tmp_path):
     pair = ("--lang-pairs", "src-tgt") if task == "translation_multi_simple_epoch" else ()
     message = refusal(digits.dictionaries, tmp_path, "--task", task, *pair)
     for part in (f"--criterion imitkd has no teacher in --task {task}: use", "sentence_prediction,",
-                 "translation}_with_teacher", "WithTeacher (see CONTRIBUTING.md)"):  # fmt: skip
+                 "translation}_with_teacher", "WithTeacher (CONTRIBUTING.md)"):  # fmt: skip
         assert part in message
     assert len(message) <= 200
 
