@@ -222,16 +222,16 @@ class WithLanguagePairs(_Task):
         """The settings that tell a pair's tags, as checkpoints hold them."""
         return Namespace(**{**vars(self.args), "task": self.cfg._name})
 
+    @property
+    def tags_written(self) -> int:
+        """The number of tags that a batch's targets begin with: fairseq's own have one, with
+        ``--decoder-langtok``.
+        """
+        return int(self.data_manager.tag_is_written and not self.data_manager.distils)
+
     def first_inputs(self, sample: Batch) -> torch.Tensor:
         """Return the tag that the decoder reads for each of ``B`` sentences, ``(B,)``; EOS without tags."""
-        tags_are_written = self.data_manager.tag_is_written and not self.data_manager.distils
-        return sample["net_input"]["prev_output_tokens"][:, int(tags_are_written)]
-
-    def references(self, sample: Batch) -> torch.Tensor:
-        """Return the references of a batch without their tags, ``(B, T)``."""
-        target: torch.Tensor = sample["target"]
-        tags_are_written = self.data_manager.tag_is_written and not self.data_manager.distils
-        return target[:, 1:] if tags_are_written else target
+        return sample["net_input"]["prev_output_tokens"][:, self.tags_written]
 
     def inference_step(self, generator: Any, models: Any, sample: Batch, *more: Any, **settings: Any) -> Any:
         """Decode a batch. In a training each sentence has the tag of its own pair, which is then left out."""

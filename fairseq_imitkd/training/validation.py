@@ -309,11 +309,6 @@ class WithScores(_Task):
             self.sequence_generator = self.build_generator([model], Namespace(**search))
         return model
 
-    def references(self, sample: Batch) -> Tensor:
-        """Return the references of a batch that translations are compared with, ``(B, T)``."""
-        target: Tensor = sample["target"]
-        return target
-
     def valid_step(
         self, sample: Batch, model: torch.nn.Module, criterion: Any
     ) -> tuple[Tensor, int, dict[str, Any]]:
@@ -324,7 +319,8 @@ class WithScores(_Task):
         loss, sample_size, logs = FairseqTask.valid_step(self, sample, model, criterion)
         found = self.inference_step(self.sequence_generator, [model], sample)
         hypotheses = [best[0]["tokens"] for best in found]
-        sums = self._scores.batch_sums(hypotheses, self.references(sample), self.tokenizer)
+        references = sample["target"][:, getattr(self, "tags_written", 0) :]
+        sums = self._scores.batch_sums(hypotheses, references, self.tokenizer)
         return loss, sample_size, {**logs, **sums}
 
     def inference_step(self, generator: Any, models: Any, sample: Batch, *more: Any, **settings: Any) -> Any:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fairseq_imitkd.data.corpus import dataset_builder
-from tests.helpers import digit_corpus, in_process
+from tests.distributed.test_two_ranks import free_port, run_together
+from tests.helpers import digit_corpus, in_process, warm_commands
 from tests.helpers.fairseq_models import letters
 from tests.helpers.language_models import sentences
 from tests.helpers.language_pairs import PAIRS, TAGS, TASK, dictionary
@@ -161,3 +162,33 @@ def test_mistakes_are_one_line(flags: tuple, message: str, pairs: Pairs, tmp_pat
     last = done.stderr.strip().splitlines()[-1]
     assert message in last
     assert len(last) <= 200
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_on_double_batches(pairs: Pairs, tmp_path: Path) -> None:
+    """Rollouts with tags of each row, by gloo; the batches of the epoch's end are uneven."""
+
+    def command(name: str, *flags: object) -> list[str]:
+        given = (
+            warm_commands.folder() / "imitkd-train", pairs.data, "--save-dir", tmp_path / name, "--cpu",
+            *SETTINGS, *MODEL, "--dropout", 0, "--criterion", "imitkd_full", "--student-share", 0.5,
+            "--teacher-path", pairs.teacher, "--teacher-allow-poor", "--optimizer", "sgd", "--lr", 0.5,
+            "--batch-size", 16, "--max-update", 6, "--disable-validation", "--num-workers", 0, *flags,
+        )  # fmt: skip
+        return list(map(str, given))
+
+    meeting = f"tcp://127.0.0.1:{free_port()}"
+    two = [
+        command(
+            "two", "--distributed-init-method", meeting, "--distributed-rank", rank,
+            "--distributed-world-size", 2, "--distributed-no-spawn", "--distributed-backend", "gloo",
+            "--ddp-backend", "legacy_ddp",
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    run_together([*two, command("one", "--update-freq", 2)], tmp_path)
+    models = [
+        torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True)["model"]
+        for name in ("two", "one")
+    ]
+    torch.testing.assert_close(models[0], models[1], rtol=1e-5, atol=1e-5)

@@ -1,6 +1,7 @@
 """``translation_multi_simple_epoch_with_teacher``: its losses by their definitions, its rollouts and tags."""
 
 import math
+from argparse import Namespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from fairseq_imitkd.models.tagged import reading_eos_first
 from fairseq_imitkd.teacher.teacher import Teacher
+from fairseq_imitkd.training.validation import ValidationScores
 from tests.distributed.two_ranks import Optimizer
 from tests.helpers.fairseq_models import give_teacher, tiny_criterion
-from tests.helpers.language_pairs import STYLES, alone, batch, build, dictionary, tiny_task
+from tests.helpers.language_pairs import PAIRS, STYLES, TAGS, alone, batch, build, dictionary, tiny_task
 from tests.tasks.test_language_modeling import token_losses
 
 EOS, PAD = dictionary().eos(), dictionary().pad()
@@ -118,3 +120,63 @@ def test_rollouts_are_what_fairseq_decodes_with_the_tag_forced(style: str, arch:
             own.append(EOS)
         assert own == expected
         assert rolled.sample["net_input"]["prev_output_tokens"][row, 0] == first[row]
+
+
+def test_ids_are_unique_and_targets_have_no_tags() -> None:
+    """Random numbers and pools know a sentence by its id, which fairseq counts anew for each pair."""
+    task = tiny_task("written")
+    sample = batch(task)
+    assert len(set(sample["id"].tolist())) == len(sample["id"]) == 12
+    tags = {dictionary().index(tag) for tag in TAGS}
+    assert not tags & set(sample["target"].flatten().tolist())
+    assert set(sample["net_input"]["prev_output_tokens"][:, 0].tolist()) < tags
+
+
+def test_other_criteria_get_fairseqs_own_batches() -> None:
+    """A teacher is trained as by fairseq's task: the tag is written, and scores leave it out."""
+    task = tiny_task("written", distils=False)
+    sample = batch(task)
+    first = sample["target"][:, 0]
+    assert {dictionary()[int(tag)] for tag in first} == {"__yy__", "__zz__"}
+    assert task.tags_written == 1
+    assert task.first_inputs(sample).equal(first)
+    model = build(3).eval()
+    search = task.build_generator([model], Namespace(beam=2, max_len_a=0, max_len_b=4))
+    found = task.inference_step(search, [model], sample)
+    task._scores = ValidationScores(
+        ["bleu"], dictionary(), remove_bpe=None, tokenized_bleu=True, print_samples=False
+    )
+    task.inference_step = lambda *_: [[{"tokens": row[1:][row[1:].ne(PAD)]}] for row in sample["target"]]
+    task.sequence_generator = task.tokenizer = None
+    sums = task.valid_step(sample, model, tiny_criterion("word_kd", task))[2]
+    assert task._scores.corpus.score("bleu", [sums[f"_bleu_{number}"] for number in range(10)]) == 100.0
+    forced = search.generate([model], sample, prefix_tokens=first.unsqueeze(-1))
+    for tag, [best, *_], [own, *_] in zip(first, forced, found, strict=True):
+        assert best["tokens"].tolist() == [int(tag), *own["tokens"].tolist()]
+
+
+def test_one_pair_of_a_validation_set() -> None:
+    task = tiny_task("source")
+    batch(task, "valid")
+    for pair in PAIRS.split(","):
+        task.data_manager.get_split_num_data_shards = lambda split, pair=pair: {f"main:{pair}": 1}
+        task.load_dataset(f"valid:{pair}")
+        assert task.datasets[f"valid:{pair}"].keys == [f"main:{pair}"]
+    assert len(task.datasets["valid"]) == 12
+    assert len(task.datasets["valid:xx-yy"]) == 4
+
+
+def test_a_resumed_virtual_epoch_continues_the_draw() -> None:
+    """A draw has three epochs. fairseq would draw anew for epoch 5; here it goes on with that of epoch 4."""
+    task = tiny_task("source", virtual_epoch_size=4, virtual_data_size=12, sampling_method="uniform")
+    batch(task)
+    dataset = task.datasets["train"]
+    dataset.set_epoch(4)
+    dataset.set_epoch(5)
+    resumed = tiny_task("source", virtual_epoch_size=4, virtual_data_size=12, sampling_method="uniform")
+    resumed.data_manager._num_shards_dict["train"] = dict(task.data_manager._num_shards_dict["train"])
+    resumed.load_dataset("train", epoch=5)
+    again = resumed.datasets["train"]
+    again.set_epoch(5)
+    rows = [[each[number][1]["source"].tolist() for number in range(4)] for each in (dataset, again)]
+    assert rows[0] == rows[1]
