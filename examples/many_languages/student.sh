@@ -35,4 +35,4 @@ case $row in
 esac
 small "${STUDENT_MODEL[@]}"
 name=$(named "$row")
-stage "$name" train "$name" "${objective[@]}" "${MODEL[@]}" --dropout 0.1 --lr 5e-3 --max-update "${UPDATES:-1000}" "${TRAINING[@]}" "$@"
+stage "$name" train "$name" "${objective[@]}" "${MODEL[@]}" --dropout 0.1 --lr 5e-3 --max-update "${UPDATES:-600}" "${TRAINING[@]}" "$@"

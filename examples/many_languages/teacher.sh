@@ -3,4 +3,4 @@
 SEED=1
 source "$(dirname "$0")/../common.sh"
 small "${TEACHER_MODEL[@]}"
-stage teacher train teacher "${PLAIN[@]}" "${MODEL[@]}" --dropout 0.2 --lr 3e-3 --max-update "${TEACHER_UPDATES:-1200}" "${TRAINING[@]}"
+stage teacher train teacher "${PLAIN[@]}" "${MODEL[@]}" --dropout 0.2 --lr 3e-3 --max-update "${TEACHER_UPDATES:-1000}" "${TRAINING[@]}"

@@ -32,14 +32,8 @@ from fairseq_imitkd.teacher.language_pairs import load_teacher_of_pairs
 from fairseq_imitkd.teacher.sentence_weights import SentenceWeights, select_teachers
 from fairseq_imitkd.teacher.source import TeacherSource, check_files
 from fairseq_imitkd.teacher.teacher import Teacher
+from fairseq_imitkd.training import checks
 from fairseq_imitkd.training.adapter import AnyTeacher
-from fairseq_imitkd.training.checks import (
-    check_device,
-    check_selection,
-    check_student,
-    check_topk,
-    parts_to_copy,
-)
 from fairseq_imitkd.training.language_pairs import LanguagePairsConfig, WithLanguagePairs
 from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
 from fairseq_imitkd.training.validation import WithScores, WriterValidationConfig, check_validation
@@ -78,8 +72,8 @@ class TranslationMultiWithTeacherTask(
     @property
     def pairs(self) -> list[LanguagePair]:
         """The language pairs with their dictionaries, which all share."""
-        both = (self.source_dictionary, self.target_dictionary)
-        return [LanguagePair(source, target, *both) for source, target in map(_languages, self.lang_pairs)]
+        both, names = (self.source_dictionary, self.target_dictionary), self.lang_pairs
+        return [LanguagePair(name.partition("-")[0], name.partition("-")[2], *both) for name in names]
 
     def writer(self, student: BaseFairseqModel) -> BaseFairseqModel:
         """Return the student as it reads batches whose first decoder inputs are tags."""
@@ -115,14 +109,14 @@ class TranslationMultiWithTeacherTask(
 
     def check_method(self, method: Method) -> None:
         """Refuse ``--teacher-topk`` as large as the vocabulary."""
-        check_topk(method, len(self.target_dictionary))
+        checks.check_topk(method, len(self.target_dictionary))
 
     def check_training(self, method: Method) -> None:
         """Refuse flags, files and students that can't be trained, before the teacher is loaded."""
         check_files(self.cfg.teacher_path)
-        check_device(self.cfg, method)
-        check_selection(self.cfg, method)
-        check_student(self.student, method)
+        checks.check_device(self.cfg, method)
+        checks.check_selection(self.cfg, method)
+        checks.check_student(self.student, method)
 
     def open_teacher(self, method: Method) -> AnyTeacher:
         """Load the teacher."""
@@ -148,14 +142,9 @@ class TranslationMultiWithTeacherTask(
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the criterion as in :class:`WithTeacher`, then copy the parts of ``--init-from-teacher``."""
-        parts = parts_to_copy(self.cfg) if self.for_training and not from_checkpoint else {}
+        parts = checks.parts_to_copy(self.cfg) if self.for_training and not from_checkpoint else {}
         criterion = super().build_criterion(cfg, from_checkpoint)
         if parts:
             teacher = cast(Teacher, self._distiller.teacher) if self._distiller else self._load_teacher()
             initialise(self.student, untagged(teacher.models[0]), parts)
         return criterion
-
-
-def _languages(pair: str) -> tuple[str, str]:
-    source, _, target = pair.partition("-")
-    return source, target
