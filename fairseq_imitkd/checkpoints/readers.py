@@ -168,8 +168,8 @@ def _check_same_tags(cfg: Any, task: Any) -> None:
     fed = language_tags(Namespace(**{**vars(task.args), "task": task_name(cfg)}), pair)
     if theirs != fed:
         raise ValueError(
-            f"it was trained with {theirs or 'no language tags'}, but the flags give {fed or 'none'}; use "
-            "those of its training (--encoder-langtok, --decoder-langtok, …)"
+            f"it reads {theirs or 'no tags'}, but the flags give {fed or 'none'}; use those of its training "
+            "(--encoder-langtok, …)"
         )
 
 

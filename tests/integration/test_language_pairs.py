@@ -111,7 +111,7 @@ def student(pairs: Pairs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_each_pair_is_validated_and_decoded(pairs: Pairs, student: Path, tmp_path: Path) -> None:
+def test_each_pair_is_validated_and_decoded(pairs: Pairs, student: Path) -> None:
     """Greedily and by beam search, with the tag of its target language, which is not printed."""
     lines = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
     valid = {line["tag"]: line for line in lines if line["tag"].startswith("valid")}
@@ -128,6 +128,14 @@ def test_each_pair_is_validated_and_decoded(pairs: Pairs, student: Path, tmp_pat
         found = in_process.hypotheses(done.stdout)
         assert len(found) == 6
         assert not set(" ".join(found).split()) & set(TAGS)
+    other = (*SETTINGS[:4], "--encoder-langtok", "tgt", *decode[len(SETTINGS) :])
+    done = digit_corpus.run("imitkd-generate", pairs.data, *other, check=False)
+    assert "it reads __xx__ in the source and __zz__ in the target, but the flags give __zz__" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_pair_is_evaluated(pairs: Pairs, student: Path, tmp_path: Path) -> None:
+    """The student's tags are read from its checkpoint."""
     digit_corpus.run(
         "imitkd-evaluate", "--model", f"student={student / 'checkpoint_best.pt'}", "--data", pairs.data,
         "--source-lang", "xx", "--target-lang", "zz", "--out", tmp_path / "evaluation", "--quick",
