@@ -1,6 +1,7 @@
 """One student of several language pairs by the real commands: training, a resumed run, decoding, refusals."""
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,10 @@ import pytest
 import torch
 
 from fairseq_imitkd.data.corpus import dataset_builder
+from fairseq_imitkd.data.pair_flags import check_pair_splits, check_pairs
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.tasks.translation_multi import TranslationMultiWithTeacherConfig
+from fairseq_imitkd.training.language_pairs import settings_of
 from tests.distributed.test_two_ranks import free_port, run_together
 from tests.helpers import digit_corpus, in_process, warm_commands
 from tests.helpers.fairseq_models import letters
@@ -111,6 +116,24 @@ def student(pairs: Pairs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_pairs_are_validated_and_decoded_in_this_process(pairs: Pairs, tmp_path: Path) -> None:
+    """Each with the tag of its target language, which is not printed. The weights are a plain model's."""
+    training = in_process.train(
+        pairs.data, tmp_path, *SETTINGS, *MODEL, "--criterion", "imitkd_full", "--teacher-path",
+        pairs.teacher, "--teacher-data", pairs.data, "--teacher-allow-poor", "--max-update", 2,
+        "--eval-bleu", "--eval-bleu-args", '{"beam": 1}', "--valid-subset", "valid,valid:xx-yy",
+    )  # fmt: skip
+    assert all({"loss", "bleu"} <= line.keys() for line in training.metrics["valid"])
+    student = tmp_path / "checkpoint_last.pt"
+    theirs, own = (torch.load(path, weights_only=True)["model"] for path in (pairs.teacher, student))
+    assert theirs.keys() == own.keys()
+    decode = (*SETTINGS, "--source-lang", "xx", "--target-lang", "zz", "--beam", 2, "--max-len-b", 5)
+    found = in_process.generate(pairs.data, student, tmp_path, *decode)
+    assert len(found) == 6
+    assert not set(" ".join(found).split()) & set(TAGS)
+
+
+@pytest.mark.slow
 def test_each_pair_is_validated_and_decoded(pairs: Pairs, student: Path) -> None:
     """Greedily and by beam search, with the tag of its target language, which is not printed."""
     lines = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
@@ -147,19 +170,66 @@ def test_a_pair_is_evaluated(pairs: Pairs, student: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--lang-pairs", "xx-yy,yyzz"), "such as de-en,en-de, but has 'yyzz'"),
-        (("--lang-pairs", "xx-yy,xx-yy"), "names a pair twice"),
-        (("--lang-pairs", "xx-yy,xx-qq"), "dict.qq.txt"),
-        (("--lang-pairs", "xx-yy,zz-yy"), "the teacher was trained on xx-yy,xx-zz,yy-zz, but not on zz-yy"),
-        (("--train-subset", "nosuch"), "has no 'nosuch' of xx-yy, a pair of --lang-pairs: binarise it"),
-        (("--langs", "xx,yy"), "language zz is not one of --langs: xx,yy"),
-        (("--valid-subset", "valid:zz-xx"), "'valid:zz-xx' must end in a pair of --lang-pairs"),
-        (("--sampling-weights", '{"main:xx-yy": 1}'), "must give each pair a weight above 0"),
-        (("--sampling-temperature", 0), "--sampling-temperature must be above 0, but is 0.0"),
-        (("--encoder-langtok", "tgt"), "the teacher has __xx__ in the source and __yy__ in the"),
-        (("--source-dict", "nosuch"), "--source-dict 'nosuch' is not a file"),
+        ({"lang_pairs": None}, "--lang-pairs must be language pairs such as de-en,en-de, but has ''"),
+        ({"lang_pairs": "xx-yy,yyzz"}, "such as de-en,en-de, but has 'yyzz'"),
+        ({"lang_pairs": "xx-yy,xx-yy"}, "names a pair twice"),
+        ({"lang_pairs": "xx-yy,xx-qq"}, "dict.qq.txt"),
+        ({"langs": "xx,yy"}, "language zz is not one of --langs: xx,yy"),
+        ({"langs": "xx", "lang_dict": "x"}, "--langs and --lang-dict can't be used together"),
+        ({"lang_dict": "nosuch"}, "--lang-dict 'nosuch' can't be read"),
+        ({"source_lang": "xx"}, "must both be given, to decode one pair"),
+        ({"sampling_weights": '{"main:xx-yy": 1}'}, "must give each pair a weight above 0"),
+        ({"sampling_weights_from_file": "nosuch"}, "--sampling-weights-from-file 'nosuch' can't be read"),
+        ({"sampling_temperature": 0.0}, "--sampling-temperature must be above 0, but is 0.0"),
+        ({"encoder_langtok": "src", "decoder_langtok": False}, "no tag tells the model which language"),
+        ({"source_dict": "nosuch"}, "--source-dict 'nosuch' is not a file"),
+        ({"data": ""}, "DATA is not given"),
     ],
 )  # fmt: skip
+def test_flags_of_pairs_that_cannot_be_used(flags: dict, message: str, pairs: Pairs) -> None:
+    """Before data is read, in one line."""
+    given = {"data": str(pairs.data), "lang_pairs": "xx-yy,xx-zz,yy-zz", "encoder_langtok": "tgt"}
+    cfg = TranslationMultiWithTeacherConfig(**{**given, **flags})
+    with pytest.raises(UsageError, match=re.escape(message)) as raised:
+        check_pairs(cfg) or settings_of(cfg)
+    assert len(str(raised.value).replace(str(pairs.data), "DATA")) <= 200
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("nosuch", "has no 'nosuch' of xx-yy, a pair of --lang-pairs: binarise it"),
+        ("valid:zz-xx", "--valid-subset 'valid:zz-xx' must end in a pair of --lang-pairs: xx-yy"),
+    ],
+)
+def test_splits_that_are_not_there(split: str, message: str, pairs: Pairs) -> None:
+    cfg = TranslationMultiWithTeacherConfig(data=str(pairs.data), lang_pairs="xx-yy")
+    with pytest.raises(UsageError, match=message):
+        check_pair_splits(cfg, [("--valid-subset", "valid:xx-yy"), ("--valid-subset", split)])
+
+
+def test_sides_with_several_dictionaries(pairs: Pairs, tmp_path: Path) -> None:
+    for language in ("xx", "yy", "zz"):
+        shutil.copy(pairs.data / f"dict.{language}.txt", tmp_path)
+    letters().save(str(tmp_path / "dict.zz.txt"))
+    cfg = TranslationMultiWithTeacherConfig(
+        data=str(tmp_path), lang_pairs="xx-yy,xx-zz", encoder_langtok="tgt"
+    )
+    with pytest.raises(UsageError, match="all languages of a side must share one dictionary"):
+        check_pairs(cfg)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--encoder-langtok", "tgt"), "the teacher has __xx__ in the source and __yy__ in the"),
+        pytest.param(
+            ("--lang-pairs", "xx-yy,zz-yy"),
+            "the teacher was trained on xx-yy,xx-zz,yy-zz, but not on zz-yy",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_mistakes_are_one_line(flags: tuple, message: str, pairs: Pairs, tmp_path: Path) -> None:
     """Before data is read."""
     done = digit_corpus.train(
