@@ -50,9 +50,26 @@ def _check_pairs(settings: Mapping[str, Any], command: str) -> Path:
     check_pair_splits(flags, list(_splits(settings, command)))
     if command == "train":
         check_validation_sets(settings)
-    target = pairs_of_flags(flags)[0].split("-")[1] if command == "train" else settings["target_lang"]
+    elif settings.get("target_lang") is None:
+        raise UsageError("--source-lang and --target-lang must name the pair to decode, such as de and en")
+    target = settings.get("target_lang") or pairs_of_flags(flags)[0].split("-")[1]
     given = settings.get("fixed_dictionary") or settings.get("target_dict")
     return Path(given or Path(folders_of(settings["data"])[0]) / f"dict.{target}.txt")
+
+
+def name_languages(settings: Any) -> None:
+    """Set the languages of a translation that its directory shows.
+
+    fairseq saves only those that flags name. Without them, nothing tells a checkpoint's direction when its
+    data is gone.
+
+    Args:
+        settings: an object with the settings as its attributes.
+    """
+    if getattr(settings, "task", None) in TASKS and "://" not in (settings.data or ""):
+        settings.source_lang, settings.target_lang = check_data(
+            settings.data, settings.source_lang, settings.target_lang
+        )
 
 
 def _splits(settings: Mapping[str, Any], command: str) -> Iterator[tuple[str, str]]:
