@@ -39,15 +39,21 @@ logger = logging.getLogger(__name__)
 
 # (the checkpoint's path, its content, its configuration) -> its model
 BuildMember = Callable[[str, dict[str, Any], Any], BaseFairseqModel]
+# a checkpoint's configuration -> what makes its model one that reads the student's batches
+AsReader = Callable[[Any], Callable[[BaseFairseqModel], BaseFairseqModel]]
 
 
-def load_teacher(source: TeacherSource, student: LanguagePair, *, encoder_cache: int = 0) -> Teacher:
+def load_teacher(
+    source: TeacherSource, student: LanguagePair, *, encoder_cache: int = 0, as_reader: AsReader | None = None
+) -> Teacher:
     """Load a translation teacher and check that it uses the student's dictionaries and languages.
 
     Args:
         source: checkpoints of the teacher.
         student: dictionaries and languages of the student.
         encoder_cache: size of the cache of encoder outputs, in bytes; 0 means no cache.
+        as_reader: checks the language tags of each member before it is built, and makes it read the batches
+            of a student of several pairs, of which ``student`` is one; None adds the tags of the one pair.
 
     Raises:
         UsageError: a file is missing, unreadable, unsafe or not a translation model, or a dictionary differs.
@@ -57,16 +63,17 @@ def load_teacher(source: TeacherSource, student: LanguagePair, *, encoder_cache:
 
     def build(path: str, state: dict[str, Any], cfg: Any) -> BaseFairseqModel:
         check_kind(cfg, (student.source, student.target))
-        if not is_multilingual(cfg.task):  # check_kind knows its pairs
+        if as_reader is None and not is_multilingual(cfg.task):  # check_kind knows its pairs
             check_direction(
                 cfg,
                 (student.source, student.target),
                 reader="the student",
                 remedy="use a teacher of that direction",
             )
+        reader = None if as_reader is None else as_reader(cfg)
         model, lacking = _build_member(path, state, cfg, student=student, data=source.data)
         outside.append(lacking)
-        return model
+        return with_tags(model, cfg, student) if reader is None else reader(model)
 
     models = load_members(source, build)
     for path, model in zip(source.paths, models, strict=True):
@@ -178,7 +185,7 @@ def _build_member(
         task.src_dict, task.tgt_dict = own
     model = build_pair(state, cfg, task, pair=(source_lang, target_lang))
     check_model(model, student)
-    return with_tags(model, cfg, student), outside
+    return model, outside
 
 
 def _check_added(theirs: Dictionary, own: Dictionary, language: str) -> None:

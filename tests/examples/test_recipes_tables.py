@@ -333,3 +333,22 @@ def test_a_study_s_results_stay(script: Any, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(SystemExit, match=r"--beside 'compare' is a study in .*studies\.md; use another name"):
         script("multi30k", "tables").published_by(tmp_path, "compare")
+
+
+def test_many_languages_cipher_and_table(script: Any) -> None:
+    assert script("many_languages", "languages").ciphered("Two cats. Zu") == "Vxu devt. Ba"
+    found = {"bleu": {"score": 20.0, "p": None}}
+    better = {"bleu": {"score": 22.0, "p": 0.01}}
+    models = {
+        "scratch": {"seed": 1, "parameters": 1000, "scores": {"de-en": found, "en-de": found}},
+        "gkd-seed2": {"seed": 2, "parameters": 1000, "scores": {"de-en": better, "en-de": found}},
+    }
+    results = {
+        "pairs": {pair: {"train": 9, "valid": 2, "test": 3} for pair in ("de-en", "en-de")},
+        "signatures": {"de-en": "a", "en-de": "a"},
+        "trainings": dict.fromkeys(models, TRAINING),
+        "models": models,
+    }
+    lines = script("many_languages", "table").table(results).splitlines()
+    assert cells(lines[2])[3:6] == ["20.0", "20.0", "20.0"]
+    assert cells(lines[3])[:6] == ["`gkd`", "2", "1,000", "22.0 (0.010)", "20.0", "21.0"]
