@@ -53,7 +53,7 @@ class _Counts:
                 f"{self.unknown / self.symbols:.1%} of the symbols of raw text would be unknown to the "
                 "student; use the --bpe, its file and the --tokenizer that --data was made with"
             )
-        # Words tell a tokenizer that is missing. Data made with BPE dropout holds subwords that no model writes.
+        # Words tell a tokenizer that is missing. BPE dropout changes no word.
         if self.other_words > MOST_OTHER_WORDS * self.sentences:
             return (
                 f"{self.other_words / self.sentences:.1%} of the sentences of --gen-subset {split} change "
