@@ -285,7 +285,7 @@ def test_two_dictionaries_need_subwords(tmp_path: Path) -> None:
             "--teacher changes nothing with --format auto; add --format hug",
         ),
         (["--subwords", "x", "--bpe", "sentencepiece"], "--subwords and --bpe or --tokenizer both say how"),
-        (["--subwords", "nowhere"], "'nowhere' has no huggingface.json; use a folder that imitkd-import"),
+        (["--subwords", "nowhere"], "'nowhere' is not a folder; use a folder that imitkd-import has"),
         (["--tokenizer", "moses"], "--tokenizer moses needs --bpe subword_nmt or fastbpe with --format"),
         (["--scores", "file.json"], "--scores must be MODEL=FILE, but is 'file.json'; name a model of"),
         (["--max-len-b", "20"], "--max-len-b changes nothing with --format huggingface; leave it out"),
