@@ -120,7 +120,7 @@ def check_fingerprints(state: Mapping[str, Any], dictionaries: Mapping[str, Dict
         if digest not in (None, own):
             raise ValueError(
                 f"it was trained with another {name} dictionary ({count:,} symbols, here "
-                f"{len(dictionary):,}); binarise the data with its dictionaries (--srcdict, --tgtdict)"
+                f"{len(dictionary):,}); binarise with its own (--srcdict, --tgtdict)"
             )
 
 
