@@ -32,7 +32,13 @@ from tests.helpers.fairseq_models import (
     letters,
     training_config,
 )
-from tests.helpers.huggingface_models import byte_level_files, randomise, sentences, write_files
+from tests.helpers.huggingface_models import (
+    byte_level_files,
+    randomise,
+    sentencepiece_model,
+    sentences,
+    write_files,
+)
 from tests.huggingface.conftest import CASES, Case, write_split
 
 Imported = Callable[[str], Case]
@@ -396,6 +402,15 @@ def text_flags(folder: Path, kind: str) -> tuple[list[object], TextSettings]:
     tokenizer = ["--tokenizer", "moses"] if kind == "moses" else []
     settings = TextSettings("subword_nmt", {"bpe_codes": path}, "moses" if tokenizer else None)
     return ["--bpe-codes", path, *tokenizer], settings
+
+
+def test_subwords_of_another_model_are_refused(tmp_path: Path) -> None:
+    """Their sentences are not those of the data."""
+    student(tmp_path)
+    (tmp_path / "other.model").write_bytes(sentencepiece_model())
+    with pytest.raises(UsageError, match="of the symbols of raw text would be unknown to the student; use"):
+        run(tmp_path, "--bpe", "sentencepiece", "--sentencepiece-model", tmp_path / "other.model")
+    assert not (tmp_path / "hf").exists()
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "subword_nmt", "moses"])
