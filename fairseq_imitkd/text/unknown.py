@@ -68,8 +68,8 @@ def check_share(unknown: int, symbols: int, what: str, *, language: str | None, 
 
 
 def _share(unknown: int, symbols: int, what: str, *, language: str | None, remedy: str) -> str:
-    name = f"dict{f'.{language}' if language else ''}.txt"
-    return f"{unknown / symbols:.1%} of the symbols of {what} are unknown to {name}: {remedy}"
+    end = f".{language}" if language else ""
+    return f"{unknown / symbols:.1%} of the symbols of {what} are unknown to dict{end}.txt: {remedy}"
 
 
 def remedy_of_text(dictionary: Dictionary, *, is_encoded: bool) -> str:
