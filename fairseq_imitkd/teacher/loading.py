@@ -13,7 +13,7 @@ from fairseq.models import BaseFairseqModel
 from fairseq_imitkd.checkpoints.build import configuration, refuse_expressions
 from fairseq_imitkd.checkpoints.direction import check_direction
 from fairseq_imitkd.checkpoints.kinds import check_kind, check_model
-from fairseq_imitkd.checkpoints.safe_load import read_checkpoint, reported
+from fairseq_imitkd.checkpoints.safe_load import TEACHER_FLAGS, read_checkpoint, reported
 from fairseq_imitkd.checkpoints.tags import COMMAND, is_multilingual, language_tags
 from fairseq_imitkd.checkpoints.translation import (
     build_pair,
@@ -120,7 +120,9 @@ def load_members(source: TeacherSource, build: BuildMember) -> list[BaseFairseqM
     return models
 
 
-def dictionary_folder(path: str, cfg: Any, names: Sequence[str], *, data: str | None) -> Path:
+def dictionary_folder(
+    path: str, cfg: Any, names: Sequence[str], *, data: str | None, flag: str = TEACHER_FLAGS[0]
+) -> Path:
     """Return the folder with the dictionaries that a teacher was trained with.
 
     Args:
@@ -128,6 +130,7 @@ def dictionary_folder(path: str, cfg: Any, names: Sequence[str], *, data: str | 
         cfg: configuration of the checkpoint.
         names: file names of the dictionaries. All of them must be in the folder.
         data: ``--teacher-data``; by default the checkpoint's folder or the one that the checkpoint names.
+        flag: what messages call the checkpoint.
 
     Raises:
         UsageError: no folder holds all of them, or two folders hold different ones.
@@ -147,10 +150,10 @@ def dictionary_folder(path: str, cfg: Any, names: Sequence[str], *, data: str | 
             if difference is not None:
                 index, first, second = difference
                 raise UsageError(
-                    f"--teacher-path '{path}' lies beside {one}, but names {two}, and they differ at index "
+                    f"{flag} '{path}' lies beside {one}, but names {two}, and they differ at index "
                     f"{index}, '{first}' and '{second}'; {remedy}"
                 )
-    logger.info("teacher %s: dictionaries of %s", path, folders[0])
+    logger.info("teacher %s: dictionaries from %s", path, folders[0])
     return folders[0]
 
 
