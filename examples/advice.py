@@ -25,7 +25,8 @@ def box(quickstarts: Sequence[Results], dictionary: Sequence[evidence_tables.Rec
         "**Begin with SeqKD** (`imitkd-seqkd`, then cross-entropy on the teacher's translations). In the "
         f"[quickstart](examples/quickstart/README.md), {updates} updates of it bring a student from {before} "
         f"BLEU to {seqkd}, at {seconds(quickstarts, 'seqkd')} CPU seconds and {translating(quickstarts)} "
-        f"for the translations; as many updates of `imitkd` bring {imitkd}, at {seconds(quickstarts, 'imitkd')}.",
+        f"for the translations; as many updates of `imitkd` bring {imitkd}, at "
+        f"{seconds(quickstarts, 'imitkd')}.",
         "**Then go on by `imitkd` or `imitkd_full`** from SeqKD's student, on its data "
         f"(`--finetune-from-model`). There {updates} more updates bring {then} BLEU, and {updates} more of "
         f"SeqKD {more}, at {seconds(quickstarts, 'seqkd_imitkd')} and "
