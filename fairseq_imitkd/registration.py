@@ -9,7 +9,12 @@ from fairseq_imitkd import methods, models  # noqa: E402
 from fairseq_imitkd.checkpoints import budget, guard, readers, saving, weights  # noqa: E402
 from fairseq_imitkd.data import indexed  # noqa: E402
 from fairseq_imitkd.models import layer_drop, swish  # noqa: E402
-from fairseq_imitkd.tasks import language_modeling, sentence_prediction, translation  # noqa: E402
+from fairseq_imitkd.tasks import (  # noqa: E402
+    language_modeling,
+    sentence_prediction,
+    speech_to_text,
+    translation,
+)
 from fairseq_imitkd.training import batch_order, ranks  # noqa: E402
 
 indexed.check_all_reading()
@@ -23,4 +28,4 @@ ranks.guard_ranks()
 layer_drop.draw_only_in_training()
 swish.mend_swish()
 
-__all__ = ["language_modeling", "methods", "models", "sentence_prediction", "translation"]
+__all__ = ["language_modeling", "methods", "models", "sentence_prediction", "speech_to_text", "translation"]

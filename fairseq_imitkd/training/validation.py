@@ -286,9 +286,9 @@ class WithScores(_Task):
     tokenizer: Any
     sequence_generator: Any
 
-    def __init__(self, cfg: Any, src_dict: Dictionary, tgt_dict: Dictionary, **more: Any):
-        super().__init__(cfg, src_dict, tgt_dict, **more)
-        self._scores = ValidationScores.from_flags(cfg, tgt_dict)
+    def __init__(self, cfg: Any, *dictionaries: Dictionary, **more: Any):
+        super().__init__(cfg, *dictionaries, **more)
+        self._scores = ValidationScores.from_flags(cfg, dictionaries[-1])  # the target's is the last one
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
         """Build the model, and the detokeniser and generator of ``--eval-bleu``, for the other scores too.
