@@ -24,7 +24,7 @@ from transformers.audio_utils import mel_filter_bank
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-rp", "en-gb-x-gbcwmd", "en-029")
 VOICES = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f4", "f5")
 RATE = 22050  # samples a second, as espeak-ng writes them
-WINDOW, HOP, BINS = 551, 221, 40  # 25 ms, 10 ms, mel filters
+WINDOW, HOP, BINS = 551, 441, 40  # 25 ms, 20 ms, mel filters
 NOISE = (10.0, 25.0)  # signal-to-noise ratio, in decibels: least and most
 
 Samples = NDArray[np.float32]

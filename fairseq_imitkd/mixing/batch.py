@@ -63,15 +63,19 @@ def encoder_inputs(sample: Batch, rows: Tensor, pad: int | None) -> dict[str, An
     Args:
         sample: a batch of ``B`` sentences.
         rows: ``(R,)`` int64, the sentences, rising, so that source lengths stay sorted.
-        pad: index of the padding symbol in the source dictionary; None keeps all columns.
+        pad: index of the padding symbol in the source dictionary; None for frames of speech.
 
     Returns:
         ``net_input`` without ``prev_output_tokens``; each tensor that had ``B`` rows has ``R``.
     """
     net_input = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
     chosen = _select_rows(net_input, rows, sample["target"].size(0))
-    if pad is not None and rows.numel() < sample["target"].size(0):
-        chosen["src_tokens"] = _without_empty_columns(chosen["src_tokens"], pad)
+    if rows.numel() < sample["target"].size(0):
+        tokens = chosen["src_tokens"]
+        if pad is None:  # speech models expect the width of the longest sentence
+            chosen["src_tokens"] = tokens[:, : int(chosen["src_lengths"].max())]
+        else:
+            chosen["src_tokens"] = _without_empty_columns(tokens, pad)
     return chosen
 
 

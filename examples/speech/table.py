@@ -1,0 +1,35 @@
+"""The spoken commands' table, in Markdown."""
+
+from typing import Any
+
+ROWS = ("teacher", "scratch", "word_kd", "seqkd", "imitkd_full")
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the table of answers.py's results.json, and notes on its columns."""
+    rows = [
+        "| model | seed | parameters | wrong sentences, % | word error rate, % | right, against `scratch` (95%) | p "
+        "| updates to best | CPU min |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, model in results["models"].items():
+        training = results["trainings"][name]
+        against, seconds = model.get("against_scratch"), training["cpu_seconds"]
+        compared = "| |"
+        if against is not None:
+            low, high = against["interval"]
+            p = "< 0.001" if against["p"] < 0.001 else f"{against['p']:.3f}"
+            compared = f"| {against['gain']:+.1f} ({low:+.1f} to {high:+.1f}) | {p} |"
+        rows.append(
+            f"| `{name.partition('-')[0]}` | {model['seed']} | {model['parameters']:,} "
+            f"| {model['sentence_errors']:.1f} | {model['word_error_rate']:.1f} {compared} "
+            f"{training['updates']:,} | {'' if seconds is None else f'{seconds / 60:.1f}'} |"
+        )
+    rows += [
+        "",
+        f"Greedy decoding of {results['commands']:,} test commands. A sentence is wrong if it is none of the up "
+        "to eight right ones; the word error rate is to the nearest of them. `teacher` reads the text, all "
+        "others hear the speech. Against `scratch`: points of right sentences, same seed; interval and p by a "
+        "paired bootstrap over the commands. CPU min: processor time of the training.",
+    ]
+    return "\n".join(rows)
