@@ -8,8 +8,8 @@ ROWS = ("teacher", "scratch", "word_kd", "seqkd", "imitkd_full")
 def table(results: dict[str, Any]) -> str:
     """Return the table of answers.py's results.json, and notes on its columns."""
     rows = [
-        "| model | seed | parameters | wrong sentences, % | word error rate, % | right, against `scratch` (95%) | p "
-        "| updates to best | CPU min |",
+        "| model | seed | parameters | wrong sentences, % | word error rate, % "
+        "| right, against `scratch` (95%) | p | updates to best | CPU min |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, model in results["models"].items():
@@ -27,9 +27,9 @@ def table(results: dict[str, Any]) -> str:
         )
     rows += [
         "",
-        f"Greedy decoding of {results['commands']:,} test commands. A sentence is wrong if it is none of the up "
-        "to eight right ones; the word error rate is to the nearest of them. `teacher` reads the text, all "
-        "others hear the speech. Against `scratch`: points of right sentences, same seed; interval and p by a "
-        "paired bootstrap over the commands. CPU min: processor time of the training.",
+        f"Greedy decoding of {results['commands']:,} test commands. A sentence is wrong if it is none of the "
+        "up to eight right ones; the word error rate is to the nearest of them. `teacher` reads the text, "
+        "all others hear the speech. Against `scratch`: points of right sentences, same seed; interval and p "
+        "by a paired bootstrap over the commands. CPU min: processor time of the training.",
     ]
     return "\n".join(rows)

@@ -83,6 +83,11 @@ class SpeechToTextWithTeacherTask(WithTeacher, WithScores, WithPlainErrors, Conf
     def check_method(self, method: Method) -> None:
         """Refuse a ``--teacher-topk`` as large as the vocabulary, and replayed rollouts."""
         check_topk(method, len(self.target_dictionary))
+        if method.rolls_out and method.rollout_policy.max_len_a > 1.0:
+            raise UsageError(
+                f"--rollout-max-len-a {method.rollout_policy.max_len_a} would allow more tokens than a sentence "
+                "has frames of speech: add --rollout-max-len-a 0, and --rollout-max-len-b with the most tokens"
+            )
         if method.replay_capacity:
             raise UsageError(
                 f"--rollout-replay {method.replay_capacity} can't be used here, because it would keep the "

@@ -54,8 +54,8 @@ def load_speech_teacher(source: TeacherSource, task: Any) -> tuple[Teacher, Dict
     pair = trained_pair(configs[0], source.data)
     if pair is None:
         raise UsageError(
-            f"--teacher-path '{source.paths[0]}' (--task {task_name(configs[0])}) does not tell its languages: "
-            "let --teacher-data name the folder that it was trained on, or use another teacher"
+            f"--teacher-path '{source.paths[0]}' (--task {task_name(configs[0])}) does not tell its "
+            "languages: let --teacher-data name the folder that it was trained on, or use another teacher"
         )
     names = [f"dict.{language}.txt" for language in pair]
     with reported(source.paths[0]):
