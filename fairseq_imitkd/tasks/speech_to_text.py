@@ -85,8 +85,8 @@ class SpeechToTextWithTeacherTask(WithTeacher, WithScores, WithPlainErrors, Conf
         check_topk(method, len(self.target_dictionary))
         if method.rolls_out and method.rollout_policy.max_len_a > 1.0:
             raise UsageError(
-                f"--rollout-max-len-a {method.rollout_policy.max_len_a} would allow more tokens than a sentence "
-                "has frames of speech: add --rollout-max-len-a 0, and --rollout-max-len-b with the most tokens"
+                f"--rollout-max-len-a {method.rollout_policy.max_len_a} would allow more tokens than a "
+                "sentence has frames: add --rollout-max-len-a 0, and --rollout-max-len-b with the most tokens"
             )
         if method.replay_capacity:
             raise UsageError(
