@@ -432,7 +432,10 @@ def test_task_without_a_teacher_is_refused(name: str) -> None:
     task = SimpleNamespace(cfg=SimpleNamespace(_name="translation"), target_dictionary=None)
     with pytest.raises(UsageError) as refusal:
         tiny_criterion(name, task)
-    for word in (f"--criterion {name} has no teacher in --task translation:", "translation}_with_teacher"):
+    for word in (
+        f"--criterion {name} has no teacher in --task translation:",
+        "--task translation_with_teacher",
+    ):
         assert word in str(refusal.value)
 
 

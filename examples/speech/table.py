@@ -15,7 +15,7 @@ def table(results: dict[str, Any]) -> str:
     for name, model in results["models"].items():
         training = results["trainings"][name]
         against, seconds = model.get("against_scratch"), training["cpu_seconds"]
-        compared = "| |"
+        compared = "| | |"
         if against is not None:
             low, high = against["interval"]
             p = "< 0.001" if against["p"] < 0.001 else f"{against['p']:.3f}"

@@ -308,12 +308,12 @@ def token_logits(
 def _decoder_output(
     model: BaseFairseqModel, sample: Batch, encoder_out: Any, *, rows: Tensor | None
 ) -> Tensor:
-    prefixes = sample["net_input"]["prev_output_tokens"]
+    net_input = sample["net_input"]
     if encoder_out is None:
-        return model(**teacher_input(sample), prev_output_tokens=prefixes)[0]
+        return model(**teacher_input(sample), prev_output_tokens=net_input["prev_output_tokens"])[0]
     if rows is not None:
         encoder_out = model.encoder.reorder_encoder_out(encoder_out, rows)
-    return model.decoder(prefixes, encoder_out=encoder_out)[0]
+    return model.decoder(net_input["prev_output_tokens"], encoder_out=encoder_out)[0]
 
 
 def _without_attention_weights(model: BaseFairseqModel) -> BaseFairseqModel:
