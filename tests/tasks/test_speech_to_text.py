@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
+from fairseq_imitkd.checkpoints.kinds import check_kind
 from fairseq_imitkd.data.batch_type import TEACHER_INPUT
 from fairseq_imitkd.data.corpus import dataset_builder
 from fairseq_imitkd.data.speech import check_manifests, check_transcripts
@@ -249,6 +251,12 @@ def test_a_teacher_of_speech(data: Path, tmp_path: Path) -> None:
 
 
 # ---- Refusals
+
+
+def test_commands_for_text_refuse_speech_models() -> None:
+    cfg = Namespace(task=Namespace(_name="speech_to_text"), model=Namespace(arch="s2t_transformer"))
+    with pytest.raises(ValueError, match="by --task speech_to_text, which reads speech: decode it with"):
+        check_kind(cfg)
 
 
 @pytest.mark.parametrize(
