@@ -71,11 +71,12 @@ def score(run: Path, names: list[str]) -> None:
             "word_error_rate": found.phonemes,
             "right": packed(found.right),
         }
-        rival = models.get("-".join(["scratch", *name.split("-")[1:]]))
-        if rival is not None and rival is not models[name]:
-            ones, others = (unpacked(each["right"], len(right))[None] for each in (models[name], rival))
+        row, *seed = name.split("-")
+        rival = "-".join(["continued" if row.startswith("then_") else "scratch", *seed])
+        if rival in models and rival != name and row != "teacher":
+            ones, others = (unpacked(models[each]["right"], len(right))[None] for each in (name, rival))
             gain, interval, p = chance(ones, others)
-            models[name]["against_scratch"] = {"gain": gain, "interval": interval, "p": p}
+            models[name]["against"] = {"rival": rival, "gain": gain, "interval": interval, "p": p}
     results = {
         "recipe": "speech",
         **origin(),

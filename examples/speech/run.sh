@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Run the recipe stage by stage: run.sh [ROW…] (default: scratch word_kd seqkd imitkd_full), for each of SEEDS (default: 1).
+# Run the recipe stage by stage: run.sh [ROW…] (default: those of the table), for each of SEEDS (default: 1).
 # A second call continues where the first one stopped.
 here=$(cd "$(dirname "$0")" && pwd)
 set -euo pipefail
-[ $# -gt 0 ] || set -- scratch word_kd seqkd imitkd_full
+[ $# -gt 0 ] || set -- scratch word_kd seqkd imitkd_full continued then_imitkd_full
 
 "$here/prepare.sh"
 "$here/teacher.sh"

@@ -1,6 +1,6 @@
 # The settings of the recipe's trainings. ../common.sh sources this file.
 # shellcheck shell=bash disable=SC2034
-USES="SMOKE UPDATES"
+USES="SMOKE UPDATES MORE_UPDATES"
 SPEECH=(--task speech_to_text_with_teacher)
 # Greedy decoding of at most 30 words, in validation and everywhere else.
 DECODING=(--beam 1 --max-len-a 0 --max-len-b 30 --required-batch-size-multiple 1)

@@ -226,8 +226,8 @@ def test_quality_estimation_s_statistics(script: Any) -> None:
 def test_the_spoken_commands_table(script: Any) -> None:
     table = script("speech", "table").table
     model = {"seed": 1, "parameters": 1000, "sentence_errors": 20.04, "word_error_rate": 5.0}
-    against = {"gain": 2.5, "interval": [-0.5, 5.5], "p": 0.0004}
-    models = {"scratch": model, "gkd-seed2": {**model, "against_scratch": against}}
+    against = {"rival": "scratch-seed2", "gain": 2.5, "interval": [-0.5, 5.5], "p": 0.0004}
+    models = {"scratch": model, "gkd-seed2": {**model, "against": against}}
     trainings = {"scratch": TRAINING, "gkd-seed2": {**TRAINING, "cpu_seconds": None}}
     rows = table({"models": models, "trainings": trainings, "commands": 500}).splitlines()
     assert cells(rows[2]) == ["`scratch`", "1", "1,000", "20.0", "5.0", "", "", "5", "2.0"]

@@ -22,6 +22,7 @@ from fairseq_imitkd.rollout.fast_transformer import TransformerSteps
 from fairseq_imitkd.rollout.steps import begin_decoding
 from fairseq_imitkd.teacher.likelihood import LEAST, likelihoods
 from fairseq_imitkd.teacher.teacher import Teacher
+from fairseq_imitkd.training import distiller
 from tests.distributed.two_ranks import Optimizer
 from tests.helpers import in_process, speech
 from tests.helpers.digit_corpus import TINY
@@ -72,9 +73,10 @@ def token_losses(method: str, log_q: Tensor, log_p: Tensor, target: Tensor) -> T
 @pytest.mark.parametrize("reads_text", [True, False])
 @pytest.mark.parametrize("method", SETTINGS)
 def test_losses_and_gradients_by_their_definitions_in_float64(
-    method: str, reads_text: bool, data: Path
+    method: str, reads_text: bool, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The teacher of text reads each transcript alone; speech models read the batch."""
+    """The teacher of text reads each transcript alone; speech models read the batch, which stays whole."""
+    monkeypatch.setattr(distiller, "PART_COST", {"cpu": 1})
     task = speech.tiny_task(data)
     student = speech.build(task, dropout=0.0).double()
     teacher = (build_student(seed=2) if reads_text else speech.build(task, seed=2)).double().eval()
