@@ -24,7 +24,7 @@ import torch
 from fairseq_imitkd.export.architecture import build
 from fairseq_imitkd.pipeline import sentencepieces
 from fairseq_imitkd.pipeline.estimate import BEAM, timed
-from fairseq_imitkd.pipeline.recipe import STUDENT
+from fairseq_imitkd.pipeline.recipe_file import STUDENT
 
 TEACHER = "--arch transformer_wmt_en_de --share-all-embeddings"
 SIDES = ("src", "tgt")

@@ -25,8 +25,11 @@ MODELS = {
     "student, continued": "continued",
     "student, KD on the corpus": "on_corpus",
     "student, ImitKD": "imitkd",
+    "student, SeqKD": "seqkd",
+    "student, SeqKD, continued": "seqkd_continued",
+    "student, SeqKD, ImitKD": "seqkd_imitkd",
 }
-COLOURS = ("#888888", "#e6a532", "#c8641e", "#6a9a48", "#1f6fb4")
+COLOURS = ("#888888", "#e6a532", "#c8641e", "#6a9a48", "#1f6fb4", "#b39bc8", "#7a4f9e", "#0b3c5d")
 ROUNDS = 3
 
 
@@ -81,14 +84,16 @@ def figure(results: dict[str, dict[str, Any]], path: Path) -> None:
     pyplot.switch_backend("Agg")
     whole, (bars, lines) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for i, (colour, (label, result)) in enumerate(zip(COLOURS, results.items(), strict=True)):
-        places = [i * 0.17, i * 0.17 + 1]
-        shown = bars.bar(places, [result["bleu"], result["right"]], 0.16, color=colour, label=label)
+        places = [i / (len(results) + 1), i / (len(results) + 1) + 1]
+        width = 0.94 / (len(results) + 1)
+        shown = bars.bar(places, [result["bleu"], result["right"]], width, color=colour, label=label)
         bars.bar_label(shown, fmt="%.0f", fontsize=8)
         by_length = result["bleu_by_source_length"]
         lines.plot(list(by_length), list(by_length.values()), marker="o", color=colour, label=label)
-    bars.set_xticks([0.34, 1.34], ["BLEU", "right sentences, %"])
+    middle = (len(results) - 1) / 2 / (len(results) + 1)
+    bars.set_xticks([middle, middle + 1], ["BLEU", "right sentences, %"])
     lines.set(xlabel="words in the source sentence", ylabel="BLEU")
-    whole.legend(*bars.get_legend_handles_labels(), loc="outside lower center", ncols=len(MODELS))
+    whole.legend(*bars.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     pyplot.savefig(path, dpi=120)
 
 

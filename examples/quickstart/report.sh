@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Write run/report.html, a page that compares the quickstart's models and trainings. Run run.sh first.
 source "$(dirname "$0")/../common.sh"
-NAMES=(teacher scratch continued on_corpus imitkd)
+NAMES=(teacher scratch continued on_corpus imitkd seqkd seqkd_continued seqkd_imitkd)
 
 models=()
 for name in "${NAMES[@]}"; do

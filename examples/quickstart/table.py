@@ -54,8 +54,8 @@ def speed(model: dict[str, Any]) -> str:
 
 
 def updates(training: dict[str, Any], trainings: dict[str, dict[str, Any]]) -> str:
-    """Return the updates of a training, after those of the model whose weights it started from."""
+    """Return the updates of a training, after those of the models whose weights it started from."""
     start = re.search(r"--(?:restore-file|finetune-from-model) (\S+)", training["command"] or "")
     before = trainings.get(Path(start[1]).parent.name) if start else None
     own = f"{training['updates_in_all']:,}"
-    return f"{before['updates_in_all']:,} + {own}" if before else own
+    return f"{updates(before, trainings)} + {own}" if before else own

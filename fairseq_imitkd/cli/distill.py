@@ -25,10 +25,11 @@ from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.engines.registry import engine_for, unsupported_reason
 from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.export.architecture import build
-from fairseq_imitkd.pipeline import folder, inputs, packaged, recipe, seeds
+from fairseq_imitkd.pipeline import folder, inputs, packaged, recipe_file, seeds
 from fairseq_imitkd.pipeline.estimate import Estimate, estimate
 from fairseq_imitkd.pipeline.folder import Given
 from fairseq_imitkd.pipeline.plan import Plan
+from fairseq_imitkd.pipeline.reading import parsed
 from fairseq_imitkd.pipeline.recipe import SPLITS, Recipe
 from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, described
 
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     if importlib.util.find_spec("snakemake") is None:  # to import it would change the settings of logging
         raise UsageError("imitkd-distill needs snakemake: pip install 'fairseq-imitkd[pipeline]'")
     check_extra("imitkd-distill", "pipeline", PACKAGES)
-    out = args.out or folder.folder_of(args.recipe)
+    out = args.out or _default_out(args)
     wanted, given = _read(args)
     folder.check(out, given)
     wanted = _with_device(wanted)
@@ -108,6 +109,12 @@ def parser() -> Parser:
         type=Path,
         metavar="DIR",
         help="folder of the run (default: RECIPE without its suffix, or the folder of a run's recipe.yaml)",
+    )
+    made.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="run every step in minutes: a few hundred sentences, a few updates, and tiny models if the "
+        "recipe trains the teacher; DIR's default ends in -rehearsal",
     )
     made.add_argument("--dry-run", action="store_true", help="check everything, list the steps, and run none")
     made.add_argument(
@@ -162,7 +169,7 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
                 f"--{split} '{' '.join(getattr(args, split))}' must have the suffixes of --train, "
                 f".{suffixes[0]} and .{suffixes[1]}, in that order; exchange or rename them"
             )
-    training = recipe.TRAINING
+    training = recipe_file.TRAINING
     if args.updates is not None:
         training = training.replace("--max-update 100000", f"--max-update {args.updates}")
         if args.updates < 4000:
@@ -170,7 +177,7 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
                 "--warmup-updates 4000", f"--warmup-updates {max(1, args.updates // 10)}"
             )
             training = training.replace("updates 2000", f"updates {max(1, args.updates // 10)}")
-    arch, _, flags = recipe.STUDENT.removeprefix("--arch ").partition(" ")
+    arch, _, flags = recipe_file.STUDENT.removeprefix("--arch ").partition(" ")
     return {
         "languages": suffixes,
         "text": {split: [os.path.abspath(file) for file in getattr(args, split)] for split in SPLITS},
@@ -242,7 +249,9 @@ def distil(run: Run, engine: Engine) -> None:
             file.write(f"{table}\n".encode())
         print(f"\n{table}\n\nreport: {run.out / 'report.html'}; all scores: {run.out / 'evaluation.md'}")
     print(f"{run.out}: {len(run.plan.steps)} steps are done; {time.monotonic() - began:,.0f} s")
-    if wanted.export is not None and wanted.teacher.huggingface is None:
+    if wanted.first is not None:
+        print("This was a rehearsal: all steps work, and the scores mean nothing. Now leave out --rehearse.")
+    elif wanted.export is not None and wanted.teacher.huggingface is None:
         print(f"Next: {shlex.join(['imitkd-serve', str(run.out / 'exported')])}", flush=True)
 
 
@@ -300,6 +309,11 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UsageError("--out is not given; name a folder for the student")
 
 
+def _default_out(args: argparse.Namespace) -> Path:
+    out = folder.folder_of(args.recipe)
+    return out.with_name(f"{out.name}-rehearsal") if args.rehearse else out
+
+
 def _with_device(wanted: Recipe) -> Recipe:
     if wanted.device == "cuda" and not torch.cuda.is_available():
         print("warning: device is cuda, but this machine has no visible GPU", file=sys.stderr)
@@ -334,25 +348,36 @@ def _engine(args: argparse.Namespace, wanted: Recipe, flags: tuple[str, ...]) ->
 
 def _read(args: argparse.Namespace) -> tuple[Recipe, Given]:
     """Return the recipe that the command line names or describes, and what the run's folder keeps of it."""
+    wanted, given, start = _named(args)
+    if not args.rehearse:
+        return wanted, given
+    text = folder.with_folder(given.text, start, rehearses=True)
+    return recipe_file.parse(parsed(text), start), replace(given, text=text, rehearses=True)
+
+
+def _named(args: argparse.Namespace) -> tuple[Recipe, Given, Path]:
+    """Return that recipe before a rehearsal shortens it, what is kept, and where its relative paths start."""
     if args.recipe is None:
-        content = recipe_of(args)
-        return recipe.parse(content, Path.cwd()), Given(yaml.safe_dump(content, sort_keys=False, width=100))
+        content, start = recipe_of(args), Path.cwd()
+        text = yaml.safe_dump(content, sort_keys=False, width=100)
+        return recipe_file.parse(content, start), Given(text), start
     own = packaged.find(args.recipe)
     if own is None:
         if args.text is not None:
             raise UsageError(
                 f"--text '{args.text}' changes nothing beside RECIPE '{args.recipe}', which names its files"
             )
-        wanted = recipe.read(args.recipe)
+        wanted, start = recipe_file.read(args.recipe), args.recipe.resolve().parent
         text = args.recipe.read_text(encoding="utf-8")
-        return wanted, Given(folder.with_folder(text, args.recipe.resolve().parent), args.recipe)
+        return wanted, Given(folder.with_folder(text, start), args.recipe), start
     start = (args.text or Path.cwd()).absolute()
-    wanted = recipe.read(own, start)
+    wanted = recipe_file.read(own, start)
     if args.text is not None and wanted.text.made_up is not None:
         raise UsageError(
             f"--text '{args.text}' changes nothing with {args.recipe}, whose text is made up; leave it out"
         )
-    return wanted, Given(folder.with_folder(own.read_text(encoding="utf-8"), start), name=args.recipe.name)
+    text = folder.with_folder(own.read_text(encoding="utf-8"), start)
+    return wanted, Given(text, name=args.recipe.name), start
 
 
 if __name__ == "__main__":

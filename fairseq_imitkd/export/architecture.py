@@ -130,7 +130,7 @@ def _last_cutoff(args: Namespace) -> int:
 
 def _parse_with_defaults(flags: Sequence[str]) -> Namespace:
     """Parse the flags; import ``--user-dir``, and add a task and a data directory where they are missing."""
-    flags = _import_user_dir(flags)
+    flags = import_user_dir(flags)
     arch = _value(flags, "--arch", "-a")
     if arch is None:
         raise UsageError("--check needs the student's --arch; give the flags that it will be trained with")
@@ -162,7 +162,7 @@ def _parse(words: Sequence[str]) -> Namespace:
         ) from error
 
 
-def _import_user_dir(flags: Sequence[str]) -> list[str]:
+def import_user_dir(flags: Sequence[str]) -> list[str]:
     """Import the module of ``--user-dir``, which may hold the architecture, and return the other flags."""
     folder = _value(flags, "--user-dir")
     if folder is None:

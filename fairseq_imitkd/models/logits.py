@@ -1,7 +1,8 @@
 """Logits over the vocabulary at the positions of a batch: stored, averaged, or computed on demand."""
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -104,6 +105,25 @@ class ProjectedLogits:
     def at(self, positions: Tensor) -> "ProjectedLogits":
         """See :class:`TokenLogits`."""
         return replace(self, features=self.features[positions])
+
+
+class LaterLogits:
+    """Logits that come when they are first asked for, and are kept.
+
+    Args:
+        fetch: returns them; it is called once at most.
+    """
+
+    def __init__(self, fetch: Callable[[], TokenLogits]):
+        self._fetch = functools.cache(fetch)
+
+    def logits(self, positions: slice) -> Tensor:
+        """See :class:`TokenLogits`."""
+        return self._fetch().logits(positions)
+
+    def at(self, positions: Tensor) -> "LaterLogits":
+        """See :class:`TokenLogits`. The logits still come later."""
+        return LaterLogits(lambda: self._fetch().at(positions))
 
 
 def chunk_size(positions: int, symbols: int, device: torch.device, *, asked: int = 0) -> int:

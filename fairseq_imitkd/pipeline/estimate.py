@@ -21,8 +21,9 @@ from fairseq_imitkd.checkpoints.build import build_model, configuration, refuse_
 from fairseq_imitkd.checkpoints.safe_load import read_checkpoint, reported
 from fairseq_imitkd.export.architecture import SYMBOLS, build
 from fairseq_imitkd.pipeline.inputs import Inputs
-from fairseq_imitkd.pipeline.plan import SEQKD_MONO, Plan, Step, last_value
-from fairseq_imitkd.pipeline.recipe import SEQKD, Recipe
+from fairseq_imitkd.pipeline.plan import MONO, Plan, Step, of_mono
+from fairseq_imitkd.pipeline.reading import last_value
+from fairseq_imitkd.pipeline.recipe import Recipe
 
 ROWS, BEAM = 32, 5  # sentences of a timed batch; beam of imitkd-seqkd without --beam
 SUBWORD = 4  # bytes of a subword, as they are counted before the text is split
@@ -100,9 +101,14 @@ def estimate(plan: Plan, found: Inputs) -> Estimate:
     if recipe.teacher.huggingface is not None:
         left_out = "the teacher is not imported yet, so its steps are left out"
     else:
-        beam = int(last_value(recipe.seqkd.flags, "--beam") or BEAM)
+        beams = [
+            int(last_value(recipe.translations[name].flags, "--beam") or BEAM) for name in recipe.translated
+        ]
+        beam = max(beams, default=BEAM)
         teacher = timed(teacher_of(recipe, own, size), length, device, beam=beam)
-    sentences = {SEQKD: lines(recipe, found, "train"), SEQKD_MONO: lines(recipe, found, "mono")}
+    train, mono = (lines(recipe, found, kind) for kind in ("train", MONO))
+    sentences = {name: (train, recipe.translations[name].shards) for name in recipe.translated}
+    sentences |= {of_mono(name): (mono, shards) for name, (_, shards) in sentences.items()}
     for step in plan.steps:
         words = step.commands[0].words
         if step.name.startswith("train-") and step.updates is not None:
@@ -115,8 +121,9 @@ def estimate(plan: Plan, found: Inputs) -> Estimate:
                 seconds[step.name] = tokens * (student.training + student.forward + teacher.forward)
         elif words[0] == "imitkd-seqkd" and teacher is not None:
             folder, _, shard = step.name.partition("-shard")
-            if shard or recipe.seqkd.shards == 1:
-                seconds[step.name] = sentences[folder] * length * teacher.translation / recipe.seqkd.shards
+            count, shards = sentences[folder]
+            if shard or shards == 1:
+                seconds[step.name] = count * length * teacher.translation / shards
     return Estimate(
         seconds, left_out, "this machine" if has_device else "the CPU of this machine, which has no GPU"
     )

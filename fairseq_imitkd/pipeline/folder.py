@@ -5,6 +5,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -26,15 +27,18 @@ class Given:
         text: its text, which says where relative paths start.
         path: its file; None if it comes with the package, or flags describe it.
         name: what stands for it without a file.
+        rehearses: whether it is rehearsed.
     """
 
     text: str
     path: Path | None = None
     name: str = "flags"
+    rehearses: bool = False
 
     def origin(self, out: Path) -> str:
         """Return where the recipe comes from; a file's path starts from a run's folder, so both may move."""
-        return self.name if self.path is None else os.path.relpath(self.path, out)
+        origin = self.name if self.path is None else os.path.relpath(self.path, out)
+        return f"{origin}, rehearsed" if self.rehearses else origin
 
 
 def folder_of(path: Path) -> Path:
@@ -80,15 +84,18 @@ def keep(out: Path, given: Given) -> None:
     write_json(out / NOTE, {"origin": given.origin(out), "sha256": _hash(given.text)})
 
 
-def with_folder(text: str, folder: Path) -> str:
+def with_folder(text: str, folder: Path, *, rehearses: bool = False) -> str:
     """Return a recipe's text with a key that says where its relative paths start.
 
     Args:
         text: the recipe.
         folder: absolute path of the folder in which the recipe was.
+        rehearses: whether the recipe becomes one of a rehearsal.
     """
     given = parsed(text)
-    start = {"folder": str(folder / Path(given.get("folder") or "").expanduser())}
+    start: dict[str, Any] = {"folder": str(folder / Path(given.get("folder") or "").expanduser())}
+    if rehearses:
+        start["rehearsal"] = True
     content = {**given, **start}
     if given == content:
         return text

@@ -12,6 +12,7 @@ import sentencepiece
 from fairseq_imitkd.checkpoints.safe_load import check_readable, find_damage
 from fairseq_imitkd.data.files import kind_of, sha256
 from fairseq_imitkd.errors import UsageError, as_usage_error
+from fairseq_imitkd.pipeline.lengths import check_lengths
 from fairseq_imitkd.pipeline.recipe import SPLITS, Recipe
 from fairseq_imitkd.pipeline.sentencepieces import LINES
 
@@ -67,7 +68,7 @@ class Inputs:
         text = sum(text.bytes for text in self.texts.values())
         if recipe.text.made_up is not None:
             text = PAIR * sum(recipe.text.made_up.sizes.values())
-        data = text * (DISK + SEQKD_DISK * recipe.uses_seqkd)
+        data = text * (DISK + SEQKD_DISK * len(recipe.translated))
         # Two checkpoints of each training hold the weights and Adam's two moments, in float32.
         return data + 2 * 3 * 4 * parameters * len(recipe.methods) * len(recipe.seeds)
 
@@ -233,9 +234,10 @@ def _look_at_flags(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _check_subwords(recipe: Recipe) -> None:
-    """Refuse a SentencePiece model whose pieces the teacher's dictionaries lack."""
+    """Refuse a SentencePiece model whose pieces the teacher's dictionaries lack, and too long sentences."""
     model = recipe.subwords.model if recipe.subwords is not None else None
     if recipe.subwords is not None and model is None:
+        check_lengths(recipe, str.split)
         return
     processor = None
     if model is not None:
@@ -243,7 +245,12 @@ def _check_subwords(recipe: Recipe) -> None:
             f"sentencepiece '{model}' can't be read as a model", "name a file of SentencePiece"
         ):
             processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    if recipe.teacher.dictionaries is None or recipe.text.made_up is not None:
+    if recipe.text.made_up is not None:
+        return
+    check_lengths(
+        recipe, str.split if processor is None else lambda line: processor.encode(line, out_type=str)
+    )
+    if recipe.teacher.dictionaries is None:
         return
     valid = recipe.text.pairs["valid"]
     for language, path in ((recipe.source, valid.source), (recipe.target, valid.target)):

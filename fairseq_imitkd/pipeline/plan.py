@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_imitkd.pipeline import made_up, sentencepieces
+from fairseq_imitkd.pipeline.reading import last_value
 from fairseq_imitkd.pipeline.recipe import (
     EXPORTED,
     JOINED,
     RAW,
-    SEQKD,
     SPLITS,
     TEACHER,
     MadeUp,
@@ -22,7 +22,7 @@ from fairseq_imitkd.pipeline.recipe import (
 
 STATE = ".steps"  # folder for the plan, and for what is noted about its steps
 FELL_BACK = 3  # imitkd-export has written another quantisation than the one that was asked for
-MONO, MONO_DATA, SEQKD_MONO = "mono", "mono-bin", "seqkd-mono"  # source text without translations
+MONO, MONO_DATA = "mono", "mono-bin"  # source text without translations
 GLOO = ("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp")  # of several processes without GPUs
 PLAIN = ("--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1")
 
@@ -34,6 +34,7 @@ class Command:
     Args:
         words: its name and arguments; the working directory is the run's folder.
         given: file that it reads as standard input.
+        lines: number of lines of that file that it reads; None reads all.
         out: file for its standard output; None is the log.
         statuses: exit statuses of success.
         processes: number of processes, which ``torchrun`` starts if there are several.
@@ -41,6 +42,7 @@ class Command:
 
     words: tuple[str, ...]
     given: str | None = None
+    lines: int | None = None
     out: str | None = None
     statuses: tuple[int, ...] = (0,)
     processes: int = 1
@@ -134,11 +136,10 @@ class Plan:
             yield self._binarise_mono()
         if recipe.teacher.flags:
             yield self._train_teacher()
-        if recipe.uses_seqkd:
-            yield from self._translate(SEQKD)
-            if recipe.text.mono is not None:
-                source = "--source-text", f"text/{MONO}.{recipe.source}"
-                yield from self._translate(SEQKD_MONO, *source, needs=(f"encode-{MONO}",))
+        for name in recipe.translated:
+            yield from self._translate(name)
+            if name in recipe.translated_mono:
+                yield from self._translate(name, mono=True)
         for name, method, seed in self.students():
             yield self._train(name, method, seed=seed)
         if recipe.exported is not None:
@@ -155,8 +156,10 @@ class Plan:
     def _train_subwords(self) -> Step:
         assert self.recipe.subwords is not None
         train = self.recipe.text.pairs["train"]
-        size, texts = str(self.recipe.subwords.vocabulary), (str(train.source), str(train.target))
-        words = ("python", "-P", sentencepieces.__file__, "train", "subwords.model.part", size, *texts)
+        words: tuple[str, ...] = ("python", "-P", sentencepieces.__file__, "train", "subwords.model.part")
+        words += (str(self.recipe.subwords.vocabulary), str(train.source), str(train.target))
+        if self.recipe.first is not None:
+            words += ("--lines", str(self.recipe.first["train"]))
         return Step("subwords", (Command(words),), ("subwords.model",), self._text_step)
 
     def _import(self) -> Step:
@@ -176,7 +179,8 @@ class Plan:
                 words = ("python", "-P", sentencepieces.__file__, "encode", self._subword_model)
             else:
                 words = ("cat",)
-            commands.append(Command(words, given=str(raw), out=f"{result}.part"))
+            lines = recipe.first[split] if recipe.first is not None else None
+            commands.append(Command(words, given=str(raw), lines=lines, out=f"{result}.part"))
         needs = self._text_step
         if recipe.teacher.huggingface is not None:
             needs += ("import",)
@@ -210,12 +214,16 @@ class Plan:
         flags = (*plain(own), *self.recipe.training, *own, "--seed", "1")
         return self._training("train-teacher", TEACHER, flags, data="data-bin", needs=("binarise",))
 
-    def _translate(self, folder: str, *more: str, needs: tuple[str, ...] = ()) -> Iterator[Step]:
-        """Yield the steps that let the teacher translate into a folder.
+    def _translate(self, name: str, *, mono: bool = False) -> Iterator[Step]:
+        """Yield the steps that let the teacher translate the text, or the text without translations.
 
         Shards write one folder together. The first step alone makes and deletes it.
         """
-        wanted, needs = self.recipe.seqkd, ("binarise", *needs, *self._teachers_step)
+        wanted, folder, more = self.recipe.translations[name], name, tuple[str, ...]()
+        needs = ("binarise", *self._teachers_step)
+        if mono:
+            folder, more = of_mono(name), ("--source-text", f"text/{MONO}.{self.recipe.source}")
+            needs = (*needs, f"encode-{MONO}")
         words = ("imitkd-seqkd", "data-bin", *more, *self._taught, "--out", folder, *self._cpu, *wanted.flags)
         computes = self._computes(1)
         if wanted.shards == 1:
@@ -232,8 +240,10 @@ class Plan:
     def _train(self, name: str, method: Method, *, seed: int) -> Step:
         recipe, needs = self.recipe, ["binarise"]
         data = "data-bin"
-        if method.data == SEQKD:
-            folders = [SEQKD] if recipe.text.mono is None else [SEQKD, SEQKD_MONO]
+        if method.data in recipe.translations:
+            folders = [method.data]
+            if method.data in recipe.translated_mono:
+                folders.append(of_mono(method.data))
             data = ":".join(f"{folder}/data-bin" for folder in folders)
             needs += folders
         words = [*plain(method.flags)]
@@ -357,6 +367,11 @@ class Plan:
         return ("import",) if self.recipe.teacher.huggingface is not None else ()
 
 
+def of_mono(name: str) -> str:
+    """Return the folder of the teacher's translations of text without references."""
+    return f"{name}-{MONO}"
+
+
 def plain(flags: Sequence[str]) -> tuple[str, ...]:
     """Return the flags of a loss without a teacher, unless some flags name another one."""
     return () if last_value(flags, "--criterion") else PLAIN
@@ -375,17 +390,6 @@ def student_name(method: str, seed: int) -> str:
     return f"{method}-seed{seed}"
 
 
-def last_value(flags: Sequence[str], flag: str) -> str:
-    """Return the value of a flag's last occurrence; empty if there is none."""
-    found = ""
-    for place, word in enumerate(flags):
-        if word == flag and place + 1 < len(flags):
-            found = flags[place + 1]
-        elif word.startswith(f"{flag}="):
-            found = word.partition("=")[2]
-    return found
-
-
 def _with_key(step: Step, keys: Mapping[str, str], digests: Mapping[str, str]) -> Step:
     """Return a step with its key.
 
@@ -401,7 +405,15 @@ def _with_key(step: Step, keys: Mapping[str, str], digests: Mapping[str, str]) -
         before, equals, value = word.partition("=")  # --flag=FILE, or a model NAME=FILE
         return f"{before}{equals}{stands_for.get(value, value)}"
 
-    commands = [[*map(named, command.words), named(command.given), command.out] for command in step.commands]
+    commands = [
+        [
+            *map(named, command.words),
+            named(command.given),
+            command.out,
+            *[command.lines] * (command.lines is not None),
+        ]
+        for command in step.commands
+    ]
     depends = [*map(named, step.depends)]
     content = json.dumps([step.name, commands, step.results, [keys[name] for name in step.needs], depends])
     return Step(**{**vars(step), "key": hashlib.sha256(content.encode()).hexdigest()[:16]})

@@ -65,6 +65,17 @@ def closest(word: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
 
 
+def last_value(flags: Sequence[str], flag: str) -> str:
+    """Return the value of a flag's last occurrence; empty if there is none."""
+    found = ""
+    for place, word in enumerate(flags):
+        if word == flag and place + 1 < len(flags):
+            found = flags[place + 1]
+        elif word.startswith(f"{flag}="):
+            found = word.partition("=")[2]
+    return found
+
+
 class Section:
     """A mapping in the recipe.
 
@@ -132,6 +143,13 @@ class Section:
             raise UsageError(f"{self._named(key)} must be one of {', '.join(among)}, but is {shown(value)}")
         return str(value)
 
+    def yes_or_no(self, key: str, default: bool) -> bool:
+        """Return a truth value."""
+        value = default if key not in self else self.content[key]
+        if not isinstance(value, bool):
+            raise self.wrong(key, "must be true or false")
+        return value
+
     def flags(self, key: str, default: str = "") -> tuple[str, ...]:
         """Return the flags of a command: a text as in a shell, or a list of words.
 
@@ -164,6 +182,13 @@ class Section:
         value = self.content[key] if key in self else list(default)
         if not isinstance(value, list) or not value:
             raise self.wrong(key, "must be a list that is not empty")
+        return value
+
+    def mapping(self, key: str) -> Mapping[Any, Any]:
+        """Return a mapping with keys of the user's own."""
+        value = self.get(key)
+        if not isinstance(value, Mapping):
+            raise self.wrong(key, "must have names as its keys")
         return value
 
     def section(self, key: str, keys: Sequence[str]) -> "Section":

@@ -1,53 +1,17 @@
-"""The recipe: what a person wants, read from a YAML file. docs/distil.md describes its keys."""
+"""The recipe: what a person wants. docs/distil.md describes its keys, and :mod:`recipe_file` reads it."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.export.exporter import QUANTIZATIONS
-from fairseq_imitkd.pipeline.reading import Section, closest, load, shown
+from fairseq_imitkd.pipeline.reading import last_value
 
-KEYS = (
-    "languages", "text", "sentencepiece", "dictionaries", "teacher", "student", "training", "distillation",
-    "seqkd", "methods", "seeds", "evaluate", "export", "device", "threads", "processes", "user_dir", "about",
-    "folder",
-)  # fmt: skip
 SPLITS = ("train", "valid", "test")
 DEVICES = ("auto", "cpu", "cuda")
 JOINED, SEPARATE = "joined", "separate"  # one dictionary of both languages, or one of each
 RAW = "raw"  # folder of made-up text in the run's folder
 NONE, SEQKD = "none", "seqkd"  # the methods without a criterion of their own
 TEACHER, EXPORTED = "teacher", "exported"  # names in the evaluation that no student may have
-
-# Flags that the steps set themselves, with what to do instead.
-_LANGUAGES = dict.fromkeys(("--source-lang", "--target-lang", "-s", "-t"), "use languages")
-_TEACHER = dict.fromkeys(("--teacher-path", "--teacher-data"), "use teacher")
-SET_IN_TRAININGS = {
-    **_LANGUAGES,
-    **_TEACHER,
-    "--save-dir": "leave it out: models lie in the run's folder",
-    "--seed": "use seeds, or leave it out: a teacher's is 1",
-    "--user-dir": "use user_dir",
-}
-SET_IN_COMMANDS = {
-    **_LANGUAGES,
-    **_TEACHER,
-    **dict.fromkeys(("--num-shards", "--shard-id"), "use seqkd.shards"),
-    "--data": "leave it out: the data lies in the run's folder",
-    "--out": "leave it out: results lie in the run's folder",
-}
-
-# Flags of every training of a recipe that has no others.
-TRAINING = (
-    "--optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1 --lr 7e-4 --lr-scheduler inverse_sqrt "
-    "--warmup-updates 4000 --max-tokens 4096 --max-update 100000 --dropout 0.1 --no-epoch-checkpoints "
-    "--validate-interval-updates 2000 --save-interval-updates 2000 --keep-interval-updates 1 "
-    """--eval-bleu --eval-bleu-args '{"beam": 1}'"""
-)
-STUDENT = "--arch transformer_imitkd_2_2 --share-decoder-input-output-embed"
 
 
 @dataclass(frozen=True)
@@ -91,8 +55,8 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Seqkd:
-    """The teacher's translations.
+class Translations:
+    """Translations of the text by the teacher.
 
     Args:
         flags: flags of ``imitkd-seqkd``.
@@ -140,7 +104,7 @@ class Method:
     Args:
         name: its name in tables and folders.
         criterion: its ``--criterion``; None learns the targets of its data alone.
-        data: ``text``, or ``seqkd``: the teacher's translations of it.
+        data: ``text``, or the name of translations of it by the teacher, such as ``seqkd``.
         start: name of the method whose student it starts from; None starts from random weights.
         mono: share of the sentences of ``text.mono`` in its batches; None reads none.
         flags: further flags of its training.
@@ -195,7 +159,7 @@ class Recipe:
         student: flags that describe the student, with ``--arch``.
         training: flags of every training.
         distillation: further flags of trainings with the teacher.
-        seqkd: how the teacher translates.
+        translations: how the teacher translates, by the name of what it writes.
         methods: the students.
         seeds: every method is trained once with each.
         evaluation: None leaves it out.
@@ -205,6 +169,7 @@ class Recipe:
         processes: processes of a training, each on a GPU of its own with ``device: cuda``.
         user_dir: package with methods of the user's own.
         about: what the recipe is, in a line.
+        first: number of lines that are read of each text, by its name; None reads all.
     """
 
     source: str
@@ -216,7 +181,7 @@ class Recipe:
     student: tuple[str, ...] = ()
     training: tuple[str, ...] = ()
     distillation: tuple[str, ...] = ()
-    seqkd: Seqkd = field(default_factory=Seqkd)
+    translations: Mapping[str, Translations] = field(default_factory=lambda: {SEQKD: Translations()})
     methods: tuple[Method, ...] = ()
     seeds: tuple[int, ...] = (1,)
     evaluation: Evaluation | None = field(default_factory=Evaluation)
@@ -226,6 +191,7 @@ class Recipe:
     processes: int = 1
     user_dir: Path | None = None
     about: str = ""
+    first: Mapping[str, int] | None = None
 
     def method(self, name: str) -> Method:
         """Return the method of a name."""
@@ -239,14 +205,24 @@ class Recipe:
         yield "teacher.flags", self.teacher.flags
         for number, method in enumerate(self.methods, 1):
             yield f"methods[{number}].flags", method.flags
-        yield "seqkd", self.seqkd.flags
+        for name, translations in self.translations.items():
+            yield SEQKD if name == SEQKD else f"translations.{name}", translations.flags
         yield "evaluate", self.evaluation.flags if self.evaluation is not None else ()
         yield "export", self.export.flags if self.export is not None else ()
 
     @property
-    def uses_seqkd(self) -> bool:
-        """Whether a student learns from the teacher's translations."""
-        return any(method.data == SEQKD for method in self.methods)
+    def translated(self) -> list[str]:
+        """The names of the teacher's translations that students learn from."""
+        used = {method.data for method in self.methods}
+        return [name for name in self.translations if name in used]
+
+    @property
+    def translated_mono(self) -> list[str]:
+        """Those that translate the text without references too: a selection by references can't."""
+        if self.text.mono is None:
+            return []
+        flags = {name: self.translations[name].flags for name in self.translated}
+        return [name for name in flags if last_value(flags[name], "--select") != "best"]
 
     @property
     def reads_mono(self) -> bool:
@@ -267,295 +243,3 @@ class Recipe:
         if self.export is None:
             return None
         return self.method(self.export.method) if self.export.method else self.methods[-1]
-
-
-def read(path: Path, folder: Path | None = None) -> Recipe:
-    """Read a recipe.
-
-    Args:
-        path: its file.
-        folder: folder that its relative paths start from; None is that of the file.
-
-    Raises:
-        UsageError: a key or a value is wrong.
-    """
-    return parse(load(path), path.resolve().parent if folder is None else folder.absolute())
-
-
-def parse(content: Any, folder: Path) -> Recipe:
-    """Return the recipe that a YAML file's content describes.
-
-    Args:
-        content: the content.
-        folder: folder that its relative paths start from, if the key ``folder`` names no other.
-
-    Raises:
-        UsageError: a key or a value is wrong.
-    """
-    recipe = Section("", content, KEYS, folder=folder)
-    if "folder" in recipe:
-        recipe = Section("", content, KEYS, folder=recipe.path("folder"))
-    source, target = _languages(recipe)
-    methods = _methods(recipe)
-    made = Recipe(
-        source=source,
-        target=target,
-        text=_text(recipe),
-        subwords=_subwords(recipe),
-        dictionaries=recipe.choice("dictionaries", (JOINED, SEPARATE), JOINED),
-        teacher=_teacher(recipe),
-        student=_student(recipe),
-        training=recipe.flags("training", TRAINING),
-        distillation=recipe.flags("distillation"),
-        seqkd=_seqkd(recipe),
-        methods=methods,
-        seeds=_seeds(recipe),
-        evaluation=_evaluation(recipe, methods),
-        export=_export(recipe, methods),
-        device=recipe.choice("device", DEVICES, "auto"),
-        threads=recipe.number("threads", 1),
-        processes=recipe.number("processes", 1),
-        user_dir=recipe.path("user_dir") if "user_dir" in recipe else None,
-        about=recipe.text("about") if "about" in recipe else "",
-    )
-    if "dictionaries" in recipe and not made.teacher.flags:
-        raise UsageError("dictionaries changes nothing with this teacher, which has its own; leave it out")
-    _check_flags(made)
-    _check_subwords(made)
-    _check_mono(made)
-    return made
-
-
-def _languages(recipe: Section) -> tuple[str, str]:
-    value = recipe.get("languages")
-    pair = value.split("-") if isinstance(value, str) else value
-    if (
-        not isinstance(pair, list)
-        or len(pair) != 2
-        or not all(isinstance(name, str) and re.fullmatch(r"\w+", name) for name in pair)
-        or pair[0] == pair[1]
-    ):
-        raise recipe.wrong("languages", "must be two names, such as de-en or [deu_Latn, eng_Latn]")
-    return pair[0], pair[1]
-
-
-def _text(recipe: Section) -> Text:
-    section = recipe.section("text", (*SPLITS, "mono", "references", "origin", "made_up"))
-    if "made_up" in section:
-        return _made_up(section)
-    pairs = {}
-    for split in SPLITS:
-        files = section.get(split)
-        if not isinstance(files, list) or len(files) != 2:
-            raise section.wrong(split, f"must be two files, such as [{split}.de, {split}.en]")
-        pairs[split] = Pair(*(section.path_of(split, file) for file in files))
-    return Text(
-        pairs,
-        section.path("references") if "references" in section else None,
-        section.path("mono") if "mono" in section else None,
-        origin=section.text("origin") if "origin" in section else "",
-    )
-
-
-def _made_up(text: Section) -> Text:
-    other = next((key for key in text.content if key != "made_up"), None)
-    if other is not None:
-        raise UsageError(
-            f"text.{other} changes nothing with text.made_up, which makes all text; leave it out"
-        )
-    section = text.section("made_up", (*SPLITS, "seed"))
-    sizes = {split: section.number(split) for split in SPLITS}
-    pairs = {split: Pair(Path(RAW, f"{split}.src"), Path(RAW, f"{split}.tgt")) for split in SPLITS}
-    return Text(pairs, Path(RAW, "test.all"), made_up=MadeUp(sizes, section.number("seed", 1, least=0)))
-
-
-def _seqkd(recipe: Section) -> Seqkd:
-    if not isinstance(recipe.content.get("seqkd"), Mapping):
-        return Seqkd(recipe.flags("seqkd"))
-    section = recipe.section("seqkd", ("flags", "shards"))
-    return Seqkd(section.flags("flags"), section.number("shards", 1))
-
-
-def _subwords(recipe: Section) -> Subwords | None:
-    if "sentencepiece" not in recipe:
-        return None
-    if isinstance(recipe.get("sentencepiece"), str):
-        return Subwords(recipe.path("sentencepiece"))
-    section = recipe.section("sentencepiece", ("model", "vocabulary"))
-    if ("model" in section) == ("vocabulary" in section):
-        raise UsageError(
-            "sentencepiece must have either model, a file, or vocabulary, the number of symbols of a new one"
-        )
-    if "model" in section:
-        return Subwords(section.path("model"))
-    return Subwords(None, section.number("vocabulary", least=10))
-
-
-def _teacher(recipe: Section) -> Teacher:
-    if isinstance(recipe.get("teacher"), str):
-        path = recipe.path("teacher")
-        return Teacher(path, dictionaries=path.parent)
-    section = recipe.section("teacher", ("checkpoint", "dictionaries", "huggingface", "arch", "flags"))
-    given = [key for key in ("checkpoint", "huggingface", "arch") if key in section]
-    if len(given) != 1:
-        raise UsageError(
-            "teacher must have one of checkpoint, huggingface and arch, but has "
-            f"{' and '.join(given) or 'none of them'}"
-        )
-    for key, of in (("dictionaries", "checkpoint"), ("flags", "arch")):
-        if key in section and of not in section:
-            raise UsageError(f"teacher.{key} changes nothing without teacher.{of}; leave it out")
-    if "huggingface" in section:
-        return Teacher(huggingface=section.path("huggingface"))
-    if "arch" in section:
-        return Teacher(flags=("--arch", section.text("arch"), *section.flags("flags")))
-    path = section.path("checkpoint")
-    folder = section.path("dictionaries") if "dictionaries" in section else path.parent
-    return Teacher(path, dictionaries=folder)
-
-
-def _student(recipe: Section) -> tuple[str, ...]:
-    if "student" not in recipe:
-        return recipe.flags("student", STUDENT)
-    section = recipe.section("student", ("arch", "flags"))
-    return "--arch", section.text("arch"), *section.flags("flags")
-
-
-def _methods(recipe: Section) -> tuple[Method, ...]:
-    methods: list[Method] = []
-    for number, entry in enumerate(recipe.sequence("methods", ("imitkd_full",)), 1):
-        method = _method(f"methods[{number}]", entry, recipe.folder)
-        if any(method.name == other.name for other in methods) or method.name in (TEACHER, EXPORTED):
-            raise UsageError(f"methods[{number}].name '{method.name}' is taken; give the method another name")
-        methods.append(method)
-    for number, method in enumerate(methods, 1):
-        earlier = [other.name for other in methods[: number - 1]]
-        if method.start is not None and method.start not in earlier:
-            known = closest(method.start, earlier) if earlier else "list that method before this one"
-            raise UsageError(
-                f"methods[{number}].start '{method.start}' is not a method before this one: {known}"
-            )
-    return tuple(methods)
-
-
-def _method(name: str, entry: Any, folder: Path) -> Method:
-    if isinstance(entry, str):
-        entry = {"criterion": entry}
-    keys = ("name", "criterion", "data", "start", "mono", "flags")
-    section = Section(name, entry, keys, folder=folder)
-    criterion = section.text("criterion")
-    own = section.text("name", criterion)
-    if not re.fullmatch(r"\w[\w.]*", own):
-        raise section.wrong("name", "must consist of letters, digits, '_' and '.'")
-    data = section.choice("data", ("text", SEQKD), SEQKD if criterion == SEQKD else "text")
-    if criterion == SEQKD and data != SEQKD:
-        raise section.wrong("data", f"must be {SEQKD} with criterion {SEQKD} (use {NONE} for references)")
-    return Method(
-        name=own,
-        criterion=None if criterion in (NONE, SEQKD) else criterion,
-        data=data,
-        start=section.text("start") if "start" in section else None,
-        mono=section.share("mono") if "mono" in section else None,
-        flags=section.flags("flags"),
-    )
-
-
-def _seeds(recipe: Section) -> tuple[int, ...]:
-    seeds = recipe.sequence("seeds", (1,))
-    if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise recipe.wrong("seeds", "must be different whole numbers of 0 or more, such as [1, 2, 3]")
-    return tuple(seeds)
-
-
-def _evaluation(recipe: Section, methods: Sequence[Method]) -> Evaluation | None:
-    value = recipe.content.get("evaluate", True)
-    if isinstance(value, bool):
-        return Evaluation() if value else None
-    if value is None or isinstance(value, str):
-        return Evaluation(flags=recipe.flags("evaluate"))
-    section = recipe.section("evaluate", ("baseline", "flags"))
-    return Evaluation(_named_method(section, "baseline", methods), section.flags("flags"))
-
-
-def _export(recipe: Section, methods: Sequence[Method]) -> Export | None:
-    value = recipe.content.get("export", True)
-    if isinstance(value, bool):
-        return Export() if value else None
-    if isinstance(value, str):
-        return Export(quantization=recipe.choice("export", QUANTIZATIONS, "int8"))
-    section = recipe.section("export", ("method", "quantization", "flags"))
-    return Export(
-        _named_method(section, "method", methods),
-        section.choice("quantization", QUANTIZATIONS, "int8"),
-        section.flags("flags"),
-    )
-
-
-def _named_method(section: Section, key: str, methods: Sequence[Method]) -> str | None:
-    if key not in section:
-        return None
-    names = [method.name for method in methods]
-    value = section.text(key)
-    if value not in names:
-        raise UsageError(
-            f"{section.name}.{key} {shown(value)} is not one of the methods: {closest(value, names)}"
-        )
-    return value
-
-
-def _check_flags(recipe: Recipe) -> None:
-    """Refuse flags that the steps set themselves, so that one of the two would change nothing."""
-    for key, flags in recipe.flags():
-        _refuse(key, flags, SET_IN_COMMANDS if key in ("seqkd", "evaluate", "export") else SET_IN_TRAININGS)
-        if key in ("training", "distillation", "student.flags"):
-            loss = "name it in methods, or in the flags of none or of the teacher"
-            _refuse(key, flags, {"--criterion": loss})
-    for number, method in enumerate(recipe.methods, 1):
-        key = f"methods[{number}].flags"
-        if method.criterion is not None:
-            _refuse(key, method.flags, {"--criterion": f"use methods[{number}].criterion"})
-        if method.start is not None:
-            _refuse(key, method.flags, {"--finetune-from-model": "leave it out beside start"})
-
-
-def _refuse(key: str, flags: Sequence[str], remedies: Mapping[str, str]) -> None:
-    for word in flags:
-        name = word.partition("=")[0]
-        if name in remedies:
-            raise UsageError(f"{key} has {name}, which imitkd-distill sets itself; {remedies[name]}")
-
-
-def _check_subwords(recipe: Recipe) -> None:
-    """Refuse subwords that can't be the teacher's."""
-    if recipe.teacher.huggingface is not None and recipe.subwords is not None:
-        raise UsageError(
-            "sentencepiece changes nothing with teacher.huggingface, which has its own; leave it out"
-        )
-    if (
-        recipe.teacher.checkpoint is not None
-        and recipe.subwords is not None
-        and recipe.subwords.model is None
-    ):
-        raise UsageError(
-            "sentencepiece.vocabulary trains new subwords, but teacher.checkpoint has its own; name its file"
-        )
-
-
-def _check_mono(recipe: Recipe) -> None:
-    """Refuse text without translations that nothing reads, and a method that reads none."""
-    for number, method in enumerate(recipe.methods, 1):
-        if method.mono is None:
-            continue
-        if recipe.text.mono is None:
-            raise UsageError(
-                f"methods[{number}].mono is {method.mono}, but text.mono is not given; name a file of sources"
-            )
-        if method.criterion is None:
-            raise UsageError(
-                f"methods[{number}].mono needs a method with a teacher, but its criterion is "
-                f"{SEQKD if method.data == SEQKD else NONE}; leave it out"
-            )
-    if recipe.text.mono is not None and not recipe.reads_mono and not recipe.uses_seqkd:
-        raise UsageError(
-            "text.mono changes nothing: add the method seqkd, or mono: 0.5 to a method with rollouts"
-        )

@@ -1,7 +1,7 @@
 """Trains a SentencePiece model, and encodes text with one.
 
-    python sentencepieces.py train MODEL SIZE TEXT…    one BPE for the text of all files
-    python sentencepieces.py encode MODEL < TEXT       prints one line of pieces for each line
+    python sentencepieces.py train MODEL SIZE TEXT… [--lines N]    one BPE for the text of all files
+    python sentencepieces.py encode MODEL < TEXT                   prints one line of pieces for each line
 
 The pipeline runs this file as a program: it imports sentencepiece alone, so it starts in a moment.
 """
@@ -11,16 +11,22 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
 LINES = 10_000  # lines that are encoded at once
+FEW_PIECES = 100  # beside single characters, of a model of few lines
+SPECIAL = 3  # symbols that are not text: unknown, beginning, end
 SAMPLED = 5_000_000  # lines that a model is trained on
 
 
 def main(words: list[str]) -> None:
     """Run the command line."""
     match words:
+        case ["train", model, size, *texts, "--lines", lines] if texts:
+            beginning = [line for text in texts for line in first_lines(text, int(lines))]
+            write(Path(model), min(int(size), few_symbols(beginning)), sentence_iterator=iter(beginning))
         case ["train", model, size, *texts] if texts:
             train(Path(model), int(size), texts)
         case ["encode", model]:
@@ -34,12 +40,19 @@ def train(model: Path, size: int, texts: list[str]) -> None:
 
     Of more than :data:`SAMPLED` lines, as many are read, evenly spread: all of them would fill the memory.
     """
-    made = io.BytesIO()
     count = sum(map(lines_of, texts))
-    given = {"input": texts} if count <= SAMPLED else {"sentence_iterator": spread(texts, count)}
+    if count <= SAMPLED:
+        write(model, size, input=texts)
+    else:
+        write(model, size, sentence_iterator=spread(texts, count))
+
+
+def write(model: Path, size: int, **text: Any) -> None:
+    """Train a BPE of ``size`` symbols on files or lines, and write it."""
+    made = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            **given,
+            **text,
             model_writer=made,
             vocab_size=size,
             model_type="bpe",
@@ -63,6 +76,18 @@ def spread(texts: list[str], count: int) -> Iterator[str]:
                 if number * SAMPLED // count != (number - 1) * SAMPLED // count:
                     yield line.rstrip("\r\n")
                 number += 1
+
+
+def few_symbols(lines: list[str]) -> int:
+    """Return a number of symbols that any BPE of these lines can have: each word can be one."""
+    words = set().union(*map(str.split, lines))
+    return SPECIAL + len(set().union(" ", *words)) + min(FEW_PIECES, len(words))
+
+
+def first_lines(text: str, count: int) -> list[str]:
+    """Return the first lines of a file."""
+    with open(text, encoding="utf-8", newline="\n") as file:
+        return [line.rstrip("\r\n") for line in itertools.islice(file, count)]
 
 
 def lines_of(text: str) -> int:

@@ -10,6 +10,7 @@ It imports the standard library alone, so it starts in a moment.
 import contextlib
 import ctypes
 import fcntl
+import itertools
 import json
 import os
 import resource
@@ -18,9 +19,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
@@ -115,7 +118,7 @@ class Step:
         for result in self.step["results"]:
             Path(result).parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as opened:
-            given = opened.enter_context(open(command["given"], "rb")) if command["given"] else None
+            given = opened.enter_context(_beginning(command)) if command["given"] else None
             written = opened.enter_context(open(out, "wb")) if out else log
             process = subprocess.Popen(
                 words,
@@ -195,6 +198,18 @@ class _gpus:
     def __exit__(self, *_: object) -> None:
         for lock in self._locks.values():
             lock.close()
+
+
+@contextlib.contextmanager
+def _beginning(command: dict[str, Any]) -> Iterator[IO[bytes]]:
+    """Return a context with a command's standard input: a file, or its first lines."""
+    with open(command["given"], "rb") as given, tempfile.TemporaryFile() as first:
+        if command.get("lines") is None:
+            yield given
+            return
+        first.writelines(itertools.islice(given, command["lines"]))
+        first.seek(0)
+        yield first
 
 
 def write(path: Path, text: str) -> None:

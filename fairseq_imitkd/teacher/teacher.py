@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from fairseq_imitkd.models.access import features_for_logits, output_projection
 from fairseq_imitkd.models.encoding import encode
 from fairseq_imitkd.models.logits import (
     AveragedLogits,
+    LaterLogits,
     ProjectedLogits,
     TokenLogits,
     WholeLogits,
@@ -213,11 +215,17 @@ class Teacher:
                 for model, encoder_out in members
             ]
         if self._is_elsewhere:
-            logits = self._come_back(logits, materialise=materialise)
-        return [
-            replace(one, ignore_autocast=self.dtype in DTYPES) if isinstance(one, ProjectedLogits) else one
-            for one in logits
-        ]
+            # The student's device would wait for a copy. So it comes after the student's forward pass.
+            return [
+                LaterLogits(partial(self._come_back, number, one, materialise=materialise))
+                for number, one in enumerate(logits)
+            ]
+        return [self._in_own_precision(one) for one in logits]
+
+    def _in_own_precision(self, logits: TokenLogits) -> TokenLogits:
+        if isinstance(logits, ProjectedLogits):
+            return replace(logits, ignore_autocast=self.dtype in DTYPES)
+        return logits
 
     @property
     def _is_elsewhere(self) -> bool:
@@ -231,26 +239,22 @@ class Teacher:
         moved: Batch = utils.apply_to_sample(lambda tensor: tensor.to(self._placed_on), sample)
         return moved
 
-    def _come_back(self, members: Sequence[TokenLogits], *, materialise: bool) -> list[TokenLogits]:
-        """Return the members' logits on the student's device.
+    @torch.no_grad()
+    def _come_back(self, number: int, logits: TokenLogits, *, materialise: bool) -> TokenLogits:
+        """Return a member's logits on the student's device.
 
         Hidden states are moved if there are any, and multiplied by a copy of the output matrix, because
         logits are much larger.
         """
-        found: list[TokenLogits] = []
-        for number, logits in enumerate(members):
-            if not isinstance(logits, ProjectedLogits):
-                found.append(WholeLogits(self._to_student(logits.logits(slice(None)))))
-                continue
-            if number not in self._outputs:
-                self._outputs[number] = (self._to_student(logits.weight), self._to_student(logits.bias))
-            projected = ProjectedLogits(self._to_student(logits.features), *self._outputs[number])
-            if materialise:
-                with self._precision():
-                    found.append(WholeLogits(projected.logits(slice(None))))
-            else:
-                found.append(projected)
-        return found
+        if not isinstance(logits, ProjectedLogits):
+            return WholeLogits(self._to_student(logits.logits(slice(None))))
+        if number not in self._outputs:
+            self._outputs[number] = (self._to_student(logits.weight), self._to_student(logits.bias))
+        projected = ProjectedLogits(self._to_student(logits.features), *self._outputs[number])
+        if not materialise:
+            return self._in_own_precision(projected)
+        with self._precision():
+            return WholeLogits(projected.logits(slice(None)))
 
     def _to_student(self, tensor: Any) -> Any:
         return None if tensor is None else tensor.to(self._students_device)

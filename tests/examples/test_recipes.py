@@ -26,7 +26,8 @@ from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.method.checks import check
 from fairseq_imitkd.pipeline import packaged
 from fairseq_imitkd.pipeline.plan import Plan
-from fairseq_imitkd.pipeline.recipe import TEACHER, read
+from fairseq_imitkd.pipeline.recipe import TEACHER
+from fairseq_imitkd.pipeline.recipe_file import read
 from tests.helpers import scripts, warm_commands
 from tests.helpers.scripts import EXAMPLES
 

@@ -8,7 +8,7 @@ import pytest
 from fairseq_imitkd.pipeline import estimate, inputs, sentencepieces
 from fairseq_imitkd.pipeline.estimate import Estimate, Pass
 from fairseq_imitkd.pipeline.plan import Command, Plan, Step
-from fairseq_imitkd.pipeline.recipe import parse
+from fairseq_imitkd.pipeline.recipe_file import parse
 from tests.pipeline.recipes import TRAINING, recipe
 
 

@@ -8,7 +8,7 @@ import yaml
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline import packaged
 from fairseq_imitkd.pipeline.folder import Given, check, folder_of, keep, with_folder
-from fairseq_imitkd.pipeline.recipe import parse, read
+from fairseq_imitkd.pipeline.recipe_file import parse, read
 
 
 def run(out: Path, given: Given) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline import inputs, sentencepieces
-from fairseq_imitkd.pipeline.recipe import parse
+from fairseq_imitkd.pipeline.recipe_file import parse
 from tests.pipeline.recipes import recipe
 
 
@@ -78,6 +78,32 @@ def test_files_in_flags_are_looked_at(text: Path) -> None:
     assert found.digests[f"{one}:{two}"] == f"{found.digests[one]} {found.digests[two]}"
     with pytest.raises(UsageError, match=r"evaluate: --bpe-codes '/nowhere' is not a file; check the path"):
         look(text, evaluate="--bpe-codes /nowhere")
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag", "limit"),
+    [
+        ({"training": "--max-update 1"}, "--max-target-positions", 1024),
+        ({"training": "--max-tokens 900 --max-update 1"}, "--max-tokens", 900),
+        ({"training": "--max-tokens 900 --max-tokens-valid 1000 --max-update 1"}, "--max-tokens-valid", 1000),
+        ({"teacher": {"arch": "lstm", "flags": "--max-target-positions 50"}}, "--max-target-positions", 50),
+    ],
+)
+def test_a_sentence_that_is_too_long_is_refused(
+    changes: dict[str, Any], flag: str, limit: int, text: Path
+) -> None:
+    """The end of a sentence is a token too. fairseq leaves out training sentences that are too long."""
+    for length, is_refused in ((limit - 1, False), (limit, True)):
+        (text / "train.tgt").write_text("six " * 2000 + "\n" + "six seven\n" * 39)
+        (text / "valid.tgt").write_text("six " * length + "\n" + "seven eight\n" * 39)
+        if not is_refused:
+            look(text, **changes)
+            continue
+        with pytest.raises(UsageError, match="has a sentence of") as error:
+            look(text, **changes)
+        assert f"sentence of {limit + 1:,} tokens, but {flag} allows {limit:,};" in str(error.value)
+    skips = "--max-update 1 --skip-invalid-size-inputs-valid-test"
+    look(text, **{**changes, "training": f"{changes.get('training', '')} {skips}"})
 
 
 def test_hidden_folders_do_not_count(text: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fairseq_imitkd.pipeline.plan import Plan, last_value
-from fairseq_imitkd.pipeline.recipe import parse
+from fairseq_imitkd.pipeline.recipe_file import parse
 from fairseq_imitkd.pipeline.runner import Engine
 from tests.pipeline.recipes import TRAINING, recipe
 
@@ -150,6 +150,24 @@ def test_source_text_is_translated_and_read() -> None:
     assert {"--mono-source-data", "mono-bin", "--mono-source-share", "0.3"} <= set(words)
     assert "binarise-mono" in made.step("train-gkd-seed1").needs
     assert made.step("encode-mono").results == ("text/mono.src",)
+
+
+def test_further_translations_are_data_of_methods() -> None:
+    """Those that references select have none of the text without references."""
+    best = {"criterion": "none", "name": "inter", "start": "seqkd", "data": "best"}
+    more = {"criterion": "none", "name": "mbr", "data": "mbr"}
+    made = plan(
+        {**DIGESTS, "/text/more.src": "m"},
+        text={**recipe(HERE)["text"], "mono": "/text/more.src"},
+        methods=["seqkd", best, more],
+        translations={"best": "--select best --nbest 9", "mbr": {"flags": "--select mbr", "shards": 2}},
+    )
+    assert made.step("train-inter-seed1").commands[0].words[1] == "best/data-bin"
+    assert made.step("train-mbr-seed1").commands[0].words[1] == "mbr/data-bin:mbr-mono/data-bin"
+    assert set(made.step("train-inter-seed1").needs) == {"binarise", "best", "train-seqkd-seed1"}
+    assert {"--select", "best", "--out"} <= set(made.step("best").commands[0].words)
+    assert "--source-text" in made.step("mbr-mono-shard2").commands[0].words
+    assert not any(step.name == "best-mono" for step in made.steps)
 
 
 def test_several_processes_take_a_gpu_or_threads_each() -> None:

@@ -8,7 +8,8 @@ import yaml
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline import packaged
-from fairseq_imitkd.pipeline.recipe import Method, Pair, parse, read
+from fairseq_imitkd.pipeline.recipe import Method, Pair
+from fairseq_imitkd.pipeline.recipe_file import parse, read
 from tests.helpers.digit_corpus import REPO
 from tests.pipeline.recipes import recipe
 
@@ -115,6 +116,12 @@ def test_the_recipe_of_the_documentation_is_one() -> None:
         ({"processes": 0}, "processes must be a whole number of 1 or more, but is 0"),
         ({"seqkd": {"shard": 2}}, "seqkd.shard is not a key of seqkd: did you mean shards?"),
         ({"seqkd": {"shards": 0}}, "seqkd.shards must be a whole number of 1 or more, but is 0"),
+        ({"training": "--lr 1 --arch sru"}, "training has --arch, which imitkd-distill sets itself"),
+        ({"student": {"arch": "a", "flags": "--arch=b"}}, "student.flags has --arch, which imitkd-distill"),
+        ({"teacher": {"arch": "a", "flags": "--arch b"}}, "sets itself; use teacher.arch"),
+        ({"translations": {"best": "--beam 9"}}, "translations.best changes nothing: no method has data"),
+        ({"translations": {"text": "--beam 9"}}, "translations.text must be another name"),
+        ({"translations": "--beam 9"}, "translations must have names as its keys, but is '--beam 9'"),
         ({"dictionaries": "joint"}, "dictionaries must be one of joined, separate, but is 'joint'"),
         ({"teacher": "t.pt", "dictionaries": "joined"}, "dictionaries changes nothing with this teacher"),
         ({"text": {"made_up": {"train": 9}}}, "text.made_up.valid is not given"),
@@ -135,6 +142,13 @@ def test_a_wrong_recipe_names_the_key_and_the_remedy(changes: dict[str, Any], me
         parse(recipe(HERE, **changes), HERE)
     assert message in str(error.value)
     assert len(str(error.value)) <= 200
+
+
+def test_an_empty_key_has_its_default() -> None:
+    optional = ("export", "evaluate", "translations", "seeds", "seqkd", "distillation")
+    left_out = recipe(HERE, export=None, evaluate=None)
+    assert parse({**left_out, **dict.fromkeys(optional)}, HERE) == parse(left_out, HERE)
+    assert parse(recipe(HERE, export=False), HERE).export is None
 
 
 def test_recipes_of_the_package_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,13 @@ def test_a_result_gets_its_name_when_its_command_has_ended(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "s/done").iterdir()] == ["one.k1"]
 
 
+def test_a_command_can_read_the_first_lines_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("1\n2\n3\n")
+    for lines, found in ((None, "1\n2\n3\n"), (2, "1\n2\n"), (9, "1\n2\n3\n")):
+        assert run(tmp_path, "cat > made.part", given="text", lines=lines).wait() == 0
+        assert (tmp_path / "made").read_text() == found
+
+
 def test_a_full_disk_ends_in_its_line_and_loses_nothing(tmp_path: Path) -> None:
     """``/dev/full`` refuses what the command writes."""
     begin = "mkdir -p made; echo 1 >> made/kept; "

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from fairseq import utils
 
 from fairseq_imitkd.data.dictionaries import first_difference
 from fairseq_imitkd.teacher.teacher import Teacher
+from tests.helpers.emulated_cuda import DEVICE, emulated_cuda
 from tests.helpers.fairseq_models import (
     build_student,
     make_batch,
@@ -82,6 +84,30 @@ def test_autocast_does_not_change_the_teachers_dtype(materialise: bool) -> None:
             )
         found[dtype] = logits[0].dtype, float((logits[0].float() - exact[:3]).abs().max()) > 1e-5
     assert found == {"auto": (torch.bfloat16, True), "fp32": (torch.float32, False)}
+
+
+@pytest.mark.parametrize("materialise", [True, False])
+def test_a_teacher_elsewhere_answers_when_it_is_asked(
+    materialise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is copied to the student's device before the logits are used, and then only once."""
+    models, sample = [build_student(seed=2), build_student(seed=3)], make_batch(reversed_pairs(4, seed=3))
+    expected = Teacher(models).score(sample).logits(slice(None))
+    copied: list[torch.Tensor] = []
+    bring = Teacher._to_student
+    with emulated_cuda():
+        teacher = Teacher(models, device=torch.device("cpu"))
+        teacher.place(DEVICE, torch.float32)
+        monkeypatch.setattr(Teacher, "_to_student", lambda *given: copied.append(given[1]) or bring(*given))
+        there = utils.move_to_cuda(sample)
+        logits = teacher.score(there, teacher.encode(there), materialise=materialise)
+        some = logits.at(torch.arange(5, device="cuda"))
+        assert not copied
+        found = some.logits(slice(None)).cpu()
+        number = len(copied)
+        some.logits(slice(0, 2))
+        assert len(copied) == number > 0
+    assert torch.allclose(found, expected[:5], atol=1e-6)
 
 
 def test_constructing_freezes_and_stops_dropout() -> None:

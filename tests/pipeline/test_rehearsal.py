@@ -1,0 +1,107 @@
+"""A rehearsal runs every step of a recipe in minutes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fairseq_imitkd.cli import distill
+from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.pipeline import sentencepieces
+from fairseq_imitkd.pipeline.folder import Given, check, keep, with_folder
+from fairseq_imitkd.pipeline.plan import Plan
+from fairseq_imitkd.pipeline.reading import last_value
+from fairseq_imitkd.pipeline.recipe_file import parse
+from tests.helpers import scripts
+from tests.helpers.scripts import EXAMPLES
+from tests.pipeline.recipes import recipe
+from tests.pipeline.test_plan import DIGESTS, HERE
+
+
+def rehearsed(**changes: Any) -> Plan:
+    return Plan(parse(recipe(HERE, rehearsal=True, **changes), HERE), DIGESTS)
+
+
+def test_little_text_is_read() -> None:
+    whole, made = Plan(parse(recipe(HERE), HERE), DIGESTS), rehearsed(sentencepiece={"vocabulary": 4000})
+    assert [command.lines for command in made.step("encode-train").commands] == [300, 300]
+    assert [command.lines for command in made.step("encode-test").commands] == [30, 30]
+    assert made.step("subwords").commands[0].words[-3:] == (str(HERE / "train.tgt"), "--lines", "300")
+    assert [command.lines for command in whole.step("encode-train").commands] == [None, None]
+    assert made.step("encode-train").key != whole.step("encode-train").key
+    assert rehearsed(text={"made_up": {"train": 9, "valid": 99, "test": 99}}).recipe.text.made_up.sizes == {
+        "train": 9, "valid": 30, "test": 30,
+    }  # fmt: skip
+
+
+def test_models_are_tiny_if_the_teacher_is_trained() -> None:
+    """Whatever their architecture. Flags that an architecture lacks are left out."""
+    student = {"arch": "sru_2", "flags": "--lr 1"}
+    made = rehearsed(student=student, methods=["none", {"criterion": "gkd", "flags": "--max-update 9000"}])
+    teacher, scratch, taught = (
+        made.step(f"train-{name}").commands[0].words for name in ("teacher", "none-seed1", "gkd-seed1")
+    )
+    assert last_value(teacher, "--encoder-embed-dim") == last_value(taught, "--encoder-embed-dim") == "16"
+    assert last_value(teacher, "--max-update") == "200"
+    assert last_value(taught, "--max-update") == last_value(scratch, "--max-update") == "4"
+    assert last_value(taught, "--encoder-hidden-size") == "8"
+    assert last_value(taught, "--encoder-ffn-embed-dim") == ""
+    assert "--teacher-allow-poor" in taught
+    assert "--teacher-allow-poor" not in scratch
+    distill.check(made)
+
+
+def test_models_of_a_given_teacher_keep_their_sizes() -> None:
+    before = parse(recipe(HERE, teacher={"checkpoint": "/t.pt"}), HERE)
+    made = rehearsed(teacher={"checkpoint": "/t.pt"})
+    assert last_value(made.flags(made.recipe.methods[0]), "--encoder-embed-dim") == last_value(
+        before.student, "--encoder-embed-dim"
+    )
+    assert last_value(made.flags(made.recipe.methods[0]), "--max-update") == "4"
+
+
+def test_a_run_and_its_rehearsal_do_not_mix(tmp_path: Path) -> None:
+    """The kept recipe of a rehearsal is one of a rehearsal."""
+    file, text = tmp_path / "r.yaml", yaml.safe_dump(recipe(HERE))
+    file.write_text(text)
+    whole = Given(with_folder(text, tmp_path), file)
+    short = Given(with_folder(text, tmp_path, rehearses=True), file, rehearses=True)
+    assert yaml.safe_load(short.text)["rehearsal"] is True
+    for name, one, other in (("a", whole, short), ("b", short, whole)):
+        keep(tmp_path / name, one)
+        check(tmp_path / name, one)
+        with pytest.raises(
+            UsageError, match=r"is the run of '\.\./r\.yaml(, rehearsed)?'; use another --out"
+        ):
+            check(tmp_path / name, other)
+    args = distill.parser().parse_args([str(file), "--rehearse"])
+    assert distill._default_out(args) == tmp_path / "r-rehearsal"
+
+
+def test_subwords_of_few_lines(tmp_path: Path) -> None:
+    """Their number fits the lines, up to what was asked for."""
+    text, model = tmp_path / "text", tmp_path / "model"
+    text.write_text("ein kleiner satz mit vielen worten\nund noch ein anderer satz\n" * 20)
+    import sentencepiece
+
+    for asked, symbols in (("4000", None), ("30", 30)):
+        sentencepieces.main(["train", str(model), asked, str(text), "--lines", "30"])
+        size = sentencepiece.SentencePieceProcessor(model_file=str(model)).vocab_size()
+        assert size == symbols or 30 < size < 130
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["multi30k", "tatoeba", "reuters_headlines", "iwslt14_de_en", "wmt16_en_de", "cnn_dm"]
+)
+def test_the_recipes_of_the_package(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With made-up text, every step of each runs."""
+    environment = scripts.environment(tmp_path / "made", SMOKE="1")
+    done = scripts.call(EXAMPLES / name / "prepare.sh", env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    text = tmp_path / "made" / ("raw" if name != "wmt16_en_de" else "")
+    monkeypatch.chdir(tmp_path)
+    distill.main([name, "--text", str(text), "--rehearse"])
+    assert (tmp_path / f"{name}-rehearsal" / "table.md").exists()
+    assert (tmp_path / f"{name}-rehearsal" / "exported" / "imitkd.json").exists()
