@@ -231,6 +231,7 @@ def test_a_student_of_a_teacher_of_text_by_the_commands(data: Path, teacher: Pat
 def test_other_methods(method: str, data: Path, teacher: Path, tmp_path: Path) -> None:
     """The teacher of text also writes and corrects."""
     flags = (*STUDENT, "--criterion", method, "--teacher-path", teacher / "checkpoint_last.pt")
+    flags = (*flags, "--student-share", "0.5")
     more = {"f_distill": ["--teacher-samples"], "distillm": ["--rollout-replay", 0]}.get(method, [])
     done = in_process.train(
         data, tmp_path, *flags, *more, "--teacher-allow-poor", "--max-update", 3, "--disable-validation"
