@@ -82,6 +82,7 @@ setup(
             "cli/help/*.txt",
             "pipeline/Snakefile",
             "pipeline/recipes/*.yaml",
+            "cli/recipes.txt",
             "cli/words.json",
         ]
     },

@@ -4,12 +4,14 @@ import argparse
 import importlib.util
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,11 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
             f"--train '{' '.join(args.train)}' must be two files whose suffixes name the languages, such as "
             "train.de train.en; rename them, or write a recipe"
         )
+    if suffixes[0] == suffixes[1]:
+        raise UsageError(
+            f"--train '{' '.join(args.train)}' must be a file of each language, but both have the suffix "
+            f".{suffixes[0]}; give the other language's file"
+        )
     for split in SPLITS:
         own = [Path(file).suffix.removeprefix(".") for file in getattr(args, split)]
         if own != suffixes:
@@ -201,7 +208,7 @@ def check(plan: Plan) -> int:
     for step in plan.steps:
         for command in step.commands:
             if command.words[0] == "imitkd-train":
-                check_training(command.words[1:], step.name.removeprefix("train-"))
+                check_training(command.words[1:], partial(key_of, plan, step.name.removeprefix("train-")))
             elif step.name in CHECKED:
                 check_command(command.words, step.name)
     wanted = plan.recipe
@@ -214,6 +221,29 @@ def check(plan: Plan) -> int:
                 "change its flags, or set export: false"
             )
     return max(sum(each.numel() for each in student.parameters()) for student in students.values())
+
+
+def key_of(plan: Plan, training: str, message: str) -> str:
+    """Return the key of the recipe that gives the flag which a message is about.
+
+    Args:
+        plan: the plan.
+        training: name of the model that is trained.
+        message: the message.
+    """
+    method = next((method.name for name, method, _ in plan.students() if name == training), None)
+    number = [each.name for each in plan.recipe.methods].index(method) + 1 if method is not None else 0
+    own = f"methods[{number}].flags" if number else "teacher.flags"
+    keys = [own, "distillation", "student.flags", "training"] if number else [own, "training"]
+    flag = re.search(r"--[\w-]+", message)
+    given = dict(plan.recipe.flags())
+    if flag is not None:
+        for key in keys:
+            if any(word.partition("=")[0] == flag[0] for word in given[key]):
+                return key.replace(".flags", ".arch") if flag[0] == "--arch" and "methods" not in key else key
+        if flag[0] == "--criterion":
+            return f"methods[{number}].criterion"
+    return own.partition(".")[0]
 
 
 def _build(flags: Sequence[str], name: str) -> BaseFairseqModel:

@@ -206,6 +206,8 @@ def _parsed_with_care(command: str) -> Iterator[list[Namespace]]:
             args.tpu = False
         check_texts(args)
         _check(command, args)
+        if command == "train":
+            data.name_languages(args)
         parsed.append(args)
         return args
 

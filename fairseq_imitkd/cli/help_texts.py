@@ -8,7 +8,8 @@ import os
 from argparse import ArgumentParser
 
 from fairseq_imitkd.cli import door, fairseq_help
-from fairseq_imitkd.quick import FAIRSEQS, HELP, SUMMARIES, WORDS
+from fairseq_imitkd.pipeline import packaged
+from fairseq_imitkd.quick import FAIRSEQS, HELP, RECIPES, SUMMARIES, WORDS
 from fairseq_imitkd.quick.one_line_parser import described
 
 WIDTH = 100  # columns
@@ -36,6 +37,7 @@ def main() -> None:
     os.environ["COLUMNS"] = str(WIDTH)
     for command in SUMMARIES:
         (HELP / f"{command}.txt").write_text(parser(command).format_help(), encoding="utf-8")
+    RECIPES.write_text(packaged.listed() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,23 +2,36 @@
 
 import contextlib
 import io
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from fairseq import options
+from fairseq.criterions import CRITERION_REGISTRY
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 from fairseq_imitkd.cli import evaluate, export, export_huggingface, seqkd
 from fairseq_imitkd.cli.fairseq_parser import check_texts, one_line_parsers, parse_carefully
+from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.method.method import Method
+from fairseq_imitkd.models.pruning import check_pruning
+from fairseq_imitkd.text.subwords import SUBWORDS
+from fairseq_imitkd.training.checks import check_device, check_selection
 from fairseq_imitkd.training.configuration import devices, ranges, sizes, texts, trainer
+from fairseq_imitkd.training.validation import check_validation
+
+SUBWORD_FILES = tuple(dict.fromkeys(name for names in SUBWORDS.values() for name in names))
 
 
-def check_training(words: Sequence[str], name: str) -> None:
+def check_training(words: Sequence[str], name: Callable[[str], str]) -> None:
     """Check the arguments of ``imitkd-train``, apart from the files and folders that they name.
 
     Args:
         words: the arguments.
-        name: what the training is, for messages.
+        name: returns what an error is about.
 
     Raises:
         UsageError: a flag is unknown, or a value is wrong.
@@ -36,6 +49,19 @@ def check_training(words: Sequence[str], name: str) -> None:
         sizes.check(settings)
         devices.check(settings, "train")
         trainer.check(settings)
+        _check_method(args)
+
+
+def _check_method(args: Namespace) -> None:
+    """Check the flags of the method and of the task that ``imitkd-train`` checks when it builds them."""
+    config = convert_namespace_to_omegaconf(args)
+    check_pruning(config.task)
+    check_validation(config.task)
+    criterion = CRITERION_REGISTRY[args.criterion]
+    if issubclass(criterion, DistillationCriterion):
+        method = Method(args.criterion, config.criterion, criterion.Config())
+        check_device(config.task, method)
+        check_selection(config.task, method)
 
 
 def check_command(words: Sequence[str], name: str) -> None:
@@ -49,11 +75,21 @@ def check_command(words: Sequence[str], name: str) -> None:
         UsageError: a flag is unknown, or a value is wrong.
     """
     command = {"imitkd-seqkd": seqkd, "imitkd-export": export, "imitkd-evaluate": evaluate}[words[0]]
-    with _named(name):
+    with _named(lambda _: name):
         made = command.parser()
         args = made.parse_args(list(words[1:]))
-        if words[0] == "imitkd-export":
+        for flag, value in vars(args).items():
+            if flag.endswith(SUBWORD_FILES) and value is not None and not value.is_absolute():
+                setattr(args, flag, Path(__file__))  # a file that exists, for one that the run makes
+        if words[0] == "imitkd-evaluate":
+            args.model = [f"{model.partition('=')[0]}={__file__}" for model in args.model]
+            evaluate.job_of(args, shlex.join(words))
+        elif words[0] == "imitkd-seqkd":
+            seqkd.job(args)
+        else:
             export_huggingface.check_flags(args, made)
+            if args.format != export_huggingface.FORMAT:
+                export.job_of(args)
 
 
 @contextlib.contextmanager
@@ -67,14 +103,14 @@ def _typed(words: Sequence[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
+def _named(name: Callable[[str], str]) -> Iterator[None]:
     """Return a context whose errors name what they are about; argparse prints none of them."""
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
             yield
     except UsageError as error:
-        raise UsageError(f"{name}: {error}") from error
+        raise UsageError(f"{name(str(error))}: {error}") from error
     except SystemExit as error:
         lines = stderr.getvalue().strip().splitlines() or [str(error)]
-        raise UsageError(f"{name}: {lines[-1].removeprefix('error: ')}") from error
+        raise UsageError(f"{name(lines[-1])}: {lines[-1].removeprefix('error: ')}") from error

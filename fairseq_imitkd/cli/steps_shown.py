@@ -8,7 +8,9 @@ from types import TracebackType
 
 from fairseq_imitkd.cli.terminal import Terminal
 from fairseq_imitkd.pipeline.plan import Step
-from fairseq_imitkd.pipeline.runner import DONE, FAILED, RUNNING, WAITING, Run, Status
+from fairseq_imitkd.pipeline.runner import DONE, FAILED, RUNNING, WAITING, Run, Status, last_error
+
+SAID_EVERY = 60.0  # seconds
 
 
 class Shown:
@@ -19,6 +21,7 @@ class Shown:
     """
 
     def __init__(self, run: Run):
+        self._run = run
         self._steps = {step.name: step for step in run.plan.steps}
         self._states = {name: status.state for name, status in run.statuses().items()}
         self._states = {name: state if state == DONE else WAITING for name, state in self._states.items()}
@@ -26,6 +29,7 @@ class Shown:
         self._terminal = Terminal.of_process() if sys.stderr.isatty() else None
         self._opened = self._terminal.opened() if self._terminal else None
         self._bars: dict[str, int] = {}
+        self._next: dict[str, float] = {}  # when a training's progress is said again, without a terminal
         kept = sum(state == DONE for state in self._states.values())
         if kept:
             self._say(f"{kept} of {len(self._steps)} steps are done already")
@@ -52,9 +56,13 @@ class Shown:
             if status.state != self._states[name]:
                 self._changed(name, status)
                 self._states[name] = status.state
+            step, seconds = self._steps[name], time.time() - status.began
             if name in self._bars and self._terminal is not None:
-                step, seconds = self._steps[name], time.time() - status.began
                 self._terminal.show(self._bars[name], status.updates, left=left(step, status, seconds))
+            elif status.state == RUNNING and status.updates and time.time() >= self._next.get(name, 0.0):
+                self._next[name] = time.time() + SAID_EVERY
+                of = f" of {step.updates:,}" if step.updates else ""
+                self._say(f"{name}: {status.updates:,}{of} updates after {left(step, status, seconds)}")
 
     def _changed(self, name: str, status: Status) -> None:
         step = self._steps[name]
@@ -67,8 +75,10 @@ class Shown:
         if name in self._bars and self._terminal is not None:
             self._terminal.end(self._bars.pop(name))
         if status.state in (DONE, FAILED):
-            took = duration(max(0.0, status.ended - status.began))
-            self._say(f"{name}: {'done' if status.state == DONE else 'failed'} after {took}")
+            took, how = duration(max(0.0, status.ended - status.began)), "done"
+            if status.state == FAILED:
+                how = f"failed ({last_error(self._run.log(name))}; log: {self._run.log(name)})"
+            self._say(f"{name}: {how} after {took}")
 
     def _say(self, line: str) -> None:
         if self._terminal is not None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import sentencepiece
 
-from fairseq_imitkd.checkpoints.safe_load import check_readable, find_damage
+from fairseq_imitkd.checkpoints.build import configuration
+from fairseq_imitkd.checkpoints.direction import check_direction
+from fairseq_imitkd.checkpoints.safe_load import check_readable, find_damage, read_checkpoint, reported
 from fairseq_imitkd.data.files import kind_of, sha256
 from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.pipeline.lengths import check_lengths
@@ -26,6 +28,7 @@ FILES = (
     "--bpe-codes", "--comet-model", "--decoder-embed-path", "--encoder-embed-path", "--finetune-from-model",
     "--restore-file", "--reverse-teacher", "--scores", "--sentencepiece-model", "--translations",
 )  # fmt: skip
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 PAIR = 160  # bytes of a pair of made-up sentences
 
 
@@ -125,8 +128,23 @@ def _look_at_texts(recipe: Recipe) -> dict[Path, Text]:
                 f"text.{split} must have two files of as many lines, but '{pair.source}' has "
                 f"{source.lines:,} and '{pair.target}' {target.lines:,}; align them"
             )
-        if not source.lines:
-            raise UsageError(f"text.{split} '{pair.source}' is empty; name a file with sentences")
+        for path in (pair.source, pair.target):
+            if texts[path].empty == texts[path].lines:
+                raise UsageError(f"text.{split} '{path}' is empty; name a file with sentences")
+        if source.digest == target.digest:
+            raise UsageError(
+                f"text.{split} '{pair.source}' and '{pair.target}' have the same text; name a file of each "
+                "language"
+            )
+    train, tested = recipe.text.pairs["train"], recipe.text.pairs["test"]
+    if (texts[train.source].digest, texts[train.target].digest) == (
+        texts[tested.source].digest,
+        texts[tested.target].digest,
+    ):
+        raise UsageError(
+            f"text.test '{tested.source}' has the sentences of text.train, so its scores would mean nothing; "
+            "name other text"
+        )
     for own, name in ((recipe.text.references, "text.references"), (recipe.text.mono, "text.mono")):
         if own is not None:
             texts[own] = _look_at_text(own, name, recipe.text.origin)
@@ -154,8 +172,9 @@ def _look_at_text(path: Path, name: str, origin: str) -> Text:
                 lines, size, empty = lines + 1, size + len(line), empty + (not line.strip())
                 line.decode("utf-8")
     except UnicodeDecodeError as error:
+        remedy = "unpack" if path.suffix in PACKED else "convert"
         raise UsageError(
-            f"{name} '{path}' must be UTF-8, but line {lines} is not; convert the file"
+            f"{name} '{path}' must be UTF-8, but line {lines} is not; {remedy} the file"
         ) from error
     except OSError as error:
         raise UsageError(f"{name} '{path}' can't be read: {error.strerror}") from error
@@ -200,6 +219,7 @@ def _look_at_teacher(recipe: Recipe) -> Iterator[tuple[str, str]]:
         raise UsageError(
             f"teacher '{teacher.checkpoint}' is damaged: {damage}; copy it again, or use another"
         )
+    _check_direction(recipe, str(teacher.checkpoint))
     yield str(teacher.checkpoint), sha256(teacher.checkpoint)
     digests = []
     for language in (recipe.source, recipe.target):
@@ -212,6 +232,17 @@ def _look_at_teacher(recipe: Recipe) -> Iterator[tuple[str, str]]:
         digests.append(sha256(path))
         yield str(path), digests[-1]
     yield str(teacher.dictionaries), " ".join(digests)
+
+
+def _check_direction(recipe: Recipe, path: str) -> None:
+    """Refuse a teacher of the opposite direction before students without a teacher are trained."""
+    with reported(path, "teacher"):
+        check_direction(
+            configuration(read_checkpoint(path, None)),
+            (recipe.source, recipe.target),
+            reader="languages are",
+            remedy="exchange the languages and the files, or use another teacher",
+        )
 
 
 def _look_at_flags(recipe: Recipe) -> Iterator[tuple[str, str]]:

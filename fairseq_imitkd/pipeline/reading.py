@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from fairseq_imitkd.errors import UsageError, as_usage_error
+from fairseq_imitkd.errors import UsageError, as_usage_error, in_one_line
 
 FEW = 4  # choices that a message lists
 LONGEST = 60  # characters of a value that a message shows
@@ -20,22 +20,30 @@ def load(path: Path) -> Any:
     """Return the content of a YAML file.
 
     Raises:
-        UsageError: the file can't be read, or is not YAML.
+        UsageError: the file can't be read, is not YAML, or has no keys.
     """
-    with (
-        as_usage_error(
-            f"recipe '{path}' can't be read", "use a YAML file", catch=(OSError, ValueError, yaml.YAMLError)
-        ),
-        open(path, encoding="utf-8") as file,
-    ):
-        return parsed(file.read())
+    try:
+        content = parsed(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"recipe '{path}' can't be read: {error.strerror}; check the path") from error
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1} of " if error.problem_mark is not None else ""
+        raise UsageError(f"{line}recipe '{path}' is not YAML: {error.problem}; mend it") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"recipe '{path}' can't be read: {in_one_line(error)}; use a YAML file") from error
+    if not isinstance(content, Mapping):
+        is_what = "is empty" if content is None else "has no keys"
+        raise UsageError(
+            f"recipe '{path}' {is_what}; begin with languages, text and teacher (see docs/distil.md)"
+        )
+    return content
 
 
 def parsed(text: str) -> Any:
     """Return the content of a YAML text.
 
     Raises:
-        ValueError, YAMLError: it is not YAML, or a key is given twice.
+        YAMLError: it is not YAML, or a key is given twice.
     """
     return yaml.load(text, _Loader)
 
@@ -46,10 +54,14 @@ class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
         # A merged mapping (<<: *other) may have the same keys; its own come first.
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
-        if twice is not None:
-            raise ValueError(f"line {node.start_mark.line + 1}: the key {shown(twice)} is given twice")
+        known: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in known:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {shown(key.value)} is given twice", problem_mark=key.start_mark
+                    )
+                known.add(key.value)
         return node
 
 
@@ -92,8 +104,8 @@ class Section:
     def __init__(self, name: str, content: Any, keys: Sequence[str], *, folder: Path):
         self.name, self.folder = name, folder
         if not isinstance(content, Mapping):
-            of = name or "the recipe"
-            raise UsageError(f"{of} must have the keys {', '.join(keys)}, but is {shown(content)}")
+            few = ", ".join(keys[:FEW]) + (", …" if len(keys) > FEW else "")
+            raise UsageError(f"{name or 'the recipe'} must have keys ({few}), but is {shown(content)}")
         for key in content:
             if key not in keys:
                 of = f"of {name}" if name else "of a recipe"
@@ -136,7 +148,7 @@ class Section:
 
     def choice(self, key: str, among: Sequence[str], default: str) -> str:
         """Return one of a few texts."""
-        value = self.content.get(key, default)
+        value = self.content[key] if key in self else default
         if value not in among:
             if len(among) > FEW:
                 raise UsageError(f"{self._named(key)} is {shown(value)}: {closest(str(value), among)}")
@@ -155,8 +167,7 @@ class Section:
 
         In them, ``{folder}`` stands for the recipe's folder.
         """
-        value = self.content.get(key, default)
-        value = "" if value is None else value
+        value = self.content[key] if key in self else default
         if isinstance(value, list) and all(isinstance(word, str | int | float) for word in value):
             return tuple(self._in_folder(str(word)) for word in value)
         if not isinstance(value, str):
@@ -181,7 +192,7 @@ class Section:
         """Return a list that is not empty."""
         value = self.content[key] if key in self else list(default)
         if not isinstance(value, list) or not value:
-            raise self.wrong(key, "must be a list that is not empty")
+            raise self.wrong(key, f"must be a list, such as [{', '.join(map(str, default))}]")
         return value
 
     def mapping(self, key: str) -> Mapping[Any, Any]:

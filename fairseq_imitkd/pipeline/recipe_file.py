@@ -7,7 +7,7 @@ from typing import Any
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export.exporter import QUANTIZATIONS
-from fairseq_imitkd.pipeline.reading import Section, closest, load, shown
+from fairseq_imitkd.pipeline.reading import Section, closest, last_value, load, shown
 from fairseq_imitkd.pipeline.recipe import (
     DEVICES,
     EXPORTED,
@@ -36,6 +36,7 @@ KEYS = (
     "seqkd", "translations", "methods", "seeds", "evaluate", "export", "device", "threads", "processes",
     "user_dir", "about", "folder", "rehearsal",
 )  # fmt: skip
+ENDS = ("--max-update", "--max-epoch", "--patience", "--stop-min-lr", "--stop-time-hours")
 # Folders of a run, whose names translations can't have.
 RESERVED = ("text", "raw", "mono", TEACHER, SEQKD, "models", EXPORTED, "evaluation", "logs")
 
@@ -123,6 +124,7 @@ def parse(content: Any, folder: Path) -> Recipe:
     _check_subwords(made)
     _check_mono(made)
     _check_translations(made)
+    _check_ends(made)
     return rehearsal(made) if recipe.yes_or_no("rehearsal", False) else made
 
 
@@ -385,8 +387,20 @@ def _check_mono(recipe: Recipe) -> None:
 
 def _check_translations(recipe: Recipe) -> None:
     """Refuse the teacher's translations that no student learns from."""
-    for name in recipe.translations:
-        if name != SEQKD and name not in recipe.translated:
+    for name, how in recipe.translations.items():
+        if name not in recipe.translated and (name != SEQKD or how != Translations()):
+            key = SEQKD if name == SEQKD else f"translations.{name}"
+            raise UsageError(f"{key} changes nothing: no method has data: {name}; add it to one")
+
+
+def _check_ends(recipe: Recipe) -> None:
+    """Refuse a training that would not end."""
+    trainings = {f"methods[{number}]": method.flags for number, method in enumerate(recipe.methods, 1)}
+    flags = {key: (*recipe.training, *recipe.student, *own) for key, own in trainings.items()}
+    if recipe.teacher.flags:
+        flags["teacher"] = (*recipe.training, *recipe.teacher.flags)
+    for key, own in flags.items():
+        if not any(last_value(own, flag) for flag in ENDS):
             raise UsageError(
-                f"translations.{name} changes nothing: no method has data: {name}; add it to one"
+                f"training has no --max-update, so the training of {key} would not end; add --max-update N"
             )

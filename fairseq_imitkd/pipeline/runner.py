@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from fairseq_imitkd.data.files import write_json
@@ -22,6 +23,7 @@ PLAN = f"{STATE}/plan.json"
 LOGS, ENGINE_LOG = "logs", "logs/snakemake.log"
 WATCHED_EVERY = 0.2  # seconds
 PATIENCE = 10.0  # seconds in which the steps of a killed run end
+LONGEST = 100  # characters of a message of Snakemake
 TAIL = 65536  # bytes at the end of a log that are searched for its error
 
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
@@ -180,10 +182,10 @@ class Run:
         for name, status in statuses:
             if status.state == FAILED and status.ended >= began:
                 message = last_error(self.log(name))
-                where = f"; flags are in {self.out / 'recipe.yaml'}" if " add --" in message else ""
-                return UsageError(f"step {name}: {message} (log: {self.log(name)}{where})")
+                where = f" (in {self.out / 'recipe.yaml'})" if " add --" in message else ""
+                return UsageError(f"{name}: {message}{where}")
         path = self.out / ENGINE_LOG
-        return UsageError(f"Snakemake stopped: {last_error(path)} (log: {path})")
+        return UsageError(f"Snakemake stopped: {shorten(last_error(path), LONGEST)} (log: {path})")
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

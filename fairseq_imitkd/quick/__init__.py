@@ -17,6 +17,7 @@ from fairseq_imitkd.version import __version__
 
 HELP = Path(__file__).parents[1] / "cli" / "help"  # one text for each command
 WORDS = HELP.with_name("words.json")  # the words that each command which is not fairseq's takes
+RECIPES = HELP.with_name("recipes.txt")  # what imitkd distill --list prints
 SUMMARIES = {
     "distill": "make a small model of a teacher and text: all steps, by one recipe",
     "train": "train a student with a teacher (fairseq-train with the plugin)",
@@ -84,6 +85,8 @@ def answer(arguments: Sequence[str]) -> Answer | None:
         return Answer((HELP / f"{command}.txt").read_text(encoding="utf-8"))
     if command in FAIRSEQS:
         return Answer(_usage(), 2) if command == "train" and not words else None
+    if command == "distill" and words in ([], ["--list"]):
+        return Answer(RECIPES.read_text(encoding="utf-8")) if words else Answer(_distill_usage(), 2)
     # The flags of a training follow --check.
     return None if words[:1] == ["--check"] else _wrong_words(command, words)
 
@@ -159,6 +162,16 @@ def _overview() -> str:
         f"  imitkd {COMPLETION} SHELL    completion for bash, zsh or tcsh\n"
         "  imitkd --version                   the version\n\n"
         f"example:\n  {EXAMPLE} …\n"
+    )
+
+
+def _distill_usage() -> str:
+    return (
+        "usage: imitkd distill RECIPE                  (a YAML file, or a name of imitkd distill --list)\n"
+        "       imitkd distill --teacher FILE --sentencepiece FILE --train SOURCE TARGET\n"
+        "                      --valid SOURCE TARGET --test SOURCE TARGET --out DIR\n\n"
+        "example, which needs no data:\n  imitkd distill quickstart\n\n"
+        "imitkd distill --help lists the flags.\n"
     )
 
 

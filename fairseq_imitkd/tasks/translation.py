@@ -31,6 +31,7 @@ from fairseq_imitkd.training.checks import (
     parts_to_copy,
 )
 from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
+from fairseq_imitkd.training.run_files import whole_config
 from fairseq_imitkd.training.source_only import SourceOnlyConfig, WithSourceOnlyData
 from fairseq_imitkd.training.validation import ValidationConfig, WithScores, check_validation
 
@@ -64,7 +65,10 @@ class TranslationWithTeacherTask(
             check_pruning(cfg)
             check_validation(cfg)
         if "://" not in (cfg.data or ""):
-            check_data(cfg.data, cfg.source_lang, cfg.target_lang)
+            languages = check_data(cfg.data, cfg.source_lang, cfg.target_lang)
+            run = whole_config(cfg)
+            if run is not None:  # a checkpoint then tells its direction, when its data is gone
+                run.task.source_lang, run.task.target_lang = languages
         with dictionaries_read(cfg.data):
             return super().setup_task(cfg, **kwargs)
 

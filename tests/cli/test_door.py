@@ -11,6 +11,7 @@ from fairseq_imitkd import quick
 from fairseq_imitkd.cli import door, fairseq_commands, fairseq_help, help_texts, report
 from fairseq_imitkd.cli.completion import completion
 from fairseq_imitkd.methods import METHODS
+from fairseq_imitkd.pipeline import packaged
 
 
 @pytest.mark.parametrize("command", quick.SUMMARIES)
@@ -24,6 +25,7 @@ def test_help_files_are_up_to_date(command: str, monkeypatch: pytest.MonkeyPatch
 def test_words_that_are_read_without_torch_are_up_to_date() -> None:
     """``python -m fairseq_imitkd.cli.help_texts`` writes them."""
     assert quick.WORDS.read_text(encoding="utf-8") == help_texts.words()
+    assert quick.RECIPES.read_text(encoding="utf-8") == packaged.listed() + "\n"
 
 
 @pytest.mark.parametrize(

@@ -234,3 +234,5 @@ def test_training_without_validation_needs_no_split_for_it(
         monkeypatch.setattr(sys, "argv", ["imitkd-train", *typed, *TRAINING])
         fairseq_commands.train()
     assert len(parsed) == 2
+    assert (parsed[0].source_lang, parsed[0].target_lang) == ("src", "tgt"), "a checkpoint tells them later"
+    assert not hasattr(parsed[1], "source_lang")

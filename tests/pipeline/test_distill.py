@@ -88,10 +88,32 @@ def test_the_default_flags_can_be_trained_and_exported(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"student": {"arch": "transfomer"}}, "none-seed1: --arch 'transfomer' does not exist: did you mean"),
-        ({"training": f"{TRAINING} --lrs 3"}, "none-seed1: --lrs is not a flag"),
-        ({"training": f"{TRAINING} --warmup-updates -1"}, "none-seed1: --warmup-updates must be"),
-        ({"methods": ["imitkd_ful"]}, "imitkd_ful-seed1: --criterion 'imitkd_ful' does not exist: did you"),
+        ({"student": {"arch": "transfomer"}}, "student.arch: --arch 'transfomer' does not exist: did you"),
+        ({"training": f"{TRAINING} --lrs 3"}, "training: --lrs is not a flag"),
+        ({"training": f"{TRAINING} --warmup-updates -1"}, "training: --warmup-updates must be"),
+        ({"methods": ["imitkd_ful"]}, "methods[1].criterion: --criterion 'imitkd_ful' does not exist: did"),
+        (
+            {"methods": ["none", {"criterion": "imitkd", "flags": "--student-share constant:2"}]},
+            "methods[2].flags: --student-share 'constant:2': '2' must be a number in 0..1",
+        ),
+        (
+            {"methods": [{"criterion": "imitkd", "flags": "--divergence foo"}]},
+            "methods[1].flags: --divergence",
+        ),
+        (
+            {"methods": [{"criterion": "word_kd", "flags": "--log-rollouts 3"}]},
+            "methods[1].flags: --log-rollouts",
+        ),
+        ({"distillation": "--teacher-device cuda:99"}, "distillation: --teacher-device"),
+        ({"evaluate": "--beam 0"}, "evaluate: --beam must be 1 or more, but is 0"),
+        ({"evaluate": {"flags": "--baseline nobody"}}, "evaluate: --baseline"),
+        ({"export": {"flags": "--beam 0"}}, "export: --beam must be 1 or more, but is 0"),
+        ({"seqkd": "--beam 0", "methods": ["seqkd"]}, "seqkd: --beam must be 1 or more, but is 0"),
+        (
+            {"training": TRAINING.replace("--max-update 8", "")},
+            "training has no --max-update, so the training of methods[1] would not end; add --max-update N",
+        ),
+        ({"seqkd": "--beam 4", "methods": ["imitkd"]}, "seqkd changes nothing: no method has data: seqkd"),
         ({"student": {"arch": "lstm"}}, "export can't work with imitkd_full's student: "),
         (
             {"methods": [{"criterion": "gkd", "flags": "--share-all-embeddings --decoder-embed-dim 16"}]},
@@ -129,7 +151,7 @@ def test_a_training_that_can_not_work_is_refused_before_anything_runs(
         (["quickstart", "--text", "here"], "--text 'here' changes nothing with quickstart"),
         (["--teacher", "t.pt"], "--sentencepiece is not given; add it, or name a recipe"),
         (["r.yaml", "s.yaml"], "'s.yaml' is one word too many; put flags of Snakemake after --"),
-        (["nowhere.yaml"], "recipe 'nowhere.yaml' can't be read"),
+        (["nowhere.yaml"], "recipe 'nowhere.yaml' can't be read: No such file or directory; check the path"),
     ],
 )
 def test_a_wrong_command_line_is_refused(words: list[str], message: str) -> None:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline import inputs, sentencepieces
 from fairseq_imitkd.pipeline.recipe_file import parse
@@ -15,8 +17,10 @@ from tests.pipeline.recipes import recipe
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     for split in ("train", "valid", "test"):
-        (tmp_path / f"{split}.src").write_text("1 2 3\n4 5 6 7\n" * 20)
-        (tmp_path / f"{split}.tgt").write_text("one two three\nfour five six seven\n" * 20)
+        lines = [("1 2 3", "one two three"), ("4 5 6 7", "four five six seven")]
+        for number, side in enumerate(("src", "tgt")):
+            some = [pair[number] for pair in (lines[::-1] if split == "test" else lines)]
+            (tmp_path / f"{split}.{side}").write_text("\n".join(some * 20) + "\n")
     return tmp_path
 
 
@@ -29,7 +33,7 @@ def test_texts_are_counted_and_hashed(text: Path) -> None:
     found = look(text)
     source = found.texts[text / "train.src"]
     assert (source.lines, source.empty, source.bytes) == (40, 20, 60)
-    assert found.digests[str(text / "valid.src")] == found.digests[str(text / "test.src")]
+    assert found.digests[str(text / "valid.src")] == sha256(text / "valid.src")
 
 
 def cut(text: Path) -> None:
@@ -43,6 +47,19 @@ def binary(text: Path) -> None:
 def empty(text: Path) -> None:
     for side in ("src", "tgt"):
         (text / f"test.{side}").write_text("")
+
+
+def blank(text: Path) -> None:
+    (text / "test.tgt").write_text("\n" * 40)
+
+
+def one_language(text: Path) -> None:
+    (text / "valid.tgt").write_text((text / "valid.src").read_text())
+
+
+def known(text: Path) -> None:
+    for side in ("src", "tgt"):
+        (text / f"test.{side}").write_text((text / f"train.{side}").read_text())
 
 
 def missing(text: Path) -> None:
@@ -72,7 +89,7 @@ def test_files_in_flags_are_looked_at(text: Path) -> None:
         evaluate="--bpe-codes {folder}/codes --sentencepiece-model subwords.model",
         seqkd=f"--reverse-teacher {one}:{two} --scores {one} {two} --beam 2",
         export={"flags": f"--scores=a={two}"},
-        methods=[{"criterion": "none", "flags": f"--finetune-from-model={one}"}],
+        methods=["seqkd", {"criterion": "none", "flags": f"--finetune-from-model={one}"}],
     )
     assert {f"{text}/codes", one, two, f"{one}:{two}"} <= set(found.digests)
     assert found.digests[f"{one}:{two}"] == f"{found.digests[one]} {found.digests[two]}"
@@ -128,6 +145,9 @@ def test_made_up_text_has_no_files_yet(text: Path) -> None:
         (cut, "text.valid must have two files of as many lines"),
         (binary, "must be UTF-8, but line 2 is not; convert the file"),
         (empty, "is empty; name a file with sentences"),
+        (blank, "text.test '{}/test.tgt' is empty; name a file with sentences"),
+        (one_language, "text.valid '{0}/valid.src' and '{0}/valid.tgt' have the same text"),
+        (known, "text.test '{}/test.src' has the sentences of text.train"),
         (missing, "is not a file; name a UTF-8 file with one sentence per line"),
     ],
 )
@@ -135,7 +155,7 @@ def test_wrong_text_is_refused(spoil: Callable[[Path], None], message: str, text
     spoil(text)
     with pytest.raises(UsageError, match="text") as error:
         look(text)
-    assert message in str(error.value)
+    assert message.format(text) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +171,21 @@ def test_a_wrong_teacher_is_refused(teacher: Any, message: str, text: Path) -> N
     with pytest.raises(UsageError, match="teacher") as error:
         look(text, teacher=teacher)
     assert message in str(error.value)
+
+
+def test_a_teacher_of_the_opposite_direction_is_refused(
+    text: Path, digits: Any, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "configuration", lambda _: configured("tgt", "src"))
+    own = {"checkpoint": str(teacher), "dictionaries": str(digits.dictionaries)}
+    with pytest.raises(UsageError, match="translates tgt-src, but languages are src-tgt; exchange the lang"):
+        look(text, teacher=own)
+    monkeypatch.setattr(inputs, "configuration", lambda _: configured("src", "tgt"))
+    look(text, teacher=own)
+
+
+def configured(source: str, target: str) -> Any:
+    return SimpleNamespace(task=SimpleNamespace(source_lang=source, target_lang=target, data=None))
 
 
 def test_a_teacher_of_other_subwords_is_refused(text: Path, digits: Any, teacher: Path) -> None:

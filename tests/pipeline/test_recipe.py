@@ -25,7 +25,7 @@ def test_a_recipe_is_read_with_paths_from_its_folder(tmp_path: Path) -> None:
         "text: {train: [a.de, a.en], valid: [v.de, v.en], test: [t.de, /t.en]}\n"
         "teacher: big/teacher.pt\n"
         "sentencepiece: spm.model\n"
-        "training: --lr 0.1 --adam-betas '(0.9, 0.98)'\n"
+        "training: --max-update 9 --adam-betas '(0.9, 0.98)'\n"
         "methods: [seqkd, {criterion: imitkd_full, name: two_steps, data: seqkd, start: seqkd}]\n"
         "seeds: [1, 2]\n"
     )
@@ -33,7 +33,7 @@ def test_a_recipe_is_read_with_paths_from_its_folder(tmp_path: Path) -> None:
     assert (made.source, made.target) == ("de", "en")
     assert made.text.pairs["test"] == Pair(tmp_path / "t.de", Path("/t.en"))
     assert made.teacher.dictionaries == tmp_path / "big"
-    assert made.training == ("--lr", "0.1", "--adam-betas", "(0.9, 0.98)")
+    assert made.training == ("--max-update", "9", "--adam-betas", "(0.9, 0.98)")
     assert made.methods == (
         Method("seqkd", None, "seqkd"),
         Method("two_steps", "imitkd_full", "seqkd", "seqkd"),
@@ -85,16 +85,16 @@ def test_the_recipe_of_the_documentation_is_one() -> None:
         ({"teacher": {}}, "teacher must have one of checkpoint, huggingface and arch, but has none of them"),
         ({"teacher": {"arch": "a", "checkpoint": "b"}}, "but has checkpoint and arch"),
         ({"teacher": {"checkpoint": "b", "flags": "--lr 1"}}, "flags changes nothing without teacher.arch"),
-        ({"teacher": 3}, "teacher must have the keys checkpoint"),
+        ({"teacher": 3}, "teacher must have keys (checkpoint, dictionaries, huggingface, arch, …), but is 3"),
         ({"teacher": "t.pt", "sentencepiece": {"vocabulary": 100}}, "teacher.checkpoint has its own"),
         ({"teacher": {"huggingface": "m"}, "sentencepiece": "s"}, "changes nothing with teacher.huggingface"),
         ({"sentencepiece": {"vocabulary": 3}}, "vocabulary must be a whole number of 10 or more"),
         ({"sentencepiece": {}}, "sentencepiece must have either model"),
         ({"training": 3}, "training must be flags, such as --dropout 0.1, but is 3"),
         ({"training": "--a '(1"}, "training can't be read as flags: No closing quotation"),
-        ({"methods": []}, "methods must be a list that is not empty, but is []"),
-        ({"seeds": 0}, "seeds must be a list that is not empty, but is 0"),
-        ({"methods": "gkd"}, "methods must be a list that is not empty, but is 'gkd'"),
+        ({"methods": []}, "methods must be a list, such as [imitkd_full], but is []"),
+        ({"seeds": 0}, "seeds must be a list, such as [1], but is 0"),
+        ({"methods": "gkd"}, "methods must be a list, such as [imitkd_full], but is 'gkd'"),
         ({"methods": ["gkd", "gkd"]}, "methods[2].name 'gkd' is taken; give the method another name"),
         ({"methods": [{"name": "a"}]}, "methods[1].criterion is not given"),
         ({"methods": [{"criterion": "gkd", "name": "../a"}]}, "methods[1].name must consist of letters"),
@@ -145,8 +145,9 @@ def test_a_wrong_recipe_names_the_key_and_the_remedy(changes: dict[str, Any], me
 
 
 def test_an_empty_key_has_its_default() -> None:
-    optional = ("export", "evaluate", "translations", "seeds", "seqkd", "distillation")
-    left_out = recipe(HERE, export=None, evaluate=None)
+    optional = ("export", "evaluate", "translations", "seeds", "seqkd", "distillation", "student", "training")
+    optional += ("device", "threads", "user_dir", "about", "rehearsal")
+    left_out = recipe(HERE, **dict.fromkeys(optional))
     assert parse({**left_out, **dict.fromkeys(optional)}, HERE) == parse(left_out, HERE)
     assert parse(recipe(HERE, export=False), HERE).export is None
 
@@ -171,10 +172,10 @@ def test_recipes_of_the_package_have_names(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "can't be read: "),
-        ("seeds: [1]\nseeds: [2]", "the key 'seeds' is given twice"),
-        ("- a", "the recipe must have the keys languages"),
-        ("", "the recipe must have the keys languages"),
+        ("a: [", "line 1 of recipe '{}' is not YAML: "),
+        ("a: 1\nseeds: [1]\nseeds: [2]", "line 3 of recipe '{}' is not YAML: the key 'seeds' is given twice"),
+        ("- a", "recipe '{}' has no keys; begin with languages, text and teacher"),
+        ("", "recipe '{}' is empty; begin with languages, text and teacher"),
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
     ],
 )
@@ -182,4 +183,4 @@ def test_a_file_that_is_not_a_recipe_is_refused(text: str, message: str, tmp_pat
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(UsageError, match="") as error:
         read(tmp_path / "r.yaml")
-    assert message in str(error.value)
+    assert message.format(tmp_path / "r.yaml") in str(error.value)

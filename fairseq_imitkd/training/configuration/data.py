@@ -42,6 +42,21 @@ def check(settings: Mapping[str, Any], command: str) -> Path | None:
     return Path(folders_of(data)[0]) / f"dict.{languages[1]}.txt"
 
 
+def name_languages(settings: Any) -> None:
+    """Set the languages of a translation that its directory shows.
+
+    fairseq saves only those that flags name. Without them, nothing tells a checkpoint's direction when its
+    data is gone.
+
+    Args:
+        settings: an object with the settings as its attributes.
+    """
+    if getattr(settings, "task", None) in TASKS and "://" not in (settings.data or ""):
+        settings.source_lang, settings.target_lang = check_data(
+            settings.data, settings.source_lang, settings.target_lang
+        )
+
+
 def _splits(settings: Mapping[str, Any], command: str) -> Iterator[tuple[str, str]]:
     """Yield the flags that name splits, and the splits that the command reads."""
     if command == "generate":
