@@ -37,6 +37,7 @@ def spoken(text: str, numbers: np.random.Generator) -> Samples:
     command += ["-p", str(numbers.integers(30, 70)), "--", text]
     output = subprocess.run(command, capture_output=True, check=True).stdout
     with wave.open(io.BytesIO(output)) as file:
+        # To a pipe, espeak-ng writes a header that does not know the length.
         data = output[44:] if file.getnframes() > len(output) else file.readframes(file.getnframes())
     return np.frombuffer(data, np.int16).astype(np.float32) / 2**15
 
