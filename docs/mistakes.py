@@ -264,6 +264,7 @@ imitkd seqkd DATA … --teacher-path text.txt
 imitkd seqkd DATA … --gen-subset dev
 imitkd seqkd DATA … --bpe sentencepiece
 imitkd seqkd DATA … --source-text nowhere.txt
+imitkd seqkd DATA --translations nowhere.tsv --out out
 imitkd cache NOWHERE …
 imitkd evaluate … --model student=nowhere.pt
 imitkd evaluate … --model student=run
@@ -278,6 +279,11 @@ imitkd export exported …
 imitkd export student.pt … --data NOWHERE
 imitkd prune nowhere.pt --sparsity 0.5
 imitkd prune text.txt --sparsity 0.5
+imitkd import Helsinki-NLP/opus-mt-de-en --out out
+imitkd encode NOWHERE
+imitkd dictionary text.txt --out out
+imitkd trim student.pt --text train --out out
+imitkd trim student.pt --data DATA --text nowhere --out out
 imitkd report NOWHERE …
 imitkd report text.txt …
 imitkd report … --evaluation NOWHERE

@@ -505,18 +505,17 @@ def _sentences_of(sample: Batch, positions: "_Positions", losses: Tensor) -> tup
 def no_teacher(criterion: str, task: str) -> str:
     """Return the message that a criterion can't be used with a task, because it has no teacher.
 
-    It names the same task with a teacher, or else the tasks that have one, those of ``--user-dir`` too.
+    It names the one with a teacher, else all that have one, those of ``--user-dir`` too.
     """
     suffix = "_with_teacher"
-    if task + suffix in TASK_REGISTRY:
+    if f"{task}{suffix}" in TASK_REGISTRY:
         return f"--criterion {criterion} has no teacher in --task {task}: use --task {task}{suffix}"
     names = sorted(name for name, kind in TASK_REGISTRY.items() if getattr(kind, "has_teacher", False))
     kinds = ",".join(name.removesuffix(suffix) for name in names if name.endswith(suffix))
     use = ", ".join([f"{{{kinds}}}{suffix}", *(name for name in names if not name.endswith(suffix))])
-    return (
-        f"--criterion {criterion} has no teacher in --task {task}: use {use}, or WithTeacher "
-        "(CONTRIBUTING.md)"
-    )
+    begin = f"--criterion {criterion} has no teacher in --task {task}: use"
+    message = f"{begin} {use} (or CONTRIBUTING.md)"
+    return message if len(message) <= 200 else f"{begin} a task that ends in {suffix} (or CONTRIBUTING.md)"
 
 
 def _task_name(task: Any) -> str:

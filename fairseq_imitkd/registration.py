@@ -14,6 +14,7 @@ from fairseq_imitkd.tasks import (  # noqa: E402
     sentence_prediction,
     speech_to_text,
     translation,
+    translation_multi,
 )
 from fairseq_imitkd.training import batch_order, ranks  # noqa: E402
 
@@ -28,4 +29,12 @@ ranks.guard_ranks()
 layer_drop.draw_only_in_training()
 swish.mend_swish()
 
-__all__ = ["language_modeling", "methods", "models", "sentence_prediction", "speech_to_text", "translation"]
+__all__ = [
+    "language_modeling",
+    "methods",
+    "models",
+    "sentence_prediction",
+    "speech_to_text",
+    "translation",
+    "translation_multi",
+]

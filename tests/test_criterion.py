@@ -434,7 +434,7 @@ def test_task_without_a_teacher_is_refused(name: str) -> None:
         tiny_criterion(name, task)
     for word in (
         f"--criterion {name} has no teacher in --task translation:",
-        "--task translation_with_teacher",
+        "use --task translation_with_teacher",
     ):
         assert word in str(refusal.value)
 

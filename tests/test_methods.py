@@ -246,7 +246,9 @@ def test_documents_list_every_method() -> None:
     """docs/methods.md holds the table that ``python -m fairseq_imitkd --methods`` prints. The README names
     all methods.
     """
-    assert table() in (digit_corpus.REPO / "docs" / "methods.md").read_text(encoding="utf-8")
+    page = (digit_corpus.REPO / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert table() in page
+    assert [name for name in METHODS if page.count(f"\n| `{name}` |") != 1] == []
     readme = (digit_corpus.REPO / "README.md").read_text(encoding="utf-8")
     assert [name for name in METHODS if f"`{name}`" not in readme] == []
 

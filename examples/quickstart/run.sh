@@ -21,7 +21,9 @@ data() {
 }
 
 translations() {
-  imitkd-seqkd "$DATA" "${DEVICE_FLAGS[@]}" --teacher-path "$RUN/teacher/checkpoint_last.pt" --out "$RUN/data_seqkd" \
+  mkdir -p "$RUN/data_seqkd.needs"
+  python "$REPO/examples/needs.py" "$RUN/data_seqkd.needs" \
+    imitkd-seqkd "$DATA" "${DEVICE_FLAGS[@]}" --teacher-path "$RUN/teacher/checkpoint_last.pt" --out "$RUN/data_seqkd" \
     --beam 1 --max-len-a 1.2 --max-len-b 10 >"$RUN/seqkd.log" 2>&1 || { tail -5 "$RUN/seqkd.log" >&2; return 1; }
 }
 

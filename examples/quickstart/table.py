@@ -40,7 +40,8 @@ def table(results: dict[str, Any]) -> str:
         f"chrF: `{results['signatures']['chrf']}`. "
         "MB: size of the weights, in float32. sentences/s: median of the rounds (least to most). updates: "
         "those of the student whose weights it starts from + its own. training: processor time of this "
-        "model's training command. "
+        "model's training command. The teacher's translations for SeqKD took "
+        f"{results['translations']['cpu_seconds']:.0f} CPU s more. "
         f"Seed {results['seed']}."
     )
     return "\n".join([lines[0], f"|{rule}|", *lines[1:], "", notes])

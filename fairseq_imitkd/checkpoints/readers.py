@@ -4,6 +4,7 @@ import functools
 import inspect
 import logging
 import os
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -14,6 +15,7 @@ from fairseq.models.nat import FairseqNATModel
 from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_lev import TranslationLevenshteinTask
+from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 
 from fairseq_imitkd.checkpoints.budget import budget_of
 from fairseq_imitkd.checkpoints.build import configuration
@@ -143,8 +145,13 @@ def _check(states: dict[str, dict[str, Any]], task: Any, *, decodes: bool) -> No
 
 
 def _check_tags(cfg: Any, task: Any) -> None:
-    """Refuse to decode a model of several languages by a task that feeds it no language tags."""
-    kind, tags = TASK_REGISTRY.get(task_name(cfg)), language_tags(cfg.task)
+    """Refuse to decode a model of several languages by a task that feeds it no language tags, or others."""
+    kind = TASK_REGISTRY.get(task_name(cfg))
+    is_multi = kind is not None and issubclass(kind, TranslationMultiSimpleEpochTask)
+    if is_multi and isinstance(task, TranslationMultiSimpleEpochTask):
+        _check_same_tags(cfg, task)
+        return
+    tags = language_tags(cfg.task)
     if tags and kind is not None and not isinstance(task, kind):
         raise ValueError(
             f"it was trained by --task {task_name(cfg)} with the language tags {tags}; add that --task and "
@@ -152,6 +159,18 @@ def _check_tags(cfg: Any, task: Any) -> None:
         )
     if tags and getattr(cfg.task, SETTING, None) is not None:
         logger.warning("the data must hold the language tags %s: imitkd-encode --tags writes them", tags)
+
+
+def _check_same_tags(cfg: Any, task: Any) -> None:
+    """Refuse flags that feed a model of several languages other tags than its training did."""
+    pair = (task.args.source_lang, task.args.target_lang)
+    theirs = language_tags(cfg.task, pair)
+    fed = language_tags(Namespace(**{**vars(task.args), "task": task_name(cfg)}), pair)
+    if theirs != fed:
+        raise ValueError(
+            f"it reads {theirs or 'no tags'}, but the flags give {fed or 'none'}; use those of its training "
+            "(--encoder-langtok, …)"
+        )
 
 
 def _check_direction(cfg: Any, task: Any) -> None:

@@ -103,6 +103,12 @@ def train_no_further(trainer: Any, end: str) -> None:
     """
     logger.info("this training has ended by %s already: raise it to train on", end)
     trainer.cfg.optimization.stop_min_lr = math.inf  # fairseq reads it before each epoch
+    logging.getLogger("fairseq_cli.train").addFilter(_is_not_of_this_end)
+
+
+def _is_not_of_this_end(record: logging.LogRecord) -> bool:
+    """Whether a message is not fairseq's own about a training that ends by the learning rate of ``inf``."""
+    return "(--stop-min-lr=inf)" not in record.getMessage()
 
 
 class _AtomicCopies(PathManager):

@@ -270,7 +270,7 @@ def _check(command: str, args: Namespace) -> None:
     dictionary = data.check(vars(args), command)
     check_configuration(vars(args), command)
     if command == "train":
-        if args.task in data.TASKS:
+        if args.task in (*data.TASKS, data.PAIRS):
             setattr(
                 args, data.IGNORE, True
             )  # fairseq's own check refuses validation sets that are named, too

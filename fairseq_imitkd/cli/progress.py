@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -218,7 +219,8 @@ class _Bar(progress_bar.BaseProgressBar):
     def __init__(self, iterable: Any, epoch: int | None = None, prefix: str | None = None):
         super().__init__(iterable, epoch, prefix)
         self._validates = prefix is not None
-        self._what = prefix.replace(" on '", " '") if prefix else "translate"
+        validated = re.fullmatch("valid on '(.*)' subset", prefix or "")
+        self._what = f"validate {validated[1]}" if validated else prefix or "translate"
 
     def __iter__(self) -> Iterator[Any]:
         if self.epoch is not None and not self._validates:
@@ -243,7 +245,8 @@ class _Bar(progress_bar.BaseProgressBar):
                 left = f"{_time((time.monotonic() - began) / done * (total - done))} left"
                 if terminal is not None and bar is not None:
                     terminal.show(bar, done, count=f"{done:,}/{total:,}", left=left)
-                if shared.is_time():
+                # A short validation says its scores alone.
+                if time.monotonic() - began >= SHORTEST and shared.is_time():
                     shared.say(f"{self._what}: batch {done:,}/{total:,} | {left}")
         finally:
             if terminal is not None and bar is not None:

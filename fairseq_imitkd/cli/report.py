@@ -16,7 +16,7 @@ EXTRA = ("jinja2", "matplotlib")
 
 @one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; its status is 1 if a folder that is named does not exist.
+    """Run the command; its status is 1 if a training does not exist or an evaluation can't be read.
 
     Args:
         arguments: those of the command line if None.
@@ -27,10 +27,12 @@ def main(arguments: list[str] | None = None) -> None:
         raise UsageError("there is nothing to report; give folders of trainings, --evaluation DIR, or both")
     check_out(args.out)
     check_extra("imitkd-report", "report", EXTRA)
-    from fairseq_imitkd.report.evaluations import read_evaluations
+    from fairseq_imitkd.report.evaluations import check_evaluation, read_evaluations
     from fairseq_imitkd.report.page import page
     from fairseq_imitkd.report.runs import read_runs
 
+    for folder in args.evaluation:
+        check_evaluation(folder)
     runs, about_runs = read_runs(args.runs)
     evaluations, about_evaluations = read_evaluations(args.evaluation)
     if not runs and not evaluations:
@@ -38,16 +40,11 @@ def main(arguments: list[str] | None = None) -> None:
     html, notes = page(runs, evaluations, [*about_runs, *about_evaluations])
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
-    others = [f"'{run.source}'" for run in runs if not run.is_distillation]
-    if others:
-        print(
-            f"note: no metrics of the plugin's criteria, such as student_share, in {', '.join(others)}",
-            file=sys.stderr,
-        )
     write(args.out, html)
     counts = f"{counted(len(runs), 'run')}, {counted(len(evaluations), 'evaluation')}"
     print(f"{args.out}: {counts}, {args.out.stat().st_size / 1e6:.2f} MB")
-    if not all(map(os.path.exists, (*args.runs, *args.evaluation))):  # a warning has named it
+    unread = len({path.resolve() for path in args.evaluation}) > len(evaluations)
+    if unread or not all(map(os.path.exists, args.runs)):  # a warning has named it
         sys.exit(1)
 
 

@@ -27,7 +27,7 @@ from fairseq_imitkd.data.files import kind_of, partial, sha256
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError, in_one_line
 from fairseq_imitkd.text.subwords import Text
-from fairseq_imitkd.text.unknown import remedy_of_text, warn_of_share, warn_of_unknown
+from fairseq_imitkd.text.unknown import check_share, remedy_of_text, warn_of_unknown
 
 logger = logging.getLogger(__name__)
 
@@ -252,7 +252,7 @@ def read_text(path: Path, text: Text, languages: Languages, *, folder: Path) -> 
         folder: where the binarised sources are kept.
 
     Raises:
-        UsageError: the file can't be read.
+        UsageError: the file can't be read, or most of its symbols are unknown.
     """
     dictionary, prefix = languages.source_dictionary, folder / "source"
     if not Path(f"{prefix}.idx").is_file():
@@ -264,8 +264,8 @@ def read_text(path: Path, text: Text, languages: Languages, *, folder: Path) -> 
                 ids = encoded(line, text, dictionary)
                 builder.add_item(ids)
                 tokens, unknown = tokens + ids.numel(), unknown + int(ids.eq(dictionary.unk()).sum())
-        remedy = remedy_of_text(dictionary, is_encoded=text.bpe is not None)
-        warn_of_share(unknown, tokens, "--source-text", language=languages.source, remedy=remedy)
+            remedy = remedy_of_text(dictionary, is_encoded=text.bpe is not None)
+            check_share(unknown, tokens, "--source-text", language=languages.source, remedy=remedy)
     return Corpus(read_side(prefix, dictionary), None, path)
 
 

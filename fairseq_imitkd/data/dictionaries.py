@@ -43,9 +43,9 @@ def check_dictionary(name: str, theirs: Dictionary, own: Dictionary) -> None:
     if difference is not None:
         index, theirs_symbol, own_symbol = difference
         raise UsageError(
-            f"the teacher's dictionary {name} differs from the student's at index {index}: teacher "
-            f"'{theirs_symbol}', student '{own_symbol}'; binarise with it (--srcdict, --tgtdict), or use "
-            "imitkd-seqkd --student-data"
+            f"dictionary {name} differs from the student's at index {index}: teacher '{theirs_symbol}', "
+            f"student '{own_symbol}'; binarise with it (--srcdict, --tgtdict), or use imitkd-seqkd "
+            "--student-data"
         )
 
 
@@ -120,8 +120,7 @@ def check_fingerprints(state: Mapping[str, Any], dictionaries: Mapping[str, Dict
         if digest not in (None, own):
             raise ValueError(
                 f"it was trained with another {name} dictionary ({count:,} symbols, here "
-                f"{len(dictionary):,}); use the data that it was trained on, or binarise with its "
-                "dictionaries (--srcdict, --tgtdict)"
+                f"{len(dictionary):,}); binarise with its own (--srcdict, --tgtdict)"
             )
 
 

@@ -136,4 +136,6 @@ def sha256(path: str | Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UsageError(f"'{path}' can't be read: {error.strerror}") from error
+        raise UsageError(
+            f"'{path}' can't be read: {error.strerror}; check its path and permissions"
+        ) from error

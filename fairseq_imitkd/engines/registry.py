@@ -55,6 +55,11 @@ def open_engine(
     if name == "onnx" and device != "cpu":
         raise UsageError(f"--device {device} can't be used: recurrent models run on the CPU; leave it out")
     try:
+        if device != "cpu" and not ctranslate2_convert.library().get_cuda_device_count():
+            raise UsageError(
+                f"--device {device} can't be used: CTranslate2 finds no GPU, or its driver is too old; "
+                "use --device cpu, or look at nvidia-smi"
+            )
         if name == "onnx":
             return onnx.OnnxEngine.of_model(onnx.load(folder, languages, longest), languages, settings)
         ctranslate2_convert.check_vocabulary(folder, languages)
@@ -68,4 +73,7 @@ def open_engine(
     except UsageError:
         raise
     except Exception as error:  # CTranslate2 and onnxruntime raise many types for a bad file or device
-        raise UsageError(f"{folder} can't be loaded with --device {device}: {in_one_line(error)}") from error
+        raise UsageError(
+            f"'{folder}' can't be loaded with --device {device}: {in_one_line(error)}; export it again, or "
+            "use another --device"
+        ) from error

@@ -33,9 +33,12 @@ from fairseq_imitkd.evaluate.schema import (
 )
 from fairseq_imitkd.evaluate.sentences import Detokenizer, spread
 from fairseq_imitkd.evaluate.speed import Failures, Run, Timings, empty_hypothesis, interleave, speed_result
+from fairseq_imitkd.export.text_check import warn_if_encoded_otherwise
 from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.text.repetition import repeats
 from fairseq_imitkd.text.subwords import TextSettings
+
+_CHECKED = 500  # most sentences that show whether the text is the data's
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,10 @@ class _Evaluation:
             models=self.models,
             detokenizer=self.text,
             right=job.references,
+        )
+        some = spread(len(self.sentences), min(_CHECKED, len(self.sentences)))
+        warn_if_encoded_otherwise(
+            job.text, self.languages, [self.sentences.sources[number] for number in some], split=job.split
         )
         self.metrics = Metrics(
             self.sentences,

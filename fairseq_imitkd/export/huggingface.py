@@ -22,6 +22,7 @@ from fairseq_imitkd.export.huggingface_check import Compared, compare
 from fairseq_imitkd.export.huggingface_model import Described, Inexpressible, describe
 from fairseq_imitkd.export.huggingface_text import SourceText, text_of_flags, text_of_folder
 from fairseq_imitkd.export.model_card import Origin, origin_of, write_card
+from fairseq_imitkd.export.text_check import share_encoded_otherwise
 from fairseq_imitkd.huggingface import check
 from fairseq_imitkd.huggingface.config import config_json, read_config
 from fairseq_imitkd.huggingface.convert import convert, revert, shared_tables
@@ -112,6 +113,9 @@ def export_huggingface(job: HuggingFaceJob) -> Exported:
     content = config_json(described.config, shared)
     weights = revert(described.state, described.config, name=f"CHECKPOINT '{job.checkpoint}'")
     _check_inverse(weights, described, content, job=job)
+    sources = _sources(job, languages, longest=min(student.model.max_positions()))
+    if job.subwords is None:
+        share_encoded_otherwise(job.text, languages, sources, split=job.split)
     with out.built() as folder:
         _write(folder, weights, content=content, described=described, job=job)
         write_tokenizer(
@@ -124,7 +128,6 @@ def export_huggingface(job: HuggingFaceJob) -> Exported:
         _describe_text(folder, languages, text, kind=described.config.kind)
         notes, compared = described.notes, None
         if check.is_possible():
-            sources = _sources(job, languages, longest=min(student.model.max_positions()))
             compared = compare(
                 folder, student.model, languages, text=text, sources=sources, min_len=job.search.min_len
             )

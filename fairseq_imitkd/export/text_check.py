@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 MOST_UNKNOWN = 0.01  # share of symbols
 # Shares of sentences. Subwords are always restored; Moses' tokens are restored in about nine of ten sentences
 # of a noisy corpus. With a tokeniser that the data never saw, hardly any sentence with a punctuation mark is
-# restored.
-WARN_OTHER_SYMBOLS, MOST_OTHER_WORDS = 0.05, 0.5
+# restored. Other subwords have few sentences in common.
+WARN_OTHER_SYMBOLS, MOST_OTHER_SYMBOLS, MOST_OTHER_WORDS = 0.05, 0.5, 0.5
 
 
 @dataclass
@@ -37,6 +37,36 @@ class _Counts:
     other_symbols: int = 0
     other_words: int = 0
 
+    @property
+    def share(self) -> float:
+        """The share of sentences that have other symbols."""
+        return self.other_symbols / max(1, self.sentences)
+
+    def problem(self, split: str) -> str:
+        """Return what shows that the text is not the data's, with the remedy; empty if nothing does.
+
+        Args:
+            split: name of the split of the sentences.
+        """
+        if self.unknown > MOST_UNKNOWN * self.symbols:
+            return (
+                f"{self.unknown / self.symbols:.1%} of the symbols of raw text would be unknown to the "
+                "student; use the --bpe, its file and the --tokenizer that --data was made with"
+            )
+        # Words tell a tokenizer that is missing. BPE dropout changes no word.
+        if self.other_words > MOST_OTHER_WORDS * self.sentences:
+            return (
+                f"{self.other_words / self.sentences:.1%} of the sentences of --gen-subset {split} change "
+                "their words when decoded and encoded again; use the --tokenizer that --data was made with, "
+                "or none"
+            )
+        if self.share > MOST_OTHER_SYMBOLS:
+            return (
+                f"{self.share:.1%} of the sentences of --gen-subset {split} change their subwords when "
+                "decoded and encoded again; use the --bpe and file of --data, or a split without BPE dropout"
+            )
+        return ""
+
 
 def share_encoded_otherwise(
     settings: TextSettings, languages: LanguagePair, sources: Sequence[Tensor], *, split: str
@@ -53,31 +83,33 @@ def share_encoded_otherwise(
         the share of sentences whose text becomes other symbols than those of the data.
 
     Raises:
-        UsageError: too many symbols become unknown, or too many sentences become other words.
+        UsageError: too many symbols become unknown, or too many sentences become other words or subwords.
     """
     counts = _count(settings, languages, sources)
-    if counts.unknown > MOST_UNKNOWN * counts.symbols:
-        raise UsageError(
-            f"{counts.unknown / counts.symbols:.1%} of the symbols of raw text would be unknown to the "
-            "student; use the --bpe, its file and the --tokenizer that --data was made with"
-        )
-    # Words are compared, because data made with BPE dropout holds subwords that no model writes again.
-    if counts.other_words > MOST_OTHER_WORDS * counts.sentences:
-        raise UsageError(
-            f"{counts.other_words / counts.sentences:.1%} of the sentences of --gen-subset {split} change "
-            "their words when they are decoded to text and encoded again; use the --tokenizer that --data "
-            "was made with, or none"
-        )
-    share = counts.other_symbols / max(1, counts.sentences)
-    if share > WARN_OTHER_SYMBOLS:
+    problem = counts.problem(split)
+    if problem:
+        raise UsageError(problem)
+    if counts.share > WARN_OTHER_SYMBOLS:
         logger.warning(
-            "%.1f%% of the sentences of --gen-subset %s change their symbols when they are decoded to text "
-            "and encoded again: check that --bpe, its file and --tokenizer are those that --data was made "
-            "with (BPE dropout has this effect too)",
-            *(100.0 * share, split),
+            "%.1f%% of the sentences of --gen-subset %s change their symbols when decoded and encoded again: "
+            "check --bpe, its file and --tokenizer (BPE dropout has this effect too)",
+            *(100.0 * counts.share, split),
         )
     _warn_without_bpe(settings, languages)
-    return share
+    return counts.share
+
+
+def warn_if_encoded_otherwise(
+    settings: TextSettings, languages: LanguagePair, sources: Sequence[Tensor], *, split: str
+) -> None:
+    """Warn of what :func:`share_encoded_otherwise` refuses, for a user of the text who encodes none.
+
+    The arguments are those of :func:`share_encoded_otherwise`.
+    """
+    if settings != TextSettings():
+        problem = _count(settings, languages, sources).problem(split)
+        if problem:
+            logger.warning("%s", problem)
 
 
 def _count(settings: TextSettings, languages: LanguagePair, sources: Sequence[Tensor]) -> _Counts:

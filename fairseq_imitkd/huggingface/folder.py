@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError
 
 CONFIG = "config.json"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # OWNER/MODEL
 _POINTER = b"version https://git-lfs"  # how a file begins that git has not fetched yet
 _LARGEST_JSON = 2**29  # bytes; the largest tokenizer.json that is published has some 35 million
 
@@ -62,7 +64,13 @@ class ModelFolder:
         Raises:
             UsageError: the folder or the file is missing, or the file is damaged.
         """
-        if kind_of(self.path, "MODEL_DIR") != "folder":
+        kind = kind_of(self.path, "MODEL_DIR")
+        if kind is None and _HUB_NAME.fullmatch(str(self.path)):
+            raise UsageError(
+                f"{self.name} is not a folder; if it is a model of the hub: hf download {self.path} "
+                f"--local-dir {self.path.name}, and use that folder"
+            )
+        if kind != "folder":
             raise UsageError(f"{self.name} is not a folder; use the folder with the model's config.json")
         content = self.json(CONFIG)
         if content is None:

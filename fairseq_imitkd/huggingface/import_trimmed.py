@@ -44,4 +44,4 @@ def import_trimmed(job: ImportJob, corpora: Sequence[str]) -> tuple[Imported, Tr
             )
             for side in SIDES
         }
-        return made, trim(TrimJob(whole / CHECKPOINT, job.out, corpora), counts)
+        return made, trim(TrimJob(whole / CHECKPOINT, job.out, corpora, flag=_FLAG), counts)

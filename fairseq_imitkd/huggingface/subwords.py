@@ -10,6 +10,7 @@ from fairseq.data import Dictionary
 from sentencepiece import SentencePieceProcessor
 
 from fairseq_imitkd.data.dictionaries import load_dictionary
+from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface.folder import read_json
 from fairseq_imitkd.huggingface.tokens import DESCRIPTION
@@ -72,6 +73,8 @@ def open_encoder(folder: Path, side: str, *, tags: bool = True) -> Encoder:
         UsageError: the folder is another one, or it has no subwords.
     """
     path = folder / DESCRIPTION
+    if kind_of(folder, "FOLDER") != "folder":
+        raise UsageError(f"'{folder}' is not a folder; use a folder that imitkd-import has written")
     if not path.is_file():
         raise UsageError(f"'{folder}' has no {DESCRIPTION}; use a folder that imitkd-import has written")
     description = read_json(path)

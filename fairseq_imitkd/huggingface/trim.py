@@ -4,6 +4,7 @@ Rows of the embeddings and of the output matrix are left out. So the log-probabi
 are those of the model, renormalised over what is left.
 """
 
+import os
 import re
 from argparse import Namespace
 from collections import Counter
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from fairseq_imitkd.checkpoints.build import configuration
 from fairseq_imitkd.checkpoints.compact import read
+from fairseq_imitkd.checkpoints.direction import trained_pair
 from fairseq_imitkd.checkpoints.safe_load import reported
 from fairseq_imitkd.checkpoints.symbol_tables import are_joined, trimmed_weights
 from fairseq_imitkd.checkpoints.tags import SETTING, language_tags
@@ -29,9 +31,13 @@ from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface.folder import read_json
 from fairseq_imitkd.huggingface.spm import without_pieces
 from fairseq_imitkd.huggingface.subwords import DESCRIPTION, SUBWORD_FILES, write_description
+from fairseq_imitkd.text.unknown import MOST_USABLE
 
 LARGEST = 1e-5  # difference of log-probabilities in float32
 _ADDED = re.compile(r"__.+__|\[.+\]|<mask>")  # symbols that fairseq's multilingual tasks add
+# What to do about a corpus of unknown symbols, by the flag that names it.
+REMEDIES = {"--text": "encode it with the model's subwords", "--trim-to": "use text of the model's languages"}
+_LANGUAGES = ("--source-lang", "--target-lang")
 _LINES, _LONGEST = 16, 60  # sentences on which both models are compared, and most of their symbols
 
 
@@ -48,6 +54,7 @@ class TrimJob:
         keep: further symbols that stay.
         source_lang, target_lang: languages; None takes those of the checkpoint.
         allow_globals: types that the checkpoint may hold beside fairseq's own.
+        flag: the flag that names the corpus, a key of :data:`REMEDIES`.
     """
 
     checkpoint: Path
@@ -59,6 +66,7 @@ class TrimJob:
     source_lang: str | None = None
     target_lang: str | None = None
     allow_globals: str | None = None
+    flag: str = "--text"
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,8 @@ def trim(job: TrimJob, counts: Mapping[str, Counter[str]] | None = None) -> Trim
     dictionaries = {"source": languages.source_dictionary, "target": languages.target_dictionary}
     pair = {"source": languages.source, "target": languages.target}
     if counts is None:
-        counts = {side: count_symbols("--text", job.text, language) for side, language in pair.items()}
+        counts = {side: count_symbols(job.flag, job.text, language) for side, language in pair.items()}
+    _check_keep(job, dictionaries, pair)
     described = _description(languages.folder)
     wanted = {
         side: {symbol for symbol, count in counts[side].items() if count >= job.min_count}
@@ -126,8 +135,10 @@ def trim(job: TrimJob, counts: Mapping[str, Counter[str]] | None = None) -> Trim
     if are_joined(state["model"]):
         wanted = dict.fromkeys(pair, wanted["source"] | wanted["target"])
     kept = {side: kept_indices(dictionaries[side], wanted[side]) for side in pair}
+    new = {side: trimmed_dictionary(dictionaries[side], kept[side]) for side in pair}
+    sides = [_report(counts[side], dictionaries[side], new[side], language=pair[side]) for side in pair]
+    _check_known(job, sides)
     with out.built() as folder:
-        new = {side: trimmed_dictionary(dictionaries[side], kept[side]) for side in pair}
         for side, language in pair.items():
             new[side].save(str(folder / f"dict.{language}.txt"))
         model = trimmed_weights(state["model"], kept, {side: len(dictionaries[side]) for side in pair})
@@ -144,7 +155,6 @@ def trim(job: TrimJob, counts: Mapping[str, Counter[str]] | None = None) -> Trim
                 f"CHECKPOINT '{job.checkpoint}' can't be trimmed exactly: log-probabilities differ by "
                 f"{difference:.2g}; use the whole model"
             )
-    sides = [_report(counts[side], dictionaries[side], new[side], language=pair[side]) for side in pair]
     return Trimmed((sides[0], sides[1]), parameters, difference, job.out / job.checkpoint.name)
 
 
@@ -188,13 +198,26 @@ def _parameters(weights: Mapping[str, Tensor]) -> int:
 
 
 def _languages(job: TrimJob, state: dict[str, Any]) -> Languages:
+    """Return the languages and the dictionaries of the model.
+
+    Raises:
+        UsageError: nothing tells the languages, or the dictionaries are not there.
+    """
+    folder = job.data or job.checkpoint.resolve().parent
     with reported(str(job.checkpoint), "CHECKPOINT"):
-        task = configuration(state).task
-    pair = [
-        given or getattr(task, f"{side}_lang", None)
-        for given, side in ((job.source_lang, "source"), (job.target_lang, "target"))
-    ]
-    return Languages.of(job.data or job.checkpoint.resolve().parent, *pair)
+        trained = trained_pair(configuration(state), folder) or (None, None)
+    pair = [given or own for given, own in zip((job.source_lang, job.target_lang), trained, strict=True)]
+    lacking = [flag for flag, known in zip(_LANGUAGES, pair, strict=True) if known is None]
+    if lacking:
+        verb, rest = ("are", "them; add both") if len(lacking) > 1 else ("is", "it; add it")
+        raise UsageError(f"{' and '.join(lacking)} {verb} not given, and CHECKPOINT does not name {rest}")
+    for name in [] if job.data else [f"dict.{language}.txt" for language in pair]:
+        if not os.path.isfile(folder / name):
+            raise UsageError(
+                f"--data is not given, and the folder of CHECKPOINT '{job.checkpoint}' has no {name}; add "
+                "the folder of its dictionaries"
+            )
+    return Languages.of(folder, *pair)
 
 
 def count_symbols(
@@ -263,6 +286,37 @@ def _report(counts: Counter[str], before: Dictionary, after: Dictionary, *, lang
         for dictionary in (before, after)
     ]
     return SideReport(language, len(before), len(after), counts.total(), *unknown)
+
+
+def _check_keep(job: TrimJob, dictionaries: Mapping[str, Dictionary], pair: Mapping[str, str]) -> None:
+    """Refuse symbols to keep that neither dictionary has."""
+    for symbol in job.keep:
+        if not any(symbol in dictionary for dictionary in dictionaries.values()):
+            names = " or ".join(f"dict.{language}.txt" for language in pair.values())
+            raise UsageError(
+                f"--keep '{symbol}' is not in {names}; leave it out, or use a symbol that is there"
+            )
+
+
+def _check_known(job: TrimJob, sides: Sequence[SideReport]) -> None:
+    """Refuse a corpus whose symbols are mostly unknown before or after.
+
+    Raises:
+        UsageError: naming the flag that is the cause.
+    """
+    for side in sides:
+        before, after = (count / side.tokens for count in (side.unknown_before, side.unknown_after))
+        name = f"dict.{side.language}.txt"
+        if before > MOST_USABLE:
+            raise UsageError(
+                f"{job.flag} '{' '.join(job.text)}': {before:.0%} of its symbols are unknown to {name}; "
+                f"{REMEDIES[job.flag]}"
+            )
+        if after > MOST_USABLE:
+            raise UsageError(
+                f"--min-count {job.min_count} leaves {after:.0%} of the symbols of {job.flag} unknown to "
+                f"{name}; lower it"
+            )
 
 
 def _difference(

@@ -95,5 +95,16 @@ def features_for_logits(decoder: Any) -> Iterator[None]:
         del decoder.output_layer
 
 
+def as_logits(decoder: Any, output: Tensor) -> Tensor:
+    """Return logits ``(..., V)`` for a decoder's output, which is hidden states in
+    :func:`features_for_logits`.
+    """
+    decoder = own_decoder(decoder)
+    if vars(decoder).get("output_layer") is not _unchanged:
+        return output
+    logits: Tensor = type(decoder).output_layer(decoder, output)
+    return logits
+
+
 def _unchanged(features: Tensor) -> Tensor:
     return features

@@ -72,6 +72,27 @@ class Tags:
         return torch.cat([start, prev_output_tokens[:, 1:]], dim=1)
 
 
+class FirstInputTags(Tags):
+    """The batches themselves have tags: each sentence's is its first decoder input, and may differ.
+
+    The model reads ``target_start`` before it.
+    """
+
+    @property
+    def added(self) -> tuple[int, int]:
+        """How much longer a source and a target become."""
+        return 0, len(self.target_start)
+
+    def sources(self, net_input: dict[str, Any], pad: int) -> dict[str, Any]:
+        """Return sources as they are; they have their tags."""
+        return net_input
+
+    def prefixes(self, prev_output_tokens: Tensor) -> Tensor:
+        """Put the start before decoder inputs ``(B, T)``, ``(B, added + T)``."""
+        start = prev_output_tokens.new_tensor(self.target_start).expand(prev_output_tokens.size(0), -1)
+        return torch.cat([start, prev_output_tokens], dim=1)
+
+
 def check_without_tags(
     tags: Tags, pair: LanguagePair, *, sources: Sequence[Tensor], targets: Sequence[Tensor]
 ) -> None:
@@ -173,6 +194,15 @@ class TaggedModel(FairseqEncoderDecoderModel):
     def __init__(self, model: Any, tags: Tags):
         super().__init__(TaggedEncoder(model.encoder, tags), TaggedDecoder(model.decoder, tags))
         self.inner, self.tags = model, tags
+
+
+def reading_eos_first(model: Any) -> TaggedModel:
+    """Return a model that reads an EOS before the first decoder input of a batch, which is a language tag.
+
+    So fairseq's multilingual models read targets that begin with their tag (``--decoder-langtok``).
+    """
+    eos = model.decoder.dictionary.eos()
+    return TaggedModel(model, FirstInputTags((), (model.encoder.dictionary.eos(),), (eos,)))
 
 
 def untagged(model: Any) -> Any:

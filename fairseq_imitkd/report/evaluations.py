@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate import schema
 from fairseq_imitkd.evaluate.schema import FILE, EvaluationResults, Machine, ModelResults
@@ -115,6 +116,18 @@ def read_evaluations(paths: Iterable[Path]) -> tuple[list[Evaluation], list[str]
         except UsageError as error:
             notes.append(str(error))
     return list(found.values()), notes
+
+
+def check_evaluation(path: Path) -> None:
+    """Check that a folder is that of an evaluation.
+
+    Raises:
+        UsageError: it has no ``evaluation.json``.
+    """
+    if kind_of(path / FILE, "--evaluation") != "file":
+        raise UsageError(
+            f"--evaluation '{path}' has no {FILE}; use the --out folder of imitkd-evaluate, or leave it out"
+        )
 
 
 def read_evaluation(path: Path) -> Evaluation:

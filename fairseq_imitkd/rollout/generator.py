@@ -106,7 +106,8 @@ class RolloutGenerator(SequenceGenerator):
         Args:
             models: the models given to the constructor, which fairseq passes again.
             sample: fairseq batch.
-            kwargs: fairseq's other arguments. The base class handles all except ``bos_token``.
+            kwargs: fairseq's other arguments. The base class handles all except ``bos_token``, which may also
+                be ``(B,)``, one first decoder input for each sentence.
 
         Returns:
             the hypotheses of each sentence, best first, in fairseq's form: ``tokens`` ``(T,)`` with an EOS,
@@ -128,7 +129,7 @@ class RolloutGenerator(SequenceGenerator):
         # Each sentence has beam_size adjacent rows.
         count = net_input["src_tokens"].size(0) * self.beam_size
         rows = torch.arange(count, device=net_input["src_tokens"].device)
-        first_tokens = torch.full_like(rows, self.eos if bos_token is None else bos_token)
+        first_tokens = self._first_tokens(rows, bos_token)
         rollout = decode(
             TaggedModel(self.model.single_model, self.tags) if self.tags else self.model.single_model,
             Prompt(net_input, first_tokens, limits.repeat_interleave(self.beam_size), samples=self.beam_size),
@@ -139,6 +140,12 @@ class RolloutGenerator(SequenceGenerator):
             score=True,
         )
         return self._hypotheses(rollout)
+
+    def _first_tokens(self, rows: Tensor, bos_token: Any) -> Tensor:
+        """Return the first decoder input of each row, ``(B * beam_size,)``."""
+        if isinstance(bos_token, Tensor):
+            return bos_token.repeat_interleave(self.beam_size)
+        return torch.full_like(rows, self.eos if bos_token is None else bos_token)
 
     def _max_lengths(self, net_input: dict[str, Any]) -> Tensor | None:
         """Return the maximum number of tokens of each sentence before its EOS, tags included, ``(B,)``.
@@ -191,6 +198,8 @@ class RolloutGenerator(SequenceGenerator):
         self._unlimited = max(self.min_len, 0 if prefix is None else prefix.size(1))
         # The search of constraints stops at one limit for all.
         self._limits = limits if settings.get("constraints") is None else None
+        if isinstance(settings.get("bos_token"), Tensor):
+            settings = {**settings, "bos_token": settings["bos_token"].repeat_interleave(self.beam_size)}
         if self._limits is not None:  # without numbers of the data set, the search gets those in the batch
             sample = {name: value for name, value in sample.items() if name != "id"}
         try:

@@ -17,7 +17,7 @@ from fairseq_imitkd.data.corpus import Corpus, Languages, dataset_builder, encod
 from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.seqkd.filters import Counts, Pair, Sides
 from fairseq_imitkd.text.subwords import Text
-from fairseq_imitkd.text.unknown import warn_of_share
+from fairseq_imitkd.text.unknown import check_share, warn_of_share
 
 # Some tools end a line at these characters too.
 _SEPARATORS = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
@@ -135,8 +135,10 @@ def write(
             for builder, side in zip(builders, symbols, strict=True):
                 builder.add_item(side)
             unknown.count(*symbols)
-    if written.from_text or student is not None:
-        unknown.warn()
+    if student is not None:
+        unknown.report(warn_of_share)  # the translations have taken their time already
+    elif written.from_text:
+        unknown.report(check_share)
     _copy_rest(languages, data)
 
 
@@ -174,7 +176,7 @@ def _written(
 
 
 class _Unknown:
-    """Counts the unknown symbols of a data set, and warns if there are many."""
+    """Counts the unknown symbols of a data set."""
 
     def __init__(self, languages: Languages):
         self.sides = {
@@ -189,10 +191,18 @@ class _Unknown:
             self.tokens[side] += tokens.numel()
             self.unknown[side] += int(tokens.eq(dictionary.unk()).sum())
 
-    def warn(self) -> None:
-        """Warn of a side with many unknown symbols."""
+    def report(self, judge: Callable[..., None]) -> None:
+        """Warn of a side with many unknown symbols, or refuse it.
+
+        Args:
+            judge: :func:`~fairseq_imitkd.text.unknown.warn_of_share`, or
+                :func:`~fairseq_imitkd.text.unknown.check_share`.
+
+        Raises:
+            UsageError: as the function does.
+        """
         for language, tokens, unknown in zip(self.sides, self.tokens, self.unknown, strict=True):
-            warn_of_share(
+            judge(
                 unknown,
                 tokens,
                 "the data set",

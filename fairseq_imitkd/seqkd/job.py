@@ -134,6 +134,9 @@ class Job:
     def _translation_checks(self) -> Iterator[tuple[bool, str]]:
         """Yield the same as :meth:`_work_checks`."""
         given = bool(self.translations)
+        for flag, paths in (("--translations", self.translations), ("--scores", self.scores)):
+            for path in paths:
+                yield os.path.isfile(path), f"{flag} '{path}' is not a file; use a file that is there"
         yield (
             given != bool(self.teacher_path),
             "--translations takes the place of --teacher-path; leave one of them out"

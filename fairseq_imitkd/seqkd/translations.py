@@ -153,7 +153,10 @@ class TranslationFile:
             ) from error
 
     def _of_json(self, line: str) -> Translated:
-        content = json.loads(line)
+        try:
+            content = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"it is not JSON (column {getattr(error, 'colno', 1)})") from error
         if not isinstance(content, dict) or not isinstance(content.get("source"), str):
             raise ValueError('it is not an object with a text as its "source"')
         translations = content.get("translations", content.get("translation"))

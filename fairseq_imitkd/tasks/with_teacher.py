@@ -1,6 +1,9 @@
 """The mixin that turns a fairseq task into one with a teacher."""
 
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
     from fairseq.tasks import FairseqTask as _Task
 else:
     _Task = object  # a mixin: the fairseq task class comes after it
+
+
+logger = logging.getLogger(__name__)
 
 
 class WithTeacher(_Task):
@@ -91,6 +97,10 @@ class WithTeacher(_Task):
     def uncounted(self) -> int:
         """The index of the padding symbol in the target dictionary."""
         return int(self.target_dictionary.pad())
+
+    def writer(self, student: BaseFairseqModel) -> BaseFairseqModel:
+        """Return the student, which reads the task's batches as they are."""
+        return student
 
     def run_student(self, model: torch.nn.Module, sample: Batch) -> Tensor:
         """Return the student's logits, or its hidden states, at all target positions, ``(B * T, V)``."""
@@ -230,22 +240,28 @@ class WithTeacher(_Task):
         checked when it was written.
         """
         self._teacher_is_checked = True
-        dataset = with_references(self.datasets.get(self.cfg.train_subset))
         teacher = distiller.teacher
-        if dataset is None or not isinstance(teacher, Teacher):
+        if not isinstance(teacher, Teacher):
             return
-        with autocast(learner.optimizer):
-            teacher.place(*placement(learner.student))
-            check_likelihood(
-                teacher,
-                dataset,
-                paths=self.cfg.teacher_path.split(os.pathsep),
-                pad=distiller.task.uncounted,
-                symbols=len(self.target_dictionary),
-                writes=self.decodes,
-                selects=str(getattr(self.cfg, "teacher_selection", "fixed")) != "fixed",
-                allow_poor=self.cfg.teacher_allow_poor,
-            )
+        for name, dataset in self.teacher_checks():
+            with autocast(learner.optimizer), naming(name):
+                teacher.place(*placement(learner.student))
+                check_likelihood(
+                    teacher,
+                    dataset,
+                    paths=self.cfg.teacher_path.split(os.pathsep),
+                    pad=distiller.task.uncounted,
+                    symbols=len(self.target_dictionary),
+                    writes=self.decodes,
+                    selects=str(getattr(self.cfg, "teacher_selection", "fixed")) != "fixed",
+                    allow_poor=self.cfg.teacher_allow_poor,
+                )
+
+    def teacher_checks(self) -> Iterator[tuple[str, Any]]:
+        """Yield the data sets that the teacher must know, with their names; empty is all data."""
+        dataset = with_references(self.datasets.get(self.cfg.train_subset))
+        if dataset is not None:
+            yield "", dataset
 
     def train_on(
         self, sample: Batch, model: torch.nn.Module, **arguments: Any
@@ -312,6 +328,17 @@ class WithTeacher(_Task):
         """
         fairseq_state.restore(trainer, epoch, self._fairseq_state)
         refuse_broken_gradients(trainer, self._distiller.method if self._distiller is not None else None)
+
+
+@contextlib.contextmanager
+def naming(part: str) -> Iterator[None]:
+    """Name the part of the data that an error is about, if it is not all."""
+    if part:
+        logger.info("%s:", part)
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{part}: {error}" if part else str(error)) from error
 
 
 def _warm_up(task_config: Any) -> int:

@@ -16,6 +16,8 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher.loading import dictionary_folder
 from fairseq_imitkd.teacher.source import check_files
 
+_NAME = "CHECKPOINT"  # what messages call the model's file
+
 
 @dataclass(frozen=True)
 class WrittenDictionary:
@@ -58,23 +60,21 @@ def write_dictionaries(
     Raises:
         UsageError: the checkpoint or the dictionaries can't be read, or the languages are not known.
     """
-    check_files(checkpoint, "CHECKPOINT", "model")
+    check_files(checkpoint, _NAME, "model")
     folder = OutputFolder(out, "a new folder")
     folder.check_new()
-    state = read_checkpoint(checkpoint, allow_globals)
-    with reported(checkpoint, "CHECKPOINT"):
+    state = read_checkpoint(checkpoint, allow_globals, (_NAME, "--allow-globals"))
+    with reported(checkpoint, _NAME):
         cfg = configuration(state)
         refuse_expressions(cfg)
         languages = languages_of(cfg.task, pair)
         for flag, language in zip(("--source-lang", "--target-lang"), languages, strict=True):
             if language is None:
-                raise UsageError(
-                    f"{flag} is not given, and CHECKPOINT '{checkpoint}' does not name it; give it"
-                )
+                raise UsageError(f"{flag} is not given, and {_NAME} '{checkpoint}' does not name it; give it")
         source, target = str(languages[0]), str(languages[1])
         check_kind(cfg, (source, target))
         names = [f"dict.{language}.txt" for language in (source, target)]
-        found = dictionary_folder(checkpoint, cfg, names, data=data)
+        found = dictionary_folder(checkpoint, cfg, names, data=data, flag=_NAME)
         tags = str(language_tags(cfg.task, (source, target)))
         task = translation_task(cfg, found, pair=(source, target))
     made: list[tuple[str, Dictionary]] = [

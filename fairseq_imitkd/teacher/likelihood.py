@@ -34,6 +34,7 @@ FRAMES = 8  # frames of speech that count as one token there
 LEAST = 32  # references that show anything
 COUNTED = 2000  # references whose symbols are counted
 WORSE = 0.25  # nats a token by which a teacher may be worse than the frequencies
+CLEARLY = 0.1  # share of the frequencies' nats by which a good teacher is better
 SHARE = 0.25  # least share of a teacher's knowledge that comes from the source
 
 
@@ -76,8 +77,16 @@ class Likelihood:
             f"{self.own:.2f} nats a token of {self.sentences:,} references (less is better), "
             f"{others}{self.frequencies:.2f} by symbol frequencies"
         )
-        judged = "too few to judge" if self.sentences < LEAST else "bad" if self.problem else "good"
-        return f"{numbers}: {judged}"
+        return f"{numbers}: {self._judgement}"
+
+    @property
+    def _judgement(self) -> str:
+        if self.sentences < LEAST:
+            return "too few to judge"
+        if self.problem:
+            return "bad"
+        is_clear = self.frequencies - self.own >= CLEARLY * self.frequencies
+        return "good" if is_clear else "weak: little better than symbol frequencies"
 
 
 def check_likelihood(

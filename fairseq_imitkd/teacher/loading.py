@@ -13,7 +13,7 @@ from fairseq.models import BaseFairseqModel
 from fairseq_imitkd.checkpoints.build import configuration, refuse_expressions
 from fairseq_imitkd.checkpoints.direction import check_direction
 from fairseq_imitkd.checkpoints.kinds import check_kind, check_model
-from fairseq_imitkd.checkpoints.safe_load import read_checkpoint, reported
+from fairseq_imitkd.checkpoints.safe_load import TEACHER_FLAGS, read_checkpoint, reported
 from fairseq_imitkd.checkpoints.tags import COMMAND, is_multilingual, language_tags
 from fairseq_imitkd.checkpoints.translation import (
     build_pair,
@@ -39,15 +39,21 @@ logger = logging.getLogger(__name__)
 
 # (the checkpoint's path, its content, its configuration) -> its model
 BuildMember = Callable[[str, dict[str, Any], Any], BaseFairseqModel]
+# a checkpoint's configuration -> what makes its model one that reads the student's batches
+AsReader = Callable[[Any], Callable[[BaseFairseqModel], BaseFairseqModel]]
 
 
-def load_teacher(source: TeacherSource, student: LanguagePair, *, encoder_cache: int = 0) -> Teacher:
+def load_teacher(
+    source: TeacherSource, student: LanguagePair, *, encoder_cache: int = 0, as_reader: AsReader | None = None
+) -> Teacher:
     """Load a translation teacher and check that it uses the student's dictionaries and languages.
 
     Args:
         source: checkpoints of the teacher.
         student: dictionaries and languages of the student.
         encoder_cache: size of the cache of encoder outputs, in bytes; 0 means no cache.
+        as_reader: checks the language tags of each member before it is built, and makes it read the batches
+            of a student of several pairs, of which ``student`` is one; None adds the tags of the one pair.
 
     Raises:
         UsageError: a file is missing, unreadable, unsafe or not a translation model, or a dictionary differs.
@@ -57,16 +63,17 @@ def load_teacher(source: TeacherSource, student: LanguagePair, *, encoder_cache:
 
     def build(path: str, state: dict[str, Any], cfg: Any) -> BaseFairseqModel:
         check_kind(cfg, (student.source, student.target))
-        if not is_multilingual(cfg.task):  # check_kind knows its pairs
+        if as_reader is None and not is_multilingual(cfg.task):  # check_kind knows its pairs
             check_direction(
                 cfg,
                 (student.source, student.target),
                 reader="the student",
                 remedy="use a teacher of that direction",
             )
+        reader = None if as_reader is None else as_reader(cfg)
         model, lacking = _build_member(path, state, cfg, student=student, data=source.data)
         outside.append(lacking)
-        return model
+        return with_tags(model, cfg, student) if reader is None else reader(model)
 
     models = load_members(source, build)
     for path, model in zip(source.paths, models, strict=True):
@@ -113,7 +120,9 @@ def load_members(source: TeacherSource, build: BuildMember) -> list[BaseFairseqM
     return models
 
 
-def dictionary_folder(path: str, cfg: Any, names: Sequence[str], *, data: str | None) -> Path:
+def dictionary_folder(
+    path: str, cfg: Any, names: Sequence[str], *, data: str | None, flag: str = TEACHER_FLAGS[0]
+) -> Path:
     """Return the folder with the dictionaries that a teacher was trained with.
 
     Args:
@@ -121,6 +130,7 @@ def dictionary_folder(path: str, cfg: Any, names: Sequence[str], *, data: str | 
         cfg: configuration of the checkpoint.
         names: file names of the dictionaries. All of them must be in the folder.
         data: ``--teacher-data``; by default the checkpoint's folder or the one that the checkpoint names.
+        flag: what messages call the checkpoint.
 
     Raises:
         UsageError: no folder holds all of them, or two folders hold different ones.
@@ -140,10 +150,10 @@ def dictionary_folder(path: str, cfg: Any, names: Sequence[str], *, data: str | 
             if difference is not None:
                 index, first, second = difference
                 raise UsageError(
-                    f"--teacher-path '{path}' lies beside {one}, but names {two}, and they differ at index "
+                    f"{flag} '{path}' lies beside {one}, but names {two}, and they differ at index "
                     f"{index}, '{first}' and '{second}'; {remedy}"
                 )
-    logger.info("teacher %s: dictionaries of %s", path, folders[0])
+    logger.info("teacher %s: dictionaries from %s", path, folders[0])
     return folders[0]
 
 
@@ -178,7 +188,7 @@ def _build_member(
         task.src_dict, task.tgt_dict = own
     model = build_pair(state, cfg, task, pair=(source_lang, target_lang))
     check_model(model, student)
-    return with_tags(model, cfg, student), outside
+    return model, outside
 
 
 def _check_added(theirs: Dictionary, own: Dictionary, language: str) -> None:

@@ -1,4 +1,6 @@
-"""Warns of text that is not in a model's subwords: its symbols are unknown, and translations are nonsense."""
+"""Warns of text that is not in a model's subwords, and refuses text that is mostly unknown symbols: its
+translations are nonsense.
+"""
 
 import logging
 from collections.abc import Iterable
@@ -8,10 +10,12 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
+from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.text.marks import recognised
 
 logger = logging.getLogger(__name__)
 MOST = 0.01  # share of unknown symbols that is not worth a warning
+MOST_USABLE = 0.5  # share above which text is refused where it is read or written as a whole
 FIRST = 1000  # sentences that are looked at
 BINARISE = "encode the text with the model's subwords before fairseq-preprocess"
 _FLAGS = {
@@ -49,10 +53,23 @@ def warn_of_share(unknown: int, symbols: int, what: str, *, language: str | None
     :func:`warn_of_unknown`.
     """
     if unknown > MOST * symbols:
-        logger.warning(
-            "%.1f%% of the symbols of %s are unknown to dict%s.txt: %s",
-            100.0 * unknown / symbols, what, f".{language}" if language else "", remedy,
-        )  # fmt: skip
+        logger.warning("%s", _share(unknown, symbols, what, language=language, remedy=remedy))
+
+
+def check_share(unknown: int, symbols: int, what: str, *, language: str | None, remedy: str) -> None:
+    """Warn as :func:`warn_of_share` does, but refuse text if most of its symbols are unknown.
+
+    Raises:
+        UsageError: more than :data:`MOST_USABLE` of them are.
+    """
+    if unknown > MOST_USABLE * symbols:
+        raise UsageError(_share(unknown, symbols, what, language=language, remedy=remedy))
+    warn_of_share(unknown, symbols, what, language=language, remedy=remedy)
+
+
+def _share(unknown: int, symbols: int, what: str, *, language: str | None, remedy: str) -> str:
+    end = f".{language}" if language else ""
+    return f"{unknown / symbols:.1%} of the symbols of {what} are unknown to dict{end}.txt: {remedy}"
 
 
 def remedy_of_text(dictionary: Dictionary, *, is_encoded: bool) -> str:

@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 import torch
+from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
@@ -43,6 +44,9 @@ class TaskAdapter(Protocol):
     @property
     def layout(self) -> BatchLayout:
         """How the task's batches are padded."""
+
+    def writer(self, student: BaseFairseqModel) -> BaseFairseqModel:
+        """Return the model that reads the task's batches: the student, or a view of it without weights."""
 
     def run_student(self, model: torch.nn.Module, sample: Batch) -> Tensor:
         """Run the student once on a batch.

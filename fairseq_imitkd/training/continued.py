@@ -1,6 +1,7 @@
 """The checkpoint that a training continues from: whether the student fits it, before any data is read."""
 
 import os
+from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +16,11 @@ from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.training.configuration import flat
 from fairseq_imitkd.training.configuration.paths import checkpoint_to_start_from
 
+_SCHEDULE = "lr_scheduler"
+
 
 def check_continued(config: DictConfig, student: BaseFairseqModel, criterion: Any) -> None:
-    """Refuse a checkpoint of another student, criterion or optimizer.
+    """Refuse a checkpoint of another student, criterion, optimizer or learning-rate schedule.
 
     fairseq finds out when the data is read.
 
@@ -57,6 +60,7 @@ def check_continued(config: DictConfig, student: BaseFairseqModel, criterion: An
     with as_usage_error(f"{flag} '{path}' can't be continued", finetune):
         check_progress(state)
     _check_history(state, settings, criterion, named=named, remedy=other)
+    _check_schedule(state, settings, start=start)
 
 
 def _check_averaged_weights(settings: Mapping[str, Any], student: BaseFairseqModel) -> None:
@@ -108,6 +112,35 @@ def _check_history(
         there = last.get(f"{part}_name")
         if name is not None and there is not None and there != name:
             raise UsageError(f"{named} was trained with another --{part} ({there}, here {name}): {remedy}")
+
+
+def _check_schedule(state: Mapping[str, Any], settings: Mapping[str, Any], *, start: tuple[str, str]) -> None:
+    """Refuse the state of another schedule of the learning rate: fairseq would read it as this one's.
+
+    Args:
+        state: content of the checkpoint.
+        settings: the settings of this training.
+        start: the flag that names the checkpoint, and its path.
+    """
+    own, there = settings.get(_SCHEDULE), _schedule_of(state)
+    if own is None or there is None or own == there or settings.get(f"reset_{_SCHEDULE}"):
+        return
+    flag, path = start
+    named = os.path.dirname(path) if flag == "--save-dir" else path
+    raise UsageError(
+        f"{flag} '{named}' was begun with --lr-scheduler {there}; use it again, another {flag}, or "
+        "--reset-lr-scheduler"
+    )
+
+
+def _schedule_of(state: Mapping[str, Any]) -> str | None:
+    """Return the schedule that a checkpoint was trained with; None if it does not tell."""
+    cfg, args = state.get("cfg"), state.get("args")
+    section = cfg.get(_SCHEDULE) if isinstance(cfg, Mapping) else None
+    if isinstance(section, Namespace):
+        section = vars(section)
+    found = section.get("_name") if isinstance(section, Mapping) else getattr(args, _SCHEDULE, None)
+    return found if isinstance(found, str) else None
 
 
 def _optimizer_class(settings: Mapping[str, Any]) -> str | None:

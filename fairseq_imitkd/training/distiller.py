@@ -174,7 +174,8 @@ class Distiller:
     def prepare_checkpoint(self, student: BaseFairseqModel) -> None:
         """Collect the state of all processes for a checkpoint; all of them must call this together."""
         if self.sentence_weights is not None:
-            self.sentence_weights.learn(student)  # a checkpoint does not hold choices that wait for a reward
+            # A checkpoint does not hold choices that wait for a reward.
+            self.sentence_weights.learn(self.task.writer(student))
         self.state.gather()
 
     # The stages of a step
@@ -185,7 +186,7 @@ class Distiller:
         All processes do this for every batch.
         """
         if self.sentence_weights is not None and learner.update_num != self._update_num:
-            self.sentence_weights.learn(learner.student)
+            self.sentence_weights.learn(self.task.writer(learner.student))
         self._update_num = learner.update_num
         self.state.update_begins()
 
@@ -196,10 +197,10 @@ class Distiller:
         return contextlib.nullcontext()
 
     def _writers(self, student: BaseFairseqModel) -> Writers:
-        longest = self.teacher.max_positions[1]
+        longest, writer = self.teacher.max_positions[1], self.task.writer(student)
         if self.task.decodes:
-            longest = min(student.max_decoder_positions(), longest)
-        return Writers(student, self.teacher.writer, longest)
+            longest = min(writer.max_decoder_positions(), longest)
+        return Writers(writer, self.teacher.writer, longest)
 
     def _begin_reward(self, references: Batch, batch: MixedBatch) -> "Reward":
         """Begin to score the rollouts, beside the teacher.
@@ -248,7 +249,11 @@ class Distiller:
                 if self.sentence_weights is not None:
                     chunk = learner.criterion.chunk(learner.model, references["target"])
                     log_weights = self.sentence_weights.log_weights(
-                        references, encoder_outs, learner.student, update_num=now.update_num, chunk=chunk
+                        references,
+                        encoder_outs,
+                        self.task.writer(learner.student),
+                        update_num=now.update_num,
+                        chunk=chunk,
                     )
         log = self.rollout_log
         shown = None if log is None else log.choose(batch, now.update_num)

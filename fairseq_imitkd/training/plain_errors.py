@@ -31,7 +31,7 @@ def check_run(task_config: Any) -> None:
         return
     settings, trains = flat(config), config.common_eval.path is None
     check_configuration(settings, "train" if trains else "decode")
-    if trains and config.task._name in data.TASKS and "://" not in config.task.data:
+    if trains and config.task._name in (*data.TASKS, data.PAIRS) and "://" not in config.task.data:
         data.check_validation_sets(settings)
         config.dataset[data.IGNORE] = True  # fairseq's own check refuses sets that are named, too
 

@@ -286,9 +286,9 @@ class WithScores(_Task):
     tokenizer: Any
     sequence_generator: Any
 
-    def __init__(self, cfg: Any, *dictionaries: Dictionary, **more: Any):
-        super().__init__(cfg, *dictionaries, **more)
-        self._scores = ValidationScores.from_flags(cfg, dictionaries[-1])  # the target's is the last one
+    def __init__(self, cfg: Any, *others: Any, **more: Any):
+        super().__init__(cfg, *others, **more)
+        self._scores = ValidationScores.from_flags(cfg, self.target_dictionary)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
         """Build the model, and the detokeniser and generator of ``--eval-bleu``, for the other scores too.
@@ -319,7 +319,8 @@ class WithScores(_Task):
         loss, sample_size, logs = FairseqTask.valid_step(self, sample, model, criterion)
         found = self.inference_step(self.sequence_generator, [model], sample)
         hypotheses = [best[0]["tokens"] for best in found]
-        sums = self._scores.batch_sums(hypotheses, sample["target"], self.tokenizer)
+        references = sample["target"][:, getattr(self, "tags_written", 0) :]
+        sums = self._scores.batch_sums(hypotheses, references, self.tokenizer)
         return loss, sample_size, {**logs, **sums}
 
     def inference_step(self, generator: Any, models: Any, sample: Batch, *more: Any, **settings: Any) -> Any:

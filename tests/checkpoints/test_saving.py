@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,6 +132,22 @@ def test_start_beside_other_checkpoints_is_said(tmp_path: Path, caplog: pytest.L
         prepare_folder(tmp_path)
     [line] = caplog.messages
     assert f"to continue from update 20, add --restore-file {tmp_path}/checkpoint2.pt" in line
+
+
+def test_a_run_that_has_ended_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    """fairseq ends it by a learning rate that no flag has set, and would tell so. Others are told."""
+    caplog.set_level(logging.INFO)
+    trainer = SimpleNamespace(cfg=SimpleNamespace(optimization=SimpleNamespace(stop_min_lr=-1.0)))
+    saving.train_no_further(trainer, "--max-update 3")
+    for least in (trainer.cfg.optimization.stop_min_lr, 0.5):
+        logging.getLogger("fairseq_cli.train").info(
+            f"stopping training because current learning rate (0.001) is smaller than or equal to minimum "
+            f"learning rate (--stop-min-lr={least})"
+        )
+    assert [message[:36] for message in caplog.messages] == [
+        "this training has ended by --max-upd",
+        "stopping training because current le",
+    ]
 
 
 @contextmanager

@@ -225,6 +225,18 @@ def test_scores_of_validations(clock: Clock, caplog: Any) -> None:
     assert not any(hasattr(each, ONLY_IN_FILES) for each in caplog.records)
 
 
+def test_only_a_long_validation_tells_its_batches(clock: Clock, caplog: Any) -> None:
+    """However long nothing was said before it."""
+    caplog.set_level("INFO")
+    shared = progress.Progress(configuration(), "train", None)
+    kind = progress.bars_of(shared)
+    for seconds in (1, 11):
+        clock.now += 600
+        for _ in kind(range(2), epoch=1, prefix="valid on 'valid' subset"):
+            clock.now += seconds
+    assert [each.getMessage() for each in caplog.records] == ["validate valid: batch 1/2 | 0:00:11 left"]
+
+
 @pytest.mark.parametrize(("rank", "ours"), [(0, True), (1, False)])
 def test_one_process_draws(rank: int, ours: bool, monkeypatch: Any, tmp_path: Path) -> None:
     """The bars of the first process are ours, within fairseq's wrappers, and fairseq's own come back."""

@@ -161,3 +161,12 @@ def test_dictionaries_of_another_model_are_refused(model: Path) -> None:
     ):
         with pytest.raises(UsageError, match=rf"other symbols than dict\.{language}\.txt"):
             open_engine("ctranslate2", model, pair, settings=SearchSettings(), longest=(64, 64))
+
+
+def test_a_machine_without_a_gpu(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CTranslate2 itself would speak of CUDA's driver, and name no flag."""
+    monkeypatch.setattr(ctranslate2_convert.library(), "get_cuda_device_count", lambda: 0)
+    with pytest.raises(UsageError, match=r"^--device cuda can't be used: .*; use --device cpu, or look at"):
+        open_engine(
+            "ctranslate2", model, LANGUAGES, settings=SearchSettings(), longest=(64, 64), device="cuda"
+        )

@@ -46,6 +46,7 @@ from tests.helpers.fairseq_models import (
     training_config,
     write_dictionaries,
 )
+from tests.helpers.huggingface_models import sentencepiece_model
 from tests.helpers.seqkd_jobs import write_split
 
 WORDS = [
@@ -773,6 +774,16 @@ def test_a_model_that_may_not_be_looked_at_is_not_there(
         UsageError, match=r"--model one: '.*model.pt' does not exist; use a fairseq checkpoint or a folder"
     ):
         models.parse([f"one={tmp_path / 'model.pt'}"])
+
+
+def test_subwords_of_another_model_are_warned_of(root: Path, tmp_path: Path, caplog: Any) -> None:
+    """Before hours of translation."""
+    (tmp_path / "other.model").write_bytes(sentencepiece_model())
+    text = TextSettings("sentencepiece", {"sentencepiece_model": tmp_path / "other.model"})
+    paths = {"one": str(root / "transformer.pt")}
+    job = evaluation.EvaluationJob("", paths, root / "data", tmp_path / "out", GREEDY, text, split="valid")
+    evaluation._Evaluation(job)
+    assert "of the symbols of raw text would be unknown to the student; use the --bpe" in caplog.text
 
 
 def test_both_ways_to_undo_subwords_are_one_too_many(tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ def test_the_quickstart_s_evaluation_is_written_whole(
             else TRAINING
         ),
     )
+    (tmp_path / "data_seqkd.needs").mkdir()
+    (tmp_path / "data_seqkd.needs" / "cpu").write_text("33.3")
     monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path), "--seed", "3", "--cpu"])
     evaluate.main()
     results = json.loads((tmp_path / "results.json").read_text())
@@ -91,6 +93,7 @@ def test_the_quickstart_s_evaluation_is_written_whole(
     assert cells(lines[2])[0] == "teacher"
     assert cells(lines[2])[3:] == ["80.0%", "62,500", "0.25", "100 (90 to 1,100)", "1,000", "120"]
     assert cells(lines[4])[-2] == "1,000 + 1,000"  # with those of the model that it started from
+    assert "translations for SeqKD took 33 CPU s more" in lines[-1]
     assert (tmp_path / "quickstart.png").stat().st_size > 10_000
 
 
@@ -341,3 +344,22 @@ def test_a_study_s_results_stay(script: Any, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(SystemExit, match=r"--beside 'compare' is a study in .*studies\.md; use another name"):
         script("multi30k", "tables").published_by(tmp_path, "compare")
+
+
+def test_many_languages_cipher_and_table(script: Any) -> None:
+    assert script("many_languages", "languages").ciphered("Two cats. Zu") == "Vxu devt. Ba"
+    found = {"bleu": {"score": 20.0, "p": None}}
+    better = {"bleu": {"score": 22.0, "p": 0.01}}
+    models = {
+        "scratch": {"seed": 1, "parameters": 1000, "scores": {"de-en": found, "en-de": found}},
+        "gkd-seed2": {"seed": 2, "parameters": 1000, "scores": {"de-en": better, "en-de": found}},
+    }
+    results = {
+        "pairs": {pair: {"train": 9, "valid": 2, "test": 3} for pair in ("de-en", "en-de")},
+        "signatures": {"de-en": "a", "en-de": "a"},
+        "trainings": dict.fromkeys(models, TRAINING),
+        "models": models,
+    }
+    lines = script("many_languages", "table").table(results).splitlines()
+    assert cells(lines[2])[3:6] == ["20.0", "20.0", "20.0"]
+    assert cells(lines[3])[:6] == ["`gkd`", "2", "1,000", "22.0 (0.010)", "20.0", "21.0"]

@@ -100,6 +100,10 @@ def test_encode_refuses_what_it_can_not_read(imported: Imported, tmp_path: Path,
     """Another folder, and text that is not UTF-8."""
     with pytest.raises(UsageError, match=r"^'.*' has no huggingface.json; use a folder that imitkd-import"):
         encode.main([str(tmp_path)])
+    with pytest.raises(
+        UsageError, match=r"^'.*nowhere' is not a folder; use a folder that imitkd-import has"
+    ):
+        encode.main([str(tmp_path / "nowhere")])
     (tmp_path / "huggingface.json").write_text("{}")
     with pytest.raises(
         UsageError, match=r"huggingface.json' can't be used: it lacks 'text'; import the model again$"

@@ -32,7 +32,13 @@ from tests.helpers.fairseq_models import (
     letters,
     training_config,
 )
-from tests.helpers.huggingface_models import byte_level_files, randomise, sentences, write_files
+from tests.helpers.huggingface_models import (
+    byte_level_files,
+    randomise,
+    sentencepiece_model,
+    sentences,
+    write_files,
+)
 from tests.huggingface.conftest import CASES, Case, write_split
 
 Imported = Callable[[str], Case]
@@ -285,7 +291,7 @@ def test_two_dictionaries_need_subwords(tmp_path: Path) -> None:
             "--teacher changes nothing with --format auto; add --format hug",
         ),
         (["--subwords", "x", "--bpe", "sentencepiece"], "--subwords and --bpe or --tokenizer both say how"),
-        (["--subwords", "nowhere"], "'nowhere' has no huggingface.json; use a folder that imitkd-import"),
+        (["--subwords", "nowhere"], "'nowhere' is not a folder; use a folder that imitkd-import has"),
         (["--tokenizer", "moses"], "--tokenizer moses needs --bpe subword_nmt or fastbpe with --format"),
         (["--scores", "file.json"], "--scores must be MODEL=FILE, but is 'file.json'; name a model of"),
         (["--max-len-b", "20"], "--max-len-b changes nothing with --format huggingface; leave it out"),
@@ -396,6 +402,15 @@ def text_flags(folder: Path, kind: str) -> tuple[list[object], TextSettings]:
     tokenizer = ["--tokenizer", "moses"] if kind == "moses" else []
     settings = TextSettings("subword_nmt", {"bpe_codes": path}, "moses" if tokenizer else None)
     return ["--bpe-codes", path, *tokenizer], settings
+
+
+def test_subwords_of_another_model_are_refused(tmp_path: Path) -> None:
+    """Their sentences are not those of the data."""
+    student(tmp_path)
+    (tmp_path / "other.model").write_bytes(sentencepiece_model())
+    with pytest.raises(UsageError, match="of the symbols of raw text would be unknown to the student; use"):
+        run(tmp_path, "--bpe", "sentencepiece", "--sentencepiece-model", tmp_path / "other.model")
+    assert not (tmp_path / "hf").exists()
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "subword_nmt", "moses"])

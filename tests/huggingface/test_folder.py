@@ -215,6 +215,10 @@ def test_what_is_no_folder(folder: Path) -> None:
         refusal(Path("nowhere"))
         == "MODEL_DIR 'nowhere' is not a folder; use the folder with the model's config.json"
     )
+    assert refusal(Path("Helsinki-NLP/opus-mt-de-en")) == (
+        "MODEL_DIR 'Helsinki-NLP/opus-mt-de-en' is not a folder; if it is a model of the hub: hf download "
+        "Helsinki-NLP/opus-mt-de-en --local-dir opus-mt-de-en, and use that folder"
+    )
     assert "'m/config.json' is not a folder" in refusal(folder / "config.json")
 
 

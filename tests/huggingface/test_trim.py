@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +96,65 @@ def test_rare_symbols_go_and_named_ones_stay(imported: Imported, tmp_path: Path)
 @pytest.mark.parametrize("kind", ["transformer-shared-embeddings", "lstm", "gru"])
 def test_models_of_fairseq(tmp_path: Path, kind: str) -> None:
     """Of other architectures, and without a tokenizer."""
-    cfg = training_config(write_dictionaries(tmp_path), "--task", "translation")
-    positions = {"max_source_positions": POSITIONS, "max_target_positions": POSITIONS}
-    arch, settings = STUDENTS[kind]
-    content = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    content["model"] = Namespace(_name=arch, arch=arch, criterion="imitkd", **settings, **positions)
-    torch.save(checkpoint_state(build_student(kind), content), tmp_path / "teacher.pt")
-    for language in ("src", "tgt"):
-        (tmp_path / f"train.{language}").write_text("a c e\nc c\n")
-    done = trim(TrimJob(tmp_path / "teacher.pt", tmp_path / "out", [str(tmp_path / "train")]))
+    done = trim(of_fairseq(tmp_path, kind))
     assert [side.after for side in done.sides] == [7, 7]
     assert done.difference < 2e-6
+
+
+def of_fairseq(folder: Path, kind: str = "gru", text: str = "a c e\nc c\n", **task: Any) -> TrimJob:
+    """Write a checkpoint of fairseq with these settings of its task, and text of both languages."""
+    cfg = training_config(write_dictionaries(folder), "--task", "translation")
+    positions = {"max_source_positions": POSITIONS, "max_target_positions": POSITIONS}
+    arch, settings = STUDENTS[kind]
+    content: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    content["model"] = Namespace(_name=arch, arch=arch, criterion="imitkd", **settings, **positions)
+    content["task"].update(task)
+    torch.save(checkpoint_state(build_student(kind), content), folder / "teacher.pt")
+    for language in ("src", "tgt"):
+        (folder / f"train.{language}").write_text(text)
+    return TrimJob(folder / "teacher.pt", folder / "out", [str(folder / "train")])
+
+
+def refusal(job: TrimJob) -> str:
+    """Return why a vocabulary is not trimmed. Nothing is written."""
+    with pytest.raises(UsageError) as refused:
+        trim(job)
+    assert not job.out.exists()
+    assert len(str(refused.value)) < 200 + len(str(job.checkpoint))
+    return str(refused.value)
+
+
+def test_languages_that_a_checkpoint_does_not_name(tmp_path: Path) -> None:
+    """fairseq leaves them out if it guessed them. No flag is blamed that was not given."""
+    job = of_fairseq(tmp_path, source_lang=None, target_lang=None, data=str(tmp_path / "gone"))
+    assert refusal(job) == (
+        "--source-lang and --target-lang are not given, and CHECKPOINT does not name them; add both"
+    )
+    assert refusal(replace(job, source_lang="src")) == (
+        "--target-lang is not given, and CHECKPOINT does not name it; add it"
+    )
+    assert trim(replace(job, source_lang="src", target_lang="tgt")).difference < 2e-6
+    (tmp_path / "dict.tgt.txt").unlink()
+    assert refusal(replace(job, out=tmp_path / "new", source_lang="src", target_lang="tgt")) == (
+        f"--data is not given, and the folder of CHECKPOINT '{job.checkpoint}' has no dict.tgt.txt; add the "
+        "folder of its dictionaries"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "line"),
+    [
+        ("Wort W W a", {}, "--text '{}': 75% of its symbols are unknown to dict.src.txt; encode it with the"),
+        ("a b", {"min_count": 9}, "--min-count 9 leaves 100% of the symbols of --text unknown to dict.src"),
+        ("a b", {"keep": ["a", "nosuch"]}, "--keep 'nosuch' is not in dict.src.txt or dict.tgt.txt; leave"),
+    ],
+)
+def test_what_leaves_no_vocabulary_is_refused(
+    tmp_path: Path, text: str, changes: dict[str, Any], line: str
+) -> None:
+    """Text without subwords, counts that no symbol reaches, and symbols that are not there."""
+    job = replace(of_fairseq(tmp_path, text=f"{text}\n"), **changes)
+    assert refusal(job).startswith(line.format(job.text[0]))
 
 
 def test_what_is_refused(imported: Imported, tmp_path: Path) -> None:
@@ -113,25 +162,20 @@ def test_what_is_refused(imported: Imported, tmp_path: Path) -> None:
     case = imported("fsmt")
     checkpoint = case.out / "model.pt"
 
-    def refusal(**changes: Any) -> str:
-        with pytest.raises(UsageError) as refused:
-            trim(
-                TrimJob(**{"checkpoint": checkpoint, "out": tmp_path / "out", "text": ["nowhere"], **changes})
-            )
-        assert not (tmp_path / "out").exists()
-        return str(refused.value)
-
-    assert refusal() == (
+    job = TrimJob(checkpoint, tmp_path / "out", ["nowhere"])
+    assert refusal(job) == (
         "--text 'nowhere': 'nowhere.de' can't be read (No such file or directory); name the part before .de"
     )
     for language in case.pair:
         (tmp_path / f"empty.{language}").write_text("\n")
-    assert "has no symbols of de; use a corpus with text" in refusal(text=[str(tmp_path / "empty")])
+    assert "has no symbols of de; use a corpus with text" in refusal(
+        replace(job, text=[str(tmp_path / "empty")])
+    )
     corpus(case, tmp_path, 2)
     other = tmp_path / "data"
     other.mkdir()
     for language in case.pair:
         lines = (case.out / f"dict.{language}.txt").read_text(encoding="utf-8").splitlines()
         (other / f"dict.{language}.txt").write_text("\n".join(lines[:-5]) + "\n", encoding="utf-8")
-    said = refusal(text=[str(tmp_path / "train")], data=other)
+    said = refusal(replace(job, text=[str(tmp_path / "train")], data=other))
     assert "the source dictionary has" in said

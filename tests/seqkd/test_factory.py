@@ -904,7 +904,7 @@ def test_text_through_sentencepiece(pieces: Path, tmp_path: Path) -> None:
 
 
 def test_text_of_words(root: Path, tmp_path: Path, caplog: Any) -> None:
-    """Without --bpe a line's words are the dictionary's; many unknown ones are warned of."""
+    """Without --bpe a line's words are the dictionary's; many unknown ones are warned of, or refused."""
     text = tmp_path / "words"
     text.write_text("\ufeffa b c\r\nd\n", newline="")
     make(job(root, tmp_path / "out", source_text=text, split="mono", decoding={"max_len_b": 30}))
@@ -916,6 +916,12 @@ def test_text_of_words(root: Path, tmp_path: Path, caplog: Any) -> None:
     text.write_text("a b c\nwords\n")
     make(job(root, tmp_path / "other", source_text=text, split="mono"))
     assert "of the symbols of --source-text are unknown to dict.src.txt: encode the text" in caplog.text
+    text.write_text("some words\n" * 9)
+    for _ in range(2):  # nothing that the first run has left stands for the check
+        assert refusal(job(root, tmp_path / "refused", source_text=text)) == (
+            "66.7% of the symbols of --source-text are unknown to dict.src.txt: encode the text as the "
+            "model's data was"
+        )
     text.write_text("a b\n")
     assert "was begun with data.source_text = " in refusal(
         job(root, tmp_path / "other", source_text=text, split="mono")

@@ -81,6 +81,7 @@ def test_kinds_of_files(tmp_path: Path) -> None:
         ("a.tsv", "source\tscore\n", "the columns must be source, translation (once or more"),
         ("a.tsv", "", "is empty; use a file with one source in each line"),
         ("a.jsonl", "[]\n", "line 1 must hold a source and its translations: it is not an object with a"),
+        ("a.jsonl", "a\tb\n", "line 1 must hold a source and its translations: it is not JSON (column 1)"),
         ("a.jsonl", '{"source": "a", "translations": [1]}\n', 'its "translations" are not a list of texts'),
         (
             "a.jsonl",
@@ -118,7 +119,12 @@ def test_refused_files(data: Path, tmp_path: Path, name: str, content: Any, mess
         (("--bpe", "fastbpe"), "--bpe changes nothing with --translations"),
         (("--drop-worst", "0.5"), "--drop-worst needs a score for each translation"),
         (("--reverse-teacher", "t"), "--reverse-teacher changes nothing without --drop-worst"),
-        (("--scores", "a", "b"), "--scores must name one file for each of the 1 --translations, but names 2"),
+        (
+            ("--scores", __file__, __file__),
+            "--scores must name one file for each of the 1 --translations, but",
+        ),
+        (("--scores", "nowhere"), "--scores 'nowhere' is not a file; use a file that is there"),
+        (("--translations", "nowhere.tsv"), "--translations 'nowhere.tsv' is not a file; use a file that is"),
         (("--select", "best", "--metric", "chrf"), "--select best needs references, but --translations have"),
         (("--student-data", "d"), "--student-data changes nothing with --translations"),
     ],

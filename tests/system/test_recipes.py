@@ -66,6 +66,16 @@ def test_language_models_that_write_worked_steps(tmp_path: Path) -> None:
     assert "gkd: already done" in run("arithmetic", tmp_path, "gkd")
 
 
+@pytest.mark.slow
+def test_one_student_of_several_languages(tmp_path: Path) -> None:
+    """With small models, every stage runs, and each pair has its score."""
+    output = run("many_languages", tmp_path, "scratch", "seqkd", "imitkd_full")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["models"].keys() == {"teacher", "scratch", "seqkd", "imitkd_full"}
+    assert results["models"]["seqkd"]["scores"].keys() == {"de-en", "en-de", "de-xx"}
+    assert "| `imitkd_full` | 1 |" in output
+
+
 def test_a_model_of_hugging_face_becomes_a_student_in_int8(tmp_path: Path) -> None:
     """With random weights and made-up text, every stage runs."""
     output = run("from_huggingface", tmp_path)

@@ -116,6 +116,12 @@ def test_every_command_works_as_a_newcomer_types_it(tmp_path: Path) -> None:
     check(tmp_path, follow(tmp_path, BIN))
 
 
+def test_its_programs_are_safe_for_any_text() -> None:
+    """``splitlines`` also splits at U+2028 and form feeds, so the sides would no longer fit together."""
+    assert ".splitlines()" not in PAGE
+    assert PAGE.count("SentencePieceTrainer.train(") == PAGE.count("minloglevel=1") == 2
+
+
 class TestNotebook:
     """The committed notebook is the page, run. ``python docs/tutorial.py FOLDER`` makes it."""
 

@@ -121,6 +121,26 @@ def test_what_shows_that_a_teacher_does_not_know_the_data(
     assert bool(found) == bool(problem)
 
 
+@pytest.mark.parametrize(
+    ("own", "frequencies", "sentences", "judged"),
+    [
+        (1.4, 5.93, 64, "good"),
+        (5.3, 5.93, 64, "good"),
+        (5.77, 5.93, 64, "weak: little better than symbol frequencies"),  # 0.5 BLEU
+        (6.1, 5.93, 64, "weak: little better than symbol frequencies"),
+        (6.3, 5.93, 64, "bad"),
+        (1.4, 5.93, LEAST - 1, "too few to judge"),
+    ],
+)
+def test_a_teacher_is_good_if_it_is_clearly_better(
+    own: float, frequencies: float, sentences: int, judged: str
+) -> None:
+    """A weak one is not refused: it has hardly been trained."""
+    likelihood = Likelihood(own, own + 3.0, frequencies, sentences)
+    assert str(likelihood).endswith(f" {frequencies:.2f} by symbol frequencies: {judged}")
+    assert bool(likelihood.problem) == (judged == "bad")
+
+
 @pytest.mark.parametrize(("side", "why"), [(0, "symbol frequencies"), (1, "symbol frequencies")])
 def test_a_teacher_of_another_dictionary_is_refused(
     side: int, why: str, caplog: pytest.LogCaptureFixture

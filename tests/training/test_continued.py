@@ -120,6 +120,37 @@ def test_another_criterion_or_optimizer(
 
 
 @pytest.mark.parametrize(
+    "stored",
+    [
+        {"cfg": {"lr_scheduler": {"_name": "fixed"}}},
+        {"cfg": {"lr_scheduler": Namespace(_name="fixed")}, "args": None},
+        {"args": Namespace(lr_scheduler="fixed")},
+    ],
+)
+def test_another_schedule_of_the_learning_rate(stored: dict[str, Any], tmp_path: Path) -> None:
+    """fairseq would read its state as this one's, and end with ``KeyError``."""
+    file = save(tmp_path / "checkpoint_last.pt", student())
+    torch.save({**torch.load(file, weights_only=False), **stored}, file)
+
+    def with_schedule(name: str | None, **changed: Any) -> DictConfig:
+        return OmegaConf.merge(run(tmp_path, **changed), {"lr_scheduler": {"_name": name}})
+
+    remedy = "was begun with --lr-scheduler fixed; use it again, another"
+    for changed, named in (
+        ({}, f"--save-dir '{tmp_path}' {remedy} --save-dir"),
+        ({"restore_file": str(file)}, f"--restore-file '{file}' {remedy} --restore-file"),
+    ):
+        message = refusal(with_schedule("inverse_sqrt", **changed), student())
+        assert message == f"{named}, or --reset-lr-scheduler"
+    for config in (
+        with_schedule("fixed"),
+        with_schedule("inverse_sqrt", reset_lr_scheduler=True),
+        with_schedule("inverse_sqrt", reset_optimizer=True),
+    ):
+        check_continued(config, student(), ImitKD())
+
+
+@pytest.mark.parametrize(
     ("half", "name"),
     [
         ({"fp16": True}, "FP16Optimizer"),

@@ -1,11 +1,13 @@
 """The data directories of translations and of language models: their splits, languages and dictionaries."""
 
 import re
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fairseq_imitkd.data.directory import check_data, check_sentences, check_splits, folders_of, splits_of
+from fairseq_imitkd.data.pair_flags import PAIR, check_pair_splits, check_pairs, pairs_of_flags
 from fairseq_imitkd.data.speech import check_manifests
 from fairseq_imitkd.errors import UsageError
 
@@ -13,6 +15,7 @@ IGNORE = "ignore_unused_valid_subsets"
 TASKS = ("translation", "translation_with_teacher")  # translations, whose directories are known here
 SPEECH = "speech_to_text_with_teacher"  # its directories have manifests
 LANGUAGE_MODELS = "language_modeling_with_teacher"  # its directories have one side
+PAIRS = "translation_multi_simple_epoch_with_teacher"  # its directories have several language pairs
 
 
 def check(settings: Mapping[str, Any], command: str) -> Path | None:
@@ -33,6 +36,8 @@ def check(settings: Mapping[str, Any], command: str) -> Path | None:
         return check_sentences(data, list(_splits(settings, command)))
     if settings.get("task") == SPEECH:
         return check_manifests(data, settings["config_yaml"], _splits(settings, command))
+    if settings.get("task") == PAIRS:
+        return _check_pairs(settings, command)
     if settings.get("task") not in TASKS or "://" in data:
         return None
     languages = check_data(data, settings.get("source_lang"), settings.get("target_lang"))
@@ -40,6 +45,20 @@ def check(settings: Mapping[str, Any], command: str) -> Path | None:
     if command == "train":
         check_validation_sets(settings)
     return Path(folders_of(data)[0]) / f"dict.{languages[1]}.txt"
+
+
+def _check_pairs(settings: Mapping[str, Any], command: str) -> Path:
+    """Refuse directories, splits and dictionaries of language pairs that are not there."""
+    flags = Namespace(**settings)
+    check_pairs(flags)
+    check_pair_splits(flags, list(_splits(settings, command)))
+    if command == "train":
+        check_validation_sets(settings)
+    elif settings.get("target_lang") is None:
+        raise UsageError("--source-lang and --target-lang must name the pair to decode, such as de and en")
+    target = settings.get("target_lang") or pairs_of_flags(flags)[0].split("-")[1]
+    given = settings.get("fixed_dictionary") or settings.get("target_dict")
+    return Path(given or Path(folders_of(settings["data"])[0]) / f"dict.{target}.txt")
 
 
 def name_languages(settings: Any) -> None:
@@ -98,7 +117,7 @@ def check_validation_sets(settings: Mapping[str, Any]) -> None:
     if any(settings.get(name) for name in ("disable_validation", "combine_valid_subsets", IGNORE)):
         return
     data = settings["data"]
-    named = settings["valid_subset"].split(",")
+    named = [name.split(PAIR)[0] for name in settings["valid_subset"].split(",")]
     there = {
         split for folder in folders_of(data) for split in splits_of(folder) if re.match("valid*[0-9]", split)
     }

@@ -14,7 +14,7 @@ from fairseq_imitkd.criterion import DistillationCriterion, no_teacher
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.text.scores import SCORES
 from fairseq_imitkd.training.configuration import schedules
-from fairseq_imitkd.training.configuration.data import LANGUAGE_MODELS, TASKS
+from fairseq_imitkd.training.configuration.data import LANGUAGE_MODELS, PAIRS, TASKS
 from fairseq_imitkd.training.configuration.ranges import flag
 
 # fairseq's optimizers that can't keep their state in half precision.
@@ -27,7 +27,7 @@ OF_SCORES = (
     "eval_bleu_args", "eval_bleu_detok", "eval_bleu_detok_args", "eval_tokenized_bleu",
     "eval_bleu_remove_bpe", "eval_bleu_print_samples",
 )  # fmt: skip
-_TASKS = (*TASKS, LANGUAGE_MODELS)
+_TASKS = (*TASKS, LANGUAGE_MODELS, PAIRS)
 # fairseq's own criteria that can train on sources and targets. Others look for what its batches do not hold.
 _TRANSLATE = (
     "adaptive_loss", "composite_loss", "cross_entropy", "label_smoothed_cross_entropy",
