@@ -515,7 +515,7 @@ def no_teacher(criterion: str, task: str) -> str:
     use = ", ".join([f"{{{kinds}}}{suffix}", *(name for name in names if not name.endswith(suffix))])
     begin = f"--criterion {criterion} has no teacher in --task {task}: use"
     message = f"{begin} {use} (or CONTRIBUTING.md)"
-    return message if len(message) <= 200 else f"{begin} a task that ends in {suffix} (or CONTRIBUTING.md)"
+    return message if len(message) <= 193 else f"{begin} a task that ends in {suffix} (or CONTRIBUTING.md)"
 
 
 def _task_name(task: Any) -> str:
