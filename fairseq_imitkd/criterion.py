@@ -513,9 +513,9 @@ def no_teacher(criterion: str, task: str) -> str:
     names = sorted(name for name, kind in TASK_REGISTRY.items() if getattr(kind, "has_teacher", False))
     kinds = ",".join(name.removesuffix(suffix) for name in names if name.endswith(suffix))
     use = ", ".join([f"{{{kinds}}}{suffix}", *(name for name in names if not name.endswith(suffix))])
-    return (
-        f"--criterion {criterion} has no teacher in --task {task}: use {use}, WithTeacher (CONTRIBUTING.md)"
-    )
+    begin = f"--criterion {criterion} has no teacher in --task {task}: use"
+    message = f"{begin} {use} (or CONTRIBUTING.md)"
+    return message if len(message) <= 193 else f"{begin} a task that ends in {suffix} (or CONTRIBUTING.md)"
 
 
 def _task_name(task: Any) -> str:

@@ -12,6 +12,7 @@ from fairseq_imitkd.models import layer_drop, swish  # noqa: E402
 from fairseq_imitkd.tasks import (  # noqa: E402
     language_modeling,
     sentence_prediction,
+    speech_to_text,
     translation,
     translation_multi,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "methods",
     "models",
     "sentence_prediction",
+    "speech_to_text",
     "translation",
     "translation_multi",
 ]

@@ -13,6 +13,7 @@ from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
 from fairseq.tasks.online_backtranslation import OnlineBackTranslationTask
+from fairseq.tasks.speech_to_text import SpeechToTextTask
 from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_lev import TranslationLevenshteinTask
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
@@ -64,6 +65,11 @@ def check_kind(cfg: Any, pair: tuple[str | None, str | None] = (None, None)) -> 
         )
     if issubclass(kind, TranslationLevenshteinTask):
         raise ValueError(_not_in_order(f"a model of --task {name}"))
+    if issubclass(kind, SpeechToTextTask):
+        raise ValueError(
+            f"it was trained by --task {name}, which reads speech: decode it with imitkd-generate, or let it "
+            "teach --task speech_to_text_with_teacher"
+        )
     if issubclass(kind, LanguageModelingTask):
         raise ValueError(
             f"it was trained by --task {name}, which is not translation: decode it with imitkd-generate, "

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.data.batch_type import TEACHER_INPUT, Batch
 from fairseq_imitkd.mixing.replay import PastRollout
 from fairseq_imitkd.rollout import Rollout, SpecialSymbols
 
@@ -28,13 +28,15 @@ class BatchLayout:
     """How the batches of a task are padded.
 
     Args:
-        source_pad: index of the padding symbol in the source dictionary.
+        source_pad: index of the padding symbol in the source dictionary; None if sources are not symbols but
+            frames of speech. Such batches stay whole, because what a model reads of the last frames depends
+            on the padding after them.
         target: padding and EOS of the target. Targets are padded on the right.
         left_pad_source: whether sources are padded on the left.
         shares_positions: whether a source takes up positions of its target: a language model's prompt does.
     """
 
-    source_pad: int
+    source_pad: int | None
     target: SpecialSymbols
     left_pad_source: bool
     shares_positions: bool = False
@@ -45,13 +47,23 @@ def first_decoder_inputs(sample: Batch) -> Tensor:
     return sample["net_input"]["prev_output_tokens"][:, 0]
 
 
-def encoder_inputs(sample: Batch, rows: Tensor, pad: int) -> dict[str, Any]:
+def teacher_inputs(sample: Batch, rows: Tensor, pad: int | None) -> dict[str, Any]:
+    """Return the arguments of the teacher's encoder for some sentences.
+
+    The arguments are those of :func:`encoder_inputs`. Transcripts keep their columns of padding.
+    """
+    if TEACHER_INPUT not in sample:
+        return encoder_inputs(sample, rows, pad)
+    return _select_rows(sample[TEACHER_INPUT], rows, sample["target"].size(0))
+
+
+def encoder_inputs(sample: Batch, rows: Tensor, pad: int | None) -> dict[str, Any]:
     """Return the encoder's arguments for some sentences, without columns of padding only.
 
     Args:
         sample: a batch of ``B`` sentences.
         rows: ``(R,)`` int64, the sentences, rising, so that source lengths stay sorted.
-        pad: index of the padding symbol in the source dictionary.
+        pad: index of the padding symbol in the source dictionary; None for frames of speech.
 
     Returns:
         ``net_input`` without ``prev_output_tokens``; each tensor that had ``B`` rows has ``R``.
@@ -59,7 +71,11 @@ def encoder_inputs(sample: Batch, rows: Tensor, pad: int) -> dict[str, Any]:
     net_input = {name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"}
     chosen = _select_rows(net_input, rows, sample["target"].size(0))
     if rows.numel() < sample["target"].size(0):
-        chosen["src_tokens"] = _without_empty_columns(chosen["src_tokens"], pad)
+        tokens = chosen["src_tokens"]
+        if pad is None:  # speech models expect the width of the longest sentence
+            chosen["src_tokens"] = tokens[:, : int(chosen["src_lengths"].max())]
+        else:
+            chosen["src_tokens"] = _without_empty_columns(tokens, pad)
     return chosen
 
 
@@ -78,6 +94,7 @@ def join_encoder_inputs(
         the arguments for all ``B`` sentences; and ``(B,)``, the index that each of them had in the
         concatenated parts.
     """
+    assert layout.source_pad is not None
     width = max(part["src_tokens"].size(1) for part in parts)
     sources = [
         _padded_to(part["src_tokens"], width, layout.source_pad, left=layout.left_pad_source)
@@ -202,6 +219,7 @@ def with_past_rollouts(
     """
     target, net_input = sample["target"], sample["net_input"]
     source_pad, target_pad = layout.source_pad, layout.target.pad
+    assert source_pad is not None
     # This runs on the CPU: on a GPU, the host would wait for every sentence.
     sources, inputs, targets = map(list, sentences_of(sample, torch.arange(target.size(0)), layout=layout))
     ids = sample["id"].tolist()
@@ -252,6 +270,7 @@ def sentences_of(sample: Batch, rows: Tensor, *, layout: BatchLayout) -> tuple[S
     """
     tensors = (sample["net_input"]["src_tokens"], sample["net_input"]["prev_output_tokens"], sample["target"])
     sources, inputs, targets = (tensor.cpu()[rows] for tensor in tensors)
+    assert layout.source_pad is not None
     is_source, is_target = sources.ne(layout.source_pad), targets.ne(layout.target.pad)
     is_target[:, 0] = True  # a sentence without a reference keeps its first decoder input
     lengths = is_target.sum(dim=-1).tolist()

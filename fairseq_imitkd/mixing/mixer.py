@@ -16,7 +16,7 @@ from fairseq import utils
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
-from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.data.batch_type import TEACHER_INPUT, Batch
 from fairseq_imitkd.data.source_only import without_references
 from fairseq_imitkd.method.method import Method, Moment
 from fairseq_imitkd.mixing.batch import (
@@ -25,6 +25,7 @@ from fairseq_imitkd.mixing.batch import (
     first_decoder_inputs,
     join_encoder_inputs,
     sentences_of,
+    teacher_inputs,
     with_past_rollouts,
     with_rollouts,
 )
@@ -281,7 +282,7 @@ class Mixer:
         if rows.numel() == 0:
             return batch
         sample, policy = batch.sample, self.policy
-        net_input = encoder_inputs(sample, rows, self.layout.source_pad)
+        net_input = teacher_inputs(sample, rows, self.layout.source_pad)
         sentences = [(RandomKey(self.method.seed, now.update_num), sample["id"][rows])]
         prompt = self._prompt(net_input, first_decoder_inputs(sample)[rows], writers)
         rollout = _if_it_fits(
@@ -355,7 +356,10 @@ class Mixer:
         first_tokens = torch.cat([first_decoder_inputs(draw.sample)[draw.fresh_rows] for draw in draws])
         net_input, order = inputs[0], None
         if len(draws) > 1:
-            if net_input.keys() != {"src_tokens", "src_lengths"}:  # other arguments can't be joined
+            can_join = (
+                net_input.keys() == {"src_tokens", "src_lengths"} and self.layout.source_pad is not None
+            )
+            if not can_join:
                 return [self._decode_together([draw], writers)[0] for draw in draws]
             net_input, order = join_encoder_inputs(inputs, layout=self.layout)
             first_tokens = first_tokens[order]
@@ -386,7 +390,12 @@ class Mixer:
         sentences = [(RandomKey(self.method.seed, draw.now.update_num), draw.fresh_ids) for draw in draws]
         corrector = None
         if policy.speculates:
-            corrector = Corrector(writers.teacher, sampling_uniforms(sentences, order, TEACHER_SAMPLING))
+            read = None
+            if TEACHER_INPUT in draws[0].sample:  # such batches are decoded one by one
+                read = teacher_inputs(draws[0].sample, draws[0].fresh_rows, None)
+            corrector = Corrector(
+                writers.teacher, sampling_uniforms(sentences, order, TEACHER_SAMPLING), read
+            )
         return decode(
             writers.student,
             self._prompt(net_input, first_tokens, writers),

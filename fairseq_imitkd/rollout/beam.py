@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fairseq.models import BaseFairseqModel, FairseqDecoder
+from fairseq.models.speech_to_text import ConvTransformerModel, S2TTransformerModel
 from fairseq.models.transformer import TransformerModelBase
 from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor
@@ -120,7 +121,12 @@ def has_softmax_output(model: Any) -> bool:
 
     Some decoders return probabilities instead of logits.
     """
-    own = (BaseFairseqModel.get_normalized_probs, TransformerModelBase.get_normalized_probs)
+    own = (
+        BaseFairseqModel.get_normalized_probs,
+        TransformerModelBase.get_normalized_probs,
+        S2TTransformerModel.get_normalized_probs,
+        ConvTransformerModel.get_normalized_probs,
+    )
     return (
         type(model).get_normalized_probs in own
         and type(model).get_normalized_probs_scriptable is BaseFairseqModel.get_normalized_probs_scriptable

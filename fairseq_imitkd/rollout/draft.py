@@ -104,10 +104,12 @@ class Corrector:
     Args:
         teacher: ensemble in evaluation mode.
         uniforms: random numbers for the teacher's samples.
+        net_input: the teacher's encoder arguments; None if it reads what the student reads.
     """
 
     teacher: Ensemble
     uniforms: Uniforms
+    net_input: dict[str, Any] | None = None
 
 
 def advance(

@@ -61,9 +61,11 @@ def decode(
             return GraphedDecoding(writer, prompt, settings, uniforms=uniforms, corrector=corrector).run()
         draft = Draft(prompt, symbols, score=score)
         longest, samples = draft.longest + 1, prompt.samples
-        begin = partial(begin_decoding, net_input=prompt.net_input, longest=longest, samples=samples)
-        steps = begin(writer)
-        teacher_steps = begin(corrector.teacher) if corrector else None
+        begin = partial(begin_decoding, longest=longest, samples=samples)
+        steps = begin(writer, prompt.net_input)
+        teacher_steps = None
+        if corrector:
+            teacher_steps = begin(corrector.teacher, corrector.net_input or prompt.net_input)
         prefixes = prompt.first_tokens.unsqueeze(-1)
         # One step beyond the maximum length: a row that chooses the EOS there is complete, not truncated.
         for step in range(draft.longest + 1):

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fairseq.models import BaseFairseqModel
+from fairseq.models.speech_to_text.convtransformer import TransformerDecoderNoExtra
+from fairseq.models.speech_to_text.s2t_transformer import TransformerDecoderScriptable
 from fairseq.models.transformer import TransformerDecoder, TransformerDecoderBase
 from fairseq.modules import FairseqDropout, MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayer, TransformerDecoderLayerBase
@@ -24,6 +26,13 @@ from torch import Tensor, nn
 
 from fairseq_imitkd.models.layer_drop import layers_of
 
+_DECODERS = (
+    TransformerDecoderBase,
+    TransformerDecoder,
+    # Of speech models. They differ in what else they return.
+    TransformerDecoderScriptable,
+    TransformerDecoderNoExtra,
+)
 INITIAL_CAPACITY = 32  # positions that the caches can hold at first
 
 # One layer's keys and values so far, (K, R, D) each, and a mask (1, 1, 1, K) of positions to ignore, or None.
@@ -48,7 +57,7 @@ def unsupported_decoder_reason(decoder: Any, *, with_cross_attention: bool) -> s
         decoder: the decoder.
         with_cross_attention: whether its layers read a source, or none of them.
     """
-    if type(decoder) not in (TransformerDecoderBase, TransformerDecoder):
+    if type(decoder) not in _DECODERS:
         return f"its decoder is a {type(decoder).__name__}"
     if decoder.adaptive_softmax is not None:
         return "it has an adaptive softmax"

@@ -80,7 +80,12 @@ class GraphedDecoding:
         self.store = graphs_of(*(model.decoder for model in models))
         self.decoding = self.store.begin([model.decoder for model in models])
         longest = prompt.longest or int(prompt.max_lengths.max())
-        encoded = [encode(model, prompt.net_input, samples=prompt.samples) for model in models]
+        read = [prompt.net_input] * self.writers
+        if corrector:
+            read += [corrector.net_input or prompt.net_input] * len(corrector.teacher.models)
+        encoded = [
+            encode(model, each, samples=prompt.samples) for model, each in zip(models, read, strict=True)
+        ]
         sources = max(out["encoder_out"][0].size(0) for out in encoded)
         self.longest, self.count = longest, prompt.first_tokens.size(0)
         self.sizes = (rounded(self.count), rounded(sources), rounded(longest + STEPS_PER_GRAPH))

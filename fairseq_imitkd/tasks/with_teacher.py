@@ -171,6 +171,10 @@ class WithTeacher(_Task):
         """
         return None
 
+    def limits_of(self, teacher: AnyTeacher) -> tuple[int, int]:
+        """Return the longest source and target, as the data set counts them, that a teacher accepts."""
+        return teacher.max_positions
+
     def _refuse_unused_flags(self, criterion: str) -> None:
         for name in ("teacher_path", "teacher_cache"):
             if getattr(self.cfg, name, None) and not getattr(self.cfg, "init_from_teacher", None):
@@ -189,7 +193,7 @@ class WithTeacher(_Task):
         if distiller is None or not self.decodes or dataset is not self.datasets.get(self.cfg.train_subset):
             return super().get_batch_iterator(dataset, *args, **kwargs)
         limits = kwargs.get("max_positions")
-        kwargs["max_positions"] = utils.resolve_max_positions(limits, distiller.teacher.max_positions)
+        kwargs["max_positions"] = utils.resolve_max_positions(limits, self.limits_of(distiller.teacher))
         batches = super().get_batch_iterator(dataset, *args, **kwargs)
         pool = distiller.mixer.pool
         return pool.watch(batches) if pool is not None else batches

@@ -17,7 +17,7 @@ from fairseq import utils
 from fairseq.data import Dictionary
 from torch import Tensor
 
-from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.data.batch_type import Batch, teacher_input
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.data.prompts import PromptDataset
 from fairseq_imitkd.errors import UsageError
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 SENTENCES = 64  # references that the teacher is asked about
 TOKENS, BATCHES = 4096, 2  # most tokens in a batch of them, padding included, and most batches
+FRAMES = 8  # frames of speech that count as one token there
 LEAST = 32  # references that show anything
 COUNTED = 2000  # references whose symbols are counted
 WORSE = 0.25  # nats a token by which a teacher may be worse than the frequencies
@@ -200,7 +201,7 @@ def _losses(
     """Score the references of a batch, and with ``moves`` also with the source half a batch away."""
     sample = utils.move_to_cuda(batch) if teacher.log_weights.is_cuda else batch
     encoded = teacher.encode(sample, cacheable=False)
-    half, sources = len(batch["target"]) // 2, batch["net_input"]["src_tokens"]
+    half, sources = len(batch["target"]) // 2, teacher_input(batch)["src_tokens"].flatten(1)
     moved = {**sample, "target": sample["target"].roll(half, dims=0)}
     if writes:
         prefixes = sample["net_input"]["prev_output_tokens"].roll(half, dims=0)
@@ -235,16 +236,17 @@ def _first_batches(dataset: Any, limits: tuple[int, int]) -> Iterator[Batch]:
             return
         _check_symbols(number, source, getattr(dataset, "src_dict", None), side="source")
         _check_symbols(number, row["target"], getattr(dataset, "tgt_dict", None), side="target")
-        lengths = source.numel(), row["target"].numel()
+        lengths = len(source), row["target"].numel()
         if lengths[0] > limits[0] or lengths[1] > limits[1]:
             continue
-        if len(rows) > 1 and (len(rows) + 1) * max(longest, *lengths) > TOKENS:
+        width = max(len(source) // (FRAMES if source.dim() > 1 else 1), lengths[1])
+        if len(rows) > 1 and (len(rows) + 1) * max(longest, width) > TOKENS:
             yield dataset.collater(rows)
             rows, longest, batches = [], 0, batches + 1
             if batches == BATCHES:
                 return
         rows.append(row)
-        longest, sentences = max(longest, *lengths), sentences + 1
+        longest, sentences = max(longest, width), sentences + 1
         if sentences == SENTENCES:
             break
     if rows:
@@ -269,7 +271,8 @@ def _refuse_tagged(teacher: Teacher, batch: Batch, dataset: Any) -> None:
     tags = tags_of(teacher.models[0])
     if tags is not None:
         pair = LanguagePair("", "", dataset.src_dict, dataset.tgt_dict)
-        check_without_tags(tags, pair, sources=batch["net_input"]["src_tokens"], targets=batch["target"])
+        sources = teacher_input(batch)["src_tokens"]
+        check_without_tags(tags, pair, sources=sources, targets=batch["target"])
 
 
 def _targets(dataset: Any, count: int) -> list[Tensor]:

@@ -13,10 +13,11 @@ from fairseq import utils
 from fairseq.models import BaseFairseqModel, FairseqEncoderDecoderModel
 from fairseq.models.bart import BARTModel
 from fairseq.models.lstm import LSTMModel
+from fairseq.models.speech_to_text import S2TTransformerModel
 from fairseq.models.transformer import TransformerModelBase
 from torch import Tensor
 
-from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.data.batch_type import Batch, teacher_input
 from fairseq_imitkd.models.access import features_for_logits, output_projection
 from fairseq_imitkd.models.encoding import encode
 from fairseq_imitkd.models.logits import (
@@ -125,9 +126,7 @@ class Teacher:
         known = self.cache.find(sample) if self.cache and cacheable else None
         if known is not None:
             return known
-        net_input = {
-            name: value for name, value in sample["net_input"].items() if name != "prev_output_tokens"
-        }
+        net_input = teacher_input(sample)
         with self._precision():
             encoded = [
                 encode(model, net_input) if _encodes_separately(model, net_input) else None
@@ -315,7 +314,7 @@ def _decoder_output(
 ) -> Tensor:
     net_input = sample["net_input"]
     if encoder_out is None:
-        return model(**net_input)[0]
+        return model(**teacher_input(sample), prev_output_tokens=net_input["prev_output_tokens"])[0]
     if rows is not None:
         encoder_out = model.encoder.reorder_encoder_out(encoder_out, rows)
     return model.decoder(net_input["prev_output_tokens"], encoder_out=encoder_out)[0]
@@ -343,5 +342,6 @@ def _encodes_separately(model: BaseFairseqModel, encoder_input: Batch) -> bool:
         TransformerModelBase.forward,
         BARTModel.forward,
         LSTMModel.forward,
+        S2TTransformerModel.forward,
     )
     return type(model).forward in stock and encoder_input.keys() == {"src_tokens", "src_lengths"}

@@ -276,7 +276,8 @@ class Distiller:
     def _rows_of_parts(self, target: Tensor) -> Sequence[Tensor | None]:
         """Return the rows of each part of a batch, 1 or more; None means all rows."""
         cost = PART_COST.get(target.device.type)
-        if cost is None or not self.task.decodes or self.method.needs_whole_batches:
+        is_whole = self.method.needs_whole_batches or self.task.layout.source_pad is None
+        if cost is None or not self.task.decodes or is_whole:
             return [None]
         parts = split_by_length(target, self.task.uncounted, cost)
         return parts if len(parts) > 1 else [None]

@@ -16,7 +16,7 @@ from fairseq.distributed.utils import is_master
 from fairseq.logging import progress_bar
 from torch import Tensor
 
-from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.data.batch_type import Batch, teacher_input
 from fairseq_imitkd.mixing import MixedBatch
 from fairseq_imitkd.text.marks import recognised
 from fairseq_imitkd.text.scored import ScoredText
@@ -104,7 +104,9 @@ class RolloutLog:
         return cls(
             cfg.log_rollouts,
             cfg.log_rollouts_interval,
-            RolloutText(task.source_dictionary, task.target_dictionary),
+            RolloutText(
+                getattr(task, "transcript_dictionary", task.source_dictionary), task.target_dictionary
+            ),
             save_dir=None if config is None else Path(config.checkpoint.save_dir),
             tensorboard=None if config is None else config.common.tensorboard_logdir,
         )
@@ -136,7 +138,7 @@ class RolloutLog:
             teacher: ``(B, T)``, the teacher's most probable token at each position.
         """
         rows = chosen.nonzero().squeeze(-1)
-        sources, targets = sample["net_input"]["src_tokens"][rows], sample["target"][rows]
+        sources, targets = teacher_input(sample)["src_tokens"][rows], sample["target"][rows]
         tokens = zip(sources.cpu(), targets.cpu(), teacher[rows].cpu(), strict=True)
         for row, cut in zip(tokens, truncated[rows].tolist(), strict=True):
             self._shown.append(self._text.rollout(*row, truncated=cut))
@@ -177,18 +179,18 @@ class RolloutText:
     """Turns the tokens of rollouts into text.
 
     Args:
-        source: the source dictionary.
+        source: the dictionary of what the teacher reads; None if it reads speech.
         target: the target dictionary.
     """
 
-    source: Dictionary
+    source: Dictionary | None
     target: Dictionary
 
     def rollout(self, source: Tensor, student: Tensor, teacher: Tensor, *, truncated: bool) -> ShownRollout:
         """Return a rollout as it is shown.
 
         Args:
-            source: ``(S,)`` tokens.
+            source: ``(S,)`` tokens, or frames of speech.
             student: ``(T,)``, the rollout, padded.
             teacher: ``(T,)``, the teacher's most probable token after each prefix of it.
             truncated: whether the maximum length has cut it.
@@ -207,8 +209,10 @@ class RolloutText:
                 _append(parts, gap + printable(_bare(symbol, kind)))
         if truncated:
             _append(parts, f" {CUT}")
-        text = ScoredText(self.source, recognised(self.source))
-        (line,) = text.sources([source[source.ne(self.source.pad())]])
+        line = "(speech)"
+        if self.source is not None:
+            text = ScoredText(self.source, recognised(self.source))
+            (line,) = text.sources([source[source.ne(self.source.pad())]])
         return ShownRollout(printable(line), parts)
 
     def _starts_word(self, symbol: str, kind: str | None) -> bool:

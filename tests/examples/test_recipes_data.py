@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -609,3 +610,32 @@ def test_answers_are_read_in_the_order_of_the_data(load: Load, tmp_path: Path) -
     output.write_text("S-1\t1 + 2 =\nT-1\t3\nH-1\t-0.1\t1 + 2 = 3\nS-0\t4 + 4 =\nH-0\t-0.2\t\nP-0\t-0.2\n")
     assert module.continuations(output) == [("4 + 4 =", ""), ("1 + 2 =", "1 + 2 = 3")]
     assert [module.answer(text) for text in ("1 + 2 = 3 ; 3 + 1 = 4", "5", "")] == ["4", "5", ""]
+
+
+# ---- speech/commands.py, speech/speak.py, speech/answers.py
+
+
+def test_commands_are_right_and_no_test_command_is_trained_on(
+    load: Load, run: Callable[..., None], tmp_path: Path
+) -> None:
+    """Tones are filterbanks whose manifest has their lengths. New targets keep the other columns."""
+    run(load("speech/commands.py"), tmp_path / "raw", "--text", "300", "--train", "5", "--held-out", "20")
+    read = {path.name: lines(path) for path in (tmp_path / "raw").iterdir()}
+    assert [len(read[f"{split}.en"]) for split in ("text", "train", "valid", "test")] == [300, 5, 20, 20]
+    assert not {*read["test.en"], *read["valid.en"]} & set(read["text.en"])
+    assert read["train.de"] == read["text.de"][:5]
+    for one, every in zip(read["test.de"], read["test.all"], strict=True):
+        right = every.split("\t")
+        assert one in right
+        assert len(set(right)) == len(right) == 8
+    run(load("speech/speak.py"), tmp_path / "raw", tmp_path / "data", "--tones")
+    rows = [line.split("\t") for line in lines(tmp_path / "data" / "train.tsv")]
+    assert [row[4] for row in rows[1:]] == read["train.en"]
+    features = np.load(tmp_path / "data" / "features" / rows[1][1])
+    assert features.shape == (int(rows[1][2]), 40)
+    (tmp_path / "out").write_text("H-1\t-1\tb\n" + "".join(f"H-{row}\t-1\ta\n" for row in (0, 2, 3, 4)))
+    manifest, new = tmp_path / "data" / "train.tsv", tmp_path / "new.tsv"
+    run(load("speech/answers.py"), "join", manifest, tmp_path / "out", new)
+    joined = [line.split("\t") for line in lines(new)]
+    assert [row[3] for row in joined[1:]] == ["a", "b", "a", "a", "a"]
+    assert [[*row[:3], row[4]] for row in joined] == [[*row[:3], row[4]] for row in rows]

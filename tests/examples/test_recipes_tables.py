@@ -226,6 +226,17 @@ def test_quality_estimation_s_statistics(script: Any) -> None:
     assert evaluate.rival("more_half-seed2") == "scratch_half-seed2"
 
 
+def test_the_spoken_commands_table(script: Any) -> None:
+    table = script("speech", "table").table
+    model = {"seed": 1, "parameters": 1000, "sentence_errors": 20.04, "word_error_rate": 5.0}
+    against = {"rival": "scratch-seed2", "gain": 2.5, "interval": [-0.5, 5.5], "p": 0.0004}
+    models = {"scratch": model, "gkd-seed2": {**model, "against": against}}
+    trainings = {"scratch": TRAINING, "gkd-seed2": {**TRAINING, "cpu_seconds": None}}
+    rows = table({"models": models, "trainings": trainings, "commands": 500}).splitlines()
+    assert cells(rows[2]) == ["`scratch`", "1", "1,000", "20.0", "5.0", "", "", "5", "2.0"]
+    assert cells(rows[3])[5:] == ["+2.5 (-0.5 to +5.5)", "< 0.001", "5", ""]
+
+
 def test_a_teacher_s_data(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -124,6 +124,17 @@ def test_quality_estimation(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_spoken_commands(tmp_path: Path) -> None:
+    """Every stage runs with few commands, and with tones instead of speech."""
+    rows = ("scratch", "seqkd", "imitkd_full", "then_word_kd")
+    output = run("speech", tmp_path, *rows)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["models"]) == {"teacher", *rows}
+    assert "| `then_word_kd` | 1 |" in output
+    assert all(str(tmp_path) not in training["command"] for training in results["trainings"].values())
+
+
+@pytest.mark.slow
 def test_a_teacher_s_data(tmp_path: Path) -> None:
     """Every stage runs with few sentences and updates."""
     output = run("teacher_data", tmp_path)

@@ -8,10 +8,12 @@ from typing import Any
 
 from fairseq_imitkd.data.directory import check_data, check_sentences, check_splits, folders_of, splits_of
 from fairseq_imitkd.data.pair_flags import PAIR, check_pair_splits, check_pairs, pairs_of_flags
+from fairseq_imitkd.data.speech import check_manifests
 from fairseq_imitkd.errors import UsageError
 
 IGNORE = "ignore_unused_valid_subsets"
 TASKS = ("translation", "translation_with_teacher")  # translations, whose directories are known here
+SPEECH = "speech_to_text_with_teacher"  # its directories have manifests
 LANGUAGE_MODELS = "language_modeling_with_teacher"  # its directories have one side
 PAIRS = "translation_multi_simple_epoch_with_teacher"  # its directories have several language pairs
 
@@ -32,6 +34,8 @@ def check(settings: Mapping[str, Any], command: str) -> Path | None:
     data = settings.get("data") or ""
     if settings.get("task") == LANGUAGE_MODELS and "://" not in data:
         return check_sentences(data, list(_splits(settings, command)))
+    if settings.get("task") == SPEECH:
+        return check_manifests(data, settings["config_yaml"], _splits(settings, command))
     if settings.get("task") == PAIRS:
         return _check_pairs(settings, command)
     if settings.get("task") not in TASKS or "://" in data:
