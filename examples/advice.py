@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import evidence_tables
@@ -10,12 +11,12 @@ from evidence_scores import of_record
 Results = dict[str, Any]
 
 
-def box(quickstarts: Sequence[Results], dictionary: Sequence[evidence_tables.Record]) -> str:
+def box(quickstarts: Sequence[Results], cmudict: Path) -> str:
     """Return what to start with, when to go on by which method, and what it costs.
 
     Args:
         quickstarts: the quickstart's results, one for each seed.
-        dictionary: the finished rows of the CMU dictionary.
+        cmudict: folder of the recipe for the CMU dictionary, with its finished rows.
     """
     quickstarts = sorted(quickstarts, key=lambda one: one["seed"])
     before, seqkd, imitkd = (scores(quickstarts, name) for name in ("scratch", "seqkd", "imitkd"))
@@ -32,7 +33,7 @@ def box(quickstarts: Sequence[Results], dictionary: Sequence[evidence_tables.Rec
         f"SeqKD {more}, at {seconds(quickstarts, 'seqkd_imitkd')} and "
         f"{seconds(quickstarts, 'seqkd_continued')} CPU seconds.",
     ]
-    rows = evidence_tables.chosen(dictionary)
+    rows = evidence_tables.chosen(evidence_tables.read(cmudict / "evidence"))
     if "then_seqkd" in rows and "then_imitkd_full" in rows:
         _, p = evidence_tables.compared(rows, "then_imitkd_full")
         own, control = (errors(rows[name]) for name in ("then_imitkd_full", "then_seqkd"))

@@ -113,16 +113,15 @@ def documents(published: dict[Path, dict[str, Any]]) -> dict[Path, str]:
             if path == EXAMPLES / "quickstart" / "results.json":
                 where = origin(each["trainings"], each, "examples/quickstart/results.json")
                 made[EXAMPLES.parent / "README.md"]["quickstart"] = f"{table}\n\n{where}"
-    import evidence_tables
-
     for folder in EXAMPLES.glob("*/evidence"):
+        import evidence_tables
+
         shown = evidence_tables.table(evidence_tables.read(folder))
         made.setdefault(folder.parent / "README.md", {})["evidence"] = shown
-    import advice
+    if quickstarts := [each for path, each in found.items() if path.parent.name == "quickstart"]:
+        import advice
 
-    quickstarts = [each for path, each in sorted(found.items()) if path.parent.name == "quickstart"]
-    dictionary = evidence_tables.read(EXAMPLES / "cmudict" / "evidence")
-    made[EXAMPLES.parent / "README.md"]["which-method"] = advice.box(quickstarts, dictionary)
+        made[EXAMPLES.parent / "README.md"]["which-method"] = advice.box(quickstarts, EXAMPLES / "cmudict")
     if (studies := EXAMPLES / "multi30k" / "studies.py").exists():
         made[studies.with_suffix(".md")] = of_studies = loaded(studies).tables()
         made[EXAMPLES.parent / "docs" / "export.md"] = {"speed-exported": of_studies["speed-exported"]}

@@ -128,9 +128,11 @@ class WithTeacher(_Task):
         )
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> BaseFairseqModel:
-        """Build the student."""
-        self.student = super().build_model(cfg, from_checkpoint)
-        return self.student
+        """Build the student, or the model of a checkpoint, such as the teacher."""
+        model: BaseFairseqModel = super().build_model(cfg, from_checkpoint)
+        if not from_checkpoint:
+            self.student = model
+        return model
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the criterion. If it distils, also check the flags and load the teacher.

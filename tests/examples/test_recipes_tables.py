@@ -97,6 +97,28 @@ def test_the_quickstart_s_evaluation_is_written_whole(
     assert (tmp_path / "quickstart.png").stat().st_size > 10_000
 
 
+def test_the_advice_has_the_figures_of_both_seeds(script: Any, tmp_path: Path) -> None:
+    """In the order of the seeds. Rows of the dictionary that are not finished are left out."""
+    folders = ("scratch", "seqkd", "imitkd", "seqkd_continued", "seqkd_imitkd")
+    runs = [
+        {
+            "seed": seed,
+            "models": {
+                name: {"folder": name, "bleu": 10.0 * place + seed} for place, name in enumerate(folders)
+            },
+            "trainings": {name: {"updates_in_all": 400, "cpu_seconds": 20.0 + seed} for name in folders},
+            "translations": {"cpu_seconds": 7.0 * seed},
+        }
+        for seed in (2, 1)
+    ]
+    shown = script("quickstart", "advice").box(runs, tmp_path)
+    assert "400 updates of it bring a student from 1.0 and 2.0 BLEU to 11.0 and 12.0, at 22 CPU sec" in shown
+    assert "and 10 for the translations; as many updates of `imitkd` bring 21.0 and 22.0, at 22." in shown
+    assert "400 more updates bring 41.0 and 42.0 BLEU, and 400 more of SeqKD 31.0 and 32.0" in shown
+    assert "dictionary" not in shown
+    assert "dictionary" in script("quickstart", "advice").box(runs, EXAMPLES / "cmudict")
+
+
 def test_a_lifelong_run_s_table(script: Any) -> None:
     table = script("lifelong", "table").table
     quality = {"bleu": 12.345, "bleu_interval": 1.0, "right": 50.0}

@@ -173,6 +173,13 @@ def test_the_teacher_of_such_a_task_stays_frozen(task: CipherWithTeacherTask, sa
     assert teacher.logits.weight.equal(LetterModel(seed=2).logits.weight)
 
 
+def test_a_model_of_a_checkpoint_is_not_the_student(task: CipherWithTeacherTask) -> None:
+    """A task that is fairseq's own builds its teacher too."""
+    student = task.build_model(None)
+    task.build_model(None, from_checkpoint=True)
+    assert task.student is student
+
+
 def test_another_criterion_trains_such_a_task_without_a_teacher(
     task: CipherWithTeacherTask, sample: Any
 ) -> None:
