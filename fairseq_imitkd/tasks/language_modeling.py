@@ -4,7 +4,7 @@ A sentence is a prompt and its continuation. Rollouts continue the prompt, and o
 """
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from fairseq.tasks import register_task
 from fairseq.tasks.language_modeling import (
@@ -18,20 +18,16 @@ from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.mixing import BatchLayout
 from fairseq_imitkd.models.prompted import PromptedModel
 from fairseq_imitkd.rollout import RolloutGenerator, SpecialSymbols
-from fairseq_imitkd.tasks.with_teacher import WithTeacher
+from fairseq_imitkd.tasks.writing_teacher import WithWritingTeacher
 from fairseq_imitkd.teacher.config import WriterTeacherConfig
-from fairseq_imitkd.teacher.initialise import initialise
 from fairseq_imitkd.teacher.language_model import load_language_models
-from fairseq_imitkd.teacher.sentence_weights import SentenceWeights, select_teachers
 from fairseq_imitkd.teacher.source import TeacherSource, check_files
 from fairseq_imitkd.teacher.teacher import Teacher
-from fairseq_imitkd.training.adapter import AnyTeacher
 from fairseq_imitkd.training.checks import (
     check_device,
     check_selection,
     check_student,
     check_topk,
-    parts_to_copy,
 )
 from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
 from fairseq_imitkd.training.prompts import PromptConfig, WithPrompts, check_prompts
@@ -52,7 +48,7 @@ class LanguageModelingWithTeacherConfig(
 
 @register_task("language_modeling_with_teacher", dataclass=LanguageModelingWithTeacherConfig)
 class LanguageModelingWithTeacherTask(
-    WithTeacher, WithScores, WithPlainErrors, WithPrompts, LanguageModelingTask
+    WithWritingTeacher, WithScores, WithPlainErrors, WithPrompts, LanguageModelingTask
 ):
     """Language modelling with a teacher. The student can continue the prompts itself."""
 
@@ -91,25 +87,9 @@ class LanguageModelingWithTeacherTask(
             )
         check_student(self.student, method)
 
-    def open_teacher(self, method: Method) -> AnyTeacher:
+    def load_teacher(self) -> Teacher:
         """Load the teacher."""
-        return self._load_teacher()
-
-    def _load_teacher(self) -> Teacher:
         return load_language_models(TeacherSource.from_flags(self.cfg), self.dictionary)
-
-    def select_teachers(self, teacher: AnyTeacher, method: Method) -> SentenceWeights | None:
-        """Return the weights that ``--teacher-selection`` asks for."""
-        return select_teachers(str(self.cfg.teacher_selection), teacher, self.uncounted, seed=method.seed)
-
-    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the criterion as in :class:`WithTeacher`, then copy the parts of ``--init-from-teacher``."""
-        parts = parts_to_copy(self.cfg) if self.for_training and not from_checkpoint else {}
-        criterion = super().build_criterion(cfg, from_checkpoint)
-        if parts:
-            teacher = cast(Teacher, self._distiller.teacher) if self._distiller else self._load_teacher()
-            initialise(self.student, teacher.models[0], parts)
-        return criterion
 
     def build_generator(
         self, models: Any, args: Any, seq_gen_cls: Any = None, *more: Any, **kwargs: Any

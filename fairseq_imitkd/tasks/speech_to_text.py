@@ -4,7 +4,7 @@ The teacher reads the speech too, or it is a text model that reads the transcrip
 """
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from fairseq.data import Dictionary
 from fairseq.tasks import register_task
@@ -20,15 +20,13 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.mixing import BatchLayout
 from fairseq_imitkd.rollout import SpecialSymbols
-from fairseq_imitkd.tasks.with_teacher import WithTeacher
+from fairseq_imitkd.tasks.writing_teacher import WithWritingTeacher
 from fairseq_imitkd.teacher.config import WriterTeacherConfig
-from fairseq_imitkd.teacher.initialise import initialise
-from fairseq_imitkd.teacher.sentence_weights import SentenceWeights, select_teachers
 from fairseq_imitkd.teacher.source import TeacherSource
 from fairseq_imitkd.teacher.speech import load_speech_teacher
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training.adapter import AnyTeacher
-from fairseq_imitkd.training.checks import check_device, check_selection, check_topk, parts_to_copy
+from fairseq_imitkd.training.checks import check_device, check_selection, check_topk
 from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
 from fairseq_imitkd.training.speech import ConfiguredSpeechToText
 from fairseq_imitkd.training.validation import WithScores, WriterValidationConfig, check_validation
@@ -53,7 +51,7 @@ class SpeechToTextWithTeacherConfig(WriterTeacherConfig, WriterValidationConfig)
 
 
 @register_task("speech_to_text_with_teacher", dataclass=SpeechToTextWithTeacherConfig)
-class SpeechToTextWithTeacherTask(WithTeacher, WithScores, WithPlainErrors, ConfiguredSpeechToText):
+class SpeechToTextWithTeacherTask(WithWritingTeacher, WithScores, WithPlainErrors, ConfiguredSpeechToText):
     """Speech recognition or translation with a teacher. The student's targets can be written by itself."""
 
     cfg: SpeechToTextWithTeacherConfig
@@ -100,11 +98,8 @@ class SpeechToTextWithTeacherTask(WithTeacher, WithScores, WithPlainErrors, Conf
         check_device(self.cfg, method)
         check_selection(self.cfg, method)
 
-    def open_teacher(self, method: Method) -> AnyTeacher:
+    def load_teacher(self) -> Teacher:
         """Load the teacher, which reads the speech or its transcripts."""
-        return self._load_teacher()
-
-    def _load_teacher(self) -> Teacher:
         teacher, dictionary = load_speech_teacher(TeacherSource.from_flags(self.cfg), self)
         if dictionary is not None:
             check_transcripts(self.cfg.data, self.cfg.train_subset)
@@ -115,19 +110,6 @@ class SpeechToTextWithTeacherTask(WithTeacher, WithScores, WithPlainErrors, Conf
         """Return the teacher's limits. Transcripts have one of their own (see :class:`SpokenSentences`)."""
         source, target = teacher.max_positions
         return (source if self._transcripts is None else self.cfg.max_source_positions), target
-
-    def select_teachers(self, teacher: AnyTeacher, method: Method) -> SentenceWeights | None:
-        """Return the weights that ``--teacher-selection`` asks for."""
-        return select_teachers(str(self.cfg.teacher_selection), teacher, self.uncounted, seed=method.seed)
-
-    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the criterion as in :class:`WithTeacher`, then copy the parts of ``--init-from-teacher``."""
-        parts = parts_to_copy(self.cfg) if self.for_training and not from_checkpoint else {}
-        criterion = super().build_criterion(cfg, from_checkpoint)
-        if parts:
-            teacher = cast(Teacher, self._distiller.teacher) if self._distiller else self._load_teacher()
-            initialise(self.student, teacher.models[0], parts)
-        return criterion
 
     def load_dataset(self, split: str, *args: Any, **kwargs: Any) -> None:
         """Read a manifest; that of a training with a teacher also has what the teacher reads.

@@ -1,7 +1,7 @@
 """``translation_with_teacher``: fairseq's translation with a frozen teacher beside the student."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from fairseq.tasks import register_task
@@ -12,14 +12,11 @@ from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.models.pruning import Pruner, PruningConfig, check_pruning
-from fairseq_imitkd.models.tagged import untagged
 from fairseq_imitkd.rollout import RolloutGenerator
-from fairseq_imitkd.tasks.with_teacher import WithTeacher
+from fairseq_imitkd.tasks.writing_teacher import WithWritingTeacher
 from fairseq_imitkd.teacher.cache.reader import open_cache, refuse_teacher_flags
 from fairseq_imitkd.teacher.config import SequenceTeacherConfig
-from fairseq_imitkd.teacher.initialise import initialise
 from fairseq_imitkd.teacher.loading import load_teacher
-from fairseq_imitkd.teacher.sentence_weights import SentenceWeights, select_teachers
 from fairseq_imitkd.teacher.source import TeacherSource, check_files, parse_bytes
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training.adapter import AnyTeacher
@@ -28,7 +25,6 @@ from fairseq_imitkd.training.checks import (
     check_selection,
     check_student,
     check_topk,
-    parts_to_copy,
 )
 from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
 from fairseq_imitkd.training.run_files import whole_config
@@ -47,7 +43,7 @@ class TranslationWithTeacherConfig(
 
 @register_task("translation_with_teacher", dataclass=TranslationWithTeacherConfig)
 class TranslationWithTeacherTask(
-    WithTeacher, WithScores, WithSourceOnlyData, WithPlainErrors, TranslationTask
+    WithWritingTeacher, WithScores, WithSourceOnlyData, WithPlainErrors, TranslationTask
 ):
     """Translation with a teacher. The student's targets can be written by the student itself."""
 
@@ -97,29 +93,14 @@ class TranslationWithTeacherTask(
         """Load the teacher, or open the cache of its answers."""
         if self.cfg.teacher_cache:
             return open_cache(self.cfg.teacher_cache, self, method)
-        return self._load_teacher()
+        return self.load_teacher()
 
-    def _load_teacher(self) -> Teacher:
+    def load_teacher(self) -> Teacher:
+        """Load the teacher."""
         size = parse_bytes(self.cfg.teacher_encoder_cache, "--teacher-encoder-cache")
         return load_teacher(
             TeacherSource.from_flags(self.cfg), LanguagePair.from_task(self), encoder_cache=size
         )
-
-    def select_teachers(self, teacher: AnyTeacher, method: Method) -> SentenceWeights | None:
-        """Return the weights that ``--teacher-selection`` asks for."""
-        return select_teachers(str(self.cfg.teacher_selection), teacher, self.uncounted, seed=method.seed)
-
-    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the criterion as in :class:`WithTeacher`, then copy the parts of ``--init-from-teacher``.
-
-        A resumed run reads its checkpoint later, which overwrites these weights.
-        """
-        parts = parts_to_copy(self.cfg) if self.for_training and not from_checkpoint else {}
-        criterion = super().build_criterion(cfg, from_checkpoint)
-        if parts:
-            teacher = cast(Teacher, self._distiller.teacher) if self._distiller else self._load_teacher()
-            initialise(self.student, untagged(teacher.models[0]), parts)
-        return criterion
 
     def optimizer_step(self, optimizer: Any, model: torch.nn.Module, update_num: int) -> None:
         """Run fairseq's own optimizer step; pruned weights stay zero."""

@@ -23,17 +23,14 @@ from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.mixing import BatchLayout
 from fairseq_imitkd.models.access import as_logits, unwrapped
 from fairseq_imitkd.models.logits import full_precision
-from fairseq_imitkd.models.tagged import reading_eos_first, untagged
+from fairseq_imitkd.models.tagged import reading_eos_first
 from fairseq_imitkd.rollout import SpecialSymbols
-from fairseq_imitkd.tasks.with_teacher import WithTeacher
+from fairseq_imitkd.tasks.writing_teacher import WithWritingTeacher
 from fairseq_imitkd.teacher.config import WriterTeacherConfig
-from fairseq_imitkd.teacher.initialise import initialise
 from fairseq_imitkd.teacher.language_pairs import load_teacher_of_pairs
-from fairseq_imitkd.teacher.sentence_weights import SentenceWeights, select_teachers
 from fairseq_imitkd.teacher.source import TeacherSource, check_files
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training import checks
-from fairseq_imitkd.training.adapter import AnyTeacher
 from fairseq_imitkd.training.language_pairs import LanguagePairsConfig, WithLanguagePairs
 from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
 from fairseq_imitkd.training.validation import WithScores, WriterValidationConfig, check_validation
@@ -46,7 +43,7 @@ class TranslationMultiWithTeacherConfig(WriterTeacherConfig, WriterValidationCon
 
 @register_task("translation_multi_simple_epoch_with_teacher", dataclass=TranslationMultiWithTeacherConfig)
 class TranslationMultiWithTeacherTask(
-    WithTeacher, WithScores, WithPlainErrors, WithLanguagePairs, TranslationMultiSimpleEpochTask
+    WithWritingTeacher, WithScores, WithPlainErrors, WithLanguagePairs, TranslationMultiSimpleEpochTask
 ):
     """Translation of several pairs with a teacher. The student's targets can be written by the student."""
 
@@ -118,11 +115,8 @@ class TranslationMultiWithTeacherTask(
         checks.check_selection(self.cfg, method)
         checks.check_student(self.student, method)
 
-    def open_teacher(self, method: Method) -> AnyTeacher:
+    def load_teacher(self) -> Teacher:
         """Load the teacher."""
-        return self._load_teacher()
-
-    def _load_teacher(self) -> Teacher:
         return load_teacher_of_pairs(
             TeacherSource.from_flags(self.cfg),
             self.pairs,
@@ -135,16 +129,3 @@ class TranslationMultiWithTeacherTask(
         dataset = self.datasets[self.cfg.train_subset]
         names = [key.split(":")[-1] for key in dataset.keys]
         yield from zip(names, dataset.datasets, strict=True)
-
-    def select_teachers(self, teacher: AnyTeacher, method: Method) -> SentenceWeights | None:
-        """Return the weights that ``--teacher-selection`` asks for."""
-        return select_teachers(str(self.cfg.teacher_selection), teacher, self.uncounted, seed=method.seed)
-
-    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the criterion as in :class:`WithTeacher`, then copy the parts of ``--init-from-teacher``."""
-        parts = checks.parts_to_copy(self.cfg) if self.for_training and not from_checkpoint else {}
-        criterion = super().build_criterion(cfg, from_checkpoint)
-        if parts:
-            teacher = cast(Teacher, self._distiller.teacher) if self._distiller else self._load_teacher()
-            initialise(self.student, untagged(teacher.models[0]), parts)
-        return criterion
