@@ -31,13 +31,13 @@ from fairseq_imitkd.pipeline import folder, inputs, packaged, recipe_file, seeds
 from fairseq_imitkd.pipeline.estimate import Estimate, estimate
 from fairseq_imitkd.pipeline.folder import Given
 from fairseq_imitkd.pipeline.plan import Plan
-from fairseq_imitkd.pipeline.reading import parsed
-from fairseq_imitkd.pipeline.recipe import SPLITS, Recipe
+from fairseq_imitkd.pipeline.reading import last_value, parsed
+from fairseq_imitkd.pipeline.recipe import SEQKD, SPLITS, Recipe
 from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, described
 
 NEW = ("teacher", "sentencepiece", *SPLITS)  # flags in place of a recipe
 OPTIONAL = ("method", "arch", "updates")
-CHECKED = ("seqkd", "export", "evaluate")  # steps whose flags the recipe gives, by its key
+CHECKED = ("imitkd-seqkd", "imitkd-export", "imitkd-evaluate")  # commands whose flags the recipe gives
 PROGRAMS = Path(sys.executable).parent  # folder of the commands
 PACKAGES = ("jinja2", "matplotlib", "ctranslate2")
 
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     if importlib.util.find_spec("snakemake") is None:  # to import it would change the settings of logging
         raise UsageError("imitkd-distill needs snakemake: pip install 'fairseq-imitkd[pipeline]'")
     check_extra("imitkd-distill", "pipeline", PACKAGES)
-    out = args.out or _default_out(args)
+    out = _out(args)
     wanted, given = _read(args)
     folder.check(out, given)
     wanted = _with_device(wanted)
@@ -116,7 +116,7 @@ def parser() -> Parser:
         "--rehearse",
         action="store_true",
         help="run every step in minutes: a few hundred sentences, a few updates, and tiny models if the "
-        "recipe trains the teacher; DIR's default ends in -rehearsal",
+        "recipe trains the teacher; in DIR-rehearsal",
     )
     made.add_argument("--dry-run", action="store_true", help="check everything, list the steps, and run none")
     made.add_argument(
@@ -209,8 +209,8 @@ def check(plan: Plan) -> int:
         for command in step.commands:
             if command.words[0] == "imitkd-train":
                 check_training(command.words[1:], partial(key_of, plan, step.name.removeprefix("train-")))
-            elif step.name in CHECKED:
-                check_command(command.words, step.name)
+            elif command.words[0] in CHECKED:
+                check_command(command.words, _key_of_command(command.words[0], step.name))
     wanted = plan.recipe
     students = {method.name: _build(plan.flags(method), method.name) for method in wanted.methods}
     if wanted.exported is not None and wanted.teacher.huggingface is None:
@@ -221,6 +221,14 @@ def check(plan: Plan) -> int:
                 "change its flags, or set export: false"
             )
     return max(sum(each.numel() for each in student.parameters()) for student in students.values())
+
+
+def _key_of_command(command: str, step: str) -> str:
+    """Return the key of the recipe that gives the flags of a step's command."""
+    if command != "imitkd-seqkd":
+        return command.removeprefix("imitkd-")
+    name = step.partition("-")[0]  # a shard's, or that of text without references
+    return name if name == SEQKD else f"translations.{name}"
 
 
 def key_of(plan: Plan, training: str, message: str) -> str:
@@ -238,9 +246,10 @@ def key_of(plan: Plan, training: str, message: str) -> str:
     flag = re.search(r"--[\w-]+", message)
     given = dict(plan.recipe.flags())
     if flag is not None:
-        for key in keys:
-            if any(word.partition("=")[0] == flag[0] for word in given[key]):
-                return key.replace(".flags", ".arch") if flag[0] == "--arch" and "methods" not in key else key
+        having = [key for key in keys if any(word.partition("=")[0] == flag[0] for word in given[key])]
+        named = [key for key in having if f"'{last_value(given[key], flag[0])}'" in message]
+        for key in (*named, *having):
+            return key.replace(".flags", ".arch") if flag[0] == "--arch" and "methods" not in key else key
         if flag[0] == "--criterion":
             return f"methods[{number}].criterion"
     return own.partition(".")[0]
@@ -280,7 +289,7 @@ def distil(run: Run, engine: Engine) -> None:
         print(f"\n{table}\n\nreport: {run.out / 'report.html'}; all scores: {run.out / 'evaluation.md'}")
     print(f"{run.out}: {len(run.plan.steps)} steps are done; {time.monotonic() - began:,.0f} s")
     if wanted.first is not None:
-        print("This was a rehearsal: all steps work, and the scores mean nothing. Now leave out --rehearse.")
+        print("This was a rehearsal: all steps work, and the scores mean nothing. Now run the recipe itself.")
     elif wanted.export is not None and wanted.teacher.huggingface is None:
         print(f"Next: {shlex.join(['imitkd-serve', str(run.out / 'exported')])}", flush=True)
 
@@ -339,8 +348,9 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UsageError("--out is not given; name a folder for the student")
 
 
-def _default_out(args: argparse.Namespace) -> Path:
-    out = folder.folder_of(args.recipe)
+def _out(args: argparse.Namespace) -> Path:
+    """Return the folder of the run. A rehearsal has its own, so that the run itself finds an empty one."""
+    out: Path = args.out or folder.folder_of(args.recipe)
     return out.with_name(f"{out.name}-rehearsal") if args.rehearse else out
 
 

@@ -7,6 +7,8 @@ from argparse import Namespace
 from glob import escape, glob
 from pathlib import Path
 
+from fairseq.data import data_utils
+
 from fairseq_imitkd.data.directory import folders_of
 from fairseq_imitkd.training.configuration.data import TASKS
 
@@ -41,11 +43,11 @@ def next_command(args: Namespace) -> str | None:
         models = [f"--model=teacher={teacher}", *models, "--teacher=teacher"]
     test = glob(f"{escape(os.path.join(data, 'test'))}.*")
     split = [] if test else ["--gen-subset", args.valid_subset.split(",")[0]]
-    pair = [
-        word
-        for flag, value in (("-s", args.source_lang), ("-t", args.target_lang))
-        if value is not None
-        for word in (flag, value)
-    ]
+    given = (args.source_lang, args.target_lang)
+    pair = []
+    if given != tuple(data_utils.infer_language_pair(data)):  # imitkd-evaluate sees them too
+        pair = [
+            word for flag, value in zip(("-s", "-t"), given, strict=True) if value for word in (flag, value)
+        ]
     words = ["imitkd-evaluate", *models, "--data", data, *pair, *split, "--out", str(folder / "evaluation")]
     return shlex.join(words)

@@ -25,8 +25,13 @@ def pairs_of_flags(cfg: Any) -> list[str]:
     if not given and cfg.source_lang and cfg.target_lang:
         return [f"{cfg.source_lang}-{cfg.target_lang}"]
     if given and os.path.isfile(given):
-        given = Path(given).read_text(encoding="utf-8").strip()
-    pairs = (given or "").split(",")
+        try:
+            given = Path(given).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"--lang-pairs '{given}' can't be read; use a text file such as de-en,en-de"
+            ) from error
+    pairs = [pair.strip() for pair in (given or "").split(",")]
     for pair in pairs:
         source, _, target = pair.partition("-")
         if not source or not target or "-" in target or source == target:
@@ -79,6 +84,10 @@ def check_pairs(cfg: Any) -> None:
     one_pair = [cfg.source_lang, cfg.target_lang]
     if any(one_pair) and not all(one_pair):
         raise UsageError("--source-lang and --target-lang must both be given, to decode one pair, or neither")
+    for flag in ("virtual_epoch_size", "virtual_data_size"):
+        size = getattr(cfg, flag, None)
+        if size is not None and size < 1:
+            raise UsageError(f"--{flag.replace('_', '-')} must be 1 or more, but is {size}")
     if cfg.langs and cfg.lang_dict:
         raise UsageError("--langs and --lang-dict can't be used together: leave one of them out")
     if not cfg.sampling_temperature > 0:
@@ -108,7 +117,10 @@ def languages_of_flags(cfg: Any) -> list[str]:
         UsageError: the file of ``--lang-dict`` can't be read.
     """
     if cfg.langs:
-        return [str(language) for language in cfg.langs.split(",")]
+        languages = [language.strip() for language in str(cfg.langs).split(",")]
+        if len(set(languages)) < len(languages):
+            raise UsageError(f"--langs {str(cfg.langs)[:100]} names a language twice: leave it out once")
+        return languages
     if not cfg.lang_dict:
         return sorted({language for pair in pairs_of_flags(cfg) for language in pair.split("-")})
     try:

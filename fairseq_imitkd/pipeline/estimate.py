@@ -162,7 +162,8 @@ def tokens_of_update(words: Sequence[str], length: float) -> float:
     """Return the number of target tokens of a training's update, with full batches."""
     freq = int(last_value(words, "--update-freq") or 1)
     tokens, rows = last_value(words, "--max-tokens"), last_value(words, "--batch-size")
-    limits = [float(tokens)] * bool(tokens) + [float(rows or 0) * length] * bool(rows)
+    limits = [float(tokens)] if tokens else []
+    limits += [float(rows) * length] if rows else []
     return freq * min(limits, default=4096.0)
 
 

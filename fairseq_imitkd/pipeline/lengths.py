@@ -1,7 +1,7 @@
 """Looks for sentences that are too long for the models, before anything runs."""
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fairseq_imitkd.errors import UsageError
@@ -9,14 +9,14 @@ from fairseq_imitkd.pipeline.reading import last_value
 from fairseq_imitkd.pipeline.recipe import Recipe
 
 LOOKED_AT = 20  # longest lines of each file, in characters, whose tokens are counted
-POSITIONS = 1024  # of fairseq's transformers, without a flag
+POSITIONS = 1024  # of fairseq's translation, without a flag
 SKIPS = "--skip-invalid-size-inputs-valid-test"
 
 
 def check_lengths(recipe: Recipe, split: Callable[[str], list[str]]) -> None:
-    """Refuse validation and test sentences that are too long. fairseq would stop at them when it validates.
+    """Refuse validation and test sentences that are too long: fairseq would stop there.
 
-    fairseq leaves out training sentences that are too long.
+    It leaves out training sentences that are too long.
 
     Args:
         recipe: the recipe.
@@ -25,14 +25,18 @@ def check_lengths(recipe: Recipe, split: Callable[[str], list[str]]) -> None:
     Raises:
         UsageError: a sentence is too long.
     """
-    trainings = list(_trainings(recipe))
-    if all(SKIPS in flags for _, flags in trainings):
-        return
     for part in ("valid", "test"):
         pair = recipe.text.pairs[part]
         for side, path in (("source", pair.source), ("target", pair.target)):
+            limits = [
+                _limit(flags, side, validates=part == "valid")
+                for _, flags in recipe.trainings()
+                if SKIPS not in flags
+            ]
+            if not limits:
+                return
             tokens = _longest(path, split) + 1  # the end of the sentence
-            flag, limit = min((_limit(key, flags, side) for key, flags in trainings), key=lambda one: one[1])
+            limit, flag = min(limits)
             if tokens > limit:
                 raise UsageError(
                     f"text.{part} '{path}' has a sentence of {tokens:,} tokens, but {flag} allows {limit:,}; "
@@ -40,25 +44,21 @@ def check_lengths(recipe: Recipe, split: Callable[[str], list[str]]) -> None:
                 )
 
 
-def _trainings(recipe: Recipe) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the flags of each kind of training, with the key that gives them."""
-    if recipe.teacher.flags:
-        yield "teacher.flags", (*recipe.training, *recipe.teacher.flags)
-    for number, method in enumerate(recipe.methods, 1):
-        taught = recipe.distillation if method.criterion is not None else ()
-        yield f"methods[{number}].flags", (*recipe.training, *recipe.student, *taught, *method.flags)
+def _limit(flags: Sequence[str], side: str, *, validates: bool) -> tuple[int, str]:
+    """Return the fewest tokens that a flag of a training allows in a sentence, and the flag.
 
-
-def _limit(key: str, flags: tuple[str, ...], side: str) -> tuple[str, float]:
-    """Return the fewest tokens that a flag of a training allows in a sentence, and the flag."""
-    found = []
-    for flag in (f"--max-{side}-positions", "--max-tokens-valid", "--max-tokens"):
-        value = last_value(flags, flag)
-        if value.isdecimal() and not (flag == "--max-tokens" and last_value(flags, "--max-tokens-valid")):
-            found.append((flag, int(value)))
-    if "transformer" in last_value(flags, "--arch") and not last_value(flags, f"--max-{side}-positions"):
-        found.append((f"--max-{side}-positions", POSITIONS))
-    return min(found, key=lambda one: one[1], default=(key, float("inf")))
+    Args:
+        flags: the flags of the training.
+        side: ``source`` or ``target``.
+        validates: whether the sentence is one of the validation's, whose batches have a limit too.
+    """
+    positions = f"--max-{side}-positions"
+    given = last_value(flags, positions)
+    found = [(int(given) if given.isdecimal() else POSITIONS, positions)]
+    tokens = "--max-tokens-valid" if last_value(flags, "--max-tokens-valid") else "--max-tokens"
+    if validates and last_value(flags, tokens).isdecimal():
+        found.append((int(last_value(flags, tokens)), tokens))
+    return min(found)
 
 
 def _longest(path: Path, split: Callable[[str], list[str]]) -> int:

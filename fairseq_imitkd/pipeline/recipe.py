@@ -210,6 +210,14 @@ class Recipe:
         yield "evaluate", self.evaluation.flags if self.evaluation is not None else ()
         yield "export", self.export.flags if self.export is not None else ()
 
+    def trainings(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yield the flags of each kind of training in their order, with the key that it belongs to."""
+        if self.teacher.flags:
+            yield "teacher", (*self.training, *self.teacher.flags)
+        for number, method in enumerate(self.methods, 1):
+            taught = self.distillation if method.criterion is not None else ()
+            yield f"methods[{number}]", (*self.training, *self.student, *taught, *method.flags)
+
     @property
     def translated(self) -> list[str]:
         """The names of the teacher's translations that students learn from."""

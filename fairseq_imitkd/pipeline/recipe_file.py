@@ -37,8 +37,11 @@ KEYS = (
     "user_dir", "about", "folder", "rehearsal",
 )  # fmt: skip
 ENDS = ("--max-update", "--max-epoch", "--patience", "--stop-min-lr", "--stop-time-hours")
-# Folders of a run, whose names translations can't have.
-RESERVED = ("text", "raw", "mono", TEACHER, SEQKD, "models", EXPORTED, "evaluation", "logs")
+# Folders and steps of a run, whose names translations can't have.
+RESERVED = (
+    "text", "raw", "mono", TEACHER, SEQKD, "models", EXPORTED, "evaluation", "logs",
+    "subwords", "import", "binarise", "export", "evaluate", "report",
+)  # fmt: skip
 
 # Flags that the steps set themselves, with what to do instead.
 _LANGUAGES = dict.fromkeys(("--source-lang", "--target-lang", "-s", "-t"), "use languages")
@@ -380,6 +383,11 @@ def _check_mono(recipe: Recipe) -> None:
                 f"{SEQKD if method.data == SEQKD else NONE}; leave it out"
             )
     if recipe.text.mono is not None and not recipe.reads_mono and not recipe.translated_mono:
+        if recipe.translated:
+            raise UsageError(
+                f"text.mono changes nothing: {recipe.translated[0]} has --select best, which needs "
+                "references; add the method seqkd, or mono: 0.5 to a method with rollouts"
+            )
         raise UsageError(
             "text.mono changes nothing: add the method seqkd, or mono: 0.5 to a method with rollouts"
         )
@@ -395,12 +403,16 @@ def _check_translations(recipe: Recipe) -> None:
 
 def _check_ends(recipe: Recipe) -> None:
     """Refuse a training that would not end."""
-    trainings = {f"methods[{number}]": method.flags for number, method in enumerate(recipe.methods, 1)}
-    flags = {key: (*recipe.training, *recipe.student, *own) for key, own in trainings.items()}
-    if recipe.teacher.flags:
-        flags["teacher"] = (*recipe.training, *recipe.teacher.flags)
-    for key, own in flags.items():
-        if not any(last_value(own, flag) for flag in ENDS):
+    for key, flags in recipe.trainings():
+        if not any(_is_above_zero(last_value(flags, flag)) for flag in ENDS):
             raise UsageError(
                 f"training has no --max-update, so the training of {key} would not end; add --max-update N"
             )
+
+
+def _is_above_zero(value: str) -> bool:
+    """Whether a flag's value may end a training; a later check refuses one that is not a number."""
+    try:
+        return float(value or 0) > 0
+    except ValueError:
+        return True

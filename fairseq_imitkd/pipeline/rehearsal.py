@@ -5,7 +5,7 @@ are tiny; otherwise teacher and students keep their sizes. The scores mean nothi
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,10 @@ TINY = {
     "--encoder-hidden-size": "8", "--decoder-hidden-size": "16",
     "--encoder-layers": "1", "--decoder-layers": "1",
 }  # fmt: skip
+SIZED = (
+    "--encoder-embed-path", "--decoder-embed-path", "--encoder-layers-to-keep", "--decoder-layers-to-keep",
+)  # fmt: skip
+OTHER_ENDS = {"--max-epoch": 0, "--patience": -1, "--stop-min-lr": -1, "--stop-time-hours": 0}
 ANY_TEACHER = ("--teacher-allow-poor",)
 
 
@@ -69,6 +73,8 @@ def _tiny(flags: Sequence[str]) -> tuple[str, ...]:
     model = ARCH_MODEL_REGISTRY.get(last_value(flags, "--arch"))
     if model is None:
         return ()  # a later check names the architecture
+    if any(last_value(flags, flag) for flag in SIZED):
+        return ()  # what these flags name has its sizes
     parser = argparse.ArgumentParser(allow_abbrev=False)
     model.add_args(parser)
     pairs = [pair for pair in TINY.items() if not parser.parse_known_args(list(pair))[1]]
@@ -77,14 +83,15 @@ def _tiny(flags: Sequence[str]) -> tuple[str, ...]:
 
 def _short(flags: Sequence[str], updates: int) -> tuple[str, ...]:
     """Return the flags that end a training after a few updates."""
-    counts: Mapping[str, int] = {
+    counts = {
         "--max-update": updates,
         "--validate-interval-updates": updates // 2,
         "--save-interval-updates": updates // 2,
         "--log-interval": 1,
     }
     of_schedule = {"--warmup-updates": updates // 4, "--total-num-update": updates}
-    counts = {**counts, **{flag: count for flag, count in of_schedule.items() if last_value(flags, flag)}}
+    counts |= {flag: never for flag, never in OTHER_ENDS.items() if last_value(flags, flag)}
+    counts |= {flag: count for flag, count in of_schedule.items() if last_value(flags, flag)}
     return tuple(word for flag, count in counts.items() for word in (flag, str(count)))
 
 

@@ -122,6 +122,8 @@ def _check_schedule(state: Mapping[str, Any], settings: Mapping[str, Any], *, st
         settings: the settings of this training.
         start: the flag that names the checkpoint, and its path.
     """
+    if state.get("last_optimizer_state") is None:  # fairseq then reads no schedule either
+        return
     own, there = settings.get(_SCHEDULE), _schedule_of(state)
     if own is None or there is None or own == there or settings.get(f"reset_{_SCHEDULE}"):
         return

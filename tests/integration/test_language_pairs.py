@@ -184,6 +184,10 @@ def test_a_pair_is_evaluated(pairs: Pairs, student: Path, tmp_path: Path) -> Non
         ({"encoder_langtok": "src", "decoder_langtok": False}, "no tag tells the model which language"),
         ({"source_dict": "nosuch"}, "--source-dict 'nosuch' is not a file"),
         ({"data": ""}, "DATA is not given"),
+        ({"virtual_epoch_size": 0}, "--virtual-epoch-size must be 1 or more, but is 0"),
+        ({"virtual_data_size": -3}, "--virtual-data-size must be 1 or more, but is -3"),
+        ({"langs": "xx,xx,yy,zz"}, "--langs xx,xx,yy,zz names a language twice"),
+        ({"lang_pairs": "/proc/self/mem"}, "--lang-pairs '/proc/self/mem' can't be read"),
     ],
 )  # fmt: skip
 def test_flags_of_pairs_that_cannot_be_used(flags: dict, message: str, pairs: Pairs) -> None:

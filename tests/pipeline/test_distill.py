@@ -113,6 +113,21 @@ def test_the_default_flags_can_be_trained_and_exported(
             {"training": TRAINING.replace("--max-update 8", "")},
             "training has no --max-update, so the training of methods[1] would not end; add --max-update N",
         ),
+        (
+            {
+                "translations": {"best": "--beam 0"},
+                "methods": [{"criterion": "none", "name": "a", "data": "best"}],
+            },
+            "translations.best: --beam must be 1 or more, but is 0",
+        ),
+        (
+            {"training": f"{TRAINING} --lr abc", "teacher": {"arch": "transformer", "flags": "--lr 1e-3"}},
+            "training: --lr must be",
+        ),
+        (
+            {"methods": ["imitkd"], "training": TRAINING.replace("--max-update 8", "--max-update 0")},
+            "training has no --max-update, so the training of methods[1] would not end",
+        ),
         ({"seqkd": "--beam 4", "methods": ["imitkd"]}, "seqkd changes nothing: no method has data: seqkd"),
         ({"student": {"arch": "lstm"}}, "export can't work with imitkd_full's student: "),
         (

@@ -119,6 +119,10 @@ def test_a_sentence_that_is_too_long_is_refused(
         with pytest.raises(UsageError, match="has a sentence of") as error:
             look(text, **changes)
         assert f"sentence of {limit + 1:,} tokens, but {flag} allows {limit:,};" in str(error.value)
+    if flag.startswith("--max-tokens"):  # of batches, and nothing validates on the test set
+        (text / "test.tgt").write_text((text / "valid.tgt").read_text())
+        (text / "valid.tgt").write_text("seven eight\n" * 40)
+        look(text, **changes)
     skips = "--max-update 1 --skip-invalid-size-inputs-valid-test"
     look(text, **{**changes, "training": f"{changes.get('training', '')} {skips}"})
 

@@ -121,6 +121,7 @@ def test_the_recipe_of_the_documentation_is_one() -> None:
         ({"teacher": {"arch": "a", "flags": "--arch b"}}, "sets itself; use teacher.arch"),
         ({"translations": {"best": "--beam 9"}}, "translations.best changes nothing: no method has data"),
         ({"translations": {"text": "--beam 9"}}, "translations.text must be another name"),
+        ({"translations": {"binarise": "--beam 9"}}, "translations.binarise must be another name"),
         ({"translations": "--beam 9"}, "translations must have names as its keys, but is '--beam 9'"),
         ({"dictionaries": "joint"}, "dictionaries must be one of joined, separate, but is 'joint'"),
         ({"teacher": "t.pt", "dictionaries": "joined"}, "dictionaries changes nothing with this teacher"),

@@ -52,6 +52,13 @@ def test_models_are_tiny_if_the_teacher_is_trained() -> None:
     distill.check(made)
 
 
+def test_other_ends_of_a_training_do_not_count() -> None:
+    made = rehearsed(training="--max-epoch 2 --patience 3", methods=["none"])
+    for step in ("train-teacher", "train-none-seed1"):
+        words = made.step(step).commands[0].words
+        assert (last_value(words, "--max-epoch"), last_value(words, "--patience")) == ("0", "-1")
+
+
 def test_models_of_a_given_teacher_keep_their_sizes() -> None:
     before = parse(recipe(HERE, teacher={"checkpoint": "/t.pt"}), HERE)
     made = rehearsed(teacher={"checkpoint": "/t.pt"})
@@ -76,7 +83,9 @@ def test_a_run_and_its_rehearsal_do_not_mix(tmp_path: Path) -> None:
         ):
             check(tmp_path / name, other)
     args = distill.parser().parse_args([str(file), "--rehearse"])
-    assert distill._default_out(args) == tmp_path / "r-rehearsal"
+    assert distill._out(args) == tmp_path / "r-rehearsal"
+    args = distill.parser().parse_args([str(file), "--rehearse", "--out", "some/small"])
+    assert distill._out(args) == Path("some/small-rehearsal")
 
 
 def test_subwords_of_few_lines(tmp_path: Path) -> None:

@@ -50,6 +50,11 @@ def check(settings: Mapping[str, Any], command: str) -> Path | None:
 def _check_pairs(settings: Mapping[str, Any], command: str) -> Path:
     """Refuse directories, splits and dictionaries of language pairs that are not there."""
     flags = Namespace(**settings)
+    if command == "train" and settings.get("source_lang"):
+        raise UsageError(
+            f"--source-lang {settings['source_lang']} names a pair to decode: name those to train by "
+            "--lang-pairs, and leave it and --target-lang out"
+        )
     check_pairs(flags)
     check_pair_splits(flags, list(_splits(settings, command)))
     if command == "train":
