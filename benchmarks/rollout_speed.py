@@ -1,7 +1,7 @@
 """Compares the speed of rollouts with that of fairseq's ``SequenceGenerator`` on the same batches.
 
     python benchmarks/rollout_speed.py DATA_BIN --student STUDENT.pt
-        [--sentences 2000] [--split train] [--precision fp16] [--json FILE]
+        [--sentences 2000] [--split train] [--precision fp16] [--pool 4] [--json FILE]
 
 The first sentences of a split, in fairseq's batches of similar length, are decoded greedily by four engines:
 fairseq's ``SequenceGenerator`` (beam 1), the generator that ``fairseq-generate`` gets from this task, the
@@ -14,16 +14,20 @@ First the tokens are compared. The exit status is 1 if any greedy translation di
 same maximum lengths; in half precision, rounding may make a few differ. CUDA graphs are then dropped, and
 captured again while as many other sentences are decoded without being measured.
 
-Then every engine decodes one batch in each round, in a new random order. A speed is in tokens written per
+Then every engine decodes one batch in each round, in a new random order. With ``--pool N`` it decodes N
+batches in each round, one after the other, and the rollout engine also decodes them together, as
+``--rollout-pool`` does. A speed is in tokens written per
 second, divided by that of the ``SequenceGenerator`` in the same round. The ``SequenceGenerator`` runs twice
 per round, so the rows ``(again)`` show the noise. For sampling, this noise includes that every run writes
 other tokens.
 """
 
 import argparse
+import itertools
+import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,6 +59,7 @@ from fairseq_imitkd.mixing.batch import (
     BatchLayout,
     encoder_inputs,
     first_decoder_inputs,
+    join_encoder_inputs,
     split_by_length,
     take,
     with_rollouts,
@@ -84,9 +89,9 @@ FORWARD = "teacher-forced forward"
 
 @dataclass(frozen=True)
 class Round:
-    """A batch to decode, and the same sentences with the written targets, in parts of similar length."""
+    """Batches to decode, and the same sentences with the written targets, in parts of similar length."""
 
-    sample: Batch
+    samples: list[Batch]
     written: list[Batch]
 
 
@@ -119,16 +124,25 @@ def main() -> None:
         check, written = compare(engines, samples, task)
     print(report(check, steps.unsupported_reason(student)))
 
-    runs = {name: (lambda turn, engine=engine: engine(turn.sample)) for name, engine in engines.items()}
-    runs[FORWARD] = lambda turn: forward(student, turn.written)
-    work = [Round(sample, target) for sample, target in zip(samples, written, strict=True)]
+    runs = {
+        name: (lambda turn, engine=engine: [engine(sample) for sample in turn.samples])
+        for name, engine in engines.items()
+    }
+    runs |= pools(args, task, student)
+    runs[FORWARD] = lambda turn: [forward(student, turn.written)]
+    windows = [slice(first, first + args.pool) for first in range(0, len(samples), args.pool)]
+    work = [Round(samples[window], list(itertools.chain(*written[window]))) for window in windows]
     pad = task.target_dictionary.pad()
     replayed = None
     with autocast(args):
         if args.device == "cuda":
             before = warm_graphs(engines, sentences_of(args, task, student, first=args.sentences), student)
         seconds, tokens = interleave(
-            runs, work * args.rounds, warmup=0, device=args.device, keep=lambda result: count(result, pad)
+            runs,
+            work * args.rounds,
+            warmup=0,
+            device=args.device,
+            keep=lambda results: sum(count(result, pad) for result in results),
         )
         if args.device == "cuda":
             usage = graph_usage(student.decoder)[0]
@@ -136,7 +150,8 @@ def main() -> None:
     speeds = show_speeds(check, seconds, tokens)
     size = statistics.mean(len(sample["id"]) for sample in samples)
     batches = f"{len(samples)} batches of up to {args.max_tokens} tokens, {size:.0f} sentences each"
-    print(f"\n{args.rounds} rounds of {batches}; {conditions(args)}")
+    together = f", {args.pool} of them in a round" if args.pool > 1 else ""
+    print(f"\n{args.rounds} rounds of {batches}{together}; {conditions(args)}")
     if replayed is not None:
         print(f"CUDA graphs replayed {100.0 * replayed:.1f}% of the measured blocks of steps")
     figures = {"seconds": seconds, "tokens": tokens, "speeds": speeds, "replayed": replayed}
@@ -163,8 +178,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--max-len-b", type=int, default=10, help="B of the maximum length, A * source length + B tokens"
     )
+    parser.add_argument(
+        "--pool",
+        type=int,
+        default=1,
+        metavar="N",
+        help="batches of a round; with 2 or more, also decode them together (default: %(default)s)",
+    )
     args = parser.parse_args()
-    check_arguments(args, rounds=1, sentences=0)
+    check_arguments(args, rounds=1, sentences=0, pool=1)
     return args
 
 
@@ -229,7 +251,7 @@ def sentences_of(
             f"--max-tokens {args.max_tokens}"
         )
     batches = dataset.batch_by_size(indices, max_tokens=args.max_tokens)
-    if len(batches) * args.rounds < 2:
+    if math.ceil(len(batches) / args.pool) * args.rounds < 2:
         sys.exit(
             f"--sentences {args.sentences} and --rounds {args.rounds} give fewer than two measurements; "
             "raise one of them"
@@ -264,7 +286,7 @@ def build_engines(
         return with_limit_of_batch
 
     def roll_out(policy: RolloutPolicy) -> Callable[[Batch], Rollout]:
-        return lambda sample: write(student, sample, policy, task)
+        return lambda sample: write(student, [sample], policy, task)
 
     lengths = {"max_len_a": args.max_len_a, "max_len_b": args.max_len_b}
     greedy, sampling = (RolloutPolicy(name, **lengths, cuda_graphs=False) for name in ("greedy", "sampling"))
@@ -290,18 +312,44 @@ def build_engines(
     }
 
 
-def write(student: BaseFairseqModel, sample: Batch, policy: RolloutPolicy, task: Any) -> Rollout:
-    """Roll out a batch as in training, but with the ``SequenceGenerator``'s one maximum length per batch."""
-    rows = torch.arange(len(sample["id"]), device=sample["id"].device)
-    net_input = encoder_inputs(sample, rows, task.source_dictionary.pad())
+def pools(
+    args: argparse.Namespace, task: Any, student: BaseFairseqModel
+) -> dict[str, Callable[[Round], list[Rollout]]]:
+    """Return the engines that decode the batches of a round together, by name."""
+    lengths = {"max_len_a": args.max_len_a, "max_len_b": args.max_len_b}
+    graphs = (False, True) if args.device == "cuda" else (False,)
+    policies = [RolloutPolicy("greedy", **lengths, cuda_graphs=on) for on in graphs]
+    return {
+        f"{GRAPHS if policy.cuda_graphs else ENGINE}, {args.pool} batches together": (
+            lambda turn, policy=policy: [write(student, turn.samples, policy, task)]
+        )
+        for policy in policies
+        if args.pool > 1
+    }
+
+
+def write(student: BaseFairseqModel, samples: Sequence[Batch], policy: RolloutPolicy, task: Any) -> Rollout:
+    """Roll out batches together as in training, but with the ``SequenceGenerator``'s one maximum length for
+    all sentences.
+    """
+    parts = [
+        encoder_inputs(
+            sample,
+            torch.arange(len(sample["id"]), device=sample["id"].device),
+            task.source_dictionary.pad(),
+        )
+        for sample in samples
+    ]
+    net_input, order = (parts[0], None) if len(parts) == 1 else join_encoder_inputs(parts, layout=task.layout)
+    first_tokens = torch.cat([first_decoder_inputs(sample) for sample in samples])
     width = torch.full_like(net_input["src_lengths"], net_input["src_tokens"].size(1))
     max_lengths = policy.max_lengths(width, student.max_decoder_positions())
     return decode(
         student,
-        Prompt(net_input, first_decoder_inputs(sample), max_lengths),
+        Prompt(net_input, first_tokens if order is None else first_tokens[order], max_lengths),
         policy,
         symbols=SpecialSymbols.from_dictionary(task.target_dictionary),
-        uniforms=sampling_uniforms([(RandomKey(seed=1, update=0), sample["id"])]),
+        uniforms=sampling_uniforms([(RandomKey(1, 0), sample["id"]) for sample in samples], order),
         min_length=MIN_LENGTH,
     )
 
