@@ -4,7 +4,7 @@ USES="SMOKE UPDATES"
 PAIRS=(de-en en-de de-xx)
 # The tag of the target language stands before the source, and the decoder reads it first.
 LANGUAGES=(
-  --task translation_multi_simple_epoch_with_teacher --lang-pairs "$(IFS=,; echo "${PAIRS[*]}")" --langs de,en,xx
+  --task translation_multi_simple_epoch_with_teacher --lang-pairs "$(IFS=,; echo "${PAIRS[*]}")" --langs "de,en,xx"
   --encoder-langtok tgt --decoder-langtok
 )
 TRAINING=(

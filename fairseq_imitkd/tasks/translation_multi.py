@@ -67,7 +67,7 @@ class TranslationMultiWithTeacherTask(
         return BatchLayout(self.source_dictionary.pad(), symbols, left_pad_source=self.cfg.left_pad_source)
 
     @property
-    def pairs(self) -> list[LanguagePair]:
+    def language_pairs(self) -> list[LanguagePair]:
         """The language pairs with their dictionaries, which all share."""
         both, names = (self.source_dictionary, self.target_dictionary), self.lang_pairs
         return [LanguagePair(name.partition("-")[0], name.partition("-")[2], *both) for name in names]
@@ -119,7 +119,7 @@ class TranslationMultiWithTeacherTask(
         """Load the teacher."""
         return load_teacher_of_pairs(
             TeacherSource.from_flags(self.cfg),
-            self.pairs,
+            self.language_pairs,
             lambda pair: language_tags(self.tag_settings, pair),
             reads_eos_first=self.data_manager.tag_is_written,
         )
