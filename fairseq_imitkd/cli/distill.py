@@ -289,7 +289,9 @@ def distil(run: Run, engine: Engine) -> None:
         print(f"\n{table}\n\nreport: {run.out / 'report.html'}; all scores: {run.out / 'evaluation.md'}")
     print(f"{run.out}: {len(run.plan.steps)} steps are done; {time.monotonic() - began:,.0f} s")
     if wanted.first is not None:
-        print("This was a rehearsal: all steps work, and the scores mean nothing. Now run the recipe itself.")
+        print(
+            "This was a rehearsal: all steps work, and the scores mean nothing. Next: the same, not rehearsed"
+        )
     elif wanted.export is not None and wanted.teacher.huggingface is None:
         print(f"Next: {shlex.join(['imitkd-serve', str(run.out / 'exported')])}", flush=True)
 
@@ -340,7 +342,8 @@ def _check_flags(args: argparse.Namespace) -> None:
     missing = [f"--{name}" for name in NEW if name not in given]
     if missing:
         if given:
-            raise UsageError(f"{missing[0]} is not given; add it, or name a recipe")
+            verb, it = ("is", "it") if len(missing) == 1 else ("are", "them")
+            raise UsageError(f"{' and '.join(missing)} {verb} not given; add {it}, or name a recipe")
         raise UsageError(
             "RECIPE is not given; name a YAML file, or use --teacher, --sentencepiece and the text"
         )

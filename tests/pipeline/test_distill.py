@@ -164,7 +164,10 @@ def test_a_training_that_can_not_work_is_refused_before_anything_runs(
         (["r.yaml", "--method", "gkd"], "--method changes nothing beside RECIPE 'r.yaml'"),
         (["--teacher", "t.pt", "--text", "here"], "--text 'here' needs a recipe of --list"),
         (["quickstart", "--text", "here"], "--text 'here' changes nothing with quickstart"),
-        (["--teacher", "t.pt"], "--sentencepiece is not given; add it, or name a recipe"),
+        (
+            ["--teacher", "t.pt"],
+            "--sentencepiece and --train and --valid and --test are not given; add them, or name a recipe",
+        ),
         (["r.yaml", "s.yaml"], "'s.yaml' is one word too many; put flags of Snakemake after --"),
         (["nowhere.yaml"], "recipe 'nowhere.yaml' can't be read: No such file or directory; check the path"),
     ],
