@@ -116,6 +116,10 @@ class WithTeacher(_Task):
             check_student(self.student, method)
 
     def open_teacher(self, method: Method) -> AnyTeacher:
+        """Load the teacher."""
+        return self.load_teacher()
+
+    def load_teacher(self) -> Teacher:
         """Load a teacher that was trained with fairseq's task of the same dictionaries."""
 
         def build(path: str, state: dict[str, Any], cfg: Any) -> BaseFairseqModel:

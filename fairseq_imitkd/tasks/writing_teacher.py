@@ -13,20 +13,9 @@ from fairseq_imitkd.training.checks import parts_to_copy
 
 
 class WithWritingTeacher(WithTeacher):
-    """A task with ``--teacher-selection`` and ``--init-from-teacher``.
-
-    A task says in ``load_teacher`` how it loads the teacher.
-    """
+    """A task with ``--teacher-selection`` and ``--init-from-teacher``."""
 
     cfg: Any
-
-    def load_teacher(self) -> Teacher:
-        """Load the teacher."""
-        raise NotImplementedError
-
-    def open_teacher(self, method: Method) -> AnyTeacher:
-        """Load the teacher."""
-        return self.load_teacher()
 
     def select_teachers(self, teacher: AnyTeacher, method: Method) -> SentenceWeights | None:
         """Return the weights that ``--teacher-selection`` asks for."""

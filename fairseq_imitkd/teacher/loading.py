@@ -53,7 +53,7 @@ def load_teacher(
         student: dictionaries and languages of the student.
         encoder_cache: size of the cache of encoder outputs, in bytes; 0 means no cache.
         as_reader: checks the language tags of each member before it is built, and makes it read the batches
-            of a student of several pairs, of which ``student`` is one; None adds the tags of the one pair.
+            of a student of several pairs, ``student`` among them; None adds the tags of the one pair.
 
     Raises:
         UsageError: a file is missing, unreadable, unsafe or not a translation model, or a dictionary differs.
