@@ -14,10 +14,21 @@ from tests.helpers.shared import made_once
 from tests.helpers.warm_commands import compose_settings_quickly
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Compute with one thread. For tiny models more threads are slower, and they may change the last bit."""
+def compute_with_one_thread():
+    """For tiny models more threads are slower, and they may change the last bit. Some commands that tests run
+    in this process set the number.
+    """
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup():
+    compute_with_one_thread()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call():
+    compute_with_one_thread()
 
 
 @pytest.fixture(scope="session", autouse=True)
