@@ -1,9 +1,13 @@
-"""What the rows of evidence.py are compared by: word errors with several right answers, BLEU, or ROUGE-L."""
+"""What the rows of evidence.py are compared by: word errors with several right answers, BLEU, or ROUGE-L.
+
+BLEU is that against the test set's references, or against every right translation of its sentences.
+"""
 
 import base64
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,7 +66,7 @@ class WordErrors:
 
     def test(self, run: Path, name: str) -> Test:
         """See :class:`Measure`. Which words are right is packed into hexadecimal digits."""
-        right = [line.split("\t") for line in (run / "raw" / "test.all").read_text().splitlines()]
+        right = _right(run)
         found = error_rates.errors(_hypotheses(run, name), right)
         return {
             "word_errors": found.words,
@@ -121,8 +125,7 @@ class TextScore:
         from fairseq_imitkd.data.directory import languages_of_files
 
         _, target = languages_of_files(run / "data-bin")
-        lines = (run / "raw" / f"test.{target}").read_text("utf-8").split("\n")
-        hypotheses, references = _hypotheses(run, name), lines[:-1] if lines[-1] == "" else lines
+        hypotheses, references = _hypotheses(run, name), _lines(run / "raw" / f"test.{target}")
         scores = _corpus_scores(self.flag, "chrf")
         each = np.array(
             [
@@ -170,9 +173,44 @@ class TextScore:
         return difference, (float(low), float(high)), p
 
 
+@dataclass(frozen=True)
+class EveryBleu(TextScore):
+    """BLEU of words against every right translation of a sentence, and the share of right translations.
+
+    A validation compares with one of the right translations.
+    """
+
+    second = "right, %"
+
+    def test(self, run: Path, name: str) -> Test:
+        """See :class:`Measure`. The statistics are packed as those of :class:`TextScore`."""
+        from sacrebleu.metrics import BLEU
+
+        hypotheses, right = _hypotheses(run, name), _right(run)
+        columns = [list(column) for column in zip_longest(*right)]
+        whole = BLEU(tokenize="none")
+        score = whole.corpus_score(hypotheses, columns).score
+        of_sentence = BLEU(tokenize="none", effective_order=True)  # the order changes no statistics
+        found = [of_sentence.sentence_score(one, every) for one, every in zip(hypotheses, right, strict=True)]
+        each = np.array([[one.sys_len, one.ref_len, *one.counts, *one.totals] for one in found], float)
+        correct = [one in every for one, every in zip(hypotheses, right, strict=True)]
+        return {
+            self.key: score,
+            "right": 100 * sum(correct) / len(correct),
+            "sentences": len(right),
+            "signatures": {self.key: str(whole.get_signature())},
+            "statistics": packed(each),
+        }
+
+    def scores(self, test: Test) -> tuple[float, float]:
+        """See :class:`Measure`."""
+        return test[self.key], test["right"]
+
+
 MEASURES: dict[str, Measure] = {
     "word_errors": WordErrors(),
     "bleu": TextScore("BLEU", "bleu", "bleu"),
+    "every-bleu": EveryBleu("BLEU", "bleu", "bleu"),
     "rouge-l": TextScore("ROUGE-L", "rouge-l", "rougeL", scale=100.0),
 }
 
@@ -215,3 +253,13 @@ def _hypotheses(run: Path, name: str) -> list[str]:
     from quickstart.scoring import read_hypotheses
 
     return read_hypotheses(run / name / "test.txt")
+
+
+def _right(run: Path) -> list[list[str]]:
+    """Return all right answers of each item of the test set."""
+    return [line.split("\t") for line in _lines(run / "raw" / "test.all")]
+
+
+def _lines(path: Path) -> list[str]:
+    """Return a file's lines; ``splitlines`` would also split at other characters than line feeds."""
+    return path.read_text("utf-8").removesuffix("\n").split("\n")

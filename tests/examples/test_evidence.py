@@ -130,7 +130,9 @@ def test_only_earlier_jobs_choose_rates_and_starts(modules: dict[str, ModuleType
     last = plan.training(plan.jobs[-1], done)
     assert (last.name, last.start) == ("then_imitkd_lr1e-3-seed2", "seqkd_lr2e-3-seed2")
     (recipe / "evidence.toml").write_text('measure = "ter"' + PLAN)
-    with pytest.raises(SystemExit, match="measure must be one of word_errors, bleu, rouge-l, but is 'ter'"):
+    with pytest.raises(
+        SystemExit, match="measure must be one of word_errors, bleu, every-bleu, rouge-l, but is 'ter'"
+    ):
         modules["evidence"].Plan(recipe / "evidence.toml")
     (recipe / "evidence.toml").write_text(PLAN.replace("rates = 2", "rates = 3"))
     with pytest.raises(SystemExit, match="rates of seqkd must be at most 2"):
@@ -402,6 +404,29 @@ def test_the_score_of_a_decoded_test_set(modules: dict[str, ModuleType], tmp_pat
     assert sums[:2].tolist() == [expected.sys_len, expected.ref_len]
     rouge = modules["evidence_scores"].MEASURES["rouge-l"].test(tmp_path, "one")
     assert rouge["rougeL"] == pytest.approx(100 * (5 / 6 + 1) / 2, abs=0.01)
+
+
+def test_bleu_against_every_right_translation(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    """A sentence that equals any of its right translations is right, whatever the others are."""
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "one").mkdir()
+    right = [["a b c d e", "e d c b a"], ["f g h i"], ["i h g f", "f h g i", "g f h i"]]
+    written = ["e d c b a", "f g h j", "i h g f"]
+    (tmp_path / "raw" / "test.all").write_text("".join("\t".join(every) + "\n" for every in right))
+    (tmp_path / "one" / "test.txt").write_text(
+        "".join(f"H-{number}\t-0.5\t{text}\n" for number, text in enumerate(written))
+    )
+    measure = modules["evidence_scores"].MEASURES["every-bleu"]
+    test = measure.test(tmp_path, "one")
+    columns = [[every[min(place, len(every) - 1)] for every in right] for place in range(3)]
+    expected = sacrebleu.corpus_bleu(written, columns, tokenize="none").score
+    assert measure.scores(test) == (pytest.approx(expected), pytest.approx(200 / 3))
+    assert test["signatures"]["bleu"].startswith("nrefs:var|case:mixed|eff:no|tok:none")
+    difference, (low, high), _ = measure.chance([test], [test])  # from the statistics that are packed
+    assert (difference, low, high) == (0, 0, 0)
+    perfect = np.array([[n, n, *range(n, n - 4, -1), *range(n, n - 4, -1)] for n in (5, 4, 4)], float)
+    better = {**test, "statistics": modules["evidence_scores"].packed(perfect)}
+    assert measure.chance([better], [test])[0] == pytest.approx(100 - expected, abs=0.01)
 
 
 @pytest.mark.slow
