@@ -7,10 +7,10 @@ once, over all processes and micro-batches.
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +24,13 @@ from fairseq_imitkd.errors import RefusedUpdate, UsageError
 from fairseq_imitkd.losses import metrics
 from fairseq_imitkd.losses.chunked import TokenValues, chunked_loss
 from fairseq_imitkd.losses.divergences import DIVERGENCES, most_probable_only, needs
+from fairseq_imitkd.losses.hidden_match import HiddenMatch
 from fairseq_imitkd.losses.regression import squared_error, with_zeros
 from fairseq_imitkd.losses.token_weights import CONFIDENCES, DifficultyQueue, is_among_hardest
 from fairseq_imitkd.method.config import DistillationConfig
 from fairseq_imitkd.method.method import Method, Moment
 from fairseq_imitkd.models.access import features_for_logits, output_projection, unwrapped
+from fairseq_imitkd.models.encoding import kept_outputs, mean_over_time
 from fairseq_imitkd.models.logits import (
     ProjectedLogits,
     TokenLogits,
@@ -60,6 +62,7 @@ class Distillation:
         observe: called with the teacher's most probable tokens, ``(B, T)``; at positions where the loss
             ignores the teacher they mean nothing. None is not called.
         difficulties: the difficulties of recent tokens, under ``--token-selection queue``.
+        sentence_vectors: ``(B, D)``, the means of the teacher's encoder outputs, under ``--hidden-match``.
         can_skip: the optimizer skips an update whose gradient is not finite, and lowers its loss scale.
     """
 
@@ -70,6 +73,7 @@ class Distillation:
     advantages: Tensor | None = None
     observe: Callable[[Tensor], None] | None = None
     difficulties: DifficultyQueue | None = None
+    sentence_vectors: Tensor | None = None
     can_skip: bool = False
 
 
@@ -123,6 +127,25 @@ class DistillationCriterion(FairseqCriterion):
         self._label_smoothing = cfg.label_smoothing
         self._by_sentence = str(cfg.loss_average) == "sentence"
         self._reward_weight = cfg.reward_weight
+        self.hidden_match: HiddenMatch | None = None  # see begin_matching
+
+    def begin_matching(self, student_width: int, teacher_width: int) -> None:
+        """Make the projection of ``--hidden-match``, before the optimizer is built.
+
+        Args:
+            student_width, teacher_width: features of the encoders' outputs.
+        """
+        cfg = self.method.cfg
+        self.hidden_match = HiddenMatch(
+            (student_width, teacher_width), distance=str(cfg.hidden_match_distance), seed=cfg.seed
+        )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any] | None, *more: Any, **kwargs: Any) -> Any:
+        """Continue with the projection of a checkpoint. One to finetune from may have none that fits."""
+        if shapes_of(state_dict or {}) != shapes_of(self.state_dict()):
+            logger.info("the checkpoint has no projection for --hidden-match here, so a new one is learned")
+            return None
+        return super().load_state_dict(state_dict, *more, **kwargs)
 
     def chunk(self, model: torch.nn.Module, target: Tensor) -> int:
         """Return the number of positions per chunk for targets ``(B, T)``; 0 computes all logits at once."""
@@ -155,7 +178,8 @@ class DistillationCriterion(FairseqCriterion):
         """
         chunk = self.chunk(model, sample["target"]) if reduce else 0
         positions = self._positions(sample, only_counted=chunk > 0)
-        student = self._student_logits(model, sample, positions, chunked=chunk > 0)
+        with kept_outputs(unwrapped(model).encoder if self._matches(positions) else None) as encoded:
+            student = self._student_logits(model, sample, positions, chunked=chunk > 0)
         self._add_inputs(positions, student, chunk)
         if isinstance(student, ProjectedLogits):
             loss, values = chunked_loss(student, partial(self._token_loss, positions), chunk)
@@ -163,6 +187,9 @@ class DistillationCriterion(FairseqCriterion):
             losses, values = self._token_loss(positions, student.logits(slice(None)), slice(None))
             loss = losses.sum() if reduce else losses[positions.counted]
             values = {name: value.detach() for name, value in values.items()}
+        if self.hidden_match is not None:
+            matched = self._matching_loss(positions, encoded, values)
+            loss = loss + (matched.sum() if reduce else matched[positions.counted])
         is_finite, tokens = torch.stack([loss.detach().isfinite().all(), positions.counted.sum()]).tolist()
         if not is_finite:
             self._refuse_or_warn(sample, positions, student, losses=values["loss"])
@@ -225,6 +252,34 @@ class DistillationCriterion(FairseqCriterion):
             features = self._run_student(model, sample)
         weight, bias = output_projection(decoder)  # type: ignore[misc]  # chunk() returned 0 otherwise
         return ProjectedLogits(features[positions.indices], weight, bias)
+
+    def _matches(self, positions: "_Positions") -> bool:
+        """Whether the batch's loss has the term of ``--hidden-match``."""
+        return positions.distillation is not None and positions.distillation.sentence_vectors is not None
+
+    def _matching_loss(self, positions: "_Positions", encoded: list[Any], values: TokenValues) -> Tensor:
+        """Return the term of ``--hidden-match`` at all positions, ``(P,)``, and add it to the logged values.
+
+        Each token has the distance of its sentence. So distances are averaged as tokens are: over all tokens,
+        or per sentence first.
+
+        Args:
+            positions: the batch's positions.
+            encoded: what the student's encoder has returned.
+            values: values to log at the positions.
+        """
+        assert self.hidden_match is not None
+        distance = torch.zeros_like(values["loss"])
+        if self._matches(positions):
+            teacher = cast(Any, positions.distillation).sentence_vectors
+            found = self.hidden_match(mean_over_time(encoded[-1]), teacher)
+            distance = found[positions.rows].masked_fill(~positions.counted, 0.0)
+        else:  # distributed wrappers expect a gradient of all weights
+            distance = distance + 0.0 * sum(part.sum() for part in self.hidden_match.parameters())
+        loss = self.method.cfg.hidden_match * distance
+        values["hidden_match"] = distance.detach()
+        values["loss"] = values["loss"] + loss.detach()
+        return loss if positions.scale is None else loss * positions.scale.to(loss.dtype)
 
     def _add_inputs(self, positions: "_Positions", student: TokenLogits, chunk: int) -> None:
         """Compute the tensors that the divergence reads beside logits (see ``divergences.TOKEN_INPUTS``)."""
@@ -293,6 +348,8 @@ class DistillationCriterion(FairseqCriterion):
             else:
                 weight = torch.full_like(divergence, on_data).masked_fill_(part.lacks_reference, on_rollouts)
                 loss = loss + divergence * weight
+        elif part.distillation is not None and part.gold_weight == 0.0:  # --hidden-match-only
+            loss = 0.0 * logits[:, 0]  # chunks and distributed wrappers expect a gradient
         # Padding is computed too, then masked: indexing it away would copy all logits twice.
         loss = loss.masked_fill(~part.counted, 0.0)
         total = loss if part.scale is None else loss * part.scale.to(loss.dtype)
@@ -388,12 +445,13 @@ class DistillationCriterion(FairseqCriterion):
         such update, and refuses the one at which the scale reaches its minimum.
         """
         where, broken = _sentences_of(sample, positions, losses)
+        distillation = positions.distillation
         first = slice(int(broken[0]), int(broken[0]) + 1) if broken.numel() else slice(0, 1)
         teacher_logits = None if positions.teacher is None else positions.teacher.logits(first)
+        vectors = None if distillation is None else distillation.sentence_vectors
         teacher_is_sound = teacher_logits is None or not bool(
             (teacher_logits.isnan() | (teacher_logits == torch.inf)).any()
         )
-        distillation = positions.distillation
         update = "this batch" if distillation is None else f"update {distillation.now.update_num + 1}"
         if not bool(student.logits(first).isfinite().all()):
             if teacher_is_sound and distillation is not None and distillation.can_skip:
@@ -405,6 +463,8 @@ class DistillationCriterion(FairseqCriterion):
                 )
                 return
             cause = "the student's logits are not finite; a smaller --lr or --clip-norm may help"
+        elif vectors is not None and not bool(vectors.isfinite().all()):
+            cause = "the outputs of the teacher's encoder are not finite; --teacher-dtype fp32 may help"
         elif teacher_logits is None:
             cause = "the loss is too large for its number format"
         elif not teacher_is_sound:
@@ -500,6 +560,18 @@ def _sentences_of(sample: Batch, positions: "_Positions", losses: Tensor) -> tup
     ids = sample["id"][positions.rows[broken].unique()].tolist() if broken.numel() else []
     more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
     return ", ".join(map(str, ids[:8])) + more or "?", broken
+
+
+def shapes_of(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the shapes of tensors by name; None for what is not a tensor."""
+    return {name: getattr(value, "shape", None) for name, value in weights.items()}
+
+
+def unwrapped_criterion(criterion: Any) -> Any:
+    """Return a criterion without its distributed wrappers, which it has if it has weights of its own."""
+    while not isinstance(criterion, FairseqCriterion) and hasattr(criterion, "module"):
+        criterion = criterion.module
+    return criterion
 
 
 def no_teacher(criterion: str, task: str) -> str:

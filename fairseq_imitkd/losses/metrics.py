@@ -32,7 +32,8 @@ def batch_sums(
         sample: a batch of ``B`` sentences.
         values: ``(P,)`` tensors for the ``P`` positions that were computed: ``loss`` and ``nll``; with a
             teacher ``compared`` (whether the loss compares with the teacher) and ``agrees``; for classes
-            ``correct``; for scores ``squared_error`` instead of ``nll``, and ``labelled``.
+            ``correct``; with ``--hidden-match`` its distance, ``hidden_match``; for scores
+            ``squared_error`` instead of ``nll``, and ``labelled``.
         counted: ``(P,)`` bool, False at padding.
         tokens: number of counted positions.
         is_rollout: ``(P,)`` bool, the counted positions of rollouts.
@@ -60,8 +61,11 @@ def batch_sums(
         "teacher_tokens": zero if without_teacher else values["compared"].sum(),
         "teacher_agrees": zero if without_teacher else values["agrees"].sum(),
         **_rollout_sums(sample["target"], distillation, pad=pad, zero=zero),
-        **({"correct": values["correct"].sum()} if "correct" in values else {}),
-        **{name: values[name].sum() for name in ("squared_error", "labelled") if name in values},
+        **{
+            name: values[name].sum()
+            for name in ("correct", "hidden_match", "squared_error", "labelled")
+            if name in values
+        },
     }
 
 
@@ -120,6 +124,8 @@ def _log_distillation(total: dict[str, float]) -> None:
     _ratio(total, "agreement", "teacher_agrees", of="teacher_tokens", digits=3)
     _ratio(total, "padding", "positions", of="ntokens", digits=3)
     _ratio(total, "rollout_work", "rollout_rows_computed", of="tokens_rollout", digits=3)
+    if "hidden_match" in total:
+        _ratio(total, "hidden_match", "hidden_match", of="distilled_tokens", digits=5)
     if total.get("rollouts_may_be_stale", 0) > 0:
         for name in ("rollout_staleness", "rollouts_replayed"):
             if name in total:

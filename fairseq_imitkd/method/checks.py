@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.losses.divergences import DIVERGENCES, needs
-from fairseq_imitkd.method.config import DistillationConfig, Range, training_length
+from fairseq_imitkd.method.config import DistillationConfig, DivergenceConfig, Range, training_length
 from fairseq_imitkd.method.schedules import AdaptiveShare, Schedule, moves, parse_schedule, parse_share
 
 SUBWORD_MARKS = ("auto", "none", "@@ ", "subword_nmt", "sentencepiece", "wordpiece", "letter")
@@ -28,6 +28,7 @@ def check(cfg: DistillationConfig, method: str, defaults: DistillationConfig) ->
     """
     _check_ranges(cfg)
     context = _Context.from_settings(cfg)
+    _check_matching(cfg, context)
     _check_useless(cfg, defaults, context)
     _check_divergence(cfg, context)
     _check_rollouts(cfg, context)
@@ -93,9 +94,26 @@ def _check_ranges(cfg: DistillationConfig) -> None:
         raise UsageError(f"--reward-remove-bpe must be one of {marks}, but is '{cfg.reward_remove_bpe}'")
 
 
+def _check_matching(cfg: DistillationConfig, context: _Context) -> None:
+    """Refuse ``--hidden-match-only`` without a weight, and with targets that are written for nothing."""
+    if not cfg.hidden_match_only:
+        return
+    if cfg.hidden_match == 0.0:
+        raise UsageError("--hidden-match-only needs --hidden-match, which is 0: add it with a weight, as 1")
+    if not context.never or cfg.teacher_samples:
+        written = f"--student-share {cfg.student_share} lets the student write"
+        remedy = "add --student-share 0"
+        if context.never:
+            written, remedy = "--teacher-samples lets the teacher write", "leave it out"
+        raise UsageError(
+            f"{written} targets, which --hidden-match-only does not read: {remedy}, or use --criterion "
+            "word_kd"
+        )
+
+
 def _check_useless(cfg: DistillationConfig, defaults: DistillationConfig, context: _Context) -> None:
     """Refuse flags that a user has changed and that change nothing."""
-    if context.never and context.gold(0) == 1.0 and not cfg.teacher_samples:
+    if context.never and context.gold(0) == 1.0 and not cfg.teacher_samples and not cfg.hidden_match:
         raise UsageError(
             f"--gold-weight {cfg.gold_weight} leaves no term for the teacher at --student-share "
             f"{cfg.student_share}: lower the weight, raise the share, or use --criterion "
@@ -160,6 +178,13 @@ def _rules_of_rollouts(cfg: DistillationConfig, context: _Context) -> Iterator[_
 def _rules_of_losses(cfg: DistillationConfig, context: _Context) -> Iterator[_Rule]:
     divergence = cfg.divergence
     under = f"under --divergence {divergence}"
+    yield {"hidden_match_distance"}, cfg.hidden_match == 0.0, "without --hidden-match: add it with a weight"
+    of_tokens = {item.name for item in fields(DivergenceConfig)} - {"loss_average"}
+    yield (
+        of_tokens | {"gold_weight", "label_smoothing"},
+        cfg.hidden_match_only,
+        "with --hidden-match-only, which has no loss of tokens: leave one of them out",
+    )
     yield (
         {"label_smoothing"},
         context.gold(context.end) == 0.0,

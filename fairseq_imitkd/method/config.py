@@ -8,6 +8,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
 from fairseq_imitkd.losses.divergences import DIVERGENCES
+from fairseq_imitkd.losses.hidden_match import DISTANCES
 from fairseq_imitkd.losses.token_weights import CONFIDENCES
 from fairseq_imitkd.text.rewards import REWARDS
 
@@ -21,6 +22,7 @@ RewardName: Any = ChoiceEnum(["none", *REWARDS])
 BaselineName: Any = ChoiceEnum(["running", "leave-one-out"])
 SelectionName: Any = ChoiceEnum(["all", "batch", "queue"])
 ConfidenceName: Any = ChoiceEnum(["none", *CONFIDENCES])
+DistanceName: Any = ChoiceEnum([*DISTANCES])
 GraphsName: Any = ChoiceEnum(["auto", "off"])
 
 
@@ -239,7 +241,7 @@ class DivergenceConfig(FairseqDataclass):
 
 @dataclass
 class AddedTermsConfig(FairseqDataclass):
-    """Added to the loss: references and rewards."""
+    """Added to the loss: references, rewards and hidden states."""
 
     gold_weight: str = _flag(
         "0",
@@ -267,6 +269,21 @@ class AddedTermsConfig(FairseqDataclass):
         "auto",
         "subword marks to remove before scoring a reward: those that the dictionary has (auto), @@ , "
         "sentencepiece, ... or none",
+    )
+    hidden_match: float = _flag(
+        0.0,
+        "weight of a distance between the sentence vectors of student and teacher: the means of the "
+        "encoders' outputs over time, the student's through a learned projection (0: none)",
+        NON_NEGATIVE,
+    )
+    hidden_match_distance: DistanceName = _flag(
+        "l1",
+        "distance of --hidden-match: the mean absolute or squared difference over the features, or one minus "
+        "the cosine",
+    )
+    hidden_match_only: bool = _flag(
+        False,
+        "train on --hidden-match alone, without a loss of tokens: the first of two stages",
     )
 
 

@@ -25,6 +25,7 @@ class Moment:
         replay_share: share of the student's sentences that are rollouts of earlier updates, in 0..1.
         annealing: factor of the teacher's logits under ``logit-mse``, in 0..1.
         fills_in: whether the student also writes the targets of all sentences that have no reference.
+        matches_only: whether the loss is that of ``--hidden-match`` alone.
     """
 
     update_num: int
@@ -34,6 +35,7 @@ class Moment:
     replay_share: float
     annealing: float
     fills_in: bool = False
+    matches_only: bool = False
 
     @property
     def student_writes(self) -> bool:
@@ -42,8 +44,8 @@ class Moment:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the update's loss has a term that compares with the teacher."""
-        return self.gold_weight < 1.0 or self.student_writes
+        """Whether the update's loss has a term that compares tokens with the teacher."""
+        return not self.matches_only and (self.gold_weight < 1.0 or self.student_writes)
 
 
 class Method:
@@ -113,10 +115,11 @@ class Method:
             update_num=update_num,
             epoch=epoch,
             student_share=self.share_schedule(now),
-            gold_weight=self._gold_schedule(now),
+            gold_weight=0.0 if self.cfg.hidden_match_only else self._gold_schedule(now),
             replay_share=self._replay_schedule(now),
             annealing=self._annealing(now),
             fills_in=self.some_lack_references and not self.teacher_samples,
+            matches_only=self.cfg.hidden_match_only,
         )
 
     def _annealing(self, now: int) -> float:
@@ -158,6 +161,11 @@ class Method:
     def compares_logits(self) -> bool:
         """Whether the divergence compares the logits themselves, and not the probabilities."""
         return self.cfg.divergence == "logit-mse"
+
+    @property
+    def matches_hidden(self) -> bool:
+        """Whether the loss has the term of ``--hidden-match``."""
+        return self.cfg.hidden_match > 0.0
 
     @property
     def reads_token_probabilities(self) -> bool:

@@ -1,12 +1,16 @@
 """Encode a batch for decoding or scoring."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from fairseq.models import FairseqEncoderDecoderModel
 from fairseq.models.transformer import TransformerEncoder, TransformerEncoderBase
 from torch import Tensor
 
-from fairseq_imitkd.models.tagged import TaggedModel
+from fairseq_imitkd.models.logits import full_precision
+from fairseq_imitkd.models.tagged import TaggedModel, untagged
 
 
 def encode(model: Any, net_input: dict[str, Any], *, samples: int = 1) -> dict[str, list[Tensor]]:
@@ -57,3 +61,59 @@ def _without_waits(encoder: Any, tokens: Tensor) -> dict[str, list[Tensor]]:
         "src_tokens": [],
         "src_lengths": [lengths],
     }
+
+
+def encoder_width(model: Any) -> int | None:
+    """Return the number of features ``D`` of an encoder's outputs.
+
+    Return None for a model without such outputs, as a language model, or with others, as a convolutional one.
+    """
+    model = untagged(model)
+    layers = getattr(getattr(model, "decoder", None), "layers", None) or [None]
+    of_attention = getattr(getattr(layers[0], "encoder_attn", None), "kdim", None)
+    if of_attention is not None:
+        return int(of_attention)
+    if not isinstance(model, FairseqEncoderDecoderModel):
+        return None
+    found = [getattr(model.encoder, name, None) for name in ("output_units", "output_dim")]
+    return next((int(width) for width in found if isinstance(width, int)), None)
+
+
+@contextmanager
+def kept_outputs(module: torch.nn.Module | None) -> Iterator[list[Any]]:
+    """Yield a list that gets what a part of a model returns whenever it runs; None keeps nothing.
+
+    So the outputs are those of the one forward pass that distributed wrappers allow.
+    """
+    found: list[Any] = []
+    if module is None:
+        yield found
+        return
+    hook = module.register_forward_hook(lambda _module, _inputs, output: found.append(output))
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def mean_over_time(encoder_out: Any) -> Tensor:
+    """Return sentence vectors: the mean of an encoder's outputs over time, without padding.
+
+    Args:
+        encoder_out: what a fairseq encoder returns for ``B`` sentences of ``S`` positions.
+
+    Returns:
+        ``(B, D)``, in float32 or, for outputs in float64, in float64.
+    """
+    if not isinstance(encoder_out, Mapping):  # LSTMs: outputs, states, cells, padding
+        outputs, padding = encoder_out[0], encoder_out[3]
+    elif isinstance(encoder_out["encoder_out"], Tensor):  # s2t_berard
+        outputs, padding = encoder_out["encoder_out"], encoder_out["encoder_padding_mask"]
+    else:
+        masks = encoder_out["encoder_padding_mask"]
+        outputs, padding = encoder_out["encoder_out"][0], masks[0].t() if masks else None
+    outputs = full_precision(outputs)  # (S, B, D)
+    if padding is None:
+        return outputs.mean(dim=0)
+    counted = ~padding.to(torch.bool).unsqueeze(-1)  # (S, B, 1)
+    return outputs.masked_fill(~counted, 0.0).sum(dim=0) / counted.sum(dim=0).clamp(min=1)

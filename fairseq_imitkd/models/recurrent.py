@@ -168,6 +168,7 @@ class RecurrentEncoder(FairseqEncoder):
         self.embed_tokens, self.reader = embed_tokens, reader
         self.dropout = FairseqDropout(cfg.dropout, module_name=type(self).__name__)
         self.max_source_positions = cfg.max_source_positions
+        self.output_units = cfg.decoder_hidden_size
         width = 2 * cfg.encoder_hidden_size
         # Attention needs outputs as wide as the decoder, which they are in the paper's sizes.
         self.widen = (

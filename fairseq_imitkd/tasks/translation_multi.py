@@ -95,7 +95,7 @@ class TranslationMultiWithTeacherTask(
     def train_on(self, sample: Batch, model: torch.nn.Module, **arguments: Any) -> tuple[Tensor, int, Any]:
         """Run fairseq's own training step, with the loss of tags, which is not logged or counted."""
         criterion = arguments["criterion"]
-        if not self.data_manager.tag_is_written:
+        if not self.data_manager.tag_is_written or criterion.method.cfg.hidden_match_only:
             return super().train_on(sample, model, **arguments)
 
         def with_tags(model: torch.nn.Module, sample: Batch) -> tuple[Tensor, int, Any]:

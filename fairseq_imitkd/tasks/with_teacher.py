@@ -12,7 +12,7 @@ from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
 from fairseq_imitkd.checkpoints.build import build_model
-from fairseq_imitkd.criterion import DistillationCriterion
+from fairseq_imitkd.criterion import DistillationCriterion, unwrapped_criterion
 from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.data.dictionaries import check_fingerprints, dictionaries_of
 from fairseq_imitkd.data.source_only import with_references
@@ -30,7 +30,7 @@ from fairseq_imitkd.teacher.source import TeacherSource, check_files
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training import fairseq_state
 from fairseq_imitkd.training.adapter import AnyTeacher
-from fairseq_imitkd.training.checks import check_student
+from fairseq_imitkd.training.checks import check_student, widths_to_match
 from fairseq_imitkd.training.distiller import Distiller, Learner, autocast
 from fairseq_imitkd.training.finite_gradients import refuse_broken_gradients
 from fairseq_imitkd.training.ranks import memory_for
@@ -153,7 +153,9 @@ class WithTeacher(_Task):
             self._refuse_unused_flags(str(getattr(cfg, "_name", None) or type(criterion).__name__))
         else:
             self.check_training(criterion.method)
-            self.distiller_of(criterion)
+            teacher = self.distiller_of(criterion).teacher
+            if criterion.method.matches_hidden:
+                criterion.begin_matching(*widths_to_match(self.student, teacher, criterion.method))
         return criterion
 
     def distiller_of(self, criterion: DistillationCriterion) -> Distiller:
@@ -230,10 +232,11 @@ class WithTeacher(_Task):
             RefusedUpdate: one of several processes has too little memory.
         """
         with memory_for(update_num):
-            if not isinstance(criterion, DistillationCriterion):
+            own = unwrapped_criterion(criterion)
+            if not isinstance(own, DistillationCriterion):
                 return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
-            learner = Learner(model, criterion, optimizer, update_num)
-            distiller = self.distiller_of(criterion)
+            learner = Learner(model, own, optimizer, update_num, criterion if own is not criterion else None)
+            distiller = self.distiller_of(own)
             distiller.epoch = self._epoch
             if not self._teacher_is_checked:
                 self._check_teacher(distiller, learner)

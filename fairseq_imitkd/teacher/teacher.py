@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch, teacher_input
 from fairseq_imitkd.models.access import features_for_logits, output_projection
-from fairseq_imitkd.models.encoding import encode
+from fairseq_imitkd.models.encoding import encode, encoder_width, mean_over_time
 from fairseq_imitkd.models.logits import (
     AveragedLogits,
     LaterLogits,
@@ -35,6 +35,7 @@ from fairseq_imitkd.teacher.subset import Outside
 
 logger = logging.getLogger(__name__)
 
+_ENCODER_INPUT = {"src_tokens", "src_lengths"}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -135,6 +136,25 @@ class Teacher:
         if self.cache and cacheable:
             self.cache.keep(sample, encoded)
         return encoded
+
+    @property
+    def encoder_width(self) -> int | None:
+        """The features of the only member's encoder outputs; None without such outputs or with several
+        members.
+        """
+        [model, *others] = self.models
+        is_separate = not others and _encodes_separately(model, dict.fromkeys(_ENCODER_INPUT))
+        return encoder_width(model) if is_separate else None
+
+    @torch.no_grad()
+    def sentence_vectors(self, encoded: Sequence[Any]) -> Tensor:
+        """Return the mean outputs of the only member's encoder, from the result of :meth:`encode`.
+
+        Returns:
+            ``(B, D)``, on the student's device.
+        """
+        vectors = mean_over_time(encoded[0])
+        return vectors.to(self._students_device) if self._is_elsewhere else vectors
 
     @torch.no_grad()
     def score(
@@ -344,4 +364,4 @@ def _encodes_separately(model: BaseFairseqModel, encoder_input: Batch) -> bool:
         LSTMModel.forward,
         S2TTransformerModel.forward,
     )
-    return type(model).forward in stock and encoder_input.keys() == {"src_tokens", "src_lengths"}
+    return type(model).forward in stock and encoder_input.keys() == _ENCODER_INPUT

@@ -8,8 +8,10 @@ from fairseq.models import BaseFairseqModel
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.models.access import output_projection, unsupported_reason
+from fairseq_imitkd.models.encoding import encoder_width
 from fairseq_imitkd.teacher.initialise import parse_parts
 from fairseq_imitkd.teacher.source import parse_device
+from fairseq_imitkd.teacher.teacher import Teacher
 
 
 def check_student(student: BaseFairseqModel, method: Method) -> None:
@@ -26,6 +28,28 @@ def check_student(student: BaseFairseqModel, method: Method) -> None:
             f"--loss-chunk {method.cfg.loss_chunk} can't be used with this --arch, whose logits are not the "
             "product of hidden states and one matrix: leave it out"
         )
+
+
+def widths_to_match(student: BaseFairseqModel, teacher: Any, method: Method) -> tuple[int, int]:
+    """Return the features of the student's and the teacher's encoder outputs, for ``--hidden-match``.
+
+    Raises:
+        UsageError: there are several teachers, or one of the models has no such outputs.
+    """
+    flag = f"--hidden-match {method.cfg.hidden_match}"
+    if isinstance(teacher, Teacher) and len(teacher.models) > 1:
+        raise UsageError(
+            f"{flag} matches one teacher, but --teacher-path names {len(teacher.models)}: use one, or leave "
+            "the flag out"
+        )
+    own, theirs = encoder_width(student), teacher.encoder_width
+    if own is None or theirs is None:
+        name, model = ("--arch", student) if own is None else ("--teacher-path", teacher.models[0])
+        raise UsageError(
+            f"{flag} compares outputs of encoders, but the model of {name}, a {type(model).__name__}, has "
+            "none to compare: leave the flag out"
+        )
+    return own, theirs
 
 
 def check_topk(method: Method, symbols: int) -> None:

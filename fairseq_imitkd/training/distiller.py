@@ -22,6 +22,7 @@ from fairseq_imitkd.mixing.mixer import NO_WORK
 from fairseq_imitkd.models.access import placement, unwrapped
 from fairseq_imitkd.rollout import without_graphs_if_needed
 from fairseq_imitkd.teacher.sentence_weights import SentenceWeights
+from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.text.rewards import NO_REWARDS, Rewarder, RunningMean
 from fairseq_imitkd.training.adapter import AnyTeacher, TaskAdapter
@@ -49,12 +50,14 @@ class Learner:
         criterion: the method's criterion.
         optimizer: fairseq's optimizer.
         update_num: number of the update (0 = first).
+        wrapped_criterion: the criterion in its distributed wrappers, if it has weights of its own.
     """
 
     model: torch.nn.Module
     criterion: DistillationCriterion
     optimizer: Any
     update_num: int
+    wrapped_criterion: Any = None
 
     @property
     def student(self) -> BaseFairseqModel:
@@ -240,12 +243,14 @@ class Distiller:
 
         The teacher's decoder runs later, on each part of the batch (see :meth:`_score_part`).
         """
-        encoder_outs, log_weights = None, None
-        if now.needs_teacher:
+        encoder_outs, log_weights, vectors = None, None, None
+        if now.needs_teacher or self.method.matches_hidden:
             with self._teacher_stage(batch.sample, learner):
                 encoder_outs = without_graphs_if_needed(
                     lambda: self.teacher.encode(batch.sample, cacheable=batch.has_own_sources)
                 )
+                if self.method.matches_hidden:
+                    vectors = cast(Teacher, self.teacher).sentence_vectors(encoder_outs)
                 if self.sentence_weights is not None:
                     chunk = learner.criterion.chunk(learner.model, references["target"])
                     log_weights = self.sentence_weights.log_weights(
@@ -257,7 +262,7 @@ class Distiller:
                     )
         log = self.rollout_log
         shown = None if log is None else log.choose(batch, now.update_num)
-        return _EncodedBatch(batch, now, reward, encoder_outs, log_weights, shown)
+        return _EncodedBatch(batch, now, reward, encoder_outs, log_weights, shown, vectors)
 
     def _learn(self, encoded: "_EncodedBatch", learner: Learner) -> StepResult:
         """Compute the teacher's logits, the loss and its gradient, for the whole batch or part by part.
@@ -268,7 +273,7 @@ class Distiller:
         *others, last = self._rows_of_parts(encoded.batch.sample["target"])
         results: list[StepResult] = []
         for rows in others:
-            with _gradients_stay_local(learner.model):
+            with _gradients_stay_local(learner.model), _gradients_stay_local(learner.wrapped_criterion):
                 results.append(self._train_on(self._score_part(encoded, rows, learner), learner))
         results.append(self._train_on(self._score_part(encoded, last, learner), learner))
         return reduce(_add_results, results)
@@ -313,6 +318,7 @@ class Distiller:
             select(encoded.reward()[0]),
             self._observer(part, select(encoded.shown), select(batch.truncated)),
             self.state.difficulties,
+            sentence_vectors=select(encoded.vectors),
             can_skip=part["target"].is_cuda and getattr(learner.optimizer, "scaler", None) is not None,
         )
         return {**part, DISTILLATION: distillation}
@@ -337,7 +343,7 @@ class Distiller:
             self.task.train_on,
             sample,
             learner.model,
-            criterion=learner.criterion,
+            criterion=learner.wrapped_criterion or learner.criterion,
             optimizer=learner.optimizer,
             update_num=learner.update_num,
             ignore_grad=ignore_grad,
@@ -368,6 +374,7 @@ class _EncodedBatch:
         log_weights: ``(B, M)``, logarithms of the teachers' weights for each sentence; None if all have the
             same.
         shown: ``(B,)`` bool, the sentences that the log of rollouts shows; None if it shows none.
+        vectors: ``(B, D)``, the teacher's sentence vectors under ``--hidden-match``.
     """
 
     batch: MixedBatch
@@ -376,6 +383,7 @@ class _EncodedBatch:
     encoder_outs: list[Any] | None
     log_weights: Tensor | None
     shown: Tensor | None
+    vectors: Tensor | None = None
 
 
 def autocast(optimizer: Any) -> contextlib.AbstractContextManager:
@@ -389,7 +397,7 @@ def autocast(optimizer: Any) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def _gradients_stay_local(model: torch.nn.Module) -> contextlib.AbstractContextManager:
+def _gradients_stay_local(model: torch.nn.Module | None) -> contextlib.AbstractContextManager:
     """Return a context in which a backward pass does not exchange gradients with other processes."""
     return cast(Any, model).no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()
 

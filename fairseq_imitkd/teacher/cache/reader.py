@@ -271,6 +271,11 @@ def _check_method(method: Method, topk: int, flag: str) -> None:
         flag: ``--teacher-cache`` with its value, for messages.
     """
     cfg = method.cfg
+    if method.matches_hidden:
+        raise UsageError(
+            f"--hidden-match {cfg.hidden_match} needs outputs of the teacher's encoder, which are not in "
+            f"{flag}: use --teacher-path"
+        )
     if method.writes:
         cause, remedy = f"--student-share {cfg.student_share}", "add --student-share 0"
         if method.teacher_samples:
