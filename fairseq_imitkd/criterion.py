@@ -141,9 +141,9 @@ class DistillationCriterion(FairseqCriterion):
         )
 
     def load_state_dict(self, state_dict: Mapping[str, Any] | None, *more: Any, **kwargs: Any) -> Any:
-        """Continue with the projection of a checkpoint. One to finetune from may have none that fits."""
-        if shapes_of(state_dict or {}) != shapes_of(self.state_dict()):
-            logger.info("the checkpoint has no projection for --hidden-match here, so a new one is learned")
+        """Continue with the projection of a checkpoint. One to finetune from may have none."""
+        if state_dict is None:
+            logger.info("the checkpoint has no projection of --hidden-match, so a new one is learned")
             return None
         return super().load_state_dict(state_dict, *more, **kwargs)
 
@@ -560,11 +560,6 @@ def _sentences_of(sample: Batch, positions: "_Positions", losses: Tensor) -> tup
     ids = sample["id"][positions.rows[broken].unique()].tolist() if broken.numel() else []
     more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
     return ", ".join(map(str, ids[:8])) + more or "?", broken
-
-
-def shapes_of(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the shapes of tensors by name; None for what is not a tensor."""
-    return {name: getattr(value, "shape", None) for name, value in weights.items()}
 
 
 def unwrapped_criterion(criterion: Any) -> Any:

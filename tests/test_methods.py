@@ -61,6 +61,9 @@ CRITERION_FLAGS = {
     "--reward-weight": 0.5,
     "--reward-baseline": "leave-one-out",
     "--reward-remove-bpe": "auto",
+    "--hidden-match": 0.0,
+    "--hidden-match-distance": "l1",
+    "--hidden-match-only": False,
     "--rollout-policy": "greedy",
     "--rollout-topk": 0,
     "--rollout-topp": 1.0,
@@ -145,6 +148,7 @@ CHOICES = {
     "--loss-average": ["token", "sentence"],
     "--reward": ["none", "sentence-bleu", "chrf", "rouge-l"],
     "--reward-baseline": ["running", "leave-one-out"],
+    "--hidden-match-distance": ["l1", "squared-error", "cosine"],
     "--rollout-policy": ["greedy", "sampling", "speculative"],
 }  # fmt: skip
 # fairseq's own flags, which the task and the criterion read.

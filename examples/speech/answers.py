@@ -1,7 +1,7 @@
-"""Reads what imitkd-generate wrote: ``answers.py join MANIFEST OUTPUT NEW``, ``answers.py score RUN NAME…``.
+"""Reads what imitkd-generate wrote: ``answers.py join MANIFEST OUTPUT NEW``, ``answers.py score RUN TARGET NAME…``.
 
 ``join`` writes a manifest whose targets are the translations. ``score`` compares the models' translations of
-the test commands, ``RUN/NAME/test.out``, with all right ones, ``RUN/raw/test.all``. It writes
+the test commands, ``RUN/NAME/test.out``, with the right ones, ``RUN/raw/test.TARGET``. It writes
 ``RUN/results.json`` and prints the table.
 """
 
@@ -16,7 +16,7 @@ def main() -> None:
     if command == "join":
         join(*map(Path, words))
     elif command == "score":
-        score(Path(words[0]), words[1:])
+        score(Path(words[0]), words[1], words[2:])
     else:
         raise SystemExit(f"the first word must be join or score, but is '{command}'")
 
@@ -43,7 +43,7 @@ def join(manifest: Path, output: Path, new: Path) -> None:
             writer.writerow({**row, "tgt_text": text})
 
 
-def score(run: Path, names: list[str]) -> None:
+def score(run: Path, target: str, names: list[str]) -> None:
     """Write ``RUN/results.json``, and print the table."""
     from error_rates import chance, errors, packed, unpacked
     from table import ROWS, table
@@ -52,7 +52,8 @@ def score(run: Path, names: list[str]) -> None:
     from fairseq_imitkd.checkpoints.safe_load import read_checkpoint
     from fairseq_imitkd.data.files import write_json
 
-    lines = (run / "raw" / "test.all").read_text(encoding="utf-8").splitlines()
+    name = "test.all" if target == "de" else f"test.{target}"  # a command has several right translations
+    lines = (run / "raw" / name).read_text(encoding="utf-8").splitlines()
     right = [line.split("\t") for line in lines]
     models: dict[str, Any] = {}
     known = {row: place for place, row in enumerate(ROWS)}
@@ -72,7 +73,7 @@ def score(run: Path, names: list[str]) -> None:
             "right": packed(found.right),
         }
         row, *seed = name.split("-")
-        rival = "-".join(["continued" if row.startswith("then_") else "scratch", *seed])
+        rival = "-".join(["continued" if row.startswith(("then_", "after_")) else "scratch", *seed])
         if rival in models and rival != name and row != "teacher":
             ones, others = (unpacked(models[each]["right"], len(right))[None] for each in (name, rival))
             gain, interval, p = chance(ones, others)
@@ -80,6 +81,7 @@ def score(run: Path, names: list[str]) -> None:
     results = {
         "recipe": "speech",
         **origin(),
+        "target": target,
         "commands": len(right),
         "trainings": {name: training(run, name) for name in models},
         "models": models,

@@ -5,7 +5,8 @@ before or after the object, with and without "bitte". Training text has one of t
 
 OUT gets ``text.en`` and ``text.de``, which the text teacher learns from; ``train.en`` and ``train.de``, the
 first of these lines, which are spoken; ``valid`` and ``test``, whose commands are in no other file; and
-``test.all``, all right sentences of a command, joined by tabs.
+``test.all``, all right sentences of a command, joined by tabs. Beside each ``.de`` is a ``.frame``: the
+command's intent and slots, such as ``switch_on device=lamp room=hall time=on_sunday``.
 """
 
 import argparse
@@ -46,10 +47,11 @@ LEVELS = {"heating": ("die Heizung", "Grad", "degrees"), "volume": ("die LautstÃ
 
 
 class Command(NamedTuple):
-    """A command and its right translations."""
+    """A command, its right translations, and its meaning."""
 
     english: str
     german: list[str]
+    frame: str
 
 
 def draw(numbers: random.Random) -> Command:
@@ -65,14 +67,17 @@ def draw(numbers: random.Random) -> Command:
         verb = numbers.choice(("turn", "switch"))
         english = f"{verb} {side} the {device} in the {room} {time}"
         verbs, object_ = [("schalte", ends[0]), ("mach", ends[1])], f"{noun} {im}"
+        frame = (f"switch_{side}", f"device={device}")
     elif kind == "set":
         (level, (noun, unit, english_unit)), (number, zahl) = one(LEVELS), one(NUMBERS)
         english = f"set the {level} in the {room} to {number} {english_unit} {time}"
         verbs, object_ = [("stelle", ""), ("setze", "")], f"{noun} {im} auf {zahl} {unit}"
+        frame = ("set", f"device={level}", f"number={number}")
     elif kind == "play":
         music, noun = one(MUSIC)
         english = f"play {music} in the {room} {time}"
         verbs, object_ = [("spiele", ""), ("spiel", "")], f"{noun} {im}"
+        frame = ("play", f"music={music}")
     else:
         (opening, noun), (verb, ends) = (
             one(OPENINGS),
@@ -80,11 +85,13 @@ def draw(numbers: random.Random) -> Command:
         )
         english = f"{verb} the {opening} in the {room} {time}"
         verbs, object_ = [(ends[0], ""), ("mach", ends[1])], f"{noun} {im}"
+        frame = (verb, f"device={opening}")
     german = []
     for (start, end), early, please in itertools.product(verbs, (True, False), ("", "bitte")):
         middle = f"{wann} {object_}" if early else f"{object_} {wann}"
         german.append(" ".join(f"{start} {please} {middle} {end}".split()))
-    return Command(english, german)
+    slots = (slot.replace(" ", "_") for slot in (*frame, f"room={room}", f"time={time}"))
+    return Command(english, german, " ".join(slots))
 
 
 def write(path: Path, lines: Sequence[str]) -> None:
@@ -122,6 +129,7 @@ def main() -> None:
     german = [numbers.choice(command.german) for command in text]
     for name, commands in splits.items():
         write(args.out / f"{name}.en", [command.english for command in commands])
+        write(args.out / f"{name}.frame", [command.frame for command in commands])
         targets = german if name in ("text", "train") else [drawn[command.english] for command in commands]
         write(args.out / f"{name}.de", targets[: len(commands)])
     write(args.out / "test.all", ["\t".join(command.german) for command in splits["test"]])

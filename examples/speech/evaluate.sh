@@ -5,7 +5,7 @@ source "$(dirname "$0")/../common.sh"
 names=()
 for done in "$RUN"/.done/*; do
   name=$(basename "$done")
-  case $name in commands | binarise | speech | translations) continue ;; esac
+  case $name in commands | binarise | speech | translations | matched*) continue ;; esac
   names+=("$name")
   [ ! "$RUN/$name/test.out" -nt "$RUN/$name/checkpoint_best.pt" ] || continue # another call has decoded it
   data=("$RUN/data-bin" "${SPEECH[@]}")
@@ -15,4 +15,4 @@ for done in "$RUN"/.done/*; do
   mv "$RUN/$name/test.part" "$RUN/$name/test.out"
 done
 [ ${#names[@]} -gt 0 ] || die "$RUN holds no trained model; run teacher.sh and student.sh first"
-PYTHONPATH="$REPO/examples${PYTHONPATH:+:$PYTHONPATH}" python "$RECIPE/answers.py" score "$RUN" "${names[@]}"
+PYTHONPATH="$REPO/examples${PYTHONPATH:+:$PYTHONPATH}" python "$RECIPE/answers.py" score "$RUN" "$TARGET" "${names[@]}"

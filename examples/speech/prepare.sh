@@ -7,15 +7,16 @@ commands() { python "$RECIPE/commands.py" "$RUN/raw" ${SMOKE:+--text 200 --train
 # The dictionary of the targets is that of the text teacher. text-bin's second test set is the text of what is spoken for training.
 binarise() {
   rm -rf "$RUN/text-bin" # fairseq-preprocess refuses a folder that a killed call left incomplete
-  fairseq-preprocess --source-lang en --target-lang de --workers 1 --destdir "$RUN/text-bin" --trainpref "$RUN/raw/text" \
+  fairseq-preprocess --source-lang en --target-lang "$TARGET" --workers 1 --destdir "$RUN/text-bin" --trainpref "$RUN/raw/text" \
     --validpref "$RUN/raw/valid" --testpref "$RUN/raw/test,$RUN/raw/train" >"$RUN/preprocess.log" 2>&1
 }
 
 speech() {
-  python "$RECIPE/speak.py" "$RUN/raw" "$RUN/data-bin" ${SMOKE:+--tones}
-  cp "$RUN/text-bin/dict.de.txt" "$RUN/data-bin/dict.txt"
+  python "$RECIPE/speak.py" "$RUN/raw" "$RUN/data-bin" --targets "$TARGET" ${SMOKE:+--tones}
+  cp "$RUN/text-bin/dict.$TARGET.txt" "$RUN/data-bin/dict.txt"
 }
 
+echo "$TARGET" >"$RUN/target"
 stage commands commands
 stage binarise binarise
 stage speech speech

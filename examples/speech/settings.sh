@@ -1,6 +1,10 @@
 # The settings of the recipe's trainings. ../common.sh sources this file.
 # shellcheck shell=bash disable=SC2034
 USES="SMOKE UPDATES MORE_UPDATES"
+# What the students write: de (a German translation) or frame (the command's intent and slots). Each needs a RUN of its own.
+TARGET=${TARGET:-de}
+case $TARGET in de | frame) ;; *) die "TARGET must be de or frame, but is '$TARGET'" ;; esac
+[ "$(cat "$RUN/target" 2>/dev/null || echo "$TARGET")" = "$TARGET" ] || die "$RUN is of TARGET=$(cat "$RUN/target"); use another RUN=DIR"
 SPEECH=(--task speech_to_text_with_teacher)
 # Greedy decoding of at most 30 words, in validation and everywhere else.
 DECODING=(--beam 1 --max-len-a 0 --max-len-b 30 --required-batch-size-multiple 1)

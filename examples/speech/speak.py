@@ -70,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("raw", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--targets", default="de", help="ending of the files with the targets")
     parser.add_argument("--tones", action="store_true")
     args = parser.parse_args()
     if not args.tones and shutil.which("espeak-ng") is None:
@@ -82,8 +83,8 @@ def main() -> None:
     mean = deviation = None
     for number, split in enumerate(("train", "valid", "test")):
         numbers = np.random.default_rng(number)
-        english, german = (
-            (args.raw / f"{split}.{side}").read_text("utf-8").splitlines() for side in ("en", "de")
+        english, targets = (
+            (args.raw / f"{split}.{side}").read_text("utf-8").splitlines() for side in ("en", args.targets)
         )
         features = [filterbanks(noisy(speak(line, numbers), numbers), mel) for line in english]
         if mean is None or deviation is None:
@@ -93,7 +94,7 @@ def main() -> None:
         for line, each in enumerate(features):
             path = args.out / "features" / f"{split}{line}.npy"
             np.save(path, ((each - mean) / deviation).numpy().astype(np.float16))
-            rows.append((f"{split}{line}", path.name, len(each), german[line], english[line]))
+            rows.append((f"{split}{line}", path.name, len(each), targets[line], english[line]))
         manifest(args.out / f"{split}.tsv", rows)
     config = ["vocab_filename: dict.txt", f"audio_root: {args.out.resolve() / 'features'}"]
     config += [f"input_feat_per_channel: {BINS}", "input_channels: 1", "shuffle: true"]

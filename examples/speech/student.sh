@@ -5,9 +5,11 @@
 #   METHOD        any name of --criterion: the data's translations, and the text teacher, which reads the transcripts
 #   then_METHOD   the same, from the weights of `scratch` of the same seed
 #   continued     cross-entropy from the weights of `scratch`, the control of then_METHOD
+#   matched       no targets: the encoder's mean outputs learn those of the text teacher (Kim et al. 2021, first stage)
+#   after_METHOD  the method, from the weights of `matched` (second stage)
 #   SEED=2 makes ROW-seed2
 source "$(dirname "$0")/../common.sh"
-[ $# -gt 0 ] || die "usage: student.sh ROW [FLAGS…], ROW scratch, seqkd, continued, METHOD or then_METHOD"
+[ $# -gt 0 ] || die "usage: student.sh ROW [FLAGS…], ROW scratch, seqkd, continued, matched, METHOD, then_METHOD or after_METHOD"
 row=$1
 shift
 
@@ -21,23 +23,26 @@ translations() {
 }
 
 objective=(--criterion cross_entropy)
-method=${row#then_}
+first=scratch from=best method=${row#then_}
+[ "$row" = "${row#after_}" ] || first=matched from=last method=${row#after_}
+teacher=(--teacher-path "$RUN/teacher/checkpoint_best.pt" --teacher-data "$RUN/text-bin")
 case $row in
   scratch | continued) ;;
   seqkd)
     stage translations translations
     DATA=$RUN/seqkd-bin
     ;;
+  matched) objective=(--criterion word_kd "${teacher[@]}" --hidden-match 1 --hidden-match-only --loss-average sentence) ;;
   *)
-    objective=(--criterion "$method" --teacher-path "$RUN/teacher/checkpoint_best.pt" --teacher-data "$RUN/text-bin")
+    objective=(--criterion "$method" "${teacher[@]}")
     [ "$method" = word_kd ] || objective+=(--rollout-max-len-a 0 --rollout-max-len-b 30)
     ;;
 esac
 length=(--lr 2e-3 --max-update "${UPDATES:-600}")
 if [ "$row" = continued ] || [ "$row" != "$method" ]; then
-  first=$RUN/$(named scratch)/checkpoint_best.pt
-  [ -e "$first" ] || die "$first does not exist; train scratch first"
-  length=(--lr 1e-3 --max-update "${MORE_UPDATES:-300}" --finetune-from-model "$first")
+  start=$RUN/$(named "$first")/checkpoint_$from.pt
+  [ -e "$start" ] || die "$start does not exist; train $first first"
+  length=(--lr 1e-3 --max-update "${MORE_UPDATES:-300}" --finetune-from-model "$start")
 fi
 model 3 96
 name=$(named "$row")

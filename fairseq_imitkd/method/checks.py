@@ -179,7 +179,7 @@ def _rules_of_losses(cfg: DistillationConfig, context: _Context) -> Iterator[_Ru
     divergence = cfg.divergence
     under = f"under --divergence {divergence}"
     yield {"hidden_match_distance"}, cfg.hidden_match == 0.0, "without --hidden-match: add it with a weight"
-    of_tokens = {item.name for item in fields(DivergenceConfig)} - {"loss_average"}
+    of_tokens = {item.name for item in fields(DivergenceConfig)} - {"loss_average", "_name"}
     yield (
         of_tokens | {"gold_weight", "label_smoothing"},
         cfg.hidden_match_only,

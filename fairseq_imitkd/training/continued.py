@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fairseq_imitkd.checkpoints.progress import check_progress
 from fairseq_imitkd.checkpoints.safe_load import read_untrusted
-from fairseq_imitkd.criterion import DistillationCriterion, shapes_of
+from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.training.configuration import flat
 from fairseq_imitkd.training.configuration.paths import checkpoint_to_start_from
@@ -113,12 +113,10 @@ def _check_history(
         there = last.get(f"{part}_name")
         if name is not None and there is not None and there != name:
             raise UsageError(f"{named} was trained with another --{part} ({there}, here {name}): {remedy}")
-    weights = state.get("criterion") or {}
-    if isinstance(criterion, DistillationCriterion) and shapes_of(weights) != shapes_of(
-        criterion.state_dict()
-    ):
+    learned = bool(state.get("criterion"))
+    if isinstance(criterion, DistillationCriterion) and learned != criterion.method.matches_hidden:
         raise UsageError(
-            f"{named} was trained with{'' if weights else 'out'} a projection of --hidden-match, unlike this "
+            f"{named} was trained with{'' if learned else 'out'} a projection of --hidden-match, unlike this "
             f"training: {remedy}"
         )
 

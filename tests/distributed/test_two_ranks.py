@@ -121,6 +121,22 @@ def test_a_language_model_on_two_ranks(ranks: list[dict[str, Any]], backend: str
         torch.testing.assert_close(summed, two_ranks.gradients(model), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", ["even", "filler"])
+@pytest.mark.parametrize("backend", two_ranks.BACKENDS)
+def test_matching_of_sentence_vectors_on_two_ranks(
+    ranks: list[dict[str, Any]], backend: str, case: str
+) -> None:
+    """The projection, too, has the gradient of one process. A rank without a batch adds nothing."""
+    model, method = two_ranks.student(), two_ranks.matching()
+    for rank in range(2 if case == "even" else 1):
+        two_ranks.matched(model, method, rank)
+    expected = {**two_ranks.gradients(model), **two_ranks.gradients(method)}
+    assert expected["hidden_match.projection.weight"].abs().max() > 0.01
+    for rank in ranks:
+        summed = {name: 2.0 * each for name, each in rank[f"{backend}-matching-{case}"].items()}
+        torch.testing.assert_close(summed, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", two_ranks.BACKENDS)
 def test_weights_of_tokens_on_two_ranks(ranks: list[dict[str, Any]], backend: str) -> None:
     """Each rank selects the hardest tokens among its own recent ones."""

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.rollout import cuda_graphs
 from fairseq_imitkd.teacher.teacher import Teacher
+from fairseq_imitkd.training import distiller
 from tests.helpers import language_models
 from tests.helpers.fairseq_models import (
     build_student,
@@ -132,6 +133,30 @@ def continuations_together(rank: int, backend: str) -> dict[str, Any]:
     return {"gradients": gradients(model), "count": count}
 
 
+def matched(outer: Any, method: Any, rank: int, *, is_filler: bool = False) -> None:
+    """Run a step with ``--hidden-match``, in parts, whose projection is a part of the criterion."""
+    with mock.patch.object(distiller, "PART_COST", {"cpu": 1}):
+        task().train_step(sentences()[rank], outer, method, Optimizer(), UPDATE, ignore_grad=is_filler)
+
+
+def matching() -> Any:
+    """Return a criterion with a projection."""
+    method = criterion(hidden_match=0.5, hidden_match_distance="squared-error")
+    method.begin_matching(32, 32)
+    return method
+
+
+def matched_together(rank: int, backend: str, *, is_filler: bool) -> dict[str, Tensor]:
+    """Run this step through wrappers of the student and of the criterion. Return averaged gradients."""
+    model, method = student(), matching()
+    outer, of_criterion = wrapped(model, backend), wrapped(method, backend)
+    matched(outer, of_criterion, rank, is_filler=is_filler and rank == 1)
+    if backend == "legacy_ddp":
+        outer.all_reduce_grads()
+        of_criterion.all_reduce_grads()
+    return {**gradients(model), **gradients(method)}
+
+
 def step_without_memory(backend: str, rank: int) -> dict[str, Any]:
     """Run one step in which rank 1 runs out of memory once, after the wrapped forward pass."""
     full, token_loss = [True] * rank, DistillationCriterion._token_loss
@@ -231,6 +256,9 @@ def main(rank: int, folder: Path) -> None:
         results[f"{backend}-chunks"] = wrapped_step(backend, rank, False, loss_chunk=3)
         results[f"{backend}-without-memory"] = step_without_memory(backend, rank)
         results[f"{backend}-weighted"] = wrapped_step(backend, rank, False, **WEIGHTED)
+        for is_filler in (False, True):
+            name = f"{backend}-matching-{'filler' if is_filler else 'even'}"
+            results[name] = matched_together(rank, backend, is_filler=is_filler)
         results[f"{backend}-pruned"] = pruned(rank, backend)
         results[f"{backend}-continuations"] = continuations_together(rank, backend)
     results["policy"] = policy_over_teachers(rank)

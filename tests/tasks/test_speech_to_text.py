@@ -226,6 +226,59 @@ def test_a_student_of_a_teacher_of_text_by_the_commands(data: Path, teacher: Pat
     assert len(found) == 10
 
 
+STAGES = (
+    *STUDENT[:-4], "--criterion", "word_kd", "--teacher-allow-poor", "--disable-validation",
+    "--save-interval-updates", 3,
+)  # fmt: skip
+ALONE = ("--hidden-match", 1, "--hidden-match-only", "--loss-average", "sentence")
+
+
+def test_a_stage_of_matching_alone(data: Path, teacher: Path, tmp_path: Path) -> None:
+    """A resumed run ends in the same bits. Encoder and projection learn, the decoder does not. The projection
+    is not among the student's weights.
+    """
+    flags = (*STAGES, *ALONE, "--teacher-path", teacher / "checkpoint_last.pt", "--max-update", 5)
+    whole = train(data, tmp_path / "whole", *flags)
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    shutil.copy(tmp_path / "whole" / "checkpoint_1_3.pt", folder / "checkpoint_last.pt")
+    again = train(data, folder, *flags)
+    assert differences(end(again), end(whole)) == []
+    first, last, resumed = (
+        torch.load(tmp_path / name, weights_only=True)
+        for name in ("whole/checkpoint_1_3.pt", "whole/checkpoint_last.pt", "cut/checkpoint_last.pt")
+    )
+    torch.testing.assert_close(resumed["criterion"], last["criterion"], rtol=0, atol=0)
+    assert not [name for name, value in last["criterion"].items() if value.equal(first["criterion"][name])]
+    assert last["model"].keys() == speech.build(speech.tiny_task(data), decoder_layers=1).state_dict().keys()
+    for name, value in last["model"].items():
+        assert value.equal(first["model"][name]) == (not name.startswith("encoder.") or "version" in name), (
+            name
+        )
+
+
+@pytest.mark.slow
+def test_a_second_stage(data: Path, teacher: Path, tmp_path: Path) -> None:
+    """Another method starts from these weights, with and without matching, and so does matching from weights
+    that were trained without it. fairseq's own task decodes them.
+    """
+    flags = (*STAGES, "--teacher-path", teacher / "checkpoint_last.pt")
+    for name, start, more in (
+        ("first", None, ALONE),
+        ("plain", "first", ()),
+        ("both", "first", ("--hidden-match", 1)),
+        ("late", "plain", ("--hidden-match", 1)),
+    ):
+        begin = ("--finetune-from-model", tmp_path / start / "checkpoint_last.pt") if start else ()
+        done = in_process.train(data, tmp_path / name, *flags, *begin, *more, "--max-update", 2)
+        assert (done.trainer.get_criterion().hidden_match is None) == (not more)
+        assert ("hidden_match" in done.metrics["train_inner"][-1]) == bool(more)
+    path = tmp_path / "both" / "checkpoint_last.pt"
+    assert len(in_process.generate(data, path, tmp_path, "--task", "speech_to_text", "--beam", 2)) == 10
+    with pytest.raises(UsageError, match="was trained with a projection of --hidden-match, unlike this tr"):
+        in_process.train(data, tmp_path / "both", *flags, "--max-update", 4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["speculative_kd", "f_distill", "atkd", "distillm"])
 def test_other_methods(method: str, data: Path, teacher: Path, tmp_path: Path) -> None:
