@@ -408,7 +408,10 @@ class DistillationCriterion(FairseqCriterion):
         values["agrees"] = (most_probable(logits.detach()) == teacher_token) & ~ignored
         if part.distillation is not None and part.distillation.observe is not None:
             values["teacher_token"] = teacher_token
-        divergence = self._divergence_of(part, logits, teacher_logits)
+        assert part.distillation is not None
+        divergence = self._divergence_of(
+            logits, teacher_logits, now=part.distillation.now, inputs=part.inputs
+        )
         if part.selected is not None:
             divergence = divergence * part.selected
         if self._confidence is not None:
@@ -416,9 +419,10 @@ class DistillationCriterion(FairseqCriterion):
             divergence = divergence * torch.where(part.is_rollout, confidence, 1.0)
         return divergence
 
-    def _divergence_of(self, part: "_Positions", student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    def _divergence_of(
+        self, student_logits: Tensor, teacher_logits: Tensor, *, now: Moment, inputs: dict[str, Tensor]
+    ) -> Tensor:
         """Return the divergence at the method's temperatures, ``(n, V), (n, V) -> (n,)``."""
-        assert part.distillation is not None
         if self._student_temperature != 1.0:
             student_logits = student_logits / self._student_temperature
         if self._teacher_temperature != 1.0:
@@ -429,8 +433,8 @@ class DistillationCriterion(FairseqCriterion):
             )
         settings = dict(self._settings)
         if self._anneals:
-            settings["annealing"] = part.distillation.now.annealing
-        divergence = self._divergence(student_logits, teacher_logits, **settings, **part.inputs)
+            settings["annealing"] = now.annealing
+        divergence = self._divergence(student_logits, teacher_logits, **settings, **inputs)
         # The gradient at a temperature T shrinks with its square (Hinton et al. 2015, section 2.1).
         if self._student_temperature == 1.0:
             return divergence

@@ -5,7 +5,7 @@ from fairseq_imitkd.checkpoints import torch_compat
 torch_compat.silence_advice()
 torch_compat.allow_fairseq_checkpoints()
 
-from fairseq_imitkd import methods, models  # noqa: E402
+from fairseq_imitkd import ctc_criterion, methods, models  # noqa: E402
 from fairseq_imitkd.checkpoints import budget, guard, readers, saving, weights  # noqa: E402
 from fairseq_imitkd.data import indexed  # noqa: E402
 from fairseq_imitkd.models import layer_drop, swish  # noqa: E402
@@ -30,6 +30,7 @@ layer_drop.draw_only_in_training()
 swish.mend_swish()
 
 __all__ = [
+    "ctc_criterion",
     "language_modeling",
     "methods",
     "models",

@@ -1,4 +1,4 @@
-"""Reads what imitkd-generate wrote: ``answers.py join MANIFEST OUTPUT NEW``, ``answers.py score RUN TARGET NAME…``.
+"""Reads what imitkd-generate wrote: ``answers.py join MANIFEST OUTPUT NEW``, ``score RUN TARGET NAME…``.
 
 ``join`` writes a manifest whose targets are the translations. ``score`` compares the models' translations of
 the test commands, ``RUN/NAME/test.out``, with the right ones, ``RUN/raw/test.TARGET``. It writes

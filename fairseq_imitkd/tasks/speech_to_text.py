@@ -19,10 +19,11 @@ from fairseq_imitkd.data.speech import (
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.mixing import BatchLayout
+from fairseq_imitkd.models.ctc import SpeechCTC
 from fairseq_imitkd.rollout import SpecialSymbols
 from fairseq_imitkd.tasks.writing_teacher import WithWritingTeacher
 from fairseq_imitkd.teacher.config import WriterTeacherConfig
-from fairseq_imitkd.teacher.source import TeacherSource
+from fairseq_imitkd.teacher.source import TeacherSource, check_files
 from fairseq_imitkd.teacher.speech import load_speech_teacher
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training.adapter import AnyTeacher
@@ -94,7 +95,10 @@ class SpeechToTextWithTeacherTask(WithWritingTeacher, WithScores, WithPlainError
 
     def check_training(self, method: Method) -> None:
         """Refuse flags, files and students that can't be trained, before the teacher is loaded."""
-        super().check_training(method)
+        if isinstance(self.student, SpeechCTC):  # it has no decoder to check
+            check_files(self.cfg.teacher_path)
+        else:
+            super().check_training(method)
         check_device(self.cfg, method)
         check_selection(self.cfg, method)
 
