@@ -76,6 +76,22 @@ PAPERS = (
         "https://aclanthology.org/D16-1139/",
     ),
     Paper(
+        "Kim, Kim, Shin & Lee, ICASSP 2021",
+        "Two-Stage Textual Knowledge Distillation for End-to-End Spoken Language Understanding",
+        "https://arxiv.org/abs/2010.13105",
+    ),
+    Paper(
+        "Gong, Zhou & Qian, Interspeech 2022",
+        "Knowledge Transfer and Distillation from Autoregressive to Non-Autoregressive Speech Recognition",
+        "https://arxiv.org/abs/2207.10600",
+    ),
+    Paper(
+        "Graves, Fernández, Gomez & Schmidhuber, ICML 2006",
+        "Connectionist Temporal Classification: Labelling Unsegmented Sequence Data with Recurrent "
+        "Neural Networks",
+        "https://doi.org/10.1145/1143844.1143891",
+    ),
+    Paper(
         "Agarwal et al., ICLR 2024",
         "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes",
         "https://arxiv.org/abs/2306.13649",
@@ -196,6 +212,11 @@ FLAGS = {
     "engines.base": "--select",
     "evaluate.drafts": "imitkd-evaluate --teacher",
     "evaluate.schema": "imitkd-evaluate --teacher",
+    "losses.hidden_match": "--hidden-match",
+    "losses.ctc": "--criterion ctc_kd",
+    "models.ctc": "--arch s2t_ctc",
+    "training.ctc_criterion": "--criterion ctc_kd",
+    "training.ctc_criterion.SpeechCTCCriterion": "--criterion speech_ctc",
     "models.recurrent": "--arch sru_2",
     "models.recurrent.GRUModel": "--arch gru_2",
     "models.sru": "--arch sru_2",

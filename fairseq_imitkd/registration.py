@@ -5,7 +5,7 @@ from fairseq_imitkd.checkpoints import torch_compat
 torch_compat.silence_advice()
 torch_compat.allow_fairseq_checkpoints()
 
-from fairseq_imitkd import ctc_criterion, methods, models  # noqa: E402
+from fairseq_imitkd import methods, models  # noqa: E402
 from fairseq_imitkd.checkpoints import budget, guard, readers, saving, weights  # noqa: E402
 from fairseq_imitkd.data import indexed  # noqa: E402
 from fairseq_imitkd.models import layer_drop, swish  # noqa: E402
@@ -16,7 +16,7 @@ from fairseq_imitkd.tasks import (  # noqa: E402
     translation,
     translation_multi,
 )
-from fairseq_imitkd.training import batch_order, ranks  # noqa: E402
+from fairseq_imitkd.training import batch_order, ctc_criterion, ranks  # noqa: E402
 
 indexed.check_all_reading()
 guard.guard_fairseq()

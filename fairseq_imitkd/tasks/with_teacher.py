@@ -232,11 +232,10 @@ class WithTeacher(_Task):
             RefusedUpdate: one of several processes has too little memory.
         """
         with memory_for(update_num):
-            own = unwrapped_criterion(criterion)
-            if not isinstance(own, DistillationCriterion):
+            if not isinstance(unwrapped_criterion(criterion), DistillationCriterion):
                 return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
-            learner = Learner(model, own, optimizer, update_num, criterion if own is not criterion else None)
-            distiller = self.distiller_of(own)
+            learner = Learner(model, criterion, optimizer, update_num)
+            distiller = self.distiller_of(criterion)
             distiller.epoch = self._epoch
             if not self._teacher_is_checked:
                 self._check_teacher(distiller, learner)

@@ -47,17 +47,15 @@ class Learner:
 
     Args:
         model: the student, wrapped or not.
-        criterion: the method's criterion.
+        criterion: the method's criterion; in distributed wrappers if it has weights.
         optimizer: fairseq's optimizer.
         update_num: number of the update (0 = first).
-        wrapped_criterion: the criterion in its distributed wrappers, if it has weights of its own.
     """
 
     model: torch.nn.Module
     criterion: DistillationCriterion
     optimizer: Any
     update_num: int
-    wrapped_criterion: Any = None
 
     @property
     def student(self) -> BaseFairseqModel:
@@ -273,7 +271,7 @@ class Distiller:
         *others, last = self._rows_of_parts(encoded.batch.sample["target"])
         results: list[StepResult] = []
         for rows in others:
-            with _gradients_stay_local(learner.model), _gradients_stay_local(learner.wrapped_criterion):
+            with _gradients_stay_local(learner.model), _gradients_stay_local(learner.criterion):
                 results.append(self._train_on(self._score_part(encoded, rows, learner), learner))
         results.append(self._train_on(self._score_part(encoded, last, learner), learner))
         return reduce(_add_results, results)
@@ -343,7 +341,7 @@ class Distiller:
             self.task.train_on,
             sample,
             learner.model,
-            criterion=learner.wrapped_criterion or learner.criterion,
+            criterion=learner.criterion,
             optimizer=learner.optimizer,
             update_num=learner.update_num,
             ignore_grad=ignore_grad,
@@ -397,7 +395,7 @@ def autocast(optimizer: Any) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def _gradients_stay_local(model: torch.nn.Module | None) -> contextlib.AbstractContextManager:
+def _gradients_stay_local(model: torch.nn.Module) -> contextlib.AbstractContextManager:
     """Return a context in which a backward pass does not exchange gradients with other processes."""
     return cast(Any, model).no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()
 

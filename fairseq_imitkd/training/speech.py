@@ -84,7 +84,7 @@ class ConfiguredSpeechToText(SpeechToTextTask, _FastGeneration):
         """
         criterion = super().build_criterion(cfg)
         if isinstance(getattr(self, "student", None), SpeechCTC) and not hasattr(criterion, "trains_ctc"):
-            name = getattr(cfg, "_name", None) or type(criterion).__name__
+            name = getattr(cfg, "_name", None) or getattr(cfg, "criterion", None)
             raise UsageError(
                 f"--criterion {name} trains a decoder, which a student of --arch s2t_ctc does not have: use "
                 "--criterion ctc_kd, or speech_ctc without a teacher"

@@ -1,6 +1,6 @@
 """Criteria of students without a decoder (``--arch s2t_ctc``): ``speech_ctc``; ``ctc_kd`` with a teacher."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from fairseq_imitkd.losses import metrics
 from fairseq_imitkd.losses.ctc import aligned_tokens, ctc_loss
 from fairseq_imitkd.losses.divergences import DIVERGENCES, needs
 from fairseq_imitkd.method.config import DistillationConfig
-from fairseq_imitkd.methods import default
 from fairseq_imitkd.models.ctc import SpeechCTC
 from fairseq_imitkd.models.logits import full_precision
 from fairseq_imitkd.vocab_ops import most_probable
@@ -117,7 +116,9 @@ class CTCDistillationConfig(DistillationConfig):
     the paper's knowledge of sequences, the targets are the teacher's own texts (SeqKD).
     """
 
-    gold_weight: str = default("gold_weight", "0.5")
+    gold_weight: str = field(
+        default="0.5", metadata=dict(DistillationConfig.__dataclass_fields__["gold_weight"].metadata)
+    )
 
 
 @register_criterion("ctc_kd", dataclass=CTCDistillationConfig)

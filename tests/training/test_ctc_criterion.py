@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from fairseq_imitkd.ctc_criterion import (
-    CTCDistillationConfig,
-    CTCDistillationCriterion,
-    SpeechCTCCriterion,
-)
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.losses.ctc import aligned_tokens, ctc_loss
 from fairseq_imitkd.models.access import unsupported_reason
 from fairseq_imitkd.models.ctc import SpeechCTC, SpeechCTCConfig
 from fairseq_imitkd.teacher.teacher import Teacher
+from fairseq_imitkd.training.ctc_criterion import (
+    CTCDistillationConfig,
+    CTCDistillationCriterion,
+    SpeechCTCCriterion,
+)
 from tests.distributed.two_ranks import Optimizer
 from tests.helpers import in_process, speech
 from tests.helpers.fairseq_models import build_student, give_teacher, letters
