@@ -6,6 +6,7 @@ the test commands, ``RUN/NAME/test.out``, with the right ones, ``RUN/raw/test.TA
 """
 
 import csv
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,18 @@ def join(manifest: Path, output: Path, new: Path) -> None:
             writer.writerow({**row, "tgt_text": text})
 
 
+def speed(log: Path) -> float:
+    """Return the highest speed that imitkd-generate has logged, in sentences a second."""
+    return max(map(float, re.findall(r"\(([\d.]+) sentences/s", log.read_text(encoding="utf-8"))))
+
+
+def rival_of(row: str) -> str:
+    """Return the row that a row is compared with: the same student without what the row shows."""
+    if row.startswith(("then_", "after_")):
+        return "continued"
+    return "ctc" if row.startswith("ctc_") else "scratch"
+
+
 def score(run: Path, target: str, names: list[str]) -> None:
     """Write ``RUN/results.json``, and print the table."""
     from error_rates import chance, errors, packed, unpacked
@@ -72,8 +85,10 @@ def score(run: Path, target: str, names: list[str]) -> None:
             "word_error_rate": found.phonemes,
             "right": packed(found.right),
         }
+        if target == "en":
+            models[name]["sentences_per_second"] = speed(run / name / "test.log")
         row, *seed = name.split("-")
-        rival = "-".join(["continued" if row.startswith(("then_", "after_")) else "scratch", *seed])
+        rival = "-".join([rival_of(row), *seed])
         if rival in models and rival != name and row != "teacher":
             ones, others = (unpacked(models[each]["right"], len(right))[None] for each in (name, rival))
             gain, interval, p = chance(ones, others)

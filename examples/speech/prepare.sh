@@ -4,10 +4,12 @@ source "$(dirname "$0")/../common.sh"
 
 commands() { python "$RECIPE/commands.py" "$RUN/raw" ${SMOKE:+--text 200 --train 40 --held-out 20}; }
 
-# The dictionary of the targets is that of the text teacher. text-bin's second test set is the text of what is spoken for training.
+# The dictionary of the targets is that of the text teacher (TARGET=en has none, and needs the dictionary alone). text-bin's second test set is the text of what is spoken for training.
 binarise() {
   rm -rf "$RUN/text-bin" # fairseq-preprocess refuses a folder that a killed call left incomplete
-  fairseq-preprocess --source-lang en --target-lang "$TARGET" --workers 1 --destdir "$RUN/text-bin" --trainpref "$RUN/raw/text" \
+  local source=en
+  [ "$TARGET" != en ] || source=de
+  fairseq-preprocess --source-lang "$source" --target-lang "$TARGET" --workers 1 --destdir "$RUN/text-bin" --trainpref "$RUN/raw/text" \
     --validpref "$RUN/raw/valid" --testpref "$RUN/raw/test,$RUN/raw/train" >"$RUN/preprocess.log" 2>&1
 }
 

@@ -1,9 +1,10 @@
 # The settings of the recipe's trainings. ../common.sh sources this file.
 # shellcheck shell=bash disable=SC2034
 USES="SMOKE UPDATES MORE_UPDATES"
-# What the students write: de (a German translation) or frame (the command's intent and slots). Each needs a RUN of its own.
+# What the students write: de (a German translation), frame (the command's intent and slots) or en (the words that they hear, and
+# the teacher hears them too). Each needs a RUN of its own.
 TARGET=${TARGET:-de}
-case $TARGET in de | frame) ;; *) die "TARGET must be de or frame, but is '$TARGET'" ;; esac
+case $TARGET in de | frame | en) ;; *) die "TARGET must be de, frame or en, but is '$TARGET'" ;; esac
 [ "$(cat "$RUN/target" 2>/dev/null || echo "$TARGET")" = "$TARGET" ] || die "$RUN is of TARGET=$(cat "$RUN/target"); use another RUN=DIR"
 SPEECH=(--task speech_to_text_with_teacher)
 # Greedy decoding of at most 30 words, in validation and everywhere else.
@@ -17,12 +18,12 @@ VALIDATION=(
   --eval-metrics chrf --eval-bleu-args '{"beam": 1, "max_len_a": 0, "max_len_b": 30}' --eval-bleu-remove-bpe none
   --best-checkpoint-metric chrf --maximize-best-checkpoint-metric
 )
-# model ENCODER_LAYERS WIDTH: set MODEL to the sizes of a transformer; with SMOKE=1 to those of a tiny one.
+# model ENCODER_LAYERS WIDTH: set ENCODER and MODEL to the sizes of a transformer; with SMOKE=1 to those of a tiny one.
 model() {
   [ -z "${SMOKE:-}" ] || set -- 1 16
+  ENCODER=(--encoder-layers "$1" --encoder-attention-heads 4 --encoder-embed-dim "$2" --encoder-ffn-embed-dim "$((2 * $2))" --dropout 0.1)
   MODEL=(
-    --encoder-layers "$1" --decoder-layers 2 --encoder-attention-heads 4 --decoder-attention-heads 4
-    --encoder-embed-dim "$2" --decoder-embed-dim "$2" --encoder-ffn-embed-dim "$((2 * $2))" --decoder-ffn-embed-dim "$((2 * $2))"
-    --share-decoder-input-output-embed --dropout 0.1
+    "${ENCODER[@]}" --decoder-layers 2 --decoder-attention-heads 4 --decoder-embed-dim "$2" --decoder-ffn-embed-dim "$((2 * $2))"
+    --share-decoder-input-output-embed
   )
 }
