@@ -6,7 +6,7 @@ source "$(dirname "$0")/../common.sh"
 names=()
 for done in "$RUN"/.done/*; do
   name=$(basename "$done")
-  case $name in commands | binarise | speech | translations | matched*) continue ;; esac
+  case $name in commands | binarise | speech | labelled | translations | matched*) continue ;; esac
   names+=("$name")
   [ ! "$RUN/$name/test.out" -nt "$RUN/$name/checkpoint_best.pt" ] || continue # another call has decoded it
   data=("$RUN/data-bin" "${SPEECH[@]}")

@@ -19,6 +19,14 @@ speech() {
 }
 
 echo "$TARGET" >"$RUN/target"
+# With TARGET=frame, the intents of a tenth of the speech are known.
+labelled() {
+  mkdir -p "$RUN/labelled-bin"
+  cp "$RUN"/data-bin/{config.yaml,dict.txt,valid.tsv} "$RUN/labelled-bin"
+  head -n "$((1 + ($(wc -l <"$RUN/data-bin/train.tsv") - 1) / 10))" "$RUN/data-bin/train.tsv" >"$RUN/labelled-bin/train.tsv"
+}
+
 stage commands commands
 stage binarise binarise
 stage speech speech
+[ "$TARGET" != frame ] || stage labelled labelled

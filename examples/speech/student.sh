@@ -5,7 +5,7 @@
 #   METHOD        any name of --criterion: the data's translations, and the text teacher, which reads the transcripts
 #   then_METHOD   the same, from the weights of `scratch` of the same seed
 #   continued     cross-entropy from the weights of `scratch`, the control of then_METHOD
-#   matched       no targets: the encoder's mean outputs learn those of the text teacher (Kim et al. 2021, first stage)
+#   matched       no targets, so all speech counts: the encoder's mean outputs learn those of the text teacher (Kim et al. 2021, first stage)
 #   after_METHOD  the method, from the weights of `matched` (second stage)
 #   ctc, ctc_seqkd   with TARGET=en: a student without a decoder, on the data's texts, or on those of the teacher
 #   ctc_kd           on the teacher's texts, and with the teacher's distribution at the frames of each token (Gong et al. 2022)
@@ -35,6 +35,7 @@ teacher=(--teacher-path "$RUN/teacher/checkpoint_best.pt" --teacher-data "$RUN/t
 [ "$TARGET" != en ] || teacher=(--teacher-path "$RUN/teacher/checkpoint_best.pt" --teacher-data "$RUN/data-bin")
 [ "$row" = "${row#ctc}" ] || architecture=(--arch s2t_ctc "${ENCODER[@]}") objective=(--criterion speech_ctc)
 [ "$row" != ctc_kd ] || objective=(--criterion ctc_kd "${teacher[@]}")
+[ ! -d "$RUN/labelled-bin" ] || [ "$row" = matched ] || DATA=$RUN/labelled-bin
 case $row in
   scratch | continued | ctc) ;;
   seqkd | ctc_seqkd | ctc_kd)
@@ -52,6 +53,7 @@ if [ "$row" = continued ] || [ "$row" != "$method" ]; then
   start=$RUN/$(named "$first")/checkpoint_$from.pt
   [ -e "$start" ] || die "$start does not exist; train $first first"
   length=(--lr 1e-3 --max-update "${MORE_UPDATES:-300}" --finetune-from-model "$start")
+  [ "$first" != matched ] || length+=(--lr 2e-3) # its decoder is still random
 fi
 name=$(named "$row")
 stage "$name" train "$name" "${SPEECH[@]}" "${objective[@]}" "${architecture[@]}" --conv-channels 128 \

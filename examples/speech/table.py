@@ -46,8 +46,8 @@ def table(results: dict[str, Any]) -> str:
     rows += [
         "",
         f"Greedy decoding of {results['commands']:,} test commands. {NOTES[results.get('target', 'de')]}; "
-        "interval and p by a paired bootstrap over the commands. Updates to best: of the row's own training. CPU min: "
-        "processor time of this training."
+        "interval and p by a paired bootstrap over the commands. Updates to best: of the row's own training. "
+        "CPU min: processor time of this training."
         + (" Sentences/s: the highest of three decodings on one core." if timed else ""),
     ]
     return "\n".join(rows)

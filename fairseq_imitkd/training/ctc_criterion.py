@@ -127,6 +127,8 @@ class CTCDistillationCriterion(DistillationCriterion):
 
     The student's most probable path of the target says which frames a token has. At these frames the student
     is compared with the teacher's distribution of that token. A token's frames have a weight of one together.
+    Gong et al. (2022) have objectives of frames and of sequences. Only the paper's abstract could be read, so
+    this form of them is ours.
     """
 
     Config = CTCDistillationConfig
