@@ -628,6 +628,18 @@ def test_commands_are_right_and_no_test_command_is_trained_on(
         right = every.split("\t")
         assert one in right
         assert len(set(right)) == len(right) == 8
+    assert read["train.frame"] == read["text.frame"][:5]
+    meant = {
+        english: frame.split() for english, frame in zip(read["text.en"], read["text.frame"], strict=True)
+    }
+    for english, (intent, *slots) in meant.items():
+        assert intent in ("switch_on", "switch_off", "set", "play", "open", "close")
+        assert [slot.partition("=")[0] for slot in slots][-2:] == ["room", "time"]
+        assert all(slot.partition("=")[2].replace("_", " ") in english for slot in slots)
+    run(load("speech/speak.py"), tmp_path / "raw", tmp_path / "frames", "--tones", "--targets", "frame")
+    assert [line.split("\t")[3] for line in lines(tmp_path / "frames" / "train.tsv")[1:]] == read[
+        "train.frame"
+    ]
     run(load("speech/speak.py"), tmp_path / "raw", tmp_path / "data", "--tones")
     rows = [line.split("\t") for line in lines(tmp_path / "data" / "train.tsv")]
     assert [row[4] for row in rows[1:]] == read["train.en"]

@@ -257,6 +257,10 @@ def test_the_spoken_commands_table(script: Any) -> None:
     rows = table({"models": models, "trainings": trainings, "commands": 500}).splitlines()
     assert cells(rows[2]) == ["`scratch`", "1", "1,000", "20.0", "5.0", "", "", "5", "2.0"]
     assert cells(rows[3])[5:] == ["+2.5 (-0.5 to +5.5)", "< 0.001", "5", ""]
+    timed = {"ctc": {**model, "sentences_per_second": 123.4}}
+    results = {"models": timed, "trainings": {"ctc": TRAINING}, "commands": 500, "target": "en"}
+    rows = table(results).splitlines()
+    assert (cells(rows[0])[-1], cells(rows[2])[-1]) == ("sentences/s", "123")
 
 
 def test_a_teacher_s_data(

@@ -21,10 +21,16 @@ ROWS = {
 
 
 def run(
-    recipe: str, folder: Path, *rows: str, script: str = "run.sh", status: int = 0, real: bool = False
+    recipe: str,
+    folder: Path,
+    *rows: str,
+    script: str = "run.sh",
+    status: int = 0,
+    real: bool = False,
+    **variables: str,
 ) -> str:
     """Run a recipe's script with tiny models. Return its output. ``real``: every command is a new Python."""
-    environment = scripts.environment(folder, real=real, SMOKE="1", SEEDS="1")
+    environment = scripts.environment(folder, real=real, SMOKE="1", SEEDS="1", **variables)
     done = scripts.call(EXAMPLES / recipe / script, *rows, env=environment)
     assert done.returncode == status, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout + done.stderr
@@ -124,13 +130,20 @@ def test_quality_estimation(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_spoken_commands(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "rows"),
+    [
+        ("de", ("scratch", "seqkd", "imitkd_full", "then_word_kd")),
+        ("frame", ("scratch", "matched", "after_word_kd")),
+        ("en", ("ctc", "ctc_seqkd", "ctc_kd")),
+    ],
+)
+def test_spoken_commands(target: str, rows: tuple[str, ...], tmp_path: Path) -> None:
     """Every stage runs with few commands, and with tones instead of speech."""
-    rows = ("scratch", "seqkd", "imitkd_full", "then_word_kd")
-    output = run("speech", tmp_path, *rows)
+    output = run("speech", tmp_path, *rows, TARGET=target)
     results = json.loads((tmp_path / "results.json").read_text())
-    assert set(results["models"]) == {"teacher", *rows}
-    assert "| `then_word_kd` | 1 |" in output
+    assert set(results["models"]) == {"teacher", *rows} - {"matched"}
+    assert f"| `{rows[-1]}` | 1 |" in output
     assert all(str(tmp_path) not in training["command"] for training in results["trainings"].values())
 
 
