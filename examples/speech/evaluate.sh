@@ -17,7 +17,7 @@ for done in "$RUN"/.done/*; do
   fi
   for ((round = 0; round < rounds; round++)); do
     imitkd-generate "${data[@]}" "${DEVICE_FLAGS[@]}" --path "$RUN/$name/checkpoint_best.pt" "${DECODING[@]}" --max-tokens 5000 \
-      --remove-bpe none --verbose >"$RUN/$name/test.part" 2>>"$RUN/$name/test.log"
+      --remove-bpe none >"$RUN/$name/test.part" 2>>"$RUN/$name/test.log"
   done
   mv "$RUN/$name/test.part" "$RUN/$name/test.out"
 done
