@@ -104,14 +104,13 @@ def vector(model: Any, tokens: Tensor) -> Tensor:
     return model.encoder(tokens, src_lengths=torch.tensor([tokens.size(1)]))["encoder_out"][0].mean(0)[0]
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize(
-    ("name", "average", "chunk", "parts"),
+    ("distance", "name", "average", "chunk", "parts"),
     [
-        ("word_kd", "token", -1, False),
-        ("word_kd", "sentence", 3, True),
-        ("imitkd_full", "token", 3, True),
-        ("imitkd_full", "sentence", -1, False),
+        ("l1", "word_kd", "token", -1, False),
+        ("cosine", "word_kd", "sentence", 3, True),
+        ("l1", "imitkd_full", "token", 3, True),
+        ("squared-error", "imitkd_full", "sentence", -1, False),
     ],
 )
 def test_term_and_gradient_by_their_definition(
