@@ -130,7 +130,7 @@ def of_extras(
     near = (meant or difflib.get_close_matches(dashed, names, 2, cutoff=0.75) for names in (options, also))
     close = next(filter(None, near), [])
     found = owners(dashed) if owners is not None else ""
-    if found and not (close and found.startswith("imitkd ")):  # a near flag of this command is likelier
+    if found and not (close and found.startswith("imitkd-")):  # a near flag of this command is likelier
         return f"{flag} can't be used here: it is a flag of {found}"
     hint = "" if owners is None else ", or belongs to another task, criterion or architecture"
     hint = f": did you mean {' or '.join(close)}?" if close else hint

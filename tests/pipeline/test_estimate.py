@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fairseq_imitkd.pipeline import estimate, inputs, sentencepieces
+from fairseq_imitkd.pipeline import estimate, inputs, models, sentencepieces
 from fairseq_imitkd.pipeline.estimate import Estimate, Pass
 from fairseq_imitkd.pipeline.plan import Command, Plan, Step
 from fairseq_imitkd.pipeline.recipe_file import parse
@@ -71,4 +71,4 @@ def test_a_checkpoint_is_timed(digits: Any, teacher: Path, monkeypatch: pytest.M
 def test_a_given_sentencepiece_model_has_the_symbols(digits: Any, tmp_path: Path) -> None:
     sentencepieces.train(tmp_path / "spm.model", 40, [str(digits.text / "train.tgt")])
     wanted = parse(recipe(digits.text, sentencepiece="spm.model"), tmp_path)
-    assert estimate.symbols(wanted) == 40
+    assert models.symbols(wanted) == 40
