@@ -84,7 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.dry_run:
         is_done = all(status.state == DONE for status in run.statuses().values())
         expected = Estimate({}) if is_done else estimate(run.plan, found)
-        print(listed(run, needed, expected, counted, cores=args.cores))
+        print(listed(run, needed, expected, cores=args.cores))
+        print(counted)
         _warn(counted)
         return
     print(counted, file=sys.stderr)
@@ -334,14 +335,13 @@ def distil(run: Run, engine: Engine) -> None:
         print(f"Next: {shlex.join(['imitkd-serve', str(run.out / 'exported')])}", flush=True)
 
 
-def listed(run: Run, needed: int, expected: Estimate, counted: Sizes, *, cores: int | None) -> str:
+def listed(run: Run, needed: int, expected: Estimate, *, cores: int | None) -> str:
     """Return what ``--dry-run`` prints.
 
     Args:
         run: the run.
         needed: bytes on the disk.
         expected: how long the steps take.
-        counted: the sizes of the models.
         cores: threads that all steps together may take; None for all of this machine.
     """
     lines, statuses = [], run.statuses()
@@ -359,7 +359,6 @@ def listed(run: Run, needed: int, expected: Estimate, counted: Sizes, *, cores: 
     lines.append(
         f"{len(left)} of {len(run.plan.steps)} steps to run; at least {needed / 1e6:,.0f} MB of disk in all"
     )
-    lines.append(str(counted))
     if not left:
         return "\n".join(lines)
     cores = cores or len(os.sched_getaffinity(0))

@@ -99,6 +99,8 @@ def _of_fairseq(command: str, words: Sequence[str]) -> Answer | None:
         if command == "train":
             return Answer(_usage(), 2)
         return Answer(f"error: DATA is not given; name a directory; see imitkd-{command} --help\n", 2)
+    if {"-h", "--help", "--help-all"} & set(words):
+        return None
     line = missing(command, words, json.loads(WORDS.read_text(encoding="utf-8"))[command].split())
     return None if line is None else Answer(f"error: {line}\n", 1)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fairseq_imitkd.pipeline import estimate, inputs, models, sentencepieces
 from fairseq_imitkd.pipeline.estimate import Estimate, Pass
@@ -63,7 +64,11 @@ def test_a_checkpoint_is_timed(digits: Any, teacher: Path, monkeypatch: pytest.M
     own = {"checkpoint": str(teacher), "dictionaries": str(digits.dictionaries)}
     wanted = parse(recipe(digits.text, teacher=own, methods=["imitkd_full"]), Path())
     found = inputs.look(wanted)
+    former = torch.get_num_threads()
+    torch.set_num_threads(former + 1)
     made = estimate.estimate(Plan(wanted, found.digests), found)
+    assert torch.get_num_threads() == former + 1
+    torch.set_num_threads(former)
     assert set(made.seconds) == {"train-imitkd_full-seed1"}
     assert 0.0 < made.seconds["train-imitkd_full-seed1"] < 600.0
 
