@@ -211,6 +211,10 @@ imitkd-seqkd DATA … --beam 0
 imitkd-seqkd DATA … --select sample --temperature 0
 imitkd-seqkd DATA … --nbest 9
 imitkd-seqkd DATA … --max-tokens -1
+imitkd-seqkd DATA … --num-shards 2
+imitkd-seqkd DATA … --shard-id 1
+imitkd-distill --train train.de
+imitkd-export student.pt … --bpe-codes text.txt
 imitkd-cache DATA … --keep top:4
 imitkd-cache DATA … --keep topk:0
 imitkd-evaluate … --sentences -1
@@ -303,7 +307,8 @@ imitkd-distill nowhere.yaml
 imitkd-distill odd.yaml
 imitkd-distill DATA
 imitkd-distill text.txt
-imitkd-trim student.pt --text nowhere --out out
+imitkd-trim student.pt --text text.txt --out out
+imitkd-train small …
 imitkd-serve run
 """,
     "A teacher and a method that do not fit": """
@@ -378,6 +383,7 @@ def make_files(folder: Path) -> None:
     for name in ("imitkd.json", "model/model.bin"):
         (folder / "exported" / name).touch()
     shutil.copytree(folder / "exported", folder / "small" / "exported")
+    shutil.copytree(data, folder / "small" / "data-bin")
     (folder / "small" / "models" / "gkd-seed1").mkdir(parents=True)
     (folder / "small" / "models" / "gkd-seed1" / "metrics.jsonl").touch()
     (folder / "odd.yaml").write_text("langages: de-en\n")

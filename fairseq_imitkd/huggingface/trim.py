@@ -27,7 +27,7 @@ from fairseq_imitkd.checkpoints.tags import SETTING, language_tags
 from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.dictionaries import FINGERPRINTS, fingerprints
-from fairseq_imitkd.data.output_folder import OutputFolder
+from fairseq_imitkd.data.output_folder import NEW, OutputFolder
 from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface.folder import read_json
 from fairseq_imitkd.huggingface.spm import without_pieces
@@ -118,7 +118,7 @@ def trim(job: TrimJob, counts: Mapping[str, Counter[str]] | None = None) -> Trim
         UsageError: a file can't be read, the model has no tables of symbols, or the trimmed model computes
             something else.
     """
-    out = OutputFolder(job.out, "a new folder")
+    out = OutputFolder(job.out, NEW)
     out.check_new()
     state = read(str(job.checkpoint), job.allow_globals)
     languages = _languages(job, state, has_text=counts is None)
@@ -234,9 +234,15 @@ def _check_text(job: TrimJob, pair: Sequence[str | None]) -> None:
         for language in pair:
             name = f"{prefix}.{language or 'LANG'}"
             if not (os.path.isfile(name) if language else glob.glob(f"{glob.escape(prefix)}.*")):
+                short = os.path.splitext(prefix)[0]
+                meant = (
+                    f"did you mean {short}?"
+                    if os.path.isfile(prefix) and short != prefix
+                    else "check the path"
+                )
                 raise UsageError(
                     f"{job.flag} '{prefix}' must be the name of a file without its language, but there is no "
-                    f"'{name}'; check the path"
+                    f"'{name}'; {meant}"
                 )
 
 

@@ -43,6 +43,8 @@ def said(
     flag, problem = max(found[1].split("/"), key=lambda name: name.startswith("--")), found[2]
     if problem == "expected one argument":
         return f"{flag} needs a value"
+    if several := re.fullmatch(r"expected (\d+) arguments", problem):
+        return f"{flag} needs {several[1]} values, one after the other"
     wrong = re.fullmatch(r"invalid (\S+) value: (.*)", problem, flags=re.DOTALL)
     if wrong is not None and wrong[1] in _KINDS:
         if wrong[2] == "'???'":  # how fairseq marks a value that must be given

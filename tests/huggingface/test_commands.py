@@ -45,7 +45,7 @@ def test_import_prints_what_it_has_compared(imported: Imported, tmp_path: Path, 
     assert re.fullmatch(told + r"batch, the greatest [\d.]+\)", lines[1])
     assert lines[2] == "ids of 9 of 9 sentences equal those of its tokenizer"
     assert lines[3].startswith(f"Next: imitkd-encode {tmp_path}/t --side source < TEXT > SUBWORDS")
-    with pytest.raises(UsageError, match=r"exists and is not a new folder; use a new or empty folder"):
+    with pytest.raises(UsageError, match=r"exists and is not empty; use a new or empty folder"):
         import_model.main([str(case.origin), "--out", str(tmp_path / "t"), "-s", "de", "-t", "en"])
 
 
