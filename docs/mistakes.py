@@ -141,6 +141,8 @@ imitkd-train DATA … --alpha 0.5
 imitkd-train DATA … --student-shares 0.5
 imitkd-train DATA … --max-updates 10
 imitkd-train DATA … --learning-rate 0.1
+imitkd-train DATA … --warmup 10
+imitkd-distill --spm subwords.model
 imitkd-train DATA … --batchsize 10
 imitkd-train DATA … --beam 5
 imitkd-train DATA … --path student.pt
@@ -309,6 +311,8 @@ imitkd-distill DATA
 imitkd-distill text.txt
 imitkd-trim student.pt --text text.txt --out out
 imitkd-train small …
+imitkd-generate DATA … --path small
+imitkd-distill student.pt
 imitkd-serve run
 """,
     "A teacher and a method that do not fit": """
@@ -385,7 +389,8 @@ def make_files(folder: Path) -> None:
     shutil.copytree(folder / "exported", folder / "small" / "exported")
     shutil.copytree(data, folder / "small" / "data-bin")
     (folder / "small" / "models" / "gkd-seed1").mkdir(parents=True)
-    (folder / "small" / "models" / "gkd-seed1" / "metrics.jsonl").touch()
+    for name in ("metrics.jsonl", "checkpoint_best.pt"):
+        (folder / "small" / "models" / "gkd-seed1" / name).touch()
     (folder / "odd.yaml").write_text("langages: de-en\n")
 
 

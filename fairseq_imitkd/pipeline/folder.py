@@ -15,6 +15,7 @@ from fairseq_imitkd.data.output_folder import OutputFolder
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline.plan import STATE
 from fairseq_imitkd.pipeline.reading import parsed
+from fairseq_imitkd.text.counted import counted
 
 KEPT = "recipe.yaml"  # the recipe of a run, in its folder
 NOTE = f"{STATE}/recipe.json"  # where that recipe came from, and a hash of it as it was written
@@ -81,7 +82,7 @@ def check(out: Path, given: Given) -> None:
             "this recipe go on there"
         )
     text = own.read_text(encoding="utf-8")
-    remedy = f"run imitkd-distill {own}, or delete that file"
+    remedy = f"run imitkd-distill {out}, or delete that file"
     if given.name == "flags" and given.path is None:
         raise UsageError(
             f"'{own}' differs from what these flags say in {differing(text, given.text)}; {remedy}"
@@ -100,7 +101,11 @@ def differing(one: str, other: str) -> str:
     if len(contents) < 2:
         return "what is not YAML"
     keys = [key for key in {**contents[0], **contents[1]} if contents[0].get(key) != contents[1].get(key)]
-    return " and ".join(keys) if len(keys) < 3 else f"{', '.join(keys[:2])} and {len(keys) - 2} other keys"
+    return (
+        " and ".join(keys)
+        if len(keys) < 3
+        else f"{', '.join(keys[:2])} and {counted(len(keys) - 2, 'other key')}"
+    )
 
 
 def _leaves(content: Mapping[str, Any], of: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,11 @@ _JOINED = {
     "--eval-metrics": ",",
     "--batch-sizes": ",",
 }
-_MEANT = {"--learning-rate": "--lr"}  # what others call a flag
+_MEANT = {
+    "--learning-rate": "--lr",
+    "--spm": "--sentencepiece",
+    "--warmup": "--warmup-updates",
+}  # what others call a flag
 # What people type for sequence-level distillation, which is not a criterion.
 _SEQUENCE_LEVEL = {"seqkd", "seq_kd", "sequence_kd", "sequence_level_kd", "seqlevelkd", "seq_level_kd"}
 

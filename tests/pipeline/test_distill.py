@@ -107,6 +107,18 @@ def test_the_default_flags_can_be_trained_and_exported(
             {"methods": [{"criterion": "word_kd", "flags": "--log-rollouts 3"}]},
             "methods[1].flags: --log-rollouts",
         ),
+        (
+            {"methods": ["imitkd-full"]},
+            "methods[1].criterion 'imitkd-full' is not a method: did you mean imitkd_full?",
+        ),
+        (
+            {"methods": [{"criterion": "seq_kd"}]},
+            "methods[1].criterion 'seq_kd' is not a method: did you mean seqkd",
+        ),
+        (
+            {"methods": ["a b"]},
+            "methods[1].criterion must consist of letters, digits, '_' and '.', but is 'a b'",
+        ),
         ({"distillation": "--teacher-device cuda:99"}, "distillation: --teacher-device"),
         ({"evaluate": "--beam 0"}, "evaluate: --beam must be 1 or more, but is 0"),
         ({"evaluate": {"flags": "--baseline nobody"}}, "evaluate: --baseline"),
