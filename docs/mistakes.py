@@ -305,6 +305,8 @@ imitkd-serve small
 imitkd-evaluate … --model student=small
 imitkd-report DATA …
 imitkd-report small …
+imitkd-report … --evaluation small
+imitkd-report exported …
 imitkd-distill nowhere.yaml
 imitkd-distill odd.yaml
 imitkd-distill DATA
@@ -391,6 +393,8 @@ def make_files(folder: Path) -> None:
     (folder / "small" / "models" / "gkd-seed1").mkdir(parents=True)
     for name in ("metrics.jsonl", "checkpoint_best.pt"):
         (folder / "small" / "models" / "gkd-seed1" / name).touch()
+    (folder / "small" / "evaluation").mkdir()
+    (folder / "small" / "evaluation" / "evaluation.json").touch()
     (folder / "odd.yaml").write_text("langages: de-en\n")
 
 

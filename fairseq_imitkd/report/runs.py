@@ -230,7 +230,7 @@ def _unread(path: Path, sources: Sequence[Path]) -> str:
         return f"RUN_DIR '{path}' has trainings in its folders; name those, such as {trainings[0].parent}"
     if sources:
         return f"'{sources[0]}' has no metrics of a training; use {METRICS}, or a log of --log-format json"
-    what = "is a data directory" if any(path.glob("dict.*.txt")) else f"has no {METRICS} and no log"
+    what = "is a data directory" if any(path.glob("*.idx")) else f"has no {METRICS} and no log"
     return (
         f"RUN_DIR '{path}' {what}; use the --save-dir of a training, or --evaluation with the --out folder "
         "of imitkd-evaluate"
