@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fairseq.criterions import CRITERION_REGISTRY
+
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export.exporter import QUANTIZATIONS
-from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.pipeline.reading import Section, closest, last_value, load, shown
 from fairseq_imitkd.pipeline.recipe import (
     DEVICES,
@@ -272,7 +273,7 @@ def _check_criterion(name: str, entry: Any) -> None:
     ``seqkd``.
     """
     value = entry.get("criterion") if isinstance(entry, Mapping) else entry
-    if not isinstance(value, str) or value in (known := (NONE, SEQKD, *METHODS)):
+    if not isinstance(value, str) or value in (known := (NONE, SEQKD, *CRITERION_REGISTRY)):
         return
     near = difflib.get_close_matches(value.lower().replace("-", "_"), known, 1, cutoff=0.75)
     if near and (near[0] in (NONE, SEQKD) or not re.fullmatch(NAME, value)):
