@@ -112,7 +112,9 @@ class Job:
         )
         yield (
             (self.shard_id is None) == (self.num_shards == 1),
-            "--shard-id needs a --num-shards of 2 or more, and the other way round; use both or neither",
+            f"--num-shards {self.num_shards} needs --shard-id; add the number of this job, from 0"
+            if self.shard_id is None
+            else f"--shard-id {self.shard_id} needs --num-shards; add the number of all jobs, 2 or more",
         )
         yield (
             self.shard_id is None or 0 <= self.shard_id < self.num_shards,
