@@ -31,8 +31,9 @@ INTRODUCTION = """# Wrong commands
 {longest} characters. `python docs/mistakes.py --write` makes this page, and a test compares it.
 
 DATA is a data directory of letters; teacher.pt and student.pt are models of it,
-and nat.pt is one that writes all tokens at once. … stands for the rest of a
-command that works, such as `--optimizer adam --lr 0.001 --max-tokens 400`."""
+and nat.pt is one that writes all tokens at once. small is the folder of a run of
+imitkd-distill. … stands for the rest of a command that works, such as
+`--optimizer adam --lr 0.001 --max-tokens 400`."""
 ARCH = (
     "--arch transformer --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 32 --decoder-embed-dim 32 "
     "--encoder-ffn-embed-dim 64 --decoder-ffn-embed-dim 64 --encoder-attention-heads 2 "
@@ -64,260 +65,284 @@ imitkd help trian
 imitkd --versoin
 """,
     "What is missing": """
-imitkd train …
-imitkd train DATA --teacher-path teacher.pt
-imitkd train DATA --teacher-path teacher.pt --arch transformer --criterion imitkd
-imitkd train DATA --teacher-path teacher.pt --arch transformer --criterion imitkd --optimizer adam
-imitkd train DATA --arch transformer --criterion imitkd --optimizer adam --max-tokens 400
-imitkd train DATA --teacher-path teacher.pt --arch transformer --optimizer adam --max-tokens 400
-imitkd train DATA --arch transformer --optimizer adam --max-tokens 400 --criterion
-imitkd generate DATA
-imitkd generate --path student.pt
-imitkd interactive DATA
-imitkd seqkd DATA --out out
-imitkd seqkd DATA --teacher-path teacher.pt
-imitkd cache DATA --teacher-path teacher.pt --out out
-imitkd evaluate --data DATA --out out
-imitkd evaluate --model student=student.pt --out out
-imitkd export student.pt --out out
-imitkd prune
-imitkd report
-imitkd serve
-imitkd evaluate
+imitkd-train …
+imitkd-train DATA --teacher-path teacher.pt
+imitkd-train DATA --teacher-path teacher.pt --arch transformer --criterion imitkd
+imitkd-train DATA --teacher-path teacher.pt --arch transformer --criterion imitkd --optimizer adam
+imitkd-train DATA --arch transformer --criterion imitkd --optimizer adam --max-tokens 400
+imitkd-train DATA --teacher-path teacher.pt --arch transformer --optimizer adam --max-tokens 400
+imitkd-train DATA --arch transformer --optimizer adam --max-tokens 400 --criterion
+imitkd-generate DATA
+imitkd-generate --path student.pt
+imitkd-interactive DATA
+imitkd-seqkd DATA --out out
+imitkd-seqkd DATA --teacher-path teacher.pt
+imitkd-cache DATA --teacher-path teacher.pt --out out
+imitkd-evaluate --data DATA --out out
+imitkd-evaluate --model student=student.pt --out out
+imitkd-export student.pt --out out
+imitkd-prune
+imitkd-report
+imitkd-serve
+imitkd-evaluate
 """,
     "A word too many": """
-imitkd train DATA … text.txt
-imitkd train DATA … --teacher-path teacher.pt student.pt
-imitkd cache DATA --teacher-path teacher.pt student.pt --out out --keep hidden
-imitkd evaluate DATA --model student=student.pt --out out
-imitkd evaluate --model student=student.pt other=teacher.pt --data DATA --out out
-imitkd export student.pt DATA --out out
-imitkd export --checkpoint student.pt --data DATA --out out
-imitkd seqkd --data DATA --teacher-path teacher.pt --out out
-imitkd serve --dir out
+imitkd-train DATA … text.txt
+imitkd-train DATA … --teacher-path teacher.pt student.pt
+imitkd-cache DATA --teacher-path teacher.pt student.pt --out out --keep hidden
+imitkd-evaluate DATA --model student=student.pt --out out
+imitkd-evaluate --model student=student.pt other=teacher.pt --data DATA --out out
+imitkd-export student.pt DATA --out out
+imitkd-export --checkpoint student.pt --data DATA --out out
+imitkd-seqkd --data DATA --teacher-path teacher.pt --out out
+imitkd-serve --dir out
 """,
     "Names that do not exist": """
-imitkd train DATA … --criterion imitkd_ful
-imitkd train DATA … --criterion seqkd
-imitkd train DATA … --criterion sequence_kd
-imitkd train DATA … --criterion kd
-imitkd train DATA … --criterion imit-kd
-imitkd train DATA … --task translation_with_teachers
-imitkd train DATA … --task translation
-imitkd train DATA … --arch transfomer
-imitkd train DATA … --arch tranformer_iwslt_de_en
-imitkd train DATA … --arch tiny
-imitkd train DATA … --arch transformer_tyny
-imitkd train DATA … --optimizer adamw
-imitkd train DATA … --lr-scheduler invers_sqrt
-imitkd train DATA … --divergence kl
-imitkd train DATA … --divergence forward_kl
-imitkd train DATA … --rollout-policy beam
-imitkd train DATA … --criterion gkd --reward bleu
-imitkd train DATA … --teacher-selection best
-imitkd train DATA … --teacher-dtype float16
-imitkd train DATA … --eval-metrics blue
-imitkd train DATA … --best-checkpoint-metric blue
-imitkd train DATA … --init-from-teacher embedding
-imitkd train DATA … --eval-bleu --eval-bleu-detok mose
-imitkd train DATA … --activation-fn swish2
-imitkd train DATA … --user-dir nowhere
-imitkd train DATA … --user-dir text.txt
-imitkd evaluate … --user-dir text.txt
-imitkd seqkd DATA … --select random
-imitkd seqkd DATA … --backend onnx
-imitkd evaluate … --metrics comet2
-imitkd evaluate … --bleu-tokenize 14a
-imitkd export student.pt … --quantization int4
-imitkd generate DATA … --scoring blue
+imitkd-train DATA … --criterion imitkd_ful
+imitkd-train DATA … --criterion seqkd
+imitkd-train DATA … --criterion sequence_kd
+imitkd-train DATA … --criterion kd
+imitkd-train DATA … --criterion imit-kd
+imitkd-train DATA … --task translation_with_teachers
+imitkd-train DATA … --task translation
+imitkd-train DATA … --arch transfomer
+imitkd-train DATA … --arch tranformer_iwslt_de_en
+imitkd-train DATA … --arch tiny
+imitkd-train DATA … --arch transformer_tyny
+imitkd-train DATA … --optimizer adamw
+imitkd-train DATA … --lr-scheduler invers_sqrt
+imitkd-train DATA … --divergence kl
+imitkd-train DATA … --divergence forward_kl
+imitkd-train DATA … --rollout-policy beam
+imitkd-train DATA … --criterion gkd --reward bleu
+imitkd-train DATA … --teacher-selection best
+imitkd-train DATA … --teacher-dtype float16
+imitkd-train DATA … --eval-metrics blue
+imitkd-train DATA … --best-checkpoint-metric blue
+imitkd-train DATA … --init-from-teacher embedding
+imitkd-train DATA … --eval-bleu --eval-bleu-detok mose
+imitkd-train DATA … --activation-fn swish2
+imitkd-train DATA … --user-dir nowhere
+imitkd-train DATA … --user-dir text.txt
+imitkd-evaluate … --user-dir text.txt
+imitkd-seqkd DATA … --select random
+imitkd-seqkd DATA … --backend onnx
+imitkd-evaluate … --metrics comet2
+imitkd-evaluate … --bleu-tokenize 14a
+imitkd-export student.pt … --quantization int4
+imitkd-generate DATA … --scoring blue
 """,
     "Flags that do not exist": """
-imitkd train DATA … --teacher teacher.pt
-imitkd train DATA … --teacher-temp 2
-imitkd train DATA … --temperature 2
-imitkd train DATA … --kd-weight 0.5
-imitkd train DATA … --alpha 0.5
-imitkd train DATA … --student-shares 0.5
-imitkd train DATA … --max-updates 10
-imitkd train DATA … --learning-rate 0.1
-imitkd train DATA … --batchsize 10
-imitkd train DATA … --beam 5
-imitkd train DATA … --path student.pt
-imitkd train DATA … --gpu
-imitkd train DATA … --device cuda
-imitkd train DATA … --max_update 10
-imitkd train DATA … -lr 0.1
-imitkd train DATA … --label-smothing 0.1
-imitkd train DATA --teacher-pth teacher.pt
-imitkd train --jsd-wieght 0.1
-imitkd generate DATA … --beams 3
-imitkd generate DATA … --teacher-share 1
-imitkd generate DATA … --lr 0.1
-imitkd generate DATA … --student-share 1
-imitkd evaluate --modle student=student.pt --data DATA --out out
-imitkd seqkd DATA --teacher_path teacher.pt --out out
-imitkd seqkd DATA … --beamsize 3
-imitkd evaluate … --models a=b
-imitkd export student.pt … --quantisation int8
-imitkd serve DIR --ports 80
+imitkd-train DATA … --teacher teacher.pt
+imitkd-train DATA … --teacher-temp 2
+imitkd-train DATA … --temperature 2
+imitkd-train DATA … --kd-weight 0.5
+imitkd-train DATA … --alpha 0.5
+imitkd-train DATA … --student-shares 0.5
+imitkd-train DATA … --max-updates 10
+imitkd-train DATA … --learning-rate 0.1
+imitkd-train DATA … --warmup 10
+imitkd-distill --spm subwords.model
+imitkd-train DATA … --batchsize 10
+imitkd-train DATA … --beam 5
+imitkd-train DATA … --path student.pt
+imitkd-train DATA … --gpu
+imitkd-train DATA … --device cuda
+imitkd-train DATA … --max_update 10
+imitkd-train DATA … -lr 0.1
+imitkd-train DATA … --label-smothing 0.1
+imitkd-train DATA --teacher-pth teacher.pt
+imitkd-train --jsd-wieght 0.1
+imitkd-generate DATA … --beams 3
+imitkd-generate DATA … --teacher-share 1
+imitkd-generate DATA … --lr 0.1
+imitkd-generate DATA … --student-share 1
+imitkd-evaluate --modle student=student.pt --data DATA --out out
+imitkd-seqkd DATA --teacher_path teacher.pt --out out
+imitkd-seqkd DATA … --beamsize 3
+imitkd-evaluate … --models a=b
+imitkd-export student.pt … --quantisation int8
+imitkd-serve DIR --ports 80
 """,
     "Values that can't be": """
-imitkd train DATA … --student-share 1.5
-imitkd train DATA … --student-share half
-imitkd train DATA … --student-share linear
-imitkd train DATA … --student-share exponential:0
-imitkd train DATA … --gold-weight 2
-imitkd train DATA … --gold-weight -1
-imitkd train DATA … --divergence jsd --jsd-weight 2
-imitkd train DATA … --jsd-weight 0.2
-imitkd train DATA … --rollout-topk 5
-imitkd train DATA … --rollout-policy sampling --rollout-temperature 0
-imitkd train DATA … --rollout-policy sampling --rollout-topp 2
-imitkd train DATA … --rollout-max-len-a -1
-imitkd train DATA … --teacher-topk -1
-imitkd train DATA … --teacher-topk 1000
-imitkd train DATA … --teacher-weights 1:2
-imitkd train DATA … --teacher-encoder-cache lots
-imitkd train DATA … --loss-chunk -2
-imitkd train DATA … --max-update 0 --max-epoch 1
-imitkd train DATA … --max-epoch -1
-imitkd train DATA … --lr x
-imitkd train DATA … --lr -1
-imitkd train DATA … --dropout 2
-imitkd train DATA … --dropout nan
-imitkd train DATA … --clip-norm nan
-imitkd train DATA … --seed -1
-imitkd train DATA … --update-freq 0
-imitkd train DATA … --max-tokens 0
-imitkd train DATA … --max-tokens many
-imitkd train DATA … --encoder-layers 0
-imitkd train DATA … --encoder-attention-heads 3
-imitkd train DATA … --encoder-embed-dim -32
-imitkd train DATA … --fp16
-imitkd train DATA … --prune-sparsity 1.5
-imitkd train DATA … --share-all-embeddings --decoder-embed-dim 64
-imitkd train DATA … --eval-bleu --eval-bleu-args {'beam':1}
-imitkd train DATA … --adam-betas 0.9
-imitkd train DATA … --criterion gkd --reward chrf --reward-weight 0
-imitkd generate DATA … --beam 0
-imitkd generate DATA … --temperature 0
-imitkd generate DATA … --remove-bpe '##'
-imitkd generate DATA … --remove-bpe
-imitkd seqkd DATA … --beam 0
-imitkd seqkd DATA … --select sample --temperature 0
-imitkd seqkd DATA … --nbest 9
-imitkd seqkd DATA … --max-tokens -1
-imitkd cache DATA … --keep top:4
-imitkd cache DATA … --keep topk:0
-imitkd evaluate … --sentences -1
-imitkd evaluate … --batch-sizes 0
-imitkd evaluate … --model student.pt
-imitkd evaluate … --teacher teacher
-imitkd export student.pt … --beam 0
-imitkd prune student.pt --sparsity 2 --out out.pt
-imitkd serve DIR --port 99999
+imitkd-train DATA … --student-share 1.5
+imitkd-train DATA … --student-share half
+imitkd-train DATA … --student-share linear
+imitkd-train DATA … --student-share exponential:0
+imitkd-train DATA … --gold-weight 2
+imitkd-train DATA … --gold-weight -1
+imitkd-train DATA … --divergence jsd --jsd-weight 2
+imitkd-train DATA … --jsd-weight 0.2
+imitkd-train DATA … --rollout-topk 5
+imitkd-train DATA … --rollout-policy sampling --rollout-temperature 0
+imitkd-train DATA … --rollout-policy sampling --rollout-topp 2
+imitkd-train DATA … --rollout-max-len-a -1
+imitkd-train DATA … --teacher-topk -1
+imitkd-train DATA … --teacher-topk 1000
+imitkd-train DATA … --teacher-weights 1:2
+imitkd-train DATA … --teacher-encoder-cache lots
+imitkd-train DATA … --loss-chunk -2
+imitkd-train DATA … --max-update 0 --max-epoch 1
+imitkd-train DATA … --max-epoch -1
+imitkd-train DATA … --lr x
+imitkd-train DATA … --lr -1
+imitkd-train DATA … --dropout 2
+imitkd-train DATA … --dropout 30
+imitkd-train DATA … --student-share constant:50
+imitkd-train DATA … --prune-sparsity 40
+imitkd-train DATA … --dropout nan
+imitkd-train DATA … --clip-norm nan
+imitkd-train DATA … --seed -1
+imitkd-train DATA … --update-freq 0
+imitkd-train DATA … --max-tokens 0
+imitkd-train DATA … --max-tokens many
+imitkd-train DATA … --encoder-layers 0
+imitkd-train DATA … --encoder-attention-heads 3
+imitkd-train DATA … --encoder-embed-dim -32
+imitkd-train DATA … --fp16
+imitkd-train DATA … --prune-sparsity 1.5
+imitkd-train DATA … --share-all-embeddings --decoder-embed-dim 64
+imitkd-train DATA … --eval-bleu --eval-bleu-args {'beam':1}
+imitkd-train DATA … --adam-betas 0.9
+imitkd-train DATA … --criterion gkd --reward chrf --reward-weight 0
+imitkd-generate DATA … --beam 0
+imitkd-generate DATA … --temperature 0
+imitkd-generate DATA … --remove-bpe '##'
+imitkd-generate DATA … --remove-bpe
+imitkd-seqkd DATA … --beam 0
+imitkd-seqkd DATA … --select sample --temperature 0
+imitkd-seqkd DATA … --nbest 9
+imitkd-seqkd DATA … --max-tokens -1
+imitkd-seqkd DATA … --num-shards 2
+imitkd-seqkd DATA … --shard-id 1
+imitkd-distill --train train.de
+imitkd-export student.pt … --bpe-codes text.txt
+imitkd-cache DATA … --keep top:4
+imitkd-cache DATA … --keep topk:0
+imitkd-evaluate … --sentences -1
+imitkd-evaluate … --batch-sizes 0
+imitkd-evaluate … --model student.pt
+imitkd-evaluate … --teacher teacher
+imitkd-export student.pt … --beam 0
+imitkd-prune student.pt --sparsity 2 --out out.pt
+imitkd-prune student.pt --sparsity 40 --out out.pt
+imitkd-serve DIR --port 99999
 """,
     "Flags that change nothing": """
-imitkd train DATA … --eval-bleu-args '{"beam": 1}'
-imitkd train DATA … --eval-bleu-detok moses
-imitkd train DATA … --eval-bleu-remove-bpe none
-imitkd train DATA … --eval-bleu-print-samples
-imitkd generate DATA … --teacher-path teacher.pt
-imitkd generate DATA … --save-dir out
-imitkd generate DATA … --criterion imitkd
-imitkd interactive DATA … --eval-bleu
-imitkd prune student.pt --out out.pt
+imitkd-train DATA … --eval-bleu-args '{"beam": 1}'
+imitkd-train DATA … --eval-bleu-detok moses
+imitkd-train DATA … --eval-bleu-remove-bpe none
+imitkd-train DATA … --eval-bleu-print-samples
+imitkd-generate DATA … --teacher-path teacher.pt
+imitkd-generate DATA … --save-dir out
+imitkd-generate DATA … --criterion imitkd
+imitkd-interactive DATA … --eval-bleu
+imitkd-prune student.pt --out out.pt
 """,
     "Files that are not there, or are others": """
-imitkd train NOWHERE …
-imitkd train text.txt …
-imitkd train . …
-imitkd train DATA … --teacher-path nowhere.pt
-imitkd train DATA … --teacher-path DATA
-imitkd train DATA … --teacher-path text.txt
-imitkd train DATA … --teacher-path student.pt:nowhere.pt
-imitkd train DATA … --teacher-data NOWHERE
-imitkd train DATA … --teacher-cache NOWHERE
-imitkd train DATA … --restore-file nowhere.pt
-imitkd train DATA … --finetune-from-model nowhere.pt
-imitkd train DATA … --train-subset training
-imitkd train DATA … --valid-subset dev
-imitkd train DATA … --source-lang de --target-lang en
-imitkd train DATA … --source-lang tgt --target-lang src
-imitkd train DATA … --save-dir text.txt
-imitkd train DATA … --save-dir /proc/student
-imitkd train DATA … --teacher-path run
-imitkd train DATA … --teacher-path exported/model/model.bin
-imitkd train DATA … --encoder-embed-path nowhere.txt
-imitkd generate NOWHERE …
-imitkd generate DATA … --path nowhere.pt
-imitkd generate DATA … --path text.txt
-imitkd generate DATA … --path run
-imitkd generate DATA … --source-lang tgt --target-lang src
-imitkd generate DATA … --gen-subset dev
-imitkd interactive DATA … --input nowhere.txt
-imitkd interactive DATA … --input empty.txt
-imitkd interactive DATA … --source-lang tgt --target-lang src
-imitkd interactive DATA … --bpe sentencepiece --sentencepiece-model text.txt
-imitkd seqkd NOWHERE …
-imitkd seqkd DATA … --teacher-path text.txt
-imitkd seqkd DATA … --gen-subset dev
-imitkd seqkd DATA … --bpe sentencepiece
-imitkd seqkd DATA … --source-text nowhere.txt
-imitkd seqkd DATA --translations nowhere.tsv --out out
-imitkd cache NOWHERE …
-imitkd evaluate … --model student=nowhere.pt
-imitkd evaluate … --model student=run
-imitkd evaluate … --source-lang tgt --target-lang src
-imitkd evaluate … --bpe sentencepiece --sentencepiece-model text.txt
-imitkd evaluate … --data NOWHERE
-imitkd evaluate … --gen-subset dev
-imitkd export nowhere.pt …
-imitkd export text.txt …
-imitkd export run …
-imitkd export exported …
-imitkd export student.pt … --data NOWHERE
-imitkd prune nowhere.pt --sparsity 0.5
-imitkd prune text.txt --sparsity 0.5
-imitkd import Helsinki-NLP/opus-mt-de-en --out out
-imitkd encode NOWHERE
-imitkd dictionary text.txt --out out
-imitkd trim student.pt --text train --out out
-imitkd trim student.pt --data DATA --text nowhere --out out
-imitkd report NOWHERE …
-imitkd report text.txt …
-imitkd report … --evaluation NOWHERE
-imitkd serve NOWHERE
-imitkd serve text.txt
-imitkd serve student.pt
-imitkd serve run
+imitkd-train NOWHERE …
+imitkd-train text.txt …
+imitkd-train . …
+imitkd-train DATA … --teacher-path nowhere.pt
+imitkd-train DATA … --teacher-path DATA
+imitkd-train DATA … --teacher-path text.txt
+imitkd-train DATA … --teacher-path student.pt:nowhere.pt
+imitkd-train DATA … --teacher-data NOWHERE
+imitkd-train DATA … --teacher-cache NOWHERE
+imitkd-train DATA … --restore-file nowhere.pt
+imitkd-train DATA … --finetune-from-model nowhere.pt
+imitkd-train DATA … --train-subset training
+imitkd-train DATA … --valid-subset dev
+imitkd-train DATA … --source-lang de --target-lang en
+imitkd-train DATA … --source-lang tgt --target-lang src
+imitkd-train DATA … --save-dir text.txt
+imitkd-train DATA … --save-dir /proc/student
+imitkd-train DATA … --teacher-path run
+imitkd-train DATA … --teacher-path exported/model/model.bin
+imitkd-train DATA … --encoder-embed-path nowhere.txt
+imitkd-generate NOWHERE …
+imitkd-generate DATA … --path nowhere.pt
+imitkd-generate DATA … --path text.txt
+imitkd-generate DATA … --path run
+imitkd-generate DATA … --source-lang tgt --target-lang src
+imitkd-generate DATA … --gen-subset dev
+imitkd-interactive DATA … --input nowhere.txt
+imitkd-interactive DATA … --input empty.txt
+imitkd-interactive DATA … --source-lang tgt --target-lang src
+imitkd-interactive DATA … --bpe sentencepiece --sentencepiece-model text.txt
+imitkd-seqkd NOWHERE …
+imitkd-seqkd DATA … --teacher-path text.txt
+imitkd-seqkd DATA … --gen-subset dev
+imitkd-seqkd DATA … --bpe sentencepiece
+imitkd-seqkd DATA … --source-text nowhere.txt
+imitkd-seqkd DATA --translations nowhere.tsv --out out
+imitkd-cache NOWHERE …
+imitkd-evaluate … --model student=nowhere.pt
+imitkd-evaluate … --model student=run
+imitkd-evaluate … --source-lang tgt --target-lang src
+imitkd-evaluate … --bpe sentencepiece --sentencepiece-model text.txt
+imitkd-evaluate … --data NOWHERE
+imitkd-evaluate … --gen-subset dev
+imitkd-export nowhere.pt …
+imitkd-export text.txt …
+imitkd-export run …
+imitkd-export exported …
+imitkd-export student.pt … --data NOWHERE
+imitkd-prune nowhere.pt --sparsity 0.5
+imitkd-prune text.txt --sparsity 0.5
+imitkd-import Helsinki-NLP/opus-mt-de-en --out out
+imitkd-encode NOWHERE
+imitkd-dictionary text.txt --out out
+imitkd-trim student.pt --text train --out out
+imitkd-trim student.pt --data DATA --text nowhere --out out
+imitkd-report NOWHERE …
+imitkd-report text.txt …
+imitkd-report … --evaluation NOWHERE
+imitkd-serve NOWHERE
+imitkd-serve text.txt
+imitkd-serve student.pt
+imitkd-serve small
+imitkd-evaluate … --model student=small
+imitkd-report DATA …
+imitkd-report small …
+imitkd-report … --evaluation small
+imitkd-report exported …
+imitkd-distill nowhere.yaml
+imitkd-distill odd.yaml
+imitkd-distill DATA
+imitkd-distill text.txt
+imitkd-trim student.pt --text text.txt --out out
+imitkd-train small …
+imitkd-generate DATA … --path small
+imitkd-distill student.pt
+imitkd-serve run
 """,
     "A teacher and a method that do not fit": """
-imitkd train DATA … --criterion cross_entropy
-imitkd train DATA … --criterion label_smoothed_cross_entropy
-imitkd train DATA … --criterion word_kd --rollout-policy sampling
-imitkd train DATA … --criterion word_kd --log-rollouts 3
-imitkd train DATA … --log-rollouts-interval 100
-imitkd train DATA … --criterion distillm --disable-validation
-imitkd train DATA … --teacher-selection agreement
-imitkd train DATA … --left-pad-target
-imitkd train DATA … --arch levenshtein_transformer
-imitkd train DATA … --init-from-teacher encoder --finetune-from-model student.pt
+imitkd-train DATA … --criterion cross_entropy
+imitkd-train DATA … --criterion label_smoothed_cross_entropy
+imitkd-train DATA … --criterion word_kd --rollout-policy sampling
+imitkd-train DATA … --criterion word_kd --log-rollouts 3
+imitkd-train DATA … --log-rollouts-interval 100
+imitkd-train DATA … --criterion distillm --disable-validation
+imitkd-train DATA … --teacher-selection agreement
+imitkd-train DATA … --left-pad-target
+imitkd-train DATA … --arch levenshtein_transformer
+imitkd-train DATA … --init-from-teacher encoder --finetune-from-model student.pt
 """,
     "Tasks and models that are not for these methods": """
-imitkd train DATA … --task masked_lm
-imitkd train DATA … --task denoising --criterion word_kd
-imitkd train DATA … --task translation_multi_simple_epoch
-imitkd train DATA … --task speech_to_text
-imitkd train DATA … --task translation_lev --arch nonautoregressive_transformer
-imitkd train DATA … --criterion cross_entropy --arch nonautoregressive_transformer
-imitkd train DATA … --teacher-path nat.pt
-imitkd seqkd DATA … --teacher-path nat.pt
-imitkd cache DATA … --teacher-path nat.pt
-imitkd evaluate … --model student=nat.pt
-imitkd export nat.pt …
-imitkd generate DATA … --path nat.pt
-imitkd interactive DATA … --path nat.pt
+imitkd-train DATA … --task masked_lm
+imitkd-train DATA … --task denoising --criterion word_kd
+imitkd-train DATA … --task translation_multi_simple_epoch
+imitkd-train DATA … --task speech_to_text
+imitkd-train DATA … --task translation_lev --arch nonautoregressive_transformer
+imitkd-train DATA … --criterion cross_entropy --arch nonautoregressive_transformer
+imitkd-train DATA … --teacher-path nat.pt
+imitkd-seqkd DATA … --teacher-path nat.pt
+imitkd-cache DATA … --teacher-path nat.pt
+imitkd-evaluate … --model student=nat.pt
+imitkd-export nat.pt …
+imitkd-generate DATA … --path nat.pt
+imitkd-interactive DATA … --path nat.pt
 """,
 }
 
@@ -333,7 +358,7 @@ def whole(line: str) -> list[str]:
     words = shlex.split(line)
     if "…" not in words:
         return words
-    command = words[1]
+    command = words[0].removeprefix("imitkd-")
     given = set(words)
     rest = shlex.split(BASE.get(command, ""))
     position = 0
@@ -363,6 +388,14 @@ def make_files(folder: Path) -> None:
     (folder / "exported" / "model").mkdir(parents=True)
     for name in ("imitkd.json", "model/model.bin"):
         (folder / "exported" / name).touch()
+    shutil.copytree(folder / "exported", folder / "small" / "exported")
+    shutil.copytree(data, folder / "small" / "data-bin")
+    (folder / "small" / "models" / "gkd-seed1").mkdir(parents=True)
+    for name in ("metrics.jsonl", "checkpoint_best.pt"):
+        (folder / "small" / "models" / "gkd-seed1" / name).touch()
+    (folder / "small" / "evaluation").mkdir()
+    (folder / "small" / "evaluation" / "evaluation.json").touch()
+    (folder / "odd.yaml").write_text("langages: de-en\n")
 
 
 def answer(line: str) -> tuple[int, str]:

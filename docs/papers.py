@@ -71,6 +71,11 @@ PAPERS = (
         "https://arxiv.org/abs/2005.10283",
     ),
     Paper(
+        "Rei, Stewart, Farinha & Lavie, EMNLP 2020",
+        "COMET: A Neural Framework for MT Evaluation",
+        "https://aclanthology.org/2020.emnlp-main.213/",
+    ),
+    Paper(
         "Kim & Rush, EMNLP 2016",
         "Sequence-Level Knowledge Distillation",
         "https://aclanthology.org/D16-1139/",
@@ -226,6 +231,7 @@ FLAGS = {
     "teacher.initialise": "--init-from-teacher",
     "seqkd.translator": "--select best",
     "text.expected_utility": "--select mbr",
+    "checkpoints.comet": "--metric comet",
 }
 # "section 3 and algorithm 1", "sections 3.1 and 3.2", "equations 6 to 8"
 NUMBERS = r"\d+(?:\.\d+)?(?: (?:to|and) \d+(?:\.\d+)?)?"

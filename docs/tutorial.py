@@ -138,7 +138,7 @@ def with_outputs(page: str, made: Any) -> str:
         return f"```text\n{outputs[code]}```\n"
 
     [evaluation] = [
-        printed(cell) for cell in made.cells if "imitkd evaluate" in cell.source and cell.cell_type == "code"
+        printed(cell) for cell in made.cells if "imitkd-evaluate" in cell.source and cell.cell_type == "code"
     ]
     table = re.search(r"(^\|.*\n)+", evaluation, re.MULTILINE)
     page = TABLE.sub(lambda _: f"\n{table[0] if table else ''}\n", page)

@@ -71,6 +71,11 @@ def _shortened(text: str, longest: int) -> str:
     return " ".join(text.split())[:longest]
 
 
+def percent(value: float) -> str:
+    """Return which share a percentage was meant to be, for the end of a message; empty for other numbers."""
+    return f"; did you mean {value / 100:g}?" if 5.0 <= value < 100.0 else ""
+
+
 @contextmanager
 def as_usage_error(
     problem: str, remedy: str = "", *, catch: type[Exception] | tuple[type[Exception], ...] = Exception

@@ -64,7 +64,7 @@ def test_wrong_commands_end_as_the_page_says() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-500:]
     page = (REPO / "docs" / "mistakes.md").read_text(encoding="utf-8")
-    assert page.count("\n| `imitkd ") > 120
+    assert page.count("\n| `imitkd") > 120
     assert done.stdout == page
 
 

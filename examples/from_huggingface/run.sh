@@ -31,8 +31,8 @@ encode() {
   local split
   mkdir -p "$RUN/subwords"
   for split in train valid test; do
-    imitkd encode "$RUN/teacher" --side source <"$CORPUS.$split.$SRC" >"$RUN/subwords/$split.$SRC"
-    imitkd encode "$RUN/teacher" --side target <"$CORPUS.$split.$TGT" >"$RUN/subwords/$split.$TGT"
+    imitkd-encode "$RUN/teacher" --side source <"$CORPUS.$split.$SRC" >"$RUN/subwords/$split.$SRC"
+    imitkd-encode "$RUN/teacher" --side target <"$CORPUS.$split.$TGT" >"$RUN/subwords/$split.$TGT"
   done
 }
 
@@ -57,7 +57,7 @@ exported() {
 }
 
 [ -z "${SMOKE:-}" ] || stage model python "$RECIPE/random_model.py" "$RUN"
-stage import imitkd import "$ORIGIN" --out "$RUN/teacher" --source-lang "$SRC" --target-lang "$TGT" --trim-to "$CORPUS.train"
+stage import imitkd-import "$ORIGIN" --out "$RUN/teacher" --source-lang "$SRC" --target-lang "$TGT" --trim-to "$CORPUS.train"
 stage subwords encode
 stage data data
 stage student distil

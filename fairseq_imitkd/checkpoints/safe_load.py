@@ -1,6 +1,7 @@
 """Reads checkpoints, which are untrusted files, with torch's safe loader."""
 
 import functools
+import glob
 import importlib
 import os
 import pickle
@@ -162,6 +163,11 @@ def check_readable(path: str, flag: str) -> None:
     found = checkpoint_in(path)
     if found is not None:
         raise UsageError(f"{flag} '{path}' is the folder of a training; use its checkpoint '{found}'")
+    within = sorted(glob.glob(f"{glob.escape(path)}/models/*/checkpoint_best.pt"))
+    if within:
+        raise UsageError(
+            f"{flag} '{path}' is a run of imitkd-distill; use a checkpoint such as '{within[0]}'"
+        )
     if kind_of(path, flag) != "file":
         raise UsageError(f"{flag} '{path}' is not a file; use the path of a fairseq checkpoint (.pt)")
     if not os.access(path, os.R_OK):

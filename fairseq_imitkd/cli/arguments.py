@@ -120,7 +120,9 @@ def text_settings(
     for name in dict.fromkeys(name for names in SUBWORDS.values() for name in names):
         if given.get(_flag(name, prefix)) is not None and name not in wanted:
             users = " or ".join(kind for kind, names in SUBWORDS.items() if name in names)
-            raise UsageError(f"{_flag(name, prefix)} changes nothing without {flag} {users}")
+            raise UsageError(
+                f"{_flag(name, prefix)} changes nothing without {flag} {users}; add it, or leave this out"
+            )
     files: dict[str, Path] = {}
     for name in wanted:
         path = given[_flag(name, prefix)]

@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: its arguments; None takes those of the command line.
     """
     args = parser().parse_args(arguments)
-    logging.basicConfig(format="%(asctime)s | %(levelname)s | %(name)s | %(message)s", level=logging.INFO)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
     wanted = request(args)
     manifest = write_cache(wanted)
     size = manifest["tokens"] * manifest["bytes_a_token"]

@@ -27,7 +27,10 @@ def main(arguments: list[str] | None = None) -> None:
         added = f", {len(each.added):,} of them added by the model's task: {shown}" if each.added else ""
         print(f"{each.path}: {each.symbols:,} symbols{added}")
     print(f"tags that the model needs, and a teacher adds itself: {tags or 'none'}")
-    print("next: fairseq-preprocess with --srcdict and --tgtdict, or copy them into data of the old ones")
+    print(
+        f"Next: give the files of {args.out} to fairseq-preprocess by --srcdict and --tgtdict; data that was "
+        "made with the old dictionaries only needs these files in place of its own"
+    )
 
 
 def parser() -> Parser:

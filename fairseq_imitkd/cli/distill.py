@@ -9,8 +9,9 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,17 @@ from fairseq_imitkd.engines.registry import engine_for, unsupported_reason
 from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.export.architecture import build
 from fairseq_imitkd.pipeline import folder, inputs, packaged, recipe_file, seeds
+from fairseq_imitkd.pipeline import step as step_program
 from fairseq_imitkd.pipeline.estimate import Estimate, estimate
 from fairseq_imitkd.pipeline.folder import Given
-from fairseq_imitkd.pipeline.plan import Plan
+from fairseq_imitkd.pipeline.models import Sizes, sizes, symbols
+from fairseq_imitkd.pipeline.plan import Plan, Step
 from fairseq_imitkd.pipeline.reading import last_value, parsed
 from fairseq_imitkd.pipeline.recipe import SEQKD, SPLITS, Recipe
 from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, described
 
 NEW = ("teacher", "sentencepiece", *SPLITS)  # flags in place of a recipe
-OPTIONAL = ("method", "arch", "updates")
+OPTIONAL = ("teacher_data", "method", "arch", "updates")
 CHECKED = ("imitkd-seqkd", "imitkd-export", "imitkd-evaluate")  # commands whose flags the recipe gives
 PROGRAMS = Path(sys.executable).parent  # folder of the commands
 PACKAGES = ("jinja2", "matplotlib", "ctranslate2")
@@ -54,6 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.list:
         print(packaged.listed())
         return
+    if args.recipe is not None and args.recipe.is_dir() and packaged.find(args.recipe) is None:
+        args.recipe = folder.recipe_in(args.recipe)
     if args.flags:
         raise UsageError(f"'{args.flags[0]}' is one word too many; put flags of Snakemake after --")
     _check_flags(args)
@@ -61,14 +66,17 @@ def main(arguments: list[str] | None = None) -> None:
         raise UsageError("imitkd-distill needs snakemake: pip install 'fairseq-imitkd[pipeline]'")
     check_extra("imitkd-distill", "pipeline", PACKAGES)
     out = _out(args)
-    wanted, given = _read(args)
+    with _named(args.recipe):
+        wanted, given = _read(args)
     folder.check(out, given)
     wanted = _with_device(wanted)
-    found = inputs.look(wanted)
-    run = Run(Plan(wanted, found.digests), out)
+    with _named(args.recipe):
+        found = inputs.look(wanted)
+        run = Run(Plan(wanted, found.digests), out)
+        students = check(run.plan)
     check_programs(run.plan)
-    parameters = check(run.plan)
-    needed = found.disk(wanted, parameters)
+    counted = sizes(wanted, students)
+    needed = found.disk(wanted, max(counted.students.values()))
     inputs.check_room(out, needed)
     if args.graph:
         print(described(run.plan.steps))
@@ -77,7 +85,11 @@ def main(arguments: list[str] | None = None) -> None:
         is_done = all(status.state == DONE for status in run.statuses().values())
         expected = Estimate({}) if is_done else estimate(run.plan, found)
         print(listed(run, needed, expected, cores=args.cores))
+        print(counted)
+        _warn(counted)
         return
+    print(counted, file=sys.stderr)
+    _warn(counted)
     engine = _engine(args, wanted, tuple(flags))
     folder.keep(out, given)
     distil(run, engine)
@@ -96,7 +108,7 @@ def parser() -> Parser:
         metavar="RECIPE",
         type=Path,
         nargs="?",
-        help="YAML file (see docs/distil.md), or a name of --list",
+        help="YAML file (see docs/distil.md), a name of --list, or the folder of a run, which goes on",
     )
     made.add_argument("--list", action="store_true", help="list the recipes that come with the package")
     made.add_argument(
@@ -138,8 +150,11 @@ def parser() -> Parser:
 
 def _add_plain_case(made: Parser) -> None:
     new = made.add_argument_group("in place of a recipe, which is then written to --out")
+    new.add_argument("--teacher", metavar="FILE", help="teacher's checkpoint")
     new.add_argument(
-        "--teacher", metavar="FILE", help="teacher's checkpoint, with its dictionaries beside it"
+        "--teacher-data",
+        metavar="DIR",
+        help="folder with the dictionaries of the teacher's training (default: the checkpoint's folder)",
     )
     new.add_argument("--sentencepiece", metavar="FILE", help="SentencePiece model of the teacher's text")
     for split in SPLITS:
@@ -189,18 +204,41 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
         "languages": suffixes,
         "text": {split: [os.path.abspath(file) for file in getattr(args, split)] for split in SPLITS},
         "sentencepiece": os.path.abspath(args.sentencepiece),
-        "teacher": os.path.abspath(args.teacher),
+        "teacher": _teacher_of(args),
         "student": {"arch": args.arch or arch, "flags": flags},
         "training": training,
         "methods": [args.method or "imitkd_full"],
     }
 
 
-def check(plan: Plan) -> int:
+@contextmanager
+def _named(recipe: Path | None) -> Iterator[None]:
+    """Put the recipe's name before what is wrong in it; None stands for flags in place of a recipe."""
+    try:
+        yield
+    except UsageError as error:
+        if recipe is None or str(recipe) in str(error):
+            raise
+        raise UsageError(f"{recipe}: {error}") from error
+
+
+def _warn(counted: Sizes) -> None:
+    if counted.warning is not None:
+        print(f"warning: {counted.warning}", file=sys.stderr)
+
+
+def _teacher_of(args: argparse.Namespace) -> str | dict[str, str]:
+    checkpoint = os.path.abspath(args.teacher)
+    if args.teacher_data is None:
+        return checkpoint
+    return {"checkpoint": checkpoint, "dictionaries": os.path.abspath(args.teacher_data)}
+
+
+def check(plan: Plan) -> dict[str, BaseFairseqModel]:
     """Check the flags of all commands, and whether the student can be exported.
 
     Returns:
-        the number of the largest student's parameters, over a small dictionary.
+        each method's student, by the method's name, without weights if possible.
 
     Raises:
         UsageError: a flag is wrong, or the export can't work.
@@ -212,7 +250,8 @@ def check(plan: Plan) -> int:
             elif command.words[0] in CHECKED:
                 check_command(command.words, _key_of_command(command.words[0], step.name))
     wanted = plan.recipe
-    students = {method.name: _build(plan.flags(method), method.name) for method in wanted.methods}
+    size = symbols(wanted)
+    students = {method.name: _build(plan.flags(method), size, method.name) for method in wanted.methods}
     if wanted.exported is not None and wanted.teacher.huggingface is None:
         student = students[wanted.exported.name]
         if engine_for(student) is None:
@@ -220,7 +259,7 @@ def check(plan: Plan) -> int:
                 f"export can't work with {wanted.exported.name}'s student: {unsupported_reason(student)}; "
                 "change its flags, or set export: false"
             )
-    return max(sum(each.numel() for each in student.parameters()) for student in students.values())
+    return students
 
 
 def _key_of_command(command: str, step: str) -> str:
@@ -255,9 +294,9 @@ def key_of(plan: Plan, training: str, message: str) -> str:
     return own.partition(".")[0]
 
 
-def _build(flags: Sequence[str], name: str) -> BaseFairseqModel:
+def _build(flags: Sequence[str], size: int, name: str) -> BaseFairseqModel:
     try:
-        return build(flags)
+        return build(flags, size)
     except UsageError as error:
         raise UsageError(f"{name}: {str(error).replace('the flags after --check', 'the flags')}") from error
 
@@ -311,11 +350,12 @@ def listed(run: Run, needed: int, expected: Estimate, *, cores: int | None) -> s
         state = "done" if is_done else "continues" if run.continues(step) else "to run"
         about = f", about {duration(expected.seconds[step.name])}" if step.name in expected.seconds else ""
         lines.append(f"{step.name}: {state}{about if not is_done else ''}")
-        for command in step.commands if not is_done else ():
-            several = f"{command.processes} x " if command.processes > 1 else ""
-            out = f" > {command.out}" if command.out else ""
-            lines.append(f"    {several}{shlex.join(command.words)}{out}")
+        lines += [f"    {line}" for line in typed(step)] if not is_done else []
     left = [step for step in run.plan.steps if statuses[step.name].state != DONE]
+    if left:
+        folders = {str((run.out / result).parent) for step in left for result in step.results}
+        made = shlex.join(["mkdir", "-p", *sorted(folders)])
+        lines.insert(0, f"    {made} && cd {shlex.quote(str(run.out))}")
     lines.append(
         f"{len(left)} of {len(run.plan.steps)} steps to run; at least {needed / 1e6:,.0f} MB of disk in all"
     )
@@ -331,13 +371,32 @@ def listed(run: Run, needed: int, expected: Estimate, *, cores: int | None) -> s
     return "\n".join(lines)
 
 
+def typed(step: Step) -> list[str]:
+    """Return the commands of a step as a shell takes them in the folder of the run.
+
+    They write complete results, which the step itself writes under another name first.
+    """
+    own = {f"{result}.part": result for result in step.results}
+    return [
+        step_program.typed(
+            {
+                **asdict(command),
+                "words": [own.get(word, word) for word in command.words],
+                "out": own.get(command.out or "", command.out),
+            }
+        )
+        for command in step.commands
+    ]
+
+
 def _check_flags(args: argparse.Namespace) -> None:
     given = [name for name in (*NEW, *OPTIONAL) if getattr(args, name) is not None]
     if args.recipe is None and args.text is not None:
         raise UsageError(f"--text '{args.text}' needs a recipe of --list; name one, or leave it out")
     if args.recipe is not None:
         if given:
-            raise UsageError(f"--{given[0]} changes nothing beside RECIPE '{args.recipe}'; write it there")
+            flag = f"--{given[0].replace('_', '-')}"
+            raise UsageError(f"{flag} changes nothing beside RECIPE '{args.recipe}'; write it there")
         return
     missing = [f"--{name}" for name in NEW if name not in given]
     if missing:
@@ -391,14 +450,14 @@ def _engine(args: argparse.Namespace, wanted: Recipe, flags: tuple[str, ...]) ->
 
 def _read(args: argparse.Namespace) -> tuple[Recipe, Given]:
     """Return the recipe that the command line names or describes, and what the run's folder keeps of it."""
-    wanted, given, start = _named(args)
+    wanted, given, start = _given(args)
     if not args.rehearse:
         return wanted, given
     text = folder.with_folder(given.text, start, rehearses=True)
     return recipe_file.parse(parsed(text), start), replace(given, text=text, rehearses=True)
 
 
-def _named(args: argparse.Namespace) -> tuple[Recipe, Given, Path]:
+def _given(args: argparse.Namespace) -> tuple[Recipe, Given, Path]:
     """Return that recipe before a rehearsal shortens it, what is kept, and where its relative paths start."""
     if args.recipe is None:
         content, start = recipe_of(args), Path.cwd()

@@ -20,8 +20,10 @@ def main(arguments: list[str] | None = None) -> None:
             text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise UsageError(
-                f"line {number} of standard input must be UTF-8, but is not; convert it"
+                f"line {number} of standard input must be UTF-8, but is not; convert it, or give text"
             ) from error
+        if "\0" in text:  # valid UTF-8, but of a binary file, such as a model of SentencePiece
+            raise UsageError(f"line {number} of standard input has a null byte, so it is not text; give text")
         encoded = encoder.symbols(text)
         unknown += encoded.count(encoder.dictionary.unk_word)
         symbols += len(encoded)

@@ -33,6 +33,7 @@ from fairseq_imitkd.cli.next_command import is_first_process, next_command
 from fairseq_imitkd.cli.unfinished import no_trace_of_a_refusal, where_it_goes_on
 from fairseq_imitkd.data.dictionaries import load_dictionary
 from fairseq_imitkd.errors import UsageError, as_usage_error, one_line_errors
+from fairseq_imitkd.quick.missing import ARCH, PATH
 from fairseq_imitkd.rollout.policy import MAX_LEN_A, MAX_LEN_B
 from fairseq_imitkd.teacher.source import check_files
 from fairseq_imitkd.text import generate_scorer
@@ -194,9 +195,7 @@ def _parsed_with_care(command: str) -> Iterator[list[Namespace]]:
             misspelt = misspelt_flag(parser, given)
             if misspelt is not None:
                 raise UsageError(misspelt)
-            raise UsageError(
-                "--arch is not given; add the student's architecture, such as --arch transformer"
-            )
+            raise UsageError(ARCH)
         if command == "train":
             _check_task(given)
         # fairseq calls it before it parses, and when it has added the flags of the task and the others.
@@ -266,7 +265,7 @@ def _check(command: str, args: Namespace) -> None:
     if command != "train":
         flags_of_training.check(command, _flags(sys.argv[1:]))
     if command != "train" and not args.path:
-        check_files(args.path, "--path", "student")
+        raise UsageError(PATH)
     dictionary = data.check(vars(args), command)
     check_configuration(vars(args), command)
     if command == "train":

@@ -107,12 +107,12 @@ def short_parser(command: str, arguments: Iterable[str] = ()) -> Parser:
         arguments: further arguments, which may choose a method and so its defaults.
     """
     actions = {action.dest: action for action in all_flags(command, arguments)._actions}
-    made = Parser(f"imitkd {command}", _ABOUT[command])
+    made = Parser(f"imitkd-{command}", _ABOUT[command])
     add_verbose_flag(made)
     made.usage = (
-        f"imitkd {command} DATA {'--teacher-path TEACHER' if command == 'train' else '--path MODEL'} …"
+        f"imitkd-{command} DATA {'--teacher-path TEACHER' if command == 'train' else '--path MODEL'} …"
     )
-    made.epilog = f"All flags of fairseq work too; imitkd {command} {ALL} shows them."
+    made.epilog = f"All flags of fairseq work too; imitkd-{command} {ALL} shows them."
     if command == "train":
         made.epilog += " The defaults are those of the method; --criterion METHOD --help shows another one's."
     shown: set[str] = set()
@@ -140,7 +140,7 @@ def all_flags(command: str, arguments: Iterable[str] = ()) -> ArgumentParser:
     options.parse_args_and_arch(_PARSERS[command](), ["data", *given], modify_parser=seen.append)
     parser = seen[-1]
     _show_defaults(parser, command)
-    parser.prog, parser.formatter_class = f"imitkd {command}", HelpFormatter
+    parser.prog, parser.formatter_class = f"imitkd-{command}", HelpFormatter
     add_traceback_flag(parser)
     add_verbose_flag(parser)
     return parser

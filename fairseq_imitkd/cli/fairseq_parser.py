@@ -63,7 +63,7 @@ def _owners(name: str, command: str, most: int = 3) -> str:
     ]
     trains = command.endswith("train")
     if name in _flags_of("generate" if trains else "train") or (found and not trains):
-        return f"imitkd {'generate' if trains else 'train'}; leave it out"
+        return f"imitkd-{'generate' if trains else 'train'}; leave it out"
     return ", ".join(found[:most]) + (f" and {len(found) - most} others" if len(found) > most else "")
 
 
@@ -79,6 +79,13 @@ def _flags_of(command: str) -> set[str]:
     """Return the flags that a command of fairseq has, whatever is chosen."""
     made = options.get_training_parser() if command == "train" else options.get_generation_parser()
     return set(made._option_string_actions)
+
+
+def known_flags(command: str) -> set[str]:
+    """Return the flags that ``train``, ``generate`` or ``interactive`` may have, those of choices too."""
+    if command == "interactive":
+        return set(options.get_interactive_generation_parser()._option_string_actions)
+    return _flags_of(command) | (_choices_flags() if command == "train" else set())
 
 
 def misspelt_flag(parser: ArgumentParser, typed: Sequence[str]) -> str | None:

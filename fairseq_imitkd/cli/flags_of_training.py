@@ -52,6 +52,6 @@ def check(command: str, typed: Collection[str]) -> None:
     for name in sorted(names):
         if not name.startswith("_") and flag(name) in typed:
             raise UsageError(
-                f"{flag(name)} changes nothing in imitkd {command}, because it is a flag of imitkd train: "
+                f"{flag(name)} changes nothing in imitkd-{command}, because it is a flag of imitkd-train: "
                 "leave it out"
             )

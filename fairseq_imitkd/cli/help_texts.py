@@ -8,6 +8,7 @@ import os
 from argparse import ArgumentParser
 
 from fairseq_imitkd.cli import door, fairseq_help
+from fairseq_imitkd.cli.fairseq_parser import known_flags
 from fairseq_imitkd.pipeline import packaged
 from fairseq_imitkd.quick import FAIRSEQS, HELP, RECIPES, SUMMARIES, WORDS
 from fairseq_imitkd.quick.one_line_parser import described
@@ -20,14 +21,17 @@ def parser(command: str) -> ArgumentParser:
     if command in FAIRSEQS:
         return fairseq_help.short_parser(command)
     made: ArgumentParser = door.module_of(command).parser()
-    made.prog = f"imitkd {command}"
     return made
 
 
 def words() -> str:
-    """Return the words that the commands which are not fairseq's take, as JSON."""
-    commands = [command for command in SUMMARIES if command not in FAIRSEQS]
-    found = {command: list(described(door.module_of(command).parser())) for command in commands}
+    """Return the words that the commands take, as JSON; of fairseq's, the flags alone."""
+    found = {
+        command: " ".join(sorted(known_flags(command)))
+        if command in FAIRSEQS
+        else list(described(door.module_of(command).parser()))
+        for command in SUMMARIES
+    }
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -77,7 +77,7 @@ def report(done: Imported, job: ImportJob, trimmed: Trimmed | None = None) -> st
     lines += [f"note: {note}" for note in done.notes]
     if done.subwords is not None:
         lines.append(
-            f"next: imitkd-encode {job.out} --side source < TEXT > SUBWORDS, then fairseq-preprocess"
+            f"Next: imitkd-encode {job.out} --side source < TEXT > SUBWORDS, then fairseq-preprocess"
         )
     else:
         lines.append("note: without tokenizer files, text can't be encoded; symbol number N is called id:N")

@@ -15,7 +15,7 @@ from fairseq_imitkd.cli.arguments import (
     text_settings,
 )
 from fairseq_imitkd.data.files import kind_of
-from fairseq_imitkd.engines.base import SELECTIONS, SearchSettings
+from fairseq_imitkd.engines.base import METRICS, SELECTIONS, SearchSettings
 from fairseq_imitkd.engines.ctranslate2_convert import QUANTIZATIONS
 from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.seqkd.factory import Result, make
@@ -23,7 +23,6 @@ from fairseq_imitkd.seqkd.filters import LANGUAGE, Filters
 from fairseq_imitkd.seqkd.job import BACKENDS, Job
 from fairseq_imitkd.teacher.config import DTYPES
 from fairseq_imitkd.text.counted import counted
-from fairseq_imitkd.text.rewards import REWARDS
 from fairseq_imitkd.text.subwords import TextSettings
 
 STUDENT = "student-"  # what the flags of the student's subwords begin with
@@ -176,8 +175,14 @@ def _add_selection_flags(group: Any) -> None:
     group.add_argument(
         "--metric",
         "--utility",
-        choices=list(REWARDS),
+        choices=METRICS,
         help="similarity to the reference for --select best, to the other hypotheses for --select mbr",
+    )
+    group.add_argument(
+        "--comet-model",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint of a COMET model that reads references, for --metric comet (needs unbabel-comet)",
     )
     group.add_argument(
         "--nbest",
@@ -324,6 +329,7 @@ def job(args: argparse.Namespace) -> Job:
         out=args.out,
         decoding=_search_settings(args),
         filters=_filters(args),
+        comet_model=args.comet_model,
         split=args.gen_subset,
         source_text=args.source_text,
         text=text_settings(args),

@@ -103,6 +103,13 @@ def check_same_dictionaries(first: str | Path, other: str | Path, languages: tup
             )
 
 
+def _refuse_outer(folder: str | Path) -> None:
+    """Refuse the folder around a data directory, such as that of a run of imitkd-distill or imitkd-seqkd."""
+    inner = Path(folder) / "data-bin"
+    if inner.is_dir():
+        raise UsageError(f"DATA '{folder}' is not a data directory: did you mean {inner}?")
+
+
 def languages_of_files(folder: str | Path) -> tuple[str, str]:
     """Return the languages that the names of a directory's files show.
 
@@ -119,6 +126,7 @@ def languages_of_files(folder: str | Path) -> tuple[str, str]:
             "language_modeling_with_teacher, whose scores are those of --eval-metrics"
         )
     if source is None or target is None:
+        _refuse_outer(folder)
         raise UsageError(
             f"DATA '{folder}' has no file such as train.de-en.de.idx, which shows its languages; {ADVICE}, "
             "or add --source-lang and --target-lang"
@@ -138,6 +146,7 @@ def check_dictionaries(folder: str | Path, languages: tuple[str, str]) -> None:
         raise _unreadable(folder, error) from error
     for language in languages:
         if f"dict.{language}.txt" not in names:
+            _refuse_outer(folder)
             raise UsageError(
                 f"DATA '{folder}' has no dict.{language}.txt; {ADVICE} with its --source-lang and "
                 "--target-lang"

@@ -32,6 +32,7 @@ from fairseq_imitkd.errors import FULL, UsageError
 
 LOCK = ".lock"
 PATIENCE = 30.0  # seconds to wait for a lock: a run that was killed may leave a process that is just ending
+NEW = "a new folder"  # the kind of a folder that no command goes on with
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -109,9 +110,8 @@ class OutputFolder:
             if found is None and not self._is_free():
                 found = self.identity()  # another machine may have claimed it in between
                 if found is None:
-                    raise UsageError(
-                        f"--out '{self.path}' exists and is not {self.kind}; use a new or empty folder"
-                    )
+                    what = "is not empty" if self.kind == NEW else f"is not {self.kind}"
+                    raise UsageError(f"--out '{self.path}' exists and {what}; use a new or empty folder")
         if found is None:
             return False
         unlike = difference(found, identity or {})

@@ -7,11 +7,13 @@ from typing import Protocol
 
 from torch import Tensor
 
+from fairseq_imitkd.checkpoints.comet import COMET
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.text.marks import is_known
 from fairseq_imitkd.text.rewards import REWARDS
 
 SELECTIONS = ("first", "best", "mbr", "sample")
+METRICS = (*REWARDS, COMET)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class SearchSettings:
         nbest: number of hypotheses of the beam that ``best`` and ``mbr`` choose from; with 1, ``mbr`` chooses
             from samples.
         metric: similarity that ``best`` and ``mbr`` maximise, one of
-            :data:`~fairseq_imitkd.text.rewards.REWARDS`.
+            :data:`METRICS`.
         samples: number of samples per sentence, for ``sample`` and ``mbr``.
         keep: number of hypotheses to keep; fewer if there are not so many different ones.
         diverse_beam_groups, diverse_beam_strength: number of groups of the beam that avoid each other's
@@ -85,7 +87,7 @@ class SearchSettings:
             f"0 (off) or 2 or more, and divide --beam {self.beam}",
         )
         yield "diverse_beam_strength", 0.0 <= self.diverse_beam_strength < math.inf, "0 or more"
-        yield "metric", self.metric in (None, *REWARDS), f"one of {', '.join(REWARDS)}"
+        yield "metric", self.metric in (None, *METRICS), f"one of {', '.join(METRICS)}"
         least = 2 if self.select == "mbr" and self.draws else 1
         yield "samples", self.samples >= least, f"{least} or more"
         most = self.samples if self.draws else max(self.nbest, self.beam if self.select == "first" else 1)
@@ -126,7 +128,7 @@ class SearchSettings:
         if self._is_set("diverse_beam_strength") and not self.diverse_beam_groups:
             raise UsageError("--diverse-beam-strength changes nothing without --diverse-beam-groups; add it")
         if self.select in ("best", "mbr") and self.metric is None:
-            raise UsageError(f"--select {self.select} needs a --metric: one of {', '.join(REWARDS)}")
+            raise UsageError(f"--select {self.select} needs a --metric: one of {', '.join(METRICS)}")
 
     def _is_set(self, name: str) -> bool:
         """Return whether a field differs from its default."""

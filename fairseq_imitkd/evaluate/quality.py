@@ -1,19 +1,16 @@
 """Scores of translations, computed by sacreBLEU, rouge-score and COMET themselves."""
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF, TER
 
+from fairseq_imitkd.checkpoints.comet import comet_signature, load_comet
 from fairseq_imitkd.data.bars import Bar
-from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.errors import UsageError, in_one_line
 from fairseq_imitkd.evaluate.schema import ROUGE, LengthGroup, QualityScore
 from fairseq_imitkd.evaluate.sentences import Sentences
@@ -67,13 +64,11 @@ class Metrics:
             signature.update("bs", bootstrap.RESAMPLES)
             self.signatures[name] = str(signature)
         self._rouge = rouge_scorer(ROUGE) if "rouge" in extra else None
-        self._comet = _comet(comet_model) if "comet" in extra and comet_model else None
+        self._comet = load_comet(comet_model, "--metrics comet") if "comet" in extra and comet_model else None
         if self._rouge:
             self.signatures["rouge"] = rouge_signature()
         if self._comet and comet_model:
-            self.signatures["comet"] = (
-                f"unbabel-comet|model:{sha256(comet_model)[:12]}|version:{version('unbabel-comet')}"
-            )
+            self.signatures["comet"] = comet_signature(comet_model)
 
     def _sacrebleu(self, tokenizer: str, ter: bool) -> dict[str, Any]:
         references = self.sentences.reference_columns()
@@ -175,25 +170,3 @@ class Metrics:
                 score = float(bleu._aggregate_and_compute([statistics[number] for number in inside]).score)
                 groups.append(LengthGroup(first, last, len(inside), score))
         return groups
-
-
-def _comet(path: Path) -> Any:
-    if not path.is_file():
-        raise UsageError(
-            f"--comet-model '{path}' is not a file; use the checkpoint of a COMET model, model.ckpt"
-        )
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # nothing is downloaded unasked
-    try:
-        comet = import_module("comet")
-    except ImportError as error:
-        raise UsageError(
-            f"--metrics comet needs {error.name or 'comet'}: pip install unbabel-comet, or leave comet out"
-        ) from error
-    # It logs its devices and advertises products at each prediction.
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    try:
-        # COMET looks for other files in the folder above the checkpoint's, so the path is absolute and a link
-        # is not followed.
-        return comet.load_from_checkpoint(str(path.absolute()))
-    except Exception as error:  # its many packages raise all kinds of errors on a wrong file
-        raise UsageError(f"--comet-model '{path}' can't be used: {in_one_line(error)}") from error

@@ -81,28 +81,28 @@ def _is_exportable(flags: Sequence[str]) -> bool | None:
         return None
 
 
-def build(flags: Sequence[str], symbols: int | None = None) -> BaseFairseqModel:
+def build(flags: Sequence[str], symbols: int = SYMBOLS, *, has_weights: bool = False) -> BaseFairseqModel:
     """Build the student of a training command line.
 
     Args:
         flags: arguments of ``fairseq-train``, with or without the data directory.
-        symbols: size of the dictionary; None takes a small one, and builds the student without weights if
-            possible.
+        symbols: number of symbols of the dictionary, without fairseq's special ones.
+        has_weights: whether the student must have weights; otherwise it is built without them if possible.
 
     Raises:
         UsageError: the flags do not describe a student.
     """
     args = _parse_with_defaults(flags)
     try:
-        if symbols is not None:
+        if has_weights:
             return _build(args, symbols)
         # The meta device gives the weights shapes but no memory. Some models can't be built there: BART's
         # initialisation copies weights to the CPU.
         with torch.device("meta"):
-            return _build(args)
+            return _build(args, symbols)
     except Exception:
         try:
-            return _build(args)
+            return _build(args, symbols)
         except UsageError:
             raise
         except Exception as error:  # models raise many types for settings that they can't have
@@ -111,7 +111,7 @@ def build(flags: Sequence[str], symbols: int | None = None) -> BaseFairseqModel:
             ) from error
 
 
-def _build(args: Namespace, symbols: int = SYMBOLS) -> BaseFairseqModel:
+def _build(args: Namespace, symbols: int) -> BaseFairseqModel:
     dictionary = Dictionary()
     for index in range(max(symbols, _last_cutoff(args) + 1)):
         dictionary.add_symbol(str(index))

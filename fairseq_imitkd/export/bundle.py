@@ -127,10 +127,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not os.path.isfile(path):
+        inner = folder / "exported"  # a run of imitkd-distill has it
+        if os.path.isfile(inner / MANIFEST):
+            raise UsageError(f"DIR '{folder}' is not an exported student: did you mean {inner}?")
         checkpoint = folder if folder.suffix == ".pt" else checkpoint_in(folder)
         if checkpoint is not None:
             raise UsageError(
-                f"DIR '{folder}' is not an exported student; make one first: imitkd export '{checkpoint}' "
+                f"DIR '{folder}' is not an exported student; make one first: imitkd-export '{checkpoint}' "
                 "--data DATA --out NEW"
             )
         raise UsageError(

@@ -14,7 +14,7 @@ from fairseq_imitkd.checkpoints.tags import language_tags
 from fairseq_imitkd.checkpoints.translation import LoadedStudent, load_student
 from fairseq_imitkd.data.corpus import Languages, read_split
 from fairseq_imitkd.data.files import sha256, write_json
-from fairseq_imitkd.data.output_folder import OutputFolder
+from fairseq_imitkd.data.output_folder import NEW, OutputFolder
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export.exporter import evenly_spaced
@@ -98,7 +98,7 @@ def export_huggingface(job: HuggingFaceJob) -> Exported:
         UsageError: no model or tokenizer of ``transformers`` computes what the student does, a file can't be
             read, or the exported student translates otherwise.
     """
-    out = OutputFolder(job.out, "a new folder")
+    out = OutputFolder(job.out, NEW)
     out.check_new()
     languages = Languages.of(job.data, job.source_lang, job.target_lang)
     text = (

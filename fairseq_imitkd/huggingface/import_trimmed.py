@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fairseq_imitkd.data.output_folder import OutputFolder
+from fairseq_imitkd.data.output_folder import NEW, OutputFolder
 from fairseq_imitkd.huggingface.folder import read_json
 from fairseq_imitkd.huggingface.importer import CHECKPOINT, Imported, ImportJob, import_model
 from fairseq_imitkd.huggingface.layout import SIDES
@@ -27,7 +27,7 @@ def import_trimmed(job: ImportJob, corpora: Sequence[str]) -> tuple[Imported, Tr
         UsageError: as in :func:`~fairseq_imitkd.huggingface.importer.import_model` and
             :func:`~fairseq_imitkd.huggingface.trim.trim`.
     """
-    OutputFolder(job.out, "a new folder").check_new()
+    OutputFolder(job.out, NEW).check_new()
     for language in filter(None, (job.source_lang, job.target_lang)):
         count_symbols(_FLAG, corpora, language)  # before the import takes its time
     job.out.resolve().parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import fairseq_imitkd
 from fairseq_imitkd.checkpoints.tags import EOS, SETTING, TagNames
 from fairseq_imitkd.data.dictionaries import fingerprints, load_dictionary
 from fairseq_imitkd.data.files import sha256
-from fairseq_imitkd.data.output_folder import OutputFolder
+from fairseq_imitkd.data.output_folder import NEW, OutputFolder
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.huggingface import check
 from fairseq_imitkd.huggingface.config import ModelConfig, fairseq_settings, read_config
@@ -73,7 +73,7 @@ def import_model(job: ImportJob) -> Imported:
         UsageError: the folder does not hold a model that can be imported, or the imported model computes
             something else than ``transformers``.
     """
-    folder, out = ModelFolder(job.model), OutputFolder(job.out, "a new folder")
+    folder, out = ModelFolder(job.model), OutputFolder(job.out, NEW)
     config = read_config(folder.config(), folder.name)
     out.check_new()
     tokenizer = read_tokenizer(folder, config)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.data import Dictionary
-from sentencepiece import SentencePieceProcessor
 
 from fairseq_imitkd.data.dictionaries import load_dictionary
 from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface.folder import read_json
 from fairseq_imitkd.huggingface.tokens import DESCRIPTION
+from fairseq_imitkd.text.subwords import open_pieces
 
 SUBWORD_FILES = ("source.spm", "target.spm", "tokenizer.json", "encoder.json", "vocab.bpe", "bpe.codes")
 
@@ -93,7 +93,7 @@ def open_encoder(folder: Path, side: str, *, tags: bool = True) -> Encoder:
 
 
 def _sentencepiece(folder: Path, side: str, _: str) -> Callable[[str], list[str]]:
-    model = SentencePieceProcessor(model_file=str(folder / f"{side}.spm"))
+    model = open_pieces(folder / f"{side}.spm", "subwords", "import the model again")
     return lambda line: list(model.encode(line, out_type=str))
 
 

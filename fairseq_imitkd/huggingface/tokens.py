@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import SentencePieceProcessor
-
 from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface import tags
 from fairseq_imitkd.huggingface.config import ModelConfig
 from fairseq_imitkd.huggingface.folder import ModelFolder
+from fairseq_imitkd.text.subwords import open_pieces
 
 Tokens = dict[int, str]
 _SPARE = 1000  # rows that a model may have beyond its tokenizer's symbols, made for speed or by hand
@@ -219,9 +218,8 @@ def _with_models(found: Tokenizer, folder: ModelFolder, names: tuple[str, str]) 
 
 def _pieces(path: Path) -> list[str]:
     """Return the pieces of a SentencePiece model."""
-    with as_usage_error(f"'{path}' is not a SentencePiece model", "copy it again"):
-        model = SentencePieceProcessor(model_file=str(path))
-        return [model.id_to_piece(number) for number in range(model.get_piece_size())]
+    model = open_pieces(path, "subwords", "copy it again")
+    return [model.id_to_piece(number) for number in range(model.get_piece_size())]
 
 
 def _fast(folder: ModelFolder) -> Tokens | None:

@@ -4,6 +4,7 @@ Rows of the embeddings and of the output matrix are left out. So the log-probabi
 are those of the model, renormalised over what is left.
 """
 
+import glob
 import os
 import re
 from argparse import Namespace
@@ -26,7 +27,7 @@ from fairseq_imitkd.checkpoints.tags import SETTING, language_tags
 from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.dictionaries import FINGERPRINTS, fingerprints
-from fairseq_imitkd.data.output_folder import OutputFolder
+from fairseq_imitkd.data.output_folder import NEW, OutputFolder
 from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface.folder import read_json
 from fairseq_imitkd.huggingface.spm import without_pieces
@@ -117,10 +118,10 @@ def trim(job: TrimJob, counts: Mapping[str, Counter[str]] | None = None) -> Trim
         UsageError: a file can't be read, the model has no tables of symbols, or the trimmed model computes
             something else.
     """
-    out = OutputFolder(job.out, "a new folder")
+    out = OutputFolder(job.out, NEW)
     out.check_new()
     state = read(str(job.checkpoint), job.allow_globals)
-    languages = _languages(job, state)
+    languages = _languages(job, state, has_text=counts is None)
     dictionaries = {"source": languages.source_dictionary, "target": languages.target_dictionary}
     pair = {"source": languages.source, "target": languages.target}
     if counts is None:
@@ -197,8 +198,13 @@ def _parameters(weights: Mapping[str, Tensor]) -> int:
     return sum({value.data_ptr(): value.numel() for value in weights.values()}.values())
 
 
-def _languages(job: TrimJob, state: dict[str, Any]) -> Languages:
+def _languages(job: TrimJob, state: dict[str, Any], *, has_text: bool) -> Languages:
     """Return the languages and the dictionaries of the model.
+
+    Args:
+        job: the vocabulary to trim.
+        state: content of its checkpoint.
+        has_text: whether the job's text is read.
 
     Raises:
         UsageError: nothing tells the languages, or the dictionaries are not there.
@@ -207,6 +213,8 @@ def _languages(job: TrimJob, state: dict[str, Any]) -> Languages:
     with reported(str(job.checkpoint), "CHECKPOINT"):
         trained = trained_pair(configuration(state), folder) or (None, None)
     pair = [given or own for given, own in zip((job.source_lang, job.target_lang), trained, strict=True)]
+    if has_text:
+        _check_text(job, pair)
     lacking = [flag for flag, known in zip(_LANGUAGES, pair, strict=True) if known is None]
     if lacking:
         verb, rest = ("are", "them; add both") if len(lacking) > 1 else ("is", "it; add it")
@@ -218,6 +226,24 @@ def _languages(job: TrimJob, state: dict[str, Any]) -> Languages:
                 "the folder of its dictionaries"
             )
     return Languages.of(folder, *pair)
+
+
+def _check_text(job: TrimJob, pair: Sequence[str | None]) -> None:
+    """Refuse a corpus that is not there, of languages that may be unknown yet."""
+    for prefix in job.text:
+        for language in pair:
+            name = f"{prefix}.{language or 'LANG'}"
+            if not (os.path.isfile(name) if language else glob.glob(f"{glob.escape(prefix)}.*")):
+                short = os.path.splitext(prefix)[0]
+                meant = (
+                    f"did you mean {short}?"
+                    if os.path.isfile(prefix) and short != prefix
+                    else "check the path"
+                )
+                raise UsageError(
+                    f"{job.flag} '{prefix}' must be the name of a file without its language, but there is no "
+                    f"'{name}'; {meant}"
+                )
 
 
 def count_symbols(

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, percent
 from fairseq_imitkd.losses.divergences import DIVERGENCES, needs
 from fairseq_imitkd.method.config import DistillationConfig, DivergenceConfig, Range, training_length
 from fairseq_imitkd.method.schedules import AdaptiveShare, Schedule, moves, parse_schedule, parse_share
@@ -88,7 +88,8 @@ def _check_ranges(cfg: DistillationConfig) -> None:
         accepted: Range | None = item.metadata.get("range")
         value = getattr(cfg, item.name)
         if accepted is not None and value not in accepted:
-            raise UsageError(f"{_flag(item.name)} must be {accepted.words}, but is {value}")
+            meant = percent(value) if accepted.high == 1.0 else ""
+            raise UsageError(f"{_flag(item.name)} must be {accepted.words}, but is {value}{meant}")
     if cfg.reward_remove_bpe not in SUBWORD_MARKS:
         marks = ", ".join(map(repr, SUBWORD_MARKS))
         raise UsageError(f"--reward-remove-bpe must be one of {marks}, but is '{cfg.reward_remove_bpe}'")

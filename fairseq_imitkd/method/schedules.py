@@ -8,7 +8,7 @@ https://github.com/asappresearch/imitkd/blob/8b9fadded0e9eed7e16bf6ce6c3235f3ad5
 import math
 from collections.abc import Callable, Sequence
 
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, percent
 
 Schedule = Callable[[int], float]
 
@@ -181,7 +181,8 @@ def _warmup(options: list[str], text: str, flag: str) -> float:
 
 def _fraction(value: str, text: str, flag: str) -> float:
     if not _is_number(value) or not 0.0 <= float(value) <= 1.0:
-        raise UsageError(f"{flag} '{text}': '{value}' must be a number in 0..1")
+        meant = percent(float(value)) if _is_number(value) else ""
+        raise UsageError(f"{flag} '{text}': '{value}' must be a number in 0..1{meant}")
     return float(value)
 
 

@@ -18,7 +18,7 @@ from fairseq.logging import metrics
 from omegaconf import II
 from torch import Tensor, nn
 
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, percent
 from fairseq_imitkd.models.access import unwrapped
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def check_sparsity(flag: str, value: float) -> None:
         UsageError: it is out of range; the message names ``flag``.
     """
     if not 0.0 <= value < 1.0:
-        raise UsageError(f"{flag} must be at least 0 and below 1, but is {value}")
+        raise UsageError(f"{flag} must be at least 0 and below 1, but is {value}{percent(value)}")
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import sentencepiece
 import torch
-from fairseq.data import Dictionary
 from fairseq.models import BaseFairseqModel
 from fairseq.sequence_generator import SequenceGenerator
-from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from fairseq_imitkd.checkpoints.build import build_model, configuration, refuse_expressions
-from fairseq_imitkd.checkpoints.safe_load import read_checkpoint, reported
-from fairseq_imitkd.export.architecture import SYMBOLS, build
+from fairseq_imitkd.export.architecture import build
 from fairseq_imitkd.pipeline.inputs import Inputs
+from fairseq_imitkd.pipeline.models import symbols, teacher_of
 from fairseq_imitkd.pipeline.plan import MONO, Plan, Step, of_mono
 from fairseq_imitkd.pipeline.reading import last_value
 from fairseq_imitkd.pipeline.recipe import Recipe
@@ -89,14 +85,21 @@ def estimate(plan: Plan, found: Inputs) -> Estimate:
         plan: the plan.
         found: what the recipe's files hold.
     """
+    former = torch.get_num_threads()
+    torch.set_num_threads(plan.recipe.threads)
+    try:
+        return _estimate(plan, found)
+    finally:
+        torch.set_num_threads(former)
+
+
+def _estimate(plan: Plan, found: Inputs) -> Estimate:
     recipe = plan.recipe
-    torch.set_num_threads(recipe.threads)
     length, seconds = average_length(recipe, found), dict[str, float]()
-    own = ("--user-dir", str(recipe.user_dir)) if recipe.user_dir else ()
-    size = symbols(recipe)
     has_device = recipe.device != "cuda" or torch.cuda.is_available()  # a cluster may have it
     device = recipe.device if has_device else "cpu"
-    student = timed(build(plan.flags(recipe.methods[0]), size), length, device, beam=1)
+    first = build(plan.flags(recipe.methods[0]), symbols(recipe), has_weights=True)
+    student = timed(first, length, device, beam=1)
     teacher, left_out = None, ""
     if recipe.teacher.huggingface is not None:
         left_out = "the teacher is not imported yet, so its steps are left out"
@@ -105,7 +108,7 @@ def estimate(plan: Plan, found: Inputs) -> Estimate:
             int(last_value(recipe.translations[name].flags, "--beam") or BEAM) for name in recipe.translated
         ]
         beam = max(beams, default=BEAM)
-        teacher = timed(teacher_of(recipe, own, size), length, device, beam=beam)
+        teacher = timed(teacher_of(recipe), length, device, beam=beam)
     train, mono = (lines(recipe, found, kind) for kind in ("train", MONO))
     sentences = {name: (train, recipe.translations[name].shards) for name in recipe.translated}
     sentences |= {of_mono(name): (mono, shards) for name, (_, shards) in sentences.items()}
@@ -145,19 +148,6 @@ def lines(recipe: Recipe, found: Inputs, kind: str) -> int:
     return found.texts[path].lines if path is not None else 0
 
 
-def symbols(recipe: Recipe) -> int:
-    """Return the number of symbols in the student's dictionary, as far as it is known."""
-    if recipe.teacher.dictionaries is not None:
-        path = recipe.teacher.dictionaries / f"dict.{recipe.target}.txt"
-        return len(Dictionary.load(str(path)))
-    if recipe.subwords is None:
-        return SYMBOLS
-    if recipe.subwords.model is None:
-        return recipe.subwords.vocabulary
-    model = sentencepiece.SentencePieceProcessor(model_file=str(recipe.subwords.model))
-    return int(model.get_piece_size())
-
-
 def tokens_of_update(words: Sequence[str], length: float) -> float:
     """Return the number of target tokens of a training's update, with full batches."""
     freq = int(last_value(words, "--update-freq") or 1)
@@ -165,21 +155,6 @@ def tokens_of_update(words: Sequence[str], length: float) -> float:
     limits = [float(tokens)] if tokens else []
     limits += [float(rows) * length] if rows else []
     return freq * min(limits, default=4096.0)
-
-
-def teacher_of(recipe: Recipe, own: tuple[str, ...], size: int) -> BaseFairseqModel:
-    """Return the teacher, or a model of the shape that it will have."""
-    if recipe.teacher.checkpoint is None:
-        return build((*own, *recipe.training, *recipe.teacher.flags), size)
-    path = str(recipe.teacher.checkpoint)
-    state = read_checkpoint(path, None)
-    assert recipe.teacher.dictionaries is not None
-    with reported(path, "teacher"):
-        cfg = configuration(state)
-        refuse_expressions(cfg)
-        sides = (recipe.source, recipe.target)
-        files = (str(recipe.teacher.dictionaries / f"dict.{side}.txt") for side in sides)
-        return build_model(state, cfg, TranslationTask(TranslationConfig(), *map(Dictionary.load, files)))
 
 
 def timed(

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from fairseq_imitkd.data.output_folder import OutputFolder
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline.plan import STATE
 from fairseq_imitkd.pipeline.reading import parsed
+from fairseq_imitkd.text.counted import counted
 
 KEPT = "recipe.yaml"  # the recipe of a run, in its folder
 NOTE = f"{STATE}/recipe.json"  # where that recipe came from, and a hash of it as it was written
@@ -47,6 +49,19 @@ def folder_of(path: Path) -> Path:
     return path.parent if is_kept else path.parent / path.stem
 
 
+def recipe_in(folder: Path) -> Path:
+    """Return the recipe of a run whose folder is named in its place.
+
+    Raises:
+        UsageError: the folder is not that of a run.
+    """
+    if (folder / STATE).is_dir() and (folder / KEPT).is_file():
+        return folder / KEPT
+    found = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
+    such = f", such as {found[0]}" if found else ""
+    raise UsageError(f"RECIPE '{folder}' is a folder, but not that of a run; name a YAML file{such}")
+
+
 def check(out: Path, given: Given) -> None:
     """Refuse a folder in which this recipe may not run: steps delete former results there.
 
@@ -66,12 +81,39 @@ def check(out: Path, given: Given) -> None:
             f"--out '{out}' is the run of '{noted['origin']}'; use another --out, or delete '{own}' to let "
             "this recipe go on there"
         )
+    text = own.read_text(encoding="utf-8")
+    remedy = f"run imitkd-distill {out}, or delete that file"
     if given.name == "flags" and given.path is None:
         raise UsageError(
-            f"'{own}' differs from what these flags say; run imitkd-distill {own}, or delete that file"
+            f"'{own}' differs from what these flags say in {differing(text, given.text)}; {remedy}"
         )
-    if noted.get("sha256") != _hash(own.read_text(encoding="utf-8")):
-        raise UsageError(f"'{own}' was edited; run imitkd-distill {own}, or delete that file")
+    if noted.get("sha256") != _hash(text):
+        raise UsageError(f"'{own}' was edited in {differing(text, given.text)}; {remedy}")
+
+
+def differing(one: str, other: str) -> str:
+    """Return the keys in which two recipes differ, in words."""
+    contents = []
+    for text in (one, other):
+        with suppress(ValueError, yaml.YAMLError):
+            content = parsed(text)
+            contents.append(dict(_leaves(content)) if isinstance(content, Mapping) else {})
+    if len(contents) < 2:
+        return "what is not YAML"
+    keys = [key for key in {**contents[0], **contents[1]} if contents[0].get(key) != contents[1].get(key)]
+    return (
+        " and ".join(keys)
+        if len(keys) < 3
+        else f"{', '.join(keys[:2])} and {counted(len(keys) - 2, 'other key')}"
+    )
+
+
+def _leaves(content: Mapping[str, Any], of: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{of}{key}.")
+        else:
+            yield f"{of}{key}", value
 
 
 def keep(out: Path, given: Given) -> None:

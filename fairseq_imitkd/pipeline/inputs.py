@@ -7,16 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import sentencepiece
-
 from fairseq_imitkd.checkpoints.build import configuration
 from fairseq_imitkd.checkpoints.direction import check_direction
 from fairseq_imitkd.checkpoints.safe_load import check_readable, find_damage, read_checkpoint, reported
 from fairseq_imitkd.data.files import kind_of, sha256
-from fairseq_imitkd.errors import UsageError, as_usage_error
+from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline.lengths import check_lengths
 from fairseq_imitkd.pipeline.recipe import SPLITS, Recipe
 from fairseq_imitkd.pipeline.sentencepieces import LINES
+from fairseq_imitkd.text.subwords import open_pieces
 
 FOREIGN = 0.05  # share of pieces that a dictionary may lack before the subwords count as another model's
 LOOKED_AT = 1000  # lines of the validation text that are compared with the teacher's dictionaries
@@ -171,6 +170,10 @@ def _look_at_text(path: Path, name: str, origin: str) -> Text:
                 digest.update(line)
                 lines, size, empty = lines + 1, size + len(line), empty + (not line.strip())
                 line.decode("utf-8")
+                if b"\0" in line:
+                    raise UsageError(
+                        f"{name} '{path}' is not text: line {lines} has a null byte; name a file of text"
+                    )
     except UnicodeDecodeError as error:
         remedy = "unpack" if path.suffix in PACKED else "convert"
         raise UsageError(
@@ -227,7 +230,7 @@ def _look_at_teacher(recipe: Recipe) -> Iterator[tuple[str, str]]:
         if not os.path.isfile(path):
             raise UsageError(
                 f"teacher.dictionaries '{teacher.dictionaries}' lacks dict.{language}.txt; name the folder "
-                "with the dictionaries of the teacher's training"
+                "of the teacher's dictionaries there, or by --teacher-data"
             )
         digests.append(sha256(path))
         yield str(path), digests[-1]
@@ -270,12 +273,7 @@ def _check_subwords(recipe: Recipe) -> None:
     if recipe.subwords is not None and model is None:
         check_lengths(recipe, str.split)
         return
-    processor = None
-    if model is not None:
-        with as_usage_error(
-            f"sentencepiece '{model}' can't be read as a model", "name a file of SentencePiece"
-        ):
-            processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    processor = open_pieces(model, "sentencepiece") if model is not None else None
     if recipe.text.made_up is not None:
         return
     check_lengths(

@@ -23,14 +23,17 @@ def find(given: Path) -> Path | None:
     """Return the file of the packaged recipe that a word of the command line names.
 
     Returns:
-        None if the word names a file; a folder of that name, such as that of its run, does not count.
+        None if the word names a file or a folder; a folder of a recipe's name, such as that of its run, does
+        not count.
 
     Raises:
-        UsageError: it names neither.
+        UsageError: it names nothing.
     """
     if given.is_file() or given.suffix or len(given.parts) != 1:
         return None
     if given.name not in names():
+        if given.is_dir():
+            return None
         raise UsageError(
             f"RECIPE '{given}' is neither a file nor a recipe of the package: {closest(given.name, names())}"
         )

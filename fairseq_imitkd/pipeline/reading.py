@@ -29,6 +29,8 @@ def load(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1} of " if error.problem_mark is not None else ""
         raise UsageError(f"{line}recipe '{path}' is not YAML: {error.problem}; mend it") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"recipe '{path}' is not text; use a YAML file") from error
     except (ValueError, yaml.YAMLError) as error:
         raise UsageError(f"recipe '{path}' can't be read: {in_one_line(error)}; use a YAML file") from error
     if not isinstance(content, Mapping):

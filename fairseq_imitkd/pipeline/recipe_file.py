@@ -1,9 +1,12 @@
 """Reads a recipe from a YAML file. docs/distil.md describes its keys."""
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from fairseq.criterions import CRITERION_REGISTRY
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export.exporter import QUANTIZATIONS
@@ -36,6 +39,7 @@ KEYS = (
     "seqkd", "translations", "methods", "seeds", "evaluate", "export", "device", "threads", "processes",
     "user_dir", "about", "folder", "rehearsal",
 )  # fmt: skip
+NAME = r"\w[\w.]*"  # of a method
 ENDS = ("--max-update", "--max-epoch", "--patience", "--stop-min-lr", "--stop-time-hours")
 # Folders and steps of a run, whose names translations can't have.
 RESERVED = (
@@ -248,6 +252,8 @@ def _model(section: Section) -> tuple[str, ...]:
 def _methods(recipe: Section, data: Sequence[str]) -> tuple[Method, ...]:
     methods: list[Method] = []
     for number, entry in enumerate(recipe.sequence("methods", ("imitkd_full",)), 1):
+        if "user_dir" not in recipe:  # which may have criteria of any name
+            _check_criterion(f"methods[{number}]", entry)
         method = _method(f"methods[{number}]", entry, recipe.folder, data=data)
         if any(method.name == other.name for other in methods) or method.name in (TEACHER, EXPORTED):
             raise UsageError(f"methods[{number}].name '{method.name}' is taken; give the method another name")
@@ -262,6 +268,18 @@ def _methods(recipe: Section, data: Sequence[str]) -> tuple[Method, ...]:
     return tuple(methods)
 
 
+def _check_criterion(name: str, entry: Any) -> None:
+    """Refuse another spelling of a method. The check of the training's flags does not know ``none`` and
+    ``seqkd``.
+    """
+    value = entry.get("criterion") if isinstance(entry, Mapping) else entry
+    if not isinstance(value, str) or value in (known := (NONE, SEQKD, *CRITERION_REGISTRY)):
+        return
+    near = difflib.get_close_matches(value.lower().replace("-", "_"), known, 1, cutoff=0.75)
+    if near and (near[0] in (NONE, SEQKD) or not re.fullmatch(NAME, value)):
+        raise UsageError(f"{name}.criterion {shown(value)} is not a method: did you mean {near[0]}?")
+
+
 def _method(name: str, entry: Any, folder: Path, *, data: Sequence[str]) -> Method:
     if isinstance(entry, str):
         entry = {"criterion": entry}
@@ -269,8 +287,10 @@ def _method(name: str, entry: Any, folder: Path, *, data: Sequence[str]) -> Meth
     section = Section(name, entry, keys, folder=folder)
     criterion = section.text("criterion")
     own = section.text("name", criterion)
-    if not re.fullmatch(r"\w[\w.]*", own):
-        raise section.wrong("name", "must consist of letters, digits, '_' and '.'")
+    if not re.fullmatch(NAME, own):
+        raise section.wrong(
+            "name" if "name" in section else "criterion", "must consist of letters, digits, '_' and '.'"
+        )
     learns = section.choice("data", data, SEQKD if criterion == SEQKD else "text")
     if criterion == SEQKD and learns != SEQKD:
         raise section.wrong("data", f"must be {SEQKD} with criterion {SEQKD} (use {NONE} for references)")

@@ -9,7 +9,7 @@ from sacrebleu.metrics import BLEU
 from fairseq_imitkd.evaluate import folder, schema
 from fairseq_imitkd.evaluate.sentences import reference_columns
 from fairseq_imitkd.pipeline.plan import Plan, last_value
-from fairseq_imitkd.pipeline.recipe import TEACHER
+from fairseq_imitkd.pipeline.recipe import EXPORTED, TEACHER
 from fairseq_imitkd.text import bootstrap
 from fairseq_imitkd.text.bootstrap import Bootstrap
 
@@ -44,8 +44,10 @@ def table(plan: Plan, out: Path) -> str:
         lines = (evaluation / found.main.outputs).read_text(encoding="utf-8").split("\n")[:-1]
         return bootstrap.of_metric(bleu, lines, times)
 
-    systems: dict[str, list[Bootstrap]] = {TEACHER: [], **{method.name: [] for method in plan.recipe.methods}}
-    for system, name in [(TEACHER, TEACHER), *((method.name, name) for name, method, _ in plan.students())]:
+    names = [(TEACHER, TEACHER), *((method.name, name) for name, method, _ in plan.students())]
+    names.append((EXPORTED, EXPORTED))  # the folder that is served, in its own precision
+    systems: dict[str, list[Bootstrap]] = {system: [] for system, _ in names}
+    for system, name in names:
         own = scored(name)
         if own is not None:
             systems[system].append(own)

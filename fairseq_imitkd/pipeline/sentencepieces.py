@@ -98,7 +98,13 @@ def lines_of(text: str) -> int:
 
 def encode(model: str) -> None:
     """Encode the lines of standard input."""
-    processor = sentencepiece.SentencePieceProcessor(model_file=model)
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_file=model)
+    except (RuntimeError, OSError):  # in the words of text/subwords.py, which imports more than this program
+        sys.exit(
+            f"error: sentencepiece '{model}' is not a model of SentencePiece; use the .model file that the "
+            "data was split with"
+        )
     lines = (line.rstrip("\r\n") for line in io.TextIOWrapper(sys.stdin.buffer, "utf-8", newline="\n"))
     out = io.TextIOWrapper(sys.stdout.buffer, "utf-8", newline="\n")
     while some := list(itertools.islice(lines, LINES)):

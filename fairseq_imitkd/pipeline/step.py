@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -112,8 +112,8 @@ class Step:
 
     def _command(self, command: dict[str, Any], log: BinaryIO) -> int:
         """Run a command, and return its exit status."""
-        words, out = self._words(command), command["out"]
-        log.write(f"$ {shlex.join(words)}{f' > {out}' if out else ''}\n".encode())
+        words, out = started(command, self._program), command["out"]
+        log.write(f"$ {typed(command, self._program)}\n".encode())
         log.flush()
         for result in self.step["results"]:
             Path(result).parent.mkdir(parents=True, exist_ok=True)
@@ -136,16 +136,6 @@ class Step:
                     process.terminate()
                     process.wait()
 
-    def _words(self, command: dict[str, Any]) -> list[str]:
-        """Return the words that start a command's process, or its processes by torchrun."""
-        own = [self._program(command["words"][0]), *command["words"][1:]]
-        processes = command.get("processes", 1)
-        if processes == 1:
-            return own
-        python = self._program("python")
-        launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        return [*launch, "--no-python", python, "-IS", __file__, "--rank", *own]
-
     def _program(self, name: str) -> str:
         beside = self.programs / name
         return str(beside) if beside.exists() else name
@@ -160,6 +150,32 @@ class Step:
 
     def _note(self, **facts: Any) -> None:
         write(self.state / "notes" / f"{self.name}.json", json.dumps({"key": self.key, **facts}))
+
+
+def started(command: Mapping[str, Any], program: Callable[[str], str] = str) -> list[str]:
+    """Return the words that start a command's process, or its processes by torchrun.
+
+    Args:
+        command: the command's entry in the plan.
+        program: returns the path of a program.
+    """
+    own = [program(command["words"][0]), *command["words"][1:]]
+    processes = command.get("processes", 1)
+    if processes == 1:
+        return own
+    python = program("python")
+    launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*launch, "--no-python", python, "-IS", __file__, "--rank", *own]
+
+
+def typed(command: Mapping[str, Any], program: Callable[[str], str] = str) -> str:
+    """Return the line by which a shell runs a command, with its input and output; arguments as above."""
+    line, given = shlex.join(started(command, program)), command["given"] or ""
+    if given and command.get("lines") is not None:
+        line = f"head -n {command['lines']} {shlex.quote(given)} | {line}"
+    elif given:
+        line += f" < {shlex.quote(given)}"
+    return f"{line} > {shlex.quote(command['out'])}" if command["out"] else line
 
 
 class _gpus:

@@ -16,8 +16,8 @@ from pathlib import Path, PurePath
 from fairseq_imitkd.version import __version__
 
 HELP = Path(__file__).parents[1] / "cli" / "help"  # one text for each command
-WORDS = HELP.with_name("words.json")  # the words that each command which is not fairseq's takes
-RECIPES = HELP.with_name("recipes.txt")  # what imitkd distill --list prints
+WORDS = HELP.with_name("words.json")  # the words that each command takes; of fairseq's, the flags
+RECIPES = HELP.with_name("recipes.txt")  # what imitkd-distill --list prints
 SUMMARIES = {
     "distill": "make a small model of a teacher and text: all steps, by one recipe",
     "train": "train a student with a teacher (fairseq-train with the plugin)",
@@ -36,7 +36,7 @@ SUMMARIES = {
     "serve": "translate over HTTP with an exported student",
 }
 FAIRSEQS = ("train", "generate", "interactive")  # commands of fairseq
-EXAMPLE = "imitkd train DATA --teacher-path teacher.pt --criterion imitkd --arch transformer --optimizer adam"
+EXAMPLE = "imitkd-train DATA --teacher-path teacher.pt --criterion imitkd --arch transformer --optimizer adam"
 COMPLETION, SHELLS = "--print-completion", ("bash", "zsh", "tcsh")
 
 
@@ -74,7 +74,7 @@ def answer(arguments: Sequence[str]) -> Answer | None:
     if command not in SUMMARIES:
         if Path(command).is_dir():
             return _refusal(
-                f"'{command}' is a folder; name a command before it, such as imitkd train {command}"
+                f"'{command}' is a folder; name a command before it, such as imitkd-train {command}"
             )
         close = difflib.get_close_matches(command.lower(), SUMMARIES, 1, cutoff=0.6)
         hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(SUMMARIES)}"
@@ -84,11 +84,25 @@ def answer(arguments: Sequence[str]) -> Answer | None:
     if words in (["-h"], ["--help"]):
         return Answer((HELP / f"{command}.txt").read_text(encoding="utf-8"))
     if command in FAIRSEQS:
-        return Answer(_usage(), 2) if command == "train" and not words else None
+        return _of_fairseq(command, words)
     if command == "distill" and words in ([], ["--list"]):
         return Answer(RECIPES.read_text(encoding="utf-8")) if words else Answer(_distill_usage(), 2)
     # The flags of a training follow --check.
     return None if words[:1] == ["--check"] else _wrong_words(command, words)
+
+
+def _of_fairseq(command: str, words: Sequence[str]) -> Answer | None:
+    """Return the refusal of a command line of fairseq that lacks a flag; None if fairseq must parse it."""
+    from fairseq_imitkd.quick.missing import missing
+
+    if not words:
+        if command == "train":
+            return Answer(_usage(), 2)
+        return Answer(f"error: DATA is not given; name a directory; see imitkd-{command} --help\n", 2)
+    if {"-h", "--help", "--help-all"} & set(words):
+        return None
+    line = missing(command, words, json.loads(WORDS.read_text(encoding="utf-8"))[command].split())
+    return None if line is None else Answer(f"error: {line}\n", 1)
 
 
 def _wrong_words(command: str, words: Sequence[str]) -> Answer | None:
@@ -134,7 +148,7 @@ def _without_command(words: Sequence[str]) -> Answer | None:
         close = difflib.get_close_matches(words[0], ("--version", "--help", COMPLETION), 1, cutoff=0.7)
         if close:
             return _refusal(f"{words[0]} is not a flag of imitkd: did you mean {close[0]}?")
-        return _refusal(f"{words[0]} is not a flag of imitkd; name a command first: imitkd train {words[0]}")
+        return _refusal(f"{words[0]} is not a flag of imitkd; name a command first: imitkd-train {words[0]}")
     if len(words) == 2 and words[1] in SHELLS:
         return None
     given = f"is '{' '.join(words[1:])}'" if len(words) > 1 else "is not given"
@@ -159,6 +173,7 @@ def _overview() -> str:
         "Knowledge distillation for fairseq's sequence-to-sequence models.\n\n"
         f"commands:\n{commands}\n\n"
         "  imitkd COMMAND --help              the flags of a command\n"
+        "  imitkd-COMMAND                     the same as imitkd COMMAND; documents and messages use it\n"
         f"  imitkd {COMPLETION} SHELL    completion for bash, zsh or tcsh\n"
         "  imitkd --version                   the version\n\n"
         f"example:\n  {EXAMPLE} …\n"
@@ -167,19 +182,19 @@ def _overview() -> str:
 
 def _distill_usage() -> str:
     return (
-        "usage: imitkd distill RECIPE                  (a YAML file, or a name of imitkd distill --list)\n"
-        "       imitkd distill --teacher FILE --sentencepiece FILE --train SOURCE TARGET\n"
+        "usage: imitkd-distill RECIPE                  (a YAML file, or a name of imitkd-distill --list)\n"
+        "       imitkd-distill --teacher FILE --sentencepiece FILE --train SOURCE TARGET\n"
         "                      --valid SOURCE TARGET --test SOURCE TARGET --out DIR\n\n"
-        "example, which needs no data:\n  imitkd distill quickstart\n\n"
-        "imitkd distill --help lists the flags.\n"
+        "example, which needs no data:\n  imitkd-distill quickstart\n\n"
+        "imitkd-distill --help lists the flags.\n"
     )
 
 
 def _usage() -> str:
     return (
-        "usage: imitkd train DATA --teacher-path TEACHER --criterion METHOD --arch ARCH …\n\n"
+        "usage: imitkd-train DATA --teacher-path TEACHER --criterion METHOD --arch ARCH …\n\n"
         f"example:\n  {EXAMPLE} \\\n"
         "    --lr 7e-4 --lr-scheduler inverse_sqrt --warmup-updates 4000 --max-tokens 4096 \\\n"
         "    --max-update 100000 --save-dir student\n\n"
-        "imitkd train --help lists the flags of teachers and methods.\n"
+        "imitkd-train --help lists the flags of teachers and methods.\n"
     )

@@ -15,7 +15,11 @@ _JOINED = {
     "--eval-metrics": ",",
     "--batch-sizes": ",",
 }
-_MEANT = {"--learning-rate": "--lr"}  # what others call a flag
+_MEANT = {
+    "--learning-rate": "--lr",
+    "--spm": "--sentencepiece",
+    "--warmup": "--warmup-updates",
+}  # what others call a flag
 # What people type for sequence-level distillation, which is not a criterion.
 _SEQUENCE_LEVEL = {"seqkd", "seq_kd", "sequence_kd", "sequence_level_kd", "seqlevelkd", "seq_level_kd"}
 
@@ -43,6 +47,8 @@ def said(
     flag, problem = max(found[1].split("/"), key=lambda name: name.startswith("--")), found[2]
     if problem == "expected one argument":
         return f"{flag} needs a value"
+    if several := re.fullmatch(r"expected (\d+) arguments", problem):
+        return f"{flag} needs {several[1]} values, one after the other"
     wrong = re.fullmatch(r"invalid (\S+) value: (.*)", problem, flags=re.DOTALL)
     if wrong is not None and wrong[1] in _KINDS:
         if wrong[2] == "'???'":  # how fairseq marks a value that must be given
@@ -130,7 +136,7 @@ def of_extras(
     near = (meant or difflib.get_close_matches(dashed, names, 2, cutoff=0.75) for names in (options, also))
     close = next(filter(None, near), [])
     found = owners(dashed) if owners is not None else ""
-    if found and not (close and found.startswith("imitkd ")):  # a near flag of this command is likelier
+    if found and not (close and found.startswith("imitkd-")):  # a near flag of this command is likelier
         return f"{flag} can't be used here: it is a flag of {found}"
     hint = "" if owners is None else ", or belongs to another task, criterion or architecture"
     hint = f": did you mean {' or '.join(close)}?" if close else hint

@@ -9,6 +9,7 @@ from typing import Any
 
 from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError, in_one_line
+from fairseq_imitkd.evaluate.schema import FILE as EVALUATION
 from fairseq_imitkd.report import logs, rollouts, settings, tensorboard
 from fairseq_imitkd.report.paths import disambiguate
 from fairseq_imitkd.report.rollouts import RolloutsAt
@@ -216,13 +217,24 @@ def read_run(path: Path) -> Run:
             for update, row in sorted(rows.items()):
                 run.add(tag, update, row)
     if not run.metrics:
-        raise UsageError(
-            f"'{sources[0]}' has no metrics of a training; use {METRICS}, or a log of --log-format json"
-            if sources
-            else f"RUN_DIR '{path}' has no {METRICS}, no log (*.log) and no TensorBoard files; use the "
-            "--save-dir of a training"
-        )
+        raise UsageError(_unread(path, sources))
     return run
+
+
+def _unread(path: Path, sources: Sequence[Path]) -> str:
+    """Return what is wrong with a path that has no metrics of a training."""
+    if (path / EVALUATION).is_file():
+        return f"RUN_DIR '{path}' is the folder of an evaluation: did you mean --evaluation {path}?"
+    trainings = [*path.glob(f"*/{METRICS}"), *path.glob(f"models/*/{METRICS}")]
+    if trainings:
+        return f"RUN_DIR '{path}' has trainings in its folders; name those, such as {trainings[0].parent}"
+    if sources:
+        return f"'{sources[0]}' has no metrics of a training; use {METRICS}, or a log of --log-format json"
+    what = "is a data directory" if any(path.glob("*.idx")) else f"has no {METRICS} and no log"
+    return (
+        f"RUN_DIR '{path}' {what}; use the --save-dir of a training, or --evaluation with the --out folder "
+        "of imitkd-evaluate"
+    )
 
 
 def _sources(path: Path, is_folder: bool) -> list[Path]:

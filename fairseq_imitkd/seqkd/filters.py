@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fairseq_imitkd.data.corpus import Corpus
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, percent
 from fairseq_imitkd.rollout import RandomKey
 from fairseq_imitkd.rollout.keyed_random import MIXING_GOLD
 from fairseq_imitkd.seqkd.translator import TranslatedBatch
@@ -54,11 +54,12 @@ class Filters:
         if self.max_ratio != 0.0 and not 1.0 <= self.max_ratio < math.inf:
             raise UsageError(f"--max-ratio must be 1 or more, or 0 for no limit, but is {self.max_ratio}")
         if not 0.0 <= self.mix_gold <= 1.0:
-            raise UsageError(f"--mix-gold must be in 0..1, but is {self.mix_gold}")
+            raise UsageError(f"--mix-gold must be in 0..1, but is {self.mix_gold}{percent(self.mix_gold)}")
         if self.language is not None:
             is_other_language(self.language, LANGUAGE)  # whether that can be known
         if not 0.0 <= self.drop_worst < 1.0:
-            raise UsageError(f"--drop-worst must be 0 or more and below 1, but is {self.drop_worst}")
+            meant = percent(self.drop_worst)
+            raise UsageError(f"--drop-worst must be 0 or more and below 1, but is {self.drop_worst}{meant}")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fairseq_imitkd.checkpoints.comet import COMET, check_comet
 from fairseq_imitkd.data.corpus import Languages, split_hashes
 from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.engines.base import SearchSettings
@@ -32,6 +33,7 @@ class Job:
         out: the output folder.
         decoding: how to translate, and which hypothesis to keep.
         filters: which pairs to drop, and how many references to add.
+        comet_model: file of COMET's model, for the metric ``comet``.
         split: the split to translate; with ``source_text``, the name of the split that is made.
         source_text: a file of raw sentences to translate instead.
         text: how raw text is tokenised and split into subwords.
@@ -64,6 +66,7 @@ class Job:
     out: Path
     decoding: SearchSettings
     filters: Filters
+    comet_model: Path | None = None
     split: str = "train"
     source_text: Path | None = None
     text: TextSettings = field(default_factory=TextSettings)
@@ -95,6 +98,8 @@ class Job:
                 raise UsageError(message)
         if self.backend == "ctranslate2":
             check_ctranslate2(self.quantization, self.device)
+        if self.comet_model is not None:
+            check_comet(self.comet_model, "--metric comet")
 
     def _work_checks(self) -> Iterator[tuple[bool, str]]:
         """Yield whether a condition holds, and the message if it does not."""
@@ -107,7 +112,9 @@ class Job:
         )
         yield (
             (self.shard_id is None) == (self.num_shards == 1),
-            "--shard-id needs a --num-shards of 2 or more, and the other way round; use both or neither",
+            f"--num-shards {self.num_shards} needs --shard-id; add the number of this job, from 0"
+            if self.shard_id is None
+            else f"--shard-id {self.shard_id} needs --num-shards; add the number of all jobs, 2 or more",
         )
         yield (
             self.shard_id is None or 0 <= self.shard_id < self.num_shards,
@@ -155,6 +162,10 @@ class Job:
             len(self.scores) in (0, len(self.translations)),
             f"--scores must name one file for each of the {len(self.translations)} --translations, but names "
             f"{len(self.scores)}",
+        )
+        yield (
+            (self.decoding.metric == COMET) == (self.comet_model is not None),
+            "--metric comet and --comet-model FILE need each other; use both or neither",
         )
         judges = self.reverse_teacher is not None or given
         yield (
@@ -253,6 +264,7 @@ class Job:
             "decoding": asdict(self.decoding),
             "filters": asdict(self.filters),
             "batches": {"max_tokens": self.max_tokens, "batch_size": self.batch_size},
+            "comet": sha256(self.comet_model) if self.comet_model else "",
             "reverse_teachers": _hashes(self.reverse_teacher or ""),
             "student": self._student(languages),
         }

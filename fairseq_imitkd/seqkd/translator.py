@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,10 +12,11 @@ from fairseq.data import Dictionary
 from sacrebleu.metrics import CHRF
 from torch import Tensor
 
+from fairseq_imitkd.checkpoints.comet import CometSimilarity
 from fairseq_imitkd.engines import ctranslate2_convert
 from fairseq_imitkd.engines.base import Hypothesis, SearchSettings
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.text.expected_utility import expected_utilities
+from fairseq_imitkd.text.expected_utility import expected_utilities, pairwise_utilities
 from fairseq_imitkd.text.rewards import REWARDS
 from fairseq_imitkd.text.scored import ScoredText
 
@@ -108,12 +110,24 @@ class Translator:
     Args:
         engine: what translates.
         dictionary: target dictionary.
+        sources: source dictionary; with ``comet`` alone.
+        comet: what the metric ``comet`` asks; None with another metric.
         needs_scores: whether a score that is not a number is an error; else it is the lack of one.
     """
 
-    def __init__(self, engine: Candidates, dictionary: Dictionary, *, needs_scores: bool = True):
+    def __init__(
+        self,
+        engine: Candidates,
+        dictionary: Dictionary,
+        *,
+        sources: Dictionary | None = None,
+        comet: CometSimilarity | None = None,
+        needs_scores: bool = True,
+    ):
         self.engine, self.settings, self.needs_scores = engine, engine.settings, needs_scores
         self.text = ScoredText(dictionary, self.settings.remove_bpe)
+        self.source = ScoredText(sources or dictionary, self.settings.remove_bpe)
+        self.comet = comet
 
     def translate(
         self, ids: Sequence[int], sources: Sequence[Tensor], references: Sequence[Tensor] | None
@@ -144,28 +158,43 @@ class Translator:
         if self.settings.metric is not None:
             some_references = references if self.settings.select == "best" else [None] * len(ids)
             assert some_references is not None
-            hypotheses = [self._best(*pair) for pair in zip(hypotheses, some_references, strict=True)]
+            texts = self.source.sources(sources) if self.comet else [""] * len(ids)
+            every = zip(texts, hypotheses, some_references, strict=True)
+            hypotheses = [self._best(*each) for each in every]
         return TranslatedBatch.of(ids, hypotheses)
 
-    def _best(self, hypotheses: Sequence[Hypothesis], reference: Tensor | None) -> list[Hypothesis]:
+    def _best(
+        self, source: str, hypotheses: Sequence[Hypothesis], reference: Tensor | None
+    ) -> list[Hypothesis]:
         """Return the hypotheses that are most similar to the reference, or without one to all hypotheses.
 
         The first is sequence-level interpolation (Kim & Rush 2016, section 3.3), the second minimum Bayes
         risk (see :mod:`~fairseq_imitkd.text.expected_utility`). Ties go to the more probable hypothesis. Of
         equal texts one is kept.
         """
-        metric = self.settings.metric or ""
         texts = self.text.hypotheses(each.tokens for each in hypotheses)
         if reference is None:
-            utilities = expected_utilities(texts, metric).tolist()
+            utilities = expected_utilities(texts, partial(self._pairwise, source)).tolist()
         else:
-            [text] = self.text.references([reference])
-            utilities = [REWARDS[metric](own, text) for own in texts]
+            utilities = self._similarities(source, texts, self.text.references([reference])[0])
         scores = [each.score if math.isfinite(each.score) else 0.0 for each in hypotheses]
         order = sorted(range(len(texts)), key=lambda at: (-utilities[at], -scores[at], at))
         first_of_text = {texts[at]: at for at in reversed(order)}
         different = [at for at in order if first_of_text[texts[at]] == at]
         return [hypotheses[at] for at in different[: self.settings.keep]]
+
+    def _pairwise(self, source: str, texts: list[str]) -> np.ndarray:
+        """Return the similarity of each text with each, ``(N, N)``."""
+        if self.comet is not None:
+            return self.comet.scores(source, texts, texts)
+        return pairwise_utilities(texts, self.settings.metric or "")
+
+    def _similarities(self, source: str, texts: list[str], reference: str) -> list[float]:
+        """Return the similarity of each text with a reference."""
+        if self.comet is not None:
+            found: list[float] = self.comet.scores(source, texts, [reference])[:, 0].tolist()
+            return found
+        return [REWARDS[self.settings.metric or ""](text, reference) for text in texts]
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

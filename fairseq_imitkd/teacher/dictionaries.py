@@ -11,7 +11,7 @@ from fairseq_imitkd.checkpoints.safe_load import read_checkpoint, reported
 from fairseq_imitkd.checkpoints.tags import language_tags, languages_of
 from fairseq_imitkd.checkpoints.translation import translation_task
 from fairseq_imitkd.data.dictionaries import load_dictionary
-from fairseq_imitkd.data.output_folder import OutputFolder
+from fairseq_imitkd.data.output_folder import NEW, OutputFolder
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.teacher.loading import dictionary_folder
 from fairseq_imitkd.teacher.source import check_files
@@ -61,7 +61,7 @@ def write_dictionaries(
         UsageError: the checkpoint or the dictionaries can't be read, or the languages are not known.
     """
     check_files(checkpoint, _NAME, "model")
-    folder = OutputFolder(out, "a new folder")
+    folder = OutputFolder(out, NEW)
     folder.check_new()
     state = read_checkpoint(checkpoint, allow_globals, (_NAME, "--allow-globals"))
     with reported(checkpoint, _NAME):

@@ -5,7 +5,7 @@ samples or to the n best (Eikema & Aziz 2020, sampling-based minimum Bayes risk 
 sentence's translations are compared at once: their common n-grams are the product of two 0/1 matrices.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -14,20 +14,21 @@ from fairseq_imitkd.text.rewards import REWARDS, chrf_metric, sentence_bleu_metr
 UTILITIES = tuple(REWARDS)
 
 
-def expected_utilities(texts: Sequence[str], utility: str) -> np.ndarray:
+def expected_utilities(texts: Sequence[str], pairwise: Callable[[list[str]], np.ndarray]) -> np.ndarray:
     """Return the mean utility of each text with all texts as references, itself included.
 
     Args:
         texts: ``N`` translations of a sentence; equal ones count as often as they occur.
-        utility: one of :data:`UTILITIES`.
+        pairwise: function from ``M`` different texts to the utility of each with each, ``(M, M)``, such as
+            :func:`pairwise_utilities`.
 
     Returns:
-        ``(N,)`` float64, in 0..1.
+        ``(N,)`` float64.
     """
     different, places, counts = np.unique(
         np.array(texts, dtype=object), return_inverse=True, return_counts=True
     )
-    means = pairwise_utilities(list(different), utility) @ (counts / counts.sum())
+    means = pairwise(list(different)) @ (counts / counts.sum())
     return means[places]
 
 

@@ -48,7 +48,7 @@ def subword_mark(dictionary: Dictionary, value: str | None, flag: str) -> str | 
         if found is None and _is_gpt2(dictionary):
             logger.warning(
                 "the dictionary looks like GPT-2's subwords, which %s can't join: text is scored as it is; "
-                "imitkd evaluate and export take --bpe gpt2",
+                "imitkd-evaluate and export take --bpe gpt2",
                 flag,
             )
         return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.data import encoders
+from sentencepiece import SentencePieceProcessor
 
 from fairseq_imitkd.errors import UsageError, as_usage_error
 
@@ -88,30 +89,29 @@ def _bpe_settings(settings: TextSettings) -> Namespace:
     if "bpe_codes" in settings.files:
         check_merges(str(settings.bpe), settings.files["bpe_codes"])
     if "sentencepiece_model" in settings.files:
-        check_pieces(settings.files["sentencepiece_model"])
+        open_pieces(settings.files["sentencepiece_model"])
     return Namespace(bpe=settings.bpe, **{name: str(path) for name, path in settings.files.items()})
 
 
-def check_pieces(path: str | Path) -> None:
-    """Refuse a file that is not a model of SentencePiece, such as the list of its symbols.
+def open_pieces(
+    path: str | Path,
+    name: str = "--sentencepiece-model",
+    remedy: str = "use the .model file that the data was split with",
+) -> SentencePieceProcessor:
+    """Load a model of SentencePiece. Its own errors show where in its C++ code they were raised.
 
     Args:
-        path: the file of ``--sentencepiece-model``.
+        path: the file.
+        name: the flag or key that names it.
+        remedy: what to do if it is not such a model.
 
     Raises:
-        UsageError: naming the flag.
+        UsageError: the file is not such a model; it is the list of its symbols, for example.
     """
     try:
-        from sentencepiece import SentencePieceProcessor
-    except ImportError:  # who uses it says so
-        return
-    try:
-        SentencePieceProcessor().Load(str(path))
+        return SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
-        raise UsageError(
-            f"--sentencepiece-model '{path}' is not a model of SentencePiece; use the .model file that the "
-            "data was split with"
-        ) from error
+        raise UsageError(f"{name} '{path}' is not a model of SentencePiece; {remedy}") from error
 
 
 def check_merges(bpe: str, path: Path) -> None:

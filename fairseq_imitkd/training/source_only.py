@@ -25,7 +25,7 @@ from fairseq_imitkd.data.source_only import (
     lacks_references,
     without_references,
 )
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, percent
 from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.training.run_files import whole_config
 
@@ -211,7 +211,7 @@ def _check_share(cfg: Any) -> None:
     if cfg.mono_source_data is None:
         raise UsageError("--mono-source-share changes nothing without --mono-source-data: leave it out")
     if not 0.0 < share < 1.0:
-        raise UsageError(f"--mono-source-share must be above 0 and below 1, but is {share}")
+        raise UsageError(f"--mono-source-share must be above 0 and below 1, but is {share}{percent(share)}")
 
 
 def _check_mono_source_data(cfg: Any) -> None:

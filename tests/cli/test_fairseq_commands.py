@@ -182,7 +182,7 @@ TRAINING = (
         (
             "generate",
             ("DATA", "--path", "x.pt", "--save-dir", "x"),
-            "--save-dir changes nothing in imitkd generate, because it is a flag of imitkd train: leave",
+            "--save-dir changes nothing in imitkd-generate, because it is a flag of imitkd-train: leave",
         ),
         (
             "interactive",

@@ -68,7 +68,7 @@ def parse(*flags: str, without: str = "") -> Namespace:
             ("--label-smothing", "1"),
             "--label-smothing is not a flag of this command: did you mean --label-sm",
         ),
-        (("--beam", "3"), "--beam can't be used here: it is a flag of imitkd generate; leave it out"),
+        (("--beam", "3"), "--beam can't be used here: it is a flag of imitkd-generate; leave it out"),
         (("more",), "'more' is an extra word: leave it out, or give its flag"),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, tuple) else "",

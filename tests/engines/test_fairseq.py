@@ -34,9 +34,9 @@ from tests.helpers.fairseq_models import (
         ({"select": "best", "nbest": 0, "metric": "chrf"}, "--nbest must be in 1..5, the --beam, but is 0"),
         (
             {"select": "best", "metric": "ter"},
-            "--metric must be one of sentence-bleu, chrf, rouge-l, but is ter",
+            "--metric must be one of sentence-bleu, chrf, rouge-l, comet, but is ter",
         ),
-        ({"select": "best"}, "--select best needs a --metric: one of sentence-bleu, chrf, rouge-l"),
+        ({"select": "best"}, "--select best needs a --metric: one of sentence-bleu, chrf, rouge-l, comet"),
         ({"select": "sample", "samples": 0}, "--n must be 1 or more, but is 0"),
         ({"lenpen": math.nan}, "--lenpen must be a number, but is nan"),
         ({"lenpen": math.inf}, "--lenpen must be a number, but is inf"),

@@ -1,14 +1,12 @@
 """The parts of imitkd-evaluate: what is counted, timed, scored and refused."""
 
 import errno
-import hashlib
 import itertools
 import json
 import os
 import random
 import re
 import sys
-import types
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,8 +18,10 @@ import torch
 from sacrebleu.metrics import BLEU
 from tqdm import tqdm
 
+from fairseq_imitkd.checkpoints import comet
 from fairseq_imitkd.cli.evaluate import main
 from fairseq_imitkd.data.corpus import Languages
+from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.data.output_folder import OutputFolder
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.engines.ctranslate2 import CTranslate2Engine
@@ -37,6 +37,7 @@ from fairseq_imitkd.evaluate.sentences import Detokenizer, read, spread
 from fairseq_imitkd.evaluate.speed import Failures, Timing, interleave, quartiles, speed_result
 from fairseq_imitkd.text import bootstrap
 from fairseq_imitkd.text.subwords import TextSettings
+from tests.helpers import comet_models
 from tests.helpers.evaluations import EOS, ScriptedModel, hide, output_of, sentences, tokens, write
 from tests.helpers.exports import make_students
 from tests.helpers.fairseq_models import (
@@ -440,24 +441,19 @@ def test_comet_is_asked_for_its_own_score(tmp_path: Path, monkeypatch: pytest.Mo
                 raise MemoryError("no\nmore")
             return SimpleNamespace(system_score=0.5)
 
-    comet = types.ModuleType("comet")
-    comet.load_from_checkpoint = lambda path: opened.append(path) or Model()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "comet", comet)
-    monkeypatch.setattr(quality, "version", lambda package: "1")
+    monkeypatch.setitem(sys.modules, "comet", comet_models.package(Model(), opened))
+    monkeypatch.setattr(comet, "version", lambda package: "1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    (tmp_path / "blob").write_text("weights")
+    torch.save({"state_dict": {}}, tmp_path / "blob")
     (tmp_path / "model.ckpt").symlink_to(tmp_path / "blob")
     monkeypatch.chdir(tmp_path)
     metrics = Metrics(
         sentences(["s1", "s2"], ["r1", "r2"]), "en", extra=["comet"], comet_model=Path("model.ckpt")
     )
-    assert quality.os.environ["HF_HUB_OFFLINE"] == "1"
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
     # COMET looks for hparams.yaml two folders above; all of its models' files have the same name.
     assert opened == [str(tmp_path / "model.ckpt")]
-    assert (
-        metrics.signatures["comet"]
-        == f"unbabel-comet|model:{hashlib.sha256(b'weights').hexdigest()[:12]}|version:1"
-    )
+    assert metrics.signatures["comet"] == f"unbabel-comet|model:{sha256(tmp_path / 'blob')[:12]}|version:1"
     assert metrics.compare({"one": ["t1", "t2"]}, None)["one"]["comet"] == QualityScore(0.5)
     assert seen == [[{"src": "s1", "mt": "t1", "ref": "r1"}, {"src": "s2", "mt": "t2", "ref": "r2"}]]
     scores = metrics.compare({"one": ["t1", "t2"], "two": ["t1", "t2"]}, None)

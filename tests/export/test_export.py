@@ -636,7 +636,7 @@ def test_a_training_and_its_checkpoint_must_be_exported_first(tmp_path: Path) ->
         with pytest.raises(UsageError) as refused:
             Bundle.read(path)
         assert str(refused.value) == (
-            f"DIR '{path}' is not an exported student; make one first: imitkd export '{checkpoint}' --data "
+            f"DIR '{path}' is not an exported student; make one first: imitkd-export '{checkpoint}' --data "
             "DATA --out NEW"
         )
 

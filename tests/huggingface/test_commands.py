@@ -44,8 +44,8 @@ def test_import_prints_what_it_has_compared(imported: Imported, tmp_path: Path, 
     told = r"logits differ from those of transformers by at most \d(\.\d)?e-0\d \([\d,]+ logits of a padded "
     assert re.fullmatch(told + r"batch, the greatest [\d.]+\)", lines[1])
     assert lines[2] == "ids of 9 of 9 sentences equal those of its tokenizer"
-    assert lines[3].startswith(f"next: imitkd-encode {tmp_path}/t --side source < TEXT > SUBWORDS")
-    with pytest.raises(UsageError, match=r"exists and is not a new folder; use a new or empty folder"):
+    assert lines[3].startswith(f"Next: imitkd-encode {tmp_path}/t --side source < TEXT > SUBWORDS")
+    with pytest.raises(UsageError, match=r"exists and is not empty; use a new or empty folder"):
         import_model.main([str(case.origin), "--out", str(tmp_path / "t"), "-s", "de", "-t", "en"])
 
 
@@ -63,7 +63,7 @@ def test_import_trims_to_a_corpus(imported: Imported, tmp_path: Path, capsys: An
     assert re.fullmatch(
         r"de: \d+ symbols instead of \d+; 0 of the \d+ tokens are unknown \(0.00%\), .*", lines[2]
     )
-    assert lines[-1].startswith(f"next: imitkd-encode {tmp_path}/t --side source")
+    assert lines[-1].startswith(f"Next: imitkd-encode {tmp_path}/t --side source")
     assert {path.name for path in tmp_path.iterdir()} == {"raw.de", "raw.en", "t"}
     whole, small = (open_encoder(folder, "source") for folder in (case.out, tmp_path / "t"))
     assert len(small.dictionary) < len(whole.dictionary) / 2
@@ -110,7 +110,14 @@ def test_encode_refuses_what_it_can_not_read(imported: Imported, tmp_path: Path,
     ):
         encode.main([str(tmp_path)])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ok\n\xff\n")))
-    with pytest.raises(UsageError, match=r"^line 2 of standard input must be UTF-8, but is not; convert it$"):
+    with pytest.raises(
+        UsageError, match=r"^line 2 of standard input must be UTF-8, but is not; convert it, or"
+    ):
+        encode.main([str(imported("marian").out)])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n\x0e\n\x05<unk>\x15\0\0")))
+    with pytest.raises(
+        UsageError, match=r"^line 3 of standard input has a null byte, so it is not text; give"
+    ):
         encode.main([str(imported("marian").out)])
 
 

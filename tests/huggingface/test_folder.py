@@ -196,7 +196,10 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
         written("vocab.json", b'{"a": "b"}'),
         "'m/vocab.json' must hold a number for each symbol",
     ),
-    "subwords": (written("source.spm", b"no model"), "'m/source.spm' is not a SentencePiece model"),
+    "subwords": (
+        written("source.spm", b"no model"),
+        "subwords 'm/source.spm' is not a model of SentencePiece",
+    ),
     "deep JSON": (written("config.json", b"[" * 10**5), "'m/config.json' must hold a JSON object"),
 }
 

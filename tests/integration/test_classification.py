@@ -145,6 +145,7 @@ def test_word_kd_through_the_plugins_command(classes, tmp_path) -> None:
         assert [line["loss"] for line in lines] == pytest.approx([each["loss"] for each in logged], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(classes, student, tmp_path) -> None:
     """The process is killed in stage I and another one resumes. The weights are equal to the last bit."""
     flags = annealing(classes, classes.teacher)

@@ -97,8 +97,8 @@ FEATURES: dict[str, tuple[str, tuple[object, ...]]] = {
 
 # In the default run: each kind of work beside the loss, which is tested on the host for all methods.
 OFTEN = (
-    "imitkd", "gkd", "distillm", "f_distill_kl", "rewards", "pool of updates", "selective_kd",
-    "teacher on the host, small chunks", "small chunks", "pruning", "gru",
+    "imitkd", "gkd", "f_distill_kl", "rewards", "pool of updates",
+    "teacher on the host, small chunks", "small chunks", "pruning",
 )  # fmt: skip
 
 

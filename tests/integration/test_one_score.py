@@ -101,7 +101,7 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(params=[None, MARK], ids=["words", "subwords"])
+@pytest.fixture(params=[pytest.param(None, marks=pytest.mark.slow), MARK], ids=["words", "subwords"])
 def case(request, root: Path) -> Case:
     return Case(root, request.param)
 

@@ -64,11 +64,11 @@ def test_pruned_at_once_by_the_command(digits, tmp_path):
 @pytest.mark.parametrize(
     "flags",
     [
-        (),
+        pytest.param((), marks=pytest.mark.slow),
         ("--update-freq", 2),
         ("--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", 4),
-        ("--memory-efficient-fp16", "--fp16-init-scale", 4),
-        ("--amp",),
+        pytest.param(("--memory-efficient-fp16", "--fp16-init-scale", 4), marks=pytest.mark.slow),
+        pytest.param(("--amp",), marks=pytest.mark.slow),
     ],
     ids=lambda flags: flags[0] if flags else "fp32",
 )

@@ -102,6 +102,7 @@ CASES = {
         )
     ),
 }  # fmt: skip
+CONTAINED = ("references", "pool")  # in stock-task and pool-update-freq
 CUTS = {
     6: ("checkpoint1.pt", "checkpoint_2_10.pt", "checkpoint2.pt"),
     3: ("checkpoint1.pt", "checkpoint_2_4.pt"),
@@ -179,7 +180,9 @@ def differences(one: Any, other: Any, name: str = "") -> list[str]:
     return [] if one == other else [f"{name}: {one} and {other}"]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in CONTAINED)) for name in CASES]
+)
 def test_resumed_run_ends_like_the_run_that_was_not_stopped(
     name: str, data: Path, second: Path, teachers: list[Path], tmp_path: Path
 ) -> None:
@@ -209,8 +212,8 @@ def test_resumed_run_ends_like_the_run_that_was_not_stopped(
     ("flags", "updates"),
     [
         (("--max-update", 7), 7),  # within an epoch
-        (("--max-update", 12), 12),  # at the end of one
-        (("--max-epoch", 1), 6),
+        pytest.param(("--max-update", 12), 12, marks=pytest.mark.slow),  # at the end of one
+        pytest.param(("--max-epoch", 1), 6, marks=pytest.mark.slow),
         (("--lr", 1e-9, "--warmup-updates", 0, "--lr-scheduler", "fixed", "--patience", 1), None),
     ],
     ids=["max-update", "end-of-epoch", "max-epoch", "patience"],

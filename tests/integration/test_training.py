@@ -405,7 +405,7 @@ def test_ensemble_of_teachers(digits, teacher, student, tmp_path):
     assert metrics[-1]["loss"] < metrics[0]["loss"]
 
 
-@pytest.mark.parametrize("architecture", ["lstm", "fconv"])
+@pytest.mark.parametrize("architecture", ["lstm", pytest.param("fconv", marks=pytest.mark.slow)])
 def test_students_of_other_architectures(architecture, digits, teacher, tmp_path):
     """A recurrent and a convolutional student roll out, train and decode with a transformer teacher."""
     metrics = distil(

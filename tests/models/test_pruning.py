@@ -454,7 +454,8 @@ REFUSED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     *(
         (
             {"prune_sparsity": value},
-            f"--prune-sparsity must be at least 0 and below 1, but is {value}",
+            f"--prune-sparsity must be at least 0 and below 1, but is {value}"
+            + ("; did you mean 0.8?" if value == 80.0 else ""),
             {"prune_sparsity": 0.9},
         )
         for value in (-0.1, 1.0, 80.0, math.nan)

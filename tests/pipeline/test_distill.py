@@ -62,6 +62,9 @@ def test_a_recipe_makes_a_student_a_table_and_a_folder_to_serve(
     distill.main(words)
     printed = capsys.readouterr()
     assert f"Next: imitkd-serve {out}/exported" in printed.out
+    assert "parameters: student " in printed.err
+    assert "warning: the student of none is not smaller than its teacher" in printed.err
+    assert "| exported | 1 |" in (out / "table.md").read_text()
     assert "| imitkd_full | 1 |" in (out / "table.md").read_text()
     assert (out / "table.md").read_text() in printed.out
     assert json.loads((out / "exported" / "imitkd.json").read_text())["quantization"] == "int8"
@@ -69,7 +72,7 @@ def test_a_recipe_makes_a_student_a_table_and_a_folder_to_serve(
     assert (out / "recipe.yaml").read_text().endswith((tmp_path / "small.yaml").read_text())
     assert "train-none-seed1: done after" in printed.err
     assert set(listed(words, capsys).values()) == {"done"}
-    assert set(listed([str(out / "recipe.yaml")], capsys).values()) == {"done"}
+    assert set(listed([str(out)], capsys).values()) == {"done"}, "the folder of a run is its recipe"
     write(tmp_path, wanted(methods=["none", {"criterion": "imitkd_full", "flags": "--dropout 0.3"}]))
     states = listed(words, capsys)
     rerun = {name for name, state in states.items() if state != "done"}
@@ -103,6 +106,18 @@ def test_the_default_flags_can_be_trained_and_exported(
         (
             {"methods": [{"criterion": "word_kd", "flags": "--log-rollouts 3"}]},
             "methods[1].flags: --log-rollouts",
+        ),
+        (
+            {"methods": ["imitkd-full"]},
+            "methods[1].criterion 'imitkd-full' is not a method: did you mean imitkd_full?",
+        ),
+        (
+            {"methods": [{"criterion": "seq_kd"}]},
+            "methods[1].criterion 'seq_kd' is not a method: did you mean seqkd",
+        ),
+        (
+            {"methods": ["a b"]},
+            "methods[1].criterion must consist of letters, digits, '_' and '.', but is 'a b'",
         ),
         ({"distillation": "--teacher-device cuda:99"}, "distillation: --teacher-device"),
         ({"evaluate": "--beam 0"}, "evaluate: --beam must be 1 or more, but is 0"),
@@ -154,6 +169,7 @@ def test_a_training_that_can_not_work_is_refused_before_anything_runs(
     with pytest.raises(UsageError) as error:
         distill.main([write(tmp_path, wanted(**changes)), "--out", str(tmp_path / "run")])
     assert message in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path}/small.yaml: "), "the message names the recipe"
     assert not (tmp_path / "run").exists()
 
 
@@ -161,6 +177,7 @@ def test_a_training_that_can_not_work_is_refused_before_anything_runs(
     ("words", "message"),
     [
         ([], "RECIPE is not given"),
+        (["r.yaml", "--teacher-data", "d"], "--teacher-data changes nothing beside RECIPE 'r.yaml'"),
         (["r.yaml", "--method", "gkd"], "--method changes nothing beside RECIPE 'r.yaml'"),
         (["--teacher", "t.pt", "--text", "here"], "--text 'here' needs a recipe of --list"),
         (["quickstart", "--text", "here"], "--text 'here' changes nothing with quickstart"),
@@ -231,6 +248,9 @@ def test_flags_stand_for_a_recipe() -> None:
     assert made["languages"] == ["de", "en"]
     assert made["text"]["valid"] == [os.path.abspath("valid.de"), os.path.abspath("valid.en")]
     assert made["methods"] == ["gkd"]
+    assert made["teacher"] == os.path.abspath("t.pt")
+    own = distill.recipe_of(distill.parser().parse_args([*words, "--teacher-data", "d"]))["teacher"]
+    assert own == {"checkpoint": os.path.abspath("t.pt"), "dictionaries": os.path.abspath("d")}
     assert "--max-update 50 " in made["training"]
     assert "--warmup-updates 5 " in made["training"]
     words[words.index("valid.de") : words.index("valid.en") + 1] = ["valid.en", "valid.de"]
@@ -238,6 +258,25 @@ def test_flags_stand_for_a_recipe() -> None:
         UsageError, match=r"--valid 'valid\.en valid\.de' must have the suffixes of --train, \.de"
     ):
         distill.recipe_of(distill.parser().parse_args(words))
+
+
+def test_a_dry_run_prints_what_a_shell_takes(
+    wanted: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its lines, pasted up to the first command that computes, make what the steps make."""
+    monkeypatch.setattr(estimate, "timed", lambda *_, beam: estimate.Pass(1, 1, 1))
+    content, out = wanted(methods=["none"]), tmp_path / "a run"
+    distill.main([write(tmp_path, content), "--out", str(out), "--dry-run"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    assert any(line.startswith("    fairseq-preprocess") and "--destdir data-bin" in line for line in lines)
+    text = "\n".join(itertools.takewhile(lambda line: "fairseq-preprocess" not in line, lines))
+    assert subprocess.run(["sh", "-ec", text], cwd=tmp_path).returncode == 0
+    for split, files in content["text"].items():
+        assert (out / "text" / f"{split}.src").read_text() == Path(files[0]).read_text()
+    assert ".part" not in "".join(lines)
 
 
 def test_commands_that_are_missing_are_named(

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from fairseq_imitkd.pipeline import estimate, inputs, sentencepieces
+from fairseq_imitkd.pipeline import estimate, inputs, models, sentencepieces
 from fairseq_imitkd.pipeline.estimate import Estimate, Pass
 from fairseq_imitkd.pipeline.plan import Command, Plan, Step
 from fairseq_imitkd.pipeline.recipe_file import parse
@@ -63,7 +64,11 @@ def test_a_checkpoint_is_timed(digits: Any, teacher: Path, monkeypatch: pytest.M
     own = {"checkpoint": str(teacher), "dictionaries": str(digits.dictionaries)}
     wanted = parse(recipe(digits.text, teacher=own, methods=["imitkd_full"]), Path())
     found = inputs.look(wanted)
+    former = torch.get_num_threads()
+    torch.set_num_threads(former + 1)
     made = estimate.estimate(Plan(wanted, found.digests), found)
+    assert torch.get_num_threads() == former + 1
+    torch.set_num_threads(former)
     assert set(made.seconds) == {"train-imitkd_full-seed1"}
     assert 0.0 < made.seconds["train-imitkd_full-seed1"] < 600.0
 
@@ -71,4 +76,4 @@ def test_a_checkpoint_is_timed(digits: Any, teacher: Path, monkeypatch: pytest.M
 def test_a_given_sentencepiece_model_has_the_symbols(digits: Any, tmp_path: Path) -> None:
     sentencepieces.train(tmp_path / "spm.model", 40, [str(digits.text / "train.tgt")])
     wanted = parse(recipe(digits.text, sentencepiece="spm.model"), tmp_path)
-    assert estimate.symbols(wanted) == 40
+    assert models.symbols(wanted) == 40

@@ -7,7 +7,7 @@ import yaml
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline import packaged
-from fairseq_imitkd.pipeline.folder import Given, check, folder_of, keep, with_folder
+from fairseq_imitkd.pipeline.folder import Given, check, differing, folder_of, keep, recipe_in, with_folder
 from fairseq_imitkd.pipeline.recipe_file import parse, read
 
 
@@ -29,15 +29,35 @@ def test_the_recipe_that_a_run_has_kept_continues_it(tmp_path: Path) -> None:
     (out / "recipe.yaml").write_text("seeds: [4]\n")
     run(out, Given("seeds: [4]\nfolder: x\n", out / "recipe.yaml"))
     assert (out / "recipe.yaml").read_text() == "seeds: [4]\n"
-    with pytest.raises(UsageError, match=r"recipe\.yaml' was edited; run imitkd-distill "):
+    with pytest.raises(UsageError, match=r"recipe\.yaml' was edited in seeds; run imitkd-distill "):
         check(out, Given("seeds: [3]\n", tmp_path / "small.yaml"))
     (out / "recipe.yaml").unlink()
     run(out, Given("seeds: [3]\n", tmp_path / "other.yaml"))
     assert (out / "recipe.yaml").read_text() == "seeds: [3]\n"
     run(tmp_path / "new", Given("seeds: [1]\n"))
     run(tmp_path / "new", Given("seeds: [1]\n"))
-    with pytest.raises(UsageError, match=r"recipe\.yaml' differs from what these flags say; run imitkd-dis"):
+    with pytest.raises(
+        UsageError, match=r"recipe\.yaml' differs from what these flags say in seeds; run imi"
+    ):
         check(tmp_path / "new", Given("seeds: [2]\n"))
+
+
+def test_the_keys_in_which_recipes_differ_are_named() -> None:
+    one, other = "a: 1\nstudent: {arch: x, flags: y}\n", "a: 1\nstudent: {arch: z, flags: y}\nseeds: [1]\n"
+    assert differing(one, other) == "student.arch and seeds"
+    assert differing(one, "b: 1\n") == "a, student.arch and 2 other keys"
+    assert differing(one, "[") == "what is not YAML"
+
+
+def test_the_folder_of_a_run_stands_for_its_recipe(tmp_path: Path) -> None:
+    run(tmp_path / "small", Given("seeds: [1]\n", tmp_path / "small.yaml"))
+    assert recipe_in(tmp_path / "small") == tmp_path / "small" / "recipe.yaml"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "new.yaml").touch()
+    with pytest.raises(
+        UsageError, match=r"is a folder, but not that of a run; name a YAML file, such as .*new"
+    ):
+        recipe_in(tmp_path / "mine")
 
 
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_a_teacher_of_other_subwords_is_refused(text: Path, digits: Any, teacher
         look(text, teacher=own, sentencepiece=str(text / "other.model"))
     with pytest.raises(UsageError, match=r"lacks dict\.src\.txt; name the folder"):
         look(text, teacher={**own, "dictionaries": str(text)})
-    with pytest.raises(UsageError, match="can't be read as a model"):
+    with pytest.raises(UsageError, match=r"is not a model of SentencePiece; use the \.model file that"):
         look(text, teacher=own, sentencepiece=str(text / "train.src"))
 
 

@@ -45,6 +45,20 @@ def test_a_command_can_read_the_first_lines_of_a_file(tmp_path: Path) -> None:
         assert (tmp_path / "made").read_text() == found
 
 
+def test_a_command_as_a_shell_takes_it(tmp_path: Path) -> None:
+    """Its line does what the step does."""
+    (tmp_path / "a b").write_text("1\n2\n3\n")
+    command = {**SHELL, "words": ["cat", "-"], "given": "a b", "out": "the result"}
+    for lines, result in ((None, "1\n2\n3\n"), (2, "1\n2\n")):
+        line = program.typed({**command, "lines": lines})
+        assert subprocess.run(line, shell=True, cwd=tmp_path).returncode == 0
+        assert (tmp_path / "the result").read_text() == result
+    assert program.typed({**SHELL, "words": ["echo", "x y"]}) == "echo 'x y'"
+    many = program.typed({**SHELL, "words": ["imitkd-train", "DATA"], "processes": 2})
+    assert many.startswith("python -m torch.distributed.run --standalone --nproc-per-node 2 ")
+    assert many.endswith("step.py --rank imitkd-train DATA")
+
+
 def test_a_full_disk_ends_in_its_line_and_loses_nothing(tmp_path: Path) -> None:
     """``/dev/full`` refuses what the command writes."""
     begin = "mkdir -p made; echo 1 >> made/kept; "
@@ -88,7 +102,7 @@ def test_a_process_of_several_learns_its_rank(tmp_path: Path) -> None:
     step = {"name": "one", "key": "k", "threads": 4, "gpus": 0, "commands": [command]}
     made = program.Step(step, {"state": "s", "programs": "/nowhere", "environment": {}})
     assert made.environment["OMP_NUM_THREADS"] == "2"
-    launched = made._words(command)
+    launched = program.started(command)
     assert launched[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     assert launched[-3:] == ["--rank", "imitkd-train", "data"]
 

@@ -332,8 +332,8 @@ def test_runs_that_cannot_be_read(tmp_path: Path) -> None:
     none = "has no metrics of a training; use metrics.jsonl, or a log of --log-format json"
     assert notes == [
         f"RUN_DIR '{paths[0]}' does not exist; use the folder of a training",
-        f"RUN_DIR '{paths[1]}' has no metrics.jsonl, no log (*.log) and no TensorBoard files; use the "
-        "--save-dir of a training",
+        f"RUN_DIR '{paths[1]}' has no metrics.jsonl and no log; use the --save-dir of a training, or "
+        "--evaluation with the --out folder of imitkd-evaluate",
         *(f"'{tmp_path / folder / name}' {none}" for folder, name, _ in files),
         f"RUN_DIR '{good}' is given twice; it is shown once",
     ]

@@ -357,11 +357,11 @@ def test_target_side_is_not_needed(root: Path, whole: dict[str, bytes | None], t
         ),
         (
             {"num_shards": 2},
-            "--shard-id needs a --num-shards of 2 or more, and the other way round; use both or neither",
+            "--num-shards 2 needs --shard-id; add the number of this job, from 0",
         ),
         (
             {"shard_id": 0},
-            "--shard-id needs a --num-shards of 2 or more, and the other way round; use both or neither",
+            "--shard-id 0 needs --num-shards; add the number of all jobs, 2 or more",
         ),
         ({"num_shards": 2, "shard_id": 2}, "--shard-id must be in 0..1, but is 2"),
         ({"num_shards": 2, "shard_id": -1}, "--shard-id must be in 0..1, but is -1"),

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +14,12 @@ from fairseq.data import Dictionary
 from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 
+from fairseq_imitkd.checkpoints.comet import CometSimilarity
 from fairseq_imitkd.engines.base import Hypothesis, SearchSettings
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.seqkd.translator import TranslatedBatch, Translator, agreement
 from fairseq_imitkd.teacher.teacher import Teacher
+from tests.helpers import comet_models
 from tests.helpers.engines import EOS, UNK, fairseq_engine, sentences
 from tests.helpers.fairseq_models import build_student, letters
 
@@ -77,6 +81,31 @@ def test_minimum_bayes_risk_is_the_most_like_all_others(metric: str, of: dict[st
         assert [utility[text] for text in mine] == pytest.approx(best)
         changes += mine[0] != found[0]
         at += number
+    assert changes > 0, "otherwise the first would do"
+
+
+@pytest.mark.parametrize("select", ["mbr", "best"])
+def test_comet_reads_the_source_too(select: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its score of each pair decides, by its definition."""
+    monkeypatch.setitem(sys.modules, "comet", comet_models.package(comet_models.Model(), []))
+    torch.save({}, tmp_path / "model.ckpt")
+    settings = SearchSettings(select, metric="comet", beam=8, nbest=8)
+    own, sources = fairseq_engine(settings), sentences(10)
+    references = [torch.cat([source[:-1].flip(0), source[-1:]]) for source in sources]
+    comet = CometSimilarity(tmp_path / "model.ckpt", torch.device("cpu"))
+    translator = Translator(own, letters(), sources=letters(), comet=comet)
+    kept = translator.translate(range(10), sources, references)
+    texts, changes = translator.text.hypotheses(kept.token_tensors()), 0
+    every = zip(sources, references, own.translate(range(10), sources, 8), texts, strict=True)
+    for source, reference, hypotheses, text in every:
+        found = translator.text.hypotheses(each.tokens for each in hypotheses)
+        compared = found if select == "mbr" else [letters().string(reference)]
+        scores = {
+            each: sum(comet_models.score(letters().string(source), each, other) for other in compared)
+            for each in found
+        }
+        assert scores[text] == pytest.approx(max(scores.values()))
+        changes += text != found[0]
     assert changes > 0, "otherwise the first would do"
 
 

@@ -26,7 +26,7 @@ def names(digits: Any, teacher: Path, tmp_path_factory: pytest.TempPathFactory) 
     return {"DATA": digits.data, "TEACHER": teacher, "TEXT": text, "FOLDER": folder}
 
 
-@pytest.mark.parametrize("number", [25, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [12, pytest.param(300, marks=pytest.mark.slow)])
 def test_every_line_works_or_is_refused_in_one_line(
     number: int, names: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -13,6 +13,7 @@ ROWS = {
     "multi30k": ["scratch", "seqkd", "seqkd_pruned"],
     "tatoeba": ["scratch", "gkd"],
     "cmudict": ["scratch"],
+    "made_up_languages": ["scratch"],
     "reuters_headlines": ["scratch", "imitkd"],
     "iwslt14_de_en": ["scratch", "seqkd", "seq_inter"],
     "wmt16_en_de": ["scratch", "imitkd_full"],
@@ -36,8 +37,8 @@ def run(
     return done.stdout + done.stderr
 
 
-# Their scripts are those of multi30k and cmudict, but for the data.
-ALIKE = ("iwslt14_de_en", "wmt16_en_de", "tatoeba", "reuters_headlines")
+# Their scripts are those of multi30k, but for the data.
+ALIKE = ("iwslt14_de_en", "wmt16_en_de", "tatoeba", "reuters_headlines", "cmudict", "made_up_languages")
 
 
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["forked", "real"])

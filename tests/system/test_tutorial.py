@@ -33,7 +33,7 @@ SMALLER = (
     ("--max-update 3000", "--max-update 4", 3),
     ("--validate-interval-updates 1000", "--validate-interval-updates 4", 3),
     ("--criterion imitkd_full", "--criterion imitkd_full --teacher-allow-poor", 1),
-    ("imitkd evaluate", f"imitkd evaluate {QUICK}", 1),
+    ("imitkd-evaluate", f"imitkd-evaluate {QUICK}", 1),
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, percent
 from fairseq_imitkd.method.config import NON_NEGATIVE, POSITIVE, SHARE, Range
 
 MOST = 2**31 - 1
@@ -137,7 +137,8 @@ def check_value(name: str, value: Any, shown: str) -> None:
     too_large = isinstance(number, int) and abs(number) > MOST
     if not fits or too_large:
         most = f", at most {MOST:,}" if too_large and accepted.high >= MOST else ""
-        raise UsageError(f"{shown} must be {accepted.words}{most}, but is {value}")
+        meant = percent(number) if accepted.high == 1.0 else ""
+        raise UsageError(f"{shown} must be {accepted.words}{most}, but is {value}{meant}")
 
 
 def accepted_by(name: str) -> Range:

@@ -16,7 +16,7 @@ from fairseq.registry import REGISTRIES
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.config import Range
-from fairseq_imitkd.text.subwords import check_merges, check_pieces
+from fairseq_imitkd.text.subwords import check_merges, open_pieces
 from fairseq_imitkd.training.configuration.generation import DIVERSE, POST_PROCESSES, search_problems
 from fairseq_imitkd.training.configuration.ranges import POSITIVE, PROBABILITY, check_value, flag
 
@@ -84,7 +84,7 @@ def check(settings: Mapping[str, Any]) -> None:
     if settings.get("bpe") in ("fastbpe", "subword_nmt") and os.path.isfile(settings.get("bpe_codes") or ""):
         check_merges(settings["bpe"], Path(settings["bpe_codes"]))
     if settings.get("bpe") == "sentencepiece" and os.path.isfile(settings.get("sentencepiece_model") or ""):
-        check_pieces(settings["sentencepiece_model"])
+        open_pieces(settings["sentencepiece_model"])
     if settings.get("eval_bleu") or settings.get("eval_metrics"):
         _check_search(settings.get("eval_bleu_args"))
         _check_detokenizer(settings)

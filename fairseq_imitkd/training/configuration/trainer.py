@@ -12,6 +12,7 @@ from fairseq.tasks.translation import TranslationConfig
 
 from fairseq_imitkd.criterion import DistillationCriterion, no_teacher
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.quick.missing import BATCH, OPTIMIZER
 from fairseq_imitkd.text.scores import SCORES
 from fairseq_imitkd.training.configuration import schedules
 from fairseq_imitkd.training.configuration.data import LANGUAGE_MODELS, PAIRS, TASKS
@@ -78,11 +79,9 @@ def _distils(criterion: Any) -> bool:
 
 def _missing(settings: Mapping[str, Any]) -> Iterator[str]:
     if settings.get("max_tokens") is None and settings.get("batch_size") is None:
-        yield (
-            "--max-tokens is not given; add the most tokens that a batch may hold, such as --max-tokens 4096"
-        )
+        yield BATCH
     if settings.get("optimizer") is None:
-        yield "--optimizer is not given; add one, such as --optimizer adam"
+        yield OPTIMIZER
 
 
 def _criterion_problems(settings: Mapping[str, Any]) -> Iterator[str]:

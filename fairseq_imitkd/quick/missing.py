@@ -1,0 +1,35 @@
+"""The flags that fairseq's commands can't do without. Missing ones are reported without importing torch."""
+
+import re
+from collections.abc import Collection, Sequence
+
+ARCH = "--arch is not given; add the student's architecture, such as --arch transformer"
+BATCH = "--max-tokens is not given; add the most tokens that a batch may hold, such as --max-tokens 4096"
+OPTIMIZER = "--optimizer is not given; add one, such as --optimizer adam"
+PATH = "--path is not given; name the student's checkpoint, or several joined by ':' (an ensemble)"
+_NEEDED = {
+    "train": (
+        (("--arch", "-a"), ARCH),
+        (("--max-tokens", "--batch-size", "--max-sentences"), BATCH),
+        (("--optimizer",), OPTIMIZER),
+    ),
+    "generate": ((("--path",), PATH),),
+    "interactive": ((("--path",), PATH),),
+}
+
+
+def missing(command: str, words: Sequence[str], known: Collection[str]) -> str | None:
+    """Return what to say about the first flag that is missing.
+
+    Args:
+        command: ``train``, ``generate`` or ``interactive``.
+        words: what follows it.
+        known: all flags of the command, whatever is chosen.
+
+    Returns:
+        None if none is missing, or if the command line has another flag, which may be meant by it.
+    """
+    given = {word.partition("=")[0] for word in words if re.match("--?[A-Za-z]", word)}
+    if not given <= set(known):
+        return None
+    return next((message for flags, message in _NEEDED[command] if not given & {*flags}), None)
