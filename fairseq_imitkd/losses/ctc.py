@@ -4,9 +4,16 @@ Every frame has a distribution over the symbols and a blank. A path has one of t
 the path without repetitions, and then without blanks.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
+from fairseq.data import Dictionary
 from torch import Tensor
+
+from fairseq_imitkd.data.batch_type import Batch
+from fairseq_imitkd.models.ctc import SpeechCTC
+from fairseq_imitkd.models.logits import full_precision
 
 
 def ctc_loss(lprobs: Tensor, frames: Tensor, target: Tensor, *, tokens: Tensor, blank: int) -> Tensor:
@@ -87,3 +94,38 @@ def best_path(lprobs: Tensor, frames: Tensor, blank: int) -> list[tuple[Tensor, 
         kept = is_new & (path != blank)
         found.append((path[kept], best[row, :length][kept]))
     return found
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What a student without a decoder says about a batch.
+
+    Args:
+        logits, lprobs: ``(B, S, V)``.
+        frames, tokens: ``(B,)``, the lengths of the sentences and of their texts.
+        counted: ``(B, T)`` bool, the tokens of the texts, which have no EOS.
+        loss: ``(B,)``, the CTC loss.
+    """
+
+    logits: Tensor
+    lprobs: Tensor
+    frames: Tensor
+    tokens: Tensor
+    counted: Tensor
+    loss: Tensor
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, sample: Batch, dictionary: Dictionary) -> "Frames":
+        """Run a student on a batch, whose targets are of this dictionary."""
+        output, frames = model(**sample["net_input"])
+        logits, target = full_precision(output), sample["target"]
+        lprobs = logits.log_softmax(dim=-1)
+        counted = target.ne(dictionary.pad()) & target.ne(dictionary.eos())
+        tokens = counted.sum(dim=-1)
+        loss = ctc_loss(lprobs, frames, target, tokens=tokens, blank=SpeechCTC.blank)
+        return cls(logits, lprobs, frames, tokens, counted, loss)
+
+    def per_token(self) -> Tensor:
+        """Return each sentence's loss divided among its tokens, ``(B * T,)``, and 0 elsewhere."""
+        each = (self.loss / self.tokens.clamp(min=1)).unsqueeze(-1).expand_as(self.counted)
+        return each.masked_fill(~self.counted, 0.0).flatten()

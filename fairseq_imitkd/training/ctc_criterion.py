@@ -12,11 +12,10 @@ from fairseq_imitkd.criterion import DISTILLATION, DistillationCriterion
 from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.losses import metrics
-from fairseq_imitkd.losses.ctc import aligned_tokens, ctc_loss
+from fairseq_imitkd.losses.ctc import Frames, aligned_tokens
 from fairseq_imitkd.losses.divergences import DIVERGENCES, needs
 from fairseq_imitkd.method.config import DistillationConfig
 from fairseq_imitkd.models.ctc import SpeechCTC
-from fairseq_imitkd.models.logits import full_precision
 from fairseq_imitkd.vocab_ops import most_probable
 
 # What frames can have of the settings of other methods.
@@ -24,41 +23,6 @@ _SETTINGS = {
     "divergence", "jsd_weight", "skew", "rank_topk", "entropy_threshold", "student_temperature",
     "teacher_temperature", "teacher_topk", "teacher_tail", "gold_weight", "schedule_by",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Frames:
-    """What a student without a decoder says about a batch.
-
-    Args:
-        logits, lprobs: ``(B, S, V)``.
-        frames, tokens: ``(B,)``, the lengths of the sentences and of their texts.
-        counted: ``(B, T)`` bool, the tokens of the texts, which have no EOS.
-        loss: ``(B,)``, the CTC loss.
-    """
-
-    logits: Tensor
-    lprobs: Tensor
-    frames: Tensor
-    tokens: Tensor
-    counted: Tensor
-    loss: Tensor
-
-    @classmethod
-    def of(cls, model: torch.nn.Module, sample: Batch, task: Any) -> "_Frames":
-        """Run the student on a batch."""
-        output, frames = model(**sample["net_input"])
-        logits, target = full_precision(output), sample["target"]
-        lprobs = logits.log_softmax(dim=-1)
-        counted = target.ne(task.target_dictionary.pad()) & target.ne(task.target_dictionary.eos())
-        tokens = counted.sum(dim=-1)
-        loss = ctc_loss(lprobs, frames, target, tokens=tokens, blank=SpeechCTC.blank)
-        return cls(logits, lprobs, frames, tokens, counted, loss)
-
-    def per_token(self) -> Tensor:
-        """Return each sentence's loss divided among its tokens, ``(B * T,)``, and 0 elsewhere."""
-        each = (self.loss / self.tokens.clamp(min=1)).unsqueeze(-1).expand_as(self.counted)
-        return each.masked_fill(~self.counted, 0.0).flatten()
 
 
 def _check_student(criterion: str, task: Any) -> None:
@@ -90,7 +54,7 @@ class SpeechCTCCriterion(FairseqCriterion):
         self, model: torch.nn.Module, sample: Batch, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Return the summed loss, the number of tokens without their EOS, and sums to log."""
-        found = _Frames.of(model, sample, self.task)
+        found = Frames.of(model, sample, self.task.target_dictionary)
         tokens = int(found.counted.sum())
         loss = found.loss.sum() if reduce else found.per_token()[found.counted.flatten()]
         sums = {"loss": found.loss.detach().sum(), "nll_loss": found.loss.detach().sum()}
@@ -156,7 +120,7 @@ class CTCDistillationCriterion(DistillationCriterion):
         self, model: torch.nn.Module, sample: Batch, reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Compute the loss of one batch. See :meth:`DistillationCriterion.forward`; tokens have no EOS."""
-        found, distillation = _Frames.of(model, sample, self.task), sample.get(DISTILLATION)
+        found, distillation = Frames.of(model, sample, self.task.target_dictionary), sample.get(DISTILLATION)
         gold_weight = 1.0 if distillation is None else distillation.now.gold_weight
         nll = found.per_token()
         losses, values = gold_weight * nll, {"nll": nll.detach()}
@@ -177,7 +141,7 @@ class CTCDistillationCriterion(DistillationCriterion):
         )
         return loss, logged["sample_size"], logged
 
-    def _at_frames(self, found: _Frames, sample: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _at_frames(self, found: Frames, sample: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the divergence of each token, ``(B * T,)``, and values to log."""
         target, distillation = sample["target"], sample[DISTILLATION]
         places = aligned_tokens(
