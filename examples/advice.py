@@ -64,9 +64,10 @@ def at_the_end(examples: Path, title: str, recipe: str, method: str, cause: str)
     first, control = (mean_score(rows[row]) for row in both)
     title_of_score = of_record(rows[both[0]][0]).title
     spent, less = (minutes(rows[row]) for row in both)
+    how = f"{chance}, {seeds} seed{'s' * (seeds > 1)}"
     return (
-        f"On the [{title}](examples/{recipe}/README.md), `{method}` after SeqKD has {first} {title_of_score} and more of "
-        f"SeqKD {control} ({chance}, {seeds} seed{'s' * (seeds > 1)}), in {spent} and {less} CPU minutes: {cause}."
+        f"On the [{title}](examples/{recipe}/README.md), `{method}` after SeqKD has {first} "
+        f"{title_of_score} and more of SeqKD {control} ({how}), in {spent} and {less} CPU minutes: {cause}."
     )
 
 
