@@ -1,4 +1,4 @@
-"""The box "Which method?" of README.md, from the results of the quickstart and of the CMU dictionary."""
+"""The box "Which method?" of README.md, from the results of the quickstart, and of students at their end."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,14 +9,24 @@ import evidence_tables
 from evidence_scores import of_record
 
 Results = dict[str, Any]
+# Recipes whose students are trained to their end: title, folder, method after SeqKD, cause of the result.
+ENDED = (
+    (
+        "made-up languages",
+        "made_up_languages",
+        "imitkd",
+        "a sentence has several right translations there, and the words so far decide which one goes on",
+    ),
+    ("CMU dictionary", "cmudict", "imitkd_full", "what the students lack there are words, not prefixes"),
+)
 
 
-def box(quickstarts: Sequence[Results], cmudict: Path) -> str:
+def box(quickstarts: Sequence[Results], examples: Path) -> str:
     """Return what to start with, when to go on by which method, and what it costs.
 
     Args:
         quickstarts: the quickstart's results, one for each seed.
-        cmudict: folder of the recipe for the CMU dictionary, with its finished rows.
+        examples: folder of the recipes, with the finished rows of those that are trained to their end.
     """
     quickstarts = sorted(quickstarts, key=lambda one: one["seed"])
     before, seqkd, imitkd = (scores(quickstarts, name) for name in ("scratch", "seqkd", "imitkd"))
@@ -33,18 +43,32 @@ def box(quickstarts: Sequence[Results], cmudict: Path) -> str:
         f"SeqKD {more}, at {seconds(quickstarts, 'seqkd_imitkd')} and "
         f"{seconds(quickstarts, 'seqkd_continued')} CPU seconds.",
     ]
-    rows = evidence_tables.chosen(evidence_tables.read(cmudict / "evidence"))
-    if "then_seqkd" in rows and "then_imitkd_full" in rows:
-        _, p = evidence_tables.compared(rows, "then_imitkd_full")
-        own, control = (errors(rows[name]) for name in ("then_imitkd_full", "then_seqkd"))
-        spent, less = (minutes(rows[name]) for name in ("then_imitkd_full", "then_seqkd"))
-        lines.append(
-            "**It does not pay everywhere.** On the [CMU dictionary](examples/cmudict/README.md), at the end "
-            f"of training, `imitkd_full` after SeqKD has {own}% word errors and more of SeqKD {control}% "
-            f"(p = {float(p):.2f}), in {spent} and {less} CPU minutes: what the students lack there are "
-            "words, not prefixes."
-        )
+    if ended := [text for each in ENDED if (text := at_the_end(examples, *each))]:
+        lines.append(f"**What is left at the end of training depends on the task.** {' '.join(ended)}")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def at_the_end(examples: Path, title: str, recipe: str, method: str, cause: str) -> str:
+    """Return what a method brings after SeqKD at the end of training, beside more of SeqKD.
+
+    Returns:
+        an empty text if one of the two rows is not finished.
+    """
+    rows = evidence_tables.chosen(evidence_tables.read(examples / recipe / "evidence"))
+    both = [f"then_{method}", "then_seqkd"]
+    if not all(row in rows for row in both):
+        return ""
+    _, p = evidence_tables.compared(rows, both[0])
+    chance = f"p = {float(p):.2f}" if float(p) >= 0.01 else "p < 0.01"
+    seeds = len(rows[both[0]])
+    first, control = (mean_score(rows[row]) for row in both)
+    title_of_score = of_record(rows[both[0]][0]).title
+    spent, less = (minutes(rows[row]) for row in both)
+    how = f"{chance}, {seeds} seed{'s' * (seeds > 1)}"
+    return (
+        f"On the [{title}](examples/{recipe}/README.md), `{method}` after SeqKD has {first} "
+        f"{title_of_score} and more of SeqKD {control} ({how}), in {spent} and {less} CPU minutes: {cause}."
+    )
 
 
 def scores(quickstarts: Sequence[Results], folder: str) -> str:
@@ -65,8 +89,10 @@ def translating(quickstarts: Sequence[Results]) -> str:
     return f"{statistics.mean(one['translations']['cpu_seconds'] for one in quickstarts):.0f}"
 
 
-def errors(own: Sequence[evidence_tables.Record]) -> str:
-    return f"{statistics.mean(of_record(each).scores(each['test'])[0] for each in own):.2f}"
+def mean_score(own: Sequence[evidence_tables.Record]) -> str:
+    """Return the test score of a row, averaged over the seeds."""
+    measure = of_record(own[0])
+    return f"{statistics.mean(measure.scores(each['test'])[0] for each in own):.2f}{measure.unit}"
 
 
 def minutes(own: Sequence[evidence_tables.Record]) -> str:

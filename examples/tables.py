@@ -121,7 +121,7 @@ def documents(published: dict[Path, dict[str, Any]]) -> dict[Path, str]:
     if quickstarts := [each for path, each in found.items() if path.parent.name == "quickstart"]:
         import advice
 
-        made[EXAMPLES.parent / "README.md"]["which-method"] = advice.box(quickstarts, EXAMPLES / "cmudict")
+        made[EXAMPLES.parent / "README.md"]["which-method"] = advice.box(quickstarts, EXAMPLES)
     if (studies := EXAMPLES / "multi30k" / "studies.py").exists():
         made[studies.with_suffix(".md")] = of_studies = loaded(studies).tables()
         made[EXAMPLES.parent / "docs" / "export.md"] = {"speed-exported": of_studies["speed-exported"]}

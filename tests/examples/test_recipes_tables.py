@@ -116,7 +116,9 @@ def test_the_advice_has_the_figures_of_both_seeds(script: Any, tmp_path: Path) -
     assert "and 10 for the translations; as many updates of `imitkd` bring 21.0 and 22.0, at 22." in shown
     assert "400 more updates bring 41.0 and 42.0 BLEU, and 400 more of SeqKD 31.0 and 32.0" in shown
     assert "dictionary" not in shown
-    assert "dictionary" in script("quickstart", "advice").box(runs, EXAMPLES / "cmudict")
+    assert "[CMU dictionary](examples/cmudict/README.md), `imitkd_full` after SeqKD has " in script(
+        "quickstart", "advice"
+    ).box(runs, EXAMPLES)
 
 
 def test_a_lifelong_run_s_table(script: Any) -> None:
