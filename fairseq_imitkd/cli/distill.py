@@ -26,7 +26,7 @@ from fairseq_imitkd.cli.later_flags import check_command, check_training
 from fairseq_imitkd.cli.steps_shown import Shown, duration
 from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.engines.registry import engine_for, unsupported_reason
-from fairseq_imitkd.errors import UsageError, one_line_errors
+from fairseq_imitkd.errors import UsageError, one_line_errors, stoppable
 from fairseq_imitkd.export.architecture import build
 from fairseq_imitkd.pipeline import folder, inputs, packaged, recipe_file, seeds
 from fairseq_imitkd.pipeline import step as step_program
@@ -36,7 +36,8 @@ from fairseq_imitkd.pipeline.models import Sizes, sizes, symbols
 from fairseq_imitkd.pipeline.plan import Plan, Step
 from fairseq_imitkd.pipeline.reading import last_value, parsed
 from fairseq_imitkd.pipeline.recipe import SEQKD, SPLITS, Recipe
-from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, described
+from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, check_flags_of_snakemake, described
+from fairseq_imitkd.training.configuration.paths import check_folder_to_write
 
 NEW = ("teacher", "sentencepiece", *SPLITS)  # flags in place of a recipe
 OPTIONAL = ("teacher_data", "method", "arch", "updates")
@@ -65,10 +66,13 @@ def main(arguments: list[str] | None = None) -> None:
     if importlib.util.find_spec("snakemake") is None:  # to import it would change the settings of logging
         raise UsageError("imitkd-distill needs snakemake: pip install 'fairseq-imitkd[pipeline]'")
     check_extra("imitkd-distill", "pipeline", PACKAGES)
+    check_flags_of_snakemake(flags)
     out = _out(args)
     with _named(args.recipe):
         wanted, given = _read(args)
     folder.check(out, given)
+    if not args.graph:
+        check_folder_to_write(out, "--out", out)
     wanted = _with_device(wanted)
     with _named(args.recipe):
         found = inputs.look(wanted)
@@ -318,7 +322,7 @@ def check_programs(plan: Plan) -> None:
 def distil(run: Run, engine: Engine) -> None:
     """Run the steps that are not done, and print what they have made."""
     began = time.monotonic()
-    with Shown(run) as shown:
+    with stoppable(), Shown(run) as shown:
         run.run(engine, PROGRAMS, shown.show)
     wanted = run.plan.recipe
     if wanted.evaluation is not None:

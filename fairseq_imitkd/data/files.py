@@ -39,6 +39,29 @@ def kind_of(path: str | Path, flag: str = "") -> Literal["file", "folder", "othe
     return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
 
 
+def is_compressed(first: bytes) -> bool:
+    """Whether a file is compressed, by its first bytes: those of gzip, bzip2, xz, Zstandard or zip."""
+    return first.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"))
+
+
+def not_text(
+    name: str, path: str | Path, number: int | None = None, *, problem: str = "is not UTF-8"
+) -> UsageError:
+    """Return the error of a file that must hold text, but holds something else.
+
+    Args:
+        name: what the message calls the file.
+        path: the file, to see whether it is compressed.
+        number: number of the line that is wrong, if it is known.
+        problem: what is wrong with this line.
+    """
+    with open(path, "rb") as file:
+        if is_compressed(file.read(8)):
+            return UsageError(f"{name} is compressed; unpack it")
+    place = f"line {number}" if number is not None else "it"
+    return UsageError(f"{name} must be text in UTF-8, but {place} {problem}; convert the file (iconv)")
+
+
 def checkpoint_in(folder: str | Path) -> str | None:
     """Return the path of the best checkpoint of a training's folder, else its last; None if it has none."""
     paths = (os.path.join(folder, f"checkpoint_{name}.pt") for name in ("best", "last"))

@@ -588,7 +588,8 @@ def test_a_side_without_its_bin(root: Path, tmp_path: Path) -> None:
     binary.unlink()
     with pytest.raises(UsageError) as error:
         read_split(Languages.of(data, "src", "tgt"), "test")
-    assert str(error.value) == f"{binary} is not there; copy it, or binarise again"
+    index = binary.with_suffix(".idx").name
+    assert str(error.value) == f"'{binary}' is missing, but {index} is there; copy it, or binarise again"
 
 
 def test_folders_that_may_not_be_searched(
