@@ -128,9 +128,10 @@ def languages_of_files(folder: str | Path) -> tuple[str, str]:
         )
     if source is None or target is None:
         _refuse_outer(folder)
+        flags = ", or add --source-lang and --target-lang" if any(Path(folder).glob("dict.*.txt")) else ""
         raise UsageError(
-            f"DATA '{folder}' has no file such as train.de-en.de.idx, which shows its languages; {ADVICE}, "
-            "or add --source-lang and --target-lang"
+            f"DATA '{folder}' has no file such as train.de-en.de.idx, which shows its languages; "
+            f"{ADVICE}{flags}"
         )
     return source, target
 

@@ -59,6 +59,20 @@ class Inputs:
     texts: Mapping[Path, Text]
     digests: Mapping[str, str]
 
+    def repeated(self, recipe: Recipe) -> Iterator[str]:
+        """Yield a warning for each split that has the text of the validation."""
+        pairs = recipe.text.pairs if recipe.text.made_up is None else {}
+        digests = {
+            split: [self.texts[path].digest for path in (pair.source, pair.target)]
+            for split, pair in pairs.items()
+        }
+        for split, effect in (
+            ("train", "its loss will not show when the student stops to learn"),
+            ("test", "its scores will be of text that the best checkpoints are chosen by"),
+        ):
+            if pairs and digests["valid"] == digests[split]:
+                yield f"text.valid has the sentences of text.{split}, so {effect}"
+
     def disk(self, recipe: Recipe, parameters: int) -> int:
         """Return the bytes that a run takes at least on the disk.
 

@@ -105,7 +105,8 @@ def check_flags_of_snakemake(flags: Sequence[str]) -> None:
         said = (done.stderr.strip().splitlines() or ["it left no message"])[-1].partition("error: ")
         problem = shorten(said[2] or said[0], LONGEST).replace("unrecognized arguments:", "it does not know")
         raise UsageError(
-            f"after -- come flags of Snakemake: {problem}; flags of imitkd-train are in the recipe's key training"
+            f"after -- come flags of Snakemake: {problem}; those of a training are in the recipe's "
+            "key training"
         )
 
 
