@@ -74,8 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
         args.recipe = folder.recipe_in(args.recipe)
     if args.flags:
         raise UsageError(
-            f"'{args.flags[0]}' is one word too many; quote names with blanks, and put flags of Snakemake "
-            "after --"
+            f"'{args.flags[0]}' is one word too many; put flags of Snakemake after --, and names with blanks "
+            "in quotes"
         )
     _check_flags(args)
     if importlib.util.find_spec("snakemake") is None:  # to import it would change the settings of logging

@@ -184,7 +184,7 @@ def _look_at_text(path: Path, name: str, origin: str) -> Text:
                 lines, size, empty = lines + 1, size + len(line), empty + (not line.strip())
                 line.decode("utf-8")
                 if b"\0" in line:
-                    raise not_text(f"{name} '{path}'", path, lines, problem="has a null byte")
+                    raise not_text(f"{name} '{path}'", path, lines, has_null=True)
     except UnicodeDecodeError as error:
         raise not_text(f"{name} '{path}'", path, lines) from error
     except OSError as error:

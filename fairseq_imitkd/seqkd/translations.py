@@ -205,7 +205,7 @@ def _opened(path: Path, flag: str) -> BinaryIO:
     try:
         return open(path, "rb")
     except OSError as error:
-        raise UsageError(f"{flag} '{path}' can't be read: {error.strerror}") from error
+        raise UsageError(f"{flag} '{path}' can't be read: {error.strerror}; check its permissions") from error
 
 
 def _checked(source: str, translations: Sequence[str], scores: Any, *, reference: str | None) -> Translated:

@@ -471,10 +471,10 @@ def test_refused_inputs_leave_the_folder_free(
     )
     text = tmp_path / "text"
     text.write_bytes("a b é\n".encode("latin1"))
-    message = f"--source-text '{text}': line 1 is not UTF-8; convert the file (iconv)"
+    message = f"--source-text '{text}' must be UTF-8, but line 1 is not; convert the file (iconv)"
     assert refusal(job(root, tmp_path / "out", source_text=text)) == message
     text.write_bytes(b"a b\n" * 30000 + "é\n".encode("latin1"))
-    assert "line 30001 is not UTF-8" in refusal(job(root, tmp_path / "out", source_text=text))
+    assert "but line 30001 is not" in refusal(job(root, tmp_path / "out", source_text=text))
     text.write_text("")
     assert refusal(job(root, tmp_path / "out", source_text=text)).startswith(
         f"--source-text '{text}' is empty"
