@@ -58,6 +58,7 @@ PACKAGES = ("jinja2", "matplotlib", "ctranslate2")
 
 
 @one_line_errors("; the same command continues")
+@stoppable()
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; ``arguments`` default to those of the command line."""
     words = sys.argv[1:] if arguments is None else arguments
@@ -344,7 +345,7 @@ def check_programs(plan: Plan) -> None:
 def distil(run: Run, engine: Engine) -> None:
     """Run the steps that are not done, and print what they have made."""
     began = time.monotonic()
-    with stoppable(), Shown(run) as shown:
+    with Shown(run) as shown:
         run.run(engine, PROGRAMS, shown.show)
     wanted = run.plan.recipe
     if wanted.evaluation is not None:

@@ -22,8 +22,8 @@ def load(path: Path) -> Any:
     Raises:
         UsageError: the file can't be read, is not YAML, or has no keys.
     """
-    if path.suffix in (".html", ".md", ".json", ".pt") and path.is_file():
-        raise UsageError(f"'{path}' is not a recipe, but a file such as a run makes; use a YAML file")
+    if path.suffix == ".html":
+        raise UsageError(f"'{path}' is a page, not a recipe; name the folder of its run, or a YAML file")
     try:
         content = parsed(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -239,6 +239,21 @@ def test_full_disk(tmp_path: Path) -> None:
         assert passed.value is other
 
 
+def test_a_folder_that_may_not_be_written_is_refused_early(tmp_path: Path, monkeypatch: Any) -> None:
+    """The superuser's permissions are not those of others."""
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(UsageError) as error:
+        new_folder(tmp_path / "new").check_new()
+    assert str(error.value) == (
+        f"--out '{tmp_path}/new' can't be written (Permission denied); check the permissions of its folder, "
+        "or use another folder"
+    )
+
+
+def refuse(**_: Any) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
 def test_leftovers_are_removed(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     for name in ("a.0.partial", "deep/b.0.partial", "deep/kept"):

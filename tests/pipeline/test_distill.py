@@ -227,7 +227,7 @@ def test_words_that_are_no_recipe_of_a_run(tmp_path: Path, monkeypatch: pytest.M
         Path("small", name).touch()
     with pytest.raises(UsageError, match="'small/models' is a folder within a run: did you mean small"):
         distill.main(["small/models"])
-    with pytest.raises(UsageError, match=r"'small/report.html' is not a recipe, but a file such as a run"):
+    with pytest.raises(UsageError, match=r"'small/report.html' is a page, not a recipe; name the folder of"):
         distill.main(["small/report.html"])
 
 
