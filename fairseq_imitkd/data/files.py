@@ -73,7 +73,7 @@ def remedy_to_write(error: BaseException, other: str) -> str:
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"check the permissions of its folder, or use {other}"
-    return f"make room or use {other}" if number in FULL else f"use {other}"
+    return f"make room or use {other}" if number in (*FULL, None) else f"use {other}"  # torch hides it
 
 
 def checkpoint_in(folder: str | Path) -> str | None:

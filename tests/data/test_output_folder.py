@@ -218,7 +218,8 @@ def test_which_file_an_error_is_about(
     """The folder itself, what is in it, what it is in; an error that names no file may be about it too."""
     monkeypatch.chdir(tmp_path)
     where = "" if file in (None, "out") else f": '{file}'"
-    expected = f"--out 'out' can't be written (Denied{where}); use another folder"
+    remedy = "check the permissions of its folder, or use another folder"
+    expected = f"--out 'out' can't be written (Denied{where}); {remedy}"
     with pytest.raises(UsageError) as error, folder(Path("out")).errors():
         raise OSError(errno.EACCES, "Denied", file)
     elsewhere = f"'{file}' can't be read (Denied); check the file and its permissions"
