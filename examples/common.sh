@@ -428,6 +428,26 @@ run_recipe() {
   "$RECIPE/evaluate.sh"
 }
 
+# run_students ROW…: run a recipe whose student.sh trains every row, for each of SEEDS (default: 1). A second call continues where
+# the first one stopped.
+run_students() {
+  local row seed
+  "$RECIPE/prepare.sh"
+  "$RECIPE/teacher.sh"
+  for seed in ${SEEDS:-1}; do
+    for row in "$@"; do SEED=$seed "$RECIPE/student.sh" "$row"; done
+  done
+  "$RECIPE/evaluate.sh"
+}
+
+# checkpoint_of MODEL FILE: print the path of a model's checkpoint FILE, of this SEED.
+checkpoint_of() {
+  local checkpoint
+  checkpoint=$RUN/$(named "$1")/$2
+  [ -e "$checkpoint" ] || die "$checkpoint does not exist; train $1 first"
+  echo "$checkpoint"
+}
+
 # shellcheck source=/dev/null
 [ ! -e "$RECIPE/settings.sh" ] || source "$RECIPE/settings.sh"
 # Only the stages above read these variables; a recipe without rows has its own stages, and names those that it reads in USES.

@@ -1,13 +1,5 @@
 #!/usr/bin/env bash
 # Run the recipe stage by stage: run.sh [ROW…] (default: scratch continued seqkd word_kd imitkd gkd), for each of SEEDS (default: 1).
-# A second call continues where the first one stopped.
-here=$(cd "$(dirname "$0")" && pwd)
-set -euo pipefail
+source "$(dirname "$0")/../common.sh"
 [ $# -gt 0 ] || set -- scratch continued seqkd word_kd imitkd gkd
-
-"$here/prepare.sh"
-"$here/teacher.sh"
-for seed in ${SEEDS:-1}; do
-  for row in "$@"; do SEED=$seed "$here/student.sh" "$row"; done
-done
-"$here/evaluate.sh"
+run_students "$@"

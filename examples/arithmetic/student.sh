@@ -36,8 +36,7 @@ case $row in
 esac
 length=(--lr 4e-3 --max-update "${UPDATES:-2000}")
 if [ "$row" != scratch ]; then
-  first=$RUN/$(named scratch)/checkpoint_best.pt
-  [ -e "$first" ] || die "$first does not exist; train scratch first"
+  first=$(checkpoint_of scratch checkpoint_best.pt)
   length=(--lr 2e-3 --max-update "${MORE_UPDATES:-1000}" --finetune-from-model "$first")
 fi
 model 2 48 96

@@ -50,9 +50,8 @@ case $row in
 esac
 length=(--lr 2e-3 --max-update "${UPDATES:-600}")
 if [ "$row" = continued ] || [ "$row" != "$method" ]; then
-  start=$RUN/$(named "$first")/checkpoint_$from.pt
-  [ -e "$start" ] || die "$start does not exist; train $first first"
-  length=(--lr 1e-3 --max-update "${MORE_UPDATES:-300}" --finetune-from-model "$start")
+  weights=$(checkpoint_of "$first" "checkpoint_$from.pt")
+  length=(--lr 1e-3 --max-update "${MORE_UPDATES:-300}" --finetune-from-model "$weights")
   [ "$first" != matched ] || length+=(--lr 2e-3) # its decoder is still random
 fi
 name=$(named "$row")

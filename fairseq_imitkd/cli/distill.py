@@ -24,7 +24,7 @@ from fairseq.models import BaseFairseqModel
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.cli.later_flags import check_command, check_training
-from fairseq_imitkd.cli.steps_shown import Shown, duration
+from fairseq_imitkd.cli.steps_shown import Shown, roughly
 from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.engines.registry import engine_for, unsupported_reason
 from fairseq_imitkd.errors import UsageError, one_line_errors, stoppable
@@ -349,10 +349,12 @@ def distil(run: Run, engine: Engine) -> None:
         run.run(engine, PROGRAMS, shown.show)
     wanted = run.plan.recipe
     if wanted.evaluation is not None:
-        table = seeds.table(run.plan, run.out)
+        table, warning = seeds.compared(run.plan, run.out)
         with atomic_files(run.out / "table.md") as [file]:
             file.write(f"{table}\n".encode())
         print(f"\n{table}\n\nreport: {run.out / 'report.html'}; all scores: {run.out / 'evaluation.md'}")
+        if warning is not None and wanted.first is None:
+            print(f"warning: {warning}", file=sys.stderr)
     print(f"{run.out}: {len(run.plan.steps)} steps are done; {time.monotonic() - began:,.0f} s")
     if wanted.first is not None:
         print(
@@ -375,7 +377,7 @@ def listed(run: Run, needed: int, expected: Estimate, *, cores: int | None) -> s
     for step in run.plan.steps:
         is_done = statuses[step.name].state == DONE
         state = "done" if is_done else "continues" if run.continues(step) else "to run"
-        about = f", about {duration(expected.seconds[step.name])}" if step.name in expected.seconds else ""
+        about = f", about {roughly(expected.seconds[step.name])}" if step.name in expected.seconds else ""
         lines.append(f"{step.name}: {state}{about if not is_done else ''}")
         lines += [f"    {line}" for line in typed(step)] if not is_done else []
     left = [step for step in run.plan.steps if statuses[step.name].state != DONE]
@@ -390,8 +392,8 @@ def listed(run: Run, needed: int, expected: Estimate, *, cores: int | None) -> s
         return "\n".join(lines)
     cores = cores or len(os.sched_getaffinity(0))
     lines.append(
-        f"about {duration(sum(expected.seconds.get(step.name, 0.0) for step in left))} of trainings and "
-        f"translations, {duration(expected.side_by_side(left, cores))} side by side on {cores} cores. This "
+        f"about {roughly(sum(expected.seconds.get(step.name, 0.0) for step in left))} of trainings and "
+        f"translations, {roughly(expected.side_by_side(left, cores))} side by side on {cores} cores. This "
         f"rests on passes of these models over random tokens, timed just now on {expected.where}; other "
         f"steps are left out{f', and {expected.left_out}' if expected.left_out else ''}"
     )

@@ -29,6 +29,7 @@ class Shown:
         self._terminal = Terminal.of_process() if sys.stderr.isatty() else None
         self._opened = self._terminal.opened() if self._terminal else None
         self._bars: dict[str, int] = {}
+        self._before: dict[str, int] = {}  # updates that a training had when it began
         self._next: dict[str, float] = {}  # when a training's progress is said again, without a terminal
         kept = sum(state == DONE for state in self._states.values())
         if kept:
@@ -57,16 +58,18 @@ class Shown:
                 self._changed(name, status)
                 self._states[name] = status.state
             step, seconds = self._steps[name], time.time() - status.began
+            time_left = left(step, status, seconds, before=self._before.get(name, 0))
             if name in self._bars and self._terminal is not None:
-                self._terminal.show(self._bars[name], status.updates, left=left(step, status, seconds))
+                self._terminal.show(self._bars[name], status.updates, left=time_left)
             elif status.state == RUNNING and status.updates and time.time() >= self._next.get(name, 0.0):
                 self._next[name] = time.time() + SAID_EVERY
                 of = f" of {step.updates:,}" if step.updates else ""
-                self._say(f"{name}: {status.updates:,}{of} updates after {left(step, status, seconds)}")
+                self._say(f"{name}: {status.updates:,}{of} updates after {time_left}")
 
     def _changed(self, name: str, status: Status) -> None:
         step = self._steps[name]
         if status.state == RUNNING:
+            self._before[name] = status.updates  # of a training that continues
             if self._terminal is not None:
                 self._bars[name] = self._terminal.begin(name, step.updates)
             else:
@@ -87,14 +90,31 @@ class Shown:
             print(line, file=sys.stderr, flush=True)
 
 
-def left(step: Step, status: Status, seconds: float) -> str:
-    """Return in words how long a step has run, and how long a training will still take."""
+def left(step: Step, status: Status, seconds: float, *, before: int = 0) -> str:
+    """Return in words how long a step has run, and how long a training will still take.
+
+    Args:
+        step: the step.
+        status: its status.
+        seconds: how long it has run.
+        before: updates that it had when it began, of a run that was stopped.
+    """
     text = duration(seconds)
-    if step.updates and status.updates:
-        text += f", {duration(seconds * (step.updates - status.updates) / status.updates)} left"
+    own = status.updates - before
+    if step.updates and own > 0:
+        text += f", {duration(seconds * (step.updates - status.updates) / own)} left"
     return text
 
 
 def duration(seconds: float) -> str:
     """Return a time in hours, minutes and seconds."""
     return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def roughly(seconds: float) -> str:
+    """Return an estimated time in its two largest units: ``20 s``, ``5 h 12 min``, ``4 d 5 h``."""
+    whole = round(seconds)
+    for name, unit, part, smaller in (("d", 86400, 3600, "h"), ("h", 3600, 60, "min"), ("min", 60, 1, "s")):
+        if whole >= unit:
+            return f"{whole // unit} {name} {whole % unit // part} {smaller}"
+    return f"{whole} s"

@@ -86,12 +86,13 @@ def check(out: Path, given: Given) -> None:
             "this recipe go on there"
         )
     text = own.read_text(encoding="utf-8")
-    remedy = f"run imitkd-distill {out}, or delete that file"
+    remedy = "use another --out, or delete that file: the run then goes on as these flags say"
     if given.name == "flags" and given.path is None:
         raise UsageError(
             f"'{own}' differs from what these flags say in {differing(text, given.text)}; {remedy}"
         )
     if noted.get("sha256") != _hash(text):
+        remedy = f"run imitkd-distill {out}, or delete that file"
         raise UsageError(f"'{own}' was edited in {differing(text, given.text)}; {remedy}")
 
 

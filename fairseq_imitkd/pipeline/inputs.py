@@ -239,8 +239,8 @@ def _look_at_teacher(recipe: Recipe) -> Iterator[tuple[str, str]]:
         path = teacher.dictionaries / f"dict.{language}.txt"
         if not os.path.isfile(path):
             raise UsageError(
-                f"teacher.dictionaries '{teacher.dictionaries}' lacks dict.{language}.txt; name the folder "
-                "of the teacher's dictionaries there, or by --teacher-data"
+                f"teacher.dictionaries '{teacher.dictionaries}' lacks dict.{language}.txt; set it, or add "
+                "--teacher-data: the folder of the data that the teacher was trained on has them"
             )
         digests.append(sha256(path))
         yield str(path), digests[-1]

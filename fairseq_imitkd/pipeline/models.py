@@ -38,8 +38,8 @@ class Sizes:
         which = "student" if len(set(self.students.values())) == 1 else f"largest student ({name})"
         about = "" if self.is_exact else "about "
         return (
-            f"parameters: {which} {about}{student:,}, teacher {about}{self.teacher:,} "
-            f"({self.teacher / student:.2g} times as many)"
+            f"parameters: {which} {about}{student:,}, teacher {about}{self.teacher:,} (the student has "
+            f"{student / self.teacher:.2g} times as many)"
         )
 
     @property
@@ -50,7 +50,7 @@ class Sizes:
             return None
         return (
             f"the student of {name} is not smaller than its teacher ({student:,} and {self.teacher:,} "
-            "parameters); change the recipe's key student, or give --arch"
+            "parameters); set its dimensions in the recipe's key student, or give a smaller --arch"
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from sacrebleu.metrics import BLEU
@@ -13,11 +14,22 @@ from fairseq_imitkd.pipeline.recipe import EXPORTED, TEACHER
 from fairseq_imitkd.text import bootstrap
 from fairseq_imitkd.text.bootstrap import Bootstrap
 
-HEAD = ("method", "seeds", "BLEU, mean (95%)", "lowest to highest", "difference (95%)", "p")
+HEAD = (
+    "method", "seeds", "BLEU, mean (95%)", "lowest to highest", "difference (95%)", "p", "from the teacher",
+    "times its speed",
+)  # fmt: skip
+USELESS = 0.1  # share of the teacher's BLEU
 
 
-def table(plan: Plan, out: Path) -> str:
-    """Return the table as Markdown, of greedy decoding.
+class Comparison(NamedTuple):
+    """What a run's models score, as a Markdown ``table``, and a ``warning`` of useless students."""
+
+    table: str
+    warning: str | None
+
+
+def compared(plan: Plan, out: Path) -> Comparison:
+    """Compare the models of a run, by greedy decoding.
 
     A mean over seeds is resampled as one system: its interval and its p say how much of it is chance of the
     test sentences. How much seeds differ is in a column of its own.
@@ -47,11 +59,14 @@ def table(plan: Plan, out: Path) -> str:
     names = [(TEACHER, TEACHER), *((method.name, name) for name, method, _ in plan.students())]
     names.append((EXPORTED, EXPORTED))  # the folder that is served, in its own precision
     systems: dict[str, list[Bootstrap]] = {system: [] for system, _ in names}
+    speeds: dict[str, list[float]] = {system: [] for system, _ in names}
     for system, name in names:
         own = scored(name)
         if own is not None:
             systems[system].append(own)
-    return "\n".join(rows(systems, plan.recipe.baseline.name))
+            if speed := results.models[name].speed(schema.GREEDY):
+                speeds[system].append(speed.sentences_per_second)
+    return Comparison("\n".join(rows(systems, plan.recipe.baseline.name, speeds)), warning(systems))
 
 
 def _references(evaluation: Path, *, has_several: bool) -> list[list[str]]:
@@ -62,15 +77,18 @@ def _references(evaluation: Path, *, has_several: bool) -> list[list[str]]:
     return reference_columns([line.split("\t") for line in lines])
 
 
-def rows(systems: Mapping[str, Sequence[Bootstrap]], baseline: str) -> list[str]:
+def rows(
+    systems: Mapping[str, Sequence[Bootstrap]], baseline: str, speeds: Mapping[str, Sequence[float]]
+) -> list[str]:
     """Return the lines of the table.
 
     Args:
         systems: the scores of each system's seeds.
         baseline: name of the system that others are compared with.
+        speeds: sentences per second of each system's seeds, with greedy decoding.
     """
-    lines = [f"| {' | '.join(HEAD)} |", "|---|--:|--:|--:|--:|--:|"]
-    base = mean(systems[baseline]) if systems.get(baseline) else None
+    lines = [f"| {' | '.join(HEAD)} |", "|---" + "|--:" * (len(HEAD) - 1) + "|"]
+    base, teacher = (mean(systems[name]) if systems.get(name) else None for name in (baseline, TEACHER))
     for name, seeds in systems.items():
         if not seeds:
             continue
@@ -83,12 +101,33 @@ def rows(systems: Mapping[str, Sequence[Bootstrap]], baseline: str) -> list[str]
             cells += ["", ""]
         else:
             gain, p = own.minus(base), own.p(base)
-            cells += [
-                f"{gain.value:+.2f} ({gain.low:+.2f} to {gain.high:+.2f})",
-                "" if p is None else f"{p:.3f}",
-            ]
+            values = (signed(each) for each in (gain.value, gain.low, gain.high))
+            cells += ["{} ({} to {})".format(*values), "" if p is None else f"{p:.3f}"]
+        is_compared = teacher is not None and name != TEACHER
+        cells.append(signed(own.score - teacher.score) if is_compared and teacher is not None else "")
+        has_speeds = is_compared and speeds.get(name) and speeds.get(TEACHER)
+        cells.append(f"{np.mean(speeds[name]) / np.mean(speeds[TEACHER]):.1f}" if has_speeds else "")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def warning(systems: Mapping[str, Sequence[Bootstrap]]) -> str | None:
+    """Return what to say about students that have less than a tenth of their teacher's BLEU."""
+    if not systems.get(TEACHER):
+        return None
+    least = USELESS * mean(systems[TEACHER]).score
+    bad = [name for name, seeds in systems.items() if seeds and mean(seeds).score < least]
+    if not bad:
+        return None
+    return (
+        f"{', '.join(bad)}: less than a tenth of the teacher's BLEU; train with more updates "
+        "(--max-update in the recipe's key training, or --updates), and see docs/troubleshooting.md"
+    )
+
+
+def signed(value: float) -> str:
+    """Return a difference with its sign and two digits; one that is rounded to zero has no sign."""
+    return f"{value:+.2f}" if abs(value) >= 0.005 else "0.00"
 
 
 def mean(seeds: Sequence[Bootstrap]) -> Bootstrap:

@@ -227,6 +227,8 @@ def _headline(best: str, base: str, found: QualityScore, *, base_score: float) -
     if p >= SIGNIFICANT:
         return f"{best} and {base} differ by no more than chance explains (p {tables.probability(p)})"
     difference = found.score - base_score
+    if round(abs(difference), 1) == 0.0:
+        return f"{best} is as good as {base}, to a tenth of a BLEU point"
     verb = "better" if difference > 0 else "worse"
     if low is None or high is None:
         return f"{best} is {verb} than {base} (p {tables.probability(p)})"

@@ -74,7 +74,7 @@ class Likelihood:
     def __str__(self) -> str:
         others = "" if math.isnan(self.other) else f"{self.other:.2f} with other sources, "
         numbers = (
-            f"{self.own:.2f} nats a token of {self.sentences:,} references (less is better), "
+            f"{self.own:.2f} nats a token of the first {self.sentences:,} references (less is better), "
             f"{others}{self.frequencies:.2f} by symbol frequencies"
         )
         return f"{numbers}: {self._judgement}"
@@ -84,9 +84,9 @@ class Likelihood:
         if self.sentences < LEAST:
             return "too few to judge"
         if self.problem:
-            return "bad"
+            return "does not know this data"
         is_clear = self.frequencies - self.own >= CLEARLY * self.frequencies
-        return "good" if is_clear else "weak: little better than symbol frequencies"
+        return "knows this data" if is_clear else "weak: little better than symbol frequencies"
 
 
 def check_likelihood(

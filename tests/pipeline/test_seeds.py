@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fairseq_imitkd.pipeline.seeds import mean, rows
+from fairseq_imitkd.pipeline.seeds import mean, rows, warning
 from fairseq_imitkd.text.bootstrap import Bootstrap
 
 
@@ -26,11 +26,29 @@ def test_rows_compare_means_with_the_baseline() -> None:
         "none": [system(30.0), system(32.0)],
         "gkd": [system(33.0, 0.1), system(35.0, 0.1)],
     }
-    lines = rows(systems, "none")
+    lines = rows(systems, "none", {})
     assert len(lines) == 4, "what was not evaluated has no row"
     none, gkd = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:])
     assert none[:2] == ["none", "2"]
-    assert none[3:] == ["30.00 to 32.00", "", ""]
+    assert none[3:] == ["30.00 to 32.00", "", "", "", ""]
     assert gkd[3] == "33.00 to 35.00"
     assert gkd[4].startswith("+3.00 (+2.8")
     assert gkd[5] == "0.001"
+
+
+def test_students_stand_beside_their_teacher() -> None:
+    """Also where no method is a baseline. A difference that is rounded to zero has no sign."""
+    systems = {"teacher": [system(36.0)], "imitkd": [system(31.0)], "exported": [system(30.999)]}
+    speeds = {"teacher": [10.0], "imitkd": [20.0, 30.0], "exported": [80.0]}
+    lines = rows(systems, "imitkd", speeds)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert [each[-2:] for each in cells] == [["", ""], ["-5.00", "2.5"], ["-5.00", "8.0"]]
+    assert cells[2][4] == "0.00 (0.00 to 0.00)"
+
+
+def test_a_student_that_is_no_use_is_told() -> None:
+    """It has less than a tenth of its teacher's BLEU."""
+    systems = {"teacher": [system(36.0)], "imitkd": [system(3.0)], "gkd": [system(4.0)]}
+    assert (warning(systems) or "").startswith("imitkd: less than a tenth of the teacher's BLEU; train")
+    assert warning({**systems, "imitkd": [system(3.7)]}) is None
+    assert warning({"imitkd": [system(0.0)]}) is None

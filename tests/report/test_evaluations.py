@@ -238,6 +238,16 @@ def test_the_summary(known: dict[str, float | None], said: str, tmp_path: Path) 
     assert "m2 has the highest BLEU of 2 models, and was chosen on this test set" in chosen
 
 
+def test_a_difference_that_is_rounded_to_zero_is_none(tmp_path: Path) -> None:
+    """However sure it is."""
+    folder = report_files.evaluation(tmp_path)
+    content = json.loads((folder / FILE).read_text())
+    own, base = (content["models"][name]["decoding"]["greedy"]["bleu"] for name in ("m2", "m1"))
+    own.update(score=base["score"] - 0.04, p=0.03, difference_low=-0.05, difference_high=-0.01)
+    (folder / FILE).write_text(json.dumps(content))
+    assert summary(read_evaluation(folder))[0] == "m2 is as good as m1, to a tenth of a BLEU point"
+
+
 def test_models_to_serve_come_first(tmp_path: Path) -> None:
     """Exported students with all their searches; without any, the students without the teacher."""
     folder = report_files.evaluation(tmp_path)

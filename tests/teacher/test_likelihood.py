@@ -124,11 +124,11 @@ def test_what_shows_that_a_teacher_does_not_know_the_data(
 @pytest.mark.parametrize(
     ("own", "frequencies", "sentences", "judged"),
     [
-        (1.4, 5.93, 64, "good"),
-        (5.3, 5.93, 64, "good"),
+        (1.4, 5.93, 64, "knows this data"),
+        (5.3, 5.93, 64, "knows this data"),
         (5.77, 5.93, 64, "weak: little better than symbol frequencies"),  # 0.5 BLEU
         (6.1, 5.93, 64, "weak: little better than symbol frequencies"),
-        (6.3, 5.93, 64, "bad"),
+        (6.3, 5.93, 64, "does not know this data"),
         (1.4, 5.93, LEAST - 1, "too few to judge"),
     ],
 )
@@ -138,7 +138,7 @@ def test_a_teacher_is_good_if_it_is_clearly_better(
     """A weak one is not refused: it has hardly been trained."""
     likelihood = Likelihood(own, own + 3.0, frequencies, sentences)
     assert str(likelihood).endswith(f" {frequencies:.2f} by symbol frequencies: {judged}")
-    assert bool(likelihood.problem) == (judged == "bad")
+    assert bool(likelihood.problem) == (judged == "does not know this data")
 
 
 @pytest.mark.parametrize(("side", "why"), [(0, "symbol frequencies"), (1, "symbol frequencies")])
@@ -150,8 +150,8 @@ def test_a_teacher_of_another_dictionary_is_refused(
     pairs = reversed_pairs(200, seed=9)
     teacher = Teacher([trained_student("transformer")])
     check(teacher, sentences(pairs))
-    assert "nats a token of 64 references (less is better)" in caplog.text
-    assert "by symbol frequencies: good" in caplog.text
+    assert "nats a token of the first 64 references (less is better)" in caplog.text
+    assert "by symbol frequencies: knows this data" in caplog.text
     with pytest.raises(UsageError, match=r"--teacher-path 't\.pt' does not know this data") as refused:
         check(teacher, sentences(permuted(pairs, side)))
     assert why in str(refused.value)
