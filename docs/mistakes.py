@@ -7,6 +7,7 @@ Each command runs in this process, in a folder with data, models and a file of t
 """
 
 import contextlib
+import gzip
 import io
 import logging
 import shlex
@@ -31,7 +32,8 @@ INTRODUCTION = """# Wrong commands
 {longest} characters. `python docs/mistakes.py --write` makes this page, and a test compares it.
 
 DATA is a data directory of letters; teacher.pt and student.pt are models of it,
-and nat.pt is one that writes all tokens at once. small is the folder of a run of
+and nat.pt is one that writes all tokens at once. half is DATA without one index, and text.gz a compressed
+text. small is the folder of a run of
 imitkd-distill. … stands for the rest of a command that works, such as
 `--optimizer adam --lr 0.001 --max-tokens 400`."""
 ARCH = (
@@ -96,6 +98,12 @@ imitkd-export student.pt DATA --out out
 imitkd-export --checkpoint student.pt --data DATA --out out
 imitkd-seqkd --data DATA --teacher-path teacher.pt --out out
 imitkd-serve --dir out
+imitkd-train DATA … --save-dir s2 ' '
+imitkd-train DATA … ' --seed' 2
+imitkd-distill --teacher t.pt --method imitkd gkd
+imitkd-distill --teacher t.pt --method imitkd,gkd
+imitkd-distill --teacher t.pt --sentencepiece my data/my model.model
+imitkd-distill quickstart --out new -- --lr 0.1
 """,
     "Names that do not exist": """
 imitkd-train DATA … --criterion imitkd_ful
@@ -143,6 +151,12 @@ imitkd-train DATA … --max-updates 10
 imitkd-train DATA … --learning-rate 0.1
 imitkd-train DATA … --warmup 10
 imitkd-distill --spm subwords.model
+imitkd-distill --lr 0.1
+imitkd-distill --cpu
+imitkd-distill --seed 1
+imitkd-distill --source-lang de
+imitkd-distill --max-update 10
+imitkd-distill small/recipe.yaml --updates 300
 imitkd-train DATA … --batchsize 10
 imitkd-train DATA … --beam 5
 imitkd-train DATA … --path student.pt
@@ -200,6 +214,9 @@ imitkd-train DATA … --encoder-layers 0
 imitkd-train DATA … --encoder-attention-heads 3
 imitkd-train DATA … --encoder-embed-dim -32
 imitkd-train DATA … --fp16
+imitkd-train DATA … --fp16 --bf16
+imitkd-train DATA … --patience 3 --disable-validation
+imitkd-train DATA … --ddp-backend fully_sharded
 imitkd-train DATA … --prune-sparsity 1.5
 imitkd-train DATA … --share-all-embeddings --decoder-embed-dim 64
 imitkd-train DATA … --eval-bleu --eval-bleu-args {'beam':1}
@@ -266,6 +283,14 @@ imitkd-generate DATA … --path text.txt
 imitkd-generate DATA … --path run
 imitkd-generate DATA … --source-lang tgt --target-lang src
 imitkd-generate DATA … --gen-subset dev
+imitkd-generate DATA … --gen-subset train,valid
+imitkd-train half …
+imitkd-generate half … --gen-subset train
+imitkd-cache half … --gen-subset train
+imitkd-interactive DATA … --input text.gz
+imitkd-seqkd DATA … --source-text text.gz
+imitkd-evaluate … --references text.gz
+imitkd-distill quickstart --out /proc/new
 imitkd-interactive DATA … --input nowhere.txt
 imitkd-interactive DATA … --input empty.txt
 imitkd-interactive DATA … --source-lang tgt --target-lang src
@@ -382,7 +407,10 @@ def make_files(folder: Path) -> None:
     shutil.copy(folder / "transformer.pt", folder / "student.pt")
     saved(folder, untrained(data, "translation_lev", "--arch", "nonautoregressive_transformer"), "nat.pt")
     (folder / "text.txt").write_text("a b c\n")
+    (folder / "text.gz").write_bytes(gzip.compress(b"a b c\n"))
     (folder / "empty.txt").touch()
+    shutil.copytree(data, folder / "half")
+    (folder / "half" / "train.src-tgt.tgt.idx").unlink()
     (folder / "run").mkdir()
     shutil.copy(folder / "student.pt", folder / "run" / "checkpoint_best.pt")
     (folder / "exported" / "model").mkdir(parents=True)

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import select
+import signal
 import sys
 import threading
 import traceback
@@ -102,6 +103,31 @@ def as_usage_error(
         raise UsageError(f"{problem}: {detail}" + (f"; {remedy}" if remedy else "")) from error
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM within :func:`stoppable`."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Return a context in which SIGTERM stops a command as Ctrl-C does.
+
+    Raises:
+        Terminated: the signal came.
+    """
+
+    def stop(*_: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # others may not handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def one_line_errors(
     then: str | Callable[[], str] = "",
 ) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
@@ -109,7 +135,8 @@ def one_line_errors(
 
     - A :class:`UsageError` and a :class:`RefusedUpdate` pass; their message is the line.
     - Any other exception becomes the line ``error: ITS OWN TEXT; WHAT TO DO``, with status 1.
-    - Ctrl-C prints ``stopped`` and ends with status 130, as shells do.
+    - Ctrl-C prints ``stopped`` and ends with status 130, as shells do; and so, with status 143, does SIGTERM
+      within :func:`stoppable`.
     - If the reader of the output has ended (``| head``), so does the command, without a word and with status
       141, as shells do.
 
@@ -129,8 +156,9 @@ def one_line_errors(
                     result = main(*given, **settings)
                     sys.stdout.flush()
                     return result
-                except KeyboardInterrupt:
-                    stopped, end = f"stopped{then if isinstance(then, str) else then()}", SystemExit(130)
+                except KeyboardInterrupt as error:
+                    stopped = f"stopped{then if isinstance(then, str) else then()}"
+                    end = SystemExit(143 if isinstance(error, Terminated) else 130)
                 except (Exception, SystemExit) as error:
                     end = _end_of(error, shown)
                 # The exception and its frames are freed here. What they log when they are deleted comes

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import yaml
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.cli.arguments import Parser, positive
@@ -26,7 +27,7 @@ from fairseq_imitkd.cli.later_flags import check_command, check_training
 from fairseq_imitkd.cli.steps_shown import Shown, roughly
 from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.engines.registry import engine_for, unsupported_reason
-from fairseq_imitkd.errors import UsageError, one_line_errors
+from fairseq_imitkd.errors import UsageError, one_line_errors, stoppable
 from fairseq_imitkd.export.architecture import build
 from fairseq_imitkd.pipeline import folder, inputs, packaged, recipe_file, seeds
 from fairseq_imitkd.pipeline import step as step_program
@@ -36,16 +37,28 @@ from fairseq_imitkd.pipeline.models import Sizes, sizes, symbols
 from fairseq_imitkd.pipeline.plan import Plan, Step
 from fairseq_imitkd.pipeline.reading import last_value, parsed
 from fairseq_imitkd.pipeline.recipe import SEQKD, SPLITS, Recipe
-from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, described
+from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, check_flags_of_snakemake, described
+from fairseq_imitkd.training.configuration.paths import check_folder_to_write
 
 NEW = ("teacher", "sentencepiece", *SPLITS)  # flags in place of a recipe
 OPTIONAL = ("teacher_data", "method", "arch", "updates")
+# The keys of a recipe that say what these flags say.
+KEYS = {
+    **{split: f"text.{split}" for split in SPLITS},
+    "teacher": "teacher",
+    "teacher_data": "teacher.dictionaries",
+    "sentencepiece": "sentencepiece",
+    "method": "methods",
+    "arch": "student.arch",
+    "updates": "training: --max-update",
+}
 CHECKED = ("imitkd-seqkd", "imitkd-export", "imitkd-evaluate")  # commands whose flags the recipe gives
 PROGRAMS = Path(sys.executable).parent  # folder of the commands
 PACKAGES = ("jinja2", "matplotlib", "ctranslate2")
 
 
 @one_line_errors("; the same command continues")
+@stoppable()
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; ``arguments`` default to those of the command line."""
     words = sys.argv[1:] if arguments is None else arguments
@@ -57,23 +70,32 @@ def main(arguments: list[str] | None = None) -> None:
     if args.list:
         print(packaged.listed())
         return
+    _check_method(args)
     if args.recipe is not None and args.recipe.is_dir() and packaged.find(args.recipe) is None:
         args.recipe = folder.recipe_in(args.recipe)
     if args.flags:
-        raise UsageError(f"'{args.flags[0]}' is one word too many; put flags of Snakemake after --")
+        raise UsageError(
+            f"'{args.flags[0]}' is one word too many; put flags of Snakemake after --, and names with blanks "
+            "in quotes"
+        )
     _check_flags(args)
     if importlib.util.find_spec("snakemake") is None:  # to import it would change the settings of logging
         raise UsageError("imitkd-distill needs snakemake: pip install 'fairseq-imitkd[pipeline]'")
     check_extra("imitkd-distill", "pipeline", PACKAGES)
+    check_flags_of_snakemake(flags)
     out = _out(args)
     with _named(args.recipe):
         wanted, given = _read(args)
     folder.check(out, given)
+    if not args.graph:
+        check_folder_to_write(out, "--out", out)
     wanted = _with_device(wanted)
     with _named(args.recipe):
         found = inputs.look(wanted)
         run = Run(Plan(wanted, found.digests), out)
         students = check(run.plan)
+    for warning in found.repeated(wanted):
+        print(f"warning: {warning}", file=sys.stderr)
     check_programs(run.plan)
     counted = sizes(wanted, students)
     needed = found.disk(wanted, max(counted.students.values()))
@@ -180,9 +202,14 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
             "train.de train.en; rename them, or write a recipe"
         )
     if suffixes[0] == suffixes[1]:
+        stems = [Path(file).stem for file in args.train]
+        languages = {Path(stem).suffix for stem in stems} - {""}
+        remedy = (
+            f"rename them to {' and '.join(stems)}" if len(languages) == 2 else "give the other language's"
+        )
         raise UsageError(
             f"--train '{' '.join(args.train)}' must be a file of each language, but both have the suffix "
-            f".{suffixes[0]}; give the other language's file"
+            f".{suffixes[0]}; {remedy}"
         )
     for split in SPLITS:
         own = [Path(file).suffix.removeprefix(".") for file in getattr(args, split)]
@@ -391,6 +418,17 @@ def typed(step: Step) -> list[str]:
     ]
 
 
+def _check_method(args: argparse.Namespace) -> None:
+    """Refuse several methods in ``--method``, which argparse takes for others' values."""
+    several = (args.method or "").split(",")
+    if args.method is not None and str(args.recipe) in CRITERION_REGISTRY and not args.recipe.exists():
+        several.append(str(args.recipe))
+    if len(several) > 1:
+        raise UsageError(
+            f"--method takes one method; several are in a recipe: methods: [{', '.join(several)}]"
+        )
+
+
 def _check_flags(args: argparse.Namespace) -> None:
     given = [name for name in (*NEW, *OPTIONAL) if getattr(args, name) is not None]
     if args.recipe is None and args.text is not None:
@@ -398,7 +436,9 @@ def _check_flags(args: argparse.Namespace) -> None:
     if args.recipe is not None:
         if given:
             flag = f"--{given[0].replace('_', '-')}"
-            raise UsageError(f"{flag} changes nothing beside RECIPE '{args.recipe}'; write it there")
+            raise UsageError(
+                f"{flag} changes nothing beside RECIPE '{args.recipe}'; write it there (key {KEYS[given[0]]})"
+            )
         return
     missing = [f"--{name}" for name in NEW if name not in given]
     if missing:

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from fairseq_imitkd.cli.arguments import Parser
+from fairseq_imitkd.data.files import is_compressed
 from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.huggingface.layout import SIDES
 from fairseq_imitkd.huggingface.subwords import open_encoder
@@ -19,6 +20,8 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
+            if number == 1 and is_compressed(line):
+                raise UsageError("standard input is compressed; unpack it") from error
             raise UsageError(
                 f"line {number} of standard input must be UTF-8, but is not; convert it, or give text"
             ) from error

@@ -24,6 +24,7 @@ from fairseq_imitkd.cli import flags_of_training
 from fairseq_imitkd.cli.console import Console
 from fairseq_imitkd.cli.fairseq_help import ALL, TASK, all_flags, short_parser
 from fairseq_imitkd.cli.fairseq_parser import (
+    check_precision,
     check_texts,
     misspelt_flag,
     one_line_parsers,
@@ -196,6 +197,7 @@ def _parsed_with_care(command: str) -> Iterator[list[Namespace]]:
             if misspelt is not None:
                 raise UsageError(misspelt)
             raise UsageError(ARCH)
+        check_precision(given)
         if command == "train":
             _check_task(given)
         # fairseq calls it before it parses, and when it has added the flags of the task and the others.

@@ -157,6 +157,23 @@ def check_texts(args: Namespace) -> None:
             ) from problem
 
 
+def check_precision(words: Sequence[str]) -> None:
+    """Refuse both kinds of half precision, which fairseq's parser takes for one of a TPU.
+
+    Args:
+        words: the command line.
+
+    Raises:
+        UsageError: naming both flags.
+    """
+    kinds = ("fp16", "bf16")
+    given = [
+        [word for word in words if word in (f"--{kind}", f"--memory-efficient-{kind}")] for kind in kinds
+    ]
+    if all(given):
+        raise UsageError(f"{given[0][0]} and {given[1][0]} exclude each other; leave one out")
+
+
 def parse_carefully(parser: ArgumentParser) -> None:
     """Let a parser report lists that do not parse as errors of their flags.
 

@@ -13,7 +13,7 @@ from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 from fairseq_imitkd.cli import evaluate, export, export_huggingface, seqkd
-from fairseq_imitkd.cli.fairseq_parser import check_texts, one_line_parsers, parse_carefully
+from fairseq_imitkd.cli.fairseq_parser import check_precision, check_texts, one_line_parsers, parse_carefully
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.method import Method
@@ -37,6 +37,7 @@ def check_training(words: Sequence[str], name: Callable[[str], str]) -> None:
         UsageError: a flag is unknown, or a value is wrong.
     """
     with _named(name), _typed(words), one_line_parsers("imitkd-train"):
+        check_precision(words)
         args = options.parse_args_and_arch(
             options.get_training_parser("translation_with_teacher"),
             list(words),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fairseq_imitkd.checkpoints.compact import is_compact, packed_state, read
 from fairseq_imitkd.cli.arguments import Parser
-from fairseq_imitkd.data.files import atomic_files
+from fairseq_imitkd.data.files import atomic_files, remedy_to_write
 from fairseq_imitkd.errors import UsageError, in_one_line, one_line_errors
 from fairseq_imitkd.models.pruning import SCOPES, Weight, check_sparsity, prune, weights_of_checkpoint
 
@@ -159,15 +159,21 @@ def write(state: dict[str, Any], path: str) -> None:
             torch.save(state, file)
     except (OSError, RuntimeError) as error:
         raise UsageError(
-            f"--out '{path}' can't be written ({_reason(error)}); make room or use another file"
+            f"--out '{path}' can't be written ({_reason(error)}); "
+            f"{remedy_to_write(_cause(error), 'another file')}"
         ) from error
 
 
 def _reason(error: BaseException) -> str:
-    """Return the system's reason, which torch hides behind an error of its own."""
+    cause = _cause(error)
+    return cause.strerror if isinstance(cause, OSError) and cause.strerror else in_one_line(error)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the system's error, which torch hides behind one of its own."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
+            return cause
         cause = cause.__context__
-    return in_one_line(error)
+    return error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fairseq_imitkd.cli.arguments import Parser
 from fairseq_imitkd.cli.extras import check_extra
-from fairseq_imitkd.data.files import atomic_files, kind_of
+from fairseq_imitkd.data.files import atomic_files, kind_of, remedy_to_write
 from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.text.counted import counted
 
@@ -110,7 +110,7 @@ def write(out: Path, html: str) -> None:
             file.write(html.encode("utf-8", errors="replace"))
     except OSError as error:
         raise UsageError(
-            f"--out '{out}' can't be written ({error.strerror}); make room, or use another file"
+            f"--out '{out}' can't be written ({error.strerror}); {remedy_to_write(error, 'another file')}"
         ) from error
 
 

@@ -18,12 +18,13 @@ from fairseq_imitkd.data.dictionaries import load_dictionary
 from fairseq_imitkd.data.directory import (
     check_dictionaries,
     check_folder,
+    check_halves,
     check_same_dictionaries,
     folders_of,
     languages_of_files,
     missing_split,
 )
-from fairseq_imitkd.data.files import kind_of, partial, sha256
+from fairseq_imitkd.data.files import kind_of, not_text, partial, sha256
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError, in_one_line
 from fairseq_imitkd.text.subwords import Text
@@ -167,6 +168,7 @@ def _sides(languages: Languages, split: str) -> list[tuple[Path, Path | None]]:
 
 def _sides_in(folder: Path, languages: Languages, *, split: str) -> list[tuple[Path, Path | None]]:
     """Return the same as :func:`_sides`, of one directory."""
+    check_halves(folder, split)
     parts: list[tuple[Path, Path | None]] = []
     for number in itertools.count() if split == "train" else (0,):
         part = f"{split}{number}" if number else split
@@ -289,11 +291,11 @@ def read_lines(text: Path) -> Iterator[str]:
             for number, line in enumerate(file, 1):  # a text file decodes far ahead of the line
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise UsageError(
-            f"--source-text '{text}': line {number} is not UTF-8; convert the file (iconv)"
-        ) from error
+        raise not_text(f"--source-text '{text}'", text, number) from error
     except OSError as error:
-        raise UsageError(f"--source-text '{text}' can't be read: {error.strerror}") from error
+        raise UsageError(
+            f"--source-text '{text}' can't be read: {error.strerror}; check the path and its permissions"
+        ) from error
 
 
 def read_side(prefix: Path, dictionary: Dictionary) -> Any:

@@ -1,7 +1,8 @@
 """Checks of a data directory before fairseq reads it; fairseq reports missing files by a traceback."""
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -127,9 +128,10 @@ def languages_of_files(folder: str | Path) -> tuple[str, str]:
         )
     if source is None or target is None:
         _refuse_outer(folder)
+        flags = ", or add --source-lang and --target-lang" if any(Path(folder).glob("dict.*.txt")) else ""
         raise UsageError(
-            f"DATA '{folder}' has no file such as train.de-en.de.idx, which shows its languages; {ADVICE}, "
-            "or add --source-lang and --target-lang"
+            f"DATA '{folder}' has no file such as train.de-en.de.idx, which shows its languages; "
+            f"{ADVICE}{flags}"
         )
     return source, target
 
@@ -200,6 +202,7 @@ def check_splits(
         # Only the training data is read from each directory.
         folders = folders_of(data) if flag == "--train-subset" else folders_of(data)[:1]
         for folder in map(Path, folders):
+            check_halves(folder, split)
             prefixes = [str(folder / f"{split}.{pair}.{source}") for pair in pairs]
             for prefix in prefixes:
                 _check_kind(prefix, dataset_impl)
@@ -231,11 +234,9 @@ def check_sentences(data: str | None, splits: Sequence[tuple[str, str]]) -> Path
         raise UsageError(f"DATA '{folders[0]}' has no dict.txt; {advice}")
     for flag, split in splits:
         for folder in folders if flag == "--train-subset" else folders[:1]:
+            check_halves(folder, split)
             if not indexed_dataset.dataset_exists(os.path.join(folder, split), None):
-                has = ", ".join(sorted(splits_of(folder))) or "none"
-                raise UsageError(
-                    f"{flag} '{split}' is not in DATA '{folder}'; use a split that is there: it has {has}"
-                )
+                raise _missing(flag, split, folder, names=splits_of(folder))
     return dictionary
 
 
@@ -251,8 +252,38 @@ def missing_split(flag: str, split: str, folder: Path, *, languages: tuple[str, 
     source, target = languages
     pairs = (f"{source}-{target}", f"{target}-{source}")
     names = {path.name.split(".")[0] for pair in pairs for path in folder.glob(f"*.{pair}.{source}*")}
+    return _missing(flag, split, folder, names=names)
+
+
+def _missing(flag: str, split: str, folder: str | Path, *, names: Collection[str]) -> UsageError:
     has = f"it has {', '.join(sorted(names))}" if names else "it has none"
+    if "," in split and flag == "--gen-subset":
+        return UsageError(f"{flag} takes one split, but is '{split}': run the command once for each; {has}")
     return UsageError(f"{flag} '{split}' is not in DATA '{folder}'; use a split that is there: {has}")
+
+
+def check_halves(folder: str | Path, split: str) -> None:
+    """Refuse a split of which a file was lost: fairseq takes a side that lacks one of its two files for one
+    that was never made.
+
+    Args:
+        folder: the directory.
+        split: the split; its further parts count too if it is ``train``: ``train1``, …
+
+    Raises:
+        UsageError: an index is there without its data, or data without its index.
+    """
+    try:
+        names = set(os.listdir(folder))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    own = re.compile(rf"{re.escape(split)}{'[0-9]*' if split == 'train' else ''}(\..*)?\.(idx|bin)")
+    for name in sorted(filter(own.fullmatch, names)):
+        other = name[:-3] + ("bin" if name.endswith("idx") else "idx")
+        if other not in names:
+            raise UsageError(
+                f"'{Path(folder) / other}' is missing, but {name} is there; copy it, or binarise again"
+            )
 
 
 def _check_kind(prefix: str, dataset_impl: str | None) -> None:

@@ -1,5 +1,6 @@
 """Files that are complete or absent, and what a path holds."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import FULL, UsageError
 
 EXPORTED = "imitkd.json"  # file of a folder that imitkd-export has made
 
@@ -37,6 +38,42 @@ def kind_of(path: str | Path, flag: str = "") -> Literal["file", "folder", "othe
             f"{named} can't be looked at ({error.strerror}); make its folder readable or use another"
         ) from error
     return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
+
+
+def is_compressed(first: bytes) -> bool:
+    """Whether a file is compressed, by its first bytes: those of gzip, bzip2, xz, Zstandard or zip."""
+    return first.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"))
+
+
+def not_text(name: str, path: str | Path, number: int | None = None, *, has_null: bool = False) -> UsageError:
+    """Return the error of a file that must hold text, but holds something else.
+
+    Args:
+        name: what the message calls the file.
+        path: the file, to see whether it is compressed.
+        number: number of the line that is wrong, if it is known.
+        has_null: whether this line has a null byte, and is not in another encoding.
+    """
+    with open(path, "rb") as file:
+        if is_compressed(file.read(8)):
+            return UsageError(f"{name} is compressed; unpack it")
+    place = f"line {number}" if number is not None else "it"
+    if has_null:
+        return UsageError(f"{name} is not text: {place} has a null byte; name a file of text")
+    return UsageError(f"{name} must be UTF-8, but {place} is not; convert the file (iconv)")
+
+
+def remedy_to_write(error: BaseException, other: str) -> str:
+    """Return what to do about a path that can't be written.
+
+    Args:
+        error: why not.
+        other: what can be used in its place, such as "another file".
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"check the permissions of its folder, or use {other}"
+    return f"make room or use {other}" if number in (*FULL, None) else f"use {other}"  # torch hides it
 
 
 def checkpoint_in(folder: str | Path) -> str | None:

@@ -18,6 +18,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -27,8 +28,8 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from fairseq_imitkd.data.files import atomic_files, sync, write_json
-from fairseq_imitkd.errors import FULL, UsageError
+from fairseq_imitkd.data.files import atomic_files, remedy_to_write, sync, write_json
+from fairseq_imitkd.errors import UsageError
 
 LOCK = ".lock"
 PATIENCE = 30.0  # seconds to wait for a lock: a run that was killed may leave a process that is just ending
@@ -226,7 +227,7 @@ class OutputFolder:
                 ) from error
             is_elsewhere = error.filename is not None and os.fspath(error.filename) != str(self.path)
             where = f": '{error.filename}'" if is_elsewhere else ""
-            remedy = "make room or use another folder" if error.errno in FULL else "use another folder"
+            remedy = remedy_to_write(error, "another folder")
             remedy += "; the same command then continues where it stopped" if self.resumes else ""
             raise UsageError(
                 f"--out '{self.path}' can't be written ({error.strerror}{where}); {remedy}"
@@ -263,7 +264,16 @@ class OutputFolder:
         with self.errors():
             if self.path.is_symlink() or self.path.resolve() == Path.cwd() or self.path.name in ("", ".."):
                 raise UsageError(f"--out '{self.path}' must be the name of a new folder; use another")
+            self._try_to_write()
         self.check()
+
+    def _try_to_write(self) -> None:
+        """Make and remove a folder there: root may write everywhere, but not in /proc or on a full disk."""
+        there = next(path for path in (self.path.parent, *self.path.absolute().parents) if path.is_dir())
+        try:
+            os.rmdir(tempfile.mkdtemp(dir=there))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     @contextmanager
     def built(self) -> Iterator[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 from fairseq.data import Dictionary, indexed_dataset
 
 from fairseq_imitkd.data.dictionaries import first_difference
-from fairseq_imitkd.data.directory import check_dictionaries, check_folder, folders_of
+from fairseq_imitkd.data.directory import check_dictionaries, check_folder, check_halves, folders_of
 from fairseq_imitkd.errors import UsageError
 
 PAIR = ":"  # between the name of a validation set and one of its pairs
@@ -172,6 +172,8 @@ def check_pair_splits(cfg: Any, splits: list[tuple[str, str]]) -> None:
         if colon and only not in pairs:
             raise UsageError(f"{flag} '{name}' must end in a pair of --lang-pairs: {','.join(pairs)[:80]}")
         folders = folders_of(cfg.data) if flag == "--train-subset" else folders_of(cfg.data)[:1]
+        for folder in folders:
+            check_halves(folder, split)
         for pair in [only] if colon else pairs:
             source, target = pair.split("-")
             there = [

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from fairseq_imitkd.data.corpus import Corpus, Languages, check_sentences, read_split
-from fairseq_imitkd.errors import UsageError, as_usage_error
+from fairseq_imitkd.data.files import not_text
+from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate.models import EvaluatedModel
 from fairseq_imitkd.models.tagged import check_without_tags, tags_of
 from fairseq_imitkd.text.scored import ScoredText
@@ -185,10 +186,14 @@ def _fitting(corpus: Corpus, models: Mapping[str, EvaluatedModel]) -> np.ndarray
 
 def _right_translations(path: Path, count: int) -> list[list[str]]:
     """Return the right translations in the lines of a file, with tabs between them."""
-    with as_usage_error(
-        f"--references '{path}' can't be read", "use a UTF-8 file", catch=(OSError, UnicodeDecodeError)
-    ):
+    try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise not_text(f"--references '{path}'", path) from error
+    except OSError as error:
+        raise UsageError(
+            f"--references '{path}' can't be read: {error.strerror}; check the path and its permissions"
+        ) from error
     if len(lines) != count:
         raise UsageError(
             f"--references '{path}' must have a line for each of the {count:,} sentences of --gen-subset, "

@@ -27,6 +27,7 @@ from fairseq_imitkd.checkpoints.tags import SETTING, language_tags
 from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.dictionaries import FINGERPRINTS, fingerprints
+from fairseq_imitkd.data.files import not_text
 from fairseq_imitkd.data.output_folder import NEW, OutputFolder
 from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface.folder import read_json
@@ -267,10 +268,12 @@ def count_symbols(
             with open(path, encoding="utf-8") as lines:
                 for line in lines:
                     counts.update(split(line.rstrip("\r\n")))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        except UnicodeDecodeError as error:
+            raise not_text(f"{flag} '{prefix}': '{path}'", path) from error
+        except OSError as error:
             raise UsageError(
-                f"{flag} '{prefix}': '{path}' can't be read ({reason}); name the part before .{language}"
+                f"{flag} '{prefix}': '{path}' can't be read ({error.strerror}); name the part before "
+                f".{language}"
             ) from error
     if not counts:
         raise UsageError(f"{flag} {' '.join(prefixes)} has no symbols of {language}; use a corpus with text")

@@ -57,6 +57,10 @@ def recipe_in(folder: Path) -> Path:
     """
     if (folder / STATE).is_dir() and (folder / KEPT).is_file():
         return folder / KEPT
+    outer = next((path for path in folder.absolute().parents if (path / STATE).is_dir()), None)
+    if outer is not None and (outer / KEPT).is_file():
+        near = os.path.relpath(outer)
+        raise UsageError(f"RECIPE '{folder}' is a folder within a run: did you mean {near}?")
     found = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
     such = f", such as {found[0]}" if found else ""
     raise UsageError(f"RECIPE '{folder}' is a folder, but not that of a run; name a YAML file{such}")

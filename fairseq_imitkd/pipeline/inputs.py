@@ -10,7 +10,7 @@ from pathlib import Path
 from fairseq_imitkd.checkpoints.build import configuration
 from fairseq_imitkd.checkpoints.direction import check_direction
 from fairseq_imitkd.checkpoints.safe_load import check_readable, find_damage, read_checkpoint, reported
-from fairseq_imitkd.data.files import kind_of, sha256
+from fairseq_imitkd.data.files import kind_of, not_text, sha256
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline.lengths import check_lengths
 from fairseq_imitkd.pipeline.recipe import SPLITS, Recipe
@@ -27,7 +27,6 @@ FILES = (
     "--bpe-codes", "--comet-model", "--decoder-embed-path", "--encoder-embed-path", "--finetune-from-model",
     "--restore-file", "--reverse-teacher", "--scores", "--sentencepiece-model", "--translations",
 )  # fmt: skip
-PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 PAIR = 160  # bytes of a pair of made-up sentences
 
 
@@ -59,6 +58,20 @@ class Inputs:
 
     texts: Mapping[Path, Text]
     digests: Mapping[str, str]
+
+    def repeated(self, recipe: Recipe) -> Iterator[str]:
+        """Yield a warning for each split that has the text of the validation."""
+        pairs = recipe.text.pairs if recipe.text.made_up is None else {}
+        digests = {
+            split: [self.texts[path].digest for path in (pair.source, pair.target)]
+            for split, pair in pairs.items()
+        }
+        for split, effect in (
+            ("train", "its loss will not show when the student stops to learn"),
+            ("test", "its scores will be of text that the best checkpoints are chosen by"),
+        ):
+            if pairs and digests["valid"] == digests[split]:
+                yield f"text.valid has the sentences of text.{split}, so {effect}"
 
     def disk(self, recipe: Recipe, parameters: int) -> int:
         """Return the bytes that a run takes at least on the disk.
@@ -171,16 +184,13 @@ def _look_at_text(path: Path, name: str, origin: str) -> Text:
                 lines, size, empty = lines + 1, size + len(line), empty + (not line.strip())
                 line.decode("utf-8")
                 if b"\0" in line:
-                    raise UsageError(
-                        f"{name} '{path}' is not text: line {lines} has a null byte; name a file of text"
-                    )
+                    raise not_text(f"{name} '{path}'", path, lines, has_null=True)
     except UnicodeDecodeError as error:
-        remedy = "unpack" if path.suffix in PACKED else "convert"
-        raise UsageError(
-            f"{name} '{path}' must be UTF-8, but line {lines} is not; {remedy} the file"
-        ) from error
+        raise not_text(f"{name} '{path}'", path, lines) from error
     except OSError as error:
-        raise UsageError(f"{name} '{path}' can't be read: {error.strerror}") from error
+        raise UsageError(
+            f"{name} '{path}' can't be read: {error.strerror}; check the path and its permissions"
+        ) from error
     return Text(lines, empty, size, digest.hexdigest())
 
 

@@ -22,10 +22,14 @@ def load(path: Path) -> Any:
     Raises:
         UsageError: the file can't be read, is not YAML, or has no keys.
     """
+    if path.suffix == ".html":
+        raise UsageError(f"'{path}' is a page, not a recipe; name the folder of its run, or a YAML file")
     try:
         content = parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"recipe '{path}' can't be read: {error.strerror}; check the path") from error
+        raise UsageError(
+            f"recipe '{path}' can't be read: {error.strerror}; check the path and its permissions"
+        ) from error
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1} of " if error.problem_mark is not None else ""
         raise UsageError(f"{line}recipe '{path}' is not YAML: {error.problem}; mend it") from error

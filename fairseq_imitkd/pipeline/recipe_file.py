@@ -238,6 +238,10 @@ def _teacher(recipe: Section) -> Teacher:
 def _student(recipe: Section) -> tuple[str, ...]:
     if "student" not in recipe:
         return recipe.flags("student", STUDENT)
+    if isinstance(arch := recipe.content["student"], str):
+        raise UsageError(
+            f"student must have keys, but is {shown(arch)}; write student: {{arch: {arch[:60]}}}"
+        )
     section = recipe.section("student", ("arch", "flags"))
     return _model(section)
 

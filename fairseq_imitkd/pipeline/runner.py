@@ -84,6 +84,32 @@ class Engine:
         return words + list(self.flags)
 
 
+def check_flags_of_snakemake(flags: Sequence[str]) -> None:
+    """Refuse flags that Snakemake does not know, before any step runs.
+
+    Its own parser looks at them, in another process: to import it would change the settings of logging.
+
+    Args:
+        flags: the flags.
+
+    Raises:
+        UsageError: with what Snakemake's parser says.
+    """
+    if not flags:
+        return
+    program = "import sys; from snakemake.cli import get_argument_parser as made; made().parse_args()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--cores", "1", *flags], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it left no message"])[-1].partition("error: ")
+        problem = shorten(said[2] or said[0], LONGEST).replace("unrecognized arguments:", "it does not know")
+        raise UsageError(
+            f"after -- come flags of Snakemake: {problem}; those of a training are in the recipe's "
+            "key training"
+        )
+
+
 class Run:
     """A plan in a folder.
 

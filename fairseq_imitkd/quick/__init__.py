@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import io
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,6 +67,9 @@ def answer(arguments: Sequence[str]) -> Answer | None:
     """
     if not is_command(arguments):
         return None
+    slipped = _slipped(arguments[1:])
+    if slipped is not None:
+        return _refusal(slipped)
     command, words = split(arguments)
     if command is None:
         return _without_command(words)
@@ -87,8 +91,23 @@ def answer(arguments: Sequence[str]) -> Answer | None:
         return _of_fairseq(command, words)
     if command == "distill" and words in ([], ["--list"]):
         return Answer(RECIPES.read_text(encoding="utf-8")) if words else Answer(_distill_usage(), 2)
+    if command == "distill" and "--" in words:  # flags of Snakemake follow
+        words = words[: words.index("--")]
     # The flags of a training follow --check.
     return None if words[:1] == ["--check"] else _wrong_words(command, words)
+
+
+def _slipped(words: Sequence[str]) -> str | None:
+    r"""Return what is wrong with a word that a backslash before a blank has made: the shell takes ``\ `` for
+    a blank of the word that follows. None if there is no such word.
+    """
+    for word in words:
+        if word and not word.strip():
+            return "a word of blanks: a backslash is followed by a blank; delete the blank"
+        if re.match(r"\s+-{1,2}[A-Za-z]", word):
+            name = word.strip()[:60]
+            return f"a blank before {name}: delete the backslash that is before this blank"
+    return None
 
 
 def _of_fairseq(command: str, words: Sequence[str]) -> Answer | None:

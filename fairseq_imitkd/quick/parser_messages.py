@@ -20,6 +20,18 @@ _MEANT = {
     "--spm": "--sentencepiece",
     "--warmup": "--warmup-updates",
 }  # what others call a flag
+# Keys of a recipe that say what flags of other commands say, of which most are a training's.
+_DISTILL, _KEYS = (
+    "imitkd-distill",
+    {
+        "--cpu": "the recipe's key device says it",
+        "--fp16": "it is in the recipe's key training",
+        "--seed": "the recipe's key seeds has them",
+        "--source-lang": "the suffixes of --train name the languages, or the recipe's key languages",
+        "--target-lang": "the suffixes of --train name the languages, or the recipe's key languages",
+        "--max-update": "did you mean --updates? In a recipe it is in the key training",
+    },
+)
 # What people type for sequence-level distillation, which is not a criterion.
 _SEQUENCE_LEVEL = {"seqkd", "seq_kd", "sequence_kd", "sequence_level_kd", "seqlevelkd", "seq_level_kd"}
 
@@ -139,7 +151,12 @@ def of_extras(
     if found and not (close and found.startswith("imitkd-")):  # a near flag of this command is likelier
         return f"{flag} can't be used here: it is a flag of {found}"
     hint = "" if owners is None else ", or belongs to another task, criterion or architecture"
-    hint = f": did you mean {' or '.join(close)}?" if close else hint
+    if parser.prog == _DISTILL and dashed in _KEYS:
+        hint = f": {_KEYS[dashed]}"
+    elif close:
+        hint = f": did you mean {' or '.join(close)}?"
+    elif parser.prog == _DISTILL:
+        hint = ": flags of a training are in the recipe's key training"
     return f"{flag} is not a flag of this command{hint}"
 
 

@@ -249,7 +249,9 @@ def _sources(path: Path, is_folder: bool) -> list[Path]:
                 return [path / name]
         return sorted(path.glob("*.log"), key=lambda log: (log.stat().st_mtime, log.name))
     except OSError as error:
-        raise UsageError(f"RUN_DIR '{path}' can't be read: {error.strerror}") from error
+        raise UsageError(
+            f"RUN_DIR '{path}' can't be read: {error.strerror}; check its permissions"
+        ) from error
 
 
 def _read_metrics(run: Run, path: Path) -> None:
@@ -294,7 +296,7 @@ def _lines(run: Run, path: Path) -> Iterator[str]:
                     "goes on"
                 )
     except OSError as error:
-        raise UsageError(f"'{path}' can't be read: {error.strerror}") from error
+        raise UsageError(f"'{path}' can't be read: {error.strerror}; check its permissions") from error
 
 
 def _read_config(run: Run, path: Path) -> None:

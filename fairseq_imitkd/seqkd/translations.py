@@ -25,7 +25,7 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from fairseq_imitkd.data.corpus import Corpus, Languages, dataset_builder, encoded, read_side
-from fairseq_imitkd.data.files import atomic_files
+from fairseq_imitkd.data.files import atomic_files, not_text
 from fairseq_imitkd.engines.base import Hypothesis, SearchSettings
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.text.scored import one_line
@@ -148,9 +148,7 @@ class TranslationFile:
         try:
             return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise UsageError(
-                f"{FLAG} '{self.path}': line {number} is not UTF-8; convert the file (iconv)"
-            ) from error
+            raise not_text(f"{FLAG} '{self.path}'", self.path, number) from error
 
     def _of_json(self, line: str) -> Translated:
         try:
@@ -207,7 +205,7 @@ def _opened(path: Path, flag: str) -> BinaryIO:
     try:
         return open(path, "rb")
     except OSError as error:
-        raise UsageError(f"{flag} '{path}' can't be read: {error.strerror}") from error
+        raise UsageError(f"{flag} '{path}' can't be read: {error.strerror}; check its permissions") from error
 
 
 def _checked(source: str, translations: Sequence[str], scores: Any, *, reference: str | None) -> Translated:

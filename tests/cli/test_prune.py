@@ -375,7 +375,7 @@ def test_place_that_takes_no_file(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as refused:
         run(checkpoint, "--sparsity", 0.5, "--out", out)
-    assert str(refused.value) == f"--out '{out}' can't be written ({reason}); make room or use another file"
+    assert str(refused.value) == f"--out '{out}' can't be written ({reason}); use another file"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 

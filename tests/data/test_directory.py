@@ -48,6 +48,19 @@ def test_the_data_of_a_language_model(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--train-subset 'train' is not in DATA '.*'; .* it has valid"):
         check_sentences(str(tmp_path), [("--valid-subset", "valid"), ("--train-subset", "train")])
     check_sentences(str(tmp_path), [("--valid-subset", "valid")])
+    (tmp_path / "valid.bin").unlink()
+    with pytest.raises(UsageError, match=r"valid\.bin' is missing, but valid\.idx is there; copy it, or bin"):
+        check_sentences(str(tmp_path), [("--valid-subset", "valid")])
+
+
+def test_plain_text_needs_to_be_binarised(tmp_path: Path) -> None:
+    """Without dictionaries, to name the languages would not help."""
+    (tmp_path / "train.de").touch()
+    with pytest.raises(UsageError, match=r"shows its languages; use a directory .* has made$"):
+        check_data(str(tmp_path), None, None)
+    (tmp_path / "dict.de.txt").touch()
+    with pytest.raises(UsageError, match="has made, or add --source-lang and --target-lang"):
+        check_data(str(tmp_path), None, None)
 
 
 @pytest.mark.parametrize(

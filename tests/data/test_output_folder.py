@@ -218,7 +218,8 @@ def test_which_file_an_error_is_about(
     """The folder itself, what is in it, what it is in; an error that names no file may be about it too."""
     monkeypatch.chdir(tmp_path)
     where = "" if file in (None, "out") else f": '{file}'"
-    expected = f"--out 'out' can't be written (Denied{where}); use another folder"
+    remedy = "check the permissions of its folder, or use another folder"
+    expected = f"--out 'out' can't be written (Denied{where}); {remedy}"
     with pytest.raises(UsageError) as error, folder(Path("out")).errors():
         raise OSError(errno.EACCES, "Denied", file)
     elsewhere = f"'{file}' can't be read (Denied); check the file and its permissions"
@@ -237,6 +238,21 @@ def test_full_disk(tmp_path: Path) -> None:
         with pytest.raises(type(other)) as passed, folder(tmp_path).errors():
             raise other
         assert passed.value is other
+
+
+def test_a_folder_that_may_not_be_written_is_refused_early(tmp_path: Path, monkeypatch: Any) -> None:
+    """The superuser's permissions are not those of others."""
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(UsageError) as error:
+        new_folder(tmp_path / "new").check_new()
+    assert str(error.value) == (
+        f"--out '{tmp_path}/new' can't be written (Permission denied); check the permissions of its folder, "
+        "or use another folder"
+    )
+
+
+def refuse(**_: Any) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_leftovers_are_removed(tmp_path: Path) -> None:

@@ -750,7 +750,8 @@ def test_what_can_not_be_written_is_refused_before_models_are_loaded(
         denied(folder.path)
 
     out = tmp_path / "out"
-    said = f"error: --out '{out}' can't be written (Permission denied); use another folder"
+    remedy = "check the permissions of its folder, or use another folder"
+    said = f"error: --out '{out}' can't be written (Permission denied); {remedy}"
     for name, of in (("mkdir", Path), ("_held", OutputFolder), ("iterdir", Path)):
         with monkeypatch.context() as patch:
             if name == "iterdir":

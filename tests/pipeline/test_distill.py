@@ -186,6 +186,10 @@ def test_a_training_that_can_not_work_is_refused_before_anything_runs(
             "--sentencepiece and --train and --valid and --test are not given; add them, or name a recipe",
         ),
         (["r.yaml", "s.yaml"], "'s.yaml' is one word too many; put flags of Snakemake after --"),
+        (["--teacher", "t.pt", "--method", "imitkd", "gkd"], "in a recipe: methods: [imitkd, gkd]"),
+        (["--teacher", "t.pt", "--method", "imitkd,gkd"], "in a recipe: methods: [imitkd, gkd]"),
+        (["quickstart", "--dry-run", "--", "--lr", "1e-3"], "flags of Snakemake: it does not know --lr"),
+        (["quickstart", "--dry-run", "--out", "/proc/x"], "--out '/proc/x' can't be written"),
         (["nowhere.yaml"], "recipe 'nowhere.yaml' can't be read: No such file or directory; check the path"),
     ],
 )
@@ -193,6 +197,38 @@ def test_a_wrong_command_line_is_refused(words: list[str], message: str) -> None
     with pytest.raises(UsageError) as error:
         distill.main(words)
     assert message in str(error.value)
+
+
+def test_sigterm_stops_a_run_as_ctrl_c_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(distill.Run, "run", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as end:
+        distill.main(["quickstart", "--out", str(tmp_path / "run")])
+    assert end.value.code == 143
+    assert capsys.readouterr().err.endswith("stopped; the same command continues\n")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_folder_that_may_not_be_written_is_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(UsageError, match=r"--out '.*/run' can't be written: check the permissions of"):
+        distill.main(["quickstart", "--dry-run", "--out", str(tmp_path / "run")])
+
+
+def test_words_that_are_no_recipe_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("small/.steps").mkdir(parents=True)
+    Path("small/models").mkdir()
+    for name in ("recipe.yaml", "report.html"):
+        Path("small", name).touch()
+    with pytest.raises(UsageError, match="'small/models' is a folder within a run: did you mean small"):
+        distill.main(["small/models"])
+    with pytest.raises(UsageError, match=r"'small/report.html' is a page, not a recipe; name the folder of"):
+        distill.main(["small/report.html"])
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Every file of a recipe is looked at before anything runs."""
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +35,21 @@ def test_texts_are_counted_and_hashed(text: Path) -> None:
     source = found.texts[text / "train.src"]
     assert (source.lines, source.empty, source.bytes) == (40, 20, 60)
     assert found.digests[str(text / "valid.src")] == sha256(text / "valid.src")
+
+
+def test_a_validation_on_the_training_text_is_warned_of(text: Path) -> None:
+    found, wanted = look(text), parse(recipe(text), text)
+    assert [warning.partition(", so")[0] for warning in found.repeated(wanted)] == [
+        "text.valid has the sentences of text.train"
+    ]
+    (text / "valid.src").write_text((text / "test.src").read_text())
+    assert not list(look(text).repeated(wanted)), "one side is another"
+    (text / "valid.tgt").write_text((text / "test.tgt").read_text())
+    assert next(look(text).repeated(wanted)).startswith("text.valid has the sentences of text.test, so")
+
+
+def packed(text: Path) -> None:
+    (text / "train.src").write_bytes(gzip.compress(b"1\n" * 20))
 
 
 def cut(text: Path) -> None:
@@ -150,6 +166,7 @@ def test_made_up_text_has_no_files_yet(text: Path) -> None:
         (binary, "must be UTF-8, but line 2 is not; convert the file"),
         (empty, "is empty; name a file with sentences"),
         (blank, "text.test '{}/test.tgt' is empty; name a file with sentences"),
+        (packed, "text.train '{0}/train.src' is compressed; unpack it"),
         (one_language, "text.valid '{0}/valid.src' and '{0}/valid.tgt' have the same text"),
         (known, "text.test '{}/test.src' has the sentences of text.train"),
         (missing, "is not a file; name a UTF-8 file with one sentence per line"),

@@ -85,6 +85,7 @@ def test_the_recipe_of_the_documentation_is_one() -> None:
         ({"teacher": {}}, "teacher must have one of checkpoint, huggingface and arch, but has none of them"),
         ({"teacher": {"arch": "a", "checkpoint": "b"}}, "but has checkpoint and arch"),
         ({"teacher": {"checkpoint": "b", "flags": "--lr 1"}}, "flags changes nothing without teacher.arch"),
+        ({"student": "my_arch"}, "student must have keys, but is 'my_arch'; write student: {arch: my_arch}"),
         ({"teacher": 3}, "teacher must have keys (checkpoint, dictionaries, huggingface, arch, …), but is 3"),
         ({"teacher": "t.pt", "sentencepiece": {"vocabulary": 100}}, "teacher.checkpoint has its own"),
         ({"teacher": {"huggingface": "m"}, "sentencepiece": "s"}, "changes nothing with teacher.huggingface"),

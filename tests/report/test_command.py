@@ -185,7 +185,7 @@ def test_a_full_disk_leaves_the_former_report(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
-        UsageError, match=r"can't be written \(No space left on device\); make room, or use another file"
+        UsageError, match=r"can't be written \(No space left on device\); make room or use another file"
     ):
         report.write(out, "new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["former"]

@@ -297,7 +297,8 @@ def test_parts_of_a_split(root: Path, tmp_path: Path) -> None:
     for split, expected in (("test", ["a b", "c"]), ("test1", ["d e f", "a", "b"])):
         make(job(root, tmp_path / split, **{**some, "split": split}))
         assert [line[4] for line in listed(tmp_path / split, split) if line[1] == "gold"] == expected
-    (data / "train1.src-tgt.tgt.idx").unlink()
+    for end in ("idx", "bin"):
+        (data / f"train1.src-tgt.tgt.{end}").unlink()
     assert "must have a target side, or none" in refusal(job(root, tmp_path / "new", **some))
 
 
@@ -429,7 +430,8 @@ def test_folder_that_may_not_be_written(root: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Path, "mkdir", forbidden)
     message = refusal(job(root, tmp_path / "out"))
     assert message.startswith(
-        f"--out '{tmp_path / 'out'}' can't be written (Permission denied); use another folder"
+        f"--out '{tmp_path / 'out'}' can't be written (Permission denied); check the permissions of its "
+        "folder, or use another folder"
     )
 
 
@@ -471,10 +473,10 @@ def test_refused_inputs_leave_the_folder_free(
     )
     text = tmp_path / "text"
     text.write_bytes("a b é\n".encode("latin1"))
-    message = f"--source-text '{text}': line 1 is not UTF-8; convert the file (iconv)"
+    message = f"--source-text '{text}' must be UTF-8, but line 1 is not; convert the file (iconv)"
     assert refusal(job(root, tmp_path / "out", source_text=text)) == message
     text.write_bytes(b"a b\n" * 30000 + "é\n".encode("latin1"))
-    assert "line 30001 is not UTF-8" in refusal(job(root, tmp_path / "out", source_text=text))
+    assert "but line 30001 is not" in refusal(job(root, tmp_path / "out", source_text=text))
     text.write_text("")
     assert refusal(job(root, tmp_path / "out", source_text=text)).startswith(
         f"--source-text '{text}' is empty"
@@ -512,7 +514,7 @@ def damaged(data: Path, kind: str) -> str:
         Path(f"{prefix}.idx").write_bytes(b"")
     elif kind == "no data":
         Path(f"{prefix}.bin").unlink()
-        return f"'{prefix}.bin' can't be read: No such file or directory"
+        return f"'{prefix}.bin' is missing, but"
     elif kind == "empty":
         for side in ("src", "tgt"):
             write_split(data, "test", [], side)
@@ -588,7 +590,8 @@ def test_a_side_without_its_bin(root: Path, tmp_path: Path) -> None:
     binary.unlink()
     with pytest.raises(UsageError) as error:
         read_split(Languages.of(data, "src", "tgt"), "test")
-    assert str(error.value) == f"{binary} is not there; copy it, or binarise again"
+    index = binary.with_suffix(".idx").name
+    assert str(error.value) == f"'{binary}' is missing, but {index} is there; copy it, or binarise again"
 
 
 def test_folders_that_may_not_be_searched(

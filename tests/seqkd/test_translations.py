@@ -88,7 +88,7 @@ def test_kinds_of_files(tmp_path: Path) -> None:
             '{"source": "a", "translations": ["b"], "scores": [NaN]}\n',
             "its scores are not one number for each translation",
         ),
-        ("a.tsv", b"a\t\xff\n", "line 1 is not UTF-8; convert the file (iconv)"),
+        ("a.tsv", b"a\t\xff\n", "must be UTF-8, but line 1 is not; convert the file (iconv)"),
         (
             "a.jsonl",
             '{"source":"a","translation":"b","reference":"c"}\n{"source":"d","translation":"b"}\n',

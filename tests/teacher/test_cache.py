@@ -1029,7 +1029,8 @@ def test_damaged_data_is_refused_in_one_line(data, tmp_path, damage: str) -> Non
             shutil.copy(folder / f"valid.src-tgt.tgt.{end}", f"{prefix}.{end}")
         expected = "source and target of --gen-subset train must have as many sentences"
     elif damage == "no target":
-        Path(f"{prefix}.idx").unlink()
+        for end in ("bin", "idx"):
+            Path(f"{prefix}.{end}").unlink()
         expected = "has no target side"
     elif damage == "cut":
         Path(f"{prefix}.bin").write_bytes(Path(f"{prefix}.bin").read_bytes()[:-2])

@@ -19,6 +19,7 @@ _ON_A_GPU = ("profile", "pipeline_model_parallel", "fp16_adam_stats")
 _PACKAGES = (
     ("zero_sharding", "os", "fairscale"),
     ("ddp_backend", "slowmo", "fairscale"),
+    ("ddp_backend", "fully_sharded", "fairscale"),
     ("pipeline_model_parallel", None, "fairscale"),
     ("write_checkpoints_asynchronously", None, "iopath"),
     ("optimizer", "cpu_adam", "deepspeed"),

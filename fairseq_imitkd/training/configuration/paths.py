@@ -9,7 +9,7 @@ from typing import Any
 from fairseq.quantization_utils import Quantizer
 from fairseq.utils import load_align_dict
 
-from fairseq_imitkd.data.files import kind_of
+from fairseq_imitkd.data.files import is_compressed, kind_of
 from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.training.configuration.ranges import flag
 
@@ -65,6 +65,10 @@ def check(settings: Mapping[str, Any], command: str) -> None:
             check_file(str(path), flag(name), what)
             if name == "input" and not _is_remote(path) and not os.path.getsize(path):
                 raise UsageError(f"--input '{path}' is empty; use {what}")
+            if name == "input" and not _is_remote(path):
+                with open(path, "rb") as file:
+                    if is_compressed(file.read(8)):
+                        raise UsageError(f"--input '{path}' is compressed; unpack it")
     if settings.get("log_file") is not None:
         _check_writable_file(Path(settings["log_file"]), "--log-file")
     for name in _FOLDERS:

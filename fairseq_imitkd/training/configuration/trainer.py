@@ -111,6 +111,11 @@ def _optimizer_problems(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _checkpoint_problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    if settings.get("disable_validation") and (settings.get("patience") or 0) > 0:
+        yield (
+            f"--patience {settings['patience']} counts validations, which --disable-validation leaves out: "
+            "leave one of them out"
+        )
     finetuned, restored = settings.get("finetune_from_model"), settings.get("restore_file")
     if finetuned and restored != "checkpoint_last.pt":
         yield f"--finetune-from-model can't be used with --restore-file {restored}: leave one of them out"
