@@ -164,7 +164,8 @@ def test_what_is_refused(imported: Imported, tmp_path: Path) -> None:
 
     job = TrimJob(checkpoint, tmp_path / "out", ["nowhere"])
     assert refusal(job) == (
-        "--text 'nowhere': 'nowhere.de' can't be read (No such file or directory); name the part before .de"
+        "--text 'nowhere' must be the name of a file without its language, but there is no 'nowhere.de'; "
+        "check the path"
     )
     for language in case.pair:
         (tmp_path / f"empty.{language}").write_text("\n")

@@ -8,7 +8,7 @@ import torch
 from fairseq_imitkd.methods import METHODS
 from tests.helpers import in_process
 
-UPDATES = 50
+UPDATES = 60
 
 
 def distil(digits: Any, folder: Any, teacher: Any, name: str, *flags: Any) -> in_process.Training:

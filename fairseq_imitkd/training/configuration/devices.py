@@ -19,7 +19,6 @@ _ON_A_GPU = ("profile", "pipeline_model_parallel", "fp16_adam_stats")
 _PACKAGES = (
     ("zero_sharding", "os", "fairscale"),
     ("ddp_backend", "slowmo", "fairscale"),
-    ("ddp_backend", "fully_sharded", "fairscale"),
     ("pipeline_model_parallel", None, "fairscale"),
     ("write_checkpoints_asynchronously", None, "iopath"),
     ("optimizer", "cpu_adam", "deepspeed"),
@@ -88,6 +87,11 @@ def _problems(settings: Mapping[str, Any]) -> Iterator[str]:
         yield f"--shard-id must be below --num-shards, which is {shards}, but is {shard}: lower it"
     if settings.get("tpu") and utils.xm is None:
         yield "--tpu needs the package torch_xla, which is not installed: install it or leave it out"
+    if settings.get("ddp_backend") == "fully_sharded" and find_spec("fairscale") is None:
+        yield (
+            "--ddp-backend fully_sharded needs the package fairscale, and no method with a teacher can use "
+            "it: use legacy_ddp"
+        )
     if settings.get("use_plasma_view"):
         yield "--use-plasma-view needs pyarrow's plasma store, which is no longer released: leave it out"
     if settings.get("model_parallel_size", 1) not in (1, None):
