@@ -60,10 +60,7 @@ def test_an_exported_student_is_served(tmp_path: Path) -> None:
     assert process.returncode == 0
     nothing = run(warm_commands.folder() / "imitkd-serve", tmp_path, "--port", 0)
     assert (nothing.returncode, nothing.stdout) == (1, "")
-    assert (
-        "is not an exported student: it has no imitkd.json; use a folder that imitkd-export made"
-        in nothing.stderr
-    )
+    assert f"is not an exported student: did you mean {tmp_path / 'exported'}?" in nothing.stderr
 
 
 def run(*command: object) -> subprocess.CompletedProcess:
