@@ -17,8 +17,9 @@ FIND_CPU_TORCH = $(PIP) --quiet --quiet --quiet $(CPU_TORCH) 2>/dev/null || \
   $(if $(CPU_INDEX),$(PIP) --index-url $(CPU_INDEX) $(CPU_TORCH) ||) \
   { echo "pip finds no torch for CPUs: set CPU_INDEX to the --index-url that pytorch.org shows for pip and CPU, or install torch for CUDA (gigabytes): TORCH=cuda make $(MAKECMDGOALS)" >&2; exit 1; }
 
-# Two processes. All tests of a file run in the same one, because they share what the file makes once.
-WORKERS := -n 2 --dist loadfile
+# Three processes, since many tests wait for a server or a kill. All tests of a file run in the same one, because they share what
+# the file makes once.
+WORKERS := -n 3 --dist loadfile
 
 .PHONY: install quickstart report test test-all lint docs bench bench-check mutation clean
 
