@@ -77,7 +77,7 @@ class Distillation:
     can_skip: bool = False
 
 
-class DistillationCriterion(FairseqCriterion):
+class DistillationCriterion(metrics.LogsSums, FairseqCriterion):
     """Summed distillation loss over the tokens of data sentences and rollouts.
 
     At each position of a data sentence the loss is ``gold_weight * NLL(reference) + (1 - gold_weight) *
@@ -479,16 +479,6 @@ class DistillationCriterion(FairseqCriterion):
                 "another"
             )
         raise RefusedUpdate(f"{update} is refused: the loss of sentence {where} is not finite: {cause}")
-
-    @classmethod
-    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
-        """Turn the sums of all processes and micro-batches into fairseq's meters."""
-        metrics.log(logging_outputs)
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """True: every logged value is a sum, so fairseq adds them up without pickling."""
-        return True
 
 
 @dataclass

@@ -263,7 +263,7 @@ def _missing(flag: str, split: str, folder: str | Path, *, names: Collection[str
 
 
 def check_halves(folder: str | Path, split: str) -> None:
-    """Refuse a split of which a file was lost: fairseq takes a side that lacks one of its two files for one
+    """Refuse a split that has lost a file: fairseq takes a side that lacks one of its two files for one
     that was never made.
 
     Args:

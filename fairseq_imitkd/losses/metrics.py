@@ -157,3 +157,17 @@ def totals(logging_outputs: list[dict[str, Any]]) -> dict[str, float]:
     tensors = [key for key, value in sums.items() if isinstance(value, Tensor)]
     fetched = torch.stack([sums[key].double() for key in tensors]).tolist() if tensors else []
     return {**sums, **dict(zip(tensors, fetched, strict=True))}
+
+
+class LogsSums:
+    """Mixin: a criterion that logs sums. Inherit it before fairseq's class."""
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """Turn the sums of all processes and micro-batches into fairseq's meters."""
+        log(logging_outputs)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """True: every logged value is a sum, so fairseq adds them up without pickling."""
+        return True

@@ -20,7 +20,7 @@ _MEANT = {
     "--spm": "--sentencepiece",
     "--warmup": "--warmup-updates",
 }  # what others call a flag
-# Keys of a recipe that say what flags of other commands say, of which most are a training's.
+# Keys of a recipe that say what flags of other commands say. Most of these are a training's.
 _DISTILL, _KEYS = (
     "imitkd-distill",
     {

@@ -264,9 +264,10 @@ class Job:
             "decoding": asdict(self.decoding),
             "filters": asdict(self.filters),
             "batches": {"max_tokens": self.max_tokens, "batch_size": self.batch_size},
-            "comet": sha256(self.comet_model) if self.comet_model else "",
             "reverse_teachers": _hashes(self.reverse_teacher or ""),
             "student": self._student(languages),
+            # Only with COMET, so that output of earlier versions can be continued.
+            **({"comet": sha256(self.comet_model)} if self.comet_model else {}),
         }
 
     def _data(self, languages: Languages) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class SpeechCTCCriterionConfig(FairseqDataclass):
 
 
 @register_criterion("speech_ctc", dataclass=SpeechCTCCriterionConfig)
-class SpeechCTCCriterion(FairseqCriterion):
+class SpeechCTCCriterion(metrics.LogsSums, FairseqCriterion):
     """The CTC loss of the targets (Graves et al. 2006), without a teacher."""
 
     trains_ctc = True
@@ -60,16 +60,6 @@ class SpeechCTCCriterion(FairseqCriterion):
         sums = {"loss": found.loss.detach().sum(), "nll_loss": found.loss.detach().sum()}
         counts = {"ntokens": tokens, "nsentences": len(found.tokens), "sample_size": tokens}
         return loss, tokens, {**sums, **counts, "tokens_data": tokens, "distilled_tokens": 0}
-
-    @classmethod
-    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
-        """Turn the sums of all processes and micro-batches into fairseq's meters."""
-        metrics.log(logging_outputs)
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """True: every logged value is a sum."""
-        return True
 
 
 @dataclass
@@ -91,8 +81,7 @@ class CTCDistillationCriterion(DistillationCriterion):
 
     The student's most probable path of the target says which frames a token has. At these frames the student
     is compared with the teacher's distribution of that token. A token's frames have a weight of one together.
-    Gong et al. (2022) have objectives of frames and of sequences. Only the paper's abstract could be read, so
-    this form of them is ours.
+    Gong et al. (2022) have objectives of frames and of sequences; their form here is not the paper's own.
     """
 
     Config = CTCDistillationConfig

@@ -167,7 +167,7 @@ def test_term_and_gradient_by_their_definition(
 
 @pytest.mark.parametrize("chunk", [0, 3])
 def test_matching_alone(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no loss of tokens: the decoder's gradient is zero, and the teacher's decoder never runs."""
+    """No token has a loss: the decoder's gradient is zero, and the teacher's decoder never runs."""
     teacher = build_student(seed=9, **TEACHER).double()
     teacher.decoder.forward = None
     monkeypatch.setattr(DistillationCriterion, "chunk", lambda *_: chunk)  # the flag is refused here
