@@ -24,6 +24,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from fairseq_imitkd.rollout.cuda_graphs import release_graphs
+
 DEVICE = torch.device("cuda", 0)
 aten = torch.ops.aten
 
@@ -408,3 +410,4 @@ def emulated_cuda() -> Iterator[Emulation]:
                 yield device
         finally:
             _running.pop()
+            release_graphs()  # no later test has a use for them

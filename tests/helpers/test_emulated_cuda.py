@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from fairseq_imitkd.rollout.cuda_graphs import graphs_of, release_graphs
 from tests.helpers.emulated_cuda import DEVICE, DeviceTensor, Graph, emulated_cuda
 
 
@@ -16,6 +17,14 @@ def test_there_is_a_device_inside_only() -> None:
         assert torch.cuda.is_available()
         assert torch.arange(3, device="cuda").device == DEVICE
     assert torch.cuda.is_available() == before
+
+
+def test_graphs_end_with_the_device() -> None:
+    """A later test that simulates running out of memory would otherwise free them, and try again."""
+    decoder = nn.Linear(1, 1)
+    with emulated_cuda():
+        graphs_of(decoder).buffer("tokens", (2,), torch.long, device=DEVICE)
+    assert not release_graphs()
 
 
 def test_tensors_of_host_and_device_do_not_mix() -> None:
