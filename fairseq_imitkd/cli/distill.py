@@ -42,6 +42,7 @@ from fairseq_imitkd.training.configuration.paths import check_folder_to_write
 
 NEW = ("teacher", "sentencepiece", *SPLITS)  # flags in place of a recipe
 OPTIONAL = ("teacher_data", "method", "arch", "updates")
+UPDATES = 100_000
 # The keys of a recipe that say what these flags say.
 KEYS = {
     **{split: f"text.{split}" for split in SPLITS},
@@ -186,11 +187,18 @@ def _add_plain_case(made: Parser) -> None:
             metavar=("SOURCE", "TARGET"),
             help=f"{split} text; suffixes name the languages",
         )
-    new.add_argument("--method", metavar="M", help="--criterion of the student (default: imitkd_full)")
+    new.add_argument(
+        "--method",
+        metavar="M",
+        help="the only training's --criterion, none or seqkd (default: seqkd, then imitkd from its student for "
+        "a quarter of the updates)",
+    )
     new.add_argument(
         "--arch", metavar="A", help="architecture of the student (default: transformer_imitkd_2_2)"
     )
-    new.add_argument("--updates", type=positive, metavar="N", help="updates of the student (default: 100000)")
+    new.add_argument(
+        "--updates", type=positive, metavar="N", help=f"updates of the training (default: {UPDATES})"
+    )
 
 
 def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -218,14 +226,11 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
                 f"--{split} '{' '.join(getattr(args, split))}' must have the suffixes of --train, "
                 f".{suffixes[0]} and .{suffixes[1]}, in that order; exchange or rename them"
             )
-    training = recipe_file.TRAINING
-    if args.updates is not None:
-        training = training.replace("--max-update 100000", f"--max-update {args.updates}")
-        if args.updates < 4000:
-            training = training.replace(
-                "--warmup-updates 4000", f"--warmup-updates {max(1, args.updates // 10)}"
-            )
-            training = training.replace("updates 2000", f"updates {max(1, args.updates // 10)}")
+    updates = args.updates or UPDATES
+    training = recipe_file.TRAINING.replace("--max-update 100000", f"--max-update {updates}")
+    if updates < 4000:
+        training = training.replace("--warmup-updates 4000", f"--warmup-updates {max(1, updates // 10)}")
+        training = training.replace("updates 2000", f"updates {max(1, updates // 10)}")
     arch, _, flags = recipe_file.STUDENT.removeprefix("--arch ").partition(" ")
     return {
         "languages": suffixes,
@@ -234,8 +239,18 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
         "teacher": _teacher_of(args),
         "student": {"arch": args.arch or arch, "flags": flags},
         "training": training,
-        "methods": [args.method or "imitkd_full"],
+        "methods": [args.method] if args.method else _methods(updates),
     }
+
+
+def _methods(updates: int) -> list[Any]:
+    """Return the methods of the plain case. A student that can write is at its best after fewer updates, with
+    a smaller learning rate (examples/made_up_languages).
+    """
+    quarter = max(1, updates // 4)
+    flags = f"--student-share constant:1 --lr 2e-4 --warmup-updates {min(1000, max(1, quarter // 10))}"
+    flags += f" --max-update {quarter}"
+    return [SEQKD, {**recipe_file.AFTER_SEQKD, "flags": flags}]
 
 
 @contextmanager

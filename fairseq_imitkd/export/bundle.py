@@ -119,6 +119,13 @@ class Bundle:
         return [by_number[number] for number in range(len(sources))]
 
 
+def _exported_near(folder: Path) -> list[Path]:
+    """Return the exported students of runs of imitkd-distill that a wrong name may stand for, at most three."""
+    places = dict.fromkeys((folder, folder.parent, folder.parent.parent))
+    near = [folder / "exported", *(path for place in places for path in sorted(place.glob("*/exported")))]
+    return [path for path in dict.fromkeys(near) if os.path.isfile(path / MANIFEST)][:3]
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of an exported student.
 
@@ -127,9 +134,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not os.path.isfile(path):
-        inner = folder / "exported"  # a run of imitkd-distill has it
-        if os.path.isfile(inner / MANIFEST):
-            raise UsageError(f"DIR '{folder}' is not an exported student: did you mean {inner}?")
+        if near := _exported_near(folder):
+            meant = " or ".join(map(str, near))
+            raise UsageError(f"DIR '{folder}' is not an exported student: did you mean {meant}?")
         checkpoint = folder if folder.suffix == ".pt" else checkpoint_in(folder)
         if checkpoint is not None:
             raise UsageError(

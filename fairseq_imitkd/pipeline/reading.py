@@ -194,11 +194,11 @@ class Section:
             raise UsageError(f"{self._named(key)} must name files, but has {shown(value)}")
         return self.folder / Path(value).expanduser()
 
-    def sequence(self, key: str, default: Sequence[Any] = ()) -> list[Any]:
+    def sequence(self, key: str, default: Sequence[Any], example: str) -> list[Any]:
         """Return a list that is not empty."""
         value = self.content[key] if key in self else list(default)
         if not isinstance(value, list) or not value:
-            raise self.wrong(key, f"must be a list, such as [{', '.join(map(str, default))}]")
+            raise self.wrong(key, f"must be a list, such as [{example}]")
         return value
 
     def mapping(self, key: str) -> Mapping[Any, Any]:

@@ -73,6 +73,9 @@ TRAINING = (
     """--eval-bleu --eval-bleu-args '{"beam": 1}'"""
 )
 STUDENT = "--arch transformer_imitkd_2_2 --share-decoder-input-output-embed"
+# The student goes on from SeqKD's, which can write, so it writes every sentence.
+AFTER_SEQKD = {"criterion": "imitkd", "name": "then_imitkd", "start": SEQKD, "data": SEQKD}
+METHODS = (SEQKD, {**AFTER_SEQKD, "flags": "--student-share constant:1"})
 
 
 def read(path: Path, folder: Path | None = None) -> Recipe:
@@ -255,7 +258,7 @@ def _model(section: Section) -> tuple[str, ...]:
 
 def _methods(recipe: Section, data: Sequence[str]) -> tuple[Method, ...]:
     methods: list[Method] = []
-    for number, entry in enumerate(recipe.sequence("methods", ("imitkd_full",)), 1):
+    for number, entry in enumerate(recipe.sequence("methods", METHODS, "seqkd, imitkd_full"), 1):
         if "user_dir" not in recipe:  # which may have criteria of any name
             _check_criterion(f"methods[{number}]", entry)
         method = _method(f"methods[{number}]", entry, recipe.folder, data=data)
@@ -309,7 +312,7 @@ def _method(name: str, entry: Any, folder: Path, *, data: Sequence[str]) -> Meth
 
 
 def _seeds(recipe: Section) -> tuple[int, ...]:
-    seeds = recipe.sequence("seeds", (1,))
+    seeds = recipe.sequence("seeds", (1,), "1, 2, 3")
     if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise recipe.wrong("seeds", "must be different whole numbers of 0 or more, such as [1, 2, 3]")
     return tuple(seeds)

@@ -22,7 +22,7 @@ from fairseq_imitkd.engines.fairseq import FairseqEngine
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import checks
 from fairseq_imitkd.export.architecture import judge
-from fairseq_imitkd.export.bundle import Bundle, text_settings
+from fairseq_imitkd.export.bundle import Bundle, read_manifest, text_settings
 from fairseq_imitkd.export.exporter import candidates, export, output_folder
 from fairseq_imitkd.text.bootstrap import Bootstrap
 from fairseq_imitkd.text.subwords import TextSettings
@@ -850,3 +850,14 @@ def test_command_lines(root: Path, tmp_path: Path, capsys: Any) -> None:
         with pytest.raises(SystemExit) as ended:
             command.main(["--check", "--arch", arch])
         assert ended.value.code == status
+
+
+@pytest.mark.parametrize("given", ["exported", "small", "smal/exported", "."])
+def test_a_wrong_folder_names_the_exported_student_near_it(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small" / "exported").mkdir(parents=True)
+    (tmp_path / "small" / "exported" / "imitkd.json").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"is not an exported student: did you mean small/exported\?$"):
+        read_manifest(Path(given))

@@ -84,7 +84,7 @@ def test_the_default_flags_can_be_trained_and_exported(
 ) -> None:
     content = wanted(training=None, student=None, methods=None, evaluate=None, export=None)
     states = listed([write(tmp_path, content), "--out", str(tmp_path / "run")], capsys)
-    assert "train-imitkd_full-seed1" in states
+    assert "train-then_imitkd-seed1" in states
     assert {"export", "evaluate", "report"} <= set(states)
 
 
@@ -285,6 +285,17 @@ def test_flags_stand_for_a_recipe() -> None:
     assert made["text"]["valid"] == [os.path.abspath("valid.de"), os.path.abspath("valid.en")]
     assert made["methods"] == ["gkd"]
     assert made["teacher"] == os.path.abspath("t.pt")
+    default = distill.recipe_of(distill.parser().parse_args(words[: words.index("--method")]))
+    assert default["methods"] == [
+        "seqkd",
+        {
+            "criterion": "imitkd",
+            "name": "then_imitkd",
+            "start": "seqkd",
+            "data": "seqkd",
+            "flags": "--student-share constant:1 --lr 2e-4 --warmup-updates 1 --max-update 12",
+        },
+    ]
     own = distill.recipe_of(distill.parser().parse_args([*words, "--teacher-data", "d"]))["teacher"]
     assert own == {"checkpoint": os.path.abspath("t.pt"), "dictionaries": os.path.abspath("d")}
     assert "--max-update 50 " in made["training"]

@@ -68,6 +68,10 @@ def test_the_recipe_of_the_documentation_is_one() -> None:
     assert [method.name for method in made.methods] == ["none", "seqkd", "imitkd_full", "gkd_after_seqkd"]
     defaults = parse({key: yaml.safe_load(shown)[key] for key in ("languages", "text", "teacher")}, HERE)
     assert set(made.training) <= set(defaults.training)
+    assert defaults.methods == (
+        Method("seqkd", None, "seqkd"),
+        Method("then_imitkd", "imitkd", "seqkd", "seqkd", flags=("--student-share", "constant:1")),
+    )
     assert made.student == defaults.student
 
 
@@ -93,9 +97,9 @@ def test_the_recipe_of_the_documentation_is_one() -> None:
         ({"sentencepiece": {}}, "sentencepiece must have either model"),
         ({"training": 3}, "training must be flags, such as --dropout 0.1, but is 3"),
         ({"training": "--a '(1"}, "training can't be read as flags: No closing quotation"),
-        ({"methods": []}, "methods must be a list, such as [imitkd_full], but is []"),
-        ({"seeds": 0}, "seeds must be a list, such as [1], but is 0"),
-        ({"methods": "gkd"}, "methods must be a list, such as [imitkd_full], but is 'gkd'"),
+        ({"methods": []}, "methods must be a list, such as [seqkd, imitkd_full], but is []"),
+        ({"seeds": 0}, "seeds must be a list, such as [1, 2, 3], but is 0"),
+        ({"methods": "gkd"}, "methods must be a list, such as [seqkd, imitkd_full], but is 'gkd'"),
         ({"methods": ["gkd", "gkd"]}, "methods[2].name 'gkd' is taken; give the method another name"),
         ({"methods": [{"name": "a"}]}, "methods[1].criterion is not given"),
         ({"methods": [{"criterion": "gkd", "name": "../a"}]}, "methods[1].name must consist of letters"),
