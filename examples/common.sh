@@ -7,6 +7,7 @@
 #   AS=NAME           name of a student, instead of its row's; for further students of a row
 #   TEACHER=NAME      a trained student that is the teacher of a student of distill.sh, in place of the teacher (a teacher assistant)
 #   UPDATES=N, TEACHER_UPDATES=N   updates of a student and of the teacher, instead of the recipe's
+#   PATIENCE=N        validations in a row that bring nothing better, after which a training ends, instead of the recipe's
 #   TEACHER_PRECISION=bf16|fp16   precision of the teacher, in its training and beside a student (default: fp32)
 #   THREADS=N         threads of evaluate.sh (default: 1); it always decodes on the CPU, so that speeds are comparable
 #   SMOKE=1           run every stage with tiny models on made-up text, in run-smoke/
@@ -30,7 +31,7 @@ die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
 command -v imitkd-train >/dev/null || die "imitkd-train is not on PATH; run 'make install' in $REPO first"
 [[ $SEED =~ ^[0-9]+$ ]] || die "SEED must be a number, but is '$SEED'"
-for variable in UPDATES TEACHER_UPDATES STUDENT_UPDATES MORE_UPDATES SEQ_INTER_UPDATES TASK_UPDATES NBEST THREADS; do # fails now, not hours later
+for variable in UPDATES TEACHER_UPDATES STUDENT_UPDATES MORE_UPDATES TASK_UPDATES PATIENCE NBEST THREADS; do # fails now, not hours later
   [[ ${!variable:-1} =~ ^[1-9][0-9]*$ ]] || die "$variable must be a whole number above 0, but is '${!variable}'"
 done
 case ${TEACHER_PRECISION:=fp32} in
@@ -123,34 +124,24 @@ noted() {
   python "$REPO/examples/needs.py" "$RUN/$name" "$@"
 }
 
-# ---- The stages of a recipe for translation or summarisation. The recipe's settings.sh sets:
+# ---- The stages of a recipe for translation or summarisation, whose settings.sh calls `from_yaml`. It sets:
 #   SOURCE TARGET         the languages in the file names
 #   VOCABULARY            size of the joint SentencePiece BPE; empty if the text is already symbols with blanks between them
-#   TEACHER_MODEL TEACHER_TRAINING, STUDENT_MODEL STUDENT_TRAINING, TRAINING (for both)    flags of imitkd-train
+#   TRAINING              flags of every training
+#   TEACHER_MODEL STUDENT_MODEL   the models, and further flags of their trainings
 #   DISTILLATION          further flags of a student that is trained with a teacher
-#   DECODING EVALUATION   flags of imitkd-seqkd and imitkd-evaluate, and of imitkd-evaluate alone
-#   ROWS HEADLINES        the students of the table, and those that are trained with two seeds
+#   SUBWORDS DECODING     flags of imitkd-seqkd and imitkd-generate: how subwords become text, and the longest translation
+#   EVALUATION            flags of imitkd-evaluate
+#   ROWS                  the students of the table
 #   own ROW               a function that sets OWN, the flags of ROW beside its method's defaults
+# settings.sh itself sets HEADLINES, the rows that are trained with two seeds, and what follows:
 KIND=                                     # kind of student, part of its name: _sru
-PLAIN=(--task translation --criterion label_smoothed_cross_entropy --label-smoothing 0.1)
-SUBWORDS=(--remove-bpe sentencepiece)     # flags that join subwords into text
-TEXT=()                                   # the same for imitkd-evaluate, if it differs from SUBWORDS
 TOKENISED_BLEU=                           # language; if set, also score lower-case text tokenised by Moses
 DICTIONARY=(--joined-dictionary)          # or the files of an existing dictionary
 CHECK=()                                  # flags of check.py
-DISTILLATION=()
-EVALUATION=()
 [ -z "${SMOKE:-}" ] || NBEST=3
 NBEST=${NBEST:-35}
-own() { OWN=(); }
-# The models of the recipes that run on a CPU, and their training flags except those that choose checkpoint_best.pt.
 # shellcheck disable=SC2034 # settings.sh reads them
-TRANSFORMER_3_3_256=(
-  --arch transformer
-  --encoder-layers 3 --decoder-layers 3 --encoder-attention-heads 4 --decoder-attention-heads 4
-  --encoder-embed-dim 256 --decoder-embed-dim 256 --encoder-ffn-embed-dim 1024 --decoder-ffn-embed-dim 1024
-)
-# shellcheck disable=SC2034
 TRANSFORMER_1_1_64=(
   --arch transformer
   --encoder-layers 1 --decoder-layers 1 --encoder-attention-heads 4 --decoder-attention-heads 4
@@ -162,13 +153,22 @@ TRANSFORMER_2_2_128=(
   --encoder-layers 2 --decoder-layers 2 --encoder-attention-heads 4 --decoder-attention-heads 4
   --encoder-embed-dim 128 --decoder-embed-dim 128 --encoder-ffn-embed-dim 512 --decoder-ffn-embed-dim 512
 )
-# shellcheck disable=SC2034
-SMALL_TRAINING=(
-  --share-all-embeddings --max-tokens 4096
-  --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 --lr-scheduler inverse_sqrt --warmup-updates 500
-  --validate-interval-updates 250 --validate-interval 100000 --save-interval 100000
-  --save-interval-updates 250 --keep-interval-updates 1 --no-epoch-checkpoints --log-interval 50
-)
+
+# from_yaml: take the settings from the recipe in YAML, which imitkd-distill trains too: recipe.yaml in this folder, or the one of
+# this folder's name that comes with the package.
+from_yaml() {
+  local file=$RECIPE/recipe.yaml settings
+  [ -e "$file" ] || file=$REPO/fairseq_imitkd/pipeline/recipes/$(basename "$RECIPE").yaml
+  settings=$(python "$REPO/examples/recipe_settings.py" "$file" "$RUN")
+  eval "$settings"
+  [ -z "${PATIENCE:-}" ] || TRAINING+=(--patience "$PATIENCE")
+}
+
+# plain FLAGS…: set PLAIN to the flags of a loss without a teacher, unless FLAGS name another one.
+plain() {
+  PLAIN=()
+  [[ " $* " == *" --criterion "* ]] || PLAIN=(--criterion label_smoothed_cross_entropy --label-smoothing 0.1)
+}
 
 # raw_text COMMAND…: make $RUN/raw/{train,valid,test}.{$SOURCE,$TARGET} by COMMAND; with SMOKE=1 from made-up text.
 raw_text() {
@@ -230,11 +230,11 @@ encode() {
     return
   fi
   [ -z "${SMOKE:-}" ] || size=150
-  python "$REPO/examples/subwords.py" train "$RUN/spm" "$size" "$RUN/raw/train.$SOURCE" "$RUN/raw/train.$TARGET"
+  python "$REPO/examples/subwords.py" train "$RUN/subwords" "$size" "$RUN/raw/train.$SOURCE" "$RUN/raw/train.$TARGET"
   mkdir -p "$RUN/encoded"
   for split in train valid test; do
     for side in "$SOURCE" "$TARGET"; do
-      python "$REPO/examples/subwords.py" encode "$RUN/spm.model" <"$RUN/raw/$split.$side" >"$RUN/encoded/$split.$side"
+      python "$REPO/examples/subwords.py" encode "$RUN/subwords.model" <"$RUN/raw/$split.$side" >"$RUN/encoded/$split.$side"
     done
   done
 }
@@ -272,9 +272,10 @@ small() {
 teach() {
   local precision=()
   [ "$TEACHER_PRECISION" = fp32 ] || precision=("--$TEACHER_PRECISION")
+  plain "${TEACHER_MODEL[@]}"
   small "${TEACHER_MODEL[@]}"
-  stage teacher train teacher "${PLAIN[@]}" "${MODEL[@]}" "${TRAINING[@]}" --seed 1 "${TEACHER_TRAINING[@]}" \
-    "${precision[@]}" "$@"
+  stage teacher train teacher "${PLAIN[@]}" "${TRAINING[@]}" "${MODEL[@]}" ${TEACHER_UPDATES:+--max-update "$TEACHER_UPDATES"} \
+    --seed 1 "${precision[@]}" "$@"
 }
 
 # named ROW: print the name of a student: NAME for seed 1, NAME-seed2 for seed 2, and so on.
@@ -288,10 +289,12 @@ named() { [ "$SEED" = 1 ] && echo "$1$KIND" || echo "$1$KIND-seed$SEED"; }
 #   METHOD          any name of --criterion: the references and a teacher
 #   seqkd_METHOD    METHOD on seqkd's data (the starred rows of Lin et al. 2020)
 learn() {
-  local row=$1 name data="" start=() objective=("${PLAIN[@]}") method=${1#seqkd_}
+  local row=$1 name data="" start=() objective taught=() method=${1#seqkd_}
   shift
   name=$(named "${AS:-$row}")
   own "$row"
+  plain "${OWN[@]}"
+  objective=("${PLAIN[@]}")
   case $method in # half of f-distill's losses, and all of its KL, are taken on text that the teacher writes
     f_distill | f_distill_kl | f_distill_tvd) OWN+=(--teacher-samples) ;;
   esac
@@ -312,12 +315,13 @@ learn() {
     seqkd_pruned)
       data=seqkd
       start=(--finetune-from-model "$(trained seqkd)")
-      objective+=(--task translation_with_teacher --prune-sparsity 0.8) # pruned from the start, so the best checkpoint is a pruned one
+      objective+=(--prune-sparsity 0.8) # pruned from the start, so the best checkpoint is a pruned one
       ;;
     *)
       [ "$method" = "$row" ] || data=seqkd
-      objective=(--task translation_with_teacher --criterion "$method" --teacher-path "$(assistant)" "${DISTILLATION[@]}")
-      [ "$TEACHER_PRECISION" = fp32 ] || objective+=(--teacher-dtype "$TEACHER_PRECISION")
+      objective=(--criterion "$method" --teacher-path "$(assistant)")
+      taught=("${DISTILLATION[@]}")
+      [ "$TEACHER_PRECISION" = fp32 ] || taught+=(--teacher-dtype "$TEACHER_PRECISION")
       ;;
   esac
   if [ -n "$data" ]; then
@@ -325,7 +329,8 @@ learn() {
     data=data_$data/
   fi
   small "${STUDENT_MODEL[@]}"
-  DATA=$RUN/${data}data-bin stage "$name" train "$name" "${objective[@]}" "${MODEL[@]}" "${TRAINING[@]}" "${STUDENT_TRAINING[@]}" \
+  [ -z "${UPDATES:-}" ] || MODEL+=(--max-update "$UPDATES")
+  DATA=$RUN/${data}data-bin stage "$name" train "$name" "${objective[@]}" "${TRAINING[@]}" "${MODEL[@]}" "${taught[@]}" \
     --seed "$SEED" "${OWN[@]}" "${start[@]}" "$@" # start comes last, so START overrides a start in OWN
 }
 
@@ -376,7 +381,6 @@ decode() {
 evaluate() {
   local models=() row seeds name own=() failed=""
   [ -z "${DRY_RUN:-}" ] || return 0
-  [ ${#TEXT[@]} -gt 0 ] || TEXT=("${SUBWORDS[@]}")
   trained teacher >/dev/null
   SEED=1 trained scratch >/dev/null
   # The order of the table; other models come last.
@@ -399,7 +403,7 @@ evaluate() {
   touch "$RUN/.evaluating"
   ( # inside the run, so that the recorded command holds no absolute path
     cd "$RUN" && imitkd-evaluate "${models[@]}" --data data-bin --out evaluation --teacher teacher --baseline "scratch$KIND" \
-      --threads "${THREADS:-1}" "${TEXT[@]}" "${DECODING[@]}" "${EVALUATION[@]}" "${own[@]}" >evaluation.md
+      --threads "${THREADS:-1}" "${EVALUATION[@]}" "${own[@]}" >evaluation.md
   ) || failed=1 # if one model can't be evaluated, the others still are
   [ "$RUN/evaluation/evaluation.json" -nt "$RUN/.evaluating" ] || die "nothing was evaluated; see above"
   rm "$RUN/.evaluating"

@@ -112,7 +112,8 @@ def documents(published: dict[Path, dict[str, Any]]) -> dict[Path, str]:
             place[path.stem] = f"{table}\n\n{origin(each['trainings'], each, path.name)}"
             if path == EXAMPLES / "quickstart" / "results.json":
                 where = origin(each["trainings"], each, "examples/quickstart/results.json")
-                made[EXAMPLES.parent / "README.md"]["quickstart"] = f"{table}\n\n{where}"
+                short = loaded(own).table(each, short=True)
+                made[EXAMPLES.parent / "README.md"]["quickstart"] = f"{short}\n\n{where}"
     for folder in EXAMPLES.glob("*/evidence"):
         import evidence_tables
 

@@ -1,35 +1,8 @@
-# The settings of the recipe's trainings. ../common.sh sources this file and explains the names.
+# The settings: those of ../../fairseq_imitkd/pipeline/recipes/cmudict.yaml, and what only the scripts have.
+# ../common.sh sources this file and explains the names.
 # shellcheck shell=bash disable=SC2034
-SOURCE=let TARGET=pho
-VOCABULARY= # the text is letters and phonemes
-SUBWORDS=(--remove-bpe none)
-DECODING=(--max-len-a 1 --max-len-b 10)
+from_yaml
 CHECK=(--max-ratio 0) # a phoneme is written with up to two characters
-EVALUATION=(--bleu-tokenize none --probe-sentences 1000)
-# This task writes metrics.jsonl, which evidence.py reads.
-PLAIN=(--task translation_with_teacher --criterion label_smoothed_cross_entropy --label-smoothing 0.1)
-# The share of right words of the validation set, with greedy decoding, chooses checkpoint_best.pt. A training ends when
-# PATIENCE validations in a row bring no better one.
-TRAINING=(
-  "${SMALL_TRAINING[@]}" --max-tokens 2048 --num-workers 0
-  --validate-interval-updates 500 --save-interval-updates 500 --patience "${PATIENCE:-10}"
-  --eval-metrics exact --eval-bleu-args '{"beam": 1, "max_len_a": 1, "max_len_b": 10}' --eval-bleu-remove-bpe none
-  --best-checkpoint-metric exact --maximize-best-checkpoint-metric
-)
-TEACHER_MODEL=(
-  --arch transformer
-  --encoder-layers 2 --decoder-layers 2 --encoder-attention-heads 4 --decoder-attention-heads 4
-  --encoder-embed-dim 128 --decoder-embed-dim 128 --encoder-ffn-embed-dim 512 --decoder-ffn-embed-dim 512
-)
-TEACHER_TRAINING=(--dropout 0.1 --lr 2e-3 --max-update "${TEACHER_UPDATES:-8000}")
+HEADLINES=(scratch seqkd imitkd_full)
 # This recipe has one kind of student.
 [ "${STUDENT:-transformer}" = transformer ] || die "STUDENT must be transformer, but is '$STUDENT'"
-STUDENT_MODEL=(
-  --arch transformer
-  --encoder-layers 1 --decoder-layers 1 --encoder-attention-heads 4 --decoder-attention-heads 4
-  --encoder-embed-dim 64 --decoder-embed-dim 64 --encoder-ffn-embed-dim 128 --decoder-ffn-embed-dim 128
-)
-STUDENT_TRAINING=(--dropout 0 --lr 4e-3 --max-update "${UPDATES:-60000}")
-
-ROWS=(scratch seqkd word_kd imitkd imitkd_full)
-HEADLINES=(scratch seqkd imitkd_full)

@@ -15,11 +15,11 @@ encode() {
   local file name size=2000
   [ -z "${SMOKE:-}" ] || size=100
   python "$RECIPE/languages.py" "$RUN/raw" "$RUN/text"
-  python "$REPO/examples/subwords.py" train "$RUN/spm" "$size" "$RUN"/text/train.de-{en.de,en.en,xx.xx}
+  python "$REPO/examples/subwords.py" train "$RUN/subwords" "$size" "$RUN"/text/train.de-{en.de,en.en,xx.xx}
   mkdir -p "$RUN/encoded"
   for file in "$RUN"/text/*; do
     name=$(basename "$file")
-    python "$REPO/examples/subwords.py" encode "$RUN/spm.model" <"$RUN/text/$name" >"$RUN/encoded/$name"
+    python "$REPO/examples/subwords.py" encode "$RUN/subwords.model" <"$RUN/text/$name" >"$RUN/encoded/$name"
   done
 }
 

@@ -9,7 +9,7 @@ checkpoint=$(SEED=1 KIND='' trained "$student")
 exported() {
   rm -rf "$RUN/$student/exported" "$RUN/.done/export-$student-"*
   imitkd-export "$checkpoint" --data "$RUN/data-bin" --out "$RUN/$student/exported" --quantization "${QUANTIZATION:-int8}" --strict \
-    --bpe sentencepiece --sentencepiece-model "$RUN/spm.model" "${DECODING[@]}"
+    --bpe sentencepiece --sentencepiece-model "$RUN/subwords.model" "${DECODING[@]}"
 }
 stage "export-$student-${QUANTIZATION:-int8}-$(sha256sum <"$checkpoint" | cut -c 1-16)" exported
 say "serve it, with a page to try it in a browser: imitkd-serve $RUN/$student/exported"

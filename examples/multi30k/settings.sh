@@ -1,35 +1,13 @@
-# The settings of the recipe's trainings. ../common.sh sources this file and explains the names.
+# The settings: those of ../../fairseq_imitkd/pipeline/recipes/multi30k.yaml, and what only the scripts have.
+# ../common.sh sources this file and explains the names.
 # shellcheck shell=bash disable=SC2034
-SOURCE=de TARGET=en
-VOCABULARY=4000
-DECODING=(--max-len-a 1.2 --max-len-b 10)
-EVALUATION=(--probe-sentences 1000)
-# Greedy sacreBLEU on the validation set chooses checkpoint_best.pt.
-TRAINING=(
-  "${SMALL_TRAINING[@]}"
-  --eval-bleu --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' --eval-bleu-remove-bpe sentencepiece
-  --best-checkpoint-metric bleu --maximize-best-checkpoint-metric
-)
-TEACHER_MODEL=("${TRANSFORMER_3_3_256[@]}")
-TEACHER_TRAINING=(--dropout 0.3 --lr 2e-3 --max-update "${TEACHER_UPDATES:-1500}")
+from_yaml
+HEADLINES=(scratch seqkd imitkd_full)
 # STUDENT=sru: recurrent students of about the same size, with their own names (scratch_sru, imitkd_sru, …).
 case ${STUDENT:-transformer} in
-  transformer)
-    STUDENT_MODEL=("${TRANSFORMER_1_1_64[@]}") ;;
+  transformer) ;;
   sru)
     KIND=_sru
     STUDENT_MODEL=(--arch sru_2 --encoder-embed-dim 64 --encoder-hidden-size 64 --decoder-hidden-size 128) ;;
   *) die "STUDENT must be transformer or sru, but is '$STUDENT'" ;;
 esac
-DISTILLATION=(--teacher-encoder-cache 2GB) # holds all batches of an epoch, so the teacher encodes each once
-STUDENT_TRAINING=(--dropout 0.1 --lr 4e-3 --max-update "${UPDATES:-1500}")
-
-ROWS=(scratch seqkd word_kd imitkd imitkd_full gkd seqkd_imitkd_full)
-HEADLINES=(scratch seqkd imitkd_full)
-own() {
-  case $1 in
-    # Its paper starts from a trained student. Here the student learns from the references first.
-    gkd) OWN=(--student-share "constant:1,warmup=0.4") ;;
-    *) OWN=() ;;
-  esac
-}

@@ -36,11 +36,11 @@ labels() { tail -n +2 "$RUN/raw/$1.tsv" | tr -d '\r' | cut -f2; }
 
 encode() {
   sentences train >"$RUN/raw/train.txt"
-  python "$REPO/examples/subwords.py" train "$RUN/spm" "$VOCABULARY" "$RUN/raw/train.txt"
+  python "$REPO/examples/subwords.py" train "$RUN/subwords" "$VOCABULARY" "$RUN/raw/train.txt"
   mkdir -p "$RUN/encoded"
   for split in train dev test_labeled; do
     # Sort by length: fairseq batches this task's sentences in the order of the file, so most of a batch would be padding.
-    paste <(labels "$split") <(sentences "$split" | python "$REPO/examples/subwords.py" encode "$RUN/spm.model") |
+    paste <(labels "$split") <(sentences "$split" | python "$REPO/examples/subwords.py" encode "$RUN/subwords.model") |
       awk '{print NF "\t" $0}' | LC_ALL=C sort -s -n -k1,1 | cut -f2- >"$RUN/encoded/$split.tsv"
     cut -f1 "$RUN/encoded/$split.tsv" >"$RUN/encoded/$split.label"
     cut -f2 "$RUN/encoded/$split.tsv" >"$RUN/encoded/$split.input0"

@@ -190,8 +190,8 @@ def _add_plain_case(made: Parser) -> None:
     new.add_argument(
         "--method",
         metavar="M",
-        help="the only training's --criterion, none or seqkd (default: seqkd, then imitkd from its student for "
-        "a quarter of the updates)",
+        help="the only training's --criterion, none or seqkd (default: seqkd, then imitkd from its student "
+        "for a quarter of the updates)",
     )
     new.add_argument(
         "--arch", metavar="A", help="architecture of the student (default: transformer_imitkd_2_2)"

@@ -25,6 +25,7 @@ from fairseq_imitkd.text.subwords import SUBWORDS, TOKENIZERS, Text, TextSetting
 
 FORMAT = 1
 MANIFEST, MODEL, SUBWORD_FILES = EXPORTED, "model", "subwords"
+EXPORTS = "exported"  # folder of the exported student in a run of imitkd-distill
 INTEGERS = ("beam", "nbest", "samples", "max_len_b", "min_len", "no_repeat_ngram_size", "sampling_topk")
 
 
@@ -120,9 +121,9 @@ class Bundle:
 
 
 def _exported_near(folder: Path) -> list[Path]:
-    """Return the exported students of runs of imitkd-distill that a wrong name may stand for, at most three."""
+    """Return at most three exported students of runs of imitkd-distill, which a wrong name may stand for."""
     places = dict.fromkeys((folder, folder.parent, folder.parent.parent))
-    near = [folder / "exported", *(path for place in places for path in sorted(place.glob("*/exported")))]
+    near = [folder / EXPORTS, *(path for place in places for path in sorted(place.glob(f"*/{EXPORTS}")))]
     return [path for path in dict.fromkeys(near) if os.path.isfile(path / MANIFEST)][:3]
 
 
@@ -134,15 +135,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not os.path.isfile(path):
-        if near := _exported_near(folder):
-            meant = " or ".join(map(str, near))
-            raise UsageError(f"DIR '{folder}' is not an exported student: did you mean {meant}?")
+        near = _exported_near(folder)
         checkpoint = folder if folder.suffix == ".pt" else checkpoint_in(folder)
-        if checkpoint is not None:
+        if checkpoint is not None and folder / EXPORTS not in near:
             raise UsageError(
                 f"DIR '{folder}' is not an exported student; make one first: imitkd-export '{checkpoint}' "
                 "--data DATA --out NEW"
             )
+        if near:
+            meant = " or ".join(map(str, near))
+            raise UsageError(f"DIR '{folder}' is not an exported student: did you mean {meant}?")
         raise UsageError(
             f"DIR '{folder}' is not an exported student: it has no {MANIFEST}; use a folder that "
             "imitkd-export made"
