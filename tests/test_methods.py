@@ -37,6 +37,7 @@ TASK_FLAGS = {
     "--eval-metrics": None,
     "--mono-source-data": None,
     "--mono-source-share": None,
+    "--curriculum-scores": None,
 }
 CRITERION_FLAGS = {
     "--student-share": "constant:0",
@@ -186,7 +187,7 @@ def test_flags_of_language_models_are_frozen() -> None:
     """They are those of translation, without an encoder's, and those of prompts."""
     own, inherited = flags(LanguageModelingWithTeacherConfig), flags(LanguageModelingConfig)
     of_scores = {name for name in flags(TranslationConfig) if name.startswith("--eval-")}
-    absent = ("--teacher-cache", "--teacher-encoder-cache", "--mono-", "--prune-")
+    absent = ("--teacher-cache", "--teacher-encoder-cache", "--mono-", "--curriculum-", "--prune-")
     expected = {name for name in TASK_FLAGS if not name.startswith(absent)}
     assert own.keys() - inherited.keys() == expected | of_scores | {"--prompt-symbol", "--prompt-length"}
     assert all(own[name].default == TASK_FLAGS[name] for name in expected)

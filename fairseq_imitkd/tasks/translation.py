@@ -26,6 +26,7 @@ from fairseq_imitkd.training.checks import (
     check_student,
     check_topk,
 )
+from fairseq_imitkd.training.curriculum import CurriculumConfig, WithCurriculum, check_curriculum
 from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
 from fairseq_imitkd.training.run_files import whole_config
 from fairseq_imitkd.training.source_only import SourceOnlyConfig, WithSourceOnlyData
@@ -34,16 +35,21 @@ from fairseq_imitkd.training.validation import ValidationConfig, WithScores, che
 
 @dataclass
 class TranslationWithTeacherConfig(
-    SequenceTeacherConfig, PruningConfig, ValidationConfig, SourceOnlyConfig, TranslationConfig
+    SequenceTeacherConfig,
+    PruningConfig,
+    ValidationConfig,
+    SourceOnlyConfig,
+    CurriculumConfig,
+    TranslationConfig,
 ):
-    """The flags of ``translation``, of the teacher, of pruning, of the validation's scores, and of sentences
-    without references.
+    """The flags of ``translation``, of the teacher, of pruning, of the validation's scores, of sentences
+    without references, and of a curriculum.
     """
 
 
 @register_task("translation_with_teacher", dataclass=TranslationWithTeacherConfig)
 class TranslationWithTeacherTask(
-    WithWritingTeacher, WithScores, WithSourceOnlyData, WithPlainErrors, TranslationTask
+    WithWritingTeacher, WithScores, WithCurriculum, WithSourceOnlyData, WithPlainErrors, TranslationTask
 ):
     """Translation with a teacher. The student's targets can be written by the student itself."""
 
@@ -60,6 +66,7 @@ class TranslationWithTeacherTask(
             check_run(cfg)
             check_pruning(cfg)
             check_validation(cfg)
+            check_curriculum(cfg)
         if "://" not in (cfg.data or ""):
             languages = check_data(cfg.data, cfg.source_lang, cfg.target_lang)
             run = whole_config(cfg)

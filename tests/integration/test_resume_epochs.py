@@ -33,6 +33,7 @@ class Case:
         validates: whether validations decide anything.
         shards: whether the second epoch reads another folder of training data, as DATA1:DATA2 does.
         more_sources: whether sources of another folder are mixed in, other ones in each epoch.
+        scores: whether sentences come in the order of a file of scores.
     """
 
     flags: tuple[object, ...]
@@ -42,6 +43,7 @@ class Case:
     validates: bool = False
     shards: bool = False
     more_sources: bool = False
+    scores: bool = False
 
 
 CASES = {
@@ -94,6 +96,9 @@ CASES = {
     "more-sources": Case(  # eight of them, so an epoch has six batches too
         ("--criterion", "imitkd", "--student-share", "0.5", "--mono-source-share", "0.0834"),
         more_sources=True,
+    ),
+    "curriculum": Case(  # until the second epoch, so a run is cut in its order and behind it
+        ("--criterion", "imitkd", "--student-share", "0.5", "--curriculum", 2), updates=6, scores=True
     ),
     "pruning-ema": Case(
         (
@@ -196,6 +201,10 @@ def test_resumed_run_ends_like_the_run_that_was_not_stopped(
         flags += ["--teacher-path", ":".join(map(str, teachers[: case.teachers]))]
     if case.more_sources:
         flags += ["--mono-source-data", second]
+    if case.scores:
+        scores = tmp_path / "scores.txt"
+        scores.write_text("".join(f"{number * 37 % SENTENCES}\n" for number in range(SENTENCES)))
+        flags += ["--curriculum-scores", scores]
     whole = train(folders, tmp_path / "whole", *flags)
     assert whole["optimizer_history"][-1]["num_updates"] == EPOCHS * case.updates
     if case.state:
