@@ -36,7 +36,7 @@ _GROUPS: tuple[tuple[Range, str], ...] = (
         "checkpoint_shard_count model_parallel_size all_gather_list_size bucket_cap_mb localsgd_frequency "
         "ema_update_freq fp16_init_scale amp_init_scale quant_noise_pq_block_size global_sync_iter beam "
         "nbest "
-        "iter_decode_max_iter iter_decode_with_beam lr_deacy_period max_valid_steps fp16_scale_window "
+        "iter_decode_with_beam lr_deacy_period max_valid_steps fp16_scale_window "
         "amp_scale_window nprocs_per_node total_num_update",
     ),
     (
@@ -50,7 +50,7 @@ _GROUPS: tuple[tuple[Range, str], ...] = (
         "distributed_num_procs device_id shard_id lr_patience pipeline_chunks min_params_to_wrap "
         "warmup_steps "
         "hold_steps decay_steps force_anneal buffer_size beam_mt max_len_b_mt warmup_iterations "
-        "ignore_prefix_size",
+        "ignore_prefix_size iter_decode_max_iter",
     ),
     (
         whole(1, off=-1),
