@@ -11,6 +11,8 @@ from scoring import asked, decode, score, write  # the quickstart's
 from table import MODELS, table
 from trainings import training
 
+ONE_PASS = ["--task", "translation_lev", "--iter-decode-max-iter", "0", "--iter-decode-eos-penalty", "0"]
+
 
 def main() -> None:
     """Evaluate the models in RUN."""
@@ -34,7 +36,8 @@ def main() -> None:
 def measure(run: Path, name: str, device: list[str]) -> dict[str, Any]:
     """Return the scores and the size of a model."""
     checkpoint = run / name / "checkpoint_last.pt"
-    output = decode(run / "data-bin", checkpoint, run / name, device)
+    flags = ONE_PASS if name.startswith("nat") else []
+    output = decode(run / "data-bin", checkpoint, run / name, [*device, *flags])
     [model], _, _ = checkpoint_utils.load_model_ensemble_and_task(
         [str(checkpoint)], arg_overrides={"data": str(run / "data-bin")}
     )

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# What can be done with a teacher's translations as data: one for each source, several, and those where the student is worst.
+# What can be done with a teacher's translations as data: one for each source, several, those where the student is worst, the
+# easiest or the hardest first, and students that write all words at once.
 #   SEED=N   seed of languages, sentences and initial weights (default: 1)
 USES="SMOKE"
 source "$(dirname "$0")/../common.sh"
 source "$REPO/examples/quickstart/models.sh"
 TEACHER_UPDATES=${TEACHER_UPDATES:-1600} STUDENT_UPDATES=${STUDENT_UPDATES:-1000} MORE_UPDATES=${MORE_UPDATES:-400}
+NAT_UPDATES=$((4 * STUDENT_UPDATES))
 SIZES=()
-if [ -n "${SMOKE:-}" ]; then SIZES=(--train 300 --valid 16 --test 200) TEACHER_UPDATES=300 STUDENT_UPDATES=3 MORE_UPDATES=3; fi
+if [ -n "${SMOKE:-}" ]; then SIZES=(--train 300 --valid 16 --test 200) TEACHER_UPDATES=300 STUDENT_UPDATES=3 MORE_UPDATES=3 NAT_UPDATES=3; fi
 TEACHER=$RUN/teacher/checkpoint_last.pt
 
 data() {
@@ -36,6 +38,14 @@ worst() {
     --validpref "$RUN/text/valid"
 }
 
+# How well the student predicts each of the teacher's translations: the mean log-probability of its words.
+scores() {
+  imitkd-generate "$RUN/data_seqkd/data-bin" "${DEVICE_FLAGS[@]}" --path "$RUN/seqkd/checkpoint_last.pt" --gen-subset train \
+    --score-reference --batch-size 200 --required-batch-size-multiple 1 >"$RUN/seqkd/reference.txt"
+  grep '^H-' "$RUN/seqkd/reference.txt" | cut -c 3- | sort -n | cut -f 2 >"$RUN/seqkd/easy.txt"
+  sed 's/^-//' "$RUN/seqkd/easy.txt" >"$RUN/seqkd/hard.txt"
+}
+
 # on NAME fit …: train on the teacher's translations in $RUN/data_NAME.
 on() { DATA=$RUN/data_$1/data-bin stage "${@:2}"; }
 
@@ -56,6 +66,19 @@ on several several fit several "$STUDENT_UPDATES" "${STUDENT[@]}"
 stage data_worst worst
 on seqkd continued fit continued "$MORE_UPDATES" "${STUDENT[@]}" "${FROM_SEQKD[@]}"
 on worst feedback fit feedback "$MORE_UPDATES" "${STUDENT[@]}" "${FROM_SEQKD[@]}"
+# The same updates in another order: in the first two epochs the sentences that the student predicts best, or worst, come first.
+stage scores scores
+for order in easy hard; do
+  on seqkd "${order}_first" fit "${order}_first" "$MORE_UPDATES" "${STUDENT[@]}" "${FROM_SEQKD[@]}" \
+    --curriculum 2 --curriculum-scores "$RUN/seqkd/$order.txt"
+done
+# A student that writes all words at once, on the references and on the teacher's translations.
+NAT=(
+  --task translation_lev --criterion nat_loss --noise full_mask "${STUDENT_MODEL[@]}" --arch nonautoregressive_transformer
+  --encoder-learned-pos --decoder-learned-pos --pred-length-offset --length-loss-factor 0.1 --lr 1e-2
+)
+stage nat fit nat "$NAT_UPDATES" "${NAT[@]}"
+on seqkd nat_seqkd fit nat_seqkd "$NAT_UPDATES" "${NAT[@]}"
 stage table env PYTHONPATH="$REPO/examples:$REPO/examples/quickstart${PYTHONPATH:+:$PYTHONPATH}" \
   python "$RECIPE/evaluate.py" "$RUN" --seed "$SEED" "${DEVICE_FLAGS[@]}"
 cat "$RUN/table.md"

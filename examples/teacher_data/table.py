@@ -10,6 +10,10 @@ MODELS = {
     "several": "four of the teacher's translations each",
     "continued": "`seqkd`, then the same translations",
     "feedback": "`seqkd`, then the half where it is worst",
+    "easy_first": "`seqkd`, then the same translations, the easiest first",
+    "hard_first": "`seqkd`, then the same translations, the hardest first",
+    "nat": "the references, and writes all words at once",
+    "nat_seqkd": "the teacher's translations, and writes all words at once",
 }
 
 
@@ -30,7 +34,7 @@ def table(results: dict[str, Any]) -> str:
     notes = (
         f"BLEU ± 95% bootstrap interval: `{results['signatures']['bleu']}`; chrF: "
         f"`{results['signatures']['chrf']}`; right: share of translations that equal a right translation; "
-        "greedy decoding; updates: of this training alone; training: processor "
+        "greedy decoding, or one pass (`nat`); updates: of this training alone; training: processor "
         f"time of this model's training command; seed {results['seed']}."
     )
     return "\n".join([*rows, "", notes])

@@ -15,6 +15,7 @@ from fairseq_imitkd.models.pruning import PruningConfig
 from fairseq_imitkd.rollout.policy import FAIRSEQ_MAX_LEN_A, FAIRSEQ_MAX_LEN_B, MAX_LEN_A, MAX_LEN_B
 from fairseq_imitkd.teacher.config import SequenceTeacherConfig
 from fairseq_imitkd.text.generate_scorer import NAME as SCORER
+from fairseq_imitkd.training.curriculum import CurriculumConfig
 from fairseq_imitkd.training.source_only import SourceOnlyConfig
 from fairseq_imitkd.training.validation import ValidationConfig
 
@@ -91,6 +92,7 @@ _GROUPS: dict[str, list[tuple[str, Sequence[str]]]] = {
             for kind in (PrefixConfig, DivergenceConfig, AddedTermsConfig)
         ),
         ("sources without references", _own(SourceOnlyConfig)),
+        ("order of the sentences", ["curriculum", *_own(CurriculumConfig)]),
         ("pruning", _own(PruningConfig)),
         ("validation and the best checkpoint", [*_own(ValidationConfig), *_VALIDATION]),
     ],

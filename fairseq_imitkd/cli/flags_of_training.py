@@ -12,12 +12,14 @@ from fairseq_imitkd.models.pruning import PruningConfig
 from fairseq_imitkd.teacher.config import SequenceTeacherConfig
 from fairseq_imitkd.training.configuration.ranges import flag
 from fairseq_imitkd.training.configuration.trainer import OF_SCORES
+from fairseq_imitkd.training.curriculum import CurriculumConfig
 from fairseq_imitkd.training.source_only import SourceOnlyConfig
 from fairseq_imitkd.training.validation import ValidationConfig
 
 _CONFIGS = (
     SequenceTeacherConfig,
     SourceOnlyConfig,
+    CurriculumConfig,
     PruningConfig,
     ValidationConfig,
     CheckpointConfig,

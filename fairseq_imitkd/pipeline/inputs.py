@@ -24,8 +24,9 @@ LOOKED_AT = 1000  # lines of the validation text that are compared with the teac
 DISK, SEQKD_DISK = 3, 3
 # Flags that name files which their command reads.
 FILES = (
-    "--bpe-codes", "--comet-model", "--decoder-embed-path", "--encoder-embed-path", "--finetune-from-model",
-    "--restore-file", "--reverse-teacher", "--scores", "--sentencepiece-model", "--translations",
+    "--bpe-codes", "--comet-model", "--curriculum-scores", "--decoder-embed-path", "--encoder-embed-path",
+    "--finetune-from-model", "--restore-file", "--reverse-teacher", "--scores", "--sentencepiece-model",
+    "--translations",
 )  # fmt: skip
 PAIR = 160  # bytes of a pair of made-up sentences
 

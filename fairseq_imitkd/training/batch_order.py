@@ -5,8 +5,8 @@ the epoch in which it makes them. That is the first epoch, or the one that is re
 batches:
 https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/tasks/fairseq_task.py#L286-L287
 
-It also decides in the first epoch of a process whether batches are shuffled, and keeps that, so ``--curriculum``
-would have no end, or none of its order in a resumed run:
+It also decides in the first epoch of a process whether batches are shuffled, and keeps that. So the order of
+``--curriculum`` would have no end, or none of it would be left in a resumed run:
 https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/data/iterators.py#L484-L486
 """
 

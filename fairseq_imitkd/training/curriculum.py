@@ -27,8 +27,9 @@ class CurriculumConfig(FairseqDataclass):
     curriculum_scores: Optional[str] = field(
         default=None,
         metadata={
-            "help": "file with a number for each training sentence; in the first epochs, as many as --curriculum "
-            "says, the tenth of the sentences with the highest numbers comes first, then the next tenth"
+            "help": "file with a number for each training sentence; in the first epochs, as many as "
+            "--curriculum says, the tenth of the sentences with the highest numbers comes first, then the "
+            "next tenth"
         },
     )
 
@@ -58,8 +59,8 @@ class WithCurriculum(_Task):
         dataset, scores = self.datasets[split], read_scores(path)
         if len(scores) != len(dataset):
             raise UsageError(
-                f"--curriculum-scores '{path}' has {len(scores)} lines, but '{split}' of DATA has {len(dataset)} "
-                "sentences; write a number for each, in the order of the text"
+                f"--curriculum-scores '{path}' has {len(scores)} lines, but '{split}' of DATA has "
+                f"{len(dataset)} sentences; write a number for each, in the order of the text"
             )
         epochs = config.dataset.curriculum
         logger.info("In %d epochs, sentences come in the order of --curriculum-scores.", epochs)
@@ -83,11 +84,11 @@ def check_curriculum(cfg: Any) -> None:
         raise UsageError(f"--curriculum-scores '{path}' is not a file; name one with a number in each line")
     if len(folders_of(cfg.data)) > 1:
         raise UsageError(
-            f"--curriculum-scores needs one DATA directory, but DATA '{cfg.data}' names several; binarise the "
-            "text together"
+            f"--curriculum-scores needs one DATA directory, but DATA '{cfg.data}' names several; binarise "
+            "the text together"
         )
     if cfg.mono_source_data is not None:
         raise UsageError(
-            "--curriculum-scores can't be used with --mono-source-data, whose sentences have no scores: leave "
-            "one out"
+            "--curriculum-scores can't be used with --mono-source-data, whose sentences have no scores: "
+            "leave one out"
         )

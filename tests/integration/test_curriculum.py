@@ -1,5 +1,6 @@
 """Trainings in the order of a file of scores."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from fairseq_imitkd.errors import UsageError
 from tests.helpers import in_process
 
 SENTENCES = 3000  # of the digit corpus
-FLAGS = ("--task", "translation_with_teacher", "--criterion", "cross_entropy", "--disable-validation", "--no-save")
+FLAGS = (
+    "--task", "translation_with_teacher", "--criterion", "cross_entropy", "--disable-validation", "--no-save",
+)  # fmt: skip
 
 
 class ByLength(ListDataset):
@@ -24,7 +27,7 @@ def test_sentences_are_in_tenths_by_score_and_by_length_within() -> None:
     lengths, scores = generator.permutation(40), generator.permutation(40) / 7 - 2
     found = HighestFirst(ByLength(list(lengths), lengths), scores).ordered_indices()
     tenths = found.reshape(10, 4)
-    for highest, next_ones in zip(tenths, tenths[1:], strict=False):
+    for highest, next_ones in itertools.pairwise(tenths):
         assert scores[highest].min() > scores[next_ones].max()
     assert all((np.diff(lengths[tenth]) > 0).all() for tenth in tenths)
 
@@ -85,5 +88,5 @@ def test_several_directories_are_refused(digits, tmp_path: Path) -> None:
     (tmp_path / "scores").write_text("1\n" * SENTENCES)
     several = Path(f"{digits.data}:{digits.data}")
     flags = ("--curriculum", 1, "--curriculum-scores", tmp_path / "scores")
-    with pytest.raises(UsageError, match="needs one DATA directory, but DATA '.*' names several"):
+    with pytest.raises(UsageError, match=r"needs one DATA directory, but DATA '.*' names several"):
         in_process.train(several, tmp_path / "saved", *FLAGS, *flags)
