@@ -86,6 +86,11 @@ PAPERS = (
         "https://arxiv.org/abs/2010.13105",
     ),
     Paper(
+        "Zhao, Sun, Dong, Dong & Li, 2021",
+        "Knowledge Distillation via Instance-level Sequence Learning",
+        "https://arxiv.org/abs/2106.10885",
+    ),
+    Paper(
         "Gong, Zhou & Qian, Interspeech 2022",
         "Knowledge Transfer and Distillation from Autoregressive to Non-Autoregressive Speech Recognition",
         "https://arxiv.org/abs/2207.10600",
@@ -209,6 +214,7 @@ FLAGS = {
     "losses.token_weights": "--token-selection",
     "losses.token_weights.DifficultyQueue": "--selection-queue",
     "mixing.replay": "--rollout-replay",
+    "data.curriculum": "--curriculum-scores",
     "mixing.mixer": "--student-share",
     "method.method": "--annealing-temperature",
     "method.schedules": "--student-share",
