@@ -23,7 +23,8 @@ _NUMBERS = re.compile(r"(?:True|False|None|[\d\s.,()\[\]+-]|(?<!\*)\*(?!\*))*")
 # The files that embeddings start from. A checkpoint holds the trained ones.
 EMBEDDING_FILES = ("encoder_embed_path", "decoder_embed_path")
 # Settings whose names end so hold file names, which are never evaluated.
-_FILE_SETTINGS = ("dir", "path", "file", "data", "finetune_from_model", "teacher_cache")
+_FILE_SETTINGS = ("dir", "path", "file", "data", "finetune_from_model", "teacher_cache", "curriculum_scores")
+_SYMBOLS = ("prompt_symbol",)  # any text may be a symbol, and nothing evaluates it
 
 
 def configuration(state: dict[str, Any]) -> Any:
@@ -64,6 +65,8 @@ def refuse_expressions(cfg: Any, parts: Sequence[str] = ("task", "model")) -> No
             if isinstance(value, str) and "${" in value:
                 raise ValueError(f"its setting {part}.{name} refers to another value: {value[:60]!r}")
             if value is None or isinstance(value, bool | int | float) or name.endswith(_FILE_SETTINGS):
+                continue
+            if isinstance(value, str) and name in _SYMBOLS:
                 continue
             if not isinstance(value, str):  # Python evaluates bytes, too
                 raise ValueError(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fairseq.models import BaseFairseqModel
 
+from fairseq_imitkd.checkpoints.build import refuse_expressions
 from tests.helpers.fairseq_models import (
     POSITIONS,
     build_student,
@@ -77,6 +78,17 @@ def test_expression_in_a_setting_is_refused_and_does_nothing(
     assert not trace.exists()
     assert f"--teacher-path '{path}'" in message
     assert "model.adaptive_softmax_cutoff holds an expression" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("prompt_symbol", "TL;DR"), ("prompt_symbol", "f(*)"), ("curriculum_scores", "my (scores)/easy.txt")],
+)
+def test_symbols_and_file_names_may_hold_anything(name: str, text: str) -> None:
+    """Nothing evaluates them. Another setting with the same text is refused."""
+    refuse_expressions({"task": {name: text}, "model": {}})
+    with pytest.raises(ValueError, match="holds an expression"):
+        refuse_expressions({"task": {"other": text}, "model": {}})
 
 
 @pytest.mark.parametrize("setting", ["encoder_layers", "decoder_layers", "decoder_attention"])

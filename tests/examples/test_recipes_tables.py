@@ -169,6 +169,8 @@ def test_sst2_s_table_and_means(script: Any) -> None:
 
 
 def test_the_arithmetic_s_table_and_means(script: Any) -> None:
+    answer = script("arithmetic", "answers").answer
+    assert [answer(text) for text in ("1 + 2 = 3 ; 3 + 1 = 4", "5", "")] == ["4", "5", ""]
     table = script("arithmetic", "table").table
     model = {
         "seed": 1, "parameters": 1000, "problems": 200, "right_answers": 50, "right_steps": 40,
@@ -181,6 +183,20 @@ def test_the_arithmetic_s_table_and_means(script: Any) -> None:
     assert cells(rows[2])[2:] == ["1,000", "25.0 (19.5 to 31.4)", "20.0", "", "", "5", "2.0"]
     assert cells(rows[3])[5:] == ["3 / 4", "1.0000", "5", ""]
     assert "| `gkd` (1) | 30.0 |" in rows
+
+
+def test_the_table_of_headlines_by_language_models(script: Any) -> None:
+    table = script("headlines_lm", "table").table
+    scores = {"rouge1": 30.0, "rouge2": 12.5, "rougeL": 28.25}
+    model = {"seed": 1, "parameters": 1000, "scores": scores, "interval": [27.0, 29.5], "words": 7.25}
+    against = {"value": 0.5, "low": -0.25, "high": 1.25, "p": 0.2}
+    models = {"scratch": model, "gkd": {**model, "against_continued": against}}
+    trainings = {"scratch": TRAINING, "gkd": {**TRAINING, "cpu_seconds": None}}
+    results = {"models": models, "trainings": trainings, "headlines": 1155, "signature": "rouge"}
+    rows = table(results).splitlines()
+    assert cells(rows[2])[2:5] == ["1,000", "28.25 (27.00 to 29.50)", "30.00"]
+    assert cells(rows[2])[5:] == ["12.50", "", "", "7.2", "5", "2"]
+    assert cells(rows[3])[6:] == ["+0.50 (-0.25 to +1.25)", "0.200", "7.2", "5", ""]
 
 
 def test_sst2_s_statistics(script: Any) -> None:

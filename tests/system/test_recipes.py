@@ -74,6 +74,16 @@ def test_language_models_that_write_worked_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_language_models_that_write_headlines(tmp_path: Path) -> None:
+    """With small models, every stage runs; subwords are joined before they are scored."""
+    output = run("headlines_lm", tmp_path, "scratch", "seqkd", "gkd")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["models"].keys() == {"teacher", "scratch", "seqkd", "gkd"}
+    assert "| `gkd` | 1 |" in output
+    assert "▁" not in (tmp_path / "teacher" / "test.out").read_text().split("H-", 1)[1]
+
+
+@pytest.mark.slow
 def test_one_student_of_several_languages(tmp_path: Path) -> None:
     """With small models, every stage runs, and each pair has its score."""
     output = run("many_languages", tmp_path, "scratch", "seqkd", "imitkd_full")
