@@ -66,11 +66,11 @@ on several several fit several "$STUDENT_UPDATES" "${STUDENT[@]}"
 stage data_worst worst
 on seqkd continued fit continued "$MORE_UPDATES" "${STUDENT[@]}" "${FROM_SEQKD[@]}"
 on worst feedback fit feedback "$MORE_UPDATES" "${STUDENT[@]}" "${FROM_SEQKD[@]}"
-# The same updates in another order: in the first two epochs the sentences that the student predicts best, or worst, come first.
+# The same updates in another order: in the first epoch the sentences that the student predicts best, or worst, come first.
 stage scores scores
 for order in easy hard; do
   on seqkd "${order}_first" fit "${order}_first" "$MORE_UPDATES" "${STUDENT[@]}" "${FROM_SEQKD[@]}" \
-    --curriculum 2 --curriculum-scores "$RUN/seqkd/$order.txt"
+    --curriculum 1 --curriculum-scores "$RUN/seqkd/$order.txt"
 done
 # A student that writes all words at once, on the references and on the teacher's translations.
 NAT=(
