@@ -49,7 +49,8 @@ def box(quickstarts: Sequence[Results], examples: Path) -> str:
 
 
 def at_the_end(examples: Path, title: str, recipe: str, method: str, cause: str) -> str:
-    """Return what a method brings after SeqKD at the end of training, beside more of SeqKD.
+    """Return what a method brings after SeqKD at the end of training, beside more of SeqKD, in the seeds that
+    both have.
 
     Returns:
         an empty text if one of the two rows is not finished.
@@ -60,11 +61,12 @@ def at_the_end(examples: Path, title: str, recipe: str, method: str, cause: str)
         return ""
     _, p = evidence_tables.compared(rows, both[0])
     chance = f"p = {float(p):.2f}" if float(p) >= 0.01 else "p < 0.01"
-    seeds = len(rows[both[0]])
-    first, control = (mean_score(rows[row]) for row in both)
-    title_of_score = of_record(rows[both[0]][0]).title
-    spent, less = (minutes(rows[row]) for row in both)
-    how = f"{chance}, {seeds} seed{'s' * (seeds > 1)}"
+    seeds = set.intersection(*({each["seed"] for each in rows[row]} for row in both))
+    own, more = ([each for each in rows[row] if each["seed"] in seeds] for row in both)
+    first, control = mean_score(own), mean_score(more)
+    title_of_score = of_record(own[0]).title
+    spent, less = minutes(own), minutes(more)
+    how = f"{chance}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
     return (
         f"On the [{title}](examples/{recipe}/README.md), `{method}` after SeqKD has {first} "
         f"{title_of_score} and more of SeqKD {control} ({how}), in {spent} and {less} CPU minutes: {cause}."

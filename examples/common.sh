@@ -329,9 +329,8 @@ learn() {
     data=data_$data/
   fi
   small "${STUDENT_MODEL[@]}"
-  [ -z "${UPDATES:-}" ] || MODEL+=(--max-update "$UPDATES")
   DATA=$RUN/${data}data-bin stage "$name" train "$name" "${objective[@]}" "${TRAINING[@]}" "${MODEL[@]}" "${taught[@]}" \
-    --seed "$SEED" "${OWN[@]}" "${start[@]}" "$@" # start comes last, so START overrides a start in OWN
+    --seed "$SEED" "${OWN[@]}" ${UPDATES:+--max-update "$UPDATES"} "${start[@]}" "$@" # START overrides a start in OWN
 }
 
 # trained NAME: print the path of a model's checkpoint; for a student that of this SEED.

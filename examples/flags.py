@@ -1,7 +1,7 @@
 """Compares the flags of two training commands: ``flags.py COMMAND COMMAND`` exits with 0 if they are the
 same.
 
-Their order and the device do not matter.
+Their order, the device, and the task with which imitkd-train translates do not matter.
 """
 
 import shlex
@@ -24,6 +24,8 @@ def flags(command: str) -> dict[str, list[str]]:
         else:
             found[name].append(word)
     found.pop("--cpu", None)
+    if found.get("--task") in (["translation"], ["translation_with_teacher"]):
+        del found["--task"]
     return found
 
 

@@ -12,17 +12,57 @@ from typing import Any
 
 import yaml
 
+# What the scripts follow; the rest of a recipe is for imitkd-distill.
+KEYS = {
+    "about", "languages", "text", "sentencepiece", "teacher", "student", "training", "distillation", "seqkd",
+    "translations", "methods", "evaluate", "export",
+}  # fmt: skip
+# What other rows than those of a recipe have in common with one of it.
+LIKE = {"continued": "scratch", "seq_inter": "seqkd", "seqkd_pruned": "seqkd"}
+
 
 def main() -> None:
     file, run = sys.argv[1:]
     recipe = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    print("\n".join(settings(recipe, run)))
+    listed = recipe.get("methods") or []
+    methods = [{"criterion": each} if isinstance(each, str) else each for each in listed]
+    for problem in problems(recipe, methods):
+        sys.exit(f"{file}: {problem}; imitkd-distill {file} runs it")
+    print("\n".join(settings(recipe, methods, run)))
 
 
-def settings(recipe: dict[str, Any], run: str) -> Iterator[str]:
+def problems(recipe: dict[str, Any], methods: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield what the scripts would not train as imitkd-distill does."""
+    if not methods:
+        yield "the scripts need the key methods"
+    for key in sorted(recipe.keys() - KEYS):
+        yield f"the scripts do not follow the key {key}"
+    for key in ("languages", "training", "seqkd"):
+        if not isinstance(recipe.get(key), str):
+            yield f"the scripts need the key {key} as a text"
+    if len(str(recipe.get("languages")).split("-")) != 2:
+        yield "the scripts need languages such as de-en"
+    if "sentencepiece" in recipe and recipe["sentencepiece"].keys() != {"vocabulary"}:
+        yield "the scripts train the subwords: sentencepiece must be {vocabulary: N}"
+    if not isinstance(recipe.get("evaluate"), dict):
+        yield "the scripts need evaluate with baseline and flags"
+    for key in ("teacher", "student"):
+        if not isinstance(recipe.get(key), dict):
+            yield f"the scripts need {key} with arch and flags"
+    for method in methods:
+        criterion, data = method["criterion"], method.get("data", "text")
+        rows = {("none", "text"): "scratch", ("seqkd", "text"): "seqkd", ("none", "seqkd"): "seqkd"}
+        prefix = "seqkd_" if data == "seqkd" else ""
+        row = rows.get((criterion, data), f"{prefix}{criterion}")
+        name = name_of(method)
+        if name != "seq_inter" and (name != row or data not in ("text", "seqkd") or "mono" in method):
+            yield f"the scripts have no row {name} of criterion {criterion} on data {data}"
+
+
+def settings(recipe: dict[str, Any], methods: Sequence[dict[str, Any]], run: str) -> Iterator[str]:
     """Yield lines of bash that set the variables which common.sh explains, and ``own``."""
     source, target = recipe["languages"].split("-")
-    yield f"SOURCE={source} TARGET={target}"
+    yield f"SOURCE={shlex.quote(source)} TARGET={shlex.quote(target)}"
     yield f"VOCABULARY={recipe.get('sentencepiece', {}).get('vocabulary', '')}"
     for variable, key in (("TEACHER_MODEL", "teacher"), ("STUDENT_MODEL", "student")):
         if "arch" in recipe[key]:
@@ -33,25 +73,35 @@ def settings(recipe: dict[str, Any], run: str) -> Iterator[str]:
     yield array("SUBWORDS", [word for flag in flags_of(seqkd) if flag[0] == "--remove-bpe" for word in flag])
     ours = ("--beam", "--remove-bpe")
     yield array("DECODING", [word for flag in flags_of(seqkd) if flag[0] not in ours for word in flag])
-    evaluation = recipe["evaluate"]["flags"].replace("{folder}", run)
-    yield array("EVALUATION", shlex.split(evaluation))
-    methods = [{"criterion": each} if isinstance(each, str) else each for each in recipe["methods"]]
-    yield array("ROWS", [each.get("name", each["criterion"]) for each in methods])
+    yield array("EVALUATION", [word.replace("{folder}", run) for word in words(recipe["evaluate"])])
+    yield array("ROWS", [name_of(each) for each in methods])
     yield from own(methods)
 
 
 def own(methods: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield the function that sets OWN to the flags of a row.
 
-    A method on SeqKD's data that is not in the recipe has the flags of the same method on the references.
+    A method on SeqKD's data that is not in the recipe has the flags of the same method on the references, but
+    not its start.
     """
     yield "own() {\n  OWN=()\n  case $1 in"
-    for method in methods:
+    known = {name_of(method): method for method in methods}
+    for name, method in known.items():
         flags = [shlex.quote(word) for word in words(method)]
         if "start" in method:
             flags += ["--finetune-from-model", f'"$(trained {method["start"]})"']
-        yield f"    {method.get('name', method['criterion'])}) OWN=({' '.join(flags)}) ;;"
-    yield '    seqkd_*) own "${1#seqkd_}" ;;\n  esac\n}'
+        yield f"    {name}) OWN=({' '.join(flags)}) ;;"
+    for name, method in known.items():
+        if f"seqkd_{name}" not in known and name not in ("scratch", *LIKE.values()) and "data" not in method:
+            yield f"    seqkd_{name}) OWN=({' '.join(map(shlex.quote, words(method)))}) ;;"
+    for name, like in LIKE.items():
+        if name not in known:
+            yield f"    {name}) own {like} ;;"
+    yield "  esac\n}"
+
+
+def name_of(method: dict[str, Any]) -> str:
+    return str(method.get("name", method["criterion"]))
 
 
 def words(section: dict[str, Any]) -> list[str]:

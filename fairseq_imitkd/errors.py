@@ -65,7 +65,7 @@ def in_one_line(error: BaseException, longest: int = 300) -> str:
 
     An error without a message is represented by the name of its type.
     """
-    if isinstance(error, UnicodeDecodeError):
+    if isinstance(error, UnicodeDecodeError) and error.encoding.startswith("utf"):
         return "it is not UTF-8 text"
     return _shortened(str(error), longest) or type(error).__name__
 

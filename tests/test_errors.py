@@ -27,6 +27,12 @@ def test_usage_error_is_a_value_error_and_ends_a_command() -> None:
         raise error
 
 
+def test_text_in_another_encoding_is_told_without_a_codec() -> None:
+    expected = r"^'x' can't be read: it is not UTF-8 text; use another$"
+    with pytest.raises(UsageError, match=expected), as_usage_error("'x' can't be read", "use another"):
+        b"\x8b".decode()
+
+
 def test_usage_error_ends_the_process_with_one_line_and_status_1() -> None:
     """No traceback is printed. The process imports only this module."""
     code = (

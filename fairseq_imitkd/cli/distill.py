@@ -239,18 +239,8 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
         "teacher": _teacher_of(args),
         "student": {"arch": args.arch or arch, "flags": flags},
         "training": training,
-        "methods": [args.method] if args.method else _methods(updates),
+        "methods": [args.method] if args.method else recipe_file.methods_for(shlex.split(training)),
     }
-
-
-def _methods(updates: int) -> list[Any]:
-    """Return the methods of the plain case. A student that can write is at its best after fewer updates, with
-    a smaller learning rate (examples/made_up_languages).
-    """
-    quarter = max(1, updates // 4)
-    flags = f"--student-share constant:1 --lr 2e-4 --warmup-updates {min(1000, max(1, quarter // 10))}"
-    flags += f" --max-update {quarter}"
-    return [SEQKD, {**recipe_file.AFTER_SEQKD, "flags": flags}]
 
 
 @contextmanager

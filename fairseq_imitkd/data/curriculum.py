@@ -1,11 +1,12 @@
 """A curriculum: the sentences with the highest scores come first.
 
-Instance-level curricula rank sentences by how well a snapshot of the student predicts them (Zhao et al. 2021,
-https://arxiv.org/abs/2106.10885). fairseq's ``--curriculum N`` keeps the order of the data set in the first N
-epochs.
+Instance-level curricula order training examples by how well a snapshot of the student does on them (Zhao et
+al. 2021, https://arxiv.org/abs/2106.10885, for images). fairseq's ``--curriculum N`` keeps the order of the
+data set in the first N epochs.
 """
 
 import math
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,10 @@ def read_scores(path: str) -> np.ndarray:
         UsageError: the file can't be read, or a line is not a finite number.
     """
     remedy = "write one for each training sentence, in the order of the text"
-    found = []
+    found = array("d")
     with (
         as_usage_error(f"--curriculum-scores '{path}' can't be read", catch=(OSError, UnicodeDecodeError)),
-        open(Path(path), encoding="utf-8") as file,
+        open(Path(path), encoding="utf-8-sig") as file,
     ):
         for number, line in enumerate(file, 1):
             try:
@@ -59,4 +60,4 @@ def read_scores(path: str) -> np.ndarray:
                     f"'{line.strip()[:30]}'; {remedy}"
                 )
             found.append(score)
-    return np.array(found)
+    return np.frombuffer(found) if found else np.empty(0)

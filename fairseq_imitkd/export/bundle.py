@@ -5,6 +5,8 @@ graphs, ``dict.*.txt`` are fairseq's dictionaries, and ``subwords/`` holds the f
 subwords.
 """
 
+import contextlib
+import difflib
 import json
 import os
 import re
@@ -121,10 +123,20 @@ class Bundle:
 
 
 def _exported_near(folder: Path) -> list[Path]:
-    """Return at most three exported students of runs of imitkd-distill, which a wrong name may stand for."""
-    places = dict.fromkeys((folder, folder.parent, folder.parent.parent))
-    near = [folder / EXPORTS, *(path for place in places for path in sorted(place.glob(f"*/{EXPORTS}")))]
-    return [path for path in dict.fromkeys(near) if os.path.isfile(path / MANIFEST)][:3]
+    """Return the exported students that a wrong name may stand for.
+
+    It is the one inside the folder, or else at most three of runs of imitkd-distill in the folder, the most
+    similar names first. If the folder does not exist, the nearest one above it takes its place.
+    """
+    sure = [path for path in (folder / EXPORTS, folder.parent) if os.path.isfile(path / MANIFEST)]
+    if sure:
+        return sure[:1]
+    place = next((path for path in (folder, *folder.parents) if os.path.exists(path)), folder)
+    near: dict[str, Path] = {}
+    with contextlib.suppress(OSError):  # the folder can't be searched
+        near = {str(path): path for path in sorted(place.glob(f"*/{EXPORTS}"))}
+    exported = [name for name, path in near.items() if os.path.isfile(path / MANIFEST)]
+    return [near[name] for name in difflib.get_close_matches(str(folder), exported, n=3, cutoff=0.0)]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -137,7 +149,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not os.path.isfile(path):
         near = _exported_near(folder)
         checkpoint = folder if folder.suffix == ".pt" else checkpoint_in(folder)
-        if checkpoint is not None and folder / EXPORTS not in near:
+        if checkpoint is not None and near[:1] != [folder / EXPORTS]:
             raise UsageError(
                 f"DIR '{folder}' is not an exported student; make one first: imitkd-export '{checkpoint}' "
                 "--data DATA --out NEW"

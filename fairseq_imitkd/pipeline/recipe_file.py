@@ -1,5 +1,6 @@
 """Reads a recipe from a YAML file. docs/distil.md describes its keys."""
 
+import contextlib
 import difflib
 import re
 from collections.abc import Mapping, Sequence
@@ -73,9 +74,30 @@ TRAINING = (
     """--eval-bleu --eval-bleu-args '{"beam": 1}'"""
 )
 STUDENT = "--arch transformer_imitkd_2_2 --share-decoder-input-output-embed"
-# The student goes on from SeqKD's, which can write, so it writes every sentence.
-AFTER_SEQKD = {"criterion": "imitkd", "name": "then_imitkd", "start": SEQKD, "data": SEQKD}
-METHODS = (SEQKD, {**AFTER_SEQKD, "flags": "--student-share constant:1"})
+
+
+def methods_for(training: Sequence[str]) -> list[Any]:
+    """Return the methods of a recipe that names none: SeqKD, and ``imitkd`` from its student.
+
+    That student can write, so it writes every sentence. Its training is a quarter as long, at 0.3 of the
+    learning rate: a choice, which a recipe can make otherwise.
+
+    Args:
+        training: the flags of every training.
+    """
+    flags = ["--student-share", "constant:1"]
+    with contextlib.suppress(ValueError):  # several rates, one for each epoch
+        flags += ["--lr", f"{0.3 * float(last_value(training, '--lr')):g}"]
+    updates = last_value(training, "--max-update")
+    if updates.isdecimal():
+        quarter = max(1, int(updates) // 4)
+        for flag in ("--warmup-updates", "--validate-interval-updates", "--save-interval-updates"):
+            given = last_value(training, flag)
+            if given.isdecimal() and int(given) > 0:
+                flags += [flag, str(min(int(given), max(1, quarter // 10)))]
+        flags += ["--max-update", str(quarter)]
+    then = {"criterion": "imitkd", "name": "then_imitkd", "start": SEQKD, "data": SEQKD}
+    return [SEQKD, {**then, "flags": " ".join(flags)}]
 
 
 def read(path: Path, folder: Path | None = None) -> Recipe:
@@ -106,7 +128,8 @@ def parse(content: Any, folder: Path) -> Recipe:
         recipe = Section("", content, KEYS, folder=recipe.path("folder"))
     source, target = _languages(recipe)
     translations = _translations(recipe)
-    methods = _methods(recipe, ("text", *translations))
+    training = recipe.flags("training", TRAINING)
+    methods = _methods(recipe, ("text", *translations), training)
     made = Recipe(
         source=source,
         target=target,
@@ -115,7 +138,7 @@ def parse(content: Any, folder: Path) -> Recipe:
         dictionaries=recipe.choice("dictionaries", (JOINED, SEPARATE), JOINED),
         teacher=_teacher(recipe),
         student=_student(recipe),
-        training=recipe.flags("training", TRAINING),
+        training=training,
         distillation=recipe.flags("distillation"),
         translations=translations,
         methods=methods,
@@ -256,9 +279,10 @@ def _model(section: Section) -> tuple[str, ...]:
     return "--arch", section.text("arch"), *flags
 
 
-def _methods(recipe: Section, data: Sequence[str]) -> tuple[Method, ...]:
+def _methods(recipe: Section, data: Sequence[str], training: Sequence[str]) -> tuple[Method, ...]:
     methods: list[Method] = []
-    for number, entry in enumerate(recipe.sequence("methods", METHODS, "seqkd, imitkd_full"), 1):
+    listed = recipe.sequence("methods", methods_for(training), "seqkd, imitkd_full")
+    for number, entry in enumerate(listed, 1):
         if "user_dir" not in recipe:  # which may have criteria of any name
             _check_criterion(f"methods[{number}]", entry)
         method = _method(f"methods[{number}]", entry, recipe.folder, data=data)

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from fairseq import options
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -181,6 +182,48 @@ def test_the_packaged_recipe_trains_the_same(recipe: str, dry_runs: Callable[[st
         [command] = plan.step(step).commands
         assert settings(list(command.words)) == settings(by_row[row]), row
         assert ("seqkd" in command.words[1]) == ("seqkd" in by_row[row][0]), row
+
+
+def test_rows_beside_those_of_the_recipe(tmp_path: Path) -> None:
+    """They have the loss of the row that they go on from, and the flags of their method."""
+    made_up, iwslt = EXAMPLES / "made_up_languages", EXAMPLES / "iwslt14_de_en"
+    found = run_dry(made_up / "student.sh", tmp_path, START="scratch", AS="more")
+    for row in ("seq_inter", "seqkd_pruned"):
+        found |= run_dry(made_up / "seqkd.sh", tmp_path, row)
+    assert {value_of("--criterion", command) for command in found.values()} == {"cross_entropy"}
+    assert not any("--label-smoothing" in command for command in found.values())
+    [command] = run_dry(iwslt / "distill.sh", tmp_path, "seqkd_gkd", UPDATES="9").values()
+    assert "--finetune-from-model" not in command
+    assert value_of("--max-update", command) == "9"
+    [command] = run_dry(iwslt / "seqkd.sh", tmp_path, "seq_inter", UPDATES="9").values()
+    assert value_of("--max-update", command) == "9"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": None}, "the scripts need the key methods"),
+        ({"seeds": [1, 2]}, "the scripts do not follow the key seeds"),
+        ({"languages": "zh-Hans-en"}, "the scripts need languages such as de-en"),
+        ({"sentencepiece": {"model": "x"}}, "sentencepiece must be {vocabulary: N}"),
+        ({"teacher": "t.pt"}, "the scripts need teacher with arch and flags"),
+        ({"seqkd": {"flags": "--beam 4", "shards": 2}}, "the scripts need the key seqkd as a text"),
+        ({"evaluate": False}, "the scripts need evaluate with baseline and flags"),
+        ({"methods": [{"criterion": "imitkd", "data": "seqkd"}]}, "no row imitkd of criterion imitkd on"),
+        ({"methods": [{"criterion": "imitkd", "name": "then_imitkd"}]}, "have no row then_imitkd"),
+        ({"methods": [{"criterion": "none", "name": "x", "data": "best"}]}, "no row x of criterion none"),
+    ],
+)
+def test_the_scripts_refuse_a_recipe_that_they_would_train_otherwise(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    recipe = yaml.safe_load(packaged.path_of("tatoeba").read_text(encoding="utf-8")) | changes
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, str(EXAMPLES / "recipe_settings.py"), str(tmp_path / "mine.yaml"), "run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("plan", EXAMPLES.glob("*/evidence.toml"), ids=lambda plan: plan.parent.name)

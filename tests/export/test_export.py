@@ -861,3 +861,30 @@ def test_a_wrong_folder_names_the_exported_student_near_it(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"is not an exported student: did you mean small/exported\?$"):
         read_manifest(Path(given))
+
+
+def test_the_exported_student_of_the_most_similar_name_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most three are named, and a folder's own one alone."""
+    for name in ("a", "b", "c", "d", "small"):
+        (tmp_path / name / "exported").mkdir(parents=True)
+        (tmp_path / name / "exported" / "imitkd.json").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"did you mean small/exported or ./exported or ./exported\?$"):
+        read_manifest(Path("smal/exported"))
+    with pytest.raises(UsageError, match=r"did you mean small/exported\?$"):
+        read_manifest(Path("small"))
+    with pytest.raises(UsageError, match=r"did you mean small/exported\?$"):
+        read_manifest(Path("small/exported/imitkd.json"))
+
+
+def test_folders_that_cannot_be_searched_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> Any:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(Path, "glob", refused)
+    with pytest.raises(UsageError, match=r"it has no imitkd\.json"):
+        read_manifest(tmp_path)

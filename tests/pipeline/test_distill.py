@@ -293,7 +293,8 @@ def test_flags_stand_for_a_recipe() -> None:
             "name": "then_imitkd",
             "start": "seqkd",
             "data": "seqkd",
-            "flags": "--student-share constant:1 --lr 2e-4 --warmup-updates 1 --max-update 12",
+            "flags": "--student-share constant:1 --lr 0.00021 --warmup-updates 1 "
+            "--validate-interval-updates 1 --save-interval-updates 1 --max-update 12",
         },
     ]
     own = distill.recipe_of(distill.parser().parse_args([*words, "--teacher-data", "d"]))["teacher"]

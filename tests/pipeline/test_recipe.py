@@ -1,5 +1,6 @@
 """A wrong recipe ends in one line that names the key, the value and the remedy."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import yaml
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline import packaged
 from fairseq_imitkd.pipeline.recipe import Method, Pair
-from fairseq_imitkd.pipeline.recipe_file import parse, read
+from fairseq_imitkd.pipeline.recipe_file import TRAINING, methods_for, parse, read
 from tests.helpers.digit_corpus import REPO
 from tests.pipeline.recipes import recipe
 
@@ -68,11 +69,25 @@ def test_the_recipe_of_the_documentation_is_one() -> None:
     assert [method.name for method in made.methods] == ["none", "seqkd", "imitkd_full", "gkd_after_seqkd"]
     defaults = parse({key: yaml.safe_load(shown)[key] for key in ("languages", "text", "teacher")}, HERE)
     assert set(made.training) <= set(defaults.training)
-    assert defaults.methods == (
-        Method("seqkd", None, "seqkd"),
-        Method("then_imitkd", "imitkd", "seqkd", "seqkd", flags=("--student-share", "constant:1")),
-    )
+    assert [method.name for method in defaults.methods] == ["seqkd", "then_imitkd"]
+    assert made.methods[3].start == defaults.methods[1].start == "seqkd"
     assert made.student == defaults.student
+
+
+@pytest.mark.parametrize(
+    ("training", "flags"),
+    [
+        (TRAINING, "--lr 0.00021 --warmup-updates 2500 --validate-interval-updates 2000 "
+         "--save-interval-updates 2000 --max-update 25000"),
+        ("--lr 1e-3,5e-4 --max-update 400 --warmup-updates 300", "--warmup-updates 10 --max-update 100"),
+        ("--lr 1e-3 --max-epoch 9 --validate-interval-updates 50", "--lr 0.0003"),
+    ],
+)  # fmt: skip
+def test_the_default_s_second_training_is_shorter(training: str, flags: str) -> None:
+    seqkd, then = methods_for(shlex.split(training))
+    assert seqkd == "seqkd"
+    assert then["flags"] == f"--student-share constant:1 {flags}"
+    assert (then["criterion"], then["start"], then["data"]) == ("imitkd", "seqkd", "seqkd")
 
 
 @pytest.mark.parametrize(
