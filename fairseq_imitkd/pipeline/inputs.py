@@ -281,11 +281,11 @@ def _look_at_flags(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def _check_subwords(recipe: Recipe) -> None:
     """Refuse a SentencePiece model whose pieces the teacher's dictionaries lack, and too long sentences."""
     model = recipe.subwords.model if recipe.subwords is not None else None
-    if recipe.subwords is not None and model is None:
-        check_lengths(recipe, str.split)
-        return
     processor = open_pieces(model, "sentencepiece") if model is not None else None
     if recipe.text.made_up is not None:
+        return
+    if recipe.subwords is not None and processor is None:  # they are trained from this text
+        check_lengths(recipe, str.split)
         return
     check_lengths(
         recipe, str.split if processor is None else lambda line: processor.encode(line, out_type=str)

@@ -157,6 +157,7 @@ def test_made_up_text_has_no_files_yet(text: Path) -> None:
     found = look(Path("/nowhere"), text=made_up, methods=["none"])
     assert not found.texts
     assert found.disk(parse(recipe(text, text=made_up, methods=["none"]), text), 0) == 1020 * 160 * 3
+    look(Path("/nowhere"), text=made_up, methods=["none"], sentencepiece={"vocabulary": 50})
 
 
 @pytest.mark.parametrize(

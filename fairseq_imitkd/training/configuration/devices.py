@@ -72,8 +72,20 @@ def check(settings: Mapping[str, Any], command: str) -> None:
             raise UsageError(
                 f"{shown} needs the package {package}, which is not installed: install it or leave it out"
             )
+    if command == "train" and settings.get("distributed_world_size") == 1 and _started_by_torchrun() > 1:
+        raise UsageError(
+            f"torchrun has started {_started_by_torchrun()} processes, which would train one by one: add "
+            "--distributed-init-method env:// --distributed-no-spawn --distributed-world-size $WORLD_SIZE "
+            "--distributed-rank $RANK"
+        )
     for problem in (*_problems(settings), *_problems_of_processes(settings, on_cpu)):
         raise UsageError(problem)
+
+
+def _started_by_torchrun() -> int:
+    """Return the number of processes that torchrun has started together; 1 without it."""
+    count = os.environ.get("WORLD_SIZE", "") if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    return int(count) if count.isdecimal() else 1
 
 
 def _is_installed(package: str) -> bool:

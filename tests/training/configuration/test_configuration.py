@@ -435,6 +435,17 @@ def test_what_this_machine_lacks(changed: dict[str, Any], message: str, monkeypa
         check("train", **changed)
 
 
+def test_processes_of_torchrun_that_would_train_alone(monkeypatch: Any) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check("train", distributed_world_size=1)  # another program may set this variable
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    message = refusal("train", distributed_world_size=1)
+    assert message.startswith("torchrun has started 2 processes, which would train one by one: add ")
+    check("generate", distributed_world_size=1)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    check("train", distributed_world_size=1)
+
+
 def test_a_warm_up_that_does_not_end_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     """Once, though the settings are checked twice."""
     for warmup in (90, 100, 100):
