@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,9 @@ def grid(records: Sequence[Record]) -> str:
 
 
 def figure(records: Sequence[Record], path: Path) -> None:
-    """Draw the score on the validation set against updates and against CPU minutes, of the whole history."""
+    """Draw the best score on the validation set so far against updates and against CPU minutes, of the whole
+    history.
+    """
     import matplotlib
     import matplotlib.pyplot as pyplot
 
@@ -155,30 +158,43 @@ def figure(records: Sequence[Record], path: Path) -> None:
             side.plot(places, values.mean(axis=0), **style, lw=1.4, label=f"{row} ({len(own)})")
             if len(own) > 1:
                 side.fill_between(places, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2)
-    ends, measure = [scores(each)[-1] for own in rows.values() for each in own], of_record(records[0])
+    ends, measure = [score(each) for own in rows.values() for each in own], of_record(records[0])
     worse, better = (12, 1) if measure.less_is_better else (1, 12)
     limits = (min(ends) - better, max(ends) + worse)
-    sides[0].set(xlabel="updates", ylabel=f"validation {titled(measure)}", ylim=limits)
+    sides[0].set(xlabel="updates", ylabel=f"best validation {titled(measure)} so far", ylim=limits)
     sides[1].set(xlabel="CPU minutes, without the teacher's training")
     whole.legend(*sides[0].get_legend_handles_labels(), loc="outside right center")
     whole.savefig(path, metadata={"Date": None})
     pyplot.close(whole)
 
 
-def over_seeds(curves: Sequence[tuple[list[float], list[float]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places that all curves have in common, and each curve's values there, interpolated.
+@dataclass(frozen=True)
+class Curve:
+    """A training's validations: where it begins, their places, and the best score so far at each of them."""
+
+    begin: float
+    places: list[float]
+    best: np.ndarray
+
+
+def over_seeds(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+    """Return common places, and each curve's values there, interpolated.
+
+    All curves begin where they do on average: those of other seeds may go on from students that ended earlier
+    or later. A training that has ended keeps its best score.
 
     Returns:
         ``(P,)`` places and ``(len(curves), P)`` values.
     """
-    places = np.unique(np.concatenate([x for x, _ in curves]))
-    low, high = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
-    places = places[(places >= low) & (places <= high)]
-    return places, np.stack([np.interp(places, x, y) for x, y in curves])
+    begin = sum(each.begin for each in curves) / len(curves)
+    moved = [np.array(each.places) - each.begin + begin for each in curves]
+    places = np.unique(np.concatenate(moved))
+    places = places[places >= max(x[0] for x in moved)]
+    return places, np.stack([np.interp(places, x, each.best) for x, each in zip(moved, curves, strict=True)])
 
 
-def curve(each: Record, names: dict[str, Record], *, by_minutes: bool) -> tuple[list[float], list[float]]:
-    """Return the places and the scores of a training's validations.
+def curve(each: Record, names: dict[str, Record], *, by_minutes: bool) -> Curve:
+    """Return a training's curve.
 
     Updates and minutes begin where those of the student that it started from end.
     """
@@ -189,4 +205,5 @@ def curve(each: Record, names: dict[str, Record], *, by_minutes: bool) -> tuple[
         start = names.get(each["start"] or "")
         begin = start["validations"][-1]["updates"] if start else 0
         places = [begin + one["updates"] for one in each["validations"]]
-    return places, scores(each)
+    better = np.minimum if of_record(each).less_is_better else np.maximum
+    return Curve(begin, places, better.accumulate(scores(each)))

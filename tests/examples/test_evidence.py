@@ -325,8 +325,19 @@ def test_the_table_and_the_figure(modules: dict[str, ModuleType], tmp_path: Path
     assert b"<svg" in (tmp_path / "one.svg").read_bytes()
     curve = modules["evidence_tables"].curve
     names = {each["name"]: each for each in rows}
-    assert curve(rows[4], names, by_minutes=True)[0] == [6.0, 7.0, 8.0]
-    assert curve(rows[4], names, by_minutes=False)[0] == [2000, 2500, 3000]
+    assert curve(rows[4], names, by_minutes=True).places == [6.0, 7.0, 8.0]
+    assert curve(rows[4], names, by_minutes=False).places == [2000, 2500, 3000]
+    assert curve(rows[4], names, by_minutes=False).best.tolist() == [28.0, 25.0, 25.0]
+
+
+def test_curves_of_seeds_that_begin_and_end_elsewhere(modules: dict[str, ModuleType]) -> None:
+    """They begin together in the figure, and a training that has ended keeps its best score."""
+    tables = modules["evidence_tables"]
+    early = tables.Curve(100.0, [110.0, 120.0], np.array([1.0, 2.0]))
+    late = tables.Curve(300.0, [310.0, 320.0, 330.0], np.array([3.0, 4.0, 7.0]))
+    places, values = tables.over_seeds([early, late])
+    assert places.tolist() == [210.0, 220.0, 230.0]
+    assert values.tolist() == [[1.0, 2.0, 2.0], [3.0, 4.0, 7.0]]
 
 
 @pytest.mark.parametrize("name", ["bleu", "rouge-l"])
