@@ -43,6 +43,7 @@ from fairseq_imitkd.training.configuration.paths import check_folder_to_write
 NEW = ("teacher", "sentencepiece", *SPLITS)  # flags in place of a recipe
 OPTIONAL = ("teacher_data", "method", "arch", "updates")
 UPDATES = 100_000
+COMPRESSED = ("bz2", "gz", "xz", "zip", "zst")  # suffixes
 # The keys of a recipe that say what these flags say.
 KEYS = {
     **{split: f"text.{split}" for split in SPLITS},
@@ -212,9 +213,11 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
     if suffixes[0] == suffixes[1]:
         stems = [Path(file).stem for file in args.train]
         languages = {Path(stem).suffix for stem in stems} - {""}
-        remedy = (
-            f"rename them to {' and '.join(stems)}" if len(languages) == 2 else "give the other language's"
-        )
+        remedy = "give the other language's"
+        if suffixes[0] in COMPRESSED:
+            remedy = "unpack them"
+        elif len(languages) == 2:
+            remedy = f"rename them to {' and '.join(stems)}"
         raise UsageError(
             f"--train '{' '.join(args.train)}' must be a file of each language, but both have the suffix "
             f".{suffixes[0]}; {remedy}"
@@ -402,6 +405,8 @@ def listed(run: Run, needed: int, expected: Estimate, *, cores: int | None) -> s
         f"rests on passes of these models over random tokens, timed just now on {expected.where}; other "
         f"steps are left out{f', and {expected.left_out}' if expected.left_out else ''}"
     )
+    if any(last_value(flags, "--patience") for _, flags in run.plan.recipe.trainings()):
+        lines[-1] += "; --patience may end trainings much sooner"
     return "\n".join(lines)
 
 
@@ -440,9 +445,11 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UsageError(f"--text '{args.text}' needs a recipe of --list; name one, or leave it out")
     if args.recipe is not None:
         if given:
-            flag = f"--{given[0].replace('_', '-')}"
+            flag, own = f"--{given[0].replace('_', '-')}", packaged.find(args.recipe)
+            where = "there" if own is None else f"into a copy of {own}"
             raise UsageError(
-                f"{flag} changes nothing beside RECIPE '{args.recipe}'; write it there (key {KEYS[given[0]]})"
+                f"{flag} changes nothing beside RECIPE '{args.recipe}'; write it {where} "
+                f"(key {KEYS[given[0]]})"
             )
         return
     missing = [f"--{name}" for name in NEW if name not in given]

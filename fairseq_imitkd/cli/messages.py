@@ -21,6 +21,7 @@ _SHOWN: dict[str, list[tuple[str, str | None]]] = {
         (r".* (\S+) (\S+) (\d+) examples", r"data: \3 sentences of \1, \2"),
     ],
     "fairseq.trainer": [
+        (r"Loaded checkpoint (.*) \(epoch (\d+) @ 0 updates\)", r"starts from the weights of \1"),
         (r"Loaded checkpoint (.*) \(epoch (\d+) @ (\d+) updates\)", r"continues \1 after \3 updates"),
         (r"(NOTE: gradient overflow.*)", None),
     ],

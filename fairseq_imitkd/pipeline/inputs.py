@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from fairseq_imitkd.checkpoints.build import configuration
@@ -284,6 +284,8 @@ def _check_subwords(recipe: Recipe) -> None:
     processor = open_pieces(model, "sentencepiece") if model is not None else None
     if recipe.text.made_up is not None:
         return
+    if recipe.subwords is not None:
+        _check_whole_words(recipe)
     if recipe.subwords is not None and processor is None:  # they are trained from this text
         check_lengths(recipe, str.split)
         return
@@ -306,4 +308,16 @@ def _check_subwords(recipe: Recipe) -> None:
             raise UsageError(
                 f"{subwords} is not the teacher's: '{dictionary}' lacks {unknown / len(pieces):.0%} of the "
                 f"subwords of '{path}'; use the model that the teacher's text was split with"
+            )
+
+
+def _check_whole_words(recipe: Recipe) -> None:
+    """Refuse text that is split into subwords already: it would be split again."""
+    for path in astuple(recipe.text.pairs["valid"]):
+        with open(path, encoding="utf-8") as file:
+            lines = [line for _, line in zip(range(LOOKED_AT), file, strict=False)]
+        if sum("\u2581" in line for line in lines) > len(lines) / 2:
+            raise UsageError(
+                f"text.valid '{path}' is split into subwords already (\u2581), and sentencepiece would split "
+                "it again; name the text before it was split"
             )

@@ -30,7 +30,7 @@ SIZED = (
     "--encoder-embed-path", "--decoder-embed-path", "--encoder-layers-to-keep", "--decoder-layers-to-keep",
 )  # fmt: skip
 OTHER_ENDS = {"--max-epoch": 0, "--patience": -1, "--stop-min-lr": -1, "--stop-time-hours": 0}
-ANY_TEACHER = ("--teacher-allow-poor",)
+ANY_TEACHER = ("--teacher-allow-poor",)  # one of 200 updates; a teacher that is given must be good enough
 
 
 def rehearsal(recipe: Recipe) -> Recipe:
@@ -50,7 +50,8 @@ def rehearsal(recipe: Recipe) -> Recipe:
         teacher=teacher,
         methods=tuple(_method(method, recipe, is_tiny=trains_teacher) for method in recipe.methods),
         translations={
-            name: replace(how, flags=(*how.flags, *ANY_TEACHER)) for name, how in recipe.translations.items()
+            name: replace(how, flags=(*how.flags, *(ANY_TEACHER if trains_teacher else ())))
+            for name, how in recipe.translations.items()
         },
         evaluation=recipe.evaluation
         and replace(recipe.evaluation, flags=("--quick", *recipe.evaluation.flags)),
@@ -64,7 +65,8 @@ def _method(method: Method, recipe: Recipe, *, is_tiny: bool) -> Method:
     flags = (*recipe.training, *recipe.student, *recipe.distillation, *method.flags)
     more = (*(_tiny(flags) if is_tiny else ()), *_short(flags, UPDATES))
     return replace(
-        method, flags=(*method.flags, *more, *(ANY_TEACHER if method.criterion is not None else ()))
+        method,
+        flags=(*method.flags, *more, *(ANY_TEACHER if is_tiny and method.criterion is not None else ())),
     )
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from fairseq_imitkd.data.files import write_json
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline import step as step_program
 from fairseq_imitkd.pipeline.plan import STATE, Plan, Step
+from fairseq_imitkd.pipeline.recipe import SEQKD, TEACHER
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 PLAN = f"{STATE}/plan.json"
@@ -208,7 +210,8 @@ class Run:
         for name, status in statuses:
             if status.state == FAILED and status.ended >= began:
                 message = last_error(self.log(name))
-                where = f" (in {self.out / 'recipe.yaml'})" if " add --" in message else ""
+                flag = re.search(r" add (--[\w-]+)", message)
+                where = f" (key {_key_for(flag[1], step=name)} of {self.out / 'recipe.yaml'})" if flag else ""
                 return UsageError(f"{name}: {message}{where}")
         path = self.out / ENGINE_LOG
         return UsageError(f"Snakemake stopped: {shorten(last_error(path), LONGEST)} (log: {path})")
@@ -223,6 +226,16 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _key_for(flag: str, *, step: str) -> str:
+    """Return the key of a recipe in which a further flag of a step's command is written."""
+    kind, _, name = step.partition("-")
+    if kind == "train":
+        return "teacher.flags" if name == TEACHER else "distillation" if "--teacher" in flag else "training"
+    if kind in ("evaluate", "export", SEQKD):
+        return kind
+    return f"translations.{kind}"
 
 
 def last_error(path: Path) -> str:

@@ -156,7 +156,7 @@ def of_extras(
     elif close:
         hint = f": did you mean {' or '.join(close)}?"
     elif parser.prog == _DISTILL:
-        hint = ": flags of a training are in the recipe's key training"
+        hint = ": if it is one of a training, write it into the recipe's key training"
     return f"{flag} is not a flag of this command{hint}"
 
 

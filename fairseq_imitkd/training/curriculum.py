@@ -63,7 +63,7 @@ class WithCurriculum(_Task):
                 f"{len(dataset)} sentences; write a number for each, in the order of the text"
             )
         epochs = config.dataset.curriculum
-        logger.info("In %d epochs, sentences come in the order of --curriculum-scores.", epochs)
+        logger.info("--curriculum %d: until then, epochs have the order of --curriculum-scores", epochs)
         self.datasets[split] = HighestFirst(dataset, scores)
 
 

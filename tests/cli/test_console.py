@@ -32,6 +32,8 @@ def record(name: str, message: Any, level: int = logging.INFO) -> logging.LogRec
         ("fairseq_cli.train", "early stop since valid performance hasn't improved", "early stop since valid "
          "performance hasn't improved"),
         ("fairseq.tasks.translation", "/d valid de-en 104 examples", "data: 104 sentences of valid, de-en"),
+        ("fairseq.trainer", "Loaded checkpoint s/checkpoint_best.pt (epoch 1 @ 0 updates)",
+         "starts from the weights of s/checkpoint_best.pt"),
         ("fairseq.trainer", "Loaded checkpoint s/checkpoint_last.pt (epoch 3 @ 60 updates)",
          "continues s/checkpoint_last.pt after 60 updates"),
         ("fairseq_cli.generate", "Translated 9 sentences", "Translated 9 sentences"),

@@ -178,7 +178,8 @@ def test_a_training_that_can_not_work_is_refused_before_anything_runs(
     [
         ([], "RECIPE is not given"),
         (["r.yaml", "--teacher-data", "d"], "--teacher-data changes nothing beside RECIPE 'r.yaml'"),
-        (["r.yaml", "--method", "gkd"], "--method changes nothing beside RECIPE 'r.yaml'"),
+        (["r.yaml", "--method", "gkd"], "--method changes nothing beside RECIPE 'r.yaml'; write it there (key"),
+        (["tatoeba", "--method", "gkd"], "recipes/tatoeba.yaml (key methods)"),
         (["--teacher", "t.pt", "--text", "here"], "--text 'here' needs a recipe of --list"),
         (["quickstart", "--text", "here"], "--text 'here' changes nothing with quickstart"),
         (
@@ -301,6 +302,9 @@ def test_flags_stand_for_a_recipe() -> None:
     assert own == {"checkpoint": os.path.abspath("t.pt"), "dictionaries": os.path.abspath("d")}
     assert "--max-update 50 " in made["training"]
     assert "--warmup-updates 5 " in made["training"]
+    packed = [f"{word}.gz" if word.startswith("train.") else word for word in words]
+    with pytest.raises(UsageError, match=r"both have the suffix \.gz; unpack them$"):
+        distill.recipe_of(distill.parser().parse_args(packed))
     words[words.index("valid.de") : words.index("valid.en") + 1] = ["valid.en", "valid.de"]
     with pytest.raises(
         UsageError, match=r"--valid 'valid\.en valid\.de' must have the suffixes of --train, \.de"

@@ -180,6 +180,14 @@ def test_wrong_text_is_refused(spoil: Callable[[Path], None], message: str, text
     assert message.format(text) in str(error.value)
 
 
+def test_text_that_is_split_already_is_refused(text: Path) -> None:
+    """Without a SentencePiece model it is text of symbols, which may hold anything."""
+    path = text / "valid.src"
+    path.write_text("".join(f"\u2581{line}\n" for line in path.read_text().splitlines()), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"valid\.src' is split into subwords already"):
+        look(text, sentencepiece={"vocabulary": 50}, teacher={"arch": "transformer"})
+
+
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [

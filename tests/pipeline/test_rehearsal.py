@@ -52,6 +52,13 @@ def test_models_are_tiny_if_the_teacher_is_trained() -> None:
     distill.check(made)
 
 
+def test_a_teacher_that_is_given_must_know_the_text_as_in_the_run() -> None:
+    """A rehearsal that lets any teacher pass would say that all steps work."""
+    made = rehearsed(teacher="t.pt", methods=["seqkd", "gkd"])
+    words = [word for step in made.steps for command in step.commands for word in command.words]
+    assert "--teacher-allow-poor" not in words
+
+
 def test_other_ends_of_a_training_do_not_count() -> None:
     made = rehearsed(training="--max-epoch 2 --patience 3", methods=["none"])
     for step in ("train-teacher", "train-none-seed1"):
