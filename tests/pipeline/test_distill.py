@@ -178,7 +178,7 @@ def test_a_training_that_can_not_work_is_refused_before_anything_runs(
     [
         ([], "RECIPE is not given"),
         (["r.yaml", "--teacher-data", "d"], "--teacher-data changes nothing beside RECIPE 'r.yaml'"),
-        (["r.yaml", "--method", "gkd"], "--method changes nothing beside RECIPE 'r.yaml'; write it there (key"),
+        (["r.yaml", "--method", "gkd"], "nothing beside RECIPE 'r.yaml'; write it there (key methods)"),
         (["tatoeba", "--method", "gkd"], "recipes/tatoeba.yaml (key methods)"),
         (["--teacher", "t.pt", "--text", "here"], "--text 'here' needs a recipe of --list"),
         (["quickstart", "--text", "here"], "--text 'here' changes nothing with quickstart"),
