@@ -80,7 +80,8 @@ def check_command(words: Sequence[str], name: str) -> None:
         made = command.parser()
         args = made.parse_args(list(words[1:]))
         for flag, value in vars(args).items():
-            if flag.endswith(SUBWORD_FILES) and value is not None and not value.is_absolute():
+            is_file = flag.endswith((*SUBWORD_FILES, "source_text"))
+            if is_file and value is not None and not Path(value).is_absolute():
                 setattr(args, flag, Path(__file__))  # a file that exists, for one that the run makes
         if words[0] == "imitkd-evaluate":
             args.model = [f"{model.partition('=')[0]}={__file__}" for model in args.model]

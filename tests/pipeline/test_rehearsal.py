@@ -52,6 +52,15 @@ def test_models_are_tiny_if_the_teacher_is_trained() -> None:
     distill.check(made)
 
 
+def test_the_flags_of_further_text_are_accepted_before_it_is_split() -> None:
+    """imitkd-seqkd would refuse a file that is not there."""
+    text = recipe(HERE)["text"] | {"mono": str(HERE / "more.src")}
+    digests = {**DIGESTS, str(HERE / "more.src"): ""}
+    made = Plan(parse(recipe(HERE, text=text, methods=["seqkd"]), HERE), digests)
+    assert "--source-text" in made.step("seqkd-mono").commands[0].words
+    distill.check(made)
+
+
 def test_a_teacher_that_is_given_must_know_the_text_as_in_the_run() -> None:
     """A rehearsal that lets any teacher pass would say that all steps work."""
     made = rehearsed(teacher="t.pt", methods=["seqkd", "gkd"])
