@@ -149,6 +149,9 @@ imitkd-train DATA … --alpha 0.5
 imitkd-train DATA … --student-shares 0.5
 imitkd-train DATA … --max-updates 10
 imitkd-train DATA … --learning-rate 0.1
+imitkd-train DATA … --num_train_epochs 3
+imitkd-train DATA … --per_device_train_batch_size 16
+imitkd-generate DATA … --num_beams 4
 imitkd-train DATA … --warmup 10
 imitkd-distill --spm subwords.model
 imitkd-distill --lr 0.1

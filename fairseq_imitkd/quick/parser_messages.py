@@ -16,10 +16,18 @@ _JOINED = {
     "--batch-sizes": ",",
 }
 _MEANT = {
+    "--epochs": "--max-epoch",
+    "--gradient-accumulation-steps": "--update-freq",
     "--learning-rate": "--lr",
+    "--max-steps": "--max-update",
+    "--num-beams": "--beam",
+    "--num-train-epochs": "--max-epoch",
+    "--output-dir": "--save-dir",
+    "--per-device-train-batch-size": "--batch-size",
     "--spm": "--sentencepiece",
+    "--teacher-model": "--teacher-path",
     "--warmup": "--warmup-updates",
-}  # what others call a flag
+}  # what others call a flag, such as transformers' TrainingArguments
 # Keys of a recipe that say what flags of other commands say. Most of these are a training's.
 _DISTILL, _KEYS = (
     "imitkd-distill",
