@@ -36,8 +36,8 @@ from fairseq_imitkd.pipeline.folder import Given
 from fairseq_imitkd.pipeline.models import Sizes, sizes, symbols
 from fairseq_imitkd.pipeline.plan import Plan, Step
 from fairseq_imitkd.pipeline.reading import last_value, parsed
-from fairseq_imitkd.pipeline.recipe import SEQKD, SPLITS, Recipe
-from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, check_flags_of_snakemake, described
+from fairseq_imitkd.pipeline.recipe import SPLITS, Recipe
+from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, check_flags_of_snakemake, described, key_of_step
 from fairseq_imitkd.training.configuration.paths import check_folder_to_write
 
 NEW = ("teacher", "sentencepiece", *SPLITS)  # flags in place of a recipe
@@ -283,7 +283,7 @@ def check(plan: Plan) -> dict[str, BaseFairseqModel]:
             if command.words[0] == "imitkd-train":
                 check_training(command.words[1:], partial(key_of, plan, step.name.removeprefix("train-")))
             elif command.words[0] in CHECKED:
-                check_command(command.words, _key_of_command(command.words[0], step.name))
+                check_command(command.words, key_of_step(step.name))
     wanted = plan.recipe
     size = symbols(wanted)
     students = {method.name: _build(plan.flags(method), size, method.name) for method in wanted.methods}
@@ -295,14 +295,6 @@ def check(plan: Plan) -> dict[str, BaseFairseqModel]:
                 "change its flags, or set export: false"
             )
     return students
-
-
-def _key_of_command(command: str, step: str) -> str:
-    """Return the key of the recipe that gives the flags of a step's command."""
-    if command != "imitkd-seqkd":
-        return command.removeprefix("imitkd-")
-    name = step.partition("-")[0]  # a shard's, or that of text without references
-    return name if name == SEQKD else f"translations.{name}"
 
 
 def key_of(plan: Plan, training: str, message: str) -> str:

@@ -211,7 +211,11 @@ class Run:
             if status.state == FAILED and status.ended >= began:
                 message = last_error(self.log(name))
                 flag = re.search(r" add (--[\w-]+)", message)
-                where = f" (key {_key_for(flag[1], step=name)} of {self.out / 'recipe.yaml'})" if flag else ""
+                key = key_of_step(name, flag[1]) if flag else ""
+                place = (
+                    f"key {key} of {self.out / 'recipe.yaml'}" if key else f"in {self.out / 'recipe.yaml'}"
+                )
+                where = f" ({place})" if flag else ""
                 return UsageError(f"{name}: {message}{where}")
         path = self.out / ENGINE_LOG
         return UsageError(f"Snakemake stopped: {shorten(last_error(path), LONGEST)} (log: {path})")
@@ -228,14 +232,18 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
             process.wait()
 
 
-def _key_for(flag: str, *, step: str) -> str:
-    """Return the key of a recipe in which a further flag of a step's command is written."""
-    kind, _, name = step.partition("-")
+def key_of_step(step: str, flag: str = "") -> str:
+    """Return the key of a recipe in which a flag of a step's command is written; empty if none has it."""
+    kind, _, name = step.partition("-")  # a shard's name, or that of text without references, begins so too
     if kind == "train":
         return "teacher.flags" if name == TEACHER else "distillation" if "--teacher" in flag else "training"
     if kind in ("evaluate", "export", SEQKD):
         return kind
-    return f"translations.{kind}"
+    return (
+        ""
+        if kind in ("text", "subwords", "import", "encode", "binarise", "report")
+        else f"translations.{kind}"
+    )
 
 
 def last_error(path: Path) -> str:

@@ -18,6 +18,7 @@ import yaml
 from fairseq_imitkd.cli import distill
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline import estimate
+from fairseq_imitkd.pipeline.runner import key_of_step
 from tests.helpers import warm_commands
 from tests.helpers.digit_corpus import ENVIRONMENT, REPO
 from tests.helpers.killable import tree
@@ -275,6 +276,15 @@ def test_a_cluster_has_gpus_that_this_machine_lacks(
     with pytest.raises(UsageError, match=r"--cores must be at least 2, the threads of a training \(proc"):
         distill.main([file, "--out", out, "--cores", "1"])
     assert not Path(out).exists()
+
+
+def test_the_key_of_a_step_s_flags() -> None:
+    poor = "--teacher-allow-poor"
+    expected = {"seqkd-mono": "seqkd", "best-shard2": "translations.best", "train-a-seed1": "distillation"}
+    assert {step: key_of_step(step, poor) for step in expected} == expected
+    assert key_of_step("train-teacher", "--lr") == "teacher.flags"
+    assert key_of_step("train-a-seed1", "--lr") == "training"
+    assert (key_of_step("evaluate"), key_of_step("encode-train")) == ("evaluate", "")
 
 
 def test_flags_stand_for_a_recipe() -> None:
