@@ -520,12 +520,29 @@ def _given(args: argparse.Namespace) -> tuple[Recipe, Given, Path]:
         return wanted, Given(folder.with_folder(text, start), args.recipe), start
     start = (args.text or Path.cwd()).absolute()
     wanted = recipe_file.read(own, start)
-    if args.text is not None and wanted.text.made_up is not None:
+    if wanted.text.made_up is None:
+        _check_text(args.text, wanted)
+    elif args.text is not None:
         raise UsageError(
             f"--text '{args.text}' changes nothing with {args.recipe}, whose text is made up; leave it out"
         )
     text = folder.with_folder(own.read_text(encoding="utf-8"), start)
     return wanted, Given(text, name=args.recipe.name), start
+
+
+def _check_text(given: Path | None, wanted: Recipe) -> None:
+    """Refuse a folder that lacks the text of a packaged recipe; None stands for the working directory."""
+    if given is not None and not given.is_dir():
+        raise UsageError(
+            f"--text '{given}' is not a folder; name that of the text, which is {wanted.text.origin}"
+        )
+    pairs = wanted.text.pairs.values()
+    lacks = next((path for pair in pairs for path in (pair.source, pair.target) if not path.exists()), None)
+    if lacks is not None:
+        what = f"--text '{given}'" if given is not None else "--text is not given, and this folder"
+        raise UsageError(
+            f"{what} has no {lacks.name}; name the folder of the text, which is {wanted.text.origin}"
+        )
 
 
 if __name__ == "__main__":

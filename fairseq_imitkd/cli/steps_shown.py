@@ -8,7 +8,7 @@ from types import TracebackType
 
 from fairseq_imitkd.cli.terminal import Terminal
 from fairseq_imitkd.pipeline.plan import Step
-from fairseq_imitkd.pipeline.runner import DONE, FAILED, RUNNING, WAITING, Run, Status, last_error
+from fairseq_imitkd.pipeline.runner import DONE, FAILED, RUNNING, WAITING, Run, Status
 
 SAID_EVERY = 60.0  # seconds
 
@@ -78,10 +78,11 @@ class Shown:
         if name in self._bars and self._terminal is not None:
             self._terminal.end(self._bars.pop(name))
         if status.state in (DONE, FAILED):
-            took, how = duration(max(0.0, status.ended - status.began)), "done"
-            if status.state == FAILED:
-                how = f"failed ({last_error(self._run.log(name))}; log: {self._run.log(name)})"
-            self._say(f"{name}: {how} after {took}")
+            took = duration(max(0.0, status.ended - status.began))
+            log = (
+                f"; log: {self._run.log(name)}" if status.state == FAILED else ""
+            )  # the error itself comes last
+            self._say(f"{name}: {status.state} after {took}{log}")
 
     def _say(self, line: str) -> None:
         if self._terminal is not None:

@@ -22,7 +22,7 @@ class Bar(tqdm):
                 mininterval=SECONDS,
                 delay=SECONDS,
                 miniters=1,
-                leave=False,
+                leave=True,  # so the last line is not that of 80%
                 ncols=100,
             )
         super().__init__(*args, **settings)

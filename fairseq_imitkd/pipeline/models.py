@@ -50,7 +50,8 @@ class Sizes:
             return None
         return (
             f"the student of {name} is not smaller than its teacher ({student:,} and {self.teacher:,} "
-            "parameters); set its dimensions in the recipe's key student, or give a smaller --arch"
+            "parameters); set its dimensions in the recipe's key student, or a smaller architecture, such as "
+            "transformer_imitkd_tiny"
         )
 
     @property

@@ -40,3 +40,18 @@ def test_long_work_writes_lines_into_a_file(monkeypatch: pytest.MonkeyPatch) -> 
         "translate: 100%"
     ]
     assert "sentences" in lines[0]
+
+
+def test_the_last_line_in_a_file_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the end comes right after another line."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(bars, "SECONDS", 0.0)
+    with Bar(total=3, desc="translate") as bar:
+        bar.update(2)
+        bar.mininterval = 30.0
+        bar.update()
+    assert [line.split("|")[0] for line in stream.getvalue().splitlines()][-2:] == [
+        "translate:  67%",
+        "translate: 100%",
+    ]

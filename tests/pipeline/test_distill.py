@@ -182,6 +182,15 @@ def test_a_training_that_can_not_work_is_refused_before_anything_runs(
         (["r.yaml", "--method", "gkd"], "nothing beside RECIPE 'r.yaml'; write it there (key methods)"),
         (["tatoeba", "--method", "gkd"], "recipes/tatoeba.yaml (key methods)"),
         (["--teacher", "t.pt", "--text", "here"], "--text 'here' needs a recipe of --list"),
+        (
+            ["multi30k", "--text", "nowhere"],
+            "--text 'nowhere' is not a folder; name that of the text, which is in",
+        ),
+        (
+            ["multi30k", "--text", "tests"],
+            "--text 'tests' has no train.de; name the folder of the text, which",
+        ),
+        (["multi30k"], "--text is not given, and this folder has no train.de; name the folder of the text"),
         (["quickstart", "--text", "here"], "--text 'here' changes nothing with quickstart"),
         (
             ["--teacher", "t.pt"],

@@ -35,7 +35,10 @@ def test_a_student_that_is_not_smaller_is_told(students: dict[str, int], line: s
     assert (made.warning is not None) == warns
     if made.warning:
         assert f"student of {max(students, key=lambda name: students[name])} is not" in made.warning
-        assert "the recipe's key student, or give a smaller --arch" in made.warning
+        assert (
+            "the recipe's key student, or a smaller architecture, such as transformer_imitkd_tiny"
+            in made.warning
+        )
 
 
 def test_a_teacher_that_is_not_imported_is_not_counted() -> None:
