@@ -16,16 +16,23 @@ class Bar(tqdm):
     """
 
     def __init__(self, *args: Any, **settings: Any):
-        if not sys.stderr.isatty():
+        self._writes_lines = not sys.stderr.isatty()
+        if self._writes_lines:
             settings.update(
                 file=_Lines(sys.stderr),
                 mininterval=SECONDS,
                 delay=SECONDS,
                 miniters=1,
-                leave=True,  # so the last line is not that of 80%
+                leave=False,
                 ncols=100,
             )
         super().__init__(*args, **settings)
+
+    def close(self) -> None:
+        """End the bar. In a file, its last line is that of the end."""
+        if self._writes_lines:
+            self.leave = self.n != self.last_print_n
+        super().close()
 
 
 class _Lines:
