@@ -6,9 +6,10 @@
 
 Each part prints its figures as JSON. ``overhead`` compares processor times, so other work on the machine does
 not count. ``parallel`` compares times on the clock, so it does; it prints the load.
-``kills`` runs a small recipe once without a kill and once with kills at random moments, each after a random
-time, and compares data, weights, translations and table. ``--warm`` runs commands as forks of a process that
-has imported torch, as the tests do, so that most kills hit work instead of imports.
+``kills`` runs a small recipe once without a kill. Then it kills the same run at random moments and continues
+it, anew after each end, until ``--kills`` calls were killed. Data, weights, translations and table of every
+run are compared with those of the first. ``--warm`` runs commands as forks of a process that has imported
+torch, as the tests do, so that most kills hit work instead of imports.
 """
 
 import argparse
@@ -125,7 +126,7 @@ def parallel(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def kills(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run the small recipe without kills and with kills, and compare the results."""
+    """Run the small recipe without kills, then with kills, and compare the results."""
     command = [sys.executable, "-c", COMMAND]
     if args.warm:
         sys.path.insert(0, str(REPO))
@@ -135,30 +136,36 @@ def kills(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     file, moments = write(folder, SMALL), random.Random(args.seed)
     began = time.monotonic()
     run([file, "--out", "whole", "--cores", "2"], folder, command)
-    seconds, states = time.monotonic() - began, dict[str, int]()
-    for number in range(args.kills):
-        # Later kills come later, so that the last ones find the last steps.
-        longest = seconds * min(1.0, 0.1 + number / args.kills)
-        process = start([file, "--out", "killed", "--cores", "2"], folder, command)
+    seconds, expected = time.monotonic() - began, results(folder / "whole")
+    states, ended, differing = dict[str, int](), 0, set[str]()
+    while sum(states.values()) < args.kills or (folder / f"killed-{ended}").exists():
+        out = folder / f"killed-{ended}"
+        process = start([file, "--out", out.name, "--cores", "2"], folder, command)
+        is_last = sum(states.values()) >= args.kills
         try:
-            process.wait(moments.uniform(0.0, longest))
-            states["after the end"] = states.get("after the end", 0) + 1
+            process.wait(None if is_last else moments.uniform(0.05, 0.5) * seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-            at = sorted(note["name"] for note in notes(folder / "killed") if note["state"] == "running")
+            at = sorted(note["name"] for note in notes(out) if note["state"] == "running")
             name = at[-1] if at else "between steps"
             states[name] = states.get(name, 0) + 1
-            print(f"kill {number + 1}: {name}", file=sys.stderr, flush=True)
-    run([file, "--out", "killed", "--cores", "2"], folder, command)
-    one, other = results(folder / "whole"), results(folder / "killed")
-    differing = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+            print(f"kill {sum(states.values())} of {args.kills}: {name}", file=sys.stderr, flush=True)
+            continue
+        if process.returncode:
+            sys.exit(f"imitkd-distill failed: {(folder / 'log').read_text(encoding='utf-8')[-1000:]}")
+        found = results(out)
+        differing |= {
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        }
+        ended += 1
     return {
-        "kills": args.kills,
+        "kills": sum(states.values()),
         "seconds": round(seconds),
         "killed_in": states,
-        "files": len(one),
-        "differing": differing,
+        "runs": ended,
+        "files": len(expected),
+        "differing": sorted(differing),
     }
 
 

@@ -28,6 +28,7 @@ from fairseq_imitkd.teacher.config import TeacherConfig
 from fairseq_imitkd.teacher.score_check import check_scores
 from fairseq_imitkd.teacher.source import TeacherSource
 from fairseq_imitkd.training.adapter import AnyTeacher
+from fairseq_imitkd.training.classification import check_classification, check_num_classes
 from fairseq_imitkd.training.distiller import Distiller, Learner, autocast
 from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
 from fairseq_imitkd.training.regression import Correlations, check_regression, give_exact_labels
@@ -95,13 +96,8 @@ class SentencePredictionWithTeacherTask(WithTeacher, WithPlainErrors, SentencePr
         if cfg.num_classes < 2 and not cfg.regression_target:
             raise UsageError(f"--num-classes must be 2 or more, but is {cfg.num_classes}")
         task = super().setup_task(cfg, **kwargs)
-        labels = 1 if cfg.regression_target else _count_labels(task.label_dictionary)
-        if labels != cfg.num_classes:
-            file = os.path.join(cfg.data, "label", "dict.txt")
-            raise UsageError(
-                f"--num-classes {cfg.num_classes} is not the number of labels in {file}: give --num-classes "
-                f"{labels}"
-            )
+        if not cfg.regression_target:
+            check_num_classes(cfg.num_classes, task.label_dictionary, cfg.data)
         return task
 
     @property
@@ -115,8 +111,7 @@ class SentencePredictionWithTeacherTask(WithTeacher, WithPlainErrors, SentencePr
         return class_logits(model, sample, self.cfg.classification_head_name)
 
     def check_method(self, method: Method) -> None:
-        """Refuse methods that write sentences, and settings that change nothing for classes."""
-        cfg = method.cfg
+        """Refuse methods that write sentences, and settings that change nothing here."""
         if self.regresses:
             check_regression(method)
         if method.writes:
@@ -126,17 +121,8 @@ class SentencePredictionWithTeacherTask(WithTeacher, WithPlainErrors, SentencePr
                 f"--criterion {method.name} writes sentences, but --task sentence_prediction_with_teacher "
                 f"classifies: use word_kd, annealing_kd, continuation_kd{also}, or {remedy}"
             )
-        if self.regresses:
-            return
-        if cfg.loss_chunk > 0:
-            raise UsageError(
-                f"--loss-chunk {cfg.loss_chunk} changes nothing, because there are few classes: leave it out"
-            )
-        if cfg.teacher_topk >= self.cfg.num_classes:
-            raise UsageError(
-                f"--teacher-topk {cfg.teacher_topk} changes nothing, because there are "
-                f"{self.cfg.num_classes} classes (--num-classes): lower it or leave it out"
-            )
+        if not self.regresses:
+            check_classification(method, self.cfg.num_classes)
 
     def load_dataset(self, split: str, *args: Any, **kwargs: Any) -> None:
         """Read a data set.
@@ -181,12 +167,3 @@ class SentencePredictionWithTeacherTask(WithTeacher, WithPlainErrors, SentencePr
     def open_teacher(self, method: Method) -> AnyTeacher:
         """Load the classifiers and check that their classes are the student's."""
         return load_classifier(TeacherSource.from_flags(self.cfg), self)
-
-
-def _count_labels(dictionary: Dictionary) -> int:
-    """Return the number of labels in a dictionary.
-
-    fairseq's own symbols do not count, nor those that it adds to reach a multiple of eight.
-    """
-    symbols = dictionary.symbols[dictionary.nspecial :]
-    return sum(symbol != "<mask>" and not symbol.startswith("madeupword") for symbol in symbols)
