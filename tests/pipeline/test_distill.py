@@ -368,13 +368,13 @@ def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
 
 def results(out: Path) -> dict[str, bytes | None]:
     """Return what a run has made, without what holds times: logs, speeds, the report."""
-    parts = ("text", "data-bin", "seqkd/data-bin", "models", "table.md")
-    kept = {}
-    for part in parts:
-        path = out / part
-        for name, content in (tree(path) if path.is_dir() else {"": path.read_bytes()}).items():
-            if not name or path.joinpath(name).suffix in (".src", ".tgt", ".bin", ".idx", ".txt"):
+    kept: dict[str, bytes | None] = {}
+    for part in ("text", "data-bin", "seqkd/data-bin", "models"):
+        for name, content in tree(out / part).items():
+            if Path(name).suffix in (".src", ".tgt", ".bin", ".idx", ".txt"):
                 kept[f"{part}/{name}"] = content
+    lines = (out / "table.md").read_bytes().splitlines()
+    kept["table.md"] = b"\n".join(line.removesuffix(b"|").rpartition(b"|")[0] for line in lines)
     return kept
 
 
