@@ -13,7 +13,7 @@ from fairseq_imitkd.report.runs import Points, Run
 from fairseq_imitkd.report.svg import SOFT, SvgFigure, clean, legend_room
 from fairseq_imitkd.report.tables import LOSSES_DIFFER, Cell, Table, comparable, named
 
-FEWEST = 20  # sentences of a group that is drawn
+FEWEST = 20  # sentences or tokens of a group that is drawn
 POINTS = 240  # of a curve; more are averaged
 # The plugin's metrics in the order of the page: title, and unit or explanation.
 ROLLOUTS = {
@@ -123,7 +123,7 @@ def rollouts(runs: Sequence[Run], styles: Styles) -> list[Picture]:
     for name, (title, unit) in ROLLOUTS.items():
         curves = [_curve(run, run.training(name)) for run in runs]
         curves = [curve for curve in curves if curve.points]
-        if curves:
+        if any(len(curve.points) > 1 for curve in curves):
             figure = _by_update(curves, styles, size=SMALL)
             if name in FROM_ZERO:
                 figure.axes.set_ylim(bottom=0.0, top=max(figure.axes.get_ylim()[1], 0.01))
@@ -160,20 +160,24 @@ def by_length(evaluation: Evaluation, styles: Styles) -> Picture | None:
 
 def by_position(evaluation: Evaluation, styles: Styles) -> Picture | None:
     """Show how much more often students agree with the teacher after their own prefixes, by position."""
-    found = {
-        name: {
-            (group.first, group.last): (100 * group.gold.agreement, 100 * group.own.agreement)
-            for group in model.probes.by_position
-        }
-        for name, model in evaluation.models.items()
-        if model.probes and model.probes.by_position
-    }
-    groups = sorted({group for each in found.values() for group in each}, key=lambda group: group[0])
-    if len(groups) < 2:
+    found: dict[str, dict[Group, tuple[float, float]]] = {}
+    counts: dict[Group, int] = {}
+    for name, model in evaluation.models.items():
+        for group in model.probes.by_position if model.probes else []:
+            key = (group.first, group.last)
+            found.setdefault(name, {})[key] = (100 * group.gold.agreement, 100 * group.own.agreement)
+            counts[key] = max(group.own.tokens or 0, counts.get(key, 0))
+    groups = sorted(counts, key=lambda group: group[0])
+    drawn = [group for group in groups if counts[group] >= FEWEST or not counts[group]]  # 0 if unknown
+    if len(drawn) < 2:
         return None
     gains = {name: {group: own - gold for group, (gold, own) in each.items()} for name, each in found.items()}
-    labels = [f"tokens {_tokens(group)}" for group in groups]
-    figure = _by_group(_group_curves(gains, groups), labels, styles, unit="percentage points")
+    labels = {
+        group: f"tokens {_tokens(group)}" + (f"\n{counts[group]:,} in all" if counts[group] else "")
+        for group in groups
+    }
+    named_groups = [labels[group] for group in drawn]
+    figure = _by_group(_group_curves(gains, drawn), named_groups, styles, unit="percentage points")
     figure.axes.axhline(0.0, color=SOFT, linewidth=0.8, linestyle=":")
     title = "Agreement with the teacher after own prefixes, by position"
     rows = [
@@ -183,11 +187,14 @@ def by_position(evaluation: Evaluation, styles: Styles) -> Picture | None:
         ]
         for name, each in found.items()
     ]
-    table = Table(["agreement on own prefixes (references')", *labels], rows)
+    header = [label.replace("\n", ": ") for label in labels.values()]
+    table = Table(["agreement on own prefixes (references')", *header], rows)
     note = (
         "How much more often a student prefers the teacher's token after its own prefixes than after the "
         "references'."
     )
+    if len(drawn) < len(groups):
+        note += f" Positions with fewer than {FEWEST} tokens are in the numbers alone."
     return Picture(title, figure.svg(f"{title}."), table, note, is_wide=True)
 
 
