@@ -1,5 +1,6 @@
 """The table of methods: the mean of each over its seeds, its interval, and p of its difference."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ HEAD = (
     "method", "seeds", "BLEU, mean (95%)", "lowest to highest", "difference (95%)", "p", "from the teacher",
     "times its speed",
 )  # fmt: skip
+RIGHT = "right"  # a column of recipes that have all right translations
 USELESS = 0.1  # share of the teacher's BLEU
 
 
@@ -43,42 +45,52 @@ def compared(plan: Plan, out: Path) -> Comparison:
     """
     evaluation = out / "evaluation"
     results = schema.read(evaluation / schema.FILE, str(evaluation))
-    columns = _references(evaluation, has_several=plan.recipe.text.references is not None)
+    right = _right(evaluation, has_several=plan.recipe.text.references is not None)
+    columns = reference_columns(right)
     flags = plan.recipe.evaluation.flags if plan.recipe.evaluation else ()
     tokenize = last_value(flags, "--bleu-tokenize") or None
     bleu = BLEU(tokenize=tokenize, trg_lang=plan.recipe.target, references=columns, force=True)
     times = bootstrap.resamples(len(columns[0]))
 
-    def scored(name: str) -> Bootstrap | None:
+    def outputs(name: str) -> list[str] | None:
         found = results.models.get(name)
         if found is None or found.main is None or found.main.outputs is None:
             return None
-        lines = (evaluation / found.main.outputs).read_text(encoding="utf-8").split("\n")[:-1]
-        return bootstrap.of_metric(bleu, lines, times)
+        return _lines(evaluation / found.main.outputs)
 
     names = [(TEACHER, TEACHER), *((method.name, name) for name, method, _ in plan.students())]
     names.append((EXPORTED, EXPORTED))  # the folder that is served, in its own precision
     systems: dict[str, list[Bootstrap]] = {system: [] for system, _ in names}
     speeds: dict[str, list[float]] = {system: [] for system, _ in names}
+    shares: dict[str, list[float]] = {system: [] for system, _ in names}
     for system, name in names:
-        own = scored(name)
-        if own is not None:
-            systems[system].append(own)
+        lines = outputs(name)
+        if lines is not None:
+            systems[system].append(bootstrap.of_metric(bleu, lines, times))
+            is_right = [line in every for line, every in zip(lines, right, strict=True)]
+            shares[system].append(statistics.mean(is_right))
             if speed := results.models[name].speed(schema.GREEDY):
                 speeds[system].append(speed.sentences_per_second)
-    return Comparison("\n".join(rows(systems, plan.recipe.baseline.name, speeds)), warning(systems))
+    has_all = plan.recipe.text.references is not None
+    made = rows(systems, plan.recipe.baseline.name, speeds, shares if has_all else None)
+    return Comparison("\n".join(made), warning(systems))
 
 
-def _references(evaluation: Path, *, has_several: bool) -> list[list[str]]:
-    """Return the columns of references that the evaluation compared with."""
-    if not has_several:
-        return [(evaluation / folder.REFERENCES).read_text(encoding="utf-8").split("\n")[:-1]]
-    lines = (evaluation / folder.RIGHT).read_text(encoding="utf-8").split("\n")[:-1]
-    return reference_columns([line.split("\t") for line in lines])
+def _right(evaluation: Path, *, has_several: bool) -> list[list[str]]:
+    """Return the references of each sentence that the evaluation compared with."""
+    lines = _lines(evaluation / (folder.RIGHT if has_several else folder.REFERENCES))
+    return [line.split("\t") if has_several else [line] for line in lines]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def rows(
-    systems: Mapping[str, Sequence[Bootstrap]], baseline: str, speeds: Mapping[str, Sequence[float]]
+    systems: Mapping[str, Sequence[Bootstrap]],
+    baseline: str,
+    speeds: Mapping[str, Sequence[float]],
+    right: Mapping[str, Sequence[float]] | None = None,
 ) -> list[str]:
     """Return the lines of the table.
 
@@ -86,8 +98,10 @@ def rows(
         systems: the scores of each system's seeds.
         baseline: name of the system that others are compared with.
         speeds: sentences per second of each system's seeds, with greedy decoding.
+        right: share of translations that equal a right one, of each system's seeds; None if it has no column.
     """
-    lines = [f"| {' | '.join(HEAD)} |", "|---" + "|--:" * (len(HEAD) - 1) + "|"]
+    head = HEAD if right is None else (*HEAD[:3], RIGHT, *HEAD[3:])
+    lines = [f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
     base, teacher = (mean(systems[name]) if systems.get(name) else None for name in (baseline, TEACHER))
     for name, seeds in systems.items():
         if not seeds:
@@ -96,6 +110,7 @@ def rows(
         low, high = own.interval()
         scores = [each.score for each in seeds]
         cells = [name, str(len(seeds)), f"{own.score:.2f} ({low:.2f} to {high:.2f})"]
+        cells += [] if right is None else [f"{np.mean(right[name]):.1%}"]
         cells.append(f"{min(scores):.2f} to {max(scores):.2f}" if len(seeds) > 1 else "")
         if base is None or name == baseline:
             cells += ["", ""]

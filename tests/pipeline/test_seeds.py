@@ -46,6 +46,16 @@ def test_students_stand_beside_their_teacher() -> None:
     assert cells[2][4] == "0.00 (0.00 to 0.00)"
 
 
+def test_the_share_of_right_translations_has_a_column() -> None:
+    """If a recipe has all of them; it is the mean of the seeds."""
+    systems = {"teacher": [system(36.0)], "imitkd": [system(30.0), system(31.0)]}
+    lines = rows(systems, "imitkd", {}, {"teacher": [0.75], "imitkd": [0.25, 0.5]})
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [each[3] for each in (cells[0], *cells[2:])] == ["right", "75.0%", "37.5%"]
+    assert {len(each) for each in cells} == {9}
+    assert "right" not in rows(systems, "imitkd", {})[0]
+
+
 def test_a_student_that_is_no_use_is_told() -> None:
     """It has less than a tenth of its teacher's BLEU."""
     systems = {"teacher": [system(36.0)], "imitkd": [system(3.0)], "gkd": [system(4.0)]}
