@@ -65,6 +65,7 @@ imitkd TRAIN
 imitkd DATA
 imitkd help trian
 imitkd --versoin
+imitkd --list
 """,
     "What is missing": """
 imitkd-train …
@@ -102,6 +103,8 @@ imitkd-train DATA … --save-dir s2 ' '
 imitkd-train DATA … ' --seed' 2
 imitkd-distill --teacher t.pt --method imitkd gkd
 imitkd-distill --teacher t.pt --method imitkd,gkd
+imitkd-distill --teacher t.pt --method imitkdd
+imitkd-interactive DATA --path student.pt text.txt
 imitkd-distill --teacher t.pt --sentencepiece my data/my model.model
 imitkd-distill quickstart --out new -- --lr 0.1
 """,
@@ -159,6 +162,8 @@ imitkd-distill --cpu
 imitkd-distill --seed 1
 imitkd-distill --source-lang de
 imitkd-distill --max-update 10
+imitkd-distill --max_steps 10
+imitkd-distill quickstart --epochs 3
 imitkd-distill small/recipe.yaml --updates 300
 imitkd-train DATA … --batchsize 10
 imitkd-train DATA … --beam 5
@@ -335,6 +340,8 @@ imitkd-report DATA …
 imitkd-report small …
 imitkd-report … --evaluation small
 imitkd-report exported …
+imitkd-report student.pt …
+imitkd-distill multi30k --text DATA
 imitkd-distill nowhere.yaml
 imitkd-distill odd.yaml
 imitkd-distill DATA

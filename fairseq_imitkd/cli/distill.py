@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,9 @@ import yaml
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.models import BaseFairseqModel
 
+from fairseq_imitkd.checkpoints.build import configuration
+from fairseq_imitkd.checkpoints.safe_load import read_checkpoint
+from fairseq_imitkd.checkpoints.translation import dictionary_folders
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.cli.later_flags import check_command, check_training
@@ -35,7 +38,7 @@ from fairseq_imitkd.pipeline.estimate import Estimate, estimate
 from fairseq_imitkd.pipeline.folder import Given
 from fairseq_imitkd.pipeline.models import Sizes, sizes, symbols
 from fairseq_imitkd.pipeline.plan import Plan, Step
-from fairseq_imitkd.pipeline.reading import last_value, parsed
+from fairseq_imitkd.pipeline.reading import closest, last_value, parsed
 from fairseq_imitkd.pipeline.recipe import SPLITS, Recipe
 from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, check_flags_of_snakemake, described, key_of_step
 from fairseq_imitkd.training.configuration.paths import check_folder_to_write
@@ -110,13 +113,17 @@ def main(arguments: list[str] | None = None) -> None:
         expected = Estimate({}) if is_done else estimate(run.plan, found)
         print(listed(run, needed, expected, cores=args.cores))
         print(counted)
-        _warn(counted)
+        if not args.rehearse:
+            _warn(counted)
         return
     print(counted, file=sys.stderr)
-    _warn(counted)
+    if not args.rehearse:  # a rehearsal shrinks the models of a teacher that is trained
+        _warn(counted)
     engine = _engine(args, wanted, tuple(flags))
     folder.keep(out, given)
     distil(run, engine)
+    if args.rehearse:
+        print(f"Next: {shlex.join(['imitkd-distill', *(word for word in words if word != '--rehearse')])}")
 
 
 def parser() -> Parser:
@@ -132,7 +139,8 @@ def parser() -> Parser:
         metavar="RECIPE",
         type=Path,
         nargs="?",
-        help="YAML file (see docs/distil.md), a name of --list, or the folder of a run, which goes on",
+        help="YAML file (see docs/distil.md of the repository), a name of --list, or the folder of a run, "
+        "which goes on",
     )
     made.add_argument("--list", action="store_true", help="list the recipes that come with the package")
     made.add_argument(
@@ -198,7 +206,10 @@ def _add_plain_case(made: Parser) -> None:
         "--arch", metavar="A", help="architecture of the student (default: transformer_imitkd_2_2)"
     )
     new.add_argument(
-        "--updates", type=positive, metavar="N", help=f"updates of the training (default: {UPDATES})"
+        "--updates",
+        type=positive,
+        metavar="N",
+        help=f"updates of the training; of seqkd, if imitkd follows with a quarter (default: {UPDATES})",
     )
 
 
@@ -239,7 +250,7 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
         "languages": suffixes,
         "text": {split: [os.path.abspath(file) for file in getattr(args, split)] for split in SPLITS},
         "sentencepiece": os.path.abspath(args.sentencepiece),
-        "teacher": _teacher_of(args),
+        "teacher": _teacher_of(args, suffixes),
         "student": {"arch": args.arch or arch, "flags": flags},
         "training": training,
         "methods": [args.method] if args.method else recipe_file.methods_for(shlex.split(training)),
@@ -262,11 +273,18 @@ def _warn(counted: Sizes) -> None:
         print(f"warning: {counted.warning}", file=sys.stderr)
 
 
-def _teacher_of(args: argparse.Namespace) -> str | dict[str, str]:
-    checkpoint = os.path.abspath(args.teacher)
-    if args.teacher_data is None:
+def _teacher_of(args: argparse.Namespace, languages: Sequence[str]) -> str | dict[str, str]:
+    """Return the recipe's teacher, whose dictionaries may lie where the checkpoint says."""
+    checkpoint, names = os.path.abspath(args.teacher), [f"dict.{language}.txt" for language in languages]
+    folder = args.teacher_data
+    if folder is None and os.path.isfile(checkpoint):
+        with suppress(UsageError, ValueError):  # a file that can't be read is reported later
+            folders = dictionary_folders(checkpoint, configuration(read_checkpoint(checkpoint, None)))
+            having = [each for each in folders if all(os.path.isfile(each / name) for name in names)]
+            folder = next(iter(having), None)
+    if folder is None or os.path.abspath(folder) == os.path.dirname(checkpoint):
         return checkpoint
-    return {"checkpoint": checkpoint, "dictionaries": os.path.abspath(args.teacher_data)}
+    return {"checkpoint": checkpoint, "dictionaries": os.path.abspath(folder)}
 
 
 def check(plan: Plan) -> dict[str, BaseFairseqModel]:
@@ -357,9 +375,7 @@ def distil(run: Run, engine: Engine) -> None:
             print(f"warning: {warning}", file=sys.stderr)
     print(f"{run.out}: {len(run.plan.steps)} steps are done; {time.monotonic() - began:,.0f} s")
     if wanted.first is not None:
-        print(
-            "This was a rehearsal: all steps work, and the scores mean nothing. Next: the same, not rehearsed"
-        )
+        print("This was a rehearsal: all steps work, and the scores mean nothing")
     elif wanted.export is not None and wanted.teacher.huggingface is None:
         print(f"Next: {shlex.join(['imitkd-serve', str(run.out / 'exported')])}", flush=True)
 
@@ -429,6 +445,8 @@ def _check_method(args: argparse.Namespace) -> None:
         raise UsageError(
             f"--method takes one method; several are in a recipe: methods: [{', '.join(several)}]"
         )
+    if args.method is not None and args.method not in (known := recipe_file.criteria()):
+        raise UsageError(f"--method '{args.method}' does not exist: {closest(args.method, known)}")
 
 
 def _check_flags(args: argparse.Namespace) -> None:
@@ -540,6 +558,9 @@ def _check_text(given: Path | None, wanted: Recipe) -> None:
     lacks = next((path for pair in pairs for path in (pair.source, pair.target) if not path.exists()), None)
     if lacks is not None:
         what = f"--text '{given}'" if given is not None else "--text is not given, and this folder"
+        near = [f"{lacks.name}.{suffix}" for suffix in COMPRESSED]
+        if packed := [name for name in near if lacks.with_name(name).exists()]:
+            raise UsageError(f"{what} has {packed[0]}, but no {lacks.name}; unpack it")
         raise UsageError(
             f"{what} has no {lacks.name}; name the folder of the text, which is {wanted.text.origin}"
         )

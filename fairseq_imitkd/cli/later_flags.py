@@ -4,6 +4,7 @@ import contextlib
 import io
 import shlex
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -76,7 +77,8 @@ def check_command(words: Sequence[str], name: str) -> None:
         UsageError: a flag is unknown, or a value is wrong.
     """
     command = {"imitkd-seqkd": seqkd, "imitkd-export": export, "imitkd-evaluate": evaluate}[words[0]]
-    with _named(lambda _: name):
+    # Relative paths are those of the run's folder, not of the one that the user is in.
+    with _named(lambda _: name), tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
         made = command.parser()
         args = made.parse_args(list(words[1:]))
         for flag, value in vars(args).items():

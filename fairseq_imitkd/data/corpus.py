@@ -28,7 +28,7 @@ from fairseq_imitkd.data.files import kind_of, not_text, partial, sha256
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError, in_one_line
 from fairseq_imitkd.text.subwords import Text
-from fairseq_imitkd.text.unknown import check_share, remedy_of_text, warn_of_unknown
+from fairseq_imitkd.text.unknown import check_share, remedy_of_text, warn_of_other_subwords
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class Corpus:
         """``(N,)`` number of tokens of each source, EOS included."""
         return np.asarray(self.sources.sizes)
 
-    def warn_of_unknown(self, languages: Languages, split: str) -> None:
+    def warn_of_other_subwords(self, languages: Languages, split: str) -> None:
         """Warn if many symbols of the sources are unknown, as those of text without subwords are.
 
         Args:
@@ -129,7 +129,7 @@ class Corpus:
         """
         first = (self.sources[number] for number in range(len(self)))
         what, dictionary = f"--gen-subset '{split}'", languages.source_dictionary
-        warn_of_unknown(first, dictionary, what=what, language=languages.source)
+        warn_of_other_subwords(first, dictionary, what=what, language=languages.source)
 
 
 def read_split(languages: Languages, split: str) -> Corpus:

@@ -103,7 +103,7 @@ class EvaluationJob:
                 raise UsageError(f"{flag} must be 0 (all) or more, but is {number}")
         for flag, name in (("--teacher", self.teacher), ("--baseline", self.baseline)):
             if name is not None and name not in self.paths:
-                raise UsageError(f"{flag} must be one of the models {', '.join(self.paths)}, but is '{name}'")
+                raise UsageError(f"{flag} takes a name of --model ({', '.join(self.paths)}), but is '{name}'")
         if self.teacher is not None and os.path.isdir(self.paths[self.teacher]):
             raise UsageError(
                 f"--teacher {self.teacher} is an exported model, which gives no probabilities; use its "

@@ -136,7 +136,7 @@ def read(
         raise UsageError(
             f"--gen-subset {split} has no target side to compare translations with; use another split"
         )
-    corpus.warn_of_unknown(languages, split)
+    corpus.warn_of_other_subwords(languages, split)
     every = None if right is None else _right_translations(right, len(corpus))
     numbers = _fitting(corpus, models)
     if count and count < numbers.size:

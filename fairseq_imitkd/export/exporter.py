@@ -135,7 +135,7 @@ def export(job: ExportJob) -> dict[str, Any]:
         raise UsageError(
             f"--gen-subset {job.split} has no target side, which the checks need; use another split"
         )
-    corpus.warn_of_unknown(languages, job.split)
+    corpus.warn_of_other_subwords(languages, job.split)
     student = _load(job, languages)
     packages = _package_versions(student.engine)
     sample = _sample(corpus, languages, longest=student.longest, count=job.sentences)

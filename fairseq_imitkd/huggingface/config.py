@@ -8,7 +8,7 @@ from typing import Any
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.huggingface.families import ACTIVATIONS, FAMILIES, UNSUPPORTED, Family
 
-TEXT_ONLY = "train on its translations instead: docs/huggingface.md#other-models"
+TEXT_ONLY = "train on its translations instead: docs/huggingface.md of the repository"
 # A side's sizes: their names in config.json, and in fairseq's settings. {} is encoder or decoder.
 _SIZES = {
     "layers": ("{}_layers", "{}_layers"),

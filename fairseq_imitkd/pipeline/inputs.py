@@ -240,8 +240,8 @@ def _look_at_teacher(recipe: Recipe) -> Iterator[tuple[str, str]]:
         path = teacher.dictionaries / f"dict.{language}.txt"
         if not os.path.isfile(path):
             raise UsageError(
-                f"teacher.dictionaries '{teacher.dictionaries}' lacks dict.{language}.txt; set it, or add "
-                "--teacher-data: the folder of the data that the teacher was trained on has them"
+                f"'{teacher.dictionaries}' lacks dict.{language}.txt; name the folder of the teacher's "
+                "training data (--teacher-data, or teacher.dictionaries in a recipe)"
             )
         digests.append(sha256(path))
         yield str(path), digests[-1]

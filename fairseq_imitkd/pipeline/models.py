@@ -39,7 +39,7 @@ class Sizes:
         about = "" if self.is_exact else "about "
         return (
             f"parameters: {which} {about}{student:,}, teacher {about}{self.teacher:,} (the student has "
-            f"{student / self.teacher:.2g} times as many)"
+            f"{_share(student / self.teacher)})"
         )
 
     @property
@@ -50,13 +50,17 @@ class Sizes:
             return None
         return (
             f"the student of {name} is not smaller than its teacher ({student:,} and {self.teacher:,} "
-            "parameters); set its dimensions in the recipe's key student, or a smaller architecture, such as "
-            "transformer_imitkd_tiny"
+            "parameters); choose smaller ones in the recipe's key student, such as {arch: "
+            "transformer_imitkd_tiny, flags: --encoder-embed-dim 64 --decoder-embed-dim 64}"
         )
 
     @property
     def _largest(self) -> tuple[str, int]:
         return max(self.students.items(), key=lambda named: named[1])
+
+
+def _share(times: float) -> str:
+    return f"{times:.0%} of them" if times < 2 else f"{times:,.0f} times as many"
 
 
 def sizes(recipe: Recipe, students: Mapping[str, BaseFairseqModel]) -> Sizes:

@@ -40,7 +40,8 @@ def load(path: Path) -> Any:
     if not isinstance(content, Mapping):
         is_what = "is empty" if content is None else "has no keys"
         raise UsageError(
-            f"recipe '{path}' {is_what}; begin with languages, text and teacher (see docs/distil.md)"
+            f"recipe '{path}' {is_what}; begin with languages, text and teacher (see docs/distil.md of the "
+            "repository)"
         )
     return content
 

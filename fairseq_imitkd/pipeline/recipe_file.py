@@ -299,12 +299,17 @@ def _methods(recipe: Section, data: Sequence[str], training: Sequence[str]) -> t
     return tuple(methods)
 
 
+def criteria() -> tuple[str, ...]:
+    """Return all names that a method's ``criterion`` may have without a ``user_dir``."""
+    return NONE, SEQKD, *CRITERION_REGISTRY
+
+
 def _check_criterion(name: str, entry: Any) -> None:
     """Refuse another spelling of a method. The check of the training's flags does not know ``none`` and
     ``seqkd``.
     """
     value = entry.get("criterion") if isinstance(entry, Mapping) else entry
-    if not isinstance(value, str) or value in (known := (NONE, SEQKD, *CRITERION_REGISTRY)):
+    if not isinstance(value, str) or value in (known := criteria()):
         return
     near = difflib.get_close_matches(value.lower().replace("-", "_"), known, 1, cutoff=0.75)
     if near and (near[0] in (NONE, SEQKD) or not re.fullmatch(NAME, value)):

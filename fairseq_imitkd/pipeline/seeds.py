@@ -136,7 +136,8 @@ def warning(systems: Mapping[str, Sequence[Bootstrap]]) -> str | None:
         return None
     return (
         f"{', '.join(bad)}: less than a tenth of the teacher's BLEU; train with more updates "
-        "(--max-update in the recipe's key training, or --updates), and see docs/troubleshooting.md"
+        "(--max-update in the recipe's key training, or --updates), and see docs/troubleshooting.md of the "
+        "repository"
     )
 
 

@@ -85,7 +85,7 @@ def answer(arguments: Sequence[str]) -> Answer | None:
         return _refusal(f"'{command}' is not a command of imitkd: {hint}")
     if words in (["--version"], ["-V"]):
         return _version()
-    if words in (["-h"], ["--help"]):
+    if words in (["-h"], ["--help"]) or (words == ["help"] and not Path("help").exists()):
         return Answer((HELP / f"{command}.txt").read_text(encoding="utf-8"))
     if command in FAIRSEQS:
         return _of_fairseq(command, words)
@@ -167,13 +167,26 @@ def _without_command(words: Sequence[str]) -> Answer | None:
         close = difflib.get_close_matches(words[0], ("--version", "--help", COMPLETION), 1, cutoff=0.7)
         if close:
             return _refusal(f"{words[0]} is not a flag of imitkd: did you mean {close[0]}?")
-        return _refusal(f"{words[0]} is not a flag of imitkd; name a command first: imitkd-train {words[0]}")
+        name = _owner(words[0].partition("=")[0])
+        return _refusal(f"{words[0]} is not a flag of imitkd; name a command first: imitkd-{name} {words[0]}")
     if len(words) == 2 and words[1] in SHELLS:
         return None
     given = f"is '{' '.join(words[1:])}'" if len(words) > 1 else "is not given"
     return _refusal(
         f"the shell of {COMPLETION} must be {', '.join(SHELLS[:-1])} or {SHELLS[-1]}, but {given}"
     )
+
+
+def _owner(flag: str) -> str:
+    """Return a command that has a flag: ``train`` if it does, or if none has it."""
+    known = json.loads(WORDS.read_text(encoding="utf-8"))
+    found = []
+    for command, words in known.items():  # fairseq's flags are one text
+        flags = (
+            words.split() if isinstance(words, str) else [name for each in words for name in each["names"]]
+        )
+        found += [command] if flag in flags else []
+    return "train" if "train" in found or not found else found[0]
 
 
 def _version() -> Answer:

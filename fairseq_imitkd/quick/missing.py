@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 
-ARCH = "--arch is not given; add the student's architecture, such as --arch transformer"
+ARCH = "--arch is not given; add the student's architecture, such as --arch transformer_imitkd_2_2"
 BATCH = "--max-tokens is not given; add the most tokens that a batch may hold, such as --max-tokens 4096"
 OPTIMIZER = "--optimizer is not given; add one, such as --optimizer adam"
 PATH = "--path is not given; name the student's checkpoint, or several joined by ':' (an ensemble)"

@@ -25,6 +25,7 @@ _MEANT = {
     "--output-dir": "--save-dir",
     "--per-device-train-batch-size": "--batch-size",
     "--spm": "--sentencepiece",
+    "--teacher": "--teacher-path",
     "--teacher-model": "--teacher-path",
     "--warmup": "--warmup-updates",
 }  # what others call a flag, such as transformers' TrainingArguments
@@ -38,6 +39,7 @@ _DISTILL, _KEYS = (
         "--source-lang": "the suffixes of --train name the languages, or the recipe's key languages",
         "--target-lang": "the suffixes of --train name the languages, or the recipe's key languages",
         "--max-update": "did you mean --updates? In a recipe it is in the key training",
+        "--max-epoch": "did you mean --updates? In a recipe it is in the key training",
     },
 )
 # What people type for sequence-level distillation, which is not a criterion.
@@ -159,8 +161,8 @@ def of_extras(
     if found and not (close and found.startswith("imitkd-")):  # a near flag of this command is likelier
         return f"{flag} can't be used here: it is a flag of {found}"
     hint = "" if owners is None else ", or belongs to another task, criterion or architecture"
-    if parser.prog == _DISTILL and dashed in _KEYS:
-        hint = f": {_KEYS[dashed]}"
+    if parser.prog == _DISTILL and _MEANT.get(dashed, dashed) in _KEYS:
+        hint = f": {_KEYS[_MEANT.get(dashed, dashed)]}"
     elif close:
         hint = f": did you mean {' or '.join(close)}?"
     elif parser.prog == _DISTILL:
@@ -190,6 +192,8 @@ def _of_extra_word(parser: ArgumentParser, word: str, typed: Sequence[str]) -> s
     line = f"{shortened(repr(word))} is an extra word"
     place = typed.index(word) if word in typed else 0
     before = next((given for given in reversed(typed[:place]) if given.startswith("-")), "").split("=")[0]
+    if before == "--path" and "--input" in parser._option_string_actions and not word.endswith(".pt"):
+        return f"{line}: did you mean --input {shortened(word)}?"
     if before in _JOINED:
         return f"{line}: join several values of {before} by '{_JOINED[before]}'"
     if before == "--model":

@@ -8,7 +8,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 import fairseq_imitkd
-from fairseq_imitkd.evaluate.schema import GREEDY, QualityScore
+from fairseq_imitkd.evaluate.schema import GREEDY, QualityScore, Quartiles
 from fairseq_imitkd.report import curves, probes, tables
 from fairseq_imitkd.report.evaluations import Evaluation
 from fairseq_imitkd.report.examples import Example, examples
@@ -184,7 +184,8 @@ def _trained(runs: Sequence[Run], looks: dict[str, Style]) -> TrainingPart:
 
 
 def summary(evaluation: Evaluation) -> tuple[str, list[Fact], str]:
-    """Sum up the best model beside the baseline, by greedy decoding. A measured number has its interval.
+    """Sum up the best model beside the baseline and the teacher, by greedy decoding. A measured number has
+    its interval.
 
     Returns:
         a line, a few numbers, and a warning if the model was chosen among several; all empty without a
@@ -200,23 +201,44 @@ def summary(evaluation: Evaluation) -> tuple[str, list[Fact], str]:
     found, facts = scores[best], list[Fact]()
     if found.low is not None and found.high is not None:
         between = f"95% interval {found.low:.1f} to {found.high:.1f}"
-        facts.append(Fact(f"{found.score:.1f}", f"BLEU of {best}", between))
-    speed = evaluation.models[best].speed(GREEDY)
-    times = speed.times_baseline if speed else None
-    if times and times.low is not None and times.high is not None:
-        between = f"quartiles {times.low:.1f} to {times.high:.1f}"
-        facts.append(Fact(f"{times.median:.1f}\N{MULTIPLICATION SIGN}", f"the speed of {base}", between))
+        beside = f" ({teacher}: {scores[teacher].score:.1f})" if teacher in scores else ""
+        facts.append(Fact(f"{found.score:.1f}", f"BLEU of {best}{beside}", between))
     larger = teacher or base
+    for slower in dict.fromkeys([larger, base]):
+        if times := _times(evaluation, best, slower):
+            between = f"quartiles {times.low:.1f} to {times.high:.1f}"
+            facts.append(
+                Fact(f"{times.median:.1f}\N{MULTIPLICATION SIGN}", f"the speed of {slower}", between)
+            )
+            break
     size, whole = evaluation.models[best].served_bytes, evaluation.models[larger].served_bytes
     if size and whole:
         facts.append(Fact(f"{size / whole:.0%}", f"of {larger}'s megabytes"))
+    beside = f"{base} and {teacher}" if teacher else base
     chosen = (
-        f"{best} has the highest BLEU of {len(others)} models, and was chosen on this test set: its lead is "
-        "rather too high than too low."
+        f"{best} is named because it has the highest BLEU of the {len(others)} models beside {beside}. A "
+        "lead that is picked on the test set is rather too high than too low."
         if len(others) > 1
         else ""
     )
     return _headline(best, base, found, base_score=scores[base].score), facts, chosen
+
+
+def _times(evaluation: Evaluation, name: str, other: str) -> Quartiles | None:
+    """Return a model's greedy speed in multiples of another's; None if one was not measured.
+
+    Both are known in multiples of the baseline's, from the same batches. If the other is not the baseline,
+    the quartiles are the widest that theirs allow.
+    """
+    speeds = [evaluation.models[each].speed(GREEDY) for each in (name, other)]
+    own, its = (speed.times_baseline if speed else None for speed in speeds)
+    if own is None or own.low is None or own.high is None:
+        return None
+    if other == evaluation.baseline:
+        return own
+    if its is None or not its.low or its.high is None:
+        return None
+    return Quartiles(median=own.median / its.median, low=own.low / its.high, high=own.high / its.low)
 
 
 def _headline(best: str, base: str, found: QualityScore, *, base_score: float) -> str:

@@ -229,6 +229,8 @@ def _unread(path: Path, sources: Sequence[Path]) -> str:
     if trainings:
         return f"RUN_DIR '{path}' has trainings in its folders; name those, such as {trainings[0].parent}"
     if sources:
+        if sources[0].suffix == ".pt":
+            return f"RUN_DIR '{sources[0]}' is a checkpoint; use its folder, {sources[0].parent}"
         return f"'{sources[0]}' has no metrics of a training; use {METRICS}, or a log of --log-format json"
     what = "is a data directory" if any(path.glob("*.idx")) else f"has no {METRICS} and no log"
     return (

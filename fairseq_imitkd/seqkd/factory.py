@@ -102,7 +102,7 @@ def _prepare(job: Job, languages: Languages) -> tuple[Work, Teacher | None]:
     if job.translations:
         return Work(job, languages, corpus, UNLIMITED), None
     if job.source_text is None:
-        corpus.warn_of_unknown(languages, job.split)
+        corpus.warn_of_other_subwords(languages, job.split)
     teacher = load(job, languages)
     work = Work(job, languages, corpus, teacher.max_positions)
     check_teacher(work, teacher)

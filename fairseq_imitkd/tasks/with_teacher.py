@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -251,6 +252,7 @@ class WithTeacher(_Task):
         teacher = distiller.teacher
         if not isinstance(teacher, Teacher):
             return
+        _warn_of_size(learner.student, teacher.models[0])
         for name, dataset in self.teacher_checks():
             with autocast(learner.optimizer), naming(name):
                 teacher.place(*placement(learner.student))
@@ -354,3 +356,18 @@ def _warm_up(task_config: Any) -> int:
     config = whole_config(task_config)
     scheduler = None if config is None else config.get("lr_scheduler")
     return int(getattr(scheduler, "warmup_updates", None) or 0)
+
+
+def _warn_of_size(student: torch.nn.Module, teacher: torch.nn.Module) -> None:
+    """Warn of a student that is larger than its teacher, whose weights are buffers in int8."""
+    own, theirs = (
+        sum(each.numel() for each in chain(model.parameters(), model.buffers()))
+        for model in (student, teacher)
+    )
+    if own > theirs:
+        logger.warning(
+            "the student has %s parameters and its teacher %s: choose a smaller --arch, such as "
+            "transformer_imitkd_tiny, or smaller dimensions",
+            f"{own:,}",
+            f"{theirs:,}",
+        )

@@ -9,6 +9,7 @@ from typing import Any
 
 from fairseq.data import Dictionary
 from fairseq.models import BaseFairseqModel
+from torch import Tensor
 
 from fairseq_imitkd.checkpoints.build import configuration, refuse_expressions
 from fairseq_imitkd.checkpoints.direction import check_direction
@@ -171,6 +172,8 @@ def _build_member(
     names = [f"dict.{language}.txt" for language in (source_lang, target_lang)]
     folder = dictionary_folder(path, cfg, names, data=data)
     task = translation_task(cfg, folder, pair=(source_lang, target_lang))
+    if not language_tags(cfg.task):  # those are checked below
+        _check_own(path, state, task, folder=folder)
     for name, theirs, own, language in (
         (names[0], task.source_dictionary, student.source_dictionary, student.source),
         (names[1], task.target_dictionary, student.target_dictionary, student.target),
@@ -189,6 +192,17 @@ def _build_member(
     model = build_pair(state, cfg, task, pair=(source_lang, target_lang))
     check_model(model, student)
     return model, outside
+
+
+def _check_own(path: str, state: dict[str, Any], task: Any, *, folder: Path) -> None:
+    """Refuse a folder whose dictionaries are not those of the teacher, which a student's may well equal."""
+    for side, dictionary in (("encoder", task.source_dictionary), ("decoder", task.target_dictionary)):
+        rows = state["model"].get(f"{side}.embed_tokens.weight")
+        if isinstance(rows, Tensor) and len(rows) != len(dictionary):
+            raise UsageError(
+                f"'{folder}' has other dictionaries than the teacher '{path}': that of its {side} has "
+                f"{len(dictionary):,} symbols, not {len(rows):,}; name their folder by --teacher-data"
+            )
 
 
 def _check_added(theirs: Dictionary, own: Dictionary, language: str) -> None:

@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.models import BaseFairseqModel
 from fairseq.optim import OPTIMIZER_REGISTRY
 from omegaconf import DictConfig
@@ -112,6 +113,7 @@ def _check_history(
     for part, name in own.items():
         there = last.get(f"{part}_name")
         if name is not None and there is not None and there != name:
+            there, name = (_registered(each) for each in (there, name))
             raise UsageError(f"{named} was trained with another --{part} ({there}, here {name}): {remedy}")
     learned = bool(state.get("criterion"))
     if isinstance(criterion, DistillationCriterion) and learned != criterion.method.matches_hidden:
@@ -150,6 +152,12 @@ def _schedule_of(state: Mapping[str, Any]) -> str | None:
         section = vars(section)
     found = section.get("_name") if isinstance(section, Mapping) else getattr(args, _SCHEDULE, None)
     return found if isinstance(found, str) else None
+
+
+def _registered(name: str) -> str:
+    """Return the name of a criterion in ``--criterion``; that of another class stays as it is."""
+    found = [flag for flag, criterion in CRITERION_REGISTRY.items() if criterion.__name__ == name]
+    return found[0] if found else name
 
 
 def _optimizer_class(settings: Mapping[str, Any]) -> str | None:

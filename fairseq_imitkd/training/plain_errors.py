@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.errors import UsageError, as_usage_error
-from fairseq_imitkd.text.unknown import remedy_of_text, warn_of_unknown
+from fairseq_imitkd.text.unknown import remedy_of_text, warn_of_other_subwords
 from fairseq_imitkd.training.batch_limits import Split, fitting
 from fairseq_imitkd.training.configuration import check_configuration, data, flat
 from fairseq_imitkd.training.continued import check_continued
@@ -85,7 +85,7 @@ class WithPlainErrors(_Task):
         """
         with as_usage_error(f"'{split}' of DATA '{self.cfg.data}' can't be read", "binarise it again"):
             super().load_dataset(split, *args, **kwargs)
-        self._warn_of_unknown(split)
+        self._warn_of_other_subwords(split)
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return fairseq's iterator over the batches of a data set, without the sentences that do not fit.
@@ -101,7 +101,7 @@ class WithPlainErrors(_Task):
                 self._lines_typed += len(dataset)
         return super().get_batch_iterator(dataset, *args, **kwargs)
 
-    def _warn_of_unknown(self, split: str) -> None:
+    def _warn_of_other_subwords(self, split: str) -> None:
         """Warn once of a split whose symbols are unknown; of a training's, on both sides."""
         dataset = self.datasets.get(split)
         if split in self._looked_at or dataset is None:
@@ -113,7 +113,9 @@ class WithPlainErrors(_Task):
             if side is not None and dictionary is not None:
                 sentences = (side[number] for number in range(len(side)))
                 what = f"{flag} '{split}'"
-                warn_of_unknown(sentences, dictionary, what=what, language=getattr(self.cfg, language, None))
+                warn_of_other_subwords(
+                    sentences, dictionary, what=what, language=getattr(self.cfg, language, None)
+                )
 
     def _warn_of_typed(self, dataset: Any) -> None:
         """Warn of the first lines that are typed if their symbols are unknown."""
@@ -123,7 +125,7 @@ class WithPlainErrors(_Task):
         config = whole_config(self.cfg)
         remedy = remedy_of_text(dictionary, is_encoded=config is not None and config.bpe is not None)
         language = getattr(self.cfg, "source_lang", None)
-        warn_of_unknown(dataset.src, dictionary, what="the input", language=language, remedy=remedy)
+        warn_of_other_subwords(dataset.src, dictionary, what="the input", language=language, remedy=remedy)
 
     def _decodes(self) -> bool:
         config = whole_config(self.cfg)

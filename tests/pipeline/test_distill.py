@@ -331,6 +331,31 @@ def test_flags_stand_for_a_recipe() -> None:
         distill.recipe_of(distill.parser().parse_args(words))
 
 
+def test_the_folder_that_one_is_in_does_not_matter(
+    wanted: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Steps write folders of these names, but into that of the run."""
+    for name in ("exported", "evaluation", "seqkd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    assert listed([write(tmp_path, wanted()), "--out", "run"], capsys)["export"] == "to run"
+
+
+def test_dictionaries_are_where_the_checkpoint_says(
+    teacher: Path, digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If they are not beside it, as for imitkd-train."""
+    copy = tmp_path / "teacher.pt"
+    copy.write_bytes(teacher.read_bytes())
+    given = {split: [f"{split}.src", f"{split}.tgt"] for split in ("train", "valid", "test")}
+    words = [word for split, files in given.items() for word in (f"--{split}", *files)]
+    args = distill.parser().parse_args([*words, "--teacher", str(copy), "--sentencepiece", "s.model"])
+    made = distill.recipe_of(args)["teacher"]
+    assert made["checkpoint"] == str(copy)
+    assert Path(made["dictionaries"], "dict.src.txt").is_file()
+
+
 def test_a_dry_run_prints_what_a_shell_takes(
     wanted: Callable[..., dict[str, Any]],
     tmp_path: Path,

@@ -221,12 +221,15 @@ def test_the_summary(known: dict[str, float | None], said: str, tmp_path: Path) 
     content = json.loads((folder / FILE).read_text())
     content["models"]["m2"]["decoding"]["greedy"]["bleu"].update(known)
     content["models"]["m2"]["weight_bytes"] = 4_000_000
+    content["models"]["m0"]["speed"]["32"]["times_baseline"] = {"median": 1.8, "low": 1.6, "high": 2.0}
     (folder / FILE).write_text(json.dumps(content))
+    teacher = content["models"]["m0"]
+    teacher_score = teacher["decoding"]["greedy"]["bleu"]["score"]
     headline, facts, chosen = summary(read_evaluation(folder))
     assert (headline, chosen) == (said, "")
     assert [(fact.number, fact.what, fact.between) for fact in facts] == [
-        ("37.6", "BLEU of m2", "95% interval 36.1 to 39.1"),
-        ("3.6\N{MULTIPLICATION SIGN}", "the speed of m1", "quartiles 3.2 to 4.0"),
+        ("37.6", f"BLEU of m2 (m0: {teacher_score:.1f})", "95% interval 36.1 to 39.1"),
+        ("2.0\N{MULTIPLICATION SIGN}", "the speed of m0", "quartiles 1.6 to 2.5"),
         ("10%", "of m0's megabytes", ""),
     ]
     for model in content["models"].values():
@@ -235,7 +238,16 @@ def test_the_summary(known: dict[str, float | None], said: str, tmp_path: Path) 
     (folder / FILE).write_text(json.dumps(content))
     _, facts, chosen = summary(read_evaluation(folder))
     assert [fact.what for fact in facts] == ["of m0's megabytes"]
-    assert "m2 has the highest BLEU of 2 models, and was chosen on this test set" in chosen
+    assert "m2 is named because it has the highest BLEU of the 2 models beside m1 and m0." in chosen
+
+
+def test_a_speed_is_that_of_the_baseline_if_the_teacher_has_none(tmp_path: Path) -> None:
+    folder = report_files.evaluation(tmp_path)
+    content = json.loads((folder / FILE).read_text())
+    del content["models"]["m0"]["speed"]
+    (folder / FILE).write_text(json.dumps(content))
+    _, facts, _ = summary(read_evaluation(folder))
+    assert [fact.what for fact in facts if "speed" in fact.what] == ["the speed of m1"]
 
 
 def test_a_difference_that_is_rounded_to_zero_is_none(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_another_architecture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("saved", "changed", "differs"),
     [
-        ({"criterion": "CrossEntropyCriterion"}, {}, "--criterion (CrossEntropyCriterion, here ImitKD)"),
+        ({"criterion": "CrossEntropyCriterion"}, {}, "--criterion (cross_entropy, here ImitKD)"),
         ({"optimizer": "SGD"}, {}, "--optimizer (SGD, here FairseqAdam)"),
         ({}, {"optimizer": "nag"}, "--optimizer (FairseqAdam, here FairseqNAG)"),
     ],

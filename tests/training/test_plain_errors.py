@@ -96,7 +96,7 @@ def test_unknown_symbols_are_warned_of_once(caplog: pytest.LogCaptureFixture) ->
     unknown = torch.tensor([dictionary.unk(), dictionary.eos()])
     task.datasets["valid"] = LanguagePairDataset([unknown], [2], dictionary, [unknown], [2], dictionary)
     for _ in range(2):
-        task._warn_of_unknown("valid")
+        task._warn_of_other_subwords("valid")
     assert [message.partition(":")[0] for message in caplog.messages] == [
         f"50.0% of the symbols of --valid-subset 'valid' are unknown to dict.{side}.txt"
         for side in ("src", "tgt")

@@ -150,7 +150,7 @@ def _task(request: CacheRequest, languages: Languages) -> TranslationTask:
         raise UsageError(
             f"--gen-subset {request.gen_subset} of DATA '{languages.folder}' has no target side; use another"
         )
-    corpus.warn_of_unknown(languages, request.gen_subset)
+    corpus.warn_of_other_subwords(languages, request.gen_subset)
     cfg = TranslationConfig(
         data=request.data,
         source_lang=languages.source,
