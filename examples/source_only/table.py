@@ -8,7 +8,6 @@ LEARNS = {
     "seqkd_mono": "the teacher's translations of all sources, by beam search",
     "mbr_mono": "the teacher's translations of all sources, of 8 each the one most like the others",
     "imitkd_mono": "the teacher's words, after prefixes of the student's own translations of all sources",
-    "imitkd_full_mono": "the teacher's distributions, after prefixes of the same",
 }
 
 
