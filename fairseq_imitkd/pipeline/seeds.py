@@ -72,7 +72,7 @@ def compared(plan: Plan, out: Path) -> Comparison:
             if speed := results.models[name].speed(schema.GREEDY):
                 speeds[system].append(speed.sentences_per_second)
     has_all = plan.recipe.text.references is not None
-    made = rows(systems, plan.recipe.baseline.name, speeds, shares if has_all else None)
+    made = rows(systems, plan.recipe.baseline.name, speeds, right=shares if has_all else None)
     return Comparison("\n".join(made), warning(systems))
 
 
@@ -90,6 +90,7 @@ def rows(
     systems: Mapping[str, Sequence[Bootstrap]],
     baseline: str,
     speeds: Mapping[str, Sequence[float]],
+    *,
     right: Mapping[str, Sequence[float]] | None = None,
 ) -> list[str]:
     """Return the lines of the table.

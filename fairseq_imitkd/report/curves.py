@@ -126,7 +126,10 @@ def rollouts(runs: Sequence[Run], styles: Styles) -> list[Picture]:
         if any(len(curve.points) > 1 for curve in curves):
             figure = _by_update(curves, styles, size=SMALL)
             if name in FROM_ZERO:
-                figure.axes.set_ylim(bottom=0.0, top=max(figure.axes.get_ylim()[1], 0.01))
+                top = max(figure.axes.get_ylim()[1], 0.01)
+                if all(value <= 1.0 for curve in curves for _, value in curve.points):
+                    top = min(top, 1.05)  # a share that stays at 1 would be drawn in a range up to 1.5
+                figure.axes.set_ylim(bottom=0.0, top=top)
             pictures.append(_picture(figure, curves, title=title, note=unit))
     return pictures
 

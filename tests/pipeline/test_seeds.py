@@ -49,7 +49,7 @@ def test_students_stand_beside_their_teacher() -> None:
 def test_the_share_of_right_translations_has_a_column() -> None:
     """If a recipe has all of them; it is the mean of the seeds."""
     systems = {"teacher": [system(36.0)], "imitkd": [system(30.0), system(31.0)]}
-    lines = rows(systems, "imitkd", {}, {"teacher": [0.75], "imitkd": [0.25, 0.5]})
+    lines = rows(systems, "imitkd", {}, right={"teacher": [0.75], "imitkd": [0.25, 0.5]})
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [each[3] for each in (cells[0], *cells[2:])] == ["right", "75.0%", "37.5%"]
     assert {len(each) for each in cells} == {9}
