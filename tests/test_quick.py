@@ -39,6 +39,20 @@ from tests.helpers.digit_corpus import REPO
         ("imitkd-train DATA -a lstm --lr -1", 1, "error: --max-tokens is not given; add the most tokens"),
         ("imitkd-train DATA --arch=lstm --batch-size 8", 1, "error: --optimizer is not given; add one"),
         ("imitkd-generate DATA --beam 5", 1, "error: --path is not given; name the student's checkpoint"),
+        (
+            "imitkd --list",
+            2,
+            "error: --list is not a flag of imitkd; name a command first: imitkd-distill",
+        ),
+        ("imitkd-train help", 0, "usage: imitkd-train DATA"),
+        ("imitkd-distill nowhere.yaml", 1, "error: recipe 'nowhere.yaml' can't be read: No such file"),
+        (
+            "imitkd-distill multi30",
+            1,
+            "error: RECIPE 'multi30' is neither a file nor a recipe of the",
+        ),
+        ("imitkd distill --teacher t.pt", 1, "error: --sentencepiece and --train and --valid and --test are"),
+        ("imitkd-distill quickstart --updates 9", 1, "error: --updates changes nothing beside RECIPE"),
         ("imitkd-interactive", 2, "error: DATA is not given; name a directory; see imitkd-interactive"),
         (
             "imitkd --print-completion",

@@ -32,31 +32,21 @@ from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.engines.registry import engine_for, unsupported_reason
 from fairseq_imitkd.errors import UsageError, one_line_errors, stoppable
 from fairseq_imitkd.export.architecture import build
-from fairseq_imitkd.pipeline import folder, inputs, packaged, recipe_file, seeds
+from fairseq_imitkd.pipeline import folder, inputs, recipe_file, seeds
 from fairseq_imitkd.pipeline import step as step_program
 from fairseq_imitkd.pipeline.estimate import Estimate, estimate
 from fairseq_imitkd.pipeline.folder import Given
 from fairseq_imitkd.pipeline.models import Sizes, sizes, symbols
+from fairseq_imitkd.pipeline.packaged import listed as listed_recipes
 from fairseq_imitkd.pipeline.plan import Plan, Step
-from fairseq_imitkd.pipeline.reading import closest, last_value, parsed
-from fairseq_imitkd.pipeline.recipe import SPLITS, Recipe
+from fairseq_imitkd.pipeline.reading import last_value, parsed
+from fairseq_imitkd.pipeline.recipe import Recipe
 from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, check_flags_of_snakemake, described, key_of_step
+from fairseq_imitkd.quick.near import closest
+from fairseq_imitkd.quick.recipe_words import COMPRESSED, SPLITS, languages, packaged, problem
 from fairseq_imitkd.training.configuration.paths import check_folder_to_write
 
-NEW = ("teacher", "sentencepiece", *SPLITS)  # flags in place of a recipe
-OPTIONAL = ("teacher_data", "method", "arch", "updates")
 UPDATES = 100_000
-COMPRESSED = ("bz2", "gz", "xz", "zip", "zst")  # suffixes
-# The keys of a recipe that say what these flags say.
-KEYS = {
-    **{split: f"text.{split}" for split in SPLITS},
-    "teacher": "teacher",
-    "teacher_data": "teacher.dictionaries",
-    "sentencepiece": "sentencepiece",
-    "method": "methods",
-    "arch": "student.arch",
-    "updates": "training: --max-update",
-}
 CHECKED = ("imitkd-seqkd", "imitkd-export", "imitkd-evaluate")  # commands whose flags the recipe gives
 PROGRAMS = Path(sys.executable).parent  # folder of the commands
 PACKAGES = ("jinja2", "matplotlib", "ctranslate2")
@@ -73,17 +63,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     args = parser().parse_args(own)
     if args.list:
-        print(packaged.listed())
+        print(listed_recipes())
         return
-    _check_method(args)
-    if args.recipe is not None and args.recipe.is_dir() and packaged.find(args.recipe) is None:
+    _check_words(args)
+    if args.recipe is not None and args.recipe.is_dir() and packaged(args.recipe) is None:
         args.recipe = folder.recipe_in(args.recipe)
-    if args.flags:
-        raise UsageError(
-            f"'{args.flags[0]}' is one word too many; put flags of Snakemake after --, and names with blanks "
-            "in quotes"
-        )
-    _check_flags(args)
     if importlib.util.find_spec("snakemake") is None:  # to import it would change the settings of logging
         raise UsageError("imitkd-distill needs snakemake: pip install 'fairseq-imitkd[pipeline]'")
     check_extra("imitkd-distill", "pipeline", PACKAGES)
@@ -215,31 +199,7 @@ def _add_plain_case(made: Parser) -> None:
 
 def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the content of the recipe that flags describe, with absolute paths."""
-    suffixes = [Path(file).suffix.removeprefix(".") for file in args.train]
-    if not all(suffixes):
-        raise UsageError(
-            f"--train '{' '.join(args.train)}' must be two files whose suffixes name the languages, such as "
-            "train.de train.en; rename them, or write a recipe"
-        )
-    if suffixes[0] == suffixes[1]:
-        stems = [Path(file).stem for file in args.train]
-        languages = {Path(stem).suffix for stem in stems} - {""}
-        remedy = "give the other language's"
-        if suffixes[0] in COMPRESSED:
-            remedy = "unpack them"
-        elif len(languages) == 2:
-            remedy = f"rename them to {' and '.join(stems)}"
-        raise UsageError(
-            f"--train '{' '.join(args.train)}' must be a file of each language, but both have the suffix "
-            f".{suffixes[0]}; {remedy}"
-        )
-    for split in SPLITS:
-        own = [Path(file).suffix.removeprefix(".") for file in getattr(args, split)]
-        if own != suffixes:
-            raise UsageError(
-                f"--{split} '{' '.join(getattr(args, split))}' must have the suffixes of --train, "
-                f".{suffixes[0]} and .{suffixes[1]}, in that order; exchange or rename them"
-            )
+    suffixes = languages(args.train)
     updates = args.updates or UPDATES
     training = recipe_file.TRAINING.replace("--max-update 100000", f"--max-update {updates}")
     if updates < 4000:
@@ -436,8 +396,8 @@ def typed(step: Step) -> list[str]:
     ]
 
 
-def _check_method(args: argparse.Namespace) -> None:
-    """Refuse several methods in ``--method``, which argparse takes for others' values."""
+def _check_words(args: argparse.Namespace) -> None:
+    """Refuse words that do not go together; of several methods, argparse takes one for RECIPE."""
     several = (args.method or "").split(",")
     if args.method is not None and str(args.recipe) in CRITERION_REGISTRY and not args.recipe.exists():
         several.append(str(args.recipe))
@@ -447,31 +407,14 @@ def _check_method(args: argparse.Namespace) -> None:
         )
     if args.method is not None and args.method not in (known := recipe_file.criteria()):
         raise UsageError(f"--method '{args.method}' does not exist: {closest(args.method, known)}")
-
-
-def _check_flags(args: argparse.Namespace) -> None:
-    given = [name for name in (*NEW, *OPTIONAL) if getattr(args, name) is not None]
-    if args.recipe is None and args.text is not None:
-        raise UsageError(f"--text '{args.text}' needs a recipe of --list; name one, or leave it out")
-    if args.recipe is not None:
-        if given:
-            flag, own = f"--{given[0].replace('_', '-')}", packaged.find(args.recipe)
-            where = "there" if own is None else f"into a copy of {own}"
-            raise UsageError(
-                f"{flag} changes nothing beside RECIPE '{args.recipe}'; write it {where} "
-                f"(key {KEYS[given[0]]})"
-            )
-        return
-    missing = [f"--{name}" for name in NEW if name not in given]
-    if missing:
-        if given:
-            verb, it = ("is", "it") if len(missing) == 1 else ("are", "them")
-            raise UsageError(f"{' and '.join(missing)} {verb} not given; add {it}, or name a recipe")
+    if args.flags:
         raise UsageError(
-            "RECIPE is not given; name a YAML file, or use --teacher, --sentencepiece and the text"
+            f"'{args.flags[0]}' is one word too many; put flags of Snakemake after --, and names with blanks "
+            "in quotes"
         )
-    if args.out is None:
-        raise UsageError("--out is not given; name a folder for the student")
+    wrong = problem(args)
+    if wrong is not None:
+        raise UsageError(wrong)
 
 
 def _out(args: argparse.Namespace) -> Path:
@@ -527,7 +470,7 @@ def _given(args: argparse.Namespace) -> tuple[Recipe, Given, Path]:
         content, start = recipe_of(args), Path.cwd()
         text = yaml.safe_dump(content, sort_keys=False, width=100)
         return recipe_file.parse(content, start), Given(text), start
-    own = packaged.find(args.recipe)
+    own = packaged(args.recipe)
     if own is None:
         if args.text is not None:
             raise UsageError(

@@ -13,8 +13,9 @@ from fairseq_imitkd.checkpoints.safe_load import check_readable, find_damage, re
 from fairseq_imitkd.data.files import kind_of, not_text, sha256
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline.lengths import check_lengths
-from fairseq_imitkd.pipeline.recipe import SPLITS, Recipe
+from fairseq_imitkd.pipeline.recipe import Recipe
 from fairseq_imitkd.pipeline.sentencepieces import LINES
+from fairseq_imitkd.quick.recipe_words import SPLITS
 from fairseq_imitkd.text.subwords import open_pieces
 
 FOREIGN = 0.05  # share of pieces that a dictionary may lack before the subwords count as another model's

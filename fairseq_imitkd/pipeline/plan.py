@@ -13,12 +13,12 @@ from fairseq_imitkd.pipeline.recipe import (
     EXPORTED,
     JOINED,
     RAW,
-    SPLITS,
     TEACHER,
     MadeUp,
     Method,
     Recipe,
 )
+from fairseq_imitkd.quick.recipe_words import SPLITS
 
 STATE = ".steps"  # folder for the plan, and for what is noted about its steps
 FELL_BACK = 3  # imitkd-export has written another quantisation than the one that was asked for

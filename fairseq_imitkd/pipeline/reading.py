@@ -2,7 +2,6 @@
 remedy.
 """
 
-import difflib
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from fairseq_imitkd.errors import UsageError, as_usage_error, in_one_line
+from fairseq_imitkd.quick.near import closest
 
 FEW = 4  # choices that a message lists
 LONGEST = 60  # characters of a value that a message shows
@@ -76,12 +76,6 @@ def shown(value: Any) -> str:
     """Return a value as a message shows it."""
     text = " ".join(f"'{value}'".split()) if isinstance(value, str) else " ".join(str(value).split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
-
-
-def closest(word: str, known: Sequence[str]) -> str:
-    """Return what may have been meant by a word, or all that is known, for the end of a message."""
-    near = difflib.get_close_matches(word.lower(), known, 1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
 
 
 def last_value(flags: Sequence[str], flag: str) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from fairseq_imitkd.pipeline.reading import last_value
 
-SPLITS = ("train", "valid", "test")
 DEVICES = ("auto", "cpu", "cuda")
 JOINED, SEPARATE = "joined", "separate"  # one dictionary of both languages, or one of each
 RAW = "raw"  # folder of made-up text in the run's folder

@@ -11,7 +11,7 @@ from fairseq.criterions import CRITERION_REGISTRY
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export.exporter import QUANTIZATIONS
-from fairseq_imitkd.pipeline.reading import Section, closest, last_value, load, shown
+from fairseq_imitkd.pipeline.reading import Section, last_value, load, shown
 from fairseq_imitkd.pipeline.recipe import (
     DEVICES,
     EXPORTED,
@@ -20,7 +20,6 @@ from fairseq_imitkd.pipeline.recipe import (
     RAW,
     SEPARATE,
     SEQKD,
-    SPLITS,
     TEACHER,
     Evaluation,
     Export,
@@ -34,6 +33,8 @@ from fairseq_imitkd.pipeline.recipe import (
     Translations,
 )
 from fairseq_imitkd.pipeline.rehearsal import rehearsal
+from fairseq_imitkd.quick.near import closest
+from fairseq_imitkd.quick.recipe_words import SPLITS
 
 KEYS = (
     "languages", "text", "sentencepiece", "dictionaries", "teacher", "student", "training", "distillation",

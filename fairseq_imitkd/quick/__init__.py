@@ -93,8 +93,9 @@ def answer(arguments: Sequence[str]) -> Answer | None:
         return Answer(RECIPES.read_text(encoding="utf-8")) if words else Answer(_distill_usage(), 2)
     if command == "distill" and "--" in words:  # flags of Snakemake follow
         words = words[: words.index("--")]
-    # The flags of a training follow --check.
-    return None if words[:1] == ["--check"] else _wrong_words(command, words)
+    if words[:1] == ["--check"]:  # the flags of a training follow
+        return None
+    return _wrong_words(command, words)
 
 
 def _slipped(words: Sequence[str]) -> str | None:
@@ -127,16 +128,20 @@ def _of_fairseq(command: str, words: Sequence[str]) -> Answer | None:
 def _wrong_words(command: str, words: Sequence[str]) -> Answer | None:
     """Return the refusal of a command line that lacks words or has others; None if its parser may take it."""
     from fairseq_imitkd.quick.one_line_parser import parser_of
+    from fairseq_imitkd.quick.recipe_words import problem
 
     parser = parser_of(f"imitkd-{command}", json.loads(WORDS.read_text(encoding="utf-8"))[command])
     errors = io.StringIO()
+    is_help = bool({"-h", "--help"} & set(words))
     try:
         with contextlib.redirect_stderr(errors):
-            parser.parse_args([word for word in words if word not in ("-h", "--help")])
+            args = parser.parse_args([word for word in words if word not in ("-h", "--help")])
     except SystemExit:
-        is_help = {"-h", "--help"} & set(words)
         return None if is_help else Answer(errors.getvalue(), 2)
-    return None
+    if command != "distill" or is_help or args.list or args.flags:
+        return None
+    line = problem(args)
+    return None if line is None else Answer(f"error: {line}\n", 1)
 
 
 def is_command(arguments: Sequence[str]) -> bool:

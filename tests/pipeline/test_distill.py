@@ -321,14 +321,15 @@ def test_flags_stand_for_a_recipe() -> None:
     assert own == {"checkpoint": os.path.abspath("t.pt"), "dictionaries": os.path.abspath("d")}
     assert "--max-update 50 " in made["training"]
     assert "--warmup-updates 5 " in made["training"]
+    words += ["--out", "small"]
     packed = [f"{word}.gz" if word.startswith("train.") else word for word in words]
     with pytest.raises(UsageError, match=r"both have the suffix \.gz; unpack them$"):
-        distill.recipe_of(distill.parser().parse_args(packed))
+        distill.main(packed)
     words[words.index("valid.de") : words.index("valid.en") + 1] = ["valid.en", "valid.de"]
     with pytest.raises(
         UsageError, match=r"--valid 'valid\.en valid\.de' must have the suffixes of --train, \.de"
     ):
-        distill.recipe_of(distill.parser().parse_args(words))
+        distill.main(words)
 
 
 def test_the_folder_that_one_is_in_does_not_matter(

@@ -226,7 +226,7 @@ def test_a_teacher_of_other_subwords_is_refused(text: Path, digits: Any, teacher
         UsageError, match=r"is not the teacher's: .*dict\.src\.txt' lacks 88% of the subwords"
     ):
         look(text, teacher=own, sentencepiece=str(text / "other.model"))
-    with pytest.raises(UsageError, match=r"lacks dict\.src\.txt; set it, or add"):
+    with pytest.raises(UsageError, match=r"lacks dict\.src\.txt; name the folder of"):
         look(text, teacher={**own, "dictionaries": str(text)})
     with pytest.raises(UsageError, match=r"is not a model of SentencePiece; use the \.model file that"):
         look(text, teacher=own, sentencepiece=str(text / "train.src"))

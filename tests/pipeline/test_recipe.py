@@ -11,6 +11,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline import packaged
 from fairseq_imitkd.pipeline.recipe import Method, Pair
 from fairseq_imitkd.pipeline.recipe_file import TRAINING, methods_for, parse, read
+from fairseq_imitkd.quick import recipe_words
 from tests.helpers.digit_corpus import REPO
 from tests.pipeline.recipes import recipe
 
@@ -178,16 +179,17 @@ def test_recipes_of_the_package_have_names(tmp_path: Path, monkeypatch: pytest.M
     names = packaged.names()
     assert names[0] == "quickstart"
     for name in names:
-        path = packaged.find(Path(name))
+        path = recipe_words.packaged(Path(name))
         assert path is not None
         assert read(path, tmp_path).about, name
-    with pytest.raises(UsageError, match="is neither a file nor a recipe of the package: did you mean mul"):
-        packaged.find(Path("multi30"))
+    said = recipe_words.unknown(Path("multi30")) or ""
+    assert "is neither a file nor a recipe of the package: did you mean multi30k?" in said
     (tmp_path / "multi30k").mkdir()
-    assert packaged.find(Path("multi30k")) == packaged.path_of("multi30k"), "a folder is not a recipe"
+    assert recipe_words.packaged(Path("multi30k")) == packaged.path_of("multi30k"), "a folder is not a recipe"
     (tmp_path / "multi30").touch()
-    assert packaged.find(Path("multi30")) is None
-    assert packaged.find(Path("small.yaml")) is None
+    assert recipe_words.packaged(Path("multi30")) is None
+    assert recipe_words.unknown(Path("multi30")) is None
+    assert recipe_words.packaged(Path("small.yaml")) is None
 
 
 @pytest.mark.parametrize(
