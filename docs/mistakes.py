@@ -103,7 +103,6 @@ imitkd-train DATA … --save-dir s2 ' '
 imitkd-train DATA … ' --seed' 2
 imitkd-distill --teacher t.pt --method imitkd gkd
 imitkd-distill --teacher t.pt --method imitkd,gkd
-imitkd-distill --teacher t.pt --method imitkdd
 imitkd-interactive DATA --path student.pt text.txt
 imitkd-distill --teacher t.pt --sentencepiece my data/my model.model
 imitkd-distill quickstart --out new -- --lr 0.1

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import yaml
-from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.models import BaseFairseqModel
 
 from fairseq_imitkd.checkpoints.build import configuration
@@ -397,24 +396,12 @@ def typed(step: Step) -> list[str]:
 
 
 def _check_words(args: argparse.Namespace) -> None:
-    """Refuse words that do not go together; of several methods, argparse takes one for RECIPE."""
-    several = (args.method or "").split(",")
-    if args.method is not None and str(args.recipe) in CRITERION_REGISTRY and not args.recipe.exists():
-        several.append(str(args.recipe))
-    if len(several) > 1:
-        raise UsageError(
-            f"--method takes one method; several are in a recipe: methods: [{', '.join(several)}]"
-        )
-    if args.method is not None and args.method not in (known := recipe_file.criteria()):
-        raise UsageError(f"--method '{args.method}' does not exist: {closest(args.method, known)}")
-    if args.flags:
-        raise UsageError(
-            f"'{args.flags[0]}' is one word too many; put flags of Snakemake after --, and names with blanks "
-            "in quotes"
-        )
+    """Refuse words that do not go together."""
     wrong = problem(args)
     if wrong is not None:
         raise UsageError(wrong)
+    if args.method is not None and args.method not in (known := recipe_file.criteria()):
+        raise UsageError(f"--method '{args.method}' does not exist: {closest(args.method, known)}")
 
 
 def _out(args: argparse.Namespace) -> Path:

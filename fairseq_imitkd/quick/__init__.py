@@ -138,7 +138,7 @@ def _wrong_words(command: str, words: Sequence[str]) -> Answer | None:
             args = parser.parse_args([word for word in words if word not in ("-h", "--help")])
     except SystemExit:
         return None if is_help else Answer(errors.getvalue(), 2)
-    if command != "distill" or is_help or args.list or args.flags:
+    if command != "distill" or is_help or args.list:
         return None
     line = problem(args)
     return None if line is None else Answer(f"error: {line}\n", 1)

@@ -28,6 +28,16 @@ def problem(args: Namespace) -> str | None:
     Args:
         args: the words by name, as the command's parser gives them.
     """
+    if args.flags:
+        return (
+            f"'{args.flags[0]}' is one word too many; put flags of Snakemake after --, and names with "
+            "blanks in quotes"
+        )
+    several = (args.method or "").split(",")
+    if args.method is not None and args.recipe is not None and _is_word(Path(args.recipe)):
+        several.append(str(args.recipe))  # a second method looks like it to argparse
+    if len(several) > 1:
+        return f"--method takes one method; several are in a recipe: methods: [{', '.join(several)}]"
     if args.recipe is None:
         return _of_flags(args)
     given = [name for name in (*NEW, *OPTIONAL) if getattr(args, name) is not None]
@@ -48,6 +58,10 @@ def packaged(recipe: Path) -> Path | None:
     is_name = not recipe.is_file() and not recipe.suffix and len(recipe.parts) == 1
     path = RECIPES / f"{recipe.name}.yaml"
     return path if is_name and path.is_file() else None
+
+
+def _is_word(recipe: Path) -> bool:
+    return not recipe.suffix and unknown(recipe) is not None
 
 
 def unknown(recipe: Path) -> str | None:
