@@ -76,7 +76,8 @@ def test_answers(arguments: str, status: int, text: str) -> None:
         "imitkd train DATA --help", "imitkd train --help --criterion gkd", "imitkd train --help-all",
         "imitkd evaluate --model a=b --data d --out o", "imitkd-generate DATA --pth student.pt",
         "imitkd-train DATA -a lstm --optimizer adam --max-tokens 400", "imitkd-generate DATA --path s.pt",
-        "imitkd export --check --arch x", "imitkd --print-completion zsh", "pytest --help", "",
+        "imitkd export --check --arch x", "imitkd-distill --method imitkd gkd",
+        "imitkd --print-completion zsh", "pytest --help", "",
     ],
 )  # fmt: skip
 def test_other_command_lines_run_a_command(arguments: str) -> None:

@@ -1,6 +1,7 @@
 """``imitkd-distill``: from text and a teacher to a served student, by one recipe."""
 
 import argparse
+import difflib
 import importlib.util
 import logging
 import os
@@ -41,7 +42,6 @@ from fairseq_imitkd.pipeline.plan import Plan, Step
 from fairseq_imitkd.pipeline.reading import last_value, parsed
 from fairseq_imitkd.pipeline.recipe import Recipe
 from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, check_flags_of_snakemake, described, key_of_step
-from fairseq_imitkd.quick.near import closest
 from fairseq_imitkd.quick.recipe_words import COMPRESSED, SPLITS, languages, packaged, problem
 from fairseq_imitkd.training.configuration.paths import check_folder_to_write
 
@@ -237,11 +237,12 @@ def _teacher_of(args: argparse.Namespace, languages: Sequence[str]) -> str | dic
     checkpoint, names = os.path.abspath(args.teacher), [f"dict.{language}.txt" for language in languages]
     folder = args.teacher_data
     if folder is None and os.path.isfile(checkpoint):
-        with suppress(UsageError, ValueError):  # a file that can't be read is reported later
+        with suppress(Exception):  # a file that can't be read is reported later
             folders = dictionary_folders(checkpoint, configuration(read_checkpoint(checkpoint, None)))
             having = [each for each in folders if all(os.path.isfile(each / name) for name in names)]
             folder = next(iter(having), None)
-    if folder is None or os.path.abspath(folder) == os.path.dirname(checkpoint):
+    own = os.path.dirname(checkpoint)
+    if folder is None or (os.path.isdir(folder) and os.path.samefile(folder, own)):
         return checkpoint
     return {"checkpoint": checkpoint, "dictionaries": os.path.abspath(folder)}
 
@@ -397,11 +398,14 @@ def typed(step: Step) -> list[str]:
 
 def _check_words(args: argparse.Namespace) -> None:
     """Refuse words that do not go together."""
-    wrong = problem(args)
+    known = recipe_file.criteria()
+    wrong = problem(args, known)
     if wrong is not None:
         raise UsageError(wrong)
-    if args.method is not None and args.method not in (known := recipe_file.criteria()):
-        raise UsageError(f"--method '{args.method}' does not exist: {closest(args.method, known)}")
+    if args.method is not None and args.method not in known:
+        near = difflib.get_close_matches(args.method.lower(), known, 1, cutoff=0.6)
+        remedy = f"did you mean {near[0]}?" if near else "use none, seqkd, or a --criterion such as imitkd"
+        raise UsageError(f"--method '{args.method}' does not exist: {remedy}")
 
 
 def _out(args: argparse.Namespace) -> Path:
@@ -488,12 +492,10 @@ def _check_text(given: Path | None, wanted: Recipe) -> None:
     lacks = next((path for pair in pairs for path in (pair.source, pair.target) if not path.exists()), None)
     if lacks is not None:
         what = f"--text '{given}'" if given is not None else "--text is not given, and this folder"
-        near = [f"{lacks.name}.{suffix}" for suffix in COMPRESSED]
-        if packed := [name for name in near if lacks.with_name(name).exists()]:
-            raise UsageError(f"{what} has {packed[0]}, but no {lacks.name}; unpack it")
-        raise UsageError(
-            f"{what} has no {lacks.name}; name the folder of the text, which is {wanted.text.origin}"
-        )
+        name = os.path.relpath(lacks, given or Path.cwd())
+        if packed := [each for each in COMPRESSED if os.path.exists(f"{lacks}.{each}")]:
+            raise UsageError(f"{what} has {name}.{packed[0]}, but no {name}; unpack it")
+        raise UsageError(f"{what} has no {name}; name the folder of the text, which is {wanted.text.origin}")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def check_command(words: Sequence[str], name: str) -> None:
         made = command.parser()
         args = made.parse_args(list(words[1:]))
         for flag, value in vars(args).items():
-            is_file = flag.endswith((*SUBWORD_FILES, "source_text"))
+            is_file = flag.endswith((*SUBWORD_FILES, "source_text", "comet_model"))
             if is_file and value is not None and not Path(value).is_absolute():
                 setattr(args, flag, Path(__file__))  # a file that exists, for one that the run makes
         if words[0] == "imitkd-evaluate":

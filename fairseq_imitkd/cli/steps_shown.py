@@ -79,9 +79,8 @@ class Shown:
             self._terminal.end(self._bars.pop(name))
         if status.state in (DONE, FAILED):
             took = duration(max(0.0, status.ended - status.began))
-            log = (
-                f"; log: {self._run.log(name)}" if status.state == FAILED else ""
-            )  # the error itself comes last
+            # The error itself comes at the end of the command.
+            log = f"; log: {self._run.log(name)}" if status.state == FAILED else ""
             self._say(f"{name}: {status.state} after {took}{log}")
 
     def _say(self, line: str) -> None:

@@ -49,9 +49,8 @@ class Sizes:
         if self.teacher is None or student < self.teacher:
             return None
         return (
-            f"the student of {name} is not smaller than its teacher ({student:,} and {self.teacher:,} "
-            "parameters); choose smaller ones in the recipe's key student, such as {arch: "
-            "transformer_imitkd_tiny, flags: --encoder-embed-dim 64 --decoder-embed-dim 64}"
+            f"{name}'s student has {student:,} parameters, and its teacher {self.teacher:,}: choose smaller "
+            "dimensions in the recipe's key student, or a smaller --arch, such as transformer_imitkd_tiny"
         )
 
     @property
@@ -60,7 +59,9 @@ class Sizes:
 
 
 def _share(times: float) -> str:
-    return f"{times:.0%} of them" if times < 2 else f"{times:,.0f} times as many"
+    if times < 0.01:
+        return f"{100 * times:.2g}% of them"
+    return f"{times:.0%} of them" if times < 2 else f"{times:,.1f} times as many"
 
 
 def sizes(recipe: Recipe, students: Mapping[str, BaseFairseqModel]) -> Sizes:

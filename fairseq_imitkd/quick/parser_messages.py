@@ -192,7 +192,11 @@ def _of_extra_word(parser: ArgumentParser, word: str, typed: Sequence[str]) -> s
     line = f"{shortened(repr(word))} is an extra word"
     place = typed.index(word) if word in typed else 0
     before = next((given for given in reversed(typed[:place]) if given.startswith("-")), "").split("=")[0]
-    if before == "--path" and "--input" in parser._option_string_actions and not word.endswith(".pt"):
+    if (
+        before == "--path"
+        and "--input" in parser._option_string_actions
+        and not word.endswith((".pt", ".ckpt", ".pth"))
+    ):
         return f"{line}: did you mean --input {shortened(word)}?"
     if before in _JOINED:
         return f"{line}: join several values of {before} by '{_JOINED[before]}'"

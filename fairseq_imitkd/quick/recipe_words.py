@@ -1,6 +1,8 @@
 """The words of ``imitkd-distill``: what is wrong with them together, without importing torch or fairseq."""
 
+import os
 from argparse import Namespace
+from collections.abc import Collection
 from pathlib import Path
 
 from fairseq_imitkd.quick.near import closest
@@ -22,11 +24,12 @@ KEYS = {
 COMPRESSED = ("bz2", "gz", "xz", "zip", "zst")  # suffixes
 
 
-def problem(args: Namespace) -> str | None:
+def problem(args: Namespace, criteria: Collection[str] | None = None) -> str | None:
     """Return what is wrong with a command line's words, or None.
 
     Args:
         args: the words by name, as the command's parser gives them.
+        criteria: the names of all methods; None if they are not known yet.
     """
     if args.flags:
         return (
@@ -34,8 +37,10 @@ def problem(args: Namespace) -> str | None:
             "blanks in quotes"
         )
     several = (args.method or "").split(",")
-    if args.method is not None and args.recipe is not None and _is_word(Path(args.recipe)):
-        several.append(str(args.recipe))  # a second method looks like it to argparse
+    if args.method is not None and args.recipe is not None and unknown(Path(args.recipe)) is not None:
+        if criteria is None:  # a second method looks like RECIPE to argparse
+            return None
+        several += [str(args.recipe)] if str(args.recipe) in criteria else []
     if len(several) > 1:
         return f"--method takes one method; several are in a recipe: methods: [{', '.join(several)}]"
     if args.recipe is None:
@@ -55,18 +60,14 @@ def packaged(recipe: Path) -> Path | None:
 
     A folder of a recipe's name, such as that of its run, does not count.
     """
-    is_name = not recipe.is_file() and not recipe.suffix and len(recipe.parts) == 1
+    is_name = not os.path.isfile(recipe) and not recipe.suffix and len(recipe.parts) == 1
     path = RECIPES / f"{recipe.name}.yaml"
-    return path if is_name and path.is_file() else None
-
-
-def _is_word(recipe: Path) -> bool:
-    return not recipe.suffix and unknown(recipe) is not None
+    return path if is_name and os.path.isfile(path) else None
 
 
 def unknown(recipe: Path) -> str | None:
     """Return what is wrong with a word that names neither a recipe nor a path, or None."""
-    if packaged(recipe) is not None or recipe.exists():
+    if packaged(recipe) is not None or os.path.exists(recipe):
         return None
     if recipe.suffix or len(recipe.parts) != 1:
         return f"recipe '{recipe}' can't be read: No such file or directory; check the path"

@@ -13,7 +13,7 @@ from fairseq_imitkd.report.runs import Points, Run
 from fairseq_imitkd.report.svg import SOFT, SvgFigure, clean, legend_room
 from fairseq_imitkd.report.tables import LOSSES_DIFFER, Cell, Table, comparable, named
 
-FEWEST = 20  # sentences or tokens of a group that is drawn
+FEWEST = 20  # sentences of a group that is drawn
 POINTS = 240  # of a curve; more are averaged
 # The plugin's metrics in the order of the page: title, and unit or explanation.
 ROLLOUTS = {
@@ -171,16 +171,14 @@ def by_position(evaluation: Evaluation, styles: Styles) -> Picture | None:
             found.setdefault(name, {})[key] = (100 * group.gold.agreement, 100 * group.own.agreement)
             counts[key] = max(group.own.tokens or 0, counts.get(key, 0))
     groups = sorted(counts, key=lambda group: group[0])
-    drawn = [group for group in groups if counts[group] >= FEWEST or not counts[group]]  # 0 if unknown
-    if len(drawn) < 2:
+    if len(groups) < 2:
         return None
     gains = {name: {group: own - gold for group, (gold, own) in each.items()} for name, each in found.items()}
-    labels = {
-        group: f"tokens {_tokens(group)}" + (f"\n{counts[group]:,} in all" if counts[group] else "")
+    labels = [
+        f"tokens {_tokens(group)}" + (f"\nup to {counts[group]:,}" if counts[group] else "")
         for group in groups
-    }
-    named_groups = [labels[group] for group in drawn]
-    figure = _by_group(_group_curves(gains, drawn), named_groups, styles, unit="percentage points")
+    ]
+    figure = _by_group(_group_curves(gains, groups), labels, styles, unit="percentage points")
     figure.axes.axhline(0.0, color=SOFT, linewidth=0.8, linestyle=":")
     title = "Agreement with the teacher after own prefixes, by position"
     rows = [
@@ -190,14 +188,12 @@ def by_position(evaluation: Evaluation, styles: Styles) -> Picture | None:
         ]
         for name, each in found.items()
     ]
-    header = [label.replace("\n", ": ") for label in labels.values()]
+    header = [label.replace("\n", ": ") for label in labels]
     table = Table(["agreement on own prefixes (references')", *header], rows)
     note = (
         "How much more often a student prefers the teacher's token after its own prefixes than after the "
-        "references'."
+        "references'. The numbers of tokens are those of the student that wrote most."
     )
-    if len(drawn) < len(groups):
-        note += f" Positions with fewer than {FEWEST} tokens are in the numbers alone."
     return Picture(title, figure.svg(f"{title}."), table, note, is_wide=True)
 
 

@@ -214,10 +214,10 @@ def summary(evaluation: Evaluation) -> tuple[str, list[Fact], str]:
     size, whole = evaluation.models[best].served_bytes, evaluation.models[larger].served_bytes
     if size and whole:
         facts.append(Fact(f"{size / whole:.0%}", f"of {larger}'s megabytes"))
-    beside = f"{base} and {teacher}" if teacher else base
+    beside = " and ".join(dict.fromkeys(filter(None, (base, teacher))))
     chosen = (
         f"{best} is named because it has the highest BLEU of the {len(others)} models beside {beside}. A "
-        "lead that is picked on the test set is rather too high than too low."
+        "lead that is picked on the test set tends to be too high."
         if len(others) > 1
         else ""
     )

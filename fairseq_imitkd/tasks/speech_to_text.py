@@ -55,6 +55,7 @@ class SpeechToTextWithTeacherConfig(WriterTeacherConfig, WriterValidationConfig)
 class SpeechToTextWithTeacherTask(WithWritingTeacher, WithScores, WithPlainErrors, ConfiguredSpeechToText):
     """Speech recognition or translation with a teacher. The student's targets can be written by itself."""
 
+    compares_sizes = False  # a teacher that reads text needs fewer weights than a student that hears
     cfg: SpeechToTextWithTeacherConfig
     _transcripts: TranscriptEncoder | None = None  # of a teacher that reads text
 

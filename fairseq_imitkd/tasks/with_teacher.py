@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,7 @@ class WithTeacher(_Task):
     student: BaseFairseqModel
 
     decodes = True
+    compares_sizes = True  # whether a student that is larger than its teacher is odd
     logs_accuracy: Any = False  # may be a property, as may the next one
     regresses: Any = False
 
@@ -252,7 +253,8 @@ class WithTeacher(_Task):
         teacher = distiller.teacher
         if not isinstance(teacher, Teacher):
             return
-        _warn_of_size(learner.student, teacher.models[0])
+        if self.compares_sizes:
+            _warn_of_size(learner.student, teacher.models)
         for name, dataset in self.teacher_checks():
             with autocast(learner.optimizer), naming(name):
                 teacher.place(*placement(learner.student))
@@ -358,16 +360,22 @@ def _warm_up(task_config: Any) -> int:
     return int(getattr(scheduler, "warmup_updates", None) or 0)
 
 
-def _warn_of_size(student: torch.nn.Module, teacher: torch.nn.Module) -> None:
-    """Warn of a student that is larger than its teacher, whose weights are buffers in int8."""
+def _warn_of_size(student: torch.nn.Module, teacher: Sequence[torch.nn.Module]) -> None:
+    """Warn of a student that is larger than its teacher.
+
+    Args:
+        student: the student.
+        teacher: the teacher's models.
+    """
     own, theirs = (
-        sum(each.numel() for each in chain(model.parameters(), model.buffers()))
-        for model in (student, teacher)
+        # The weights of a teacher in int8 are buffers.
+        sum(each.numel() for model in models for each in chain(model.parameters(), model.buffers()))
+        for models in ([student], teacher)
     )
     if own > theirs:
         logger.warning(
-            "the student has %s parameters and its teacher %s: choose a smaller --arch, such as "
-            "transformer_imitkd_tiny, or smaller dimensions",
+            "the student has %s parameters and its teacher %s: a smaller student (--arch and its dimensions) "
+            "would be faster",
             f"{own:,}",
             f"{theirs:,}",
         )

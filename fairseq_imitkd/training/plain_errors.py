@@ -125,7 +125,14 @@ class WithPlainErrors(_Task):
         config = whole_config(self.cfg)
         remedy = remedy_of_text(dictionary, is_encoded=config is not None and config.bpe is not None)
         language = getattr(self.cfg, "source_lang", None)
-        warn_of_other_subwords(dataset.src, dictionary, what="the input", language=language, remedy=remedy)
+        warn_of_other_subwords(
+            dataset.src,
+            dictionary,
+            what="the input",
+            language=language,
+            remedy=remedy,
+            split_remedy="give text that is not split, with --bpe and the file of the model's data",
+        )
 
     def _decodes(self) -> bool:
         config = whole_config(self.cfg)

@@ -64,7 +64,7 @@ def test_a_recipe_makes_a_student_a_table_and_a_folder_to_serve(
     printed = capsys.readouterr()
     assert f"Next: imitkd-serve {out}/exported" in printed.out
     assert "parameters: student " in printed.err
-    assert "warning: the student of none is not smaller than its teacher" in printed.err
+    assert "warning: none's student has" in printed.err
     assert "| exported | 1 |" in (out / "table.md").read_text()
     assert "| imitkd_full | 1 |" in (out / "table.md").read_text()
     assert (out / "table.md").read_text() in printed.out
@@ -196,6 +196,9 @@ def test_a_training_that_can_not_work_is_refused_before_anything_runs(
             ["--teacher", "t.pt"],
             "--sentencepiece and --train and --valid and --test are not given; add them, or name a recipe",
         ),
+        (["smal", "--method", "gkd"], "--method changes nothing beside RECIPE 'smal'"),
+        (["--teacher", "t.pt", "--method", "gkd,word_kd"], "in a recipe: methods: [gkd, word_kd]"),
+        (["n" * 300], "is neither a file nor a recipe of the package"),
         (["r.yaml", "s.yaml"], "'s.yaml' is one word too many; put flags of Snakemake after --"),
         (["--teacher", "t.pt", "--method", "imitkd", "gkd"], "in a recipe: methods: [imitkd, gkd]"),
         (["--teacher", "t.pt", "--method", "imitkd,gkd"], "in a recipe: methods: [imitkd, gkd]"),

@@ -38,7 +38,7 @@ def test_the_recipe_that_a_run_has_kept_continues_it(tmp_path: Path) -> None:
     run(tmp_path / "new", Given("seeds: [1]\n"))
     with pytest.raises(
         UsageError,
-        match=r"recipe\.yaml' differs from what these flags say in seeds; go on with it by: imitkd-distill ",
+        match=r"recipe\.yaml' differs from what these flags say in seeds; go on with it by: imitkd-distill '",
     ):
         check(tmp_path / "new", Given("seeds: [2]\n"))
 

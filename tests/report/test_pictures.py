@@ -158,35 +158,18 @@ def test_small_groups_are_not_drawn(tmp_path: Path) -> None:
     assert "Groups of fewer than 20 sentences are in the numbers alone." in picture.note
 
 
-def test_positions_of_few_tokens_are_not_drawn(tmp_path: Path) -> None:
-    """Their shares stay in the table, with the number of tokens."""
+def test_positions_tell_how_many_tokens_they_have(tmp_path: Path) -> None:
     folder = report_files.evaluation(tmp_path / "ev")
     content = json.loads((folder / "evaluation.json").read_text())
-    last = {
-        "from": 11,
-        "to": None,
-        "gold": {"tokens": 3, "agreement": 0.0},
-        "own": {"tokens": 3, "agreement": 1.0},
-    }
-    for model in content["models"].values():
-        groups = (model.get("probes") or {}).get("by_position")
-        for group in groups or []:
-            group["own"]["tokens"] = 400
-        if groups:
-            groups[-1]["to"] = 10
-            groups.append(last)
+    for number, model in enumerate(content["models"].values()):
+        for group in (model.get("probes") or {}).get("by_position") or []:
+            group["own"]["tokens"] = 400 + number
     report_files.change(folder, models=content["models"])
     with figure_settings():
         picture = curves.by_position(read_evaluation(folder), styles(["m0", "m1", "m2"]))
     assert picture is not None
-    assert "400 in all" in picture.svg
-    assert "11 or more" not in picture.svg
-    assert picture.table.header[1:] == [
-        "tokens 1 to 5: 400 in all",
-        "tokens 6 to 10: 400 in all",
-        "tokens 11 or more: 3 in all",
-    ]
-    assert "Positions with fewer than 20 tokens are in the numbers alone." in picture.note
+    assert "up to 402" in picture.svg
+    assert picture.table.header[1:] == ["tokens 1 to 5: up to 402", "tokens 6 or more: up to 402"]
 
 
 def test_one_update_is_not_drawn(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.mixing import BatchLayout
 from fairseq_imitkd.models.logits import TokenLogits, WholeLogits
 from fairseq_imitkd.rollout import Ensemble, SpecialSymbols
-from fairseq_imitkd.tasks.with_teacher import WithTeacher
+from fairseq_imitkd.tasks.with_teacher import WithTeacher, _warn_of_size
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training import distiller
 from tests.helpers.fairseq_models import letters
@@ -189,3 +189,18 @@ def test_another_criterion_trains_such_a_task_without_a_teacher(
     assert float(loss) > 0.0
     assert "rollouts" not in logs
     assert task.opened == 0
+
+
+def test_a_student_that_is_larger_than_its_teacher_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """All models of an ensemble count, and weights in int8, which are buffers."""
+    small, large = torch.nn.Linear(9, 9), torch.nn.Linear(10, 10)
+    coded = torch.nn.Module()
+    coded.register_buffer("weight", torch.zeros(11, 10, dtype=torch.int8))
+    for teacher in ([large], [small, small], [coded]):
+        _warn_of_size(large, teacher)
+    assert not caplog.messages
+    _warn_of_size(large, [small])
+    assert caplog.messages == [
+        "the student has 110 parameters and its teacher 90: a smaller student (--arch and its dimensions) "
+        "would be faster"
+    ]

@@ -107,7 +107,7 @@ def test_dictionary_that_differs_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("theirs", "symbols"), [(LETTERS[:-1] + "zy", len(LETTERS) + 5), (LETTERS[:-1], len(LETTERS) + 3)]
+    ("theirs", "symbols"), [(LETTERS[:-1] + "zy", len(LETTERS) + 5), (LETTERS[:-2], len(LETTERS) + 2)]
 )
 def test_dictionary_of_another_size_is_refused(
     tmp_path: Path, cfg: Any, model: BaseFairseqModel, theirs: str, symbols: int
@@ -116,9 +116,14 @@ def test_dictionary_of_another_size_is_refused(
     write_dictionaries(tmp_path, target=theirs)
     message = refusal(saved(tmp_path, checkpoint_state(model, cfg)), data=str(tmp_path))
     assert f"'{tmp_path}' has other dictionaries than the teacher" in message
-    assert (
-        f"that of its decoder has {symbols} symbols, not {len(LETTERS) + 4}; name their folder by" in message
-    )
+    assert f"the decoder's has {symbols} symbols, not {len(LETTERS) + 4}; name their folder by" in message
+
+
+def test_a_dictionary_that_ends_early_is_refused(tmp_path: Path, cfg: Any, model: BaseFairseqModel) -> None:
+    """By one symbol, as that of BART does; the symbols decide."""
+    write_dictionaries(tmp_path, target=LETTERS[:-1])
+    message = refusal(saved(tmp_path, checkpoint_state(model, cfg)), data=str(tmp_path))
+    assert "teacher '(nothing)', student 'p'" in message
 
 
 def test_dictionaries_that_are_nowhere_are_asked_for(tmp_path: Path, model: BaseFairseqModel) -> None:

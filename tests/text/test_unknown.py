@@ -52,10 +52,18 @@ def test_text_that_another_model_has_split(symbols: list[str], own: str, other: 
     assert not caplog.messages
     warn_of_other_subwords(rows(other, 100), dictionary, what="--train-subset 'train'", language="de")
     assert caplog.messages == [
-        "33.3% of the symbols of --train-subset 'train' are with the next one a symbol of dict.de.txt, so "
-        "another subword model split this text: encode the text with the model's subwords before "
-        "fairseq-preprocess"
+        "33.3% of the symbols of --train-subset 'train' form a symbol of dict.de.txt together with the next "
+        "one, so another subword model may have split it (or BPE-dropout): encode the text with the model's "
+        "subwords before fairseq-preprocess"
     ]
+
+
+def test_unknown_symbols_are_between_others(caplog: Any) -> None:
+    dictionary = letters(["▁th", "e", "▁the", "▁cat"])
+    line = torch.tensor([dictionary.index("▁th"), dictionary.unk(), dictionary.index("e"), dictionary.eos()])
+    warn_of_other_subwords([line] * 100, dictionary, what="it", language=None)
+    assert [message.split(" of the symbols")[0] for message in caplog.messages] == ["25.0%"]
+    assert "are unknown to" in caplog.messages[0]
 
 
 def test_whole_words_and_numbers_are_not_parts(caplog: Any) -> None:
