@@ -1,19 +1,17 @@
-"""``sentence_prediction_with_teacher``: fairseq's classification or regression of sentences with a frozen
-teacher beside the student.
+"""``sentence_prediction_with_teacher``: fairseq's classification or regression of sentences, with a teacher.
 
 A sentence is a target of one symbol, its class, or of one number, its score. There is nothing to decode, so
 methods train on the data alone.
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from fairseq.data import Dictionary
 from fairseq.tasks import register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
-from omegaconf import II
 from torch import Tensor
 
 from fairseq_imitkd.data.batch_type import Batch
@@ -28,7 +26,7 @@ from fairseq_imitkd.teacher.config import TeacherConfig
 from fairseq_imitkd.teacher.score_check import check_scores
 from fairseq_imitkd.teacher.source import TeacherSource
 from fairseq_imitkd.training.adapter import AnyTeacher
-from fairseq_imitkd.training.classification import check_classification, check_num_classes
+from fairseq_imitkd.training.classification import LabelConfig, check_classification, check_num_classes
 from fairseq_imitkd.training.distiller import Distiller, Learner, autocast
 from fairseq_imitkd.training.plain_errors import WithPlainErrors, check_run
 from fairseq_imitkd.training.regression import Correlations, check_regression, give_exact_labels
@@ -36,24 +34,8 @@ from fairseq_imitkd.training.validation import check_direction
 
 
 @dataclass
-class SentencePredictionWithTeacherConfig(TeacherConfig, SentencePredictionConfig):
+class SentencePredictionWithTeacherConfig(LabelConfig, TeacherConfig, SentencePredictionConfig):
     """The flags of ``sentence_prediction`` and of the teacher."""
-
-    # fairseq reads these two from its own criterion's settings; here they belong to the task:
-    # https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/tasks/sentence_prediction.py#L83-L84
-    regression_target: bool = field(
-        default=False,
-        metadata={
-            "help": "labels are numbers, and the student learns the label and the teacher's score by their "
-            "squared errors; nan is a pair without a label (with --num-classes 1)"
-        },
-    )
-    classification_head_name: str = field(
-        default="sentence_classification_head",
-        metadata={"help": "name of the classification head of the student and of the teacher"},
-    )
-    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
-    maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
 
 
 @register_task("sentence_prediction_with_teacher", dataclass=SentencePredictionWithTeacherConfig)
@@ -85,8 +67,7 @@ class SentencePredictionWithTeacherTask(WithTeacher, WithPlainErrors, SentencePr
         """Load the dictionaries. A task rebuilt from a checkpoint needs no teacher.
 
         Raises:
-            UsageError: --num-classes is missing, is not the number of labels, or is not 1 for numbers, or the
-                worst checkpoint would be kept.
+            UsageError: --num-classes is not that of the labels, or the worst checkpoint would be kept.
         """
         if not kwargs.get("from_checkpoint", False):
             check_run(cfg)
