@@ -611,8 +611,8 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--baseline", "two"], "--baseline must be one of the models one, but is 'two'"),
-        (["--teacher", "two"], "--teacher must be one of the models one, but is 'two'"),
+        (["--baseline", "two"], "--baseline takes a name of --model (one), but is 'two'"),
+        (["--teacher", "two"], "--teacher takes a name of --model (one), but is 'two'"),
         (["--gen-subset", "none"], "--gen-subset 'none' is not in DATA"),
         (["--model", "one=other"], "--model one is given twice"),
         (["--model", "One=other"], "--model One is given twice"),

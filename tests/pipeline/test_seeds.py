@@ -1,10 +1,17 @@
 """The table of methods over seeds."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from fairseq_imitkd.pipeline.seeds import mean, rows, warning
+from fairseq_imitkd.pipeline.plan import Plan
+from fairseq_imitkd.pipeline.recipe_file import parse
+from fairseq_imitkd.pipeline.seeds import compared, mean, rows, warning
 from fairseq_imitkd.text.bootstrap import Bootstrap
+from tests.helpers import report_files
+from tests.pipeline.recipes import recipe
 
 
 def system(score: float, shift: float = 0.0) -> Bootstrap:
@@ -54,6 +61,30 @@ def test_the_share_of_right_translations_has_a_column() -> None:
     assert [each[3] for each in (cells[0], *cells[2:])] == ["right", "75.0%", "37.5%"]
     assert {len(each) for each in cells} == {9}
     assert "right" not in rows(systems, "imitkd", {})[0]
+
+
+def test_the_models_of_a_run(tmp_path: Path) -> None:
+    """A translation is right if it is one of its sentence's; names that were not evaluated have no row."""
+    folder = report_files.evaluation(tmp_path / "evaluation", 2)
+    models = json.loads((folder / "evaluation.json").read_text())["models"]
+    report_files.change(folder, models={"teacher": models["m0"], "none-seed1": models["m1"]})
+    references = (folder / "references.txt").read_text().splitlines()
+    wrong = (folder / "m1.greedy.txt").read_text().splitlines()
+    # Every student's translation of the first half is right.
+    right = [
+        f"{one}\t{own}" if line < 10 else one
+        for line, (one, own) in enumerate(zip(references, wrong, strict=True))
+    ]
+    (folder / "right.tsv").write_text("".join(f"{line}\n" for line in right))
+    text = {split: [f"{split}.src", f"{split}.tgt"] for split in ("train", "valid", "test")}
+    share = sum(own in line.split("\t") for own, line in zip(wrong, right, strict=True)) / len(right)
+    assert 0.5 <= share < 1.0
+    for more, shown in (({"references": "all.tsv"}, ["right", "100.0%", f"{share:.1%}"]), ({}, None)):
+        made = compared(Plan(parse(recipe(tmp_path, text={**text, **more}), tmp_path), {}), tmp_path)
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in made.table.splitlines()]
+        assert [each[0] for each in cells[2:]] == ["teacher", "none"]
+        assert shown in (None, [each[3] for each in (cells[0], *cells[2:])])
+        assert ("right" in cells[0]) == (shown is not None)
 
 
 def test_a_student_that_is_no_use_is_told() -> None:
