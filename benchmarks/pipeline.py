@@ -137,16 +137,17 @@ def kills(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
         command[-1] = WARM.format(programs=warm_commands.folder())
     file, moments = write(folder, SMALL), random.Random(args.seed)
-    began = time.monotonic()
+    began = time.time()
     run([file, "--out", "whole", "--cores", "2"], folder, command)
-    seconds, expected = time.monotonic() - began, results(folder / "whole")
+    seconds, expected = time.time() - began, results(folder / "whole")
+    checks = min(note["began"] for note in notes(folder / "whole")) - began  # before the first step
     states, ended, differing = dict[str, int](), 0, set[str]()
     while sum(states.values()) < args.kills or (folder / f"killed-{ended}").exists():
         out = folder / f"killed-{ended}"
         process = start([file, "--out", out.name, "--cores", "2"], folder, command)
         is_last = sum(states.values()) >= args.kills
         try:
-            process.wait(None if is_last else moments.uniform(0.05, 0.5) * seconds)
+            process.wait(None if is_last else checks + moments.uniform(0.0, 0.5) * (seconds - checks))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
