@@ -96,12 +96,10 @@ def main(arguments: list[str] | None = None) -> None:
         expected = Estimate({}) if is_done else estimate(run.plan, found)
         print(listed(run, needed, expected, cores=args.cores))
         print(counted)
-        if not args.rehearse:
-            _warn(counted)
+        _warn(counted, wanted)
         return
     print(counted, file=sys.stderr)
-    if not args.rehearse:  # a rehearsal shrinks the models of a teacher that is trained
-        _warn(counted)
+    _warn(counted, wanted)
     engine = _engine(args, wanted, tuple(flags))
     folder.keep(out, given)
     distil(run, engine)
@@ -227,8 +225,9 @@ def _named(recipe: Path | None) -> Iterator[None]:
         raise UsageError(f"{recipe}: {error}") from error
 
 
-def _warn(counted: Sizes) -> None:
-    if counted.warning is not None:
+def _warn(counted: Sizes, wanted: Recipe) -> None:
+    is_shrunk = wanted.first is not None and wanted.teacher.checkpoint is None  # by a rehearsal
+    if counted.warning is not None and not is_shrunk:
         print(f"warning: {counted.warning}", file=sys.stderr)
 
 

@@ -86,9 +86,11 @@ def check(out: Path, given: Given) -> None:
             "this recipe go on there"
         )
     text = own.read_text(encoding="utf-8")
-    differs = f"differs from what these flags say in {differing(text, given.text)}"
     if given.name == "flags" and given.path is None:
-        raise UsageError(f"'{own}' {differs}; go on with it by: imitkd-distill '{out}', or use another --out")
+        raise UsageError(
+            f"'{own}' differs from what these flags say in {differing(text, given.text)}; go on with it by: "
+            f"imitkd-distill '{out}', or use another --out"
+        )
     if noted.get("sha256") != _hash(text):
         remedy = f"run imitkd-distill {out}, or delete that file"
         raise UsageError(f"'{own}' was edited in {differing(text, given.text)}; {remedy}")
