@@ -1,12 +1,13 @@
 """``imitkd-cache``: save the teacher's answers on a data set's references, for ``--teacher-cache``."""
 
 import argparse
-import logging
+import shlex
 from typing import Any
 
 import torch
 
 from fairseq_imitkd.cli.arguments import Parser, positive
+from fairseq_imitkd.cli.messages import show_warnings
 from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.teacher.cache.format import DTYPES
 from fairseq_imitkd.teacher.cache.writer import CacheRequest, write_cache
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: its arguments; None takes those of the command line.
     """
     args = parser().parse_args(arguments)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    show_warnings()
     wanted = request(args)
     manifest = write_cache(wanted)
     size = manifest["tokens"] * manifest["bytes_a_token"]
@@ -34,6 +35,9 @@ def main(arguments: list[str] | None = None) -> None:
         f"{manifest['bytes_a_token']} bytes ({size / 2**20:,.1f} MB); left out as too long for the teacher: "
         f"{manifest['absent']:,}"
     )
+    topk = ["--teacher-topk", str(manifest["topk"])] if manifest["topk"] else []
+    words = ["imitkd-train", wanted.data, "--teacher-cache", wanted.out, "--criterion", "word_kd", *topk]
+    print(f"Next: {shlex.join(words)} --arch transformer_imitkd_2_2 …")
 
 
 def request(args: argparse.Namespace) -> CacheRequest:

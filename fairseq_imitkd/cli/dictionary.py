@@ -1,9 +1,9 @@
 """``imitkd-dictionary``: write the dictionaries of a teacher, with the language tags that its task adds."""
 
-import logging
 from pathlib import Path
 
 from fairseq_imitkd.cli.arguments import Parser, add_checkpoint_flags
+from fairseq_imitkd.cli.messages import show_warnings
 from fairseq_imitkd.errors import one_line_errors
 from fairseq_imitkd.teacher.dictionaries import write_dictionaries
 
@@ -13,7 +13,7 @@ _SHOWN = 6  # added symbols that are printed
 @one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; ``arguments`` default to those of the command line."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    show_warnings()
     args = parser().parse_args(arguments)
     written, tags = write_dictionaries(
         args.checkpoint,

@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import importlib.util
-import logging
 import os
 import re
 import shlex
@@ -27,6 +26,7 @@ from fairseq_imitkd.checkpoints.translation import dictionary_folders
 from fairseq_imitkd.cli.arguments import Parser, positive
 from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.cli.later_flags import check_command, check_training
+from fairseq_imitkd.cli.messages import show_warnings
 from fairseq_imitkd.cli.steps_shown import Shown, roughly
 from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.engines.registry import engine_for, unsupported_reason
@@ -56,7 +56,7 @@ PACKAGES = ("jinja2", "matplotlib", "ctranslate2")
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; ``arguments`` default to those of the command line."""
     words = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    show_warnings()
     own, flags = (
         (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     )

@@ -1,7 +1,6 @@
 """``imitkd-evaluate``: compares quality, speed and size of models on one test set."""
 
 import argparse
-import logging
 import shlex
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from fairseq_imitkd.cli.arguments import (
     search_limits,
     text_settings,
 )
+from fairseq_imitkd.cli.messages import show_warnings
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.evaluate import models, quality
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: those of the command line if None.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    show_warnings()
     job = job_of(parser().parse_args(arguments), shlex.join(["imitkd-evaluate", *arguments]))
     results = evaluate(job, lambda results: print(markdown(results)))
     if results.failed:

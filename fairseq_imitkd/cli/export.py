@@ -1,7 +1,6 @@
 """``imitkd-export``: turn a trained student into a small, fast model that translates raw text."""
 
 import argparse
-import logging
 import shlex
 import sys
 import time
@@ -17,6 +16,7 @@ from fairseq_imitkd.cli.arguments import (
     search_limits,
     text_settings,
 )
+from fairseq_imitkd.cli.messages import show_warnings
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.errors import one_line_errors
 from fairseq_imitkd.export import huggingface
@@ -34,7 +34,7 @@ FELL_BACK = 3  # exit status if another quantisation than the one asked for was 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; ``arguments`` default to those of the command line."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    show_warnings()
     if arguments[:1] == ["--check"]:
         verdict = judge(arguments[1:])
         print(verdict_line(verdict))

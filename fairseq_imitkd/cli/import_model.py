@@ -1,10 +1,10 @@
 """``imitkd-import``: make a fairseq checkpoint of a model of Hugging Face's format."""
 
-import logging
 from pathlib import Path
 
 from fairseq_imitkd.cli import trim
 from fairseq_imitkd.cli.arguments import Parser
+from fairseq_imitkd.cli.messages import show_warnings
 from fairseq_imitkd.errors import one_line_errors
 from fairseq_imitkd.huggingface.import_trimmed import import_trimmed
 from fairseq_imitkd.huggingface.importer import CHECKPOINT, Imported, ImportJob, import_model
@@ -14,7 +14,7 @@ from fairseq_imitkd.huggingface.trim import Trimmed
 @one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; ``arguments`` default to those of the command line."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    show_warnings()
     args = parser().parse_args(arguments)
     job = ImportJob(args.model, args.out, args.source_lang, args.target_lang, skip_check=args.skip_check)
     if args.trim_to is None:

@@ -43,6 +43,18 @@ def shown_text(record: logging.LogRecord) -> str | None:
     return None
 
 
+def show_warnings() -> None:
+    """Print warnings alone, as ``warning: TEXT``."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_WithLevel())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+class _WithLevel(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {super().format(record)}"
+
+
 class PlainMessages(logging.StreamHandler):
     """Writes messages with the time to a file, a pipe or a simple terminal."""
 
@@ -52,7 +64,7 @@ class PlainMessages(logging.StreamHandler):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a message with the time, and with its level if it is a warning or an error."""
-        level = "" if record.levelno < logging.WARNING else f"{record.levelname} | "
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         time = logging.Formatter(datefmt="%Y-%m-%d %H:%M:%S").formatTime(record, "%Y-%m-%d %H:%M:%S")
         return f"{time} | {level}{shown_text(record)}{_traceback(record)}"
 

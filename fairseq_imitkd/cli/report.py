@@ -1,12 +1,12 @@
 """``imitkd-report``: shows a set of distillation runs on one page."""
 
-import logging
 import os
 import sys
 from pathlib import Path
 
 from fairseq_imitkd.cli.arguments import Parser
 from fairseq_imitkd.cli.extras import check_extra
+from fairseq_imitkd.cli.messages import show_warnings
 from fairseq_imitkd.data.files import atomic_files, kind_of, remedy_to_write
 from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.text.counted import counted
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: those of the command line if None.
     """
     args = parser().parse_args(arguments)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    show_warnings()
     if not args.runs and not args.evaluation:
         raise UsageError("there is nothing to report; give folders of trainings, --evaluation DIR, or both")
     check_out(args.out)

@@ -1,7 +1,7 @@
 """``imitkd-seqkd``: translate a corpus with the teacher, as a data set to train on."""
 
 import argparse
-import logging
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from fairseq_imitkd.cli.arguments import (
     search_limits,
     text_settings,
 )
+from fairseq_imitkd.cli.messages import show_warnings
 from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.engines.base import METRICS, SELECTIONS, SearchSettings
 from fairseq_imitkd.engines.ctranslate2_convert import QUANTIZATIONS
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: its arguments; None takes those of the command line.
     """
     args = parser().parse_args(arguments)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    show_warnings()
     began = time.monotonic()
     result = make(job(args))
     print(report(result, args.out, time.monotonic() - began))
@@ -494,6 +495,8 @@ def report(result: Result, out: Path, seconds: float) -> str:
             f"{out}/data-bin: to train on; {out}/text: the same as text; {out}/manifest.json: how they were "
             "made",
             f"{seconds:,.0f} s" if result.fresh else "this was done before: nothing is changed",
+            f"Next: imitkd-train {shlex.quote(f'{out}/data-bin')} --criterion label_smoothed_cross_entropy "
+            "--arch transformer_imitkd_2_2 …",
         ]
     )
 

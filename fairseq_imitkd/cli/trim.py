@@ -1,9 +1,9 @@
 """``imitkd-trim``: trim a model's vocabulary to the symbols of a corpus, exactly."""
 
-import logging
 from pathlib import Path
 
 from fairseq_imitkd.cli.arguments import Parser, add_checkpoint_flags, positive
+from fairseq_imitkd.cli.messages import show_warnings
 from fairseq_imitkd.errors import one_line_errors
 from fairseq_imitkd.huggingface.trim import SideReport, TrimJob, Trimmed, trim
 
@@ -11,7 +11,7 @@ from fairseq_imitkd.huggingface.trim import SideReport, TrimJob, Trimmed, trim
 @one_line_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; ``arguments`` default to those of the command line."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, force=True)
+    show_warnings()
     args = parser().parse_args(arguments)
     print(
         report(

@@ -182,7 +182,10 @@ def _warmup(options: list[str], text: str, flag: str) -> float:
 def _fraction(value: str, text: str, flag: str) -> float:
     if not _is_number(value) or not 0.0 <= float(value) <= 1.0:
         meant = percent(float(value)) if _is_number(value) else ""
-        raise UsageError(f"{flag} '{text}': '{value}' must be a number in 0..1{meant}")
+        must = "must be a number in 0..1"
+        if value == text:
+            raise UsageError(f"{flag} {must}, but is '{value}'{meant}")
+        raise UsageError(f"{flag} '{text}': '{value}' {must}{meant}")
     return float(value)
 
 

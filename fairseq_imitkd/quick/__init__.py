@@ -172,8 +172,12 @@ def _without_command(words: Sequence[str]) -> Answer | None:
         close = difflib.get_close_matches(words[0], ("--version", "--help", COMPLETION), 1, cutoff=0.7)
         if close:
             return _refusal(f"{words[0]} is not a flag of imitkd: did you mean {close[0]}?")
-        name = _owner(words[0].partition("=")[0])
-        return _refusal(f"{words[0]} is not a flag of imitkd; name a command first: imitkd-{name} {words[0]}")
+        flag = words[0].partition("=")[0]
+        owners = [f"imitkd-{command}" for command in _owners(flag)]
+        if not owners:
+            return _refusal(f"{flag} is neither a flag of imitkd nor of its commands")
+        of = owners if len(owners) < 3 else [owners[0], owners[1], "others"]
+        return _refusal(f"{flag} is not a flag of imitkd, but of {' and '.join(of)}")
     if len(words) == 2 and words[1] in SHELLS:
         return None
     given = f"is '{' '.join(words[1:])}'" if len(words) > 1 else "is not given"
@@ -182,16 +186,17 @@ def _without_command(words: Sequence[str]) -> Answer | None:
     )
 
 
-def _owner(flag: str) -> str:
-    """Return a command that has a flag: ``train`` if it does, or if none has it."""
+def _owners(flag: str) -> list[str]:
+    """Return the commands that have a flag."""
     known = json.loads(WORDS.read_text(encoding="utf-8"))
-    found = []
-    for command, words in known.items():  # fairseq's flags are one text
-        flags = (
-            words.split() if isinstance(words, str) else [name for each in words for name in each["names"]]
-        )
-        found += [command] if flag in flags else []
-    return "train" if "train" in found or not found else found[0]
+    # fairseq's flags are one text
+    all_flags = {
+        command: words.split()
+        if isinstance(words, str)
+        else [name for each in words for name in each["names"]]
+        for command, words in known.items()
+    }
+    return [command for command, flags in all_flags.items() if flag in flags]
 
 
 def _version() -> Answer:

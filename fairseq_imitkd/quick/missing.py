@@ -19,7 +19,7 @@ _NEEDED = {
 
 
 def missing(command: str, words: Sequence[str], known: Collection[str]) -> str | None:
-    """Return what to say about the first flag that is missing.
+    """Return what to say about the flags that are missing: of the first one what it is, of others the names.
 
     Args:
         command: ``train``, ``generate`` or ``interactive``.
@@ -32,4 +32,8 @@ def missing(command: str, words: Sequence[str], known: Collection[str]) -> str |
     given = {word.partition("=")[0] for word in words if re.match("--?[A-Za-z]", word)}
     if not given <= set(known):
         return None
-    return next((message for flags, message in _NEEDED[command] if not given & {*flags}), None)
+    lacking = [(flags[0], message) for flags, message in _NEEDED[command] if not given & {*flags}]
+    if not lacking:
+        return None
+    others = [flag for flag, _ in lacking[1:]]
+    return f"{lacking[0][1]}; {' and '.join(others)} too" if others else lacking[0][1]

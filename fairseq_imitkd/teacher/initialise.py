@@ -188,13 +188,19 @@ def _check_shapes(copy: Copied) -> None:
     if type(copy.student) is type(copy.teacher) and own == theirs:
         return
     different = sorted(key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key))
-    key = different[0] if different else ""
+    if different:
+        key = different[0]
+        what = f"{key} is {_as_words(own.get(key))}, the teacher's {_as_words(theirs.get(key))}"
+    else:
+        what = f"it is a {type(copy.student).__name__}, the teacher's a {type(copy.teacher).__name__}"
     raise UsageError(
-        f"{FLAG}: the student's {copy.name} must be built as the teacher's, but its "
-        f"{type(copy.student).__name__} has {key} {own.get(key, 'none')}, the teacher's "
-        f"{type(copy.teacher).__name__} {theirs.get(key, 'none')}; use the teacher's widths, or leave this "
-        "part out"
+        f"{FLAG}: the student's {copy.name} must be built as the teacher's, but {what}; use the teacher's "
+        "widths, or leave this part out"
     )
+
+
+def _as_words(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else " x ".join(map(str, shape))
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

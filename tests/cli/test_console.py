@@ -55,7 +55,7 @@ def test_plain_messages_have_the_time_and_the_level(capsys: Any) -> None:
     ):
         handler.handle(one)
     first, second = capsys.readouterr().out.splitlines()
-    assert first.endswith(" | WARNING | can't do it")
+    assert first.endswith(" | warning: can't do it")
     assert second.endswith(" | a note")
     assert first[:2] == second[:2] == "20"
 

@@ -288,7 +288,7 @@ TOGETHER: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
      "--gold-weight 'linear:0' needs --max-epoch", "end of the training", {"max_epoch": 9}),
     ("imitkd", {"gold_weight": "adaptive:0"},
      "--gold-weight must be a number in 0..1, constant:", "but is 'adaptive:0'", {"gold_weight": "linear:0"}),
-    ("imitkd", {"student_share": "2"}, "--student-share '2'", "must be a number in 0..1",
+    ("imitkd", {"student_share": "2"}, "--student-share must be a number in 0..1", "but is '2'",
      {"student_share": "1"}),
     ("imitkd", {"sentence_avg": True}, "--sentence-avg", "--loss-average sentence", {"sentence_avg": False}),
     ("imitkd", {"loss_chunk": 9, "find_unused_parameters": True}, "--loss-chunk 9",

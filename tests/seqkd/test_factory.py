@@ -125,7 +125,8 @@ def test_run_after_the_end_changes_nothing(root: Path, whole: dict[str, bytes | 
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"{SENTENCES} sentences, {SENTENCES - 1} translations, 0 references, ")
     assert "1 empty source" in said[0]
-    assert said[-1] == "this was done before: nothing is changed"
+    assert said[-2] == "this was done before: nothing is changed"
+    assert said[-1].startswith(f"Next: imitkd-train {root / 'whole'}/data-bin --criterion label_smoothed")
     assert make(job(root, root / "whole", num_shards=2, shard_id=1)).fresh is False
     with pytest.raises(
         UsageError, match=r"was begun with decoding\.beam = 3, but now it is 4; use another folder"

@@ -62,7 +62,7 @@ def check(settings: Mapping[str, Any], command: str) -> None:
     # fairseq puts the flat gradients on a GPU. Decoding has none.
     is_flat = not (settings.get("memory_efficient_fp16") or settings.get("fp16_no_flatten_grads"))
     if on_cpu and command == "train" and settings.get("fp16") and is_flat:
-        raise UsageError(f"--fp16 needs a GPU, but {why}: leave it out, or add --memory-efficient-fp16")
+        raise UsageError(f"--fp16 needs a GPU, but {why}: leave it out")
     if on_cpu and command == "train" and settings.get("amp"):
         logger.warning("--amp changes nothing without a GPU: the student trains in fp32")
     for name, value, package in _PACKAGES if command == "train" else (*_PACKAGES, *_DECODING_PACKAGES):
