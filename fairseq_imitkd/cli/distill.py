@@ -284,15 +284,18 @@ def key_of(plan: Plan, training: str, message: str) -> str:
     """
     method = next((method.name for name, method, _ in plan.students() if name == training), None)
     number = [each.name for each in plan.recipe.methods].index(method) + 1 if method is not None else 0
-    own = f"methods[{number}].flags" if number else "teacher.flags"
-    keys = [own, "distillation", "student.flags", "training"] if number else [own, "training"]
+    own, student = f"methods[{number}].flags" if number else "teacher.flags", "student.flags"
+    if number and plan.recipe.methods[number - 1].student:
+        student = f"methods[{number}].{student}"
+    keys = [own, "distillation", student, "training"] if number else [own, "training"]
     flag = re.search(r"--[\w-]+", message)
     given = dict(plan.recipe.flags())
     if flag is not None:
         having = [key for key in keys if any(word.partition("=")[0] == flag[0] for word in given[key])]
         named = [key for key in having if f"'{last_value(given[key], flag[0])}'" in message]
         for key in (*named, *having):
-            return key.replace(".flags", ".arch") if flag[0] == "--arch" and "methods" not in key else key
+            is_model = key in (student, "teacher.flags")
+            return key.replace(".flags", ".arch") if flag[0] == "--arch" and is_model else key
         if flag[0] == "--criterion":
             return f"methods[{number}].criterion"
     return own.partition(".")[0]

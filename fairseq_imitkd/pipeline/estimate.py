@@ -98,8 +98,13 @@ def _estimate(plan: Plan, found: Inputs) -> Estimate:
     length, seconds = average_length(recipe, found), dict[str, float]()
     has_device = recipe.device != "cuda" or torch.cuda.is_available()  # a cluster may have it
     device = recipe.device if has_device else "cpu"
-    first = build(plan.flags(recipe.methods[0]), symbols(recipe), has_weights=True)
-    student = timed(first, length, device, beam=1)
+    students = {
+        recipe.student_of(method): timed(
+            build(plan.flags(method), symbols(recipe), has_weights=True), length, device, beam=1
+        )
+        for method in {recipe.student_of(method): method for method in recipe.methods}.values()
+    }
+    methods = {f"train-{name}": method for name, method, _ in plan.students()}
     teacher, left_out = None, ""
     if recipe.teacher.huggingface is not None:
         left_out = "the teacher is not imported yet, so its steps are left out"
@@ -116,12 +121,18 @@ def _estimate(plan: Plan, found: Inputs) -> Estimate:
         words = step.commands[0].words
         if step.name.startswith("train-") and step.updates is not None:
             tokens = step.updates * tokens_of_update(words, length)
-            if step.name == "train-teacher" and teacher is not None:
+            if step.name == "train-teacher":
+                assert teacher is not None
                 seconds[step.name] = tokens * teacher.training
-            elif "--teacher-path" not in words:
+                continue
+            method = methods[step.name]
+            student, scorer = students[recipe.student_of(method)], teacher
+            if method.teacher is not None:
+                scorer = students[recipe.student_of(recipe.method(method.teacher))]
+            if method.criterion is None:
                 seconds[step.name] = tokens * student.training
-            elif teacher is not None:
-                seconds[step.name] = tokens * (student.training + student.forward + teacher.forward)
+            elif scorer is not None:
+                seconds[step.name] = tokens * (student.training + student.forward + scorer.forward)
         elif words[0] == "imitkd-seqkd" and teacher is not None:
             folder, _, shard = step.name.partition("-shard")
             count, shards = sentences[folder]

@@ -87,7 +87,8 @@ class Inputs:
             text = PAIR * sum(recipe.text.made_up.sizes.values())
         data = text * (DISK + SEQKD_DISK * len(recipe.translated))
         # Two checkpoints of each training hold the weights and Adam's two moments, in float32.
-        return data + 2 * 3 * 4 * parameters * len(recipe.methods) * len(recipe.seeds)
+        trainings = sum(len(recipe.seeds_of(method)) for method in recipe.methods)
+        return data + 2 * 3 * 4 * parameters * trainings
 
 
 def look(recipe: Recipe) -> Inputs:

@@ -112,12 +112,16 @@ class Plan:
     def students(self) -> Iterator[tuple[str, Method, int]]:
         """Yield each student's name, method and seed."""
         for method in self.recipe.methods:
-            for seed in self.recipe.seeds:
+            for seed in self.recipe.seeds_of(method):
                 yield student_name(method.name, seed), method, seed
+
+    def first_student(self, method: Method) -> str:
+        """Return the name of a method's student of the first seed."""
+        return student_name(method.name, self.recipe.seeds_of(method)[0])
 
     def flags(self, method: Method) -> tuple[str, ...]:
         """Return the flags of the training of a method's student of the first seed."""
-        return self.step(f"train-{student_name(method.name, self.recipe.seeds[0])}").commands[0].words[2:]
+        return self.step(f"train-{self.first_student(method)}").commands[0].words[2:]
 
     def _all(self) -> Iterator[Step]:
         recipe = self.recipe
@@ -248,16 +252,22 @@ class Plan:
             needs += folders
         words = [*plain(method.flags)]
         if method.criterion is not None:
-            words = ["--criterion", method.criterion, *self._taught]
-            needs += self._teachers_step
+            words = ["--criterion", method.criterion]
+            if method.teacher is None:
+                words += self._taught
+                needs += self._teachers_step
+            else:
+                assistant = self.first_student(recipe.method(method.teacher))
+                words += ["--teacher-path", checkpoint_of(assistant), "--teacher-data", "data-bin"]
+                needs.append(f"train-{assistant}")
         if method.mono is not None:
             words += ["--mono-source-data", MONO_DATA, "--mono-source-share", str(method.mono)]
             needs.append("binarise-mono")
         taught = recipe.distillation if method.criterion is not None else ()
-        words += [*recipe.training, *recipe.student, *taught, *method.flags, "--seed", str(seed)]
+        words += [*recipe.training, *recipe.student_of(method), *taught, *method.flags, "--seed", str(seed)]
         if method.start is not None:
             first = student_name(method.start, seed)
-            words += ["--finetune-from-model", f"models/{first}/checkpoint_best.pt"]
+            words += ["--finetune-from-model", checkpoint_of(first)]
             needs.append(f"train-{first}")
         return self._training(f"train-{name}", f"models/{name}", words, data=data, needs=tuple(needs))
 
@@ -280,11 +290,11 @@ class Plan:
         )
 
     def _export(self, method: Method) -> Step:
-        export, name = self.recipe.export, student_name(method.name, self.recipe.seeds[0])
+        export, name = self.recipe.export, self.first_student(method)
         assert export is not None
         words = [
             "imitkd-export",
-            f"models/{name}/checkpoint_best.pt",
+            checkpoint_of(name),
             "--data",
             "data-bin",
             "--out",
@@ -303,7 +313,7 @@ class Plan:
     def _evaluate(self, flags: Sequence[str]) -> Step:
         names = [name for name, _, _ in self.students()]
         models = [f"{TEACHER}={self._teacher_path}"]
-        models += [f"{name}=models/{name}/checkpoint_best.pt" for name in names]
+        models += [f"{name}={checkpoint_of(name)}" for name in names]
         needs = [*self._teachers_step, *(f"train-{name}" for name in names)]
         if self.recipe.exported is not None:
             needs.append("export")  # beside it, speeds would be measured on a busy machine
@@ -311,7 +321,7 @@ class Plan:
                 models.append(f"{EXPORTED}={EXPORTED}")
         words = ["imitkd-evaluate", "--data", "data-bin", *self._pair, "--out", "evaluation"]
         words += ["--teacher", TEACHER, "--threads", str(self.recipe.threads)]
-        words += ["--baseline", student_name(self.recipe.baseline.name, self.recipe.seeds[0])]
+        words += ["--baseline", self.first_student(self.recipe.baseline)]
         words += [word for model in models for word in ("--model", model)]
         if self.recipe.text.references is not None:
             words += ["--references", str(self.recipe.text.references)]
@@ -388,6 +398,11 @@ def together(processes: int) -> tuple[str, ...]:
 def student_name(method: str, seed: int) -> str:
     """Return the name of a student."""
     return f"{method}-seed{seed}"
+
+
+def checkpoint_of(student: str) -> str:
+    """Return the path of a student's checkpoint."""
+    return f"models/{student}/checkpoint_best.pt"
 
 
 def _with_key(step: Step, keys: Mapping[str, str], digests: Mapping[str, str]) -> Step:

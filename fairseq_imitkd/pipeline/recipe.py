@@ -107,6 +107,9 @@ class Method:
         start: name of the method whose student it starts from; None starts from random weights.
         mono: share of the sentences of ``text.mono`` in its batches; None reads none.
         flags: further flags of its training.
+        student: flags that describe its student, with ``--arch``; empty takes the recipe's.
+        teacher: name of the method whose student of its first seed teaches; None is the recipe's teacher.
+        seeds: it is trained once with each; empty takes the recipe's.
     """
 
     name: str
@@ -115,6 +118,9 @@ class Method:
     start: str | None = None
     mono: float | None = None
     flags: tuple[str, ...] = ()
+    student: tuple[str, ...] = ()
+    teacher: str | None = None
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,12 +161,12 @@ class Recipe:
         subwords: how text is split; None takes the subwords of a teacher of Hugging Face's format, or words.
         dictionaries: whether both languages have one dictionary, if the teacher is trained.
         teacher: the teacher.
-        student: flags that describe the student, with ``--arch``.
+        student: flags that describe the students, with ``--arch``, of methods that describe none.
         training: flags of every training.
         distillation: further flags of trainings with the teacher.
         translations: how the teacher translates, by the name of what it writes.
         methods: the students.
-        seeds: every method is trained once with each.
+        seeds: every method is trained once with each, unless it has seeds of its own.
         evaluation: None leaves it out.
         export: None leaves it out.
         device: one of :data:`DEVICES`.
@@ -196,6 +202,14 @@ class Recipe:
         """Return the method of a name."""
         return next(method for method in self.methods if method.name == name)
 
+    def student_of(self, method: Method) -> tuple[str, ...]:
+        """Return the flags that describe a method's student, with ``--arch``."""
+        return method.student or self.student
+
+    def seeds_of(self, method: Method) -> tuple[int, ...]:
+        """Return the seeds of a method's students."""
+        return method.seeds or self.seeds
+
     def flags(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Yield the flags of all commands, each with the key that gives them."""
         yield "training", self.training
@@ -204,6 +218,7 @@ class Recipe:
         yield "teacher.flags", self.teacher.flags
         for number, method in enumerate(self.methods, 1):
             yield f"methods[{number}].flags", method.flags
+            yield f"methods[{number}].student.flags", method.student
         for name, translations in self.translations.items():
             yield SEQKD if name == SEQKD else f"translations.{name}", translations.flags
         yield "evaluate", self.evaluation.flags if self.evaluation is not None else ()
@@ -215,7 +230,7 @@ class Recipe:
             yield "teacher", (*self.training, *self.teacher.flags)
         for number, method in enumerate(self.methods, 1):
             taught = self.distillation if method.criterion is not None else ()
-            yield f"methods[{number}]", (*self.training, *self.student, *taught, *method.flags)
+            yield f"methods[{number}]", (*self.training, *self.student_of(method), *taught, *method.flags)
 
     @property
     def translated(self) -> list[str]:

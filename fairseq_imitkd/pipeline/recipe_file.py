@@ -129,7 +129,7 @@ def parse(content: Any, folder: Path) -> Recipe:
         recipe = Section("", content, KEYS, folder=recipe.path("folder"))
     source, target = _languages(recipe)
     translations = _translations(recipe)
-    training = recipe.flags("training", TRAINING)
+    training, seeds = recipe.flags("training", TRAINING), _seeds(recipe)
     methods = _methods(recipe, ("text", *translations), training)
     made = Recipe(
         source=source,
@@ -143,7 +143,7 @@ def parse(content: Any, folder: Path) -> Recipe:
         distillation=recipe.flags("distillation"),
         translations=translations,
         methods=methods,
-        seeds=_seeds(recipe),
+        seeds=seeds,
         evaluation=_evaluation(recipe, methods),
         export=_export(recipe, methods),
         device=recipe.choice("device", DEVICES, "auto"),
@@ -155,6 +155,7 @@ def parse(content: Any, folder: Path) -> Recipe:
     if "dictionaries" in recipe and not made.teacher.flags:
         raise UsageError("dictionaries changes nothing with this teacher, which has its own; leave it out")
     _check_flags(made)
+    _check_starts(made)
     _check_subwords(made)
     _check_mono(made)
     _check_translations(made)
@@ -292,11 +293,10 @@ def _methods(recipe: Section, data: Sequence[str], training: Sequence[str]) -> t
         methods.append(method)
     for number, method in enumerate(methods, 1):
         earlier = [other.name for other in methods[: number - 1]]
-        if method.start is not None and method.start not in earlier:
-            known = closest(method.start, earlier) if earlier else "list that method before this one"
-            raise UsageError(
-                f"methods[{number}].start '{method.start}' is not a method before this one: {known}"
-            )
+        for key, name in (("start", method.start), ("teacher", method.teacher)):
+            if name is not None and name not in earlier:
+                known = closest(name, earlier) if earlier else "list that method before this one"
+                raise UsageError(f"methods[{number}].{key} '{name}' is not a method before this one: {known}")
     return tuple(methods)
 
 
@@ -320,7 +320,7 @@ def _check_criterion(name: str, entry: Any) -> None:
 def _method(name: str, entry: Any, folder: Path, *, data: Sequence[str]) -> Method:
     if isinstance(entry, str):
         entry = {"criterion": entry}
-    keys = ("name", "criterion", "data", "start", "mono", "flags")
+    keys = ("name", "criterion", "data", "start", "mono", "flags", "student", "teacher", "seeds")
     section = Section(name, entry, keys, folder=folder)
     criterion = section.text("criterion")
     own = section.text("name", criterion)
@@ -338,6 +338,9 @@ def _method(name: str, entry: Any, folder: Path, *, data: Sequence[str]) -> Meth
         start=section.text("start") if "start" in section else None,
         mono=section.share("mono") if "mono" in section else None,
         flags=section.flags("flags"),
+        student=_model(section.section("student", ("arch", "flags"))) if "student" in section else (),
+        teacher=section.text("teacher") if "teacher" in section else None,
+        seeds=_seeds(section) if "seeds" in section else (),
     )
 
 
@@ -389,7 +392,7 @@ def _check_flags(recipe: Recipe) -> None:
     for key, flags in recipe.flags():
         is_training = key in ("training", "distillation") or key.endswith(".flags")
         _refuse(key, flags, SET_IN_TRAININGS if is_training else SET_IN_COMMANDS)
-        if key in ("training", "distillation", "student.flags"):
+        if key in ("training", "distillation") or key.endswith("student.flags"):
             loss = "name it in methods, or in the flags of none or of the teacher"
             _refuse(key, flags, {"--criterion": loss})
         if key in ("training", "distillation"):
@@ -407,6 +410,30 @@ def _refuse(key: str, flags: Sequence[str], remedies: Mapping[str, str]) -> None
         name = word.partition("=")[0]
         if name in remedies:
             raise UsageError(f"{key} has {name}, which imitkd-distill sets itself; {remedies[name]}")
+
+
+def _check_starts(recipe: Recipe) -> None:
+    """Refuse a start of another size or without the seed, and a teacher that nothing asks."""
+    for number, method in enumerate(recipe.methods, 1):
+        key = f"methods[{number}]"
+        if method.teacher is not None and method.criterion is None:
+            raise UsageError(
+                f"{key}.teacher changes nothing without a criterion that has a teacher; leave it out"
+            )
+        if method.start is None:
+            continue
+        start = recipe.method(method.start)
+        if recipe.student_of(start) != recipe.student_of(method):
+            raise UsageError(
+                f"{key}.start '{start.name}' has another student; give both the same key student, or leave "
+                "start out"
+            )
+        lacking = [seed for seed in recipe.seeds_of(method) if seed not in recipe.seeds_of(start)]
+        if lacking:
+            raise UsageError(
+                f"{key}.start '{start.name}' has no student of seed {lacking[0]}; add it to that "
+                "method's seeds"
+            )
 
 
 def _check_subwords(recipe: Recipe) -> None:

@@ -30,7 +30,7 @@ SIZED = (
     "--encoder-embed-path", "--decoder-embed-path", "--encoder-layers-to-keep", "--decoder-layers-to-keep",
 )  # fmt: skip
 OTHER_ENDS = {"--max-epoch": 0, "--patience": -1, "--stop-min-lr": -1, "--stop-time-hours": 0}
-ANY_TEACHER = ("--teacher-allow-poor",)  # one of 200 updates; a teacher that is given must be good enough
+ANY_TEACHER = ("--teacher-allow-poor",)  # one of few updates; a teacher that is given must be good enough
 
 
 def rehearsal(recipe: Recipe) -> Recipe:
@@ -62,12 +62,10 @@ def rehearsal(recipe: Recipe) -> Recipe:
 
 
 def _method(method: Method, recipe: Recipe, *, is_tiny: bool) -> Method:
-    flags = (*recipe.training, *recipe.student, *recipe.distillation, *method.flags)
+    flags = (*recipe.training, *recipe.student_of(method), *recipe.distillation, *method.flags)
     more = (*(_tiny(flags) if is_tiny else ()), *_short(flags, UPDATES))
-    return replace(
-        method,
-        flags=(*method.flags, *more, *(ANY_TEACHER if is_tiny and method.criterion is not None else ())),
-    )
+    has_poor_teacher = method.teacher is not None or (is_tiny and method.criterion is not None)
+    return replace(method, flags=(*method.flags, *more, *(ANY_TEACHER if has_poor_teacher else ())))
 
 
 def _tiny(flags: Sequence[str]) -> tuple[str, ...]:

@@ -93,6 +93,10 @@ def test_the_default_flags_can_be_trained_and_exported(
     ("changes", "message"),
     [
         ({"student": {"arch": "transfomer"}}, "student.arch: --arch 'transfomer' does not exist: did you"),
+        (
+            {"methods": [{"criterion": "gkd", "student": {"arch": "transfomer"}}]},
+            "methods[1].student.arch: --arch 'transfomer' does not exist: did you",
+        ),
         ({"training": f"{TRAINING} --lrs 3"}, "training: --lrs is not a flag"),
         ({"training": f"{TRAINING} --warmup-updates -1"}, "training: --warmup-updates must be"),
         ({"methods": ["imitkd_ful"]}, "methods[1].criterion: --criterion 'imitkd_ful' does not exist: did"),

@@ -10,6 +10,7 @@ from fairseq_imitkd.pipeline import estimate, inputs, models, sentencepieces
 from fairseq_imitkd.pipeline.estimate import Estimate, Pass
 from fairseq_imitkd.pipeline.plan import Command, Plan, Step
 from fairseq_imitkd.pipeline.recipe_file import parse
+from tests.helpers.digit_corpus import TINY
 from tests.pipeline.recipes import TRAINING, recipe
 
 
@@ -57,6 +58,29 @@ def test_passes_are_multiplied_by_tokens(digits: Any, monkeypatch: pytest.Monkey
     assert estimate.tokens_of_update(["--max-tokens", "900", "--batch-size", "10"], 20.0) == 200.0
     assert estimate.tokens_of_update(["--batch-size", "10"], 20.0) == 200.0
     assert estimate.tokens_of_update([*TRAINING.split(), "--update-freq", "4"], 20.0) == 1600.0
+
+
+def test_students_of_other_sizes_are_timed_apart(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An assistant's forward pass counts in place of the teacher's."""
+    passes = iter([Pass(1.0, 3.0, 9.0), Pass(2.0, 6.0, 9.0), Pass(10.0, 30.0, 50.0)])
+    monkeypatch.setattr(estimate, "timed", lambda *_, **__: next(passes))
+    wide = {"arch": "transformer", "flags": " ".join(TINY[2:])}
+    assistant = {
+        "criterion": "none",
+        "name": "assistant",
+        "student": {**wide, "flags": f"{wide['flags']} --dropout 0"},
+    }
+    methods = ["imitkd", assistant, {"criterion": "gkd", "teacher": "assistant"}]
+    wanted = parse(recipe(digits.text, methods=methods), Path())
+    found = inputs.look(wanted)
+    made = estimate.estimate(Plan(wanted, found.digests), found)
+    tokens = 8 * 400
+    assert made.seconds == {
+        "train-teacher": tokens * 30.0,
+        "train-imitkd-seed1": tokens * (3.0 + 1.0 + 10.0),
+        "train-assistant-seed1": tokens * 6.0,
+        "train-gkd-seed1": tokens * (3.0 + 1.0 + 2.0),
+    }
 
 
 def test_a_checkpoint_is_timed(digits: Any, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,36 @@ def test_every_step_comes_after_those_that_it_needs() -> None:
     assert last.updates == 8
 
 
+def test_a_method_s_own_student_teacher_and_seeds() -> None:
+    """An assistant of another size teaches with its student of the first seed, over the same dictionaries."""
+    wide = {"arch": "transformer_iwslt_de_en", "flags": "--dropout 0.2"}
+    made = plan(
+        methods=[
+            {"criterion": "none", "seeds": [5]},
+            {"criterion": "gkd", "name": "assistant", "student": wide, "seeds": [7, 8]},
+            {"criterion": "imitkd", "teacher": "assistant"},
+        ],
+        seeds=[1, 2],
+        distillation="--teacher-topk 8",
+    )
+    names = [name for name, _, _ in made.students()]
+    assert names == ["none-seed5", "assistant-seed7", "assistant-seed8", "imitkd-seed1", "imitkd-seed2"]
+    [assistant] = made.step("train-assistant-seed8").commands
+    assert last_value(assistant.words, "--arch") == "transformer_iwslt_de_en"
+    assert last_value(assistant.words, "--dropout") == "0.2"
+    assert last_value(assistant.words, "--teacher-path") == "teacher/checkpoint_best.pt"
+    taught = made.step("train-imitkd-seed2")
+    [command] = taught.commands
+    assert last_value(command.words, "--teacher-path") == "models/assistant-seed7/checkpoint_best.pt"
+    assert last_value(command.words, "--teacher-data") == "data-bin"
+    assert last_value(command.words, "--arch") == "transformer"
+    assert taught.needs == ("binarise", "train-assistant-seed7")
+    [evaluated] = made.step("evaluate").commands
+    assert last_value(evaluated.words, "--baseline") == "none-seed5"
+    [exported] = made.step("export").commands
+    assert exported.words[1] == "models/imitkd-seed1/checkpoint_best.pt"
+
+
 @pytest.mark.parametrize(
     ("changes", "rerun"),
     [

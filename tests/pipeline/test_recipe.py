@@ -67,7 +67,9 @@ def test_the_recipe_of_the_documentation_is_one() -> None:
     page = (REPO / "docs" / "distil.md").read_text(encoding="utf-8")
     shown = page.partition("```yaml\n")[2].partition("```")[0]
     made = parse(yaml.safe_load(shown), HERE)
-    assert [method.name for method in made.methods] == ["none", "seqkd", "imitkd_full", "gkd_after_seqkd"]
+    assert [method.name for method in made.methods] == [
+        "none", "seqkd", "imitkd_full", "gkd_after_seqkd", "assistant", "by_assistant",
+    ]  # fmt: skip
     defaults = parse({key: yaml.safe_load(shown)[key] for key in ("languages", "text", "teacher")}, HERE)
     assert set(made.training) <= set(defaults.training)
     assert [method.name for method in defaults.methods] == ["seqkd", "then_imitkd"]
@@ -129,6 +131,23 @@ def test_the_default_s_second_training_is_shorter(training: str, flags: str) -> 
         ({"methods": [{"criterion": "gkd", "data": "seqdk"}]}, "methods[1].data must be one of text, seqkd"),
         ({"methods": ["seqkd", {"criterion": "gkd", "start": "sekd"}]}, "did you mean seqkd?"),
         ({"methods": [{"criterion": "gkd", "start": "none"}, "none"]}, "list that method before this one"),
+        ({"methods": ["none", {"criterion": "gkd", "teacher": "non"}]}, "methods[2].teacher 'non' is not a"),
+        ({"methods": ["gkd", {"criterion": "seqkd", "teacher": "gkd"}]}, "teacher changes nothing without a"),
+        ({"methods": [{"criterion": "gkd", "seeds": [1, 1]}]}, "methods[1].seeds must be different whole"),
+        ({"methods": [{"criterion": "gkd", "student": {"flags": "-"}}]}, "methods[1].student.arch is not"),
+        ({"methods": [{"criterion": "gkd", "student": "a"}]}, "methods[1].student must have keys (arch"),
+        (
+            {"methods": [{"criterion": "gkd", "student": {"arch": "a", "flags": "--criterion b"}}]},
+            "methods[1].student.flags has --criterion, which imitkd-distill sets itself",
+        ),
+        (
+            {"methods": ["none", {"criterion": "gkd", "start": "none", "student": {"arch": "a"}}]},
+            "methods[2].start 'none' has another student; give both the same key student",
+        ),
+        (
+            {"methods": ["none", {"criterion": "gkd", "start": "none", "seeds": [2]}]},
+            "methods[2].start 'none' has no student of seed 2; add it to that method's seeds",
+        ),
         ({"seeds": [1, 1]}, "seeds must be different whole numbers of 0 or more, such as [1, 2, 3]"),
         ({"seeds": [True]}, "seeds must be different whole numbers"),
         ({"evaluate": {"baseline": "imitkd_ful"}}, "is not one of the methods: did you mean imitkd_full?"),
