@@ -15,9 +15,9 @@ ENDED = (
         "made-up languages",
         "made_up_languages",
         "imitkd",
-        "a sentence has several right translations there, and the words so far decide which one goes on",
+        "A sentence has several right translations there, and the words so far decide which one continues",
     ),
-    ("CMU dictionary", "cmudict", "imitkd_full", "what the students lack there are words, not prefixes"),
+    ("CMU dictionary", "cmudict", "imitkd_full", "Those students know too few words; their own prefixes are not the problem"),
 )
 
 
@@ -38,13 +38,13 @@ def box(quickstarts: Sequence[Results], examples: Path) -> str:
         f"BLEU to {seqkd}, at {seconds(quickstarts, 'seqkd')} CPU seconds and {translating(quickstarts)} "
         f"for the translations; as many updates of `imitkd` bring {imitkd}, at "
         f"{seconds(quickstarts, 'imitkd')}.",
-        "**Then go on by `imitkd` or `imitkd_full`** from SeqKD's student, on its data "
-        f"(`--finetune-from-model`). There {updates} more updates bring {then} BLEU, and {updates} more of "
-        f"SeqKD {more}, at {seconds(quickstarts, 'seqkd_imitkd')} and "
-        f"{seconds(quickstarts, 'seqkd_continued')} CPU seconds.",
+        "**Then continue with `imitkd` or `imitkd_full`** from SeqKD's student, on its data "
+        f"(`--finetune-from-model`). {updates} updates of `imitkd` bring that student to {then} BLEU, at "
+        f"{seconds(quickstarts, 'seqkd_imitkd')} CPU seconds. {updates} more updates of SeqKD bring it to "
+        f"{more}, at {seconds(quickstarts, 'seqkd_continued')}.",
     ]
     if ended := [text for each in ENDED if (text := at_the_end(examples, *each))]:
-        lines.append(f"**What is left at the end of training depends on the task.** {' '.join(ended)}")
+        lines.append(f"**How much of the gain lasts to the end of training depends on the task.** {' '.join(ended)}")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -68,8 +68,9 @@ def at_the_end(examples: Path, title: str, recipe: str, method: str, cause: str)
     spent, less = minutes(own), minutes(more)
     how = f"{chance}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
     return (
-        f"On the [{title}](examples/{recipe}/README.md), `{method}` after SeqKD has {first} "
-        f"{title_of_score} and more of SeqKD {control} ({how}), in {spent} and {less} CPU minutes: {cause}."
+        f"On the [{title}](examples/{recipe}/README.md), SeqKD and then `{method}` ends at "
+        f"{first} {title_of_score}, longer SeqKD at {control} ({how}). The second training takes {spent} and "
+        f"{less} CPU minutes. {cause}."
     )
 
 

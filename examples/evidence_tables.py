@@ -102,10 +102,10 @@ def notes(records: Sequence[Record]) -> str:
     return (
         f"Greedy decoding of {measure.count(first['test'])}. A training ended when {first['patience']} "
         f"validations in a row brought no {measure.brought}{cut_short(records)}. Difference: in "
-        f"{measure.title} from `seqkd`, and of rows that go on from `seqkd`'s student "
+        f"{measure.title} from `seqkd`, and of rows that start from `seqkd`'s student "
         "(`then_…`) from `then_seqkd`, averaged over the seeds that both have; p: paired bootstrap over "
         f"{measure.bootstrap}. CPU minutes: of the row's own training, without validation; with all before: "
-        f"also of the student that it started from{assistant} and of the teacher's translations, without "
+        f"also of its start{assistant} and of the teacher's translations, without "
         f"the teacher's training. Trained at {', '.join(commits)} on {machine['processor']}, "
         f"1 thread; {versions}. Each row's commands and all validations: `evidence/`."
     )

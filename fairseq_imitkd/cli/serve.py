@@ -157,7 +157,8 @@ def _add_request_flags(group: Any) -> None:
         type=_number,
         default=default.seconds,
         metavar="SECONDS",
-        help="maximum time to receive its headers, and from then to the last translation",
+        help="maximum time to receive a request's headers, then to its last translation, and for a client to take "
+        "the answer",
     )
     group.add_argument(
         "--shutdown-timeout",
