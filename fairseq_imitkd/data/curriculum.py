@@ -31,6 +31,12 @@ class HighestFirst(BaseWrapperDataset):
         self._bucket = np.empty(len(scores), dtype=np.int64)
         self._bucket[np.argsort(-scores, kind="stable")] = np.arange(len(scores)) * BUCKETS // len(scores)
 
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the sentences, such as ``tgt``: they are the same."""
+        if name == "dataset":  # it is not there yet while a process unpickles this
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
     def ordered_indices(self) -> np.ndarray:
         """Return the numbers of the sentences in that order, ``(N,)`` int64."""
         found = self.dataset.ordered_indices()

@@ -322,9 +322,12 @@ class Mixer:
 
     def _draw_ahead(self, batch: Batch, later: int, now: Moment, *, writers: Writers) -> Draw:
         """Draw for a batch of the window as at its own update, which is ``later`` updates from now."""
-        device = next(writers.student.parameters()).device
-        if device.type == "cuda":  # the pool holds batches as the data set gave them
-            batch = utils.move_to_cuda(batch, device)
+        first = next(writers.student.parameters())
+
+        def prepared(values: Tensor) -> Tensor:  # the pool holds batches as the data set gave them
+            return values.to(first.device, first.dtype if values.is_floating_point() else values.dtype)
+
+        batch = utils.apply_to_sample(prepared, batch)
         return self._draw_sentences(batch, self.method.at(now.update_num + later, now.epoch))
 
     def _write_together(

@@ -169,8 +169,11 @@ class Distiller:
         batch = mixer.roll_out(mixer.draw(sample, now), self._writers(learner.student))
         # The cache of encoder outputs is of the training data, by their ids.
         encoder_outs = self.teacher.encode(batch.sample, cacheable=False)
-        encoded = _EncodedBatch(batch, now, lambda: (None, NO_REWARDS), encoder_outs, None, None)
-        return self._score_part(encoded, None, learner)
+        vectors = self._sentence_vectors(encoder_outs)
+        encoded = _EncodedBatch(batch, now, lambda: (None, NO_REWARDS), encoder_outs, None, None, vectors)
+        part = self._score_part(encoded, None, learner)
+        self._seconds()  # those of a validation are not the next update's
+        return part
 
     def prepare_checkpoint(self, student: BaseFairseqModel) -> None:
         """Collect the state of all processes for a checkpoint; all of them must call this together."""
@@ -247,8 +250,7 @@ class Distiller:
                 encoder_outs = without_graphs_if_needed(
                     lambda: self.teacher.encode(batch.sample, cacheable=batch.has_own_sources)
                 )
-                if self.method.matches_hidden:
-                    vectors = cast(Teacher, self.teacher).sentence_vectors(encoder_outs)
+                vectors = self._sentence_vectors(encoder_outs)
                 if self.sentence_weights is not None:
                     chunk = learner.criterion.chunk(learner.model, references["target"])
                     log_weights = self.sentence_weights.log_weights(
@@ -261,6 +263,12 @@ class Distiller:
         log = self.rollout_log
         shown = None if log is None else log.choose(batch, now.update_num)
         return _EncodedBatch(batch, now, reward, encoder_outs, log_weights, shown, vectors)
+
+    def _sentence_vectors(self, encoder_outs: Any) -> Tensor | None:
+        """Return the teacher's sentence vectors, ``(B, D)``, for ``--hidden-match``; None without it."""
+        if not self.method.matches_hidden:
+            return None
+        return cast(Teacher, self.teacher).sentence_vectors(encoder_outs)
 
     def _learn(self, encoded: "_EncodedBatch", learner: Learner) -> StepResult:
         """Compute the teacher's logits, the loss and its gradient, for the whole batch or part by part.

@@ -14,7 +14,7 @@ from fairseq.data import AppendTokenDataset, StripTokenDataset, TruncateDataset
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II
 
-from fairseq_imitkd.criterion import DistillationCriterion
+from fairseq_imitkd.criterion import DistillationCriterion, unwrapped_criterion
 from fairseq_imitkd.data.corpus import Languages, read_split
 from fairseq_imitkd.data.directory import folders_of
 from fairseq_imitkd.data.files import kind_of, sha256
@@ -130,6 +130,12 @@ class WithSourceOnlyData(_Task):
                     f"--valid-subset '{split}' has no target side, which this --criterion needs: binarise "
                     "the targets too, or add --disable-validation"
                 )
+            if self.cfg.teacher_cache:
+                raise UsageError(
+                    "--teacher-cache has no answers about the student's own translations, on which "
+                    f"--valid-subset '{split}' without a target side is validated: use --teacher-path, or "
+                    "add --disable-validation"
+                )
             metric = config.checkpoint.best_checkpoint_metric
             if metric in ("nll_loss", "ppl"):
                 raise UsageError(
@@ -198,9 +204,10 @@ class WithSourceOnlyData(_Task):
 
     def valid_step(self, sample: Any, model: Any, criterion: Any) -> Any:
         """Validate on a batch; on the student's own translations if it has no references."""
-        distils = isinstance(criterion, DistillationCriterion) and self.for_training
+        own = unwrapped_criterion(criterion)
+        distils = isinstance(own, DistillationCriterion) and self.for_training
         if distils and bool(without_references(sample["target"], self.target_dictionary.pad()).all()):
-            sample = self.distiller_of(criterion).on_own_prefixes(sample, model, criterion)
+            sample = self.distiller_of(own).on_own_prefixes(sample, model, own)
         return super().valid_step(sample, model, criterion)
 
 

@@ -1,6 +1,8 @@
 """Trainings in the order of a file of scores."""
 
 import itertools
+import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,26 @@ def test_equal_scores_keep_the_order_of_the_text(tmp_path: Path) -> None:
     scores = read_scores(str(tmp_path / "scores"))
     dataset = HighestFirst(ByLength(list(range(20)), np.ones(20)), scores)
     assert dataset.ordered_indices().tolist() == list(range(20))
+
+
+def test_what_reads_the_sentences_finds_them(digits, teacher: Path, tmp_path: Path) -> None:
+    """The symbols of the data are checked, and sources without references are known as such."""
+    plain = ByLength([3, 4], np.ones(2))
+    plain.tgt = "targets"
+    dataset = HighestFirst(plain, np.ones(2))
+    assert dataset.tgt == "targets"
+    assert pickle.loads(pickle.dumps(dataset)).tgt == "targets"
+    assert not hasattr(dataset, "src")
+    data, file = tmp_path / "data", tmp_path / "scores"
+    shutil.copytree(digits.data, data)
+    for path in data.glob("train.*.tgt.*"):
+        path.unlink()
+    file.write_text("1\n" * SENTENCES)
+    training = in_process.train(
+        data, tmp_path / "saved", *FLAGS[:2], *FLAGS[4:], "--criterion", "imitkd_full", "--student-share", 1,
+        "--teacher-path", teacher, "--curriculum", 1, "--curriculum-scores", file, "--max-update", 1,
+    )  # fmt: skip
+    assert training.trainer.get_num_updates() == 1
 
 
 def test_batches_come_in_the_order_of_the_scores_and_then_in_any(digits, tmp_path: Path) -> None:

@@ -213,6 +213,42 @@ def test_refuses_scores_of_a_validation_set_without_references(
         in_process.train(data, tmp_path / "run", *flags, "--max-update", 1, "--eval-bleu")
 
 
+def test_a_cache_does_not_know_the_students_own_translations(digits, teacher: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(digits.data, data)
+    for path in data.glob("valid.*.tgt.*"):
+        path.unlink()
+    flags = (*FLAGS, "--criterion", "word_kd", "--teacher-cache", tmp_path / "cache", "--max-update", 1)
+    with pytest.raises(UsageError, match=r"^--teacher-cache has no answers about the student's own") as error:
+        in_process.train(data, tmp_path / "run", *flags)
+    assert len(str(error.value)) <= 200
+
+
+def test_validation_with_sentence_vectors(digits, teacher: Path, tmp_path: Path) -> None:
+    """Their distance is a part of the loss; a criterion with weights of its own may be wrapped; the time of a
+    validation is not the next update's.
+    """
+    data = tmp_path / "data"
+    shutil.copytree(digits.data, data)
+    for path in data.glob("valid.*.tgt.*"):
+        path.unlink()
+    flags = (*FLAGS, "--criterion", "word_kd", "--teacher-path", teacher, "--max-update", 4)
+    flags += ("--validate-interval-updates", 2, "--hidden-match", 1, "--hidden-match-only")
+    training = in_process.train(data, tmp_path / "run", *flags)
+    losses = [interval["loss"] for interval in training.metrics["valid"]]
+    assert 0 < losses[-1] < losses[0]
+    task, criterion = training.trainer.task, training.trainer.get_criterion()
+    assert task.distiller_of(criterion).timer.read("teacher_seconds") == {"teacher_seconds": 0.0}
+    student = training.trainer.get_model().eval()
+    sample = task.dataset("valid").collater([task.dataset("valid")[number] for number in range(4)])
+    loss, count, _ = task.valid_step(sample, student, criterion.eval())
+    wrapped = torch.nn.Module()
+    wrapped.module = criterion
+    wrapped.forward = criterion.forward
+    assert task.valid_step(sample, student, wrapped)[:2] == (loss, count)
+    assert float(loss) > 0
+
+
 def test_refuses_sources_of_another_dictionary(digits, teacher: Path, source_only, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(source_only, other)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fairseq.data.iterators import CountingIterator
 from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
@@ -16,7 +17,9 @@ from fairseq_imitkd.data.batch_type import TEACHER_INPUT
 from fairseq_imitkd.data.corpus import dataset_builder
 from fairseq_imitkd.data.speech import check_manifests, check_transcripts
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.mixing import Mixer, Writers
 from fairseq_imitkd.mixing.batch import encoder_inputs
+from fairseq_imitkd.mixing.pool import LookAheadIterator
 from fairseq_imitkd.rollout import Prompt, RolloutGenerator, RolloutPolicy, SpecialSymbols, decode
 from fairseq_imitkd.rollout.fast_transformer import TransformerSteps
 from fairseq_imitkd.rollout.steps import begin_decoding
@@ -145,6 +148,28 @@ def test_the_generator_of_the_task_is_the_fast_one(data: Path) -> None:
     generator = task.build_generator([model], in_process.greedy())
     assert isinstance(generator, RolloutGenerator)
     assert generator.rollout_policy == RolloutPolicy("greedy")
+
+
+def test_pooled_speech_has_the_student_s_precision(data: Path) -> None:
+    """fairseq casts the features of the batch that it trains on; the pool has those of the next one."""
+    task = speech.tiny_task(data)
+    sentences = speech.spoken(task, reads_text=False)
+    student = speech.build(task).to(torch.bfloat16).eval()
+    settings = {
+        "student_share": "1",
+        "rollout_pool_updates": 2,
+        "rollout_max_len_a": 0.0,
+        "rollout_max_len_b": 6,
+    }
+    method = tiny_criterion("imitkd_full", task, **settings).method
+    mixer = Mixer.from_method(method, task.layout)
+    assert mixer.pool is not None
+    ahead = LookAheadIterator(CountingIterator([speech.batch(sentences, range(n, n + 5)) for n in (0, 5)]))
+    mixer.pool._batches = ahead
+    first = next(ahead)
+    first["net_input"]["src_tokens"] = first["net_input"]["src_tokens"].to(torch.bfloat16)
+    mixed = mixer.roll_out(mixer.draw(first, method.at(0)), Writers(student, None, 30))
+    assert mixed.is_rollout.all()
 
 
 def test_transcripts_follow_the_rows_of_their_speech(data: Path) -> None:
