@@ -338,8 +338,12 @@ def dataset_builder(prefix: Path, symbols: int) -> Iterator[Any]:
     """
     names = {end: Path(f"{prefix}.{end}") for end in ("bin", "idx")}
     partials = {end: partial(name) for end, name in names.items()}
-    builder = indexed_dataset.make_builder(str(partials["bin"]), "mmap", vocab_size=symbols)
-    yield builder
-    builder.finalize(str(partials["idx"]))
-    for end, name in names.items():
-        partials[end].replace(name)
+    try:
+        builder = indexed_dataset.make_builder(str(partials["bin"]), "mmap", vocab_size=symbols)
+        yield builder
+        builder.finalize(str(partials["idx"]))
+        for end, name in names.items():
+            partials[end].replace(name)
+    finally:
+        for part in partials.values():
+            part.unlink(missing_ok=True)

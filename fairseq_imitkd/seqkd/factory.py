@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 import fairseq_imitkd
@@ -26,6 +27,7 @@ from fairseq_imitkd.seqkd.folder import (
     finished,
     output_folder,
     saved_batches,
+    saved_files,
 )
 from fairseq_imitkd.seqkd.job import Job
 from fairseq_imitkd.seqkd.reverse import check_reverse, qualities, score_back
@@ -121,7 +123,7 @@ def _make(
         mine = [number for number in todo if number % job.num_shards == job.shard_id]
         translate(work, mine, teacher)
         score_back(work, mine)
-        return Result(None, count, len({number for number, _ in saved_batches(job.out)}))
+        return Result(None, count, len(saved_files(job.out)))
     translate(work, todo, teacher)
     score_back(work, range(count))
     return Result(finish(work, folder, identity), count, count)
@@ -185,8 +187,10 @@ def _write(work: Work) -> Counts:
         total=len(work.corpus) * job.decoding.kept,
         student=_student(job, work.languages),
     )
-    sentences = {sentence for batch in batches.values() for sentence in batch.ids.tolist()}
-    counts.check(len(sentences), sum(int(batch.counts.sum()) for batch in batches.values()))
+    is_translated = np.zeros(len(work.corpus), dtype=bool)
+    for batch in every:
+        is_translated[batch.ids] = True
+    counts.check(int(is_translated.sum()), sum(int(batch.counts.sum()) for batch in every))
     _check_written(counts)
     return counts
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -177,7 +178,7 @@ class PairFilter:
         for pair, reason in self._judged():
             if pair.origin == "gold":
                 counts.gold += 1
-            elif not reason and counts.translations in worst:
+            elif not reason and len(worst) and worst[counts.translations]:
                 reason = "worst"
             counts.translations += pair.origin != "gold"
             if reason:
@@ -186,27 +187,28 @@ class PairFilter:
                 counts.written += 1
             yield pair, reason
 
-    def _worst(self) -> set[int]:
-        """Return which translations ``drop_worst`` drops, counted in the order of the corpus.
+    def _worst(self) -> np.ndarray:
+        """Return whether ``drop_worst`` drops each translation, in the order of the corpus, ``(H,)`` bool.
 
-        Of equal ones, the first ones are dropped.
+        Of equal ones, the first ones are dropped. Without ``drop_worst`` the result is empty.
         """
         if not self.filters.drop_worst:
-            return set()
-        passed = [
-            (pair.quality, number)
-            for number, (pair, reason) in enumerate(
-                (pair, reason) for pair, reason in self._judged() if pair.origin != "gold"
-            )
-            if not reason and not math.isnan(pair.quality)
-        ]
-        passed.sort()
-        return {number for _, number in passed[: int(self.filters.drop_worst * len(passed))]}
+            return np.empty(0, dtype=bool)
+        compared = array("d")  # NaN: this translation is not compared
+        for pair, reason in self._judged():
+            if pair.origin != "gold":
+                compared.append(math.nan if reason else pair.quality)
+        qualities = np.frombuffer(compared)
+        numbers = np.flatnonzero(~np.isnan(qualities))
+        order = numbers[np.argsort(qualities[numbers], kind="stable")]
+        worst = np.zeros(len(qualities), dtype=bool)
+        worst[order[: int(self.filters.drop_worst * len(order))]] = True
+        return worst
 
     def _judged(self) -> Iterator[tuple[Pair, str | None]]:
         """Yield every pair and the reason to drop it, other than that it is among the worst."""
         draws = RandomKey(self.filters.seed, 0, MIXING_GOLD).uniforms(torch.arange(len(self.corpus)))
-        is_gold = draws.lt(self.filters.mix_gold).tolist()
+        is_gold = draws.lt(self.filters.mix_gold).numpy()
         reason = _DropReason(self.corpus, self.filters, self.sides())
         for sentence, translations in self._by_sentence():
             for pair in translations:
@@ -223,7 +225,8 @@ class PairFilter:
         for number, batch in enumerate(self.batches):
             place[batch.ids] = np.stack([np.full_like(batch.ids, number), np.arange(batch.ids.size)], axis=1)
             starts.append([np.concatenate([[0], sizes.cumsum()]) for sizes in (batch.counts, batch.lengths)])
-        for sentence, (number, row) in enumerate(place.tolist()):
+        for sentence in range(len(self.corpus)):
+            number, row = place[sentence].tolist()
             if number >= 0:
                 hypotheses = range(starts[number][0][row], starts[number][0][row + 1])
                 first = starts[number][1]

@@ -56,8 +56,13 @@ def saved_batches(out: Path) -> Iterator[tuple[int, TranslatedBatch]]:
             f"--out '{out}' was begun by an older version of fairseq-imitkd, whose {journal.name} can't be "
             "read; finish with that version, or use another folder"
         )
-    for path in sorted((out / DECODED).glob("*.npz")):
+    for path in saved_files(out):
         yield _read(path)
+
+
+def saved_files(out: Path) -> list[Path]:
+    """Return the files of all batches, in the order of their numbers."""
+    return sorted((out / DECODED).glob("*.npz"), key=lambda path: (len(path.stem), path.stem))
 
 
 def read_batch(out: Path, number: int) -> TranslatedBatch:

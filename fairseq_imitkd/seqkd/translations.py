@@ -13,6 +13,7 @@ a file is the sentence of its n-th occurrence in the others.
 import hashlib
 import json
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -137,7 +138,7 @@ class TranslationFile:
         text = self._text(line, number)
         try:
             found = self._of_json(text) if self.path.suffix == ".jsonl" else self._of_tsv(text)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError, OverflowError) as error:  # a whole number of 309 digits
             raise UsageError(
                 f"{FLAG} '{self.path}': line {number} must hold a source and its translations: "
                 f"{' '.join(str(error).split())[:80]}"
@@ -286,7 +287,8 @@ def _collect(
     files: Sequence[TranslationFile], sides: dict[str, _Side], *, folder: Path, needs_scores: bool
 ) -> None:
     numbers: dict[tuple[bytes, int], int] = {}  # a source, and how often it came before -> its sentence
-    places: list[tuple[int, ...]] = []
+    places = array("q")
+    row: tuple[int, ...] = ()
     with ExitStack() as opened:
         [lines] = opened.enter_context(atomic_files(folder / "source.txt"))
         builders: dict[str, Any] = {}
@@ -298,20 +300,26 @@ def _collect(
                         f"--drop-worst needs a score for each translation, but {FLAG} '{file.path}' lacks "
                         "some; add --scores or --reverse-teacher"
                     )
-                source = hashlib.blake2b(found.source.encode(), digest_size=16).digest()
-                key = source, occurrences[source]
-                occurrences[source] += 1
-                if not numbers:
+                if len(files) == 1:
+                    number, is_new = len(places) // max(1, len(row)), True
+                else:
+                    source = hashlib.blake2b(found.source.encode(), digest_size=16).digest()
+                    key = source, occurrences[source]
+                    occurrences[source] += 1
+                    is_new = key not in numbers
+                    number = numbers.setdefault(key, len(numbers))
+                if not builders:
                     for name in ("source",) if found.reference is None else ("source", "reference"):
                         builder = dataset_builder(folder / name, len(sides[name].dictionary))
                         builders[name] = opened.enter_context(builder)
-                if key not in numbers:
+                if is_new:
                     _add(found, builders, sides, file=file)
                     lines.write(found.source.encode() + b"\n")
-                places.append((numbers.setdefault(key, len(numbers)), which, *place))
+                row = (number, which, *place)
+                places.extend(row)
         if not places:
             raise UsageError(f"{FLAG} '{files[0].path}' is empty; use a file with one source in each line")
-    order = np.array(places, dtype=np.int64)
+    order = np.frombuffer(places, dtype=np.int64).reshape(-1, len(row))
     with atomic_files(folder / _PLACES) as [output]:
         np.save(output, order[np.argsort(order[:, 0], kind="stable")])
 

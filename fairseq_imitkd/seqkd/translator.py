@@ -94,6 +94,11 @@ class TranslatedBatch:
         """Return the tokens of each hypothesis, ``H`` int64 tensors."""
         return list(torch.from_numpy(self.tokens.astype(np.int64)).split(self.lengths.tolist()))
 
+    def first_tensors(self) -> list[Tensor]:
+        """Return the tokens of each sentence's first hypothesis, ``B`` int64 tensors."""
+        tensors = self.token_tensors()
+        return [tensors[at] for at in np.cumsum(self.counts) - self.counts]
+
 
 class Candidates(Protocol):
     """What offers hypotheses: an :class:`~fairseq_imitkd.engines.base.Engine`, or translations of others."""
@@ -202,7 +207,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def agreement(ours: Translator, fairseqs: Translator, batches: Sequence[Any]) -> dict[str, Any]:
-    """Compare the translations that two engines keep, with the same settings.
+    """Compare the first translations that two engines keep of each sentence, with the same settings.
 
     Args:
         ours: translator that is checked.
@@ -214,7 +219,7 @@ def agreement(ours: Translator, fairseqs: Translator, batches: Sequence[Any]) ->
         against fairseq's.
     """
     own, theirs = (
-        [tokens for batch in batches for tokens in translator.translate(*batch).token_tensors()]
+        [tokens for batch in batches for tokens in translator.translate(*batch).first_tensors()]
         for translator in (ours, fairseqs)
     )
     # Both are outputs, so an unknown word of one is that of the other.

@@ -82,3 +82,14 @@ def test_the_index_is_changed_as_it_is_written(prefix: Path) -> None:
     data = Path(f"{prefix}.idx").read_bytes()
     assert changed_index()(data) == data
     assert len(data) == HEAD.size + 3 * 12
+
+
+def test_a_side_that_is_not_complete_leaves_no_file(tmp_path: Path) -> None:
+    def ends_early() -> None:
+        with dataset_builder(tmp_path / "test", 20) as builder:
+            builder.add_item(torch.tensor([4, 2]))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        ends_early()
+    assert not list(tmp_path.iterdir())

@@ -43,12 +43,13 @@ def test_what_is_read_is_what_was_saved(out: Path) -> None:
     assert list(saved_batches(out)) == []
     assert list(saved_batches(out / "missing")) == []
     saved = {12: batch(1), 3: batch(7, sentences=3, hypotheses=4), 2**20: batch(8, sentences=0)}
+    saved[10**7] = batch(9)  # its name has a digit more
     for number, translated in saved.items():
         save_batch(out, number, translated)
     for name in ("source.bin", "0000001.npz.12.partial"):
         (out / "decoded" / name).write_bytes(b"none of these")
     found = list(saved_batches(out))
-    assert [number for number, _ in found] == [3, 12, 2**20]
+    assert [number for number, _ in found] == [3, 12, 2**20, 10**7]
     for number, translated in found:
         assert_equal(translated, saved[number])
 

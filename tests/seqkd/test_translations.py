@@ -88,6 +88,11 @@ def test_kinds_of_files(tmp_path: Path) -> None:
             '{"source": "a", "translations": ["b"], "scores": [NaN]}\n',
             "its scores are not one number for each translation",
         ),
+        (
+            "t.jsonl",
+            '{"source": "a", "translations": ["b"], "scores": [1' + 309 * "0" + "]}\n",
+            "line 1 must hold a source and its translations: int too large",
+        ),
         ("a.tsv", b"a\t\xff\n", "must be UTF-8, but line 1 is not; convert the file (iconv)"),
         (
             "a.jsonl",

@@ -264,3 +264,19 @@ def test_agreement() -> None:
     assert (found["sentences"], found["identical"]) == (7, 3)
     assert 20 < found["chrf"] < 70
     assert agreement(theirs, theirs, batches) == {"sentences": 7, "identical": 7, "chrf": 100.0}
+
+
+def test_agreement_is_of_each_sentences_first_translation() -> None:
+    """Engines may keep different numbers of translations, because of equal texts one is kept."""
+
+    class Several(ById):
+        def translate(self, ids: Any, sources: Any, nbest: int) -> list[list[Hypothesis]]:
+            found = super().translate(ids, sources, nbest)
+            return [[*each, *each][: self.kept] for each in found]
+
+    outputs = {0: [4, 5], 1: [6, 7, 8]}
+    ours, theirs = Several(outputs), Several(outputs)
+    ours.kept, theirs.kept = 1, 2
+    batches = [([0, 1], [torch.tensor([4, EOS])] * 2, None)]
+    found = agreement(Translator(ours, letters()), Translator(theirs, letters()), batches)
+    assert found == {"sentences": 2, "identical": 2, "chrf": 100.0}
