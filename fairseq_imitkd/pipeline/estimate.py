@@ -161,7 +161,7 @@ def lines(recipe: Recipe, found: Inputs, kind: str) -> int:
 
 def tokens_of_update(words: Sequence[str], length: float) -> float:
     """Return the number of target tokens of a training's update, with full batches."""
-    freq = int(last_value(words, "--update-freq") or 1)
+    freq = int(last_value(words, "--update-freq").split(",")[-1] or 1)  # a number for each epoch
     tokens, rows = last_value(words, "--max-tokens"), last_value(words, "--batch-size")
     limits = [float(tokens)] if tokens else []
     limits += [float(rows) * length] if rows else []
@@ -180,7 +180,7 @@ def timed(
         beam: width of the beam search.
         clock: returns seconds.
     """
-    columns = round(length)
+    columns = min(round(length), *(longest - 1 for longest in model.max_positions()))
     model = model.to(device)
     dictionary = model.decoder.dictionary
     shape = (ROWS, columns)

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from fairseq_imitkd.checkpoints.build import configuration
@@ -14,7 +14,7 @@ from fairseq_imitkd.data.files import kind_of, not_text, sha256
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline.lengths import check_lengths
 from fairseq_imitkd.pipeline.recipe import Recipe
-from fairseq_imitkd.pipeline.sentencepieces import LINES
+from fairseq_imitkd.pipeline.sentencepieces import first_lines
 from fairseq_imitkd.quick.recipe_words import SPLITS
 from fairseq_imitkd.text.subwords import open_pieces
 
@@ -107,7 +107,22 @@ def look(recipe: Recipe) -> Inputs:
     if recipe.user_dir is not None:
         digests[str(recipe.user_dir)] = _folder(recipe.user_dir, "user_dir", "*.py")
     _check_subwords(recipe)
-    return Inputs(texts, digests)
+    return Inputs(_read_of(recipe, texts), digests)
+
+
+def _read_of(recipe: Recipe, texts: Mapping[Path, Text]) -> Mapping[Path, Text]:
+    """Return what the run reads of each text; a rehearsal reads its first lines."""
+    if recipe.first is None or not texts:
+        return texts
+    names = {path: split for split, pair in recipe.text.pairs.items() for path in astuple(pair)}
+    if recipe.text.mono is not None:
+        names[recipe.text.mono] = "mono"
+    read = dict(texts)
+    for path, name in names.items():
+        text = texts[path]
+        lines = min(text.lines, recipe.first[name])
+        read[path] = replace(text, lines=lines, bytes=text.bytes * lines // text.lines)
+    return read
 
 
 def check_room(out: Path, needed: int) -> None:
@@ -300,8 +315,7 @@ def _check_subwords(recipe: Recipe) -> None:
     for language, path in ((recipe.source, valid.source), (recipe.target, valid.target)):
         dictionary = recipe.teacher.dictionaries / f"dict.{language}.txt"
         known = {line.rsplit(" ", 1)[0] for line in dictionary.read_text(encoding="utf-8").splitlines()}
-        with open(path, encoding="utf-8") as file:
-            lines = [line.rstrip("\r\n") for _, line in zip(range(min(LOOKED_AT, LINES)), file, strict=False)]
+        lines = first_lines(str(path), LOOKED_AT)
         split = processor.encode(lines, out_type=str) if processor else [line.split() for line in lines]
         pieces = [piece for some in split for piece in some]
         unknown = sum(piece not in known for piece in pieces)
@@ -316,8 +330,7 @@ def _check_subwords(recipe: Recipe) -> None:
 def _check_whole_words(recipe: Recipe) -> None:
     """Refuse text that is split into subwords already: it would be split again."""
     for path in astuple(recipe.text.pairs["valid"]):
-        with open(path, encoding="utf-8") as file:
-            lines = [line for _, line in zip(range(LOOKED_AT), file, strict=False)]
+        lines = first_lines(str(path), LOOKED_AT)
         if sum("\u2581" in line for line in lines) > len(lines) / 2:
             raise UsageError(
                 f"text.valid '{path}' is split into subwords already (\u2581), and sentencepiece would split "

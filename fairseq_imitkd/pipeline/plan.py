@@ -409,7 +409,7 @@ def _with_key(step: Step, keys: Mapping[str, str], digests: Mapping[str, str]) -
     """Return a step with its key.
 
     Files count by their content, so a file that is copied or touched changes nothing. The number of threads
-    does not count.
+    counts for the evaluation alone, whose speeds depend on it.
     """
     programs = {str(program.__file__): program.__name__ for program in (made_up, sentencepieces)}
     stands_for = {**digests, **programs}

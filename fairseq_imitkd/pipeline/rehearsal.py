@@ -29,6 +29,7 @@ TINY = {
 SIZED = (
     "--encoder-embed-path", "--decoder-embed-path", "--encoder-layers-to-keep", "--decoder-layers-to-keep",
 )  # fmt: skip
+OF_ALL_TEXT = "--curriculum-scores"  # a file with a line for each sentence, of which a rehearsal reads few
 OTHER_ENDS = {"--max-epoch": 0, "--patience": -1, "--stop-min-lr": -1, "--stop-time-hours": 0}
 ANY_TEACHER = ("--teacher-allow-poor",)  # one of few updates; a teacher that is given must be good enough
 
@@ -37,6 +38,7 @@ def rehearsal(recipe: Recipe) -> Recipe:
     """Return the recipe of a rehearsal."""
     if recipe.user_dir is not None:
         import_user_dir(["--user-dir", str(recipe.user_dir)])
+    recipe = _of_some_text(recipe)
     trains_teacher = bool(recipe.teacher.flags)
     teacher = recipe.teacher
     if trains_teacher:
@@ -58,6 +60,29 @@ def rehearsal(recipe: Recipe) -> Recipe:
         export=recipe.export
         and replace(recipe.export, flags=(*recipe.export.flags, "--sentences", "20", "--max-loss", "100")),
         first=SENTENCES,
+    )
+
+
+def _of_some_text(recipe: Recipe) -> Recipe:
+    """Return the recipe without the flags of files that have a line for each sentence of the whole text."""
+
+    def kept(flags: Sequence[str]) -> tuple[str, ...]:
+        return tuple(
+            word
+            for word, before in zip(flags, ("", *flags), strict=False)
+            if OF_ALL_TEXT not in (word.partition("=")[0], before)
+        )
+
+    return replace(
+        recipe,
+        training=kept(recipe.training),
+        distillation=kept(recipe.distillation),
+        student=kept(recipe.student),
+        teacher=replace(recipe.teacher, flags=kept(recipe.teacher.flags)),
+        methods=tuple(
+            replace(method, flags=kept(method.flags), student=kept(method.student))
+            for method in recipe.methods
+        ),
     )
 
 

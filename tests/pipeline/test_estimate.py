@@ -57,6 +57,7 @@ def test_passes_are_multiplied_by_tokens(digits: Any, monkeypatch: pytest.Monkey
     }
     assert estimate.tokens_of_update(["--max-tokens", "900", "--batch-size", "10"], 20.0) == 200.0
     assert estimate.tokens_of_update(["--batch-size", "10"], 20.0) == 200.0
+    assert estimate.tokens_of_update(["--batch-size", "10", "--update-freq", "4,2"], 20.0) == 400.0
     assert estimate.tokens_of_update([*TRAINING.split(), "--update-freq", "4"], 20.0) == 1600.0
 
 

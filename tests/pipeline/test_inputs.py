@@ -152,6 +152,17 @@ def test_hidden_folders_do_not_count(text: Path) -> None:
     assert inputs._folder(text, "teacher") != before
 
 
+def test_a_rehearsal_is_counted_by_what_it_reads(text: Path) -> None:
+    """Whole text: 1,500 lines, all of the same length."""
+    for side in ("src", "tgt"):
+        (text / f"train.{side}").write_text(f"one two {side}\n" * 1500)
+    whole, part = (inputs.look(parse(recipe(text, rehearsal=is_short), text)) for is_short in (False, True))
+    train, test = text / "train.src", text / "test.src"
+    assert (whole.texts[train].lines, part.texts[train].lines) == (1500, 300)
+    assert whole.texts[train].bytes == 5 * part.texts[train].bytes
+    assert part.texts[test].lines == min(30, whole.texts[test].lines)
+
+
 def test_made_up_text_has_no_files_yet(text: Path) -> None:
     made_up = {"made_up": {"train": 1000, "valid": 10, "test": 10}}
     found = look(Path("/nowhere"), text=made_up, methods=["none"])

@@ -15,7 +15,7 @@ from fairseq_imitkd.pipeline.reading import last_value
 from fairseq_imitkd.pipeline.recipe_file import parse
 from tests.helpers import scripts
 from tests.helpers.scripts import EXAMPLES
-from tests.pipeline.recipes import recipe
+from tests.pipeline.recipes import TRAINING, recipe
 from tests.pipeline.test_plan import DIGESTS, HERE
 
 
@@ -102,6 +102,16 @@ def test_a_run_and_its_rehearsal_do_not_mix(tmp_path: Path) -> None:
     assert distill._out(args) == tmp_path / "r-rehearsal"
     args = distill.parser().parse_args([str(file), "--rehearse", "--out", "some/small"])
     assert distill._out(args) == Path("some/small-rehearsal")
+
+
+def test_scores_of_all_sentences_are_left_out() -> None:
+    flags = "--curriculum 2 --curriculum-scores scores.txt"
+    methods = [{"criterion": "none", "flags": "--curriculum-scores=other --dropout 0.2"}]
+    made = parse(recipe(HERE, training=f"{TRAINING} {flags}", methods=methods, rehearsal=True), HERE)
+    words = (*made.training, *made.methods[0].flags)
+    assert not any("scores" in word for word in words)
+    assert "--curriculum" in words
+    assert last_value(words, "--dropout") == "0.2"
 
 
 def test_subwords_of_few_lines(tmp_path: Path) -> None:
