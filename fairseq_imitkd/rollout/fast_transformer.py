@@ -11,7 +11,6 @@ Only decoders that consist of fairseq's own modules take this path: see :func:`u
 """
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,8 +36,6 @@ INITIAL_CAPACITY = 32  # positions that the caches can hold at first
 
 # One layer's keys and values so far, (K, R, D) each, and a mask (1, 1, 1, K) of positions to ignore, or None.
 Remembered = tuple[Tensor, Tensor, Tensor | None]
-# (layer number, key and value of this position (R, D)) -> what the layer then remembers
-Remember = Callable[[int, Tensor, Tensor], Remembered]
 
 
 def unsupported_reason(model: BaseFairseqModel) -> str | None:
@@ -96,29 +93,34 @@ class TransformerSteps:
 
     Args:
         decoder: decoder in evaluation mode that :func:`unsupported_reason` accepts.
-        encoder_out: fairseq's encoder output for ``B`` sentences and ``S`` source positions.
+        encoder_out: fairseq's encoder output for ``B`` sentences and ``S`` source positions; None without
+            cross-attention.
         longest: maximum number of tokens that the decoder will read per row; it bounds the caches.
         beam: number of adjacent rows per sentence, ``R = B * beam``. They share the keys and values of their
             source.
     """
 
-    def __init__(self, decoder: Any, encoder_out: dict[str, list[Tensor]], longest: int, *, beam: int = 1):
+    def __init__(
+        self, decoder: Any, encoder_out: dict[str, list[Tensor]] | None, longest: int, *, beam: int = 1
+    ):
         self.decoder = decoder
         self.longest = longest
         self.beam = beam
         self.layers = [DecoderLayer(layer) for layer in layers_of(decoder)]
         self.positions: Tensor | None = None  # embeddings of the first positions, (t, D)
-        [encoded] = encoder_out["encoder_out"]  # (S, B, D)
-        self.cross: Any = [layer.cross_keys_and_values(encoded) for layer in self.layers]  # two of (S, B, D)
         # Keys and values of self-attention, (layers, 2, capacity, R, D). The first key sets the dtype.
         self.own = torch.empty(len(self.layers), 2, 0)
         self.spare: Tensor | None = None  # memory for the next reordering of a beam
         self.filled = 0  # positions that hold a key
         self.rows_computed = 0
-        padding = encoder_out["encoder_padding_mask"]
-        self.ignored: Tensor | None = None  # source padding, (B, 1, 1, S); None if no sentence is padded
-        if padding and bool(padding[0].any()):
-            self.ignored = padding[0][:, None, None, :]
+        self.cross: Any = None  # of each layer the source's keys and values, (S, B, D) each
+        self.ignored: Tensor | None = None  # padding, (B, 1, 1, S); None if no sentence is padded
+        if encoder_out is not None:
+            [encoded] = encoder_out["encoder_out"]  # (S, B, D)
+            self.cross = [layer.cross_keys_and_values(encoded) for layer in self.layers]
+            padding = encoder_out["encoder_padding_mask"]
+            if padding and bool(padding[0].any()):
+                self.ignored = padding[0][:, None, None, :]
 
     def logits(self, tokens: Tensor) -> Tensor:
         """See :class:`~fairseq_imitkd.rollout.steps.Steps`."""
@@ -128,17 +130,15 @@ class TransformerSteps:
 
     def _next_logits(self, tokens: Tensor) -> Tensor:
         """Read one more position of all rows, their last tokens ``(R,)``, and return logits ``(R, V)``."""
-        logits = next_logits(
-            self.decoder,
-            self.layers,
-            tokens,
-            position=self._position(),
-            remember=self._remember,
-            cross=self.cross,
-            ignored=self.ignored,
-        )
+        x = embedded(self.decoder, tokens, self._position())
+        for number, layer in enumerate(self.layers):
+            query, key, value = layer.query_key_value(x)
+            x = layer.self_attention(x, query, self._remember(number, key, value))
+            if self.cross is not None:
+                x = layer.cross_attention(x, self.cross[number], self.ignored)
+            x = layer.feed_forward(x)
         self.filled += 1
-        return logits
+        return output(self.decoder, x)
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows except these, ``(K,)``.
@@ -146,14 +146,7 @@ class TransformerSteps:
         Without a beam, they are increasing indices. With a beam, they are ``beam`` rows of each remaining
         sentence, in any order.
         """
-        layers, two, capacity, _, width = self.own.shape
-        shape = (layers, two, capacity, rows.numel(), width)
-        # A beam reorders its rows at every step. Allocating memory costs as much as the copy, so two blocks
-        # alternate.
-        own = self.own.new_empty(shape) if self.spare is None else self.spare[: math.prod(shape)].view(shape)
-        torch.index_select(self.own[:, :, : self.filled], 3, rows, out=own[:, :, : self.filled])
-        self.spare = self.own.flatten() if self.beam > 1 else None
-        self.own = own
+        self._reorder(rows)
         sentences = rows[:: self.beam] // self.beam if self.beam > 1 else rows
         if sentences.numel() < self.cross[0][0].size(1):
             self.cross = [
@@ -162,6 +155,17 @@ class TransformerSteps:
             ]
             if self.ignored is not None:
                 self.ignored = self.ignored.index_select(0, sentences)
+
+    def _reorder(self, rows: Tensor) -> None:
+        """Let the caches of self-attention hold these rows, ``(K,)``."""
+        layers, two, capacity, _, width = self.own.shape
+        shape = (layers, two, capacity, rows.numel(), width)
+        # A beam reorders its rows at every step. Allocating memory costs as much as the copy, so two blocks
+        # alternate.
+        own = self.own.new_empty(shape) if self.spare is None else self.spare[: math.prod(shape)].view(shape)
+        torch.index_select(self.own[:, :, : self.filled], 3, rows, out=own[:, :, : self.filled])
+        self.spare = self.own.flatten() if self.beam > 1 else None
+        self.own = own
 
     def _position(self) -> Tensor | None:
         """Return the embedding of the next position, ``(D,)``, or None if the decoder has none."""
@@ -174,7 +178,7 @@ class TransformerSteps:
         return min(self.longest, max(INITIAL_CAPACITY, 2 * self.filled))
 
     def _remember(self, number: int, key: Tensor, value: Tensor) -> Remembered:
-        """Store a key and a value, and return the layer's keys and values so far; see :data:`Remember`."""
+        """Store a layer's key and value of this position, ``(R, D)`` each; return those so far."""
         if number == 0 and self.filled >= self.own.size(2):
             self._grow(key)
         self.own[number, 0, self.filled] = key
@@ -187,41 +191,6 @@ class TransformerSteps:
         if self.filled > 0:
             own[:, :, : self.filled] = self.own
         self.own, self.spare = own, None
-
-
-def next_logits(
-    decoder: Any,
-    layers: Sequence["DecoderLayer"],
-    tokens: Tensor,
-    *,
-    position: Tensor | None,
-    remember: Remember,
-    cross: Sequence[tuple[Tensor, Tensor]] | None,
-    ignored: Tensor | None,
-) -> Tensor:
-    """Compute one decoding step.
-
-    Args:
-        decoder: fairseq's decoder.
-        layers: all its layers.
-        tokens: last token of each row, ``(R,)``.
-        position: embedding of the position, ``(D,)`` or ``(1, D)`` if all rows are at the same position,
-            ``(R, D)`` otherwise, or None.
-        remember: stores keys and values of self-attention; see :data:`Remember`.
-        cross: each layer's keys and values of the source, ``(S, B, D)``; None without cross-attention.
-        ignored: mask that is true at source padding, ``(B, 1, 1, S)``, or None without padding.
-
-    Returns:
-        logits ``(R, V)``.
-    """
-    x = embedded(decoder, tokens, position)
-    for number, layer in enumerate(layers):
-        query, key, value = layer.query_key_value(x)
-        x = layer.self_attention(x, query, remember(number, key, value))
-        if cross is not None:
-            x = layer.cross_attention(x, cross[number], ignored)
-        x = layer.feed_forward(x)
-    return output(decoder, x)
 
 
 def output(decoder: Any, x: Tensor) -> Tensor:
@@ -272,14 +241,9 @@ class DecoderLayer:
 
     def __init__(self, layer: Any):
         self.layer = layer
-        self.projections = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
-        self.own_weight = torch.cat([projection.weight for projection in self.projections])
-        self.own_bias = torch.cat([projection.bias for projection in self.projections])
-
-    def refresh(self) -> None:
-        """Copy the current weights, in place, after an optimizer has changed them."""
-        torch.cat([projection.weight for projection in self.projections], out=self.own_weight)
-        torch.cat([projection.bias for projection in self.projections], out=self.own_bias)
+        projections = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+        self.own_weight = torch.cat([projection.weight for projection in projections])
+        self.own_bias = torch.cat([projection.bias for projection in projections])
 
     def cross_keys_and_values(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values of encoder outputs, each of the same shape ``(S, R, D)``."""

@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_imitkd.models.layer_drop import layers_of
 from fairseq_imitkd.models.prompted import PromptedModel, join
 from fairseq_imitkd.rollout.fast_transformer import (
-    DecoderLayer,
     Remembered,
     TransformerSteps,
     embedded,
@@ -81,14 +79,8 @@ class PromptedSteps(TransformerSteps):
 
     def __init__(self, decoder: Any, prompts: Tensor, longest: int):
         width, pad = prompts.size(1), decoder.padding_idx
-        self.decoder, self.longest, self.beam = decoder, width + longest, 1
-        self.layers = [DecoderLayer(layer) for layer in layers_of(decoder)]
+        super().__init__(decoder, None, width + longest)
         self.positions = position_embeddings(decoder, width)  # of the first columns, (t, D)
-        self.cross = None
-        self.own = torch.empty(len(self.layers), 2, 0)
-        self.spare = None
-        self.filled = 0  # columns that hold keys
-        self.rows_computed = 0
         self.prompts: Tensor | None = prompts  # until they have been read
         lengths = prompts.ne(pad).sum(dim=-1)
         # (R,); the first step's logits are those of the prompt's last token.
@@ -110,9 +102,8 @@ class PromptedSteps(TransformerSteps):
 
     def keep(self, rows: Tensor) -> None:
         """Continue with these rows, ``(K,)`` indices in any order."""
-        own = self.own.new_empty((*self.own.shape[:3], rows.numel(), self.own.size(4)))
-        torch.index_select(self.own[:, :, : self.filled], 3, rows, out=own[:, :, : self.filled])
-        self.own, self.next_positions = own, self.next_positions.index_select(0, rows)
+        self._reorder(rows)
+        self.next_positions = self.next_positions.index_select(0, rows)
         if self.ignored is not None:
             self.ignored = self.ignored.index_select(0, rows)
 
