@@ -17,7 +17,12 @@ ENDED = (
         "imitkd",
         "A sentence has several right translations there, and the words so far decide which one continues",
     ),
-    ("CMU dictionary", "cmudict", "imitkd_full", "Those students know too few words; their own prefixes are not the problem"),
+    (
+        "CMU dictionary",
+        "cmudict",
+        "imitkd_full",
+        "Those students know too few words; their own prefixes are not the problem",
+    ),
 )
 
 
@@ -44,7 +49,7 @@ def box(quickstarts: Sequence[Results], examples: Path) -> str:
         f"{more}, at {seconds(quickstarts, 'seqkd_continued')}.",
     ]
     if ended := [text for each in ENDED if (text := at_the_end(examples, *each))]:
-        lines.append(f"**How much of the gain lasts to the end of training depends on the task.** {' '.join(ended)}")
+        lines.append(f"**How much lasts to the end of training depends on the task.** {' '.join(ended)}")
     return "\n".join(f"- {line}" for line in lines)
 
 

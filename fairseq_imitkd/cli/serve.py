@@ -157,8 +157,8 @@ def _add_request_flags(group: Any) -> None:
         type=_number,
         default=default.seconds,
         metavar="SECONDS",
-        help="maximum time to receive a request's headers, then to its last translation, and for a client to take "
-        "the answer",
+        help="maximum time to receive a request's headers, then to its last translation, and for a client to "
+        "take the answer",
     )
     group.add_argument(
         "--shutdown-timeout",
