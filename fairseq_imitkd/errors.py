@@ -42,6 +42,10 @@ class UsageError(ValueError, SystemExit):
         self.code = f"error: {_cut(message)}"
 
 
+class RefusedStart(UsageError):
+    """A training that is refused before its first update, so what it has written is worth nothing."""
+
+
 class RefusedUpdate(RuntimeError, SystemExit):
     """A training step that would spoil the student. The student's weights are unchanged, and the run ends.
 

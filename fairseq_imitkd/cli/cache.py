@@ -126,7 +126,9 @@ def _add_teacher_flags(parser: Any) -> None:
         help="weights of several teachers in their average, joined by ':' (default: equal weights)",
     )
     parser.add_argument(
-        "--teacher-data", help="folder with the dictionaries that the teacher was trained with"
+        "--teacher-data",
+        help="folder with the dictionaries that the teacher was trained with (default: the checkpoint's "
+        "folder, then the data folder that the checkpoint names)",
     )
     parser.add_argument(
         "--teacher-allow-globals",

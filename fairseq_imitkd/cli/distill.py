@@ -38,10 +38,11 @@ from fairseq_imitkd.pipeline.estimate import Estimate, estimate
 from fairseq_imitkd.pipeline.folder import Given
 from fairseq_imitkd.pipeline.models import Sizes, sizes, symbols
 from fairseq_imitkd.pipeline.packaged import listed as listed_recipes
-from fairseq_imitkd.pipeline.plan import Plan, Step
+from fairseq_imitkd.pipeline.plan import STATE, Plan, Step
 from fairseq_imitkd.pipeline.reading import last_value, parsed
 from fairseq_imitkd.pipeline.recipe import Recipe
 from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, check_flags_of_snakemake, described, key_of_step
+from fairseq_imitkd.pipeline.teacher_check import check_teacher
 from fairseq_imitkd.quick.recipe_words import COMPRESSED, SPLITS, languages, packaged, problem
 from fairseq_imitkd.training.configuration.paths import check_folder_to_write
 
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = inputs.look(wanted)
         run = Run(Plan(wanted, found.digests), out)
         students = check(run.plan)
-    for warning in found.repeated(wanted):
+    for warning in (*found.repeated(wanted), *found.blank(wanted)):
         print(f"warning: {warning}", file=sys.stderr)
     check_programs(run.plan)
     counted = sizes(wanted, students)
@@ -91,6 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.graph:
         print(described(run.plan.steps))
         return
+    if not (out / STATE / "done").exists():
+        check_teacher(run.plan)
     if args.dry_run:
         is_done = all(status.state == DONE for status in run.statuses().values())
         expected = Estimate({}) if is_done else estimate(run.plan, found)
@@ -167,7 +170,8 @@ def _add_plain_case(made: Parser) -> None:
     new.add_argument(
         "--teacher-data",
         metavar="DIR",
-        help="folder with the dictionaries of the teacher's training (default: the checkpoint's folder)",
+        help="folder with the dictionaries that the teacher was trained with (default: the checkpoint's "
+        "folder, then the data folder that the checkpoint names)",
     )
     new.add_argument("--sentencepiece", metavar="FILE", help="SentencePiece model of the teacher's text")
     for split in SPLITS:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import shlex
 import sys
 import tempfile
@@ -108,9 +109,20 @@ def _typed(words: Sequence[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _named(name: Callable[[str], str]) -> Iterator[None]:
-    """Return a context whose errors name what they are about; argparse prints none of them."""
+    """Return a context whose errors and warnings name what they are about; argparse prints none of them."""
     stderr = io.StringIO()
+
+    def named(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        prefix = f"{name(message)}: "
+        if not message.startswith(prefix):  # another handler has named it
+            record.msg, record.args = f"{prefix}{message}", ()
+        return True
+
+    handlers = logging.getLogger().handlers
     try:
+        for handler in handlers:
+            handler.addFilter(named)
         with contextlib.redirect_stderr(stderr):
             yield
     except UsageError as error:
@@ -118,3 +130,6 @@ def _named(name: Callable[[str], str]) -> Iterator[None]:
     except SystemExit as error:
         lines = stderr.getvalue().strip().splitlines() or [str(error)]
         raise UsageError(f"{name(lines[-1])}: {lines[-1].removeprefix('error: ')}") from error
+    finally:
+        for handler in handlers:
+            handler.removeFilter(named)

@@ -83,8 +83,8 @@ def _add_teacher_flags(group: Any) -> None:
     group.add_argument("--teacher-dtype", choices=DTYPES, default="fp32", help="teacher's precision")
     group.add_argument(
         "--teacher-data",
-        help="folder with the dictionaries that the teacher was trained with; needed if they are not beside "
-        "its checkpoint",
+        help="folder with the dictionaries that the teacher was trained with (default: the checkpoint's "
+        "folder, then the data folder that the checkpoint names)",
     )
     group.add_argument(
         "--teacher-allow-globals",
@@ -486,7 +486,10 @@ def report(result: Result, out: Path, seconds: float) -> str:
         )
     counts = result.manifest["counts"]
     left_out = {**counts["dropped"], "too long": counts["too_long"], "empty source": counts["empty_sources"]}
-    dropped = ", ".join(f"{number:,} {reason}" for reason, number in left_out.items() if number)
+    words = {"cut": "cut by the length limit"}
+    dropped = ", ".join(
+        f"{number:,} {words.get(reason, reason)}" for reason, number in left_out.items() if number
+    )
     return "\n".join(
         [
             f"{counted(counts['sentences'], 'sentence')}, {counted(counts['translations'], 'translation')}, "

@@ -171,7 +171,7 @@ def _probes(probes: Mapping[str, ProbeResults], teacher: str | None, sentences: 
         rows.append([*row, *(_number(found.exposure.get(each), ".2f") for each in EXPOSURE)])
     notes = [
         f"agreement: share of tokens for which the model and {teacher} find the same one the most probable; "
-        f"KL: KL({teacher} || model) in nats per token; gold: after the references' prefixes; own: after the "
+        f"KL: KL({teacher}, model) in nats per token; gold: after the references' prefixes; own: after the "
         "model's own, by greedy decoding",
         f"begun by it, ended by {teacher}: BLEU of translations whose first half is the model's and whose "
         f"second half is {teacher}'s; all on the same sentences",

@@ -51,19 +51,18 @@ class _Counts:
         if self.unknown > MOST_UNKNOWN * self.symbols:
             return (
                 f"{self.unknown / self.symbols:.1%} of the symbols of raw text would be unknown to the "
-                "student; use the --bpe, its file and the --tokenizer that --data was made with"
+                "model; use the --bpe, its file and the --tokenizer that its data was made with"
             )
         # Words tell a tokenizer that is missing. BPE dropout changes no word.
         if self.other_words > MOST_OTHER_WORDS * self.sentences:
             return (
-                f"{self.other_words / self.sentences:.1%} of the sentences of --gen-subset {split} change "
-                "their words when decoded and encoded again; use the --tokenizer that --data was made with, "
-                "or none"
+                f"{self.other_words / self.sentences:.1%} of the sentences of '{split}' change their words "
+                "when decoded and encoded again; use the --tokenizer that the data was made with, or none"
             )
         if self.share > MOST_OTHER_SYMBOLS:
             return (
-                f"{self.share:.1%} of the sentences of --gen-subset {split} change their subwords when "
-                "decoded and encoded again; use the --bpe and file of --data, or a split without BPE dropout"
+                f"{self.share:.1%} of the sentences of '{split}' change their subwords when decoded and "
+                "encoded again; use the --bpe and file of the data, or a split without BPE dropout"
             )
         return ""
 
@@ -91,7 +90,7 @@ def share_encoded_otherwise(
         raise UsageError(problem)
     if counts.share > WARN_OTHER_SYMBOLS:
         logger.warning(
-            "%.1f%% of the sentences of --gen-subset %s change their symbols when decoded and encoded again: "
+            "%.1f%% of the sentences of '%s' change their symbols when decoded and encoded again: "
             "check --bpe, its file and --tokenizer (BPE dropout has this effect too)",
             *(100.0 * counts.share, split),
         )

@@ -14,7 +14,7 @@ from fairseq_imitkd.data.files import atomic_files, write_json
 from fairseq_imitkd.data.output_folder import OutputFolder
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline.plan import STATE
-from fairseq_imitkd.pipeline.reading import parsed
+from fairseq_imitkd.pipeline.reading import load, parsed
 from fairseq_imitkd.text.counted import counted
 
 KEPT = "recipe.yaml"  # the recipe of a run, in its folder
@@ -86,6 +86,7 @@ def check(out: Path, given: Given) -> None:
             "this recipe go on there"
         )
     text = own.read_text(encoding="utf-8")
+    load(own)  # which may be YAML no longer
     if given.name == "flags" and given.path is None:
         raise UsageError(
             f"'{own}' differs from what these flags say in {differing(text, given.text)}; go on with it by: "

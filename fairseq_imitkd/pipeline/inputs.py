@@ -16,6 +16,7 @@ from fairseq_imitkd.pipeline.lengths import check_lengths
 from fairseq_imitkd.pipeline.recipe import Recipe
 from fairseq_imitkd.pipeline.sentencepieces import first_lines
 from fairseq_imitkd.quick.recipe_words import SPLITS
+from fairseq_imitkd.text.counted import counted
 from fairseq_imitkd.text.subwords import open_pieces
 
 FOREIGN = 0.05  # share of pieces that a dictionary may lack before the subwords count as another model's
@@ -39,12 +40,14 @@ class Text:
     Args:
         lines: number of its lines.
         empty: number of those that are empty.
+        first_empty: number of the first one, from 1; 0 if there is none.
         bytes: its size.
         digest: hash of its content.
     """
 
     lines: int
     empty: int
+    first_empty: int
     bytes: int
     digest: str
 
@@ -74,6 +77,19 @@ class Inputs:
         ):
             if pairs and digests["valid"] == digests[split]:
                 yield f"text.valid has the sentences of text.{split}, so {effect}"
+
+    def blank(self, recipe: Recipe) -> Iterator[str]:
+        """Yield a warning for each side of a text that has more empty lines than the other."""
+        for split, pair in recipe.text.pairs.items() if recipe.text.made_up is None else ():
+            source, target = self.texts[pair.source], self.texts[pair.target]
+            if source.empty == target.empty:
+                continue
+            path, text = (pair.source, source) if source.empty > target.empty else (pair.target, target)
+            yield (
+                f"text.{split} '{path}' has {counted(text.empty, 'empty line')}, the first is line "
+                f"{text.first_empty:,}; the other side has {min(source.empty, target.empty):,}: are the two "
+                "aligned?"
+            )
 
     def disk(self, recipe: Recipe, parameters: int) -> int:
         """Return the bytes that a run takes at least on the disk.
@@ -194,12 +210,14 @@ def _look_at_text(path: Path, name: str, origin: str) -> Text:
     if kind_of(path, name) != "file":
         remedy = f"it is {origin}" if origin else "name a UTF-8 file with one sentence per line"
         raise UsageError(f"{name} '{path}' is not a file; {remedy}")
-    digest, lines, empty, size = hashlib.sha256(), 0, 0, 0
+    digest, lines, empty, first_empty, size = hashlib.sha256(), 0, 0, 0, 0
     try:
         with open(path, "rb") as file:
             for line in file:
                 digest.update(line)
-                lines, size, empty = lines + 1, size + len(line), empty + (not line.strip())
+                lines, size = lines + 1, size + len(line)
+                if not line.strip():
+                    empty, first_empty = empty + 1, first_empty or lines
                 line.decode("utf-8")
                 if b"\0" in line:
                     raise not_text(f"{name} '{path}'", path, lines, has_null=True)
@@ -209,7 +227,7 @@ def _look_at_text(path: Path, name: str, origin: str) -> Text:
         raise UsageError(
             f"{name} '{path}' can't be read: {error.strerror}; check the path and its permissions"
         ) from error
-    return Text(lines, empty, size, digest.hexdigest())
+    return Text(lines, empty, first_empty, size, digest.hexdigest())
 
 
 def _file(path: Path, name: str) -> str:
@@ -320,10 +338,11 @@ def _check_subwords(recipe: Recipe) -> None:
         pieces = [piece for some in split for piece in some]
         unknown = sum(piece not in known for piece in pieces)
         if unknown > FOREIGN * len(pieces):
-            subwords = f"sentencepiece '{model}'" if model else "text without sentencepiece"
+            subwords = f"sentencepiece '{model.name}'" if model else "text without sentencepiece"
             raise UsageError(
-                f"{subwords} is not the teacher's: '{dictionary}' lacks {unknown / len(pieces):.0%} of the "
-                f"subwords of '{path}'; use the model that the teacher's text was split with"
+                f"{subwords} is not the teacher's: {dictionary.name} lacks "
+                f"{unknown / len(pieces):.0%} of the subwords of '{path.name}'; use the model that the "
+                "teacher's text was split with"
             )
 
 

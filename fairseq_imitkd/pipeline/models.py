@@ -49,8 +49,8 @@ class Sizes:
         if self.teacher is None or student < self.teacher:
             return None
         return (
-            f"{name}'s student has {student:,} parameters, and its teacher {self.teacher:,}: choose smaller "
-            "dimensions in the recipe's key student, or a smaller --arch, such as transformer_imitkd_tiny"
+            f"{name}'s student has {student:,} parameters, and its teacher {self.teacher:,}: choose a "
+            "smaller arch or smaller dimensions in the recipe's key student"
         )
 
     @property

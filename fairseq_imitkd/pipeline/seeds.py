@@ -16,8 +16,8 @@ from fairseq_imitkd.text import bootstrap
 from fairseq_imitkd.text.bootstrap import Bootstrap
 
 HEAD = (
-    "method", "seeds", "BLEU, mean (95%)", "lowest to highest", "difference (95%)", "p", "from the teacher",
-    "times its speed",
+    "method", "seeds", "BLEU, mean (95%)", "lowest to highest", "from {baseline} (95%)", "p",
+    "from the teacher", "times its speed",
 )  # fmt: skip
 RIGHT = "right"  # a column of recipes that have all right translations
 USELESS = 0.1  # share of the teacher's BLEU
@@ -101,7 +101,8 @@ def rows(
         speeds: sentences per second of each system's seeds, with greedy decoding.
         right: share of translations that equal a right one, of each system's seeds; None if it has no column.
     """
-    head = HEAD if right is None else (*HEAD[:3], RIGHT, *HEAD[3:])
+    head = [each.format(baseline=baseline) for each in HEAD]
+    head[3:3] = [] if right is None else [RIGHT]
     lines = [f"| {' | '.join(head)} |", "|---" + "|--:" * (len(head) - 1) + "|"]
     base, teacher = (mean(systems[name]) if systems.get(name) else None for name in (baseline, TEACHER))
     for name, seeds in systems.items():

@@ -104,7 +104,7 @@ def _slipped(words: Sequence[str]) -> str | None:
     """
     for word in words:
         if word and not word.strip():
-            return "a word of blanks: a backslash is followed by a blank; delete the blank"
+            return "an argument is blank: delete it, and the blank after a backslash if there is one"
         if re.match(r"\s+-{1,2}[A-Za-z]", word):
             name = word.strip()[:60]
             return f"a blank before {name}: delete the backslash that is before this blank"

@@ -96,14 +96,25 @@ def _is_shallow(value: Any, depth: int = 8) -> bool:
     return depth > 0 and all(_is_shallow(child, depth - 1) for child in children)
 
 
-def shown(name: str, value: Any) -> str:
-    """Return a value for a table; paths are cut to their last part, which two machines may have in common."""
+def shown(name: str, value: Any, parts: int = 1) -> str:
+    """Return a value for a table.
+
+    Paths are cut to their last parts, which two machines may have in common. A checkpoint's folder says more
+    than its name.
+    """
     if isinstance(value, str):
-        paths = value.split(":") if name == "teacher_path" else [value]
-        return ":".join(PurePosixPath(each).name or each if "/" in each else each for each in paths)
+        paths = value.split(":") if name in ("teacher_path", "data") else [value]
+        return ":".join(_last_parts(each, parts) for each in paths)
     if isinstance(value, list):
-        return ", ".join(shown(name, each) for each in value)
+        return ", ".join(shown(name, each, parts) for each in value)
     return "" if value is None else "yes" if value is True else "no" if value is False else f"{value}"
+
+
+def _last_parts(path: str, count: int) -> str:
+    parts = PurePosixPath(path).parts
+    if "/" not in path or not parts:
+        return path
+    return "/".join(parts[-count - parts[-1].startswith("checkpoint") :])
 
 
 def compared(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -121,6 +132,8 @@ def compared(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
         if name.rsplit(".", 1)[-1] in LOCATIONS or all(run.get(name) in (None, "") for run in runs):
             continue
         values = [shown(name, run.get(name)) for run in runs]
+        if len(set(values)) == 1 and any(run.get(name) != runs[0].get(name) for run in runs):
+            values = [shown(name, run.get(name), 2) for run in runs]
         if name in FIRST or (len(set(values)) > 1 and sum(name in run for run in runs) == len(runs)):
             rows.append((name, values))
     return rows

@@ -9,11 +9,15 @@ from fairseq.data import data_utils
 from torch import Tensor
 
 from fairseq_imitkd.data.corpus import Corpus, Languages, check_sentences, read_split, read_text
+from fairseq_imitkd.data.source_only import has_sources
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.export.text_check import share_encoded_otherwise
 from fairseq_imitkd.seqkd.folder import DECODED
 from fairseq_imitkd.seqkd.job import Job
 from fairseq_imitkd.seqkd.translations import TranslationFile, collect
 from fairseq_imitkd.text.subwords import Text
+
+CHECKED = 1000  # sentences of DATA that show its subwords
 
 
 def read_corpus(job: Job, languages: Languages) -> Corpus:
@@ -32,12 +36,29 @@ def read_corpus(job: Job, languages: Languages) -> Corpus:
     elif job.source_text is None:
         corpus = read_split(languages, job.split)
     else:
+        _check_text(job, languages)
         corpus = read_text(job.source_text, Text(job.text), languages, folder=folder)
     if job.reference_flag and corpus.references is None:
         where = f"--gen-subset {job.split} of DATA '{job.data}' has no target side"
         where = "--translations have none; add them to the files" if job.translations else where
         raise UsageError(f"{job.reference_flag} needs references, but {where}")
     return corpus
+
+
+def _check_text(job: Job, languages: Languages) -> None:
+    """Refuse subwords that are not those of DATA, where a split of it shows them.
+
+    Raises:
+        UsageError: text becomes other symbols than in DATA.
+    """
+    pair = (languages.source, languages.target)
+    splits = ("train", "valid", "test")
+    split = next((split for split in splits if has_sources(languages.folder, split, pair)), None)
+    if job.text.bpe is None or split is None:
+        return
+    sources = read_split(languages, split).sources
+    first = [sources[number].long() for number in range(min(CHECKED, len(sources)))]
+    share_encoded_otherwise(job.text, languages, first, split=split)
 
 
 def translation_files(job: Job) -> list[TranslationFile]:

@@ -17,7 +17,7 @@ from fairseq_imitkd.criterion import DistillationCriterion, unwrapped_criterion
 from fairseq_imitkd.data.batch_type import Batch
 from fairseq_imitkd.data.dictionaries import check_fingerprints, dictionaries_of
 from fairseq_imitkd.data.source_only import with_references
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import RefusedStart, UsageError
 from fairseq_imitkd.losses.metrics import totals
 from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.mixing import BatchLayout
@@ -255,19 +255,22 @@ class WithTeacher(_Task):
             return
         if self.compares_sizes:
             _warn_of_size(learner.student, teacher.models)
-        for name, dataset in self.teacher_checks():
-            with autocast(learner.optimizer), naming(name):
-                teacher.place(*placement(learner.student))
-                check_likelihood(
-                    teacher,
-                    dataset,
-                    paths=self.cfg.teacher_path.split(os.pathsep),
-                    pad=distiller.task.uncounted,
-                    symbols=len(self.target_dictionary),
-                    writes=self.decodes,
-                    selects=str(getattr(self.cfg, "teacher_selection", "fixed")) != "fixed",
-                    allow_poor=self.cfg.teacher_allow_poor,
-                )
+        try:
+            for name, dataset in self.teacher_checks():
+                with autocast(learner.optimizer), naming(name):
+                    teacher.place(*placement(learner.student))
+                    check_likelihood(
+                        teacher,
+                        dataset,
+                        paths=self.cfg.teacher_path.split(os.pathsep),
+                        pad=distiller.task.uncounted,
+                        symbols=len(self.target_dictionary),
+                        writes=self.decodes,
+                        selects=str(getattr(self.cfg, "teacher_selection", "fixed")) != "fixed",
+                        allow_poor=self.cfg.teacher_allow_poor,
+                    )
+        except UsageError as error:
+            raise RefusedStart(str(error)) from error
 
     def teacher_checks(self) -> Iterator[tuple[str, Any]]:
         """Yield the data sets that the teacher must know, with their names; empty is all data."""

@@ -66,9 +66,15 @@ class Likelihood:
             return ""
         knowledge = self.frequencies - self.own
         if not knowledge >= -WORSE:  # NaN too
-            return f"{self.own:.2f} nats a token of references, symbol frequencies {self.frequencies:.2f}"
+            return (
+                f"does not know this data: {self.own:.2f} nats a token of references, symbol frequencies "
+                f"{self.frequencies:.2f}"
+            )
         if knowledge > WORSE and self.other - self.own < SHARE * knowledge:
-            return f"{self.own:.2f} nats a token of references, with other sources {self.other:.2f}"
+            return (
+                f"hardly uses the source: {self.own:.2f} nats a token of references, {self.other:.2f} with "
+                "other sources"
+            )
         return ""
 
     def __str__(self) -> str:
@@ -84,7 +90,7 @@ class Likelihood:
         if self.sentences < LEAST:
             return "too few to judge"
         if self.problem:
-            return "does not know this data"
+            return self.problem.partition(":")[0]
         is_clear = self.frequencies - self.own >= CLEARLY * self.frequencies
         return "knows this data" if is_clear else "weak: little better than symbol frequencies"
 
@@ -128,10 +134,10 @@ def check_likelihood(
         logger.info("teacher %s: %s", path, likelihood)
         if not likelihood.problem:
             continue
-        message = f"--teacher-path '{path}' does not know this data: {likelihood.problem}"
+        message = f"--teacher-path '{path}' {likelihood.problem}"
         if not allow_poor:
             raise UsageError(
-                f"{message}; train it longer, check --teacher-data, languages and subwords, or add "
+                f"{message}; check languages, subwords and --teacher-data, train it longer, or add "
                 "--teacher-allow-poor"
             )
         logger.warning("%s", message)

@@ -51,13 +51,13 @@ def check_continued(config: DictConfig, student: BaseFairseqModel, criterion: An
     named, other = f"{flag} '{path}'", "use one of this student"
     if flag == "--save-dir":
         folder, name = os.path.split(path)
-        named, other = f"--save-dir '{folder}' holds {name}, which", "use another --save-dir"
+        named, other = f"--save-dir '{folder}': its {name}", "use another --save-dir"
     unlike = _difference(student, state["model"])
     if unlike is not None:
         raise UsageError(f"{named} is of another student ({unlike}): {other}, or that student's flags")
     if flag == "--finetune-from-model" or settings.get("reset_optimizer"):
         return
-    finetune = "--finetune-from-model with this file to start from its weights"
+    finetune = "--finetune-from-model to start from its weights"
     other = f"{other}, and {finetune}" if flag == "--save-dir" else f"use {finetune}"
     with as_usage_error(f"{flag} '{path}' can't be continued", finetune):
         check_progress(state)

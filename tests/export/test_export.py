@@ -618,13 +618,13 @@ def test_text_that_does_not_come_back_is_noticed(
     changed = {"checkpoint": tmp_path / "student.pt", "data": data, "text": settings}
     if kind == "tokenizer":
         assert refusal(root, tmp_path / "out", **changed) == (
-            "75.0% of the sentences of --gen-subset valid change their words when decoded and "
-            "encoded again; use the --tokenizer that --data was made with, or none"
+            "75.0% of the sentences of 'valid' change their words when decoded and "
+            "encoded again; use the --tokenizer that the data was made with, or none"
         )
         return
     manifest = export(job(root, tmp_path / "out", **changed))
     assert manifest["checks"]["encoded_otherwise"] == (0.25 if kind == "dropout" else 0.0)
-    warned = "25.0% of the sentences of --gen-subset valid change their symbols when decoded and encoded"
+    warned = "25.0% of the sentences of 'valid' change their symbols when decoded and encoded"
     assert (warned in caplog.text) == (kind == "dropout")
 
 

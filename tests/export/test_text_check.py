@@ -47,8 +47,8 @@ def test_another_subword_model_of_the_same_symbols(tmp_path: Path, caplog: Any) 
         warn_if_encoded_otherwise(settings, pair, sources, split="valid")
     assert not [line for line in caplog.messages if "change their" in line]
     line = (
-        "100.0% of the sentences of --gen-subset valid change their subwords when decoded and encoded again; "
-        "use the --bpe and file of --data, or a split without BPE dropout"
+        "100.0% of the sentences of 'valid' change their subwords when decoded and encoded again; "
+        "use the --bpe and file of the data, or a split without BPE dropout"
     )
     with pytest.raises(UsageError) as refused:
         share_encoded_otherwise(other, pair, sources, split="valid")

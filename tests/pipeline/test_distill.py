@@ -89,6 +89,40 @@ def test_the_default_flags_can_be_trained_and_exported(
     assert {"export", "evaluate", "report"} <= set(states)
 
 
+def test_a_teacher_that_does_not_know_the_text_is_refused_before_anything_runs(
+    wanted: Callable[..., dict[str, Any]], digits: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless every step that asks it allows it; the targets here stand beside other sources."""
+    for split in ("train", "valid", "test"):
+        lines = (digits.text / f"{split}.tgt").read_text().splitlines()
+        (tmp_path / f"{split}.tgt").write_text("\n".join([*lines[7:], *lines[:7]]) + "\n")
+    text = {name: [str(digits.text / f"{name}.src"), str(tmp_path / f"{name}.tgt")] for name in
+            ("train", "valid", "test")}  # fmt: skip
+    changes = {"text": text, "methods": ["seqkd", "imitkd_full"]}
+    words = [write(tmp_path, wanted(**changes)), "--out", str(tmp_path / "run"), "--dry-run"]
+    with pytest.raises(UsageError) as error:
+        distill.main(words)
+    assert "or add --teacher-allow-poor to the recipe's keys seqkd and distillation" in str(error.value)
+    assert not (tmp_path / "run").exists()
+    poor = "--teacher-allow-poor"
+    write(tmp_path, wanted(**changes, distillation=poor))
+    with pytest.raises(UsageError):
+        distill.main(words)
+    write(tmp_path, wanted(**changes, distillation=poor, seqkd=poor))
+    distill.main(words)
+    assert "to run" in capsys.readouterr().out
+
+
+def test_a_warning_names_the_key_that_it_is_about(
+    wanted: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = ["none", {"criterion": "imitkd_full", "flags": "--warmup-updates 8"}]
+    distill.main([write(tmp_path, wanted(methods=methods)), "--out", str(tmp_path / "run"), "--dry-run"])
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warmup" in line]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("warning: methods[2].flags: --warmup-updates 8 is not below --max-update 8")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

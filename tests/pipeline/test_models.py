@@ -35,7 +35,7 @@ def test_a_student_that_is_not_smaller_is_told(students: dict[str, int], line: s
     assert (made.warning is not None) == warns
     if made.warning:
         assert f"{max(students, key=lambda name: students[name])}'s student has" in made.warning
-        assert "a smaller --arch, such as transformer_imitkd_tiny" in made.warning
+        assert "choose a smaller arch or smaller dimensions" in made.warning
         assert len(made.warning) < 200
 
 

@@ -131,6 +131,22 @@ def test_settings_side_by_side() -> None:
     ]
 
 
+def test_paths_have_their_folders_where_only_those_differ() -> None:
+    """A checkpoint's folder is always named; equal paths of two runs are short."""
+    runs = [
+        {"data": "data-bin", "finetune_from_model": "models/a/checkpoint_best.pt", "teacher_path": "x/t.pt"},
+        {"data": "s/data-bin:t/data-bin", "finetune_from_model": "models/b/checkpoint_best.pt",
+         "teacher_path": "x/t.pt"},
+        {"data": "s/data-bin", "finetune_from_model": None, "teacher_path": "x/t.pt"},
+    ]  # fmt: skip
+    assert settings.compared(runs) == [
+        ("teacher_path", ["t.pt"] * 3),
+        ("data", ["data-bin", "data-bin:data-bin", "data-bin"]),
+        ("finetune_from_model", ["a/checkpoint_best.pt", "b/checkpoint_best.pt", ""]),
+    ]
+    assert settings.compared(runs[::2])[1] == ("data", ["data-bin", "s/data-bin"])
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -20,7 +20,7 @@ from fairseq.data import Dictionary, data_utils
 import fairseq_imitkd
 from fairseq_imitkd.cli import seqkd as command
 from fairseq_imitkd.data import output_folder as output_folder_module
-from fairseq_imitkd.data.corpus import Corpus, Languages, read_split
+from fairseq_imitkd.data.corpus import Corpus, Languages, dataset_builder, read_split
 from fairseq_imitkd.data.files import partial, sha256
 from fairseq_imitkd.data.output_folder import OutputFolder
 from fairseq_imitkd.errors import UsageError
@@ -836,6 +836,28 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(2)
     torch.save(checkpoint_state(task.build_model(cfg.model), cfg), root / "teacher.pt")
     return root
+
+
+def test_subwords_of_another_model_are_refused(pieces: Path, tmp_path: Path) -> None:
+    """Its symbols are all known: only the sentences of the data show it."""
+    data, text, lines = tmp_path / "data", tmp_path / "raw.txt", (pieces / "lines").read_text().splitlines()
+    shutil.copytree(pieces / "data", data)
+    text.write_text("the cat sat\n")
+    model = sentencepiece.SentencePieceProcessor(model_file=str(pieces / "pieces.model"))
+    dictionary = Dictionary.load(str(data / "dict.src.txt"))
+    with dataset_builder(data / "valid.src-tgt.src", len(dictionary)) as builder:
+        for line in model.encode(lines, out_type=str):
+            builder.add_item(dictionary.encode_line(" ".join(line), add_if_not_exist=False))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(pieces / "lines"), model_prefix=str(tmp_path / "other"), vocab_size=22, model_type="bpe",
+        minloglevel=2,
+    )  # fmt: skip
+    words = (data, "--teacher-path", pieces / "teacher.pt", "--source-text", text, "-s", "src", "-t", "tgt")
+    words += ("--out", tmp_path / "out", "--cpu", "--bpe", "sentencepiece", "--sentencepiece-model")
+    with pytest.raises(UsageError, match=r"of the sentences of 'valid' change their subwords when decoded"):
+        command.main(list(map(str, (*words, tmp_path / "other.model"))))
+    command.main(list(map(str, (*words, pieces / "pieces.model", "--max-len-b", 200, "--select", "sample"))))
+    assert (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_text_through_sentencepiece(pieces: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_another_student(tmp_path: Path) -> None:
     file = save(tmp_path / "checkpoint_last.pt", student(encoder_ffn_embed_dim=48))
     unlike = "encoder.layers.0.fc1.weight is 48x32 there and 32x32 here"
     assert refusal(run(tmp_path), student()) == (
-        f"--save-dir '{tmp_path}' holds checkpoint_last.pt, which is of another student ({unlike}): use "
+        f"--save-dir '{tmp_path}': its checkpoint_last.pt is of another student ({unlike}): use "
         "another --save-dir, or that student's flags"
     )
     for name in ("restore_file", "continue_once", "finetune_from_model"):
@@ -110,11 +110,11 @@ def test_another_criterion_or_optimizer(
     """fairseq can't continue with its state. The weights alone can be a start."""
     file = save(tmp_path / "checkpoint_last.pt", student(), **saved)
     assert refusal(run(tmp_path, **changed), student()) == (
-        f"--save-dir '{tmp_path}' holds checkpoint_last.pt, which was trained with another {differs}: use "
-        "another --save-dir, and --finetune-from-model with this file to start from its weights"
+        f"--save-dir '{tmp_path}': its checkpoint_last.pt was trained with another {differs}: use "
+        "another --save-dir, and --finetune-from-model to start from its weights"
     )
     message = refusal(run(tmp_path / "new", restore_file=str(file), **changed), student())
-    assert message.endswith(f"{differs}: use --finetune-from-model with this file to start from its weights")
+    assert message.endswith(f"{differs}: use --finetune-from-model to start from its weights")
     for start in ({"finetune_from_model": str(file)}, {"restore_file": str(file), "reset_optimizer": True}):
         check_continued(run(tmp_path / "new", **start, **changed), student(), ImitKD())
 
