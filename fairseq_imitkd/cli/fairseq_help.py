@@ -77,6 +77,26 @@ _VALIDATION = (
 )
 
 
+# fairseq's flags of a training, in words that say what they do.
+_PLAINLY = {
+    "data": "fairseq's data directory; of several joined by ':', each epoch reads the next one",
+    "arch": "the student's architecture",
+    "criterion": "a method, such as imitkd or word_kd, or a loss without a teacher (default: cross_entropy)",
+    "optimizer": "the optimizer, such as adam",
+    "lr": "learning rate; of several joined by ',', each epoch takes the next one",
+    "lr_scheduler": "schedule of the learning rate (default: fixed)",
+    "max_update": "end after this many updates; 0 has no such end",
+    "max_epoch": "end after this many epochs; 0 has no such end",
+    "save_dir": "folder of the checkpoints",
+    "restore_file": "checkpoint to continue from (default: checkpoint_last.pt in --save-dir)",
+    "finetune_from_model": "checkpoint whose weights the student starts from; all else begins anew",
+    "seed": "seed of all random numbers",
+    "cpu": "use no GPU",
+    "fp16": "train in float16",
+    "bf16": "train in bfloat16",
+}
+
+
 def _own(kind: Any) -> list[str]:
     """Return the flags of a dataclass, without those whose value it takes from another flag."""
     return [item.name for item in fields(kind) if not str(item.default).startswith("${")]
@@ -162,6 +182,7 @@ def _show_defaults(parser: ArgumentParser, command: str) -> None:
     if command == "train":
         helps = {
             **task,
+            **_PLAINLY,
             "eval_bleu_args": "settings of the search in validation as a JSON object "
             f"(default: beam 5, max_len_a {MAX_LEN_A:g}, max_len_b {MAX_LEN_B})",
             "best_checkpoint_metric": "metric of the best checkpoint (default: the first score of "

@@ -76,7 +76,7 @@ def test_plain_text_needs_to_be_binarised(tmp_path: Path) -> None:
             "DATA '{}/empty' has no file such as train.de-en.de.idx, which shows its languages; use a",
         ),
         ("empty", ("src", "tgt"), "DATA '{}/empty' has no dict.src.txt; use a directory"),
-        ("data", ("src", "de"), "DATA '{}/data' has no dict.de.txt; use a directory"),
+        ("data", ("src", "de"), "DATA '{}/data' has no dict.de.txt, but those of src and tgt; use a dir"),
     ],
 )
 def test_what_is_missing_is_said(data: Path, name: str | None, languages: Any, message: str) -> None:

@@ -571,7 +571,7 @@ def test_damaged_data(root: Path, tmp_path: Path, kind: str, capfd: Any) -> None
         ("src", "src", "--source-lang and --target-lang must be two languages, but both are src"),
         ("de", None, "--source-lang de is not in DATA '.*', whose files are of src-tgt; use one of these"),
         (None, "en", "--target-lang en is not in DATA '.*', whose files are of src-tgt; use one of these"),
-        ("de", "en", "has no dict.de.txt; use a directory that fairseq-preprocess has made"),
+        ("de", "en", "has no dict.de.txt, but those of src and tgt; use a directory"),
     ],
 )
 def test_languages(root: Path, source: str | None, target: str | None, expected: Any) -> None:
