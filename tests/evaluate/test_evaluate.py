@@ -780,7 +780,7 @@ def test_subwords_of_another_model_are_warned_of(root: Path, tmp_path: Path, cap
     paths = {"one": str(root / "transformer.pt")}
     job = evaluation.EvaluationJob("", paths, root / "data", tmp_path / "out", GREEDY, text, split="valid")
     evaluation._Evaluation(job)
-    assert "of the symbols of raw text would be unknown to the student; use the --bpe" in caplog.text
+    assert "of the symbols of raw text would be unknown to the model; use the --bpe" in caplog.text
 
 
 def test_both_ways_to_undo_subwords_are_one_too_many(tmp_path: Path) -> None:

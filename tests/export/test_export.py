@@ -570,7 +570,7 @@ def test_subwords_go_along(root: Path, tmp_path: Path, monkeypatch: Any, caplog:
         minloglevel=2,
     )
     others = TextSettings("sentencepiece", {"sentencepiece_model": tmp_path / "others.model"})
-    assert "of the symbols of raw text would be unknown to the student; use the --bpe" in refusal(
+    assert "of the symbols of raw text would be unknown to the model; use the --bpe" in refusal(
         root, tmp_path / "other", **changed, text=others
     )
     (tmp_path / "pieces.model").unlink()

@@ -408,7 +408,7 @@ def test_subwords_of_another_model_are_refused(tmp_path: Path) -> None:
     """Their sentences are not those of the data."""
     student(tmp_path)
     (tmp_path / "other.model").write_bytes(sentencepiece_model())
-    with pytest.raises(UsageError, match="of the symbols of raw text would be unknown to the student; use"):
+    with pytest.raises(UsageError, match="of the symbols of raw text would be unknown to the model; use"):
         run(tmp_path, "--bpe", "sentencepiece", "--sentencepiece-model", tmp_path / "other.model")
     assert not (tmp_path / "hf").exists()
 

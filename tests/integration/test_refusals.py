@@ -236,7 +236,7 @@ def test_other_dictionaries(digits, teacher, tmp_path):
         (
             "imitkd-train",
             ("--teacher-path", "none.pt", "--student-share", "1.5"),
-            "error: --student-share '1.5'",
+            "error: --student-share must be a number in 0..1, but is '1.5'",
         ),
     ],
 )
