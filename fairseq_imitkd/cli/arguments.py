@@ -174,13 +174,13 @@ def add_search_flags(group: Any, beam: int | None, beam_help: str = "beam size")
         "--max-len-a",
         type=float,
         help="a translation has at most A * source length + B tokens; this is A "
-        f"(default: {MAX_LEN_A:g}, or {FAIRSEQ_MAX_LEN_A:g} with --max-len-b)",
+        f"(default: {MAX_LEN_A:g}; {FAIRSEQ_MAX_LEN_A:g} if only --max-len-b is given)",
     )
     group.add_argument(
         "--max-len-b",
         type=int,
         help="a translation has at most A * source length + B tokens; this is B "
-        f"(default: {MAX_LEN_B}, or {FAIRSEQ_MAX_LEN_B} with --max-len-a)",
+        f"(default: {MAX_LEN_B}; {FAIRSEQ_MAX_LEN_B} if only --max-len-a is given)",
     )
     group.add_argument("--min-len", type=int, default=1, help="fewest tokens of a translation")
     group.add_argument(

@@ -131,7 +131,7 @@ def parser() -> Parser:
         "--text",
         type=Path,
         metavar="DIR",
-        help="folder of the text of a recipe of --list (default: this one)",
+        help="folder of the text of a recipe of --list (default: the current folder)",
     )
     made.add_argument("flags", metavar="FLAG", nargs="*", help="after --: flags of Snakemake")
     made.add_argument(
@@ -165,7 +165,10 @@ def parser() -> Parser:
 
 
 def _add_plain_case(made: Parser) -> None:
-    new = made.add_argument_group("in place of a recipe, which is then written to --out")
+    new = made.add_argument_group(
+        "in place of a recipe, which is then written to --out",
+        "--teacher, --sentencepiece, --train, --valid, --test and --out must be given.",
+    )
     new.add_argument("--teacher", metavar="FILE", help="teacher's checkpoint")
     new.add_argument(
         "--teacher-data",
@@ -184,17 +187,27 @@ def _add_plain_case(made: Parser) -> None:
     new.add_argument(
         "--method",
         metavar="M",
-        help="the only training's --criterion, none or seqkd (default: seqkd, then imitkd from its student "
-        "for a quarter of the updates)",
+        help="train one student only, by this method: a --criterion such as imitkd_full, or seqkd, or none "
+        "(default: two trainings, seqkd and then imitkd from its student for a quarter of the updates)",
     )
     new.add_argument(
-        "--arch", metavar="A", help="architecture of the student (default: transformer_imitkd_2_2)"
+        "--arch",
+        metavar="A",
+        help="architecture of the student: one of this plugin, such as transformer_imitkd_2_2, or of "
+        "fairseq; its dimensions need a recipe (default: transformer_imitkd_2_2)",
     )
     new.add_argument(
         "--updates",
         type=positive,
         metavar="N",
-        help=f"updates of the training; of seqkd, if imitkd follows with a quarter (default: {UPDATES})",
+        help="updates of the training; without --method those of seqkd, and imitkd has a quarter (default: "
+        f"{UPDATES})",
+    )
+    new.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="threads of each training, which matter on a machine without a GPU (default: 1)",
     )
 
 
@@ -215,6 +228,7 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
         "student": {"arch": args.arch or arch, "flags": flags},
         "training": training,
         "methods": [args.method] if args.method else recipe_file.methods_for(shlex.split(training)),
+        **({"threads": args.threads} if args.threads else {}),
     }
 
 

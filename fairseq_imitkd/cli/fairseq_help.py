@@ -171,11 +171,12 @@ def all_flags(command: str, arguments: Iterable[str] = ()) -> ArgumentParser:
 def _show_defaults(parser: ArgumentParser, command: str) -> None:
     """Let the help name the defaults of the plugin's command where fairseq's are others."""
     limit = "a translation has at most A * source length + B tokens; this is"
+    only = "if only --max-len-{} is given"
     task = {"task": f"task (default: {TASK['--task']})"}
     helps = {
         **task,
-        "max_len_a": f"{limit} A (default: {MAX_LEN_A:g}, or {FAIRSEQ_MAX_LEN_A:g} with --max-len-b)",
-        "max_len_b": f"{limit} B (default: {MAX_LEN_B}, or {FAIRSEQ_MAX_LEN_B} with --max-len-a)",
+        "max_len_a": f"{limit} A (default: {MAX_LEN_A:g}; {FAIRSEQ_MAX_LEN_A:g} {only.format('b')})",
+        "max_len_b": f"{limit} B (default: {MAX_LEN_B}; {FAIRSEQ_MAX_LEN_B} {only.format('a')})",
     }
     if command == "generate":
         helps["scoring"] = "score of the translations (default: sacrebleu)"

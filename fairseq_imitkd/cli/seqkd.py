@@ -93,8 +93,8 @@ def _add_teacher_flags(group: Any) -> None:
     group.add_argument(
         "--teacher-allow-poor",
         action="store_true",
-        help="go on although the teacher predicts the first references worse than the frequencies of their "
-        "symbols, or as well from other sources",
+        help="go on although the teacher does not seem to know the data: it predicts the first references "
+        "worse than symbol frequencies do, or hardly better from their own sources than from other ones",
     )
 
 

@@ -104,9 +104,11 @@ class PrefixConfig(FairseqDataclass):
         Range(1, math.inf, "1 or more"),
     )
     rollout_max_len_a: float = _flag(
-        1.2, "a rollout has at most A * source length + B tokens before its end: this is A"
+        1.2, "a rollout has at most A * source length + B tokens, its end not counted: this is A"
     )
-    rollout_max_len_b: int = _flag(10, "a rollout has at most A * source length + B tokens: this is B")
+    rollout_max_len_b: int = _flag(
+        10, "a rollout has at most A * source length + B tokens, its end not counted: this is B"
+    )
     rollout_pool: bool = _flag(
         False,
         "decode the rollouts of all micro-batches of an update (--update-freq) at once; they stay on-policy",

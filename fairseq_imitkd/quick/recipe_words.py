@@ -10,7 +10,7 @@ from fairseq_imitkd.quick.near import closest
 RECIPES = Path(__file__).parents[1] / "pipeline" / "recipes"  # those that come with the package
 SPLITS = ("train", "valid", "test")
 NEW = ("teacher", "sentencepiece", *SPLITS)  # flags in place of a recipe
-OPTIONAL = ("teacher_data", "method", "arch", "updates")
+OPTIONAL = ("teacher_data", "method", "arch", "updates", "threads")
 # The keys of a recipe that say what these flags say.
 KEYS = {
     **{split: f"text.{split}" for split in SPLITS},
@@ -20,6 +20,7 @@ KEYS = {
     "method": "methods",
     "arch": "student.arch",
     "updates": "training: --max-update",
+    "threads": "threads",
 }
 COMPRESSED = ("bz2", "gz", "xz", "zip", "zst")  # suffixes
 

@@ -53,9 +53,9 @@ class TeacherConfig(FairseqDataclass):
     teacher_allow_poor: bool = field(
         default=False,
         metadata={
-            "help": "train although the teacher predicts the first references worse than the frequencies of "
-            "their symbols do, or as well from other sources (default: refuse, because its dictionaries or "
-            "languages are then not those of the data)"
+            "help": "train although the teacher does not seem to know the data: it predicts the first "
+            "references worse than symbol frequencies do, or hardly better from their own sources than from "
+            "other ones (default: refuse)"
         },
     )
     train_subset: str = II("dataset.train_subset")

@@ -59,8 +59,8 @@ class WithPlainErrors(_Task):
             return super().build_model(cfg, from_checkpoint)
         if getattr(cfg, "share_all_embeddings", False) and self.source_dictionary != self.target_dictionary:
             raise UsageError(
-                "--share-all-embeddings needs one dictionary of both languages, but DATA has two: leave it "
-                "out, or binarise with fairseq-preprocess --joined-dictionary"
+                "--share-all-embeddings needs one dictionary of both languages, but DATA has two: use "
+                "--share-decoder-input-output-embed, or train a teacher on data of --joined-dictionary"
             )
         name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
         with as_usage_error(

@@ -346,6 +346,8 @@ def test_flags_stand_for_a_recipe() -> None:
     assert made["text"]["valid"] == [os.path.abspath("valid.de"), os.path.abspath("valid.en")]
     assert made["methods"] == ["gkd"]
     assert made["teacher"] == os.path.abspath("t.pt")
+    assert "threads" not in made
+    assert distill.recipe_of(distill.parser().parse_args([*words, "--threads", "8"]))["threads"] == 8
     default = distill.recipe_of(distill.parser().parse_args(words[: words.index("--method")]))
     assert default["methods"] == [
         "seqkd",
