@@ -37,6 +37,7 @@ else:
 logger = logging.getLogger(__name__)
 
 SHARE = 0.5  # the default of --mono-source-share
+MOSTLY = 0.5  # above this share of sentences without references, a student with random weights is warned of
 
 
 @dataclass
@@ -93,6 +94,12 @@ class WithSourceOnlyData(_Task):
         if problem is not None:
             raise UsageError(f"{what} has no references, which {problem}")
         method.some_lack_references = True
+        share = 1.0 if all(lacking) else SHARE if cfg.mono_source_share is None else cfg.mono_source_share
+        if share > MOSTLY and not method.teacher_samples and _starts_from_random_weights(cfg):
+            logger.warning(
+                "the student starts from random weights and writes most targets from the first update on, so "
+                "it may learn nothing: add --finetune-from-model with a trained student"
+            )
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the criterion.
@@ -209,6 +216,15 @@ class WithSourceOnlyData(_Task):
         if distils and bool(without_references(sample["target"], self.target_dictionary.pad()).all()):
             sample = self.distiller_of(own).on_own_prefixes(sample, model, own)
         return super().valid_step(sample, model, criterion)
+
+
+def _starts_from_random_weights(cfg: Any) -> bool:
+    """Whether a training starts from no checkpoint, as far as its settings tell."""
+    config = whole_config(cfg)
+    if config is None or config.checkpoint.finetune_from_model is not None:
+        return False
+    last = Path(config.checkpoint.save_dir, config.checkpoint.restore_file)
+    return not last.exists()
 
 
 def _check_share(cfg: Any) -> None:

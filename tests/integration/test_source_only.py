@@ -224,6 +224,25 @@ def test_a_cache_does_not_know_the_students_own_translations(digits, teacher: Pa
     assert len(str(error.value)) <= 200
 
 
+@pytest.mark.parametrize(
+    ("flags", "warns"),
+    [
+        (("--student-share", "1"), True),
+        (("--student-share", "1", "--finetune-from-model", "TEACHER"), False),
+        (("--student-share", "0", "--teacher-samples"), False),
+    ],
+)
+def test_a_student_with_random_weights_that_writes_most_targets_is_warned_of(
+    flags: tuple[str, ...], warns: bool, source_only: Path, teacher: Path, tmp_path: Path, caplog
+) -> None:
+    own = (str(teacher) if flag == "TEACHER" else flag for flag in flags)
+    in_process.train(
+        source_only, tmp_path / "run", *FLAGS, "--criterion", "imitkd_full", *own, "--teacher-path", teacher,
+        "--max-update", 1, "--disable-validation", "--no-save",
+    )  # fmt: skip
+    assert ("starts from random weights and writes most targets" in caplog.text) == warns
+
+
 def test_validation_with_sentence_vectors(digits, teacher: Path, tmp_path: Path) -> None:
     """Their distance is a part of the loss; a criterion with weights of its own may be wrapped; the time of a
     validation is not the next update's.
