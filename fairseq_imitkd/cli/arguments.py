@@ -19,6 +19,16 @@ from fairseq_imitkd.text.subwords import SUBWORDS, TextSettings
 
 __all__ = ["Parser", "positive"]
 
+# Help of flags that several commands have.
+TEACHER_DATA = (
+    "folder with the dictionaries that the teacher was trained with (default: the checkpoint's folder, then "
+    "the data folder that the checkpoint names)"
+)
+TEACHER_ALLOW_POOR = (
+    "go on although the teacher does not seem to know the data: it predicts the first references worse than "
+    "symbol frequencies do, or hardly better from their own sources than from other ones"
+)
+
 
 class Parser(OneLineParser):
     """A parser that takes only full names of flags, and reports a wrong command line in one line.

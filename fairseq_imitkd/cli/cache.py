@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fairseq_imitkd.cli.arguments import Parser, positive
+from fairseq_imitkd.cli.arguments import TEACHER_ALLOW_POOR, TEACHER_DATA, Parser, positive
 from fairseq_imitkd.cli.messages import show_warnings
 from fairseq_imitkd.errors import UsageError, one_line_errors
 from fairseq_imitkd.teacher.cache.format import DTYPES
@@ -127,8 +127,7 @@ def _add_teacher_flags(parser: Any) -> None:
     )
     parser.add_argument(
         "--teacher-data",
-        help="folder with the dictionaries that the teacher was trained with (default: the checkpoint's "
-        "folder, then the data folder that the checkpoint names)",
+        help=TEACHER_DATA,
     )
     parser.add_argument(
         "--teacher-allow-globals",
@@ -137,6 +136,5 @@ def _add_teacher_flags(parser: Any) -> None:
     parser.add_argument(
         "--teacher-allow-poor",
         action="store_true",
-        help="go on although the teacher does not seem to know the data: it predicts the first references "
-        "worse than symbol frequencies do, or hardly better from their own sources than from other ones",
+        help=TEACHER_ALLOW_POOR,
     )

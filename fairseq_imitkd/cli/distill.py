@@ -23,7 +23,7 @@ from fairseq.models import BaseFairseqModel
 from fairseq_imitkd.checkpoints.build import configuration
 from fairseq_imitkd.checkpoints.safe_load import read_checkpoint
 from fairseq_imitkd.checkpoints.translation import dictionary_folders
-from fairseq_imitkd.cli.arguments import Parser, positive
+from fairseq_imitkd.cli.arguments import TEACHER_DATA, Parser, positive
 from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.cli.later_flags import check_command, check_training
 from fairseq_imitkd.cli.messages import show_warnings
@@ -173,8 +173,7 @@ def _add_plain_case(made: Parser) -> None:
     new.add_argument(
         "--teacher-data",
         metavar="DIR",
-        help="folder with the dictionaries that the teacher was trained with (default: the checkpoint's "
-        "folder, then the data folder that the checkpoint names)",
+        help=TEACHER_DATA,
     )
     new.add_argument("--sentencepiece", metavar="FILE", help="SentencePiece model of the teacher's text")
     for split in SPLITS:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_imitkd.cli.arguments import (
+    TEACHER_ALLOW_POOR,
+    TEACHER_DATA,
     Parser,
     add_remove_bpe_flag,
     add_search_flags,
@@ -83,8 +85,7 @@ def _add_teacher_flags(group: Any) -> None:
     group.add_argument("--teacher-dtype", choices=DTYPES, default="fp32", help="teacher's precision")
     group.add_argument(
         "--teacher-data",
-        help="folder with the dictionaries that the teacher was trained with (default: the checkpoint's "
-        "folder, then the data folder that the checkpoint names)",
+        help=TEACHER_DATA,
     )
     group.add_argument(
         "--teacher-allow-globals",
@@ -93,8 +94,7 @@ def _add_teacher_flags(group: Any) -> None:
     group.add_argument(
         "--teacher-allow-poor",
         action="store_true",
-        help="go on although the teacher does not seem to know the data: it predicts the first references "
-        "worse than symbol frequencies do, or hardly better from their own sources than from other ones",
+        help=TEACHER_ALLOW_POOR,
     )
 
 

@@ -325,7 +325,8 @@ class Mixer:
         first = next(writers.student.parameters())
 
         def prepared(values: Tensor) -> Tensor:  # the pool holds batches as the data set gave them
-            return values.to(first.device, first.dtype if values.is_floating_point() else values.dtype)
+            dtype = first.dtype if values.is_floating_point() else values.dtype
+            return values.to(first.device, dtype, non_blocking=True)
 
         batch = utils.apply_to_sample(prepared, batch)
         return self._draw_sentences(batch, self.method.at(now.update_num + later, now.epoch))
