@@ -21,7 +21,7 @@ ENDED = (
         "CMU dictionary",
         "cmudict",
         "imitkd_full",
-        "Those students know too few words; their own prefixes are not the problem",
+        "This difference is within chance, with one seed",
     ),
 )
 
