@@ -206,18 +206,19 @@ def check_splits(
         for folder in map(Path, folders):
             check_halves(folder, split)
             prefixes = [str(folder / f"{split}.{pair}.{source}") for pair in pairs]
-            for prefix in prefixes:
-                _check_kind(prefix, dataset_impl)
-            if not any(indexed_dataset.dataset_exists(prefix, dataset_impl) for prefix in prefixes):
+            if not any(split_exists(prefix, dataset_impl) for prefix in prefixes):
                 raise missing_split(flag, split, folder, languages=languages)
 
 
-def check_sentences(data: str | None, splits: Sequence[tuple[str, str]]) -> Path:
+def check_sentences(
+    data: str | None, splits: Sequence[tuple[str, str]], *, dataset_impl: str | None = None
+) -> Path:
     """Check that a language model's dictionary and splits are there.
 
     Args:
         data: ``DATA``: a directory, or several joined by ``:``; the first one has the dictionary.
         splits: flags, and the split that each one names.
+        dataset_impl: ``--dataset-impl``.
 
     Returns:
         the dictionary.
@@ -237,7 +238,7 @@ def check_sentences(data: str | None, splits: Sequence[tuple[str, str]]) -> Path
     for flag, split in splits:
         for folder in folders if flag == "--train-subset" else folders[:1]:
             check_halves(folder, split)
-            if not indexed_dataset.dataset_exists(os.path.join(folder, split), None):
+            if not split_exists(os.path.join(folder, split), dataset_impl):
                 raise _missing(flag, split, folder, names=splits_of(folder))
     return dictionary
 
@@ -288,11 +289,20 @@ def check_halves(folder: str | Path, split: str) -> None:
             )
 
 
-def _check_kind(prefix: str, dataset_impl: str | None) -> None:
-    """Refuse ``--dataset-impl`` for files of another kind."""
+def split_exists(prefix: str, dataset_impl: str | None) -> bool:
+    """Return whether a side of a split is there.
+
+    Args:
+        prefix: the path of its files, without their endings.
+        dataset_impl: ``--dataset-impl``.
+
+    Raises:
+        UsageError: it is there as files of another kind.
+    """
     kind = None if dataset_impl is None else indexed_dataset.infer_dataset_impl(prefix)
     if kind is not None and dataset_impl not in _READERS[kind]:
         raise UsageError(
             f"--dataset-impl {dataset_impl} does not fit '{prefix}.idx', which is of kind {kind}: leave it "
             "out"
         )
+    return bool(indexed_dataset.dataset_exists(prefix, dataset_impl))

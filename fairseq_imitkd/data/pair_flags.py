@@ -6,10 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fairseq.data import Dictionary, indexed_dataset
+from fairseq.data import Dictionary
 
 from fairseq_imitkd.data.dictionaries import first_difference
-from fairseq_imitkd.data.directory import check_dictionaries, check_folder, check_halves, folders_of
+from fairseq_imitkd.data.directory import (
+    check_dictionaries,
+    check_folder,
+    check_halves,
+    folders_of,
+    split_exists,
+)
 from fairseq_imitkd.errors import UsageError
 
 PAIR = ":"  # between the name of a validation set and one of its pairs
@@ -156,12 +162,13 @@ def _check_dictionaries(cfg: Any, sources: list[str], targets: list[str]) -> Non
                 )
 
 
-def check_pair_splits(cfg: Any, splits: list[tuple[str, str]]) -> None:
+def check_pair_splits(cfg: Any, splits: list[tuple[str, str]], *, dataset_impl: str | None = None) -> None:
     """Refuse splits that are not there for each of their pairs.
 
     Args:
         cfg: a ``LanguagePairsConfig``.
         splits: flags, and the split that each names.
+        dataset_impl: ``--dataset-impl``.
 
     Raises:
         UsageError: naming the split and the pair.
@@ -181,7 +188,7 @@ def check_pair_splits(cfg: Any, splits: list[tuple[str, str]]) -> None:
                 for folder in folders
                 for files in (pair, f"{target}-{source}")
             ]
-            if not any(indexed_dataset.dataset_exists(path, None) for path in there):
+            if not any(split_exists(path, dataset_impl) for path in there):
                 raise UsageError(
                     f"DATA '{cfg.data}' has no '{split}' of {pair}, a pair of --lang-pairs: binarise it with "
                     "fairseq-preprocess, or leave the pair out"

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from fairseq.data import indexed_dataset
 
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.data.directory import check_data, check_sentences, check_splits, dictionaries_read
+from fairseq_imitkd.data.pair_flags import check_pair_splits
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.tasks.translation import TranslationWithTeacherTask
 from tests.helpers.fairseq_models import tiny_task, write_dictionaries
@@ -141,3 +144,29 @@ def test_splits(data: Path) -> None:
         check(str(data), splits=[("--train-subset", "train"), ("--gen-subset", "nope")])
     with pytest.raises(UsageError, match=r"it has none$"):
         check(str(write_dictionaries(data.parent / "bare")), splits=[("--valid-subset", "valid")])
+
+
+@pytest.mark.parametrize("kind", ["translation", "language model", "pairs"])
+def test_files_of_another_kind(data: Path, kind: str) -> None:
+    """Whatever the task, ``--dataset-impl`` that can't read the files is refused before they are read."""
+    names = ("train.src-tgt.src", "train.src-tgt.tgt") if kind != "language model" else ("train",)
+    for name in names:
+        builder = indexed_dataset.make_builder(str(data / f"{name}.bin"), "mmap", 10)
+        builder.add_item(torch.tensor([4, 2]))
+        builder.finalize(str(data / f"{name}.idx"))
+    (data / "dict.txt").touch()
+    splits = [("--train-subset", "train")]
+
+    def check(given: str) -> None:
+        if kind == "translation":
+            check_splits(str(data), ("src", "tgt"), splits, dataset_impl=given)
+        elif kind == "language model":
+            check_sentences(str(data), splits, dataset_impl=given)
+        else:
+            flags = {"data": str(data), "lang_pairs": "src-tgt", "source_lang": None}
+            check_pair_splits(Namespace(**flags), splits, dataset_impl=given)
+
+    check("mmap")
+    told = f"--dataset-impl cached does not fit '{data / names[0]}.idx', which is of kind mmap: leave it out"
+    with pytest.raises(UsageError, match=f"^{re.escape(told)}$"):
+        check("cached")

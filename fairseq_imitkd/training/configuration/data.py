@@ -33,7 +33,9 @@ def check(settings: Mapping[str, Any], command: str) -> Path | None:
     """
     data = settings.get("data") or ""
     if settings.get("task") == LANGUAGE_MODELS and "://" not in data:
-        return check_sentences(data, list(_splits(settings, command)))
+        return check_sentences(
+            data, list(_splits(settings, command)), dataset_impl=settings.get("dataset_impl")
+        )
     if settings.get("task") == SPEECH:
         return check_manifests(data, settings["config_yaml"], _splits(settings, command))
     if settings.get("task") == PAIRS:
@@ -56,7 +58,8 @@ def _check_pairs(settings: Mapping[str, Any], command: str) -> Path:
             "--lang-pairs, and leave it and --target-lang out"
         )
     check_pairs(flags)
-    check_pair_splits(flags, list(_splits(settings, command)))
+    splits = list(_splits(settings, command))
+    check_pair_splits(flags, splits, dataset_impl=settings.get("dataset_impl"))
     if command == "train":
         check_validation_sets(settings)
     elif settings.get("target_lang") is None:
