@@ -9,21 +9,17 @@ import evidence_tables
 from evidence_scores import of_record
 
 Results = dict[str, Any]
-# Recipes whose students are trained to their end: title, folder, method after SeqKD, cause of the result.
+# Recipes whose students are trained to their end: title, folder, and what matters about the data.
 ENDED = (
     (
         "made-up languages",
         "made_up_languages",
-        "imitkd",
-        "A sentence has several right translations there, and the words so far decide which one continues",
+        " A sentence has several right translations there, and the words so far decide which one continues.",
     ),
-    (
-        "CMU dictionary",
-        "cmudict",
-        "imitkd_full",
-        "This difference is within chance, with one seed",
-    ),
+    ("CMU dictionary", "cmudict", ""),
 )
+METHODS = ("imitkd", "imitkd_full")
+CERTAIN, CHANCE = 0.01, 0.05  # a p below the first one is given as that, one above the second one is chance
 
 
 def box(quickstarts: Sequence[Results], examples: Path) -> str:
@@ -49,33 +45,42 @@ def box(quickstarts: Sequence[Results], examples: Path) -> str:
         f"{more}, at {seconds(quickstarts, 'seqkd_continued')}.",
     ]
     if ended := [text for each in ENDED if (text := at_the_end(examples, *each))]:
-        lines.append(f"**How much lasts to the end of training depends on the task.** {' '.join(ended)}")
+        lines.append(
+            "**How much lasts to the end of training depends on the task.** Minutes: CPU time of the second "
+            f"training. {' '.join(ended)}"
+        )
     return "\n".join(f"- {line}" for line in lines)
 
 
-def at_the_end(examples: Path, title: str, recipe: str, method: str, cause: str) -> str:
-    """Return what a method brings after SeqKD at the end of training, beside more of SeqKD, in the seeds that
-    both have.
+def at_the_end(examples: Path, title: str, recipe: str, remark: str) -> str:
+    """Return what methods bring after SeqKD at the end of training, each beside more of SeqKD, in the seeds
+    that both have.
 
     Returns:
-        an empty text if one of the two rows is not finished.
+        an empty text if no such row is finished.
     """
     rows = evidence_tables.chosen(evidence_tables.read(examples / recipe / "evidence"))
-    both = [f"then_{method}", "then_seqkd"]
-    if not all(row in rows for row in both):
+    found = [text for method in METHODS if (text := beside_control(rows, method))]
+    if not found:
         return ""
-    _, p = evidence_tables.compared(rows, both[0])
-    chance = f"p = {float(p):.2f}" if float(p) >= 0.01 else "p < 0.01"
-    seeds = set.intersection(*({each["seed"] for each in rows[row]} for row in both))
-    own, more = ([each for each in rows[row] if each["seed"] in seeds] for row in both)
-    first, control = mean_score(own), mean_score(more)
-    title_of_score = of_record(own[0]).title
-    spent, less = minutes(own), minutes(more)
-    how = f"{chance}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+    return f"On the [{title}](examples/{recipe}/README.md), {'; '.join(found)}.{remark}"
+
+
+def beside_control(rows: dict[str, list[evidence_tables.Record]], method: str) -> str:
+    """Return the scores at the end of a method after SeqKD, and of more SeqKD; nothing if one is missing."""
+    row = f"then_{method}"
+    both = evidence_tables.pairs(rows, row) if row in rows else []
+    if not both:
+        return ""
+    own, control = ([one[side] for one in both] for side in (0, 1))
+    p = float(evidence_tables.compared(rows, row)[1])
+    chance = (
+        f"p < {CERTAIN}" if p < CERTAIN else f"p = {p:.2f}, within chance" if p > CHANCE else f"p = {p:.2f}"
+    )
     return (
-        f"On the [{title}](examples/{recipe}/README.md), SeqKD and then `{method}` ends at "
-        f"{first} {title_of_score}, longer SeqKD at {control} ({how}). The second training takes {spent} and "
-        f"{less} CPU minutes. {cause}."
+        f"SeqKD and then `{method}` ends at {mean_score(own)} {of_record(own[0]).title} after {minutes(own)} "
+        f"minutes, longer SeqKD at {mean_score(control)} after {minutes(control)} ({chance}, {len(own)} "
+        f"seed{'s' * (len(own) > 1)})"
     )
 
 

@@ -52,7 +52,7 @@ def unpacked(text: str, words: int) -> np.ndarray:
 
 
 def chance(ones: np.ndarray, others: np.ndarray) -> tuple[float, tuple[float, float], float]:
-    """Compare two methods by a paired bootstrap over the words, stratified by seed.
+    """Compare two methods by a paired bootstrap over the words, the same ones in every seed.
 
     A resample has the same words in every seed, and its difference is the mean over the seeds.
 

@@ -167,13 +167,14 @@ def publish(recipe: Path, run: Path | None) -> None:
     """Copy a run's finished rows into the recipe's ``evidence``, and make its table and figure.
 
     Raises:
-        SystemExit: nothing is finished, or the run has tiny models.
+        SystemExit: nothing is finished, the run has tiny models, or the published rows are of another run.
     """
     folder = recipe / "evidence"
     if run is not None:
         if (run / ".smoke").exists():
             raise SystemExit(f"{run} is a run with SMOKE=1, whose figures mean nothing; use another")
         folder.mkdir(exist_ok=True)
+        evidence_rows.check_one_run([*evidence_tables.read(folder), *finished_rows(run).values()])
         for name, record in finished_rows(run).items():
             evidence_rows.write(folder / f"{name}.json", record)
     records = evidence_tables.read(folder)

@@ -81,6 +81,23 @@ def before(run: Path, needs: Iterable[str]) -> dict[str, float]:
     return found
 
 
+def check_one_run(records: Iterable[Record]) -> None:
+    """Refuse rows whose teachers, translations or starts are not the same trainings.
+
+    Raises:
+        SystemExit: two rows record other CPU seconds for a training that both need.
+    """
+    known: dict[str, tuple[float, str]] = {}
+    for each in records:
+        for name, seconds in {**each["before"], each["name"]: each["cpu_seconds"]}.items():
+            before, row = known.setdefault(name, (seconds, each["name"]))
+            if before != seconds:
+                raise SystemExit(
+                    f"{each['name']} needs {name} of {seconds:.0f} CPU seconds, but {row} needs one of "
+                    f"{before:.0f}; publish the rows of one run, and delete the others"
+                )
+
+
 def write(path: Path, content: Record) -> None:
     """Write a record; the file appears when it is complete."""
     temporary = path.with_suffix(".part")

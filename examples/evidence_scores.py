@@ -50,7 +50,7 @@ class Measure(Protocol):
         """Return what the test set has, in words."""
 
     def chance(self, ones: Sequence[Test], others: Sequence[Test]) -> Chance:
-        """Compare two rows, with a test for each seed, by a paired bootstrap that is stratified by seed."""
+        """Compare two rows, with a test for each seed, by a paired bootstrap. Return a two-sided p."""
 
 
 class WordErrors:
@@ -58,7 +58,7 @@ class WordErrors:
 
     title, unit, second, brought = "word errors", "%", "phoneme errors, %", "fewer word errors"
     less_is_better = True
-    bootstrap = "the words, stratified by seed (10,000 resamples)"
+    bootstrap = "the words, the same ones in every seed (10,000 resamples)"
 
     def validation(self, found: dict[str, float]) -> float:
         """See :class:`Measure`."""
@@ -109,7 +109,7 @@ class TextScore:
     scale: float = 1.0
     unit, second = "", "chrF"
     less_is_better = False
-    bootstrap = f"the sentences, stratified by seed ({RESAMPLES:,} resamples)"
+    bootstrap = f"the sentences, the same ones in every seed ({RESAMPLES:,} resamples)"
 
     @property
     def brought(self) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,15 +37,18 @@ def read(folder: Path) -> list[Record]:
 def chosen(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Return the trainings of each row with its best learning rate, one for each seed.
 
-    The rate is the best one of seed 1 on the validation set. The teacher comes first, then the rows without a
-    start, then the others; rows of a kind are in the order of :data:`COLOURS`.
+    The rate is the one that most seeds have, because further seeds take the rate that was best by then. Of
+    several such rates it is the best one of seed 1 on the validation set. The teacher comes first, then the
+    rows without a start, then the others; rows of a kind are in the order of :data:`COLOURS`.
     """
     order = ["teacher", *COLOURS, *(f"then_{row}" for row in COLOURS)]
     found = {}
     known = {row: place for place, row in enumerate(order)}
     for row in sorted({each["row"] for each in records}, key=lambda row: (known.get(row, len(order)), row)):
         own = [each for each in records if each["row"] == row]
-        first = [each for each in own if each["seed"] == 1]
+        seeds = Counter(each["rate"] for each in own)
+        most = max(seeds.values())
+        first = [each for each in own if each["seed"] == 1 and seeds[each["rate"]] == most]
         if first:
             rate = best(first)["rate"]
             found[row] = sorted((each for each in own if each["rate"] == rate), key=lambda each: each["seed"])
@@ -55,23 +59,22 @@ def table(records: Sequence[Record]) -> str:
     """Return a Markdown table with a line for each row, and notes on its columns."""
     rows, measure = chosen(records), of_record(records[0])
     head = (
-        "row", "parameters", "learning rate", f"{titled(measure)}, each seed", measure.second,
+        "row", "parameters", "learning rate", f"{titled(measure)}, each seed", f"{measure.second}, each seed",
         "difference (95%)", "p", "updates to best", "CPU minutes", "with all before",
     )  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|---|--:" + "|--:" * (len(head) - 2) + "|"]
     for row, own in rows.items():
         difference, p = compared(rows, row)
-        bests = [each["validations"][scores(each).index(score(each))] for each in own]
         tested = [measure.scores(each["test"]) for each in own]
         cells = [
             f"`{row}`",
             f"{own[0]['parameters']:,}",
             own[0]["rate"] or "",
             "; ".join(f"{first:.2f}" for first, _ in tested),
-            f"{statistics.mean(second for _, second in tested):.2f}",
+            "; ".join(f"{second:.2f}" for _, second in tested),
             difference,
             p,
-            f"{statistics.mean(each['updates'] for each in bests):,.0f}",
+            f"{statistics.mean(each['training']['updates'] for each in own):,.0f}",
             f"{statistics.mean(each['cpu_seconds'] for each in own) / 60:.0f}",
             f"{statistics.mean(each['cpu_seconds'] / 60 + minutes(each) for each in own):.0f}",
         ]
@@ -79,36 +82,58 @@ def table(records: Sequence[Record]) -> str:
     return "\n".join([*lines, "", notes(records), *(["", tried] if (tried := grid(records)) else [])])
 
 
+def pairs(rows: dict[str, list[Record]], row: str) -> list[tuple[Record, Record]]:
+    """Return a row's trainings, each with its control's of the same seed and the same start."""
+    controls = {(each["seed"], each["start"]): each for each in rows.get(control_of(row), [])}
+    keys = [(each["seed"], each["start"]) for each in rows[row]]
+    return [(own, controls[key]) for own, key in zip(rows[row], keys, strict=True) if key in controls]
+
+
+def control_of(row: str) -> str:
+    """Return the row that a row is compared with."""
+    return CONTROLS[row.startswith("then_")]
+
+
 def compared(rows: dict[str, list[Record]], row: str) -> tuple[str, str]:
     """Return a row's difference from its control, with its interval, and p; else nothing."""
-    own = {each["seed"]: each for each in rows[row]}
-    control = CONTROLS[row.startswith("then_")]
-    others = {each["seed"]: each for each in rows.get(control, [])}
-    seeds = sorted(own.keys() & others.keys())
-    if row in (control, "teacher") or not seeds:
+    both = pairs(rows, row)
+    if row in (control_of(row), "teacher") or not both:
         return "", ""
-    ones, controls = ([each[seed]["test"] for seed in seeds] for each in (own, others))
-    difference, (low, high), p = of_record(rows[row][0]).chance(ones, controls)
+    own, controls = ([each["test"] for each in side] for side in zip(*both, strict=True))
+    difference, (low, high), p = of_record(rows[row][0]).chance(own, controls)
     return f"{difference:+.2f} ({low:+.2f} to {high:+.2f})", f"{p:.4f}"
 
 
 def notes(records: Sequence[Record]) -> str:
     """Return what the columns mean, and where the figures are from."""
-    first, measure = records[0], of_record(records[0])
+    measure = of_record(records[0])
     commits = dict.fromkeys(commit for each in records for commit in each["training"]["commits"])
-    versions = ", ".join(f"{name} {version}" for name, version in first["origin"]["versions"].items())
-    machine = first["origin"]["machine"]
+    threads = {each for record in records for each in record["training"]["threads"]}
+    origins = [each["origin"] for each in records]
+    processors = dict.fromkeys(each["machine"]["processor"] for each in origins)
+    versions = dict.fromkeys(
+        f"{name} {version}" for each in origins for name, version in each["versions"].items()
+    )
     assistant = ", of its assistant" if any(each.get("teacher") for each in records) else ""
     return (
-        f"Greedy decoding of {measure.count(first['test'])}. A training ended when {first['patience']} "
+        f"Greedy decoding of {measure.count(records[0]['test'])}. A training ended when {patience(records)} "
         f"validations in a row brought no {measure.brought}{cut_short(records)}. Difference: in "
         f"{measure.title} from `seqkd`, and of rows that start from `seqkd`'s student "
-        "(`then_…`) from `then_seqkd`, averaged over the seeds that both have; p: paired bootstrap over "
-        f"{measure.bootstrap}. CPU minutes: of the row's own training, without validation; with all before: "
-        f"also of its start{assistant} and of the teacher's translations, without "
-        f"the teacher's training. Trained at {', '.join(commits)} on {machine['processor']}, "
-        f"1 thread; {versions}. Each row's commands and all validations: `evidence/`."
+        "(`then_…`) from `then_seqkd`, averaged over the seeds that both have; p: two-sided, by a paired "
+        f"bootstrap over {measure.bootstrap}, which tells nothing of other seeds. Updates and minutes are "
+        "means over the row's seeds. CPU minutes: of the row's own training, without validation; with all "
+        f"before: also of its start{assistant} and of the teacher's translations, without the teacher's "
+        f"training. Trained at {', '.join(commits)} on {' and '.join(processors)}, "
+        f"{' or '.join(sorted(threads))} thread{'s' * (threads != {'1'})}; {', '.join(versions)}. "
+        "Each row's commands and all validations: `evidence/`."
     )
+
+
+def patience(records: Sequence[Record]) -> str:
+    """Return how many validations without a better one end a training, and trainings with another number."""
+    usual = Counter(each["patience"] for each in records).most_common(1)[0][0]
+    others = [f"`{each['name']}`: {each['patience']}" for each in records if each["patience"] != usual]
+    return f"{usual} ({', '.join(others)})" if others else str(usual)
 
 
 def cut_short(records: Sequence[Record]) -> str:
@@ -135,15 +160,17 @@ def grid(records: Sequence[Record]) -> str:
 
 
 def figure(records: Sequence[Record], path: Path) -> None:
-    """Draw the best score on the validation set so far against updates and against CPU minutes, of the whole
-    history.
+    """Draw the best score on the validation set so far against updates and against CPU minutes.
+
+    A line is a student's whole history. It is the mean over the seeds of ``then_seqkd``, or of ``seqkd`` as
+    long as that row is not there; a row that lacks one of them is not drawn.
     """
     import matplotlib
     import matplotlib.pyplot as pyplot
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "evidence"  # the same file for the same rows
-    rows = chosen(records)
+    rows = comparable(chosen(records))
     whole, sides = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained", sharey=True)
     names = {each["name"]: each for each in records}
     for row, own in rows.items():
@@ -168,9 +195,26 @@ def figure(records: Sequence[Record], path: Path) -> None:
     pyplot.close(whole)
 
 
+def comparable(rows: dict[str, list[Record]]) -> dict[str, list[Record]]:
+    """Return the teacher, and the rows that have every seed of the control, with these seeds alone."""
+    control = next((rows[name] for name in CONTROLS.values() if name in rows), [])
+    seeds = {each["seed"] for each in control}
+    found = {}
+    for row, own in rows.items():
+        kept = [each for each in own if each["seed"] in seeds]
+        if row == "teacher" or not seeds:
+            found[row] = own
+        elif len(kept) == len(seeds):
+            found[row] = kept
+    return found
+
+
 @dataclass(frozen=True)
 class Curve:
-    """A training's validations: where it begins, their places, and the best score so far at each of them."""
+    """The places of a student's scores on the validation set, and the best score so far at each of them.
+
+    A student that goes on from another one begins with that one's best score, at ``begin``.
+    """
 
     begin: float
     places: list[float]
@@ -197,13 +241,21 @@ def curve(each: Record, names: dict[str, Record], *, by_minutes: bool) -> Curve:
     """Return a training's curve.
 
     Updates and minutes begin where those of the student that it started from end.
+
+    Raises:
+        SystemExit: that student is not among the rows.
     """
+    start = names.get(each["start"] or "")
+    if each["start"] and start is None:
+        raise SystemExit(f"{each['name']} goes on from {each['start']}, which is not among the rows; add it")
     if by_minutes:
         begin = minutes(each)
         places = [begin + one["cpu_seconds"] / 60 for one in each["validations"]]
     else:
-        start = names.get(each["start"] or "")
         begin = start["validations"][-1]["updates"] if start else 0
         places = [begin + one["updates"] for one in each["validations"]]
+    found = scores(each)
+    if start is not None:
+        places, found = [begin, *places], [score(start), *found]
     better = np.minimum if of_record(each).less_is_better else np.maximum
-    return Curve(begin, places, better.accumulate(scores(each)))
+    return Curve(begin, places, better.accumulate(found))

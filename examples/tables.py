@@ -247,7 +247,7 @@ def recipe_notes(results: dict[str, Any], batch: str, *, memory: bool) -> str:
     return (
         f"Greedy decoding unless stated otherwise; {evaluation['data']['sentences']:,} sentences. "
         "MB: size of the weights, or of an exported folder. "
-        "p: paired bootstrap against the model of the same seed (1,000 resamples). "
+        "p: sacreBLEU's paired bootstrap against the model of the same seed (one-sided, 1,000 resamples). "
         f"Speed: sentences per second with greedy decoding in batches of {batch}, by fairseq "
         "(an exported student by its own engine), all models taking turns, "
         f"{evaluation['machine']['threads']} thread. Updates: up to the best checkpoint. "

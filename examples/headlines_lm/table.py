@@ -28,8 +28,9 @@ def table(results: dict[str, Any]) -> str:
     rows += [
         "",
         f"Greedy decoding of {results['headlines']:,} test articles. ROUGE: F-measure, "
-        f"`{results['signature']}`. Intervals and p: paired bootstrap over the articles; `continued` is that "
-        "of the same seed. Words: mean length of the headlines that the model writes. Updates to best: of "
+        f"`{results['signature']}`. Intervals and p: paired bootstrap over the articles, p one-sided as "
+        "sacreBLEU's; `continued` is that of the same seed. Words: mean length of the headlines that the "
+        "model writes. Updates to best: of "
         "the row's own training. CPU minutes: processor time of this training, with its validations and the "
         "teacher's passes; `seqkd` without the teacher's continuations.",
     ]

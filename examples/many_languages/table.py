@@ -28,9 +28,9 @@ def table(results: dict[str, Any]) -> str:
     rows += [
         "",
         f"Greedy decoding, one model for all pairs. Sentences for training and in the test set: {counts}. In "
-        "brackets: p of the difference from `scratch`, paired bootstrap. CPU minutes: processor time of the "
-        "training, with its validations and the teacher's passes; `seqkd` without the teacher's "
-        f"translations. BLEU: {signatures}.",
+        "brackets: p of the difference from `scratch`, sacreBLEU's paired bootstrap, one-sided. CPU minutes: "
+        "processor time of the training, with its validations and the teacher's passes; `seqkd` without the "
+        f"teacher's translations. BLEU: {signatures}.",
     ]
     return "\n".join(rows)
 

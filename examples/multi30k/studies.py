@@ -99,7 +99,8 @@ def notes(results: dict[str, Any], name: str) -> str:
         f"BLEU with half its 95% bootstrap interval: `{first['bleu_signature']}`; "
         f"chrF: `{first['chrf_signature']}`; "
         + (
-            f"p: paired bootstrap of BLEU against `{results['baseline']}` of the same seed; "
+            f"p: sacreBLEU's paired bootstrap of BLEU, one-sided, against `{results['baseline']}` of the "
+            "same seed; "
             if compared(results)
             else ""
         )

@@ -30,6 +30,6 @@ def table(results: dict[str, Any]) -> str:
     notes = (
         f"{counted['train.de']:,} pairs and {counted['mono.de']:,} sources without a reference. Greedy "
         f"decoding of {counted['test.de']:,} test sentences. BLEU: `{results['signature']}`. Interval and p: "
-        "paired bootstrap over the test sentences, of the mean of the seeds."
+        "paired bootstrap over the test sentences, of the mean of the seeds; p one-sided, as sacreBLEU's."
     )
     return "\n".join([results["table"].strip(), "", *rows, "", notes])

@@ -248,7 +248,7 @@ def _notes(results: EvaluationResults) -> str:
             "ones"
         )
     if results.baseline:
-        lines.append(f"p: paired bootstrap against `{results.baseline}`, same search")
+        lines.append(f"p: sacreBLEU's paired bootstrap against `{results.baseline}`, one-sided, same search")
     lines += [
         f"speed: the models take turns batch by batch, in an order drawn with seed {SEED}; medians and "
         f"quartiles are of {_rounds(results.models)}; tokens/s: all tokens of the output over the whole time",

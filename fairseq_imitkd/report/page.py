@@ -20,7 +20,7 @@ from fairseq_imitkd.report.runs import Run
 from fairseq_imitkd.report.svg import Style, figure_settings, styles
 from fairseq_imitkd.report.tables import Table
 
-SIGNIFICANT = 0.05  # a difference with a larger p may be chance
+SIGNIFICANT = 0.025  # a difference with a larger p may be chance; p is one-sided
 
 
 @dataclass(frozen=True)

@@ -245,8 +245,8 @@ def _notes(evaluation: Evaluation, rows: Sequence[_Row]) -> list[str]:
     has_p = any(score.p is not None for row in rows for score in row.found.scores.values())
     if evaluation.baseline and has_p:
         notes.append(
-            f"p: chance of a difference this large from {evaluation.baseline} if the two are equally good "
-            "(paired bootstrap)."
+            f"p: chance of a lead this large over {evaluation.baseline}, or behind it, if the two are "
+            "equally good (sacreBLEU's paired bootstrap, one-sided)."
         )
     batches = {model.batch for model in evaluation.models.values() if model.batch}
     if len(batches) == 1 and max(batches) > 1:

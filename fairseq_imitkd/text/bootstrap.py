@@ -41,8 +41,12 @@ class Bootstrap:
         return Difference(difference.score, *difference.interval())
 
     def p(self, base: "Bootstrap") -> float | None:
-        """Return the chance of a difference from the baseline this large; None if no resample has a
+        """Return the chance of a lead over the baseline this large, or behind it; None if no resample has a
         difference.
+
+        It is sacreBLEU's p, which is one-sided: the chance of a difference this large in either direction is
+        about twice as large. See
+        https://github.com/mjpost/sacrebleu/blob/v2.6.0/sacrebleu/significance.py
         """
         if np.array_equal(self.resampled, base.resampled):
             return None

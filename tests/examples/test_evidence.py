@@ -81,6 +81,7 @@ def made(name: str, errors: list[float], **more: Any) -> dict[str, Any]:
     """Return a row with a validation every 500 updates and 60 CPU seconds."""
     row, _, seed = name.partition("-seed")
     row, _, rate = row.partition("_lr")
+    updates = 500 * (errors.index(min(errors)) + 1) if errors else 500
     return {
         "name": name,
         "row": row,
@@ -92,7 +93,7 @@ def made(name: str, errors: list[float], **more: Any) -> dict[str, Any]:
         "patience": 2,
         "parameters": 1234,
         "max_update": 9000,
-        "training": {"commits": ["abc"]},
+        "training": {"commits": ["abc"], "threads": ["1"], "updates": updates},
         "test": {"word_errors": 10.0, "phoneme_errors": 2.0},
         "origin": {"versions": {"torch": "2"}, "machine": {"processor": "a processor"}},
         "validations": [
@@ -302,6 +303,8 @@ def test_the_table_and_the_figure(modules: dict[str, ModuleType], tmp_path: Path
         made("then_seqkd_lr1e-3", [31.0, 29.0, 30.0], **then, test=test_set(290)),
         made("then_imitkd_lr1e-3", [28.0, 25.0, 26.0], **then, test=test_set(250)),
         made("then_imitkd_lr1e-3-seed2", [29.0, 24.0, 27.0], **then, test=test_set(240)),
+        # It goes on from another student than the control.
+        made("then_word_kd_lr1e-3", [28.0], start="seqkd_lr2e-3", before={}, test=test_set(200)),
     ]
     for each in rows:
         (tmp_path / f"{each['name']}.json").write_text(json.dumps(each))
@@ -311,9 +314,10 @@ def test_the_table_and_the_figure(modules: dict[str, ModuleType], tmp_path: Path
         for line in shown.splitlines()
         if line.startswith("| `")
     }
-    assert list(cells) == ["`teacher`", "`seqkd`", "`then_seqkd`", "`then_imitkd`"]
+    assert list(cells) == ["`teacher`", "`seqkd`", "`then_seqkd`", "`then_word_kd`", "`then_imitkd`"]
+    assert cells["`then_word_kd`"][4:6] == ["", ""]
     assert cells["`seqkd`"] == ["1,234", "4e-3", "30.00", "1.00", "", "", "1,000", "3", "5"]
-    assert cells["`then_imitkd`"][1:3] == ["1e-3", "25.00; 24.00"]
+    assert cells["`then_imitkd`"][1:4] == ["1e-3", "25.00; 24.00", "1.00; 1.00"]
     assert cells["`then_imitkd`"][4].startswith("-4.00 (")  # the seed that both have
     assert float(cells["`then_imitkd`"][5]) < 0.001
     assert cells["`then_imitkd`"][6:] == ["1,000", "3", "8"]
@@ -325,9 +329,51 @@ def test_the_table_and_the_figure(modules: dict[str, ModuleType], tmp_path: Path
     assert b"<svg" in (tmp_path / "one.svg").read_bytes()
     curve = modules["evidence_tables"].curve
     names = {each["name"]: each for each in rows}
-    assert curve(rows[4], names, by_minutes=True).places == [6.0, 7.0, 8.0]
-    assert curve(rows[4], names, by_minutes=False).places == [2000, 2500, 3000]
-    assert curve(rows[4], names, by_minutes=False).best.tolist() == [28.0, 25.0, 25.0]
+    assert curve(rows[4], names, by_minutes=True).places == [5.0, 6.0, 7.0, 8.0]
+    assert curve(rows[4], names, by_minutes=False).places == [1500, 2000, 2500, 3000]
+    assert curve(rows[4], names, by_minutes=False).best.tolist() == [30.0, 28.0, 25.0, 25.0]
+    with pytest.raises(SystemExit, match="goes on from seqkd_lr4e-3, which is not among the rows; add it"):
+        curve(rows[4], {}, by_minutes=True)
+
+
+def test_the_figure_has_the_seeds_of_the_control(modules: dict[str, ModuleType]) -> None:
+    """Means over other seeds can't be compared, so a row that lacks one of them waits."""
+    rows = {
+        "teacher": [made("teacher", [20.0])],
+        "seqkd": [
+            made("seqkd_lr1", [30.0]),
+            made("seqkd_lr1-seed2", [30.0]),
+            made("seqkd_lr1-seed3", [30.0]),
+        ],
+        "then_seqkd": [made("then_seqkd_lr1", [29.0]), made("then_seqkd_lr1-seed2", [29.0])],
+        "then_imitkd": [made("then_imitkd_lr1", [28.0])],
+    }
+    drawn = modules["evidence_tables"].comparable(rows)
+    assert {row: [each["seed"] for each in own] for row, own in drawn.items()} == {
+        "teacher": [1],
+        "seqkd": [1, 2],
+        "then_seqkd": [1, 2],
+    }
+
+
+def test_a_rate_that_further_seeds_have_stays(modules: dict[str, ModuleType]) -> None:
+    rows = [
+        made("seqkd_lr4e-3", [30.0]),
+        made("seqkd_lr4e-3-seed2", [30.0]),
+        made("seqkd_lr2e-3", [29.0]),
+    ]
+    shown = modules["evidence_tables"].chosen(rows)["seqkd"]
+    assert [each["name"] for each in shown] == ["seqkd_lr4e-3", "seqkd_lr4e-3-seed2"]
+
+
+def test_rows_of_two_runs_are_not_published_together(modules: dict[str, ModuleType]) -> None:
+    rows = [made("teacher", [20.0], before={}), made("seqkd_lr4e-3", [30.0], before={"teacher": 60.0})]
+    rows[0]["cpu_seconds"] = 60.0
+    modules["evidence_rows"].check_one_run(rows)
+    rows.append(made("seqkd_lr2e-3", [30.0], before={"teacher": 61.0}))
+    message = "seqkd_lr2e-3 needs teacher of 61 CPU seconds, but teacher needs one of 60; publish the rows of"
+    with pytest.raises(SystemExit, match=message):
+        modules["evidence_rows"].check_one_run(rows)
 
 
 def test_curves_of_seeds_that_begin_and_end_elsewhere(modules: dict[str, ModuleType]) -> None:
@@ -382,7 +428,7 @@ def test_a_table_of_bleu(modules: dict[str, ModuleType], tmp_path: Path) -> None
 
     rows = [row("seqkd_lr4e-3", [20.0, 30.0, 29.0]), row("seqkd_lr2e-3", [20.0, 31.0, 28.0])]
     shown = modules["evidence_tables"].table(rows)
-    assert "| row | parameters | learning rate | BLEU, each seed | chrF |" in shown
+    assert "| row | parameters | learning rate | BLEU, each seed | chrF, each seed |" in shown
     assert "| `seqkd` | 1,234 | 2e-3 | 31.00 | 50.00 |" in shown
     assert (
         "Greedy decoding of 1 sentences. A training ended when 2 validations in a row brought no higher BLEU"

@@ -129,8 +129,12 @@ def test_the_advice_compares_the_seeds_that_both_rows_have(script: Any, tmp_path
     for path in there.glob("then_imitkd_lr*-seed*.json"):
         path.unlink()
     at_the_end = script("quickstart", "advice").at_the_end
-    text = at_the_end(tmp_path, "made-up languages", "made_up_languages", "imitkd", "why")
-    assert "SeqKD and then `imitkd` ends at 97.06 BLEU, longer SeqKD at 95.25 (p < 0.01, 1 seed)" in text
+    text = at_the_end(tmp_path, "made-up languages", "made_up_languages", " Why.")
+    assert (
+        "SeqKD and then `imitkd` ends at 97.06 BLEU after 8 minutes, longer SeqKD at 95.25 after 5 "
+        "(p < 0.01, 1 seed); SeqKD and then `imitkd_full` ends at 94.86" in text
+    )
+    assert "longer SeqKD at 95.25 after 5 (p = 0.10, within chance, 1 seed). Why." in text
 
 
 def test_a_lifelong_run_s_table(script: Any) -> None:

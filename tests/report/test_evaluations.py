@@ -207,8 +207,8 @@ def test_the_table_of_models(tmp_path: Path) -> None:
     ("known", "said"),
     [
         (
-            {"p": 0.03, "difference_low": -0.4, "difference_high": -0.1},
-            "m2 is worse than m1 by 0.2 BLEU (95% interval 0.1 to 0.4, p = 0.030)",
+            {"p": 0.02, "difference_low": -0.4, "difference_high": -0.1},
+            "m2 is worse than m1 by 0.2 BLEU (95% interval 0.1 to 0.4, p = 0.020)",
         ),
         ({"p": 0.0004}, "m2 is worse than m1 (p < 0.001)"),
         ({"p": 0.2}, "m2 and m1 differ by no more than chance explains (p = 0.200)"),
@@ -255,7 +255,7 @@ def test_a_difference_that_is_rounded_to_zero_is_none(tmp_path: Path) -> None:
     folder = report_files.evaluation(tmp_path)
     content = json.loads((folder / FILE).read_text())
     own, base = (content["models"][name]["decoding"]["greedy"]["bleu"] for name in ("m2", "m1"))
-    own.update(score=base["score"] - 0.04, p=0.03, difference_low=-0.05, difference_high=-0.01)
+    own.update(score=base["score"] - 0.04, p=0.02, difference_low=-0.05, difference_high=-0.01)
     (folder / FILE).write_text(json.dumps(content))
     assert summary(read_evaluation(folder))[0] == "m2 is as good as m1, to a tenth of a BLEU point"
 
