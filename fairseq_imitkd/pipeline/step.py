@@ -66,8 +66,8 @@ class Step:
         """Run the commands in turn; return the exit status of the first one that fails, or 0."""
         for folder in (self.state / "done", self.state / "begun", self.state / "notes", self.log.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        began = time.time()
-        self._note(state="running", began=began, ended=None, status=None)
+        began, (spent, largest) = time.time(), self._earlier()
+        self._note(state="running", began=began, ended=None, status=None, cpu=spent, peak=largest)
         status = 1
         try:
             self._clear()
@@ -82,9 +82,26 @@ class Step:
                 print(f"error: {of}{error.strerror or error}", file=log)
         finally:
             state, used = "done" if status == 0 else "failed", resource.getrusage(resource.RUSAGE_CHILDREN)
-            cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+            cpu, peak = spent + used.ru_utime + used.ru_stime, max(largest, used.ru_maxrss * 1024)
             self._note(state=state, began=began, ended=time.time(), status=status, cpu=cpu, peak=peak)
         return status
+
+    def _continues(self) -> bool:
+        """Return whether the step's commands continue what an earlier attempt with the same key began."""
+        begun = self.state / "begun" / self.name
+        return bool(self.step["resumes"]) and begun.exists() and begun.read_text() == self.key
+
+    def _earlier(self) -> tuple[float, int]:
+        """Return the processor time, in seconds, and the peak memory, in bytes, of the attempts that this one
+        continues. What an attempt used that was killed by SIGKILL is not known.
+        """
+        try:
+            note = json.loads((self.state / "notes" / f"{self.name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0.0, 0
+        if not self._continues() or note.get("key") != self.key:
+            return 0.0, 0
+        return note.get("cpu", 0.0), note.get("peak", 0)
 
     def _clear(self) -> None:
         """Delete what this step has made before. What an earlier attempt with the same key began is kept if
@@ -92,15 +109,14 @@ class Step:
         """
         for former in (self.state / "done").glob(f"{self.name}.*"):
             former.unlink()
-        begun = self.state / "begun" / self.name
-        continues = self.step["resumes"] and begun.exists() and begun.read_text() == self.key
+        continues = self._continues()
         for result in self.step["results"]:
             remove(Path(f"{result}.part"))
             if not continues:
                 remove(Path(result))
         if not continues:
             self.log.unlink(missing_ok=True)
-        write(begun, self.key)
+        write(self.state / "begun" / self.name, self.key)
 
     def _commands(self) -> int:
         with open(self.log, "ab") as log, _gpus(self.step["gpus"], self.state, self.environment):

@@ -125,9 +125,14 @@ def test_a_status_that_counts_as_success(tmp_path: Path) -> None:
 
 def test_work_with_the_same_key_is_continued_and_other_work_is_deleted(tmp_path: Path) -> None:
     add = "mkdir -p made; echo line >> made/lines; exit 1"
+    note = tmp_path / "s/notes/one.json"
     for key, lines in (("k1", 1), ("k1", 2), ("k2", 1)):
         assert run(tmp_path, add, key=key, resumes=True).wait() == 1
         assert (tmp_path / "made/lines").read_text() == "line\n" * lines
+        found = json.loads(note.read_text())
+        assert (found["cpu"] > 100.0) == (lines == 2)  # with that of the attempt that it continues
+        assert (found["peak"] == 1 << 50) == (lines == 2)
+        note.write_text(json.dumps({**found, "cpu": 100.0, "peak": 1 << 50}))
     assert run(tmp_path, add, key="k2").wait() == 1
     assert (tmp_path / "made/lines").read_text() == "line\n", "it can't be continued"
 
