@@ -42,8 +42,12 @@ class UsageError(ValueError, SystemExit):
         self.code = f"error: {_cut(message)}"
 
 
-class RefusedStart(UsageError):
-    """A training that is refused before its first update, so what it has written is worth nothing."""
+class RefusedStart(UsageError, RuntimeError):
+    """A training that is refused in its first step, before the first update.
+
+    It is a ``RuntimeError`` because fairseq saves the student as ``crash.pt`` after other errors of a step:
+    https://github.com/facebookresearch/fairseq/blob/3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99/fairseq/trainer.py#L861-L874
+    """
 
 
 class RefusedUpdate(RuntimeError, SystemExit):

@@ -35,6 +35,7 @@ from tests.helpers.digit_corpus import REPO
         ("imitkd-seqkd DATA --out", 2, "error: --out needs a value; see imitkd-seqkd --help"),
         ("imitkd serve o --max-batch 0", 2, "error: --max-batch"),
         ("imitkd --lr 3", 2, "error: --lr is not a flag of imitkd, but of imitkd-train"),
+        ("imitkd --criterion imitkd", 2, "error: --criterion is not a flag of imitkd, but of imitkd-train"),
         (
             "imitkd-train DATA --teacher-path t.pt",
             1,

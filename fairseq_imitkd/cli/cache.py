@@ -37,7 +37,21 @@ def main(arguments: list[str] | None = None) -> None:
     )
     topk = ["--teacher-topk", str(manifest["topk"])] if manifest["topk"] else []
     words = ["imitkd-train", wanted.data, "--teacher-cache", wanted.out, "--criterion", "word_kd", *topk]
+    words += _same_data(wanted)
     print(f"Next: {shlex.join(words)} --arch transformer_imitkd_2_2 …")
+
+
+def _same_data(wanted: CacheRequest) -> list[str]:
+    """Return the flags with which a training reads the sentences of a cache."""
+    given = {
+        "--source-lang": wanted.source_lang,
+        "--target-lang": wanted.target_lang,
+        "--train-subset": None if wanted.gen_subset == DEFAULTS.gen_subset else wanted.gen_subset,
+    }
+    words = [word for flag, value in given.items() if value is not None for word in (flag, value)]
+    if wanted.truncate_source:
+        words += ["--truncate-source", "--max-source-positions", str(wanted.max_source_positions)]
+    return words
 
 
 def request(args: argparse.Namespace) -> CacheRequest:

@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(described(run.plan.steps))
         return
     if not (out / STATE / "done").exists():
-        check_teacher(run.plan)
+        check_teacher(run.plan, has_recipe=given.path is not None)
     if args.dry_run:
         is_done = all(status.state == DONE for status in run.statuses().values())
         expected = Estimate({}) if is_done else estimate(run.plan, found)

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fairseq_imitkd.errors import RefusedStart, UsageError
+from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.training.configuration.paths import LAST
 from fairseq_imitkd.training.run_files import CONFIG, LOG, METRICS
-
-CRASH = "crash.pt"  # fairseq's name
 
 
 def where_it_goes_on() -> str:
@@ -27,21 +25,15 @@ def where_it_goes_on() -> str:
 def no_trace_of_a_refusal() -> Iterator[None]:
     """Return a context that removes the folder of ``--save-dir`` if it makes it and ends in a ``UsageError``.
 
-    The folder stays if it holds more than the files that a training begins with. fairseq saves the student
-    after an error; a student that was never trained is removed.
+    The folder stays if it holds more than the files that a training begins with.
     """
-    folder = Path(_flags().save_dir)
-    made, crash = _missing(folder), folder / CRASH
-    had_crashed = crash.exists()
+    made = _missing(Path(_flags().save_dir))
     try:
         yield
-    except UsageError as error:
-        if int(os.environ.get("RANK", 0)) == 0:
+    except UsageError:
+        if made and int(os.environ.get("RANK", 0)) == 0:
             with suppress(OSError):
-                if isinstance(error, RefusedStart) and not had_crashed:
-                    crash.unlink(missing_ok=True)
-                if made:
-                    _remove(made)
+                _remove(made)
         raise
 
 

@@ -149,7 +149,7 @@ def check_dictionaries(folder: str | Path, languages: tuple[str, str]) -> None:
     for language in languages:
         if f"dict.{language}.txt" not in names:
             _refuse_outer(folder)
-            own = sorted(name[5:-4] for name in names if name.startswith("dict.") and name.endswith(".txt"))
+            own = sorted(found[1] for name in names if (found := re.fullmatch(r"dict\.(.+)\.txt", name)))
             has = f", but those of {' and '.join(own)}" if 0 < len(own) <= 4 else ""
             raise UsageError(
                 f"DATA '{folder}' has no dict.{language}.txt{has}; {ADVICE} with its --source-lang and "

@@ -42,11 +42,12 @@ class _Counts:
         """The share of sentences that have other symbols."""
         return self.other_symbols / max(1, self.sentences)
 
-    def problem(self, split: str) -> str:
+    def problem(self, split: str, *, is_sampled: bool = False) -> str:
         """Return what shows that the text is not the data's, with the remedy; empty if nothing does.
 
         Args:
             split: name of the split of the sentences.
+            is_sampled: whether it may have BPE dropout, so other subwords show nothing.
         """
         if self.unknown > MOST_UNKNOWN * self.symbols:
             return (
@@ -59,7 +60,7 @@ class _Counts:
                 f"{self.other_words / self.sentences:.1%} of the sentences of '{split}' change their words "
                 "when decoded and encoded again; use the --tokenizer that the data was made with, or none"
             )
-        if self.share > MOST_OTHER_SYMBOLS:
+        if self.share > MOST_OTHER_SYMBOLS and not is_sampled:
             return (
                 f"{self.share:.1%} of the sentences of '{split}' change their subwords when decoded and "
                 "encoded again; use the --bpe and file of the data, or a split without BPE dropout"
@@ -68,7 +69,12 @@ class _Counts:
 
 
 def share_encoded_otherwise(
-    settings: TextSettings, languages: LanguagePair, sources: Sequence[Tensor], *, split: str
+    settings: TextSettings,
+    languages: LanguagePair,
+    sources: Sequence[Tensor],
+    *,
+    split: str,
+    is_sampled: bool = False,
 ) -> float:
     """Decode sentences to text, encode them again, and compare.
 
@@ -77,6 +83,8 @@ def share_encoded_otherwise(
         languages: the language pair with its dictionaries.
         sources: ``N`` tensors ``(S,)`` int64 with an EOS.
         split: name of their split, for messages.
+        is_sampled: whether the split may have BPE dropout; sentences that become other subwords are then
+            warned of, and not refused.
 
     Returns:
         the share of sentences whose text becomes other symbols than those of the data.
@@ -85,7 +93,7 @@ def share_encoded_otherwise(
         UsageError: too many symbols become unknown, or too many sentences become other words or subwords.
     """
     counts = _count(settings, languages, sources)
-    problem = counts.problem(split)
+    problem = counts.problem(split, is_sampled=is_sampled)
     if problem:
         raise UsageError(problem)
     if counts.share > WARN_OTHER_SYMBOLS:

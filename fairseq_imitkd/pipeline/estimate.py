@@ -98,12 +98,7 @@ def _estimate(plan: Plan, found: Inputs) -> Estimate:
     length, seconds = average_length(recipe, found), dict[str, float]()
     has_device = recipe.device != "cuda" or torch.cuda.is_available()  # a cluster may have it
     device = recipe.device if has_device else "cpu"
-    students = {
-        recipe.student_of(method): timed(
-            build(plan.flags(method), symbols(recipe), has_weights=True), length, device, beam=1
-        )
-        for method in {recipe.student_of(method): method for method in recipe.methods}.values()
-    }
+    students = _timed_students(plan, length, device)
     methods = {f"train-{name}": method for name, method, _ in plan.students()}
     teacher, left_out = None, ""
     if recipe.teacher.huggingface is not None:
@@ -126,9 +121,9 @@ def _estimate(plan: Plan, found: Inputs) -> Estimate:
                 seconds[step.name] = tokens * teacher.training
                 continue
             method = methods[step.name]
-            student, scorer = students[recipe.student_of(method)], teacher
+            student, scorer = students[method.name], teacher
             if method.teacher is not None:
-                scorer = students[recipe.student_of(recipe.method(method.teacher))]
+                scorer = students[method.teacher]
             if method.criterion is None:
                 seconds[step.name] = tokens * student.training
             elif scorer is not None:
@@ -141,6 +136,19 @@ def _estimate(plan: Plan, found: Inputs) -> Estimate:
     return Estimate(
         seconds, left_out, "this machine" if has_device else "the CPU of this machine, which has no GPU"
     )
+
+
+def _timed_students(plan: Plan, length: float, device: str) -> dict[str, Pass]:
+    """Time the student of each method; students of the same sizes are timed once."""
+    passes: dict[tuple[tuple[str, torch.Size], ...], Pass] = {}
+    found = {}
+    for method in plan.recipe.methods:
+        model = build(plan.flags(method), symbols(plan.recipe), has_weights=True)
+        sizes = tuple((name, weight.size()) for name, weight in model.named_parameters())
+        if sizes not in passes:
+            passes[sizes] = timed(model, length, device, beam=1)
+        found[method.name] = passes[sizes]
+    return found
 
 
 def average_length(recipe: Recipe, found: Inputs) -> float:

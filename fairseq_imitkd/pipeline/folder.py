@@ -99,13 +99,8 @@ def check(out: Path, given: Given) -> None:
 
 def differing(one: str, other: str) -> str:
     """Return the keys in which two recipes differ, in words."""
-    contents = []
-    for text in (one, other):
-        with suppress(ValueError, yaml.YAMLError):
-            content = parsed(text)
-            contents.append(dict(_leaves(content)) if isinstance(content, Mapping) else {})
-    if len(contents) < 2:
-        return "what is not YAML"
+    parts = [parsed(text) for text in (one, other)]
+    contents = [dict(_leaves(each)) if isinstance(each, Mapping) else {} for each in parts]
     keys = [key for key in {**contents[0], **contents[1]} if contents[0].get(key) != contents[1].get(key)]
     return (
         " and ".join(keys)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline.plan import Plan
+from fairseq_imitkd.pipeline.runner import key_of_step
 from fairseq_imitkd.pipeline.sentencepieces import first_lines
 from fairseq_imitkd.teacher.likelihood import COUNTED, check_likelihood
 from fairseq_imitkd.teacher.loading import load_teacher
@@ -19,18 +20,24 @@ from fairseq_imitkd.text.subwords import open_pieces
 ALLOWED = "--teacher-allow-poor"
 
 
-def check_teacher(plan: Plan) -> None:
+def check_teacher(plan: Plan, *, has_recipe: bool = True) -> None:
     """Refuse a teacher's checkpoint that does not know the training text, unless every step allows it.
+
+    Args:
+        plan: the plan.
+        has_recipe: whether the user has written a recipe, which can allow it.
 
     Raises:
         UsageError: it does not.
     """
     recipe = plan.recipe
     path, folder = recipe.teacher.checkpoint, recipe.teacher.dictionaries
-    asked = [command.words for step in plan.steps for command in step.commands]
-    asked = [words for words in asked if str(path) in words and "--teacher-path" in words]
-    is_made_up = recipe.text.made_up is not None
-    if path is None or folder is None or is_made_up or all(ALLOWED in words for words in asked):
+    asked = [(step.name, command.words) for step in plan.steps for command in step.commands]
+    asked = [(name, words) for name, words in asked if str(path) in words and "--teacher-path" in words]
+    refusing = list(
+        dict.fromkeys(key_of_step(name, ALLOWED) for name, words in asked if ALLOWED not in words)
+    )
+    if path is None or folder is None or recipe.text.made_up is not None or not refusing:
         return
     names = (recipe.source, recipe.target)
     dictionaries = [Dictionary.load(str(folder / f"dict.{name}.txt")) for name in names]
@@ -49,7 +56,8 @@ def check_teacher(plan: Plan) -> None:
             teacher, data, paths=[os.fspath(path)], pad=dictionaries[1].pad(), symbols=len(dictionaries[1])
         )
     except UsageError as error:
-        remedy = f"{ALLOWED} to the recipe's keys seqkd and distillation"
+        keys = f"key{'s' * (len(refusing) > 1)} {' and '.join(refusing)}"
+        remedy = f"{ALLOWED} to {'the' if has_recipe else 'a'} recipe's {keys}"
         raise UsageError(str(error).replace("--teacher-path", "teacher").replace(ALLOWED, remedy)) from error
 
 

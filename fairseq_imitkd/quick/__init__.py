@@ -169,11 +169,11 @@ def _without_command(words: Sequence[str]) -> Answer | None:
     if words[0] in ("--version", "-V"):
         return _version()
     if words[0] != COMPLETION:
-        close = difflib.get_close_matches(words[0], ("--version", "--help", COMPLETION), 1, cutoff=0.7)
-        if close:
-            return _refusal(f"{words[0]} is not a flag of imitkd: did you mean {close[0]}?")
         flag = words[0].partition("=")[0]
         owners = [f"imitkd-{command}" for command in _owners(flag)]
+        close = difflib.get_close_matches(words[0], ("--version", "--help", COMPLETION), 1, cutoff=0.7)
+        if close and not owners:
+            return _refusal(f"{words[0]} is not a flag of imitkd: did you mean {close[0]}?")
         if not owners:
             return _refusal(f"{flag} is neither a flag of imitkd nor of its commands")
         of = owners if len(owners) < 3 else [owners[0], owners[1], "others"]

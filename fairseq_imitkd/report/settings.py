@@ -114,7 +114,7 @@ def _last_parts(path: str, count: int) -> str:
     parts = PurePosixPath(path).parts
     if "/" not in path or not parts:
         return path
-    return "/".join(parts[-count - parts[-1].startswith("checkpoint") :])
+    return str(PurePosixPath(*parts[-count - parts[-1].startswith("checkpoint") :]))
 
 
 def compared(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:

@@ -32,7 +32,7 @@ from fairseq_imitkd.seqkd.folder import (
 from fairseq_imitkd.seqkd.job import Job
 from fairseq_imitkd.seqkd.reverse import check_reverse, qualities, score_back
 from fairseq_imitkd.seqkd.teacher_engine import check_teacher, convert, load
-from fairseq_imitkd.seqkd.work import Work, read_corpus
+from fairseq_imitkd.seqkd.work import Work, check_subwords, read_corpus
 from fairseq_imitkd.seqkd.workers import translate
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.text.marks import subword_mark
@@ -98,6 +98,7 @@ def _with_subword_mark(job: Job, languages: Languages) -> Job:
 
 def _prepare(job: Job, languages: Languages) -> tuple[Work, Teacher | None]:
     """Read the corpus and the teachers, and convert the teacher if that is wanted."""
+    check_subwords(job, languages)
     corpus = read_corpus(job, languages)
     check_reverse(job, languages)
     _student(job, languages)

@@ -36,7 +36,6 @@ def read_corpus(job: Job, languages: Languages) -> Corpus:
     elif job.source_text is None:
         corpus = read_split(languages, job.split)
     else:
-        _check_text(job, languages)
         corpus = read_text(job.source_text, Text(job.text), languages, folder=folder)
     if job.reference_flag and corpus.references is None:
         where = f"--gen-subset {job.split} of DATA '{job.data}' has no target side"
@@ -45,20 +44,22 @@ def read_corpus(job: Job, languages: Languages) -> Corpus:
     return corpus
 
 
-def _check_text(job: Job, languages: Languages) -> None:
-    """Refuse subwords that are not those of DATA, where a split of it shows them.
+def check_subwords(job: Job, languages: Languages) -> None:
+    """Refuse subwords of ``--source-text`` that are not those of DATA, where a split of it shows them.
+
+    ``train`` comes last, and may have other subwords: they are often sampled there (BPE dropout).
 
     Raises:
         UsageError: text becomes other symbols than in DATA.
     """
     pair = (languages.source, languages.target)
-    splits = ("train", "valid", "test")
+    splits = ("valid", "test", "train")
     split = next((split for split in splits if has_sources(languages.folder, split, pair)), None)
-    if job.text.bpe is None or split is None:
+    if job.source_text is None or job.text.bpe is None or split is None:
         return
     sources = read_split(languages, split).sources
     first = [sources[number].long() for number in range(min(CHECKED, len(sources)))]
-    share_encoded_otherwise(job.text, languages, first, split=split)
+    share_encoded_otherwise(job.text, languages, first, split=split, is_sampled=split == "train")
 
 
 def translation_files(job: Job) -> list[TranslationFile]:

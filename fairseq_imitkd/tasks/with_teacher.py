@@ -231,6 +231,7 @@ class WithTeacher(_Task):
         marks a filler batch, which fairseq gives to a process that has run out of batches.
 
         Raises:
+            RefusedStart: the teacher does not know the training data.
             RefusedUpdate: one of several processes has too little memory.
         """
         with memory_for(update_num):
@@ -240,7 +241,10 @@ class WithTeacher(_Task):
             distiller = self.distiller_of(criterion)
             distiller.epoch = self._epoch
             if not self._teacher_is_checked:
-                self._check_teacher(distiller, learner)
+                try:
+                    self._check_teacher(distiller, learner)
+                except UsageError as error:
+                    raise RefusedStart(str(error)) from error
             return distiller.skip(sample, learner) if ignore_grad else distiller.step(sample, learner)
 
     def _check_teacher(self, distiller: Distiller, learner: Learner) -> None:
@@ -255,22 +259,19 @@ class WithTeacher(_Task):
             return
         if self.compares_sizes:
             _warn_of_size(learner.student, teacher.models)
-        try:
-            for name, dataset in self.teacher_checks():
-                with autocast(learner.optimizer), naming(name):
-                    teacher.place(*placement(learner.student))
-                    check_likelihood(
-                        teacher,
-                        dataset,
-                        paths=self.cfg.teacher_path.split(os.pathsep),
-                        pad=distiller.task.uncounted,
-                        symbols=len(self.target_dictionary),
-                        writes=self.decodes,
-                        selects=str(getattr(self.cfg, "teacher_selection", "fixed")) != "fixed",
-                        allow_poor=self.cfg.teacher_allow_poor,
-                    )
-        except UsageError as error:
-            raise RefusedStart(str(error)) from error
+        for name, dataset in self.teacher_checks():
+            with autocast(learner.optimizer), naming(name):
+                teacher.place(*placement(learner.student))
+                check_likelihood(
+                    teacher,
+                    dataset,
+                    paths=self.cfg.teacher_path.split(os.pathsep),
+                    pad=distiller.task.uncounted,
+                    symbols=len(self.target_dictionary),
+                    writes=self.decodes,
+                    selects=str(getattr(self.cfg, "teacher_selection", "fixed")) != "fixed",
+                    allow_poor=self.cfg.teacher_allow_poor,
+                )
 
     def teacher_checks(self) -> Iterator[tuple[str, Any]]:
         """Yield the data sets that the teacher must know, with their names; empty is all data."""

@@ -219,9 +219,9 @@ class WithSourceOnlyData(_Task):
 
 
 def _starts_from_random_weights(cfg: Any) -> bool:
-    """Whether a training starts from no checkpoint, as far as its settings tell."""
+    """Whether a training starts from no checkpoint and no teacher's weights, as far as its settings tell."""
     config = whole_config(cfg)
-    if config is None or config.checkpoint.finetune_from_model is not None:
+    if config is None or config.checkpoint.finetune_from_model is not None or cfg.init_from_teacher:
         return False
     last = Path(config.checkpoint.save_dir, config.checkpoint.restore_file)
     return not last.exists()

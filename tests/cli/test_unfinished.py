@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fairseq_imitkd.cli.unfinished import no_trace_of_a_refusal, where_it_goes_on
-from fairseq_imitkd.errors import RefusedStart, UsageError
+from fairseq_imitkd.errors import UsageError
 
 
 def test_where_a_stopped_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,14 +15,14 @@ def test_where_a_stopped_training_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert where_it_goes_on() == f"; the same command continues from {tmp_path}/checkpoint_last.pt"
 
 
-def refused(folder: Path, files: dict[str, str], kind: type[UsageError] = UsageError) -> None:
+def refused(folder: Path, files: dict[str, str]) -> None:
     """Begin a training that writes files, and is refused."""
 
     def begin() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             (folder / name).write_text(text)
-        raise kind("refused")
+        raise UsageError("refused")
 
     with pytest.raises(UsageError), no_trace_of_a_refusal():
         begin()
@@ -50,19 +50,3 @@ def test_what_a_refused_training_has_made(
     monkeypatch.setattr("sys.argv", ["imitkd-train", "data", "--save-dir", str(there)])
     refused(there, {})
     assert there.exists()
-
-
-def test_the_student_of_a_training_that_never_began_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """fairseq saves it as crash.pt. One of an earlier training stays, and so does one that was trained."""
-    monkeypatch.setattr("sys.argv", ["imitkd-train", "data", "--save-dir", str(tmp_path)])
-    refused(tmp_path, {"crash.pt": ""}, RefusedStart)
-    assert not (tmp_path / "crash.pt").exists()
-    refused(tmp_path, {"crash.pt": ""})
-    assert (tmp_path / "crash.pt").exists()
-    refused(tmp_path, {"crash.pt": ""}, RefusedStart)
-    assert (tmp_path / "crash.pt").exists()
-    monkeypatch.setattr("sys.argv", ["imitkd-train", "data", "--save-dir", str(tmp_path / "new")])
-    refused(tmp_path / "new", {"crash.pt": "", "config.json": "{}"}, RefusedStart)
-    assert not (tmp_path / "new").exists()

@@ -80,12 +80,15 @@ def test_plain_text_needs_to_be_binarised(tmp_path: Path) -> None:
         ),
         ("empty", ("src", "tgt"), "DATA '{}/empty' has no dict.src.txt; use a directory"),
         ("data", ("src", "de"), "DATA '{}/data' has no dict.de.txt, but those of src and tgt; use a dir"),
+        ("sentences", ("src", "tgt"), "DATA '{}/sentences' has no dict.src.txt; use a directory"),
     ],
 )
 def test_what_is_missing_is_said(data: Path, name: str | None, languages: Any, message: str) -> None:
     """By this check, and by the task under fairseq's own commands, also when it comes from a checkpoint."""
     root = data.parent
     (root / "empty").mkdir()
+    (root / "sentences").mkdir()
+    (root / "sentences" / "dict.txt").touch()
     path = name and f"{root}/{name}"
     start = "^" + re.escape(message.format(root))
     with pytest.raises(UsageError, match=start):

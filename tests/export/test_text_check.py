@@ -53,5 +53,7 @@ def test_another_subword_model_of_the_same_symbols(tmp_path: Path, caplog: Any) 
     with pytest.raises(UsageError) as refused:
         share_encoded_otherwise(other, pair, sources, split="valid")
     assert str(refused.value) == line
+    assert share_encoded_otherwise(other, pair, sources, split="train", is_sampled=True) == 1.0
+    assert "(BPE dropout has this effect too)" in caplog.messages[-1]
     warn_if_encoded_otherwise(other, pair, sources, split="valid")
     assert caplog.messages[-1] == line

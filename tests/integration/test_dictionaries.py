@@ -95,9 +95,13 @@ def test_a_folder_that_was_binarised_anew_in_place(
     del state["task_state"]
     state["cfg"]["task"]["data"] = str(other)
     torch.save(state, tmp_path / "stock.pt")
+    crash = tmp_path / "refused" / "crash.pt"  # of an earlier training
+    crash.parent.mkdir()
+    crash.write_text("kept")
     with pytest.raises(UsageError, match=r"does not know this data: .*--teacher-allow-poor"):
-        distil(other, tmp_path / "refused", tmp_path / "stock.pt")
-    assert not (tmp_path / "refused" / "checkpoint_last.pt").exists()
+        distil(other, crash.parent, tmp_path / "stock.pt")
+    assert not (crash.parent / "checkpoint_last.pt").exists()
+    assert crash.read_text() == "kept"  # fairseq saves no student that was not trained
     distil(other, tmp_path / "allowed", tmp_path / "stock.pt", "--teacher-allow-poor")
     assert "does not know this data" in caplog.text
     state["cfg"]["task"]["data"] = str(digits.data)

@@ -229,6 +229,7 @@ def test_a_cache_does_not_know_the_students_own_translations(digits, teacher: Pa
     [
         (("--student-share", "1"), True),
         (("--student-share", "1", "--finetune-from-model", "TEACHER"), False),
+        (("--student-share", "1", "--init-from-teacher", "embeddings"), False),
         (("--student-share", "0", "--teacher-samples"), False),
     ],
 )

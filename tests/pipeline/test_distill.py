@@ -106,7 +106,12 @@ def test_a_teacher_that_does_not_know_the_text_is_refused_before_anything_runs(
     assert not (tmp_path / "run").exists()
     poor = "--teacher-allow-poor"
     write(tmp_path, wanted(**changes, distillation=poor))
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=r"to the recipe's key seqkd$"):  # the one that lacks it
+        distill.main(words)
+    others = [{"criterion": "imitkd", "data": "mbr"}]
+    made = {"mbr": "--select mbr --metric chrf"}
+    write(tmp_path, wanted(**{**changes, "methods": others}, translations=made, seqkd=None))
+    with pytest.raises(UsageError, match=r"to the recipe's keys translations\.mbr and distillation$"):
         distill.main(words)
     write(tmp_path, wanted(**changes, distillation=poor, seqkd=poor))
     distill.main(words)

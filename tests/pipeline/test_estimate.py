@@ -62,16 +62,17 @@ def test_passes_are_multiplied_by_tokens(digits: Any, monkeypatch: pytest.Monkey
 
 
 def test_students_of_other_sizes_are_timed_apart(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An assistant's forward pass counts in place of the teacher's."""
-    passes = iter([Pass(1.0, 3.0, 9.0), Pass(2.0, 6.0, 9.0), Pass(10.0, 30.0, 50.0)])
+    """An assistant's forward pass counts in place of the teacher's. Flags of a method may change the size."""
+    passes = iter([Pass(1.0, 3.0, 9.0), Pass(2.0, 6.0, 9.0), Pass(4.0, 12.0, 9.0), Pass(10.0, 30.0, 50.0)])
     monkeypatch.setattr(estimate, "timed", lambda *_, **__: next(passes))
     wide = {"arch": "transformer", "flags": " ".join(TINY[2:])}
     assistant = {
         "criterion": "none",
         "name": "assistant",
-        "student": {**wide, "flags": f"{wide['flags']} --dropout 0"},
+        "student": {**wide, "flags": f"{wide['flags']} --decoder-layers 2"},
     }
-    methods = ["imitkd", assistant, {"criterion": "gkd", "teacher": "assistant"}]
+    deep = {"criterion": "none", "name": "deep", "flags": "--decoder-layers 3"}
+    methods = ["imitkd", assistant, deep, {"criterion": "gkd", "teacher": "assistant"}]
     wanted = parse(recipe(digits.text, methods=methods), Path())
     found = inputs.look(wanted)
     made = estimate.estimate(Plan(wanted, found.digests), found)
@@ -80,6 +81,7 @@ def test_students_of_other_sizes_are_timed_apart(digits: Any, monkeypatch: pytes
         "train-teacher": tokens * 30.0,
         "train-imitkd-seed1": tokens * (3.0 + 1.0 + 10.0),
         "train-assistant-seed1": tokens * 6.0,
+        "train-deep-seed1": tokens * 12.0,
         "train-gkd-seed1": tokens * (3.0 + 1.0 + 2.0),
     }
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fairseq_imitkd.report.paths import disambiguate, shortened
+from fairseq_imitkd.report.settings import shown
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,20 @@ from fairseq_imitkd.report.paths import disambiguate, shortened
 def test_absolute_paths_are_shortened(text: object, expected: str) -> None:
     """Whatever stands around them; other paths, addresses and slashes stay."""
     assert shortened(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/data", "data"),
+        ("/x/data", "data"),
+        ("/x/y/checkpoint_best.pt", "y/checkpoint_best.pt"),
+        ("data", "data"),
+    ],
+)
+def test_the_last_parts_of_a_path(path: str, text: str) -> None:
+    assert shown("data", path) == text
+    assert shown("data", "/data", 2) == "/data"
 
 
 def test_names_have_as_many_parts_as_tell_them_apart() -> None:

@@ -854,8 +854,13 @@ def test_subwords_of_another_model_are_refused(pieces: Path, tmp_path: Path) -> 
     )  # fmt: skip
     words = (data, "--teacher-path", pieces / "teacher.pt", "--source-text", text, "-s", "src", "-t", "tgt")
     words += ("--out", tmp_path / "out", "--cpu", "--bpe", "sentencepiece", "--sentencepiece-model")
+    with dataset_builder(data / "train.src-tgt.src", len(dictionary)) as builder:
+        for line in model.encode(lines, out_type=str, enable_sampling=True, alpha=0.1, nbest_size=-1):
+            builder.add_item(dictionary.encode_line(" ".join(line), add_if_not_exist=False))
     with pytest.raises(UsageError, match=r"of the sentences of 'valid' change their subwords when decoded"):
         command.main(list(map(str, (*words, tmp_path / "other.model"))))
+    for end in ("idx", "bin"):
+        (data / f"valid.src-tgt.src.{end}").unlink()
     command.main(list(map(str, (*words, pieces / "pieces.model", "--max-len-b", 200, "--select", "sample"))))
     assert (tmp_path / "out" / "manifest.json").exists()
 

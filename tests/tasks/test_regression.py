@@ -274,6 +274,7 @@ def test_runs_that_cannot_work_are_refused(data: Path, teacher: Path, tmp_path: 
     for path in (large / "label").iterdir():
         path.write_text("".join(f"{100 * float(line)}\n" for line in path.read_text().splitlines()))
     assert "does not know this data: squared error" in refusal(large, tmp_path / "saved", teacher)
+    assert not (tmp_path / "saved" / "crash.pt").exists()
 
 
 def test_a_classifier_is_not_a_regressor(tmp_path: Path) -> None:
