@@ -2,7 +2,7 @@
 
 import csv
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,9 @@ class TranscriptEncoder:
 class SpokenSentences(BaseWrapperDataset):
     """A data set of ``speech_to_text`` whose batches also hold what a text teacher reads.
 
+    A sentence has the same number in all epochs, also where ``sampling_alpha`` draws the sentences of each:
+    random numbers of rollouts and a cache of the teacher's encoder outputs depend on it.
+
     Args:
         dataset: fairseq's data set, or several joined.
         encode: turns transcripts into tokens; None for a teacher that reads the speech.
@@ -159,22 +162,14 @@ class SpokenSentences(BaseWrapperDataset):
     def __init__(self, dataset: Any, encode: TranscriptEncoder | None):
         super().__init__(dataset)
         self.encode = encode
-        self.transcripts: list[Tensor] = []
-        for number in range(len(dataset) if encode is not None else 0):
-            owner, place = _owner(dataset, number)
-            if owner.dataset_transforms.transforms:
-                raise UsageError(
-                    "dataset_transforms of --config-yaml mix recordings, but a text teacher reads the "
-                    "transcript of one: leave them out"
-                )
-            text = owner.src_texts[place]
-            if not text.strip():
-                raise UsageError(
-                    f"sentence '{owner.ids[place]}' of '{owner.split}' has no {TRANSCRIPT}, which the text "
-                    "teacher of --teacher-path reads: add its transcript, or leave the sentence out"
-                )
-            assert encode is not None
-            self.transcripts.append(encode(text))
+        self._first: dict[str, int] = {}  # number of the first sentence of each manifest
+        self._transcripts: list[Tensor] = []
+        count = 0
+        for owner in _manifests(dataset):
+            self._first[owner.split] = count
+            count += len(owner)
+            if encode is not None:
+                self._transcripts += _read_transcripts(owner, encode)
 
     @property
     def src_dict(self) -> Dictionary | None:
@@ -188,17 +183,22 @@ class SpokenSentences(BaseWrapperDataset):
         return found
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        # Numbers of the whole set, because random numbers of rollouts depend on them.
-        item = replace(self.dataset[index], index=int(index))
-        source = self.transcripts[index] if self.encode is not None else item.source
-        return {"id": int(index), "source": source, "target": item.target, "item": item}
+        number = self._number(index)
+        item = replace(self.dataset[index], index=number)
+        source = self._transcripts[number] if self.encode is not None else item.source
+        return {"id": number, "source": source, "target": item.target, "item": item}
+
+    def _number(self, index: int) -> int:
+        """Return the number of the sentence that is at a place of this epoch."""
+        owner, place = _owner(self.dataset, int(index))
+        return self._first[owner.split] + place
 
     def collater(self, samples: Sequence[dict[str, Any]]) -> Batch:
         """Return fairseq's batch, and the transcripts in the order of its rows."""
         batch: Batch = self.dataset.collater([sample["item"] for sample in samples])
         if not batch or self.encode is None:
             return batch
-        read = [self.transcripts[number] for number in batch["id"].tolist()]
+        read = [self._transcripts[number] for number in batch["id"].tolist()]
         dictionary = self.encode.dictionary
         tokens = data_utils.collate_tokens(read, dictionary.pad(), dictionary.eos(), left_pad=True)
         lengths = torch.tensor([len(each) for each in read])
@@ -209,8 +209,36 @@ class SpokenSentences(BaseWrapperDataset):
         kept, left_out = self.dataset.filter_indices_by_size(indices, max_sizes)
         if self.encode is None:
             return kept, left_out
-        fits = np.array([len(self.transcripts[number]) <= self.encode.longest for number in kept], bool)
+        lengths = [len(self._transcripts[self._number(index)]) for index in kept]
+        fits = np.array(lengths, int) <= self.encode.longest
         return kept[fits], [*left_out, *kept[~fits].tolist()]
+
+
+def _manifests(dataset: Any) -> Iterator[Any]:
+    """Yield the data set of each manifest."""
+    if isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from _manifests(part)
+    elif isinstance(dataset, ResamplingDataset):
+        yield from _manifests(dataset.dataset)
+    else:
+        yield dataset
+
+
+def _read_transcripts(owner: Any, encode: TranscriptEncoder) -> Iterator[Tensor]:
+    """Yield the transcripts of a manifest's sentences."""
+    if owner.dataset_transforms.transforms:
+        raise UsageError(
+            "dataset_transforms of --config-yaml mix recordings, but a text teacher reads the transcript of "
+            "one: leave them out"
+        )
+    for name, text in zip(owner.ids, owner.src_texts, strict=True):
+        if not text.strip():
+            raise UsageError(
+                f"sentence '{name}' of '{owner.split}' has no {TRANSCRIPT}, which the text teacher of "
+                "--teacher-path reads: add its transcript, or leave the sentence out"
+            )
+        yield encode(text)
 
 
 def _owner(dataset: Any, number: int) -> tuple[Any, int]:

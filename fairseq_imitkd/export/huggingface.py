@@ -101,12 +101,13 @@ def export_huggingface(job: HuggingFaceJob) -> Exported:
     out = OutputFolder(job.out, NEW)
     out.check_new()
     languages = Languages.of(job.data, job.source_lang, job.target_lang)
+    student = load_student(job.checkpoint, languages, job.allow_globals)
+    has_tags = bool(language_tags(student.config.task, (languages.source, languages.target)))
     text = (
         text_of_flags(job.text, languages)
         if job.subwords is None
-        else text_of_folder(job.subwords, languages)
+        else text_of_folder(job.subwords, languages, has_tags=has_tags)
     )
-    student = load_student(job.checkpoint, languages, job.allow_globals)
     _check_tags(student, languages, text, job=job)
     described = _describe(student, languages, text)
     shared = shared_tables(described.state)

@@ -1,7 +1,7 @@
 """How a student's source text becomes symbols and comes back, for an export in Hugging Face's format."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fairseq_imitkd.data.languages import LanguagePair
@@ -57,13 +57,18 @@ def text_of_flags(settings: TextSettings, languages: LanguagePair) -> SourceText
     return SourceText(Subwords(kind, found), encoder.encode, decoder.decode)
 
 
-def text_of_folder(folder: Path, languages: LanguagePair) -> SourceText:
+def text_of_folder(folder: Path, languages: LanguagePair, *, has_tags: bool = True) -> SourceText:
     """Return the text of an imported model, by the folder of ``imitkd-import`` or ``imitkd-trim``.
+
+    Args:
+        folder: the folder.
+        languages: the language pair with its dictionaries.
+        has_tags: whether the sentences have the imported model's tags. Those of its students have none.
 
     Raises:
         UsageError: it is another folder, or it has other dictionaries.
     """
-    encoder = open_encoder(folder, "source")
+    encoder = open_encoder(folder, "source", tags=has_tags)
     if encoder.dictionary.symbols != languages.source_dictionary.symbols:
         raise UsageError(
             f"--subwords '{folder}' has another source dictionary than --data; use the folder whose "
@@ -76,10 +81,10 @@ def text_of_folder(folder: Path, languages: LanguagePair) -> SourceText:
         renamed = dict(parts[0]["renamed"]), dict(parts[1]["renamed"])
         target_before = tuple(str(symbol) for symbol in parts[1]["before"])
     files = {name: folder / name for name in SUBWORD_FILES if (folder / name).is_file()}
-    subwords = Subwords(
-        str(content["subwords"]), files, encoder.before, encoder.after, target_before, renamed
-    )
-    around = {*encoder.before, *encoder.after}
+    subwords = Subwords(str(content["subwords"]), files, renamed=renamed)
+    if has_tags:
+        subwords = replace(subwords, before=encoder.before, after=encoder.after, target_before=target_before)
+    around = {*subwords.before, *subwords.after}
     back = _decoder(subwords, languages)
 
     def decode(symbols: str) -> str:

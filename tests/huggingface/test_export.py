@@ -12,6 +12,7 @@ import torch
 from fairseq.data import Dictionary
 from omegaconf import OmegaConf
 
+from fairseq_imitkd.checkpoints.tags import SETTING
 from fairseq_imitkd.cli import export as command
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.engines.base import SearchSettings
@@ -130,6 +131,33 @@ def test_trimmed_models_go_back_too(imported: Imported, tmp_path: Path, name: st
     import_model(ImportJob(tmp_path / "hf", tmp_path / "again", *case.pair))
     before, after = weights(tmp_path / "small"), weights(tmp_path / "again")
     assert max(float((before[key] - after[key]).abs().max()) for key in before) == 0.0
+
+
+@pytest.mark.parametrize("name", ["m2m", "bart", pytest.param("marian-tags", marks=pytest.mark.slow)])
+def test_a_student_of_a_tagged_teacher_has_no_tags(imported: Imported, tmp_path: Path, name: str) -> None:
+    """Its data have none, so neither its tokenizer nor its search adds any. Here it has the teacher's
+    weights.
+    """
+    case = imported(name)
+    state = torch.load(case.out / CHECKPOINT, weights_only=True)
+    del state["cfg"]["task"][SETTING]
+    torch.save(state, tmp_path / "student.pt")
+    encoders = [open_encoder(case.out, side, tags=False) for side in ("source", "target")]
+    lines = sentences(20, seed=41)
+    texts = [[encoder.encode(line) for line in lines] for encoder in encoders]
+    write_split(tmp_path / "data", case.pair, [encoder.dictionary for encoder in encoders], texts)
+    out = tmp_path / "hf"
+    text = TextSettings()
+    job = HuggingFaceJob(
+        str(tmp_path / "student.pt"), tmp_path / "data", out, text, SearchSettings(), subwords=case.out
+    )
+    done = export_huggingface(job)
+    assert done.compared is not None
+    assert (done.compared.sentences, done.compared.same_ids, done.compared.identical) == (20, 20, 20)
+    assert json.loads((out / "generation_config.json").read_text())["forced_bos_token_id"] is None
+    expected = [[*map(encoders[0].dictionary.index, line.split()), 2] for line in texts[0]]
+    assert huggingface_check._their_ids(out, lines) == expected
+    assert "__" not in (out / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fairseq.data.iterators import CountingIterator
@@ -189,6 +190,31 @@ def test_transcripts_follow_the_rows_of_their_speech(data: Path) -> None:
     kept, left_out = dataset.filter_indices_by_size(torch.arange(50).numpy(), (400, 30))
     assert sorted(left_out) == [number for number in range(50) if len(texts[number].split()) > 4]
     assert len(kept) + len(left_out) == 50
+
+
+def test_transcripts_follow_the_sentences_that_an_epoch_draws(tmp_path: Path) -> None:
+    """``sampling_alpha`` draws others in each epoch. A sentence keeps its number, and its transcript."""
+    folder = speech.write_data(tmp_path, {"train": 12, "train_more": 4}, sampling_alpha=0.5)
+    dataset = speech.spoken(speech.tiny_task(folder, "train,train_more"), reads_text=True, longest=5)
+    known: dict[int, str] = {}
+    drawn = []
+    for epoch in (1, 2, 3):
+        dataset.set_epoch(epoch)
+        for index in range(len(dataset)):
+            item = dataset[index]
+            text, target = (letters().string(item[side]) for side in ("source", "target"))
+            assert text == target[::-1]
+            assert known.setdefault(item["id"], text) == text
+        drawn.append([dataset[index]["id"] for index in range(len(dataset))])
+        sample = speech.batch(dataset, range(len(dataset)))
+        sources = sample[TEACHER_INPUT]["src_tokens"]
+        assert [letters().string(row[row.ne(PAD)]) for row in sources] == [
+            known[number] for number in sample["id"].tolist()
+        ]
+        kept, _ = dataset.filter_indices_by_size(np.arange(len(dataset)), (400, 30))
+        short = [index for index in range(len(dataset)) if len(known[drawn[-1][index]].split()) <= 4]
+        assert kept.tolist() == short
+    assert drawn[0] != drawn[1] != drawn[2]
 
 
 def test_likelihood_of_a_teacher_of_text(data: Path) -> None:
