@@ -29,6 +29,7 @@ from fairseq_imitkd.text.scores import SCORES
 
 # Dictionaries that multilingual trainings may name. Those of the folder are read instead.
 _DICTIONARIES = ("source_dict", "target_dict", "fixed_dictionary")
+_LARGEST_LIST = 1_000_000  # bytes of a list of languages
 
 
 class LoadedStudent(NamedTuple):
@@ -129,6 +130,9 @@ def translation_task(cfg: Any, folder: Path, *, pair: tuple[str, str]) -> Any:
         cfg: configuration of the checkpoint, in which the folder and the languages are replaced.
         folder: folder with the dictionaries.
         pair: source and target language.
+
+    Raises:
+        ValueError: the model's list of languages is not there.
     """
     overrides = {
         "data": str(folder),
@@ -139,9 +143,20 @@ def translation_task(cfg: Any, folder: Path, *, pair: tuple[str, str]) -> Any:
         **dict.fromkeys(_DICTIONARIES),
         **dict.fromkeys(EMBEDDING_FILES),
     }
+    if getattr(cfg.task, "lang_dict", None):
+        overrides["lang_dict"] = str(_list_of_languages(str(cfg.task.lang_dict), folder))
     overwrite_args_by_name(cfg, overrides)
     # fairseq removes the settings that its task does not have, such as the tags of an import.
     return tasks.setup_task(copy.deepcopy(cfg.task), from_checkpoint=True)
+
+
+def _list_of_languages(path: str, folder: Path) -> Path:
+    """Return the file of ``--lang-dict``, which may have come with the dictionaries from another machine."""
+    for found in (Path(path), folder / Path(path).name):
+        # A checkpoint may name anything, such as a device that never ends.
+        if os.path.isfile(found) and os.path.getsize(found) <= _LARGEST_LIST:
+            return found
+    raise ValueError(f"its list of languages, {Path(path).name:.60}, is not in '{folder}'; copy it there")
 
 
 def dictionary_folders(path: str, cfg: Any) -> list[Path]:

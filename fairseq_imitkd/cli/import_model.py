@@ -60,9 +60,12 @@ def parser() -> Parser:
 def report(done: Imported, job: ImportJob, trimmed: Trimmed | None = None) -> str:
     """Return what the command prints about an import, and about its trimming."""
     size = sum(path.stat().st_size for path in job.out.iterdir())
+    parameters, symbols = done.parameters, done.symbols
+    if trimmed is not None:
+        parameters, symbols = trimmed.parameters[1], tuple(side.after for side in trimmed.sides)
     lines = [
-        f"{job.out / CHECKPOINT}: {done.parameters:,} parameters, {done.symbols[0]:,} source and "
-        f"{done.symbols[1]:,} target symbols; {size / 1e6:,.1f} MB"
+        f"{job.out / CHECKPOINT}: {parameters:,} parameters, {symbols[0]:,} source and "
+        f"{symbols[1]:,} target symbols; {size / 1e6:,.1f} MB"
     ]
     if done.verdict is not None:
         lines.append(

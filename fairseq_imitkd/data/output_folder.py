@@ -255,6 +255,11 @@ class OutputFolder:
         for path in list(self.path.rglob("*.partial")):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
+    def _remove_all_leftovers(self) -> None:
+        """Delete the files that :meth:`_is_free` passes over, also the locks of runs that were killed."""
+        for path in filter(is_leftover, list(self.path.iterdir())):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
     def check_new(self) -> None:
         """Refuse a folder that :meth:`built` can't make.
 
@@ -294,6 +299,7 @@ class OutputFolder:
                     for path in folder.rglob("*"):
                         sync(path)
                     if self.path.exists():
+                        self._remove_all_leftovers()
                         self.path.rmdir()
                     folder.rename(self.path)
                     sync(self.path.parent)

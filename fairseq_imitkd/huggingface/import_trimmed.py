@@ -1,9 +1,8 @@
 """Imports a model with the vocabulary of a corpus: an import, and the trimming of what it has made."""
 
-import tempfile
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from fairseq_imitkd.data.output_folder import NEW, OutputFolder
 from fairseq_imitkd.huggingface.folder import read_json
@@ -30,18 +29,19 @@ def import_trimmed(job: ImportJob, corpora: Sequence[str]) -> tuple[Imported, Tr
     OutputFolder(job.out, NEW).check_new()
     for language in filter(None, (job.source_lang, job.target_lang)):
         count_symbols(_FLAG, corpora, language)  # before the import takes its time
-    job.out.resolve().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".import-", dir=job.out.resolve().parent) as folder:
-        whole = Path(folder) / "whole"
-        made = import_model(replace(job, out=whole))
-        content = read_json(whole / DESCRIPTION)
-        counts = {
-            side: count_symbols(
-                _FLAG,
-                corpora,
-                content["text"][side]["language"],
-                split=open_encoder(whole, side).symbols,
-            )
-            for side in SIDES
-        }
-        return made, trim(TrimJob(whole / CHECKPOINT, job.out, corpora, flag=_FLAG), counts)
+    work = OutputFolder(job.out.resolve().with_name(f".{job.out.name}.import"), NEW)
+    whole = work.path / "whole"
+    with work.errors(), work.lock():
+        shutil.rmtree(whole, ignore_errors=True)  # of a run that was killed
+        try:
+            made = import_model(replace(job, out=whole))
+            content = read_json(whole / DESCRIPTION)
+            counts = {}
+            for side in SIDES:
+                # The tags that an encoder adds are not text. The trimmed model keeps them.
+                encoder = replace(open_encoder(whole, side), before=(), after=())
+                language = content["text"][side]["language"]
+                counts[side] = count_symbols(_FLAG, corpora, language, split=encoder.symbols)
+            return made, trim(TrimJob(whole / CHECKPOINT, job.out, corpora, flag=_FLAG), counts)
+        finally:
+            shutil.rmtree(work.path, ignore_errors=True)

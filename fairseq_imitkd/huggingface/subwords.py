@@ -1,6 +1,7 @@
 """Turns text into the symbols of an imported model, with or without its tags."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from fairseq_imitkd.huggingface.folder import read_json
 from fairseq_imitkd.huggingface.tokens import DESCRIPTION
 from fairseq_imitkd.text.subwords import open_pieces
 
+_NAMED = re.compile(r">>[^<>]+<<")  # a language of a Marian model of several
 SUBWORD_FILES = ("source.spm", "target.spm", "tokenizer.json", "encoder.json", "vocab.bpe", "bpe.codes")
 
 
@@ -43,15 +45,14 @@ class Encoder:
         Raises:
             UsageError: the text names a language where the model's own tag is left out.
         """
-        before, end = self.before if self.tags else (), line.find("<<") + 2
-        if (
-            line.startswith(">>") and line[:end] in self.dictionary
-        ):  # the text names the target language itself
+        before = self.before if self.tags else ()
+        named = _NAMED.match(line)
+        if named and named[0] in self.dictionary:  # the text names the target language itself
             if self.before and not self.tags:
                 raise UsageError(
-                    f"the text begins with {line[:end]}, but the model adds {self.before[0]}; use --tags"
+                    f"the text begins with {named[0]}, but the model adds {self.before[0]}; use --tags"
                 )
-            before, line = (line[:end],), line[end:]
+            before, line = (named[0],), line[named.end() :]
         pieces = [self.renamed.get(piece, piece) for piece in self.split(line)]
         known = [piece if piece in self.dictionary else self.dictionary.unk_word for piece in pieces]
         return [*before, *known, *(self.after if self.tags else ())]
@@ -105,6 +106,7 @@ def _tokenizers(folder: Path, *_: str) -> Callable[[str], list[str]]:
             "this model's tokenizer.json needs tokenizers: pip install 'fairseq-imitkd[huggingface]'"
         ) from error
     model = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model.encode_special_tokens = True  # symbols such as </s> in text are text
     return lambda line: list(model.encode(line, add_special_tokens=False).tokens)
 
 

@@ -35,7 +35,7 @@ from fairseq_imitkd.huggingface.spm import without_pieces
 from fairseq_imitkd.huggingface.subwords import DESCRIPTION, SUBWORD_FILES, write_description
 from fairseq_imitkd.text.unknown import MOST_USABLE
 
-LARGEST = 1e-5  # difference of log-probabilities in float32
+LARGEST = 1e-5  # difference of log-probabilities in float32, divided by those that are above 1
 _ADDED = re.compile(r"__.+__|\[.+\]|<mask>")  # symbols that fairseq's multilingual tasks add
 # What to do about a corpus of unknown symbols, by the flag that names it.
 REMEDIES = {"--text": "encode it with the model's subwords", "--trim-to": "use text of the model's languages"}
@@ -151,8 +151,8 @@ def trim(job: TrimJob, counts: Mapping[str, Counter[str]] | None = None) -> Trim
         if described is not None:
             write_description(folder, described)
             _copy_subwords(languages.folder, folder, new)
-        difference = _difference(job, languages, folder, kept=kept)
-        if not difference <= LARGEST:
+        difference, relative = _difference(job, languages, folder, kept=kept)
+        if not relative <= LARGEST:
             raise UsageError(
                 f"CHECKPOINT '{job.checkpoint}' can't be trimmed exactly: log-probabilities differ by "
                 f"{difference:.2g}; use the whole model"
@@ -311,7 +311,7 @@ def _tags(job: TrimJob, state: dict[str, Any], dictionary: Dictionary) -> list[s
 
 def _report(counts: Counter[str], before: Dictionary, after: Dictionary, *, language: str) -> SideReport:
     unknown = [
-        sum(count for symbol, count in counts.items() if symbol not in dictionary)
+        sum(count for symbol, count in counts.items() if dictionary.index(symbol) == dictionary.unk())
         for dictionary in (before, after)
     ]
     return SideReport(language, len(before), len(after), counts.total(), *unknown)
@@ -336,7 +336,7 @@ def _check_known(job: TrimJob, sides: Sequence[SideReport]) -> None:
     for side in sides:
         before, after = (count / side.tokens for count in (side.unknown_before, side.unknown_after))
         name = f"dict.{side.language}.txt"
-        if before > MOST_USABLE:
+        if before >= MOST_USABLE:  # a word of another script is a mark of its begin, and an unknown symbol
             raise UsageError(
                 f"{job.flag} '{' '.join(job.text)}': {before:.0%} of its symbols are unknown to {name}; "
                 f"{REMEDIES[job.flag]}"
@@ -350,8 +350,9 @@ def _check_known(job: TrimJob, sides: Sequence[SideReport]) -> None:
 
 def _difference(
     job: TrimJob, languages: Languages, folder: Path, *, kept: Mapping[str, Sequence[int]]
-) -> float:
-    """Return the greatest difference of log-probabilities from the model's renormalised ones.
+) -> tuple[float, float]:
+    """Return the greatest difference of log-probabilities from the model's renormalised ones, as it is and
+    divided by the log-probability where that is above 1.
 
     Both models read the same random sentences of symbols that stay.
     """
@@ -372,4 +373,6 @@ def _difference(
     with torch.no_grad():
         expected = model(old["source"][source], lengths, old["target"][previous])[0].float()
         found = trimmed(source, lengths, previous)[0].float().log_softmax(-1)
-    return float((found - expected[..., old["target"]].log_softmax(-1)).abs().max())
+        expected = expected[..., old["target"]].log_softmax(-1)
+    differences = (found - expected).abs()
+    return float(differences.max()), float((differences / expected.abs().clamp(min=1.0)).max())

@@ -38,7 +38,9 @@ def read_weights(folder: ModelFolder) -> dict[str, Tensor]:
             raise UsageError(f"'{path}' holds {both[0]:.80}, as another part does; copy the model again")
         weights |= part
     for name in (SAFE, PICKLED):
-        if not folder.file(name) and (index := _index(folder, name)):
+        if folder.file(name):
+            break
+        if index := _index(folder, name):
             for missing in sorted(index.keys() - weights.keys()):
                 raise UsageError(
                     f"{folder.name} lacks the weight {missing:.80} of its index; copy the model again"

@@ -284,6 +284,13 @@ def test_built_folders_are_complete_or_absent(tmp_path: Path) -> None:
         assert not out.exists()
         (work / "file").write_text("whole")
     assert tree(tmp_path) == {"out": None, "out/file": b"whole"}
+    there = tmp_path / "there"
+    there.mkdir()
+    for name in (LOCK, "a.partial"):
+        (there / name).touch()
+    with new_folder(there).built() as work:
+        (work / "file").write_text("whole")
+    assert tree(there) == {"file": b"whole"}
 
 
 def test_two_runs_do_not_build_the_same_folder(tmp_path: Path, monkeypatch: Any) -> None:

@@ -57,8 +57,18 @@ def test_import_trims_to_a_corpus(imported: Imported, tmp_path: Path, capsys: An
     given = [str(case.origin), "--out", str(tmp_path / "t"), "-s", "de", "-t", "en", "--skip-check"]
     with pytest.raises(UsageError, match=r"^--trim-to 'none': 'none.de' can't be read \(No such file or dir"):
         import_model.main([*given, "--trim-to", "none"])
+    for language in ("de", "en"):
+        (tmp_path / f"snow.{language}").write_text("☃☃ ☃☃\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"^--trim-to '.*/snow': 50% of its symbols are unknown to dict\.de"):
+        import_model.main([*given, "--trim-to", str(tmp_path / "snow")])
+    (tmp_path / ".t.import" / "whole").mkdir(parents=True)  # of a run that was killed
     import_model.main([*given, "--trim-to", str(tmp_path / "raw")])
+    for language in ("de", "en"):
+        (tmp_path / f"snow.{language}").unlink()
     lines = capsys.readouterr().out.splitlines()
+    parameters = int(lines[1].split()[1].replace(",", ""))
+    assert parameters < case.made.parameters
+    assert lines[0].startswith(f"{tmp_path}/t/model.pt: {parameters:,} parameters, ")
     assert lines[1].endswith(f" parameters instead of {case.made.parameters:,}")
     assert re.fullmatch(
         r"de: \d+ symbols instead of \d+; 0 of the \d+ tokens are unknown \(0.00%\), .*", lines[2]

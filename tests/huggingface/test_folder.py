@@ -254,6 +254,9 @@ def test_languages_with_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_all_ways_to_store_weights_give_the_same(folder: Path) -> None:
     """One file or several, safetensors or torch's format, float32 or float16."""
     expected = read_weights(ModelFolder(folder))
+    write_json(folder, "pytorch_model.bin.index.json", {"weight_map": {"of.another.model": "a.bin"}})
+    assert_same(read_weights(ModelFolder(folder)), expected)  # an old index beside the weights
+    (folder / "pytorch_model.bin.index.json").unlink()
     sharded(folder, lost=-1)
     assert_same(read_weights(ModelFolder(folder)), expected)
     for path in folder.glob("model*"):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fairseq_imitkd.data.corpus import dataset_builder
+from fairseq_imitkd.checkpoints.translation import load_student
+from fairseq_imitkd.data.corpus import Languages, dataset_builder
 from fairseq_imitkd.data.pair_flags import check_pair_splits, check_pairs
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.tasks.translation_multi import TranslationMultiWithTeacherConfig
@@ -154,6 +155,27 @@ def test_each_pair_is_validated_and_decoded(pairs: Pairs, student: Path) -> None
     other = (*SETTINGS[:4], "--encoder-langtok", "tgt", *decode[len(SETTINGS) :])
     done = digit_corpus.run("imitkd-generate", pairs.data, *other, check=False)
     assert "it reads __xx__ in the source and __zz__ in the target, but the flags give __zz__" in done.stderr
+
+
+def test_a_list_of_languages_of_another_machine(pairs: Pairs, tmp_path: Path) -> None:
+    """A checkpoint names its file by a path. Only a small file is read, from there or from the data."""
+    data = Path(shutil.copytree(pairs.data, tmp_path / "data"))
+    state = torch.load(pairs.teacher, weights_only=False)
+
+    def load(named: object) -> None:
+        task = state["cfg"]["task"]
+        task.langs, task.lang_dict = None, str(named)
+        torch.save(state, tmp_path / "model.pt")
+        load_student(str(tmp_path / "model.pt"), Languages.of(data, "xx", "yy"))
+
+    for path in ("/elsewhere/langs.txt", "/dev/zero"):
+        with pytest.raises(
+            UsageError, match=rf"list of languages, {Path(path).name}, is not in '.*'; copy it"
+        ):
+            load(path)
+    (data / "langs.txt").write_text("xx\nyy\nzz\n")
+    load("/elsewhere/langs.txt")
+    load(data / "langs.txt")
 
 
 @pytest.mark.slow
