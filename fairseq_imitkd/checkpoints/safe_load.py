@@ -1,5 +1,6 @@
 """Reads checkpoints, which are untrusted files, with torch's safe loader."""
 
+import collections
 import functools
 import glob
 import importlib
@@ -116,6 +117,31 @@ def _known_damage(path: str, version: tuple[int, int, int]) -> str | None:
     return find_damage(path)
 
 
+class _Globals(dict[str, Any]):
+    """What a pickle may name. It may call only what is among the :meth:`values`."""
+
+    def __init__(self, named: Mapping[str, Any]):
+        super().__init__({name: _BOUNDED.get(name, value) for name, value in named.items()})
+        self._called = [value for value in super().values() if not _is_only_named(value)]
+
+    def values(self) -> Any:
+        """Return what may be called."""
+        return self._called
+
+    def itself(self) -> "_Globals":
+        """Return this: torch asks a function for it."""
+        return self
+
+
+def _is_only_named(value: Any) -> bool:
+    """Return whether checkpoints name a type and never call it.
+
+    A call can fill the memory: ``Tensor(10**10)`` stands for that many numbers, ``list`` of it for as many
+    tensors.
+    """
+    return value in (list, torch.Tensor, *torch._tensor_classes, *torch._storage_classes)
+
+
 @contextmanager
 def _small_constants() -> Iterator[None]:
     """Let torch's safe loader call only what a checkpoint needs of functions that can fill the memory.
@@ -123,13 +149,27 @@ def _small_constants() -> Iterator[None]:
     torch lets pickles call ``bytearray(10**10)``, and ``encode(…, "hex")``, which doubles bytes:
     https://github.com/pytorch/pytorch/blob/v2.6.0/torch/_weights_only_unpickler.py#L149-L160
     """
-    allowed = torch._weights_only_unpickler._get_allowed_globals()
-    before = {name: allowed[name] for name in _BOUNDED if name in allowed}
-    allowed.update({name: _BOUNDED[name] for name in before})
+    loader = torch._weights_only_unpickler
+    names = ("_get_allowed_globals", "_get_user_allowed_globals")
+    stock = {name: getattr(loader, name) for name in names}
     try:
+        for name, function in stock.items():
+            setattr(loader, name, _Globals(function()).itself)
         yield
     finally:
-        allowed.update(before)
+        for name, function in stock.items():
+            setattr(loader, name, function)
+
+
+def _items_of(kind: Any) -> Any:
+    """Return a function that makes a container of items that the pickle itself holds."""
+
+    def made(*arguments: Any) -> Any:
+        if not all(isinstance(each, list | tuple | dict) for each in arguments):
+            raise pickle.UnpicklingError(f"a {kind.__name__} of something that is not a list")
+        return kind(*arguments)
+
+    return made
 
 
 def _bytes_of(*arguments: Any) -> bytearray:
@@ -144,7 +184,13 @@ def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-_BOUNDED: dict[str, Any] = {"builtins.bytearray": _bytes_of, "_codecs.encode": _encoded}
+_BOUNDED: dict[str, Any] = {
+    "builtins.bytearray": _bytes_of,
+    "_codecs.encode": _encoded,
+    "builtins.set": _items_of(set),
+    "collections.Counter": _items_of(collections.Counter),
+    "torch.Size": _items_of(torch.Size),
+}
 
 
 def check_readable(path: str, flag: str) -> None:

@@ -19,6 +19,10 @@ TABLES = {  # a side's tables, with a row for each symbol
         "decoder.embed_out",
         "decoder.fc_out.weight",
         "decoder.fc_out.bias",
+        "decoder.fc3.weight",
+        "decoder.fc3.weight_g",
+        "decoder.fc3.weight_v",
+        "decoder.fc3.bias",
     ),
 }
 # The output matrix: the first one that a model has. Its embeddings are the matrix if it shares them.
@@ -26,6 +30,8 @@ _OUTPUTS = (
     "decoder.output_projection.weight",
     "decoder.embed_out",
     "decoder.fc_out.weight",
+    "decoder.fc3.weight",
+    "decoder.fc3.weight_v",
     "decoder.embed_tokens.weight",
 )
 
@@ -87,5 +93,10 @@ def output_rows(weights: Mapping[str, Tensor], symbols: Sequence[int]) -> tuple[
     """
     name = next(name for name in _OUTPUTS if name in weights)
     index = torch.tensor(symbols, dtype=torch.int64)
-    bias = weights.get("decoder.fc_out.bias") if name == "decoder.fc_out.weight" else None
-    return weights[name].index_select(0, index), None if bias is None else bias.index_select(0, index)
+    rows = weights[name].index_select(0, index)
+    layer, _, part = name.rpartition(".")
+    if part == "weight_v":  # of fconv, normalised: weight = g * v / |v|, row by row
+        lengths = weights[f"{layer}.weight_g"].index_select(0, index)
+        rows = lengths * rows / rows.norm(dim=1, keepdim=True)
+    bias = weights.get(f"{layer}.bias") if layer.endswith(("fc_out", "fc3")) else None
+    return rows, None if bias is None else bias.index_select(0, index)

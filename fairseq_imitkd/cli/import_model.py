@@ -62,7 +62,7 @@ def report(done: Imported, job: ImportJob, trimmed: Trimmed | None = None) -> st
     size = sum(path.stat().st_size for path in job.out.iterdir())
     parameters, symbols = done.parameters, done.symbols
     if trimmed is not None:
-        parameters, symbols = trimmed.parameters[1], tuple(side.after for side in trimmed.sides)
+        parameters, symbols = trimmed.parameters[1], (trimmed.sides[0].after, trimmed.sides[1].after)
     lines = [
         f"{job.out / CHECKPOINT}: {parameters:,} parameters, {symbols[0]:,} source and "
         f"{symbols[1]:,} target symbols; {size / 1e6:,.1f} MB"

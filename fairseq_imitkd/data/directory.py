@@ -3,10 +3,11 @@
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fairseq.data import data_utils, indexed_dataset
+from fairseq.data.huffman import HuffmanMMapIndex
 
 from fairseq_imitkd.data.dictionaries import load_dictionary
 from fairseq_imitkd.data.files import kind_of, sha256
@@ -14,12 +15,11 @@ from fairseq_imitkd.errors import UsageError, in_one_line
 
 ADVICE = "use a directory that fairseq-preprocess has made"
 # For each kind of files, the values of --dataset-impl that read it.
-_READERS = {
-    "raw": ("raw",),
-    "cached": ("cached", "lazy"),
-    "mmap": ("mmap",),
-    "huffman": ("huffman",),
-    "fasta": ("fasta",),
+_READERS = {"cached": ("cached", "lazy"), "mmap": ("mmap",), "huffman": ("huffman",)}
+_MARKS = {  # the first bytes of an index
+    "cached": indexed_dataset.IndexedDataset._HDR_MAGIC,
+    "mmap": indexed_dataset.MMapIndexedDataset.Index._HDR_MAGIC,
+    "huffman": HuffmanMMapIndex._HDR_MAGIC,
 }
 
 
@@ -299,10 +299,24 @@ def split_exists(prefix: str, dataset_impl: str | None) -> bool:
     Raises:
         UsageError: it is there as files of another kind.
     """
-    kind = None if dataset_impl is None else indexed_dataset.infer_dataset_impl(prefix)
-    if kind is not None and dataset_impl not in _READERS[kind]:
-        raise UsageError(
-            f"--dataset-impl {dataset_impl} does not fit '{prefix}.idx', which is of kind {kind}: leave it "
-            "out"
-        )
-    return bool(indexed_dataset.dataset_exists(prefix, dataset_impl))
+    there = bool(indexed_dataset.dataset_exists(prefix, dataset_impl))
+    kind = _kind_of_index(f"{prefix}.idx")
+    # Raw text may lie beside the files that were made of it.
+    fits = there if dataset_impl == "raw" or kind is None else dataset_impl in _READERS[kind]
+    if dataset_impl is None or fits:
+        return there
+    if kind is None and not os.path.isfile(prefix):
+        return False
+    path, kind = (prefix, "raw") if kind is None else (f"{prefix}.idx", kind)
+    raise UsageError(
+        f"--dataset-impl {dataset_impl} does not fit '{path}', which is of kind {kind}: "
+        + ("use raw" if kind == "raw" else "leave it out")
+    )
+
+
+def _kind_of_index(path: str) -> str | None:
+    """Return the kind of a data set's index by its first bytes; None if it is not there, or unknown."""
+    marks = {mark[:8]: kind for kind, mark in _MARKS.items()}
+    with suppress(OSError), open(path, "rb") as file:
+        return marks.get(file.read(8))
+    return None

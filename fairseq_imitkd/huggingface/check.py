@@ -221,7 +221,8 @@ def load_tokenizer(folder: ModelFolder, pair: tuple[str, str]) -> Any:
         str(folder.path), local_files_only=True, trust_remote_code=False
     )
     if hasattr(tokenizer, "set_src_lang_special_tokens"):
-        tokenizer.src_lang, tokenizer.tgt_lang = pair
+        # M2M-100's tokenizer makes the tag __de__ of de. A user may have given the tag.
+        tokenizer.src_lang, tokenizer.tgt_lang = (language.strip("_") for language in pair)
     return tokenizer
 
 

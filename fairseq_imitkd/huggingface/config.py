@@ -15,10 +15,12 @@ _SIZES = {
     "heads": ("{}_attention_heads", "{}_attention_heads"),
     "ffn": ("{}_ffn_dim", "{}_ffn_embed_dim"),
 }
+# The largest values, so that nothing of an absurd size is made before the weights are compared with it.
+_MOST = {"layers": 1000, "heads": 1000, "ffn": 1_000_000}
+_MOST_WIDTH, _MOST_POSITIONS, _MOST_SYMBOLS = 100_000, 100_000, 10_000_000
 _PARTS = ("encoder", "decoder")
 _RATES = ("dropout", "attention_dropout", "activation_dropout")  # as in fairseq
 _SYMBOLS = {"pad": "pad_token_id", "eos": "eos_token_id", "bos": "bos_token_id"}
-_LARGEST = 10_000_000  # of a vocabulary; widths, lengths and numbers of layers are smaller still
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,17 @@ def read_config(content: Mapping[str, Any], name: str) -> ModelConfig:
         )
     reader = _Reader(content, name)
     source, target = family.vocabularies
-    vocabulary = reader.size(source)
-    width = reader.size("d_model")
+    vocabulary = reader.size(source, most=_MOST_SYMBOLS)
+    width = reader.size("d_model", most=_MOST_WIDTH)
     sides = [
         Side(
-            **{size: reader.size(theirs.format(part)) for size, (theirs, _) in _SIZES.items()},
-            vocabulary=reader.size(target, vocabulary) if part == "decoder" and target else vocabulary,
+            **{
+                size: reader.size(theirs.format(part), most=_MOST[size])
+                for size, (theirs, _) in _SIZES.items()
+            },
+            vocabulary=reader.size(target, vocabulary, most=_MOST_SYMBOLS)
+            if part == "decoder" and target
+            else vocabulary,
         )
         for part in _PARTS
     ]
@@ -119,7 +126,7 @@ def read_config(content: Mapping[str, Any], name: str) -> ModelConfig:
         width=width,
         encoder=sides[0],
         decoder=sides[1],
-        positions=reader.size("max_position_embeddings"),
+        positions=reader.size("max_position_embeddings", most=_MOST_POSITIONS),
         activation=_activation(content, name),
         scale=content.get("scale_embedding", content.get("model_type") == "fsmt") is True,
         tied=content.get("tie_word_embeddings", True) is not False,
@@ -183,13 +190,14 @@ class _Reader:
     def __init__(self, content: Mapping[str, Any], name: str):
         self.content, self.name = content, name
 
-    def size(self, setting: str, default: int | None = None) -> int:
-        """Return a positive whole number."""
+    def size(self, setting: str, default: int | None = None, *, most: int) -> int:
+        """Return a whole number from 1 to ``most``."""
         value = self.content.get(setting)
         value = default if value is None else value
-        if type(value) is not int or not 1 <= value <= _LARGEST:
+        if type(value) is not int or not 1 <= value <= most:
             raise UsageError(
-                f"{self.name} needs a positive number as {setting} in config.json, but it is {value!r:.40}"
+                f"{self.name} needs a number in 1..{most} as {setting} in config.json, but it is "
+                f"{value!r:.40}"
             )
         return value
 

@@ -52,8 +52,8 @@ def languages_of(
                 f"--{side}-lang is not given, and {config.family.title} needs it; name one of its languages"
                 + _examples(tokenizer)
             )
-        if name.split() != [name] or "/" in name or "." in name:
-            raise UsageError(f"--{side}-lang {name!r:.40} must be a word without '/' and '.'")
+        if name.split() != [name] or "/" in name or "." in name or not name.isprintable() or len(name) > 40:
+            raise UsageError(f"--{side}-lang {name!r:.40} must be a short word without '/' and '.'")
         pair.append(name)
     if pair[0] == pair[1]:
         raise UsageError(f"--source-lang and --target-lang must be two names, but both are {pair[0]!r:.40}")

@@ -157,7 +157,7 @@ def _fsmt(folder: ModelFolder, config: ModelConfig) -> Tokenizer | None:
     if merges is None:
         return Tokenizer(source, target)
     with as_usage_error(f"'{merges}' can't be read", "copy it again", catch=(OSError, UnicodeDecodeError)):
-        lines = [line.split()[:2] for line in merges.read_text(encoding="utf-8").split("\n")]
+        lines = [line.strip("\r ").split(" ")[:2] for line in merges.read_text("utf-8").split("\n")]
     codes = [
         "#version: 0.2",
         *(" ".join(pair) for pair in lines if len(pair) == 2 and pair[0] != "#version:"),

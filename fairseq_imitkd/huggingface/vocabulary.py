@@ -30,7 +30,7 @@ class Vocabulary:
         return self.ids.index(number)
 
     def save(self, path: Path) -> None:
-        """Write the dictionary. Counts are not known; they fall, so that fairseq keeps the order."""
+        """Write the dictionary. Counts are not known, so all are 1; fairseq keeps the order of the file."""
         dictionary = Dictionary()
         for symbol in self.symbols[len(SPECIAL) :]:
             dictionary.add_symbol(symbol)

@@ -149,7 +149,7 @@ def _write_fsmt(folder: Path, subwords: Subwords, dictionaries: tuple[Symbols, S
 def _merges(path: Path) -> list[tuple[str, str]]:
     """Return the pairs that a file of merges lists; a version and counts are left out."""
     with as_usage_error(f"'{path}' can't be read", "copy it again", catch=(OSError, UnicodeDecodeError)):
-        lines = [line.split() for line in path.read_text(encoding="utf-8").split("\n")]
+        lines = [line.strip("\r ").split(" ") for line in path.read_text(encoding="utf-8").split("\n")]
     return [(line[0], line[1]) for line in lines if len(line) > 1 and line[0] != "#version:"]
 
 

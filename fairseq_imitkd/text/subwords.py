@@ -132,7 +132,10 @@ def check_merges(bpe: str, path: Path) -> None:
         open(path, encoding="utf-8") as file,
     ):
         for number, line in enumerate(file, 1):
-            if len(line.split()) not in counts and not (number == 1 and line.startswith("#version")):
+            # Only a blank parts the two: others, such as no-break spaces, may be symbols.
+            if len(line.strip("\r\n ").split(" ")) not in counts and not (
+                number == 1 and line.startswith("#version")
+            ):
                 raise UsageError(
                     f"{name} must hold two subwords to merge in each line, but line {number} does not; "
                     f"{remedy}"

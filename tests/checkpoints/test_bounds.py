@@ -1,6 +1,7 @@
 """What a checkpoint may hold is counted before it is used; real files are far from the bounds."""
 
 import codecs
+import collections
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -173,7 +174,19 @@ def test_settings_are_bounded_where_teachers_are_read(
 
 
 @pytest.mark.parametrize(
-    "bomb", [Code(bytearray, 10**10), Code(codecs.encode, b"x", "hex"), Code(codecs.encode, "x", "utf-32")]
+    "bomb",
+    [
+        Code(bytearray, 10**10),
+        Code(codecs.encode, b"x", "hex"),
+        Code(codecs.encode, "x", "utf-32"),
+        Code(set, Code(torch.Tensor, 10**6)),
+        Code(list, Code(torch.UntypedStorage, 10**6)),
+        Code(list, torch.zeros(10)),
+        Code(collections.Counter, torch.zeros(10)),
+        Code(torch.Size, Code(torch.UntypedStorage, 10**6)),
+        Code(torch.Tensor, 10**6),
+        Code(torch.FloatTensor, 10**6),
+    ],
 )
 def test_functions_that_fill_the_memory_are_not_called(
     folder: Path, cfg: Any, model: BaseFairseqModel, bomb: Code

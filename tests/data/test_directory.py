@@ -170,6 +170,17 @@ def test_files_of_another_kind(data: Path, kind: str) -> None:
             check_pair_splits(Namespace(**flags), splits, dataset_impl=given)
 
     check("mmap")
+    (data / names[0]).touch()  # raw text beside them, which fairseq takes for the data
+    check("mmap")
     told = f"--dataset-impl cached does not fit '{data / names[0]}.idx', which is of kind mmap: leave it out"
     with pytest.raises(UsageError, match=f"^{re.escape(told)}$"):
         check("cached")
+    (data / names[0]).unlink()
+    for name in names:
+        (data / f"{name}.idx").rename(data / f"{name}.kept")
+        (data / f"{name}.bin").rename(data / f"{name}.held")
+    (data / names[0]).touch()
+    raw = f"--dataset-impl mmap does not fit '{data / names[0]}', which is of kind raw: use raw"
+    with pytest.raises(UsageError, match=f"^{re.escape(raw)}$"):
+        check("mmap")
+    check("raw")

@@ -156,9 +156,14 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "no type": (configured(model_type=None), "has a config.json without a model_type"),
     "no width": (
         configured(d_model=None),
-        "needs a positive number as d_model in config.json, but it is None",
+        "needs a number in 1..100000 as d_model in config.json, but it is None",
     ),
-    "huge width": (configured(d_model=10**12), "needs a positive number as d_model in config.json"),
+    "huge width": (configured(d_model=10**12), "needs a number in 1..100000 as d_model in config.json"),
+    "many layers": (configured(encoder_layers=10**5), "needs a number in 1..1000 as encoder_layers in"),
+    "many positions": (
+        configured(max_position_embeddings=10**7),
+        "needs a number in 1..100000 as max_position_embeddings in",
+    ),
     "heads": (
         configured(encoder_attention_heads=5),
         "has d_model 32, which must be even and a multiple of 5 heads",
@@ -229,7 +234,7 @@ def test_what_is_no_folder(folder: Path) -> None:
     ("pair", "said"),
     [
         (("de", "de"), "--source-lang and --target-lang must be two names, but both are 'de'"),
-        (("../x", "en"), "--source-lang '../x' must be a word without '/' and '.'"),
+        (("../x", "en"), "--source-lang '../x' must be a short word without '/' and '.'"),
     ],
 )
 def test_wrong_languages(folder: Path, pair: tuple[str, str], said: str) -> None:

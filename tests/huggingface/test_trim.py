@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from fairseq_imitkd.checkpoints.symbol_tables import output_rows
 from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.cli import trim as command
 from fairseq_imitkd.data.corpus import Languages
@@ -93,12 +94,21 @@ def test_rare_symbols_go_and_named_ones_stay(imported: Imported, tmp_path: Path)
     )
 
 
-@pytest.mark.parametrize("kind", ["transformer-shared-embeddings", "lstm", "gru"])
+@pytest.mark.parametrize("kind", ["transformer-shared-embeddings", "lstm", "gru", "fconv"])
 def test_models_of_fairseq(tmp_path: Path, kind: str) -> None:
     """Of other architectures, and without a tokenizer."""
     done = trim(of_fairseq(tmp_path, kind))
     assert [side.after for side in done.sides] == [7, 7]
     assert done.difference < 2e-6
+
+
+def test_output_rows_of_convolutions() -> None:
+    """fconv's output matrix is normalised row by row, and has a bias."""
+    model = build_student("fconv")
+    rows, bias = output_rows(model.state_dict(), [5, 7])
+    assert bias is not None
+    torch.testing.assert_close(rows, model.decoder.fc3.weight[[5, 7]])
+    torch.testing.assert_close(bias, model.decoder.fc3.bias[[5, 7]])
 
 
 def of_fairseq(folder: Path, kind: str = "gru", text: str = "a c e\nc c\n", **task: Any) -> TrimJob:

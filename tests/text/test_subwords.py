@@ -113,6 +113,8 @@ def test_what_can_not_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "codes").write_text("a b 3\n")
     with pytest.raises(UsageError, match="line 1 does not"):
         Text(TextSettings("subword_nmt", {"bpe_codes": tmp_path / "codes"}))
+    (tmp_path / "codes").write_text("a b\n\u00a0 a\n", encoding="utf-8")  # a no-break space is a symbol
+    assert Text(TextSettings("subword_nmt", {"bpe_codes": tmp_path / "codes"})).encode("ab") == "ab"
     (tmp_path / "codes").write_text("")
     with pytest.raises(UsageError, match=r"--bpe-codes '.*codes' is empty"):
         Text(TextSettings("subword_nmt", {"bpe_codes": tmp_path / "codes"}))
