@@ -472,7 +472,7 @@ def refusal(quantization: str, metric: str, judged: Mapping[str, Mapping[str, An
         judged: the manifest's ``checks.quantized``.
     """
     loss, low, high = (judged[quantization][name] for name in LOSS)
-    title = TITLES[SCORES[metric]]
+    title = TITLES.get(SCORES[metric], metric)
     return f"{quantization} loses {loss:.2f} {title} (95% interval {low:.2f} to {high:.2f})"
 
 

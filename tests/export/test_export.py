@@ -229,7 +229,7 @@ class Worsened:
         ("float16", {"float16": 1.0}, "float32"),
     ],
 )
-@pytest.mark.parametrize("metric", ["bleu", "rouge-l", "ter"])
+@pytest.mark.parametrize("metric", ["bleu", "rouge-l", "ter", "exact"])
 def test_a_quantisation_that_costs_too_much_is_refused(
     asked: str, shares: dict[str, float], kept: str, metric: str, root: Path, tmp_path: Path,
     monkeypatch: Any, capsys: Any,
@@ -249,7 +249,7 @@ def test_a_quantisation_that_costs_too_much_is_refused(
     assert (manifest["quantization"], manifest["asked"]) == (kept, asked)
     assert manifest["checks"]["quantized"][asked]["refused"] == bool(shares)
     told = capsys.readouterr()
-    title = {"bleu": "BLEU", "rouge-l": "ROUGE-L", "ter": "TER"}[metric]
+    title = {"bleu": "BLEU", "rouge-l": "ROUGE-L", "ter": "TER", "exact": "exact"}[metric]
     assert f"{title} on them: {manifest['checks']['float32']:.2f} in float32" in told.out
     warnings = [line for line in told.err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == bool(shares)
@@ -312,6 +312,7 @@ def test_recurrent_students_have_two_types() -> None:
     ("checkpoint", "task", "metric"),
     [
         ({"best_checkpoint_metric": "rougeL"}, {}, "rouge-l"),
+        ({"best_checkpoint_metric": "exact"}, {"eval_metrics": "exact"}, "exact"),
         ({"best_checkpoint_metric": "loss"}, {"eval_metrics": "chrf,rouge-l", "eval_bleu": True}, "chrf"),
         ({"best_checkpoint_metric": "loss"}, {"eval_bleu": True}, "bleu"),
         ({"best_checkpoint_metric": "loss"}, {"eval_metrics": "odd"}, "bleu"),
