@@ -286,6 +286,7 @@ def _server(args: argparse.Namespace, model: ServedModel, hosts: set[str] | None
         sentences=args.max_request_sentences,
         tokens=longest,
         seconds=args.timeout,
+        word=model.longest_word,
     )
     batching = BatchingSettings(
         sentences=args.max_batch_sentences,

@@ -28,6 +28,8 @@ from fairseq_imitkd.text.subwords import SUBWORDS, TOKENIZERS, Text, TextSetting
 FORMAT = 1
 MANIFEST, MODEL, SUBWORD_FILES = EXPORTED, "model", "subwords"
 EXPORTS = "exported"  # folder of the exported student in a run of imitkd-distill
+# Characters of a word that merges split: their time grows with the square of its length.
+LONGEST_MERGED = 500
 INTEGERS = ("beam", "nbest", "samples", "max_len_b", "min_len", "no_repeat_ngram_size", "sampling_topk")
 
 
@@ -40,6 +42,7 @@ class Bundle:
         text: conversion of text to symbols and back.
         engine: what translates.
         longest_source: maximum number of source tokens, EOS included.
+        longest_word: maximum number of characters between two spaces of a sentence; None allows any.
         remove_bpe: subword mark to remove from translations, by fairseq's name; None keeps it.
     """
 
@@ -51,9 +54,10 @@ class Bundle:
         text: Text,
         engine: Engine,
         longest_source: int,
+        longest_word: int | None = None,
         remove_bpe: str | None = None,
     ):
-        self.remove_bpe = remove_bpe
+        self.longest_word, self.remove_bpe = longest_word, remove_bpe
         self.manifest, self.languages, self.text, self.engine = manifest, languages, text, engine
         self.longest_source = longest_source
 
@@ -95,6 +99,7 @@ class Bundle:
             text=text,
             engine=engine,
             longest_source=settings.longest[0],
+            longest_word=None if settings.text.bpe in (None, "sentencepiece") else LONGEST_MERGED,
             remove_bpe=settings.remove_bpe,
         )
 

@@ -208,6 +208,19 @@ async def test_a_request_that_is_just_as_large_as_it_may_be() -> None:
 
 
 @in_loop
+async def test_a_word_that_takes_too_long_to_split() -> None:
+    """Only where the model's subwords need the limit; Chinese or Thai has long runs without a space."""
+    texts = ["a" * 8, "ab \u3000" + "b" * 7, "c" * 9]
+    answer = await ask({"text": texts}, limits=RequestLimits(tokens=20, word=8))
+    assert refusal(answer) == (
+        413,
+        "sentence 3 has 9 characters without a space, but may have 8; split it",
+    )
+    assert (await ask({"text": texts[:2]}, limits=RequestLimits(tokens=20, word=8))).status_code == 200
+    assert (await ask({"text": texts}, limits=RequestLimits(tokens=20))).status_code == 200
+
+
+@in_loop
 async def test_a_body_of_unknown_length_is_counted_as_it_comes() -> None:
     """It is not read to its end, which might never come."""
     sent = 0
@@ -406,7 +419,7 @@ async def test_health() -> None:
             "quantization": "int8",
             "parameters": 6543210,
         },
-        "limits": {"request_bytes": 2000, "sentences": 5, "tokens": 20, "seconds": 30.0},
+        "limits": {"request_bytes": 2000, "sentences": 5, "tokens": 20, "seconds": 30.0, "word": None},
         "waiting": 0,
     }
 
