@@ -275,7 +275,7 @@ class Batcher:
 
 
 def _parts(items: Sequence[Item]) -> Iterator[list[Item]]:
-    """Yield texts or tokens, in their order, in parts of limited length; a longer item is a part of its own."""
+    """Yield items in parts of limited length, in their order; a longer item is a part of its own."""
     part: list[Item] = []
     length = 0
     for item in items:

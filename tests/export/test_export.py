@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +21,10 @@ from fairseq_imitkd.engines import ctranslate2_convert, onnx_convert
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.engines.fairseq import FairseqEngine
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.export import checks
+from fairseq_imitkd.export import checks, exporter
 from fairseq_imitkd.export.architecture import judge
 from fairseq_imitkd.export.bundle import Bundle, read_manifest, text_settings
-from fairseq_imitkd.export.exporter import candidates, export, output_folder
+from fairseq_imitkd.export.exporter import _Student, candidates, export, output_folder
 from fairseq_imitkd.text.bootstrap import Bootstrap
 from fairseq_imitkd.text.subwords import TextSettings
 from tests.helpers.evaluations import hide
@@ -293,7 +294,10 @@ def test_a_loss_that_chance_explains_is_not_refused(
         ("int8_float16", "cpu", ["int8_float16", "int8_float32", "float32"]),
         ("float16", "cpu", ["float16", "float32"]),
         ("int16", "cpu", ["int16", "float32"]),
-        ("int8", "cuda", ["int8", "int8_float16", "float16", "float32"]),
+        ("int8", "cuda", ["int8", "float16", "float32"]),  # int8_float16 is coarser
+        ("int8_float32", "cuda", ["int8_float32", "float16", "float32"]),
+        ("int8_float16", "cuda", ["int8_float16", "float16", "float32"]),
+        ("int8_bfloat16", "cuda", ["int8_bfloat16", "int8_float16", "float16", "float32"]),
         ("bfloat16", "cuda", ["bfloat16", "float16", "float32"]),
         ("float32", "cuda", ["float32"]),
     ],
@@ -383,6 +387,15 @@ def test_what_is_refused_before_anything_is_read(root: Path, tmp_path: Path) -> 
             "--metric must be one of auto, bleu, chrf, ter, rouge-1, rouge-2, rouge-l, exact, but is comet",
         ),
         ({"device": "tpu"}, "--device must be one of cpu, cuda, but is tpu"),
+        (
+            {"search": SearchSettings(beam=1, max_len_b=2_000_000)},
+            "--max-len-b must be at most 1000000, but is 2000000",
+        ),
+        ({"search": SearchSettings(beam=2000)}, "--beam must be at most 1000, but is 2000"),
+        (
+            {"search": SearchSettings(beam=1, no_repeat_ngram_size=10**9)},
+            "--no-repeat-ngram-size must be at most 1000000, but is 1000000000",
+        ),
     ):
         with pytest.raises(UsageError, match=message):
             job(root, tmp_path / "out", **changes)
@@ -462,6 +475,49 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "garbage.pt").write_bytes(b"garbage")
     assert "is damaged or not a checkpoint" in refusal(root, out, checkpoint=tmp_path / "garbage.pt")
+
+
+def test_extreme_settings_can_be_read(root: Path, tmp_path: Path) -> None:
+    """The largest ones that are accepted, and files of any name."""
+    codes = tmp_path / "codes.v2 (copy)"
+    codes.write_text("a b\n")
+    search = SearchSettings(beam=1000, max_len_b=1_000_000, min_len=63)
+    export(job(root, tmp_path / "out", text=TextSettings("subword_nmt", {"bpe_codes": codes}), search=search))
+    bundle = Bundle.read(tmp_path / "out")
+    assert bundle.engine.settings == search  # type: ignore[attr-defined]
+    assert bundle.longest_word == 500
+    endless = SimpleNamespace(max_positions=lambda: (2_000_000, 64))
+    assert _Student(endless, "transformer", "ctranslate2", "bleu", None).longest == (1_000_000, 64)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("language", ["c++", "de@informal", "d..e", "de."])
+def test_languages_that_no_file_name_can_hold(language: str, root: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(root / "data", data)
+    for path in data.iterdir():
+        path.rename(path.with_name(path.name.replace("src", language)))
+    given = {"data": data, "source_lang": language, "target_lang": "tgt"}
+    assert refusal(root, tmp_path / "out", **given) == (
+        "--source-lang must be of letters, digits, '_', '-' and single '.', but is "
+        f"{language!r}; use data whose languages have such names"
+    )
+
+
+def test_a_folder_that_its_reader_refuses_is_never_written(
+    root: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(exporter, "FORMAT", 2)
+    said = refusal(root, tmp_path / "out", sentences=4)
+    assert said.startswith("the exported student can't be read back: ")
+    assert said.endswith("nothing was written. Please report it with the command's flags")
+
+
+def test_words_that_look_like_special_symbols_are_unknown(exported: Path) -> None:
+    """``</s>`` would end the sentence, and ``<pad>`` is not read."""
+    bundle = Bundle.read(exported)
+    assert torch.equal(bundle.encode("</s> a <pad> <s> b"), bundle.encode("<unk> a ? ? b"))
+    assert bundle.encode("a </s>").tolist() == [*bundle.encode("a")[:-1].tolist(), letters().unk(), 2]
+    assert bundle.encode("").tolist() == [2]
 
 
 def test_a_student_that_no_engine_takes(root: Path, tmp_path: Path) -> None:
@@ -576,6 +632,7 @@ def test_subwords_go_along(root: Path, tmp_path: Path, monkeypatch: Any, caplog:
     )
     (tmp_path / "pieces.model").unlink()
     bundle = Bundle.read(tmp_path / "out")
+    assert bundle.longest_word is None
     line = "abc had a bag"
     assert [symbols[number - 4] for number in bundle.encode(line).tolist()[:-1]] == pieces.encode(
         line, out_type=str
