@@ -307,8 +307,8 @@ def card_checks(compared: Compared | None, split: str) -> list[str]:
     if compared is None:
         return ["the weights read back are the student's, bit for bit; transformers was not installed"]
     return [
-        f"{compared.identical} of {compared.translated} greedy translations of {split} sentences are those of "
-        f"fairseq, token for token; log-probabilities differ by at most {compared.difference:.2g}",
+        f"{compared.identical} of {compared.translated} greedy translations of {split} sentences are those "
+        f"of fairseq, token for token; log-probabilities differ by at most {compared.difference:.2g}",
         f"ids of {compared.same_ids} of {compared.sentences} sentences by AutoTokenizer are those of the "
         "student's text"
         + (f"; the first that differs: {compared.first_other:.80}" if compared.first_other else ""),

@@ -34,6 +34,10 @@ from tests.helpers.seqkd_jobs import write_split
 
 LANGUAGES = Languages("src", "tgt", letters(), letters(), Path("unused"))
 PACKAGE = str(Path(fairseq_imitkd.__file__).parent)
+MULTILINGUAL = (
+    "--arch", "transformer", "--task", "translation_multi_simple_epoch_with_teacher",
+    "--lang-pairs", "de-en,fr-en",
+)  # fmt: skip
 SENTENCES = ["a b c d", "p", "c a b", "e f g h i"]
 
 
@@ -841,6 +845,17 @@ def test_damaged_folders_are_refused(exported: Path, tmp_path: Path) -> None:
             "ctranslate2",
             (),
         ),
+        ([*MULTILINGUAL, "DATA"], "ctranslate2", ()),
+        ([*MULTILINGUAL, "--encoder-langtok", "tgt"], None, ("--encoder-langtok tgt",)),
+        (
+            [*MULTILINGUAL, "--encoder-langtok", "tgt", "--quant-noise-pq", "0.1"],
+            None,
+            ("--encoder-langtok tgt", "--quant-noise-pq 0.1"),
+        ),
+        (["--arch", "s2t_transformer_s", "--task", "speech_to_text_with_teacher"], None, ()),
+        (["--arch", "roberta_base", "--task", "sentence_prediction_with_teacher"], None, ()),
+        (["--arch", "transformer_lm", "--task", "language_modeling"], None, ()),
+        (["--arch", "transformer", "--task", "translation_lev"], None, ("--task translation_lev",)),
         (
             ["--arch", "transformer", "--no-cross-attention", "--activation-fn", "tanh"],
             None,
@@ -881,6 +896,36 @@ def test_flags_that_do_not_describe_a_student(flags: list[str], message: str) ->
         judge(flags)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (
+            [*MULTILINGUAL, "--encoder-langtok", "tgt"],
+            "it needs the language tags __TARGET__ in the source; ",
+        ),
+        (
+            ["--arch", "s2t_transformer_s", "--task", "speech_to_text_with_teacher"],
+            "it is not a translation model, because of --task speech_to_text_with_teacher",
+        ),
+        (
+            ["--arch", "roberta_base", "--task", "sentence_prediction_with_teacher"],
+            "it is not a translation model, because of --task sentence_prediction_with_teacher",
+        ),
+    ],
+)
+def test_a_task_whose_students_are_not_exported(flags: list[str], reason: str) -> None:
+    """The export would refuse them after training."""
+    assert judge(flags).reason.startswith(reason)
+
+
+def test_help_after_check_is_not_an_error(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--check", "--arch", "transformer", "--help"])
+    assert not isinstance(ended.value, UsageError)
+    assert not ended.value.code
+    assert "usage:" in capsys.readouterr().out
 
 
 def test_command_lines(root: Path, tmp_path: Path, capsys: Any) -> None:
