@@ -59,7 +59,8 @@ class Text:
             with as_usage_error(f"--bpe {settings.bpe} can't be used"):
                 self.bpe = encoders.build_bpe(bpe_settings)
             # subword_nmt and GPT-2's code remember each word that they have ever split.
-            if hasattr(library := getattr(self.bpe, "bpe", None), "cache"):
+            library: Any = getattr(self.bpe, "bpe", None)
+            if hasattr(library, "cache"):
                 library.cache = _RememberedWords()
         if settings.tokenizer is not None:
             moses = {"moses_no_dash_splits": False, "moses_no_escape": False}
