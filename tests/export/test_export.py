@@ -485,7 +485,7 @@ def test_extreme_settings_can_be_read(root: Path, tmp_path: Path) -> None:
     """The largest ones that are accepted, and files of any name."""
     codes = tmp_path / "codes.v2 (copy)"
     codes.write_text("a b\n")
-    search = SearchSettings(beam=1000, max_len_b=1_000_000, min_len=63)
+    search = SearchSettings(beam=1000, max_len_a=1e308, max_len_b=1_000_000, min_len=63)
     export(job(root, tmp_path / "out", text=TextSettings("subword_nmt", {"bpe_codes": codes}), search=search))
     bundle = Bundle.read(tmp_path / "out")
     assert bundle.engine.settings == search  # type: ignore[attr-defined]
