@@ -139,12 +139,7 @@ def export(job: ExportJob) -> dict[str, Any]:
             student.
     """
     languages = Languages.of(job.data, job.source_lang, job.target_lang)
-    for flag, language in (("--source-lang", languages.source), ("--target-lang", languages.target)):
-        if not is_language(language):
-            raise UsageError(
-                f"{flag} must be of letters, digits, '_', '-' and single '.', but is {language!r:.50}; use "
-                "data whose languages have such names"
-            )
+    _check_languages(languages)
     text = Text(job.text, languages.source, languages.target)
     mark = None
     if job.text.bpe is None:
@@ -187,14 +182,29 @@ def export(job: ExportJob) -> dict[str, Any]:
                 f"CHECKPOINT '{job.checkpoint}' changed during the export; use one that no training writes"
             )
         write_json(folder / MANIFEST, manifest)
-        try:
-            validated(folder)
-        except UsageError as error:
-            raise UsageError(
-                f"the exported student can't be read back: {in_one_line(error, 100)}; nothing was written. "
-                "Please report it with the command's flags"
-            ) from error
+        _read_back(folder)
     return manifest
+
+
+def _check_languages(languages: Languages) -> None:
+    """Refuse languages whose names an exported folder can't hold."""
+    for flag, language in (("--source-lang", languages.source), ("--target-lang", languages.target)):
+        if not is_language(language):
+            raise UsageError(
+                f"{flag} must be of letters, digits, '_', '-' and single '.', but is {language!r:.50}; use "
+                "data whose languages have such names"
+            )
+
+
+def _read_back(folder: Path) -> None:
+    """Check a folder as its reader does."""
+    try:
+        validated(folder)
+    except UsageError as error:
+        raise UsageError(
+            f"the exported student can't be read back: {in_one_line(error, 100)}; nothing was written. "
+            "Please report it with the command's flags"
+        ) from error
 
 
 @dataclass(frozen=True)
