@@ -183,7 +183,7 @@ def verdict_line(verdict: Verdict) -> str:
 def report(manifest: dict[str, Any], job: ExportJob, seconds: float) -> str:
     """Return what the command prints about an export that took some seconds."""
     checks, quantization = manifest["checks"], manifest["quantization"]
-    greedy, metric = checks["greedy"], TITLES[SCORES[checks["metric"]]]
+    greedy, metric = checks["greedy"], TITLES.get(SCORES[checks["metric"]], checks["metric"])
     size = sum(path.stat().st_size for path in job.out.rglob("*") if path.is_file())
     lines = [
         f"{job.out}: {ENGINES[manifest['form']]}, {quantization}, {size / 1e6:.2f} MB, "

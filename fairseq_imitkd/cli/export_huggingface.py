@@ -1,6 +1,7 @@
 """``imitkd-export --format huggingface``: its flags, and what it prints."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def job_of(args: argparse.Namespace) -> HuggingFaceJob:
     Raises:
         UsageError: a value is out of range, or flags don't fit together.
     """
+    # Each side's positions limit a translation here, not --max-len-a and --max-len-b.
+    limits = {**search_limits(args), "max_len_a": 0.0, "max_len_b": sys.maxsize}
     if args.sentences < 0:
         raise UsageError(f"--sentences must be 0 (all) or more, but is {args.sentences}")
     return HuggingFaceJob(
@@ -69,7 +72,7 @@ def job_of(args: argparse.Namespace) -> HuggingFaceJob:
         data=args.data,
         out=args.out,
         text=text_settings(args, args.tokenizer),
-        search=SearchSettings(beam=args.beam, lenpen=args.lenpen, **search_limits(args)),
+        search=SearchSettings(beam=args.beam, lenpen=args.lenpen, **limits),
         subwords=args.subwords,
         split=args.gen_subset,
         sentences=args.sentences,

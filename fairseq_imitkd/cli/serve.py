@@ -176,10 +176,14 @@ def _port(text: str) -> int:
 
 
 def _origin(text: str) -> str:
-    origin = text.lower().removesuffix("/")
-    if not re.fullmatch(r"https?://(\[[\da-f:.]+\]|[\w.-]+)(:\d{1,5})?", origin, re.ASCII):
+    """Return an origin as browsers write it: in lower case, and without the port that its scheme implies."""
+    pattern = r"(https?)(://(?:\[[\da-f:.]+\]|[\w.-]+))(?::0*(\d{1,5}))?"
+    origin = re.fullmatch(pattern, text.lower().removesuffix("/"), re.ASCII)
+    if origin is None:
         raise argparse.ArgumentTypeError(f"must be like https://translate.example, but is '{text}'")
-    return origin
+    scheme, name, port = origin.groups()
+    is_implied = port in (None, {"http": "80", "https": "443"}[scheme])
+    return scheme + name + ("" if is_implied else f":{port}")
 
 
 def _name(origin: str) -> str:
@@ -200,6 +204,15 @@ def _number(text: str) -> float:
 def _check(args: argparse.Namespace) -> None:
     if args.timeout == 0:
         raise UsageError("--timeout must be more than 0 seconds, but is 0.0: no request could be answered")
+    if args.batch_wait >= 1000 * args.timeout:
+        raise UsageError(
+            f"--batch-wait {args.batch_wait:g} milliseconds must be less than --timeout, which is "
+            f"{args.timeout:g} seconds: no sentence would be translated in time; lower it"
+        )
+    if args.max_sentence_tokens == 1:
+        raise UsageError(
+            "--max-sentence-tokens must be 2 or more, but is 1: the EOS of a sentence is one of its tokens"
+        )
     if args.max_request_sentences > args.queue:
         raise UsageError(
             f"--max-request-sentences {args.max_request_sentences} must be at most --queue, which is "
@@ -286,6 +299,7 @@ def _server(args: argparse.Namespace, model: ServedModel, hosts: set[str] | None
         sentences=args.max_request_sentences,
         tokens=longest,
         seconds=args.timeout,
+        word=model.longest_word,
     )
     batching = BatchingSettings(
         sentences=args.max_batch_sentences,
@@ -306,6 +320,7 @@ def _server(args: argparse.Namespace, model: ServedModel, hosts: set[str] | None
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=args.shutdown_timeout,
+        timeout_keep_alive=math.ceil(args.timeout),
         # The event loop accepts up to three times as many connections before it closes the first.
         backlog=max(1, min(128, most // 8)),
     )

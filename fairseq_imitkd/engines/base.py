@@ -151,7 +151,7 @@ class SearchSettings:
             source_length: number of tokens of the source, EOS included.
             longest_target: maximum number of target tokens that the model can represent, EOS included.
         """
-        return min(int(self.max_len_a * source_length + self.max_len_b), longest_target - 1)
+        return int(min(self.max_len_a * source_length + self.max_len_b, longest_target - 1))
 
 
 def _flag(name: str) -> str:

@@ -9,16 +9,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import fairseq
 import torch
 from fairseq import options, utils
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_MODEL_REGISTRY, BaseFairseqModel
+from fairseq.tasks import TASK_REGISTRY
+from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 
 import fairseq_imitkd
+from fairseq_imitkd.checkpoints.kinds import check_kind
+from fairseq_imitkd.checkpoints.tags import language_tags
 from fairseq_imitkd.engines.registry import engine_for, unsupported_reason
 from fairseq_imitkd.errors import UsageError, in_one_line
 
+_TRANSLATION = (TranslationTask, MultilingualTranslationTask, TranslationMultiSimpleEpochTask)
 SYMBOLS = 1000  # minimum size of the dictionary that the student is built over
 
 
@@ -48,17 +55,17 @@ def judge(flags: Sequence[str]) -> Verdict:
     Raises:
         UsageError: the flags do not describe a student.
     """
-    student = build(flags)
-    engine = engine_for(student)
+    engine, reason = _engine_or_reason(flags)
     if engine is not None:
         return Verdict(engine)
-    reason = unsupported_reason(student)
     spans = {" ".join(flags[index] for index in span): span for span in _flag_spans(flags)}
     sufficient = [text for text, span in spans.items() if _is_exportable(_without(flags, [span]))]
     if sufficient:
         return Verdict(None, reason, tuple(sufficient), any_one_suffices=True)
-    bare = _without(flags, spans.values())
-    if not _is_exportable(bare):
+    of_task = [text for text in spans if text.startswith("--task")]  # other flags may be its own
+    least = [[span for text, span in spans.items() if text not in kept] for kept in (of_task, ())]
+    bare = next((words for words in (_without(flags, each) for each in least) if _is_exportable(words)), None)
+    if bare is None:
         return Verdict(None, reason)
     blocking = [
         text
@@ -66,6 +73,35 @@ def judge(flags: Sequence[str]) -> Verdict:
         if _is_exportable([*bare, *(flags[index] for index in span)]) is False
     ]
     return Verdict(None, reason, tuple(blocking))
+
+
+def _engine_or_reason(flags: Sequence[str]) -> tuple[str | None, str]:
+    """Return the name of the engine that takes the student, or None and why there is none.
+
+    Raises:
+        UsageError: the flags do not describe a student.
+    """
+    args = _parse_with_defaults(flags)
+    reason = _reason_of_task(args)
+    if reason is not None:
+        return None, reason
+    student = _build_or_refuse(args, SYMBOLS)
+    engine = engine_for(student)
+    return engine, "" if engine is not None else unsupported_reason(student)
+
+
+def _reason_of_task(args: Namespace) -> str | None:
+    """Return why a student of the task can't be exported, whatever its architecture; None if it can."""
+    kind = TASK_REGISTRY[args.task]
+    is_known = kind.__module__.partition(".")[0] in (fairseq.__name__, fairseq_imitkd.__name__)
+    if is_known and not issubclass(kind, _TRANSLATION):
+        return f"it is not a translation model, because of --task {args.task}"
+    try:
+        check_kind(Namespace(model=args, task=args))
+    except ValueError as error:
+        return str(error)
+    tags = language_tags(args)
+    return f"it needs the language tags {tags}; export a student of it, which needs none" if tags else None
 
 
 def _without(flags: Sequence[str], spans: Iterable[range]) -> list[str]:
@@ -76,7 +112,7 @@ def _without(flags: Sequence[str], spans: Iterable[range]) -> list[str]:
 def _is_exportable(flags: Sequence[str]) -> bool | None:
     """Return whether an engine takes the student; None if the flags do not describe one."""
     try:
-        return engine_for(build(flags)) is not None
+        return _engine_or_reason(flags)[0] is not None
     except UsageError:
         return None
 
@@ -92,7 +128,10 @@ def build(flags: Sequence[str], symbols: int = SYMBOLS, *, has_weights: bool = F
     Raises:
         UsageError: the flags do not describe a student.
     """
-    args = _parse_with_defaults(flags)
+    return _build_or_refuse(_parse_with_defaults(flags), symbols, has_weights=has_weights)
+
+
+def _build_or_refuse(args: Namespace, symbols: int, *, has_weights: bool = False) -> BaseFairseqModel:
     try:
         if has_weights:
             return _build(args, symbols)
@@ -154,7 +193,7 @@ def _parse(words: Sequence[str]) -> Namespace:
         with contextlib.redirect_stderr(stderr):
             return options.parse_args_and_arch(options.get_training_parser(), words)
     except SystemExit as error:
-        if isinstance(error, UsageError):
+        if isinstance(error, UsageError) or not error.code:  # --help ends without an error
             raise
         detail = stderr.getvalue().strip().splitlines()[-1:] or ["?"]
         raise UsageError(

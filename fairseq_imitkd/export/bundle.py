@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fairseq_imitkd.data.corpus import Languages
@@ -27,7 +28,10 @@ from fairseq_imitkd.text.subwords import SUBWORDS, TOKENIZERS, Text, TextSetting
 
 FORMAT = 1
 MANIFEST, MODEL, SUBWORD_FILES = EXPORTED, "model", "subwords"
+MOST, MOST_BEAM = 10**6, 1000  # the greatest integer of the settings, and the greatest beam
 EXPORTS = "exported"  # folder of the exported student in a run of imitkd-distill
+# Characters of a word that merges split: their time grows with the square of its length.
+LONGEST_MERGED = 500
 INTEGERS = ("beam", "nbest", "samples", "max_len_b", "min_len", "no_repeat_ngram_size", "sampling_topk")
 
 
@@ -40,6 +44,7 @@ class Bundle:
         text: conversion of text to symbols and back.
         engine: what translates.
         longest_source: maximum number of source tokens, EOS included.
+        longest_word: maximum number of characters between two spaces of a sentence; None allows any.
         remove_bpe: subword mark to remove from translations, by fairseq's name; None keeps it.
     """
 
@@ -51,9 +56,10 @@ class Bundle:
         text: Text,
         engine: Engine,
         longest_source: int,
+        longest_word: int | None = None,
         remove_bpe: str | None = None,
     ):
-        self.remove_bpe = remove_bpe
+        self.longest_word, self.remove_bpe = longest_word, remove_bpe
         self.manifest, self.languages, self.text, self.engine = manifest, languages, text, engine
         self.longest_source = longest_source
 
@@ -69,16 +75,7 @@ class Bundle:
         Raises:
             UsageError: the folder is not an exported student, is damaged, or can't be used on this device.
         """
-        manifest = read_manifest(folder)
-        try:
-            settings = _Settings.of_manifest(manifest, folder)
-            check_files(folder, manifest["files"], settings.file_names())
-        except UsageError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise UsageError(
-                f"{folder / MANIFEST} is damaged ({in_one_line(error, 200)}); export the student again"
-            ) from error
+        manifest, settings = validated(folder)
         languages = Languages.of(folder, settings.source, settings.target)
         engine = open_engine(
             settings.engine,
@@ -95,13 +92,20 @@ class Bundle:
             text=text,
             engine=engine,
             longest_source=settings.longest[0],
+            longest_word=None if settings.text.bpe in (None, "sentencepiece") else LONGEST_MERGED,
             remove_bpe=settings.remove_bpe,
         )
 
     def encode(self, text: str) -> Tensor:
-        """Return the tokens of a sentence, ``(S,)`` int64 with an EOS."""
+        """Return the tokens of a sentence, ``(S,)`` int64 with an EOS.
+
+        Words that look like fairseq's special symbols are unknown words: ``</s>`` does not end the sentence.
+        """
         dictionary = self.languages.source_dictionary
-        return dictionary.encode_line(self.text.encode(text), add_if_not_exist=False, append_eos=True).long()
+        tokens = dictionary.encode_line(self.text.encode(text), add_if_not_exist=False).long()
+        special = torch.tensor([dictionary.bos(), dictionary.pad(), dictionary.eos()])
+        tokens[:-1][torch.isin(tokens[:-1], special)] = dictionary.unk()
+        return tokens
 
     def decode(self, tokens: Tensor) -> str:
         """Return the text of a translation ``(T,)``."""
@@ -176,8 +180,30 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def validated(folder: Path) -> tuple[dict[str, Any], "Settings"]:
+    """Read the manifest of an exported student, and check it and the folder's files.
+
+    Returns:
+        the manifest, and its settings.
+
+    Raises:
+        UsageError: the folder is not an exported student, or is damaged.
+    """
+    manifest = read_manifest(folder)
+    try:
+        settings = Settings.of_manifest(manifest, folder)
+        check_files(folder, manifest["files"], settings.file_names())
+    except UsageError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UsageError(
+            f"{folder / MANIFEST} is damaged ({in_one_line(error, 200)}); export the student again"
+        ) from error
+    return manifest, settings
+
+
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
     """The validated settings of a manifest.
 
     Args:
@@ -198,7 +224,7 @@ class _Settings:
     remove_bpe: str | None
 
     @classmethod
-    def of_manifest(cls, manifest: dict[str, Any], folder: Path) -> "_Settings":
+    def of_manifest(cls, manifest: dict[str, Any], folder: Path) -> "Settings":
         """Validate a manifest.
 
         Raises:
@@ -224,10 +250,19 @@ class _Settings:
         return dictionaries + [f"{SUBWORD_FILES}/{path.name}" for path in self.text.files.values()]
 
 
+def is_language(value: Any) -> bool:
+    """Return whether an exported student can have a language of this name, which its files' names hold."""
+    return (
+        isinstance(value, str)
+        and re.fullmatch(r"[\w.-]{1,100}", value) is not None
+        and ".." not in f".{value}."
+    )
+
+
 def _language(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[\w.-]{1,100}", value):
+    if not is_language(value):
         raise ValueError(f"a language is {value!r:.50}")
-    return value
+    return str(value)
 
 
 def _remove_bpe(value: Any) -> str | None:
@@ -237,7 +272,7 @@ def _remove_bpe(value: Any) -> str | None:
 
 
 def _integer(value: Any, least: int) -> int:
-    if not isinstance(value, int) or not least <= value <= 10**6:
+    if not isinstance(value, int) or not least <= value <= MOST:
         raise ValueError(f"a number is {value!r:.50}")
     return value
 
@@ -246,7 +281,7 @@ def _search_settings(values: Any, longest_target: int) -> SearchSettings:
     """Return the search settings of a manifest after checking that the search is feasible."""
     for name in INTEGERS:
         _integer(values[name], 0)
-    if values["beam"] > 1000 or values["min_len"] >= longest_target:
+    if values["beam"] > MOST_BEAM or values["min_len"] >= longest_target:
         raise ValueError("its search is not feasible")
     return SearchSettings(**values)
 

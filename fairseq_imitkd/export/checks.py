@@ -12,7 +12,7 @@ from fairseq_imitkd.engines.base import Engine
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.text import bootstrap
 from fairseq_imitkd.text.bootstrap import Bootstrap, Difference
-from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES, rouge_scorer, rouge_signature
+from fairseq_imitkd.text.scores import LESS_IS_BETTER, SCORES, CorpusScores, rouge_scorer
 
 METRICS: dict[str, Any] = {"bleu": BLEU, "chrf": CHRF, "ter": TER}  # sacreBLEU's, by their names in SCORES
 TOLERANCE = 1e-4  # of a log-probability, in nats
@@ -144,17 +144,20 @@ class Scorer:
         self.name, self.references = name, references
         self.times = bootstrap.resamples(len(references))
         self._metric = METRICS[name](references=[list(references)]) if name in METRICS else None
-        self.signature = str(self._metric.get_signature()) if self._metric else rouge_signature()
+        self.signature = CorpusScores([name]).signatures()[SCORES[name]]
 
     def score(self, texts: Sequence[str]) -> Bootstrap:
         """Return the score of ``N`` lines, and those of its resamples."""
         if self._metric is not None:
             return bootstrap.of_metric(self._metric, texts, self.times)
-        kind = SCORES[self.name]
-        scorer, pairs = rouge_scorer((kind,)), zip(self.references, texts, strict=True)
-        return bootstrap.of_means(
-            [100.0 * scorer.score(reference, text)[kind].fmeasure for reference, text in pairs], self.times
-        )
+        pairs = zip(self.references, texts, strict=True)
+        if self.name == "exact":
+            values = [float(reference == text) for reference, text in pairs]
+        else:
+            kind = SCORES[self.name]
+            scorer = rouge_scorer((kind,))
+            values = [scorer.score(reference, text)[kind].fmeasure for reference, text in pairs]
+        return bootstrap.of_means([100.0 * value for value in values], self.times)
 
     def loss(self, own: Bootstrap, exact: Bootstrap) -> Difference:
         """Return what a quantised model loses against the exact one; positive values are losses."""

@@ -23,9 +23,19 @@ from fairseq_imitkd.data.output_folder import OutputFolder
 from fairseq_imitkd.engines.base import Engine, SearchSettings
 from fairseq_imitkd.engines.fairseq import FairseqEngine
 from fairseq_imitkd.engines.registry import CONVERTERS, engine_for, open_engine, unsupported_reason
-from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.errors import UsageError, in_one_line
 from fairseq_imitkd.export import checks
-from fairseq_imitkd.export.bundle import FORMAT, MANIFEST, MODEL, SUBWORD_FILES
+from fairseq_imitkd.export.bundle import (
+    FORMAT,
+    INTEGERS,
+    MANIFEST,
+    MODEL,
+    MOST,
+    MOST_BEAM,
+    SUBWORD_FILES,
+    is_language,
+    validated,
+)
 from fairseq_imitkd.export.text_check import share_encoded_otherwise
 from fairseq_imitkd.text.bootstrap import Bootstrap
 from fairseq_imitkd.text.marks import is_known, subword_mark
@@ -106,6 +116,10 @@ class ExportJob:
                 "--remove-bpe must be a subword mark that fairseq knows, like '@@ ', but is "
                 f"{self.remove_bpe!r:.60}"
             )
+        for name in INTEGERS:
+            value, most = getattr(self.search, name), MOST_BEAM if name == "beam" else MOST
+            if value > most:
+                raise UsageError(f"--{name.replace('_', '-')} must be at most {most}, but is {value}")
         output_folder(self.out).check_new()
 
 
@@ -125,6 +139,7 @@ def export(job: ExportJob) -> dict[str, Any]:
             student.
     """
     languages = Languages.of(job.data, job.source_lang, job.target_lang)
+    _check_languages(languages)
     text = Text(job.text, languages.source, languages.target)
     mark = None
     if job.text.bpe is None:
@@ -167,7 +182,29 @@ def export(job: ExportJob) -> dict[str, Any]:
                 f"CHECKPOINT '{job.checkpoint}' changed during the export; use one that no training writes"
             )
         write_json(folder / MANIFEST, manifest)
+        _read_back(folder)
     return manifest
+
+
+def _check_languages(languages: Languages) -> None:
+    """Refuse languages whose names an exported folder can't hold."""
+    for flag, language in (("--source-lang", languages.source), ("--target-lang", languages.target)):
+        if not is_language(language):
+            raise UsageError(
+                f"{flag} must be of letters, digits, '_', '-' and single '.', but is {language!r:.50}; use "
+                "data whose languages have such names"
+            )
+
+
+def _read_back(folder: Path) -> None:
+    """Check a folder as its reader does."""
+    try:
+        validated(folder)
+    except UsageError as error:
+        raise UsageError(
+            f"the exported student can't be read back: {in_one_line(error, 100)}; nothing was written. "
+            "Please report it with the command's flags"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -191,7 +228,8 @@ class _Student:
     @property
     def longest(self) -> tuple[int, int]:
         """Maximum numbers of tokens of a source and of a target."""
-        return self.model.max_positions()
+        source, target = self.model.max_positions()
+        return min(source, MOST), min(target, MOST)
 
     @property
     def converter(self) -> Any:
@@ -451,14 +489,13 @@ def candidates(asked: str, device: str, available: Sequence[str]) -> list[str]:
         device: device that the student will run on, a key of :data:`FALLBACKS`.
         available: types that the student's engine can store.
     """
-    # CTranslate2's int8 leaves all else in the student's type, which is float32 here: the two are one file.
-    same = ("int8", "int8_float32")
+    # CTranslate2's int8 leaves all else in the student's type, which is float32 here. So it and int8_float32
+    # are one file, and the other types with int8 are coarser.
+    rounds_more = asked.startswith("int8") and asked not in ("int8", "int8_float32")
     larger = [
         name
         for name in FALLBACKS[device]
-        if name in available
-        and not (asked in same and name in same)
-        and (asked.startswith("int8") or not name.startswith("int8"))
+        if name in available and (rounds_more or not name.startswith("int8"))
     ]
     return list(dict.fromkeys([asked, *larger]))
 
@@ -472,7 +509,7 @@ def refusal(quantization: str, metric: str, judged: Mapping[str, Mapping[str, An
         judged: the manifest's ``checks.quantized``.
     """
     loss, low, high = (judged[quantization][name] for name in LOSS)
-    title = TITLES[SCORES[metric]]
+    title = TITLES.get(SCORES[metric], metric)
     return f"{quantization} loses {loss:.2f} {title} (95% interval {low:.2f} to {high:.2f})"
 
 
@@ -483,8 +520,8 @@ def _copy_text_files(job: ExportJob, languages: Languages, folder: Path) -> dict
     files = {}
     for name, path in job.text.files.items():
         (folder / SUBWORD_FILES).mkdir(exist_ok=True)
-        files[name] = name + path.suffix
-        shutil.copyfile(path, folder / SUBWORD_FILES / files[name])
+        files[name] = name  # without the suffix, which can hold anything
+        shutil.copyfile(path, folder / SUBWORD_FILES / name)
     return {"bpe": job.text.bpe, "tokenizer": job.text.tokenizer, "files": files}
 
 

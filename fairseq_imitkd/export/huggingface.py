@@ -18,7 +18,7 @@ from fairseq_imitkd.data.output_folder import NEW, OutputFolder
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export.exporter import evenly_spaced
-from fairseq_imitkd.export.huggingface_check import Compared, compare
+from fairseq_imitkd.export.huggingface_check import Compared, compare, longest_translation
 from fairseq_imitkd.export.huggingface_model import Described, Inexpressible, describe
 from fairseq_imitkd.export.huggingface_text import SourceText, text_of_flags, text_of_folder
 from fairseq_imitkd.export.model_card import Origin, origin_of, write_card
@@ -102,6 +102,12 @@ def export_huggingface(job: HuggingFaceJob) -> Exported:
     out.check_new()
     languages = Languages.of(job.data, job.source_lang, job.target_lang)
     student = load_student(job.checkpoint, languages, job.allow_globals)
+    most = longest_translation(student.model)
+    if job.search.min_len > most:
+        raise UsageError(
+            f"--min-len must be at most {most} with --format huggingface, as the student's positions allow, "
+            f"but is {job.search.min_len}"
+        )
     has_tags = bool(language_tags(student.config.task, (languages.source, languages.target)))
     text = (
         text_of_flags(job.text, languages)
@@ -301,8 +307,8 @@ def card_checks(compared: Compared | None, split: str) -> list[str]:
     if compared is None:
         return ["the weights read back are the student's, bit for bit; transformers was not installed"]
     return [
-        f"{compared.identical} of {compared.same_ids} greedy translations of {split} sentences are those of "
-        f"fairseq, token for token; log-probabilities differ by at most {compared.difference:.2g}",
+        f"{compared.identical} of {compared.translated} greedy translations of {split} sentences are those "
+        f"of fairseq, token for token; log-probabilities differ by at most {compared.difference:.2g}",
         f"ids of {compared.same_ids} of {compared.sentences} sentences by AutoTokenizer are those of the "
         "student's text"
         + (f"; the first that differs: {compared.first_other:.80}" if compared.first_other else ""),

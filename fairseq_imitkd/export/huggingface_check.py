@@ -21,7 +21,7 @@ from fairseq_imitkd.huggingface.folder import ModelFolder
 from fairseq_imitkd.huggingface.vocabulary import EOS, PAD
 
 MOST_OTHER_IDS = 0.05  # share of sentences that AutoTokenizer may split otherwise
-_LONGEST = 200  # tokens of a compared translation
+_LONGEST = 200  # tokens of a compared translation, unless --min-len asks for more
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,15 @@ class Compared:
         sentences: number of sentences.
         same_ids: those of them that ``AutoTokenizer`` splits as the student's data.
         first_other: the first of the others.
-        identical: translations of sentences with the same ids that are equal, token for token.
+        translated: those with the same ids that the student can read.
+        identical: those of them whose translations are equal, token for token.
         difference: greatest difference of two log-probabilities of a target token.
     """
 
     sentences: int
     same_ids: int
     first_other: str | None
+    translated: int
     identical: int
     difference: float
 
@@ -130,6 +132,11 @@ class _ForcedEngine(FairseqEngine):
         return [[_Found(each["tokens"])] for [each] in found]
 
 
+def longest_translation(model: BaseFairseqModel) -> int:
+    """Return the most tokens of a translation in ``transformers``, without its first symbol and its EOS."""
+    return min(model.max_positions()) - 2
+
+
 def compare(
     folder: Path,
     model: BaseFairseqModel,
@@ -147,13 +154,12 @@ def compare(
         languages: the language pair with its dictionaries.
         text: the text of its sources.
         sources: ``N`` tensors ``(S,)`` int64 with an EOS. Their text is translated.
-        min_len: fewest tokens of a translation.
+        min_len: fewest tokens of a translation; at most :func:`longest_translation`.
 
     Raises:
         UsageError: ``transformers`` can't load the folder, or it computes something else.
     """
-    limits = model.max_positions()
-    longest = min(_LONGEST, min(limits) - 2)
+    longest = min(max(_LONGEST, min_len), longest_translation(model))
     settings = SearchSettings(beam=1, max_len_a=0.0, max_len_b=longest, min_len=min_len)
     dictionary = languages.source_dictionary
     lines = [text.decode(dictionary.string(source)) for source in sources]
@@ -168,7 +174,7 @@ def compare(
             f"AutoTokenizer splits {len(others)} of {len(lines)} sentences otherwise than --data, such as "
             f"{others[0]!r:.60}; use the --bpe and --tokenizer, or the --subwords, that --data was made with"
         )
-    kept = [own[number] for number in same if 1 < own[number].numel() <= min(limits)]
+    kept = [own[number] for number in same if 1 < own[number].numel() <= min(model.max_positions())]
     fairseqs = _ForcedEngine.of_model(model, languages, settings)
     fairseqs.first = exported.model.generation_config.forced_bos_token_id
     expected = checks.translations(fairseqs, kept)
@@ -176,4 +182,11 @@ def compare(
     difference = checks.lprob_difference(exported, fairseqs, sources=kept[:64], targets=expected[:64])
     agreement = checks.agreement(found, expected, fairseqs, sources=kept)
     checks.refuse_another_model(difference, agreement)
-    return Compared(len(lines), len(same), others[0] if others else None, agreement.identical, difference)
+    return Compared(
+        sentences=len(lines),
+        same_ids=len(same),
+        first_other=others[0] if others else None,
+        translated=len(kept),
+        identical=agreement.identical,
+        difference=difference,
+    )

@@ -258,6 +258,8 @@ async def _unexpected_error(request: Request, error: Exception) -> Response:
 class _Guard:
     """Middleware that counts requests, adds the security headers, and refuses pages of other sites.
 
+    It also answers requests that are cancelled because the server stops.
+
     A page of another site can reach a loopback address in two ways. It can point a name of its own to the
     address (DNS rebinding), which shows in ``Host``. Or it can send there openly, which browsers mark in
     ``Origin`` and in ``Sec-Fetch-Site``. A client that is not a browser sends neither.
@@ -271,12 +273,12 @@ class _Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        status = 500
+        status, has_begun = 500, False
 
         async def with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, has_begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, has_begun = message["status"], True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
@@ -285,6 +287,11 @@ class _Guard:
         try:
             app = self._refusal(scope["method"], Headers(scope=scope)) or self.app
             await app(scope, receive, with_headers)
+        except asyncio.CancelledError:  # the server stops, and has waited for this request long enough
+            if not has_begun:
+                headers = {"Retry-After": "1", "Connection": "close"}
+                stopping = error_response(503, "the server is stopping; try again later", headers)
+                await stopping(scope, receive, with_headers)
         finally:
             self.metrics.count_answer(scope["path"] if scope["path"] in PATHS else "other", status)
 

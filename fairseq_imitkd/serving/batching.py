@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ from torch import Tensor
 from fairseq_imitkd.serving.model import ServedModel
 
 WINDOW = 4  # a batch is chosen among this many batches' worth of sentences, by length
-TEXTS = 32  # texts that are encoded or decoded before another request gets its turn
+# Texts that are encoded or decoded before another request gets its turn, and their characters or tokens.
+TEXTS, LENGTH = 32, 4096
 THREADS = "imitkd-serve"
 
 logger = logging.getLogger(__name__)
-Item = TypeVar("Item")
+Item = TypeVar("Item", bound=Sized)
 Result = TypeVar("Result")
 
 
@@ -176,13 +177,11 @@ class Batcher:
     ) -> list[Result]:
         """Call a function for each item, a few at a time.
 
-        A request with many items does not block others.
+        A request with many or long items does not block others, and ends after a part if it is cancelled.
         """
         results: list[Result] = []
-        for start in range(0, len(items), TEXTS):
-            results += await _call(
-                self._text_thread, lambda part: list(map(function, part)), items[start : start + TEXTS]
-            )
+        for part in _parts(items):
+            results += await _call(self._text_thread, lambda part: list(map(function, part)), part)
         return results
 
     async def _in_batches(self, sources: Sequence[Tensor]) -> list[Tensor]:
@@ -273,6 +272,20 @@ class Batcher:
         if len(targets) != len(sources):
             raise ValueError(f"the model made {len(targets)} translations of {len(sources)} sentences")
         return targets, time.perf_counter() - start
+
+
+def _parts(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Yield items in parts of limited length, in their order; a longer item is a part of its own."""
+    part: list[Item] = []
+    length = 0
+    for item in items:
+        if part and (len(part) == TEXTS or length + len(item) > LENGTH):
+            yield part
+            part, length = [], 0
+        part.append(item)
+        length += len(item)
+    if part:
+        yield part
 
 
 async def _call(thread: ThreadPoolExecutor, function: Callable[[Item], Result], item: Item) -> Result:

@@ -15,10 +15,12 @@ class ServedModel(Protocol):
     Attributes:
         manifest: what the model's folder says about it.
         longest_source: maximum number of source tokens, EOS included.
+        longest_word: maximum number of characters between two spaces; None allows any.
     """
 
     manifest: dict[str, Any]
     longest_source: int
+    longest_word: int | None
 
     def encode(self, text: str) -> Tensor:
         """Return the tokens of a sentence, ``(S,)`` with an EOS."""

@@ -21,12 +21,14 @@ class RequestLimits:
         sentences: maximum number of sentences, empty ones included.
         tokens: maximum number of tokens of a sentence, EOS included.
         seconds: maximum time to receive its headers, and from then to the last translation.
+        word: maximum number of characters of a sentence without a space between them; None allows any.
     """
 
     request_bytes: int = 1_000_000
     sentences: int = 1000
     tokens: int = 1024
     seconds: float = 60.0
+    word: int | None = None
 
 
 class Refused(Exception):
@@ -116,12 +118,17 @@ def _check(place: int, sentence: str, limits: RequestLimits) -> None:
     for pattern, what in ((_CONTROL, "a control character"), (_SURROGATE, "half of a surrogate pair")):
         if strange := pattern.search(sentence):
             raise Refused(422, f"sentence {place} contains {what}, U+{ord(strange[0]):04X}; leave it out")
-    # The time of some subword models grows with the square of a word's length.
     if len(sentence) > CHARACTERS * limits.tokens:
         raise Refused(
             413,
             f"sentence {place} has {len(sentence)} characters, but may have {CHARACTERS * limits.tokens}, "
             f"{CHARACTERS} for each of {limits.tokens} tokens; split it",
+        )
+    word = max(map(len, sentence.split(" ")))
+    if limits.word is not None and word > limits.word:
+        raise Refused(
+            413,
+            f"sentence {place} has {word} characters without a space, but may have {limits.word}; split it",
         )
 
 

@@ -20,6 +20,7 @@ SUBWORDS = {
     "gpt2": ("gpt2_encoder_json", "gpt2_vocab_bpe"),
 }
 TOKENIZERS = ("moses",)
+MOST_WORDS, LONGEST_WORD = 50_000, 100  # words that are remembered, and characters of such a word
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class Text:
             bpe_settings = _bpe_settings(settings)
             with as_usage_error(f"--bpe {settings.bpe} can't be used"):
                 self.bpe = encoders.build_bpe(bpe_settings)
+            # subword_nmt and GPT-2's code remember each word that they have ever split.
+            library: Any = getattr(self.bpe, "bpe", None)
+            if hasattr(library, "cache"):
+                library.cache = _RememberedWords()
         if settings.tokenizer is not None:
             moses = {"moses_no_dash_splits": False, "moses_no_escape": False}
             languages = {"source_lang": source, "target_lang": target}
@@ -83,6 +88,16 @@ class Text:
         return "".join(
             self.bpe.decode(" ".join(run)) if are_numbers else "".join(run) for are_numbers, run in runs
         )
+
+
+class _RememberedWords(dict[str, Any]):
+    """The subwords of words, within bounds: it is emptied when it is full, and never holds a long word."""
+
+    def __setitem__(self, word: str, subwords: Any) -> None:
+        if len(self) >= MOST_WORDS:
+            self.clear()
+        if len(word) <= LONGEST_WORD:
+            super().__setitem__(word, subwords)
 
 
 def _bpe_settings(settings: TextSettings) -> Namespace:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +21,10 @@ from fairseq_imitkd.engines import ctranslate2_convert, onnx_convert
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.engines.fairseq import FairseqEngine
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.export import checks
+from fairseq_imitkd.export import checks, exporter
 from fairseq_imitkd.export.architecture import judge
 from fairseq_imitkd.export.bundle import Bundle, read_manifest, text_settings
-from fairseq_imitkd.export.exporter import candidates, export, output_folder
+from fairseq_imitkd.export.exporter import _Student, candidates, export, output_folder
 from fairseq_imitkd.text.bootstrap import Bootstrap
 from fairseq_imitkd.text.subwords import TextSettings
 from tests.helpers.evaluations import hide
@@ -33,6 +34,10 @@ from tests.helpers.seqkd_jobs import write_split
 
 LANGUAGES = Languages("src", "tgt", letters(), letters(), Path("unused"))
 PACKAGE = str(Path(fairseq_imitkd.__file__).parent)
+MULTILINGUAL = (
+    "--arch", "transformer", "--task", "translation_multi_simple_epoch_with_teacher",
+    "--lang-pairs", "de-en,fr-en",
+)  # fmt: skip
 SENTENCES = ["a b c d", "p", "c a b", "e f g h i"]
 
 
@@ -229,7 +234,7 @@ class Worsened:
         ("float16", {"float16": 1.0}, "float32"),
     ],
 )
-@pytest.mark.parametrize("metric", ["bleu", "rouge-l", "ter"])
+@pytest.mark.parametrize("metric", ["bleu", "rouge-l", "ter", "exact"])
 def test_a_quantisation_that_costs_too_much_is_refused(
     asked: str, shares: dict[str, float], kept: str, metric: str, root: Path, tmp_path: Path,
     monkeypatch: Any, capsys: Any,
@@ -249,7 +254,7 @@ def test_a_quantisation_that_costs_too_much_is_refused(
     assert (manifest["quantization"], manifest["asked"]) == (kept, asked)
     assert manifest["checks"]["quantized"][asked]["refused"] == bool(shares)
     told = capsys.readouterr()
-    title = {"bleu": "BLEU", "rouge-l": "ROUGE-L", "ter": "TER"}[metric]
+    title = {"bleu": "BLEU", "rouge-l": "ROUGE-L", "ter": "TER", "exact": "exact"}[metric]
     assert f"{title} on them: {manifest['checks']['float32']:.2f} in float32" in told.out
     warnings = [line for line in told.err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == bool(shares)
@@ -293,7 +298,10 @@ def test_a_loss_that_chance_explains_is_not_refused(
         ("int8_float16", "cpu", ["int8_float16", "int8_float32", "float32"]),
         ("float16", "cpu", ["float16", "float32"]),
         ("int16", "cpu", ["int16", "float32"]),
-        ("int8", "cuda", ["int8", "int8_float16", "float16", "float32"]),
+        ("int8", "cuda", ["int8", "float16", "float32"]),  # int8_float16 is coarser
+        ("int8_float32", "cuda", ["int8_float32", "float16", "float32"]),
+        ("int8_float16", "cuda", ["int8_float16", "float16", "float32"]),
+        ("int8_bfloat16", "cuda", ["int8_bfloat16", "int8_float16", "float16", "float32"]),
         ("bfloat16", "cuda", ["bfloat16", "float16", "float32"]),
         ("float32", "cuda", ["float32"]),
     ],
@@ -312,6 +320,7 @@ def test_recurrent_students_have_two_types() -> None:
     ("checkpoint", "task", "metric"),
     [
         ({"best_checkpoint_metric": "rougeL"}, {}, "rouge-l"),
+        ({"best_checkpoint_metric": "exact"}, {"eval_metrics": "exact"}, "exact"),
         ({"best_checkpoint_metric": "loss"}, {"eval_metrics": "chrf,rouge-l", "eval_bleu": True}, "chrf"),
         ({"best_checkpoint_metric": "loss"}, {"eval_bleu": True}, "bleu"),
         ({"best_checkpoint_metric": "loss"}, {"eval_metrics": "odd"}, "bleu"),
@@ -382,6 +391,15 @@ def test_what_is_refused_before_anything_is_read(root: Path, tmp_path: Path) -> 
             "--metric must be one of auto, bleu, chrf, ter, rouge-1, rouge-2, rouge-l, exact, but is comet",
         ),
         ({"device": "tpu"}, "--device must be one of cpu, cuda, but is tpu"),
+        (
+            {"search": SearchSettings(beam=1, max_len_b=2_000_000)},
+            "--max-len-b must be at most 1000000, but is 2000000",
+        ),
+        ({"search": SearchSettings(beam=2000)}, "--beam must be at most 1000, but is 2000"),
+        (
+            {"search": SearchSettings(beam=1, no_repeat_ngram_size=10**9)},
+            "--no-repeat-ngram-size must be at most 1000000, but is 1000000000",
+        ),
     ):
         with pytest.raises(UsageError, match=message):
             job(root, tmp_path / "out", **changes)
@@ -461,6 +479,49 @@ def test_what_is_refused(root: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "garbage.pt").write_bytes(b"garbage")
     assert "is damaged or not a checkpoint" in refusal(root, out, checkpoint=tmp_path / "garbage.pt")
+
+
+def test_extreme_settings_can_be_read(root: Path, tmp_path: Path) -> None:
+    """The largest ones that are accepted, and files of any name."""
+    codes = tmp_path / "codes.v2 (copy)"
+    codes.write_text("a b\n")
+    search = SearchSettings(beam=1000, max_len_a=1e308, max_len_b=1_000_000, min_len=63)
+    export(job(root, tmp_path / "out", text=TextSettings("subword_nmt", {"bpe_codes": codes}), search=search))
+    bundle = Bundle.read(tmp_path / "out")
+    assert bundle.engine.settings == search  # type: ignore[attr-defined]
+    assert bundle.longest_word == 500
+    endless = SimpleNamespace(max_positions=lambda: (2_000_000, 64))
+    assert _Student(endless, "transformer", "ctranslate2", "bleu", None).longest == (1_000_000, 64)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("language", ["c++", "de@informal", "d..e", "de."])
+def test_languages_that_no_file_name_can_hold(language: str, root: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(root / "data", data)
+    for path in data.iterdir():
+        path.rename(path.with_name(path.name.replace("src", language)))
+    given = {"data": data, "source_lang": language, "target_lang": "tgt"}
+    assert refusal(root, tmp_path / "out", **given) == (
+        "--source-lang must be of letters, digits, '_', '-' and single '.', but is "
+        f"{language!r}; use data whose languages have such names"
+    )
+
+
+def test_a_folder_that_its_reader_refuses_is_never_written(
+    root: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(exporter, "FORMAT", 2)
+    said = refusal(root, tmp_path / "out", sentences=4)
+    assert said.startswith("the exported student can't be read back: ")
+    assert said.endswith("nothing was written. Please report it with the command's flags")
+
+
+def test_words_that_look_like_special_symbols_are_unknown(exported: Path) -> None:
+    """``</s>`` would end the sentence, and ``<pad>`` is not read."""
+    bundle = Bundle.read(exported)
+    assert torch.equal(bundle.encode("</s> a <pad> <s> b"), bundle.encode("<unk> a ? ? b"))
+    assert bundle.encode("a </s>").tolist() == [*bundle.encode("a")[:-1].tolist(), letters().unk(), 2]
+    assert bundle.encode("").tolist() == [2]
 
 
 def test_a_student_that_no_engine_takes(root: Path, tmp_path: Path) -> None:
@@ -575,6 +636,7 @@ def test_subwords_go_along(root: Path, tmp_path: Path, monkeypatch: Any, caplog:
     )
     (tmp_path / "pieces.model").unlink()
     bundle = Bundle.read(tmp_path / "out")
+    assert bundle.longest_word is None
     line = "abc had a bag"
     assert [symbols[number - 4] for number in bundle.encode(line).tolist()[:-1]] == pieces.encode(
         line, out_type=str
@@ -783,6 +845,17 @@ def test_damaged_folders_are_refused(exported: Path, tmp_path: Path) -> None:
             "ctranslate2",
             (),
         ),
+        ([*MULTILINGUAL, "DATA"], "ctranslate2", ()),
+        ([*MULTILINGUAL, "--encoder-langtok", "tgt"], None, ("--encoder-langtok tgt",)),
+        (
+            [*MULTILINGUAL, "--encoder-langtok", "tgt", "--quant-noise-pq", "0.1"],
+            None,
+            ("--encoder-langtok tgt", "--quant-noise-pq 0.1"),
+        ),
+        (["--arch", "s2t_transformer_s", "--task", "speech_to_text_with_teacher"], None, ()),
+        (["--arch", "roberta_base", "--task", "sentence_prediction_with_teacher"], None, ()),
+        (["--arch", "transformer_lm", "--task", "language_modeling"], None, ()),
+        (["--arch", "transformer", "--task", "translation_lev"], None, ("--task translation_lev",)),
         (
             ["--arch", "transformer", "--no-cross-attention", "--activation-fn", "tanh"],
             None,
@@ -823,6 +896,36 @@ def test_flags_that_do_not_describe_a_student(flags: list[str], message: str) ->
         judge(flags)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (
+            [*MULTILINGUAL, "--encoder-langtok", "tgt"],
+            "it needs the language tags __TARGET__ in the source; ",
+        ),
+        (
+            ["--arch", "s2t_transformer_s", "--task", "speech_to_text_with_teacher"],
+            "it is not a translation model, because of --task speech_to_text_with_teacher",
+        ),
+        (
+            ["--arch", "roberta_base", "--task", "sentence_prediction_with_teacher"],
+            "it is not a translation model, because of --task sentence_prediction_with_teacher",
+        ),
+    ],
+)
+def test_a_task_whose_students_are_not_exported(flags: list[str], reason: str) -> None:
+    """The export would refuse them after training."""
+    assert judge(flags).reason.startswith(reason)
+
+
+def test_help_after_check_is_not_an_error(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--check", "--arch", "transformer", "--help"])
+    assert not isinstance(ended.value, UsageError)
+    assert not ended.value.code
+    assert "usage:" in capsys.readouterr().out
 
 
 def test_command_lines(root: Path, tmp_path: Path, capsys: Any) -> None:

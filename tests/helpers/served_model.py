@@ -44,6 +44,7 @@ class FakeModel:
             "student": {"parameters": 6543210},
         }  # fmt: skip
         self.seconds, self.longest_source = seconds, longest_source
+        self.longest_word = None
         self.batches: list[list[str]] = []
         self.threads: set[tuple[str, str]] = set()
         self.may_go = threading.Event()  # a test may block the model

@@ -18,7 +18,8 @@ from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import huggingface_check
-from fairseq_imitkd.export.huggingface import Exported, HuggingFaceJob, export_huggingface
+from fairseq_imitkd.export.huggingface import Exported, HuggingFaceJob, card_checks, export_huggingface
+from fairseq_imitkd.export.huggingface_check import Compared
 from fairseq_imitkd.export.huggingface_text import text_of_folder
 from fairseq_imitkd.huggingface import check
 from fairseq_imitkd.huggingface.importer import CHECKPOINT, ImportJob, import_model
@@ -324,6 +325,10 @@ def test_two_dictionaries_need_subwords(tmp_path: Path) -> None:
         (["--scores", "file.json"], "--scores must be MODEL=FILE, but is 'file.json'; name a model of"),
         (["--max-len-b", "20"], "--max-len-b changes nothing with --format huggingface; leave it out"),
         (["--sentences", "-1"], "--sentences must be 0 (all) or more, but is -1"),
+        (
+            ["--min-len", "63"],
+            "--min-len must be at most 62 with --format huggingface, as the student's positions allow, but",
+        ),
     ],
 )
 def test_flags_that_do_not_fit(tmp_path: Path, flags: list[str], said: str) -> None:
@@ -331,6 +336,21 @@ def test_flags_that_do_not_fit(tmp_path: Path, flags: list[str], said: str) -> N
     with pytest.raises(UsageError) as refused:
         run(tmp_path, *flags)
     assert str(refused.value).startswith(said)
+
+
+@pytest.mark.parametrize("fewest", [20, 62])
+def test_a_minimum_length(tmp_path: Path, fewest: int, capsys: Any) -> None:
+    """Its limit is the positions, not the default of ``--max-len-b``."""
+    student(tmp_path)
+    run(tmp_path, "--min-len", fewest, "--sentences", "4")
+    assert capsys.readouterr().out.splitlines()[1].startswith("4 of 4 greedy translations of valid ")
+    assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["min_length"] == fewest + 1
+
+
+def test_only_translated_sentences_are_counted() -> None:
+    """Sentences that are too long for the student are split, but not translated."""
+    compared = Compared(30, same_ids=29, first_other="a", translated=27, identical=26, difference=0.0)
+    assert card_checks(compared, "valid")[0].startswith("26 of 27 greedy translations of valid sentences")
 
 
 def test_subwords_of_another_model(imported: Imported, tmp_path: Path) -> None:

@@ -208,6 +208,19 @@ async def test_a_request_that_is_just_as_large_as_it_may_be() -> None:
 
 
 @in_loop
+async def test_a_word_that_takes_too_long_to_split() -> None:
+    """Only where the model's subwords need the limit; Chinese or Thai has long runs without a space."""
+    texts = ["a" * 8, "ab \u3000" + "b" * 7, "c" * 9]
+    answer = await ask({"text": texts}, limits=RequestLimits(tokens=20, word=8))
+    assert refusal(answer) == (
+        413,
+        "sentence 3 has 9 characters without a space, but may have 8; split it",
+    )
+    assert (await ask({"text": texts[:2]}, limits=RequestLimits(tokens=20, word=8))).status_code == 200
+    assert (await ask({"text": texts}, limits=RequestLimits(tokens=20))).status_code == 200
+
+
+@in_loop
 async def test_a_body_of_unknown_length_is_counted_as_it_comes() -> None:
     """It is not read to its end, which might never come."""
     sent = 0
@@ -392,6 +405,27 @@ async def test_an_error_of_the_server_itself(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @in_loop
+async def test_an_answer_that_is_cancelled_in_its_middle() -> None:
+    """It just ends: a second answer can't follow."""
+    app, sent = application.application(FakeModel(), LIMITS, BatchingSettings()), []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async with app.router.lifespan_context(app):
+        task = asyncio.create_task(app({**scope(app), "method": "GET", "path": "/health"}, receive, send))
+        await until(lambda: len(sent) == 2)
+        task.cancel()
+        await task
+    assert sent == ["http.response.start", "http.response.body"]
+
+
+@in_loop
 async def test_health() -> None:
     """It describes the model, the limits and the queue."""
     async with client(FakeModel(), LIMITS) as asked:
@@ -406,7 +440,7 @@ async def test_health() -> None:
             "quantization": "int8",
             "parameters": 6543210,
         },
-        "limits": {"request_bytes": 2000, "sentences": 5, "tokens": 20, "seconds": 30.0},
+        "limits": {"request_bytes": 2000, "sentences": 5, "tokens": 20, "seconds": 30.0, "word": None},
         "waiting": 0,
     }
 
@@ -627,6 +661,22 @@ def test_a_public_origin_is_a_url(url: str, capsys: pytest.CaptureFixture) -> No
     assert f"must be like https://translate.example, but is '{url}'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://Translate.example:443/", "https://translate.example"),
+        ("http://a:80", "http://a"),
+        ("http://[::1]:080", "http://[::1]"),
+        ("http://a:443", "http://a:443"),
+        ("https://a:08443", "https://a:8443"),
+        ("https://[::1]", "https://[::1]"),
+    ],
+)
+def test_a_public_origin_is_written_as_browsers_do(url: str, origin: str) -> None:
+    """Without the port that the scheme implies."""
+    assert parsed("--public-origin", url).public_origin == [origin]
+
+
 def test_the_public_name_is_one_of_the_servers(command: dict[str, Any]) -> None:
     """A proxy may pass ``Host`` on."""
     serve.main(["DIR", "--port", "0", "--public-origin", "https://translate.example:8443"])
@@ -717,6 +767,15 @@ def parsed(*flags: str) -> argparse.Namespace:
             "--timeout must be more than 0 seconds, but is 0.0: no request could be answered",
         ),
         (
+            ("--batch-wait", "60000"),
+            "--batch-wait 60000 milliseconds must be less than --timeout, which is 60 seconds: no sentence "
+            "would be translated in time; lower it",
+        ),
+        (
+            ("--max-sentence-tokens", "1"),
+            "--max-sentence-tokens must be 2 or more, but is 1: the EOS of a sentence is one of its tokens",
+        ),
+        (
             ("--queue", "10"),
             "--max-request-sentences 1000 must be at most --queue, which is 10: the queue would never have "
             "room for a larger request; lower it or raise --queue",
@@ -776,6 +835,7 @@ def test_the_server_has_the_flags_settings(monkeypatch: pytest.MonkeyPatch) -> N
     )
     assert config.app.origins == ["https://translate.example"]
     assert config.timeout_graceful_shutdown == 9
+    assert config.timeout_keep_alive == 8
     limits, batching, _ = serve._server(
         parsed("--max-sentence-tokens", "50"), FakeModel(), None
     ).config.app.given

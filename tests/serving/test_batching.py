@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.serving.batching import TEXTS, Batcher, BatchingSettings, ModelFailed, QueueFull, TooLong
+from fairseq_imitkd.serving.batching import (
+    LENGTH,
+    TEXTS,
+    Batcher,
+    BatchingSettings,
+    ModelFailed,
+    QueueFull,
+    TooLong,
+)
 from tests.helpers.served_model import FakeModel, in_loop, until
 
 
@@ -293,6 +301,30 @@ async def test_a_request_of_many_sentences_leaves_the_text_thread_to_others() ->
     async with running(model) as batcher:
         await asyncio.gather(batcher.translate(["a"] * 5 * TEXTS), batcher.translate(["b"]))
     assert seen.index("b") <= 2 * TEXTS
+
+
+@in_loop
+async def test_long_texts_leave_the_text_thread_to_others() -> None:
+    """They are encoded a few at a time, and not at all once their request is given up."""
+    model, seen = FakeModel(), []
+
+    def encode(text: str) -> torch.Tensor:
+        seen.append(text[0])
+        assert model.may_go.wait(timeout=30)
+        return FakeModel.encode(model, text)
+
+    model.encode = encode  # type: ignore[method-assign]
+    async with running(model, longest=10**6) as batcher:
+        long = asyncio.create_task(batcher.translate(["a" * LENGTH] * 3 + ["c" * (LENGTH // 2)] * 5))
+        await asyncio.gather(long, batcher.translate(["b"]))
+        assert "".join(seen) == "abaaccccc"
+        model.may_go.clear()
+        given_up = asyncio.create_task(batcher.translate(["d" * LENGTH] * 20))
+        await until(lambda: "d" in seen)
+        given_up.cancel()
+        model.may_go.set()
+        await batcher.translate(["e"])
+    assert seen[9:] == ["d", "e"]
 
 
 @in_loop

@@ -104,6 +104,37 @@ async def test_headers_that_are_not_complete_in_time() -> None:
         assert await server.counted("other") == {"408": 2}
 
 
+@in_loop
+async def test_a_kept_connection_closes_at_the_timeout() -> None:
+    """By its own deadline, whatever uvicorn's is."""
+    async with served("--timeout", "0.5") as server:
+        server.server.config.timeout_keep_alive = 1000
+        async with server.connected(HEALTH) as (reader, _):
+            await answered(reader)
+            assert await reader.read() == b""
+
+
+@in_loop
+async def test_a_server_that_stops_answers_what_it_gives_up(caplog: pytest.LogCaptureFixture) -> None:
+    """In JSON as always, without a traceback in the log."""
+    model = FakeModel()
+    model.may_go.clear()
+    waits = b"POST /translate HTTP/1.1\r\nHost: a\r\n" + TEXT + b"Content-Length: %d\r\n\r\na"
+    async with (
+        served(model=model) as server,
+        server.connected(waits % 1) as (translated, _),
+        server.connected(waits % 2) as (half, _),
+    ):
+        await until(lambda: model.batches and len(server.server.server_state.tasks) == 2)
+        server.server.config.timeout_graceful_shutdown = 0.1
+        server.server.should_exit = True
+        said = await translated.read()
+        assert b"retry-after: 1\r\n" in said.lower()
+        assert error(said) == error(await half.read()) == (503, "the server is stopping; try again later")
+    model.may_go.set()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def answered(reader: asyncio.StreamReader) -> bytes:
     """Read one answer to its end and return its status line."""
     head = await reader.readuntil(b"\r\n\r\n")

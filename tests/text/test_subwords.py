@@ -11,6 +11,7 @@ import sentencepiece
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.text import subwords
 from fairseq_imitkd.text.subwords import SUBWORDS, Text, TextSettings
 
 LINE = "The lighthouse keeper, on his day off: 10 ships."
@@ -30,12 +31,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         json.dumps({symbol: number for number, symbol in enumerate(symbols)})
     )
     (folder / "vocab.bpe").write_text("#version: 0.2\nh e\n")
+    (folder / "codes").write_text("#version: 0.2\nh e\nh e</w>\n")
     return folder
 
 
 def settings(name: str, files: Path) -> TextSettings:
     given = {
         "sentencepiece": {"sentencepiece_model": files / "pieces.model"},
+        "subword_nmt": {"bpe_codes": files / "codes"},
         "gpt2": {"gpt2_encoder_json": files / "encoder.json", "gpt2_vocab_bpe": files / "vocab.bpe"},
     }[name]
     assert tuple(given) == SUBWORDS[name]
@@ -57,6 +60,21 @@ def test_gpt2_numbers_with_unknown_words(files: Path) -> None:
     first, second, *rest = gpt2.encode("Ä he").split()
     assert gpt2.decode(" ".join(["x", first, second, *rest, "y", "<unk>"])) == "xÄ hey<unk>"
     assert gpt2.decode(" ".join([first, "x", second])) == "\ufffdx\ufffd", "parts of a character"
+
+
+@pytest.mark.parametrize("name", ["subword_nmt", "gpt2"])
+def test_few_words_are_remembered(name: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server meets new words for ever; the symbols are those that the package writes without bounds."""
+    plain, text = Text(settings(name, files)), Text(settings(name, files))
+    monkeypatch.setattr(subwords, "MOST_WORDS", 3)
+    remembered = text.bpe.bpe.cache
+    line = " ".join(["the", "hen", "the", "her", "ship", "then", "he" * 60, "the"])
+    plain.bpe.bpe.cache = {}
+    for _ in range(2):
+        assert text.encode(line) == plain.encode(line)
+        assert 1 <= len(remembered) <= 3
+    assert len(plain.bpe.bpe.cache) > 5
+    assert all(len(word) < 10 for word in remembered)
 
 
 def test_symbols_are_the_packages_own(files: Path) -> None:
