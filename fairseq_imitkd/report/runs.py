@@ -228,13 +228,13 @@ def read_run(path: Path) -> Run:
 def _unread(path: Path, sources: Sequence[Path]) -> str:
     """Return what is wrong with a path that has no metrics of a training."""
     if (path / EVALUATION).is_file():
-        return f"RUN_DIR '{path}' is the folder of an evaluation: did you mean --evaluation {path}?"
+        return f"RUN_DIR '{path}' is the folder of an evaluation: did you mean --evaluation '{path}'?"
     trainings = [*path.glob(f"*/{METRICS}"), *path.glob(f"models/*/{METRICS}")]
     if trainings:
-        return f"RUN_DIR '{path}' has trainings in its folders; name those, such as {trainings[0].parent}"
+        return f"RUN_DIR '{path}' has trainings in its folders; name those, such as '{trainings[0].parent}'"
     if sources:
         if sources[0].suffix == ".pt":
-            return f"RUN_DIR '{sources[0]}' is a checkpoint; use its folder, {sources[0].parent}"
+            return f"RUN_DIR '{sources[0]}' is a checkpoint; use its folder, '{sources[0].parent}'"
         return f"'{sources[0]}' has no metrics of a training; use {METRICS}, or a log of --log-format json"
     what = "is a data directory" if any(path.glob("*.idx")) else f"has no {METRICS} and no log"
     return (

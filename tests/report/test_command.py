@@ -1,5 +1,6 @@
 """``imitkd-report``: the command, and the page it writes."""
 
+import json
 import os
 import re
 import sys
@@ -50,10 +51,15 @@ def test_a_page_of_everything(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
         report_files.run(tmp_path / name, seed=seed, from_log=from_log)
         for seed, (name, from_log) in enumerate((("a", False), ("b", True)))
     ]
+    rollout = {"source": "a b", "student": [["c d"], ["e", "f"]]}
+    (runs[0] / "rollouts.jsonl").write_text(json.dumps({"num_updates": 9, "rollouts": [rollout]}) + "\n")
     page = make(tmp_path, *runs, "--evaluation", report_files.evaluation(tmp_path / "ev"))
     reader = Reader(page)
     sections = [attrs["id"] for tag, attrs in reader.tags if tag == "section"]
-    assert sections == ["models", "training", "rollouts", "length", "exposure", "examples", "settings"]
+    assert sections == [
+        "models", "training", "rollouts", "sentences", "length", "exposure", "examples", "settings",
+    ]  # fmt: skip
+    assert page.count("Unknown: config.json is missing or can't be read.") == 1
     ids = [attrs["id"] for _, attrs in reader.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     links = [
