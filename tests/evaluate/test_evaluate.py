@@ -7,6 +7,8 @@ import os
 import random
 import re
 import sys
+import time
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -557,6 +559,36 @@ def test_the_same_weights_translate_by_another_search(
     sources = [tokens(5, 6, 7, 8, 9)]
     by_beam = other.translate([0], sources, 1)[0][0].score
     assert by_beam >= backend.translate([0], sources, 1)[0][0].score
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells a process's children")
+def test_the_measurement_of_memory_ends_with_its_forks(root: Path, languages: Languages) -> None:
+    """However many models are left."""
+    one = models.load(root / "transformer.pt", languages, GREEDY)
+    found = {f"m{number}": one for number in range(50)}
+    settings: dict[str, Any] = {"decoding": GREEDY, "batch": [tokens(4, 5)], "threads": 1}
+    with closing(memory.MemoryMeasurement(found, languages, **settings, allow_globals=None)) as measured:
+        process = measured.process.pid
+        children = Path(f"/proc/{process}/task/{process}/children")
+        group, until = None, time.monotonic() + 60
+        while group is None and time.monotonic() < until:
+            time.sleep(0.01)
+            for fork in children.read_text().split():
+                with suppress(ProcessLookupError):  # the next one has its turn
+                    group = os.getpgid(int(fork))
+    assert group == process != os.getpgid(0)
+    until = time.monotonic() + 60
+    while (alive := _is_running(fork)) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not alive
+
+
+def _is_running(process: str) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.skipif(
