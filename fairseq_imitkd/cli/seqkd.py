@@ -424,8 +424,7 @@ def _refuse_unused(args: argparse.Namespace) -> None:
         )
     if args.bpe not in (None, "gpt2") and not (args.source_text or args.student_data or args.translations):
         raise UsageError(
-            f"--bpe {args.bpe} changes nothing without --source-text: a split of DATA consists of subwords "
-            "already; leave it out"
+            "--bpe changes nothing without --source-text: a split of DATA consists of subwords already"
         )
 
 

@@ -127,7 +127,7 @@ def check_evaluation(path: Path) -> None:
     if kind_of(path / FILE, "--evaluation") != "file":
         inner = path / "evaluation"  # a run of imitkd-distill has it
         if (inner / FILE).is_file():
-            raise UsageError(f"--evaluation '{path}' is not an evaluation: did you mean '{inner}'?")
+            raise UsageError(f"--evaluation '{path}' is not an evaluation: did you mean {inner}?")
         raise UsageError(
             f"--evaluation '{path}' has no {FILE}; use the --out folder of imitkd-evaluate, or leave it out"
         )

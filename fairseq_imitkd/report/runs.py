@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -228,19 +229,25 @@ def read_run(path: Path) -> Run:
 def _unread(path: Path, sources: Sequence[Path]) -> str:
     """Return what is wrong with a path that has no metrics of a training."""
     if (path / EVALUATION).is_file():
-        return f"RUN_DIR '{path}' is the folder of an evaluation: did you mean --evaluation '{path}'?"
+        return f"RUN_DIR '{path}' is the folder of an evaluation: did you mean --evaluation {_typed(path)}?"
     trainings = [*path.glob(f"*/{METRICS}"), *path.glob(f"models/*/{METRICS}")]
     if trainings:
-        return f"RUN_DIR '{path}' has trainings in its folders; name those, such as '{trainings[0].parent}'"
+        example = _typed(trainings[0].parent)
+        return f"RUN_DIR '{path}' has trainings in its folders; name those, such as {example}"
     if sources:
         if sources[0].suffix == ".pt":
-            return f"RUN_DIR '{sources[0]}' is a checkpoint; use its folder, '{sources[0].parent}'"
+            return f"RUN_DIR '{sources[0]}' is a checkpoint; use its folder, {_typed(sources[0].parent)}"
         return f"'{sources[0]}' has no metrics of a training; use {METRICS}, or a log of --log-format json"
     what = "is a data directory" if any(path.glob("*.idx")) else f"has no {METRICS} and no log"
     return (
         f"RUN_DIR '{path}' {what}; use the --save-dir of a training, or --evaluation with the --out folder "
         "of imitkd-evaluate"
     )
+
+
+def _typed(path: Path) -> str:
+    """Return a path as it is typed: between quotes if it has blanks."""
+    return shlex.quote(str(path))
 
 
 def _sources(path: Path, is_folder: bool) -> list[Path]:

@@ -963,8 +963,8 @@ def test_text_of_words(root: Path, tmp_path: Path, caplog: Any) -> None:
     ("flags", "message"),
     [
         (
-            ("--bpe", "fastbpe", "--bpe-codes", "CODES"),
-            "--bpe fastbpe changes nothing without --source-text: a split of DATA consists of subwords",
+            ("--bpe", "sentencepiece"),
+            "--bpe changes nothing without --source-text: a split of DATA consists of subwords already",
         ),
         (("--sentencepiece-model", "x"), "--sentencepiece-model changes nothing without --bpe sentencepiece"),
         (("--bpe-codes", "x"), "--bpe-codes changes nothing without --bpe fastbpe or subword_nmt"),
