@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -143,6 +144,15 @@ def test_the_rest_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
         assert str(name) in line
         assert f"…/{name.parent.name}/{name.name}" in page
         assert str(name) not in page
+
+
+def test_notes_shorten_folders_with_blanks(tmp_path: Path) -> None:
+    """As all others."""
+    several = tmp_path / "jane doe" / "runs of may"
+    report_files.run(several / "one")
+    page = unescape(make(tmp_path, report_files.run(tmp_path / "run"), several))
+    assert "RUN_DIR '…/jane doe/runs of may' has trainings in its folders" in page
+    assert "; name those, such as '…/runs of may/one'" in page
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
