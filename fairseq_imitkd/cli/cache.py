@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     present = counted(manifest["sentences"] - manifest["absent"], "sentence")
     print(
         f"{wanted.out} is complete: {wanted.keep} of {present}, {manifest['tokens']:,} tokens of "
-        f"{manifest['bytes_a_token']} bytes ({size / 2**20:,.1f} MB); left out as too long for the teacher: "
+        f"{manifest['bytes_a_token']} bytes ({size / 1e6:,.1f} MB); left out as too long for the teacher: "
         f"{manifest['absent']:,}"
     )
     topk = ["--teacher-topk", str(manifest["topk"])] if manifest["topk"] else []

@@ -17,7 +17,7 @@ from fairseq_imitkd.errors import UsageError, in_one_line, one_line_errors
 from fairseq_imitkd.models.pruning import SCOPES, Weight, check_sparsity, prune, weights_of_checkpoint
 
 # Buffers that fairseq's models keep besides their parameters.
-_BUFFER = re.compile(r"(.*\.)?(version|_float_tensor)")
+_BUFFER = re.compile(r"(.*\.)?(version|_float_tensor|running_mean|running_var|num_batches_tracked)")
 
 
 @one_line_errors()

@@ -109,7 +109,7 @@ def _add_source_flags(group: Any) -> None:
         type=Path,
         help="translate this text file, one sentence per line, instead of a split (forward translation)",
     )
-    add_subword_flags(group, "--source-text")
+    add_subword_flags(group, "--source-text (gpt2 also makes text of a split's numbers)")
     group.add_argument(
         "-s", "--source-lang", help="source language (default: read from the names of DATA's files)"
     )
@@ -422,7 +422,7 @@ def _refuse_unused(args: argparse.Namespace) -> None:
             f"--seed {args.seed} changes nothing: only --select sample, mbr without --nbest, and --mix-gold "
             "are random; leave it out"
         )
-    if args.bpe is not None and not (args.source_text or args.student_data or args.translations):
+    if args.bpe not in (None, "gpt2") and not (args.source_text or args.student_data or args.translations):
         raise UsageError(
             "--bpe changes nothing without --source-text: a split of DATA consists of subwords already"
         )

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -77,6 +78,7 @@ class MemoryMeasurement:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=_environment(),
+                start_new_session=True,  # its forks are of the same group
             )
 
     def peaks(self) -> dict[str, int | None]:
@@ -94,8 +96,9 @@ class MemoryMeasurement:
         return {name: found.get(name) for name in self.names}
 
     def close(self) -> None:
-        """End the process at once."""
-        self.process.kill()
+        """End the process and its forks at once."""
+        with suppress(ProcessLookupError):  # it has ended
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()
 
 

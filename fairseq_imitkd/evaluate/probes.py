@@ -3,7 +3,7 @@ bias.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from fairseq_imitkd.rollout import RolloutGenerator
 POSITIONS = ((1, 5), (6, 10), (11, 20), (21, 30), (31, None))
 LEAST = 50  # a group of fewer tokens is left out, for it says nothing
 SEED = 1  # of the teacher's samples
+LOGITS = 2**24  # of a model at once; both models and what is computed of them take about 40 bytes for each
 
 
 class Accepted(NamedTuple):
@@ -78,8 +79,7 @@ class Prober:
         """
         sums = torch.zeros(len(POSITIONS), 3, dtype=torch.float64)
         last = torch.tensor([end for _, end in POSITIONS if end is not None])
-        for start in range(0, len(self.sources), self.size):
-            part = slice(start, start + self.size)
+        for part in self._parts(targets):
             own, theirs = self._both(student, targets, part)
             same = own.argmax(dim=-1).eq(theirs.argmax(dim=-1)).double()
             divergence = (theirs.exp() * (theirs - own)).sum(dim=-1).double()
@@ -106,8 +106,7 @@ class Prober:
         found = {}
         for name, outputs in (("greedy", teachers), ("sampling", self._samples)):
             accepted, by_output = [], []
-            for start in range(0, len(self.sources), self.size):
-                part = slice(start, start + self.size)
+            for part in self._parts(outputs):
                 own, theirs = self._both(student, outputs, part)
                 if name == "greedy":
                     each = given = drafts.greedy_acceptance(own, theirs)
@@ -118,6 +117,20 @@ class Prober:
                 by_output += given.split([output.numel() for output in outputs[part]])
             found[name] = Accepted(torch.cat(accepted), by_output)
         return found
+
+    def _parts(self, targets: Sequence[Tensor]) -> Iterator[slice]:
+        """Divide the sentences into batches with at most :data:`LOGITS` each, padding included.
+
+        A sentence that has more is a batch of its own.
+        """
+        start, longest, symbols = 0, 0, len(self.languages.target_dictionary)
+        for end, target in enumerate(targets):
+            longest = max(longest, target.numel())
+            count = end - start
+            if count and (count == self.size or (count + 1) * longest * symbols > LOGITS):
+                yield slice(start, end)
+                start, longest = end, target.numel()
+        yield slice(start, len(targets))
 
     def _both(
         self, student: BaseFairseqModel, targets: Sequence[Tensor], part: slice

@@ -446,7 +446,14 @@ def _value(hint: Any, content: Any) -> Any:
     if hint in (int, float):
         return _number(hint, content)
     found = _read(hint, content)
-    return None if isinstance(found, SpeedResult) and found.sentences_per_second <= 1 / LARGEST else found
+    return None if any(rate is not None and rate <= 1 / LARGEST for rate in _rates(found)) else found
+
+
+def _rates(found: Any) -> tuple[float | None, ...]:
+    """Return what figures divide by, or draw on an axis without zero."""
+    if isinstance(found, SpeedResult):
+        return (found.sentences_per_second,)
+    return (found.median, found.low, found.high) if isinstance(found, Rounds | Quartiles) else ()
 
 
 def _dict(key_hint: type, hint: Any, content: dict[str, Any]) -> dict[Any, Any]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ class Sentences:
     Args:
         sources, references: ``(S,)`` and ``(T,)`` int64 tokens each, with an EOS.
         source_texts, reference_texts: the same as text, as scores read it.
-        unknown: number of the references' words that the dictionary lacks.
+        unknown: number of the references' words that the dictionary lacks; 0 if a file has the references.
         right: all right translations of each sentence; None if there is only the reference.
     """
 
@@ -59,7 +60,7 @@ class Sentences:
     def __len__(self) -> int:
         return len(self.sources)
 
-    def reference_columns(self, numbers: Sequence[int] | None = None) -> list[list[str]]:
+    def reference_columns(self, numbers: Sequence[int] | None = None) -> list[list[str | None]]:
         """Return the references of some sentences, as :func:`reference_columns` does.
 
         Args:
@@ -84,14 +85,13 @@ class Sentences:
         return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def reference_columns(right: Sequence[Sequence[str]]) -> list[list[str]]:
+def reference_columns(right: Sequence[Sequence[str]]) -> list[list[str | None]]:
     """Return references as sacreBLEU takes them: the first of each sentence, the second of each, and so on.
 
     Args:
-        right: the right translations of each sentence. One with fewer than another repeats its last.
+        right: the right translations of each sentence. One with fewer than another has None in its places.
     """
-    most = max(map(len, right))
-    return [[texts[min(place, len(texts) - 1)] for texts in right] for place in range(most)]
+    return [list(column) for column in zip_longest(*right)]
 
 
 def _check_tags(
@@ -150,16 +150,16 @@ def read(
     _check_tags(models, languages, sources, references=references)
     if not any(source.numel() > 1 for source in sources):
         raise UsageError(f"--gen-subset {split} has no sentence with words; use another split")
-    texts = detokenizer.target.references(references)
+    texts, unknown = detokenizer.target.references(references), detokenizer.target.unknown(references)
     if every is not None:
         every = [every[number] for number in ids]
         texts = [some[0] for some in every]
+        unknown = 0  # the file has every word
     if any("▁" in text or "@@ " in text for text in texts):
         logger.warning(
             "the references consist of subwords, so scores mean nothing; add --bpe with its files, or "
             "--remove-bpe"
         )
-    unknown = detokenizer.target.unknown(references)
     return Sentences(sources, references, detokenizer.source.sources(sources), texts, unknown, every)
 
 
@@ -187,7 +187,7 @@ def _fitting(corpus: Corpus, models: Mapping[str, EvaluatedModel]) -> np.ndarray
 def _right_translations(path: Path, count: int) -> list[list[str]]:
     """Return the right translations in the lines of a file, with tabs between them."""
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise not_text(f"--references '{path}'", path) from error
     except OSError as error:
@@ -199,7 +199,8 @@ def _right_translations(path: Path, count: int) -> list[list[str]]:
             f"--references '{path}' must have a line for each of the {count:,} sentences of --gen-subset, "
             f"but has {len(lines):,}"
         )
-    return [line.rstrip("\r").split("\t") for line in lines]
+    every = ([text for text in line.rstrip("\r").split("\t") if text.strip()] for line in lines)
+    return [texts or [""] for texts in every]  # a table fills its rows with empty cells
 
 
 def spread(among: int, count: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from fairseq_imitkd.report import curves, probes, tables
 from fairseq_imitkd.report.evaluations import Evaluation
 from fairseq_imitkd.report.examples import Example, examples
 from fairseq_imitkd.report.pareto import pareto
-from fairseq_imitkd.report.paths import disambiguate, shortened
+from fairseq_imitkd.report.paths import disambiguate, shortened, shortened_value
 from fairseq_imitkd.report.picture import Picture
 from fairseq_imitkd.report.rollouts import RolloutsAt
 from fairseq_imitkd.report.runs import Run
@@ -99,7 +99,11 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shortened": shortened, "breakable": breakable}
+    environment.filters |= {
+        "shortened": shortened,
+        "shortened_value": shortened_value,
+        "breakable": breakable,
+    }
     title = "Distillation report"
     html = environment.get_template("template.html").render(
         title=title,
@@ -236,7 +240,7 @@ def _times(evaluation: Evaluation, name: str, other: str) -> Quartiles | None:
         return None
     if other == evaluation.baseline:
         return own
-    if its is None or not its.low or its.high is None:
+    if its is None or its.low is None or its.high is None:
         return None
     return Quartiles(median=own.median / its.median, low=own.low / its.high, high=own.high / its.low)
 

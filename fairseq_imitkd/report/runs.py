@@ -2,8 +2,10 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -26,6 +28,9 @@ DISTILLATION = (
     "rollout_time",
     "teacher_time",
 )
+
+# Settings of a task that tell its teacher.
+OF_THE_TEACHER = ("teacher_path", "teacher_cache", "teacher_weights", "teacher_selection")
 
 # Settings of a criterion that do not change what it computes.
 NOT_OF_THE_LOSS = (
@@ -224,19 +229,25 @@ def read_run(path: Path) -> Run:
 def _unread(path: Path, sources: Sequence[Path]) -> str:
     """Return what is wrong with a path that has no metrics of a training."""
     if (path / EVALUATION).is_file():
-        return f"RUN_DIR '{path}' is the folder of an evaluation: did you mean --evaluation {path}?"
+        return f"RUN_DIR '{path}' is the folder of an evaluation: did you mean --evaluation {_typed(path)}?"
     trainings = [*path.glob(f"*/{METRICS}"), *path.glob(f"models/*/{METRICS}")]
     if trainings:
-        return f"RUN_DIR '{path}' has trainings in its folders; name those, such as {trainings[0].parent}"
+        example = _typed(trainings[0].parent)
+        return f"RUN_DIR '{path}' has trainings in its folders; name those, such as {example}"
     if sources:
         if sources[0].suffix == ".pt":
-            return f"RUN_DIR '{sources[0]}' is a checkpoint; use its folder, {sources[0].parent}"
+            return f"RUN_DIR '{sources[0]}' is a checkpoint; use its folder, {_typed(sources[0].parent)}"
         return f"'{sources[0]}' has no metrics of a training; use {METRICS}, or a log of --log-format json"
     what = "is a data directory" if any(path.glob("*.idx")) else f"has no {METRICS} and no log"
     return (
         f"RUN_DIR '{path}' {what}; use the --save-dir of a training, or --evaluation with the --out folder "
         "of imitkd-evaluate"
     )
+
+
+def _typed(path: Path) -> str:
+    """Return a path as it is typed: between quotes if it has blanks."""
+    return shlex.quote(str(path))
 
 
 def _sources(path: Path, is_folder: bool) -> list[Path]:
@@ -314,17 +325,16 @@ def _read_config(run: Run, path: Path) -> None:
     criterion = config.get("criterion") if isinstance(config, dict) else None
     if isinstance(criterion, dict):
         own = {name: value for name, value in criterion.items() if name not in NOT_OF_THE_LOSS}
-        run.loss = {**own, "teacher_path": run.settings.get("teacher_path")}
+        run.loss = {**own, **{name: run.settings.get(name) for name in OF_THE_TEACHER}}
     parameters, starts = (logs.number(content.get(name)) for name in ("parameters", "starts"))
     run.parameters, run.starts = None if parameters is None else int(parameters), int(starts or 0)
 
 
 def _find_parents(runs: Sequence[Run]) -> None:
     """Find the runs that others started from, by the folders of their checkpoints."""
-    by_folder = {_folder(run).name: run for run in runs}
     found: dict[str, tuple[Run, int]] = {}
     for run in runs:
-        parent = by_folder.get(run.start.parent.name) if run.start else None
+        parent = _run_in(run.start.parent, runs) if run.start else None
         updates = parent.updates_at(run.start.name) if parent and run.start else None
         if parent is not None and parent is not run and updates is not None:
             found[run.name] = parent, updates
@@ -336,6 +346,26 @@ def _find_parents(runs: Sequence[Run]) -> None:
                 break
             seen.add(parent.name)
             run.parent, run.before, name = run.parent or parent.name, run.before + updates, parent.name
+
+
+def _run_in(folder: PurePath, runs: Sequence[Run]) -> Run | None:
+    """Return the run of a folder, which may have moved since: the one that shares the most of its last parts.
+
+    None if several share as many, or if the folder is on this machine and holds none of the runs.
+    """
+    folders = [_folder(run) for run in runs]
+    if folder.is_absolute() and os.path.isdir(folder):
+        shared = [int(own == Path(folder).resolve()) for own in folders]
+    else:
+        shared = [_shared_parts(own, folder) for own in folders]
+    most = max(shared)
+    return runs[shared.index(most)] if most and shared.count(most) == 1 else None
+
+
+def _shared_parts(one: PurePath, other: PurePath) -> int:
+    """Return how many of their last parts two paths have in common."""
+    pairs = zip(reversed(one.parts), reversed(other.parts), strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _rename_alike(runs: list[Run]) -> list[str]:

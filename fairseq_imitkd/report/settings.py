@@ -114,6 +114,8 @@ def _last_parts(path: str, count: int) -> str:
     parts = PurePosixPath(path).parts
     if "/" not in path or not parts:
         return path
+    if path.startswith("/"):
+        parts = parts[3:] or parts[-1:]  # without a user's name, as in /home/someone/data
     return str(PurePosixPath(*parts[-count - parts[-1].startswith("checkpoint") :]))
 
 

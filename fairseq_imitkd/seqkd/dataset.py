@@ -6,9 +6,11 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from fairseq_imitkd.data.bars import Bar
 from fairseq_imitkd.data.corpus import Corpus, Languages, dataset_builder, encoded, read_lines
 from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.seqkd.filters import Counts, Pair, Sides
+from fairseq_imitkd.seqkd.translator import Decoders
 from fairseq_imitkd.text.subwords import Text
 from fairseq_imitkd.text.unknown import check_share, warn_of_share
 
@@ -31,30 +34,33 @@ class Written:
         corpus: the sources.
         languages: languages and dictionaries of the symbols.
         remove_bpe: subword mark to remove from text, by fairseq's name; None keeps it.
-        decode: undoes the subwords of a line instead; None leaves it to ``remove_bpe``.
+        decode: join the subwords of a line of sources and of targets instead; None leaves it to
+            ``remove_bpe``.
         from_text: whether the symbols of the targets were made of text, so that unknown ones show a mistake.
     """
 
     corpus: Corpus
     languages: Languages
     remove_bpe: str | None = None
-    decode: Callable[[str], str] | None = None
+    decode: Decoders = (None, None)
     from_text: bool = False
 
     def sides(self) -> Sides:
         """Open the text of both sides. Sources that were given as text are that text."""
-        return Sides(self._sources(), lambda target: self._line(target, self.languages.target_dictionary))
+        target = partial(self._line, self.languages.target_dictionary, self.decode[1])
+        return Sides(self._sources(), target)
 
-    def _line(self, tokens: Tensor, dictionary: Dictionary) -> str:
-        if self.decode is not None:
-            return self.decode(dictionary.string(tokens))
+    def _line(self, dictionary: Dictionary, decode: Callable[[str], str] | None, tokens: Tensor) -> str:
+        if decode is not None:
+            return decode(dictionary.string(tokens))
         text: str = dictionary.string(tokens, self.remove_bpe)
         return text
 
     def _sources(self) -> Callable[[int], str]:
         if self.corpus.text is None:
-            sources, dictionary = self.corpus.sources, self.languages.source_dictionary
-            return lambda sentence: self._line(sources[sentence].long(), dictionary)
+            sources = self.corpus.sources
+            as_text = partial(self._line, self.languages.source_dictionary, self.decode[0])
+            return lambda sentence: as_text(sources[sentence].long())
         given, at, line = enumerate(read_lines(self.corpus.text)), -1, ""
 
         def read_on(sentence: int) -> str:
@@ -80,11 +86,22 @@ class Student:
     target: Text
 
     def symbols(self, source: str, target: str) -> tuple[Tensor, Tensor]:
-        """Return the symbols ``(S,)`` and ``(T,)`` of a pair of sentences, int64, EOS included."""
+        """Return the symbols ``(S,)`` and ``(T,)`` of a pair of sentences, int64, EOS included.
+
+        A word that the teacher's dictionary lacks is the student's unknown symbol too.
+        """
         return (
-            encoded(source, self.source, self.languages.source_dictionary),
-            encoded(target, self.target, self.languages.target_dictionary),
+            _symbols(source, self.source, self.languages.source_dictionary),
+            _symbols(target, self.target, self.languages.target_dictionary),
         )
+
+
+def _symbols(line: str, text: Text, dictionary: Dictionary) -> Tensor:
+    first, *others = (
+        encoded(part.rstrip(), text, dictionary)[:-1] for part in line.split(dictionary.unk_string())
+    )
+    unknown, end = torch.tensor([dictionary.unk()]), torch.tensor([dictionary.eos()])
+    return torch.cat([first, *(each for part in others for each in (unknown, part)), end])
 
 
 def write(

@@ -32,11 +32,10 @@ from fairseq_imitkd.seqkd.folder import (
 from fairseq_imitkd.seqkd.job import Job
 from fairseq_imitkd.seqkd.reverse import check_reverse, qualities, score_back
 from fairseq_imitkd.seqkd.teacher_engine import check_teacher, convert, load
-from fairseq_imitkd.seqkd.work import Work, check_subwords, read_corpus
+from fairseq_imitkd.seqkd.work import Work, check_subwords, check_text, read_corpus
 from fairseq_imitkd.seqkd.workers import translate
 from fairseq_imitkd.teacher.teacher import Teacher
-from fairseq_imitkd.text.marks import subword_mark
-from fairseq_imitkd.text.subwords import Text
+from fairseq_imitkd.text.marks import AUTO, subword_mark
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +91,17 @@ def make(job: Job) -> Result:
 
 def _with_subword_mark(job: Job, languages: Languages) -> Job:
     """Return the job with the name of its subwords in place of ``auto``."""
-    mark = subword_mark(languages.target_dictionary, job.decoding.remove_bpe, "--remove-bpe")
+    mark = job.decoding.remove_bpe
+    if mark in (None, AUTO) and job.subwords[1].bpe == "gpt2":  # numbers have none
+        mark = None
+    else:
+        mark = subword_mark(languages.target_dictionary, mark, "--remove-bpe")
     return replace(job, decoding=replace(job.decoding, remove_bpe=mark))
 
 
 def _prepare(job: Job, languages: Languages) -> tuple[Work, Teacher | None]:
     """Read the corpus and the teachers, and convert the teacher if that is wanted."""
+    check_text(job, languages)
     check_subwords(job, languages)
     corpus = read_corpus(job, languages)
     check_reverse(job, languages)
@@ -119,13 +123,12 @@ def _make(
 ) -> Result:
     job, count = work.job, len(work.batches)
     done = {number for number, _ in saved_batches(job.out)}
-    todo = [number for number in range(count) if number not in done]
     if job.shard_id is not None:
-        mine = [number for number in todo if number % job.num_shards == job.shard_id]
-        translate(work, mine, teacher)
+        mine = range(job.shard_id, count, job.num_shards)
+        translate(work, [number for number in mine if number not in done], teacher)
         score_back(work, mine)
         return Result(None, count, len(saved_files(job.out)))
-    translate(work, todo, teacher)
+    translate(work, [number for number in range(count) if number not in done], teacher)
     score_back(work, range(count))
     return Result(finish(work, folder, identity), count, count)
 
@@ -174,9 +177,12 @@ def _write(work: Work) -> Counts:
         too_long=int((lengths > work.limits[0]).sum()),
         empty_sources=int((lengths <= 1).sum()),
     )
-    decode = Text(job.text).decode if job.student_data is not None and job.text.bpe else None
     written = Written(
-        work.corpus, work.languages, job.decoding.remove_bpe, decode, from_text=bool(job.translations)
+        work.corpus,
+        work.languages,
+        job.decoding.remove_bpe,
+        job.decoders(),
+        from_text=bool(job.translations),
     )
     every = list(batches.values())
     found = PairFilter(work.corpus, every, job.filters, sides=written.sides, qualities=qualities(job, every))

@@ -14,7 +14,7 @@ from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.engines.base import SearchSettings
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.seqkd.filters import Filters
-from fairseq_imitkd.seqkd.translator import check_ctranslate2
+from fairseq_imitkd.seqkd.translator import Decoders, check_ctranslate2
 from fairseq_imitkd.teacher.source import check_files
 from fairseq_imitkd.text.subwords import Text, TextSettings
 
@@ -244,6 +244,16 @@ class Job:
         """Return what splits text into the student's subwords, of the source and of the target."""
         source, target = self.student_text
         return Text(source), Text(target)
+
+    @property
+    def subwords(self) -> tuple[TextSettings, TextSettings]:
+        """How text becomes the symbols of ``data``, source and target, as far as flags tell."""
+        return self.student_text if self.translations else (self.text, self.text)
+
+    def decoders(self) -> Decoders:
+        """Return what makes text of these symbols; None leaves a side to ``decoding.remove_bpe``."""
+        source, target = (None if each.bpe is None else Text(each).decode for each in self.subwords)
+        return source, target
 
     def identity(self, languages: Languages) -> dict[str, Any]:
         """Return everything that decides the output, by content and not by the names of files."""

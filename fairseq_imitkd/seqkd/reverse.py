@@ -44,7 +44,13 @@ def _load(job: Job, languages: LanguagePair) -> Teacher:
         return load_teacher(source, _reversed(languages))
     except UsageError as error:
         message = str(error).replace("--teacher-path", "--reverse-teacher")
-        raise UsageError(message.replace("the teacher's", "the reverse teacher's")) from error
+        message = message.replace("the teacher", "the reverse teacher")
+        fault, _, remedy = message.rpartition("; ")
+        if "--teacher-data" in remedy:  # which names the folder of the teacher alone
+            differ = "lies beside" in fault
+            remedy = "keep those alone that it was trained with" if differ else "put its own ones beside it"
+            message = f"{fault}; {remedy}"
+        raise UsageError(message) from error
 
 
 def _reversed(languages: LanguagePair) -> LanguagePair:

@@ -96,21 +96,21 @@ def open_translator(work: Work, worker: int, teacher: Teacher | None = None) -> 
             settings=job.decoding,
             folder=job.out / DECODED,
         )
-        return Translator(given, dictionary, **comet_of(work, worker), needs_scores=False)
+        return Translator(given, dictionary, **text_of(work, worker), needs_scores=False)
     if job.backend == "ctranslate2":
         engine: Engine = _ctranslate2(work, worker)
     else:
         engine = _fairseq(work, worker, teacher or load(job, work.languages))
-    return Translator(engine, dictionary, **comet_of(work, worker))
+    return Translator(engine, dictionary, **text_of(work, worker))
 
 
-def comet_of(work: Work, worker: int) -> dict[str, Any]:
-    """Return what the metric ``comet`` adds to a :class:`Translator`; nothing with another metric."""
-    job = work.job
+def text_of(work: Work, worker: int) -> dict[str, Any]:
+    """Return what makes text for a :class:`Translator`, and what the metric ``comet`` adds to it."""
+    job, decode = work.job, work.job.decoders()
     if job.comet_model is None:
-        return {}
+        return {"decode": decode}
     comet = CometSimilarity(job.comet_model, job.device_of(worker))
-    return {"comet": comet, "sources": work.languages.source_dictionary}
+    return {"decode": decode, "comet": comet, "sources": work.languages.source_dictionary}
 
 
 def _fairseq(work: Work, worker: int, teacher: Teacher) -> FairseqEngine:
@@ -142,9 +142,9 @@ def convert(work: Work, teacher: Teacher) -> None:
     found = folder.read(AGREEMENT)
     if found is None or not (job.out / CONVERTED).is_dir():
         _convert(job, work.languages, teacher)
-        comet = comet_of(work, 0)
+        text = text_of(work, 0)
         ours, fairseqs = (
-            Translator(engine, work.languages.target_dictionary, **comet)
+            Translator(engine, work.languages.target_dictionary, **text)
             for engine in (_ctranslate2(work, 0), _fairseq(work, 0, teacher))
         )
         found = agreement(ours, fairseqs, [work.read(numbers) for numbers in work.first_batches(COMPARED)])

@@ -44,7 +44,7 @@ class Translated:
 
     Args:
         source: the source.
-        translations: its translations, at least one.
+        translations: its translations; empty text where a model answered nothing.
         scores: a score of each, more is better; None if they have none.
         reference: its reference, if there is one.
     """
@@ -221,12 +221,10 @@ def _checked(source: str, translations: Sequence[str], scores: Any, *, reference
         or not all(type(score) in (int, float) and math.isfinite(score) for score in scores)
     ):
         raise ValueError("its scores are not one number for each translation")
-    # A model that answered nothing has an empty translation, which is counted as such.
-    texts = tuple(map(one_line, translations)) or ("",)
     return Translated(
         one_line(source),
-        texts,
-        tuple(map(float, scores)) if scores else None,
+        tuple(map(one_line, translations)),
+        None if scores is None else tuple(map(float, scores)),
         None if reference is None else one_line(reference),
     )
 
@@ -295,7 +293,7 @@ def _collect(
         for which, file in enumerate(files):
             occurrences: Counter[bytes] = Counter()
             for place, found in file:
-                if needs_scores and found.scores is None:
+                if needs_scores and found.scores is None and any(map(str.strip, found.translations)):
                     raise UsageError(
                         f"--drop-worst needs a score for each translation, but {FLAG} '{file.path}' lacks "
                         "some; add --scores or --reverse-teacher"
@@ -365,7 +363,8 @@ class GivenTranslations:
         """Return the translations of each sentence, best first; without scores, in the order of the files.
 
         See :class:`~fairseq_imitkd.engines.base.Engine`. A sentence has scores if all of its translations
-        have one, else each is NaN. ``select="first"`` returns no translation twice.
+        have one, else each is NaN. ``select="first"`` returns no translation twice. Empty ones are left out;
+        a sentence without any other has a single empty one, which is counted as such.
         """
         return [self._of(sentence)[:nbest] for sentence in ids]
 
@@ -375,8 +374,12 @@ class GivenTranslations:
         scores: list[float] = []
         for _, which, *place in self._places[first:last].tolist():
             found = self.files[which].at(place)
-            texts += found.translations
-            scores += found.scores or [math.nan] * len(found.translations)
+            every = found.scores or [math.nan] * len(found.translations)
+            some = [pair for pair in zip(found.translations, every, strict=True) if pair[0].strip()]
+            texts += [text for text, _ in some]
+            scores += [score for _, score in some]
+        if not texts:
+            texts, scores = [""], [math.nan]
         if any(map(math.isnan, scores)):
             scores = [math.nan] * len(scores)
         else:

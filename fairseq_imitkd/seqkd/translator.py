@@ -1,7 +1,7 @@
 """Translation of batches for a data set: which hypotheses are kept, and the agreement of two engines."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ NO_NUMBERS = (
     "the teacher's scores are not finite: its --teacher-path is damaged, or it needs --teacher-dtype fp32"
 )
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "failed to allocate memory")
+Decoders = tuple[Callable[[str], str] | None, Callable[[str], str] | None]  # of sources and of targets
 TYPES = {  # dimensions and types of the arrays of a TranslatedBatch
     "ids": (1, np.int64),
     "counts": (1, np.int32),
@@ -115,6 +116,7 @@ class Translator:
     Args:
         engine: what translates.
         dictionary: target dictionary.
+        decode: join the subwords of a line of sources and of targets; None leaves it to the settings.
         sources: source dictionary; with ``comet`` alone.
         comet: what the metric ``comet`` asks; None with another metric.
         needs_scores: whether a score that is not a number is an error; else it is the lack of one.
@@ -125,13 +127,16 @@ class Translator:
         engine: Candidates,
         dictionary: Dictionary,
         *,
+        decode: Decoders = (None, None),
         sources: Dictionary | None = None,
         comet: CometSimilarity | None = None,
         needs_scores: bool = True,
     ):
         self.engine, self.settings, self.needs_scores = engine, engine.settings, needs_scores
-        self.text = ScoredText(dictionary, self.settings.remove_bpe)
-        self.source = ScoredText(sources or dictionary, self.settings.remove_bpe)
+        self.source, self.text = (
+            ScoredText(side, None if joined else self.settings.remove_bpe, joined)
+            for side, joined in zip((sources or dictionary, dictionary), decode, strict=True)
+        )
         self.comet = comet
 
     def translate(

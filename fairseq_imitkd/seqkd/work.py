@@ -12,9 +12,11 @@ from fairseq_imitkd.data.corpus import Corpus, Languages, check_sentences, read_
 from fairseq_imitkd.data.source_only import has_sources
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export.text_check import share_encoded_otherwise
+from fairseq_imitkd.seqkd.filters import LANGUAGE
 from fairseq_imitkd.seqkd.folder import DECODED
 from fairseq_imitkd.seqkd.job import Job
 from fairseq_imitkd.seqkd.translations import TranslationFile, collect
+from fairseq_imitkd.text.language import are_numbers
 from fairseq_imitkd.text.subwords import Text
 
 CHECKED = 1000  # sentences of DATA that show its subwords
@@ -42,6 +44,28 @@ def read_corpus(job: Job, languages: Languages) -> Corpus:
         where = "--translations have none; add them to the files" if job.translations else where
         raise UsageError(f"{job.reference_flag} needs references, but {where}")
     return corpus
+
+
+def check_text(job: Job, languages: Languages) -> None:
+    """Refuse symbols that do not become text, where text is compared, and subwords that are not theirs.
+
+    Raises:
+        UsageError: the targets are numbers, as GPT-2's subwords are, and nothing makes text of them; or
+            ``--bpe gpt2`` is given and they are not.
+    """
+    dictionary, bpe = languages.target_dictionary, job.subwords[1].bpe
+    is_of_numbers = are_numbers(dictionary.symbols[dictionary.nspecial :])
+    flag = "--student-bpe gpt2" if job.translations else "--bpe gpt2"
+    if job.filters.language is not None and bpe is None and is_of_numbers:
+        raise UsageError(
+            f"{LANGUAGE} {job.filters.language} needs text, but the symbols of dict.{languages.target}.txt "
+            f"are numbers; add {flag} with its files"
+        )
+    if bpe == "gpt2" and not is_of_numbers:
+        raise UsageError(
+            f"{flag} makes text of numbers, but the symbols of dict.{languages.target}.txt are others; "
+            "leave it out"
+        )
 
 
 def check_subwords(job: Job, languages: Languages) -> None:

@@ -1,12 +1,18 @@
 """In which language a text is, by the package py3langid."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fairseq_imitkd.errors import UsageError
 
 # A text is of another language if its own is less probable than this. It leaves out nearly all German
 # sentences of Tatoeba where English is asked for, and the reverse, and next to none of the right ones.
 UNLIKELY = 0.05
+WITH_LETTERS = 0.1  # share of the symbols of text that have a letter, at least
+
+
+def are_numbers(symbols: Sequence[str]) -> bool:
+    """Return whether nearly no symbol of a dictionary has a letter, as those of GPT-2's subwords."""
+    return sum(any(map(str.isalpha, symbol)) for symbol in symbols) < WITH_LETTERS * len(symbols)
 
 
 def is_other_language(code: str, flag: str) -> Callable[[str], bool]:

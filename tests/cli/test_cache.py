@@ -4,7 +4,7 @@ import pytest
 
 from fairseq_imitkd.cli import cache
 
-MANIFEST = {"tokens": 10, "bytes_a_token": 4, "sentences": 3, "absent": 0, "topk": 8}
+MANIFEST = {"tokens": 10, "bytes_a_token": 400_000, "sentences": 3, "absent": 0, "topk": 8}
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,7 @@ def test_the_next_training_reads_the_sentences_of_the_cache(
     monkeypatch.setattr(cache, "write_cache", lambda *_: MANIFEST)
     words = ["data", "--teacher-path", "teacher.pt", "--out", "answers", "--keep", "topk:8", *flags.split()]
     cache.main(words)
-    following = capsys.readouterr().out.splitlines()[-1]
+    complete, following = capsys.readouterr().out.splitlines()
+    assert "10 tokens of 400000 bytes (4.0 MB)" in complete
     begin = "Next: imitkd-train data --teacher-cache answers --criterion word_kd --teacher-topk 8 "
     assert following == " ".join(filter(None, [begin.strip(), same, "--arch transformer_imitkd_2_2 …"]))

@@ -91,6 +91,12 @@ def test_report_counts_parameters_once(run: Any, checkpoint: Path, tmp_path: Pat
     assert lines[-3] == f"prunable weights: {count:,}, 0 of them zero (0.00%)"
     assert [line.split()[0] for line in lines[:-3]] == list(weights_of_model(model))
 
+    state = saved(checkpoint)
+    norm = dict(torch.nn.BatchNorm1d(8).named_buffers(prefix="encoder.layers.0.batch_norm"))
+    assert len(norm) == 3
+    torch.save({**state, "model": {**state["model"], **norm}}, tmp_path / "normed.pt")
+    assert run(tmp_path / "normed.pt").splitlines()[:-1] == lines[:-1]
+
     out = tmp_path / "pruned.pt"
     written = run(checkpoint, "--sparsity", 0.75, "--scope", "layer", "--out", out)
     assert run(out) == written

@@ -7,6 +7,8 @@ import os
 import random
 import re
 import sys
+import time
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics import BLEU, CHRF, TER
 from tqdm import tqdm
 
 from fairseq_imitkd.checkpoints import comet
@@ -112,13 +114,19 @@ def test_batches_hold_each_sentence_once_the_longest_first() -> None:
     assert some.batches(some.translatable(), 3) == [[2, 4, 0], [3]]
 
 
-def test_an_unknown_word_of_a_reference_matches_no_translation(tmp_path: Path) -> None:
-    """As in validation; and a sentence is a line."""
+def test_an_unknown_word_of_a_reference_matches_no_translation(root: Path, tmp_path: Path) -> None:
+    """As in validation; a file of references has none. A sentence is a line."""
     languages = Languages.of(write_dictionaries(tmp_path), "src", "tgt")
     text = Detokenizer(languages, TextSettings())
     unknown = languages.target_dictionary.unk()
     assert text.target.hypotheses([tokens(4, unknown)]) == ["a ZJZJZ"]
     assert text.target.references([tokens(4, unknown)]) == ["a QXQXQ"]
+    for side in ("src", "tgt"):
+        write_split(tmp_path, "test", [[4, unknown]], side)
+    model = models.load(root / "transformer.pt", languages, GREEDY)
+    for right, count in ((None, 1), (write(tmp_path, right=["a b"])["right"], 0)):
+        found = read(languages, "test", count=0, models={"one": model}, detokenizer=text, right=right)
+        assert found.unknown == count
     languages.source_dictionary.symbols[4] = "x\r\ny"
     assert text.source.sources([tokens(4, 5, unknown)]) == ["x y b <unk>"]
 
@@ -267,28 +275,32 @@ def test_scores_are_those_of_sacrebleus_command_line(tmp_path: Path) -> None:
 
 
 def test_several_right_translations(root: Path, languages: Languages, tmp_path: Path) -> None:
-    """BLEU of all sentences, of some, and by length compares with all of them; a file has them by line."""
+    """All metrics compare with all of them, as sacreBLEU does; a file has them by line."""
     references, found = systems(12)
     own = sentences(references, references)
     right = [[text, f"{text} once", text.upper()][: 1 + number % 3] for number, text in enumerate(references)]
-    metrics = Metrics(replace(own, right=right), "en", ter=False)
-    columns = [[texts[min(place, len(texts) - 1)] for texts in right] for place in range(3)]
+    metrics = Metrics(replace(own, right=right), "en")
+    columns = [[texts[place] if place < len(texts) else None for texts in right] for place in range(3)]
     other = [texts[-1] for texts in right]
-    assert "nrefs:3" in metrics.signatures["bleu"]
+    assert all("nrefs:var" in signature for signature in metrics.signatures.values())
     compared = metrics.compare({"bad": found["bad"], "last": other}, None)
     assert compared["last"]["bleu"].score == pytest.approx(100.0)
-    expected = BLEU(trg_lang="en").corpus_score(found["bad"], columns).score
-    assert compared["bad"]["bleu"].score == pytest.approx(expected)
+    for name, metric in (("bleu", BLEU(trg_lang="en")), ("chrf", CHRF()), ("ter", TER())):
+        expected = metric.corpus_score(found["bad"], columns).score
+        assert compared["bad"][name].score == pytest.approx(expected)
     assert metrics.bleu(other[:5], range(5)) == pytest.approx(100.0)
 
     models_ = {"one": models.load(root / "transformer.pt", languages, GREEDY)}
     text = Detokenizer(languages, TextSettings())
     whole = read(languages, "test", count=0, models=models_, detokenizer=text)
-    lines = [f"{line}\t{line} again" for line in whole.reference_texts]
-    paths = write(tmp_path, right=lines, short=lines[1:])
+    lines = [f"{line}\t{line} again\t\t" for line in whole.reference_texts]
+    paths = write(tmp_path, right=[f"\ufeff{lines[0]}", *lines[1:-1], "\t"], short=lines[1:])
     some = read(languages, "test", count=3, models=models_, detokenizer=text, right=paths["right"])
     assert some.right is not None
-    assert [texts[0] for texts in some.right] == list(some.reference_texts)
+    numbers = spread(len(whole), 3)
+    texts = [whole.reference_texts[number] for number in numbers[:-1]]
+    assert some.right == [*([text, f"{text} again"] for text in texts), [""]]
+    assert some.reference_texts == [*texts, ""]
     with pytest.raises(
         UsageError, match="must have a line for each of the 60 sentences of --gen-subset, but"
     ):
@@ -547,6 +559,36 @@ def test_the_same_weights_translate_by_another_search(
     sources = [tokens(5, 6, 7, 8, 9)]
     by_beam = other.translate([0], sources, 1)[0][0].score
     assert by_beam >= backend.translate([0], sources, 1)[0][0].score
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells a process's children")
+def test_the_measurement_of_memory_ends_with_its_forks(root: Path, languages: Languages) -> None:
+    """However many models are left."""
+    one = models.load(root / "transformer.pt", languages, GREEDY)
+    found = {f"m{number}": one for number in range(50)}
+    settings: dict[str, Any] = {"decoding": GREEDY, "batch": [tokens(4, 5)], "threads": 1}
+    with closing(memory.MemoryMeasurement(found, languages, **settings, allow_globals=None)) as measured:
+        process = measured.process.pid
+        children = Path(f"/proc/{process}/task/{process}/children")
+        group, until = None, time.monotonic() + 60
+        while group is None and time.monotonic() < until:
+            time.sleep(0.01)
+            for fork in children.read_text().split():
+                with suppress(ProcessLookupError):  # the next one has its turn
+                    group = os.getpgid(int(fork))
+    assert group == process != os.getpgid(0)
+    until = time.monotonic() + 60
+    while (alive := _is_running(fork)) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not alive
+
+
+def _is_running(process: str) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.skipif(

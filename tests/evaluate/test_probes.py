@@ -9,7 +9,7 @@ import torch
 
 from fairseq_imitkd.data.corpus import Languages
 from fairseq_imitkd.engines.base import SearchSettings
-from fairseq_imitkd.evaluate import schema
+from fairseq_imitkd.evaluate import probes, schema
 from fairseq_imitkd.evaluate.probes import POSITIONS, Prober, mean_distance
 from tests.helpers.evaluations import EOS, tokens
 from tests.helpers.fairseq_models import (
@@ -119,6 +119,25 @@ def test_the_second_half_is_by_another(two, prober: Prober) -> None:
         assert all(written[: len(half)] == half for written, half in zip(found, halves, strict=True))
     assert changed > 0
     assert len({len(written) for written in alone[student]}) > 2
+
+
+def test_large_vocabularies_have_small_batches(two, prober: Prober, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of as many logits as there is room for, or of one sentence; the figures stay."""
+    student = two[0]
+    every = [student, REFERENCES]
+    distance, accepted = prober.distance(*every), prober.accepted(*every)["sampling"]
+    assert [part.stop - part.start for part in prober._parts(REFERENCES)] == [4, 4, 1]
+    longest = max(map(len, REFERENCES))
+    monkeypatch.setattr(probes, "LOGITS", 2 * longest * len(prober.languages.target_dictionary))
+    sizes = {part.stop - part.start for part in prober._parts(REFERENCES)}
+    assert 2 in sizes
+    assert max(sizes) < 4
+    for few in (probes.LOGITS, 1):
+        monkeypatch.setattr(probes, "LOGITS", few)
+        torch.testing.assert_close(prober.distance(*every), distance)
+        again = prober.accepted(*every)["sampling"]
+        torch.testing.assert_close(again.acceptance, accepted.acceptance)
+        torch.testing.assert_close(again.outputs, accepted.outputs)
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
 """``imitkd-report``: the command, and the page it writes."""
 
+import json
 import os
 import re
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -50,10 +52,15 @@ def test_a_page_of_everything(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
         report_files.run(tmp_path / name, seed=seed, from_log=from_log)
         for seed, (name, from_log) in enumerate((("a", False), ("b", True)))
     ]
+    rollout = {"source": "a b", "student": [["c d"], ["e", "f"]]}
+    (runs[0] / "rollouts.jsonl").write_text(json.dumps({"num_updates": 9, "rollouts": [rollout]}) + "\n")
     page = make(tmp_path, *runs, "--evaluation", report_files.evaluation(tmp_path / "ev"))
     reader = Reader(page)
     sections = [attrs["id"] for tag, attrs in reader.tags if tag == "section"]
-    assert sections == ["models", "training", "rollouts", "length", "exposure", "examples", "settings"]
+    assert sections == [
+        "models", "training", "rollouts", "sentences", "length", "exposure", "examples", "settings",
+    ]  # fmt: skip
+    assert page.count("Unknown: config.json is missing or can't be read.") == 1
     ids = [attrs["id"] for _, attrs in reader.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     links = [
@@ -137,6 +144,15 @@ def test_the_rest_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
         assert str(name) in line
         assert f"…/{name.parent.name}/{name.name}" in page
         assert str(name) not in page
+
+
+def test_notes_shorten_folders_with_blanks(tmp_path: Path) -> None:
+    """As all others."""
+    several = tmp_path / "jane doe" / "runs of may"
+    report_files.run(several / "one")
+    page = unescape(make(tmp_path, report_files.run(tmp_path / "run"), several))
+    assert "RUN_DIR '…/jane doe/runs of may' has trainings in its folders" in page
+    assert "; name those, such as '…/runs of may/one'" in page
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:

@@ -85,6 +85,22 @@ def test_missing_figures(tmp_path: Path) -> None:
     assert table.header == ["model", "BLEU"]
 
 
+@pytest.mark.parametrize("odd", [0, -1.0, 1e-300])
+@pytest.mark.parametrize("place", ["median", "low", "high"])
+def test_a_speed_is_more_than_zero(place: str, odd: float, tmp_path: Path) -> None:
+    """Figures divide by it, and their axes have no zero."""
+    folder = report_files.evaluation(tmp_path)
+    content = json.loads((folder / FILE).read_text())
+    for model in content["models"].values():
+        for name in ("rounds", "times_baseline"):
+            model["speed"]["32"][name] = {"count": 3, "median": 2.0, "low": 1.0, "high": 3.0, place: odd}
+    (folder / FILE).write_text(json.dumps(content))
+    found = read_evaluation(folder)
+    speed = found.models["m2"].speeds[32]
+    assert (speed.rounds, speed.times_baseline, speed.rate) == (None, None, speed.sentences_per_second)
+    assert not any("speed" in fact.what for fact in summary(found)[1])
+
+
 def test_files_outside_are_not_read(tmp_path: Path) -> None:
     """Whatever an evaluation says."""
     (tmp_path / "secret.txt").write_text("secret\n" * 20)

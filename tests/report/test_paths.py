@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_imitkd.report.paths import disambiguate, shortened
+from fairseq_imitkd.report.paths import disambiguate, shortened, shortened_value
 from fairseq_imitkd.report.settings import shown
 
 
@@ -13,7 +13,12 @@ from fairseq_imitkd.report.settings import shown
     [
         ("/home/someone/runs/student/train.log", "…/student/train.log"),
         ("/home/someone/data-bin", "…/data-bin"),
-        ("/tmp/plasma", "…/plasma"),
+        ("/home/someone", "…"),
+        ("RUN_DIR '/home/jane doe/runs/x' is given twice", "RUN_DIR '…/runs/x' is given twice"),
+        ("the run's '/home/a, b/c' and its teachers' /home/a/b", "the run's '…/c' and its teachers' …/b"),
+        ("['/home/jane doe/a:/home/jane doe/b']", "['…/a:…/b']"),
+        ("--model 't=/home/jane doe/a/b.pt' --out /home/jane/x", "--model 't=…/a/b.pt' --out …/x"),
+        ("/data", "/data"),
         ("['/home/someone/a/b', 'c/d/e']", "['…/a/b', 'c/d/e']"),
         ("t.pt:/home/someone/models/u.pt", "t.pt:…/models/u.pt"),
         ("--model t=/home/someone/a/b.pt --data ../d/e/f", "--model t=…/a/b.pt --data ../d/e/f"),
@@ -29,17 +34,37 @@ def test_absolute_paths_are_shortened(text: object, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (Path("/home/jane doe/runs/x/metrics.jsonl"), "…/x/metrics.jsonl"),
+        ("/home/jane (a, b)/runs/x", "…/runs/x"),
+        ("/home/jane doe", "…"),
+        ("t.pt:/home/jane doe/u.pt:/home/jane doe/v.pt", "t.pt:…/u.pt:…/v.pt"),
+        ("/home/jane doe/a, /home/jane doe/b", "…/a, …/b"),
+        ("https://example.org/a/b/c", "https://example.org/a/b/c"),
+        (["/home/jane doe/a"], "['…/a']"),
+        (None, "None"),
+    ],
+)
+def test_values_have_blanks_in_their_paths(value: object, expected: str) -> None:
+    assert shortened_value(value) == expected
+
+
+@pytest.mark.parametrize(
     ("path", "text"),
     [
         ("/data", "data"),
         ("/x/data", "data"),
-        ("/x/y/checkpoint_best.pt", "y/checkpoint_best.pt"),
+        ("/x/y/checkpoint_best.pt", "checkpoint_best.pt"),
+        ("/x/y/z/checkpoint_best.pt", "z/checkpoint_best.pt"),
+        ("/", "/"),
         ("data", "data"),
     ],
 )
 def test_the_last_parts_of_a_path(path: str, text: str) -> None:
     assert shown("data", path) == text
-    assert shown("data", "/data", 2) == "/data"
+    assert shown("data", "/x/y/data", 2) == "data"
+    assert shown("data", "x/y/data", 2) == "y/data"
 
 
 def test_names_have_as_many_parts_as_tell_them_apart() -> None:

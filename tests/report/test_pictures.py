@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -199,11 +200,13 @@ def test_columns_of_the_probes_are_explained(tmp_path: Path) -> None:
 def test_losses_that_cannot_be_compared_are_not_ranked(tmp_path: Path) -> None:
     """Legends of the same criterion are in the order of the curves' ends; else in the order given."""
 
-    def legend(divergence: str) -> tuple[list[str], str]:
+    def legend(**changes: str) -> tuple[list[str], str]:
         made = []
-        for seed, (name, own) in enumerate((("low", "forward-kl"), ("high", divergence))):
-            folder = report_files.run(tmp_path / divergence / name, seed=5 * seed)
-            report_files.write_config(folder, criterion={"_name": "imitkd", "divergence": own, "seed": seed})
+        for seed, (name, own) in enumerate((("low", {}), ("high", changes))):
+            found = {"divergence": "forward-kl", "teacher_path": None, "teacher_cache": "first", **own}
+            criterion = {"_name": "imitkd", "divergence": found.pop("divergence"), "seed": seed}
+            folder = report_files.run(tmp_path / "-".join(("runs", *changes)) / name, seed=5 * seed)
+            report_files.write_config(folder, criterion=criterion, task=found)
             made.append(read_run(folder))
         looks = styles(["low", "high"])
         with figure_settings():
@@ -211,10 +214,12 @@ def test_losses_that_cannot_be_compared_are_not_ranked(tmp_path: Path) -> None:
         names = re.findall(r">(low|high)<", picture.svg)
         return names, picture.note
 
-    assert legend("forward-kl") == (["high", "low"], "")
-    names, note = legend("reverse-kl")
-    assert names == ["low", "high"]
-    assert "These runs compute different losses" in note
+    assert legend() == (["high", "low"], "")
+    others = {"teacher_cache": "second", "teacher_weights": "1:2", "teacher_selection": "agreement"}
+    for name, value in {"divergence": "reverse-kl", **others}.items():
+        names, note = legend(**{name: value})
+        assert names == ["low", "high"]
+        assert "These runs compute different losses" in note
 
 
 def test_a_run_that_goes_on_from_another_says_so(tmp_path: Path) -> None:
@@ -248,6 +253,27 @@ def test_a_run_that_goes_on_from_another_says_so(tmp_path: Path) -> None:
     assert "1,500" in bleu.svg
     assert "Started after 500 updates of first: second." in bleu.note
     assert "Started from the weights of elsewhere, whose updates are not counted here: lone." in bleu.note
+
+
+def test_a_run_goes_on_from_that_of_its_own_folder(tmp_path: Path) -> None:
+    """Folders of the same name are told apart by those above them, wherever all have moved to."""
+
+    def parents(starts: Mapping[str, str | Path]) -> dict[str, str | None]:
+        for name in ("seed1/first", "seed2/first", "seed1/second", "seed2/second"):
+            if name in starts:
+                folder = report_files.run(tmp_path / name, updates=range(50, 501, 50))
+                start = starts[name] and f"{starts[name]}/checkpoint_last.pt"
+                report_files.write_config(folder, checkpoint={"finetune_from_model": start})
+        runs, _ = read_runs([tmp_path / name for name in starts])
+        return {str(run.source.parent.relative_to(tmp_path)): run.parent for run in runs}
+
+    every = {f"seed{seed}/first": "" for seed in (1, 2)}
+    for where in ("/moved", "runs", tmp_path):
+        of_both = {f"seed{seed}/second": f"{where}/seed{seed}/first" for seed in (1, 2)}
+        found = parents({**every, **of_both})
+        assert [found[name] for name in of_both] == ["seed1/first", "seed2/first"]
+    for start, few in (("/moved/first", every), (tmp_path / "seed1/first", {"seed2/first": ""})):
+        assert parents({**few, "seed2/second": start})["seed2/second"] is None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import sentencepiece
 import torch
 from fairseq.data import Dictionary, data_utils
+from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from sacrebleu.metrics import CHRF
 
 from fairseq_imitkd.cli import seqkd as command
@@ -21,9 +22,10 @@ from fairseq_imitkd.seqkd.translations import Translated, TranslationFile
 from fairseq_imitkd.tasks.translation import TranslationWithTeacherConfig, TranslationWithTeacherTask
 from fairseq_imitkd.teacher.loading import load_teacher
 from fairseq_imitkd.teacher.source import TeacherSource
+from fairseq_imitkd.text.subwords import Text, TextSettings
 from tests.helpers.fairseq_models import checkpoint_state, training_config, write_dictionaries
 from tests.helpers.killable import tree
-from tests.helpers.seqkd_jobs import job, make_root, write_split
+from tests.helpers.seqkd_jobs import job, make_root, refusal, write_split
 
 
 def lines_of(path: Path, scores: Path | None = None) -> list[Translated]:
@@ -58,12 +60,14 @@ def test_kinds_of_files(tmp_path: Path) -> None:
         {"source": "s", "translations": ["x\ny", ""], "scores": [1, 2.5]},
         {"source": "t", "translation": "z", "score": 3, "other": None},
         {"source": "u", "translations": []},
+        {"source": "v", "translations": [], "scores": []},
     ]
     lines.write_text("".join(json.dumps(each) + "\n" for each in content))
     assert lines_of(lines) == [
         Translated("s", ("x y", ""), (1.0, 2.5)),
         Translated("t", ("z",), (3.0,)),
-        Translated("u", ("",)),
+        Translated("u", ()),
+        Translated("v", (), ()),
     ]
     (tmp_path / "scores").write_text("1 2\n7\n")
     assert [line.scores for line in lines_of(plain, tmp_path / "scores")] == [(1.0, 2.0), (7.0,)]
@@ -179,6 +183,25 @@ def test_several_files_are_pooled(data: Path, tmp_path: Path) -> None:
     assert [row[2] for row in rows(tmp_path / "first")] == ["-0.5000", "-1.0000", "1.0000", ""]
 
 
+def test_answers_that_are_empty(data: Path, tmp_path: Path) -> None:
+    """They stand behind all others, and need no score; alone they are one that is dropped."""
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    empty: list[dict[str, Any]] = [{}, {"scores": []}, {"translations": [" "]}, {}]
+    empty.insert(3, {"translations": ["", "n"], "scores": [9, -3]})
+    lines = [
+        {"source": source, "translations": [], **more} for source, more in zip("abcde", empty, strict=True)
+    ]
+    one.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    both = {"translations": ["d", "f"], "scores": [-2, -1]}
+    two.write_text("".join(json.dumps({"source": source, **both}) + "\n" for source in "abcd"))
+    manifest = run(data, tmp_path / "first", "--translations", one, two)
+    assert [row[2:] for row in rows(tmp_path / "first")] == [["-1.0000", source, "f"] for source in "abcd"]
+    assert (manifest["counts"]["dropped"]["empty"], manifest["counts"]["translations"]) == (1, 5)
+    run(data, tmp_path / "scored", "--translations", one, two, "--drop-worst", 0.1, "--keep", 9)
+    found = [(row[3], row[4]) for row in rows(tmp_path / "scored")]
+    assert found == [*((source, target) for source in "abcd" for target in "fd"), ("d", "n")]
+
+
 BAD = [
     ("a b c d", "a b c d", "copy"),
     ("a b c d", "a  b c d", "copy"),
@@ -269,6 +292,28 @@ def test_reverse_teacher_and_resume(data: Path, tmp_path: Path, monkeypatch: pyt
     assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
 
 
+def test_a_shard_that_was_stopped_scores_all_that_it_has_translated(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {
+        "reverse_teacher": str(trained_back(tmp_path, data)),
+        "filters": {"drop_worst": 0.2},
+        "num_shards": 2,
+        "shard_id": 1,
+    }
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(factory, "score_back", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            make(job(data.parent, tmp_path / "out", **settings))
+    made = make(job(data.parent, tmp_path / "out", **settings))
+    scored = (tmp_path / "out" / "decoded").glob("*.reverse.npy")
+    assert sorted(int(path.name.split(".")[0]) for path in scored) == list(range(1, made.batches, 2))
+
+
 def test_qualities_are_those_of_the_reverse_teacher(data: Path, tmp_path: Path) -> None:
     """The mean log-probability of the source's symbols given the translation, computed one by one."""
     root, reverse = data.parent, trained_back(tmp_path, data)
@@ -305,6 +350,33 @@ def test_reverse_teacher_of_the_same_direction(data: Path, tmp_path: Path) -> No
     assert str(error.value).startswith("--reverse-teacher '")
 
 
+def test_dictionaries_of_the_reverse_teacher(data: Path, tmp_path: Path) -> None:
+    """They lie beside its checkpoint, for --teacher-data is of the teacher."""
+    reverse = trained_back(tmp_path, data)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "reverse.pt").write_bytes(reverse.read_bytes())
+    words = (other / "dict.src.txt", other / "dict.tgt.txt")
+    for path in words:
+        path.write_text("x 1\n")
+
+    def said(path: Path) -> str:
+        filters = {"drop_worst": 0.5}
+        return refusal(job(data.parent, tmp_path / "out", reverse_teacher=str(path), filters=filters))
+
+    differ = said(other / "reverse.pt")
+    assert differ.startswith(f"--reverse-teacher '{other}/reverse.pt' lies beside {other}/dict.tgt.txt, but")
+    assert differ.endswith("; keep those alone that it was trained with")
+    (reverse.parent / "dict.src.txt").unlink()
+    unlike = said(other / "reverse.pt")
+    assert "has other dictionaries than the reverse teacher" in unlike
+    words[0].unlink()
+    missing = said(other / "reverse.pt")
+    assert missing.startswith("the reverse teacher's dictionaries dict.tgt.txt and dict.src.txt are not in ")
+    for message in (unlike, missing):
+        assert message.endswith("; put its own ones beside it")
+
+
 def subwords(folder: Path, lines: list[str], size: int) -> tuple[Path, Path]:
     """Return a SentencePiece model of some lines, and a data directory whose dictionaries are its pieces."""
     folder.mkdir()
@@ -324,7 +396,10 @@ LINES = [
 
 
 def test_student_with_other_subwords(tmp_path: Path) -> None:
-    """The teacher's text in the student's subwords, with the student's dictionaries and validation set."""
+    """The teacher's text in the student's subwords, with the student's dictionaries and validation set.
+
+    What the teacher does not know, the student does not know.
+    """
     teacher_model, data = subwords(tmp_path / "teacher", LINES, 30)
     student_model, student = subwords(tmp_path / "student", LINES, 22)
     dictionary, own = (Dictionary.load(str(folder / "dict.src.txt")) for folder in (data, student))
@@ -334,6 +409,7 @@ def test_student_with_other_subwords(tmp_path: Path) -> None:
     )
     for side in ("src", "tgt"):
         coded = [[dictionary.index(piece) for piece in pieces.encode(line, out_type=str)] for line in LINES]
+        coded += [[*coded[0][:3], dictionary.unk(), *coded[1]], [dictionary.unk()]]
         write_split(data, "test", coded, side)
         for name in ("valid", "valid1"):
             write_split(
@@ -354,11 +430,66 @@ def test_student_with_other_subwords(tmp_path: Path) -> None:
     made = out / "data-bin"
     assert (made / "dict.tgt.txt").read_bytes() == (student / "dict.tgt.txt").read_bytes()
     assert (made / "valid1.src-tgt.tgt.bin").read_bytes() == (student / "valid1.src-tgt.tgt.bin").read_bytes()
-    assert [row[3] for row in rows(out, "test.tsv") if row[1] == "gold"] == LINES
+    gold = [row[3] for row in rows(out, "test.tsv") if row[1] == "gold"]
+    assert gold[:-2] == LINES
+    assert [text.count("<unk>") for text in gold[-2:]] == [1, 1]
     for side, column in (("src", 3), ("tgt", 4)):
         dataset = data_utils.load_indexed_dataset(str(made / f"test.src-tgt.{side}"), own)
-        expected = [" ".join(students.encode(row[column], out_type=str)) for row in rows(out, "test.tsv")]
-        assert [own.string(row) for row in dataset] == expected
+        expected = [
+            [" ".join(students.encode(part, out_type=str)) for part in row[column].split("<unk>")]
+            for row in rows(out, "test.tsv")
+        ]
+        assert [own.string(row) for row in dataset] == [" <unk> ".join(parts).strip() for parts in expected]
+
+
+ENGLISH, GERMAN = "We played in the forest yesterday.", "Wir haben gestern im Wald gespielt."
+FILTERS = ("--drop-other-languages", "en", "--drop-copies")
+
+
+@pytest.mark.parametrize("given", ["split", "translations"])
+def test_numbers_are_compared_as_their_text(given: str, tmp_path: Path) -> None:
+    """With GPT-2's subwords, filters and text/ have the text of both sides; without their files, or with
+    another dictionary, they can't.
+    """
+    prefix, pairs = "--", [(GERMAN, ENGLISH), (GERMAN, GERMAN), (ENGLISH, ENGLISH), (ENGLISH, GERMAN)]
+    numbers = [str(at) for at in range(256)]
+    data, other = (
+        write_dictionaries(tmp_path / name, some, some)
+        for name, some in (("data", numbers), ("other", [f"w{at}" for at in numbers]))
+    )
+    encoder, merges = tmp_path / "encoder.json", tmp_path / "vocab.bpe"
+    encoder.write_text(json.dumps({byte: at for at, byte in enumerate(bytes_to_unicode().values())}))
+    merges.write_text("#version: 0.2\n")
+    if given == "translations":
+        prefix = "--student-"
+        (tmp_path / "all.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in pairs))
+        flags: tuple[Any, ...] = ("--translations", tmp_path / "all.tsv", "--gen-subset", "test")
+    else:
+        text = Text(TextSettings("gpt2", {"gpt2_encoder_json": encoder, "gpt2_vocab_bpe": merges}))
+        dictionary = Dictionary.load(str(data / "dict.src.txt"))
+        for side, lines in zip(("src", "tgt"), zip(*pairs, strict=True), strict=True):
+            coded = [[dictionary.index(symbol) for symbol in text.encode(line).split()] for line in lines]
+            for folder in (data, other):
+                write_split(folder, "test", coded, side)
+        task = TranslationWithTeacherTask(
+            TranslationWithTeacherConfig(source_lang="src", target_lang="tgt"), dictionary, dictionary
+        )
+        cfg = training_config(data, "--task", "translation")
+        torch.save(checkpoint_state(task.build_model(cfg.model), cfg), tmp_path / "teacher.pt")
+        flags = ("--teacher-path", tmp_path / "teacher.pt", "--teacher-allow-poor", "--gen-subset", "test")
+        flags = (*flags, "--mix-gold", 1, "--max-len-b", 1, "--max-len-a", 0)  # its own are cut
+    files = (f"{prefix}gpt2-encoder-json", encoder, f"{prefix}gpt2-vocab-bpe", merges)
+    bpe = (f"{prefix}bpe", "gpt2", *files)
+    run(data, tmp_path / "out", *flags, *FILTERS, *bpe)
+    assert [row[3:] for row in rows(tmp_path / "out", "test.tsv")] == [list(pairs[0])]
+    dropped = [row for row in rows(tmp_path / "out", "test.dropped.tsv") if row[2] != "cut"]
+    assert [(row[2], *row[3:5]) for row in dropped] == [
+        (reason, *pair) for reason, pair in zip(("copy", "copy", "language"), pairs[1:], strict=True)
+    ]
+    with pytest.raises(UsageError, match=f"dict.tgt.txt are numbers; add {prefix}bpe gpt2 with its files"):
+        run(data, tmp_path / "no", *flags, *FILTERS)
+    with pytest.raises(UsageError, match=f"{prefix}bpe gpt2 makes text of numbers, but the symbols of dict"):
+        run(other, tmp_path / "no", *flags, *bpe)
 
 
 def test_translations_in_a_students_subwords(tmp_path: Path) -> None:

@@ -158,12 +158,14 @@ def check_manifest(manifest: dict[str, Any], path: Path) -> None:
     def count(name: str, least: int) -> bool:
         return type(manifest.get(name)) is int and manifest[name] >= least
 
-    topk, longest, projection = (manifest.get(name) for name in ("topk", "max_positions", "projection"))
+    topk, longest, dtype, projection = (
+        manifest.get(name) for name in ("topk", "max_positions", "dtype", "projection")
+    )
     sound = {
         "kind": manifest.get("kind") == ("topk" if topk else "hidden"),
         "topk": count("topk", 0),
-        "dtype": manifest.get("dtype") in DTYPES,
-        "symbols": count("symbols", 2) and (not topk or topk < manifest["symbols"]),
+        "dtype": isinstance(dtype, str) and dtype in DTYPES,
+        "symbols": count("symbols", 2) and (not count("topk", 1) or topk < manifest["symbols"]),
         "width": count("width", 0 if topk else 1),
         "projection": projection in ([[]] if topk else [["weight"], ["weight", "bias"]]),
         "sentences": count("sentences", 1),
