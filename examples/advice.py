@@ -17,6 +17,7 @@ ENDED = (
         " A sentence has several right translations there, and the words so far decide which one continues.",
     ),
     ("CMU dictionary", "cmudict", ""),
+    ("Reuters headlines", "reuters_headlines", ""),
 )
 METHODS = ("imitkd", "imitkd_full")
 CERTAIN, CHANCE = 0.01, 0.05  # a p below the first one is given as that, one above the second one is chance
@@ -39,8 +40,8 @@ def box(quickstarts: Sequence[Results], examples: Path) -> str:
         f"BLEU to {seqkd}, at {seconds(quickstarts, 'seqkd')} CPU seconds and {translating(quickstarts)} "
         f"for the translations; as many updates of `imitkd` bring {imitkd}, at "
         f"{seconds(quickstarts, 'imitkd')}.",
-        "**Then continue with `imitkd` or `imitkd_full`** from SeqKD's student, on its data "
-        f"(`--finetune-from-model`). {updates} updates of `imitkd` bring that student to {then} BLEU, at "
+        "**Then continue with `imitkd`** from SeqKD's student, on its data (`--finetune-from-model`), once "
+        f"SeqKD no longer improves it. {updates} updates of `imitkd` bring that student to {then} BLEU, at "
         f"{seconds(quickstarts, 'seqkd_imitkd')} CPU seconds. {updates} more updates of SeqKD bring it to "
         f"{more}, at {seconds(quickstarts, 'seqkd_continued')}.",
     ]
