@@ -45,26 +45,23 @@ def box(quickstarts: Sequence[Results], examples: Path) -> str:
         f"{seconds(quickstarts, 'seqkd_imitkd')} CPU seconds. {updates} more updates of SeqKD bring it to "
         f"{more}, at {seconds(quickstarts, 'seqkd_continued')}.",
     ]
-    if ended := [text for each in ENDED if (text := at_the_end(examples, *each))]:
+    lines = [f"- {line}" for line in lines]
+    if ended := [line for each in ENDED for line in at_the_end(examples, *each)]:
         lines.append(
-            "**How much lasts to the end of training depends on the task.** Minutes: CPU time of the second "
-            f"training. {' '.join(ended)}"
+            "- **How much lasts to the end of training depends on the task.** SeqKD's student continues by a "
+            "method, or by longer SeqKD. Minutes: CPU time of that second training."
         )
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join([*lines, *(f"  - {line}" for line in ended)])
 
 
-def at_the_end(examples: Path, title: str, recipe: str, remark: str) -> str:
-    """Return what methods bring after SeqKD at the end of training, each beside more of SeqKD, in the seeds
-    that both have.
-
-    Returns:
-        an empty text if no such row is finished.
+def at_the_end(examples: Path, title: str, recipe: str, remark: str) -> list[str]:
+    """Return a line for each finished method that continues SeqKD's student to the end of training, beside
+    more of SeqKD, in the seeds that both have.
     """
     rows = evidence_tables.chosen(evidence_tables.read(examples / recipe / "evidence"))
     found = [text for method in METHODS if (text := beside_control(rows, method))]
-    if not found:
-        return ""
-    return f"On the [{title}](examples/{recipe}/README.md), {'; '.join(found)}.{remark}"
+    lines = [f"[{title}](examples/{recipe}/README.md): {text}." for text in found]
+    return [f"{line}{remark}" for line in lines[:1]] + lines[1:]
 
 
 def beside_control(rows: dict[str, list[evidence_tables.Record]], method: str) -> str:
@@ -79,8 +76,8 @@ def beside_control(rows: dict[str, list[evidence_tables.Record]], method: str) -
         f"p < {CERTAIN}" if p < CERTAIN else f"p = {p:.2f}, within chance" if p > CHANCE else f"p = {p:.2f}"
     )
     return (
-        f"SeqKD and then `{method}` ends at {mean_score(own)} {of_record(own[0]).title} after {minutes(own)} "
-        f"minutes, longer SeqKD at {mean_score(control)} after {minutes(control)} ({chance}, {len(own)} "
+        f"`{method}` ends at {mean_score(own)} {of_record(own[0]).title} after {minutes(own)} minutes, "
+        f"longer SeqKD at {mean_score(control)} after {minutes(control)} ({chance}, {len(own)} "
         f"seed{'s' * (len(own) > 1)})"
     )
 

@@ -117,7 +117,7 @@ def test_the_advice_has_the_figures_of_both_seeds(script: Any, tmp_path: Path) -
     assert "and 10 for the translations; as many updates of `imitkd` bring 21.0 and 22.0, at 22." in shown
     assert "400 updates of `imitkd` bring that student to 41.0 and 42.0 BLEU" in shown
     assert "dictionary" not in shown
-    assert "[CMU dictionary](examples/cmudict/README.md), SeqKD and then `imitkd_full` ends at " in script(
+    assert "  - [CMU dictionary](examples/cmudict/README.md): `imitkd_full` ends at " in script(
         "quickstart", "advice"
     ).box(runs, EXAMPLES)
 
@@ -129,12 +129,15 @@ def test_the_advice_compares_the_seeds_that_both_rows_have(script: Any, tmp_path
     for path in there.glob("then_imitkd_lr*-seed*.json"):
         path.unlink()
     at_the_end = script("quickstart", "advice").at_the_end
-    text = at_the_end(tmp_path, "made-up languages", "made_up_languages", " Why.")
-    assert (
-        "SeqKD and then `imitkd` ends at 97.06 BLEU after 8 minutes, longer SeqKD at 95.25 after 5 "
-        "(p < 0.01, 1 seed); SeqKD and then `imitkd_full` ends at 94.86" in text
-    )
-    assert "longer SeqKD at 95.25 after 5 (p = 0.10, within chance, 1 seed). Why." in text
+    lines = at_the_end(tmp_path, "made-up languages", "made_up_languages", " Why.")
+    where = "[made-up languages](examples/made_up_languages/README.md): "
+    assert lines == [
+        where
+        + "`imitkd` ends at 97.06 BLEU after 8 minutes, longer SeqKD at 95.25 after 5 (p < 0.01, 1 seed). "
+        "Why.",
+        where + "`imitkd_full` ends at 94.86 BLEU after 15 minutes, longer SeqKD at 95.25 after 5 (p = 0.10, "
+        "within chance, 1 seed).",
+    ]
 
 
 def test_a_lifelong_run_s_table(script: Any) -> None:
