@@ -5,13 +5,14 @@ from pathlib import Path
 from fairseq_imitkd.cli import trim
 from fairseq_imitkd.cli.arguments import Parser
 from fairseq_imitkd.cli.messages import show_warnings
-from fairseq_imitkd.errors import one_line_errors
+from fairseq_imitkd.errors import one_line_errors, stoppable
 from fairseq_imitkd.huggingface.import_trimmed import import_trimmed
 from fairseq_imitkd.huggingface.importer import CHECKPOINT, Imported, ImportJob, import_model
 from fairseq_imitkd.huggingface.trim import Trimmed
 
 
 @one_line_errors()
+@stoppable()
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; ``arguments`` default to those of the command line."""
     show_warnings()
