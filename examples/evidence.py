@@ -316,9 +316,11 @@ class Queue:
 
 def stages(script: str) -> list[str]:
     """Return what a script's training needs beside its start: the teacher and its translations."""
-    words = script.split()
-    needs = ["teacher"] if words[0] in ("seqkd.sh", "distill.sh") else []
-    return [*needs, "data_seqkd"] if "seqkd" in script else needs
+    name, *arguments = script.split()
+    row = arguments[0] if arguments else "scratch"
+    if name == "teacher.sh" or row in ("scratch", "continued"):
+        return []
+    return ["teacher", "data_seqkd"] if "seqkd" in row else ["teacher"]
 
 
 def status(plan: Plan, run: Path) -> list[str]:

@@ -122,10 +122,7 @@ class TextScore:
 
     def test(self, run: Path, name: str) -> Test:
         """See :class:`Measure`. The statistics of each sentence, which add up to the score's, are packed."""
-        from fairseq_imitkd.data.directory import languages_of_files
-
-        _, target = languages_of_files(run / "data-bin")
-        hypotheses, references = _hypotheses(run, name), _lines(run / "raw" / f"test.{target}")
+        hypotheses, references = _hypotheses(run, name), _lines(run / "raw" / f"test.{_target(run)}")
         scores = _corpus_scores(self.flag, "chrf")
         each = np.array(
             [
@@ -258,6 +255,15 @@ def _hypotheses(run: Path, name: str) -> list[str]:
 def _right(run: Path) -> list[list[str]]:
     """Return all right answers of each item of the test set."""
     return [line.split("\t") for line in _lines(run / "raw" / "test.all")]
+
+
+def _target(run: Path) -> str:
+    """Return the language of a run's references. The data of a language model names none; the text does."""
+    from fairseq_imitkd.data.directory import languages_of_files
+
+    if (run / "data-bin" / "dict.txt").exists():
+        return "tgt"
+    return languages_of_files(run / "data-bin")[1]
 
 
 def _lines(path: Path) -> list[str]:

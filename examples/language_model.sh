@@ -5,7 +5,7 @@
 #   TRAINING                      flags of every training
 #   TEACHER_SIZE STUDENT_SIZE     layers, dimensions and those of the feed-forward layers
 # shellcheck shell=bash disable=SC2034
-USES="SMOKE UPDATES MORE_UPDATES" # of common.sh's variables
+USES="SMOKE START UPDATES MORE_UPDATES" # of common.sh's variables
 
 # model LAYERS WIDTH FEED_FORWARD: set MODEL to the flags of a language model; with SMOKE=1 to those of a tiny one.
 model() {
@@ -31,53 +31,68 @@ binarise() {
 # teach_model FLAGS…: train the teacher on the data. All seeds share it.
 teach_model() {
   model "${TEACHER_SIZE[@]}"
-  stage teacher train teacher --criterion cross_entropy "${MODEL[@]}" "${TRAINING[@]}" --seed 1 "$@"
+  stage teacher train teacher --criterion cross_entropy "${MODEL[@]}" "${TRAINING[@]}" ${PATIENCE:+--patience "$PATIENCE"} --seed 1 "$@"
 }
 
 # continuations: write the training prompts with the teacher's continuations, and binarise them with the same dictionary.
 continuations() {
-  mkdir -p "$RUN/teachers"
-  continue_prompts teacher train --beam 5 --remove-bpe none >"$RUN/teachers/train.out"
-  python "$REPO/examples/continuations.py" "$RUN/teachers/train.out" >"$RUN/teachers/train.txt"
-  cp "$RUN/raw/valid.txt" "$RUN/teachers"
-  binarise teachers teachers/data-bin --srcdict "$RUN/data-bin/dict.txt"
+  local folder=$RUN/data_seqkd
+  continuing teacher train --beam 5 --remove-bpe none
+  mkdir -p "$folder" "$folder.needs"
+  python "$REPO/examples/needs.py" "$folder.needs" "${CONTINUING[@]}" >"$folder/train.out"
+  python "$REPO/examples/continuations.py" "$folder/train.out" >"$folder/train.txt"
+  cp "$RUN/raw/valid.txt" "$folder"
+  binarise data_seqkd data_seqkd/data-bin --srcdict "$RUN/data-bin/dict.txt"
 }
 
-# continue_prompts NAME SPLIT FLAGS…: let a model continue the prompts of a split.
-continue_prompts() {
-  imitkd-generate "$RUN/data-bin" "${PROMPTS[@]}" "${DEVICE_FLAGS[@]}" --path "$RUN/$1/checkpoint_best.pt" --gen-subset "$2" \
+# continuing NAME SPLIT FLAGS…: set CONTINUING to the command by which a model continues the prompts of a split.
+continuing() {
+  CONTINUING=(
+    imitkd-generate "$RUN/data-bin" "${PROMPTS[@]}" "${DEVICE_FLAGS[@]}" --path "$RUN/$1/checkpoint_best.pt" --gen-subset "$2"
     --max-len-a 0 --max-len-b "$LONGEST" --max-tokens 4096 --required-batch-size-multiple 1 "${@:3}"
+  )
 }
 
-# learn_model ROW FLAGS…: train one student. `scratch` starts from random weights, all other rows from `scratch` of the same seed.
-#   scratch     cross-entropy on the data
-#   continued   the same, the control of the rows below
-#   seqkd       cross-entropy on the teacher's continuations of the same prompts, by beam search (Kim & Rush 2016, section 3.2)
-#   METHOD      any name of --criterion: the data and the teacher
+# decode_model NAME: let a model continue the test set's prompts greedily; write $RUN/NAME/test.txt.
+decode_model() {
+  finished "$1" || die "$RUN/$1/checkpoint_best.pt of a finished training does not exist; train $1 first"
+  continuing "$1" test --beam 1 --remove-bpe "$REMOVE_BPE"
+  "${CONTINUING[@]}" >"$RUN/$1/test.part"
+  mv "$RUN/$1/test.part" "$RUN/$1/test.txt"
+}
+
+# learn_model ROW FLAGS…: train one student. `scratch` starts from random weights, all other rows from START=NAME (default:
+# `scratch` of the same seed).
+#   scratch        cross-entropy on the data
+#   continued      the same, the control of the rows below
+#   seqkd          cross-entropy on the teacher's continuations of the same prompts, by beam search (Kim & Rush 2016, section 3.2)
+#   METHOD         any name of --criterion: the data and the teacher
+#   seqkd_METHOD   METHOD on seqkd's data
 #   SEED=2 makes ROW-seed2
 learn_model() {
   [ $# -gt 0 ] || die "usage: student.sh ROW [FLAGS…], ROW scratch, continued, seqkd or a name of --criterion"
-  local row=$1 name length first objective=(--criterion cross_entropy)
+  local row=$1 method=${1#seqkd_} data=data-bin name length start objective=(--criterion cross_entropy)
   shift
   case $row in
     scratch | continued) ;;
-    seqkd)
-      stage teachers continuations
-      local DATA=$RUN/teachers/data-bin
-      ;;
+    seqkd) data=data_seqkd/data-bin ;;
     *)
-      objective=(--criterion "$row" --teacher-path "$RUN/teacher/checkpoint_best.pt" --teacher-data "$RUN/data-bin")
-      [ "$row" = word_kd ] || objective+=(--rollout-max-len-a 0 --rollout-max-len-b "$LONGEST")
+      [ "$method" = "$row" ] || data=data_seqkd/data-bin
+      objective=(--criterion "$method" --teacher-path "$RUN/teacher/checkpoint_best.pt" --teacher-data "$RUN/data-bin")
+      [ "$method" = word_kd ] || objective+=(--rollout-max-len-a 0 --rollout-max-len-b "$LONGEST")
       ;;
   esac
   length=(--max-update "${UPDATES:-2000}")
   if [ "$row" != scratch ]; then # half the learning rate
-    first=$(checkpoint_of scratch checkpoint_best.pt)
-    length=(--lr 2e-3 --max-update "${MORE_UPDATES:-1000}" --finetune-from-model "$first")
+    start=${START:-$(named scratch)}
+    finished "$start" || die "$RUN/$start/checkpoint_best.pt of a finished training does not exist; train $start first"
+    length=(--lr 2e-3 --max-update "${MORE_UPDATES:-1000}" --finetune-from-model "$RUN/$start/checkpoint_best.pt")
   fi
+  [ "$data" = data-bin ] || stage data_seqkd continuations
   model "${STUDENT_SIZE[@]}"
-  name=$(named "$row")
-  stage "$name" train "$name" "${objective[@]}" "${MODEL[@]}" "${TRAINING[@]}" --seed "$SEED" "${length[@]}" "$@"
+  name=$(named "${AS:-$row}")
+  DATA=$RUN/$data stage "$name" train "$name" "${objective[@]}" "${MODEL[@]}" "${TRAINING[@]}" ${PATIENCE:+--patience "$PATIENCE"} \
+    --seed "$SEED" "${length[@]}" "$@"
 }
 
 # evaluate_models SCORES: let every model of $RUN continue the test set's prompts greedily. SCORES, a script of the recipe, writes
@@ -88,9 +103,7 @@ evaluate_models() {
     name=$(basename "$stage")
     [ -e "$RUN/$name/checkpoint_best.pt" ] || continue
     names+=("$name")
-    [ ! "$RUN/$name/test.out" -nt "$RUN/$name/checkpoint_best.pt" ] || continue # another call has decoded it
-    continue_prompts "$name" test --beam 1 --remove-bpe "$REMOVE_BPE" >"$RUN/$name/test.part"
-    mv "$RUN/$name/test.part" "$RUN/$name/test.out"
+    [ "$RUN/$name/test.txt" -nt "$RUN/$name/checkpoint_best.pt" ] || decode_model "$name" # another call may have decoded it
   done
   [ ${#names[@]} -gt 0 ] || die "$RUN holds no trained model; run teacher.sh and student.sh first"
   PYTHONPATH="$REPO/examples${PYTHONPATH:+:$PYTHONPATH}" python "$RECIPE/$1" "$RUN" "${names[@]}"

@@ -1,6 +1,6 @@
 """Scores the worked steps that language models wrote: ``answers.py RUN NAME…``.
 
-It compares ``RUN/NAME/test.out`` with ``RUN/raw/test.txt``, writes ``RUN/results.json`` and prints the table.
+It compares ``RUN/NAME/test.txt`` with ``RUN/raw/test.txt``, writes ``RUN/results.json`` and prints the table.
 An answer is what follows the last "=" of a continuation.
 """
 
@@ -25,7 +25,7 @@ def main() -> None:
     right: dict[str, Tensor] = {}
     models: dict[str, Any] = {}
     for name in names:
-        written = continuations(run / name / "test.out")
+        written = continuations(run / name / "test.txt")
         assert [prompt for prompt, _ in written] == [problem.partition("=")[0] + "=" for problem in problems]
         pairs = [
             (found, problem.partition("= ")[2]) for (_, found), problem in zip(written, problems, strict=True)

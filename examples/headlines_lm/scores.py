@@ -1,6 +1,6 @@
 """Scores the headlines that language models wrote: ``scores.py RUN NAME…``.
 
-It compares ``RUN/NAME/test.out`` with ``RUN/raw/test.tgt`` by ROUGE, writes ``RUN/results.json`` and prints
+It compares ``RUN/NAME/test.txt`` with ``RUN/raw/test.tgt`` by ROUGE, writes ``RUN/results.json`` and prints
 the table.
 """
 
@@ -27,7 +27,7 @@ def main() -> None:
     models: dict[str, Any] = {}
     found: dict[str, dict[str, bootstrap.Bootstrap]] = {}
     for name in names:
-        written = [text for _, text in continuations(run / name / "test.out")]
+        written = [text for _, text in continuations(run / name / "test.txt")]
         every = [scorer.score(right, own) for right, own in zip(headlines, written, strict=True)]
         found[name] = {
             kind: bootstrap.of_means([100.0 * each[kind].fmeasure for each in every], times) for kind in KINDS
