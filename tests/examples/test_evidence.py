@@ -179,6 +179,7 @@ seeds = [1, 2]
         "then_assistant-seed2 START=seqkd_lr4e-3-seed2 TEACHER=assistant_lr7e-3 seqkd_imitkd",
     ]
     assert recorded["then_assistant-seed2"]["needs"] == [
+        "teacher",
         "data_seqkd",
         "seqkd_lr4e-3-seed2",
         "assistant_lr7e-3",
@@ -486,6 +487,38 @@ def test_bleu_against_every_right_translation(modules: dict[str, ModuleType], tm
     assert measure.chance([better], [test])[0] == pytest.approx(100 - expected, abs=0.01)
 
 
+def test_the_score_of_a_language_model_s_continuations(
+    modules: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    """Its data has one dictionary, and names no language."""
+    for folder in ("raw", "one", "data-bin"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data-bin" / "dict.txt").touch()
+    (tmp_path / "raw" / "test.src").write_text("the whole article\n")
+    (tmp_path / "raw" / "test.tgt").write_text("a headline of news\n")
+    (tmp_path / "one" / "test.txt").write_text("S-0\tthe whole article TL;DR\nH-0\t-0.5\ta headline\n")
+    rouge = modules["evidence_scores"].MEASURES["rouge-l"].test(tmp_path, "one")
+    assert rouge["rougeL"] == pytest.approx(100 * 2 / 3, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("script", "needs"),
+    [
+        ("teacher.sh", []),
+        ("student.sh", []),
+        ("student.sh scratch --dropout 0", []),
+        ("student.sh continued", []),
+        ("student.sh gkd --jsd-weight 0.1", ["teacher"]),
+        ("distill.sh imitkd", ["teacher"]),
+        ("seqkd.sh seqkd --max-update 9", ["teacher", "data_seqkd"]),
+        ("student.sh seqkd_gkd", ["teacher", "data_seqkd"]),
+    ],
+)
+def test_what_a_training_needs(script: str, needs: list[str], modules: dict[str, ModuleType]) -> None:
+    """Its minutes are part of the row's."""
+    assert modules["evidence"].stages(script) == needs
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "key", "title"),
@@ -504,7 +537,7 @@ def test_a_smoke_run_of_text(recipe: str, key: str, title: str, tmp_path: Path) 
     row = json.loads((tmp_path / "rows" / "seqkd_lr4e-3.json").read_text())
     assert key in row["validations"][-1]
     assert {key, "chrf", "sentences", "statistics"} <= set(row["test"])
-    assert (row["patience"], row["measure"]) == (10, "bleu" if key == "bleu" else "rouge-l")
+    assert (row["patience"], row["measure"]) == (6, "bleu" if key == "bleu" else "rouge-l")
     for script, more in (
         (["seqkd.sh", "seqkd"], {"AS": "assistant", "STUDENT": "wide"}),
         (
@@ -518,6 +551,24 @@ def test_a_smoke_run_of_text(recipe: str, key: str, title: str, tmp_path: Path) 
         )  # fmt: skip
         assert called.returncode == 0, called.stderr[-2000:]
     assert "assistant/checkpoint_best.pt" in (tmp_path / "then" / "commands").read_text()
+
+
+@pytest.mark.slow
+def test_a_smoke_run_of_language_models(tmp_path: Path) -> None:
+    """Real trainings of tiny models: on the data, on the teacher's continuations, and on-policy."""
+    done = subprocess.run(
+        [
+            sys.executable, str(EXAMPLES / "evidence.py"), "run", str(EXAMPLES / "headlines_lm"),
+            "--run", str(tmp_path), "--most", "4",
+        ],
+        env=scripts.environment(tmp_path, SMOKE="1"), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-2000:]}"
+    row = json.loads((tmp_path / "rows" / "then_imitkd_lr2e-3.json").read_text())
+    assert row["start"] == "seqkd_lr2e-3"
+    assert row["before"].keys() == {"teacher", "data_seqkd", "scratch_lr4e-3", "seqkd_lr2e-3"}
+    assert {"rougeL", "chrf", "sentences", "statistics"} <= set(row["test"])
+    assert "data_seqkd/data-bin" in row["training"]["command"]
 
 
 @pytest.mark.slow

@@ -606,7 +606,7 @@ def test_worked_steps_are_right_and_no_problem_is_in_two_splits(
 
 
 def test_continuations_are_read_in_the_order_of_the_data(load: Load, tmp_path: Path) -> None:
-    output = tmp_path / "test.out"
+    output = tmp_path / "test.txt"
     output.write_text("S-1\t1 + 2 =\nT-1\t3\nH-1\t-0.1\t1 + 2 = 3\nS-0\t4 + 4 =\nH-0\t-0.2\t\nP-0\t-0.2\n")
     found = load("continuations.py").continuations(output)
     assert found == [("4 + 4 =", ""), ("1 + 2 =", "1 + 2 = 3")]

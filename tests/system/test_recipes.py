@@ -80,7 +80,7 @@ def test_language_models_that_write_headlines(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["models"].keys() == {"teacher", "scratch", "seqkd", "gkd"}
     assert "| `gkd` | 1 |" in output
-    assert "▁" not in (tmp_path / "teacher" / "test.out").read_text().split("H-", 1)[1]
+    assert "▁" not in (tmp_path / "teacher" / "test.txt").read_text().split("H-", 1)[1]
 
 
 @pytest.mark.slow
