@@ -141,9 +141,15 @@ class DistillationCriterion(metrics.LogsSums, FairseqCriterion):
         )
 
     def load_state_dict(self, state_dict: Mapping[str, Any] | None, *more: Any, **kwargs: Any) -> Any:
-        """Continue with the projection of a checkpoint. One to finetune from may have none."""
-        if state_dict is None:
-            logger.info("the checkpoint has no projection of --hidden-match, so a new one is learned")
+        """Continue with the projection of a checkpoint.
+
+        One whose weights alone are the start may have none, or that of a teacher of another width. Then a new
+        projection is learned.
+        """
+        own = {name: tensor.shape for name, tensor in self.state_dict().items()}
+        if state_dict is None or own != {name: tensor.shape for name, tensor in state_dict.items()}:
+            which = "no projection" if state_dict is None else "a projection of another width"
+            logger.info("the checkpoint has %s of --hidden-match, so a new one is learned", which)
             return None
         return super().load_state_dict(state_dict, *more, **kwargs)
 

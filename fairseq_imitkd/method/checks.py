@@ -28,6 +28,7 @@ def check(cfg: DistillationConfig, method: str, defaults: DistillationConfig) ->
     """
     _check_ranges(cfg)
     context = _Context.from_settings(cfg)
+    _check_schedules(cfg, context)
     _check_matching(cfg, context)
     _check_useless(cfg, defaults, context)
     _check_divergence(cfg, context)
@@ -41,6 +42,7 @@ class _Context:
 
     Args:
         end, end_flag: the length of the training, in updates or epochs, and the flag that sets it.
+        last: the number of the last update or epoch (0 = first); 0 if the length is unlimited.
         share, gold: the schedules of ``--student-share`` and ``--gold-weight``.
         replay: the schedule of ``--rollout-replay-share``; None without ``--rollout-replay``.
         never, always: whether the student writes no sentence, or every sentence, during the whole training.
@@ -48,6 +50,7 @@ class _Context:
 
     end: int
     end_flag: str
+    last: int
     share: Schedule
     gold: Schedule
     replay: Schedule | None
@@ -64,12 +67,14 @@ class _Context:
             flag = "--rollout-replay-share"
             replay = parse_schedule(cfg.rollout_replay_share, end, flag=flag, end_flag=end_flag)
         fixed = not isinstance(share, AdaptiveShare)
-        never, always = fixed and share(end) == 0.0, fixed and share(0) == 1.0  # no schedule falls
-        return cls(end, end_flag, share, gold, replay, never, always)
+        last = max(end - 1, 0)
+        never, always = fixed and share(last) == 0.0, fixed and share(0) == 1.0  # no schedule falls
+        return cls(end, end_flag, last, share, gold, replay, never, always)
 
     @property
     def some_schedule_moves(self) -> bool:
-        return any(moves(schedule, self.end) for schedule in (self.share, self.gold, self.replay) if schedule)
+        schedules = (self.share, self.gold, self.replay)
+        return any(moves(schedule, self.last) for schedule in schedules if schedule)
 
 
 def _check_ranges(cfg: DistillationConfig) -> None:
@@ -93,6 +98,15 @@ def _check_ranges(cfg: DistillationConfig) -> None:
     if cfg.reward_remove_bpe not in SUBWORD_MARKS:
         marks = ", ".join(map(repr, SUBWORD_MARKS))
         raise UsageError(f"--reward-remove-bpe must be one of {marks}, but is '{cfg.reward_remove_bpe}'")
+
+
+def _check_schedules(cfg: DistillationConfig, context: _Context) -> None:
+    """Refuse schedules of epochs in a training of one epoch, which would never leave their first value."""
+    if str(cfg.schedule_by) == "epoch" and context.end == 1:
+        raise UsageError(
+            "--schedule-by epoch needs --max-epoch of at least 2, but it is 1, where every schedule keeps "
+            "its first value: leave --schedule-by out, so that schedules follow --max-update"
+        )
 
 
 def _check_matching(cfg: DistillationConfig, context: _Context) -> None:
@@ -161,8 +175,13 @@ def _rules_of_rollouts(cfg: DistillationConfig, context: _Context) -> Iterator[_
     )
     yield (
         {"rollout_replay", "rollout_replay_share"},
-        context.replay is not None and context.replay(context.end) == 0.0,
+        context.replay is not None and context.replay(context.last) == 0.0,
         f"at --rollout-replay-share {cfg.rollout_replay_share}: raise it",
+    )
+    yield (
+        {"rollout_pool"},
+        cfg.rollout_pool_updates > 1,
+        f"with --rollout-pool-updates {cfg.rollout_pool_updates}, which pools already: leave it out",
     )
     yield (
         {"rollout_teacher_topk"},
@@ -188,7 +207,7 @@ def _rules_of_losses(cfg: DistillationConfig, context: _Context) -> Iterator[_Ru
     )
     yield (
         {"label_smoothing"},
-        context.gold(context.end) == 0.0,
+        context.gold(context.last) == 0.0,
         "at --gold-weight 0: raise the weight or leave it out",
     )
     for name in ("jsd_weight", "skew", "logit_margin", "rank_topk", "entropy_threshold"):
@@ -243,7 +262,7 @@ def _check_rollouts(cfg: DistillationConfig, context: _Context) -> None:
     adaptive = isinstance(context.share, AdaptiveShare)
     if str(cfg.reward) != "none":
         _check_on_policy_samples(cfg, f"--reward {cfg.reward}")
-    if str(cfg.js_weights) == "exact" and (adaptive or context.share(context.end) > 0.0):
+    if str(cfg.js_weights) == "exact" and (adaptive or context.share(context.last) > 0.0):
         _check_on_policy_samples(cfg, "--js-weights exact")
     if cfg.rollout_pool or cfg.rollout_pool_updates > 1:
         pool = "--rollout-pool" if cfg.rollout_pool else f"--rollout-pool-updates {cfg.rollout_pool_updates}"

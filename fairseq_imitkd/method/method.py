@@ -76,6 +76,7 @@ class Method:
         self.name, self.cfg, self.seed = name, cfg, cfg.seed
         self._by_epoch = str(cfg.schedule_by) == "epoch"
         self._end, end_flag = training_length(cfg)
+        self._last = max(self._end - 1, 0)
         self.share_schedule = parse_share(cfg.student_share, self._end, end_flag=end_flag)
         self._gold_schedule = parse_schedule(
             cfg.gold_weight, self._end, flag="--gold-weight", end_flag=end_flag
@@ -140,7 +141,7 @@ class Method:
     @property
     def rolls_out(self) -> bool:
         """Whether the student writes any target during training."""
-        return self.adaptive_share is not None or self.share_schedule(self._end) > 0.0
+        return self.adaptive_share is not None or self.share_schedule(self._last) > 0.0
 
     @property
     def always_rolls_out(self) -> bool:
@@ -184,10 +185,23 @@ class Method:
         return self.cfg.selection_queue if str(self.cfg.token_selection) == "queue" else 0
 
     def _warn_of_an_early_end(self) -> None:
+        """Warn of schedules that another limit of the training may cut short."""
         cfg = self.cfg
-        if not self._by_epoch and cfg.max_epoch > 0 and moves(self.share_schedule, self._end):
+        limits = (("--max-update", cfg.max_update), ("--max-epoch", cfg.max_epoch))
+        followed, other = reversed(limits) if self._by_epoch else limits
+        if other[1] <= 0:
+            return
+        moving = {
+            f"--student-share {cfg.student_share}": moves(self.share_schedule, self._last),
+            f"--gold-weight {cfg.gold_weight}": moves(self._gold_schedule, self._last),
+            f"--rollout-replay-share {cfg.rollout_replay_share}": moves(self._replay_schedule, self._last),
+            f"--annealing-temperature {cfg.annealing_temperature}": self.compares_logits
+            and self._annealing(0) != self._annealing(self._last),
+        }
+        named = " and ".join(name for name, does_move in moving.items() if does_move)
+        if named:
             logger.warning(
-                "--student-share %s follows --max-update %d: if --max-epoch %d ends the training sooner, "
-                "the share stops short of its last value (--schedule-by epoch follows --max-epoch)",
-                cfg.student_share, cfg.max_update, cfg.max_epoch,
+                "%s: this follows %s %d and stops short of its last value if %s %d ends the training sooner "
+                "(--schedule-by %s follows %s)",
+                named, *followed, *other, "update" if self._by_epoch else "epoch", other[0],
             )  # fmt: skip

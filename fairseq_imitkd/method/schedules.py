@@ -81,9 +81,11 @@ def parse_schedule(
     return share
 
 
-def moves(schedule: Schedule, end: int) -> bool:
-    """Return whether a schedule ends at another share than it begins with; False for an adaptive share."""
-    return not isinstance(schedule, AdaptiveShare) and schedule(0) != schedule(end)
+def moves(schedule: Schedule, last: int) -> bool:
+    """Return whether the share of the last update or epoch is another one than the first share; False for an
+    adaptive share.
+    """
+    return not isinstance(schedule, AdaptiveShare) and schedule(0) != schedule(last)
 
 
 class AdaptiveShare:

@@ -32,6 +32,7 @@ from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training import fairseq_state
 from fairseq_imitkd.training.adapter import AnyTeacher
 from fairseq_imitkd.training.checks import check_student, widths_to_match
+from fairseq_imitkd.training.continued import check_projection
 from fairseq_imitkd.training.distiller import Distiller, Learner, autocast
 from fairseq_imitkd.training.finite_gradients import refuse_broken_gradients
 from fairseq_imitkd.training.ranks import memory_for
@@ -158,6 +159,8 @@ class WithTeacher(_Task):
             teacher = self.distiller_of(criterion).teacher
             if criterion.method.matches_hidden:
                 criterion.begin_matching(*widths_to_match(self.student, teacher, criterion.method))
+                if (config := whole_config(self.cfg)) is not None:
+                    check_projection(config, criterion)
         return criterion
 
     def distiller_of(self, criterion: DistillationCriterion) -> Distiller:

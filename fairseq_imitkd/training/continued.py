@@ -65,6 +65,37 @@ def check_continued(config: DictConfig, student: BaseFairseqModel, criterion: An
     _check_schedule(state, settings, start=start)
 
 
+def check_projection(config: DictConfig, criterion: DistillationCriterion) -> None:
+    """Refuse to continue with the projection of ``--hidden-match`` to a teacher of another width.
+
+    Args:
+        config: the whole configuration.
+        criterion: the criterion, with its projection.
+
+    Raises:
+        UsageError: naming the checkpoint and both widths.
+    """
+    settings = flat(config)
+    start = checkpoint_to_start_from(settings)
+    if start is None or not os.path.isfile(start[1]):
+        return
+    flag, path = start
+    if flag == "--finetune-from-model" or settings.get("reset_optimizer"):
+        return  # a new projection is learned
+    try:
+        state = read_untrusted(path, None, (flag, None))
+    except UsageError:  # check_continued has refused it, unless an older checkpoint may take its place
+        return
+    theirs = state.get("criterion") if isinstance(state, dict) else None
+    for name, own in criterion.state_dict().items():
+        there = theirs.get(name) if isinstance(theirs, dict) else None
+        if isinstance(there, Tensor) and there.shape != own.shape:
+            raise UsageError(
+                f"{flag} '{path}' was trained with --hidden-match to a teacher of width {there.size(0)}, but "
+                f"here it has {own.size(0)}: use that teacher, or start by --finetune-from-model"
+            )
+
+
 def _check_averaged_weights(settings: Mapping[str, Any], student: BaseFairseqModel) -> None:
     """Refuse a file of ``--ema-seed-model`` without averaged weights, or with those of another student."""
     path = settings.get("ema_seed_model")

@@ -162,7 +162,8 @@ class Distiller:
         """
         learner = Learner(model, criterion, None, max(self._update_num, 0))
         now = self.method.at(learner.update_num, self.epoch)
-        now = replace(now, student_share=1.0, replay_share=0.0)
+        # The teacher's whole logits: a validation must not follow the schedule of --annealing-temperature.
+        now = replace(now, student_share=1.0, replay_share=0.0, annealing=1.0)
         greedy = replace(self.method.rollout_policy, name="greedy", topk=0, topp=1.0, temperature=1.0)
         mixer = Mixer(self.method, self.task.layout, policy=greedy)
         self.teacher.place(*placement(learner.student))

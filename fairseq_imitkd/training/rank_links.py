@@ -228,13 +228,7 @@ class Links:
     def _run(self) -> None:
         threading.Thread(target=self._meet, daemon=True, name="imitkd-meeting").start()
         while not self.stopped:
-            for key, _ in self._selector.select(timeout=0.5):
-                if key.fileobj is self._wake_end:
-                    self._read_signals()
-                elif key.fileobj is self._listener:
-                    self._accept(self._listener)
-                else:
-                    self._listen(key.data)
+            self._hear([key for key, _ in self._selector.select(timeout=0.5)])
             self._spread()
             if self.all_told.is_set():
                 self._on_news(self._line)
@@ -242,6 +236,15 @@ class Links:
                 self._signalled_at = float("inf")
                 self._on_news(None)
         self.forget()
+
+    def _hear(self, keys: list[selectors.SelectorKey]) -> None:
+        for key in keys:
+            if key.fileobj is self._wake_end:
+                self._read_signals()
+            elif key.fileobj is self._listener:
+                self._accept(self._listener)
+            elif key.data in self._links:  # hearing another one may have dropped it
+                self._listen(key.data)
 
     def _read_signals(self) -> None:
         with contextlib.suppress(OSError):

@@ -324,8 +324,13 @@ class WithScores(_Task):
         return loss, sample_size, {**logs, **sums}
 
     def inference_step(self, generator: Any, models: Any, sample: Batch, *more: Any, **settings: Any) -> Any:
-        """Decode a batch. A source without words has an empty translation, as in imitkd-evaluate."""
+        """Decode a batch. A source without words has an empty translation, as in imitkd-evaluate.
+
+        An empty prompt of a language model has a continuation.
+        """
         found = super().inference_step(generator, models, sample, *more, **settings)
+        if self.layout.shares_positions:
+            return found
         lengths = sample["net_input"].get("src_lengths")
         if lengths is None or any(value is not None for value in (*more, *settings.values())):
             return found  # a prefix or constraints are words of the translation

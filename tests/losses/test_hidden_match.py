@@ -1,11 +1,13 @@
 """``--hidden-match``: its value and gradient by the definition, where it is trained, and its refusals."""
 
 import math
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fairseq_imitkd.criterion import DISTILLATION, DistillationCriterion
@@ -16,6 +18,7 @@ from fairseq_imitkd.teacher.cache.reader import _check_method
 from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training import distiller
 from fairseq_imitkd.training.checks import widths_to_match
+from fairseq_imitkd.training.continued import check_projection
 from tests.distributed.two_ranks import Optimizer
 from tests.helpers import language_models, speech
 from tests.helpers.fairseq_models import (
@@ -216,6 +219,31 @@ def test_the_projection_begins_alike_and_draws_from_no_global_generator() -> Non
     assert torch.get_rng_state().equal(before)
     assert one.projection.weight.equal(same.projection.weight)
     assert not one.projection.weight.equal(other.projection.weight)
+
+
+def test_a_teacher_of_another_width(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A new projection is learned if the weights alone are the start. Else the checkpoint is refused."""
+    [wide, narrow] = [tiny_criterion("word_kd", tiny_task(), hidden_match=1.0) for _ in range(2)]
+    wide.begin_matching(32, 16)
+    narrow.begin_matching(32, 8)
+    fresh, file = narrow.hidden_match.projection.weight.clone(), tmp_path / "checkpoint_last.pt"
+    with caplog.at_level("INFO"):
+        narrow.load_state_dict(wide.state_dict(), strict=True)
+    assert "the checkpoint has a projection of another width of --hidden-match" in caplog.text
+    assert narrow.hidden_match.projection.weight.equal(fresh)
+    torch.save({"model": {}, "criterion": wide.state_dict()}, file)
+    for flags, named in (
+        ({"restore_file": "checkpoint_last.pt"}, "--save-dir"),
+        ({"restore_file": str(file)}, "--restore-file"),
+    ):
+        config = OmegaConf.create({"checkpoint": {"save_dir": str(tmp_path), **flags}})
+        check_projection(config, wide)
+        with pytest.raises(UsageError, match="of width 16, but here it has 8: use that teacher") as refused:
+            check_projection(config, narrow)
+        assert str(refused.value).startswith(f"{named} '")
+        check_projection(OmegaConf.merge(config, {"checkpoint": {"reset_optimizer": True}}), narrow)
+    config.checkpoint = {"save_dir": str(tmp_path / "new"), "finetune_from_model": str(file)}
+    check_projection(config, narrow)
 
 
 def test_vectors_that_are_not_finite_are_refused() -> None:

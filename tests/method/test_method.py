@@ -126,15 +126,37 @@ def test_annealing_without_an_end_of_the_training() -> None:
     assert tiny_method("word_kd", max_update=0).at(0).annealing == 1.0
 
 
-def test_warning_of_an_early_end(caplog: pytest.LogCaptureFixture) -> None:
-    """Even a single epoch may end the training before the last update."""
-    with caplog.at_level(logging.WARNING):
-        tiny_method("imitkd", student_share="linear:0", max_epoch=1)
-    [record] = caplog.records
-    assert record.getMessage() == (
-        "--student-share linear:0 follows --max-update 100: if --max-epoch 1 ends the training sooner, the "
-        "share stops short of its last value (--schedule-by epoch follows --max-epoch)"
+@pytest.mark.parametrize(
+    ("method", "settings", "named"),
+    [
+        ("imitkd", {"student_share": "linear:0"}, "--student-share linear:0"),
+        ("continuation_kd", {}, "--gold-weight linear:0 and --annealing-temperature 10"),
+        (
+            "gkd",
+            {"rollout_replay": 9, "rollout_replay_share": "linear:0.5"},
+            "--rollout-replay-share linear:0.5",
+        ),
+        ("word_kd", {"annealing_temperature": 4, "divergence": "logit-mse"}, "--annealing-temperature 4"),
+        ("word_kd", {}, None),
+    ],
+)
+@pytest.mark.parametrize("by", ["update", "epoch"])
+def test_warning_of_an_early_end(
+    method: str, settings: dict[str, Any], named: str | None, by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Even a single epoch may end the training before the last update, and updates before the last epoch."""
+    limits = (
+        ("--max-update 100", "--max-epoch 50") if by == "update" else ("--max-epoch 50", "--max-update 100")
     )
+    if named is not None:
+        settings = {**settings, "schedule_by": by}
+    with caplog.at_level(logging.WARNING):
+        tiny_method(method, **settings, max_update=100, max_epoch=50)
+    other = {"update": "epoch", "epoch": "update"}[by]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{named}: this follows {limits[0]} and stops short of its last value if {limits[1]} ends the "
+        f"training sooner (--schedule-by {other} follows --max-{other})"
+    ][: named is not None]
 
 
 def test_message_names_the_method() -> None:

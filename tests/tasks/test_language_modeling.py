@@ -1,6 +1,7 @@
 """``language_modeling_with_teacher``: its losses by their definitions, and what it refuses."""
 
 import math
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,20 @@ def greedy(model: Any, before: Tensor) -> Tensor:
             break
     written = tokens[len(before) :]
     return written if int(written[-1]) == EOS else written[:LIMIT]
+
+
+def test_empty_prompts_are_continued() -> None:
+    """A search of the task gives what the model writes by itself, with and without a prompt."""
+    task, model = tiny_task(), build(seed=5, dropout=0.0).eval()
+    sample = batch(count=6)
+    lengths = sample["net_input"]["src_lengths"].tolist()
+    assert min(lengths) == 1 < max(lengths)
+    search = task.build_generator([model], Namespace(beam=1, max_len_a=0, max_len_b=LIMIT))
+    found = task.inference_step(search, [model], sample)
+    for [best], (before, _) in zip(found, alone(sample), strict=True):
+        written = best["tokens"].tolist()
+        assert len(written) > 1
+        assert written[:LIMIT] == greedy(model, before).tolist()[:LIMIT]
 
 
 def token_losses(method: str, log_q: Tensor, log_p: Tensor, target: Tensor) -> Tensor:

@@ -44,6 +44,20 @@ def distiller_and_learner(name: str, **settings: Any) -> tuple[Distiller, Learne
     return task.distiller_of(criterion), Learner(build_student(), criterion, Optimizer(), update_num=0)
 
 
+def test_validation_on_own_prefixes_follows_no_schedule() -> None:
+    """The loss of an unchanged student stays the same, whatever the temperature of the annealing is."""
+    distiller, learner = distiller_and_learner("annealing_kd", student_share="0.5")
+    student, losses = learner.model.eval(), []
+    for update in (0, 30, 60, 99):
+        distiller._update_num = update
+        sample = make_batch(reversed_pairs(4, seed=2))
+        with torch.no_grad():
+            part = distiller.on_own_prefixes(sample, student, learner.criterion.eval())
+            losses.append(float(learner.criterion(student, part)[0]))
+    assert losses == [pytest.approx(losses[0])] * 4
+    assert losses[0] > 0.0
+
+
 def recorded_stages(
     monkeypatch: pytest.MonkeyPatch, distiller: Distiller, learner: Learner
 ) -> list[tuple[str, Any]]:

@@ -135,6 +135,22 @@ def test_strangers_change_nothing(start) -> None:
     assert first.heard() == others[1].heard() == "failed"
 
 
+def test_a_stranger_that_speaks_when_all_are_there(start) -> None:
+    """Dropping it and hearing it are of one look at the connections; the thread goes on."""
+    meeting = Meeting("127.0.0.1", free_port(), 0, 3, hosts_store=True)
+    links = Links(meeting, on_signal=lambda _: None, on_news=lambda _: None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        stranger = socket.create_connection(server.getsockname())
+        link = rank_links._Link(server.accept()[0])
+    links._add(link)
+    key = links._selector.get_key(link.socket)
+    links._drop(link)
+    links._hear([key])
+    assert link not in links._links
+    stranger.close()
+    links.forget()
+
+
 def test_two_first_processes(start) -> None:
     port = free_port()
     first, twin = start(0, port, 2), start(0, port, 2)
