@@ -19,6 +19,7 @@ ENDED = (
     ("CMU dictionary", "cmudict", ""),
     ("Reuters headlines", "reuters_headlines", ""),
 )
+WIDE = ("Reuters headlines", "reuters_headlines")  # has students of two sizes
 METHODS = ("imitkd", "imitkd_full")
 CERTAIN, CHANCE = 0.01, 0.05  # a p below the first one is given as that, one above the second one is chance
 
@@ -51,7 +52,7 @@ def box(quickstarts: Sequence[Results], examples: Path) -> str:
             "- **How much lasts to the end of training depends on the task.** SeqKD's student continues by a "
             "method, or by longer SeqKD. Minutes: CPU time of that second training."
         )
-    return "\n".join([*lines, *(f"  - {line}" for line in ended)])
+    return "\n".join([*lines, *(f"  - {line}" for line in ended), *capacity(examples, *WIDE)])
 
 
 def at_the_end(examples: Path, title: str, recipe: str, remark: str) -> list[str]:
@@ -80,6 +81,25 @@ def beside_control(rows: dict[str, list[evidence_tables.Record]], method: str) -
         f"longer SeqKD at {mean_score(control)} after {minutes(control)} ({chance}, {len(own)} "
         f"seed{'s' * (len(own) > 1)})"
     )
+
+
+def capacity(examples: Path, title: str, recipe: str) -> list[str]:
+    """Return a line that compares SeqKD's students of two sizes with their teacher; nothing if one is
+    missing.
+    """
+    rows = evidence_tables.chosen(evidence_tables.read(examples / recipe / "evidence"))
+    if not {"teacher", "seqkd", "assistant"} <= rows.keys():
+        return []
+    small, wide, teacher = (
+        f"{rows[name][0]['parameters'] / 1e6:.2f} million parameters "
+        f"{'has' if name == 'teacher' else 'ends at'} {mean_score(rows[name])}"
+        for name in ("seqkd", "assistant", "teacher")
+    )
+    return [
+        "- **If SeqKD's student ends far below its teacher, try a larger student first.** "
+        f"[{title}](examples/{recipe}/README.md), by SeqKD alone: a student of {small} "
+        f"{of_record(rows['seqkd'][0]).title}, one of {wide}. Their teacher of {teacher}."
+    ]
 
 
 def scores(quickstarts: Sequence[Results], folder: str) -> str:

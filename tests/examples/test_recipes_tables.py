@@ -117,9 +117,11 @@ def test_the_advice_has_the_figures_of_both_seeds(script: Any, tmp_path: Path) -
     assert "and 10 for the translations; as many updates of `imitkd` bring 21.0 and 22.0, at 22." in shown
     assert "400 updates of `imitkd` bring that student to 41.0 and 42.0 BLEU" in shown
     assert "dictionary" not in shown
-    assert "  - [CMU dictionary](examples/cmudict/README.md): `imitkd_full` ends at " in script(
-        "quickstart", "advice"
-    ).box(runs, EXAMPLES)
+    assert "larger student" not in shown
+    whole = script("quickstart", "advice").box(runs, EXAMPLES)
+    assert "  - [CMU dictionary](examples/cmudict/README.md): `imitkd_full` ends at " in whole
+    assert "one of 1.43 million parameters ends at 39.39. Their teacher of 6.55 million" in whole
+    assert len(whole.splitlines()) <= 10
 
 
 def test_the_advice_compares_the_seeds_that_both_rows_have(script: Any, tmp_path: Path) -> None:
