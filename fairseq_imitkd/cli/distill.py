@@ -39,7 +39,7 @@ from fairseq_imitkd.pipeline.folder import Given
 from fairseq_imitkd.pipeline.models import Sizes, sizes, symbols
 from fairseq_imitkd.pipeline.packaged import listed as listed_recipes
 from fairseq_imitkd.pipeline.plan import STATE, Plan, Step
-from fairseq_imitkd.pipeline.reading import last_value, parsed
+from fairseq_imitkd.pipeline.reading import content_of, flag_in, last_value, parsed, text_of
 from fairseq_imitkd.pipeline.recipe import Recipe
 from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, check_flags_of_snakemake, described, key_of_step
 from fairseq_imitkd.pipeline.teacher_check import check_teacher
@@ -214,10 +214,10 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the content of the recipe that flags describe, with absolute paths."""
     suffixes = languages(args.train)
     updates = args.updates or UPDATES
-    training = recipe_file.TRAINING.replace("--max-update 100000", f"--max-update {updates}")
-    if updates < 4000:
-        training = training.replace("--warmup-updates 4000", f"--warmup-updates {max(1, updates // 10)}")
-        training = training.replace("updates 2000", f"updates {max(1, updates // 10)}")
+    training, tenth = recipe_file.TRAINING, max(1, updates // 10)
+    training = training.replace("--max-update 100000", f"--max-update {updates}")
+    training = training.replace("--warmup-updates 4000", f"--warmup-updates {min(4000, tenth)}")
+    training = training.replace("updates 2000", f"updates {min(2000, tenth)}")
     arch, _, flags = recipe_file.STUDENT.removeprefix("--arch ").partition(" ")
     return {
         "languages": suffixes,
@@ -308,7 +308,7 @@ def key_of(plan: Plan, training: str, message: str) -> str:
     flag = re.search(r"--[\w-]+", message)
     given = dict(plan.recipe.flags())
     if flag is not None:
-        having = [key for key in keys if any(word.partition("=")[0] == flag[0] for word in given[key])]
+        having = [key for key in keys if any(flag_in(word)[0] == flag[0] for word in given[key])]
         named = [key for key in having if f"'{last_value(given[key], flag[0])}'" in message]
         for key in (*named, *having):
             is_model = key in (student, "teacher.flags")
@@ -428,9 +428,21 @@ def _check_words(args: argparse.Namespace) -> None:
 
 
 def _out(args: argparse.Namespace) -> Path:
-    """Return the folder of the run. A rehearsal has its own, so that the run itself finds an empty one."""
+    """Return the folder of the run. A rehearsal has its own, so that the run itself finds an empty one.
+
+    Raises:
+        UsageError: the recipe's file has the name that the folder would have.
+    """
     out: Path = args.out or folder.folder_of(args.recipe)
-    return out.with_name(f"{out.name}-rehearsal") if args.rehearse else out
+    if args.out is None and out == args.recipe and packaged(out) is None:
+        raise UsageError(
+            f"recipe '{out}' has no suffix, so the run's folder would have the name of that file; give --out"
+        )
+    if not args.rehearse:
+        return out
+    if out.name in ("", ".."):  # such as --out .
+        out = Path(os.path.abspath(out))
+    return out.parent / f"{out.name}-rehearsal"
 
 
 def _with_device(wanted: Recipe) -> Recipe:
@@ -486,9 +498,12 @@ def _given(args: argparse.Namespace) -> tuple[Recipe, Given, Path]:
             raise UsageError(
                 f"--text '{args.text}' changes nothing beside RECIPE '{args.recipe}', which names its files"
             )
-        wanted, start = recipe_file.read(args.recipe), args.recipe.resolve().parent
-        text = args.recipe.read_text(encoding="utf-8")
-        return wanted, Given(folder.with_folder(text, start), args.recipe), start
+        text = text_of(args.recipe)  # once: it may be a pipe
+        is_file = args.recipe.is_file()
+        start = args.recipe.resolve().parent if is_file else Path.cwd()
+        wanted = recipe_file.parse(content_of(text, args.recipe), start)
+        kept = folder.with_folder(text, start)
+        return wanted, Given(kept, args.recipe) if is_file else Given(kept, name="a pipe"), start
     start = (args.text or Path.cwd()).absolute()
     wanted = recipe_file.read(own, start)
     if wanted.text.made_up is None:

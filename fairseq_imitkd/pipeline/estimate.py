@@ -6,11 +6,13 @@ counts with measured updates. Batches count as full, and every sentence as one o
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from fairseq import utils
 from fairseq.models import BaseFairseqModel
 from fairseq.sequence_generator import SequenceGenerator
 
@@ -86,7 +88,7 @@ def estimate(plan: Plan, found: Inputs) -> Estimate:
         found: what the recipe's files hold.
     """
     former = torch.get_num_threads()
-    torch.set_num_threads(plan.recipe.threads)
+    torch.set_num_threads(min(plan.recipe.threads, len(os.sched_getaffinity(0))))  # a cluster may have more
     try:
         return _estimate(plan, found)
     finally:
@@ -169,7 +171,7 @@ def lines(recipe: Recipe, found: Inputs, kind: str) -> int:
 
 def tokens_of_update(words: Sequence[str], length: float) -> float:
     """Return the number of target tokens of a training's update, with full batches."""
-    freq = int(last_value(words, "--update-freq").split(",")[-1] or 1)  # a number for each epoch
+    freq = utils.eval_str_list(last_value(words, "--update-freq") or "1", int)[-1]  # one for each epoch
     tokens, rows = last_value(words, "--max-tokens"), last_value(words, "--batch-size")
     limits = [float(tokens)] if tokens else []
     limits += [float(rows) * length] if rows else []

@@ -14,7 +14,7 @@ from fairseq_imitkd.data.files import atomic_files, write_json
 from fairseq_imitkd.data.output_folder import OutputFolder
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline.plan import STATE
-from fairseq_imitkd.pipeline.reading import load, parsed
+from fairseq_imitkd.pipeline.reading import content_of, parsed, text_of
 from fairseq_imitkd.text.counted import counted
 
 KEPT = "recipe.yaml"  # the recipe of a run, in its folder
@@ -77,7 +77,7 @@ def check(out: Path, given: Given) -> None:
         OutputFolder(out, "a run of imitkd-distill").check()
         return
     own = out / KEPT
-    if _is_kept(out, given) or not own.exists() or own.read_text(encoding="utf-8") == given.text:
+    if _is_kept(out, given) or not own.exists() or (text := text_of(own)) == given.text:
         return
     noted = OutputFolder(out, "a run of imitkd-distill").read(NOTE) or {}
     if "origin" in noted and noted["origin"] != given.origin(out):
@@ -85,8 +85,7 @@ def check(out: Path, given: Given) -> None:
             f"--out '{out}' is the run of '{noted['origin']}'; use another --out, or delete '{own}' to let "
             "this recipe go on there"
         )
-    text = own.read_text(encoding="utf-8")
-    load(own)  # which may be YAML no longer
+    content_of(text, own)  # which may be YAML no longer
     if given.name == "flags" and given.path is None:
         raise UsageError(
             f"'{own}' differs from what these flags say in {differing(text, given.text)}; go on with it by: "
@@ -102,6 +101,8 @@ def differing(one: str, other: str) -> str:
     parts = [parsed(text) for text in (one, other)]
     contents = [dict(_leaves(each)) if isinstance(each, Mapping) else {} for each in parts]
     keys = [key for key in {**contents[0], **contents[1]} if contents[0].get(key) != contents[1].get(key)]
+    if not keys:
+        return "its comments or its layout"
     return (
         " and ".join(keys)
         if len(keys) < 3

@@ -28,7 +28,6 @@ DISK, SEQKD_DISK = 3, 3
 FILES = (
     "--bpe-codes", "--comet-model", "--curriculum-scores", "--decoder-embed-path", "--encoder-embed-path",
     "--finetune-from-model", "--restore-file", "--reverse-teacher", "--scores", "--sentencepiece-model",
-    "--translations",
 )  # fmt: skip
 PAIR = 160  # bytes of a pair of made-up sentences
 

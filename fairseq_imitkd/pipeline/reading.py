@@ -14,27 +14,50 @@ from fairseq_imitkd.quick.near import closest
 
 FEW = 4  # choices that a message lists
 LONGEST = 60  # characters of a value that a message shows
+# Flags of the commands that have two names, by the shorter or older one.
+ALIASES = {
+    "-a": "--arch",
+    "-h": "--help",
+    "-s": "--source-lang",
+    "-t": "--target-lang",
+    "--max-sentences": "--batch-size",
+    "--max-sentences-valid": "--batch-size-valid",
+}
 
 
-def load(path: Path) -> Any:
-    """Return the content of a YAML file.
+def text_of(path: Path) -> str:
+    """Return the text of a YAML file.
 
     Raises:
-        UsageError: the file can't be read, is not YAML, or has no keys.
+        UsageError: the file can't be read, or is not text.
     """
     if path.suffix == ".html":
         raise UsageError(f"'{path}' is a page, not a recipe; name the folder of its run, or a YAML file")
     try:
-        content = parsed(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(
             f"recipe '{path}' can't be read: {error.strerror}; check the path and its permissions"
         ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"recipe '{path}' is not text; use a YAML file") from error
+
+
+def content_of(text: str, path: Path) -> Mapping[Any, Any]:
+    """Return the content of a YAML file.
+
+    Args:
+        text: its text.
+        path: its path, for messages.
+
+    Raises:
+        UsageError: the text is not YAML, or has no keys.
+    """
+    try:
+        content = parsed(text)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1} of " if error.problem_mark is not None else ""
         raise UsageError(f"{line}recipe '{path}' is not YAML: {error.problem}; mend it") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"recipe '{path}' is not text; use a YAML file") from error
     except (ValueError, yaml.YAMLError) as error:
         raise UsageError(f"recipe '{path}' can't be read: {in_one_line(error)}; use a YAML file") from error
     if not isinstance(content, Mapping):
@@ -44,6 +67,15 @@ def load(path: Path) -> Any:
             "repository)"
         )
     return content
+
+
+def load(path: Path) -> Mapping[Any, Any]:
+    """Return the content of a YAML file.
+
+    Raises:
+        UsageError: the file can't be read, is not YAML, or has no keys.
+    """
+    return content_of(text_of(path), path)
 
 
 def parsed(text: str) -> Any:
@@ -78,14 +110,26 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
+def flag_in(word: str) -> tuple[str, str | None]:
+    """Return the flag that a word names, by its first name, and the value in the same word, or None.
+
+    A word that is not a flag is returned as it is.
+    """
+    if word[:2] in ALIASES and word[2:3] not in ("", "="):  # -alstm
+        return ALIASES[word[:2]], word[2:]
+    name, equals, value = word.partition("=")
+    return ALIASES.get(name, name), value if equals else None
+
+
 def last_value(flags: Sequence[str], flag: str) -> str:
-    """Return the value of a flag's last occurrence; empty if there is none."""
+    """Return the value of a flag's last occurrence, by whichever of its names; empty if there is none."""
     found = ""
     for place, word in enumerate(flags):
-        if word == flag and place + 1 < len(flags):
+        name, value = flag_in(word)
+        if name == flag and value is not None:
+            found = value
+        elif name == flag and place + 1 < len(flags):
             found = flags[place + 1]
-        elif word.startswith(f"{flag}="):
-            found = word.partition("=")[2]
     return found
 
 
@@ -133,12 +177,14 @@ class Section:
             raise self.wrong(key, "must be a text")
         return value
 
-    def number(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+    def number(self, key: str, default: int | None = None, *, least: int = 1, most: int | None = None) -> int:
         """Return a whole number; without a default it must be given."""
         value = default if key not in self and default is not None else self.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise self.wrong(key, f"must be a whole number of {least} or more")
-        return value
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if not is_whole or value < least or (most is not None and value > most):
+            limits = f"of {least} or more" if most is None else f"from {least} to {most:,}"
+            raise self.wrong(key, f"must be a whole number {limits}")
+        return int(value)
 
     def share(self, key: str) -> float:
         """Return a share above 0 and below 1; it must be given."""

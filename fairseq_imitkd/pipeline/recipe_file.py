@@ -11,7 +11,7 @@ from fairseq.criterions import CRITERION_REGISTRY
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export.exporter import QUANTIZATIONS
-from fairseq_imitkd.pipeline.reading import Section, last_value, load, shown
+from fairseq_imitkd.pipeline.reading import Section, flag_in, last_value, load, shown
 from fairseq_imitkd.pipeline.recipe import (
     DEVICES,
     EXPORTED,
@@ -42,6 +42,9 @@ KEYS = (
     "user_dir", "about", "folder", "rehearsal",
 )  # fmt: skip
 NAME = r"\w[\w.]*"  # of a method
+LONGEST_NAME = 100  # bytes of a name, which is a part of names of files
+LARGEST_VOCABULARY = 1_000_000  # symbols
+MOST_THREADS, MOST_SHARDS = 1024, 1000
 ENDS = ("--max-update", "--max-epoch", "--patience", "--stop-min-lr", "--stop-time-hours")
 # Folders and steps of a run, whose names translations can't have.
 RESERVED = (
@@ -50,7 +53,7 @@ RESERVED = (
 )  # fmt: skip
 
 # Flags that the steps set themselves, with what to do instead.
-_LANGUAGES = dict.fromkeys(("--source-lang", "--target-lang", "-s", "-t"), "use languages")
+_LANGUAGES = dict.fromkeys(("--source-lang", "--target-lang"), "use languages")
 _TEACHER = dict.fromkeys(("--teacher-path", "--teacher-data"), "use teacher")
 SET_IN_TRAININGS = {
     **_LANGUAGES,
@@ -147,8 +150,8 @@ def parse(content: Any, folder: Path) -> Recipe:
         evaluation=_evaluation(recipe, methods),
         export=_export(recipe, methods),
         device=recipe.choice("device", DEVICES, "auto"),
-        threads=recipe.number("threads", 1),
-        processes=recipe.number("processes", 1),
+        threads=recipe.number("threads", 1, most=MOST_THREADS),
+        processes=recipe.number("processes", 1, most=MOST_THREADS),
         user_dir=recipe.path("user_dir") if "user_dir" in recipe else None,
         about=recipe.text("about") if "about" in recipe else "",
     )
@@ -173,6 +176,8 @@ def _languages(recipe: Section) -> tuple[str, str]:
         or pair[0] == pair[1]
     ):
         raise recipe.wrong("languages", "must be two names, such as de-en or [deu_Latn, eng_Latn]")
+    for name in pair:
+        _check_length("languages", name)
     return pair[0], pair[1]
 
 
@@ -212,6 +217,7 @@ def _translations(recipe: Section) -> dict[str, Translations]:
         names = [str(name) for name in recipe.mapping("translations")]
         section = recipe.section("translations", names)
         for name in names:
+            _check_length("translations", name)
             if not re.fullmatch(r"[A-Za-z]\w*", name) or name in RESERVED:
                 raise UsageError(f"translations.{name} must be another name, of letters, digits and '_'")
             found[name] = _how(section, name)
@@ -222,7 +228,7 @@ def _how(of: Section, key: str) -> Translations:
     if not isinstance(of.content.get(key), Mapping):
         return Translations(of.flags(key))
     section = of.section(key, ("flags", "shards"))
-    return Translations(section.flags("flags"), section.number("shards", 1))
+    return Translations(section.flags("flags"), section.number("shards", 1, most=MOST_SHARDS))
 
 
 def _subwords(recipe: Section) -> Subwords | None:
@@ -237,7 +243,7 @@ def _subwords(recipe: Section) -> Subwords | None:
         )
     if "model" in section:
         return Subwords(section.path("model"))
-    return Subwords(None, section.number("vocabulary", least=10))
+    return Subwords(None, section.number("vocabulary", least=10, most=LARGEST_VOCABULARY))
 
 
 def _teacher(recipe: Section) -> Teacher:
@@ -324,10 +330,10 @@ def _method(name: str, entry: Any, folder: Path, *, data: Sequence[str]) -> Meth
     section = Section(name, entry, keys, folder=folder)
     criterion = section.text("criterion")
     own = section.text("name", criterion)
+    key = "name" if "name" in section else "criterion"
     if not re.fullmatch(NAME, own):
-        raise section.wrong(
-            "name" if "name" in section else "criterion", "must consist of letters, digits, '_' and '.'"
-        )
+        raise section.wrong(key, "must consist of letters, digits, '_' and '.'")
+    _check_length(f"{name}.{key}", own)
     learns = section.choice("data", data, SEQKD if criterion == SEQKD else "text")
     if criterion == SEQKD and learns != SEQKD:
         raise section.wrong("data", f"must be {SEQKD} with criterion {SEQKD} (use {NONE} for references)")
@@ -342,6 +348,12 @@ def _method(name: str, entry: Any, folder: Path, *, data: Sequence[str]) -> Meth
         teacher=section.text("teacher") if "teacher" in section else None,
         seeds=_seeds(section) if "seeds" in section else (),
     )
+
+
+def _check_length(key: str, name: str) -> None:
+    """Refuse a name that would be too long as a part of a file's name."""
+    if len(name.encode(errors="replace")) > LONGEST_NAME:
+        raise UsageError(f"{key} must have at most {LONGEST_NAME} bytes, but is {shown(name)}; shorten it")
 
 
 def _seeds(recipe: Section) -> tuple[int, ...]:
@@ -390,6 +402,9 @@ def _named_method(section: Section, key: str, methods: Sequence[Method]) -> str 
 def _check_flags(recipe: Recipe) -> None:
     """Refuse flags that the steps set themselves, so that one of the two would change nothing."""
     for key, flags in recipe.flags():
+        for word in flags:
+            if flag_in(word)[0] == "--help":
+                raise UsageError(f"{key} has {word}, which prints a help text and ends; leave it out")
         is_training = key in ("training", "distillation") or key.endswith(".flags")
         _refuse(key, flags, SET_IN_TRAININGS if is_training else SET_IN_COMMANDS)
         if key in ("training", "distillation") or key.endswith("student.flags"):
@@ -407,9 +422,10 @@ def _check_flags(recipe: Recipe) -> None:
 
 def _refuse(key: str, flags: Sequence[str], remedies: Mapping[str, str]) -> None:
     for word in flags:
-        name = word.partition("=")[0]
-        if name in remedies:
-            raise UsageError(f"{key} has {name}, which imitkd-distill sets itself; {remedies[name]}")
+        remedy = remedies.get(flag_in(word)[0])
+        if remedy is not None:
+            name = word.partition("=")[0]
+            raise UsageError(f"{key} has {name}, which imitkd-distill sets itself; {remedy}")
 
 
 def _check_starts(recipe: Recipe) -> None:
@@ -478,11 +494,16 @@ def _check_mono(recipe: Recipe) -> None:
 
 
 def _check_translations(recipe: Recipe) -> None:
-    """Refuse the teacher's translations that no student learns from."""
+    """Refuse the teacher's translations that no student learns from, and those of others."""
     for name, how in recipe.translations.items():
+        key = SEQKD if name == SEQKD else f"translations.{name}"
         if name not in recipe.translated and (name != SEQKD or how != Translations()):
-            key = SEQKD if name == SEQKD else f"translations.{name}"
             raise UsageError(f"{key} changes nothing: no method has data: {name}; add it to one")
+        if any(flag_in(word)[0] == "--translations" for word in how.flags):
+            raise UsageError(
+                f"{key} has --translations, but in a recipe the teacher translates; leave it out, or name "
+                "translations of others in text.train"
+            )
 
 
 def _check_ends(recipe: Recipe) -> None:

@@ -36,7 +36,7 @@ ANY_TEACHER = ("--teacher-allow-poor",)  # one of few updates; a teacher that is
 
 def rehearsal(recipe: Recipe) -> Recipe:
     """Return the recipe of a rehearsal."""
-    if recipe.user_dir is not None:
+    if recipe.user_dir is not None and recipe.user_dir.is_dir():  # a later check refuses it otherwise
         import_user_dir(["--user-dir", str(recipe.user_dir)])
     recipe = _of_some_text(recipe)
     trains_teacher = bool(recipe.teacher.flags)

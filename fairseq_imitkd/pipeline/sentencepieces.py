@@ -9,7 +9,7 @@ The pipeline runs this file as a program: it imports sentencepiece alone, so it 
 import io
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ LINES = 10_000  # lines that are encoded at once
 FEW_PIECES = 100  # beside single characters, of a model of few lines
 SPECIAL = 3  # symbols that are not text: unknown, beginning, end
 SAMPLED = 5_000_000  # lines that a model is trained on
+# Bytes of a line: SentencePiece's own limit, above which it leaves lines out, and that of its BPE.
+SHORT, LONGEST = 4192, 65_535
 
 
 def main(words: list[str]) -> None:
@@ -26,7 +28,9 @@ def main(words: list[str]) -> None:
     match words:
         case ["train", model, size, *texts, "--lines", lines] if texts:
             beginning = [line for text in texts for line in first_lines(text, int(lines))]
-            write(Path(model), min(int(size), few_symbols(beginning)), sentence_iterator=iter(beginning))
+            few = min(int(size), few_symbols(beginning))
+            _, most = measured(len(line.encode()) for line in beginning)
+            write(Path(model), few, most, sentence_iterator=iter(beginning))
         case ["train", model, size, *texts] if texts:
             train(Path(model), int(size), texts)
         case ["encode", model]:
@@ -40,16 +44,36 @@ def train(model: Path, size: int, texts: list[str]) -> None:
 
     Of more than :data:`SAMPLED` lines, as many are read, evenly spread: all of them would fill the memory.
     """
-    count = sum(map(lines_of, texts))
+    count, most = measured(itertools.chain.from_iterable(map(sizes_of, texts)))
     if count <= SAMPLED:
-        write(model, size, input=texts)
+        write(model, size, most, input=texts)
     else:
-        write(model, size, sentence_iterator=spread(texts, count))
+        write(model, size, most, sentence_iterator=spread(texts, count))
 
 
-def write(model: Path, size: int, **text: Any) -> None:
-    """Train a BPE of ``size`` symbols on files or lines, and write it."""
+def measured(sizes: Iterable[int]) -> tuple[int, int]:
+    """Return the number of lines, and the bytes of the longest one that can be read.
+
+    Args:
+        sizes: bytes of each line.
+    """
+    count = most = 0
+    for size in sizes:
+        count += 1
+        most = max(most, size if size <= LONGEST else 0)
+    if not most:
+        sys.exit(
+            f"error: sentencepiece.vocabulary needs lines of at most {LONGEST:,} bytes, but all lines of the "
+            "text are longer; write one sentence in a line"
+        )
+    return count, most
+
+
+def write(model: Path, size: int, most: int, **text: Any) -> None:
+    """Train a BPE of ``size`` symbols on files or lines of up to ``most`` bytes, and write it."""
     made = io.BytesIO()
+    if most > SHORT:  # the file would hold the default if it were given
+        text["max_sentence_length"] = most
     try:
         sentencepiece.SentencePieceTrainer.train(
             **text,
@@ -90,10 +114,10 @@ def first_lines(text: str, count: int) -> list[str]:
         return [line.rstrip("\r\n") for line in itertools.islice(file, count)]
 
 
-def lines_of(text: str) -> int:
-    """Return the number of lines of a file."""
+def sizes_of(text: str) -> Iterator[int]:
+    """Yield the bytes of each line of a file."""
     with open(text, "rb") as file:
-        return sum(1 for _ in file)
+        yield from (len(line.rstrip(b"\n")) for line in file)
 
 
 def encode(model: str) -> None:

@@ -369,6 +369,14 @@ def test_flags_stand_for_a_recipe() -> None:
     assert own == {"checkpoint": os.path.abspath("t.pt"), "dictionaries": os.path.abspath("d")}
     assert "--max-update 50 " in made["training"]
     assert "--warmup-updates 5 " in made["training"]
+    for updates, warmup, interval in ((4000, 400, 400), (30_000, 3000, 2000), (90_000, 4000, 2000)):
+        longer = distill.recipe_of(distill.parser().parse_args([*words, "--updates", str(updates)]))
+        assert f"--warmup-updates {warmup} " in longer["training"]
+        assert f"--max-update {updates} " in longer["training"]
+        assert (
+            f"--validate-interval-updates {interval} --save-interval-updates {interval} "
+            in (longer["training"])
+        )
     words += ["--out", "small"]
     packed = [f"{word}.gz" if word.startswith("train.") else word for word in words]
     with pytest.raises(UsageError, match=r"both have the suffix \.gz; unpack them$"):
@@ -378,6 +386,36 @@ def test_flags_stand_for_a_recipe() -> None:
         UsageError, match=r"--valid 'valid\.en valid\.de' must have the suffixes of --train, \.de"
     ):
         distill.main(words)
+
+
+def test_a_recipe_from_a_pipe_is_read_once(digits: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Its paths start from the folder that one is in. Another pipe continues the run."""
+    monkeypatch.chdir(tmp_path)
+    for seeds in ([1], [1, 2]):
+        reading, writing = os.pipe()
+        with open(writing, "w") as file:
+            yaml.safe_dump(recipe(digits.text, sentencepiece="spm.model", seeds=seeds), file)
+        args = distill.parser().parse_args([f"/dev/fd/{reading}", "--out", "run"])
+        wanted, given = distill._read(args)
+        os.close(reading)
+        assert wanted.subwords is not None
+        assert wanted.subwords.model == tmp_path / "spm.model"
+        distill.folder.check(distill._out(args), given)
+        distill.folder.keep(distill._out(args), given)
+        kept = yaml.safe_load(Path("run/recipe.yaml").read_text())
+        assert (kept["folder"], kept["seeds"]) == (str(tmp_path), seeds)
+
+
+def test_a_recipe_without_a_suffix_needs_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").touch()
+    Path("quickstart").mkdir()
+    parse = distill.parser().parse_args
+    for words in (["mine"], ["mine", "--rehearse"], ["/dev/fd/0"]):
+        with pytest.raises(UsageError, match=r"has no suffix, so the run's folder would .*; give --out"):
+            distill._out(parse(words))
+    assert distill._out(parse(["mine", "--out", "x"])) == Path("x")
+    assert distill._out(parse(["quickstart"])) == Path("quickstart")
 
 
 def test_the_folder_that_one_is_in_does_not_matter(

@@ -1,5 +1,6 @@
 """How long a plan takes, by passes that are timed."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ def test_passes_are_multiplied_by_tokens(digits: Any, monkeypatch: pytest.Monkey
     assert estimate.tokens_of_update(["--batch-size", "10"], 20.0) == 200.0
     assert estimate.tokens_of_update(["--batch-size", "10", "--update-freq", "4,2"], 20.0) == 400.0
     assert estimate.tokens_of_update([*TRAINING.split(), "--update-freq", "4"], 20.0) == 1600.0
+    assert estimate.tokens_of_update(["--max-sentences", "10", "--update-freq", "[4]"], 20.0) == 800.0
+    assert estimate.tokens_of_update(["--max-sentences=10", "--update-freq=(4,2)"], 20.0) == 400.0
 
 
 def test_students_of_other_sizes_are_timed_apart(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,13 +92,18 @@ def test_students_of_other_sizes_are_timed_apart(digits: Any, monkeypatch: pytes
 def test_a_checkpoint_is_timed(digits: Any, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "SECONDS", 0.0)
     own = {"checkpoint": str(teacher), "dictionaries": str(digits.dictionaries)}
-    wanted = parse(recipe(digits.text, teacher=own, methods=["imitkd_full"]), Path())
+    # So many threads are those of a cluster's machine: here they would take longer than what is timed.
+    wanted = parse(recipe(digits.text, teacher=own, methods=["imitkd_full"], threads=1024), Path())
+    taken: list[int] = []
+    set_threads = torch.set_num_threads
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: taken.append(count) or set_threads(count))
     found = inputs.look(wanted)
     former = torch.get_num_threads()
     torch.set_num_threads(former + 1)
     made = estimate.estimate(Plan(wanted, found.digests), found)
     assert torch.get_num_threads() == former + 1
     torch.set_num_threads(former)
+    assert max(taken) <= max(former + 1, len(os.sched_getaffinity(0)))
     assert set(made.seconds) == {"train-imitkd_full-seed1"}
     assert 0.0 < made.seconds["train-imitkd_full-seed1"] < 600.0
 

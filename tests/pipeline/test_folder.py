@@ -31,6 +31,9 @@ def test_the_recipe_that_a_run_has_kept_continues_it(tmp_path: Path) -> None:
     assert (out / "recipe.yaml").read_text() == "seeds: [4]\n"
     with pytest.raises(UsageError, match=r"recipe\.yaml' was edited in seeds; run imitkd-distill "):
         check(out, Given("seeds: [3]\n", tmp_path / "small.yaml"))
+    (out / "recipe.yaml").write_bytes(b"seeds: [4] # \xe9\n")
+    with pytest.raises(UsageError, match=r"recipe '.*/recipe\.yaml' is not text; use a YAML file"):
+        check(out, Given("seeds: [3]\n", tmp_path / "small.yaml"))
     (out / "recipe.yaml").unlink()
     run(out, Given("seeds: [3]\n", tmp_path / "other.yaml"))
     assert (out / "recipe.yaml").read_text() == "seeds: [3]\n"
@@ -47,6 +50,7 @@ def test_the_keys_in_which_recipes_differ_are_named() -> None:
     one, other = "a: 1\nstudent: {arch: x, flags: y}\n", "a: 1\nstudent: {arch: z, flags: y}\nseeds: [1]\n"
     assert differing(one, other) == "student.arch and seeds"
     assert differing(one, "b: 1\n") == "a, student.arch and 2 other keys"
+    assert differing(one, f"# new\n{one}") == "its comments or its layout"
 
 
 def test_the_folder_of_a_run_stands_for_its_recipe(tmp_path: Path) -> None:

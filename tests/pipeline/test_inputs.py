@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sentencepiece
 
 from fairseq_imitkd.data.files import sha256
 from fairseq_imitkd.errors import UsageError
@@ -226,6 +227,13 @@ def test_a_wrong_teacher_is_refused(teacher: Any, message: str, text: Path) -> N
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("is_short", [False, True])
+def test_a_wrong_user_dir_is_refused(is_short: bool, text: Path) -> None:
+    """In a rehearsal too, which asks it for architectures."""
+    with pytest.raises(UsageError, match=r"user_dir '.*/nowhere' is not a folder; check the path"):
+        look(text, user_dir="nowhere", rehearsal=is_short)
+
+
 def test_a_teacher_of_the_opposite_direction_is_refused(
     text: Path, digits: Any, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,3 +283,24 @@ def test_subwords_of_large_text_are_trained_on_a_part(text: Path, monkeypatch: p
     assert sum(line.startswith(("one", "four")) for line in lines) == 10
     sentencepieces.train(text / "model", 30, files)
     assert (text / "model").stat().st_size > 0
+
+
+def test_subwords_of_long_lines(text: Path) -> None:
+    """SentencePiece alone leaves out lines of more than 4,192 bytes. Shorter lines make the model of its own
+    settings.
+    """
+    long = text / "long"
+    long.write_text("ein kleiner satz mit vielen worten " * 200 + "\n")
+    sentencepieces.train(text / "model", 40, [str(long)])
+    sentencepieces.main(["train", str(text / "same"), "30", str(long), "--lines", "3"])
+    assert (text / "same").stat().st_size > 0
+    sentencepieces.train(text / "of_short", 40, [str(text / "train.tgt")])
+    with (text / "expected").open("wb") as made:
+        sentencepiece.SentencePieceTrainer.train(
+            input=[str(text / "train.tgt")], model_writer=made, vocab_size=40, model_type="bpe",
+            character_coverage=1.0, num_threads=1, minloglevel=1,
+        )  # fmt: skip
+    assert (text / "of_short").read_bytes() == (text / "expected").read_bytes()
+    long.write_text("x" * 70_000 + "\n")
+    with pytest.raises(SystemExit, match="needs lines of at most 65,535 bytes, but all lines of the text"):
+        sentencepieces.train(text / "model", 40, [str(long)])

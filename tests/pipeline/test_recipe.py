@@ -9,6 +9,7 @@ import yaml
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline import packaged
+from fairseq_imitkd.pipeline.reading import last_value
 from fairseq_imitkd.pipeline.recipe import Method, Pair
 from fairseq_imitkd.pipeline.recipe_file import TRAINING, methods_for, parse, read
 from fairseq_imitkd.quick import recipe_words
@@ -111,7 +112,8 @@ def test_the_default_s_second_training_is_shorter(training: str, flags: str) -> 
         ({"teacher": 3}, "teacher must have keys (checkpoint, dictionaries, huggingface, arch, …), but is 3"),
         ({"teacher": "t.pt", "sentencepiece": {"vocabulary": 100}}, "teacher.checkpoint has its own"),
         ({"teacher": {"huggingface": "m"}, "sentencepiece": "s"}, "changes nothing with teacher.huggingface"),
-        ({"sentencepiece": {"vocabulary": 3}}, "vocabulary must be a whole number of 10 or more"),
+        ({"sentencepiece": {"vocabulary": 3}}, "vocabulary must be a whole number from 10 to 1,000,000"),
+        ({"sentencepiece": {"vocabulary": 10**9}}, "number from 10 to 1,000,000, but is 1000000000"),
         ({"sentencepiece": {}}, "sentencepiece must have either model"),
         ({"training": 3}, "training must be flags, such as --dropout 0.1, but is 3"),
         ({"training": "--a '(1"}, "training can't be read as flags: No closing quotation"),
@@ -153,9 +155,10 @@ def test_the_default_s_second_training_is_shorter(training: str, flags: str) -> 
         ({"evaluate": {"baseline": "imitkd_ful"}}, "is not one of the methods: did you mean imitkd_full?"),
         ({"export": "int9"}, "export is 'int9': did you mean int8?"),
         ({"export": {"method": "gkd"}}, "export.method 'gkd' is not one of the methods: use one of none"),
-        ({"processes": 0}, "processes must be a whole number of 1 or more, but is 0"),
+        ({"processes": 0}, "processes must be a whole number from 1 to 1,024, but is 0"),
         ({"seqkd": {"shard": 2}}, "seqkd.shard is not a key of seqkd: did you mean shards?"),
-        ({"seqkd": {"shards": 0}}, "seqkd.shards must be a whole number of 1 or more, but is 0"),
+        ({"seqkd": {"shards": 0}}, "seqkd.shards must be a whole number from 1 to 1,000, but is 0"),
+        ({"seqkd": {"shards": 10**9}}, "seqkd.shards must be a whole number from 1 to 1,000, but is 1000"),
         ({"training": "--lr 1 --arch sru"}, "training has --arch, which imitkd-distill sets itself"),
         ({"student": {"arch": "a", "flags": "--arch=b"}}, "student.flags has --arch, which imitkd-distill"),
         ({"teacher": {"arch": "a", "flags": "--arch b"}}, "sets itself; use teacher.arch"),
@@ -175,7 +178,22 @@ def test_the_default_s_second_training_is_shorter(training: str, flags: str) -> 
             "methods[1].mono needs a method with a teacher, but its criterion is none",
         ),
         ({"device": "gpu"}, "device must be one of auto, cpu, cuda, but is 'gpu'"),
-        ({"threads": 0}, "threads must be a whole number of 1 or more, but is 0"),
+        ({"threads": 0}, "threads must be a whole number from 1 to 1,024, but is 0"),
+        ({"threads": 5000}, "threads must be a whole number from 1 to 1,024, but is 5000"),
+        ({"training": "--lr 1 -a sru"}, "training has -a, which imitkd-distill sets itself; use student"),
+        ({"student": {"arch": "a", "flags": "-asru"}}, "student.flags has -asru, which imitkd-distill sets"),
+        ({"teacher": {"arch": "a", "flags": "-a=sru"}}, "sets itself; use teacher.arch"),
+        ({"evaluate": "-sde"}, "evaluate has -sde, which imitkd-distill sets itself; use languages"),
+        ({"training": "--lr 1 --help"}, "training has --help, which prints a help text and ends; leave it"),
+        ({"evaluate": "-h"}, "evaluate has -h, which prints a help text and ends; leave it out"),
+        (
+            {"methods": ["seqkd"], "seqkd": "--translations=/more.tsv"},
+            "seqkd has --translations, but in a recipe the teacher translates; leave it out, or name",
+        ),
+        ({"methods": [{"criterion": "gkd", "name": "a" * 101}]}, "methods[1].name must have at most 100 b"),
+        ({"methods": ["\u00e9" * 51]}, "methods[1].criterion must have at most 100 bytes, but is"),
+        ({"languages": ["a" * 101, "b"]}, "languages must have at most 100 bytes, but is 'aaaa"),
+        ({"translations": {"a" * 300: "--beam 9"}}, "translations must have at most 100 bytes, but is 'aaa"),
     ],
 )  # fmt: skip
 def test_a_wrong_recipe_names_the_key_and_the_remedy(changes: dict[str, Any], message: str) -> None:
@@ -183,6 +201,22 @@ def test_a_wrong_recipe_names_the_key_and_the_remedy(changes: dict[str, Any], me
         parse(recipe(HERE, **changes), HERE)
     assert message in str(error.value)
     assert len(str(error.value)) <= 200
+
+
+@pytest.mark.parametrize(
+    ("words", "flag", "value"),
+    [
+        ("--beam 3 --beam=4", "--beam", "4"),
+        ("--beam=4 --beam", "--beam", "4"),
+        ("--arch a -a b", "--arch", "b"),
+        ("-ab", "--arch", "b"),
+        ("-a=b --adam-eps 1", "--arch", "b"),
+        ("--max-sentences 8", "--batch-size", "8"),
+        ("--max-sentences=8 --batch-size 9", "--batch-size", "9"),
+    ],
+)
+def test_a_flag_is_found_by_each_of_its_names(words: str, flag: str, value: str) -> None:
+    assert last_value(words.split(), flag) == value
 
 
 def test_an_empty_key_has_its_default() -> None:

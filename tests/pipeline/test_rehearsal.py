@@ -1,5 +1,6 @@
 """A rehearsal runs every step of a recipe in minutes."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,8 @@ def test_a_run_and_its_rehearsal_do_not_mix(tmp_path: Path) -> None:
     assert distill._out(args) == tmp_path / "r-rehearsal"
     args = distill.parser().parse_args([str(file), "--rehearse", "--out", "some/small"])
     assert distill._out(args) == Path("some/small-rehearsal")
+    args = distill.parser().parse_args([str(file), "--rehearse", "--out", "."])
+    assert distill._out(args) == Path(f"{os.getcwd()}-rehearsal")
 
 
 def test_scores_of_all_sentences_are_left_out() -> None:
