@@ -68,6 +68,13 @@ def test_a_teacher_that_is_given_must_know_the_text_as_in_the_run() -> None:
     assert "--teacher-allow-poor" not in words
 
 
+def test_a_teacher_of_hugging_face_s_format_is_rehearsed() -> None:
+    """Its student's export has no loss to limit."""
+    made = rehearsed(teacher={"huggingface": "/opus"}, export=None)
+    assert made.step("export").commands[0].words[-2:] == ("--sentences", "20")
+    distill.check(made)
+
+
 def test_other_ends_of_a_training_do_not_count() -> None:
     made = rehearsed(training="--max-epoch 2 --patience 3", methods=["none"])
     for step in ("train-teacher", "train-none-seed1"):
