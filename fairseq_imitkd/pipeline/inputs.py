@@ -206,7 +206,7 @@ def _look_at_texts(recipe: Recipe) -> dict[Path, Text]:
 
 
 def _look_at_text(path: Path, name: str, origin: str) -> Text:
-    """Read a file once: count its lines, hash it, and check that it is UTF-8."""
+    """Read a file once: count its lines, hash it, and check that it is UTF-8 whose lines fairseq counts too."""
     if kind_of(path, name) != "file":
         remedy = f"it is {origin}" if origin else "name a UTF-8 file with one sentence per line"
         raise UsageError(f"{name} '{path}' is not a file; {remedy}")
@@ -221,6 +221,11 @@ def _look_at_text(path: Path, name: str, origin: str) -> Text:
                 line.decode("utf-8")
                 if b"\0" in line:
                     raise not_text(f"{name} '{path}'", path, lines, has_null=True)
+                if b"\r" in line.removesuffix(b"\n").removesuffix(b"\r"):  # fairseq ends a line there
+                    raise UsageError(
+                        f"{name} '{path}' has a carriage return within line {lines:,}, which fairseq reads as "
+                        "the end of a line; remove it (tr -d '\\r')"
+                    )
     except UnicodeDecodeError as error:
         raise not_text(f"{name} '{path}'", path, lines) from error
     except OSError as error:

@@ -293,7 +293,7 @@ def test_several_right_translations(root: Path, languages: Languages, tmp_path: 
     models_ = {"one": models.load(root / "transformer.pt", languages, GREEDY)}
     text = Detokenizer(languages, TextSettings())
     whole = read(languages, "test", count=0, models=models_, detokenizer=text)
-    lines = [f"{line}\t{line} again\t\t" for line in whole.reference_texts]
+    lines = [f"{line}\t{line}\ragain\t\t" for line in whole.reference_texts]  # which ends no line
     paths = write(tmp_path, right=[f"\ufeff{lines[0]}", *lines[1:-1], "\t"], short=lines[1:])
     some = read(languages, "test", count=3, models=models_, detokenizer=text, right=paths["right"])
     assert some.right is not None

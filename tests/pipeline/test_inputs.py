@@ -60,6 +60,14 @@ def binary(text: Path) -> None:
     (text / "train.src").write_bytes(b"1\n\xff\n" * 20)
 
 
+def two_in_one(text: Path) -> None:
+    (text / "train.src").write_bytes(b"1\r\n" + b"1 2\r3\n" * 39)
+
+
+def doubled_return(text: Path) -> None:
+    (text / "valid.tgt").write_bytes(b"1\n2\r\r\n" * 20)
+
+
 def empty(text: Path) -> None:
     for side in ("src", "tgt"):
         (text / f"test.{side}").write_text("")
@@ -188,6 +196,8 @@ def test_made_up_text_has_no_files_yet(text: Path) -> None:
     [
         (cut, "text.valid must have two files of as many lines"),
         (binary, "must be UTF-8, but line 2 is not; convert the file"),
+        (two_in_one, "text.train '{}/train.src' has a carriage return within line 2, which fairseq reads as"),
+        (doubled_return, "has a carriage return within line 2,"),
         (empty, "is empty; name a file with sentences"),
         (blank, "text.test '{}/test.tgt' is empty; name a file with sentences"),
         (packed, "text.train '{0}/train.src' is compressed; unpack it"),
