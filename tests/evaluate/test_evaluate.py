@@ -562,8 +562,12 @@ def test_the_same_weights_translate_by_another_search(
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells a process's children")
-def test_the_measurement_of_memory_ends_with_its_forks(root: Path, languages: Languages) -> None:
-    """However many models are left."""
+def test_the_measurement_of_memory_ends_with_its_forks(
+    root: Path, languages: Languages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many models are left, and whatever files of the user's are named as modules of Python."""
+    (tmp_path / "queue.py").write_text("raise SystemExit('my own queue')")
+    monkeypatch.chdir(tmp_path)
     one = models.load(root / "transformer.pt", languages, GREEDY)
     found = {f"m{number}": one for number in range(50)}
     settings: dict[str, Any] = {"decoding": GREEDY, "batch": [tokens(4, 5)], "threads": 1}
