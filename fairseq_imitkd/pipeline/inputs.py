@@ -206,7 +206,7 @@ def _look_at_texts(recipe: Recipe) -> dict[Path, Text]:
 
 
 def _look_at_text(path: Path, name: str, origin: str) -> Text:
-    """Read a file once: count its lines, hash it, and check that it is UTF-8 whose lines fairseq counts too."""
+    """Read a file once: count its lines, hash it, and check that fairseq reads it as the same UTF-8 lines."""
     if kind_of(path, name) != "file":
         remedy = f"it is {origin}" if origin else "name a UTF-8 file with one sentence per line"
         raise UsageError(f"{name} '{path}' is not a file; {remedy}")
@@ -223,8 +223,8 @@ def _look_at_text(path: Path, name: str, origin: str) -> Text:
                     raise not_text(f"{name} '{path}'", path, lines, has_null=True)
                 if b"\r" in line.removesuffix(b"\n").removesuffix(b"\r"):  # fairseq ends a line there
                     raise UsageError(
-                        f"{name} '{path}' has a carriage return within line {lines:,}, which fairseq reads as "
-                        "the end of a line; remove it (tr -d '\\r')"
+                        f"{name} '{path}' has a carriage return within line {lines:,}, which ends a line "
+                        "for fairseq; remove it (tr -d '\\r')"
                     )
     except UnicodeDecodeError as error:
         raise not_text(f"{name} '{path}'", path, lines) from error

@@ -196,7 +196,7 @@ def test_made_up_text_has_no_files_yet(text: Path) -> None:
     [
         (cut, "text.valid must have two files of as many lines"),
         (binary, "must be UTF-8, but line 2 is not; convert the file"),
-        (two_in_one, "text.train '{}/train.src' has a carriage return within line 2, which fairseq reads as"),
+        (two_in_one, "text.train '{}/train.src' has a carriage return within line 2, which ends a line"),
         (doubled_return, "has a carriage return within line 2,"),
         (empty, "is empty; name a file with sentences"),
         (blank, "text.test '{}/test.tgt' is empty; name a file with sentences"),
