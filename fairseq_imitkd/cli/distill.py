@@ -104,9 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(counted, file=sys.stderr)
     _warn(counted, wanted)
     engine = _engine(args, wanted, tuple(flags))
-    folder.keep(out, given)
-    distil(run, engine)
-    if args.rehearse:
+    if distil(run, engine, given) and args.rehearse:
         print(f"Next: {shlex.join(['imitkd-distill', *(word for word in words if word != '--rehearse')])}")
 
 
@@ -339,11 +337,24 @@ def check_programs(plan: Plan) -> None:
             )
 
 
-def distil(run: Run, engine: Engine) -> None:
-    """Run the steps that are not done, and print what they have made."""
+def distil(run: Run, engine: Engine, given: Given) -> bool:
+    """Run the steps that are not done, and print what they have made.
+
+    Args:
+        run: the run.
+        engine: how.
+        given: the recipe, which the folder of the run keeps.
+
+    Returns:
+        whether all steps are done: flags of Snakemake may leave some out.
+    """
     began = time.monotonic()
     with Shown(run) as shown:
-        run.run(engine, PROGRAMS, shown.show)
+        run.run(engine, PROGRAMS, shown.show, begin=partial(folder.keep, run.out, given))
+    done, count = sum(status.state == DONE for status in run.statuses().values()), len(run.plan.steps)
+    if done < count:
+        print(f"{run.out}: {done} of {count} steps are done; Snakemake left the others out")
+        return False
     wanted = run.plan.recipe
     if wanted.evaluation is not None:
         table, warning = seeds.compared(run.plan, run.out)
@@ -352,11 +363,12 @@ def distil(run: Run, engine: Engine) -> None:
         print(f"\n{table}\n\nreport: {run.out / 'report.html'}; all scores: {run.out / 'evaluation.md'}")
         if warning is not None and wanted.first is None:
             print(f"warning: {warning}", file=sys.stderr)
-    print(f"{run.out}: {len(run.plan.steps)} steps are done; {time.monotonic() - began:,.0f} s")
+    print(f"{run.out}: {count} steps are done; {time.monotonic() - began:,.0f} s")
     if wanted.first is not None:
         print("This was a rehearsal: all steps work, and the scores mean nothing")
     elif wanted.export is not None and wanted.teacher.huggingface is None:
         print(f"Next: {shlex.join(['imitkd-serve', str(run.out / 'exported')])}", flush=True)
+    return True
 
 
 def listed(run: Run, needed: int, expected: Estimate, *, cores: int | None) -> str:
