@@ -113,9 +113,13 @@ def _short(flags: Sequence[str], updates: int) -> tuple[str, ...]:
         "--save-interval-updates": updates // 2,
         "--log-interval": 1,
     }
-    of_schedule = {"--warmup-updates": updates // 4, "--total-num-update": updates}
-    counts |= {flag: never for flag, never in OTHER_ENDS.items() if last_value(flags, flag)}
-    counts |= {flag: count for flag, count in of_schedule.items() if last_value(flags, flag)}
+    if_given = {
+        "--warmup-updates": updates // 4,
+        "--total-num-update": updates,
+        "--validate-after-updates": 0,
+    }
+    if_given |= OTHER_ENDS
+    counts |= {flag: count for flag, count in if_given.items() if last_value(flags, flag)}
     return tuple(word for flag, count in counts.items() for word in (flag, str(count)))
 
 

@@ -76,10 +76,12 @@ def test_a_teacher_of_hugging_face_s_format_is_rehearsed() -> None:
 
 
 def test_other_ends_of_a_training_do_not_count() -> None:
-    made = rehearsed(training="--max-epoch 2 --patience 3", methods=["none"])
+    flags = "--max-epoch 2 --patience 3 --validate-after-updates 500"
+    made = rehearsed(training=flags, methods=["none"])
     for step in ("train-teacher", "train-none-seed1"):
         words = made.step(step).commands[0].words
         assert (last_value(words, "--max-epoch"), last_value(words, "--patience")) == ("0", "-1")
+        assert last_value(words, "--validate-after-updates") == "0"
 
 
 def test_models_of_a_given_teacher_keep_their_sizes() -> None:
