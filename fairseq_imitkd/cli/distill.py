@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = inputs.look(wanted)
         run = Run(Plan(wanted, found.digests), out)
         students = check(run.plan)
-    for warning in (*found.repeated(wanted), *found.blank(wanted)):
+    for warning in (*found.repeated(wanted), *found.blank(wanted), *found.long):
         print(f"warning: {warning}", file=sys.stderr)
     check_programs(run.plan)
     counted = sizes(wanted, students)
