@@ -44,6 +44,7 @@ from fairseq_imitkd.pipeline.recipe import Recipe
 from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, check_flags_of_snakemake, described, key_of_step
 from fairseq_imitkd.pipeline.teacher_check import check_teacher
 from fairseq_imitkd.quick.recipe_words import COMPRESSED, SPLITS, languages, packaged, problem
+from fairseq_imitkd.text.counted import counted
 from fairseq_imitkd.training.configuration.paths import check_folder_to_write
 
 UPDATES = 100_000
@@ -86,8 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
     for warning in (*found.repeated(wanted), *found.blank(wanted), *found.long):
         print(f"warning: {warning}", file=sys.stderr)
     check_programs(run.plan)
-    counted = sizes(wanted, students)
-    needed = found.disk(wanted, max(counted.students.values()))
+    parameters = sizes(wanted, students)
+    needed = found.disk(wanted, max(parameters.students.values()))
     inputs.check_room(out, needed)
     if args.graph:
         print(described(run.plan.steps))
@@ -97,12 +98,13 @@ def main(arguments: list[str] | None = None) -> None:
     if args.dry_run:
         is_done = all(status.state == DONE for status in run.statuses().values())
         expected = Estimate({}) if is_done else estimate(run.plan, found)
-        print(listed(run, needed, expected, cores=args.cores))
-        print(counted)
-        _warn(counted, wanted)
+        gpus = len(_visible_gpus()) if args.profile is None and wanted.device == "cuda" else 0
+        print(listed(run, needed, expected, cores=args.cores, gpus=gpus))
+        print(parameters)
+        _warn(parameters, wanted)
         return
-    print(counted, file=sys.stderr)
-    _warn(counted, wanted)
+    print(parameters, file=sys.stderr)
+    _warn(parameters, wanted)
     engine = _engine(args, wanted, tuple(flags))
     if distil(run, engine, given) and args.rehearse:
         print(f"Next: {shlex.join(['imitkd-distill', *(word for word in words if word != '--rehearse')])}")
@@ -371,7 +373,7 @@ def distil(run: Run, engine: Engine, given: Given) -> bool:
     return True
 
 
-def listed(run: Run, needed: int, expected: Estimate, *, cores: int | None) -> str:
+def listed(run: Run, needed: int, expected: Estimate, *, cores: int | None, gpus: int = 0) -> str:
     """Return what ``--dry-run`` prints.
 
     Args:
@@ -379,6 +381,7 @@ def listed(run: Run, needed: int, expected: Estimate, *, cores: int | None) -> s
         needed: bytes on the disk.
         expected: how long the steps take.
         cores: threads that all steps together may take; None for all of this machine.
+        gpus: GPUs that they may take; 0 if their number is not known, or does not matter.
     """
     lines, statuses = [], run.statuses()
     for step in run.plan.steps:
@@ -398,10 +401,11 @@ def listed(run: Run, needed: int, expected: Estimate, *, cores: int | None) -> s
     if not left:
         return "\n".join(lines)
     cores = cores or len(os.sched_getaffinity(0))
+    place = f"{cores} cores and {counted(gpus, 'GPU')}" if gpus else f"{cores} cores"
     lines.append(
         f"about {roughly(sum(expected.seconds.get(step.name, 0.0) for step in left))} of trainings and "
-        f"translations, {roughly(expected.side_by_side(left, cores))} side by side on {cores} cores. This "
-        f"rests on passes of these models over random tokens, timed just now on {expected.where}; other "
+        f"translations, {roughly(expected.side_by_side(left, cores, gpus or None))} side by side on {place}. "
+        f"This rests on passes of these models over random tokens, timed just now on {expected.where}; other "
         f"steps are left out{f', and {expected.left_out}' if expected.left_out else ''}"
     )
     if any(last_value(flags, "--patience") for _, flags in run.plan.recipe.trainings()):
@@ -453,6 +457,12 @@ def _with_device(wanted: Recipe) -> Recipe:
     return replace(wanted, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _visible_gpus() -> tuple[str, ...]:
+    """Return the names of this machine's visible GPUs."""
+    known = ",".join(map(str, range(torch.cuda.device_count())))
+    return tuple((os.environ.get("CUDA_VISIBLE_DEVICES") or known).split(",")) if known else ()
+
+
 def _engine(args: argparse.Namespace, wanted: Recipe, flags: tuple[str, ...]) -> Engine:
     cores = args.cores
     if cores is None and args.profile is None:
@@ -467,8 +477,7 @@ def _engine(args: argparse.Namespace, wanted: Recipe, flags: tuple[str, ...]) ->
             f"{cores}; raise it, or lower them"
         )
     if wanted.device == "cuda":
-        known = ",".join(map(str, range(torch.cuda.device_count())))
-        gpus = tuple((os.environ.get("CUDA_VISIBLE_DEVICES") or known).split(",")) if known else ()
+        gpus = _visible_gpus()
         if wanted.processes > len(gpus):
             raise UsageError(
                 f"processes must be at most {len(gpus)}, the number of visible GPUs, but is "
