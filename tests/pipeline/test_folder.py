@@ -40,7 +40,7 @@ def test_the_recipe_that_a_run_has_kept_continues_it(tmp_path: Path) -> None:
     run(tmp_path / "new", Given("seeds: [1]\n"))
     with pytest.raises(
         UsageError,
-        match=r"recipe\.yaml' differs from what these flags say in seeds; go on with it by: imitkd-distill \S*l, or",
+        match=r"differs from what these flags say in seeds; go on with it by: imitkd-distill .*\.yaml, or",
     ):
         check(tmp_path / "new", Given("seeds: [2]\n"))
 
