@@ -245,17 +245,35 @@ def curve(each: Record, names: dict[str, Record], *, by_minutes: bool) -> Curve:
     Raises:
         SystemExit: that student is not among the rows.
     """
-    start = names.get(each["start"] or "")
-    if each["start"] and start is None:
-        raise SystemExit(f"{each['name']} goes on from {each['start']}, which is not among the rows; add it")
+    start = start_of(each, names)
     if by_minutes:
         begin = minutes(each)
         places = [begin + one["cpu_seconds"] / 60 for one in each["validations"]]
     else:
-        begin = start["validations"][-1]["updates"] if start else 0
+        begin = updates_before(each, names)
         places = [begin + one["updates"] for one in each["validations"]]
     found = scores(each)
     if start is not None:
         places, found = [begin, *places], [score(start), *found]
     better = np.minimum if of_record(each).less_is_better else np.maximum
     return Curve(begin, places, better.accumulate(found))
+
+
+def updates_before(each: Record, names: dict[str, Record]) -> float:
+    """Return the updates of the students that a training goes on from, one after the other."""
+    start = start_of(each, names)
+    if start is None:
+        return 0
+    return updates_before(start, names) + float(start["validations"][-1]["updates"])
+
+
+def start_of(each: Record, names: dict[str, Record]) -> Record | None:
+    """Return the training that another one goes on from; None if it began with random weights.
+
+    Raises:
+        SystemExit: it is not among the rows.
+    """
+    start = names.get(each["start"] or "")
+    if each["start"] and start is None:
+        raise SystemExit(f"{each['name']} goes on from {each['start']}, which is not among the rows; add it")
+    return start

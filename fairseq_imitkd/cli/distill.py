@@ -44,6 +44,7 @@ from fairseq_imitkd.pipeline.recipe import Recipe
 from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, check_flags_of_snakemake, described, key_of_step
 from fairseq_imitkd.pipeline.teacher_check import check_teacher
 from fairseq_imitkd.quick.recipe_words import COMPRESSED, SPLITS, languages, packaged, problem
+from fairseq_imitkd.text.counted import counted
 from fairseq_imitkd.training.configuration.paths import check_folder_to_write
 
 UPDATES = 100_000
@@ -83,11 +84,11 @@ def main(arguments: list[str] | None = None) -> None:
         found = inputs.look(wanted)
         run = Run(Plan(wanted, found.digests), out)
         students = check(run.plan)
-    for warning in (*found.repeated(wanted), *found.blank(wanted)):
+    for warning in (*found.repeated(wanted), *found.blank(wanted), *found.long):
         print(f"warning: {warning}", file=sys.stderr)
     check_programs(run.plan)
-    counted = sizes(wanted, students)
-    needed = found.disk(wanted, max(counted.students.values()))
+    parameters = sizes(wanted, students)
+    needed = found.disk(wanted, max(parameters.students.values()))
     inputs.check_room(out, needed)
     if args.graph:
         print(described(run.plan.steps))
@@ -97,16 +98,15 @@ def main(arguments: list[str] | None = None) -> None:
     if args.dry_run:
         is_done = all(status.state == DONE for status in run.statuses().values())
         expected = Estimate({}) if is_done else estimate(run.plan, found)
-        print(listed(run, needed, expected, cores=args.cores))
-        print(counted)
-        _warn(counted, wanted)
+        gpus = len(_visible_gpus()) if args.profile is None and wanted.device == "cuda" else 0
+        print(listed(run, needed, expected, cores=args.cores, gpus=gpus))
+        print(parameters)
+        _warn(parameters, wanted)
         return
-    print(counted, file=sys.stderr)
-    _warn(counted, wanted)
+    print(parameters, file=sys.stderr)
+    _warn(parameters, wanted)
     engine = _engine(args, wanted, tuple(flags))
-    folder.keep(out, given)
-    distil(run, engine)
-    if args.rehearse:
+    if distil(run, engine, given) and args.rehearse:
         print(f"Next: {shlex.join(['imitkd-distill', *(word for word in words if word != '--rehearse')])}")
 
 
@@ -339,11 +339,24 @@ def check_programs(plan: Plan) -> None:
             )
 
 
-def distil(run: Run, engine: Engine) -> None:
-    """Run the steps that are not done, and print what they have made."""
+def distil(run: Run, engine: Engine, given: Given) -> bool:
+    """Run the steps that are not done, and print what they have made.
+
+    Args:
+        run: the run.
+        engine: how.
+        given: the recipe, which the folder of the run keeps.
+
+    Returns:
+        whether all steps are done: flags of Snakemake may leave some out.
+    """
     began = time.monotonic()
     with Shown(run) as shown:
-        run.run(engine, PROGRAMS, shown.show)
+        run.run(engine, PROGRAMS, shown.show, begin=partial(folder.keep, run.out, given))
+    done, count = sum(status.state == DONE for status in run.statuses().values()), len(run.plan.steps)
+    if done < count:
+        print(f"{run.out}: {done} of {count} steps are done; Snakemake left the others out")
+        return False
     wanted = run.plan.recipe
     if wanted.evaluation is not None:
         table, warning = seeds.compared(run.plan, run.out)
@@ -352,14 +365,15 @@ def distil(run: Run, engine: Engine) -> None:
         print(f"\n{table}\n\nreport: {run.out / 'report.html'}; all scores: {run.out / 'evaluation.md'}")
         if warning is not None and wanted.first is None:
             print(f"warning: {warning}", file=sys.stderr)
-    print(f"{run.out}: {len(run.plan.steps)} steps are done; {time.monotonic() - began:,.0f} s")
+    print(f"{run.out}: {count} steps are done; {time.monotonic() - began:,.0f} s")
     if wanted.first is not None:
         print("This was a rehearsal: all steps work, and the scores mean nothing")
     elif wanted.export is not None and wanted.teacher.huggingface is None:
         print(f"Next: {shlex.join(['imitkd-serve', str(run.out / 'exported')])}", flush=True)
+    return True
 
 
-def listed(run: Run, needed: int, expected: Estimate, *, cores: int | None) -> str:
+def listed(run: Run, needed: int, expected: Estimate, *, cores: int | None, gpus: int = 0) -> str:
     """Return what ``--dry-run`` prints.
 
     Args:
@@ -367,6 +381,7 @@ def listed(run: Run, needed: int, expected: Estimate, *, cores: int | None) -> s
         needed: bytes on the disk.
         expected: how long the steps take.
         cores: threads that all steps together may take; None for all of this machine.
+        gpus: GPUs that they may take; 0 if their number is not known, or does not matter.
     """
     lines, statuses = [], run.statuses()
     for step in run.plan.steps:
@@ -386,10 +401,11 @@ def listed(run: Run, needed: int, expected: Estimate, *, cores: int | None) -> s
     if not left:
         return "\n".join(lines)
     cores = cores or len(os.sched_getaffinity(0))
+    place = f"{cores} cores and {counted(gpus, 'GPU')}" if gpus else f"{cores} cores"
     lines.append(
         f"about {roughly(sum(expected.seconds.get(step.name, 0.0) for step in left))} of trainings and "
-        f"translations, {roughly(expected.side_by_side(left, cores))} side by side on {cores} cores. This "
-        f"rests on passes of these models over random tokens, timed just now on {expected.where}; other "
+        f"translations, {roughly(expected.side_by_side(left, cores, gpus or None))} side by side on {place}. "
+        f"This rests on passes of these models over random tokens, timed just now on {expected.where}; other "
         f"steps are left out{f', and {expected.left_out}' if expected.left_out else ''}"
     )
     if any(last_value(flags, "--patience") for _, flags in run.plan.recipe.trainings()):
@@ -453,6 +469,12 @@ def _with_device(wanted: Recipe) -> Recipe:
     return replace(wanted, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _visible_gpus() -> tuple[str, ...]:
+    """Return the names of this machine's visible GPUs."""
+    known = ",".join(map(str, range(torch.cuda.device_count())))
+    return tuple((os.environ.get("CUDA_VISIBLE_DEVICES") or known).split(",")) if known else ()
+
+
 def _engine(args: argparse.Namespace, wanted: Recipe, flags: tuple[str, ...]) -> Engine:
     cores = args.cores
     if cores is None and args.profile is None:
@@ -467,8 +489,7 @@ def _engine(args: argparse.Namespace, wanted: Recipe, flags: tuple[str, ...]) ->
             f"{cores}; raise it, or lower them"
         )
     if wanted.device == "cuda":
-        known = ",".join(map(str, range(torch.cuda.device_count())))
-        gpus = tuple((os.environ.get("CUDA_VISIBLE_DEVICES") or known).split(",")) if known else ()
+        gpus = _visible_gpus()
         if wanted.processes > len(gpus):
             raise UsageError(
                 f"processes must be at most {len(gpus)}, the number of visible GPUs, but is "

@@ -73,7 +73,7 @@ class MemoryMeasurement:
             json.dump({"common": common, "models": paths}, jobs)
             jobs.seek(0)
             self.process = subprocess.Popen(
-                [sys.executable, "-m", __name__],
+                [sys.executable, "-P", "-m", __name__],
                 stdin=jobs,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

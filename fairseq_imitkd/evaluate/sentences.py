@@ -187,7 +187,7 @@ def _fitting(corpus: Corpus, models: Mapping[str, EvaluatedModel]) -> np.ndarray
 def _right_translations(path: Path, count: int) -> list[list[str]]:
     """Return the right translations in the lines of a file, with tabs between them."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise not_text(f"--references '{path}'", path) from error
     except OSError as error:
@@ -199,7 +199,9 @@ def _right_translations(path: Path, count: int) -> list[list[str]]:
             f"--references '{path}' must have a line for each of the {count:,} sentences of --gen-subset, "
             f"but has {len(lines):,}"
         )
-    every = ([text for text in line.rstrip("\r").split("\t") if text.strip()] for line in lines)
+    # A carriage return ends no line of the file, nor of those that an evaluation writes.
+    rows = (line.rstrip("\r").replace("\r", " ").split("\t") for line in lines)
+    every = ([text for text in row if text.strip()] for row in rows)
     return [texts or [""] for texts in every]  # a table fills its rows with empty cells
 
 

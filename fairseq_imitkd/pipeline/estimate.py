@@ -61,22 +61,30 @@ class Estimate:
     left_out: str = ""
     where: str = "this machine"
 
-    def side_by_side(self, steps: Sequence[Step], cores: int) -> float:
-        """Return the seconds of some steps that run as soon as they can on a number of threads."""
-        running: list[tuple[float, int]] = []  # end and threads of each step
+    def side_by_side(self, steps: Sequence[Step], cores: int, gpus: int | None = None) -> float:
+        """Return the seconds of some steps that run as soon as they can.
+
+        Args:
+            steps: the steps.
+            cores: threads that all of them may take.
+            gpus: GPUs that they may take; None is any number.
+        """
+        running: list[tuple[float, int, int]] = []  # end, threads and GPUs of each step
         now, free, waiting = 0.0, cores, list(steps)
+        free_gpus = most_gpus = sum(step.gpus for step in steps) if gpus is None else gpus
         ends = {step.name: math.inf for step in steps}
         while waiting or running:
             for step in list(waiting):
-                threads = min(step.threads, cores)
-                if threads <= free and all(ends.get(name, now) <= now for name in step.needs):
+                threads, own = min(step.threads, cores), min(step.gpus, most_gpus)
+                is_ready = all(ends.get(name, now) <= now for name in step.needs)
+                if is_ready and threads <= free and own <= free_gpus:
                     waiting.remove(step)
                     ends[step.name] = now + self.seconds.get(step.name, 0.0)
-                    running.append((ends[step.name], threads))
-                    free -= threads
+                    running.append((ends[step.name], threads, own))
+                    free, free_gpus = free - threads, free_gpus - own
             running.sort()
-            now, threads = running.pop(0)
-            free += threads
+            now, threads, own = running.pop(0)
+            free, free_gpus = free + threads, free_gpus + own
         return now
 
 

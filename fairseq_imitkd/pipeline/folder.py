@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -89,11 +90,12 @@ def check(out: Path, given: Given) -> None:
     if given.name == "flags" and given.path is None:
         raise UsageError(
             f"'{own}' differs from what these flags say in {differing(text, given.text)}; go on with it by: "
-            f"imitkd-distill '{out}', or use another --out"
+            f"{_going_on(own)}, or use another --out"
         )
     if noted.get("sha256") != _hash(text):
-        remedy = f"run imitkd-distill {out}, or delete that file"
-        raise UsageError(f"'{own}' was edited in {differing(text, given.text)}; {remedy}")
+        raise UsageError(
+            f"'{own}' was edited in {differing(text, given.text)}; run {_going_on(own)}, or delete that file"
+        )
 
 
 def differing(one: str, other: str) -> str:
@@ -155,6 +157,11 @@ def _is_kept(out: Path, given: Given) -> bool:
     """Whether a recipe is the one that the run has kept."""
     own = out / KEPT
     return given.path is not None and given.path.exists() and own.exists() and own.samefile(given.path)
+
+
+def _going_on(kept: Path) -> str:
+    """Return the command that continues a run by its recipe; its folder may be named as a packaged one."""
+    return shlex.join(["imitkd-distill", str(kept)])
 
 
 def _hash(text: str) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -24,11 +24,17 @@ LOOKED_AT = 1000  # lines of the validation text that are compared with the teac
 # Bytes on the disk for each byte of text: its subwords and its binary form, and both again for the teacher's
 # translations.
 DISK, SEQKD_DISK = 3, 3
-# Flags that name files which their command reads.
+# Flags that name files or folders which their command reads.
 FILES = (
-    "--bpe-codes", "--comet-model", "--curriculum-scores", "--decoder-embed-path", "--encoder-embed-path",
-    "--finetune-from-model", "--restore-file", "--reverse-teacher", "--scores", "--sentencepiece-model",
+    "--bpe-codes", "--comet-model", "--continue-once", "--curriculum-scores", "--decoder-embed-path",
+    "--ema-seed-model", "--encoder-embed-path", "--finetune-from-model", "--gpt2-encoder-json",
+    "--gpt2-vocab-bpe", "--model", "--pretrained-checkpoint", "--quantization-config-path", "--restore-file",
+    "--reverse-teacher", "--scores", "--sentencepiece-model", "--source-text", "--student-bpe-codes",
+    "--student-data", "--student-gpt2-encoder-json", "--student-gpt2-vocab-bpe",
+    "--student-sentencepiece-model", "--student-target-bpe-codes", "--student-target-sentencepiece-model",
+    "--subwords", "--teacher-cache",
 )  # fmt: skip
+FOLDERS = ("--model", "--scores", "--student-data", "--subwords", "--teacher-cache")  # which may be folders
 PAIR = 160  # bytes of a pair of made-up sentences
 
 
@@ -58,10 +64,12 @@ class Inputs:
     Args:
         texts: each file of text, by its path; none if the text is made up.
         digests: hash of each file or folder that the recipe names, by its path.
+        long: a warning for each file with sentences that are too long for the models.
     """
 
     texts: Mapping[Path, Text]
     digests: Mapping[str, str]
+    long: Sequence[str] = ()
 
     def repeated(self, recipe: Recipe) -> Iterator[str]:
         """Yield a warning for each split that has the text of the validation."""
@@ -121,8 +129,7 @@ def look(recipe: Recipe) -> Inputs:
     digests.update(_look_at_flags(recipe))
     if recipe.user_dir is not None:
         digests[str(recipe.user_dir)] = _folder(recipe.user_dir, "user_dir", "*.py")
-    _check_subwords(recipe)
-    return Inputs(_read_of(recipe, texts), digests)
+    return Inputs(_read_of(recipe, texts), digests, _check_subwords(recipe))
 
 
 def _read_of(recipe: Recipe, texts: Mapping[Path, Text]) -> Mapping[Path, Text]:
@@ -205,7 +212,7 @@ def _look_at_texts(recipe: Recipe) -> dict[Path, Text]:
 
 
 def _look_at_text(path: Path, name: str, origin: str) -> Text:
-    """Read a file once: count its lines, hash it, and check that it is UTF-8."""
+    """Read a file once: count its lines, hash it, and check that fairseq reads it as the same UTF-8 lines."""
     if kind_of(path, name) != "file":
         remedy = f"it is {origin}" if origin else "name a UTF-8 file with one sentence per line"
         raise UsageError(f"{name} '{path}' is not a file; {remedy}")
@@ -220,6 +227,11 @@ def _look_at_text(path: Path, name: str, origin: str) -> Text:
                 line.decode("utf-8")
                 if b"\0" in line:
                     raise not_text(f"{name} '{path}'", path, lines, has_null=True)
+                if b"\r" in line.removesuffix(b"\n").removesuffix(b"\r"):  # fairseq ends a line there
+                    raise UsageError(
+                        f"{name} '{path}' has a carriage return within line {lines:,}, which ends a line "
+                        "for fairseq; remove it (tr -d '\\r')"
+                    )
     except UnicodeDecodeError as error:
         raise not_text(f"{name} '{path}'", path, lines) from error
     except OSError as error:
@@ -233,6 +245,10 @@ def _file(path: Path, name: str) -> str:
     if kind_of(path, name) != "file":
         raise UsageError(f"{name} '{path}' is not a file; check the path")
     return sha256(path)
+
+
+def _file_or_folder(path: Path, name: str) -> str:
+    return _folder(path, name) if kind_of(path, name) == "folder" else _file(path, name)
 
 
 def _folder(path: Path, name: str, pattern: str = "*") -> str:
@@ -300,34 +316,34 @@ def _look_at_flags(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for key, flags in recipe.flags():
         flag = ""
         for word in flags:
-            name, equals, value = word.partition("=")
+            value = word
             if word.startswith("--"):
-                flag = name
-                if not equals:
-                    continue
-            elif not value.startswith("/"):  # MODEL=FILE has its file after the sign
-                value = word
+                flag, _, value = word.partition("=")
+            if not value.startswith("/"):  # NAME=FILE has its file after the sign
+                value = value.partition("=")[2]
             files = [Path(file) for file in value.split(":")]
             if flag in FILES and all(file.is_absolute() for file in files):
-                yield value, " ".join(_file(file, f"{key}: {flag}") for file in files)
+                look = _file_or_folder if flag in FOLDERS else _file
+                yield value, " ".join(look(file, f"{key}: {flag}") for file in files)
 
 
-def _check_subwords(recipe: Recipe) -> None:
-    """Refuse a SentencePiece model whose pieces the teacher's dictionaries lack, and too long sentences."""
+def _check_subwords(recipe: Recipe) -> Sequence[str]:
+    """Refuse a SentencePiece model whose pieces the teacher's dictionaries lack, and sentences that no batch
+    can hold. Return warnings of sentences that will be left out.
+    """
     model = recipe.subwords.model if recipe.subwords is not None else None
     processor = open_pieces(model, "sentencepiece") if model is not None else None
     if recipe.text.made_up is not None:
-        return
+        return ()
     if recipe.subwords is not None:
         _check_whole_words(recipe)
     if recipe.subwords is not None and processor is None:  # they are trained from this text
-        check_lengths(recipe, str.split)
-        return
-    check_lengths(
+        return check_lengths(recipe, str.split)
+    warnings = check_lengths(
         recipe, str.split if processor is None else lambda line: processor.encode(line, out_type=str)
     )
     if recipe.teacher.dictionaries is None:
-        return
+        return warnings
     valid = recipe.text.pairs["valid"]
     for language, path in ((recipe.source, valid.source), (recipe.target, valid.target)):
         dictionary = recipe.teacher.dictionaries / f"dict.{language}.txt"
@@ -343,6 +359,7 @@ def _check_subwords(recipe: Recipe) -> None:
                 f"{unknown / len(pieces):.0%} of the subwords of '{path.name}'; use the model that the "
                 "teacher's text was split with"
             )
+    return warnings
 
 
 def _check_whole_words(recipe: Recipe) -> None:

@@ -417,8 +417,8 @@ def _with_key(step: Step, keys: Mapping[str, str], digests: Mapping[str, str]) -
     def named(word: str | None) -> str | None:
         if word is None or word in stands_for:
             return stands_for.get(word or "")
-        before, equals, value = word.partition("=")  # --flag=FILE, or a model NAME=FILE
-        return f"{before}{equals}{stands_for.get(value, value)}"
+        before, equals, value = word.partition("=")  # --flag=FILE, a model NAME=FILE, or --model=NAME=FILE
+        return f"{before}={named(value)}" if equals else word
 
     commands = [
         [

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,9 +67,14 @@ SET_IN_COMMANDS = {
     **_LANGUAGES,
     **_TEACHER,
     **dict.fromkeys(("--num-shards", "--shard-id"), "use shards"),
+    "--references": "use text.references",
+    "--format": "leave it out: teacher.huggingface decides it",
     "--data": "leave it out: the data lies in the run's folder",
     "--out": "leave it out: results lie in the run's folder",
 }
+
+# Flags of a training that leave no checkpoint_best.pt, which export, evaluation and other students read.
+WITHOUT_BEST = ("--disable-validation", "--no-save", "--checkpoint-suffix")
 
 # Flags of every training of a recipe that has no others.
 TRAINING = (
@@ -163,6 +169,7 @@ def parse(content: Any, folder: Path) -> Recipe:
     _check_mono(made)
     _check_translations(made)
     _check_ends(made)
+    _check_best(made)
     return rehearsal(made) if recipe.yes_or_no("rehearsal", False) else made
 
 
@@ -261,6 +268,7 @@ def _teacher(recipe: Section) -> Teacher:
         if key in section and of not in section:
             raise UsageError(f"teacher.{key} changes nothing without teacher.{of}; leave it out")
     if "huggingface" in section:
+        _check_format(recipe)
         return Teacher(huggingface=section.path("huggingface"))
     if "arch" in section:
         return Teacher(flags=_model(section))
@@ -387,6 +395,17 @@ def _export(recipe: Section, methods: Sequence[Method]) -> Export | None:
     )
 
 
+def _check_format(recipe: Section) -> None:
+    """Refuse a type of weights for an export in Hugging Face's format, which has float32 alone."""
+    value = recipe.content.get("export")
+    key = "export.quantization" if isinstance(value, Mapping) else "export"
+    if isinstance(value.get("quantization") if isinstance(value, Mapping) else value, str):
+        raise UsageError(
+            f"{key} changes nothing with teacher.huggingface, whose student is exported in float32; leave it "
+            "out"
+        )
+
+
 def _named_method(section: Section, key: str, methods: Sequence[Method]) -> str | None:
     if key not in section:
         return None
@@ -407,6 +426,11 @@ def _check_flags(recipe: Recipe) -> None:
                 raise UsageError(f"{key} has {word}, which prints a help text and ends; leave it out")
         is_training = key in ("training", "distillation") or key.endswith(".flags")
         _refuse(key, flags, SET_IN_TRAININGS if is_training else SET_IN_COMMANDS)
+        if is_training and (lost := [word for word in flags if word.partition("=")[0] in WITHOUT_BEST]):
+            raise UsageError(
+                f"{key} has {lost[0]}, so a training would leave no checkpoint_best.pt, which later steps "
+                "read; leave it out"
+            )
         if key in ("training", "distillation") or key.endswith("student.flags"):
             loss = "name it in methods, or in the flags of none or of the teacher"
             _refuse(key, flags, {"--criterion": loss})
@@ -513,6 +537,31 @@ def _check_ends(recipe: Recipe) -> None:
             raise UsageError(
                 f"training has no --max-update, so the training of {key} would not end; add --max-update N"
             )
+
+
+def _check_best(recipe: Recipe) -> None:
+    """Refuse a training that ends before its first checkpoint of a validation: later steps read the best."""
+    for key, flags in recipe.trainings():
+        after, updates = (_number(flags, flag) for flag in ("--validate-after-updates", "--max-update"))
+        if 0 < updates < after:
+            raise UsageError(
+                f"the training of {key} has --validate-after-updates {after}, above its --max-update "
+                f"{updates}, so it would leave no checkpoint_best.pt; lower it"
+            )
+        epochs = _number(flags, "--max-epoch")
+        both = math.lcm(*(_number(flags, flag) or 1 for flag in ("--save-interval", "--validate-interval")))
+        others = ("--max-update", "--stop-time-hours", "--save-interval-updates")
+        if 0 < epochs < both and not any(_is_above_zero(last_value(flags, flag)) for flag in others):
+            raise UsageError(
+                f"the training of {key} has --max-epoch {epochs}, but would save what it has validated after "
+                f"{both} epochs first; lower --save-interval or --validate-interval"
+            )
+
+
+def _number(flags: Sequence[str], flag: str) -> int:
+    """Return the whole number that a flag has, else 0; a later check refuses a value that is not one."""
+    value = last_value(flags, flag)
+    return int(value) if value.isdecimal() else 0
 
 
 def _is_above_zero(value: str) -> bool:

@@ -57,8 +57,7 @@ def rehearsal(recipe: Recipe) -> Recipe:
         },
         evaluation=recipe.evaluation
         and replace(recipe.evaluation, flags=("--quick", *recipe.evaluation.flags)),
-        export=recipe.export
-        and replace(recipe.export, flags=(*recipe.export.flags, "--sentences", "20", "--max-loss", "100")),
+        export=recipe.export and replace(recipe.export, flags=(*recipe.export.flags, *_checks(recipe))),
         first=SENTENCES,
     )
 
@@ -114,10 +113,20 @@ def _short(flags: Sequence[str], updates: int) -> tuple[str, ...]:
         "--save-interval-updates": updates // 2,
         "--log-interval": 1,
     }
-    of_schedule = {"--warmup-updates": updates // 4, "--total-num-update": updates}
-    counts |= {flag: never for flag, never in OTHER_ENDS.items() if last_value(flags, flag)}
-    counts |= {flag: count for flag, count in of_schedule.items() if last_value(flags, flag)}
+    if_given = {
+        "--warmup-updates": updates // 4,
+        "--total-num-update": updates,
+        "--validate-after-updates": 0,
+    }
+    if_given |= OTHER_ENDS
+    counts |= {flag: count for flag, count in if_given.items() if last_value(flags, flag)}
     return tuple(word for flag, count in counts.items() for word in (flag, str(count)))
+
+
+def _checks(recipe: Recipe) -> tuple[str, ...]:
+    """Return the flags of an export that any student passes. Hugging Face's format has no loss to limit."""
+    accepts = () if recipe.teacher.huggingface is not None else ("--max-loss", "100")
+    return "--sentences", "20", *accepts
 
 
 def _made_up(made_up: MadeUp | None) -> MadeUp | None:

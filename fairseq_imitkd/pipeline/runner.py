@@ -65,7 +65,9 @@ class Engine:
 
     def words(self, out: Path) -> list[str]:
         """Return the command that runs the plan in a folder."""
-        words = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(out)]
+        # -P: a file such as queue.py of the current folder must not stand for Python's own.
+        words = [sys.executable, "-P", "-m", "snakemake"]
+        words += ["--snakefile", str(SNAKEFILE), "--directory", str(out)]
         words += ["--config", f"plan={PLAN}", f"python={sys.executable}", f"step={step_program.__file__}"]
         # The names of finished steps hold their keys, so nothing else decides: neither times, nor parameters
         # such as the path of Python. Snakemake wants a trigger; of software-env the steps have none.
@@ -101,7 +103,10 @@ def check_flags_of_snakemake(flags: Sequence[str]) -> None:
         return
     program = "import sys; from snakemake.cli import get_argument_parser as made; made().parse_args()"
     done = subprocess.run(
-        [sys.executable, "-c", program, "--cores", "1", *flags], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", program, "--cores", "1", *flags],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["it left no message"])[-1].partition("error: ")
@@ -124,20 +129,32 @@ class Run:
         self.plan, self.out = plan, out
 
     def statuses(self) -> dict[str, Status]:
-        """Return how each step goes, by its name."""
-        return {step.name: self._status(step) for step in self.plan.steps}
+        """Return how each step goes, by its name. A step that is done has its results, and so have the steps
+        that it needs.
+        """
+        found: dict[str, Status] = {}
+        for step in self.plan.steps:
+            may_be_done = all(found[name].state == DONE for name in step.needs) and self._has_results(step)
+            found[step.name] = self._status(step, may_be_done=may_be_done)
+        return found
 
     def continues(self, step: Step) -> bool:
         """Whether a step continues what an earlier attempt has begun."""
         begun = self.out / STATE / "begun" / step.name
-        return step.resumes and begun.is_file() and begun.read_text() == step.key
+        is_begun = begun.is_file() and begun.read_text() == step.key
+        return step.resumes and is_begun and self._has_results(step)
 
     def log(self, name: str) -> Path:
         """Return the path of a step's log."""
         return self.out / LOGS / f"{name}.log"
 
     def run(
-        self, engine: Engine, programs: Path, show: Callable[[Mapping[str, Status]], None] = lambda _: None
+        self,
+        engine: Engine,
+        programs: Path,
+        show: Callable[[Mapping[str, Status]], None] = lambda _: None,
+        *,
+        begin: Callable[[], None] = lambda: None,
     ) -> None:
         """Run all steps that are not done.
 
@@ -145,6 +162,7 @@ class Run:
             engine: how.
             programs: folder of the commands.
             show: called again and again with how each step goes.
+            begin: called once, when no other run is at work in the folder.
 
         Raises:
             UsageError: a step failed, or another run is at work in the folder.
@@ -153,6 +171,8 @@ class Run:
         (self.out / LOGS).mkdir(exist_ok=True)
         began = time.time()
         with self._held() as lock:
+            begin()
+            self._forget()
             environment = {"IMITKD_GPUS": ",".join(engine.gpus)} if engine.gpus and not engine.profile else {}
             write_json(self.out / PLAN, self.plan.to_json(programs, environment))
             with open(self.out / ENGINE_LOG, "wb") as log:
@@ -192,14 +212,28 @@ class Run:
                     time.sleep(WATCHED_EVERY)
             yield file.fileno()
 
-    def _status(self, step: Step) -> Status:
+    def _forget(self) -> None:
+        """Take away that steps were done whose results are missing, and those after them."""
+        for name, status in self.statuses().items():
+            if status.state != DONE:
+                self._mark(self.plan.step(name)).unlink(missing_ok=True)
+
+    def _mark(self, step: Step) -> Path:
+        """Return the path of the file that says that a step is done."""
+        return self.out / STATE / "done" / f"{step.name}.{step.key}"
+
+    def _has_results(self, step: Step) -> bool:
+        return all((self.out / result).exists() for result in step.results)
+
+    def _status(self, step: Step, *, may_be_done: bool) -> Status:
         note = _json(self.out / STATE / "notes" / f"{step.name}.json")
         if note.get("key") != step.key:
             note = {}
         began, ended = float(note.get("began") or 0), float(note.get("ended") or 0)
         with suppress(FileNotFoundError):  # the note of its end comes after this file
-            end = (self.out / STATE / "done" / f"{step.name}.{step.key}").stat().st_mtime
-            return Status(DONE, began, ended or end)
+            end = self._mark(step).stat().st_mtime
+            if may_be_done:
+                return Status(DONE, began, ended or end)
         state = str(note.get("state", WAITING))
         if state == RUNNING and step.updates is not None:
             return Status(state, began, ended, _updates(self.out / step.results[0] / "metrics.jsonl"))
@@ -247,12 +281,14 @@ def key_of_step(step: str, flag: str = "") -> str:
 
 
 def last_error(path: Path) -> str:
-    """Return the line of a log that says what went wrong."""
+    """Return the line of a log that says what went wrong with its last command."""
     text = ""
     with suppress(OSError), open(path, "rb") as file:
         file.seek(max(0, file.seek(0, 2) - TAIL))
         text = file.read().decode("utf-8", "replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    every = text.splitlines()
+    last = max((place for place, line in enumerate(every) if line.startswith("$ ")), default=-1)
+    lines = [line.strip() for line in every[last + 1 :] if line.strip()]
     errors = [line.partition("error: ")[2] for line in lines if line.startswith("error: ")]
     return (errors or lines or ["it left no message"])[-1]
 

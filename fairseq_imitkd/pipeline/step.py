@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
+_NO_MEMORY = ", probably because memory was short; free some, or give fewer --cores"
 
 
 def main(words: list[str]) -> int:
@@ -95,20 +96,21 @@ class Step:
         """Return the processor time, in seconds, and the peak memory, in bytes, of the attempts that this one
         continues. What an attempt used that was killed by SIGKILL is not known.
         """
-        try:
-            note = json.loads((self.state / "notes" / f"{self.name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return 0.0, 0
+        note = self._noted(self.name)
         if not self._continues() or note.get("key") != self.key:
             return 0.0, 0
         return note.get("cpu", 0.0), note.get("peak", 0)
 
     def _clear(self) -> None:
         """Delete what this step has made before. What an earlier attempt with the same key began is kept if
-        the step's commands can continue it.
+        the step's commands can continue it. Another step that made one of the results is no longer done.
         """
-        for former in (self.state / "done").glob(f"{self.name}.*"):
-            former.unlink()
+        others = [name for name in self._steps_noted() if name != self.name and self._shares_with(name)]
+        for name in (self.name, *others):
+            for former in (self.state / "done").glob(f"{name}.*"):
+                former.unlink()
+        for name in others:
+            (self.state / "begun" / name).unlink(missing_ok=True)
         continues = self._continues()
         for result in self.step["results"]:
             remove(Path(f"{result}.part"))
@@ -118,10 +120,21 @@ class Step:
             self.log.unlink(missing_ok=True)
         write(self.state / "begun" / self.name, self.key)
 
+    def _steps_noted(self) -> list[str]:
+        """Return the names of all steps that have ever begun in this folder."""
+        return [path.stem for path in (self.state / "notes").glob("*.json")]
+
+    def _shares_with(self, name: str) -> bool:
+        """Return whether another step has made one of this step's results."""
+        return not set(self.step["results"]).isdisjoint(self._noted(name).get("results", ()))
+
     def _commands(self) -> int:
         with open(self.log, "ab") as log, _gpus(self.step["gpus"], self.state, self.environment):
             for command in self.step["commands"]:
                 status = self._command(command, log)
+                if status < 0:
+                    cause = _NO_MEMORY if status == -signal.SIGKILL else ""
+                    log.write(f"error: killed by signal {-status}{cause}\n".encode())
                 if status not in command["statuses"]:
                     return status or 1
         return 0
@@ -165,7 +178,16 @@ class Step:
         write(self.state / "done" / f"{self.name}.{self.key}", "")
 
     def _note(self, **facts: Any) -> None:
-        write(self.state / "notes" / f"{self.name}.json", json.dumps({"key": self.key, **facts}))
+        note = {"key": self.key, "results": self.step["results"], **facts}
+        write(self.state / "notes" / f"{self.name}.json", json.dumps(note))
+
+    def _noted(self, name: str) -> dict[str, Any]:
+        """Return the note of a step; an empty one if it can't be read."""
+        try:
+            note = json.loads((self.state / "notes" / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return note if isinstance(note, dict) else {}
 
 
 def started(command: Mapping[str, Any], program: Callable[[str], str] = str) -> list[str]:
@@ -180,7 +202,7 @@ def started(command: Mapping[str, Any], program: Callable[[str], str] = str) -> 
     if processes == 1:
         return own
     python = program("python")
-    launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launch = [python, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return [*launch, "--no-python", python, "-IS", __file__, "--rank", *own]
 
 

@@ -293,7 +293,7 @@ def test_several_right_translations(root: Path, languages: Languages, tmp_path: 
     models_ = {"one": models.load(root / "transformer.pt", languages, GREEDY)}
     text = Detokenizer(languages, TextSettings())
     whole = read(languages, "test", count=0, models=models_, detokenizer=text)
-    lines = [f"{line}\t{line} again\t\t" for line in whole.reference_texts]
+    lines = [f"{line}\t{line}\ragain\t\t" for line in whole.reference_texts]  # which ends no line
     paths = write(tmp_path, right=[f"\ufeff{lines[0]}", *lines[1:-1], "\t"], short=lines[1:])
     some = read(languages, "test", count=3, models=models_, detokenizer=text, right=paths["right"])
     assert some.right is not None
@@ -562,8 +562,12 @@ def test_the_same_weights_translate_by_another_search(
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux tells a process's children")
-def test_the_measurement_of_memory_ends_with_its_forks(root: Path, languages: Languages) -> None:
-    """However many models are left."""
+def test_the_measurement_of_memory_ends_with_its_forks(
+    root: Path, languages: Languages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many models are left, and whatever files of the user's are named as modules of Python."""
+    (tmp_path / "queue.py").write_text("raise SystemExit('my own queue')")
+    monkeypatch.chdir(tmp_path)
     one = models.load(root / "transformer.pt", languages, GREEDY)
     found = {f"m{number}": one for number in range(50)}
     settings: dict[str, Any] = {"decoding": GREEDY, "batch": [tokens(4, 5)], "threads": 1}

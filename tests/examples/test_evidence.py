@@ -387,6 +387,19 @@ def test_curves_of_seeds_that_begin_and_end_elsewhere(modules: dict[str, ModuleT
     assert values.tolist() == [[1.0, 2.0, 2.0], [3.0, 4.0, 7.0]]
 
 
+def test_a_curve_begins_after_the_whole_history(modules: dict[str, ModuleType]) -> None:
+    """A student can go on from one that went on itself: the updates of both come before its own."""
+    first = made("scratch", [9.0, 8.0])
+    second = made("seqkd", [7.0], start="scratch")
+    third = made("then_imitkd", [7.5, 5.0], start="seqkd")
+    names = {each["name"]: each for each in (first, second, third)}
+    found = modules["evidence_tables"].curve(third, names, by_minutes=False)
+    assert found.places == [1500, 2000, 2500]
+    assert found.best.tolist() == pytest.approx([7.0, 7.0, 5.0])
+    with pytest.raises(SystemExit, match="seqkd goes on from scratch, which is not among the rows"):
+        modules["evidence_tables"].curve(third, {"seqkd": second}, by_minutes=False)
+
+
 @pytest.mark.parametrize("name", ["bleu", "rouge-l"])
 def test_scores_of_text_are_resampled(modules: dict[str, ModuleType], name: str) -> None:
     """The score of the packed statistics is the corpus score, and a better row has a small p."""

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -260,12 +261,21 @@ def test_sigterm_stops_a_run_as_ctrl_c_does(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(distill.Run, "run", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(distill.Run, "run", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as end:
         distill.main(["quickstart", "--out", str(tmp_path / "run")])
     assert end.value.code == 143
     assert capsys.readouterr().err.endswith("stopped; the same command continues\n")
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_steps_that_snakemake_leaves_out_are_not_said_to_be_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(distill.Run, "run", lambda *_, **__: None)
+    distill.main(["quickstart", "--out", str(tmp_path / "run"), "--rehearse", "--", "-n"])
+    printed = capsys.readouterr().out
+    assert re.search(r": 0 of \d+ steps are done; Snakemake left the others out\n$", printed)
 
 
 def test_a_folder_that_may_not_be_written_is_refused_before_anything_runs(
@@ -320,7 +330,7 @@ def test_a_cluster_has_gpus_that_this_machine_lacks(
     timed_on = []
     monkeypatch.setattr(estimate, "timed", lambda *a, beam: timed_on.append(a[2]) or estimate.Pass(1, 1, 1))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setattr(distill.Run, "run", lambda *_: pytest.fail("it runs"))
+    monkeypatch.setattr(distill.Run, "run", lambda *_, **__: pytest.fail("it runs"))
     file = write(tmp_path, wanted(device="cuda", threads=2, methods=["none"]))
     out = str(tmp_path / "run")
     distill.main([file, "--out", out, "--dry-run"])

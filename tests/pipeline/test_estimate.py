@@ -15,8 +15,8 @@ from tests.helpers.digit_corpus import TINY
 from tests.pipeline.recipes import TRAINING, recipe
 
 
-def step(name: str, *needs: str, threads: int = 1) -> Step:
-    return Step(name, (Command(("true",)),), (), needs, threads=threads)
+def step(name: str, *needs: str, threads: int = 1, gpus: int = 0) -> Step:
+    return Step(name, (Command(("true",)),), (), needs, threads=threads, gpus=gpus)
 
 
 def test_steps_run_as_soon_as_threads_are_free() -> None:
@@ -32,6 +32,14 @@ def test_steps_run_as_soon_as_threads_are_free() -> None:
     assert expected.side_by_side(steps, 1) == 10.0
     assert expected.side_by_side(steps, 2) == 7.0
     assert expected.side_by_side(steps[3:], 8) == 6.0, "what is done is not waited for"
+
+
+def test_steps_share_the_gpus() -> None:
+    """A step that asks for more than there are takes all; of a cluster the number is not known."""
+    steps = [step(name, gpus=1) for name in "abcd"] + [step("e", gpus=4)]
+    expected = Estimate(dict.fromkeys("abcde", 1.0))
+    times = {gpus: expected.side_by_side(steps, 16, gpus) for gpus in (1, 2, 4, None)}
+    assert times == {1: 5.0, 2: 3.0, 4: 2.0, None: 1.0}
 
 
 def test_passes_are_multiplied_by_tokens(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,9 @@ def test_the_recipe_that_a_run_has_kept_continues_it(tmp_path: Path) -> None:
     (out / "recipe.yaml").write_text("seeds: [4]\n")
     run(out, Given("seeds: [4]\nfolder: x\n", out / "recipe.yaml"))
     assert (out / "recipe.yaml").read_text() == "seeds: [4]\n"
-    with pytest.raises(UsageError, match=r"recipe\.yaml' was edited in seeds; run imitkd-distill "):
+    with pytest.raises(
+        UsageError, match=r"recipe\.yaml' was edited in seeds; run imitkd-distill .*/recipe\.yaml, or"
+    ):
         check(out, Given("seeds: [3]\n", tmp_path / "small.yaml"))
     (out / "recipe.yaml").write_bytes(b"seeds: [4] # \xe9\n")
     with pytest.raises(UsageError, match=r"recipe '.*/recipe\.yaml' is not text; use a YAML file"):
@@ -41,9 +43,24 @@ def test_the_recipe_that_a_run_has_kept_continues_it(tmp_path: Path) -> None:
     run(tmp_path / "new", Given("seeds: [1]\n"))
     with pytest.raises(
         UsageError,
-        match=r"recipe\.yaml' differs from what these flags say in seeds; go on with it by: imitkd-distill '",
+        match=r"differs from what these flags say in seeds; go on with it by: imitkd-distill .*\.yaml, or",
     ):
         check(tmp_path / "new", Given("seeds: [2]\n"))
+
+
+def test_an_edited_recipe_of_the_package_is_named_by_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name of its folder is that of the recipe of the package."""
+    monkeypatch.chdir(tmp_path)
+    for name, word in (("quickstart", "quickstart/recipe.yaml"), ("a b", "'a b/recipe.yaml'")):
+        run(Path(name), Given("seeds: [1]\n", name="quickstart"))
+        Path(name, "recipe.yaml").write_text("seeds: [2]\n")
+        with pytest.raises(UsageError) as error:
+            check(Path(name), Given("seeds: [1]\n", name="quickstart"))
+        assert str(error.value).endswith(
+            f"was edited in seeds; run imitkd-distill {word}, or delete that file"
+        )
 
 
 def test_the_keys_in_which_recipes_differ_are_named() -> None:

@@ -61,6 +61,14 @@ def binary(text: Path) -> None:
     (text / "train.src").write_bytes(b"1\n\xff\n" * 20)
 
 
+def two_in_one(text: Path) -> None:
+    (text / "train.src").write_bytes(b"1\r\n" + b"1 2\r3\n" * 39)
+
+
+def doubled_return(text: Path) -> None:
+    (text / "valid.tgt").write_bytes(b"1\n2\r\r\n" * 20)
+
+
 def empty(text: Path) -> None:
     for side in ("src", "tgt"):
         (text / f"test.{side}").write_text("")
@@ -98,50 +106,97 @@ def test_further_files_of_text_are_looked_at(text: Path) -> None:
 
 def test_files_in_flags_are_looked_at(text: Path) -> None:
     """In each form; a path that starts from the run's folder may not exist yet."""
-    for name in ("codes", "one.pt", "two.pt"):
+    for name in ("codes", "one.pt", "two.pt", "a=b"):
         (text / name).write_text(name)
-    one, two = f"{text}/one.pt", f"{text}/two.pt"
+    (text / "deep").mkdir()
+    (text / "deep" / "file").write_text("1")
+    one, two, deep = f"{text}/one.pt", f"{text}/two.pt", f"{text}/deep"
     found = look(
         text,
-        evaluate="--bpe-codes {folder}/codes --sentencepiece-model subwords.model",
+        evaluate="--bpe-codes {folder}/codes --sentencepiece-model subwords.model "
+        "--gpt2-vocab-bpe={folder}/a=b --model old={folder}/deep",
+        distillation="--teacher-cache {folder}/deep",
         seqkd=f"--reverse-teacher {one}:{two} --scores {one} {two} --beam 2",
         export={"flags": f"--scores=a={two}"},
         methods=["seqkd", {"criterion": "none", "flags": f"--finetune-from-model={one}"}],
     )
-    assert {f"{text}/codes", one, two, f"{one}:{two}"} <= set(found.digests)
+    assert {f"{text}/codes", f"{text}/a=b", deep, one, two, f"{one}:{two}"} <= set(found.digests)
     assert found.digests[f"{one}:{two}"] == f"{found.digests[one]} {found.digests[two]}"
-    with pytest.raises(UsageError, match=r"evaluate: --bpe-codes '/nowhere' is not a file; check the path"):
-        look(text, evaluate="--bpe-codes /nowhere")
 
 
 @pytest.mark.parametrize(
-    ("changes", "flag", "limit"),
+    "changes",
     [
-        ({"training": "--max-update 1"}, "--max-target-positions", 1024),
-        ({"training": "--max-tokens 900 --max-update 1"}, "--max-tokens", 900),
-        ({"training": "--max-tokens 900 --max-tokens-valid 1000 --max-update 1"}, "--max-tokens-valid", 1000),
-        ({"teacher": {"arch": "lstm", "flags": "--max-target-positions 50"}}, "--max-target-positions", 50),
+        {"evaluate": "--bpe-codes /nowhere"},
+        {"evaluate": "--model old=/nowhere"},
+        {"evaluate": "--model=old=/nowhere"},
+        {"evaluate": "--gpt2-encoder-json /nowhere"},
+        {"export": {"flags": "--scores=exported=/nowhere"}},
+        {"distillation": "--teacher-cache /nowhere"},
+        {"training": "--max-update 1 --continue-once /nowhere"},
+        {"training": "--max-update 1 --ema-seed-model /nowhere"},
+        {"student": {"arch": "lstm", "flags": "--quantization-config-path /nowhere"}},
+        {"seqkd": "--student-sentencepiece-model /nowhere", "methods": ["seqkd"]},
+        {"seqkd": "--student-data /nowhere", "methods": ["seqkd"]},
     ],
 )
-def test_a_sentence_that_is_too_long_is_refused(
-    changes: dict[str, Any], flag: str, limit: int, text: Path
-) -> None:
-    """The end of a sentence is a token too. fairseq leaves out training sentences that are too long."""
-    for length, is_refused in ((limit - 1, False), (limit, True)):
-        (text / "train.tgt").write_text("six " * 2000 + "\n" + "six seven\n" * 39)
-        (text / "valid.tgt").write_text("six " * length + "\n" + "seven eight\n" * 39)
-        if not is_refused:
-            look(text, **changes)
-            continue
-        with pytest.raises(UsageError, match="has a sentence of") as error:
-            look(text, **changes)
-        assert f"sentence of {limit + 1:,} tokens, but {flag} allows {limit:,};" in str(error.value)
-    if flag.startswith("--max-tokens"):  # of batches, and nothing validates on the test set
-        (text / "test.tgt").write_text((text / "valid.tgt").read_text())
-        (text / "valid.tgt").write_text("seven eight\n" * 40)
+def test_a_file_in_flags_that_is_missing_is_refused(changes: dict[str, Any], text: Path) -> None:
+    with pytest.raises(UsageError, match=r": --[\w-]+ '/nowhere' is not a file; check the path$"):
         look(text, **changes)
-    skips = "--max-update 1 --skip-invalid-size-inputs-valid-test"
-    look(text, **{**changes, "training": f"{changes.get('training', '')} {skips}"})
+
+
+SKIPS = "--skip-invalid-size-inputs-valid-test"  # changes nothing here
+
+
+@pytest.mark.parametrize(
+    ("training", "flag", "limit"),
+    [
+        ("--max-tokens 900", "--max-tokens", 900),
+        (f"--max-tokens 900 {SKIPS}", "--max-tokens", 900),
+        ("--max-tokens 900 --max-tokens-valid 1000", "--max-tokens-valid", 1000),
+    ],
+)
+def test_a_sentence_that_no_batch_of_the_validation_holds_is_refused(
+    training: str, flag: str, limit: int, text: Path
+) -> None:
+    """The end of a sentence is a token too. Longer ones, beyond the model's positions, are in no batch."""
+    changes = {"training": f"{training} --max-update 1"}
+    (text / "train.tgt").write_text("six " * 2000 + "\n" + "six seven\n" * 39)
+    for length in (limit, limit - 1):
+        (text / "valid.tgt").write_text("six " * 2000 + "\n" + "six " * length + "\n" + "seven eight\n" * 38)
+        if length == limit:
+            with pytest.raises(UsageError, match="has a sentence of") as error:
+                look(text, **changes)
+            assert f"sentence of {limit + 1:,} tokens, but {flag} allows {limit:,}; raise it" in str(
+                error.value
+            )
+        else:
+            look(text, **changes)
+    (text / "test.tgt").write_text("six " * limit + "\n" + "seven eight\n" * 39)  # which nothing validates on
+    look(text, **changes)
+
+
+@pytest.mark.parametrize("part", ["valid", "test"])
+@pytest.mark.parametrize(
+    ("changes", "limit"),
+    [
+        ({"training": "--max-update 1"}, 1024),
+        ({"teacher": {"arch": "lstm", "flags": "--max-target-positions 50"}}, 50),
+        ({"training": f"--max-tokens 900 --max-update 1 {SKIPS}"}, 1024),
+    ],
+)
+def test_a_sentence_beyond_the_model_s_positions_is_warned_of(
+    changes: dict[str, Any], limit: int, part: str, text: Path
+) -> None:
+    """It is left out, as one of the training is."""
+    (text / "train.tgt").write_text("six " * 2000 + "\n" + "six seven\n" * 39)
+    for length, lines in (
+        (10, []),
+        (limit, [f"{limit + 1:,} tokens, but --max-target-positions allows {limit:,}"]),
+    ):
+        (text / f"{part}.tgt").write_text("six " * length + "\n" + "seven eight\n" * 39)
+        found = look(text, **changes).long
+        assert [warning.partition("a sentence of ")[2].partition(";")[0] for warning in found] == lines
 
 
 def test_hidden_folders_do_not_count(text: Path) -> None:
@@ -189,6 +244,8 @@ def test_made_up_text_has_no_files_yet(text: Path) -> None:
     [
         (cut, "text.valid must have two files of as many lines"),
         (binary, "must be UTF-8, but line 2 is not; convert the file"),
+        (two_in_one, "text.train '{}/train.src' has a carriage return within line 2, which ends a line"),
+        (doubled_return, "has a carriage return within line 2,"),
         (empty, "is empty; name a file with sentences"),
         (blank, "text.test '{}/test.tgt' is empty; name a file with sentences"),
         (packed, "text.train '{0}/train.src' is compressed; unpack it"),

@@ -124,6 +124,18 @@ def test_a_teacher_counts_by_its_content() -> None:
     assert keys(moved[0]) == keys(moved[1])
 
 
+@pytest.mark.parametrize(
+    "flags", ["--model old={}", "--model=old={}", "--comet-model={}", "--comet-model {}"]
+)
+def test_a_file_in_flags_counts_by_its_content(flags: str) -> None:
+    made = [
+        plan({**DIGESTS, path: digest}, evaluate=flags.format(path))
+        for path, digest in (("/a/m=1", "1"), ("/b", "1"), ("/b", "2"))
+    ]
+    first, copied, changed = (each.step("evaluate").key for each in made)
+    assert first == copied != changed
+
+
 def test_flags_of_distillation_come_before_a_methods_own() -> None:
     changes = {"training": f"{TRAINING} --dropout 0.1", "distillation": "--dropout 0.2"}
     methods = ["none", "gkd", {"criterion": "imitkd", "flags": "--dropout 0.3"}]

@@ -18,6 +18,7 @@ from tests.pipeline.recipes import recipe
 
 HERE = Path("/text")
 TEXT: dict[str, Any] = {split: [f"{split}.src", f"{split}.tgt"] for split in ("train", "valid", "test")}
+SHORT = "--max-update 8"
 MADE_UP = {"train": 9, "valid": 9, "test": 9}
 
 
@@ -125,6 +126,25 @@ def test_the_default_s_second_training_is_shorter(training: str, flags: str) -> 
         ({"methods": [{"criterion": "gkd", "name": "../a"}]}, "methods[1].name must consist of letters"),
         ({"methods": [{"criterion": "seqkd", "data": "text"}]}, "data must be seqkd with criterion seqkd"),
         ({"training": "--lr 1 --seed 3"}, "training has --seed, which imitkd-distill sets itself; use seeds"),
+        ({"training": "--lr 1 --no-save"}, "training has --no-save, so a training would leave no checkpoint"),
+        ({"methods": [{"criterion": "gkd", "flags": "--checkpoint-suffix=x"}]}, "[1].flags has --checkpoint"),
+        ({"teacher": {"arch": "a", "flags": "--disable-validation"}}, "teacher.flags has --disable-validat"),
+        (
+            {"training": f"{SHORT} --validate-after-updates 9"},
+            "the training of teacher has --validate-after-updates 9, above its --max-update 8, so it would",
+        ),
+        (
+            {"training": "--max-epoch 5 --save-interval 2", "methods": [{"criterion": "gkd",
+             "flags": "--validate-interval 3"}]},
+            "the training of methods[1] has --max-epoch 5, but would save what it has validated after 6 epo",
+        ),
+        ({"teacher": {"huggingface": "m"}, "export": "float32"}, "export changes nothing with teacher.huggi"),
+        (
+            {"teacher": {"huggingface": "m"}, "export": {"quantization": "int8"}},
+            "export.quantization changes nothing with teacher.huggingface, whose student is exported in",
+        ),
+        ({"export": {"flags": "--format huggingface"}}, "export has --format, which imitkd-distill sets its"),
+        ({"evaluate": "--references /r"}, "evaluate has --references, which imitkd-distill sets itself; use"),
         ({"training": "--criterion gkd"}, "training has --criterion, which imitkd-distill sets itself; name"),
         ({"student": {"arch": "a", "flags": "--save-dir=x"}}, "student.flags has --save-dir, which"),
         ({"methods": [{"criterion": "none", "flags": "--user-dir x"}]}, "methods[1].flags has --user-dir"),
@@ -217,6 +237,19 @@ def test_a_wrong_recipe_names_the_key_and_the_remedy(changes: dict[str, Any], me
 )
 def test_a_flag_is_found_by_each_of_its_names(words: str, flag: str, value: str) -> None:
     assert last_value(words.split(), flag) == value
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        f"{SHORT} --validate-after-updates 8",
+        f"{SHORT} --max-epoch 5 --save-interval 9",
+        "--max-epoch 6 --save-interval 2 --validate-interval 3",
+        "--max-epoch 5 --save-interval 9 --save-interval-updates 100",
+    ],
+)
+def test_a_training_that_leaves_its_best_checkpoint_is_accepted(training: str) -> None:
+    parse(recipe(HERE, training=training), HERE)
 
 
 def test_an_empty_key_has_its_default() -> None:

@@ -69,11 +69,20 @@ def test_a_teacher_that_is_given_must_know_the_text_as_in_the_run() -> None:
     assert "--teacher-allow-poor" not in words
 
 
+def test_a_teacher_of_hugging_face_s_format_is_rehearsed() -> None:
+    """Its student's export has no loss to limit."""
+    made = rehearsed(teacher={"huggingface": "/opus"}, export=None)
+    assert made.step("export").commands[0].words[-2:] == ("--sentences", "20")
+    distill.check(made)
+
+
 def test_other_ends_of_a_training_do_not_count() -> None:
-    made = rehearsed(training="--max-epoch 2 --patience 3", methods=["none"])
+    flags = "--max-epoch 2 --patience 3 --validate-after-updates 500"
+    made = rehearsed(training=flags, methods=["none"])
     for step in ("train-teacher", "train-none-seed1"):
         words = made.step(step).commands[0].words
         assert (last_value(words, "--max-epoch"), last_value(words, "--patience")) == ("0", "-1")
+        assert last_value(words, "--validate-after-updates") == "0"
 
 
 def test_models_of_a_given_teacher_keep_their_sizes() -> None:

@@ -18,14 +18,16 @@ from fairseq_imitkd.pipeline.runner import last_error
 SHELL = {"given": None, "out": None, "statuses": [0]}
 
 
-def run(folder: Path, script: str, *, key: str = "k1", resumes: bool = False, **more: Any) -> Any:
+def run(
+    folder: Path, script: str, *, name: str = "one", key: str = "k1", resumes: bool = False, **more: Any
+) -> Any:
     """Run a step whose command is a shell script that makes the result ``made``."""
     command = {**SHELL, "words": ["sh", "-c", script], **more}
-    step = {"name": "one", "key": key, "needs": [], "results": ["made"], "resumes": resumes, "gpus": 0}
+    step = {"name": name, "key": key, "needs": [], "results": ["made"], "resumes": resumes, "gpus": 0}
     step |= {"threads": 1, "commands": [command]}
     plan = {"state": "s", "programs": str(Path(sys.executable).parent), "environment": {}, "steps": [step]}
     (folder / "plan.json").write_text(json.dumps(plan))
-    words = [sys.executable, "-IS", program.__file__, "plan.json", "one"]
+    words = [sys.executable, "-IS", program.__file__, "plan.json", name]
     return subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -55,7 +57,7 @@ def test_a_command_as_a_shell_takes_it(tmp_path: Path) -> None:
         assert (tmp_path / "the result").read_text() == result
     assert program.typed({**SHELL, "words": ["echo", "x y"]}) == "echo 'x y'"
     many = program.typed({**SHELL, "words": ["imitkd-train", "DATA"], "processes": 2})
-    assert many.startswith("python -m torch.distributed.run --standalone --nproc-per-node 2 ")
+    assert many.startswith("python -P -m torch.distributed.run --standalone --nproc-per-node 2 ")
     assert many.endswith("step.py --rank imitkd-train DATA")
 
 
@@ -103,7 +105,8 @@ def test_a_process_of_several_learns_its_rank(tmp_path: Path) -> None:
     made = program.Step(step, {"state": "s", "programs": "/nowhere", "environment": {}})
     assert made.environment["OMP_NUM_THREADS"] == "2"
     launched = program.started(command)
-    assert launched[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert launched[1:4] == ["-P", "-m", "torch.distributed.run"]
+    assert launched[4:7] == ["--standalone", "--nproc-per-node", "2"]
     assert launched[-3:] == ["--rank", "imitkd-train", "data"]
 
 
@@ -141,6 +144,29 @@ def test_a_rerun_takes_away_that_the_step_was_done(tmp_path: Path) -> None:
     assert run(tmp_path, "echo 1 > made").wait() == 0
     assert run(tmp_path, "exit 1", key="k2").wait() == 1
     assert not list((tmp_path / "s/done").iterdir())
+
+
+def test_a_step_that_makes_the_result_of_another_takes_away_that_it_was_done(tmp_path: Path) -> None:
+    """Nor can that one continue then, in a folder that holds other work."""
+    add = "mkdir -p made; echo line >> made/lines"
+    assert run(tmp_path, add, resumes=True).wait() == 0
+    assert run(tmp_path, add, name="other").wait() == 0
+    assert [path.name for path in (tmp_path / "s/done").iterdir()] == ["other.k1"]
+    assert run(tmp_path, add, resumes=True).wait() == 0
+    assert (tmp_path / "made/lines").read_text() == "line\n"
+    assert [path.name for path in (tmp_path / "s/done").iterdir()] == ["one.k1"]
+
+
+def test_the_error_is_that_of_the_last_attempt(tmp_path: Path) -> None:
+    """A command that is killed leaves no message of its own."""
+    for number, said in (
+        (9, "killed by signal 9, probably because memory was short; free some, or give fewer --cores"),
+        (11, "killed by signal 11"),
+    ):
+        assert run(tmp_path, "echo error: the disk is full; exit 1", resumes=True).wait() == 1
+        assert last_error(tmp_path / "logs/one.log") == "the disk is full"
+        assert run(tmp_path, f"echo update 5; kill -{number} $$", resumes=True).wait() != 0
+        assert last_error(tmp_path / "logs/one.log") == said
 
 
 def test_the_command_ends_when_the_step_is_killed(tmp_path: Path) -> None:
