@@ -34,6 +34,28 @@ _OUTPUTS = (
     "decoder.fc3.weight_v",
     "decoder.embed_tokens.weight",
 )
+# Each name of --arch multilingual_transformer begins so, and goes on with the language pair.
+_OF_PAIRS = "models."
+
+
+def check_tables(weights: Mapping[str, Tensor], *, name: str = "CHECKPOINT") -> None:
+    """Refuse a model without tables of symbols, or with some for each language pair.
+
+    Args:
+        weights: the model's weights by name.
+        name: what messages call the model.
+
+    Raises:
+        UsageError: the vocabulary can't be trimmed.
+    """
+    if any(weight.startswith(_OF_PAIRS) for weight in weights):
+        raise UsageError(
+            f"{name} has a model for each language pair (--arch multilingual_transformer), whose vocabulary "
+            "can't be trimmed; use the whole model, or one of --arch transformer"
+        )
+    for side, names in TABLES.items():
+        if not any(table in weights for table in names):
+            raise UsageError(f"{name} has no table of {side} symbols; use a translation model")
 
 
 def trimmed_weights(
@@ -54,6 +76,7 @@ def trimmed_weights(
     Raises:
         UsageError: the model has no tables of symbols, or one of another size.
     """
+    check_tables(weights, name=name)
     new, done = dict(weights), dict[tuple[int, str], Tensor]()
     for side, names in TABLES.items():
         index = torch.tensor(kept[side])
@@ -68,8 +91,6 @@ def trimmed_weights(
             new[table_name] = done.setdefault(
                 key, table.index_select(0, index)
             )  # tables that are one stay one
-        if not any(table in weights for table in names):
-            raise UsageError(f"{name} has no table of {side} symbols; use a translation model")
     return new
 
 

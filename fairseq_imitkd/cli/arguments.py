@@ -1,7 +1,7 @@
 """What the command lines of this package's own commands have in common."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,23 @@ class Parser(OneLineParser):
     def __init__(self, prog: str, description: str):
         super().__init__(prog, description=description, formatter_class=HelpFormatter)
         add_traceback_flag(self)
+
+
+def up_to(most: int) -> Callable[[str], int]:
+    """Return the ``type`` of a flag that takes a whole number from 1 to ``most``."""
+
+    def parsed(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = 0
+        if not 1 <= number <= most:
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number from 1 to {most:,}, but is '{text:.60}'"
+            )
+        return number
+
+    return parsed
 
 
 def add_traceback_flag(parser: Any) -> None:

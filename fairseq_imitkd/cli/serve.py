@@ -18,15 +18,18 @@ from typing import Any, NoReturn
 
 import torch
 
-from fairseq_imitkd.cli.arguments import Parser, positive
+from fairseq_imitkd.cli.arguments import Parser, up_to
 from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.errors import UsageError, one_line_errors
+from fairseq_imitkd.export.bundle import MOST, MOST_BEAM, Bundle
 from fairseq_imitkd.serving.batching import THREADS, BatchingSettings
 from fairseq_imitkd.serving.model import ServedModel, manifest_error, model_facts
 from fairseq_imitkd.serving.requests import RequestLimits
 
 EXTRA = ("starlette", "uvicorn", "prometheus_client")
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+# The stacks of more threads, and the body of a larger request, would fill the memory.
+MOST_THREADS, MOST_BYTES = 1024, 10**9
 
 
 @one_line_errors()
@@ -102,10 +105,16 @@ def parser() -> Parser:
 def _add_model_flags(group: Any) -> None:
     group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device that computes")
     group.add_argument(
-        "--threads", type=positive, metavar="N", help="threads of the model on the CPU (default: torch's)"
+        "--threads",
+        type=up_to(MOST_THREADS),
+        metavar="N",
+        help=f"threads of the model on the CPU, at most {MOST_THREADS:,} (default: torch's)",
     )
     group.add_argument(
-        "--beam", type=positive, metavar="N", help="beam size (default: that of the exported student)"
+        "--beam",
+        type=up_to(MOST_BEAM),
+        metavar="N",
+        help=f"beam size, at most {MOST_BEAM:,} (default: that of the exported student)",
     )
 
 
@@ -120,7 +129,7 @@ def _add_batching_flags(group: Any) -> None:
             "maximum number of waiting sentences; requests beyond it are answered with 503",
         ),
     ):
-        group.add_argument(flag, type=positive, metavar="N", default=value, help=text)
+        group.add_argument(flag, type=up_to(MOST), metavar="N", default=value, help=text)
     group.add_argument(
         "--batch-wait",
         type=_number,
@@ -134,21 +143,21 @@ def _add_request_flags(group: Any) -> None:
     default = RequestLimits()
     group.add_argument(
         "--max-request-bytes",
-        type=positive,
+        type=up_to(MOST_BYTES),
         metavar="N",
         default=default.request_bytes,
         help="maximum size of its body",
     )
     group.add_argument(
         "--max-request-sentences",
-        type=positive,
+        type=up_to(MOST),
         metavar="N",
         default=default.sentences,
         help="maximum number of its sentences or lines",
     )
     group.add_argument(
         "--max-sentence-tokens",
-        type=positive,
+        type=up_to(MOST),
         metavar="N",
         help="maximum number of tokens in a sentence, EOS included (default: what the model can represent)",
     )
@@ -162,7 +171,7 @@ def _add_request_flags(group: Any) -> None:
     )
     group.add_argument(
         "--shutdown-timeout",
-        type=positive,
+        type=up_to(MOST),
         default=10,
         metavar="SECONDS",
         help="time to answer running requests after the server is told to stop",
@@ -271,8 +280,6 @@ def _bind_error(error: OSError, host: str, port: int) -> str:
 
 
 def _model(args: argparse.Namespace) -> ServedModel:
-    from fairseq_imitkd.export.bundle import Bundle
-
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     model = Bundle.read(args.folder, device=args.device, beam=args.beam)

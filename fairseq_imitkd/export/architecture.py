@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import re
 import warnings
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ import fairseq
 import torch
 from fairseq import options, utils
 from fairseq.data import Dictionary
-from fairseq.models import ARCH_MODEL_REGISTRY, BaseFairseqModel
+from fairseq.models import ARCH_MODEL_REGISTRY, BaseFairseqModel, FairseqMultiModel
 from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
@@ -21,12 +22,14 @@ from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleE
 
 import fairseq_imitkd
 from fairseq_imitkd.checkpoints.kinds import check_kind
-from fairseq_imitkd.checkpoints.tags import language_tags
+from fairseq_imitkd.checkpoints.tags import language_tags, pairs_of
 from fairseq_imitkd.engines.registry import engine_for, unsupported_reason
 from fairseq_imitkd.errors import UsageError, in_one_line
 
 _TRANSLATION = (TranslationTask, MultilingualTranslationTask, TranslationMultiSimpleEpochTask)
 SYMBOLS = 1000  # minimum size of the dictionary that the student is built over
+# What a model raises that reads a setting or a part of the task which those of translation do not have.
+_OF_OTHER_TASKS = (AttributeError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ def judge(flags: Sequence[str]) -> Verdict:
     sufficient = [text for text, span in spans.items() if _is_exportable(_without(flags, [span]))]
     if sufficient:
         return Verdict(None, reason, tuple(sufficient), any_one_suffices=True)
-    of_task = [text for text in spans if text.startswith("--task")]  # other flags may be its own
+    # Other flags may be the task's own.
+    of_task = [text for text in spans if text.startswith(("--task", "--lang-pairs"))]
     least = [[span for text, span in spans.items() if text not in kept] for kept in (of_task, ())]
     bare = next((words for words in (_without(flags, each) for each in least) if _is_exportable(words)), None)
     if bare is None:
@@ -145,6 +149,11 @@ def _build_or_refuse(args: Namespace, symbols: int, *, has_weights: bool = False
         except UsageError:
             raise
         except Exception as error:  # models raise many types for settings that they can't have
+            if isinstance(error, _OF_OTHER_TASKS) or not str(error):
+                raise UsageError(
+                    f"--arch {args.arch} does not make a translation model ({in_one_line(error, 90)}); use "
+                    "another, such as transformer"
+                ) from error
             raise UsageError(
                 f"the flags after --check do not describe a student: {in_one_line(error)}"
             ) from error
@@ -154,11 +163,21 @@ def _build(args: Namespace, symbols: int) -> BaseFairseqModel:
     dictionary = Dictionary()
     for index in range(max(symbols, _last_cutoff(args) + 1)):
         dictionary.add_symbol(str(index))
-    # The model does not depend on the task that will train it.
-    task = TranslationTask(TranslationConfig(), dictionary, dictionary)
+    args = Namespace(**vars(args))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return task.build_model(Namespace(**vars(args))).eval()
+        if _holds_pairs(args.arch):
+            args.lang_pairs = pairs = pairs_of(args)
+            languages = {language for pair in pairs for language in pair.split("-")}
+            several = MultilingualTranslationTask(args, dict.fromkeys(languages, dictionary), training=True)
+            return several.build_model(args).models[pairs[0]].eval()  # an export is of one pair
+        # The model does not depend on the task that will train it.
+        return TranslationTask(TranslationConfig(), dictionary, dictionary).build_model(args).eval()
+
+
+def _holds_pairs(arch: str) -> bool:
+    """Return whether an architecture holds a model for each language pair."""
+    return issubclass(ARCH_MODEL_REGISTRY[arch], FairseqMultiModel)
 
 
 def _last_cutoff(args: Namespace) -> int:
@@ -178,13 +197,42 @@ def _parse_with_defaults(flags: Sequence[str]) -> Namespace:
         raise UsageError(
             f"--arch {arch} is unknown" + (f": did you mean {' or '.join(near)}?" if near else "")
         )
+    _check_pairs(arch, flags)
     words = [*flags] if _value(flags, "--task") else [*flags, "--task", "translation_with_teacher"]
     try:
         return _parse(words)
     except UsageError as error:
-        if "required: data" not in str(error):
+        if not re.search("required: (data|DIR)", str(error)):  # tasks name the directory differently
             raise
         return _parse(["DATA", *words])
+
+
+def _check_pairs(arch: str, flags: Sequence[str]) -> None:
+    """Refuse an architecture with a model for each language pair without the task that knows the pairs, and
+    the task without such an architecture.
+
+    Raises:
+        UsageError: naming the flags that are missing.
+    """
+    task = _value(flags, "--task")
+    kind = TASK_REGISTRY.get(task, TranslationTask)
+    if _holds_pairs(arch) and not issubclass(kind, MultilingualTranslationTask):
+        raise UsageError(
+            f"--arch {arch} needs --task multilingual_translation with --lang-pairs, but --task is "
+            f"{task or 'not given'}; add both, or use another --arch"
+        )
+    if not issubclass(kind, MultilingualTranslationTask):
+        return
+    if not _holds_pairs(arch):
+        raise UsageError(
+            f"--task {task} needs an --arch such as multilingual_transformer, but --arch is {arch}; use one, "
+            "or another --task"
+        )
+    pairs = _value(flags, "--lang-pairs")
+    if pairs is None:
+        raise UsageError(f"--task {task} needs --lang-pairs; add them, such as --lang-pairs de-en,en-de")
+    if not all(re.fullmatch("[^-]+-[^-]+", pair) for pair in pairs.split(",")):
+        raise UsageError(f"--lang-pairs must be pairs such as de-en,en-de, but is '{pairs:.60}'")
 
 
 def _parse(words: Sequence[str]) -> Namespace:

@@ -22,7 +22,7 @@ from fairseq_imitkd.checkpoints.build import configuration
 from fairseq_imitkd.checkpoints.compact import read
 from fairseq_imitkd.checkpoints.direction import trained_pair
 from fairseq_imitkd.checkpoints.safe_load import reported
-from fairseq_imitkd.checkpoints.symbol_tables import are_joined, trimmed_weights
+from fairseq_imitkd.checkpoints.symbol_tables import are_joined, check_tables, trimmed_weights
 from fairseq_imitkd.checkpoints.tags import SETTING, language_tags
 from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.data.corpus import Languages
@@ -122,6 +122,7 @@ def trim(job: TrimJob, counts: Mapping[str, Counter[str]] | None = None) -> Trim
     out = OutputFolder(job.out, NEW)
     out.check_new()
     state = read(str(job.checkpoint), job.allow_globals)
+    check_tables(state["model"], name=f"CHECKPOINT '{job.checkpoint}'")
     languages = _languages(job, state, has_text=counts is None)
     dictionaries = {"source": languages.source_dictionary, "target": languages.target_dictionary}
     pair = {"source": languages.source, "target": languages.target}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
-from fairseq.models import BaseFairseqModel
+from fairseq.models import ARCH_MODEL_REGISTRY, BaseFairseqModel
 
 import fairseq_imitkd
 from fairseq_imitkd.checkpoints import compact
@@ -38,6 +38,14 @@ MULTILINGUAL = (
     "--arch", "transformer", "--task", "translation_multi_simple_epoch_with_teacher",
     "--lang-pairs", "de-en,fr-en",
 )  # fmt: skip
+PAIRS = (
+    "--arch",
+    "multilingual_transformer",
+    "--task",
+    "multilingual_translation",
+    "--lang-pairs",
+    "de-en,en-de",
+)
 SENTENCES = ["a b c d", "p", "c a b", "e f g h i"]
 
 
@@ -852,6 +860,14 @@ def test_damaged_folders_are_refused(exported: Path, tmp_path: Path) -> None:
             None,
             ("--encoder-langtok tgt", "--quant-noise-pq 0.1"),
         ),
+        ([*PAIRS], "ctranslate2", ()),
+        (["DATA", *PAIRS, "--share-encoders", "--share-decoders"], "ctranslate2", ()),
+        ([*PAIRS, "--decoder-langtok"], None, ("--decoder-langtok",)),
+        (
+            [*PAIRS, "--encoder-langtok", "tgt", "--activation-fn", "tanh"],
+            None,
+            ("--encoder-langtok tgt", "--activation-fn tanh"),
+        ),
         (["--arch", "s2t_transformer_s", "--task", "speech_to_text_with_teacher"], None, ()),
         (["--arch", "roberta_base", "--task", "sentence_prediction_with_teacher"], None, ()),
         (["--arch", "transformer_lm", "--task", "language_modeling"], None, ()),
@@ -888,14 +904,58 @@ def test_architectures_are_judged_before_training(
         (["--arch", "transformer", "--encoder-embed-dim", "10"], "do not describe a student"),
         (["--arch", "sru_2", "--user-dir", "nowhere"], "--user-dir 'nowhere' can't be imported"),
         (["--arch", "sru_2", "--dropout", "2"], "--dropout must be at least 0 and below 1"),
+        (
+            [*PAIRS[:2]],
+            "--arch multilingual_transformer needs --task multilingual_translation with --lang-pairs, but "
+            "--task is not given; add both, or use another --arch",
+        ),
+        ([*PAIRS[:2], *PAIRS[4:]], "but --task is not given; add both, or use another --arch"),
+        (
+            [*PAIRS[:2], *MULTILINGUAL[2:]],
+            "but --task is translation_multi_simple_epoch_with_teacher; add both, or use another --arch",
+        ),
+        (
+            [*PAIRS[:4]],
+            "--task multilingual_translation needs --lang-pairs; add them, such as --lang-pairs de-en,en-de",
+        ),
+        (
+            [*PAIRS[:4], "--lang-pairs", "de-en,fr"],
+            "--lang-pairs must be pairs such as de-en,en-de, but is 'de-en,fr'",
+        ),
+        (
+            ["--arch", "transformer", *PAIRS[2:]],
+            "--task multilingual_translation needs an --arch such as multilingual_transformer, but --arch is "
+            "transformer; use one, or another --task",
+        ),
+        (
+            ["--arch", "lstm_lm"],
+            "--arch lstm_lm does not make a translation model ('TranslationTask' object has no attribute "
+            "'dictionary'); use another, such as transformer",
+        ),
     ],
 )
 def test_flags_that_do_not_describe_a_student(flags: list[str], message: str) -> None:
-    """One line without fairseq's usage text."""
+    """One short line without fairseq's usage text."""
     with pytest.raises(UsageError) as error:
         judge(flags)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) <= 200
+
+
+def test_errors_without_a_message_do_not_stand_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An assertion's name would not say what to do."""
+
+    def build_model(*_: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(ARCH_MODEL_REGISTRY["transformer"], "build_model", build_model)
+    with pytest.raises(UsageError) as error:
+        judge(["--arch", "transformer"])
+    assert str(error.value) == (
+        "--arch transformer does not make a translation model (AssertionError); use another, such as "
+        "transformer"
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from tests.helpers.fairseq_models import (
     write_dictionaries,
 )
 from tests.helpers.huggingface_models import sentences
+from tests.helpers.teacher_checkpoints import untrained
 from tests.huggingface.conftest import Case
 
 Imported = Callable[[str], Case]
@@ -165,6 +166,26 @@ def test_what_leaves_no_vocabulary_is_refused(
     """Text without subwords, counts that no symbol reaches, and symbols that are not there."""
     job = replace(of_fairseq(tmp_path, text=f"{text}\n"), **changes)
     assert refusal(job).startswith(line.format(job.text[0]))
+
+
+def test_models_whose_tables_are_others_are_refused(tmp_path: Path) -> None:
+    """Whether the languages are given or not, because more flags would not help."""
+    job = of_fairseq(tmp_path, source_lang=None, target_lang=None)
+    state = torch.load(job.checkpoint, weights_only=False)
+    weights = {name: value for name, value in state["model"].items() if not name.startswith("encoder")}
+    pairs = ("--arch", "multilingual_transformer", "--lang-pairs", "src-tgt,tgt-src")
+    for content, said in (
+        (
+            untrained(tmp_path, "multilingual_translation", *pairs),
+            "has a model for each language pair (--arch multilingual_transformer), whose vocabulary can't be "
+            "trimmed; use the whole model, or one of --arch transformer",
+        ),
+        ({**state, "model": weights}, "has no table of source symbols; use a translation model"),
+    ):
+        torch.save(content, job.checkpoint)
+        for source, target in ((None, None), ("src", "tgt")):
+            found = refusal(replace(job, source_lang=source, target_lang=target))
+            assert found == f"CHECKPOINT '{job.checkpoint}' {said}"
 
 
 def test_what_is_refused(imported: Imported, tmp_path: Path) -> None:

@@ -743,7 +743,18 @@ def test_a_privileged_port_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--batch-wait", "nan"), "--batch-wait must be a number of 0 or more, but is 'nan'"),
         (("--timeout", "-1"), "--timeout must be a number of 0 or more, but is '-1'"),
         (("--timeout", "inf"), "--timeout must be a number of 0 or more, but is 'inf'"),
-        (("--queue", "0"), "--queue must be a whole number of 1 or more, but is '0'"),
+        (("--queue", "0"), "--queue must be a whole number from 1 to 1,000,000, but is '0'"),
+        (("--beam", "1001"), "--beam must be a whole number from 1 to 1,000, but is '1001'"),
+        (("--beam", "9" * 5000), f"--beam must be a whole number from 1 to 1,000, but is '{'9' * 60}'"),
+        (("--threads", "1025"), "--threads must be a whole number from 1 to 1,024, but is '1025'"),
+        (
+            ("--max-batch-sentences", "1000001"),
+            "--max-batch-sentences must be a whole number from 1 to 1,000,000, but is '1000001'",
+        ),
+        (
+            ("--max-request-bytes", "2000000000"),
+            "--max-request-bytes must be a whole number from 1 to 1,000,000,000, but is '2000000000'",
+        ),
     ],
 )
 def test_flags_out_of_range(flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture) -> None:
@@ -757,6 +768,27 @@ def test_flags_out_of_range(flags: tuple[str, ...], message: str, capsys: pytest
 def parsed(*flags: str) -> argparse.Namespace:
     """Parse the flags."""
     return serve.parser().parse_args(["DIR", *flags])
+
+
+def test_no_whole_number_is_without_a_limit(capsys: pytest.CaptureFixture) -> None:
+    numbers = [
+        action.option_strings[0]
+        for action in serve.parser()._actions
+        if action.option_strings and action.metavar and isinstance(action.default, int | None)
+    ]
+    assert len(numbers) == 9
+    for flag in numbers:
+        with pytest.raises(SystemExit):
+            parsed(flag, "2" * 30)
+        assert f"{flag} must be a whole number from 1 to 1,0" in capsys.readouterr().err
+
+
+def test_the_largest_numbers_are_taken() -> None:
+    """An exported folder may have this beam, too."""
+    args = parsed(
+        "--beam", "1000", "--threads", "1024", "--queue", "1000000", "--max-request-bytes", "1000000000"
+    )
+    assert (args.beam, args.threads, args.queue, args.max_request_bytes) == (1000, 1024, 10**6, 10**9)
 
 
 @pytest.mark.parametrize(
@@ -874,7 +906,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         record["hosts"] = hosts
         return Server()
 
-    monkeypatch.setitem(sys.modules, "fairseq_imitkd.export.bundle", SimpleNamespace(Bundle=Bundle))
+    monkeypatch.setattr(serve, "Bundle", Bundle)
     monkeypatch.setattr(serve, "_server", server)
     monkeypatch.setattr(serve.signal, "signal", handlers.__setitem__)
     monkeypatch.setattr(serve.logging, "basicConfig", lambda **_: None)
