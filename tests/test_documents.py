@@ -175,6 +175,7 @@ OTHERS = {
     "--output",
     "--no-build-isolation",
     "--brier-power",
+    "--lang-pairs",
     "--print-completion",
     "--version",
 }
