@@ -5,7 +5,7 @@ read.
 import json
 import types
 import typing
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -290,7 +290,7 @@ class EvaluatedData:
         source_lang, target_lang: its languages.
         sentences: number of its sentences.
         unknown_words: number of the references' words that the dictionary lacks. They match no translation.
-            Files of early versions have none.
+            The text of ``--references`` has none. Files of early versions do not have the number.
         probe_sentences: number of the probes' sentences.
     """
 
@@ -368,6 +368,9 @@ def from_json(content: Any, name: str) -> EvaluationResults:
         model.searches or model.speeds or model.probes for model in results.models.values()
     ):
         raise UsageError(f"{name} has no results of any model; {remedy}")
+    if "right" in results.files and results.data.unknown_words:
+        # Early versions counted those of the data, which no score has read beside --references.
+        results.data = replace(results.data, unknown_words=0)
     return results
 
 

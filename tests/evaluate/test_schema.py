@@ -9,6 +9,7 @@ import pytest
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate.markdown import markdown
 from fairseq_imitkd.evaluate.schema import LengthGroup, from_json, plain, read, to_json
+from fairseq_imitkd.report.evaluations import read_evaluation
 from tests.evaluate.test_evaluate import results
 from tests.helpers import report_files
 
@@ -34,6 +35,22 @@ def test_files_of_earlier_versions(path: Path) -> None:
             model["probes"] = {**model["probes"], "by_position": model["probes"].get("by_position", [])}
     written = to_json(from_json(content, path.name))
     assert written == content
+
+
+@pytest.mark.parametrize(
+    ("right", "unknown"), [({}, 7), ({"right": "right.tsv"}, 0)], ids=["of-the-data", "of-a-file"]
+)
+def test_unknown_words_that_no_score_reads(right: dict[str, str], unknown: int, tmp_path: Path) -> None:
+    """Beside ``--references``, earlier versions counted those of the data. Nothing shows them."""
+    folder = report_files.evaluation(tmp_path)
+    content = json.loads((folder / "evaluation.json").read_text())
+    content["data"]["unknown_words"] = 7
+    report_files.change(folder, data=content["data"], files={**content["files"], **right})
+    found = read(folder / "evaluation.json", "x")
+    note = "7 unknown words, which match no translation"
+    assert (note in markdown(found)) == (unknown > 0)
+    assert read_evaluation(folder).signatures.get("references") == (note if unknown else None)
+    assert to_json(found)["data"]["unknown_words"] == unknown
 
 
 def test_the_order_of_keys() -> None:

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from fairseq_imitkd.criterion import DISTILLATION, Distillation
+from fairseq_imitkd.criterion import DISTILLATION, Distillation, DistillationCriterion
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.losses.divergences import DIVERGENCES, most_probable_only
+from fairseq_imitkd.losses.token_weights import CONFIDENCES
 from fairseq_imitkd.method import method as method_module
 from fairseq_imitkd.method.checks import check
-from fairseq_imitkd.method.config import DistillationConfig
+from fairseq_imitkd.method.config import DistillationConfig, training_length
+from fairseq_imitkd.method.schedules import parse_share
 from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.mixing.batch import with_rollouts
 from fairseq_imitkd.models.logits import WholeLogits
@@ -48,6 +50,80 @@ def refusal(method: str, **settings: Any) -> str:
     with pytest.raises(UsageError) as refused:
         check_settings(method, **settings)
     return str(refused.value)
+
+
+MOMENTS = (0, 2, 50)  # updates, or epochs, at which schedules are compared
+
+
+def built(method: str, **settings: Any) -> DistillationCriterion:
+    """Return a method's criterion, which has checked the settings; its task refuses none of them."""
+    task = tiny_task()
+    task.check_method = lambda method: None  # of --teacher-topk it knows the number of symbols
+    return tiny_criterion(method, task, **settings)
+
+
+def own_settings(method: str) -> dict[str, Any]:
+    """Return the settings that a method has by default, without those of fairseq's own flags."""
+    own = METHODS[method]()
+    names = {item.name for item in fields(DistillationConfig)} - {*FAIRSEQ_FLAGS, "_name"}
+    return {name: getattr(own, name) for name in names}
+
+
+def computed_with(criterion: DistillationCriterion) -> dict[str, Any]:
+    """Return what a criterion computes with, by the settings' names; schedules as their values."""
+    method = criterion.method
+    policy, moments = method.rollout_policy, [method.at(now, now + 1) for now in MOMENTS]
+    confidences = {function: name for name, function in CONFIDENCES.items()}
+    return {
+        **vars(method.cfg),  # what is read where it is needed
+        **criterion._settings,
+        "student_share": [moment.student_share for moment in moments],
+        "gold_weight": [moment.gold_weight for moment in moments],
+        "rollout_replay_share": [moment.replay_share for moment in moments],
+        "divergence": criterion._divergence_name,
+        "easy_weight": criterion._easy_weight,
+        "js_weights": "exact" if criterion._exact_mixture else "half",
+        "label_smoothing": criterion._label_smoothing,
+        "loss_average": "sentence" if criterion._by_sentence else "token",
+        "loss_chunk": criterion._loss_chunk,
+        "reward": method.reward or "none",
+        "reward_baseline": method.reward_baseline,
+        "reward_remove_bpe": method.reward_remove_bpe,
+        "reward_weight": criterion._reward_weight,
+        "rollout_confidence": confidences.get(criterion._confidence, "none"),
+        "rollout_cuda_graphs": "auto" if policy.cuda_graphs else "off",
+        "rollout_max_len_a": policy.max_len_a,
+        "rollout_max_len_b": policy.max_len_b,
+        "rollout_policy": policy.name,
+        "rollout_pool": method.pools,
+        "rollout_pool_updates": method.pool_updates,
+        "rollout_replay": method.replay_capacity,
+        "rollout_teacher_topk": policy.teacher_topk,
+        "rollout_temperature": policy.temperature,
+        "rollout_topk": policy.topk,
+        "rollout_topp": policy.topp,
+        "seed": method.seed,
+        "selected_share": criterion._selected_share,
+        "share_by": "batch" if method.share_by_batch else "sentence",
+        "student_temperature": criterion._student_temperature,
+        "teacher_samples": method.teacher_samples,
+        "teacher_tail": criterion._teacher_tail,
+        "teacher_temperature": criterion._teacher_temperature,
+        "teacher_topk": criterion._teacher_topk,
+        "token_selection": criterion._selection,
+    }
+
+
+def assert_computes_with(criterion: DistillationCriterion, settings: dict[str, Any]) -> None:
+    """Find each setting, unchanged, in what a criterion computes with."""
+    found, cfg = computed_with(criterion), criterion.method.cfg
+    end, _ = training_length(cfg)
+    for name, value in settings.items():
+        if name in ("student_share", "gold_weight", "rollout_replay_share"):
+            is_read = name != "rollout_replay_share" or cfg.rollout_replay
+            schedule = parse_share(value if is_read else "0", end)
+            value = [schedule(now) for now in MOMENTS]
+        assert str(found[name]) == str(value), name
 
 
 NAN = math.nan
@@ -100,8 +176,8 @@ def test_reward_weight_out_of_range_is_refused(value: float) -> None:
     [(name, method, value) for name, method, _, _, values in RANGES for value in values],
 )
 def test_value_within_its_range_is_accepted(name: str, method: str, value: Any) -> None:
-    """Both ends of a closed range are accepted."""
-    check_settings(method, **{name: value})
+    """Both ends of a closed range are accepted, and the method computes with them."""
+    assert_computes_with(built(method, **{name: value}), {name: value})
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -403,22 +479,16 @@ def test_unknown_subword_marks_are_refused(marks: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_own_defaults_are_accepted(method: str) -> None:
     """They are accepted with schedules by updates and with ``--max-epoch``."""
-    check_settings(method)
     tiny_criterion(method, tiny_task())
-    check_settings(method, max_epoch=10)
+    for more in ({}, {"max_epoch": 10}):
+        assert_computes_with(built(method, **more), {**own_settings(method), **more})
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_flags_at_the_methods_defaults_are_accepted(method: str) -> None:
     """A flag that is given with its default value is accepted, even where it has no effect."""
-    own = METHODS[method]()
-    given = {
-        item.name: getattr(own, item.name)
-        for item in fields(DistillationConfig)
-        if item.name not in FAIRSEQ_FLAGS
-    }
-    given.pop("_name", None)
-    check_settings(method, **given)
+    given = own_settings(method)
+    assert computed_with(built(method, **given)) == computed_with(built(method))
     for name, value in given.items():
         check_settings(method, **{name: value})
 
@@ -429,8 +499,8 @@ def test_methods_own_settings_are_accepted_with_any_divergence(method: str, dive
     """Settings that only the method's own divergence reads are not refused, because the user did not give
     them.
     """
-    check_settings(method, divergence=divergence)
-    tiny_criterion(method, tiny_task(), divergence=divergence)
+    given = {"divergence": divergence}
+    assert_computes_with(tiny_criterion(method, tiny_task(), **given), {**own_settings(method), **given})
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -439,7 +509,8 @@ def test_methods_own_settings_are_accepted_with_any_share(method: str, share: st
     """The method's own rollout settings and gold weight are not refused, because the user did not
     give them.
     """
-    check_settings(method, student_share=share)
+    given = {"student_share": share}
+    assert_computes_with(built(method, **given), {**own_settings(method), **given})
 
 
 COMBINATIONS: list[tuple[str, dict[str, Any]]] = [
@@ -496,9 +567,8 @@ COMBINATIONS: list[tuple[str, dict[str, Any]]] = [
     ("method", "settings"), COMBINATIONS, ids=[f"{m}:{','.join(s)}" for m, s in COMBINATIONS]
 )
 def test_combination_that_makes_sense_is_accepted(method: str, settings: dict[str, Any]) -> None:
-    """The check accepts it, and a criterion can be built."""
-    check_settings(method, **settings)
-    tiny_criterion(method, tiny_task(), **settings)
+    """The check accepts it, and a criterion can be built, which computes with each setting."""
+    assert_computes_with(tiny_criterion(method, tiny_task(), **settings), settings)
 
 
 @pytest.mark.parametrize("method", ["word_kd", "imitkd_full"])

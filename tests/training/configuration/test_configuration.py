@@ -169,9 +169,17 @@ def test_values(changed: dict[str, Any], message: str) -> None:
 
 def test_every_default_is_accepted() -> None:
     """The ranges are those of flags that exist, and fairseq's own values are in them."""
-    names = {*vars(parsed("train")), *vars(parsed("interactive"))}
-    assert len(names & set(RANGES)) > 70
+    settings = {**vars(parsed("interactive")), **vars(parsed("train"))}
+    assert len(settings.keys() & set(RANGES)) > 70
     assert all(name.isidentifier() for name in RANGES)
+    numbers = [
+        (name, value)
+        for name in settings.keys() & set(RANGES)
+        for value in (settings[name] if isinstance(settings[name], list) else [settings[name]])
+        if isinstance(value, int | float)
+    ]
+    assert len(numbers) > 60
+    assert [(name, value) for name, value in numbers if value not in RANGES[name]] == []
 
 
 @pytest.mark.parametrize(
