@@ -16,6 +16,11 @@ ENDED = (
         "made_up_languages",
         " A sentence has several right translations there, and the words so far decide which one continues.",
     ),
+    (
+        "headlines by a language model",
+        "headlines_lm",
+        " Its student often writes on until the length limit, and `imitkd` teaches it to stop.",
+    ),
     ("CMU dictionary", "cmudict", ""),
     ("Reuters headlines", "reuters_headlines", ""),
 )

@@ -5,7 +5,7 @@
 #   TRAINING                      flags of every training
 #   TEACHER_SIZE STUDENT_SIZE     layers, dimensions and those of the feed-forward layers
 # shellcheck shell=bash disable=SC2034
-USES="SMOKE START UPDATES MORE_UPDATES" # of common.sh's variables
+USES="SMOKE DRY_RUN START UPDATES MORE_UPDATES" # of common.sh's variables
 
 # model LAYERS WIDTH FEED_FORWARD: set MODEL to the flags of a language model; with SMOKE=1 to those of a tiny one.
 model() {
@@ -85,7 +85,7 @@ learn_model() {
   length=(--max-update "${UPDATES:-2000}")
   if [ "$row" != scratch ]; then # half the learning rate
     start=${START:-$(named scratch)}
-    finished "$start" || die "$RUN/$start/checkpoint_best.pt of a finished training does not exist; train $start first"
+    [ -n "${DRY_RUN:-}" ] || finished "$start" || die "$RUN/$start/checkpoint_best.pt of a finished training does not exist; train $start first"
     length=(--lr 2e-3 --max-update "${MORE_UPDATES:-1000}" --finetune-from-model "$RUN/$start/checkpoint_best.pt")
   fi
   [ "$data" = data-bin ] || stage data_seqkd continuations

@@ -206,6 +206,29 @@ def test_the_arithmetic_s_table_and_means(script: Any) -> None:
     assert "| `gkd` (1) | 30.0 |" in rows
 
 
+def test_what_goes_wrong_in_written_headlines(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two seeds of a row, and of the references."""
+    for folder in ("rows", "raw", "seqkd", "seqkd-seed2"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "raw" / "test.tgt").write_text("one two\none two three four\n")
+    for name, texts, tokens in (
+        ("seqkd", ["a b a b", "a a"], [41, 40]),
+        ("seqkd-seed2", ["a b c d", "a b b a"], [3, 3]),
+    ):
+        (tmp_path / "rows" / f"{name}.json").write_text('{"row": "seqkd"}')
+        lines = [
+            f"S-{n}\tnews\nH-{n}\t-1\t{text}\nP-{n}\t{' '.join(['-0.5'] * count)}\n"
+            for n, (text, count) in enumerate(zip(texts, tokens, strict=True))
+        ]
+        (tmp_path / name / "test.txt").write_text("".join(lines))
+    monkeypatch.setattr(sys, "argv", ["writing.py", str(tmp_path)])
+    script("headlines_lm", "writing").main()
+    found = [cells(line) for line in capsys.readouterr().out.splitlines()]
+    assert found[2:] == [["the references", "3.0", "0.0", ""], ["`seqkd` (2)", "3.5", "25.0", "25.0"]]
+
+
 def test_the_table_of_headlines_by_language_models(script: Any) -> None:
     table = script("headlines_lm", "table").table
     scores = {"rouge1": 30.0, "rouge2": 12.5, "rougeL": 28.25}

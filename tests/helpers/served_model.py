@@ -160,6 +160,7 @@ def main() -> None:
 
     module = types.ModuleType("fairseq_imitkd.export.bundle")
     module.Bundle = Bundle  # type: ignore[attr-defined]
+    module.MOST, module.MOST_BEAM = 10**6, 1000  # type: ignore[attr-defined]
     sys.modules[module.__name__] = module
     if descriptors := os.environ["DESCRIPTORS"]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (int(descriptors), int(descriptors)))

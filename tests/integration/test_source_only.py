@@ -196,7 +196,7 @@ def test_refusals(
     """One line, before any data is read."""
     given = () if "cross_entropy" in flags else ("--teacher-path", teacher)
     with pytest.raises(UsageError) as error:
-        in_process.train(source_only, tmp_path / "run", *FLAGS, *flags, *given, "--max-update", 1)
+        in_process.train(source_only, tmp_path / "run", *FLAGS, *flags, *given, "--max-update", 2)
     assert message in str(error.value)
     assert len(str(error.value)) <= 200
 
