@@ -837,7 +837,7 @@ def test_a_schedule_that_another_flag_may_cut_short_causes_a_warning(
     tiny_criterion("imitkd", tiny_task(), max_epoch=3)
     [record] = caplog.records
     assert record.getMessage().startswith(
-        "--student-share exponential:0.005: this follows --max-update 100 and stops short of its last value if"
+        "--student-share exponential:0.005: this follows --max-update 100 and stops short of its last value"
     )
 
 
