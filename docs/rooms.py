@@ -66,7 +66,7 @@ STAGES = (
 
 WIDTH, HEIGHT = 236, 52
 LEFT, TOP, ACROSS, DOWN = 24, 24, 276, 92
-WIDE = 372  # the box with the names of several rooms
+WIDE = 500  # the box with the names of several rooms
 SIZE = (2 * LEFT + 2 * ACROSS + WIDE, TOP + 8 * DOWN - 16)
 STYLE = """
 text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328 }
