@@ -52,22 +52,22 @@ def box(quickstarts: Sequence[Results], examples: Path) -> str:
         f"{more}, at {seconds(quickstarts, 'seqkd_continued')}.",
     ]
     lines = [f"- {line}" for line in lines]
-    if ended := [line for each in ENDED for line in at_the_end(examples, *each)]:
+    if ended := [line for each in ENDED if (line := at_the_end(examples, *each))]:
         lines.append(
             "- **How much lasts to the end of training depends on the task.** SeqKD's student continues by a "
-            "method, or by longer SeqKD. Minutes: CPU time of that second training."
+            "method, or by longer SeqKD. Minutes: CPU time of that second training. p: two-sided, over the "
+            "test sentences."
         )
     return "\n".join([*lines, *(f"  - {line}" for line in ended), *capacity(examples, *WIDE)])
 
 
-def at_the_end(examples: Path, title: str, recipe: str, remark: str) -> list[str]:
-    """Return a line for each finished method that continues SeqKD's student to the end of training, beside
-    more of SeqKD, in the seeds that both have.
+def at_the_end(examples: Path, title: str, recipe: str, remark: str) -> str:
+    """Return how each finished method ends that continues SeqKD's student, beside more of SeqKD, in the seeds
+    that both have; nothing if none is finished.
     """
     rows = evidence_tables.chosen(evidence_tables.read(examples / recipe / "evidence"))
     found = [text for method in METHODS if (text := beside_control(rows, method))]
-    lines = [f"[{title}](examples/{recipe}/README.md): {text}." for text in found]
-    return [f"{line}{remark}" for line in lines[:1]] + lines[1:]
+    return f"[{title}](examples/{recipe}/README.md): {'; '.join(found)}.{remark}" if found else ""
 
 
 def beside_control(rows: dict[str, list[evidence_tables.Record]], method: str) -> str:

@@ -1,17 +1,18 @@
 """Counts what goes wrong in headlines that evidence.py's models wrote: ``writing.py RUN``.
 
-For each row of the table it prints a line in Markdown, averaged over the row's seeds: the mean length, the
-share of headlines that repeat a pair of words, and the share that the length limit cuts.
+For each row of the table it prints a line in Markdown, averaged over the seeds with the row's best learning
+rate: the mean length, the share of headlines that repeat a pair of words, and the share that the length limit
+cuts.
 """
 
 import itertools
-import json
 import re
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import evidence_tables
 from continuations import continuations
 
 LONGEST = 40  # tokens of a headline, of settings.sh; the end of a sentence comes on top
@@ -19,18 +20,18 @@ LONGEST = 40  # tokens of a headline, of settings.sh; the end of a sentence come
 
 def main() -> None:
     run = Path(sys.argv[1])
-    rows: dict[str, list[tuple[float, float, float]]] = {}
-    for path in sorted((run / "rows").glob("*.json")):
-        output = run / path.stem / "test.txt"
-        texts = [text for _, text in continuations(output)]
-        row = json.loads(path.read_text())["row"]
-        rows.setdefault(row, []).append((*of_texts(texts), cut(output)))
     references = (run / "raw" / "test.tgt").read_text(encoding="utf-8").splitlines()
     print("| row | words | repeat a pair of words, % | cut by the limit, % |\n|---|--:|--:|--:|")
     print(f"| the references | {' | '.join(f'{each:.1f}' for each in of_texts(references))} | |")
-    for row, seeds in rows.items():
+    for row, records in evidence_tables.chosen(evidence_tables.read(run / "rows")).items():
+        seeds = [of_model(run / record["name"] / "test.txt") for record in records]
         means = (statistics.mean(column) for column in zip(*seeds, strict=True))
         print(f"| `{row}` ({len(seeds)}) | {' | '.join(f'{each:.1f}' for each in means)} |")
+
+
+def of_model(output: Path) -> tuple[float, float, float]:
+    """Return :func:`of_texts` and :func:`cut` of what a model wrote, as fairseq-generate prints it."""
+    return *of_texts([text for _, text in continuations(output)]), cut(output)
 
 
 def of_texts(texts: Sequence[str]) -> tuple[float, float]:
