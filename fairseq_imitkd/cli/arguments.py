@@ -86,7 +86,7 @@ class HelpFormatter(argparse.HelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         # `in` would compare by equality, and 0 equals False.
         silent = any(action.default is value for value in (None, False, argparse.SUPPRESS))
-        silent = silent or action.default in ([], "")
+        silent = silent or action.default in ([], (), "")
         if silent or not action.option_strings or action.help is None or "default" in action.help:
             return action.help
         return f"{action.help} (default: %(default)s)"

@@ -129,8 +129,9 @@ class Bundle:
 def _exported_near(folder: Path) -> list[Path]:
     """Return the exported students that a wrong name may stand for.
 
-    It is the one inside the folder, or else at most three of runs of imitkd-distill in the folder, the most
-    similar names first. If the folder does not exist, the nearest one above it takes its place.
+    It is the one inside the folder, or else at most three that are in the folder or in runs of
+    imitkd-distill there, the most similar names first. If the folder does not exist, the nearest one above it
+    takes its place.
     """
     sure = [path for path in (folder / EXPORTS, folder.parent) if os.path.isfile(path / MANIFEST)]
     if sure:
@@ -138,7 +139,7 @@ def _exported_near(folder: Path) -> list[Path]:
     place = next((path for path in (folder, *folder.parents) if os.path.exists(path)), folder)
     near: dict[str, Path] = {}
     with contextlib.suppress(OSError):  # the folder can't be searched
-        near = {str(path): path for path in sorted(place.glob(f"*/{EXPORTS}"))}
+        near = {str(path): path for some in ("*", f"*/{EXPORTS}") for path in sorted(place.glob(some))}
     exported = [name for name, path in near.items() if os.path.isfile(path / MANIFEST)]
     return [near[name] for name in difflib.get_close_matches(str(folder), exported, n=3, cutoff=0.0)]
 
@@ -158,13 +159,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 f"DIR '{folder}' is not an exported student; make one first: imitkd-export '{checkpoint}' "
                 "--data DATA --out NEW"
             )
+        exists = os.path.exists(folder)
+        what = f"DIR '{folder}' {'is not an exported student' if exists else 'does not exist'}"
         if near:
-            meant = " or ".join(map(str, near))
-            raise UsageError(f"DIR '{folder}' is not an exported student: did you mean {meant}?")
-        raise UsageError(
-            f"DIR '{folder}' is not an exported student: it has no {MANIFEST}; use a folder that "
-            "imitkd-export made"
-        )
+            raise UsageError(f"{what}: did you mean {' or '.join(map(str, near))}?")
+        what = f"{what}: it has no {MANIFEST}" if exists else what
+        raise UsageError(f"{what}; use a folder that imitkd-export made")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -353,7 +353,7 @@ def _check_subwords(recipe: Recipe) -> Sequence[str]:
         pieces = [piece for some in split for piece in some]
         unknown = sum(piece not in known for piece in pieces)
         if unknown > FOREIGN * len(pieces):
-            subwords = f"sentencepiece '{model.name}'" if model else "text without sentencepiece"
+            subwords = f"sentencepiece '{model}'" if model else "text without sentencepiece"
             raise UsageError(
                 f"{subwords} is not the teacher's: {dictionary.name} lacks "
                 f"{unknown / len(pieces):.0%} of the subwords of '{path.name}'; use the model that the "

@@ -173,7 +173,7 @@ def _build_member(
     folder = dictionary_folder(path, cfg, names, data=data)
     task = translation_task(cfg, folder, pair=(source_lang, target_lang))
     if not language_tags(cfg.task):  # those are checked below
-        _check_own(path, state, task, folder=folder)
+        _check_own(path, state, task, folder=folder, named=data is not None)
     for name, theirs, own, language in (
         (names[0], task.source_dictionary, student.source_dictionary, student.source),
         (names[1], task.target_dictionary, student.target_dictionary, student.target),
@@ -194,15 +194,20 @@ def _build_member(
     return model, outside
 
 
-def _check_own(path: str, state: dict[str, Any], task: Any, *, folder: Path) -> None:
-    """Refuse a folder whose dictionaries are not those of the teacher, which a student's may well equal."""
+def _check_own(path: str, state: dict[str, Any], task: Any, *, folder: Path, named: bool) -> None:
+    """Refuse a folder whose dictionaries are not those of the teacher, which a student's may well equal.
+
+    Args:
+        named: whether ``--teacher-data`` named the folder.
+    """
+    flag, remedy = ("--teacher-data ", "") if named else ("", " by --teacher-data")
     for side, dictionary in (("encoder", task.source_dictionary), ("decoder", task.target_dictionary)):
         rows = state["model"].get(f"{side}.embed_tokens.weight")
         # fairseq drops BART's <mask>, which is one row more.
         if isinstance(rows, Tensor) and len(rows) - len(dictionary) not in (0, 1):
             raise UsageError(
-                f"'{folder}' has other dictionaries than the teacher '{path}': the {side}'s has "
-                f"{len(dictionary):,} symbols, not {len(rows):,}; name their folder by --teacher-data"
+                f"{flag}'{folder}' has other dictionaries than the teacher '{path}': the {side}'s has "
+                f"{len(dictionary):,} symbols, not {len(rows):,}; name the teacher's folder{remedy}"
             )
 
 

@@ -126,7 +126,7 @@ def test_help_shows_the_defaults_there_are(name: str, capsys: Any) -> None:
     defaults = [
         a.default
         for a in parser._actions
-        if a.default not in (None, argparse.SUPPRESS, [], "") and a.default is not False
+        if a.default not in (None, argparse.SUPPRESS, [], (), "") and a.default is not False
     ]
     assert [value for value in defaults if f"(default: {value})" not in shown] == []
     texts = [action.help for action in parser._actions if action.help]

@@ -711,6 +711,15 @@ def test_a_training_and_its_checkpoint_must_be_exported_first(tmp_path: Path) ->
         )
 
 
+def test_a_misspelt_folder_is_told_with_the_one_beside_it(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "exported")
+    with pytest.raises(UsageError, match=r"exportd' does not exist: did you mean .*/exported\?$"):
+        Bundle.read(tmp_path / "exportd")
+    shutil.rmtree(tmp_path / "exported")
+    with pytest.raises(UsageError, match=r"exportd' does not exist; use a folder that imitkd-export made$"):
+        Bundle.read(tmp_path / "exportd")
+
+
 def test_a_folder_without_permission_is_not_a_student(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1022,7 +1031,7 @@ def test_a_wrong_folder_names_the_exported_student_near_it(
     (tmp_path / "small" / "exported").mkdir(parents=True)
     (tmp_path / "small" / "exported" / "imitkd.json").touch()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"is not an exported student: did you mean small/exported\?$"):
+    with pytest.raises(UsageError, match=r"(is not an exported student|does not exist): did you mean small/exported\?$"):
         read_manifest(Path(given))
 
 
