@@ -1031,7 +1031,8 @@ def test_a_wrong_folder_names_the_exported_student_near_it(
     (tmp_path / "small" / "exported").mkdir(parents=True)
     (tmp_path / "small" / "exported" / "imitkd.json").touch()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"(is not an exported student|does not exist): did you mean small/exported\?$"):
+    match = r"(is not an exported student|does not exist): did you mean small/exported\?$"
+    with pytest.raises(UsageError, match=match):
         read_manifest(Path(given))
 
 

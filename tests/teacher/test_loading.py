@@ -116,7 +116,7 @@ def test_dictionary_of_another_size_is_refused(
     write_dictionaries(tmp_path, target=theirs)
     message = refusal(saved(tmp_path, checkpoint_state(model, cfg)), data=str(tmp_path))
     assert f"--teacher-data '{tmp_path}' has other dictionaries than the teacher" in message
-    assert f"the decoder's has {symbols} symbols, not {len(LETTERS) + 4}; name the teacher's folder" in message
+    assert f"the decoder's has {symbols} symbols, not {len(LETTERS) + 4}; name the teacher's fold" in message
 
 
 def test_a_dictionary_that_ends_early_is_refused(tmp_path: Path, cfg: Any, model: BaseFairseqModel) -> None:
