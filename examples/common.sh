@@ -10,6 +10,7 @@
 #   PATIENCE=N        validations in a row that bring nothing better, after which a training ends, instead of the recipe's
 #   TEACHER_PRECISION=bf16|fp16   precision of the teacher, in its training and beside a student (default: fp32)
 #   THREADS=N         threads of evaluate.sh (default: 1); it always decodes on the CPU, so that speeds are comparable
+#   OTHER_FLAGS=refuse   fail if a model that is done was trained with other flags (default: keep it)
 #   SMOKE=1           run every stage with tiny models on made-up text, in run-smoke/
 #   DRY_RUN=1         print the training commands and run nothing
 # shellcheck shell=bash
@@ -62,7 +63,9 @@ stage() {
     if ! trains "$1" || same_flags "$@"; then
       say "$name: already done"
     else
-      say "$name: already done with other flags, so it is not trained again; to use the new flags delete $RUN/$name and $RUN/.done/$name"
+      local again="to use the new flags delete $RUN/$name and $RUN/.done/$name"
+      [ "${OTHER_FLAGS:-}" != refuse ] || die "$name was trained with other flags; $again"
+      say "$name: already done with other flags, so it is not trained again; $again"
     fi
     return
   fi

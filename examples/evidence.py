@@ -275,7 +275,7 @@ class Queue:
 
     def call(self, name: str, command: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start a bash command with one thread; its output goes to ``logs/NAME.log``."""
-        variables = {"OMP_NUM_THREADS": "1", "RUN": str(self.run), "DEVICE": "cpu"}
+        variables = {"OMP_NUM_THREADS": "1", "RUN": str(self.run), "DEVICE": "cpu", "OTHER_FLAGS": "refuse"}
         with open(self.run / "logs" / f"{name}.log", "ab") as log:
             return subprocess.Popen(
                 ["bash", "-c", command],

@@ -48,7 +48,7 @@ seeds = [2]
 SCRIPT = """set -e
 name=$AS; [ "$SEED" = 1 ] || name=$name-seed$SEED
 echo "$name START=$START${TEACHER:+ TEACHER=$TEACHER}${STUDENT:+ STUDENT=$STUDENT} $*" >>"$RUN/calls"
-[ "$GREETING $OMP_NUM_THREADS" = "hello 1" ]
+[ "$GREETING $OMP_NUM_THREADS $OTHER_FLAGS" = "hello 1 refuse" ]
 [ ! -e "$RUN/sleeps" ] || sleep 60
 [ "$name" != "$(cat "$RUN/fails" 2>/dev/null)" ]
 """

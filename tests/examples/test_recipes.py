@@ -446,6 +446,9 @@ def test_a_training_with_other_flags_is_reported(tmp_path: Path) -> None:
     other = call(script, tmp_path, UPDATES="7")
     assert other.returncode == 0
     assert "scratch: already done with other flags, so it is not trained again" in other.stderr
+    refused = call(script, tmp_path, UPDATES="7", OTHER_FLAGS="refuse")
+    assert refused.returncode == 1
+    assert "student.sh: scratch was trained with other flags; to use the new flags delete" in refused.stderr
 
 
 def test_a_small_model_with_other_flags_is_reported(tmp_path: Path) -> None:
