@@ -344,6 +344,16 @@ trained() {
   echo "$RUN/$name/checkpoint_best.pt"
 }
 
+# objective_of METHOD LONGEST FLAGS…: set OBJECTIVE to a method of --criterion with FLAGS, whose rollouts have at most LONGEST
+# tokens. In the methods that are named below the student writes nothing, so they refuse flags of rollouts.
+objective_of() {
+  OBJECTIVE=(--criterion "$1" "${@:3}")
+  case $1 in
+    word_kd | annealing_kd | continuation_kd | atkd | tie_kd | selective_kd) ;;
+    *) OBJECTIVE+=(--rollout-max-len-a 0 --rollout-max-len-b "$2") ;;
+  esac
+}
+
 # assistant: print the path of the checkpoint that teaches: of the student TEACHER=NAME, or of the teacher.
 assistant() {
   [ -n "${TEACHER:-}" ] || { trained teacher; return; }

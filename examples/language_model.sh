@@ -71,15 +71,15 @@ decode_model() {
 #   SEED=2 makes ROW-seed2
 learn_model() {
   [ $# -gt 0 ] || die "usage: student.sh ROW [FLAGS…], ROW scratch, continued, seqkd or a name of --criterion"
-  local row=$1 method=${1#seqkd_} data=data-bin name length start objective=(--criterion cross_entropy)
+  local row=$1 method=${1#seqkd_} data=data-bin name length start
+  OBJECTIVE=(--criterion cross_entropy)
   shift
   case $row in
     scratch | continued) ;;
     seqkd) data=data_seqkd/data-bin ;;
     *)
       [ "$method" = "$row" ] || data=data_seqkd/data-bin
-      objective=(--criterion "$method" --teacher-path "$RUN/teacher/checkpoint_best.pt" --teacher-data "$RUN/data-bin")
-      [ "$method" = word_kd ] || objective+=(--rollout-max-len-a 0 --rollout-max-len-b "$LONGEST")
+      objective_of "$method" "$LONGEST" --teacher-path "$RUN/teacher/checkpoint_best.pt" --teacher-data "$RUN/data-bin"
       ;;
   esac
   length=(--max-update "${UPDATES:-2000}")
@@ -91,7 +91,7 @@ learn_model() {
   [ "$data" = data-bin ] || stage data_seqkd continuations
   model "${STUDENT_SIZE[@]}"
   name=$(named "${AS:-$row}")
-  DATA=$RUN/$data stage "$name" train "$name" "${objective[@]}" "${MODEL[@]}" "${TRAINING[@]}" ${PATIENCE:+--patience "$PATIENCE"} \
+  DATA=$RUN/$data stage "$name" train "$name" "${OBJECTIVE[@]}" "${MODEL[@]}" "${TRAINING[@]}" ${PATIENCE:+--patience "$PATIENCE"} \
     --seed "$SEED" "${length[@]}" "$@"
 }
 

@@ -26,15 +26,15 @@ translations() {
   cp "$RUN"/data-bin/{config.yaml,dict.txt,valid.tsv} "$RUN/seqkd-bin"
 }
 
-objective=(--criterion cross_entropy)
+OBJECTIVE=(--criterion cross_entropy)
 model 3 96
 architecture=(--arch s2t_transformer "${MODEL[@]}")
 first=scratch from=best method=${row#then_}
 [ "$row" = "${row#after_}" ] || first=matched from=last method=${row#after_}
 teacher=(--teacher-path "$RUN/teacher/checkpoint_best.pt" --teacher-data "$RUN/text-bin")
 [ "$TARGET" != en ] || teacher=(--teacher-path "$RUN/teacher/checkpoint_best.pt" --teacher-data "$RUN/data-bin")
-[ "$row" = "${row#ctc}" ] || architecture=(--arch s2t_ctc "${ENCODER[@]}") objective=(--criterion speech_ctc)
-[ "$row" != ctc_kd ] || objective=(--criterion ctc_kd "${teacher[@]}")
+[ "$row" = "${row#ctc}" ] || architecture=(--arch s2t_ctc "${ENCODER[@]}") OBJECTIVE=(--criterion speech_ctc)
+[ "$row" != ctc_kd ] || OBJECTIVE=(--criterion ctc_kd "${teacher[@]}")
 [ ! -d "$RUN/labelled-bin" ] || [ "$row" = matched ] || DATA=$RUN/labelled-bin
 case $row in
   scratch | continued | ctc) ;;
@@ -42,11 +42,8 @@ case $row in
     stage translations translations
     DATA=$RUN/seqkd-bin
     ;;
-  matched) objective=(--criterion word_kd "${teacher[@]}" --hidden-match 1 --hidden-match-only --loss-average sentence) ;;
-  *)
-    objective=(--criterion "$method" "${teacher[@]}")
-    [ "$method" = word_kd ] || objective+=(--rollout-max-len-a 0 --rollout-max-len-b 30)
-    ;;
+  matched) OBJECTIVE=(--criterion word_kd "${teacher[@]}" --hidden-match 1 --hidden-match-only --loss-average sentence) ;;
+  *) objective_of "$method" 30 "${teacher[@]}" ;;
 esac
 length=(--lr 2e-3 --max-update "${UPDATES:-600}")
 if [ "$row" = continued ] || [ "$row" != "$method" ]; then
@@ -55,5 +52,5 @@ if [ "$row" = continued ] || [ "$row" != "$method" ]; then
   [ "$first" != matched ] || length+=(--lr 2e-3) # its decoder is still random
 fi
 name=$(named "$row")
-stage "$name" train "$name" "${SPEECH[@]}" "${objective[@]}" "${architecture[@]}" --conv-channels 128 \
+stage "$name" train "$name" "${SPEECH[@]}" "${OBJECTIVE[@]}" "${architecture[@]}" --conv-channels 128 \
   "${OPTIMISER[@]}" "${VALIDATION[@]}" --max-tokens 5000 "${length[@]}" "$@"

@@ -26,6 +26,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.method.checks import check
+from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.pipeline import packaged
 from fairseq_imitkd.pipeline.plan import Plan
 from fairseq_imitkd.pipeline.recipe import TEACHER
@@ -432,6 +433,14 @@ def test_precision_of_the_teacher(tmp_path: Path) -> None:
         .stderr.strip()
         .endswith("must be fp32, fp16 or bf16, but is 'int8'")
     )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_methods_whose_student_writes_have_a_longest_rollout(method: str, tmp_path: Path) -> None:
+    share = METHODS[method]().student_share
+    flags = common(tmp_path, f'objective_of {method} 30 --fp16; echo "${{OBJECTIVE[@]}}"').stdout.split()
+    rollouts = [] if share == "constant:0" else ["--rollout-max-len-a", "0", "--rollout-max-len-b", "30"]
+    assert flags == ["--criterion", method, "--fp16", *rollouts]
 
 
 def test_a_training_with_other_flags_is_reported(tmp_path: Path) -> None:
