@@ -349,7 +349,7 @@ trained() {
 objective_of() {
   OBJECTIVE=(--criterion "$1" "${@:3}")
   case $1 in
-    word_kd | annealing_kd | continuation_kd | atkd | tie_kd | selective_kd) ;;
+    word_kd | f_distill_kl | annealing_kd | continuation_kd | atkd | tie_kd | selective_kd) ;;
     *) OBJECTIVE+=(--rollout-max-len-a 0 --rollout-max-len-b "$2") ;;
   esac
 }
