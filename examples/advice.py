@@ -9,7 +9,8 @@ import evidence_tables
 from evidence_scores import of_record
 
 Results = dict[str, Any]
-# Recipes whose students are trained to their end: title, folder, and what matters about the data.
+# Recipes whose students are trained to their end: title, folder, and the likely cause of the first
+# method's gain.
 ENDED = (
     (
         "made-up languages",
@@ -19,7 +20,7 @@ ENDED = (
     (
         "headlines by a language model",
         "headlines_lm",
-        " Its student often writes on until the length limit, and `imitkd` teaches it to stop.",
+        " SeqKD's student often writes on until the length limit, and `imitkd` teaches it to stop.",
     ),
     ("CMU dictionary", "cmudict", ""),
     ("Reuters headlines", "reuters_headlines", ""),
@@ -66,8 +67,9 @@ def at_the_end(examples: Path, title: str, recipe: str, remark: str) -> str:
     that both have; nothing if none is finished.
     """
     rows = evidence_tables.chosen(evidence_tables.read(examples / recipe / "evidence"))
-    found = [text for method in METHODS if (text := beside_control(rows, method))]
-    return f"[{title}](examples/{recipe}/README.md): {'; '.join(found)}.{remark}" if found else ""
+    found = [f"{text}." for method in METHODS if (text := beside_control(rows, method))]
+    found[:1] = [f"{text}{remark}" for text in found[:1]]
+    return f"[{title}](examples/{recipe}/README.md): {' '.join(found)}" if found else ""
 
 
 def beside_control(rows: dict[str, list[evidence_tables.Record]], method: str) -> str:

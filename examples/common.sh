@@ -10,7 +10,7 @@
 #   PATIENCE=N        validations in a row that bring nothing better, after which a training ends, instead of the recipe's
 #   TEACHER_PRECISION=bf16|fp16   precision of the teacher, in its training and beside a student (default: fp32)
 #   THREADS=N         threads of evaluate.sh (default: 1); it always decodes on the CPU, so that speeds are comparable
-#   OTHER_FLAGS=refuse   fail if a model that is done was trained with other flags (default: keep it)
+#   OTHER_FLAGS=refuse   fail if a model was trained with other flags, instead of keeping it, or continuing it with the new ones
 #   SMOKE=1           run every stage with tiny models on made-up text, in run-smoke/
 #   DRY_RUN=1         print the training commands and run nothing
 # shellcheck shell=bash
@@ -35,6 +35,7 @@ command -v imitkd-train >/dev/null || die "imitkd-train is not on PATH; run 'mak
 for variable in UPDATES TEACHER_UPDATES STUDENT_UPDATES MORE_UPDATES TASK_UPDATES PATIENCE NBEST THREADS; do # fails now, not hours later
   [[ ${!variable:-1} =~ ^[1-9][0-9]*$ ]] || die "$variable must be a whole number above 0, but is '${!variable}'"
 done
+[ "${OTHER_FLAGS:-refuse}" = refuse ] || die "OTHER_FLAGS must be refuse or empty, but is '$OTHER_FLAGS'"
 case ${TEACHER_PRECISION:=fp32} in
   fp32 | fp16 | bf16) ;;
   *) die "TEACHER_PRECISION must be fp32, fp16 or bf16, but is '$TEACHER_PRECISION'" ;;
@@ -59,12 +60,14 @@ stage() {
     ! trains "$1" || "$@"
     return
   fi
+  local again="to use the new flags delete $RUN/$name and $RUN/.done/$name"
+  if [ "${OTHER_FLAGS:-}" = refuse ] && trains "$1" && { [ -e "$RUN/.done/$name" ] || [ -e "$RUN/$2/checkpoint_last.pt" ]; }; then
+    same_flags "$@" || die "$name was trained with other flags; $again"
+  fi
   if [ -e "$RUN/.done/$name" ]; then
     if ! trains "$1" || same_flags "$@"; then
       say "$name: already done"
     else
-      local again="to use the new flags delete $RUN/$name and $RUN/.done/$name"
-      [ "${OTHER_FLAGS:-}" != refuse ] || die "$name was trained with other flags; $again"
       say "$name: already done with other flags, so it is not trained again; $again"
     fi
     return
@@ -298,9 +301,7 @@ learn() {
   own "$row"
   plain "${OWN[@]}"
   objective=("${PLAIN[@]}")
-  case $method in # half of f-distill's losses, and all of its KL, are taken on text that the teacher writes
-    f_distill | f_distill_kl | f_distill_tvd) OWN+=(--teacher-samples) ;;
-  esac
+  ! teacher_writes "$method" || OWN+=(--teacher-samples)
   [ "$row" != continued ] || [ -n "${START:-}" ] || die "continued needs another student to start from; use START=NAME"
   if [ -n "${START:-}" ]; then
     local base=${START%-seed*} # START gets the KIND of the rows
@@ -344,12 +345,16 @@ trained() {
   echo "$RUN/$name/checkpoint_best.pt"
 }
 
-# objective_of METHOD LONGEST FLAGS…: set OBJECTIVE to a method of --criterion with FLAGS, whose rollouts have at most LONGEST
-# tokens. In the methods that are named below the student writes nothing, so they refuse flags of rollouts.
+# teacher_writes METHOD: whether the teacher writes targets: those of half of f-distill's losses, and all of its KL's.
+teacher_writes() { [[ $1 = f_distill || $1 = f_distill_kl || $1 = f_distill_tvd ]]; }
+
+# objective_of METHOD LONGEST FLAGS…: set OBJECTIVE to a method of --criterion with FLAGS, whose student and teacher write at most
+# LONGEST tokens. In the methods that are named below neither of them writes, so these refuse flags of rollouts.
 objective_of() {
   OBJECTIVE=(--criterion "$1" "${@:3}")
+  ! teacher_writes "$1" || OBJECTIVE+=(--teacher-samples)
   case $1 in
-    word_kd | f_distill_kl | annealing_kd | continuation_kd | atkd | tie_kd | selective_kd) ;;
+    word_kd | annealing_kd | continuation_kd | atkd | tie_kd | selective_kd) ;;
     *) OBJECTIVE+=(--rollout-max-len-a 0 --rollout-max-len-b "$2") ;;
   esac
 }

@@ -1,11 +1,13 @@
 """Counts what goes wrong in headlines that evidence.py's models wrote: ``writing.py RUN``.
 
-For each row of the table it prints a line in Markdown, averaged over the seeds with the row's best learning
-rate: the mean length, the share of headlines that repeat a pair of words, and the share that the length limit
-cuts.
+It writes ``writing.json`` and prints the same as a table in Markdown: for the test set's references, the
+headlines that SeqKD's student learns, and each row of the comparison, the mean length, the share of headlines
+that repeat a pair of words, and the share that the length limit cuts. A row is averaged over the seeds that
+the comparison shows.
 """
 
 import itertools
+import json
 import re
 import statistics
 import sys
@@ -18,15 +20,36 @@ from continuations import continuations
 LONGEST = 40  # tokens of a headline, of settings.sh; the end of a sentence comes on top
 
 
+HERE = Path(__file__).parent
+
+
 def main() -> None:
     run = Path(sys.argv[1])
+    found = counts(run)
+    (HERE / "writing.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(table(found))
+
+
+def counts(run: Path) -> dict[str, dict[str, float]]:
+    """Return what each row of the table shows, with the number of its seeds."""
     references = (run / "raw" / "test.tgt").read_text(encoding="utf-8").splitlines()
-    print("| row | words | repeat a pair of words, % | cut by the limit, % |\n|---|--:|--:|--:|")
-    print(f"| the references | {' | '.join(f'{each:.1f}' for each in of_texts(references))} | |")
+    names = ("words", "repeats", "cut")
+    found = {"the references": dict(zip(names, of_texts(references), strict=False))}
+    found["SeqKD's data"] = dict(zip(names, of_model(run / "data_seqkd" / "train.out"), strict=True))
     for row, records in evidence_tables.chosen(evidence_tables.read(run / "rows")).items():
         seeds = [of_model(run / record["name"] / "test.txt") for record in records]
-        means = (statistics.mean(column) for column in zip(*seeds, strict=True))
-        print(f"| `{row}` ({len(seeds)}) | {' | '.join(f'{each:.1f}' for each in means)} |")
+        means = map(statistics.mean, zip(*seeds, strict=True))
+        found[f"`{row}`"] = {"seeds": len(seeds), **dict(zip(names, means, strict=True))}
+    return found
+
+
+def table(found: dict[str, dict[str, float]]) -> str:
+    lines = ["| row | seeds | words | repeat a pair of words, % | cut by the limit, % |"]
+    lines.append("|---|--:|--:|--:|--:|")
+    for row, values in found.items():
+        shown = (f"{values[name]:.1f}" if name in values else "" for name in ("words", "repeats", "cut"))
+        lines.append(f"| {row} | {values.get('seeds', '')} | {' | '.join(shown)} |")
+    return "\n".join(lines)
 
 
 def of_model(output: Path) -> tuple[float, float, float]:

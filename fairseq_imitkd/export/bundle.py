@@ -129,19 +129,20 @@ class Bundle:
 def _exported_near(folder: Path) -> list[Path]:
     """Return the exported students that a wrong name may stand for.
 
-    It is the one inside the folder, or else at most three that are in the folder or in runs of
-    imitkd-distill there, the most similar names first. If the folder does not exist, the nearest one above it
-    takes its place.
+    It is the one inside the folder, or else at most three: those in the folder whose names are similar, and
+    those of runs of imitkd-distill in the folder, the most similar names first. If the folder does not exist,
+    the nearest one above it takes its place.
     """
     sure = [path for path in (folder / EXPORTS, folder.parent) if os.path.isfile(path / MANIFEST)]
     if sure:
         return sure[:1]
     place = next((path for path in (folder, *folder.parents) if os.path.exists(path)), folder)
-    near: dict[str, Path] = {}
+    near: list[Path] = []
     with contextlib.suppress(OSError):  # the folder can't be searched
-        near = {str(path): path for some in ("*", f"*/{EXPORTS}") for path in sorted(place.glob(some))}
-    exported = [name for name, path in near.items() if os.path.isfile(path / MANIFEST)]
-    return [near[name] for name in difflib.get_close_matches(str(folder), exported, n=3, cutoff=0.0)]
+        for pattern, cutoff in (("*", 0.6), (f"*/{EXPORTS}", 0.0)):
+            exported = [str(path) for path in sorted(place.glob(pattern)) if os.path.isfile(path / MANIFEST)]
+            near += map(Path, difflib.get_close_matches(str(folder), exported, n=3, cutoff=cutoff))
+    return near[:3]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 f"DIR '{folder}' is not an exported student; make one first: imitkd-export '{checkpoint}' "
                 "--data DATA --out NEW"
             )
-        exists = os.path.exists(folder)
+        exists = os.path.lexists(folder)
         what = f"DIR '{folder}' {'is not an exported student' if exists else 'does not exist'}"
         if near:
             raise UsageError(f"{what}: did you mean {' or '.join(map(str, near))}?")

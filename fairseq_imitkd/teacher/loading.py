@@ -173,7 +173,7 @@ def _build_member(
     folder = dictionary_folder(path, cfg, names, data=data)
     task = translation_task(cfg, folder, pair=(source_lang, target_lang))
     if not language_tags(cfg.task):  # those are checked below
-        _check_own(path, state, task, folder=folder, named=data is not None)
+        _check_own(path, state, task, folder=folder, named=bool(data))
     for name, theirs, own, language in (
         (names[0], task.source_dictionary, student.source_dictionary, student.source),
         (names[1], task.target_dictionary, student.target_dictionary, student.target),
@@ -207,7 +207,7 @@ def _check_own(path: str, state: dict[str, Any], task: Any, *, folder: Path, nam
         if isinstance(rows, Tensor) and len(rows) - len(dictionary) not in (0, 1):
             raise UsageError(
                 f"{flag}'{folder}' has other dictionaries than the teacher '{path}': the {side}'s has "
-                f"{len(dictionary):,} symbols, not {len(rows):,}; name the teacher's folder{remedy}"
+                f"{len(dictionary):,} symbols, not {len(rows):,}; name the folder of the teacher's{remedy}"
             )
 
 

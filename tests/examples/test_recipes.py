@@ -436,11 +436,12 @@ def test_precision_of_the_teacher(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_only_methods_whose_student_writes_have_a_longest_rollout(method: str, tmp_path: Path) -> None:
-    share = METHODS[method]().student_share
+def test_only_methods_that_write_have_a_longest_rollout(method: str, tmp_path: Path) -> None:
+    writes = METHODS[method]().student_share != "constant:0"
+    samples = ["--teacher-samples"] * (method in ("f_distill", "f_distill_kl", "f_distill_tvd"))
     flags = common(tmp_path, f'objective_of {method} 30 --fp16; echo "${{OBJECTIVE[@]}}"').stdout.split()
-    rollouts = [] if share == "constant:0" else ["--rollout-max-len-a", "0", "--rollout-max-len-b", "30"]
-    assert flags == ["--criterion", method, "--fp16", *rollouts]
+    longest = ["--rollout-max-len-a", "0", "--rollout-max-len-b", "30"] if writes or samples else []
+    assert flags == ["--criterion", method, "--fp16", *samples, *longest]
 
 
 def test_a_training_with_other_flags_is_reported(tmp_path: Path) -> None:
@@ -457,7 +458,12 @@ def test_a_training_with_other_flags_is_reported(tmp_path: Path) -> None:
     assert "scratch: already done with other flags, so it is not trained again" in other.stderr
     refused = call(script, tmp_path, UPDATES="7", OTHER_FLAGS="refuse")
     assert refused.returncode == 1
-    assert "student.sh: scratch was trained with other flags; to use the new flags delete" in refused.stderr
+    said = "student.sh: scratch was trained with other flags; to use the new flags delete"
+    assert said in refused.stderr
+    (tmp_path / ".done" / "scratch").unlink()
+    (tmp_path / "scratch" / "checkpoint_last.pt").touch()  # a training that was stopped
+    assert said in call(script, tmp_path, UPDATES="7", OTHER_FLAGS="refuse").stderr
+    assert call(script, tmp_path, OTHER_FLAGS="ask").stderr.strip().endswith("or empty, but is 'ask'")
 
 
 def test_a_small_model_with_other_flags_is_reported(tmp_path: Path) -> None:

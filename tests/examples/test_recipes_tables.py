@@ -121,7 +121,7 @@ def test_the_advice_has_the_figures_of_both_seeds(script: Any, tmp_path: Path) -
     whole = script("quickstart", "advice").box(runs, EXAMPLES)
     assert "  - [CMU dictionary](examples/cmudict/README.md): `imitkd_full` ends at " in whole
     assert re.search(r"one of 1\.43 million parameters ends at [\d.]+\. Their teacher of 6\.55 mill", whole)
-    assert len(whole.splitlines()) <= 10
+    assert len(whole.splitlines()) == 3 + len(script("quickstart", "advice").ENDED) + 1 <= 10
 
 
 def test_the_advice_compares_the_seeds_that_both_rows_have(script: Any, tmp_path: Path) -> None:
@@ -133,9 +133,16 @@ def test_the_advice_compares_the_seeds_that_both_rows_have(script: Any, tmp_path
     at_the_end = script("quickstart", "advice").at_the_end
     line = at_the_end(tmp_path, "made-up languages", "made_up_languages", " Why.")
     where = "[made-up languages](examples/made_up_languages/README.md): "
-    beside = r"ends at \d\d\.\d\d( BLEU)? after \d+ minutes, longer SeqKD at \d\d\.\d\d after \d+"
-    beside = rf"{beside} \(p [<=] 0\.\d\d(, within chance)?, 1 seed\)"
-    assert re.fullmatch(rf"{re.escape(where)}`imitkd` {beside}; `imitkd_full` {beside}\. Why\.", line)
+    rows = script("quickstart", "advice").evidence_tables.chosen(
+        [json.loads(path.read_text()) for path in there.glob("*.json")]
+    )
+    control = f"{rows['then_seqkd'][0]['test']['bleu']:.2f} after "  # of the first seed alone
+    assert len(rows["then_seqkd"]) == 3
+    for part, method in zip(line.removeprefix(where).split(" Why. "), ("imitkd", "imitkd_full"), strict=True):
+        own = f"{rows[f'then_{method}'][0]['test']['bleu']:.2f} BLEU after "
+        assert part.startswith(f"`{method}` ends at {own}")
+        assert f", longer SeqKD at {control}" in part
+        assert re.search(r" \(p [<=] 0\.\d\d(, within chance)?, 1 seed\)\.?$", part)
     assert at_the_end(tmp_path, "Tatoeba", "tatoeba", " Why.") == ""
 
 
@@ -206,14 +213,14 @@ def test_the_arithmetic_s_table_and_means(script: Any) -> None:
 def test_what_goes_wrong_in_written_headlines(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of two seeds with a row's best learning rate, and of the references."""
-    for folder in ("rows", "raw", "seqkd", "seqkd-seed2", "seqkd-worse"):
+    """Of two seeds with the rate that the comparison shows, of the references, and of SeqKD's data."""
+    for folder in ("rows", "raw", "data_seqkd", "seqkd", "seqkd-seed2", "seqkd-other"):
         (tmp_path / folder).mkdir()
     (tmp_path / "raw" / "test.tgt").write_text("one two\none two three four\n")
     for name, seed, rate, texts, tokens in (
         ("seqkd", 1, "2e-3", ["a b a b", "a a"], [41, 40]),
         ("seqkd-seed2", 2, "2e-3", ["a b c d", "a b b a"], [3, 3]),
-        ("seqkd-worse", 1, "1e-3", ["a", "a"], [2, 2]),
+        ("seqkd-other", 1, "1e-3", ["a", "a"], [2, 2]),
     ):
         row = {"name": name, "row": "seqkd", "seed": seed, "rate": rate, "measure": "rouge-l"}
         (tmp_path / "rows" / f"{name}.json").write_text(json.dumps(row | {"validations": [{"rougeL": 0.2}]}))
@@ -222,10 +229,19 @@ def test_what_goes_wrong_in_written_headlines(
             for n, (text, count) in enumerate(zip(texts, tokens, strict=True))
         ]
         (tmp_path / name / "test.txt").write_text("".join(lines))
+    shutil.copy(tmp_path / "seqkd" / "test.txt", tmp_path / "data_seqkd" / "train.out")
+    writing = script("headlines_lm", "writing")
+    monkeypatch.setattr(writing, "HERE", tmp_path)
     monkeypatch.setattr(sys, "argv", ["writing.py", str(tmp_path)])
-    script("headlines_lm", "writing").main()
+    writing.main()
     found = [cells(line) for line in capsys.readouterr().out.splitlines()]
-    assert found[2:] == [["the references", "3.0", "0.0", ""], ["`seqkd` (2)", "3.5", "25.0", "25.0"]]
+    assert found[2:] == [
+        ["the references", "", "3.0", "0.0", ""],
+        ["SeqKD's data", "", "3.0", "50.0", "50.0"],
+        ["`seqkd`", "2", "3.5", "25.0", "25.0"],
+    ]
+    saved = json.loads((tmp_path / "writing.json").read_text())
+    assert saved["`seqkd`"] == {"seeds": 2, "words": 3.5, "repeats": 25.0, "cut": 25.0}
 
 
 def test_the_table_of_headlines_by_language_models(script: Any) -> None:

@@ -110,13 +110,18 @@ def test_dictionary_that_differs_is_refused(
     ("theirs", "symbols"), [(LETTERS[:-1] + "zy", len(LETTERS) + 5), (LETTERS[:-2], len(LETTERS) + 2)]
 )
 def test_dictionary_of_another_size_is_refused(
-    tmp_path: Path, cfg: Any, model: BaseFairseqModel, theirs: str, symbols: int
+    tmp_path: Path, model: BaseFairseqModel, theirs: str, symbols: int
 ) -> None:
-    """Its folder is not that of the teacher; the data may well be right."""
+    """Its folder is not that of the teacher; the data may well be right. The flag is the remedy unless it
+    named the folder.
+    """
     write_dictionaries(tmp_path, target=theirs)
-    message = refusal(saved(tmp_path, checkpoint_state(model, cfg)), data=str(tmp_path))
-    assert f"--teacher-data '{tmp_path}' has other dictionaries than the teacher" in message
-    assert f"the decoder's has {symbols} symbols, not {len(LETTERS) + 4}; name the teacher's fold" in message
+    path = saved(tmp_path, checkpoint_state(model, training_config(tmp_path, "--task", "translation")))
+    sizes = f"the decoder's has {symbols} symbols, not {len(LETTERS) + 4}"
+    for data, flag, remedy in ((str(tmp_path), "--teacher-data ", ""), (None, "", " by --teacher-data")):
+        message = refusal(path, data=data)
+        assert message.startswith(f"{flag}'{tmp_path}' has other dictionaries than the teacher '")
+        assert message.endswith(f"{sizes}; name the folder of the teacher's{remedy}")
 
 
 def test_a_dictionary_that_ends_early_is_refused(tmp_path: Path, cfg: Any, model: BaseFairseqModel) -> None:
