@@ -23,6 +23,7 @@ ENDED = (
         " SeqKD's student often writes on until the length limit, and `imitkd` teaches it to stop.",
     ),
     ("CMU dictionary", "cmudict", ""),
+    ("Tatoeba", "tatoeba", ""),
     ("Reuters headlines", "reuters_headlines", ""),
 )
 WIDE = ("Reuters headlines", "reuters_headlines")  # has students of two sizes
