@@ -60,16 +60,13 @@ stage() {
     ! trains "$1" || "$@"
     return
   fi
-  local again="to use the new flags delete $RUN/$name and $RUN/.done/$name"
-  if [ "${OTHER_FLAGS:-}" = refuse ] && trains "$1" && { [ -e "$RUN/.done/$name" ] || [ -e "$RUN/$2/checkpoint_last.pt" ]; }; then
-    same_flags "$@" || die "$name was trained with other flags; $again"
+  local other=
+  if trains "$1" && ! same_flags "$@"; then other="; to use the new flags delete $RUN/$name and $RUN/.done/$name"; fi
+  if [ -n "$other" ] && [ "${OTHER_FLAGS:-}" = refuse ] && { [ -e "$RUN/.done/$name" ] || [ -e "$RUN/$2/checkpoint_last.pt" ]; }; then
+    die "$name was trained with other flags$other"
   fi
   if [ -e "$RUN/.done/$name" ]; then
-    if ! trains "$1" || same_flags "$@"; then
-      say "$name: already done"
-    else
-      say "$name: already done with other flags, so it is not trained again; $again"
-    fi
+    say "$name: already done${other:+ with other flags, so it is not trained again$other}"
     return
   fi
   say "$name"

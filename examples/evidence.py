@@ -7,10 +7,10 @@ evidence.py publish RECIPE [--run DIR]
 RECIPE is a folder with an ``evidence.toml``, whose comments explain the rows and the queue. ``run`` takes the
 jobs from the queue in order. It can be stopped at any moment, and a second call goes on: a finished row is
 not trained again, and a training continues from its last checkpoint. A row fails if the folder has its
-training with other flags. It writes ``DIR/evidence.log`` and, for
-each finished row, ``DIR/rows/NAME.json`` with the commands, every validation with its updates and CPU
-seconds, and the scores on the test set. ``publish`` copies these files into ``RECIPE/evidence`` and
-makes the table and the figure of the recipe's README from them; without --run it makes them again.
+training with other flags. It writes ``DIR/evidence.log`` and, for each finished row, ``DIR/rows/NAME.json``
+with the commands, every validation with its updates and CPU seconds, and the scores on the test set.
+``publish`` copies these files into ``RECIPE/evidence`` and makes the table and the figure of the recipe's
+README from them; without --run it makes them again.
 """
 
 import argparse

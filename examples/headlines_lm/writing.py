@@ -18,8 +18,6 @@ import evidence_tables
 from continuations import continuations
 
 LONGEST = 40  # tokens of a headline, of settings.sh; the end of a sentence comes on top
-
-
 HERE = Path(__file__).parent
 
 
