@@ -11,7 +11,7 @@ import numpy as np
 from evidence_rows import Record, best, cut, minutes, score, scores
 from evidence_scores import of_record, titled
 
-CONTROLS = {True: "then_seqkd", False: "seqkd"}  # by whether a row goes on from another one's student
+CONTROL = "seqkd"  # the row that others are compared with: then_seqkd if they go on from its student
 COLOURS = {
     "scratch": "#888888",
     "seqkd": "#e6a532",
@@ -27,6 +27,8 @@ COLOURS = {
     "gkd_01": "#7b3f98",
 }
 OTHER = "#b0413e"
+# How a row's name begins, by the student that it goes on from, and its line in the figure.
+WAYS = {"": "--", "then_": "-", "assistant_then_": "-."}
 
 
 def read(folder: Path) -> list[Record]:
@@ -41,7 +43,7 @@ def chosen(records: Sequence[Record]) -> dict[str, list[Record]]:
     several such rates it is the best one of seed 1 on the validation set. The teacher comes first, then the
     rows without a start, then the others; rows of a kind are in the order of :data:`COLOURS`.
     """
-    order = ["teacher", *COLOURS, *(f"then_{row}" for row in COLOURS)]
+    order = ["teacher", *(f"{way}{row}" for way in WAYS for row in COLOURS)]
     found = {}
     known = {row: place for place, row in enumerate(order)}
     for row in sorted({each["row"] for each in records}, key=lambda row: (known.get(row, len(order)), row)):
@@ -90,8 +92,13 @@ def pairs(rows: dict[str, list[Record]], row: str) -> list[tuple[Record, Record]
 
 
 def control_of(row: str) -> str:
-    """Return the row that a row is compared with."""
-    return CONTROLS[row.startswith("then_")]
+    """Return the row that a row is compared with: SeqKD from the same start."""
+    return f"{way_of(row)}{CONTROL}"
+
+
+def way_of(row: str) -> str:
+    """Return the key of :data:`WAYS` that a row's name begins with."""
+    return max((way for way in WAYS if row.startswith(way)), key=len)
 
 
 def compared(rows: dict[str, list[Record]], row: str) -> tuple[str, str]:
@@ -114,13 +121,16 @@ def notes(records: Sequence[Record]) -> str:
     versions = dict.fromkeys(
         f"{name} {version}" for each in origins for name, version in each["versions"].items()
     )
+    larger = ""
+    if any(way_of(each["row"]) == "assistant_then_" for each in records):
+        larger = ", and from the larger one (`assistant_then_…`) from `assistant_then_seqkd`"
     assistant = ", of its assistant" if any(each.get("teacher") for each in records) else ""
     return (
         f"Greedy decoding of {measure.count(records[0]['test'])}. A training ended when {patience(records)} "
         f"validations in a row brought no {measure.brought}{cut_short(records)}. Difference: in "
         f"{measure.title} from `seqkd`, and of rows that start from `seqkd`'s student "
-        "(`then_…`) from `then_seqkd`, averaged over the seeds that both have; p: two-sided, by a paired "
-        f"bootstrap over {measure.bootstrap}, which tells nothing of other seeds. Updates and minutes are "
+        f"(`then_…`) from `then_seqkd`{larger}, averaged over the seeds that both have; p: two-sided, by a "
+        f"paired bootstrap over {measure.bootstrap}, which tells nothing of other seeds. Updates and minutes are "
         "means over the row's seeds. CPU minutes: of the row's own training, without validation; with all "
         f"before: also of its start{assistant} and of the teacher's translations, without the teacher's "
         f"training. Trained at {', '.join(commits)} on {' and '.join(processors)}, "
@@ -178,8 +188,9 @@ def figure(records: Sequence[Record], path: Path) -> None:
             for side in sides:
                 side.axhline(score(own[0]), color="black", lw=1, ls=":", label=row)
             continue
-        colour = COLOURS.get(row.removeprefix("then_"), OTHER)
-        style = {"color": colour, "ls": "-" if row.startswith("then_") else "--"}
+        way = way_of(row)
+        colour = COLOURS.get(row.removeprefix(way), OTHER)
+        style = {"color": colour, "ls": WAYS[way]}
         for side, by_minutes in zip(sides, (False, True), strict=True):
             places, values = over_seeds([curve(each, names, by_minutes=by_minutes) for each in own])
             side.plot(places, values.mean(axis=0), **style, lw=1.4, label=f"{row} ({len(own)})")
@@ -197,7 +208,7 @@ def figure(records: Sequence[Record], path: Path) -> None:
 
 def comparable(rows: dict[str, list[Record]]) -> dict[str, list[Record]]:
     """Return the teacher, and the rows that have every seed of the control, with these seeds alone."""
-    control = next((rows[name] for name in CONTROLS.values() if name in rows), [])
+    control = rows.get(f"then_{CONTROL}") or rows.get(CONTROL) or []
     seeds = {each["seed"] for each in control}
     found = {}
     for row, own in rows.items():

@@ -304,6 +304,9 @@ def test_the_table_and_the_figure(modules: dict[str, ModuleType], tmp_path: Path
         made("then_seqkd_lr1e-3", [31.0, 29.0, 30.0], **then, test=test_set(290)),
         made("then_imitkd_lr1e-3", [28.0, 25.0, 26.0], **then, test=test_set(250)),
         made("then_imitkd_lr1e-3-seed2", [29.0, 24.0, 27.0], **then, test=test_set(240)),
+        made("assistant_lr2e-3", [40.0, 28.0], test=test_set(280)),
+        made("assistant_then_seqkd_lr5e-4", [27.0], start="assistant_lr2e-3", test=test_set(270)),
+        made("assistant_then_imitkd_lr5e-4", [26.0], start="assistant_lr2e-3", test=test_set(230)),
         # It goes on from another student than the control.
         made("then_word_kd_lr1e-3", [28.0], start="seqkd_lr2e-3", before={}, test=test_set(200)),
     ]
@@ -315,7 +318,13 @@ def test_the_table_and_the_figure(modules: dict[str, ModuleType], tmp_path: Path
         for line in shown.splitlines()
         if line.startswith("| `")
     }
-    assert list(cells) == ["`teacher`", "`seqkd`", "`then_seqkd`", "`then_word_kd`", "`then_imitkd`"]
+    students = ["seqkd", "assistant", *(f"then_{row}" for row in ("seqkd", "word_kd", "imitkd"))]
+    students += ["assistant_then_seqkd", "assistant_then_imitkd"]
+    assert list(cells) == [f"`{row}`" for row in ("teacher", *students)]
+    assert cells["`assistant`"][4].startswith("-2.00 (")  # from seqkd
+    assert cells["`assistant_then_seqkd`"][4:6] == ["", ""]
+    assert cells["`assistant_then_imitkd`"][4].startswith("-4.00 (")  # from assistant_then_seqkd
+    assert "from `then_seqkd`, and from the larger one (`assistant_then_…`) from `assistant_then" in shown
     assert cells["`then_word_kd`"][4:6] == ["", ""]
     assert cells["`seqkd`"] == ["1,234", "4e-3", "30.00", "1.00", "", "", "1,000", "3", "5"]
     assert cells["`then_imitkd`"][1:4] == ["1e-3", "25.00; 24.00", "1.00; 1.00"]
