@@ -58,7 +58,7 @@ def box(quickstarts: Sequence[Results], examples: Path) -> str:
         lines.append(
             "- **How much lasts to the end of training depends on the task.** SeqKD's student continues by a "
             "method, or by longer SeqKD. Minutes: CPU time of that second training. p: two-sided, over the "
-            "test sentences."
+            "test sentences; over three or more seeds by a t-test."
         )
     return "\n".join([*lines, *(f"  - {line}" for line in ended), *capacity(examples, *WIDE)])
 
@@ -80,14 +80,15 @@ def beside_control(rows: dict[str, list[evidence_tables.Record]], method: str) -
     if not both:
         return ""
     own, control = ([one[side] for one in both] for side in (0, 1))
-    p = float(evidence_tables.compared(rows, row)[1])
+    _, sentences, seeds = evidence_tables.compared(rows, row)
+    p = float(sentences)
     chance = (
         f"p < {CERTAIN}" if p < CERTAIN else f"p = {p:.2f}, within chance" if p > CHANCE else f"p = {p:.2f}"
     )
     return (
         f"`{method}` ends at {mean_score(own)} {of_record(own[0]).title} after {minutes(own)} minutes, "
         f"longer SeqKD at {mean_score(control)} after {minutes(control)} ({chance}, {len(own)} "
-        f"seed{'s' * (len(own) > 1)})"
+        f"seed{'s' * (len(own) > 1)}{f' with p = {float(seeds):.3f}' if seeds else ''})"
     )
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from evidence_rows import Record, best, cut, minutes, score, scores
-from evidence_scores import of_record, titled
+from evidence_scores import best_of, of_record, titled
+from scipy.stats import ttest_rel
 
 CONTROL = "seqkd"  # the row that others are compared with: then_seqkd if they go on from its student
 COLOURS = {
@@ -62,11 +63,10 @@ def table(records: Sequence[Record]) -> str:
     rows, measure = chosen(records), of_record(records[0])
     head = (
         "row", "parameters", "learning rate", f"{titled(measure)}, each seed", f"{measure.second}, each seed",
-        "difference (95%)", "p", "updates to best", "CPU minutes", "with all before",
+        "difference (95%)", "p", "p, seeds", "updates to best", "CPU minutes", "with all before",
     )  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|---|--:" + "|--:" * (len(head) - 2) + "|"]
     for row, own in rows.items():
-        difference, p = compared(rows, row)
         tested = [measure.scores(each["test"]) for each in own]
         cells = [
             f"`{row}`",
@@ -74,14 +74,14 @@ def table(records: Sequence[Record]) -> str:
             own[0]["rate"] or "",
             "; ".join(f"{first:.2f}" for first, _ in tested),
             "; ".join(f"{second:.2f}" for _, second in tested),
-            difference,
-            p,
+            *compared(rows, row),
             f"{statistics.mean(each['training']['updates'] for each in own):,.0f}",
             f"{statistics.mean(each['cpu_seconds'] for each in own) / 60:.0f}",
             f"{statistics.mean(each['cpu_seconds'] / 60 + minutes(each) for each in own):.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", notes(records), *(["", tried] if (tried := grid(records)) else [])])
+    parts = ["\n".join(lines), notes(records), nearest(rows), grid(records)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def pairs(rows: dict[str, list[Record]], row: str) -> list[tuple[Record, Record]]:
@@ -101,14 +101,40 @@ def way_of(row: str) -> str:
     return max((way for way in WAYS if row.startswith(way)), key=len)
 
 
-def compared(rows: dict[str, list[Record]], row: str) -> tuple[str, str]:
-    """Return a row's difference from its control, with its interval, and p; else nothing."""
+def compared(rows: dict[str, list[Record]], row: str) -> tuple[str, str, str]:
+    """Return a row's difference from its control with its interval, p, and p over the seeds.
+
+    The last one is empty with fewer than three seeds; all are, if the row has no control.
+    """
     both = pairs(rows, row)
     if row in (control_of(row), "teacher") or not both:
-        return "", ""
+        return "", "", ""
     own, controls = ([each["test"] for each in side] for side in zip(*both, strict=True))
-    difference, (low, high), p = of_record(rows[row][0]).chance(own, controls)
-    return f"{difference:+.2f} ({low:+.2f} to {high:+.2f})", f"{p:.4f}"
+    measure = of_record(rows[row][0])
+    difference, (low, high), p = measure.chance(own, controls)
+    of_seeds = ([measure.scores(each)[0] for each in side] for side in (own, controls))
+    p_seeds = f"{ttest_rel(*of_seeds).pvalue:.4f}" if len(both) > 2 else ""
+    return f"{difference:+.2f} ({low:+.2f} to {high:+.2f})", f"{p:.4f}", p_seeds
+
+
+def nearest(rows: dict[str, list[Record]]) -> str:
+    """Return how near the teacher the best student is that has at most a third of its parameters."""
+    teacher = rows.get("teacher")
+    if teacher is None:
+        return ""
+    small = {row: own for row, own in rows.items() if 3 * own[0]["parameters"] <= teacher[0]["parameters"]}
+    if not small:
+        return ""
+    measure = of_record(teacher[0])
+    row, own = best_of(measure)(small.items(), key=lambda pair: statistics.mean(map(score, pair[1])))
+    tests = [each["test"] for each in own]
+    difference, (low, high), _ = measure.chance(tests, [teacher[0]["test"]] * len(own))
+    return (
+        "Of the students with at most a third of the teacher's parameters, the best one on the validation "
+        f"set is `{row}` ({100 * own[0]['parameters'] / teacher[0]['parameters']:.1f}% of the parameters). "
+        f"On the test set it differs from the teacher by {difference:+.2f}{measure.unit} {measure.title} "
+        f"(95%: {low:+.2f} to {high:+.2f})."
+    )
 
 
 def notes(records: Sequence[Record]) -> str:
@@ -130,7 +156,8 @@ def notes(records: Sequence[Record]) -> str:
         f"validations in a row brought no {measure.brought}{cut_short(records)}. Difference: in "
         f"{measure.title} from `seqkd`, and of rows that start from `seqkd`'s student "
         f"(`then_…`) from `then_seqkd`{larger}, averaged over the seeds that both have; p: two-sided, by a "
-        f"paired bootstrap over {measure.bootstrap}, which tells nothing of other seeds. Updates and minutes are "
+        f"paired bootstrap over {measure.bootstrap}, which tells nothing of other seeds; p, seeds: "
+        "two-sided, by a paired t-test over the scores of three or more seeds. Updates and minutes are "
         "means over the row's seeds. CPU minutes: of the row's own training, without validation; with all "
         f"before: also of its start{assistant} and of the teacher's translations, without the teacher's "
         f"training. Trained at {', '.join(commits)} on {' and '.join(processors)}, "

@@ -17,7 +17,6 @@ from pathlib import Path
 import evidence_tables
 from continuations import continuations
 
-LONGEST = 40  # tokens of a headline, of settings.sh; the end of a sentence comes on top
 HERE = Path(__file__).parent
 
 
@@ -31,11 +30,11 @@ def main() -> None:
 def counts(run: Path) -> dict[str, dict[str, float]]:
     """Return what each row of the table shows, with the number of its seeds."""
     references = (run / "raw" / "test.tgt").read_text(encoding="utf-8").splitlines()
-    names = ("words", "repeats", "cut")
+    names, most = ("words", "repeats", "cut"), longest(run)
     found = {"the references": dict(zip(names, of_texts(references), strict=False))}
-    found["SeqKD's data"] = dict(zip(names, of_model(run / "data_seqkd" / "train.out"), strict=True))
+    found["SeqKD's data"] = dict(zip(names, of_model(run / "data_seqkd" / "train.out", most), strict=True))
     for row, records in evidence_tables.chosen(evidence_tables.read(run / "rows")).items():
-        seeds = [of_model(run / record["name"] / "test.txt") for record in records]
+        seeds = [of_model(run / record["name"] / "test.txt", most) for record in records]
         means = map(statistics.mean, zip(*seeds, strict=True))
         found[f"`{row}`"] = {"seeds": len(seeds), **dict(zip(names, means, strict=True))}
     return found
@@ -50,9 +49,15 @@ def table(found: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def of_model(output: Path) -> tuple[float, float, float]:
+def longest(run: Path) -> int:
+    """Return how many tokens a headline has at most; the end of the sentence comes on top."""
+    task = json.loads((run / "teacher" / "config.json").read_text())["config"]["task"]
+    return int(json.loads(task["eval_bleu_args"])["max_len_b"])
+
+
+def of_model(output: Path, most: int) -> tuple[float, float, float]:
     """Return :func:`of_texts` and :func:`cut` of what a model wrote, as fairseq-generate prints it."""
-    return *of_texts([text for _, text in continuations(output)]), cut(output)
+    return *of_texts([text for _, text in continuations(output)]), cut(output, most)
 
 
 def of_texts(texts: Sequence[str]) -> tuple[float, float]:
@@ -67,10 +72,10 @@ def repeats(words: Sequence[str]) -> bool:
     return len(set(pairs)) < len(pairs)
 
 
-def cut(output: Path) -> float:
-    """Return the share of headlines that have as many tokens as the limit allows, in %."""
+def cut(output: Path, most: int) -> float:
+    """Return the share of headlines that the limit of tokens ended, in %."""
     scores = re.findall(r"^P-\d+\t(.*)$", output.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return 100 * statistics.mean(len(each.split()) > LONGEST for each in scores)
+    return 100 * statistics.mean(len(each.split()) > most for each in scores)
 
 
 if __name__ == "__main__":

@@ -298,7 +298,7 @@ def test_the_table_and_the_figure(modules: dict[str, ModuleType], tmp_path: Path
     base = "seqkd_lr4e-3"
     then = {"start": base, "before": {"teacher": 6000.0, "data_seqkd": 120.0, base: 180.0}}
     rows = [
-        made("teacher", [30.0, 20.0], before={}, max_update=1000, test=test_set(190)),
+        made("teacher", [30.0, 20.0], before={}, max_update=1000, test=test_set(190), parameters=3702),
         made(base, [50.0, 30.0, 31.0], test=test_set(300)),
         made("seqkd_lr2e-3", [50.0, 32.0, 33.0], test=test_set(310)),
         made("then_seqkd_lr1e-3", [31.0, 29.0, 30.0], **then, test=test_set(290)),
@@ -325,12 +325,16 @@ def test_the_table_and_the_figure(modules: dict[str, ModuleType], tmp_path: Path
     assert cells["`assistant_then_seqkd`"][4:6] == ["", ""]
     assert cells["`assistant_then_imitkd`"][4].startswith("-4.00 (")  # from assistant_then_seqkd
     assert "from `then_seqkd`, and from the larger one (`assistant_then_…`) from `assistant_then" in shown
-    assert cells["`then_word_kd`"][4:6] == ["", ""]
-    assert cells["`seqkd`"] == ["1,234", "4e-3", "30.00", "1.00", "", "", "1,000", "3", "5"]
+    assert cells["`then_word_kd`"][4:7] == ["", "", ""]
+    assert cells["`seqkd`"] == ["1,234", "4e-3", "30.00", "1.00", "", "", "", "1,000", "3", "5"]
     assert cells["`then_imitkd`"][1:4] == ["1e-3", "25.00; 24.00", "1.00; 1.00"]
     assert cells["`then_imitkd`"][4].startswith("-4.00 (")  # the seed that both have
     assert float(cells["`then_imitkd`"][5]) < 0.001
-    assert cells["`then_imitkd`"][6:] == ["1,000", "3", "8"]
+    assert cells["`then_imitkd`"][6:] == ["", "1,000", "3", "8"]
+    assert (
+        "is `then_imitkd` (33.3% of the parameters). On the test set it differs from the teacher by +5.50%"
+        in shown
+    )
     assert "or at its last update: `teacher` (1,000)" in shown
     assert "- `seqkd`: 2e-3: 32.00, 4e-3: 30.00" in shown
     for name in ("one", "two"):
@@ -344,6 +348,31 @@ def test_the_table_and_the_figure(modules: dict[str, ModuleType], tmp_path: Path
     assert curve(rows[4], names, by_minutes=False).best.tolist() == [30.0, 28.0, 25.0, 25.0]
     with pytest.raises(SystemExit, match="goes on from seqkd_lr4e-3, which is not among the rows; add it"):
         curve(rows[4], {}, by_minutes=True)
+
+
+def test_p_over_the_seeds(modules: dict[str, ModuleType]) -> None:
+    """A paired t-test, from three seeds on; with two degrees of freedom its p is 1 - t / sqrt(t^2 + 2)."""
+
+    def seeds(row: str, wrong: list[int]) -> list[dict[str, Any]]:
+        packed = modules["error_rates"].packed
+        tests = [
+            {
+                "word_errors": each,
+                "phoneme_errors": 1.0,
+                "words": 10,
+                "right": packed([n >= each for n in range(10)]),
+            }
+            for each in wrong
+        ]
+        return [made(f"{row}-seed{n}", [1.0], test=test) for n, test in enumerate(tests, 1)]
+
+    rows = {"seqkd": seeds("seqkd", [3, 5, 5]), "imitkd": seeds("imitkd", [2, 3, 2])}
+    t = 2 / (1 / 3**0.5)  # the differences are 1, 2 and 3
+    compared = modules["evidence_tables"].compared
+    assert float(compared(rows, "imitkd")[2]) == pytest.approx(1 - t / (t**2 + 2) ** 0.5, abs=5e-5)
+    rows["imitkd"].pop()
+    assert compared(rows, "imitkd")[0]
+    assert compared(rows, "imitkd")[2] == ""
 
 
 def test_the_figure_has_the_seeds_of_the_control(modules: dict[str, ModuleType]) -> None:

@@ -214,8 +214,10 @@ def test_what_goes_wrong_in_written_headlines(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of two seeds with the rate that the comparison shows, of the references, and of SeqKD's data."""
-    for folder in ("rows", "raw", "data_seqkd", "seqkd", "seqkd-seed2", "seqkd-other"):
+    for folder in ("rows", "raw", "teacher", "data_seqkd", "seqkd", "seqkd-seed2", "seqkd-other"):
         (tmp_path / folder).mkdir()
+    task = {"eval_bleu_args": '{"beam": 1, "max_len_a": 0, "max_len_b": 40}'}
+    (tmp_path / "teacher" / "config.json").write_text(json.dumps({"config": {"task": task}}))
     (tmp_path / "raw" / "test.tgt").write_text("one two\none two three four\n")
     for name, seed, rate, texts, tokens in (
         ("seqkd", 1, "2e-3", ["a b a b", "a a"], [41, 40]),
