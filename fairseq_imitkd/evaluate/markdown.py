@@ -158,6 +158,8 @@ def _probes(probes: Mapping[str, ProbeResults], teacher: str | None, sentences: 
         "agreement, own",
         "KL, gold",
         "KL, own",
+        "NLL, gold",
+        "NLL, own",
         "BLEU alone",
         f"begun by it, ended by {teacher}",
         f"begun by {teacher}, ended by it",
@@ -167,12 +169,14 @@ def _probes(probes: Mapping[str, ProbeResults], teacher: str | None, sentences: 
     for name, found in probes.items():
         agreements = (found.agreement_gold, found.agreement_own)
         row = [name, *("" if share is None else f"{100 * share:.1f}%" for share in agreements)]
-        row += [_number(kl, ".3f") for kl in (found.kl_gold, found.kl_own)]
+        nats = (found.kl_gold, found.kl_own, found.nll_gold, found.nll_own)
+        row += [_number(value, ".3f") for value in nats]
         rows.append([*row, *(_number(found.exposure.get(each), ".2f") for each in EXPOSURE)])
     notes = [
         f"agreement: share of tokens for which the model and {teacher} find the same one the most probable; "
-        f"KL: KL({teacher}, model) in nats per token; gold: after the references' prefixes; own: after the "
-        "model's own, by greedy decoding",
+        f"KL: KL({teacher}, model) in nats per token; NLL: {teacher}'s negative log-likelihood of the text, "
+        "in nats per token; gold: after the references' prefixes; own: after the model's own, by greedy "
+        "decoding",
         f"begun by it, ended by {teacher}: BLEU of translations whose first half is the model's and whose "
         f"second half is {teacher}'s; all on the same sentences",
     ]

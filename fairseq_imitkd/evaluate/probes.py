@@ -71,20 +71,22 @@ class Prober:
             targets: ``(T,)`` tokens each, one for each source.
 
         Returns:
-            ``(len(POSITIONS), 3)`` float64 by the position of the next token: number of prefixes, number of
-            those after which both agree, sum of divergences.
+            ``(len(POSITIONS), 4)`` float64 by the position of the next token: number of prefixes, number of
+            those after which both agree, sum of divergences, and of the teacher's negative log-likelihoods
+            of the next token.
 
         Raises:
             ValueError: a probability is NaN.
         """
-        sums = torch.zeros(len(POSITIONS), 3, dtype=torch.float64)
+        sums = torch.zeros(len(POSITIONS), 4, dtype=torch.float64)
         last = torch.tensor([end for _, end in POSITIONS if end is not None])
         for part in self._parts(targets):
             own, theirs = self._both(student, targets, part)
             same = own.argmax(dim=-1).eq(theirs.argmax(dim=-1)).double()
             divergence = (theirs.exp() * (theirs - own)).sum(dim=-1).double()
+            nll = -theirs.gather(1, torch.cat([*targets[part]]).unsqueeze(1)).squeeze(1).double()
             position = torch.cat([torch.arange(1, target.numel() + 1) for target in targets[part]])
-            values = torch.stack([torch.ones_like(same), same, divergence], dim=1)
+            values = torch.stack([torch.ones_like(same), same, divergence, nll], dim=1)
             sums.index_add_(0, torch.bucketize(position, last), values)
         if sums.isnan().any():
             raise ValueError("a probability is not a number")
@@ -236,6 +238,8 @@ class Prober:
             agreement_own=after_own.agreement,
             kl_gold=gold.kl,
             kl_own=after_own.kl,
+            nll_gold=gold.nll,
+            nll_own=after_own.nll,
             by_position=[
                 PositionGroup(first, last, mean_distance(on_gold[group]), mean_distance(on_own[group]))
                 for group, (first, last) in enumerate(POSITIONS)
@@ -246,6 +250,8 @@ class Prober:
 
 
 def mean_distance(sums: Tensor) -> TeacherDistance:
-    """Return the means of one ``(3,)`` row of :meth:`Prober.distance`, or of a sum of rows."""
-    tokens, same, divergence = sums.tolist()
-    return TeacherDistance(tokens=int(tokens), agreement=same / tokens, kl=divergence / tokens)
+    """Return the means of one ``(4,)`` row of :meth:`Prober.distance`, or of a sum of rows."""
+    tokens, same, divergence, nll = sums.tolist()
+    return TeacherDistance(
+        tokens=int(tokens), agreement=same / tokens, kl=divergence / tokens, nll=nll / tokens
+    )

@@ -148,11 +148,14 @@ class TeacherDistance:
         tokens: number of prefixes.
         agreement: share of prefixes after which both find the same token the most probable.
         kl: mean of KL(teacher || student), in nats.
+        nll: mean of the teacher's negative log-likelihood of the next token, in nats. Files of early versions
+            have none.
     """
 
     tokens: int | None = field(default=None, kw_only=True)
     agreement: float
     kl: float | None = None
+    nll: float | None = field(default=None, metadata=_LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,8 @@ class ProbeResults:
     Args:
         agreement_gold, kl_gold: distance after the references' prefixes, as of :class:`TeacherDistance`.
         agreement_own, kl_own: distance after the student's own prefixes.
+        nll_gold, nll_own: the teacher's negative log-likelihood of the references and of the student's own
+            translations, as of :class:`TeacherDistance`.
         by_position: the same by position. Files of early versions have none.
         exposure: BLEU of translations that one begins and another completes, by :data:`EXPOSURE`.
     """
@@ -182,6 +187,8 @@ class ProbeResults:
     agreement_own: float | None = None
     kl_gold: float | None = None
     kl_own: float | None = None
+    nll_gold: float | None = field(default=None, metadata=_LEFT_OUT)
+    nll_own: float | None = field(default=None, metadata=_LEFT_OUT)
     by_position: list[PositionGroup] = field(default_factory=list)
     exposure: dict[str, float] = field(default_factory=dict)
 

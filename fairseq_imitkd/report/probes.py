@@ -22,19 +22,22 @@ def agreement(evaluation: Evaluation, styles: Styles) -> Picture | None:
         probes = model.probes
         if probes and probes.agreement_gold is not None and probes.agreement_own is not None:
             rows[name] = [100 * probes.agreement_gold, 100 * probes.agreement_own]
-            divergences = ("" if kl is None else f"{kl:.3f}" for kl in (probes.kl_gold, probes.kl_own))
+            found = (probes.kl_gold, probes.kl_own, probes.nll_gold, probes.nll_own)
+            nats = ("" if value is None else f"{value:.3f}" for value in found)
             shares = (f"{share:.1f}%" for share in rows[name])
-            cells.append([Cell(name), *map(Cell, shares), *map(Cell, divergences)])
+            cells.append([Cell(name), *map(Cell, shares), *map(Cell, nats)])
     if not rows:
         return None
     figure = _figure(rows, ["references' prefixes", "own prefixes"], styles, label=SAME)
     title = "Agreement with the teacher, after references' prefixes and own ones"
     notes = [
         "Agreement: share of tokens for which student and teacher find the same one the most probable. KL: "
-        "KL(teacher || student), in nats per token.",
+        "KL(teacher || student), in nats per token. NLL: the teacher's negative log-likelihood of the text, "
+        "in nats per token.",
         "References: after the references' prefixes. Own: after the student's own, by greedy decoding.",
     ]
-    header = ["student", "agreement, references", "agreement, own", "KL, references", "KL, own"]
+    kinds = ("agreement", "KL", "NLL")
+    header = ["student", *(f"{kind}, {text}" for kind in kinds for text in ("references", "own"))]
     return Picture(title, figure.svg(f"{title}."), Table(header, cells, notes=notes))
 
 

@@ -880,8 +880,8 @@ def results(**changes: Any) -> dict[str, Any]:
         },
     ]
     probes = {
-        "agreement_gold": 0.7015, "agreement_own": 0.65, "kl_gold": 0.5, "kl_own": 0.75, "exposure": exposure,
-        "by_position": by_position,
+        "agreement_gold": 0.7015, "agreement_own": 0.65, "kl_gold": 0.5, "kl_own": 0.75, "nll_gold": 1.5,
+        "nll_own": 1.25, "exposure": exposure, "by_position": by_position,
     }  # fmt: skip
     one = {
         "kind": "fairseq",
@@ -992,7 +992,8 @@ def test_markdown_shows_what_the_file_holds() -> None:
     assert speed[3][1:3] == ["beam 5", "32"]
     assert size[1] == ["one", "fairseq", "transformer", "1,234,567", "2.50", ""]  # of the weights
     assert size[2][1] == "onnx, int8"
-    assert probes[1] == ["one", "70.2%", "65.0%", "0.500", "0.750", "30.00", "31.00", "32.00", "33.00"]
+    nats = ["0.500", "0.750", "1.500", "1.250"]
+    assert probes[1] == ["one", "70.2%", "65.0%", *nats, "30.00", "31.00", "32.00", "33.00"]
     assert len(probes) == 2
     for block in (probes, by_position):  # what the columns are follows at once
         after = text.split(f"| {block[-1][0]} | {block[-1][1]} |")[-1]

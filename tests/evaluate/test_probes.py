@@ -71,12 +71,13 @@ def test_agreement_and_divergence_are_those_of_the_definition(two, prober: Probe
     """At every prefix of every target, the one before its EOS among them, each token counting once."""
     student, teacher = two
     for targets in (REFERENCES, [tokens(4, 5, 6)] * len(SOURCES)):
-        same, divergences, groups = [], [], []
+        same, divergences, nlls, groups = [], [], [], []
         for source, target in zip(SOURCES, targets, strict=True):
             for place in range(target.numel()):
                 own, theirs = (lprobs(model, source, target.tolist()[:place]) for model in (student, teacher))
                 same.append(int(own.argmax()) == int(theirs.argmax()))
                 divergences.append(float((theirs.exp() * (theirs - own)).sum()))
+                nlls.append(-float(theirs[target[place]]))
                 groups.append(
                     next(
                         n
@@ -91,13 +92,14 @@ def test_agreement_and_divergence_are_those_of_the_definition(two, prober: Probe
                 len(mine),
                 sum(same[place] for place in mine),
                 sum(divergences[place] for place in mine),
+                sum(nlls[place] for place in mine),
             ]
             # fairseq's probabilities are of single precision, whatever the model's.
             assert found.tolist() == pytest.approx(expected, rel=1e-5)
         assert 0 < sum(same) < len(same)
         whole = mean_distance(sums.sum(dim=0))
-        assert (whole.tokens, whole.agreement, whole.kl) == pytest.approx(
-            (len(same), sum(same) / len(same), sum(divergences) / len(divergences)), rel=1e-5
+        assert (whole.tokens, whole.agreement, whole.kl, whole.nll) == pytest.approx(
+            (len(same), *(sum(values) / len(same) for values in (same, divergences, nlls))), rel=1e-5
         )
 
 
@@ -154,24 +156,30 @@ def test_all_figures_are_of_their_prefixes(two, prober: Prober, monkeypatch: pyt
     """Gold is of the references, own of the student's outputs; the exposure's first is who begins."""
     student, teacher = two
     own, teachers = [tokens(4)] * 3, [tokens(5)] * 3
-    full = [[50.0, 50.0, 100.0], [200.0, 100.0, 100.0]]
-    gold = torch.tensor(
-        [*full, [49.0, 1.0, 1.0], [50.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
-    )  # too few on one side or the other
-    after_own = torch.tensor(
-        [[50.0, 25.0, 100.0], full[1], [50.0, 1.0, 1.0], [49.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    full, few, nearly = (
+        [[50.0, 50.0, 100.0, 150.0], [200.0, 100.0, 100.0, 50.0]],
+        [49.0, 1.0, 1.0, 1.0],
+        [50.0, 1.0, 1.0, 1.0],
     )
+    gold = torch.tensor([*full, few, nearly, [0.0] * 4])  # too few on one side or the other
+    after_own = torch.tensor([[50.0, 25.0, 100.0, 75.0], full[1], nearly, few, [0.0] * 4])
     monkeypatch.setattr(
         prober, "distance", lambda model, targets: gold if targets is REFERENCES else after_own
     )
     monkeypatch.setattr(prober, "completed", lambda author, begun: (author is teacher, begun is own))
     found = schema.plain(prober.probe(student, own=own, teachers=teachers, bleu=lambda made: made))
     assert tuple(
-        found[f"{what}_{prefix}"] for prefix in ("gold", "own") for what in ("agreement", "kl")
-    ) == pytest.approx((152 / 349, 202 / 349, 127 / 349, 202 / 349))
-    first, second = {"tokens": 50, "kl": 2.0}, {"tokens": 200, "agreement": 0.5, "kl": 0.5}
+        found[f"{what}_{prefix}"] for prefix in ("gold", "own") for what in ("agreement", "kl", "nll")
+    ) == pytest.approx(tuple(each / 349 for each in (152, 202, 202, 127, 202, 127)))
+    first = {"tokens": 50, "kl": 2.0}
+    second = {"tokens": 200, "agreement": 0.5, "kl": 0.5, "nll": 0.25}
     assert found["by_position"] == [
-        {"from": 1, "to": 5, "gold": {**first, "agreement": 1.0}, "own": {**first, "agreement": 0.5}},
+        {
+            "from": 1,
+            "to": 5,
+            "gold": {**first, "agreement": 1.0, "nll": 3.0},
+            "own": {**first, "agreement": 0.5, "nll": 1.5},
+        },
         {"from": 6, "to": 10, "gold": second, "own": second},
     ]
     assert found["exposure"] == {

@@ -74,7 +74,8 @@ def test_the_order_of_keys() -> None:
     assert list(searches["beam 5"]["speed"]) == ["batch_size", "decoding", *figures]
     assert list(model["speed"]["1"]) == ["decoding", *figures]
     assert list(written["models"]["one"]["probes"]) == [
-        "agreement_gold", "agreement_own", "kl_gold", "kl_own", "by_position", "exposure",
+        "agreement_gold", "agreement_own", "kl_gold", "kl_own", "nll_gold", "nll_own", "by_position",
+        "exposure",
     ]  # fmt: skip
 
 

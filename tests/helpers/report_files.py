@@ -169,6 +169,8 @@ def model(number: int) -> dict[str, Any]:
             "agreement_own": 0.72 - number / 100,
             "kl_gold": 0.7,
             "kl_own": 0.8,
+            "nll_gold": 1.9,
+            "nll_own": 0.6,
             "exposure": {
                 "student": bleu,
                 "student_then_teacher": bleu + 2,

@@ -193,7 +193,7 @@ def test_columns_of_the_probes_are_explained(tmp_path: Path) -> None:
             "BLEU of translations that one model begins and another completes",
         )
     )
-    assert all(word in agreement for word in ("Agreement:", "KL(teacher || student)", "References:", "Own:"))
+    assert all(word in agreement for word in ("Agreement:", "KL(teacher || student)", "NLL:", "Own:"))
     assert "Student, then teacher: the first half is the student's" in mixed
 
 
