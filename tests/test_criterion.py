@@ -328,7 +328,7 @@ TRAINING_LOG = {
     "teacher_agrees": 12, "rollouts": 4, "rollouts_truncated": 1, "rollout_out_of_memory": 0,
     "rollouts_empty": 1, "tokens_repeated": 2,
     "rollout_seconds": 1.0, "teacher_seconds": 2.0, "step_seconds": 8.0, "positions": 33,
-    "rollout_rows_computed": 22,
+    "rollout_rows_computed": 22, "rollout_tokens_written": 20,
 }  # fmt: skip
 
 

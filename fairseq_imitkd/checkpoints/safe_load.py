@@ -10,7 +10,7 @@ import re
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from omegaconf import Container
 
 from fairseq_imitkd.checkpoints.bounds import check_content, check_settings
-from fairseq_imitkd.data.files import EXPORTED, checkpoint_in, kind_of
+from fairseq_imitkd.data.files import EXPORTED, checkpoint_in, hub_download, is_huggingface, kind_of
 from fairseq_imitkd.errors import UsageError, as_usage_error
 
 TEACHER_FLAGS = ("--teacher-path", "--teacher-allow-globals")
@@ -214,6 +214,11 @@ def check_readable(path: str, flag: str) -> None:
         raise UsageError(
             f"{flag} '{path}' is a run of imitkd-distill; use a checkpoint such as '{within[0]}'"
         )
+    if download := hub_download(path):
+        raise UsageError(
+            f"{flag} '{path}' is not a file; if it is a model of the hub: {download}, then imitkd-import "
+            f"{Path(path).name}"
+        )
     if kind_of(path, flag) != "file":
         raise UsageError(f"{flag} '{path}' is not a file; use the path of a fairseq checkpoint (.pt)")
     if not os.access(path, os.R_OK):
@@ -241,14 +246,11 @@ def _refuse_foreign(path: str, flag: str) -> None:
         UsageError: a ``config.json`` with a type of model is there, or the file ends with ``.safetensors``.
     """
     folder = path if kind_of(path, flag) == "folder" else os.path.dirname(path) or "."
-    described = False
-    with suppress(OSError), open(os.path.join(folder, "config.json"), "rb") as file:
-        described = b'"model_type"' in file.read(2**20)  # trainings of this package write config.json too
-    if path.endswith(".safetensors") or described:
-        raise UsageError(
-            f"{flag} '{path}' is a model of Hugging Face's format; make a checkpoint of it: imitkd-import "
-            f"'{folder}' --out NEW"
-        )
+    if path.endswith(".safetensors") or is_huggingface(folder):
+        remedy = f"make a checkpoint of it: imitkd-import '{folder}' --out NEW"
+        if flag == "teacher":  # a recipe's key
+            remedy = f"write 'teacher: {{huggingface: {folder}}}'"
+        raise UsageError(f"{flag} '{path}' is a model of Hugging Face's format; {remedy}")
 
 
 def check_configuration_type(state: Mapping[str, Any], path: str, flag: str) -> None:

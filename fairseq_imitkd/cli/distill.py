@@ -28,7 +28,7 @@ from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.cli.later_flags import check_command, check_training
 from fairseq_imitkd.cli.messages import show_warnings
 from fairseq_imitkd.cli.steps_shown import Shown, roughly
-from fairseq_imitkd.data.files import atomic_files
+from fairseq_imitkd.data.files import atomic_files, is_huggingface
 from fairseq_imitkd.engines.registry import engine_for, unsupported_reason
 from fairseq_imitkd.errors import UsageError, one_line_errors, stoppable
 from fairseq_imitkd.export.architecture import build
@@ -167,9 +167,12 @@ def parser() -> Parser:
 def _add_plain_case(made: Parser) -> None:
     new = made.add_argument_group(
         "in place of a recipe, which is then written to --out",
-        "--teacher, --sentencepiece, --train, --valid, --test and --out must be given.",
+        "--teacher, --sentencepiece, --train, --valid, --test and --out must be given. A teacher of Hugging "
+        "Face's format has its own subwords, and needs no --sentencepiece.",
     )
-    new.add_argument("--teacher", metavar="FILE", help="teacher's checkpoint")
+    new.add_argument(
+        "--teacher", metavar="PATH", help="teacher's checkpoint, or a model's folder in Hugging Face's format"
+    )
     new.add_argument(
         "--teacher-data",
         metavar="DIR",
@@ -222,7 +225,7 @@ def recipe_of(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "languages": suffixes,
         "text": {split: [os.path.abspath(file) for file in getattr(args, split)] for split in SPLITS},
-        "sentencepiece": os.path.abspath(args.sentencepiece),
+        **({"sentencepiece": os.path.abspath(args.sentencepiece)} if args.sentencepiece else {}),
         "teacher": _teacher_of(args, suffixes),
         "student": {"arch": args.arch or arch, "flags": flags},
         "training": training,
@@ -250,6 +253,8 @@ def _warn(counted: Sizes, wanted: Recipe) -> None:
 
 def _teacher_of(args: argparse.Namespace, languages: Sequence[str]) -> str | dict[str, str]:
     """Return the recipe's teacher, whose dictionaries may lie where the checkpoint says."""
+    if is_huggingface(args.teacher):
+        return {"huggingface": os.path.abspath(args.teacher)}
     checkpoint, names = os.path.abspath(args.teacher), [f"dict.{language}.txt" for language in languages]
     folder = args.teacher_data
     if folder is None and os.path.isfile(checkpoint):

@@ -161,6 +161,8 @@ def check_dictionaries(folder: str | Path, languages: tuple[str, str]) -> None:
 
 
 def _unreadable(folder: str | Path, error: OSError) -> UsageError:
+    if isinstance(error, FileNotFoundError):
+        return UsageError(f"DATA '{folder}' does not exist; {ADVICE}")
     return UsageError(f"DATA '{folder}' can't be read ({error.strerror}); check its permissions")
 
 

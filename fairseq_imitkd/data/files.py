@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -14,6 +15,26 @@ from typing import Any, BinaryIO, Literal
 from fairseq_imitkd.errors import FULL, UsageError
 
 EXPORTED = "imitkd.json"  # file of a folder that imitkd-export has made
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # OWNER/MODEL
+
+
+def is_huggingface(folder: str | Path) -> bool:
+    """Return whether a folder has a model of Hugging Face's format: a ``config.json`` with a model's type."""
+    with suppress(OSError, ValueError), open(Path(folder) / "config.json", "rb") as file:
+        return b'"model_type"' in file.read(2**20)  # trainings of this package write config.json too
+    return False
+
+
+def hub_download(path: str | Path) -> str | None:
+    """Return the command that downloads a model of Hugging Face's hub, if nothing is there and it may be one.
+
+    Args:
+        path: what was given as a file or folder: ``OWNER/MODEL`` if it is a model of the hub.
+    """
+    name = str(path)
+    if name.endswith(".pt") or not _HUB_NAME.fullmatch(name) or kind_of(Path(name).parent) is not None:
+        return None
+    return f"hf download {name} --local-dir {Path(name).name}"
 
 
 def kind_of(path: str | Path, flag: str = "") -> Literal["file", "folder", "other"] | None:

@@ -2,17 +2,15 @@
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq_imitkd.data.files import kind_of
+from fairseq_imitkd.data.files import hub_download, kind_of
 from fairseq_imitkd.errors import UsageError
 
 CONFIG = "config.json"
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # OWNER/MODEL
 _POINTER = b"version https://git-lfs"  # how a file begins that git has not fetched yet
 _LARGEST_JSON = 2**29  # bytes; the largest tokenizer.json that is published has some 35 million
 
@@ -65,10 +63,9 @@ class ModelFolder:
             UsageError: the folder or the file is missing, or the file is damaged.
         """
         kind = kind_of(self.path, "MODEL_DIR")
-        if kind is None and _HUB_NAME.fullmatch(str(self.path)):
+        if kind is None and (download := hub_download(self.path)):
             raise UsageError(
-                f"{self.name} is not a folder; if it is a model of the hub: hf download {self.path} "
-                f"--local-dir {self.path.name}, and use that folder"
+                f"{self.name} is not a folder; if it is a model of the hub: {download}, and use that folder"
             )
         if kind != "folder":
             raise UsageError(f"{self.name} is not a folder; use the folder with the model's config.json")

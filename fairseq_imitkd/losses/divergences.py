@@ -64,8 +64,8 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         ``(N,)``, nats, at least 0.
     """
     teacher_probs = full_precision(teacher_logits).softmax(dim=-1)
-    entropy = torch.special.entr(teacher_probs).sum(dim=-1)
-    return F.cross_entropy(full_precision(student_logits), teacher_probs, reduction="none") - entropy
+    teacher_entropy = torch.special.entr(teacher_probs).sum(dim=-1)
+    return F.cross_entropy(full_precision(student_logits), teacher_probs, reduction="none") - teacher_entropy
 
 
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def _log_distillation(total: dict[str, float]) -> None:
     _ratio(total, "repetition", "tokens_repeated", of="tokens_rollout", digits=3)
     _ratio(total, "agreement", "teacher_agrees", of="teacher_tokens", digits=3)
     _ratio(total, "padding", "positions", of="ntokens", digits=3)
-    _ratio(total, "rollout_work", "rollout_rows_computed", of="tokens_rollout", digits=3)
+    _ratio(total, "rollout_work", "rollout_rows_computed", of="rollout_tokens_written", digits=3)
     if "hidden_match" in total:
         _ratio(total, "hidden_match", "hidden_match", of="distilled_tokens", digits=5)
     if total.get("rollouts_may_be_stale", 0) > 0:

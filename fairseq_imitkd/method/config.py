@@ -258,8 +258,8 @@ class AddedTermsConfig(FairseqDataclass):
     reward: RewardName = _flag("none", "reward of sampled rollouts against their references (REINFORCE)")
     reward_weight: float = _flag(
         0.5,
-        "weight of the reward against the divergence, in 0..1; the reward is averaged over sentences, the "
-        "divergence by --loss-average",
+        "weight of the reward against the divergence, in 0..1; the reward is averaged over a batch's "
+        "sentences, the divergence by --loss-average",
         Range(0.0, 1.0, "above 0 and at most 1", above_low=True),
     )
     reward_baseline: BaselineName = _flag(

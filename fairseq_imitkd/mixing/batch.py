@@ -198,7 +198,7 @@ def with_rollouts(sample: Batch, rows: Tensor, rollout: Rollout, *, pad: int) ->
         **without_alignments,
         "net_input": {**sample["net_input"], "prev_output_tokens": new_inputs},
         "target": new_target,
-        "ntokens": ntokens + (rollout.ntokens or int(rollout.tokens.ne(pad).sum())),
+        "ntokens": ntokens + rollout.tokens_written(pad),
     }
 
 

@@ -93,6 +93,7 @@ class Draw:
 # The work of a batch without rollouts, to log.
 NO_WORK: dict[str, float] = {
     "rollout_rows_computed": 0,
+    "rollout_tokens_written": 0,  # in this update: those that are replayed do not count
     "rollout_staleness": 0,
     "rollout_out_of_memory": 0,
     "rollouts_replayed": 0,
@@ -245,6 +246,7 @@ class Mixer:
                 none.index_copy(0, rows, rollout.truncated),
             ).with_work(
                 rollout_rows_computed=rollout.rows_computed,
+                rollout_tokens_written=rollout.tokens_written(self.layout.target.pad),
                 rollout_staleness=(draw.now.update_num - written.update_num) * rows.numel(),
             )
         if self.replay is not None:

@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Collection
 from pathlib import Path
 
+from fairseq_imitkd.data.files import is_huggingface
 from fairseq_imitkd.quick.near import closest
 
 RECIPES = Path(__file__).parents[1] / "pipeline" / "recipes"  # those that come with the package
@@ -81,6 +82,14 @@ def _of_flags(args: Namespace) -> str | None:
     if args.text is not None:
         return f"--text '{args.text}' needs a recipe of --list; name one, or leave it out"
     missing = [f"--{name}" for name in NEW if getattr(args, name) is None]
+    if args.teacher is not None and is_huggingface(args.teacher):
+        for name in ("sentencepiece", "teacher_data"):
+            if getattr(args, name) is not None:
+                return (
+                    f"--{name.replace('_', '-')} changes nothing with --teacher '{args.teacher}', a model of "
+                    "Hugging Face's format, which has its own; leave it out"
+                )
+        missing.remove("--sentencepiece")
     if missing and len(missing) == len(NEW) and not any(getattr(args, name) for name in OPTIONAL):
         return "RECIPE is not given; name a YAML file, or use --teacher, --sentencepiece and the text"
     if missing:

@@ -75,6 +75,10 @@ class Rollout:
     ntokens: int | None = None
     lprobs: Tensor | None = None
 
+    def tokens_written(self, pad: int) -> int:
+        """Return the number of tokens of all rows, with their EOS."""
+        return int(self.tokens.ne(pad).sum()) if self.ntokens is None else self.ntokens
+
     def part(self, rows: Tensor, pad: int, rows_computed: int) -> "Rollout":
         """Return some rows, in the given order, as if they had been decoded alone at the given cost."""
         tokens = self.tokens[rows]

@@ -200,14 +200,18 @@ class WithTeacher(_Task):
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return fairseq's iterator over the batches of a data set.
 
-        In training it skips sentences that are too long for the teacher, and a rollout pool watches it.
+        In training it skips sentences that are too long for the teacher, and a rollout pool watches it. A
+        validation on the student's own translations skips them too.
         """
         distiller = self._distiller
-        if distiller is None or not self.decodes or dataset is not self.datasets.get(self.cfg.train_subset):
+        trains = dataset is self.datasets.get(self.cfg.train_subset)
+        if distiller is None or not self.decodes or not (trains or with_references(dataset) is None):
             return super().get_batch_iterator(dataset, *args, **kwargs)
         limits = kwargs.get("max_positions")
         kwargs["max_positions"] = utils.resolve_max_positions(limits, self.limits_of(distiller.teacher))
         batches = super().get_batch_iterator(dataset, *args, **kwargs)
+        if not trains:
+            return batches
         pool = distiller.mixer.pool
         return pool.watch(batches) if pool is not None else batches
 

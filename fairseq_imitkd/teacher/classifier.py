@@ -56,6 +56,11 @@ class ClassifyingTeacher(Teacher):
         """An ensemble without members: a classifier writes no sentences."""
         return Ensemble([], torch.empty(0))
 
+    @property
+    def encoder_width(self) -> None:
+        """A classifier has no separate encoder."""
+        return None
+
     def encode(self, sample: Batch, *, cacheable: bool = True) -> list[Any]:
         """Return an empty list: a classifier has no separate encoder."""
         return []

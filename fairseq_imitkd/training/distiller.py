@@ -211,8 +211,8 @@ class Distiller:
         """Begin to score the rollouts, beside the teacher.
 
         Under ``--loss-average token`` the trainer divides by the number of tokens, but the reward is averaged
-        over sentences (Agarwal et al. 2023, equation 4). So it is multiplied by the batch's tokens per
-        sentence.
+        over the sentences of the batch (Agarwal et al. 2023, equation 4). So it is multiplied by the batch's
+        tokens per sentence.
 
         Returns:
             a function that waits for the scores. It returns each rollout's reward minus the baseline,

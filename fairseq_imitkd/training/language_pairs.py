@@ -223,6 +223,11 @@ class WithLanguagePairs(_Task):
         return Namespace(**{**vars(self.args), "task": self.cfg._name})
 
     @property
+    def tags_read(self) -> int:
+        """The number of tags that a batch's sources have beside the EOS."""
+        return int(self.args.encoder_langtok is not None and not self.args.lang_tok_replacing_bos_eos)
+
+    @property
     def tags_written(self) -> int:
         """The number of tags that a batch's targets begin with: fairseq's own have one, with
         ``--decoder-langtok``.

@@ -334,8 +334,9 @@ class WithScores(_Task):
         lengths = sample["net_input"].get("src_lengths")
         if lengths is None or any(value is not None for value in (*more, *settings.values())):
             return found  # a prefix or constraints are words of the translation
+        without_words = 1 + getattr(self, "tags_read", 0)  # the EOS
         for hypotheses, length in zip(found, lengths.tolist(), strict=True):
-            for hypothesis in hypotheses if length <= 1 else ():
+            for hypothesis in hypotheses if length <= without_words else ():
                 hypothesis["tokens"] = hypothesis["tokens"][-1:]  # the EOS
                 hypothesis["positional_scores"] = hypothesis["positional_scores"][-1:]
         return found

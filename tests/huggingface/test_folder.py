@@ -352,6 +352,19 @@ def test_a_reader_of_checkpoints_names_the_command(folder: Path, name: str) -> N
     )
 
 
+def test_a_name_of_the_hub_is_not_a_checkpoint() -> None:
+    """The message says how to get one; a path whose folder exists is a mistake of another kind."""
+    with pytest.raises(UsageError) as refused:
+        read_checkpoint("Helsinki-NLP/opus-mt-de-en", None)
+    assert str(refused.value) == (
+        "--teacher-path 'Helsinki-NLP/opus-mt-de-en' is not a file; if it is a model of the hub: hf download "
+        "Helsinki-NLP/opus-mt-de-en --local-dir opus-mt-de-en, then imitkd-import opus-mt-de-en"
+    )
+    for name in ("tests/opus-mt-de-en", "nowhere/teacher.pt", "nowhere"):
+        with pytest.raises(UsageError, match=r"is not a file; use the path of a fairseq checkpoint \(.pt\)"):
+            read_checkpoint(name, None)
+
+
 def test_settings_of_the_sizes_matter() -> None:
     """The sizes of the test's models differ, so that none is read in place of another."""
     assert len({SIZES[name] for name in ("d_model", "encoder_ffn_dim", "decoder_ffn_dim")}) == 3

@@ -23,8 +23,9 @@ TRAINING: dict[str, Any] = {
     "rollouts_truncated": 1, "rollouts_empty": 2, "tokens_repeated": 3,
 }  # fmt: skip
 EVERYTHING: dict[str, Any] = {
-    **TRAINING, "correct": 21, "rollout_rows_computed": 22, "rollout_staleness": 6, "rollouts_replayed": 1,
-    "rollout_out_of_memory": 2, "rewarded": 4, "reward": 2.0, "reward_squared": 1.25, "rollout_seconds": 1.0,
+    **TRAINING, "correct": 21, "rollout_rows_computed": 22, "rollout_tokens_written": 10,
+    "rollout_staleness": 6, "rollouts_replayed": 1, "rollout_out_of_memory": 2, "rewarded": 4, "reward": 2.0,
+    "reward_squared": 1.25, "rollout_seconds": 1.0,
     "teacher_seconds": 2.0, "step_seconds": 8.0, "graph_blocks": 40, "graph_blocks_replayed": 38,
     "graph_reports": 2, "graphs": 10, "graph_megabytes": 6.0,
 }  # fmt: skip
@@ -75,7 +76,7 @@ def test_every_metric_follows_its_definition() -> None:
         "loss": 2.0 * BITS, "nll_loss": 2.0 * BITS, "ppl": 2 ** (2.0 * BITS), "accuracy": 70.0,
         "loss_data": 2.4 * BITS, "loss_rollout": 1.8 * BITS, "student_share": 4 / 6, "rollout_len": 5.0,
         "truncated": 0.25, "empty": 0.5, "repetition": 0.15,
-        "agreement": 0.4, "padding": 1.1, "rollout_work": 1.1, "rollout_staleness": 1.5,
+        "agreement": 0.4, "padding": 1.1, "rollout_work": 2.2, "rollout_staleness": 1.5,
         "rollouts_replayed": 0.25, "reward": 0.5, "reward_spread": 0.25, "tokens_data": 10,
         "tokens_rollout": 20, "rollout_out_of_memory": 2, "rollout_time": 0.125, "teacher_time": 0.25,
         "graph_hits": 0.95, "graphs": 5.0, "graph_memory": 3.0,

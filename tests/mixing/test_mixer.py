@@ -39,11 +39,11 @@ def method(share: str = "1") -> Method:
     return tiny_method("imitkd", student_share=share, **caps)
 
 
-def mixed(mixer: Mixer, batch: dict[str, Any]) -> MixedBatch:
-    """Return the batch that the mixer builds at update 3."""
+def mixed(mixer: Mixer, batch: dict[str, Any], update: int = 3) -> MixedBatch:
+    """Return the batch that the mixer builds at an update."""
     student = build_student().eval()
     writers = Writers(student, Ensemble([student], torch.zeros(1)), max_target=20)
-    return mixer.roll_out(mixer.draw(batch, mixer.method.at(3)), writers)
+    return mixer.roll_out(mixer.draw(batch, mixer.method.at(update)), writers)
 
 
 @pytest.fixture
@@ -154,6 +154,23 @@ def test_sentences_to_replay_are_drawn_anew_for_each_update() -> None:
             drawn = drawing.draw(batch, replaying.at(update))
             assert drawn.past_rows.tolist() == is_past.nonzero().squeeze(-1).tolist()
             assert drawn.is_fresh.equal(is_students & ~is_past)
+
+
+def test_replayed_rollouts_are_no_work() -> None:
+    """Their tokens were written in an earlier update."""
+    replaying = tiny_method(
+        "imitkd", student_share="1", rollout_replay=20, rollout_replay_share="0.5", rollout_max_len_a=0.0,
+        rollout_max_len_b=5, seed=3,
+    )  # fmt: skip
+    drawing = Mixer(replaying, layout(), replay=ReplayBuffer(20))
+    first, second = mixed(drawing, BATCHES[0]), mixed(drawing, BATCHES[1], update=4)
+    assert first.work["rollout_tokens_written"] == first.sample["ntokens"]
+    past = second.work["rollouts_replayed"]
+    assert 0 < past < 4
+    everyone = mixed(Mixer(method(), layout()), BATCHES[1]).sample["target"].ne(1).sum(dim=-1)
+    fresh = drawing.draw(BATCHES[1], replaying.at(4)).is_fresh
+    assert second.work["rollout_tokens_written"] == int(everyone[fresh].sum())
+    assert second.sample["ntokens"] > second.work["rollout_tokens_written"]
 
 
 @pytest.mark.parametrize("graphs", [False, True])

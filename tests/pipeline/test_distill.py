@@ -19,7 +19,9 @@ import yaml
 from fairseq_imitkd.cli import distill
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.pipeline import estimate
+from fairseq_imitkd.pipeline.recipe_file import parse
 from fairseq_imitkd.pipeline.runner import key_of_step
+from fairseq_imitkd.quick.recipe_words import problem
 from tests.helpers import warm_commands
 from tests.helpers.digit_corpus import ENVIRONMENT, REPO
 from tests.helpers.killable import tree
@@ -352,7 +354,7 @@ def test_the_key_of_a_step_s_flags() -> None:
     assert (key_of_step("evaluate"), key_of_step("encode-train")) == ("evaluate", "")
 
 
-def test_flags_stand_for_a_recipe() -> None:
+def test_flags_stand_for_a_recipe(tmp_path: Path) -> None:
     given = {split: [f"{split}.de", f"{split}.en"] for split in ("train", "valid", "test")}
     words = [word for split, files in given.items() for word in (f"--{split}", *files)]
     words += ["--teacher", "t.pt", "--sentencepiece", "s.model", "--updates", "50", "--method", "gkd"]
@@ -377,6 +379,22 @@ def test_flags_stand_for_a_recipe() -> None:
     ]
     own = distill.recipe_of(distill.parser().parse_args([*words, "--teacher-data", "d"]))["teacher"]
     assert own == {"checkpoint": os.path.abspath("t.pt"), "dictionaries": os.path.abspath("d")}
+    hugging = tmp_path / "opus"
+    hugging.mkdir()
+    (hugging / "config.json").write_text('{"model_type": "marian"}')
+    at = words.index("--teacher")
+    imported = [*words[:at], "--teacher", str(hugging), *words[at + 4 :], "--out", "out"]
+    made_of_it = distill.recipe_of(distill.parser().parse_args(imported))
+    assert problem(distill.parser().parse_args(imported)) is None
+    assert made_of_it["teacher"] == {"huggingface": str(hugging)}
+    assert "sentencepiece" not in made_of_it
+    assert parse(made_of_it, tmp_path).teacher.huggingface == hugging
+    for flag in ("--sentencepiece", "--teacher-data"):
+        wrong = problem(distill.parser().parse_args([*imported, flag, "x"]))
+        assert wrong == (
+            f"{flag} changes nothing with --teacher '{hugging}', a model of Hugging Face's format, which has "
+            "its own; leave it out"
+        )
     assert "--max-update 50 " in made["training"]
     assert "--warmup-updates 5 " in made["training"]
     for updates, warmup, interval in ((4000, 400, 400), (30_000, 3000, 2000), (90_000, 4000, 2000)):

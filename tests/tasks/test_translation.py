@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fairseq_imitkd.criterion import DISTILLATION, Distillation
+from fairseq_imitkd.data.source_only import fill_in
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.methods import METHODS
 from fairseq_imitkd.mixing import mixer
@@ -419,6 +420,15 @@ def test_sentences_too_long_for_the_student_are_left_out() -> None:
         0,
         3,
     ]
+
+
+def test_a_validation_on_the_students_translations_asks_the_teacher() -> None:
+    """So sources that are too long for it are left out of a validation set without references."""
+    task = task_with_data()
+    dataset = task.datasets["valid"]
+    fill_in(dataset)
+    settings = {"max_positions": (POSITIONS, POSITIONS), "ignore_invalid_inputs": True}
+    assert batched(task, "valid", **settings) == [0, 1, 3, 4, 6]
 
 
 def test_validation_batches_are_fairseqs_own() -> None:

@@ -14,6 +14,7 @@ from fairseq_imitkd.teacher.teacher import Teacher
 from fairseq_imitkd.training.validation import ValidationScores
 from tests.distributed.two_ranks import Optimizer
 from tests.helpers.fairseq_models import give_teacher, tiny_criterion
+from tests.helpers.language_models import Sentences
 from tests.helpers.language_pairs import PAIRS, STYLES, TAGS, alone, batch, build, dictionary, tiny_task
 from tests.tasks.test_language_modeling import token_losses
 
@@ -120,6 +121,22 @@ def test_rollouts_are_what_fairseq_decodes_with_the_tag_forced(style: str, arch:
             own.append(EOS)
         assert own == expected
         assert rolled.sample["net_input"]["prev_output_tokens"][row, 0] == first[row]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_source_without_words_has_an_empty_translation(style: str) -> None:
+    """Its tags are no words; a source of one word has a translation."""
+    task, model = tiny_task(style), build(3)
+    sources = [torch.tensor([EOS]), torch.tensor([5, EOS])]
+    pair = Sentences(sources), Sentences(sources), None
+    task.data_manager.load_lang_dataset = lambda *_, **__: pair
+    sample = batch(task)
+    found = task.inference_step(task.build_generator([model], Namespace(beam=1, min_len=1)), [model], sample)
+    words = sample["net_input"]["src_lengths"] - sample["net_input"]["src_lengths"].min()
+    assert sorted(words.tolist()) == [0] * 3 + [1] * 3
+    for [best], count in zip(found, words.tolist(), strict=True):
+        assert (best["tokens"].tolist() == [EOS]) == (count == 0)
+        assert len(best["positional_scores"]) == len(best["tokens"])
 
 
 def test_ids_are_unique_and_targets_have_no_tags() -> None:

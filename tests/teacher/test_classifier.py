@@ -1,17 +1,22 @@
 """The classifying teacher: its logits, its ensemble, and which checkpoints are refused."""
 
 import shutil
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from fairseq import tasks
+from fairseq.models.bart import BARTModel, bart_base_architecture
 from fairseq.tasks.sentence_prediction import SentencePredictionTask
 
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.models.encoding import encoder_width
 from fairseq_imitkd.teacher.classifier import ClassifyingTeacher, load_classifier
 from fairseq_imitkd.teacher.source import TeacherSource
+from fairseq_imitkd.training.checks import widths_to_match
 from tests.helpers.classifiers import (
     CLASSES,
     HEAD,
@@ -19,12 +24,21 @@ from tests.helpers.classifiers import (
     STOCK,
     build_classifier,
     config,
+    dictionary_with_mask,
     sentences,
     stock_task,
     write_classifier,
     write_dictionaries,
 )
-from tests.helpers.fairseq_models import LETTERS, build_student, checkpoint_state, training_config
+from tests.helpers.fairseq_models import (
+    LETTERS,
+    build_student,
+    checkpoint_state,
+    tiny_method,
+    training_config,
+)
+
+SIDES = ("source_dictionary", "target_dictionary")
 
 
 def logits(teacher: ClassifyingTeacher, sample: dict[str, Any], **settings: Any) -> torch.Tensor:
@@ -82,6 +96,19 @@ def test_limits_and_writer() -> None:
     assert teacher.max_positions == (9, 1)
     assert len(teacher.writer.models) == 0
     assert teacher.encode(sentences(), cacheable=False) == []
+
+
+def test_a_classifier_has_no_vectors_to_match() -> None:
+    """BART has an encoder, but a classifier does not run it alone."""
+    sizes = {"layers": 1, "embed_dim": 16, "ffn_embed_dim": 16, "attention_heads": 2}
+    sides = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+    args = Namespace(**sides, max_source_positions=32, max_target_positions=32)
+    bart_base_architecture(args)
+    bart = BARTModel.build_model(args, SimpleNamespace(**dict.fromkeys(SIDES, dictionary_with_mask(LETTERS))))
+    bart.register_classification_head(HEAD, num_classes=CLASSES)
+    assert encoder_width(bart)
+    with pytest.raises(UsageError, match="the model of --teacher-path, a BARTModel, has none to compare"):
+        widths_to_match(bart, ClassifyingTeacher([bart], HEAD), tiny_method("word_kd", hidden_match=0.5))
 
 
 @pytest.fixture(scope="module")
