@@ -15,7 +15,8 @@ ENDED = (
     (
         "made-up languages",
         "made_up_languages",
-        " A sentence has several right translations there, and the words so far decide which one continues.",
+        " There, a sentence has several right translations, and the words already written decide which of "
+        "them are still possible.",
     ),
     (
         "headlines by a language model",
@@ -44,21 +45,22 @@ def box(quickstarts: Sequence[Results], examples: Path) -> str:
     updates = quickstarts[0]["trainings"]["seqkd"]["updates_in_all"]
     lines = [
         "**Begin with SeqKD** (`imitkd-seqkd`, then cross-entropy on the teacher's translations). In the "
-        f"[quickstart](examples/quickstart/README.md), {updates} updates of it bring a student from {before} "
-        f"BLEU to {seqkd}, at {seconds(quickstarts, 'seqkd')} CPU seconds and {translating(quickstarts)} "
-        f"for the translations; as many updates of `imitkd` bring {imitkd}, at "
-        f"{seconds(quickstarts, 'imitkd')}.",
+        f"[quickstart](examples/quickstart/README.md) ({counted(len(quickstarts), 'seed')}), {updates} "
+        f"updates of it raise a student's BLEU from {before} to {seqkd}. They take "
+        f"{seconds(quickstarts, 'seqkd')} CPU seconds, and the translations {translating(quickstarts)} more. "
+        f"As many updates of `imitkd` reach {imitkd}, and take {seconds(quickstarts, 'imitkd')} seconds.",
         "**Then continue with `imitkd`** from SeqKD's student, on its data (`--finetune-from-model`), once "
-        f"SeqKD no longer improves it. {updates} updates of `imitkd` bring that student to {then} BLEU, at "
-        f"{seconds(quickstarts, 'seqkd_imitkd')} CPU seconds. {updates} more updates of SeqKD bring it to "
-        f"{more}, at {seconds(quickstarts, 'seqkd_continued')}.",
+        "its validation score no longer rises. Before that, more SeqKD can gain more in the same time "
+        f"([example](examples/source_only/README.md#results)): in the quickstart, {updates} updates of "
+        f"`imitkd` bring that student to {then} BLEU in {seconds(quickstarts, 'seqkd_imitkd')} seconds, "
+        f"{updates} more of SeqKD to {more} in {seconds(quickstarts, 'seqkd_continued')}.",
     ]
     lines = [f"- {line}" for line in lines]
     if ended := [line for each in ENDED if (line := at_the_end(examples, *each))]:
         lines.append(
             "- **How much lasts to the end of training depends on the task.** SeqKD's student continues by a "
-            "method, or by longer SeqKD. Minutes: CPU time of that second training. p: two-sided, over the "
-            "test sentences; over three or more seeds by a t-test."
+            "method, or by longer SeqKD from the same seeds. Minutes: CPU time of that second training. p: "
+            "two-sided, over the test sentences; over three or more seeds by a t-test."
         )
     return "\n".join([*lines, *(f"  - {line}" for line in ended), *capacity(examples, *WIDE)])
 
@@ -85,11 +87,18 @@ def beside_control(rows: dict[str, list[evidence_tables.Record]], method: str) -
     chance = (
         f"p < {CERTAIN}" if p < CERTAIN else f"p = {p:.2f}, within chance" if p > CHANCE else f"p = {p:.2f}"
     )
+    if seeds:
+        chance += f"; over the seeds {float(seeds):.3f}"
     return (
         f"`{method}` ends at {mean_score(own)} {of_record(own[0]).title} after {minutes(own)} minutes, "
-        f"longer SeqKD at {mean_score(control)} after {minutes(control)} ({chance}, {len(own)} "
-        f"seed{'s' * (len(own) > 1)}{f' with p = {float(seeds):.3f}' if seeds else ''})"
+        f"longer SeqKD at {mean_score(control)} after {minutes(control)} ({counted(len(own), 'seed')}; "
+        f"{chance})"
     )
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number of things, in words."""
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def capacity(examples: Path, title: str, recipe: str) -> list[str]:

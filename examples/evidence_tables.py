@@ -156,7 +156,7 @@ def notes(records: Sequence[Record]) -> str:
         f"validations in a row brought no {measure.brought}{cut_short(records)}. Difference: in "
         f"{measure.title} from `seqkd`, and of rows that start from `seqkd`'s student "
         f"(`then_…`) from `then_seqkd`{larger}, averaged over the seeds that both have; p: two-sided, by a "
-        f"paired bootstrap over {measure.bootstrap}, which tells nothing of other seeds; p, seeds: "
+        f"paired bootstrap over {measure.bootstrap}, which says nothing about other seeds; p, seeds: "
         "two-sided, by a paired t-test over the scores of three or more seeds. Updates and minutes are "
         "means over the row's seeds. CPU minutes: of the row's own training, without validation; with all "
         f"before: also of its start{assistant} and of the teacher's translations, without the teacher's "

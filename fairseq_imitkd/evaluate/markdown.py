@@ -152,14 +152,14 @@ def _size(models: Models) -> str:
 
 
 def _probes(probes: Mapping[str, ProbeResults], teacher: str | None, sentences: int | None) -> str:
+    has_nll = any(found.nll_own is not None for found in probes.values())
     header = [
         f"beside {teacher}, {_counted(sentences, 'sentence')}",
         "agreement, gold",
         "agreement, own",
         "KL, gold",
         "KL, own",
-        "NLL, gold",
-        "NLL, own",
+        *(("NLL, gold", "NLL, own") if has_nll else ()),
         "BLEU alone",
         f"begun by it, ended by {teacher}",
         f"begun by {teacher}, ended by it",
@@ -169,14 +169,14 @@ def _probes(probes: Mapping[str, ProbeResults], teacher: str | None, sentences: 
     for name, found in probes.items():
         agreements = (found.agreement_gold, found.agreement_own)
         row = [name, *("" if share is None else f"{100 * share:.1f}%" for share in agreements)]
-        nats = (found.kl_gold, found.kl_own, found.nll_gold, found.nll_own)
+        nats = [found.kl_gold, found.kl_own, *((found.nll_gold, found.nll_own) if has_nll else ())]
         row += [_number(value, ".3f") for value in nats]
         rows.append([*row, *(_number(found.exposure.get(each), ".2f") for each in EXPOSURE)])
+    nll = f"NLL: {teacher}'s negative log-likelihood of the text, in nats per token; " if has_nll else ""
     notes = [
         f"agreement: share of tokens for which the model and {teacher} find the same one the most probable; "
-        f"KL: KL({teacher}, model) in nats per token; NLL: {teacher}'s negative log-likelihood of the text, "
-        "in nats per token; gold: after the references' prefixes; own: after the model's own, by greedy "
-        "decoding",
+        f"KL: KL({teacher}, model) in nats per token; {nll}gold: after the references' prefixes; own: after "
+        "the model's own, by greedy decoding",
         f"begun by it, ended by {teacher}: BLEU of translations whose first half is the model's and whose "
         f"second half is {teacher}'s; all on the same sentences",
     ]

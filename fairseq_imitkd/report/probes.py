@@ -18,11 +18,14 @@ HOLLOW = ("D", "s")
 def agreement(evaluation: Evaluation, styles: Styles) -> Picture | None:
     """Show how often students prefer the teacher's token, after references' prefixes and their own."""
     rows, cells = {}, []
+    every = [model.probes for model in evaluation.models.values() if model.probes]
+    has_nll = any(probes.nll_own is not None for probes in every)
     for name, model in evaluation.models.items():
         probes = model.probes
         if probes and probes.agreement_gold is not None and probes.agreement_own is not None:
             rows[name] = [100 * probes.agreement_gold, 100 * probes.agreement_own]
-            found = (probes.kl_gold, probes.kl_own, probes.nll_gold, probes.nll_own)
+            found = [probes.kl_gold, probes.kl_own]
+            found += [probes.nll_gold, probes.nll_own] if has_nll else []
             nats = ("" if value is None else f"{value:.3f}" for value in found)
             shares = (f"{share:.1f}%" for share in rows[name])
             cells.append([Cell(name), *map(Cell, shares), *map(Cell, nats)])
@@ -32,11 +35,12 @@ def agreement(evaluation: Evaluation, styles: Styles) -> Picture | None:
     title = "Agreement with the teacher, after references' prefixes and own ones"
     notes = [
         "Agreement: share of tokens for which student and teacher find the same one the most probable. KL: "
-        "KL(teacher || student), in nats per token. NLL: the teacher's negative log-likelihood of the text, "
-        "in nats per token.",
+        "KL(teacher || student), in nats per token."
+        + " NLL: the teacher's negative log-likelihood of the text, in nats per token."
+        * has_nll,
         "References: after the references' prefixes. Own: after the student's own, by greedy decoding.",
     ]
-    kinds = ("agreement", "KL", "NLL")
+    kinds = ("agreement", "KL", "NLL")[: 2 + has_nll]
     header = ["student", *(f"{kind}, {text}" for kind in kinds for text in ("references", "own"))]
     return Picture(title, figure.svg(f"{title}."), Table(header, cells, notes=notes))
 

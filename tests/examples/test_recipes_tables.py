@@ -113,9 +113,10 @@ def test_the_advice_has_the_figures_of_both_seeds(script: Any, tmp_path: Path) -
         for seed in (2, 1)
     ]
     shown = script("quickstart", "advice").box(runs, tmp_path)
-    assert "400 updates of it bring a student from 1.0 and 2.0 BLEU to 11.0 and 12.0, at 22 CPU sec" in shown
-    assert "and 10 for the translations; as many updates of `imitkd` bring 21.0 and 22.0, at 22." in shown
-    assert "400 updates of `imitkd` bring that student to 41.0 and 42.0 BLEU" in shown
+    assert "(2 seeds), 400 updates of it raise a student's BLEU from 1.0 and 2.0 to 11.0 and 12.0." in shown
+    assert "They take 22 CPU seconds, and the translations 10 more." in shown
+    assert "As many updates of `imitkd` reach 21.0 and 22.0, and take 22 seconds." in shown
+    assert "updates of `imitkd` bring that student to 41.0 and 42.0 BLEU in 22 seconds, 400 more of" in shown
     assert "dictionary" not in shown
     assert "larger student" not in shown
     whole = script("quickstart", "advice").box(runs, EXAMPLES)
@@ -142,7 +143,7 @@ def test_the_advice_compares_the_seeds_that_both_rows_have(script: Any, tmp_path
         own = f"{rows[f'then_{method}'][0]['test']['bleu']:.2f} BLEU after "
         assert part.startswith(f"`{method}` ends at {own}")
         assert f", longer SeqKD at {control}" in part
-        assert re.search(r" \(p [<=] 0\.\d\d(, within chance)?, 1 seed\)\.?$", part)
+        assert re.search(r" \(1 seed; p [<=] 0\.\d\d(, within chance)?\)\.?$", part)
     assert at_the_end(tmp_path, "Tatoeba", "tatoeba", " Why.") == ""
 
 
