@@ -18,8 +18,9 @@ import torch
 from omegaconf import Container
 
 from fairseq_imitkd.checkpoints.bounds import check_content, check_settings
-from fairseq_imitkd.data.files import EXPORTED, checkpoint_in, hub_download, is_huggingface, kind_of
+from fairseq_imitkd.data.files import EXPORTED, checkpoint_in, hub_download, kind_of
 from fairseq_imitkd.errors import UsageError, as_usage_error
+from fairseq_imitkd.quick.model_folder import is_huggingface
 
 TEACHER_FLAGS = ("--teacher-path", "--teacher-allow-globals")
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's format before 1.6 begins

@@ -28,7 +28,7 @@ from fairseq_imitkd.cli.extras import check_extra
 from fairseq_imitkd.cli.later_flags import check_command, check_training
 from fairseq_imitkd.cli.messages import show_warnings
 from fairseq_imitkd.cli.steps_shown import Shown, roughly
-from fairseq_imitkd.data.files import atomic_files, is_huggingface
+from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.engines.registry import engine_for, unsupported_reason
 from fairseq_imitkd.errors import UsageError, one_line_errors, stoppable
 from fairseq_imitkd.export.architecture import build
@@ -43,6 +43,7 @@ from fairseq_imitkd.pipeline.reading import content_of, flag_in, last_value, par
 from fairseq_imitkd.pipeline.recipe import Recipe
 from fairseq_imitkd.pipeline.runner import DONE, Engine, Run, check_flags_of_snakemake, described, key_of_step
 from fairseq_imitkd.pipeline.teacher_check import check_teacher
+from fairseq_imitkd.quick.model_folder import is_huggingface
 from fairseq_imitkd.quick.recipe_words import COMPRESSED, SPLITS, languages, packaged, problem
 from fairseq_imitkd.text.counted import counted
 from fairseq_imitkd.training.configuration.paths import check_folder_to_write

@@ -18,13 +18,6 @@ EXPORTED = "imitkd.json"  # file of a folder that imitkd-export has made
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # OWNER/MODEL
 
 
-def is_huggingface(folder: str | Path) -> bool:
-    """Return whether a folder has a model of Hugging Face's format: a ``config.json`` with a model's type."""
-    with suppress(OSError, ValueError), open(Path(folder) / "config.json", "rb") as file:
-        return b'"model_type"' in file.read(2**20)  # trainings of this package write config.json too
-    return False
-
-
 def hub_download(path: str | Path) -> str | None:
     """Return the command that downloads a model of Hugging Face's hub, if nothing is there and it may be one.
 

@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections.abc import Collection
 from pathlib import Path
 
-from fairseq_imitkd.data.files import is_huggingface
+from fairseq_imitkd.quick.model_folder import is_huggingface
 from fairseq_imitkd.quick.near import closest
 
 RECIPES = Path(__file__).parents[1] / "pipeline" / "recipes"  # those that come with the package
