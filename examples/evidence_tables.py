@@ -44,10 +44,8 @@ def chosen(records: Sequence[Record]) -> dict[str, list[Record]]:
     several such rates it is the best one of seed 1 on the validation set. The teacher comes first, then the
     rows without a start, then the others; rows of a kind are in the order of :data:`COLOURS`.
     """
-    order = ["teacher", *(f"{way}{row}" for way in WAYS for row in COLOURS)]
     found = {}
-    known = {row: place for place, row in enumerate(order)}
-    for row in sorted({each["row"] for each in records}, key=lambda row: (known.get(row, len(order)), row)):
+    for row in sorted({each["row"] for each in records}, key=_place):
         own = [each for each in records if each["row"] == row]
         seeds = Counter(each["rate"] for each in own)
         most = max(seeds.values())
@@ -56,6 +54,12 @@ def chosen(records: Sequence[Record]) -> dict[str, list[Record]]:
             rate = best(first)["rate"]
             found[row] = sorted((each for each in own if each["rate"] == rate), key=lambda each: each["seed"])
     return found
+
+
+def _place(row: str) -> tuple[int, str]:
+    """Return what rows are sorted by."""
+    order = ["teacher", *(f"{way}{each}" for way in WAYS for each in COLOURS)]
+    return (order.index(row) if row in order else len(order)), row
 
 
 def table(records: Sequence[Record]) -> str:
@@ -82,6 +86,24 @@ def table(records: Sequence[Record]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     parts = ["\n".join(lines), notes(records), nearest(rows), grid(records)]
     return "\n\n".join(part for part in parts if part)
+
+
+def across(recipes: dict[str, Sequence[Record]]) -> str:
+    """Return a table with a column for each recipe: the test scores of all rows that several recipes have.
+
+    Args:
+        recipes: the rows of each recipe, by the head of its column.
+    """
+    columns = {f"{title}, {titled(of_record(each[0]))}": chosen(each) for title, each in recipes.items()}
+    found = Counter(row for rows in columns.values() for row in rows)
+    lines = [f"| row | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
+    for row in sorted((row for row in found if found[row] > 1), key=_place):
+        cells = (
+            "; ".join(f"{of_record(each).scores(each['test'])[0]:.2f}" for each in rows.get(row, ()))
+            for rows in columns.values()
+        )
+        lines.append(f"| `{row}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def pairs(rows: dict[str, list[Record]], row: str) -> list[tuple[Record, Record]]:

@@ -121,6 +121,16 @@ def documents(published: dict[Path, dict[str, Any]]) -> dict[Path, str]:
         made.setdefault(folder.parent / "README.md", {})["evidence"] = shown
     if quickstarts := [each for path, each in found.items() if path.parent.name == "quickstart"]:
         import advice
+        import evidence_tables
+
+        made[EXAMPLES.parent / "README.md"]["results-end"] = evidence_tables.across(
+            {
+                f"[{title}](examples/{recipe}/README.md)": evidence_tables.read(
+                    EXAMPLES / recipe / "evidence"
+                )
+                for title, recipe, _ in advice.ENDED
+            }
+        )
 
         made[EXAMPLES.parent / "README.md"]["which-method"] = advice.box(quickstarts, EXAMPLES)
     if (studies := EXAMPLES / "multi30k" / "studies.py").exists():

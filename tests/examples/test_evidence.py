@@ -350,6 +350,29 @@ def test_the_table_and_the_figure(modules: dict[str, ModuleType], tmp_path: Path
         curve(rows[4], {}, by_minutes=True)
 
 
+def test_rows_of_several_recipes(modules: dict[str, ModuleType]) -> None:
+    """A row of one recipe alone is in that recipe's table; of a row the best rate is shown, with all seeds."""
+
+    def row(name: str, score: float) -> dict[str, Any]:
+        return made(name, [score], test={"word_errors": score, "phoneme_errors": 1.0})
+
+    recipes = {
+        "one": [row("then_imitkd_lr1", 3.0), row("teacher", 1.0), row("seqkd_lr1", 4.0)],
+        "two": [
+            row("seqkd_lr1", 5.0),
+            row("seqkd_lr1-seed2", 6.0),
+            row("seqkd_lr2", 2.0),
+            row("teacher", 1.5),
+        ],
+    }
+    assert modules["evidence_tables"].across(recipes).splitlines() == [
+        "| row | one, word errors, % | two, word errors, % |",
+        "|---|--:|--:|",
+        "| `teacher` | 1.00 | 1.50 |",
+        "| `seqkd` | 4.00 | 5.00; 6.00 |",
+    ]
+
+
 def test_p_over_the_seeds(modules: dict[str, ModuleType]) -> None:
     """A paired t-test, from three seeds on; with two degrees of freedom its p is 1 - t / sqrt(t^2 + 2)."""
 
