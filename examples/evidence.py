@@ -159,6 +159,7 @@ def main() -> None:
     if args.action == "run":
         Queue(plan, recipe, run).work(args.workers, args.most)
     elif args.action == "status":
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
         print("\n".join(status(plan, run)))
     else:
         publish(recipe, run if args.run else None)

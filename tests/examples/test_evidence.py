@@ -351,7 +351,7 @@ def test_the_table_and_the_figure(modules: dict[str, ModuleType], tmp_path: Path
 
 
 def test_rows_of_several_recipes(modules: dict[str, ModuleType]) -> None:
-    """A row of one recipe alone is in that recipe's table; of a row the best rate is shown, with all seeds."""
+    """A row of one recipe alone is in that recipe's table. The best rate is shown, with all its seeds."""
 
     def row(name: str, score: float) -> dict[str, Any]:
         return made(name, [score], test={"word_errors": score, "phoneme_errors": 1.0})
