@@ -27,7 +27,6 @@ ENDED = (
     ("Tatoeba", "tatoeba", ""),
     ("Reuters headlines", "reuters_headlines", ""),
 )
-WIDE = ("Reuters headlines", "reuters_headlines")  # has students of two sizes
 METHODS = ("imitkd", "imitkd_full")
 CERTAIN, CHANCE = 0.01, 0.05  # a p below the first one is given as that, one above the second one is chance
 
@@ -62,7 +61,7 @@ def box(quickstarts: Sequence[Results], examples: Path) -> str:
             "method, or by longer SeqKD from the same seeds. Minutes: CPU time of that second training. p: "
             "two-sided, over the test sentences; over three or more seeds by a t-test."
         )
-    return "\n".join([*lines, *(f"  - {line}" for line in ended), *capacity(examples, *WIDE)])
+    return "\n".join([*lines, *(f"  - {line}" for line in ended), *capacity(examples)])
 
 
 def at_the_end(examples: Path, title: str, recipe: str, remark: str) -> str:
@@ -101,23 +100,31 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def capacity(examples: Path, title: str, recipe: str) -> list[str]:
-    """Return a line that compares SeqKD's students of two sizes with their teacher; nothing if one is
-    missing.
+def capacity(examples: Path) -> list[str]:
+    """Return a line that compares SeqKD's students of two sizes with their teacher; nothing if no recipe has
+    them.
     """
-    rows = evidence_tables.chosen(evidence_tables.read(examples / recipe / "evidence"))
-    if not {"teacher", "seqkd", "assistant"} <= rows.keys():
+    found = [text for title, recipe, _ in ENDED if (text := of_two_sizes(examples / recipe, title))]
+    if not found:
         return []
+    head = "- **If SeqKD's student ends far below its teacher, try a larger student first.** By SeqKD alone:"
+    return [" ".join([head, *found])]
+
+
+def of_two_sizes(recipe: Path, title: str) -> str:
+    """Return how SeqKD's students of two sizes end, and their teacher's score; nothing if one is missing."""
+    rows = evidence_tables.chosen(evidence_tables.read(recipe / "evidence"))
+    if not {"teacher", "seqkd", "assistant"} <= rows.keys():
+        return ""
     small, wide, teacher = (
         f"{rows[name][0]['parameters'] / 1e6:.2f} million parameters "
         f"{'has' if name == 'teacher' else 'ends at'} {mean_score(rows[name])}"
         for name in ("seqkd", "assistant", "teacher")
     )
-    return [
-        "- **If SeqKD's student ends far below its teacher, try a larger student first.** "
-        f"[{title}](examples/{recipe}/README.md), by SeqKD alone: a student of {small} "
-        f"{of_record(rows['seqkd'][0]).title}, one of {wide}. Their teacher of {teacher}."
-    ]
+    return (
+        f"[{title}](examples/{recipe.name}/README.md): a student of {small} "
+        f"{of_record(rows['seqkd'][0]).title}, one of {wide}, and their teacher of {teacher}."
+    )
 
 
 def scores(quickstarts: Sequence[Results], folder: str) -> str:

@@ -121,7 +121,7 @@ def test_the_advice_has_the_figures_of_both_seeds(script: Any, tmp_path: Path) -
     assert "larger student" not in shown
     whole = script("quickstart", "advice").box(runs, EXAMPLES)
     assert "  - [CMU dictionary](examples/cmudict/README.md): `imitkd_full` ends at " in whole
-    assert re.search(r"one of 1\.43 million parameters ends at [\d.]+\. Their teacher of 6\.55 mill", whole)
+    assert re.search(r"one of 1\.43 million parameters ends at [\d.]+, and their teacher of 6\.55 mil", whole)
     assert len(whole.splitlines()) == 3 + len(script("quickstart", "advice").ENDED) + 1 <= 10
 
 
