@@ -72,7 +72,7 @@ def check_folder(folder: str | Path) -> None:
     """
     if kind_of(folder, "DATA") == "folder":
         return
-    raise UsageError(f"DATA '{folder}' is not a directory; {ADVICE}")
+    raise _no_directory(folder)
 
 
 def splits_of(folder: str | Path) -> set[str]:
@@ -160,9 +160,13 @@ def check_dictionaries(folder: str | Path, languages: tuple[str, str]) -> None:
             raise UsageError(f"'{path}' is not a file; {ADVICE}")
 
 
+def _no_directory(folder: str | Path) -> UsageError:
+    return UsageError(f"DATA '{folder}' is not a directory; {ADVICE}")
+
+
 def _unreadable(folder: str | Path, error: OSError) -> UsageError:
-    if isinstance(error, FileNotFoundError):
-        return UsageError(f"DATA '{folder}' does not exist; {ADVICE}")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return _no_directory(folder)
     return UsageError(f"DATA '{folder}' can't be read ({error.strerror}); check its permissions")
 
 

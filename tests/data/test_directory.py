@@ -12,7 +12,13 @@ import torch
 from fairseq.data import indexed_dataset
 
 from fairseq_imitkd.data.corpus import Languages
-from fairseq_imitkd.data.directory import check_data, check_sentences, check_splits, dictionaries_read
+from fairseq_imitkd.data.directory import (
+    check_data,
+    check_sentences,
+    check_splits,
+    dictionaries_read,
+    languages_of_files,
+)
 from fairseq_imitkd.data.pair_flags import check_pair_splits
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.tasks.translation import TranslationWithTeacherTask
@@ -123,6 +129,13 @@ def test_dictionaries_that_another_error_hides(data: Path) -> None:
         dictionaries_read(f"{data}:more"),
     ):
         raise Exception("why")
+
+
+def test_data_that_is_missing_or_a_file(data: Path) -> None:
+    """Permissions are not what is wrong."""
+    for path in (data / "gone", data / "dict.src.txt"):
+        with pytest.raises(UsageError, match=rf"^DATA '{path}' is not a directory; use a directory that"):
+            languages_of_files(path)
 
 
 def test_directory_that_may_not_be_read(data: Path, monkeypatch: Any) -> None:
