@@ -119,6 +119,10 @@ def documents(published: dict[Path, dict[str, Any]]) -> dict[Path, str]:
 
         shown = evidence_tables.table(evidence_tables.read(folder))
         made.setdefault(folder.parent / "README.md", {})["evidence"] = shown
+    for path in EXAMPLES.glob("*/writing.json"):
+        made[path.parent / "README.md"]["writing"] = loaded(path.with_suffix(".py")).table(
+            json.loads(path.read_text())
+        )
     if quickstarts := [each for path, each in found.items() if path.parent.name == "quickstart"]:
         import advice
         import evidence_tables

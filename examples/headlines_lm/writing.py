@@ -1,9 +1,9 @@
 """Counts what goes wrong in headlines that evidence.py's models wrote: ``writing.py RUN``.
 
-It writes ``writing.json`` and prints the same as a table in Markdown: for the test set's references, the
-headlines that SeqKD's student learns, and each row of the comparison, the mean length, the share of headlines
-that repeat a pair of words, and the share that the length limit cuts. A row is averaged over the seeds that
-the comparison shows.
+It writes ``writing.json`` and prints it as a table in Markdown, which tables.py puts into the README: for the
+test set's references, the headlines that SeqKD's student learns, and each row of the comparison, the mean
+length, the share of headlines that repeat a pair of words, and the share that the length limit cuts. A row is
+averaged over the seeds that the comparison shows.
 """
 
 import itertools
