@@ -50,10 +50,9 @@ distil() {
     --dropout 0.1 --max-tokens 4096 --max-update "$UPDATES" --no-epoch-checkpoints "${MORE[@]}" "${DEVICE_FLAGS[@]}"
 }
 
-# exported: translates raw text with CTranslate2. Only SentencePiece models are given; see docs/export.md for others.
+# exported: translates raw text with CTranslate2.
 exported() {
-  imitkd-export "$RUN/student/checkpoint_best.pt" --data "$RUN/data-bin" --out "$RUN/exported" \
-    --bpe sentencepiece --sentencepiece-model "$RUN/teacher/source.spm"
+  imitkd-export "$RUN/student/checkpoint_best.pt" --data "$RUN/data-bin" --out "$RUN/exported" --subwords "$RUN/teacher"
 }
 
 [ -z "${SMOKE:-}" ] || stage model python "$RECIPE/random_model.py" "$RUN"

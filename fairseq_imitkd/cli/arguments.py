@@ -7,6 +7,7 @@ from typing import Any
 
 from fairseq_imitkd.data.files import kind_of
 from fairseq_imitkd.errors import UsageError
+from fairseq_imitkd.huggingface.subwords import files_of
 from fairseq_imitkd.quick.one_line_parser import OneLineParser, positive
 from fairseq_imitkd.rollout.policy import (
     FAIRSEQ_MAX_LEN_A,
@@ -15,7 +16,7 @@ from fairseq_imitkd.rollout.policy import (
     MAX_LEN_B,
     length_limit,
 )
-from fairseq_imitkd.text.subwords import SUBWORDS, TextSettings
+from fairseq_imitkd.text.subwords import IMPORTED, SUBWORDS, TextSettings
 
 __all__ = ["Parser", "positive"]
 
@@ -129,10 +130,20 @@ def add_subword_flags(
         group.add_argument(_flag(name, prefix), type=Path, help=helps[name])
 
 
+def add_imported_flag(group: Any) -> None:
+    """Add ``--subwords``, the folder of an imported model, to the group of ``--bpe``."""
+    group.add_argument(
+        "--subwords",
+        metavar="FOLDER",
+        type=Path,
+        help="folder of imitkd-import or imitkd-trim whose imitkd-encode made --data, in place of --bpe",
+    )
+
+
 def text_settings(
     args: argparse.Namespace, tokenizer: str | None = None, *, prefix: str = ""
 ) -> TextSettings:
-    """Return the settings that the flags of :func:`add_subword_flags` describe.
+    """Return the settings that :func:`add_subword_flags` and :func:`add_imported_flag` describe.
 
     Args:
         args: the parsed flags.
@@ -144,6 +155,12 @@ def text_settings(
     """
     given = {_flag(name): value for name, value in vars(args).items()}
     bpe, flag = given[f"--{prefix}bpe"], f"--{prefix}bpe"
+    if not prefix and (folder := given.get("--subwords")) is not None:
+        if bpe is not None or tokenizer is not None:
+            raise UsageError(
+                "--subwords and --bpe or --tokenizer both say how text is split; use one of them"
+            )
+        return TextSettings(IMPORTED, files_of(folder, "--subwords"))
     wanted = SUBWORDS.get(bpe, ())
     for name in dict.fromkeys(name for names in SUBWORDS.values() for name in names):
         if given.get(_flag(name, prefix)) is not None and name not in wanted:

@@ -287,7 +287,7 @@ def check(plan: Plan) -> dict[str, BaseFairseqModel]:
     wanted = plan.recipe
     size = symbols(wanted)
     students = {method.name: _build(plan.flags(method), size, method.name) for method in wanted.methods}
-    if wanted.exported is not None and wanted.teacher.huggingface is None:
+    if wanted.exported is not None and wanted.is_served:
         student = students[wanted.exported.name]
         if engine_for(student) is None:
             raise UsageError(
@@ -374,7 +374,7 @@ def distil(run: Run, engine: Engine, given: Given) -> bool:
     print(f"{run.out}: {count} steps are done; {time.monotonic() - began:,.0f} s")
     if wanted.first is not None:
         print("This was a rehearsal: all steps work, and the scores mean nothing")
-    elif wanted.export is not None and wanted.teacher.huggingface is None:
+    elif wanted.is_served:
         print(f"Next: {shlex.join(['imitkd-serve', str(run.out / 'exported')])}", flush=True)
     return True
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from fairseq_imitkd.cli.arguments import Parser
 from fairseq_imitkd.data.files import is_compressed
 from fairseq_imitkd.errors import UsageError, one_line_errors
-from fairseq_imitkd.huggingface.layout import SIDES
 from fairseq_imitkd.huggingface.subwords import open_encoder
+from fairseq_imitkd.text.imported import SIDES
 
 
 @one_line_errors()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fairseq_imitkd.cli.arguments import (
     Parser,
+    add_imported_flag,
     add_remove_bpe_flag,
     add_search_flags,
     add_subword_flags,
@@ -108,6 +109,7 @@ def _add_data(made: Parser) -> None:
 def _add_text(made: Parser) -> None:
     text = made.add_argument_group("detokenisation of outputs and references")
     add_subword_flags(text, "raw text")
+    add_imported_flag(text)
     text.add_argument(
         "--tokenizer",
         choices=TOKENIZERS,

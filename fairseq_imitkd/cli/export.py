@@ -10,6 +10,7 @@ from typing import Any
 from fairseq_imitkd.cli import export_huggingface
 from fairseq_imitkd.cli.arguments import (
     Parser,
+    add_imported_flag,
     add_remove_bpe_flag,
     add_search_flags,
     add_subword_flags,
@@ -92,6 +93,7 @@ def parser() -> Parser:
     )
     text = made.add_argument_group("raw text")
     add_subword_flags(text, "raw text")
+    add_imported_flag(text)
     text.add_argument(
         "--tokenizer",
         choices=TOKENIZERS,

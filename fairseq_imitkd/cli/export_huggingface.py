@@ -13,7 +13,7 @@ from fairseq_imitkd.export.huggingface import Exported, HuggingFaceJob, card_che
 from fairseq_imitkd.text.scores import TITLES
 
 FORMAT = "huggingface"
-_OWN = ("subwords", "teacher", "scores")  # flags of this format alone
+_OWN = ("teacher", "scores")  # flags of this format alone
 _FOREIGN = (  # flags of the others
     "quantization", "remove_bpe", "metric", "max_loss", "device", "strict", "max_len_a", "max_len_b",
 )  # fmt: skip
@@ -21,12 +21,6 @@ _FOREIGN = (  # flags of the others
 
 def add_flags(group: Any) -> None:
     """Add the flags of this format to a group of the parser."""
-    group.add_argument(
-        "--subwords",
-        metavar="FOLDER",
-        type=Path,
-        help="folder of imitkd-import or imitkd-trim whose imitkd-encode made --data, in place of --bpe",
-    )
     group.add_argument(
         "--teacher", metavar="NAME", help="the teacher's name in the model card (default: its file's)"
     )
@@ -53,8 +47,6 @@ def check_flags(args: argparse.Namespace, parser: argparse.ArgumentParser) -> No
             flag = "--" + name.replace("_", "-")
             remedy = "leave it out" if is_own else f"add --format {FORMAT}"
             raise UsageError(f"{flag} changes nothing with --format {args.format}; {remedy}")
-    if args.subwords is not None and (args.bpe is not None or args.tokenizer is not None):
-        raise UsageError("--subwords and --bpe or --tokenizer both say how text is split; use one of them")
 
 
 def job_of(args: argparse.Namespace) -> HuggingFaceJob:
@@ -73,7 +65,6 @@ def job_of(args: argparse.Namespace) -> HuggingFaceJob:
         out=args.out,
         text=text_settings(args, args.tokenizer),
         search=SearchSettings(beam=args.beam, lenpen=args.lenpen, **limits),
-        subwords=args.subwords,
         split=args.gen_subset,
         sentences=args.sentences,
         scores=_scores(args.scores) if args.scores is not None else (),

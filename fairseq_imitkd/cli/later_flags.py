@@ -20,6 +20,7 @@ from fairseq_imitkd.criterion import DistillationCriterion
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.method import Method
 from fairseq_imitkd.models.pruning import check_pruning
+from fairseq_imitkd.text.imported import DESCRIPTION
 from fairseq_imitkd.text.subwords import SUBWORDS
 from fairseq_imitkd.training.checks import check_device, check_selection
 from fairseq_imitkd.training.configuration import devices, ranges, sizes, texts, trainer
@@ -86,6 +87,9 @@ def check_command(words: Sequence[str], name: str) -> None:
             is_file = flag.endswith((*SUBWORD_FILES, "source_text", "comet_model"))
             if is_file and value is not None and not Path(value).is_absolute():
                 setattr(args, flag, Path(__file__))  # a file that exists, for one that the run makes
+        if (imported := getattr(args, "subwords", None)) is not None and not imported.is_absolute():
+            imported.mkdir()  # the run imports the teacher there
+            (imported / DESCRIPTION).touch()
         if words[0] == "imitkd-evaluate":
             args.model = [f"{model.partition('=')[0]}={__file__}" for model in args.model]
             evaluate.job_of(args, shlex.join(words))

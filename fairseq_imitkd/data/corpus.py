@@ -266,7 +266,7 @@ def read_text(path: Path, text: Text, languages: Languages, *, folder: Path) -> 
                 ids = encoded(line, text, dictionary)
                 builder.add_item(ids)
                 tokens, unknown = tokens + ids.numel(), unknown + int(ids.eq(dictionary.unk()).sum())
-            remedy = remedy_of_text(dictionary, is_encoded=text.bpe is not None)
+            remedy = remedy_of_text(dictionary, is_encoded=text.settings.bpe is not None)
             check_share(unknown, tokens, "--source-text", language=languages.source, remedy=remedy)
     return Corpus(read_side(prefix, dictionary), None, path)
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from fairseq.data import Dictionary
 
+from fairseq_imitkd.text.subwords import Text, TextSettings
+
 
 @dataclass(frozen=True)
 class LanguagePair:
@@ -24,3 +26,11 @@ class LanguagePair:
     def from_task(cls, task: Any) -> "LanguagePair":
         """Return the language pair of a fairseq translation task."""
         return cls(task.cfg.source_lang, task.cfg.target_lang, task.source_dictionary, task.target_dictionary)
+
+    def text(self, settings: TextSettings) -> Text:
+        """Return what turns text of the two languages into symbols, and back.
+
+        Raises:
+            UsageError: as in :class:`~fairseq_imitkd.text.subwords.Text`.
+        """
+        return Text(settings, self.source, self.target, (self.source_dictionary, self.target_dictionary))

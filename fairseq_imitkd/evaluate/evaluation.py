@@ -33,7 +33,7 @@ from fairseq_imitkd.evaluate.schema import (
 )
 from fairseq_imitkd.evaluate.sentences import Detokenizer, spread
 from fairseq_imitkd.evaluate.speed import Failures, Run, Timings, empty_hypothesis, interleave, speed_result
-from fairseq_imitkd.export.text_check import warn_if_encoded_otherwise
+from fairseq_imitkd.export.text_check import check_dictionaries, warn_if_encoded_otherwise
 from fairseq_imitkd.text.marks import subword_mark
 from fairseq_imitkd.text.repetition import repeats
 from fairseq_imitkd.text.subwords import TextSettings
@@ -109,8 +109,7 @@ class EvaluationJob:
                 f"--teacher {self.teacher} is an exported model, which gives no probabilities; use its "
                 "checkpoint"
             )
-        if self.decoding.remove_bpe is not None and self.text.bpe is not None:
-            raise UsageError("--remove-bpe and --bpe both undo subwords; use one of them")
+        self.text.check_mark(self.decoding.remove_bpe)
         if ("comet" in self.metrics) != (self.comet_model is not None):
             raise UsageError("--metrics comet and --comet-model FILE need each other; use both or neither")
         folder.check(self.out)
@@ -165,6 +164,7 @@ class _Evaluation:
         self.failures = Failures()
         self.models = self._load()
         self.compared_with = job.baseline or models.without_teacher(self.models, job.teacher)
+        check_dictionaries(job.text, self.languages)
         mark = None
         if job.text.bpe is None:
             mark = subword_mark(self.languages.target_dictionary, job.decoding.remove_bpe, "--remove-bpe")

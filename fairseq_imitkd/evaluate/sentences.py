@@ -15,7 +15,7 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.evaluate.models import EvaluatedModel
 from fairseq_imitkd.models.tagged import check_without_tags, tags_of
 from fairseq_imitkd.text.scored import ScoredText
-from fairseq_imitkd.text.subwords import Text, TextSettings
+from fairseq_imitkd.text.subwords import TextSettings
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,9 @@ class Detokenizer:
     """
 
     def __init__(self, languages: Languages, settings: TextSettings, remove_bpe: str | None = None):
-        names = languages.source, languages.target
-        source, target = Text(settings, *names[::-1]), Text(settings, *names)
-        self.source = ScoredText(languages.source_dictionary, remove_bpe, source.decode)
-        self.target = ScoredText(languages.target_dictionary, remove_bpe, target.decode)
+        text = languages.text(settings)
+        self.source = ScoredText(languages.source_dictionary, remove_bpe, text.decode_source)
+        self.target = ScoredText(languages.target_dictionary, remove_bpe, text.decode)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,10 @@ from fairseq_imitkd.data.files import EXPORTED, checkpoint_in, sha256
 from fairseq_imitkd.engines.base import Engine, SearchSettings
 from fairseq_imitkd.engines.registry import CONVERTERS, open_engine
 from fairseq_imitkd.errors import UsageError, in_one_line
+from fairseq_imitkd.text.imported import DESCRIPTION
+from fairseq_imitkd.text.imported import SUBWORD_FILES as IMPORTED_FILES
 from fairseq_imitkd.text.marks import AUTO, NONE, is_known
-from fairseq_imitkd.text.subwords import SUBWORDS, TOKENIZERS, Text, TextSettings
+from fairseq_imitkd.text.subwords import IMPORTED, SUBWORDS, TOKENIZERS, Text, TextSettings
 
 FORMAT = 1
 MANIFEST, MODEL, SUBWORD_FILES = EXPORTED, "model", "subwords"
@@ -85,14 +87,13 @@ class Bundle:
             longest=settings.longest,
             device=device,
         )
-        text = Text(settings.text, settings.source, settings.target)
         return cls(
             manifest,
             languages,
-            text=text,
+            text=languages.text(settings.text),
             engine=engine,
             longest_source=settings.longest[0],
-            longest_word=None if settings.text.bpe in (None, "sentencepiece") else LONGEST_MERGED,
+            longest_word=LONGEST_MERGED if settings.text.splits_long_words_slowly else None,
             remove_bpe=settings.remove_bpe,
         )
 
@@ -294,9 +295,11 @@ def text_settings(folder: Path, values: Any) -> TextSettings:
         ValueError: the kind of subwords or the tokeniser is unknown.
     """
     bpe, tokenizer, files = values["bpe"], values["tokenizer"], values["files"]
-    if not (bpe is None or bpe in SUBWORDS) or not (tokenizer is None or tokenizer in TOKENIZERS):
+    if bpe not in (None, IMPORTED, *SUBWORDS) or tokenizer not in (None, *TOKENIZERS):
         raise ValueError(f"its bpe is {bpe!r} and its tokenizer {tokenizer!r}")
-    names = SUBWORDS[bpe] if bpe else ()
+    names = SUBWORDS.get(bpe, ())
+    if bpe == IMPORTED:
+        names = (DESCRIPTION, *(name for name in IMPORTED_FILES if name in files))
     paths = {name: folder / SUBWORD_FILES / Path(files[name]).name for name in names}
     return TextSettings(bpe, paths, tokenizer)
 

@@ -36,12 +36,12 @@ from fairseq_imitkd.export.bundle import (
     is_language,
     validated,
 )
-from fairseq_imitkd.export.text_check import share_encoded_otherwise
+from fairseq_imitkd.export.text_check import check_dictionaries, share_encoded_otherwise
 from fairseq_imitkd.text.bootstrap import Bootstrap
 from fairseq_imitkd.text.marks import is_known, subword_mark
 from fairseq_imitkd.text.scored import ScoredText
 from fairseq_imitkd.text.scores import SCORES, TITLES, check_installed
-from fairseq_imitkd.text.subwords import Text, TextSettings
+from fairseq_imitkd.text.subwords import TextSettings
 
 SCORED = 64  # sentences whose log-probabilities are compared
 EXACT = "float32"
@@ -109,8 +109,7 @@ class ExportJob:
             raise UsageError(f"--max-loss must be in 0..100 points, but is {self.max_loss}")
         if self.device not in FALLBACKS:
             raise UsageError(f"--device must be one of {', '.join(FALLBACKS)}, but is {self.device}")
-        if self.remove_bpe is not None and self.text.bpe is not None:
-            raise UsageError("--remove-bpe and --bpe both undo subwords; use one of them")
+        self.text.check_mark(self.remove_bpe)
         if not is_known(self.remove_bpe):
             raise UsageError(
                 "--remove-bpe must be a subword mark that fairseq knows, like '@@ ', but is "
@@ -140,7 +139,8 @@ def export(job: ExportJob) -> dict[str, Any]:
     """
     languages = Languages.of(job.data, job.source_lang, job.target_lang)
     _check_languages(languages)
-    text = Text(job.text, languages.source, languages.target)
+    check_dictionaries(job.text, languages)
+    text = languages.text(job.text)
     mark = None
     if job.text.bpe is None:
         mark = subword_mark(languages.target_dictionary, job.remove_bpe, "--remove-bpe")

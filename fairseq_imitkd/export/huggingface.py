@@ -20,19 +20,19 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export.exporter import evenly_spaced
 from fairseq_imitkd.export.huggingface_check import Compared, compare, longest_translation
 from fairseq_imitkd.export.huggingface_model import Described, Inexpressible, describe
-from fairseq_imitkd.export.huggingface_text import SourceText, text_of_flags, text_of_folder
+from fairseq_imitkd.export.huggingface_text import SourceText, source_text
 from fairseq_imitkd.export.model_card import Origin, origin_of, write_card
-from fairseq_imitkd.export.text_check import share_encoded_otherwise
+from fairseq_imitkd.export.text_check import check_dictionaries, share_encoded_otherwise
 from fairseq_imitkd.huggingface import check
 from fairseq_imitkd.huggingface.config import config_json, read_config
 from fairseq_imitkd.huggingface.convert import convert, revert, shared_tables
 from fairseq_imitkd.huggingface.importer import FORMAT
-from fairseq_imitkd.huggingface.layout import SIDES
 from fairseq_imitkd.huggingface.subwords import write_description
 from fairseq_imitkd.huggingface.vocabulary import PAD, Rows
 from fairseq_imitkd.huggingface.weights import SAFE
 from fairseq_imitkd.huggingface.written_tokens import write_tokenizer
-from fairseq_imitkd.text.subwords import TextSettings
+from fairseq_imitkd.text.imported import SIDES
+from fairseq_imitkd.text.subwords import IMPORTED, TextSettings
 
 _OTHER_FORMAT = "leave --format out: CTranslate2 or ONNX may take it"
 
@@ -46,8 +46,6 @@ class HuggingFaceJob:
         data: fairseq's data directory that it was trained on.
         out: folder to create.
         text: how raw text becomes subwords.
-        subwords: folder of ``imitkd-import`` or ``imitkd-trim`` that has encoded the data; None takes
-            ``text``.
         search: how the exported student translates.
         split: split whose sentences are compared.
         sentences: number of these sentences; 0 is all.
@@ -62,7 +60,6 @@ class HuggingFaceJob:
     out: Path
     text: TextSettings
     search: SearchSettings
-    subwords: Path | None = None
     split: str = "valid"
     sentences: int = 500
     scores: Sequence[tuple[str, str]] = ()
@@ -109,11 +106,8 @@ def export_huggingface(job: HuggingFaceJob) -> Exported:
             f"but is {job.search.min_len}"
         )
     has_tags = bool(language_tags(student.config.task, (languages.source, languages.target)))
-    text = (
-        text_of_flags(job.text, languages)
-        if job.subwords is None
-        else text_of_folder(job.subwords, languages, has_tags=has_tags)
-    )
+    check_dictionaries(job.text, languages)
+    text = source_text(job.text, languages, has_tags=has_tags)
     _check_tags(student, languages, text, job=job)
     described = _describe(student, languages, text)
     shared = shared_tables(described.state)
@@ -121,7 +115,7 @@ def export_huggingface(job: HuggingFaceJob) -> Exported:
     weights = revert(described.state, described.config, name=f"CHECKPOINT '{job.checkpoint}'")
     _check_inverse(weights, described, content, job=job)
     sources = _sources(job, languages, longest=min(student.model.max_positions()))
-    if job.subwords is None:
+    if job.text.bpe != IMPORTED:
         share_encoded_otherwise(job.text, languages, sources, split=job.split)
     with out.built() as folder:
         _write(folder, weights, content=content, described=described, job=job)

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from fairseq_imitkd.data.languages import LanguagePair
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.text.subwords import Text, TextSettings
+from fairseq_imitkd.huggingface.subwords import dictionary_of
+from fairseq_imitkd.text.imported import DESCRIPTION, SIDES
+from fairseq_imitkd.text.subwords import IMPORTED, TextSettings
 
 logger = logging.getLogger(__name__)
 MOST_UNKNOWN = 0.01  # share of symbols
@@ -17,6 +19,7 @@ MOST_UNKNOWN = 0.01  # share of symbols
 # of a noisy corpus. With a tokeniser that the data never saw, hardly any sentence with a punctuation mark is
 # restored. Other subwords have few sentences in common.
 WARN_OTHER_SYMBOLS, MOST_OTHER_SYMBOLS, MOST_OTHER_WORDS = 0.05, 0.5, 0.5
+OF_IMPORT = "use the --subwords whose imitkd-encode, without --tags, made the data"
 
 
 @dataclass
@@ -24,6 +27,7 @@ class _Counts:
     """Counts over sentences that were decoded to text and encoded again.
 
     Args:
+        of_import: whether an imported model's subwords encoded them.
         symbols: symbols after encoding again.
         unknown: unknown symbols that the sentences did not have before.
         sentences: sentences without unknown symbols, whose text is complete.
@@ -31,6 +35,7 @@ class _Counts:
         other_words: those of them that have other words now.
     """
 
+    of_import: bool = False
     symbols: int = 0
     unknown: int = 0
     sentences: int = 0
@@ -49,23 +54,48 @@ class _Counts:
             split: name of the split of the sentences.
             is_sampled: whether it may have BPE dropout, so other subwords show nothing.
         """
+        what, remedy = self._found(split, is_sampled=is_sampled)
+        return f"{what}; {OF_IMPORT if self.of_import else remedy}" if what else ""
+
+    def _found(self, split: str, *, is_sampled: bool) -> tuple[str, str]:
+        """Return what shows it, and the remedy if flags describe the text."""
         if self.unknown > MOST_UNKNOWN * self.symbols:
             return (
-                f"{self.unknown / self.symbols:.1%} of the symbols of raw text would be unknown to the "
-                "model; use the --bpe, its file and the --tokenizer that its data was made with"
+                f"{self.unknown / self.symbols:.1%} of the symbols of raw text would be unknown to the model",
+                "use the --bpe, its file and the --tokenizer that its data was made with",
             )
         # Words tell a tokenizer that is missing. BPE dropout changes no word.
         if self.other_words > MOST_OTHER_WORDS * self.sentences:
             return (
                 f"{self.other_words / self.sentences:.1%} of the sentences of '{split}' change their words "
-                "when decoded and encoded again; use the --tokenizer that the data was made with, or none"
+                "when decoded and encoded again",
+                "use the --tokenizer that the data was made with, or none",
             )
         if self.share > MOST_OTHER_SYMBOLS and not is_sampled:
             return (
                 f"{self.share:.1%} of the sentences of '{split}' change their subwords when decoded and "
-                "encoded again; use the --bpe and file of the data, or a split without BPE dropout"
+                "encoded again",
+                "use the --bpe and file of the data, or a split without BPE dropout",
             )
-        return ""
+        return "", ""
+
+
+def check_dictionaries(settings: TextSettings, languages: LanguagePair) -> None:
+    """Refuse an imported model whose dictionaries are not those of the data; other settings have none.
+
+    Raises:
+        UsageError: the dictionaries of a side differ.
+    """
+    if settings.bpe != IMPORTED:
+        return
+    folder = settings.files[DESCRIPTION].parent
+    dictionaries = languages.source_dictionary, languages.target_dictionary
+    for side, dictionary in zip(SIDES, dictionaries, strict=True):
+        if dictionary_of(folder, side).symbols != dictionary.symbols:
+            raise UsageError(
+                f"--subwords '{folder}' has another {side} dictionary than --data; use the folder whose "
+                "dictionaries the data was made with"
+            )
 
 
 def share_encoded_otherwise(
@@ -120,13 +150,11 @@ def warn_if_encoded_otherwise(
 
 
 def _count(settings: TextSettings, languages: LanguagePair, sources: Sequence[Tensor]) -> _Counts:
-    dictionary, counts = languages.source_dictionary, _Counts()
-    encoder = Text(settings, languages.source, languages.target)
-    # Detokenisers depend on the language that they write, so the source is decoded as a target.
-    decoder = Text(settings, languages.target, languages.source)
+    dictionary, counts = languages.source_dictionary, _Counts(settings.bpe == IMPORTED)
+    text = languages.text(settings)
     for source in sources:
         symbols = dictionary.string(source)
-        encoded = encoder.encode(decoder.decode(symbols))
+        encoded = text.encode(text.decode_source(symbols))
         again = dictionary.encode_line(encoded, add_if_not_exist=False).long()
         unknown_before, unknown_now = (int(each.eq(dictionary.unk()).sum()) for each in (source, again))
         counts.symbols += again.numel()
@@ -134,13 +162,8 @@ def _count(settings: TextSettings, languages: LanguagePair, sources: Sequence[Te
         if not unknown_before:
             counts.sentences += 1
             counts.other_symbols += not torch.equal(again, source)
-            counts.other_words += _words(encoder, encoded) != _words(encoder, symbols)
+            counts.other_words += text.words(encoded).split() != text.words(symbols).split()
     return counts
-
-
-def _words(text: Text, symbols: str) -> list[str]:
-    """Return the words that the subwords make."""
-    return (symbols if text.bpe is None else text.bpe.decode(symbols)).split()
 
 
 def _warn_without_bpe(settings: TextSettings, languages: LanguagePair) -> None:

@@ -7,10 +7,9 @@ from dataclasses import replace
 from fairseq_imitkd.data.output_folder import NEW, OutputFolder
 from fairseq_imitkd.huggingface.folder import read_json
 from fairseq_imitkd.huggingface.importer import CHECKPOINT, Imported, ImportJob, import_model
-from fairseq_imitkd.huggingface.layout import SIDES
 from fairseq_imitkd.huggingface.subwords import open_encoder
-from fairseq_imitkd.huggingface.tokens import DESCRIPTION
 from fairseq_imitkd.huggingface.trim import TrimJob, Trimmed, count_symbols, trim
+from fairseq_imitkd.text.imported import DESCRIPTION, SIDES
 
 _FLAG = "--trim-to"
 

@@ -19,11 +19,12 @@ from fairseq_imitkd.huggingface import check
 from fairseq_imitkd.huggingface.config import ModelConfig, fairseq_settings, read_config
 from fairseq_imitkd.huggingface.convert import Converted, convert
 from fairseq_imitkd.huggingface.folder import ModelFolder
-from fairseq_imitkd.huggingface.layout import SIDES, Layout, languages_of, layout_of
+from fairseq_imitkd.huggingface.layout import Layout, languages_of, layout_of
 from fairseq_imitkd.huggingface.subwords import write_description
-from fairseq_imitkd.huggingface.tokens import DESCRIPTION, Tokenizer, read_tokenizer
+from fairseq_imitkd.huggingface.tokens import Tokenizer, read_tokenizer
 from fairseq_imitkd.huggingface.vocabulary import BOS, Vocabulary, rows_of, vocabulary
 from fairseq_imitkd.huggingface.weights import read_weights, weight_files
+from fairseq_imitkd.text.imported import DESCRIPTION, SIDES
 
 FORMAT = 1
 CHECKPOINT = "model.pt"

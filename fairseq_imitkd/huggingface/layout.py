@@ -7,9 +7,8 @@ from typing import Any
 from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface.config import ModelConfig
 from fairseq_imitkd.huggingface.tags import is_tag, tag_of
-from fairseq_imitkd.huggingface.tokens import DESCRIPTION, Tokenizer
-
-SIDES = ("source", "target")
+from fairseq_imitkd.huggingface.tokens import Tokenizer
+from fairseq_imitkd.text.imported import DESCRIPTION, SIDES
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface import tags
 from fairseq_imitkd.huggingface.config import ModelConfig
 from fairseq_imitkd.huggingface.folder import ModelFolder
-from fairseq_imitkd.text.subwords import open_pieces
+from fairseq_imitkd.text.imported import DESCRIPTION
+from fairseq_imitkd.text.pieces import open_pieces
 
 Tokens = dict[int, str]
 _SPARE = 1000  # rows that a model may have beyond its tokenizer's symbols, made for speed or by hand
 UNKNOWN = "<unk>"
-DESCRIPTION = "huggingface.json"  # what imports and exports write about the text of a model
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from fairseq_imitkd.data.output_folder import NEW, OutputFolder
 from fairseq_imitkd.errors import UsageError, as_usage_error
 from fairseq_imitkd.huggingface.folder import read_json
 from fairseq_imitkd.huggingface.spm import without_pieces
-from fairseq_imitkd.huggingface.subwords import DESCRIPTION, SUBWORD_FILES, write_description
+from fairseq_imitkd.huggingface.subwords import write_description
+from fairseq_imitkd.text.imported import DESCRIPTION, SUBWORD_FILES
 from fairseq_imitkd.text.unknown import MOST_USABLE
 
 LARGEST = 1e-5  # difference of log-probabilities in float32, divided by those that are above 1

@@ -17,7 +17,7 @@ from fairseq_imitkd.pipeline.recipe import Recipe
 from fairseq_imitkd.pipeline.sentencepieces import first_lines
 from fairseq_imitkd.quick.recipe_words import SPLITS
 from fairseq_imitkd.text.counted import counted
-from fairseq_imitkd.text.subwords import open_pieces
+from fairseq_imitkd.text.pieces import open_pieces
 
 FOREIGN = 0.05  # share of pieces that a dictionary may lack before the subwords count as another model's
 LOOKED_AT = 1000  # lines of the validation text that are compared with the teacher's dictionaries

@@ -14,7 +14,7 @@ from fairseq_imitkd.checkpoints.build import build_model, configuration, refuse_
 from fairseq_imitkd.checkpoints.safe_load import read_checkpoint, reported
 from fairseq_imitkd.export.architecture import SYMBOLS, build
 from fairseq_imitkd.pipeline.recipe import Recipe
-from fairseq_imitkd.text.subwords import open_pieces
+from fairseq_imitkd.text.pieces import open_pieces
 
 
 @dataclass(frozen=True)

@@ -301,12 +301,13 @@ class Plan:
             EXPORTED,
         ]
         words += self._pair
-        if self.recipe.teacher.huggingface is not None:
-            words += ["--format", "huggingface", "--subwords", TEACHER]
-        else:
+        if self.recipe.is_served:
             words += ["--quantization", export.quantization]
-            if self.recipe.subwords is not None:
-                words += ["--bpe", "sentencepiece", "--sentencepiece-model", self._subword_model]
+        else:
+            words += ["--format", export.format]
+        words += self._imported_subwords
+        if self.recipe.subwords is not None:
+            words += ["--bpe", "sentencepiece", "--sentencepiece-model", self._subword_model]
         command = Command((*words, *export.flags), statuses=(0, FELL_BACK))
         return Step("export", (command,), (EXPORTED,), (f"train-{name}",), threads=self.recipe.threads)
 
@@ -317,10 +318,10 @@ class Plan:
         needs = [*self._teachers_step, *(f"train-{name}" for name in names)]
         if self.recipe.exported is not None:
             needs.append("export")  # beside it, speeds would be measured on a busy machine
-            if self.recipe.teacher.huggingface is None:
+            if self.recipe.is_served:
                 models.append(f"{EXPORTED}={EXPORTED}")
         words = ["imitkd-evaluate", "--data", "data-bin", *self._pair, "--out", "evaluation"]
-        words += ["--teacher", TEACHER, "--threads", str(self.recipe.threads)]
+        words += [*self._imported_subwords, "--teacher", TEACHER, "--threads", str(self.recipe.threads)]
         words += ["--baseline", self.first_student(self.recipe.baseline)]
         words += [word for model in models for word in ("--model", model)]
         if self.recipe.text.references is not None:
@@ -328,6 +329,11 @@ class Plan:
         command = Command((*words, *flags), out="evaluation.md.part")
         results = ("evaluation", "evaluation.md")
         return Step("evaluate", (command,), results, tuple(needs), threads=self.recipe.threads)
+
+    @property
+    def _imported_subwords(self) -> tuple[str, ...]:
+        """The flags that name the subwords of a teacher of Hugging Face's format, which encoded the text."""
+        return ("--subwords", TEACHER) if self.recipe.teacher.huggingface is not None else ()
 
     def _report(self) -> Step:
         folders = [f"models/{name}" for name, _, _ in self.students()]

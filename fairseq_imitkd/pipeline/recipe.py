@@ -10,6 +10,7 @@ DEVICES = ("auto", "cpu", "cuda")
 JOINED, SEPARATE = "joined", "separate"  # one dictionary of both languages, or one of each
 RAW = "raw"  # folder of made-up text in the run's folder
 NONE, SEQKD = "none", "seqkd"  # the methods without a criterion of their own
+SERVED, HUGGINGFACE = "auto", "huggingface"  # formats of imitkd-export
 TEACHER, EXPORTED = "teacher", "exported"  # names in the evaluation that no student may have
 
 
@@ -142,11 +143,13 @@ class Export:
 
     Args:
         method: name of the method whose student of the first seed is exported; None is the last one.
-        quantization: as of ``imitkd-export``.
+        format: :data:`SERVED`, for ``imitkd-serve``, or :data:`HUGGINGFACE`.
+        quantization: as of ``imitkd-export``; only :data:`SERVED` has a choice.
         flags: further flags of ``imitkd-export``.
     """
 
     method: str | None = None
+    format: str = SERVED
     quantization: str = "int8"
     flags: tuple[str, ...] = ()
 
@@ -258,6 +261,11 @@ class Recipe:
         if named is not None:
             return self.method(named)
         return next((method for method in self.methods if method.name == NONE), self.methods[0])
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the exported folder is one for ``imitkd-serve``, which ``imitkd-evaluate`` compares too."""
+        return self.export is not None and self.export.format == SERVED
 
     @property
     def exported(self) -> Method | None:

@@ -16,11 +16,13 @@ from fairseq_imitkd.pipeline.reading import Section, flag_in, last_value, load, 
 from fairseq_imitkd.pipeline.recipe import (
     DEVICES,
     EXPORTED,
+    HUGGINGFACE,
     JOINED,
     NONE,
     RAW,
     SEPARATE,
     SEQKD,
+    SERVED,
     TEACHER,
     Evaluation,
     Export,
@@ -68,7 +70,8 @@ SET_IN_COMMANDS = {
     **_TEACHER,
     **dict.fromkeys(("--num-shards", "--shard-id"), "use shards"),
     "--references": "use text.references",
-    "--format": "leave it out: teacher.huggingface decides it",
+    "--format": "use export.format",
+    "--subwords": "leave it out: the teacher's are used",
     "--data": "leave it out: the data lies in the run's folder",
     "--out": "leave it out: results lie in the run's folder",
 }
@@ -268,7 +271,6 @@ def _teacher(recipe: Section) -> Teacher:
         if key in section and of not in section:
             raise UsageError(f"teacher.{key} changes nothing without teacher.{of}; leave it out")
     if "huggingface" in section:
-        _check_format(recipe)
         return Teacher(huggingface=section.path("huggingface"))
     if "arch" in section:
         return Teacher(flags=_model(section))
@@ -387,23 +389,19 @@ def _export(recipe: Section, methods: Sequence[Method]) -> Export | None:
         return Export() if value is not False else None
     if isinstance(value, str):
         return Export(quantization=recipe.choice("export", QUANTIZATIONS, "int8"))
-    section = recipe.section("export", ("method", "quantization", "flags"))
+    section = recipe.section("export", ("method", "format", "quantization", "flags"))
+    form = section.choice("format", (SERVED, HUGGINGFACE), SERVED)
+    if form == HUGGINGFACE and "quantization" in section:
+        raise UsageError(
+            "export.quantization changes nothing with export.format huggingface, which has float32 alone; "
+            "leave it out"
+        )
     return Export(
         _named_method(section, "method", methods),
+        form,
         section.choice("quantization", QUANTIZATIONS, "int8"),
         section.flags("flags"),
     )
-
-
-def _check_format(recipe: Section) -> None:
-    """Refuse a type of weights for an export in Hugging Face's format, which has float32 alone."""
-    value = recipe.content.get("export")
-    key = "export.quantization" if isinstance(value, Mapping) else "export"
-    if isinstance(value.get("quantization") if isinstance(value, Mapping) else value, str):
-        raise UsageError(
-            f"{key} changes nothing with teacher.huggingface, whose student is exported in float32; leave it "
-            "out"
-        )
 
 
 def _named_method(section: Section, key: str, methods: Sequence[Method]) -> str | None:

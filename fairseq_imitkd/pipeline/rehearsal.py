@@ -125,7 +125,7 @@ def _short(flags: Sequence[str], updates: int) -> tuple[str, ...]:
 
 def _checks(recipe: Recipe) -> tuple[str, ...]:
     """Return the flags of an export that any student passes. Hugging Face's format has no loss to limit."""
-    accepts = () if recipe.teacher.huggingface is not None else ("--max-loss", "100")
+    accepts = ("--max-loss", "100") if recipe.is_served else ()
     return "--sentences", "20", *accepts
 
 

@@ -15,7 +15,7 @@ from fairseq_imitkd.pipeline.sentencepieces import first_lines
 from fairseq_imitkd.teacher.likelihood import COUNTED, check_likelihood
 from fairseq_imitkd.teacher.loading import load_teacher
 from fairseq_imitkd.teacher.source import TeacherSource
-from fairseq_imitkd.text.subwords import open_pieces
+from fairseq_imitkd.text.pieces import open_pieces
 
 ALLOWED = "--teacher-allow-poor"
 

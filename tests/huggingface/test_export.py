@@ -20,12 +20,12 @@ from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.export import huggingface_check
 from fairseq_imitkd.export.huggingface import Exported, HuggingFaceJob, card_checks, export_huggingface
 from fairseq_imitkd.export.huggingface_check import Compared
-from fairseq_imitkd.export.huggingface_text import text_of_folder
+from fairseq_imitkd.export.huggingface_text import source_text
 from fairseq_imitkd.huggingface import check
 from fairseq_imitkd.huggingface.importer import CHECKPOINT, ImportJob, import_model
-from fairseq_imitkd.huggingface.subwords import open_encoder
+from fairseq_imitkd.huggingface.subwords import files_of, open_encoder
 from fairseq_imitkd.huggingface.trim import TrimJob, trim
-from fairseq_imitkd.text.subwords import Text, TextSettings
+from fairseq_imitkd.text.subwords import IMPORTED, Text, TextSettings
 from tests.helpers.fairseq_models import (
     POSITIONS,
     STUDENTS,
@@ -56,11 +56,15 @@ def exported(imported: Path, pair: tuple[str, str], root: Path, count: int = 40)
             str(imported / CHECKPOINT),
             root / "data",
             root / "hf",
-            TextSettings(),
+            imported_text(imported),
             SearchSettings(beam=1),
-            subwords=imported,
         )
     )
+
+
+def imported_text(folder: Path) -> TextSettings:
+    """Return the settings of ``--subwords``."""
+    return TextSettings(IMPORTED, files_of(folder))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -124,7 +128,8 @@ def test_trimmed_models_go_back_too(imported: Imported, tmp_path: Path, name: st
     assert done.compared is not None
     assert done.compared.sentences == done.compared.same_ids == done.compared.identical > 0
     encoder = open_encoder(tmp_path / "small", "source")
-    subwords = text_of_folder(tmp_path / "small", Languages.of(tmp_path / "data", *case.pair)).subwords
+    languages = Languages.of(tmp_path / "data", *case.pair)
+    subwords = source_text(imported_text(tmp_path / "small"), languages, has_tags=True).subwords
     lines = [line for line in sentences(100, seed=32) if "…" not in line]
     expected = [[*map(encoder.dictionary.index, encoder.symbols(line)), 2] for line in lines]
     assert sum(ids.count(3) for ids in expected) > 0
@@ -148,10 +153,8 @@ def test_a_student_of_a_tagged_teacher_has_no_tags(imported: Imported, tmp_path:
     texts = [[encoder.encode(line) for line in lines] for encoder in encoders]
     write_split(tmp_path / "data", case.pair, [encoder.dictionary for encoder in encoders], texts)
     out = tmp_path / "hf"
-    text = TextSettings()
-    job = HuggingFaceJob(
-        str(tmp_path / "student.pt"), tmp_path / "data", out, text, SearchSettings(), subwords=case.out
-    )
+    text = imported_text(case.out)
+    job = HuggingFaceJob(str(tmp_path / "student.pt"), tmp_path / "data", out, text, SearchSettings())
     done = export_huggingface(job)
     assert done.compared is not None
     assert (done.compared.sentences, done.compared.same_ids, done.compared.identical) == (20, 20, 20)
@@ -320,7 +323,10 @@ def test_two_dictionaries_need_subwords(tmp_path: Path) -> None:
             "--teacher changes nothing with --format auto; add --format hug",
         ),
         (["--subwords", "x", "--bpe", "sentencepiece"], "--subwords and --bpe or --tokenizer both say how"),
-        (["--subwords", "nowhere"], "'nowhere' is not a folder; use a folder that imitkd-import has"),
+        (
+            ["--subwords", "nowhere"],
+            "--subwords 'nowhere' is not a folder; use a folder that",
+        ),
         (["--tokenizer", "moses"], "--tokenizer moses needs --bpe subword_nmt or fastbpe with --format"),
         (["--scores", "file.json"], "--scores must be MODEL=FILE, but is 'file.json'; name a model of"),
         (["--max-len-b", "20"], "--max-len-b changes nothing with --format huggingface; leave it out"),

@@ -15,10 +15,11 @@ from fairseq_imitkd.checkpoints.translation import load_student
 from fairseq_imitkd.huggingface import check
 from fairseq_imitkd.huggingface.folder import ModelFolder
 from fairseq_imitkd.huggingface.importer import CHECKPOINT
-from fairseq_imitkd.huggingface.subwords import KINDS, Encoder, open_encoder
+from fairseq_imitkd.huggingface.subwords import open_encoder
 from fairseq_imitkd.huggingface.vocabulary import EOS, PAD
 from fairseq_imitkd.teacher.loading import load_teacher
 from fairseq_imitkd.teacher.source import TeacherSource
+from fairseq_imitkd.text.imported import KINDS, Encoder, Splitter
 from tests.helpers.fairseq_models import letters
 from tests.helpers.huggingface_models import sentences
 from tests.huggingface.conftest import CASES, Case
@@ -97,7 +98,7 @@ def test_targets_have_their_tags(imported: Imported) -> None:
 def test_text_that_begins_as_a_tag_is_text() -> None:
     """A mail quote, for instance, even if the dictionary has its symbols."""
     symbols = letters(["a", ">", "<", ">>en<<", ">>fr<<"])
-    encoder = Encoder(list, (">>en<<",), (), {}, symbols)
+    encoder = Encoder(Splitter(list, "".join), (">>en<<",), (), {}, symbols)
     for line in (">>a", ">>", ">><<a", ">> a <<", ">>a>>fr<<"):
         assert encoder.symbols(line)[0] == ">>en<<", line
         assert encoder.symbols(line)[1:3] == [">", ">"], line
@@ -111,7 +112,8 @@ def test_special_symbols_in_text_are_text(tmp_path: Path) -> None:
     tokenizer.add_special_tokens(["</s>"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert tokenizer.encode("a</s>").tokens == ["a", "</s>"]
-    assert KINDS["tokenizers"](tmp_path, "source", "de")("a</s> a") == ["<unk>", "a"]
+    splitter = KINDS["tokenizers"]({"tokenizer.json": tmp_path / "tokenizer.json"}, "source", "de")
+    assert splitter.split("a</s> a") == ["<unk>", "a"]
 
 
 def test_targets_use_the_targets_subwords(imported: Imported) -> None:

@@ -150,7 +150,21 @@ def test_a_teacher_from_hugging_face_is_imported_and_its_subwords_are_used() -> 
     assert made.step("encode-valid").commands[1].words == ("imitkd-encode", "teacher", "--side", "target")
     assert "teacher/dict.src.txt" in made.step("binarise").commands[0].words
     assert "teacher/model.pt" in made.step("train-imitkd_full-seed1").commands[0].words
-    assert "huggingface" in made.step("export").commands[0].words
+    for step in ("export", "evaluate"):
+        words = made.step(step).commands[0].words
+        assert last_value(words, "--subwords") == "teacher"
+        assert "--sentencepiece-model" not in words
+    assert last_value(made.step("export").commands[0].words, "--quantization") == "int8"
+    assert "exported=exported" in made.step("evaluate").commands[0].words
+
+
+def test_an_export_in_hugging_face_s_format_is_not_compared() -> None:
+    """imitkd-evaluate reads what imitkd-serve serves."""
+    made = plan(export={"format": "huggingface"})
+    words = made.step("export").commands[0].words
+    assert last_value(words, "--format") == "huggingface"
+    assert "--quantization" not in words
+    assert "exported=exported" not in made.step("evaluate").commands[0].words
 
 
 def test_a_checkpoint_teacher_gives_its_dictionaries() -> None:

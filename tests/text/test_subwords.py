@@ -11,7 +11,7 @@ import sentencepiece
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 
 from fairseq_imitkd.errors import UsageError
-from fairseq_imitkd.text import subwords
+from fairseq_imitkd.text import pieces
 from fairseq_imitkd.text.subwords import SUBWORDS, Text, TextSettings
 
 LINE = "The lighthouse keeper, on his day off: 10 ships."
@@ -66,7 +66,7 @@ def test_gpt2_numbers_with_unknown_words(files: Path) -> None:
 def test_few_words_are_remembered(name: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server meets new words for ever; the symbols are those that the package writes without bounds."""
     plain, text = Text(settings(name, files)), Text(settings(name, files))
-    monkeypatch.setattr(subwords, "MOST_WORDS", 3)
+    monkeypatch.setattr(pieces, "MOST_WORDS", 3)
     remembered = text.bpe.bpe.cache
     line = " ".join(["the", "hen", "the", "her", "ship", "then", "he" * 60, "the"])
     plain.bpe.bpe.cache = {}
@@ -79,8 +79,8 @@ def test_few_words_are_remembered(name: str, files: Path, monkeypatch: pytest.Mo
 
 def test_symbols_are_the_packages_own(files: Path) -> None:
     """The symbols of the training data."""
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(files / "pieces.model"))
-    assert Text(settings("sentencepiece", files)).encode(LINE) == " ".join(pieces.encode(LINE, out_type=str))
+    model = sentencepiece.SentencePieceProcessor(model_file=str(files / "pieces.model"))
+    assert Text(settings("sentencepiece", files)).encode(LINE) == " ".join(model.encode(LINE, out_type=str))
     assert Text(settings("gpt2", files)).encode("hehe") == "256 256"
 
 

@@ -16,7 +16,7 @@ from fairseq.registry import REGISTRIES
 
 from fairseq_imitkd.errors import UsageError
 from fairseq_imitkd.method.config import Range
-from fairseq_imitkd.text.subwords import check_merges, open_pieces
+from fairseq_imitkd.text.pieces import check_merges, open_pieces
 from fairseq_imitkd.training.configuration.generation import DIVERSE, POST_PROCESSES, search_problems
 from fairseq_imitkd.training.configuration.ranges import POSITIVE, PROBABILITY, check_value, flag
 
