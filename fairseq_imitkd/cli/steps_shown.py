@@ -29,7 +29,10 @@ class Shown:
         self._terminal = Terminal.of_process() if sys.stderr.isatty() else None
         self._opened = self._terminal.opened() if self._terminal else None
         self._bars: dict[str, int] = {}
-        self._before: dict[str, int] = {}  # updates that a training had when it began
+        self._first: dict[
+            str, tuple[float, int]
+        ] = {}  # seconds and updates of a training at its first update
+        self._kept: dict[str, int] = {}  # updates that a training had when it began
         self._next: dict[str, float] = {}  # when a training's progress is said again, without a terminal
         kept = sum(state == DONE for state in self._states.values())
         if kept:
@@ -58,7 +61,9 @@ class Shown:
                 self._changed(name, status)
                 self._states[name] = status.state
             step, seconds = self._steps[name], time.time() - status.began
-            time_left = left(step, status, seconds, before=self._before.get(name, 0))
+            if status.state == RUNNING and status.updates > self._kept.get(name, 0):
+                self._first.setdefault(name, (seconds, status.updates))
+            time_left = left(step, status, seconds, first=self._first.get(name))
             if name in self._bars and self._terminal is not None:
                 self._terminal.show(self._bars[name], status.updates, left=time_left)
             elif status.state == RUNNING and status.updates and time.time() >= self._next.get(name, 0.0):
@@ -69,7 +74,8 @@ class Shown:
     def _changed(self, name: str, status: Status) -> None:
         step = self._steps[name]
         if status.state == RUNNING:
-            self._before[name] = status.updates  # of a training that continues
+            self._kept[name] = status.updates  # of a training that continues
+            self._first.pop(name, None)
             if self._terminal is not None:
                 self._bars[name] = self._terminal.begin(name, step.updates)
             else:
@@ -90,19 +96,20 @@ class Shown:
             print(line, file=sys.stderr, flush=True)
 
 
-def left(step: Step, status: Status, seconds: float, *, before: int = 0) -> str:
+def left(step: Step, status: Status, seconds: float, *, first: tuple[float, int] | None) -> str:
     """Return in words how long a step has run, and how long a training will still take.
 
     Args:
         step: the step.
         status: its status.
         seconds: how long it has run.
-        before: updates that it had when it began, of a run that was stopped.
+        first: seconds and updates of a training when an update of its own was first seen. What comes before,
+            such as reading the data, does not come again.
     """
     text = duration(seconds)
-    own = status.updates - before
-    if step.updates and own > 0:
-        text += f", {duration(seconds * (step.updates - status.updates) / own)} left"
+    if step.updates and first is not None and status.updates > first[1]:
+        pace = (seconds - first[0]) / (status.updates - first[1])
+        text += f", {duration(pace * (step.updates - status.updates))} left"
     return text
 
 
