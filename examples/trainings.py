@@ -1,5 +1,6 @@
 """Records how the models of a run were trained, and what evaluated them."""
 
+import json
 import shlex
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +37,17 @@ def training(run: Path, name: str) -> dict[str, Any]:
         "peak_bytes": int(needed(run / name / "peak") or 0) or None,
         "cpu_seconds": needed(run / name / "cpu"),
     }
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """Return what a training has logged of its rollouts and its validations, in the order of its updates."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [
+        entry for entry in map(json.loads, lines) if entry["tag"] == "train_inner" or "valid" in entry["tag"]
+    ]
+    kept = ("tag", "num_updates", "truncated", "repetition", "bleu")
+    found = [{name: entry[name] for name in kept if name in entry} for entry in entries]
+    return [entry for entry in found if len(entry) > 2]
 
 
 def needed(path: Path) -> float | None:

@@ -2,8 +2,8 @@
 
 It writes ``writing.json`` and prints it as a table in Markdown, which tables.py puts into the README: for the
 test set's references, the headlines that SeqKD's student learns, and each row of the comparison, the mean
-length, the share of headlines that repeat a pair of words, and the share that the length limit cuts. A row is
-averaged over the seeds that the comparison shows.
+length, the share of headlines that repeat a pair of words, and the share that the length limit cuts. There is a
+number for each seed that the comparison shows.
 """
 
 import itertools
@@ -18,6 +18,7 @@ import evidence_tables
 from continuations import continuations
 
 HERE = Path(__file__).parent
+NAMES = ("words", "repeats", "cut")
 
 
 def main() -> None:
@@ -27,25 +28,32 @@ def main() -> None:
     print(table(found))
 
 
-def counts(run: Path) -> dict[str, dict[str, float]]:
-    """Return what each row of the table shows, with the number of its seeds."""
+def counts(run: Path) -> dict[str, dict[str, list[float]]]:
+    """Return what each row of the table shows, with a number for each seed."""
     references = (run / "raw" / "test.tgt").read_text(encoding="utf-8").splitlines()
-    names, most = ("words", "repeats", "cut"), longest(run)
-    found = {"the references": dict(zip(names, of_texts(references), strict=False))}
-    found["SeqKD's data"] = dict(zip(names, of_model(run / "data_seqkd" / "train.out", most), strict=True))
+    most = longest(run)
+    found = {
+        "the references": columns([of_texts(references)]),
+        "SeqKD's data": columns([of_model(run / "data_seqkd" / "train.out", most)]),
+    }
     for row, records in evidence_tables.chosen(evidence_tables.read(run / "rows")).items():
-        seeds = [of_model(run / record["name"] / "test.txt", most) for record in records]
-        means = map(statistics.mean, zip(*seeds, strict=True))
-        found[f"`{row}`"] = {"seeds": len(seeds), **dict(zip(names, means, strict=True))}
+        outputs = (run / record["name"] / "test.txt" for record in records)
+        found[f"`{row}`"] = columns([of_model(output, most) for output in outputs])
     return found
 
 
-def table(found: dict[str, dict[str, float]]) -> str:
-    lines = ["| row | seeds | words | repeat a pair of words, % | cut by the limit, % |"]
-    lines.append("|---|--:|--:|--:|--:|")
+def columns(rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+    return dict(zip(NAMES, map(list, zip(*rows, strict=True)), strict=False))
+
+
+def table(found: dict[str, dict[str, list[float]]]) -> str:
+    lines = [
+        "| row | words, each seed | repeat a pair of words, % | cut by the limit, % |",
+        "|---|--:|--:|--:|",
+    ]
     for row, values in found.items():
-        shown = (f"{values[name]:.1f}" if name in values else "" for name in ("words", "repeats", "cut"))
-        lines.append(f"| {row} | {values.get('seeds', '')} | {' | '.join(shown)} |")
+        shown = ("; ".join(f"{value:.1f}" for value in values.get(name, ())) for name in NAMES)
+        lines.append(f"| {row} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 

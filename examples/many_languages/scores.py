@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from table import table
-from trainings import origin, training
+from trainings import logged, origin, training
 
 from fairseq_imitkd.data.files import write_json
 
@@ -24,7 +24,7 @@ def main() -> None:
     results = {
         "recipe": "many_languages",
         **origin(),
-        "trainings": {name: training(run, name) for name in names},
+        "trainings": {name: {**training(run, name), "logged": logged(run / name)} for name in names},
         "models": {name: model(name, evaluations) for name in names},
         "pairs": {pair: sentences(run, pair) for pair in pairs},
         "signatures": {pair: each["signatures"]["bleu"] for pair, each in evaluations.items()},

@@ -11,6 +11,7 @@ from typing import Any
 
 from sacrebleu.metrics import BLEU
 from table import table
+from trainings import logged
 
 from fairseq_imitkd.data.files import write_json
 from fairseq_imitkd.pipeline.seeds import mean
@@ -39,6 +40,7 @@ def main() -> None:
                 "commits": commits(former.get(name), noted(students, step), origin["commit"]),
                 "command": shlex.join(steps[step]["commands"][0]["words"]).replace(str(run.resolve()), "run"),
                 **noted(students, step),
+                "logged": logged(students / "models" / name),
             }
             for name, step in trained.items()
         },

@@ -239,12 +239,12 @@ def test_what_goes_wrong_in_written_headlines(
     writing.main()
     found = [cells(line) for line in capsys.readouterr().out.splitlines()]
     assert found[2:] == [
-        ["the references", "", "3.0", "0.0", ""],
-        ["SeqKD's data", "", "3.0", "50.0", "50.0"],
-        ["`seqkd`", "2", "3.5", "25.0", "25.0"],
+        ["the references", "3.0", "0.0", ""],
+        ["SeqKD's data", "3.0", "50.0", "50.0"],
+        ["`seqkd`", "3.0; 4.0", "50.0; 0.0", "50.0; 0.0"],
     ]
     saved = json.loads((tmp_path / "writing.json").read_text())
-    assert saved["`seqkd`"] == {"seeds": 2, "words": 3.5, "repeats": 25.0, "cut": 25.0}
+    assert saved["`seqkd`"] == {"words": [3.0, 4.0], "repeats": [50.0, 0.0], "cut": [50.0, 0.0]}
 
 
 def test_the_table_of_headlines_by_language_models(script: Any) -> None:
@@ -469,3 +469,19 @@ def test_many_languages_cipher_and_table(script: Any) -> None:
     lines = script("many_languages", "table").table(results).splitlines()
     assert cells(lines[2])[3:6] == ["20.0", "20.0", "20.0"]
     assert cells(lines[3])[:6] == ["`gkd`", "2", "1,000", "22.0 (0.010)", "20.0", "21.0"]
+
+
+def test_what_a_training_has_logged(script: Any, tmp_path: Path) -> None:
+    """Rollouts between validations, and the validations; nothing of epochs and of updates without rollouts."""
+    lines = [
+        {"tag": "epoch_begins", "epoch": 1, "num_updates": 0},
+        {"tag": "train_inner", "num_updates": 50, "loss": 2.0},
+        {"tag": "train_inner", "num_updates": 100, "loss": 1.5, "truncated": 0.25, "repetition": 0.5},
+        {"tag": "valid", "num_updates": 100, "loss": 3.0, "bleu": 20.5},
+        {"tag": "train", "num_updates": 100, "truncated": 0.25},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert script(".", "trainings").logged(tmp_path) == [
+        {"tag": "train_inner", "num_updates": 100, "truncated": 0.25, "repetition": 0.5},
+        {"tag": "valid", "num_updates": 100, "bleu": 20.5},
+    ]
