@@ -2,8 +2,8 @@
 
 It writes ``writing.json`` and prints it as a table in Markdown, which tables.py puts into the README: for the
 test set's references, the headlines that SeqKD's student learns, and each row of the comparison, the mean
-length, the share of headlines that repeat a pair of words, and the share that the length limit cuts. There is a
-number for each seed that the comparison shows.
+length, the share of headlines that repeat a pair of words, and the share that the length limit cuts. It has
+a number for each seed that the comparison shows.
 """
 
 import itertools

@@ -472,7 +472,7 @@ def test_many_languages_cipher_and_table(script: Any) -> None:
 
 
 def test_what_a_training_has_logged(script: Any, tmp_path: Path) -> None:
-    """Rollouts between validations, and the validations; nothing of epochs and of updates without rollouts."""
+    """Rollouts and validations; nothing of epochs, and of updates without rollouts."""
     lines = [
         {"tag": "epoch_begins", "epoch": 1, "num_updates": 0},
         {"tag": "train_inner", "num_updates": 50, "loss": 2.0},
