@@ -136,7 +136,8 @@ def add_imported_flag(group: Any) -> None:
         "--subwords",
         metavar="FOLDER",
         type=Path,
-        help="folder of imitkd-import or imitkd-trim whose imitkd-encode made --data, in place of --bpe",
+        help="folder of imitkd-import or imitkd-trim with which imitkd-encode split the text of --data, in "
+        "place of --bpe",
     )
 
 
@@ -155,12 +156,9 @@ def text_settings(
     """
     given = {_flag(name): value for name, value in vars(args).items()}
     bpe, flag = given[f"--{prefix}bpe"], f"--{prefix}bpe"
-    if not prefix and (folder := given.get("--subwords")) is not None:
-        if bpe is not None or tokenizer is not None:
-            raise UsageError(
-                "--subwords and --bpe or --tokenizer both say how text is split; use one of them"
-            )
-        return TextSettings(IMPORTED, files_of(folder, "--subwords"))
+    folder = None if prefix else given.get("--subwords")
+    if folder is not None and (bpe is not None or tokenizer is not None):
+        raise UsageError("--subwords and --bpe or --tokenizer both say how text is split; use one of them")
     wanted = SUBWORDS.get(bpe, ())
     for name in dict.fromkeys(name for names in SUBWORDS.values() for name in names):
         if given.get(_flag(name, prefix)) is not None and name not in wanted:
@@ -168,6 +166,8 @@ def text_settings(
             raise UsageError(
                 f"{_flag(name, prefix)} changes nothing without {flag} {users}; add it, or leave this out"
             )
+    if folder is not None:
+        return TextSettings(IMPORTED, files_of(folder, "--subwords"))
     files: dict[str, Path] = {}
     for name in wanted:
         path = given[_flag(name, prefix)]

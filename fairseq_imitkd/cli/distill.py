@@ -32,6 +32,7 @@ from fairseq_imitkd.data.files import atomic_files
 from fairseq_imitkd.engines.registry import engine_for, unsupported_reason
 from fairseq_imitkd.errors import UsageError, one_line_errors, stoppable
 from fairseq_imitkd.export.architecture import build
+from fairseq_imitkd.export.huggingface_model import Inexpressible, describe
 from fairseq_imitkd.pipeline import folder, inputs, recipe_file, seeds
 from fairseq_imitkd.pipeline import step as step_program
 from fairseq_imitkd.pipeline.estimate import Estimate, estimate
@@ -287,14 +288,25 @@ def check(plan: Plan) -> dict[str, BaseFairseqModel]:
     wanted = plan.recipe
     size = symbols(wanted)
     students = {method.name: _build(plan.flags(method), size, method.name) for method in wanted.methods}
-    if wanted.exported is not None and wanted.is_served:
-        student = students[wanted.exported.name]
-        if engine_for(student) is None:
+    if wanted.exported is not None:
+        reason = _unexportable(students[wanted.exported.name], wanted)
+        if reason is not None:
             raise UsageError(
-                f"export can't work with {wanted.exported.name}'s student: {unsupported_reason(student)}; "
-                "change its flags, or set export: false"
+                f"export can't work with {wanted.exported.name}'s student: {reason}; change its flags, or "
+                "set export: false"
             )
     return students
+
+
+def _unexportable(student: BaseFairseqModel, wanted: Recipe) -> str | None:
+    """Return why a student can't be exported as the recipe asks; None if it can."""
+    if wanted.is_served:
+        return None if engine_for(student) is not None else unsupported_reason(student)
+    try:
+        describe(student, (wanted.source, wanted.target), None)
+    except Inexpressible as error:
+        return str(error)
+    return None
 
 
 def key_of(plan: Plan, training: str, message: str) -> str:

@@ -97,7 +97,10 @@ def check_command(words: Sequence[str], name: str) -> None:
             seqkd.job(args)
         else:
             export_huggingface.check_flags(args, made)
-            if args.format != export_huggingface.FORMAT:
+            if args.format == export_huggingface.FORMAT:
+                args.scores = None  # of an evaluation that comes later
+                export_huggingface.job_of(args)
+            else:
                 export.job_of(args)
 
 

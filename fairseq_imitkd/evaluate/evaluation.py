@@ -161,10 +161,10 @@ class _Evaluation:
     def __init__(self, job: EvaluationJob):
         self.job = job
         self.languages = Languages.of(job.data, job.source_lang, job.target_lang)
+        check_dictionaries(job.text, self.languages)
         self.failures = Failures()
         self.models = self._load()
         self.compared_with = job.baseline or models.without_teacher(self.models, job.teacher)
-        check_dictionaries(job.text, self.languages)
         mark = None
         if job.text.bpe is None:
             mark = subword_mark(self.languages.target_dictionary, job.decoding.remove_bpe, "--remove-bpe")

@@ -32,7 +32,7 @@ from fairseq_imitkd.huggingface.vocabulary import PAD, Rows
 from fairseq_imitkd.huggingface.weights import SAFE
 from fairseq_imitkd.huggingface.written_tokens import write_tokenizer
 from fairseq_imitkd.text.imported import SIDES
-from fairseq_imitkd.text.subwords import IMPORTED, TextSettings
+from fairseq_imitkd.text.subwords import TextSettings
 
 _OTHER_FORMAT = "leave --format out: CTranslate2 or ONNX may take it"
 
@@ -115,7 +115,7 @@ def export_huggingface(job: HuggingFaceJob) -> Exported:
     weights = revert(described.state, described.config, name=f"CHECKPOINT '{job.checkpoint}'")
     _check_inverse(weights, described, content, job=job)
     sources = _sources(job, languages, longest=min(student.model.max_positions()))
-    if job.text.bpe != IMPORTED:
+    if not has_tags:  # the text of the check has none
         share_encoded_otherwise(job.text, languages, sources, split=job.split)
     with out.built() as folder:
         _write(folder, weights, content=content, described=described, job=job)

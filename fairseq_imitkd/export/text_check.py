@@ -19,7 +19,7 @@ MOST_UNKNOWN = 0.01  # share of symbols
 # of a noisy corpus. With a tokeniser that the data never saw, hardly any sentence with a punctuation mark is
 # restored. Other subwords have few sentences in common.
 WARN_OTHER_SYMBOLS, MOST_OTHER_SYMBOLS, MOST_OTHER_WORDS = 0.05, 0.5, 0.5
-OF_IMPORT = "use the --subwords whose imitkd-encode, without --tags, made the data"
+OF_IMPORT = "encode the data again by imitkd-encode with the folder of --subwords, without --tags"
 
 
 @dataclass
@@ -128,9 +128,11 @@ def share_encoded_otherwise(
         raise UsageError(problem)
     if counts.share > WARN_OTHER_SYMBOLS:
         logger.warning(
-            "%.1f%% of the sentences of '%s' change their symbols when decoded and encoded again: "
-            "check --bpe, its file and --tokenizer (BPE dropout has this effect too)",
+            "%.1f%% of the sentences of '%s' change their symbols when decoded and encoded again: %s",
             *(100.0 * counts.share, split),
+            OF_IMPORT
+            if settings.bpe == IMPORTED
+            else "check --bpe, its file and --tokenizer (BPE dropout has this effect too)",
         )
     _warn_without_bpe(settings, languages)
     return counts.share

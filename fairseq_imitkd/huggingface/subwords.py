@@ -43,7 +43,10 @@ def dictionary_of(folder: Path, side: str) -> Dictionary:
     description = read_description(files)
     with as_usage_error(f"'{files[DESCRIPTION]}' can't be used", "import the model again"):
         language = description["text"][side]["language"]
-    return load_dictionary(folder / f"dict.{language}.txt")
+    path = folder / f"dict.{language}.txt"
+    if not path.is_file():
+        raise UsageError(f"'{folder}' has no {path.name}; use a folder that imitkd-import has written")
+    return load_dictionary(path)
 
 
 def files_of(folder: Path, flag: str | None = None) -> Files:

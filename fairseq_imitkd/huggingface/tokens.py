@@ -24,7 +24,7 @@ class Tokenizer:
 
     Args:
         source, target: symbols of both sides by id, as fairseq's text holds them.
-        kind: how text is split, a key of :data:`~fairseq_imitkd.huggingface.subwords.KINDS`; None if
+        kind: how text is split, a key of :data:`~fairseq_imitkd.text.imported.KINDS`; None if
             files are missing that this needs.
         files: the files of the subwords by their new name, or the text that they hold.
     """

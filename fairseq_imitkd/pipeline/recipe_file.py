@@ -71,7 +71,6 @@ SET_IN_COMMANDS = {
     **dict.fromkeys(("--num-shards", "--shard-id"), "use shards"),
     "--references": "use text.references",
     "--format": "use export.format",
-    "--subwords": "leave it out: the teacher's are used",
     "--data": "leave it out: the data lies in the run's folder",
     "--out": "leave it out: results lie in the run's folder",
 }
@@ -476,6 +475,10 @@ def _check_starts(recipe: Recipe) -> None:
 
 def _check_subwords(recipe: Recipe) -> None:
     """Refuse subwords that can't be the teacher's."""
+    if recipe.teacher.huggingface is not None:
+        for key, flags in recipe.flags():
+            if any(flag_in(word)[0] == "--subwords" for word in flags):
+                raise UsageError(f"{key} has --subwords, which teacher.huggingface sets itself; leave it out")
     if recipe.teacher.huggingface is not None and recipe.subwords is not None:
         raise UsageError(
             "sentencepiece changes nothing with teacher.huggingface, which has its own; leave it out"

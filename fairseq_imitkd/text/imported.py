@@ -2,22 +2,26 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fairseq.data import Dictionary
 
-from fairseq_imitkd.errors import UsageError, as_usage_error
-from fairseq_imitkd.text.pieces import RememberedWords, open_pieces, text_of_numbers
+from fairseq_imitkd.errors import UsageError, as_usage_error, in_one_line
+from fairseq_imitkd.text.pieces import RememberedWords, check_merges, open_pieces, text_of_numbers
 
 DESCRIPTION = "huggingface.json"  # what imports and exports write about the text of a model
 SUBWORD_FILES = ("source.spm", "target.spm", "tokenizer.json", "encoder.json", "vocab.bpe", "bpe.codes")
 SIDES = ("source", "target")
 _NAMED = re.compile(r">>[^<>]+<<")  # a language of a Marian model of several
+_UNKNOWN = "\ue000"  # in place of an unknown symbol, while pieces are joined
 _LARGEST = 2**28  # bytes of a description
-_AGAIN = "import the model again"
+_AGAIN = "import the model again, or export the student again"
+_TRIED = 1000  # symbols of the dictionary that are joined when subwords are opened
 
 Files = Mapping[str, Path]  # files of an import by their name, those of SUBWORD_FILES and DESCRIPTION
 
@@ -80,10 +84,17 @@ class Encoder:
 
     def decode(self, symbols: str) -> str:
         """Return the text of symbols with spaces between them. Tags are not text."""
-        around, names = {*self.before, *self.after}, {symbol: name for name, symbol in self.renamed.items()}
         return self.splitter.join(
-            [names.get(symbol, symbol) for symbol in symbols.split() if symbol not in around]
+            [self._names.get(symbol, symbol) for symbol in symbols.split() if symbol not in self._around]
         )
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        return {symbol: name for name, symbol in self.renamed.items()}
+
+    @cached_property
+    def _around(self) -> set[str]:
+        return {*self.before, *self.after}
 
 
 def encoder_of(files: Files, side: str, dictionary: Dictionary, *, tags: bool = True) -> Encoder:
@@ -102,14 +113,36 @@ def encoder_of(files: Files, side: str, dictionary: Dictionary, *, tags: bool = 
     with as_usage_error(f"'{files[DESCRIPTION]}' can't be used", _AGAIN):
         part = description["text"][side]
         kind, language = description["subwords"], str(part["language"])
-        before, after, renamed = tuple(part["before"]), tuple(part["after"]), dict(part["renamed"])
+        before, after, renamed = part["before"], part["after"], dict(part["renamed"])
+        if not isinstance(before, list) or not isinstance(after, list):
+            raise TypeError("its tags are not lists")
+        if not all(isinstance(each, str) for each in (*before, *after, *renamed, *renamed.values())):
+            raise TypeError("its symbols are not text")
     if kind is None:
         raise UsageError(
             f"'{files[DESCRIPTION].parent}' has no subwords, because the model's folder had no tokenizer "
             "files; add them there, and import it again"
         )
     with as_usage_error(f"the subwords of '{files[DESCRIPTION].parent}' can't be used", _AGAIN):
-        return Encoder(KINDS[kind](files, side, language), before, after, renamed, dictionary, tags)
+        if kind not in KINDS:
+            raise ValueError(f"their kind is {kind!r:.40}")
+        splitter = KINDS[kind](files, side, language)
+        encoder = Encoder(splitter, tuple(before), tuple(after), renamed, dictionary, tags)
+        with _panics():  # a damaged file may show only when it is used
+            first = dictionary.symbols[dictionary.nspecial :][:_TRIED]
+            encoder.decode(" ".join([*encoder.plain("a b"), *first]))
+        return encoder
+
+
+@contextmanager
+def _panics() -> Iterator[None]:
+    """Turn a panic of tokenizers' Rust code, which is no ``Exception``, into one."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(in_one_line(error, 80)) from error
 
 
 def read_description(files: Files) -> dict[str, Any]:
@@ -135,9 +168,13 @@ def splits_long_words_slowly(files: Files) -> bool:
 def _sentencepiece(files: Files, side: str, _: str) -> Splitter:
     model = open_pieces(files[f"{side}.spm"], "subwords", _AGAIN)
 
+    unknown = model.id_to_piece(model.unk_id())
+
     def join(pieces: Sequence[str]) -> str:
+        # Its own text of an unknown symbol is another one. Pieces that the model lacks stay as they are.
+        known = [_UNKNOWN if piece == unknown else piece for piece in pieces]
         # A model of both sides has one dictionary, so a piece may be of the other side's SentencePiece model.
-        return str(model.decode(list(pieces))).replace("\u2581", " ").strip()
+        return str(model.decode(known)).replace("\u2581", " ").replace(_UNKNOWN, unknown).strip()
 
     return Splitter(lambda line: list(model.encode(line, out_type=str)), join)
 
@@ -149,11 +186,15 @@ def _tokenizers(files: Files, *_: str) -> Splitter:
         raise UsageError(
             "this model's tokenizer.json needs tokenizers: pip install 'fairseq-imitkd[huggingface]'"
         ) from error
-    model = Tokenizer.from_file(str(files["tokenizer.json"]))
+    with _panics():
+        model = Tokenizer.from_file(str(files["tokenizer.json"]))
+    model.no_truncation()  # the file keeps both from the last call of the model's user
+    model.no_padding()
     model.encode_special_tokens = True  # symbols such as </s> in text are text
+    decoder = model.decoder
     return Splitter(
         lambda line: list(model.encode(line, add_special_tokens=False).tokens),
-        lambda pieces: str(model.decoder.decode(list(pieces))).strip(),
+        lambda pieces: (" ".join(pieces) if decoder is None else str(decoder.decode(list(pieces)))).strip(),
     )
 
 
@@ -185,6 +226,7 @@ def _moses(files: Files, _: str, language: str) -> Splitter:
         language, pre_replace_unicode_punct=True, post_remove_control_chars=True
     )
     tokenizer, detokenizer = MosesTokenizer(language), MosesDetokenizer(language)
+    check_merges("subword_nmt", files["bpe.codes"], "subwords")
     with open(files["bpe.codes"], encoding="utf-8") as codes:
         model = BPE(codes)
     model.cache = RememberedWords()

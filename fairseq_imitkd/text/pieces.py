@@ -60,17 +60,18 @@ def open_pieces(
         raise UsageError(f"{name} '{path}' is not a model of SentencePiece; {remedy}") from error
 
 
-def check_merges(bpe: str, path: Path) -> None:
+def check_merges(bpe: str, path: Path, flag: str = "--bpe-codes") -> None:
     """Refuse a file that does not list merges, on which the packages of subwords would end the process.
 
     Args:
         bpe: kind of subwords, ``fastbpe`` or ``subword_nmt``.
-        path: the file of ``--bpe-codes``.
+        path: the file.
+        flag: what names it.
 
     Raises:
         UsageError: naming the line.
     """
-    name, remedy = f"--bpe-codes '{path}'", "use the file that the subwords were made with"
+    name, remedy = f"{flag} '{path}'", "use the file that the subwords were made with"
     counts = (2,) if bpe == "subword_nmt" else (2, 3)  # fastBPE writes how often it merged, too
     number = 0
     with (

@@ -1,5 +1,6 @@
 """Models of every family with their tokenizers, and what ``imitkd-import`` makes of them."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,21 @@ def _nllb() -> tuple[str, dict[str, Any], dict[str, Any], tuple[str, str]]:
     return "m2m_100", given, {"vocab_size": 301 + 3 + 1 + 2}, ("deu_Latn", "eng_Latn")
 
 
+def _fast() -> tuple[str, dict[str, Any], dict[str, Any], tuple[str, str]]:
+    """NLLB as transformers saves it after a call that cuts and pads: a ``tokenizer.json`` that keeps both."""
+    kind, files, settings, pair = _nllb()
+    del files["sentencepiece.bpe.model"]
+    content = json.loads(files["tokenizer.json"])
+    content["truncation"] = {
+        "direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0,
+    }  # fmt: skip
+    content["padding"] = {
+        "strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 1,
+        "pad_type_id": 0, "pad_token": "<pad>",
+    }  # fmt: skip
+    return kind, {**files, "tokenizer.json": json.dumps(content)}, settings, pair
+
+
 def _mbart() -> tuple[str, dict[str, Any], dict[str, Any], tuple[str, str]]:
     english = 301 + 3  # the number of en_XX
     settings = {"vocab_size": 301 + 25 + 1, "decoder_start_token_id": english}
@@ -85,6 +101,7 @@ CASES: dict[str, Callable[[], tuple[str, dict[str, Any], dict[str, Any], tuple[s
     "marian-tags": lambda: _marian(tags=(">>en<<", ">>fr<<")),
     "m2m": _m2m,
     "nllb": _nllb,
+    "nllb-fast": _fast,
     "mbart": _mbart,
     "mbart50": _mbart50,
     "bart": _bart,

@@ -327,6 +327,7 @@ def test_two_dictionaries_need_subwords(tmp_path: Path) -> None:
             ["--subwords", "nowhere"],
             "--subwords 'nowhere' is not a folder; use a folder that",
         ),
+        (["--subwords", "x", "--bpe-codes", "y"], "--bpe-codes changes nothing without --bpe fastbpe or sub"),
         (["--tokenizer", "moses"], "--tokenizer moses needs --bpe subword_nmt or fastbpe with --format"),
         (["--scores", "file.json"], "--scores must be MODEL=FILE, but is 'file.json'; name a model of"),
         (["--max-len-b", "20"], "--max-len-b changes nothing with --format huggingface; leave it out"),
@@ -526,4 +527,4 @@ def test_incomplete_merges_are_refused(imported: Imported, tmp_path: Path) -> No
 
 def test_every_case_is_exported() -> None:
     """Each kind of import goes back."""
-    assert set(CASES) - set(CLASSES) == {"marian-bpe"}
+    assert set(CASES) - set(CLASSES) == {"marian-bpe", "nllb-fast"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 
 from fairseq_imitkd.checkpoints.tags import SETTING
@@ -21,13 +22,14 @@ from fairseq_imitkd.export.bundle import LONGEST_MERGED, Bundle, text_settings
 from fairseq_imitkd.huggingface.importer import CHECKPOINT
 from fairseq_imitkd.huggingface.subwords import files_of, open_encoder
 from fairseq_imitkd.text import pieces
+from fairseq_imitkd.text.imported import KINDS
 from fairseq_imitkd.text.subwords import IMPORTED, Text, TextSettings
 from tests.helpers.huggingface_models import sentences
 from tests.huggingface.conftest import CASES, Case, write_split
 
 Imported = Callable[[str], Case]
 # A case of each kind of subwords, with the longest word that its server takes.
-LONGEST = {"marian": None, "nllb": None, "bart": LONGEST_MERGED, "fsmt": LONGEST_MERGED}
+LONGEST = {"marian": None, "nllb-fast": None, "bart": LONGEST_MERGED, "fsmt": LONGEST_MERGED}
 
 
 def text_of(case: Case) -> Text:
@@ -120,6 +122,61 @@ def test_data_of_another_model_are_refused(imported: Imported, tmp_path: Path) -
         exported(imported("marian"), tmp_path, "--subwords", imported("m2m").out)
     with pytest.raises(UsageError, match=r"^--remove-bpe and --subwords both undo subwords; use one of them"):
         exported(imported("marian"), tmp_path, "--remove-bpe", "sentencepiece")
+
+
+def test_an_unknown_word_is_shown_as_such(imported: Imported) -> None:
+    """As with ``--bpe``; SentencePiece's own text of it is another one."""
+    for name in CASES:
+        text = text_of(imported(name))
+        known = text.encode("ab").split()
+        assert text.decode_source(" ".join([*known, "<unk>"])).replace(" ", "") == "ab<unk>", name
+
+
+def test_subwords_without_a_decoder(imported: Imported, tmp_path: Path) -> None:
+    """A ``tokenizer.json`` of words, which imitkd-export itself writes, has none."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "a": 1, "b": 2}, "<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    splitter = KINDS["tokenizers"]({"tokenizer.json": tmp_path / "tokenizer.json"}, "source", "de")
+    assert splitter.join(splitter.split("a b a")) == "a b a"
+
+
+DAMAGE: dict[str, tuple[str, str, Any]] = {
+    "merges": ("fsmt", "bpe.codes", "a b c d\n"),
+    "no merges": ("fsmt", "bpe.codes", ""),
+    "a table of the normaliser": (
+        "nllb-fast",
+        "tokenizer.json",
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    ),
+    "a name of a symbol": ("marian", "huggingface.json", {"renamed": {"\u2581": [1]}}),
+    "a tag": ("marian", "huggingface.json", {"before": [[1]]}),
+    "tags that are a word": ("marian", "huggingface.json", {"before": "abc"}),
+    "numbers": ("bart", "encoder.json", {}),
+    "a kind": ("marian", "huggingface.json", {"kind": "xx"}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_subwords_are_one_line(imported: Imported, tmp_path: Path, damage: str) -> None:
+    """Found when they are opened, and not by the first request of a server."""
+    name, file, change = DAMAGE[damage]
+    case = imported(name)
+    files = {each: Path(shutil.copy(path, tmp_path)) for each, path in files_of(case.out).items()}
+    if file == "huggingface.json":
+        content = json.loads(files[file].read_text(encoding="utf-8"))
+        if "kind" in change:
+            content["subwords"] = change["kind"]
+        for side in ("source", "target"):
+            content["text"][side] |= change
+        change = content
+    elif file == "tokenizer.json":
+        change = {**json.loads(files[file].read_text(encoding="utf-8")), **change}
+    files[file].write_text(change if isinstance(change, str) else json.dumps(change), encoding="utf-8")
+    with pytest.raises(UsageError) as refused:
+        case.languages.text(TextSettings(IMPORTED, files))
+    assert "\n" not in str(refused.value)
+    assert str(tmp_path) in str(refused.value)
 
 
 def test_a_damaged_manifest_names_no_file_outside(imported: Imported, tmp_path: Path) -> None:

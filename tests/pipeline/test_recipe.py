@@ -143,7 +143,10 @@ def test_the_default_s_second_training_is_shorter(training: str, flags: str) -> 
             "export.quantization changes nothing with export.format huggingface, which has float32 alone",
         ),
         ({"export": {"format": "hf"}}, "export.format must be one of auto, huggingface, but is 'hf'"),
-        ({"export": {"flags": "--subwords x"}}, "export has --subwords, which imitkd-distill sets itself"),
+        (
+            {"teacher": {"huggingface": "m"}, "export": {"flags": "--subwords x"}},
+            "export has --subwords, which teacher.huggingface sets itself; leave it out",
+        ),
         ({"export": {"flags": "--format huggingface"}}, "export has --format, which imitkd-distill sets its"),
         ({"evaluate": "--references /r"}, "evaluate has --references, which imitkd-distill sets itself; use"),
         ({"training": "--criterion gkd"}, "training has --criterion, which imitkd-distill sets itself; name"),

@@ -79,6 +79,21 @@ def test_a_teacher_of_hugging_face_s_format_is_rehearsed() -> None:
     distill.check(made)
 
 
+def test_students_that_transformers_lacks_are_refused_before_a_training() -> None:
+    """The export would fail after all trainings."""
+    made = rehearsed(export={"format": "huggingface"}, student={"arch": "gru_2"}, methods=["none"])
+    with pytest.raises(UsageError, match=r"^export can't work with none's student: .*; change its flags"):
+        distill.check(made)
+
+
+def test_flags_of_an_export_in_hugging_face_s_format_are_checked() -> None:
+    made = rehearsed(
+        teacher={"huggingface": "/opus"}, export={"format": "huggingface", "flags": "--tokenizer moses"}
+    )
+    with pytest.raises(UsageError, match="--subwords and --bpe or --tokenizer both say how text is split"):
+        distill.check(made)
+
+
 def test_other_ends_of_a_training_do_not_count() -> None:
     flags = "--max-epoch 2 --patience 3 --validate-after-updates 500"
     made = rehearsed(training=flags, methods=["none"])
