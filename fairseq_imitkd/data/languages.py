@@ -33,4 +33,5 @@ class LanguagePair:
         Raises:
             UsageError: as in :class:`~fairseq_imitkd.text.subwords.Text`.
         """
-        return Text(settings, self.source, self.target, (self.source_dictionary, self.target_dictionary))
+        dictionaries = self.source_dictionary, self.target_dictionary
+        return Text(settings, self.source, self.target, dictionaries=dictionaries)

@@ -74,6 +74,7 @@ class Text:
         settings: TextSettings,
         source: str = "en",
         target: str = "en",
+        *,
         dictionaries: tuple[Dictionary, Dictionary] | None = None,
     ):
         self.settings, self._pair = settings, (source, target)
