@@ -31,7 +31,7 @@ class Splitter(NamedTuple):
 
     Args:
         split: turns a line of text into subwords.
-        join: turns subwords, and words that are none, into text.
+        join: turns subwords into text. Other words stay as they are.
     """
 
     split: Callable[[str], list[str]]
@@ -136,7 +136,7 @@ def encoder_of(files: Files, side: str, dictionary: Dictionary, *, tags: bool = 
 
 @contextmanager
 def _panics() -> Iterator[None]:
-    """Turn a panic of tokenizers' Rust code, which is no ``Exception``, into one."""
+    """Turn a panic of tokenizers' Rust code into an ``Exception``, which it is not by itself."""
     try:
         yield
     except BaseException as error:
