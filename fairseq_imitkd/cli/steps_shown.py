@@ -29,9 +29,8 @@ class Shown:
         self._terminal = Terminal.of_process() if sys.stderr.isatty() else None
         self._opened = self._terminal.opened() if self._terminal else None
         self._bars: dict[str, int] = {}
-        self._first: dict[
-            str, tuple[float, int]
-        ] = {}  # seconds and updates of a training at its first update
+        # Seconds and updates of a training when an update of this run was first seen.
+        self._first: dict[str, tuple[float, int]] = {}
         self._kept: dict[str, int] = {}  # updates that a training had when it began
         self._next: dict[str, float] = {}  # when a training's progress is said again, without a terminal
         kept = sum(state == DONE for state in self._states.values())
